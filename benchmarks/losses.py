@@ -1,0 +1,443 @@
+"""Forward + backward of every loss, against pytorch-metric-learning and the plain formula.
+
+    python benchmarks/losses.py [--repeats 9] [--only Proxy_Anchor AMLoss] [--device cuda]
+
+All variants of a row are called in turn, in one run, on the same batch in float32; the table has
+the median and, as other programs on the machine only ever slow a step down, the fastest call. Before anything is timed, ours and the plain formula must give the same loss. The plain
+formula is what the paper's equation becomes in PyTorch when one writes it down directly: full
+matrices, masks, exponentials before logarithms. "Memory" is the peak a step adds, where the system
+tells it. Pair losses do not depend on the number of classes and are timed once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import losses
+
+INSTANCES = 3  # images of a class in the batch
+LEARNERS = 32  # masks of divide and conquer
+
+
+@dataclass
+class Batch:
+    """What all variants of a row are given; the tensors that learn are leaves."""
+
+    embeddings: Tensor
+    second: Tensor
+    labels: Tensor
+    proxies: Tensor
+    margins: Tensor
+    masks: Tensor
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """All tensors that may get a gradient."""
+        return self.embeddings, self.second, self.proxies, self.margins, self.masks
+
+
+def make_batch(classes: int, size: int, batch: int, device: str, wide: bool) -> Batch:
+    """Random heads (B, d), or (B, 2d) when ``wide``, and proxies; three images a class."""
+    torch.manual_seed(0)
+    chosen = torch.randperm(classes)[: math.ceil(batch / INSTANCES)]
+    labels = chosen.repeat(INSTANCES)[:batch].sort().values
+    width = 2 * size if wide else size
+
+    def leaf(tensor: Tensor) -> Tensor:
+        return tensor.to(device).requires_grad_()
+
+    return Batch(
+        leaf(torch.randn(batch, width)),
+        leaf(torch.randn(batch, width)),
+        labels.to(device),
+        leaf(torch.randn(classes, size) * math.sqrt(2 / classes)),
+        leaf(torch.full((classes,), 0.1)),
+        leaf(torch.rand(LEARNERS, size)),
+    )
+
+
+# --- the plain formulas ---------------------------------------------------------------------------
+
+
+def plain_proxy_terms(
+    similarity: Tensor, labels: Tensor, margin: float | Tensor, alpha: float
+) -> Tensor:
+    """Both terms of Proxy-Anchor by full masks and exponentials."""
+    positive = F.one_hot(labels, similarity.shape[1]).bool()
+    zero = torch.zeros_like(similarity)
+    pull = torch.where(positive, torch.exp(-alpha * (similarity - margin)), zero).sum(dim=0)
+    push = torch.where(positive, zero, torch.exp(alpha * (similarity + 0.1))).sum(dim=0)
+    present = positive.any(dim=0).sum()
+    return torch.log(1 + pull).sum() / present + torch.log(1 + push).mean()
+
+
+def plain_proxy_anchor(batch: Batch) -> Tensor:
+    """Proxy-Anchor."""
+    similarity = F.normalize(batch.embeddings) @ F.normalize(batch.proxies).T
+    return plain_proxy_terms(similarity, batch.labels, 0.1, 32.0)
+
+
+def plain_amloss(batch: Batch) -> Tensor:
+    """AMLoss with the whole (C, C) matrix."""
+    proxies = F.normalize(batch.proxies)
+    similarity = F.normalize(batch.embeddings) @ proxies.T
+    anchor = plain_proxy_terms(similarity, batch.labels, batch.margins, 32.0)
+    between = torch.exp(proxies @ proxies.T - batch.margins[:, None] + 0.1)
+    others = between * (1 - torch.eye(len(proxies), device=proxies.device))
+    return anchor + torch.log(1 + others.sum(dim=1)).mean()
+
+
+def plain_introspective(batch: Batch) -> Tensor:
+    """Proxy-Anchor on IDML's similarity."""
+    embeddings, uncertainty = F.normalize(batch.embeddings), F.normalize(batch.second)
+    cosine = embeddings @ F.normalize(batch.proxies).T
+    distance = torch.cdist(embeddings, batch.proxies).square()
+    spread = uncertainty.square().sum(dim=1, keepdim=True) + 4
+    similarity = 1 - (1 - cosine) * torch.exp(-spread / (5 * distance))
+    return plain_proxy_terms(similarity, batch.labels, 0.1, 32.0)
+
+
+def plain_disentangling(batch: Batch) -> Tensor:
+    """DDML around Proxy-Anchor, with distributions as objects."""
+    proxies = F.normalize(batch.proxies)
+    normals = [
+        torch.distributions.Normal(mean, F.softplus(raw - 5))
+        for mean, raw in (head.chunk(2, dim=1) for head in (batch.embeddings, batch.second))
+    ]
+    main, specific = normals[0].rsample(), normals[1].rsample()
+    uniform = torch.full((len(main), len(proxies)), 1 / len(proxies), device=main.device)
+    similarity = F.normalize(normals[0].mean) @ proxies.T
+    prior = torch.distributions.Normal(torch.zeros_like(main), torch.ones_like(main))
+    split = (normals[1].log_prob(specific) - prior.log_prob(specific)).sum(dim=1).mean()
+    return (
+        plain_proxy_terms(similarity, batch.labels, 0.1, 32.0)
+        + F.cross_entropy(23 * F.normalize(main) @ proxies.T, uniform)
+        + 0.1 * F.cross_entropy(23 * F.normalize(specific) @ proxies.T, batch.labels)
+        + 1e-5 * split
+    )
+
+
+def plain_distances(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared distances of unit vectors and the masks of positive and negative pairs, (B, B)."""
+    unit = F.normalize(batch.embeddings)
+    same = batch.labels[:, None] == batch.labels
+    itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    return (unit[:, None] - unit).square().sum(dim=2), same & ~itself, ~same
+
+
+def plain_triplet(batch: Batch) -> Tensor:
+    """All triplets as a (B, B, B) tensor."""
+    distances, positive, negative = plain_distances(batch)
+    valid = positive[:, :, None] & negative[:, None, :]
+    violation = F.relu(distances[:, :, None] - distances[:, None, :] + 1.0)
+    return (violation * valid).sum() / valid.sum()
+
+
+def plain_semihard(batch: Batch) -> Tensor:
+    """The semi-hard negative of each pair, one pair after the other."""
+    distances, positive, negative = plain_distances(batch)
+    total, pairs = torch.zeros((), device=distances.device), positive.nonzero().tolist()
+    for anchor, partner in pairs:
+        others = distances[anchor][negative[anchor]]
+        farther = others[others > distances[anchor, partner]]
+        chosen = farther.min() if len(farther) else others.max()
+        total = total + F.relu(distances[anchor, partner] - chosen + 0.2)
+    return total / len(pairs)
+
+
+def plain_n_pair(batch: Batch) -> Tensor:
+    """First against second image of each class."""
+    vectors = 5 * F.normalize(batch.embeddings)
+    rows = [(batch.labels == c).nonzero()[:2, 0] for c in batch.labels.unique()]
+    first, second = torch.stack([row for row in rows if len(row) == 2]).T
+    target = torch.arange(len(first), device=first.device)
+    return F.cross_entropy(vectors[first] @ vectors[second].T, target)
+
+
+def plain_multi_similarity(batch: Batch) -> Tensor:
+    """Mining and loss of one image after the other."""
+    unit = F.normalize(batch.embeddings)
+    similarity = unit @ unit.T
+    total = torch.zeros((), device=unit.device)
+    for i, row in enumerate(similarity):
+        same = batch.labels == batch.labels[i]
+        positive, negative = row[same & (row < 1 - 1e-5)], row[~same]
+        if len(positive) == 0:
+            continue
+        hard = negative[negative + 0.1 > positive.min()]
+        easy = positive[positive - 0.1 < negative.max()]
+        if len(hard) == 0 or len(easy) == 0:
+            continue
+        total = total + torch.log(1 + torch.exp(-2 * (easy - 0.5)).sum()) / 2
+        total = total + torch.log(1 + torch.exp(40 * (hard - 0.5)).sum()) / 40
+    return total / len(unit)
+
+
+def every_triplet(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each positive pair of the batch with one negative."""
+    same = labels[:, None] == labels
+    anchors, positives = (same & ~torch.eye(len(same), dtype=torch.bool).to(same)).nonzero().T
+    return anchors, positives, (~same)[anchors].int().argmax(dim=1)
+
+
+def plain_margin(batch: Batch) -> Tensor:
+    """Margin loss, one triplet after the other."""
+    unit = F.normalize(batch.embeddings)
+    total, active = torch.zeros((), device=unit.device), 0
+    for a, p, n in zip(*(index.tolist() for index in every_triplet(batch.labels)), strict=True):
+        positive = F.relu(((unit[a] - unit[p]).square().sum() + 1e-8).sqrt() - 1.2 + 0.2)
+        negative = F.relu(1.2 - ((unit[a] - unit[n]).square().sum() + 1e-8).sqrt() + 0.2)
+        active += int(positive > 0) + int(negative > 0)
+        total = total + positive + negative
+    return total / active
+
+
+def plain_sphere(batch: Batch) -> Tensor:
+    """SEC's constraint."""
+    norms = batch.embeddings.norm(dim=1)
+    return ((norms - norms.mean().detach()) ** 2).mean()
+
+
+def plain_masks(batch: Batch) -> Tensor:
+    """A cosine for each pair of masks."""
+    masks = batch.masks.relu()
+    pairs = [(i, j) for i in range(len(masks)) for j in range(len(masks)) if i != j]
+    return sum(F.cosine_similarity(masks[i], masks[j], dim=0) for i, j in pairs) / len(pairs)
+
+
+# --- the rows -------------------------------------------------------------------------------------
+
+Step = Callable[[], Tensor]
+
+
+class Case(NamedTuple):
+    """A row: ours as a criterion and what it is called with, the plain formula, the library's."""
+
+    name: str
+    ours: Callable[[int, int], nn.Module]
+    inputs: Callable[[Batch], tuple]
+    plain: Callable[[Batch], Tensor]
+    library: str | None = None
+    by_class: bool = False
+    wide: bool = False
+
+
+def pair_inputs(batch: Batch) -> tuple:
+    """(embeddings, labels)."""
+    return batch.embeddings, batch.labels
+
+
+def introspective_inputs(batch: Batch) -> tuple:
+    """(embeddings, labels, uncertainty) at unit length."""
+    return F.normalize(batch.embeddings), batch.labels, F.normalize(batch.second)
+
+
+def disentangling_inputs(batch: Batch) -> tuple:
+    """(main head, specific head, labels)."""
+    return batch.embeddings, batch.second, batch.labels
+
+
+def margin_inputs(batch: Batch) -> tuple:
+    """(unit embeddings, labels, triplets)."""
+    return F.normalize(batch.embeddings), batch.labels, every_triplet(batch.labels)
+
+
+def named(name: str) -> Callable[[int, int], nn.Module]:
+    """Our loss of this name."""
+    return functools.partial(losses.build, name)
+
+
+def disentangling(classes: int, size: int) -> nn.Module:
+    """DDML around Proxy-Anchor."""
+    return losses.DisentanglingLoss(losses.ProxyAnchorLoss(classes, size))
+
+
+def sphere(classes: int, size: int) -> nn.Module:
+    """SEC's constraint."""
+    return losses.SphericalConstraint()
+
+
+CASES = (
+    Case(
+        "Proxy_Anchor",
+        named("Proxy_Anchor"),
+        pair_inputs,
+        plain_proxy_anchor,
+        "pml:ProxyAnchorLoss",
+        by_class=True,
+    ),
+    Case("AMLoss", named("AMLoss"), pair_inputs, plain_amloss, by_class=True),
+    Case("IDML", named("Proxy_Anchor"), introspective_inputs, plain_introspective, by_class=True),
+    Case(
+        "DDML", disentangling, disentangling_inputs, plain_disentangling, by_class=True, wide=True
+    ),
+    Case("triplet", named("triplet"), pair_inputs, plain_triplet, "pml:TripletMarginLoss"),
+    Case("semihtriplet", named("semihtriplet"), pair_inputs, plain_semihard, "Triplet"),
+    Case("n-npair", named("n-npair"), pair_inputs, plain_n_pair, "pml:NPairsLoss"),
+    Case("ms", named("ms"), pair_inputs, plain_multi_similarity, "MS"),
+    Case("MarginLoss", named("MarginLoss"), margin_inputs, plain_margin),
+    Case("SEC", sphere, lambda batch: (batch.embeddings,), plain_sphere),
+    Case("masks", lambda *_: losses.MaskOrthogonality(), lambda batch: (batch.masks,), plain_masks),
+)
+
+
+def variants(case: Case, batch: Batch, size: int, device: str) -> dict[str, Step]:
+    """The steps to be timed: ours, the plain formula, the library's, on the same parameters."""
+    criterion = case.ours(len(batch.proxies), size).to(device)
+    steps: dict[str, Step] = {
+        "ours": lambda: criterion(*case.inputs(batch)),
+        "plain": lambda: case.plain(batch),
+    }
+    share_parameters(criterion, batch)
+    if case.library:
+        library = losses.build(case.library, len(batch.proxies), size).to(device)
+        share_parameters(library, batch)
+        steps["library"] = lambda: library(*pair_inputs(batch))
+    return steps
+
+
+def share_parameters(criterion: nn.Module, batch: Batch) -> None:
+    """Make the batch's proxies and margins those of the criterion."""
+    shared = {"proxies": batch.proxies, "margins": batch.margins}
+    for module in criterion.modules():
+        for name in shared.keys() & dict(module.named_parameters(recurse=False)).keys():
+            setattr(module, name, nn.Parameter(shared[name].detach().clone()))
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def seconds(step: Step, clear: Callable[[], None], device: str) -> float:
+    """Duration of one forward and backward pass."""
+    clear()
+    synchronise(device)
+    start = time.perf_counter()
+    step().backward()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: str) -> None:
+    """Wait for the device."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def peak_mebibytes(step: Step, clear: Callable[[], None], device: str) -> float | None:
+    """What one pass adds to the memory at its peak, or None where the system does not tell."""
+    clear()
+    if device.startswith("cuda"):
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step().backward()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        # Freed memory that the allocator kept would hide what the step needs.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status_mebibytes("VmRSS")
+        step().backward()
+        return status_mebibytes("VmHWM") - before
+    except (OSError, AttributeError):
+        return None
+
+
+def status_mebibytes(key: str) -> float:
+    """A memory line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def check_agreement(case: Case, steps: dict[str, Step]) -> None:
+    """Stop when ours and the plain formula differ."""
+    values = []
+    for kind in ("ours", "plain"):
+        torch.manual_seed(1)
+        values.append(steps[kind]().item())
+    if not math.isclose(*values, rel_tol=1e-3):
+        raise SystemExit(
+            f"{case.name}: ours gives {values[0]:.6f}, the plain formula {values[1]:.6f}"
+        )
+
+
+def measure(case: Case, classes: int, args: argparse.Namespace) -> str:
+    """One line of the table."""
+    batch = make_batch(classes, args.dim, args.batch, args.device, case.wide)
+    steps = variants(case, batch, args.dim, args.device)
+    check_agreement(case, steps)
+
+    def clear() -> None:
+        for leaf in batch.leaves:
+            leaf.grad = None
+
+    memory = {kind: peak_mebibytes(step, clear, args.device) for kind, step in steps.items()}
+    times: dict[str, list[float]] = {kind: [] for kind in steps}
+    for _ in range(args.repeats):
+        for kind, step in steps.items():
+            times[kind].append(seconds(step, clear, args.device))
+    medians = {kind: statistics.median(values) for kind, values in times.items()}
+    fastest = {kind: min(values) for kind, values in times.items()}
+    cells = [case.name, f"{classes:,}" if case.by_class else "any"]
+    cells += [
+        f"{1e3 * medians[kind]:.2f} ({1e3 * fastest[kind]:.2f})" if kind in steps else "–"
+        for kind in COLUMNS
+    ]
+    cells += [f"{gain(medians):.2f}× ({gain(fastest):.2f}×)"]
+    cells += [f"{memory[kind]:.0f}" if memory.get(kind) is not None else "–" for kind in COLUMNS]
+    return "| " + " | ".join(cells) + " |"
+
+
+def gain(times: dict[str, float]) -> float:
+    """How many times longer the faster of the others takes than ours."""
+    return min(value for kind, value in times.items() if kind != "ours") / times["ours"]
+
+
+COLUMNS = ("ours", "plain", "library")
+HEADER = (
+    "| loss | C | ours, ms | plain formula, ms | library, ms | faster other / ours "
+    "| memory ours, MiB | plain | library |\n|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--classes", type=int, nargs="+", default=[100, 11318])
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=180)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
+    print(
+        f"torch {torch.__version__}, {where}, {args.threads} threads, float32, B = {args.batch}, "
+        f"d = {args.dim}, median (fastest) of {args.repeats}\n\n{HEADER}"
+    )
+    for case in CASES:
+        if args.only and case.name not in args.only:
+            continue
+        for classes in args.classes if case.by_class else args.classes[:1]:
+            print(measure(case, classes, args), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Data sets by name: `load("cub", "data", "train")` finds the images in any known layout."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from dataset.base import BadImageError, DataSet, ImageSet, Protocol
+from dataset.cars import Cars
+from dataset.cub import CUB
+from dataset.emoji import Emoji
+from dataset.inshop import InShop
+from dataset.own import CsvData, FolderData
+from dataset.sop import SOP
+from dataset.vid import VehicleID
+from utils import InputError, nearest_names
+
+__all__ = ["NAMES", "BadImageError", "DataSet", "ImageSet", "Protocol", "find", "load", "protocol"]
+
+_ALL: tuple[DataSet, ...] = (Emoji(), CUB(), Cars(), SOP(), InShop(), VehicleID())
+NAMES = tuple(entry.name for entry in _ALL)
+_BY_NAME = {alias: entry for entry in _ALL for alias in (entry.name, *entry.aliases)}
+
+
+def find(name: str) -> DataSet:
+    """The data set of a name: one of NAMES in any letter case, `folder:PATH`, or `csv:FILE`.
+
+    Raises:
+        InputError: there is none of this name; the sentence gives the nearest ones.
+    """
+    kind, colon, path = name.partition(":")
+    if colon and kind.lower() in ("folder", "csv"):
+        if not path:
+            raise InputError(f"--dataset {name} names no path; write {kind}:PATH")
+        return (FolderData if kind.lower() == "folder" else CsvData)(name, Path(path))
+    entry = _BY_NAME.get(re.sub("[-_ ]", "", name.lower()))
+    if entry is None:
+        raise InputError(
+            f"there is no data set {name!r}; {nearest_names(name, NAMES)} (your own images: "
+            "folder:PATH or csv:FILE)"
+        )
+    return entry
+
+
+def load(name: str, root: str | Path = "data", split: str = "train", **options: Any) -> ImageSet:
+    """One split of a data set.
+
+    Args:
+        name: see `find`. root: the folder that holds the data sets.
+        split: "train" or "eval" (the held-out classes); in data sets with a gallery of their own
+            also "query" and "gallery", and "eval" is both.
+        options: `size` of vid ("small", "medium", "large"); `eval_classes` and `seed` of own images
+            that do not say what is held out. None stands for the default.
+
+    Raises:
+        InputError: unknown name, split or option; not found, empty or damaged. Counts that differ
+            from the published ones are no error but a warning of the logger "dataset.counts".
+    """
+    entry = find(name)
+    given = {option: value for option, value in options.items() if value is not None}
+    useless = sorted(set(given) - set(entry.options))
+    if useless:
+        raise InputError(f"{', '.join(useless)} has no effect on data set {name}; leave it out")
+    return entry.load(Path(root), split, **given)
+
+
+def protocol(name: str) -> Protocol:
+    """How the papers use the data set; raises InputError for an unknown name."""
+    return find(name).protocol

@@ -1,0 +1,83 @@
+"""`python -m dataset check NAME` examines a data set, `… download NAME` fetches a public one."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from dataset import NAMES, find
+from dataset.check import run
+from dataset.download import SOURCES, download
+from dataset.own import EVAL_CLASSES, SEED, OwnData
+from utils import InputError, sentence_errors
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m dataset", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser(
+        "check",
+        help="what is there, compared with what is published, and what is wrong with it",
+        description="Exit status: 0 clean, 1 findings, 2 not usable. Notes (such as grey images, "
+        "which are converted) are no findings.",
+    )
+    check.add_argument(
+        "name", nargs="?", metavar="NAME", help=f"{', '.join(NAMES)}, folder:PATH or csv:FILE"
+    )
+    check.add_argument("--all", action="store_true", help="every data set under the data root")
+    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    check.add_argument(
+        "--eval-classes",
+        type=float,
+        metavar="F",
+        help=f"own images: the share of the classes that is held out (default: {EVAL_CLASSES})",
+    )
+    check.add_argument(
+        "--seed", type=int, metavar="N", help=f"own images: of that draw (default: {SEED})"
+    )
+    get = commands.add_parser(
+        "download", help="fetch a data set, check it and unpack it under the data root"
+    )
+    get.add_argument("name", metavar="NAME", help=f"one of {', '.join(SOURCES)}")
+    for command in (check, get):
+        command.add_argument(
+            "--data-root", default="data", metavar="DIR", help="(default: %(default)s)"
+        )
+    return parser
+
+
+def _check(args: argparse.Namespace) -> int:
+    if bool(args.name) == args.all:
+        raise InputError("give either the name of one data set or --all")
+    options = {
+        key: value
+        for key, value in (("eval_classes", args.eval_classes), ("seed", args.seed))
+        if value is not None
+    }
+    if options and not (args.name and isinstance(find(args.name), OwnData)):
+        raise InputError(
+            "--eval-classes and --seed are for folder:PATH and csv:FILE; leave them out"
+        )
+    return run([args.name] if args.name else None, args.data_root, args.json, **options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status.
+
+    Raises:
+        SystemExit: with status 2 and one sentence for bad input, 0 for --help.
+    """
+    args = _parser().parse_args(argv)
+    with sentence_errors():
+        if args.command == "check":
+            return _check(args)
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        folder = download(args.name, args.data_root)
+        print(f"{folder} is complete; `python -m dataset check {args.name}` examines it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""Fetches a published data set, on request only: resumed, checked, and unpacked without surprises.
+
+An interrupted transfer is kept as `<archive>.part` and continued by the next call. Nothing is
+unpacked before the checksum is right, and nothing stands under its final name before all of it is
+unpacked. An archive entry that is no plain file or folder, or that would land outside the target
+folder, stops the unpacking.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import stat
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from tqdm import tqdm
+
+import dataset
+from dataset.base import reason
+from utils import InputError
+
+logger = logging.getLogger("dataset")
+
+_BLOCK = 1 << 20
+_TIMEOUT = 60  # seconds without a byte
+_PAUSES = (1, 5, 20)  # seconds before each further attempt
+
+
+@dataclass(frozen=True)
+class Source:
+    """A public archive.
+
+    Attributes:
+        url: where it is. md5: its published checksum. size: bytes, for the check of free space.
+        folder: the folder inside that becomes `<data root>/<folder>`.
+    """
+
+    url: str
+    md5: str
+    size: int
+    folder: str
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+SOURCES = {
+    "cub": Source(
+        "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+        "97eceeb196236b17998738112f37df78",
+        1_150_585_339,
+        "CUB_200_2011",
+    ),
+    "sop": Source(
+        "http://ftp.cs.stanford.edu/cs/cvgl/Stanford_Online_Products.zip",
+        "7f73d41a2f44250d4779881525aea32e",
+        3_000_000_000,
+        "Stanford_Online_Products",
+    ),
+}
+
+
+def download(name: str, root: str | Path = "data", source: Source | None = None) -> Path:
+    """Fetches and unpacks a data set under the data root.
+
+    Args:
+        name: of the data set. source: instead of the public one.
+
+    Returns:
+        the folder that now holds it; if it was there before, nothing is fetched.
+
+    Raises:
+        InputError: there is no public link, it cannot be reached, the checksum is wrong, the disk
+            is full, or the archive is not safe to unpack.
+    """
+    entry = dataset.find(name)
+    source = source or SOURCES.get(entry.name)
+    if source is None:
+        raise InputError(f"{entry.name} cannot be downloaded from here: {entry.origin}")
+    root = Path(root)
+    target = root / source.folder
+    if target.exists():
+        logger.info("%s is there already; nothing is downloaded", target)
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    archive = root / source.file_name
+    was_there = archive.exists()
+    if not was_there:
+        _check_space(root, source)
+        fetch(source.url, archive, source.md5)
+    elif _md5(archive) != source.md5:
+        raise InputError(
+            f"{archive} is there already but not the published archive (another MD5 checksum); "
+            "move it away and call again"
+        )
+    unpack(archive, source.folder, root)
+    if not was_there:
+        archive.unlink()
+    return target
+
+
+def _check_space(root: Path, source: Source) -> None:
+    # Twice, for the archive and what is in it: JPEGs hardly shrink in an archive.
+    need = 2 * source.size - _size(_part(root / source.file_name))
+    free = shutil.disk_usage(root).free
+    if free < need:
+        raise InputError(
+            f"{root} has {free / 1e9:.1f} GB free and {source.file_name} needs {need / 1e9:.1f} GB "
+            "to be fetched and unpacked; free some space or give another --data-root"
+        )
+
+
+# --- the transfer ---------------------------------------------------------------------------------
+
+
+def fetch(url: str, target: Path, md5: str, pauses: tuple[float, ...] = _PAUSES) -> None:
+    """Downloads `url` to `target`, continuing `<target>.part` where one is there.
+
+    Args:
+        md5: the checksum that the whole file must have. pauses: seconds before further attempts.
+
+    Raises:
+        InputError: not reachable after all attempts, or another checksum (the part is deleted).
+    """
+    part = _part(target)
+    attempts = 0
+    while True:
+        before = _size(part)
+        try:
+            _transfer(url, part)
+            break
+        except (OSError, HTTPException) as error:
+            attempts = 0 if _size(part) > before else attempts  # only futile ones count
+            if attempts == len(pauses) or _is_final(error):
+                raise InputError(
+                    f"{url} could not be fetched ({reason(error)}); what arrived is kept in "
+                    f"{part}: call again to continue, or put the archive at {target} by hand"
+                ) from error
+            logger.warning("%s: %s; trying again in %s s", url, reason(error), pauses[attempts])
+            time.sleep(pauses[attempts])
+            attempts += 1
+    found = _md5(part)
+    if found != md5:
+        part.unlink()
+        raise InputError(
+            f"{url} has the MD5 checksum {found} instead of {md5}: it is damaged or not the "
+            "published file; it was deleted, call again"
+        )
+    part.replace(target)
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether asking again is useless: the server knows the address, and says no."""
+    return isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
+
+
+def _transfer(url: str, part: Path) -> None:
+    """One attempt to append what is missing; returns when the server has nothing more."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers={"User-Agent": "python-dataset-download"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response: HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing lies beyond what we have: the checksum decides
+            return
+        raise
+    with closing(response):
+        continued = response.status == 206 and _starts_at(response, have)
+        start = have if continued else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        with part.open("r+b" if continued else "wb") as file:
+            file.seek(start)
+            _copy(response, file, start, total, part.name)
+    if total is not None and part.stat().st_size < total:
+        raise ConnectionError("the connection was closed too early")
+
+
+def _starts_at(response: HTTPResponse, offset: int) -> bool:
+    return response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+
+
+def _copy(source: HTTPResponse, file: IO[bytes], start: int, total: int | None, title: str) -> None:
+    quiet = not sys.stderr.isatty()
+    with tqdm(
+        desc=title, initial=start, total=total, unit="B", unit_scale=True, disable=quiet
+    ) as bar:
+        while block := source.read(_BLOCK):
+            file.write(block)
+            bar.update(len(block))
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)  # the checksum that the publishers give
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- unpacking ------------------------------------------------------------------------------------
+
+
+class _Entry(NamedTuple):
+    """One plain file of an archive."""
+
+    name: str
+    content: IO[bytes]
+
+
+def unpack(archive: Path, folder: str, root: Path) -> Path:
+    """Unpacks what `archive` holds under `folder`/ to `root`/`folder`, whole or not at all.
+
+    Raises:
+        InputError: an entry is absolute, leads out of the folder, or is a link or a device; the
+            archive is damaged or holds no such folder; the disk is full.
+    """
+    target = root / folder
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder}.", suffix=".unpacking", dir=root))
+    try:
+        for entry in _entries(archive):
+            _write(entry, temporary)
+        content = temporary / folder
+        if not content.is_dir():
+            raise InputError(f"{archive} holds no folder {folder}; it is not the published archive")
+        content.chmod(0o755)
+        content.replace(target)
+    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{archive} could not be unpacked ({reason(error)}); nothing was left behind"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _entries(archive: Path) -> Iterator[_Entry]:
+    if zipfile.is_zipfile(archive):
+        yield from _zip_entries(archive)
+    else:
+        yield from _tar_entries(archive)
+
+
+def _tar_entries(archive: Path) -> Iterator[_Entry]:
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.isdir():
+                _refuse_outside(member.name, archive)
+                continue
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is None:
+                raise _unsafe(archive, member.name, "a link or a device, no plain file")
+            yield _Entry(_refuse_outside(member.name, archive), content)
+
+
+def _zip_entries(archive: Path) -> Iterator[_Entry]:
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _unsafe(archive, member.filename, "a link or a device, no plain file")
+            _refuse_outside(member.filename, archive)
+            if not member.is_dir():
+                with file.open(member) as content:
+                    yield _Entry(member.filename, content)
+
+
+def _refuse_outside(name: str, archive: Path) -> str:
+    clean = name.replace("\\", "/")
+    if clean.startswith("/") or clean[1:2] == ":" or ".." in clean.split("/"):
+        raise _unsafe(archive, name, "outside the target folder")
+    return clean
+
+
+def _unsafe(archive: Path, name: str, what: str) -> InputError:
+    return InputError(
+        f"{archive} was not unpacked: its entry {name!r} is {what}, and no published archive has "
+        "such an entry; get it from its source again"
+    )
+
+
+def _write(entry: _Entry, folder: Path) -> None:
+    path = folder / entry.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        shutil.copyfileobj(entry.content, file, _BLOCK)

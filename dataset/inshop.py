@@ -1,0 +1,117 @@
+"""In-Shop Clothes Retrieval (DeepFashion): 52,712 photographs of 7,982 items of clothing.
+
+Training, query and gallery images are named by one partition file; "eval" is the queries followed
+by the gallery, for measures that look at all held-out images at once. Bounding boxes are not used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from dataset.base import Protocol, reason
+from dataset.files import find, need, read_rows, safe_name
+from dataset.layouts import Benchmark, Layout, Listing, from_rows
+from utils import InputError
+
+_PARTITIONS = (
+    "Eval/list_eval_partition.txt",
+    "list_eval_partition.txt",
+    "Anno/list_eval_partition.txt",
+)
+_HELD_OUT = ("query", "gallery")
+
+
+def _images(folder: Path, kind: str) -> Path | None:
+    """The folder that the list calls "img": itself, or in the archive's Img/; None without one."""
+    inside = find(folder, f"Img/{kind}")
+    if inside is not None:
+        return inside
+    images = find(folder, kind)
+    is_archive = images is not None and find(images, "img", "img_highres") is not None
+    return None if is_archive else images
+
+
+def _matches(folder: Path, kind: str) -> bool:
+    return find(folder, *_PARTITIONS) is not None and _images(folder, kind) is not None
+
+
+def _partition(path: Path) -> list[list[str]]:
+    rows = read_rows(path, columns=3, skip=2)
+    try:
+        with path.open(encoding="utf-8") as file:
+            announced = int(file.readline())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} does not begin with its number of rows ({reason(error)}); "
+            "get the file again from its source"
+        ) from error
+    if announced != len(rows):
+        raise InputError(
+            f"{path} announces {announced:,} rows and has {len(rows):,}; it was cut short or "
+            "changed, get it again from its source"
+        )
+    return rows
+
+
+def _read(folder: Path, split: str, kind: str) -> Listing:
+    path = need(folder, *_PARTITIONS)
+    # Queries and gallery share their labels, whichever of the two is asked for.
+    side = ("train",) if split == "train" else _HELD_OUT
+    rows = [row for row in _partition(path) if row[2] in side]
+    rows.sort(key=lambda row: side.index(row[2]))
+    names = [safe_name(name, path).removeprefix("img/") for name, _, _ in rows]
+    listing = from_rows(_images(folder, kind) or folder, names, [item for _, item, _ in rows])
+    wanted = side if split == "eval" else (split,)
+    chosen = [index for index, row in enumerate(rows) if row[2] in wanted]
+    return listing._replace(
+        names=[names[index] for index in chosen],
+        labels=listing.labels[np.array(chosen, np.int64)],
+    )
+
+
+def _layout(kind: str) -> Layout:
+    return Layout(
+        f"list_eval_partition.txt with {kind}/",
+        lambda folder: _matches(folder, kind),
+        lambda folder, split: _read(folder, split, kind),
+    )
+
+
+class InShop(Benchmark):
+    """In-Shop by its partition file; `img` is preferred to `img_highres` where both are there."""
+
+    name = "inshop"
+    aliases = ("inshopclothes", "inshopclothesretrieval", "deepfashion")
+    protocol = Protocol(ks=(1, 10, 20, 30, 40, 50), query_gallery=True)
+    folders = (
+        "Inshop_Clothes",
+        "in-shop",
+        "Inshop",
+        "In_shop",
+        "In-shop Clothes Retrieval Benchmark",
+        "DeepFashion/In-shop Clothes Retrieval Benchmark",
+        "DeepFashion_InShop",
+        "DeepFashion",
+    )
+    layouts = (_layout("img"), _layout("img_highres"))
+    published = MappingProxyType(
+        {"train": (25882, 3997), "query": (14218, 3985), "gallery": (12612, 3985)}
+    )
+    origin = (
+        "The In-shop Clothes Retrieval Benchmark of DeepFashion is on the authors' drive, linked "
+        "from mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html, and opens with a "
+        "password they send to people who sign their agreement: non-commercial research only, no "
+        "passing on. There is no public link to download from. Take Img/img.zip and "
+        "Eval/list_eval_partition.txt."
+    )
+    tree = """Inshop_Clothes/
+  Eval/list_eval_partition.txt
+  Img/img/WOMEN/Dresses/id_00000002/02_1_front.jpg …"""
+
+    def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
+        """The images of one part of the partition."""
+        return layout.read(folder, split=split)

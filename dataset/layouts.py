@@ -1,0 +1,210 @@
+"""What a published data set says about itself, and how a copy of it on disk is recognised.
+
+cub.py, cars.py, sop.py, inshop.py and vid.py each hold one `Benchmark`: the folder names and
+layouts that copies come in, the class split, the published counts, and where people get it.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from dataset.base import DataSet, ImageSet, PathTable
+from dataset.files import find, find_all, image_files, join_words, subfolders
+from utils import InputError
+
+logger = logging.getLogger("dataset")
+counts_logger = logging.getLogger("dataset.counts")
+
+
+class Listing(NamedTuple):
+    """Images as a layout's own files name them.
+
+    `names` are relative to `folder`; `labels` (N,) are dense from 0 and `class_names[label]`.
+    """
+
+    folder: Path
+    names: Sequence[str]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+
+class Layout(NamedTuple):
+    """One arrangement of files on disk.
+
+    `matches(folder)` looks at names only; `read(folder, …)` gives a `Listing` and is called with
+    whatever the data set's `list_split` passes on.
+    """
+
+    title: str
+    matches: Callable[[Path], bool]
+    read: Callable[..., Listing]
+
+
+class NotFoundError(InputError):
+    """There is no copy of the data set under the data root; `detail` says where it was sought."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(
+            f"data set {name} was not found: {detail}; `python -m dataset check {name}` shows "
+            "where to get it and how to lay it out"
+        )
+        self.detail = detail
+
+
+class Benchmark(DataSet):
+    """A published data set in the layouts it is passed around in.
+
+    Attributes:
+        folders: where it usually lies under the data root (any letter case).
+        layouts: tried in turn on each of these folders, and on the data root itself.
+    """
+
+    folders: ClassVar[tuple[str, ...]]
+    layouts: ClassVar[tuple[Layout, ...]]
+
+    @abstractmethod
+    def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
+        """The images of `split`; raises InputError when the layout's own files are damaged."""
+
+    def load(self, root: Path, split: str, **options: Any) -> ImageSet:
+        """The images of `split` under the data root; see `dataset.load`."""
+        self.check_split(split)
+        layout, folder = self.locate(root)
+        listing = self.list_split(layout, folder, split, **options)
+        if not len(listing.names):
+            raise InputError(
+                f"{self.name}: {folder} ({layout.title}) holds no image of split {split}; "
+                f"unpack it again, or see `python -m dataset check {self.name}`"
+            )
+        self._check_presence(listing)
+        images = ImageSet(
+            name=self.name,
+            split=split,
+            labels=np.asarray(listing.labels, np.int64),
+            class_names=listing.class_names,
+            paths=PathTable(listing.names, f"{listing.folder}/"),
+            source=f"{layout.title} in {folder}",
+        )
+        self._compare_counts(images, self.title(split, **options))
+        return images
+
+    def locate(self, root: Path) -> tuple[Layout, Path]:
+        """The layout and the folder of the copy under `root`.
+
+        Raises:
+            NotFoundError: there is none; the sentence names the folders that were looked at.
+        """
+        candidates = [folder for name in self.folders for folder in find_all(root, name)]
+        for folder in [*candidates, root]:
+            for layout in self.layouts:
+                if folder.is_dir() and layout.matches(folder):
+                    return layout, folder
+        raise NotFoundError(self.name, self._search(root, candidates))
+
+    def _search(self, root: Path, candidates: Sequence[Path]) -> str:
+        if candidates:
+            what = f"{join_words(candidates, 'and')} holds none of its known layouts"
+        elif root.is_dir():
+            what = f"looked in {root} and for {join_words(self.folders, 'or')} in it"
+        else:
+            what = f"the data root {root} does not exist"
+        known = join_words((layout.title for layout in self.layouts), "or")
+        return f"{what}; expected {known}"
+
+    def _check_presence(self, listing: Listing) -> None:
+        first, last = listing.names[0], listing.names[-1]
+        if not any((listing.folder / name).is_file() for name in (first, last)):
+            raise InputError(
+                f"{self.name}: the lists name images such as {first}, which is not in "
+                f"{listing.folder}; unpack the images there, or see `python -m dataset check "
+                f"{self.name}`"
+            )
+
+    def _compare_counts(self, images: ImageSet, title: str) -> None:
+        differences = self.count_differences(title, len(images), images.num_classes)
+        if differences:
+            counts_logger.warning(
+                "%s %s (%s): %s; `python -m dataset check %s` says more",
+                self.name,
+                title,
+                images.source,
+                differences,
+                self.name,
+            )
+
+
+def has(*relatives: str) -> Callable[[Path], bool]:
+    """A test for `Layout.matches`: every one of `relatives` exists, in any letter case."""
+    return partial(_has_all, relatives=relatives)
+
+
+def _has_all(folder: Path, relatives: Sequence[str]) -> bool:
+    return all(find(folder, relative) is not None for relative in relatives)
+
+
+# --- shapes of listings that several data sets share ----------------------------------------------
+
+
+def list_class_folders(folder: Path) -> Listing:
+    """Every picture under the sub-folders of `folder`, each of them a class."""
+    names: list[str] = []
+    labels: list[int] = []
+    class_names: list[str] = []
+    for class_name in subfolders(folder):
+        pictures = image_files(folder / class_name)
+        if not pictures:
+            logger.warning("%s holds no picture and is not counted as a class", folder / class_name)
+            continue
+        names.extend(f"{class_name}/{picture}" for picture in pictures)
+        labels.extend([len(class_names)] * len(pictures))
+        class_names.append(class_name)
+    return Listing(folder, names, np.array(labels, np.int64), tuple(class_names))
+
+
+def from_rows(folder: Path, names: Sequence[str], keys: Sequence[Any]) -> Listing:
+    """A listing of `names` whose classes are the distinct `keys`, in their own order."""
+    labels, values = dense(keys)
+    return Listing(folder, names, labels, tuple(str(value) for value in values))
+
+
+def dense(keys: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, list[Any]]:
+    """Any sortable keys → labels (N,) int64 dense from 0, and the key of each label."""
+    values, labels = np.unique(np.asarray(keys), return_inverse=True)
+    return labels.astype(np.int64).reshape(-1), values.tolist()
+
+
+def half_of_classes(listing: Listing, split: str, name: str) -> Listing:
+    """The papers' class split: the first half of the classes trains, the second is held out.
+
+    Images come in the order of class and name, so that it does not matter which layout they lie in.
+
+    Raises:
+        InputError: there are fewer than two classes to divide.
+    """
+    count = len(listing.class_names)
+    if count < 2:
+        raise InputError(
+            f"{name}: {listing.folder} holds {count} class(es), and train and eval need one each; "
+            f"see `python -m dataset check {name}`"
+        )
+    low, high = (0, count // 2) if split == "train" else (count // 2, count)
+    chosen = np.flatnonzero((listing.labels >= low) & (listing.labels < high)).tolist()
+    chosen.sort(key=lambda index: (listing.labels[index], listing.names[index]))
+    return listing._replace(
+        names=[listing.names[index] for index in chosen],
+        labels=listing.labels[chosen] - low,
+        class_names=listing.class_names[low:high],
+    )
+
+
+def folder_with(name: str, *candidates: Path | None) -> Path:
+    """The first of `candidates` that holds the file `name`, or else the first that exists."""
+    existing = [folder for folder in candidates if folder is not None]
+    return next((folder for folder in existing if (folder / name).is_file()), existing[0])

@@ -1,0 +1,132 @@
+"""BN-Inception (Inception v2): Ioffe and Szegedy, "Batch Normalization", ICML 2015, appendix.
+
+The layers carry the names of the released ImageNet weights (`bn_inception-52deb4733.pth`), so the
+state_dict is flat: `inception_3a_1x1.weight`, `inception_3a_1x1_bn.weight`, and so on. The table
+below is the architecture; the dead classifier of the released file is left out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from net.layers import average_conv_norm, conv_norm, init_convolutions
+
+
+class Block(NamedTuple):
+    """Channels of an inception block's four branches; `pool_proj` 0: the block halves the size."""
+
+    name: str
+    conv1x1: int
+    conv3x3: tuple[int, int]
+    """Channels after the reduction and after the 3×3 convolution."""
+    double_3x3: tuple[int, int]
+    """Channels after the reduction and after each of two 3×3 convolutions."""
+    pool: str
+    pool_proj: int
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the block's layers begin with."""
+        return f"inception_{self.name}_"
+
+    @property
+    def stride(self) -> int:
+        """2 where the pooled input is passed through unprojected."""
+        return 1 if self.pool_proj else 2
+
+
+BLOCKS = (
+    Block("3a", 64, (64, 64), (64, 96), "avg", 32),
+    Block("3b", 64, (64, 96), (64, 96), "avg", 64),
+    Block("3c", 0, (128, 160), (64, 96), "max", 0),
+    Block("4a", 224, (64, 96), (96, 128), "avg", 128),
+    Block("4b", 192, (96, 128), (96, 128), "avg", 128),
+    Block("4c", 160, (128, 160), (128, 160), "avg", 128),
+    Block("4d", 96, (128, 192), (160, 192), "avg", 128),
+    Block("4e", 0, (128, 192), (192, 256), "max", 0),
+    Block("5a", 352, (192, 320), (160, 224), "avg", 128),
+    Block("5b", 352, (192, 320), (192, 224), "max", 128),
+)
+
+STEMS = {"imagenet": (2, True), "small": (2, False), "tiny": (1, False)}
+"""Name → stride of the 7×7 convolution, and whether the first max pooling is there.
+
+The shapes of the weights are the same in all three; the last map is 32, 16 or 8 times smaller than
+the image.
+"""
+
+
+class BNInception(nn.Module):
+    """Images (B, 3, H, W) → feature maps (B, 1024, H/32, W/32), less small with the other stems."""
+
+    def __init__(self, stem: str = "imagenet") -> None:
+        super().__init__()
+        stride, self.first_pool = STEMS[stem]
+        self._add("conv1_7x7_s2", 3, 64, 7, stride)
+        self._add("conv2_3x3_reduce", 64, 64, 1)
+        channels = self._add("conv2_3x3", 64, 192, 3)
+        for block in BLOCKS:
+            channels = self._add_block(block, channels)
+        self.num_features = channels
+        init_convolutions(self)
+
+    def _add(self, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> int:
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+        self.add_module(name, conv)
+        self.add_module(f"{name}_bn", nn.BatchNorm2d(outputs))
+        return outputs
+
+    def _add_block(self, block: Block, inputs: int) -> int:
+        prefix, stride = block.prefix, block.stride
+        outputs = 0
+        if block.conv1x1:
+            outputs += self._add(f"{prefix}1x1", inputs, block.conv1x1, 1)
+        reduced, channels = block.conv3x3
+        self._add(f"{prefix}3x3_reduce", inputs, reduced, 1)
+        outputs += self._add(f"{prefix}3x3", reduced, channels, 3, stride)
+        reduced, channels = block.double_3x3
+        self._add(f"{prefix}double_3x3_reduce", inputs, reduced, 1)
+        self._add(f"{prefix}double_3x3_1", reduced, channels, 3)
+        outputs += self._add(f"{prefix}double_3x3_2", channels, channels, 3, stride)
+        if not block.pool_proj:
+            return outputs + inputs
+        return outputs + self._add(f"{prefix}pool_proj", inputs, block.pool_proj, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, 1024, h, w)."""
+        x = self._run("conv1_7x7_s2", images)
+        if self.first_pool:
+            x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        x = self._run("conv2_3x3", self._run("conv2_3x3_reduce", x))
+        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        for block in BLOCKS:
+            x = self._run_block(block, x)
+        return x
+
+    def _layer(self, name: str) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        return self.get_submodule(name), self.get_submodule(f"{name}_bn")
+
+    def _run(self, name: str, x: Tensor) -> Tensor:
+        return F.relu(conv_norm(x, *self._layer(name)), inplace=True)
+
+    def _run_block(self, block: Block, x: Tensor) -> Tensor:
+        prefix = block.prefix
+        branches = [self._run(f"{prefix}1x1", x)] if block.conv1x1 else []
+        branches.append(self._run(f"{prefix}3x3", self._run(f"{prefix}3x3_reduce", x)))
+        double = self._run(f"{prefix}double_3x3_reduce", x)
+        double = self._run(f"{prefix}double_3x3_1", double)
+        branches.append(self._run(f"{prefix}double_3x3_2", double))
+        branches.append(self._pooled(block, x))
+        return torch.cat(branches, dim=1)
+
+    def _pooled(self, block: Block, x: Tensor) -> Tensor:
+        if not block.pool_proj:
+            return F.max_pool2d(x, 3, 2, ceil_mode=True)
+        name = f"{block.prefix}pool_proj"
+        if block.pool == "max":
+            return self._run(name, F.max_pool2d(x, 3, 1, padding=1))
+        return F.relu(average_conv_norm(x, *self._layer(name)), inplace=True)

@@ -1,0 +1,63 @@
+"""GoogLeNet with BatchNorm: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015.
+
+torchvision's modules, without classifier and auxiliary heads. Its ImageNet weights were trained on
+inputs in -1..1; like the released Proxy-Anchor code we give them ImageNet-normalised ones.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.googlenet import BasicConv2d, Inception, InceptionAux
+
+from net.layers import conv_norm, init_convolutions
+
+LAYERS = (
+    *("conv1", "maxpool1", "conv2", "conv3", "maxpool2"),
+    *("inception3a", "inception3b", "maxpool3"),
+    *("inception4a", "inception4b", "inception4c", "inception4d", "inception4e", "maxpool4"),
+    *("inception5a", "inception5b"),
+)
+"""torchvision's modules, in the order in which they follow each other."""
+
+STEMS = {"imagenet": (2, True), "small": (2, False), "tiny": (1, False)}
+"""As in BN-Inception: stride of the 7×7 convolution, and whether the first max pooling is there."""
+
+
+class ConvNorm(BasicConv2d):
+    """Convolution, BatchNorm, ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As torchvision's, with a frozen BatchNorm folded."""
+        return F.relu(conv_norm(x, self.conv, self.bn), inplace=True)
+
+
+class GoogLeNet(models.GoogLeNet):
+    """Images (B, 3, H, W) → feature maps (B, 1024, H/32, W/32), less small with the other stems."""
+
+    num_features = 1024
+
+    def __init__(self, stem: str = "imagenet") -> None:
+        inception = partial(Inception, conv_block=ConvNorm)
+        super().__init__(
+            num_classes=1,
+            aux_logits=False,
+            init_weights=False,
+            blocks=[ConvNorm, inception, InceptionAux],
+        )
+        del self.avgpool, self.dropout, self.fc
+        stride, pool = STEMS[stem]
+        self.conv1.conv.stride = (stride, stride)
+        if not pool:
+            self.maxpool1 = nn.Identity()
+        init_convolutions(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, 1024, h, w)."""
+        x = images
+        for name in LAYERS:
+            x = self.get_submodule(name)(x)
+        return x

@@ -1,0 +1,49 @@
+"""Convolution and BatchNorm as one step, shared by every backbone.
+
+Deviation: a BatchNorm in evaluation mode is an affine map with constant statistics, so it is folded
+into the convolution before it. Outputs and gradients are the same up to rounding, and one pass over
+the activations, forward and backward, is saved; the published recipes all train that way
+(`--bn-freeze 1`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """norm(conv(x)): (B, C, H, W) → (B, C', H', W')."""
+    if norm.training:
+        return norm(conv(x))
+    weight, bias = folded(conv, norm)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
+
+
+def average_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """norm(conv(average of 3×3 neighbours of x)) for a 1×1 `conv` with a bias.
+
+    The averaging commutes with a 1×1 convolution, and behind it there are 3 to 8 times fewer
+    channels to average. The bias comes last: outside the image there is 0, not the bias.
+    """
+    weight, bias = (conv.weight, conv.bias) if norm.training else folded(conv, norm)
+    maps = F.avg_pool2d(F.conv2d(x, weight), kernel_size=3, stride=1, padding=1)
+    maps = maps + bias.to(maps.dtype)[:, None, None]
+    return norm(maps) if norm.training else maps
+
+
+def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that equals `conv` and the frozen `norm` after it."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+    return conv.weight * scale[:, None, None, None], norm.bias - shift * scale
+
+
+def init_convolutions(module: nn.Module) -> None:
+    """Kaiming-normal (fan_out) weights and zero biases for every convolution in `module`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,99 @@
+"""ResNet: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+
+torchvision's blocks and layer names (so its weights load), with stems for small images, a width
+multiplier, and no classifier. `resnet10`, one basic block a stage, exists for small images only:
+there are no pretrained weights of it.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet as torchvision_resnet
+
+from net.layers import conv_norm, init_convolutions
+
+
+class BasicBlock(torchvision_resnet.BasicBlock):
+    """Two 3×3 convolutions and a shortcut; (B, C, H, W) → (B, C', H/stride, W/stride)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As torchvision's, with frozen BatchNorms folded."""
+        out = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
+        out = conv_norm(out, self.conv2, self.bn2)
+        return F.relu(out + _shortcut(self, x), inplace=True)
+
+
+class Bottleneck(torchvision_resnet.Bottleneck):
+    """1×1, 3×3 and 1×1 convolutions and a shortcut; the 3×3 one has the stride."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As torchvision's, with frozen BatchNorms folded."""
+        out = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
+        out = F.relu(conv_norm(out, self.conv2, self.bn2), inplace=True)
+        out = conv_norm(out, self.conv3, self.bn3)
+        return F.relu(out + _shortcut(self, x), inplace=True)
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    return x if block.downsample is None else conv_norm(x, *block.downsample)
+
+
+DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+}
+"""Name → block, and the number of blocks in each of the four stages."""
+
+STEMS = {"imagenet": (7, 2, True), "small": (3, 2, False), "tiny": (3, 1, False)}
+"""Name → kernel and stride of the first convolution, and whether the max pooling follows.
+
+The last map is 32, 16 or 8 times smaller than the image.
+"""
+
+
+class ResNet(nn.Module):
+    """Images (B, 3, H, W) → feature maps (B, F, H/32, W/32), less small with the other stems.
+
+    Args:
+        name: one of `DEPTHS`.
+        stem: one of `STEMS`.
+        width: channels as a multiple of the published ones.
+    """
+
+    def __init__(self, name: str, stem: str = "imagenet", width: float = 1.0) -> None:
+        super().__init__()
+        block, blocks = DEPTHS[name]
+        kernel, stride, pool = STEMS[stem]
+        channels = max(1, round(64 * width))
+        self.conv1 = nn.Conv2d(3, channels, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if pool else nn.Identity()
+        inputs = channels
+        for stage, count in enumerate(blocks):
+            planes, stride = channels * 2**stage, 1 if stage == 0 else 2
+            self.add_module(f"layer{stage + 1}", _stage(block, inputs, planes, count, stride))
+            inputs = planes * block.expansion
+        self.num_features = inputs
+        init_convolutions(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, F, h, w)."""
+        x = F.relu(conv_norm(images, self.conv1, self.bn1), inplace=True)
+        x = self.maxpool(x)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], inputs: int, planes: int, count: int, stride: int
+) -> nn.Sequential:
+    outputs = planes * block.expansion
+    downsample = None
+    if stride != 1 or inputs != outputs:
+        projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+    first = block(inputs, planes, stride, downsample)
+    return nn.Sequential(first, *(block(outputs, planes) for _ in range(count - 1)))

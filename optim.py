@@ -1,0 +1,170 @@
+"""Parameter groups, their optimisers and their learning-rate schedules.
+
+The network and every criterion say how their parameters are trained (`parameter_groups(lr)`); this
+file turns the groups into optimisers. A group is a dict with `name`, `params`, `lr` and, where it
+differs from the rest, `weight_decay`, `optimizer`, or `step` and `gamma` (a step decay of its own).
+A schedule is a plain function of the number of optimisation steps done, so a resumed run needs no
+scheduler state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+Schedule = Callable[[int], float]
+"""Optimisation steps done → factor on the group's learning rate."""
+
+
+def constant(step: int) -> float:
+    """The learning rate as given."""
+    return 1.0
+
+
+def step_decay(every: int, gamma: float, steps_per_epoch: int) -> Schedule:
+    """gamma^(epoch // every): the published schedules' StepLR, by epochs."""
+    return lambda step: gamma ** (step // steps_per_epoch // every)
+
+
+def cosine(total_steps: int, rise: float = 0.1) -> Schedule:
+    """Linear from 0 during the share `rise` of all steps, then half a cosine down to 0."""
+    rising = max(1, round(rise * total_steps))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        done = min(1.0, (step - rising) / max(1, total_steps - rising))
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+    return factor
+
+
+def _make(name: str, groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
+    fused = {"fused": True} if _can_fuse(groups) else {}
+    match name:
+        case "adamw":
+            return torch.optim.AdamW(groups, weight_decay=weight_decay, **fused)
+        case "adam":
+            return torch.optim.Adam(groups, weight_decay=weight_decay, **fused)
+        case "sgd":
+            return torch.optim.SGD(
+                groups, lr=0.0, momentum=0.9, nesterov=True, weight_decay=weight_decay, **fused
+            )
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, alpha=0.9, momentum=0.9, weight_decay=weight_decay)
+    raise ValueError(f"unknown optimizer {name!r}; choose adamw, adam, sgd or rmsprop")
+
+
+def _can_fuse(groups: list[dict]) -> bool:
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+
+
+class Optimisers:
+    """One or more torch optimisers that step together, each group on its own schedule.
+
+    Args:
+        groups: parameter groups (see the file's header); empty groups are dropped.
+        optimizer: adamw, adam, sgd (momentum .9, Nesterov) or rmsprop (alpha .9, momentum .9), for
+            the groups that name none.
+        weight_decay: for the groups that name none.
+        schedule: for the groups without a `step` and `gamma` of their own.
+        steps_per_epoch: turns a group's `step` (epochs) into optimisation steps.
+        clip: limit on the absolute value of each gradient entry; 0 is none.
+        scaler: of the mixed precision; disabled unless fp16.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict],
+        *,
+        optimizer: str,
+        weight_decay: float,
+        schedule: Schedule,
+        steps_per_epoch: int,
+        clip: float = 0.0,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.clip = clip
+        self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+        by_optimizer: dict[str, list[dict]] = {}
+        self._schedules: dict[str, Schedule] = {}
+        for group in groups:
+            group = {**group, "params": list(group["params"])}
+            if not group["params"]:
+                continue
+            every, gamma = group.pop("step", None), group.pop("gamma", None)
+            own = every is not None
+            self._schedules[group["name"]] = (
+                step_decay(every, gamma, steps_per_epoch) if own else schedule
+            )
+            group["base_lr"] = group["lr"]
+            kind = group.pop("optimizer", optimizer)
+            # Groups of one kind share an optimiser; a second one is made only for another kind.
+            by_optimizer.setdefault(kind, []).append(group)
+        self.kinds = list(by_optimizer)
+        self.optimisers = [
+            _make(kind, members, weight_decay) for kind, members in by_optimizer.items()
+        ]
+
+    @property
+    def groups(self) -> list[dict]:
+        """All parameter groups, in the order given within each optimiser."""
+        return [group for optimiser in self.optimisers for group in optimiser.param_groups]
+
+    def set_learning_rates(self, step: int) -> None:
+        """Sets every group's rate for the optimisation step that follows `step` done ones."""
+        for group in self.groups:
+            group["lr"] = group["base_lr"] * self._schedules[group["name"]](step)
+
+    def step(self, loss: torch.Tensor, step: int) -> None:
+        """Backward, unscale, clip, and one update of every group.
+
+        Args:
+            loss: 0-d, with its graph.
+            step: optimisation steps done before this one.
+        """
+        self.set_learning_rates(step)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        for optimiser in self.optimisers:
+            self.scaler.unscale_(optimiser)
+        if self.clip:
+            parameters = [p for group in self.groups for p in group["params"] if p.grad is not None]
+            nn.utils.clip_grad_value_(parameters, self.clip)
+        for optimiser in self.optimisers:
+            self.scaler.step(optimiser)
+        self.scaler.update()
+
+    def learning_rates(self) -> dict[str, float]:
+        """Group name → its current learning rate."""
+        return {group["name"]: float(group["lr"]) for group in self.groups}
+
+    def describe(self) -> list[str]:
+        """One line a group: name, parameters, learning rate, weight decay, optimiser."""
+        lines = []
+        for kind, optimiser in zip(self.kinds, self.optimisers, strict=True):
+            for group in optimiser.param_groups:
+                count = sum(parameter.numel() for parameter in group["params"])
+                lines.append(
+                    f"{group['name']:<12} {count:>12,} parameters   lr {group['base_lr']:<8g} "
+                    f"weight decay {group['weight_decay']:<8g} {kind}"
+                )
+        return lines
+
+    def state_dict(self) -> dict:
+        """What a checkpoint keeps."""
+        return {
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continues from `state_dict()`."""
+        for optimiser, content in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(content)
+        self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,421 @@
+"""Every flag, once, in named groups, with its default and the method that listens to it.
+
+Reads nothing but the command line, so `--help` and a mistyped flag answer at once. Published
+commands are accepted as printed. Flags may stand in a file, one or more a line, `#` starts a
+comment: `python train.py @recipes/emoji_amloss.txt --seed 2`; what comes later wins.
+
+To add a method: a group of flags here, each with the `need` that says who reads it; where its
+published command has other defaults, a profile in `PROFILES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
+
+# --- what a flag is -------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """What a flag's value may be: how text becomes a value, what --help calls it, the choices."""
+
+    parse: Callable[[str], Any] | None
+    metavar: str | None = None
+    choices: tuple[Any, ...] | None = None
+    nargs: str | None = None
+    const: Any = None
+
+
+class Need(NamedTuple):
+    """Who listens to a flag: words for the error message, and a test on the resolved options."""
+
+    name: str
+    met: Callable[[argparse.Namespace], bool]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag: its spellings, default, kind and help.
+
+    `need` says which method reads it (all do, without one); `argument` is what that method's
+    criterion calls it; `shown` is the default in words, where it depends on something.
+    """
+
+    spellings: tuple[str, ...]
+    default: Any
+    kind: Kind
+    help: str
+    need: Need | None = None
+    argument: str | None = None
+    shown: str | None = None
+
+    @property
+    def dest(self) -> str:
+        """The attribute it is stored under: the first spelling."""
+        return self.spellings[0].lstrip("-").replace("-", "_")
+
+
+class Group(NamedTuple):
+    """Flags under one heading of --help."""
+
+    title: str
+    flags: tuple[Flag, ...]
+
+
+def flag(spellings: str, default: Any, kind: Kind, help: str, **more: Any) -> Flag:
+    """A `Flag`; `spellings` are separated by spaces, the first names the option."""
+    return Flag(tuple(spellings.split()), default, kind, help, **more)
+
+
+# --- kinds of values ------------------------------------------------------------------------------
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A whole number not below `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is below the smallest useful value, {least}")
+        return value
+
+    return parse
+
+
+def number(
+    least: float = -float("inf"), most: float = float("inf"), *, above: bool = False
+) -> Callable[[str], float]:
+    """A number from `least` (or `above` it) to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not (least < value if above else least <= value) or not value <= most:
+            low = f"above {least:g}" if above else f"from {least:g}"
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range ({low}{'' if most == float('inf') else f' to {most:g}'})"
+            )
+        return value
+
+    return parse
+
+
+def truth(text: str) -> bool:
+    """`True`, `1`, `yes` → True; `False`, `0`, `no` → False."""
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return known[text.lower()]
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """`gamma=80` → ("gamma", 80): numbers and true/false become such, the rest stays text."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")
+    if value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    for convert in (int, float):
+        try:
+            return key, convert(value)
+        except ValueError:
+            continue
+    return key, value
+
+
+def one_of(*choices: Any) -> Kind:
+    """One of a few words or numbers."""
+    return Kind(type(choices[0]), choices=choices)
+
+
+def text(metavar: str) -> Kind:
+    """Any text."""
+    return Kind(str, metavar)
+
+
+def positive(metavar: str) -> Kind:
+    """A number above 0."""
+    return Kind(number(0.0, above=True), metavar)
+
+
+def not_negative(metavar: str) -> Kind:
+    """A number from 0 on."""
+    return Kind(number(0.0), metavar)
+
+
+COUNT = Kind(whole(1), "N")
+COUNT_OR_ZERO = Kind(whole(0), "N")
+EPOCHS = Kind(whole(1), "EPOCHS")
+SHARE = Kind(number(0.0, 1.0), "F")
+BINARY = one_of(0, 1)
+SWITCH = Kind(None)
+FLAG_WORD = Kind(truth, "True|False")
+
+# --- who listens ----------------------------------------------------------------------------------
+
+SPHERICAL_LOSSES = ("triplet", "semihtriplet", "n-npair", "ms")
+
+
+def loss_is(*names: str) -> Need:
+    """The flag belongs to these losses."""
+    return Need(f"--loss {' or '.join(names)}", lambda args: args.loss in names)
+
+
+def schedule_is(*names: str) -> Need:
+    """The flag belongs to these schedules."""
+    return Need(f"--schedule {' or '.join(names)}", lambda args: args.schedule in names)
+
+
+PROXY_LOSSES = loss_is("Proxy_Anchor", "AMLoss")
+AMLOSS = loss_is("AMLoss")
+LIBRARY_LOSS = Need("--loss pml:NAME", lambda args: args.loss.startswith("pml:"))
+
+# --- the flags ------------------------------------------------------------------------------------
+
+LOSSES_TEXT = (
+    "Proxy_Anchor, AMLoss, Proxy_NCA, MS, Contrastive, Triplet, NPair, SoftTriple, Circle, Margin, "
+    "or pml:NAME for any loss of pytorch-metric-learning"
+)
+MODELS_TEXT = "bn_inception, resnet10, resnet18, resnet34, resnet50, resnet101, googlenet"
+DATASETS_TEXT = "emoji (in the repository), cub, cars, SOP, Inshop, vid, folder:PATH, csv:FILE"
+AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
+
+# fmt: off
+DATA = Group("data", (
+    flag("--dataset", "emoji", text("NAME"), DATASETS_TEXT),
+    flag("--data-root", "data", text("DIR"), "folder that holds the data sets"),
+    flag("--image-size", None, Kind(whole(16), "PX"), "side of the square the network sees",
+         shown="the data set's: 64 for emoji, 224 for photographs"),
+    flag("--workers", 4, COUNT_OR_ZERO, "processes that read images"),
+    flag("--batch-size", 150, Kind(whole(2), "N"), "images a step, over all processes"),
+))
+SELECTION = Group("batches and model selection", (
+    flag("--IPC", 0, COUNT_OR_ZERO,
+         "images per class: batch/N classes with N images each; 0 shuffles"),
+    flag("--augment", None, one_of("crop", "emoji", "none"),
+         "crop: random resized crop and flip; emoji: affine and colour, no flip",
+         shown="the data set's"),
+    flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
+         "share of the training classes that picks the best epoch instead of the test classes, "
+         "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
+         "the test classes"),
+    flag("--val-fold", None, COUNT_OR_ZERO,
+         "like --val-classes, with the data set's own fold N of classes (emoji: 0 to 3)"),
+))
+NETWORK = Group("network", (
+    flag("--model", "bn_inception", text("NAME"), MODELS_TEXT),
+    flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
+    flag("--pretrained", None, text("WHAT"), "imagenet (downloads), none, or a FILE of weights",
+         shown="none for emoji, imagenet for photographs"),
+    flag("--l2-norm", 1, BINARY, "1: the embedding is used at unit length"),
+    flag("--pooling", "avg+max", one_of("avg+max", "avg", "max", "grid"),
+         "how the last feature map becomes a vector; grid: average of each cell of 4 x 4"),
+    flag("--stem", None, one_of("imagenet", "small", "tiny"),
+         "first layers: as published (stride 4), stride 2, or stride 1",
+         shown="imagenet from 128 pixels on, small below"),
+    flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
+         "channels of a ResNet as a multiple of the published ones"),
+    flag("--bn-freeze", None, one_of("0", "1", "affine"),
+         "BatchNorm of the backbone. 0: trained; 1: running statistics fixed, scale and shift "
+         "train after the warm-up (as the released code does); affine: all fixed",
+         shown="1 with pretrained weights, else 0"),
+))
+LOSS = Group("loss", (
+    flag("--loss", "Proxy_Anchor", text("NAME"), LOSSES_TEXT),
+    flag("--mrg", 0.1, not_negative("M"), "margin; AMLoss starts every class at it",
+         need=PROXY_LOSSES, argument="margin"),
+    flag("--alpha", 32.0, positive("A"), "scale of the similarities",
+         need=loss_is("Proxy_Anchor"), argument="alpha"),
+    flag("--loss-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
+         "arguments for a loss given as pml:NAME", need=LIBRARY_LOSS),
+))
+AMLOSS_GROUP = Group("AMLoss: learnable margin of each class", (
+    flag("--alphap", 32.0, positive("A"), "scale on the positive side",
+         need=AMLOSS, argument="alphap"),
+    flag("--alphan", 32.0, positive("A"), "scale on the negative side",
+         need=AMLOSS, argument="alphan"),
+    flag("--delta", 0.1, Kind(number(), "D"), "offset of the proxy-proxy term",
+         need=AMLOSS, argument="delta"),
+    flag("--lam", 1.0, not_negative("L"), "weight of the proxy-proxy term",
+         need=AMLOSS, argument="lam"),
+    flag("--mrg-lr --mrg_lr", 1e-4, not_negative("LR"),
+         "learning rate of the margins (AdamW of their own)", need=AMLOSS, argument="margin_lr"),
+    flag("--mrg-lr-decay-step", 10, EPOCHS, "epochs between two decays of it",
+         need=AMLOSS, argument="margin_step"),
+    flag("--mrg-lr-decay-gamma", 0.5, SHARE, "factor of a decay",
+         need=AMLOSS, argument="margin_gamma"),
+))
+OPTIMISATION = Group("optimisation", (
+    flag("--epochs --epoch", 60, COUNT, "epochs"),
+    flag("--optimizer", "adamw", one_of("adamw", "adam", "sgd", "rmsprop"),
+         "for everything but the margins of AMLoss"),
+    flag("--lr", 1e-4, positive("LR"), "learning rate of the network"),
+    flag("--proxy-lr-scale", 100.0, not_negative("X"),
+         "learning rate of the proxies as a multiple of --lr",
+         need=PROXY_LOSSES, argument="proxy_lr_scale"),
+    flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
+    flag("--decay-vectors", 1, BINARY,
+         "0: no weight decay on biases and BatchNorms of the network"),
+    flag("--schedule", "step", one_of("step", "cosine", "constant"),
+         "step: a decay every few epochs; cosine: a linear rise over a tenth of the run, then down "
+         "to zero"),
+    flag("--lr-decay-step", 10, EPOCHS, "epochs between two decays", need=schedule_is("step")),
+    flag("--lr-decay-gamma", 0.5, SHARE, "factor of a decay", need=schedule_is("step")),
+    flag("--warm", 1, COUNT_OR_ZERO, "epochs in which only the heads and the criterion train"),
+    flag("--clip", 10.0, not_negative("G"),
+         "limit on the absolute value of each gradient entry; 0 is none"),
+    flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
+))
+RUN = Group("run", (
+    flag("--LOG_DIR --log-dir", "logs", text("DIR"), "folder that run folders are made in"),
+    flag("--name", None, text("NAME"), "name of the run and of its folder",
+         shown="from data set, model, loss and time"),
+    flag("--remark", "", text("TEXT"), "added to the run's name"),
+    flag("--seed", 1, COUNT_OR_ZERO, "of every random draw of the run"),
+    flag("--deterministic", False, SWITCH,
+         "the same numbers on every run on a GPU too, at some cost of speed"),
+    flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
+         "which GPU; the CPU is used where there is none"),
+    flag("--eval-every", 1, EPOCHS, "epochs between evaluations"),
+    flag("--max-steps", None, COUNT, "stop after N optimisation steps, evaluate and save",
+         shown="no limit"),
+    flag("--resume-run", None, text("DIR"), "continue the run in DIR from its last checkpoint"),
+    flag("--dry-run", False, SWITCH, "print what would run, and stop"),
+    flag("--wandb", None, one_of("online", "offline", "disabled"),
+         "where Weights & Biases keeps the run",
+         shown="online when a key is configured, else offline"),
+    flag("--wandb-project", "anchorage", text("NAME"), "project there"),
+))
+EVALUATION = Group("evaluation", (
+    flag("--resume", None, text("FILE"), "checkpoint: of ours (knows its own flags) or released"),
+    flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
+         shown="the data set's"),
+    flag("--json", None, text("FILE"), "also write the numbers to FILE"),
+    flag("--export", None, text("FILE.npz"),
+         "also write the unit-length embeddings, labels and paths to FILE.npz"),
+    flag("--kmeans-restarts", 1, COUNT, "k-means runs for NMI and F1; the best counts"),
+    flag("--seed", 1, COUNT_OR_ZERO, "of k-means"),
+    flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"), "which GPU"),
+    flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
+))
+# fmt: on
+
+TRAIN_GROUPS = (DATA, SELECTION, NETWORK, LOSS, AMLOSS_GROUP, OPTIMISATION, RUN)
+EVALUATE_GROUPS = (EVALUATION, DATA, NETWORK)
+
+# --- parsing --------------------------------------------------------------------------------------
+
+_FORMATTER = partial(argparse.HelpFormatter, max_help_position=30, width=100)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with argument files that allow comments, and errors of one sentence."""
+
+    def convert_arg_line_to_args(self, line: str) -> list[str]:
+        return shlex.split(line, comments=True)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _help_text(entry: Flag) -> str:
+    shown = entry.shown
+    if shown is None and entry.kind is not SWITCH and entry.default not in (None, "", ()):
+        shown = entry.default
+    words = entry.help if shown is None else f"{entry.help} (default: {shown})"
+    return words.replace("%", "%%")
+
+
+def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Parser:
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} [@FILE] [--flag VALUE] ...",
+        description=description,
+        formatter_class=_FORMATTER,
+        fromfile_prefix_chars="@",
+        argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
+        allow_abbrev=False,
+    )
+    for group in groups:
+        heading = parser.add_argument_group(group.title)
+        for entry in group.flags:
+            heading.add_argument(*entry.spellings, **_argparse_settings(entry))
+    return parser
+
+
+def _argparse_settings(entry: Flag) -> dict[str, Any]:
+    settings: dict[str, Any] = {"dest": entry.dest, "help": _help_text(entry)}
+    kind = entry.kind
+    if kind is SWITCH:
+        return {**settings, "action": "store_true"}
+    settings |= {"type": kind.parse, "choices": kind.choices, "metavar": kind.metavar}
+    return settings | {"nargs": kind.nargs, "const": kind.const}
+
+
+def _flags(groups: Sequence[Group]) -> list[Flag]:
+    return [entry for group in groups for entry in group.flags]
+
+
+def _parse(
+    program: str, description: str, groups: Sequence[Group], argv: Sequence[str] | None
+) -> argparse.Namespace:
+    parser = _make_parser(program, description, groups)
+    given, unknown = parser.parse_known_args(argv)
+    entries = _flags(groups)
+    if unknown:
+        known = [spelling for entry in entries for spelling in entry.spellings]
+        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=2, cutoff=0.6)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        parser.error(f"unknown argument {unknown[0]}{hint}")
+    args = argparse.Namespace(**{entry.dest: entry.default for entry in entries})
+    vars(args).update(vars(given))
+    args.given = sorted(vars(given))
+    for entry in entries:
+        if entry.dest in args.given and entry.need and not entry.need.met(args):
+            parser.error(
+                f"{entry.spellings[0]} has no effect here: it belongs to {entry.need.name}; "
+                "remove it or choose that"
+            )
+    return args
+
+
+def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of train.py. `given` lists those that stood on the command line.
+
+    Raises:
+        SystemExit: with status 2 and one sentence for a bad or ineffective flag, 0 for --help.
+    """
+    about = "Train an embedding network and judge it on classes it never saw."
+    return _parse("python train.py", about, TRAIN_GROUPS, argv)
+
+
+def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of evaluate.py; see `parse_train`."""
+    about = "Evaluate a checkpoint on the classes it never saw."
+    args = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
+    if not args.resume:
+        print("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
+        raise SystemExit(2)
+    return args
+
+
+def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments that the chosen loss is built with."""
+    listening = {
+        entry.argument: getattr(args, entry.dest)
+        for entry in _flags(TRAIN_GROUPS)
+        if entry.argument and entry.need and entry.need.met(args)
+    }
+    return {**listening, **dict(args.loss_args)}

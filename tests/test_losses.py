@@ -1,0 +1,1044 @@
+"""The losses against the authors' released code (fixtures), against finite differences, and against
+what their equations say about special cases."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import losses
+from losses import (
+    AMLoss,
+    DisentanglingLoss,
+    DistanceWeightedMiner,
+    Embeddings,
+    MarginLoss,
+    MultiSimilarityLoss,
+    NormPenalty,
+    NPairLoss,
+    Objective,
+    ProxyAnchorLoss,
+    ProxyCrowding,
+    SemihardTripletLoss,
+    SoftmaxPairLoss,
+    SphericalConstraint,
+    Term,
+    TripletLoss,
+    build,
+    build_miner,
+    compose,
+    introspective_similarity,
+    mask_orthogonality,
+    options_of,
+)
+
+FIXTURES = Path(__file__).parent / "fixtures"
+CLASSES, SIZE = 20, 16
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost more than they give on matrices this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def fixture(name):
+    """The arrays of a fixture as tensors; scalars as Python numbers."""
+    with np.load(FIXTURES / f"{name}.npz") as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    return {k: v.item() if v.ndim == 0 else torch.from_numpy(v) for k, v in arrays.items()}
+
+
+def names(pattern):
+    found = sorted(path.stem for path in FIXTURES.glob(f"{pattern}.npz"))
+    assert found, f"no fixture matches {pattern}"
+    return found
+
+
+def agree(actual, expected):
+    expected = torch.as_tensor(expected, dtype=torch.float32)
+    torch.testing.assert_close(
+        actual.detach().float(), expected.reshape(actual.shape), rtol=2e-4, atol=2e-5
+    )
+
+
+def leaf(tensor):
+    return tensor.clone().requires_grad_()
+
+
+def with_parameters(criterion, **values):
+    """The criterion with these parameter values; every name must exist."""
+    parameters = dict(criterion.named_parameters())
+    for name, value in values.items():
+        parameters[name].data = value.clone()
+    return criterion
+
+
+def batch(classes=8, images=3, size=SIZE, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat_interleave(images)
+    embeddings = torch.randn(len(labels), size, generator=generator, dtype=dtype)
+    return embeddings.requires_grad_(), labels
+
+
+# --- the authors' code ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names("proxy_anchor*"))
+def test_proxy_anchor_is_the_released_one(name):
+    data = fixture(name)
+    criterion = ProxyAnchorLoss(*data["proxies"].shape, data["margin"], data["alpha"])
+    with_parameters(criterion, proxies=data["proxies"])
+    embeddings = leaf(data["embeddings"])
+    loss = criterion(embeddings, data["labels"])
+    loss.backward()
+    agree(loss, data["loss"])
+    agree(embeddings.grad, data["grad_embeddings"])
+    agree(criterion.proxies.grad, data["grad_proxies"])
+
+
+@pytest.mark.parametrize("strip_elements", [2**24, 60])
+@pytest.mark.parametrize("name", names("amloss*"))
+def test_amloss_is_the_released_one(name, strip_elements, monkeypatch):
+    monkeypatch.setattr(ProxyCrowding, "strip_elements", strip_elements)
+    data = fixture(name)
+    constants = [data[key] for key in ("margin", "alphap", "alphan", "delta", "lam")]
+    criterion = AMLoss(*data["proxies"].shape, *constants)
+    with_parameters(criterion, proxies=data["proxies"], margins=data["margins"])
+    embeddings = leaf(data["embeddings"])
+    loss = criterion(embeddings, data["labels"])
+    loss.backward()
+    agree(loss, data["loss"])
+    agree(embeddings.grad, data["grad_embeddings"])
+    agree(criterion.proxies.grad, data["grad_proxies"])
+    agree(criterion.margins.grad, data["grad_margins"])
+
+
+@pytest.mark.parametrize("name", names("ddml*"))
+def test_ddml_is_the_released_one(name):
+    data = fixture(name)
+    base = ProxyAnchorLoss(*data["proxies"].shape, data["margin"], data["alpha"])
+    with_parameters(base, proxies=data["proxies"])
+    criterion = DisentanglingLoss(base, data["al"], data["be"], data["gam"], data["scale"])
+    main, specific = leaf(data["embedding_params"]), leaf(data["specific_params"])
+    torch.manual_seed(data["rng_seed"])
+    loss = criterion(main, specific, data["labels"])
+    loss.backward()
+    agree(loss, data["loss"])
+    for part in ("metric", "agnostic", "specific", "split"):
+        agree(criterion.terms[part], data[part])
+    agree(main.grad, data["grad_embedding_params"])
+    agree(specific.grad, data["grad_specific_params"])
+    agree(base.proxies.grad, data["grad_proxies"])
+
+
+@pytest.mark.parametrize("name", names("idml*"))
+def test_idml_is_the_released_one(name):
+    data = fixture(name)
+    objective = compose(
+        "Proxy_Anchor",
+        *data["proxies"].shape,
+        attach={"introspective": {}},
+        l2_norm=data["l2_normalised"],
+        margin=data["margin"],
+        alpha=data["alpha"],
+    )
+    criterion = objective.parts["metric"].criterion
+    with_parameters(criterion, proxies=data["proxies"])
+    outputs = Embeddings(leaf(data["semantic"]), leaf(data["uncertainty"]))
+    loss = objective(outputs, data["labels"])
+    loss.backward()
+    agree(loss, data["loss"])
+    agree(outputs.embedding.grad, data["grad_semantic"])
+    agree(outputs.uncertainty.grad, data["grad_uncertainty"])
+    agree(criterion.proxies.grad, data["grad_proxies"])
+
+
+@pytest.mark.parametrize("loss_name", ["triplet", "semihtriplet", "n-npair", "ms"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sec_pair_losses_are_the_released_ones(loss_name, seed):
+    data = fixture(f"sec_{loss_name}_{seed}")
+    embeddings = leaf(data["embeddings"])
+    loss = build(loss_name, CLASSES, SIZE)(embeddings, data["labels"])
+    loss.backward()
+    agree(loss, data["loss"])
+    agree(embeddings.grad, data["grad_embeddings"])
+
+
+@pytest.mark.parametrize("name", names("sec_regulariser*"))
+def test_spherical_constraint_is_the_released_one(name):
+    data = fixture(name)
+    constraint, penalty = SphericalConstraint(momentum=data["norm_momentum"]), NormPenalty()
+    for step, values in enumerate(data["embeddings"]):
+        embeddings = leaf(values)
+        loss = constraint(embeddings)
+        loss.backward()
+        agree(loss, data["loss"][step])
+        agree(embeddings.grad, data["grad_embeddings"][step])
+        agree(penalty(embeddings), data["l2reg"][step])
+
+
+@pytest.mark.parametrize("name", names("dc_margin*"))
+def test_margin_loss_is_the_released_one(name):
+    data = fixture(name)
+    criterion = MarginLoss(data["beta"], data["margin"])
+    embeddings = leaf(data["embeddings"])
+    triplets = data["anchors"], data["positives"], data["negatives"]
+    loss = criterion(embeddings, data["labels"], triplets)
+    loss.backward()
+    agree(loss, data["loss"])
+    agree(embeddings.grad, data["grad_embeddings"])
+    agree(criterion.beta.grad, data["grad_beta"])
+
+
+@pytest.mark.parametrize("name", names("dc_distance_weights*"))
+def test_distance_weights_are_the_released_ones(name):
+    data = fixture(name)
+    miner = DistanceWeightedMiner(data["cutoff"], data["nonzero_loss_cutoff"])
+    agree(miner.probabilities(data["embeddings"], data["labels"]), data["probabilities"])
+
+
+@pytest.mark.parametrize("name", names("dc_mask_orthogonality*"))
+def test_mask_orthogonality_is_the_released_one(name):
+    data = fixture(name)
+    masks = leaf(data["masks"])
+    loss = mask_orthogonality(masks)
+    loss.backward()
+    agree(loss, data["loss"])
+    agree(masks.grad, data["grad_masks"])
+
+
+# --- gradients, precision, numerical range --------------------------------------------------------
+
+
+def triplets_of(labels):
+    positive, negative = losses._pair_masks(labels)
+    anchors, positives = positive.nonzero(as_tuple=True)
+    return anchors, positives, negative[anchors].int().argmax(dim=1)
+
+
+GRADCHECKED = {
+    "proxy_anchor": lambda x, y: ProxyAnchorLoss(6, 5, alpha=8.0).double()(x, y),
+    "amloss": lambda x, y: AMLoss(6, 5, alphap=8.0, alphan=8.0).double()(x, y),
+    "introspective": lambda x, y: ProxyAnchorLoss(6, 5, alpha=8.0).double()(x, y, x.flip(0)),
+    "disentangling": lambda x, y: DisentanglingLoss(
+        ProxyAnchorLoss(6, 5, alpha=8.0).double(), gam=0.1
+    )(x.repeat(1, 2), x.flip(0).repeat(1, 2), y),
+    "triplet": lambda x, y: TripletLoss()(x, y),
+    "semihard": lambda x, y: SemihardTripletLoss(squared=False, soft=True)(x, y),
+    "n-pair": lambda x, y: NPairLoss()(x, y),
+    "multi-similarity": lambda x, y: MultiSimilarityLoss(beta=5.0)(x, y),
+    "sphere": lambda x, y: SphericalConstraint().double()(F.pad(x, (0, 1), value=3.0)),
+    "l2": lambda x, y: NormPenalty()(x),
+    "margin": lambda x, y: MarginLoss().double()(F.normalize(x), y, triplets_of(y)),
+    "softmax pairs": lambda x, y: SoftmaxPairLoss().double()(x, y),
+    "masks": lambda x, y: mask_orthogonality(x),
+}
+
+
+@pytest.mark.parametrize("name", GRADCHECKED)
+def test_gradients_are_those_of_finite_differences(name):
+    embeddings, labels = batch(3, 3, size=5, dtype=torch.float64)
+    if name == "sphere":  # its mean is a constant for the gradient, not for the difference
+        constraint = SphericalConstraint(momentum=1e-12).double()
+        constraint(embeddings)
+        constraint.eval()
+        assert torch.autograd.gradcheck(constraint, (embeddings,))
+        return
+
+    def loss(values):
+        torch.manual_seed(0)  # the same proxies and noise in every evaluation
+        return GRADCHECKED[name](values, labels)
+
+    assert loss(embeddings).dtype == torch.float64
+    assert torch.autograd.gradcheck(loss, (embeddings,))
+
+
+@pytest.mark.parametrize("strip_elements", [2**24, 14, 1])
+def test_amloss_gradients_of_proxies_and_margins(strip_elements, monkeypatch):
+    monkeypatch.setattr(ProxyCrowding, "strip_elements", strip_elements)
+    embeddings, labels = batch(3, 2, size=4, dtype=torch.float64)
+    criterion = AMLoss(7, 4, alphap=8.0, alphan=8.0, lam=2.0).double()
+
+    def loss(proxies, margins):
+        parameters = {"proxies": proxies, "margins": margins}
+        return torch.func.functional_call(criterion, parameters, (embeddings.detach(), labels))
+
+    assert torch.autograd.gradcheck(loss, (leaf(criterion.proxies.data), leaf(criterion.margins)))
+
+
+def test_crowding_is_the_logarithm_of_the_matrix_form():
+    proxies = F.normalize(torch.randn(50, 8, dtype=torch.float64))
+    exponents = (proxies @ proxies.T).fill_diagonal_(-torch.inf)
+    torch.testing.assert_close(ProxyCrowding.apply(proxies), exponents.logsumexp(dim=1))
+
+
+EVERY_LOSS = list(losses.CRITERIA)
+
+
+@pytest.mark.parametrize("name", EVERY_LOSS)
+def test_every_loss_is_float32_under_autocast(name):
+    criterion = build(name, CLASSES, SIZE)
+    criterion.train()
+    embeddings, labels = batch()
+    head = leaf(embeddings.detach().bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.manual_seed(1)
+        loss = criterion(head, labels)
+    assert loss.dtype == torch.float32 and loss.ndim == 0
+    loss.backward()
+    assert head.grad.dtype == torch.bfloat16 and head.grad.isfinite().all()
+    assert all(parameter.dtype == torch.float32 for parameter in criterion.parameters())
+    torch.manual_seed(1)
+    torch.testing.assert_close(criterion(head.float(), labels), loss)
+
+
+@pytest.mark.parametrize("name", EVERY_LOSS)
+def test_every_loss_reports_and_lists_its_parameters_once(name):
+    criterion = build(name, CLASSES, SIZE)
+    embeddings, labels = batch()
+    loss = criterion(embeddings, labels)
+    assert loss.requires_grad
+    for term in criterion.terms.values():
+        assert term.ndim == 0 and not term.requires_grad
+    groups = criterion.parameter_groups(1e-4)
+    assert all({"name", "params", "lr"} <= set(group) for group in groups)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    learnt = [id(p) for p in criterion.parameters() if p.requires_grad]
+    assert sorted(grouped) == sorted(learnt)
+
+
+@pytest.mark.parametrize("alpha", [32.0, 128.0, 1000.0])
+@pytest.mark.parametrize("similarity", [-1.0, 1.0])
+def test_extreme_similarities_stay_finite(alpha, similarity):
+    for criterion in (ProxyAnchorLoss(4, 3, 0.1, alpha), AMLoss(4, 3, 0.1, alpha, alpha)):
+        with torch.no_grad():
+            criterion.proxies.copy_(torch.tensor([1.0, 0.0, 0.0]).expand(4, 3))
+        embeddings = leaf(similarity * criterion.proxies.detach())
+        loss = criterion(embeddings, torch.tensor([0, 0, 1, 2]))
+        loss.backward()
+        assert loss.isfinite()
+        assert embeddings.grad.isfinite().all() and criterion.proxies.grad.isfinite().all()
+    expected = alpha * (0.1 + max(-similarity, similarity))  # one term saturates, the other is 0
+    assert criterion.terms["negative" if similarity > 0 else "positive"] == pytest.approx(
+        expected, rel=0.2
+    )
+
+
+def test_log_one_plus_sum_exp_is_exact_in_the_easy_range():
+    exponents = torch.randn(5, 7, dtype=torch.float64)
+    expected = torch.log1p(exponents.exp().sum(dim=0))
+    torch.testing.assert_close(losses.log_one_plus_sum_exp(exponents, dim=0), expected)
+    nothing = torch.full((3, 2), -torch.inf)
+    assert torch.equal(losses.log_one_plus_sum_exp(nothing, dim=0), torch.zeros(2))
+
+
+# --- properties -----------------------------------------------------------------------------------
+
+# The first and the second image of a class; a miner that pairs by index; a miner that draws.
+ORDERED = {"n-npair", "NPair", "TripletLoss", "MarginLoss"}
+
+
+@pytest.mark.parametrize("name", sorted(set(EVERY_LOSS) - ORDERED))
+def test_order_of_the_batch_does_not_matter(name):
+    criterion = build(name, CLASSES, SIZE)
+    embeddings, labels = batch()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(
+        criterion(embeddings[order], labels[order]), criterion(embeddings, labels)
+    )
+
+
+def test_margin_of_an_absent_class_still_learns():
+    embeddings, labels = batch(4, 3)
+    criterion = AMLoss(CLASSES, SIZE)
+    criterion(embeddings, labels).backward()
+    assert (criterion.margins.grad[4:] < 0).all()  # descent raises it: the third term
+    without = AMLoss(CLASSES, SIZE, lam=0.0)
+    without(embeddings, labels).backward()
+    assert (without.margins.grad[4:] == 0).all() and (without.margins.grad[:4] > 0).all()
+
+
+def test_crowded_proxies_raise_their_margins_faster():
+    criterion = AMLoss(6, 4)
+    with torch.no_grad():
+        criterion.proxies.copy_(
+            torch.tensor([[1.0, 0, 0, 0]] * 3 + [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        )
+    crowding = ProxyCrowding.apply(F.normalize(criterion.proxies))
+    assert crowding[:3].min() > crowding[3:].max()
+
+
+def test_amloss_with_one_class_is_finite():
+    criterion = AMLoss(1, 4)
+    loss = criterion(torch.randn(3, 4), torch.zeros(3, dtype=torch.long))
+    loss.backward()
+    assert loss.isfinite() and criterion.proxies.grad.isfinite().all()
+
+
+def test_amloss_without_third_term_and_own_margins_is_proxy_anchor():
+    embeddings, labels = batch()
+    anchor, am = ProxyAnchorLoss(CLASSES, SIZE), AMLoss(CLASSES, SIZE, lam=0.0)
+    with_parameters(am, proxies=anchor.proxies.data)
+    torch.testing.assert_close(am(embeddings, labels), anchor(embeddings, labels))
+
+
+def test_amloss_class_by_class():
+    """Unequal classes, unequal margins, and a different constant in every place."""
+    embeddings, labels = torch.randn(9, 5).double(), torch.tensor([0, 0, 0, 0, 2, 2, 3, 3, 3])
+    criterion = AMLoss(5, 5, 0.3, alphap=7.0, alphan=3.0, delta=0.2, lam=1.5).double()
+    margins = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4]).double()
+    with_parameters(criterion, margins=margins)
+    proxies = F.normalize(criterion.proxies.detach())
+    s = F.normalize(embeddings) @ proxies.T
+    pull, push, apart = [], [], []
+    for c in range(5):
+        own = labels == c
+        if own.any():
+            pull.append(torch.log1p(torch.exp(-7 * (s[own, c] - margins[c])).sum()))
+        push.append(torch.log1p(torch.exp(3 * (s[~own, c] + 0.3)).sum()))
+        others = torch.cat([proxies[:c], proxies[c + 1 :]]) @ proxies[c]
+        apart.append(torch.log1p(torch.exp(others - margins[c] + 0.2).sum()))
+    expected = sum(pull) / 3 + sum(push) / 5 + 1.5 * sum(apart) / 5
+    torch.testing.assert_close(criterion(embeddings, labels).detach(), expected)
+
+
+def test_proxies_start_kaiming_normal_by_classes():
+    proxies = ProxyAnchorLoss(500, 400).proxies
+    assert proxies.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
+
+
+def test_introspective_similarity_lies_between_cosine_and_one():
+    embeddings, proxies = torch.randn(9, 5), torch.randn(7, 5)
+    cosine = losses.cosine_similarity(embeddings, proxies)
+    certain = introspective_similarity(embeddings, torch.zeros(9, 5), proxies)
+    doubtful = introspective_similarity(embeddings, torch.full((9, 5), 3.0), proxies)
+    assert (cosine <= certain).all() and (certain <= doubtful).all() and (doubtful <= 1).all()
+    at_proxy = introspective_similarity(proxies, torch.zeros(7, 5), proxies)
+    torch.testing.assert_close(at_proxy.diagonal(), torch.ones(7))
+
+
+def test_ddml_draws_the_main_noise_first():
+    base = ProxyAnchorLoss(CLASSES, SIZE)
+    embeddings, labels = batch()
+    params = torch.cat([embeddings, torch.full_like(embeddings, 5.0)], dim=1)
+    wide = torch.cat([embeddings, torch.full_like(embeddings, 9.0)], dim=1)
+    criterion = DisentanglingLoss(base)
+    torch.manual_seed(4)
+    criterion(params, params, labels)
+    first = criterion.terms
+    torch.manual_seed(4)
+    criterion(params, wide, labels)
+    torch.testing.assert_close(criterion.terms["agnostic"], first["agnostic"], rtol=0, atol=0)
+    assert criterion.terms["specific"] != first["specific"]
+
+
+def test_ddml_wraps_amloss_too():
+    criterion = DisentanglingLoss(AMLoss(CLASSES, SIZE))
+    embeddings, labels = batch(size=2 * SIZE)
+    criterion(embeddings, embeddings.flip(0), labels).backward()
+    assert {"positive", "negative", "margin", "agnostic", "specific", "split"} <= set(
+        criterion.terms
+    )
+    assert [group["name"] for group in criterion.parameter_groups(1.0)] == ["proxies", "margins"]
+    assert criterion.class_values()["margin"].shape == (CLASSES,)
+
+
+def test_triplet_loss_by_hand():
+    unit = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    labels = torch.tensor([0, 0, 1])
+    # squared distances: 0-1 .8, 0-2 2, 1-2 .4; triplets (0,1,2) and (1,0,2)
+    assert TripletLoss(0.5)(unit, labels).item() == pytest.approx((0 + 0.9) / 2)
+    # mined: the mean is over active triplets
+    triplets = tuple(torch.tensor(index) for index in ([0, 1], [1, 0], [2, 2]))
+    assert TripletLoss(0.5)(unit, labels, triplets).item() == pytest.approx(0.9)
+    soft = TripletLoss(soft=True)(unit, labels)
+    assert soft.item() == pytest.approx((np.log1p(np.exp(-1.2)) + np.log1p(np.exp(0.4))) / 2)
+    plain = TripletLoss(0.5, squared=False)(unit, labels)
+    assert plain.item() == pytest.approx((0.8**0.5 - 0.4**0.5 + 0.5) / 2, rel=1e-5)
+
+
+def test_semihard_takes_the_farthest_negative_when_none_is_behind_the_positive():
+    angle = torch.tensor([0.0, 2.0, 0.5, 1.0]) * torch.pi / 3
+    unit = torch.stack([angle.cos(), angle.sin()], dim=1)
+    labels = torch.tensor([0, 0, 1, 2])
+    # from image 0: positive at 3, negatives at 2 - 2cos 30° and at 1, all nearer
+    # from image 1: positive at 3, negatives at 2 (angle 90°) and 1
+    expected = ((3 - 1 + 0.2) + (3 - 2 + 0.2)) / 2
+    assert SemihardTripletLoss()(unit, labels).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_n_pair_leaves_out_single_images_and_third_ones():
+    embeddings, _ = batch(3, 3)
+    labels = torch.tensor([5, 5, 5, 2, 7, 7, 2, 9, 7])
+    used = torch.tensor([0, 1, 3, 6, 4, 5])
+    torch.testing.assert_close(
+        NPairLoss()(embeddings, labels), NPairLoss()(embeddings[used], labels[used])
+    )
+
+
+def test_multi_similarity_takes_a_duplicate_for_the_image_itself():
+    labels = torch.tensor([0, 0, 1])
+    twice = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.95, 0.31]])
+    assert MultiSimilarityLoss()(twice, labels) == 0
+    moved = torch.tensor([[1.0, 0.0], [1.0, 0.02], [0.95, 0.31]])
+    assert MultiSimilarityLoss()(moved, labels) > 0
+
+
+def test_softmax_pairs_by_hand():
+    unit = torch.eye(3)[[0, 0, 1]]
+    loss = SoftmaxPairLoss(2.0)(unit, torch.tensor([0, 0, 1]))
+    assert loss.item() == pytest.approx(np.log1p(np.exp(-2.0)))
+
+
+def test_margin_loss_by_hand():
+    # distances: a-p .5, a-n 1.3 → [.5 - 1.2 + .2]+ = 0, [1.2 - 1.3 + .2]+ = .1
+    embeddings = torch.tensor([[0.0], [0.5], [1.3]])
+    triplet = tuple(torch.tensor([index]) for index in range(3))
+    criterion = MarginLoss(nu=0.5)
+    loss = criterion(embeddings, torch.tensor([0, 0, 1]), triplet)
+    assert loss.item() == pytest.approx(0.1 + 0.5 * 1.2, rel=1e-5)
+    assert criterion.terms["positive"] == 0
+    assert criterion.terms["negative"].item() == pytest.approx(0.1, rel=1e-5)
+
+
+def test_margin_loss_without_active_term_is_zero_with_finite_gradient():
+    embeddings = leaf(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]))
+    criterion = MarginLoss()
+    triplet = tuple(torch.tensor([index]) for index in range(3))
+    loss = criterion(embeddings, torch.tensor([0, 0, 1]), triplet)
+    loss.backward()
+    assert loss == 0 and (embeddings.grad == 0).all() and (criterion.beta.grad == 0).all()
+
+
+def test_margin_loss_takes_the_beta_of_the_anchor():
+    embeddings = torch.tensor([[0.0], [0.1], [1.0], [1.1]])
+    labels = torch.tensor([3, 3, 1, 1])
+    triplets = tuple(torch.tensor(index) for index in ([0, 1], [1, 0], [2, 3]))
+    criterion = MarginLoss(num_classes=CLASSES, beta_lr=0.5)
+    criterion(embeddings, labels, triplets).backward()
+    assert criterion.beta.grad[3] == 1  # both negatives, and only they, are too near
+    assert criterion.beta.grad.count_nonzero() == 1
+    (group,) = criterion.parameter_groups(1e-5)
+    assert group["lr"] == 0.5 and group["weight_decay"] == 0
+    assert criterion.class_values()["beta"].shape == (CLASSES,)
+    assert build("MarginLoss", CLASSES, SIZE).parameter_groups(1e-5) == []
+    assert build("MarginLoss", CLASSES, SIZE, beta_lr=0.1).beta.shape == (CLASSES,)
+
+
+PAIRLESS = ["triplet", "semihtriplet", "n-npair", "ms", "MarginLoss", "TripletLoss", "NPairsLoss"]
+
+
+@pytest.mark.parametrize("name", PAIRLESS)
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [2]], ids=["no positives", "one image"])
+def test_batches_without_pairs_cost_nothing(name, labels):
+    embeddings = torch.randn(len(labels), SIZE, requires_grad=True)
+    loss = build(name, CLASSES, SIZE)(embeddings, torch.tensor(labels))
+    loss.backward()
+    assert loss == 0 and (embeddings.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY_LOSS if name != "NPairsLoss"])
+def test_batches_of_one_class_are_finite(name):
+    embeddings = torch.randn(6, SIZE, requires_grad=True)
+    loss = build(name, CLASSES, SIZE)(embeddings, torch.zeros(6, dtype=torch.long))
+    loss.backward()
+    assert loss.isfinite() and embeddings.grad.isfinite().all()
+
+
+def test_spherical_constraint_keeps_a_running_mean():
+    embeddings, labels = batch()
+    constraint = SphericalConstraint(weight=2.0, momentum=0.25)
+    assert constraint.norm_mean.isnan()
+    first = constraint(embeddings, labels)
+    norms = embeddings.detach().norm(dim=1)
+    torch.testing.assert_close(constraint.norm_mean, norms.mean())
+    torch.testing.assert_close(first, 2 * norms.var(correction=0))
+    torch.testing.assert_close(constraint.terms["norm_var"], norms.var(correction=0))
+    torch.testing.assert_close(constraint.terms["sec"] * 2, first.detach())
+    constraint(3 * embeddings)
+    torch.testing.assert_close(constraint.norm_mean, 1.5 * norms.mean())
+    constraint.eval()
+    constraint(embeddings)
+    torch.testing.assert_close(constraint.norm_mean, 1.5 * norms.mean())
+    again = SphericalConstraint(momentum=0.25)
+    again.load_state_dict(constraint.state_dict())
+    torch.testing.assert_close(again.norm_mean, constraint.norm_mean)
+
+
+def test_spherical_constraint_reports_the_cosines_of_pairs():
+    embeddings = torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
+    constraint = SphericalConstraint()
+    constraint(embeddings, torch.tensor([0, 0, 1]))
+    assert constraint.terms["cos_positive"] == 1 and constraint.terms["cos_negative"] == 0
+
+
+def test_equal_masks_have_regulariser_one_without_gradient():
+    masks = leaf(torch.rand(1, 32).repeat(4, 1))
+    loss = mask_orthogonality(masks)
+    loss.backward()
+    assert loss.item() == pytest.approx(1.0)
+    torch.testing.assert_close(masks.grad, torch.zeros_like(masks), rtol=0, atol=1e-7)
+
+
+def test_disjoint_empty_and_single_masks_have_regulariser_zero():
+    assert mask_orthogonality(torch.eye(8).repeat_interleave(4, dim=1)) == 0
+    assert mask_orthogonality(torch.tensor([[1.0, 2.0], [-1.0, -2.0]])) == 0
+    single = torch.rand(1, 8, requires_grad=True)
+    loss = mask_orthogonality(single)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_mask_regulariser_is_the_mean_over_ordered_pairs():
+    masks = torch.randn(5, 12)
+    pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+    expected = sum(F.cosine_similarity(masks[i].relu(), masks[j].relu(), dim=0) for i, j in pairs)
+    torch.testing.assert_close(mask_orthogonality(masks), expected / len(pairs))
+
+
+# --- miners ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", losses.MINERS)
+def test_miners_never_return_the_anchor_or_a_wrong_class(name):
+    miner = build_miner(name)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        labels = torch.randint(0, 6, (30,))
+        embeddings = torch.randn(30, 4) + F.one_hot(labels % 4, 4)
+        anchors, positives, negatives = miner(embeddings, labels)
+        assert len(anchors) == len(positives) == len(negatives) > 0
+        assert (anchors != positives).all()
+        assert (labels[anchors] == labels[positives]).all()
+        assert (labels[anchors] != labels[negatives]).all()
+
+
+@pytest.mark.parametrize("name", losses.MINERS)
+def test_miners_return_nothing_where_there_is_no_triplet(name):
+    miner = build_miner(name)
+    for labels in ([0, 0, 0], [0, 1, 2], [4]):
+        triplets = miner(torch.randn(len(labels), 8), torch.tensor(labels))
+        assert [len(index) for index in triplets] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["HPHN", "EPHN"])
+def test_letter_miners_take_the_extremes(name):
+    embeddings, labels = batch(5, 4, size=6)
+    unit = F.normalize(embeddings.detach())
+    distances = torch.cdist(unit, unit)
+    anchors, positives, negatives = build_miner(name)(embeddings, labels)
+    assert anchors.tolist() == list(range(20))
+    for a, p, n in zip(anchors, positives, negatives, strict=True):
+        same = [i for i in range(20) if labels[i] == labels[a] and i != a]
+        other = [i for i in range(20) if labels[i] != labels[a]]
+        chosen = max if name == "HPHN" else min
+        assert p == chosen(same, key=lambda i, a=a: distances[a, i].item())
+        assert n == min(other, key=lambda i, a=a: distances[a, i].item())
+
+
+@pytest.mark.parametrize("name", ["EPSHN", "RPSHN"])
+def test_semihard_negatives_lie_in_the_band(name):
+    embeddings, labels = batch(6, 4, size=4)
+    unit = F.normalize(embeddings.detach())
+    anchors, positives, negatives = build_miner(name, margin=0.3)(embeddings, labels)
+    gap = (unit[anchors] - unit[negatives]).norm(dim=1) - (unit[anchors] - unit[positives]).norm(
+        dim=1
+    )
+    assert len(anchors) > 0 and (gap > -1e-6).all() and (gap < 0.3 + 1e-6).all()
+
+
+def test_random_positives_reach_all_of_them():
+    embeddings, labels = batch(2, 4)
+    seen = {
+        tuple(p.tolist()) for _ in range(50) for p in [build_miner("RPHN")(embeddings, labels)[1]]
+    }
+    assert {row[0] for row in seen} == {1, 2, 3}
+
+
+def test_distance_weighted_miner_gives_one_pair_each_for_two_per_class():
+    embeddings, labels = batch(10, 2)
+    anchors, positives, _ = DistanceWeightedMiner()(embeddings, labels)
+    assert anchors.tolist() == list(range(20))
+    assert positives.tolist() == [i ^ 1 for i in range(20)]
+
+
+def test_distance_weighted_miner_draws_as_many_negatives_as_positives_on_average():
+    embeddings, labels = batch(5, 4)
+    anchors, positives, negatives = DistanceWeightedMiner()(embeddings, labels)
+    assert torch.bincount(anchors).tolist() == [3] * 20
+    assert positives[:3].tolist() == [1, 2, 3]
+    for a in range(20):
+        assert len(set(negatives[anchors == a].tolist())) == 3  # without replacement
+    # few negatives in reach: as many as the largest class leaves
+    anchors, _, _ = DistanceWeightedMiner()(embeddings[:6], torch.tensor([0, 0, 0, 0, 0, 1]))
+    assert torch.bincount(anchors).tolist() == [1] * 5
+
+
+def test_distance_weighted_miner_fills_up_small_classes_with_replacement():
+    labels = torch.tensor([0] * 6 + [1] * 6 + [2, 2, 3])
+    embeddings = torch.randn(15, 8)
+    anchors, positives, _ = DistanceWeightedMiner()(embeddings, labels)
+    draws = int((labels[:, None] == labels).sum() - 15) / 15
+    assert torch.bincount(anchors).tolist() == [round(draws)] * 14
+    assert positives[anchors == 12].unique().tolist() == [13]
+    assert positives[anchors == 0].unique().numel() == round(draws)  # a subset, no repetition
+
+
+def test_distance_weighted_probabilities_prefer_near_negatives_and_sum_to_one():
+    embeddings, labels = batch(8, 3, size=64)
+    probabilities = DistanceWeightedMiner().probabilities(embeddings, labels)
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(24))
+    assert (probabilities[labels[:, None] == labels] == 0).all()
+    unit = F.normalize(embeddings.detach())
+    distances = torch.cdist(unit, unit).masked_fill(labels[:, None] == labels, torch.inf)
+    assert torch.equal(probabilities.argmax(dim=1), distances.argmin(dim=1))
+    one_class = DistanceWeightedMiner().probabilities(embeddings, torch.zeros(24).long())
+    assert (one_class == 0).all()
+
+
+def test_cutoffs_of_the_distance_weighted_miner():
+    angles = torch.tensor([0.0, 0.1, 0.2, 1.0, 3.0])
+    embeddings = torch.stack([angles.cos(), angles.sin(), 0 * angles, 0 * angles], dim=1)
+    labels = torch.arange(5)
+    row = DistanceWeightedMiner().probabilities(embeddings, labels)[0]
+    torch.testing.assert_close(row[1], row[2])  # both nearer than the cutoff
+    assert row[1] > row[3] > row[4] and 0 < row[4] < 1e-6  # out of reach, yet possible
+
+
+def test_nearest_negative_miner_keeps_its_distance():
+    embeddings, labels = batch(6, 3, size=3)
+    unit = F.normalize(embeddings.detach())
+    distances = torch.cdist(unit, unit)
+    anchors, positives, negatives = build_miner("easypeasy")(embeddings, labels)
+    assert (distances[anchors, negatives] >= 0.5 - 1e-5).all()
+    assert torch.bincount(anchors).tolist() == [2] * 18  # as many as positives
+    for a in anchors.unique():
+        allowed = (labels != labels[a]) & (distances[a] >= 0.5)
+        chosen = distances[a, negatives[anchors == a]]
+        expected = distances[a][allowed].sort().values[: len(chosen)]
+        torch.testing.assert_close(chosen, expected)
+        assert positives[anchors == a].tolist() == sorted(positives[anchors == a].tolist())
+
+
+# --- by name --------------------------------------------------------------------------------------
+
+
+def test_published_constants_of_the_library_losses():
+    loss = build("MS", CLASSES, SIZE)
+    assert (loss.loss.alpha, loss.loss.beta, loss.loss.base) == (2, 50, 0.5)
+    assert loss.miner.epsilon == 0.1
+    triplet = build("Triplet", CLASSES, SIZE)
+    assert triplet.loss.margin == triplet.miner.margin == 0.1
+    assert triplet.miner.type_of_triplets == "semihard"
+    wider = build("Triplet", CLASSES, SIZE, margin=0.3)
+    assert wider.loss.margin == wider.miner.margin == 0.3
+    n_pair = build("NPair", CLASSES, SIZE)
+    assert not n_pair.loss.distance.normalize_embeddings and n_pair.unit_length is False
+    assert build("Proxy_NCA", CLASSES, SIZE).loss.softmax_scale == 32
+    assert build("Contrastive", CLASSES, SIZE).loss.neg_margin == 0.5
+    circle = build("Circle", CLASSES, SIZE).loss
+    assert (circle.m, circle.gamma) == (0.4, 80)
+    assert build("Margin", CLASSES, SIZE).loss.beta.requires_grad
+
+
+def test_library_agrees_with_our_proxy_anchor():
+    embeddings, labels = batch()
+    ours, theirs = ProxyAnchorLoss(CLASSES, SIZE), build("pml:ProxyAnchorLoss", CLASSES, SIZE)
+    theirs.loss.proxies.data = ours.proxies.data.clone()
+    torch.testing.assert_close(ours(embeddings, labels), theirs(embeddings, labels))
+    (group,) = theirs.parameter_groups(1e-4)
+    assert group["name"] == "proxies" and group["lr"] == pytest.approx(1e-2)
+
+
+def test_library_loss_takes_its_arguments_and_float64_leaves_its_proxies_alone():
+    criterion = build("pml:SoftTripleLoss", CLASSES, SIZE, centers_per_class=3)
+    assert criterion.loss.fc.shape == (SIZE, 3 * CLASSES)
+    embeddings, labels = batch(dtype=torch.float64)
+    criterion(embeddings, labels).backward()
+    assert criterion.loss.fc.dtype == torch.float32 and embeddings.grad.dtype == torch.float64
+
+
+def test_own_losses_do_not_import_the_library():
+    code = (
+        "import sys, losses; losses.compose('AMLoss', 9, 4); losses.options_of('ms');"
+        "assert 'pytorch_metric_learning' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=FIXTURES.parent.parent)
+
+
+def test_missing_library_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning.losses", None)
+    with pytest.raises(ValueError, match="pip install pytorch-metric-learning"):
+        build("pml:CircleLoss", CLASSES, SIZE)
+
+
+@pytest.mark.parametrize(
+    "name, nearest",
+    [
+        ("AMLos", "AMLoss"),
+        ("proxy-anchor", "Proxy_Anchor"),
+        ("nonsense?!", "semihtriplet"),
+        ("pml:CirleLoss", "CircleLoss"),
+    ],
+)
+def test_unknown_losses_are_answered_with_names(name, nearest):
+    with pytest.raises(ValueError, match=nearest):
+        build(name, CLASSES, SIZE)
+    with pytest.raises(ValueError, match=nearest):
+        options_of(name)
+
+
+def test_options_are_those_of_the_loss():
+    assert options_of("Proxy_Anchor") == {"margin", "alpha", "proxy_lr_scale"}
+    assert {"alphap", "alphan", "delta", "lam", "margin_lr"} <= options_of("AMLoss")
+    assert {"m", "gamma"} <= options_of("Circle") and "alpha" not in options_of("Circle")
+    for name in EVERY_LOSS:
+        assert not {"num_classes", "embedding_size"} & options_of(name)
+    with pytest.raises(ValueError, match="did you mean alpha"):
+        build("Proxy_Anchor", CLASSES, SIZE, alhpa=3)
+    with pytest.raises(ValueError, match="gamma"):
+        build("pml:CircleLoss", CLASSES, SIZE, gama=3)
+    with pytest.raises(ValueError, match="cannot be built"):
+        build("pml:CrossBatchMemory", CLASSES, SIZE)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Proxy_Anchor", "AMLoss", "triplet", "ms", "Proxy_NCA"])
+def test_bad_batches_are_one_sentence(name):
+    criterion = build(name, CLASSES, SIZE)
+    good, labels = torch.randn(3, SIZE), torch.tensor([0, 0, 1])
+    bad = [
+        (torch.randn(0, SIZE), labels[:0], "batch is empty"),
+        (torch.randn(3, SIZE, 1), labels, "shape"),
+        (good, labels[:2], "one label for each"),
+        (good, labels.float(), "must be integers"),
+    ]
+    if name in ("Proxy_Anchor", "AMLoss", "Proxy_NCA"):
+        bad += [
+            (good, torch.tensor([0, 1, CLASSES]), f"built for {CLASSES} classes"),
+            (good, torch.tensor([0, -1, 2]), "from -1 to 2"),
+            (torch.randn(3, SIZE + 1), labels, "same embedding size"),
+        ]
+    for embeddings, batch_labels, sentence in bad:
+        with pytest.raises(ValueError, match=sentence) as caught:
+            criterion(embeddings, batch_labels)
+        assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: ProxyAnchorLoss(5, 4, alpha=0), "alpha must be above 0"),
+        (lambda: ProxyAnchorLoss(0, 4), "num_classes must be above 0"),
+        (lambda: AMLoss(5, 4, lam=-1), "lam must be 0 or more"),
+        (lambda: TripletLoss(-0.1), "margin must be 0 or more"),
+        (lambda: SphericalConstraint(momentum=0), "momentum"),
+        (lambda: SphericalConstraint(weight=float("nan")), "weight"),
+        (lambda: DistanceWeightedMiner(1.5), "cutoff"),
+        (lambda: build_miner("EPNH"), "EPHN"),
+        (lambda: DisentanglingLoss(TripletLoss()), "Proxy_Anchor, AMLoss"),
+        (lambda: mask_orthogonality(torch.rand(4)), "shape"),
+        (lambda: Objective({}), "at least one term"),
+        (
+            lambda: introspective_similarity(torch.rand(3, 4), torch.rand(2, 4), torch.rand(5, 4)),
+            "one uncertainty vector",
+        ),
+    ],
+)
+def test_bad_arguments_are_one_sentence(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_ddml_refuses_heads_of_the_wrong_width():
+    criterion = DisentanglingLoss(ProxyAnchorLoss(CLASSES, SIZE))
+    with pytest.raises(ValueError, match="same embedding size"):
+        criterion(torch.randn(2, SIZE), torch.randn(2, 2 * SIZE), torch.tensor([0, 1]))
+
+
+# --- sums of terms --------------------------------------------------------------------------------
+
+
+def outputs_for(objective, labels, seed=0):
+    """What a network with the objective's heads would give, as leaves."""
+    generator = torch.Generator().manual_seed(seed)
+    width = 2 * SIZE if "specific" in objective.heads else SIZE
+    heads = {
+        head: torch.randn(
+            len(labels), SIZE if head == "uncertainty" else width, generator=generator
+        ).requires_grad_()
+        for head in objective.heads
+    }
+    return Embeddings(**heads)
+
+
+ATTACHED = {
+    "plain": {},
+    "sec": {"sec": {"weight": 0.5}},
+    "l2": {"l2": {"weight": 0.01}},
+    "introspective": {"introspective": {}},
+    "paper": {"introspective": {"variant": "paper"}},
+    "disentangled": {"disentangled": {"be": 1.0}},
+    "masks": {"masks": {"weight": 0.01}},
+    "disentangled+sec": {"disentangled": {}, "sec": {}},
+    "introspective+sec+masks": {"introspective": {}, "sec": {}, "masks": {}},
+}
+
+
+@pytest.mark.parametrize("attached", ATTACHED)
+@pytest.mark.parametrize("name", ["Proxy_Anchor", "AMLoss", "MS"])
+def test_the_matrix_of_combinations(name, attached):
+    attach = ATTACHED[attached]
+    if name == "MS" and {"introspective", "disentangled"} & set(attach):
+        with pytest.raises(ValueError, match=r"which MS .*Proxy_Anchor, AMLoss\.$"):
+            compose(name, CLASSES, SIZE, attach)
+        return
+    objective = compose(name, CLASSES, SIZE, attach)
+    labels = torch.arange(8).repeat_interleave(3)
+    outputs = outputs_for(objective, labels)
+    masks = torch.rand(4, SIZE, requires_grad=True)
+    context = {"masks": masks} if "masks" in attach else {}
+    torch.manual_seed(0)
+    loss = objective(outputs, labels, **context)
+    loss.backward()
+    assert loss.isfinite() and all(
+        head.grad.abs().sum() > 0 for head in outputs if head is not None
+    )
+    assert all(term.ndim == 0 and not term.requires_grad for term in objective.terms.values())
+    assert {"sec", "l2", "masks"} & set(attach) <= set(objective.terms)
+    grouped = [id(p) for group in objective.parameter_groups(1e-4) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in objective.parameters())
+
+
+def test_an_objective_is_the_weighted_sum_of_its_terms():
+    objective = compose(
+        "AMLoss",
+        CLASSES,
+        SIZE,
+        {"sec": {"weight": 0.5}, "l2": {"weight": 0.25}, "masks": {"weight": 0.1}},
+        lam=2.0,
+    )
+    embeddings, labels = batch()
+    masks = torch.rand(4, SIZE)
+    loss = objective(Embeddings(embeddings), labels, masks=masks)
+    weights = {"positive": 1, "negative": 1, "margin": 2, "sec": 0.5, "l2": 0.25, "masks": 0.1}
+    expected = sum(weight * objective.terms[key] for key, weight in weights.items())
+    torch.testing.assert_close(loss.detach(), expected)
+    without = objective(Embeddings(embeddings), labels, masks=None)  # the full phase
+    assert "masks" not in objective.terms
+    torch.testing.assert_close(loss - without, 0.1 * mask_orthogonality(masks), rtol=0, atol=1e-5)
+
+
+def test_terms_of_one_name_are_told_apart():
+    objective = Objective({"near": Term(TripletLoss(0.1)), "far": Term(TripletLoss(2.0), weight=2)})
+    embeddings, labels = batch()
+    loss = objective(Embeddings(embeddings), labels)
+    assert set(objective.terms) == {"active", "far/active"}
+    expected = TripletLoss(0.1)(embeddings, labels) + 2 * TripletLoss(2.0)(embeddings, labels)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_sec_sees_the_raw_mean_of_a_disentangled_head():
+    objective = compose("Proxy_Anchor", CLASSES, SIZE, {"disentangled": {}, "sec": {}})
+    labels = torch.arange(8).repeat_interleave(3)
+    outputs = outputs_for(objective, labels)
+    objective(outputs, labels)
+    norms = outputs.embedding.detach()[:, :SIZE].norm(dim=1)
+    torch.testing.assert_close(objective.terms["norm_mean"], norms.mean())
+    assert torch.equal(outputs.retrieval, outputs.embedding[:, :SIZE])
+
+
+def test_what_each_loss_is_fed():
+    """Unit vectors for the margin loss, raw ones for N-pairs and SEC, l2_norm decides the rest."""
+    embeddings, labels = batch()
+    outputs, unit = Embeddings(embeddings), F.normalize(embeddings)
+
+    def fed(name, l2_norm, **options):
+        objective = compose(name, CLASSES, SIZE, l2_norm=l2_norm, **options)
+        torch.manual_seed(2)
+        return objective(outputs, labels), objective.parts["metric"].criterion
+
+    for l2_norm in (True, False):
+        loss, criterion = fed("MarginLoss", l2_norm)
+        torch.manual_seed(2)
+        torch.testing.assert_close(loss, criterion(unit, labels))
+        loss, criterion = fed("NPair", l2_norm)
+        torch.testing.assert_close(loss, criterion(embeddings, labels))
+        loss, criterion = fed("pml:NPairsLoss", l2_norm)
+        torch.testing.assert_close(loss, criterion(unit if l2_norm else embeddings, labels))
+
+
+def test_uncertainty_learns_in_the_papers_variant_only():
+    labels = torch.arange(8).repeat_interleave(3)
+    learnt = {}
+    for variant in ("released", "paper"):
+        objective = compose("Proxy_Anchor", CLASSES, SIZE, {"introspective": {"variant": variant}})
+        outputs = outputs_for(objective, labels)
+        objective(outputs, labels).backward()
+        learnt[variant] = outputs.uncertainty.grad.abs().max()
+    assert learnt["released"] < 1e-5 < 1e-3 < learnt["paper"]
+
+
+def test_heads_and_their_absence():
+    assert compose("AMLoss", CLASSES, SIZE).heads == ("embedding",)
+    assert compose("AMLoss", CLASSES, SIZE, {"disentangled": {}, "l2": {}}).heads == (
+        "embedding",
+        "specific",
+    )
+    objective = compose("AMLoss", CLASSES, SIZE, {"introspective": {}})
+    assert objective.heads == ("embedding", "uncertainty")
+    with pytest.raises(ValueError, match="needs the network's uncertainty head"):
+        objective(Embeddings(torch.randn(2, SIZE)), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    "attach, sentence",
+    [
+        ({"introspective": {}, "disentangled": {}}, "cannot be combined"),
+        ({"introspective": {"variant": "papr"}}, "did you mean paper"),
+        ({"sec": {"wieght": 1}}, "did you mean weight"),
+        ({"spherical": {}}, "There is no attachment"),
+        ({"masks": {"weight": -1}}, "weight must be 0 or more"),
+    ],
+)
+def test_attachments_that_make_no_sense_are_one_sentence(attach, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        compose("Proxy_Anchor", CLASSES, SIZE, attach)
+
+
+def test_an_objective_saves_and_loads_what_it_learnt():
+    objective = compose("AMLoss", CLASSES, SIZE, {"sec": {"momentum": 0.5}})
+    embeddings, labels = batch()
+    objective(Embeddings(embeddings), labels)
+    other = compose("AMLoss", CLASSES, SIZE, {"sec": {"momentum": 0.5}})
+    other.load_state_dict(objective.state_dict())
+    torch.testing.assert_close(
+        other(Embeddings(embeddings), labels), objective(Embeddings(embeddings), labels)
+    )
+    assert torch.equal(other.class_values()["margin"], torch.full((CLASSES,), 0.1))
+
+
+def test_margins_have_an_optimiser_of_their_own():
+    objective = compose("AMLoss", CLASSES, SIZE, margin_lr=3e-4, margin_step=5, margin_gamma=0.2)
+    proxies, margins = objective.parameter_groups(2e-4)
+    assert proxies["name"] == "proxies" and proxies["lr"] == pytest.approx(2e-2)
+    assert {k: v for k, v in margins.items() if k != "params"} == {
+        "name": "margins",
+        "optimizer": "adamw",
+        "lr": 3e-4,
+        "step": 5,
+        "gamma": 0.2,
+    }

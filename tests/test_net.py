@@ -1,0 +1,681 @@
+"""Networks against the released ones: outputs, freezing, heads, masks, weights of every layout."""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+import net
+from net import EmbeddingMasks, weights
+from net.bn_inception import BNInception
+from net.layers import average_conv_norm, conv_norm
+from utils import InputError
+
+FIXTURES = Path(__file__).resolve().parent / "fixtures"
+TINY = {"model": "resnet10", "embedding_size": 8, "width": 0.125, "stem": "small"}
+
+
+def released_tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """A weight as the fixtures' README rebuilds it from its key."""
+    rng = np.random.default_rng(zlib.crc32(key.encode()))
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.long)
+    if key.endswith("running_var"):
+        values = rng.uniform(0.5, 1.5, shape)
+    elif key.endswith(("running_mean", "bias")):
+        values = 0.1 * rng.standard_normal(shape)
+    elif len(shape) == 1:
+        values = rng.uniform(0.5, 1.5, shape)
+    else:
+        values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    return torch.from_numpy(values.astype(np.float32))
+
+
+@cache
+def fixture(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The released state_dict and the arrays of a network fixture."""
+    archive = np.load(FIXTURES / f"net_{name}_0.npz")
+    state = {}
+    for key, shape in zip(archive["keys"].tolist(), archive["shapes"].tolist(), strict=True):
+        state[key] = released_tensor(key, tuple(int(n) for n in shape.split(",") if n))
+    arrays = {k: torch.from_numpy(archive[k]) for k in archive.files if k not in ("keys", "shapes")}
+    return state, arrays
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small layers on a shared machine: threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def bn_inception() -> net.EmbeddingNet:
+    """The released BN-Inception; tests only read it."""
+    state, _ = fixture("bn_inception")
+    network = net.build("bn_inception", 512, bn_freeze="affine").eval()
+    net.load_checkpoint(network, {"model_state_dict": state})
+    return network
+
+
+def tiny(**options: object) -> net.EmbeddingNet:
+    torch.manual_seed(0)
+    return net.build(**(TINY | options))
+
+
+def images(batch: int = 2, size: int = 32) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+# --- outputs of the released networks -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnets_answer_as_released(name: str) -> None:
+    state, arrays = fixture(name)
+    network = net.build(name, 512).eval()
+    network.load_state_dict(state)  # strict, with the classifier that the file carries along
+    with torch.no_grad():
+        outputs = network(arrays["input"])
+        assert_close(F.normalize(outputs.embedding), arrays["embedding"])
+        torch.testing.assert_close(network.embed(arrays["input"]), outputs.embedding)
+    assert outputs.uncertainty is None and outputs.specific is None
+
+
+def test_bn_inception_answers_as_released(bn_inception: net.EmbeddingNet) -> None:
+    _, arrays = fixture("bn_inception")
+    with torch.no_grad():
+        assert_close(F.normalize(bn_inception.embed(arrays["input"])), arrays["embedding"])
+
+
+def test_idml_answers_as_released() -> None:
+    state, arrays = fixture("idml_resnet50")
+    network = net.build("resnet50", 512, ("embedding", "uncertainty")).eval()
+    net.load_checkpoint(network, {f"module.{key}": value for key, value in state.items()})
+    with torch.no_grad():
+        outputs = network(arrays["input"])
+    assert_close(F.normalize(outputs.embedding), arrays["semantic"])
+    assert_close(F.normalize(outputs.uncertainty), arrays["uncertainty"])
+
+
+@pytest.mark.parametrize("name", ["sec_bn_inception", "sec_bn_inception_nobn"])
+def test_spherical_networks_answer_as_released(name: str) -> None:
+    state, arrays = fixture(name)
+    options = net.checkpoint_options(state)
+    assert options["head_norm"] == (name == "sec_bn_inception")
+    assert (options["pooling"], options["input_spec"]) == ("avg", "spherical")
+    network = net.build(**options).eval()
+    net.load_checkpoint(network, state)
+    with torch.no_grad():
+        assert_close(network.embed(arrays["input"]), arrays["embedding"])
+    assert network.input.size == 227 and network.input.mean == (104.0, 117.0, 123.0)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_resnets_are_torchvisions(mode: str) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18()
+    ours = net.build("resnet18", 4, pooling="avg", bn_freeze="0")
+    ours.model.load_state_dict(theirs.state_dict(), strict=False)
+    theirs.fc = nn.Identity()
+    getattr(theirs, mode)(), getattr(ours, mode)()
+    assert_close(F.normalize(ours.features(images())), F.normalize(theirs(images())))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_googlenet_is_torchvisions(mode: str) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.googlenet(aux_logits=False, init_weights=False)
+    ours = net.build("GoogLeNet", 4, pooling="avg")
+    theirs.load_state_dict(ours.model.state_dict(), strict=False)
+    theirs.fc, theirs.dropout = nn.Identity(), nn.Identity()
+    getattr(theirs, mode)(), getattr(ours, mode)()
+    batch = images(4, 64)
+    assert_close(F.normalize(ours.features(batch)), F.normalize(theirs(batch)))
+
+
+# --- folding --------------------------------------------------------------------------------------
+
+
+def layer_pair(kernel: int, bias: bool) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(5, 7, kernel, padding=kernel // 2, bias=bias), nn.BatchNorm2d(7)
+    for tensor in (norm.weight, norm.running_mean, norm.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5)
+    return conv, norm
+
+
+def outcome(function, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> list[torch.Tensor]:
+    """Output, gradients of input, convolution and norm, and the running statistics afterwards."""
+    x = torch.randn(4, 5, 6, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    parameters = [*conv.parameters(), *norm.parameters()]
+    out = function(x)
+    gradients = torch.autograd.grad(out.square().sin().sum(), [x, *parameters])
+    return [out, *gradients, norm.running_mean.clone(), norm.running_var.clone()]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_frozen_norm_folds_without_a_trace(bias: bool) -> None:
+    conv, norm = layer_pair(3, bias)
+    norm.eval()
+    expected = outcome(lambda x: norm(conv(x)), conv, norm)
+    for ours, reference in zip(
+        outcome(lambda x: conv_norm(x, conv, norm), conv, norm), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_averaging_commutes_with_the_projection(training: bool) -> None:
+    results = []
+    for function in (
+        lambda x, conv, norm: norm(conv(F.avg_pool2d(x, 3, 1, 1))),
+        average_conv_norm,
+    ):
+        conv, norm = layer_pair(1, bias=True)
+        norm.train(training)
+        results.append(outcome(lambda x, f=function, c=conv, n=norm: f(x, c, n), conv, norm))
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+
+
+# --- building -------------------------------------------------------------------------------------
+
+
+def test_names_come_in_any_spelling() -> None:
+    for spelling in ("ResNet-10", "RESNET10", "resnet_10"):
+        assert tiny(model=spelling).name == "resnet10"
+    with pytest.raises(InputError, match="bn_inception"):
+        net.build("bn_inseption", 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"pooling": "median"}, "median"),
+        ({"stem": "huge"}, "huge"),
+        ({"bn_freeze": "2"}, "bn_freeze"),
+        ({"input_spec": "grey"}, "grey"),
+        ({"embedding_size": 0}, "embedding size 0"),
+        ({"heads": ("uncertainty",)}, "embedding"),
+        ({"heads": ("embedding", "embedding")}, "once"),
+        ({"model": "googlenet"}, "width"),
+        ({"masks": EmbeddingMasks(4)}, "masks of 4"),
+        ({"heads": ("embedding", "specific"), "masks": EmbeddingMasks(8)}, "disentangling"),
+        ({"pretrained": "imagenet"}, "width"),
+        ({"pretrained": "imagenet", "width": 1.0, "stem": "imagenet"}, "no ImageNet weights"),
+    ],
+)
+def test_bad_options_are_one_sentence(options: dict, word: str) -> None:
+    with pytest.raises(InputError, match=word) as caught:
+        tiny(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 2), ("small", 4), ("tiny", 8)])
+def test_stems_reduce_less(stem: str, side: int) -> None:
+    with torch.no_grad():
+        assert tiny(stem=stem).model(images(1, 64)).shape == (1, 64, side, side)
+        assert net.googlenet.GoogLeNet(stem).eval()(images(1, 64)).shape == (1, 1024, side, side)
+        inception = BNInception(stem).eval()
+        assert inception(images(1, 64)).shape == (1, 1024, side, side)
+    assert inception.conv1_7x7_s2.weight.shape == (64, 3, 7, 7)
+
+
+def test_width_scales_every_channel() -> None:
+    narrow, wide = tiny(width=0.25), tiny(width=0.5)
+    assert (narrow.model.num_features, wide.model.num_features) == (128, 256)
+    assert wide.model.layer2[0].conv1.weight.shape == (64, 32, 3, 3)
+
+
+@pytest.mark.parametrize("pooling", ["avg+max", "avg", "max"])
+def test_pooling(pooling: str) -> None:
+    network = tiny(pooling=pooling).eval()
+    maps = network.model(images())
+    expected = {"avg": maps.mean((2, 3)), "max": maps.amax((2, 3))}
+    expected["avg+max"] = expected["avg"] + expected["max"]
+    torch.testing.assert_close(network.features(images()), expected[pooling])
+
+
+def test_grid_pooling_keeps_places_apart() -> None:
+    network = tiny(pooling="grid").eval()
+    maps = network.model(images(size=64))
+    features = network.features(images(size=64))
+    assert features.shape == (2, 16 * 64) and network.embed(images()).shape == (2, 8)
+    torch.testing.assert_close(features, maps.flatten(1))  # of 64 pixels a 4 × 4 map is left
+
+
+@pytest.mark.parametrize("model", ["resnet18", "bn_inception"])
+def test_input_specs(model: str) -> None:
+    spec = net.build(model, 8).input
+    assert (spec.size, spec.resize) == (224, 256)
+    if model == "bn_inception":
+        assert (spec.color, spec.scale) == ("BGR", 255.0)
+        assert (spec.mean, spec.std) == ((104.0, 117.0, 128.0), (1.0, 1.0, 1.0))
+    else:
+        assert (spec.color, spec.scale) == ("RGB", 1.0)
+        assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+# --- heads ----------------------------------------------------------------------------------------
+
+
+def test_disentangled_heads_are_twice_as_wide_and_embed_the_means() -> None:
+    network = tiny(heads=("embedding", "specific")).eval()
+    outputs = network(images())
+    assert outputs.embedding.shape == outputs.specific.shape == (2, 16)
+    torch.testing.assert_close(network.embed(images()), outputs.embedding[:, :8])
+
+
+def test_head_initialisation() -> None:
+    kaiming = tiny(embedding_size=512).model.embedding
+    assert kaiming.bias.abs().max() == 0
+    assert kaiming.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.05)
+    default = tiny(embedding_size=512, head_init="default").model.embedding
+    assert default.weight.abs().max() <= 64**-0.5 and default.bias.abs().max() > 0
+
+
+def test_the_norm_before_the_head_trains_while_the_backbones_are_frozen() -> None:
+    network = tiny(head_norm=True, bn_freeze="affine")
+    before = network.model.head_norm.running_mean.clone()
+    network(images()).embedding.sum().backward()
+    assert not torch.equal(before, network.model.head_norm.running_mean)
+    assert network.model.head_norm.weight.grad is not None
+    assert any(p is network.model.head_norm.weight for p in network.head_parameters())
+
+
+def test_dropout_acts_in_training_only() -> None:
+    network = tiny(dropout=0.5, bn_freeze="1")
+    assert not torch.equal(network(images()).embedding, network(images()).embedding)
+    network.eval()
+    assert torch.equal(network(images()).embedding, network(images()).embedding)
+
+
+def test_parameter_groups_hold_every_parameter_once() -> None:
+    network = tiny(heads=("embedding", "uncertainty"), head_norm=True, masks=EmbeddingMasks(8))
+    groups = {group["name"]: group for group in network.parameter_groups(0.1, head_lr=0.2)}
+    counted = [id(p) for group in groups.values() for p in group["params"]]
+    assert sorted(counted) == sorted(id(p) for p in network.parameters())
+    assert (groups["backbone"]["lr"], groups["head"]["lr"]) == (0.1, 0.2)
+    assert {id(p) for p in groups["head"]["params"]} == {
+        id(p)
+        for module in (
+            network.model.embedding,
+            network.model.uncertainty,
+            network.model.head_norm,
+        )
+        for p in module.parameters()
+    }
+
+
+def test_biases_and_norms_can_go_without_weight_decay() -> None:
+    network = tiny(head_norm=True)
+    groups = {g["name"]: g for g in network.parameter_groups(0.1, decay_all=False)}
+    assert set(groups) == {"backbone", "backbone vectors", "head", "head vectors"}
+    counted = [id(p) for group in groups.values() for p in group["params"]]
+    assert sorted(counted) == sorted(id(p) for p in network.parameters())
+    assert [id(p) for p in groups["head"]["params"]] == [id(network.model.embedding.weight)]
+    undecayed = {id(p) for name in groups if "vectors" in name for p in groups[name]["params"]}
+    assert undecayed >= {id(p) for norm in norms(network) for p in norm.parameters()}
+    for name, group in groups.items():
+        assert ("weight_decay" in group) == ("vectors" in name) and group["lr"] == 0.1
+        assert group.get("weight_decay", 0.0) == 0.0
+
+
+# --- BatchNorm and warm-up ------------------------------------------------------------------------
+
+
+def norms(network: net.EmbeddingNet) -> list[nn.BatchNorm2d]:
+    return [module for module in network.model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def affine_trains(network: net.EmbeddingNet) -> bool:
+    trained = {p.requires_grad for norm in norms(network) for p in norm.parameters()}
+    assert len(trained) == 1
+    return trained.pop()
+
+
+@pytest.mark.parametrize("bn_freeze", ["0", "1", "affine", "statistics"])
+def test_running_statistics(bn_freeze: str) -> None:
+    network = tiny(bn_freeze=bn_freeze).eval().train()
+    frozen = bn_freeze != "0"
+    assert all(norm.training != frozen for norm in norms(network))
+    network(images())
+    assert all(
+        torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean)) == frozen
+        for norm in norms(network)
+    )
+
+
+@pytest.mark.parametrize(
+    ("bn_freeze", "at_first", "after_warm_up"),
+    [(0, True, True), (1, False, True), ("affine", False, False), ("statistics", True, True)],
+)
+def test_warm_up_and_the_quirk_of_bn_freeze_1(
+    bn_freeze: str | int, at_first: bool, after_warm_up: bool
+) -> None:
+    network = tiny(bn_freeze=bn_freeze)
+    assert affine_trains(network) == at_first
+    network.freeze_backbone(False)  # no warm-up: nothing changes
+    assert affine_trains(network) == at_first
+    network.freeze_backbone(True)
+    assert not any(p.requires_grad for p in network.backbone_parameters())
+    network(images()).embedding.sum().backward()
+    assert all(p.grad is not None for p in network.head_parameters())
+    network.freeze_backbone(False)
+    assert affine_trains(network) == after_warm_up
+    network(images()).embedding.sum().backward()
+    for name, parameter in network.model.named_parameters():
+        is_norm = "bn" in name or "downsample.1" in name
+        assert (parameter.grad is not None) == (after_warm_up or not is_norm), name
+    assert all(norm.training == (bn_freeze == 0) for norm in norms(network))
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def test_fixed_masks_are_disjoint_runs() -> None:
+    masks = EmbeddingMasks(512, learned=False)
+    for _ in range(5):
+        masks.split()
+    rows = masks.weight
+    assert len(masks) == 32 and not rows.requires_grad
+    assert (rows.sum(1) == 16).all() and (rows.sum(0) == 1).all()
+    assert torch.equal(rows[5].nonzero().flatten(), torch.arange(80, 96))
+    small = EmbeddingMasks(2, learned=False)
+    small.split()
+    with pytest.raises(InputError, match="one dimension"):
+        small.split()
+
+
+def test_learned_children_are_copies_at_2c_and_2c_plus_1() -> None:
+    masks = EmbeddingMasks(6, init="normal")
+    masks.split()
+    with torch.no_grad():
+        masks.weight[1] += 1
+    parents = masks.weight.detach().clone()
+    masks.split()
+    assert torch.equal(masks.weight, parents[[0, 0, 1, 1]]) and masks.weight.requires_grad
+    masks.freeze()
+    assert not masks.weight.requires_grad
+    with pytest.raises(InputError):
+        EmbeddingMasks(6, learned=False, init="normal")
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_masks_multiply(relu: bool) -> None:
+    masks = EmbeddingMasks(3, relu=relu)
+    masks.split()
+    masks.weight.data = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
+    effective = masks.weight.data.relu() if relu else masks.weight.data
+    z = torch.ones(2, 3)
+    assert torch.equal(masks(z, 0)[1], effective[0])
+    assert torch.equal(masks(z), z)
+    masks.full = "sum"
+    assert torch.equal(masks(z)[0], effective.sum(0))
+    masks.full = "l1"
+    expected = effective[0] / effective[0].abs().sum() + effective[1] / effective[1].abs().sum()
+    torch.testing.assert_close(masks(z)[0], expected)
+
+
+def test_the_network_masks_raw_embeddings_bias_included() -> None:
+    network = tiny(masks=EmbeddingMasks(8, learned=False)).eval()
+    network.masks.split()
+    nn.init.ones_(network.model.embedding.bias)
+    whole, masked = network(images()).embedding, network(images(), cluster=1).embedding
+    torch.testing.assert_close(masked, whole * torch.tensor([0.0] * 4 + [1.0] * 4))
+    assert torch.equal(network.embed(images()), whole)
+
+
+def test_a_mask_gets_the_gradient_of_its_cluster_only() -> None:
+    network = tiny(masks=EmbeddingMasks(8))
+    network.masks.split()
+    network(images(), cluster=1).embedding.square().sum().backward()
+    assert network.masks.weight.grad[0].abs().sum() == 0
+    assert network.masks.weight.grad[1].abs().sum() > 0
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def divide_and_conquer_file(network: net.EmbeddingNet, masks: torch.Tensor) -> dict:
+    """The released layout: torchvision's keys, features.* aliases, a dead classifier, masks."""
+    state = OrderedDict()
+    for key, value in network.state_dict().items():
+        bare = key.removeprefix("model.")
+        state[bare] = value
+        if not bare.startswith("embedding"):
+            state[f"features.0.{bare}"] = value
+    state["fc.weight"], state["fc.bias"] = torch.zeros(1000, 512), torch.zeros(1000)
+    return state | {f"masks.{k}": mask for k, mask in enumerate(masks)}
+
+
+def test_our_own_checkpoints_return_masks_and_all() -> None:
+    saved = tiny(masks=EmbeddingMasks(8, init="normal"), heads=("embedding", "uncertainty"))
+    saved.masks.split()
+    loaded = tiny(masks=EmbeddingMasks(8), heads=("embedding", "uncertainty"))
+    loaded.load_state_dict(saved.state_dict())
+    assert len(loaded.masks) == 2
+    for ours, theirs in zip(loaded.eval()(images(), 1), saved.eval()(images(), 1), strict=True):
+        assert ours is theirs is None or torch.equal(ours, theirs)
+
+
+def test_divide_and_conquer_files_load() -> None:
+    saved = tiny(head_init="default").eval()
+    masks = torch.rand(4, 8)
+    masks[3, 5] = -1.0
+    state = divide_and_conquer_file(saved, masks)
+    options = net.checkpoint_options(state)
+    assert (options["model"], options["embedding_size"]) == ("resnet10", 8)
+    assert (options["pooling"], options["input_spec"]) == ("avg", None)
+    for network in (tiny(), tiny(masks=EmbeddingMasks(8))):
+        net.load_checkpoint(network.eval(), state)
+        assert torch.equal(network.masks.weight, masks)
+        assert torch.equal(network.embed(images()), saved.embed(images()))
+        expected = saved.embed(images()) * masks[3].relu()
+        torch.testing.assert_close(network(images(), 3).embedding, expected)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_wrappings_are_taken_off(prefix: str, wrapped: bool) -> None:
+    saved = tiny(heads=("embedding", "specific")).eval()
+    state = {prefix + key: value for key, value in saved.state_dict().items()}
+    checkpoint = {"model_state_dict": state, "epoch": 3} if wrapped else state
+    options = net.checkpoint_options(checkpoint)
+    assert (options["embedding_size"], options["heads"]) == (8, ("embedding", "specific"))
+    network = tiny(heads=("embedding", "specific")).eval()
+    nn.init.zeros_(network.model.specific.weight)
+    net.load_checkpoint(network, checkpoint)
+    assert torch.equal(network(images()).specific, saved(images()).specific)
+
+
+def test_files_of_another_network_are_named() -> None:
+    state = tiny().state_dict()
+    for network, words in [
+        (net.build("resnet18", 8), ("resnet10", "resnet18", "--model resnet10")),
+        (tiny(embedding_size=16), ("size 8", "16", "--embedding-size 8")),
+        (tiny(heads=("embedding", "uncertainty")), ("heads embedding,", "uncertainty")),
+        (tiny(head_norm=True), ("BatchNorm",)),
+        (tiny(width=0.25), ("conv1.weight (8, 3, 3, 3) instead of (16, 3, 3, 3)",)),
+    ]:
+        with pytest.raises(InputError) as caught:
+            net.load_checkpoint(network, state, source="some.pth")
+        assert all(word in str(caught.value) for word in ("some.pth", *words))
+    with pytest.raises(InputError, match="known architecture"):
+        net.load_checkpoint(tiny(), {"weight": torch.zeros(3)})
+    del state["model.layer3.0.conv1.weight"]
+    with pytest.raises(InputError, match=r"lacks model\.layer3\.0\.conv1\.weight"):
+        net.load_checkpoint(tiny(), state)
+
+
+def test_a_refused_file_changes_nothing() -> None:
+    network, state = tiny(), tiny(width=0.25).state_dict()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(InputError):
+        net.load_checkpoint(network, state)
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["bn_inception", "googlenet", "resnet34", "resnet101"])
+def test_every_architecture_is_told_by_its_keys(name: str) -> None:
+    with torch.device("meta"):
+        state = net.build(name, 4).state_dict()
+    assert net.checkpoint_options(state)["model"] == name
+
+
+# --- pretrained -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Empty folders in place of data/weights and torch's cache."""
+    folder, cache_folder = tmp_path / "weights", tmp_path / "hub"
+    monkeypatch.setattr(weights, "WEIGHTS_FOLDER", folder)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(cache_folder))
+    return folder, cache_folder / "checkpoints"
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("layout", ["backbone", "checkpoint", "torch 0.3"])
+def test_pretrained_file(layout: str, tmp_path: Path) -> None:
+    saved = tiny()
+    state = dict(saved.state_dict())
+    if layout != "checkpoint":
+        heads = "model.embedding."
+        state = {k.removeprefix("model."): v for k, v in state.items() if not k.startswith(heads)}
+        state["fc.weight"] = torch.zeros(1000, 64)
+    if layout == "torch 0.3":
+        state = {k: v[None] if v.dim() == 1 else v for k, v in state.items() if v.dim()}
+    torch.save(state, tmp_path / "file.pth")
+    torch.manual_seed(1)
+    network = net.build(**TINY, pretrained=str(tmp_path / "file.pth"))
+    torch.testing.assert_close(network.eval().features(images()), saved.eval().features(images()))
+    assert not torch.equal(network.model.embedding.weight, saved.model.embedding.weight)
+
+
+def test_pretrained_file_of_another_kind(tmp_path: Path) -> None:
+    torch.save(tiny().state_dict(), tmp_path / "file.pth")
+    with pytest.raises(InputError, match=r"file\.pth holds a resnet10, not a resnet18"):
+        net.build("resnet18", 8, pretrained=str(tmp_path / "file.pth"))
+    torch.save({"scores": [1, 2]}, tmp_path / "file.pth")
+    with pytest.raises(InputError, match="no known network"):
+        tiny(pretrained=str(tmp_path / "file.pth"))
+    with pytest.raises(InputError, match="does not exist"):
+        tiny(pretrained=str(tmp_path / "nowhere.pth"))
+
+
+def test_imagenet_weights_are_found_before_they_are_downloaded(
+    weights_places: tuple[Path, Path],
+    bn_inception: net.EmbeddingNet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state, arrays = fixture("bn_inception")
+    released = {
+        key.removeprefix("model."): value[None] if value.dim() == 1 else value
+        for key, value in state.items()
+        if "embedding" not in key and value.dim()
+    }
+    folder, _ = weights_places
+    folder.mkdir()
+    torch.save(released, folder / "bn_inception-52deb4733.pth")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
+    network = net.build("bn_inception", 8, pretrained="imagenet").eval()
+    with torch.no_grad():
+        expected = bn_inception.features(arrays["input"])
+        torch.testing.assert_close(network.features(arrays["input"]), expected)
+
+
+def test_without_a_network_one_sentence_says_where_to_put_the_file(
+    weights_places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(InputError) as caught:
+        net.build("bn_inception", 8, pretrained="imagenet")
+    message, (folder, checkpoints) = str(caught.value), weights_places
+    assert "bn_inception-52deb4733.pth" in message and str(folder) in message
+    assert "no route to host" in message and "\n" not in message
+    assert files_below(checkpoints) == []
+
+
+def test_a_download_with_another_hash_leaves_nothing(
+    weights_places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "served" / "resnet18-f37072fd.pth"
+    source.parent.mkdir()
+    source.write_bytes(b"cut short")
+    monkeypatch.setitem(weights.IMAGENET_URLS, "resnet18", source.as_uri())
+    with pytest.raises(InputError, match="hash"):
+        net.build("resnet18", 8, pretrained="imagenet")
+    assert files_below(weights_places[1]) == []
+
+
+def test_a_download_is_cached_and_loaded(
+    weights_places: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hashlib
+
+    backbone = net.build("resnet18", 8).model
+    state = {k: v for k, v in backbone.state_dict().items() if not k.startswith("embedding")}
+    served = tmp_path / "served.pth"
+    torch.save(state, served)
+    digest = hashlib.sha256(served.read_bytes()).hexdigest()[:8]
+    served = served.rename(tmp_path / f"resnet18-{digest}.pth")
+    monkeypatch.setitem(weights.IMAGENET_URLS, "resnet18", served.as_uri())
+    network = net.build("resnet18", 8, pretrained="imagenet")
+    assert torch.equal(network.model.conv1.weight, backbone.conv1.weight)
+    assert files_below(weights_places[1]) == [served.name]
+
+
+def test_every_backbone_of_the_papers_has_imagenet_weights() -> None:
+    assert set(weights.IMAGENET_URLS) == set(net.MODELS) - {"resnet10"}
+
+
+# --- precision ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bn_freeze", ["0", "statistics"])
+@pytest.mark.parametrize("model", ["bn_inception", "resnet18", "googlenet"])
+def test_bfloat16_and_channels_last(model: str, bn_freeze: str) -> None:
+    torch.manual_seed(0)
+    network = net.build(model, 32, bn_freeze=bn_freeze)
+    batch = images(16, 64)
+    expected = network(batch).embedding.detach()
+    network.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = network(batch.contiguous(memory_format=torch.channels_last)).embedding
+        evaluated = network.eval().embed(batch)
+    outputs.square().mean().backward()
+    assert outputs.dtype == evaluated.dtype == torch.float32
+    # A fresh network with trained BatchNorms amplifies rounding most; 0.9 tells it from a mistake.
+    assert F.cosine_similarity(outputs, expected).min() > (0.9 if bn_freeze == "0" else 0.999)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_bfloat16_stays_near_the_released_outputs(bn_inception: net.EmbeddingNet) -> None:
+    _, arrays = fixture("bn_inception")
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = bn_inception.embed(arrays["input"])
+    torch.testing.assert_close(F.normalize(outputs), arrays["embedding"], rtol=0, atol=2e-3)

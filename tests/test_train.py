@@ -1,0 +1,266 @@
+"""train.py and evaluate.py as users run them: the run folder, resuming, faults, wandb."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, files_in, run_cli
+
+
+@pytest.fixture(scope="session")
+def run_folder(session_workdir: Path) -> Path:
+    """One short AMLoss run on the embedded data."""
+    command = [*SMALL, "--loss", "AMLoss", "--max-steps", "6", "--name", "short"]
+    done = run_cli("train.py", *command, cwd=session_workdir)
+    assert done.returncode == 0, done.stderr
+    (session_workdir / "printed.txt").write_text(done.stdout)
+    return session_workdir / "logs" / "short"
+
+
+def metrics_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+# --- a run and what it leaves ---------------------------------------------------------------------
+
+
+def test_run_folder_holds_all_there_is_to_know(run_folder):
+    assert files_in(run_folder) == [
+        "args.json",
+        "emoji_resnet18_best.pth",
+        "environment.json",
+        "last.pth",
+        "margins.csv",
+        "metrics.csv",
+    ]
+    args = json.loads((run_folder / "args.json").read_text())
+    assert args["loss"] == "AMLoss" and args["max_steps"] == 6
+    known = json.loads((run_folder / "environment.json").read_text())
+    assert known["packages"]["torch"] and known["device"] and known["data"]
+
+
+def test_metrics_row_has_losses_rates_speed_and_metrics(run_folder):
+    (row,) = metrics_rows(run_folder)
+    assert int(row["step"]) == 6
+    for column in ("loss", "positive", "images_per_second", "R@1", "MAP@R", "NMI", "F1"):
+        assert np.isfinite(float(row[column])), column
+    assert float(row["lr proxies"]) == pytest.approx(100 * float(row["lr backbone"]))
+
+
+def test_margins_are_listed_by_class(run_folder):
+    with (run_folder / "margins.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 538 and set(rows[0]) == {"class", "margin", "images"}
+    assert len({row["class"] for row in rows}) > 500
+    assert sum(int(row["images"]) for row in rows) == 4417
+    margins = [float(row["margin"]) for row in rows]
+    assert margins == sorted(margins) and margins[0] < margins[-1]
+
+
+def test_output_is_quiet_off_a_terminal_and_says_where_everything_lies(run_folder):
+    printed = (run_folder.parent.parent / "printed.txt").read_text()
+    assert "\r" not in printed and "it/s" not in printed
+    assert sum(line.startswith("epoch ") for line in printed.splitlines()) == 1
+    for said in ("4,417 images", "4,409 images", "run folder", "python evaluate.py", "MAP@R"):
+        assert said in printed
+
+
+def test_evaluate_needs_only_the_checkpoint_and_repeats_the_numbers(run_folder):
+    checkpoint = run_folder / "emoji_resnet18_best.pth"
+    work = run_folder.parent.parent
+    command = ["--resume", str(checkpoint), "--json", "n.json", "--export", "e.npz"]
+    done = run_cli("evaluate.py", *command, cwd=work)
+    assert done.returncode == 0, done.stderr
+    (numbers,) = json.loads((work / "n.json").read_text())["results"]
+    (row,) = metrics_rows(run_folder)
+    for name in ("R@1", "R@8", "MAP@R", "NMI", "R@1 other drawing sets"):
+        assert numbers[name] == pytest.approx(float(row[name]), abs=2e-6)
+    exported = np.load(work / "e.npz")
+    assert exported["embeddings"].shape == (4409, 16) and exported["embeddings"].dtype == np.float32
+    assert np.linalg.norm(exported["embeddings"], axis=1) == pytest.approx(1, abs=1e-5)
+    assert len(set(exported["labels"].tolist())) == 539 and len(exported["paths"]) == 4409
+    nearest = exported["embeddings"] @ exported["embeddings"].T
+    np.fill_diagonal(nearest, -2)
+    hits = exported["labels"][nearest.argmax(1)] == exported["labels"]
+    assert hits.mean() == pytest.approx(numbers["R@1"], abs=1e-3)
+
+
+def test_checkpoints_load_without_pickle(run_folder):
+    for name in ("last.pth", "emoji_resnet18_best.pth"):
+        content = torch.load(run_folder / name, weights_only=True)
+        assert "model.embedding.weight" in content["model_state_dict"]
+
+
+def test_second_run_of_one_name_gets_its_own_folder(run_folder):
+    before = (run_folder / "metrics.csv").read_bytes()
+    command = [*SMALL, "--loss", "AMLoss", "--max-steps", "1", "--name", "short"]
+    done = run_cli("train.py", *command, cwd=run_folder.parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert (run_folder.parent / "short-2" / "metrics.csv").is_file()
+    assert (run_folder / "metrics.csv").read_bytes() == before
+
+
+def test_dry_run_tells_and_writes_nothing(workdir):
+    before = files_in(workdir)
+    done = run_cli("train.py", *SMALL, "--loss", "AMLoss", "--dry-run", cwd=workdir)
+    assert done.returncode == 0, done.stderr
+    for said in ("4,417 images, 538 classes", "138 an epoch", "backbone", "proxies", "margins"):
+        assert said in done.stdout
+    assert files_in(workdir) == before
+
+
+def test_resumed_run_ends_with_the_same_weights(workdir):
+    command = [*SMALL, "--loss", "AMLoss", "--schedule", "cosine", "--epochs", "1"]
+    whole = run_cli("train.py", *command, "--max-steps", "6", "--name", "whole", cwd=workdir)
+    assert whole.returncode == 0, whole.stderr
+    half = run_cli("train.py", *command, "--max-steps", "3", "--name", "half", cwd=workdir)
+    assert half.returncode == 0, half.stderr
+    rest = ["--resume-run", "logs/half", "--max-steps", "6"]
+    resumed = run_cli("train.py", *rest, cwd=workdir)
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = (
+        torch.load(workdir / "logs" / name / "last.pth", weights_only=True)
+        for name in ("whole", "half")
+    )
+    for part in ("model_state_dict", "criterion_state_dict"):
+        assert all(torch.equal(first[part][key], second[part][key]) for key in first[part])
+    assert [row["step"] for row in metrics_rows(workdir / "logs" / "half")] == ["3", "6"]
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--dataset emojis", ["emojis", "did you mean emoji"]),
+        ("--dataset cub", ["cub", "data"]),
+        ("--model resnet19", ["resnet19", "did you mean resnet18"]),
+        ("--loss AMLos", ["AMLos", "did you mean AMLoss"]),
+        ("--loss pml:TripletMarginLos", ["TripletMarginLos", "did you mean"]),
+        ("--loss pml:CircleLoss --loss-args gama=80", ["CircleLoss", "gama"]),
+        ("--batch-size 5000", ["5000", "4417"]),
+        ("--IPC 7", ["classes of 7", "32"]),
+        ("--val-fold 4", ["--val-fold 4", "0 to 3"]),
+        ("--pretrained no.pth", ["no.pth", "does not exist"]),
+        ("--amp fp16 --gpu-id 0", ["fp16", "GPU"]),
+        ("--resume-run nowhere", ["nowhere", "args.json"]),
+        ("--proxy-lr-scale 1e38 --lr 10 --max-steps 5", ["not finite", "step", "--lr"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(flags, words, workdir):
+    done = run_cli("train.py", *SMALL, *flags.split(), "--name", "bad", cwd=workdir)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+    assert not (workdir / "logs" / "bad" / "last.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--resume nowhere.pth", ["nowhere.pth", "does not exist"]),
+        ("--resume {best} --model resnet34", ["resnet34"]),
+        ("--resume {best} --embedding-size 32", ["16", "32"]),
+        ("--resume {text}", ["notes.pth", "cannot be read"]),
+        ("--resume {cut}", ["cut.pth", "cannot be read"]),
+        ("--resume {best} --ks 5000", ["5000"]),
+        ("--resume {best} --json /proc/nowhere/n.json", ["/proc/nowhere"]),
+    ],
+)
+def test_bad_checkpoint_is_one_sentence_and_status_2(flags, words, run_folder, tmp_path):
+    best = run_folder / "emoji_resnet18_best.pth"
+    text, cut = tmp_path / "notes.pth", tmp_path / "cut.pth"
+    text.write_text("these are not weights\n")
+    cut.write_bytes(best.read_bytes()[:5000])
+    command = flags.format(best=best, text=text, cut=cut).split()
+    done = run_cli("evaluate.py", *command, cwd=run_folder.parent.parent)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    for word in words:
+        assert word in done.stderr
+
+
+def test_checkpoint_with_code_in_it_is_refused(run_folder, tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    torch.save({"model_state_dict": {}, "extra": Payload()}, tmp_path / "evil.pth")
+    done = run_cli("evaluate.py", "--resume", str(tmp_path / "evil.pth"), cwd=tmp_path)
+    assert done.returncode == 2 and "read safely" in done.stderr
+    assert not (tmp_path / "executed").exists()
+
+
+# --- wandb ----------------------------------------------------------------------------------------
+
+
+def wandb_records(file: Path) -> Iterator[bytes]:
+    """The records of an offline run: a 7-byte header, then LevelDB's log format (32 KiB blocks)."""
+    data, position, part = file.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left_in_block = 32768 - position % 32768
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        part += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield part
+            part = b""
+
+
+def test_offline_wandb_run_holds_config_metrics_and_margins(workdir):
+    protocol = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    command = [*SMALL, "--loss", "AMLoss", "--max-steps", "1", "--name", "tracked"]
+    command[command.index("disabled")] = "offline"
+    done = run_cli("train.py", *command, cwd=workdir, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    (file,) = (workdir / "logs" / "tracked" / "wandb").glob("offline-run-*/*.wandb")
+    history, config = {}, {}
+    for content in wandb_records(file):
+        record = protocol.Record()
+        record.ParseFromString(content)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            history |= {tuple(i.nested_key) or (i.key,): i.value_json for i in record.history.item}
+        elif kind == "run":
+            config |= {item.key: item.value_json for item in record.run.config.update}
+    (row,) = metrics_rows(workdir / "logs" / "tracked")
+    assert float(history[("R@1",)]) == pytest.approx(float(row["R@1"]), abs=1e-6)
+    assert ("margins", "values") in history and ("loss",) in history
+    assert json.loads(config["loss"]) == "AMLoss"
+
+
+def test_missing_wandb_is_no_error(workdir):
+    blocked = workdir / "blocked"
+    blocked.mkdir()
+    (blocked / "wandb.py").write_text("raise ImportError('not installed')\n")
+    command = [*SMALL, "--max-steps", "1", "--name", "plain"]
+    command[command.index("disabled")] = "offline"
+    done = run_cli("train.py", *command, cwd=workdir, PYTHONPATH=str(blocked))
+    assert done.returncode == 0, done.stderr
+    assert "wandb is not installed" in done.stdout
+    assert (workdir / "logs" / "plain" / "metrics.csv").is_file()
+
+
+def test_without_a_key_wandb_is_offline_and_never_asks(monkeypatch, tmp_path):
+    from tracking import wandb_mode
+
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert wandb_mode(None) == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert wandb_mode(None) == "online"
+    assert wandb_mode("disabled") == "disabled"

@@ -1,0 +1,543 @@
+"""Train an embedding network, judge it on classes it never saw, keep everything in a run folder.
+
+    python train.py @recipes/emoji_amloss.txt
+    python train.py --dataset cub --model bn_inception --loss AMLoss --batch-size 180 --alphap 48 …
+
+Options → data, network, objective, optimisers → the loop in `Training`. The loop knows no method:
+an objective is given what the network says, and parameter groups say how they are trained.
+"""
+
+import options
+
+ARGS = options.parse_train() if __name__ == "__main__" else None
+
+import argparse
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import dataset
+import losses
+import net
+import optim
+from dataset.base import ImageSet
+from dataset.loader import Batch, Loader, train_loader
+from dataset.samplers import make_sampler
+from evaluate import (
+    Evaluation,
+    Result,
+    evaluate,
+    evaluations,
+    network_options,
+    resolve_data_defaults,
+    table,
+)
+from runs import RunFolder, load_checkpoint, run_name
+from tracking import Tracker, wandb_mode
+from utils import (
+    InputError,
+    Precision,
+    device_name,
+    environment,
+    human_seconds,
+    pick_device,
+    random_states,
+    restore_random_states,
+    seed_everything,
+    sentence_errors,
+)
+
+CHECK_EVERY_ON_GPU = 50  # steps between two looks at the loss: each look waits for the GPU
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on, what picks its best epoch, and what it is judged on."""
+
+    train: ImageSet
+    selection: list[Evaluation]
+    test: list[Evaluation]
+
+    @property
+    def selects_on_test(self) -> bool:
+        """The papers' protocol: the best epoch is picked on the test classes."""
+        return self.selection is self.test
+
+
+def prepare_data(args: argparse.Namespace) -> Data:
+    """Loads the training split and the evaluations; splits off validation classes when asked.
+
+    Raises:
+        InputError: the data are not there, or too few for a batch.
+    """
+    train = dataset.load(args.dataset, args.data_root, "train")
+    test = evaluations(args.dataset, args.data_root)
+    selection = test
+    held_out = _validation_classes(train, args)
+    if held_out.any():
+        queries = train.select_classes(np.flatnonzero(held_out))
+        train = train.select_classes(np.flatnonzero(~held_out))
+        protocol = dataset.protocol(args.dataset)
+        selection = [Evaluation("validation", queries, None, protocol.ks, protocol.group_name)]
+    if args.batch_size > len(train):
+        raise InputError(
+            f"--batch-size {args.batch_size} is larger than the {len(train)} training images of "
+            f"{args.dataset}; choose at most {len(train)}"
+        )
+    return Data(train, selection, test)
+
+
+def _validation_classes(train: ImageSet, args: argparse.Namespace) -> np.ndarray:
+    """(C,) bool: the training classes that are held out to pick the best epoch."""
+    held_out = np.zeros(train.num_classes, bool)
+    if args.val_fold is not None:
+        if train.folds is None or args.val_fold > train.folds.max():
+            known = "none" if train.folds is None else f"0 to {train.folds.max()}"
+            raise InputError(
+                f"--val-fold {args.val_fold}: the folds of {args.dataset} are {known}; "
+                "choose one of them or use --val-classes"
+            )
+        held_out[np.unique(train.labels[train.folds == args.val_fold])] = True
+    elif args.val_classes:
+        count = max(2, round(args.val_classes * train.num_classes))
+        chosen = np.random.default_rng(args.seed).permutation(train.num_classes)[:count]
+        held_out[chosen] = True
+    return held_out
+
+
+# --- what is optimised ----------------------------------------------------------------------------
+
+
+def build_objective(args: argparse.Namespace, num_classes: int) -> losses.Objective:
+    """The weighted sum of loss terms that the options ask for.
+
+    Raises:
+        InputError: an unknown loss, or arguments it does not take.
+    """
+    try:
+        return losses.compose(
+            args.loss,
+            num_classes,
+            args.embedding_size,
+            l2_norm=bool(args.l2_norm),
+            **options.criterion_arguments(args),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def build_optimisers(
+    args: argparse.Namespace,
+    network: net.EmbeddingNet,
+    objective: losses.Objective,
+    steps_per_epoch: int,
+    precision: Precision,
+) -> optim.Optimisers:
+    """Backbone, heads and the criterion's own groups, each with its rate and schedule."""
+    schedule = {
+        "step": lambda: optim.step_decay(args.lr_decay_step, args.lr_decay_gamma, steps_per_epoch),
+        "cosine": lambda: optim.cosine(args.epochs * steps_per_epoch),
+        "constant": lambda: optim.constant,
+    }[args.schedule]()
+    return optim.Optimisers(
+        [
+            *network.parameter_groups(args.lr, decay_all=bool(args.decay_vectors)),
+            *objective.parameter_groups(args.lr),
+        ],
+        optimizer=args.optimizer,
+        weight_decay=args.weight_decay,
+        schedule=schedule,
+        steps_per_epoch=steps_per_epoch,
+        clip=args.clip,
+        scaler=precision.scaler,
+    )
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+class Averages:
+    """Running means of 0-d tensors, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        """Adds one step's values."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._count += 1
+
+    def read(self) -> dict[str, float]:
+        """The means so far."""
+        return {name: float(total) / self._count for name, total in self._sums.items()}
+
+
+@dataclass
+class Clock:
+    """Where a run stands."""
+
+    epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+class Training:
+    """One run: everything that changes while it goes on, and the loop that changes it."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        data: Data,
+        network: net.EmbeddingNet,
+        objective: losses.Objective,
+        optimisers: optim.Optimisers,
+        loader: Loader,
+        precision: Precision,
+    ) -> None:
+        self.args = args
+        self.data = data
+        self.network = network
+        self.objective = objective
+        self.optimisers = optimisers
+        self.loader = loader
+        self.precision = precision
+        self.clock = Clock()
+
+    # -- one step, one epoch
+
+    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One optimisation step; returns the loss and its terms, detached, on the device."""
+        with self.precision.autocast():
+            outputs = self.network(batch.images)
+        loss = self.objective(outputs, batch.labels)
+        self.optimisers.step(loss, self.clock.step)
+        self.clock.step += 1
+        self.clock.step_in_epoch += 1
+        return {"loss": loss.detach(), **self.objective.terms}
+
+    def epoch(self) -> dict[str, float]:
+        """Trains to the end of the epoch, or to --max-steps; returns the means of its terms.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
+        clock, args = self.clock, self.args
+        self.network.train()
+        self.objective.train()
+        self.network.freeze_backbone(clock.epoch < args.warm)
+        self.loader.set_epoch(clock.epoch)
+        self.loader.skip(clock.step_in_epoch)
+        check_every = 1 if self.precision.device.type == "cpu" else CHECK_EVERY_ON_GPU
+        means = Averages()
+        start, images = time.perf_counter(), 0
+        with tqdm(
+            total=len(self.loader) * args.batch_size,
+            initial=clock.step_in_epoch * args.batch_size,
+            desc=f"epoch {clock.epoch + 1}/{args.epochs}",
+            unit="img",
+            leave=False,
+            disable=None,
+        ) as bar:
+            for batch in self.loader:
+                values = self.step(batch)
+                means.add(values)
+                images += len(batch.labels)
+                if clock.step % check_every == 0:
+                    bar.set_postfix(loss=f"{self._finite_loss(values):.4g}", refresh=False)
+                bar.update(len(batch.labels))
+                if clock.step == args.max_steps:
+                    break
+        self._finite_loss(values)
+        elapsed = time.perf_counter() - start
+        clock.seconds += elapsed
+        if clock.step_in_epoch == len(self.loader):
+            clock.epoch, clock.step_in_epoch = clock.epoch + 1, 0
+        return {
+            **means.read(),
+            "images_per_second": images / elapsed,
+            "data_wait": self.loader.wait_seconds / elapsed,
+        }
+
+    def _finite_loss(self, values: dict[str, torch.Tensor]) -> float:
+        loss = float(values["loss"])
+        if math.isfinite(loss):
+            return loss
+        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+        raise InputError(
+            f"the loss is not finite at epoch {self.clock.epoch + 1}, step {self.clock.step} "
+            f"({terms}); lower --lr or --proxy-lr-scale, or try --amp off"
+        )
+
+    @property
+    def finished(self) -> bool:
+        """All epochs, or all of --max-steps, are done."""
+        return self.clock.epoch >= self.args.epochs or self.clock.step == self.args.max_steps
+
+    def evaluation_due(self) -> bool:
+        """Every --eval-every epochs, and at the end."""
+        return self.finished or self.clock.epoch % self.args.eval_every == 0
+
+    def evaluate(self, tasks: list[Evaluation]) -> list[Result]:
+        """Evaluates the network as it is."""
+        args = self.args
+        return [
+            evaluate(
+                self.network,
+                task,
+                self.precision,
+                batch_size=args.batch_size,
+                workers=args.workers,
+                image_size=args.image_size,
+                seed=args.seed,
+            )
+            for task in tasks
+        ]
+
+    # -- what is kept
+
+    def weights(self, results: list[Result]) -> dict:
+        """The content of the best checkpoint: weights, options and what they reached."""
+        return {
+            "model_state_dict": self.network.state_dict(),
+            "criterion_state_dict": self.objective.state_dict(),
+            "network": network_options(self.args, self.objective.heads),
+            "args": plain_options(self.args),
+            "epoch": self.clock.epoch,
+            "step": self.clock.step,
+            "metrics": {result.title: result.numbers for result in results},
+        }
+
+    def state(self) -> dict:
+        """The content of last.pth: all that a continued run needs."""
+        return {
+            "model_state_dict": self.network.state_dict(),
+            "criterion_state_dict": self.objective.state_dict(),
+            "optimisers": self.optimisers.state_dict(),
+            "clock": vars(self.clock).copy(),
+            "random": random_states(),
+            "args": plain_options(self.args),
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Continues from `state()`."""
+        self.network.load_state_dict(state["model_state_dict"])
+        self.objective.load_state_dict(state["criterion_state_dict"])
+        self.optimisers.load_state_dict(state["optimisers"])
+        vars(self.clock).update(state["clock"])
+        restore_random_states(state["random"])
+
+
+def plain_options(args: argparse.Namespace) -> dict:
+    """The options as JSON and `weights_only` know them."""
+    return {
+        name: [list(item) for item in value] if name == "loss_args" else value
+        for name, value in vars(args).items()
+    }
+
+
+def fit(training: Training, run: RunFolder, tracker: Tracker) -> None:
+    """The whole run: epochs, evaluations, checkpoints, one printed line an epoch."""
+    args, clock, data = training.args, training.clock, training.data
+    best_name = f"{args.dataset}_{args.model}".replace("/", "-").replace(":", "-")
+    while not training.finished:
+        epoch = clock.epoch + 1
+        row = {"epoch": epoch, **training.epoch()}
+        row |= {"step": clock.step, "seconds": clock.seconds}
+        row |= {f"lr {name}": lr for name, lr in training.optimisers.learning_rates().items()}
+        if training.evaluation_due():
+            results = training.evaluate(data.selection)
+            row["evaluation_seconds"] = sum(result.seconds for result in results)
+            row |= _flat(results)
+            reached = results[0].numbers["R@1"]
+            if reached > clock.best:
+                clock.best, clock.best_epoch = reached, epoch
+                run.save_best(best_name, training.weights(results))
+                _write_learned_values(training, run)
+            run.metrics.append(row)
+            for name, values in training.objective.class_values().items():
+                tracker.log_histogram(f"{name}s", values.cpu().numpy(), clock.step)
+        tracker.log(row, clock.step)
+        run.save_last({**training.state(), "wandb_id": tracker.run_id})
+        print(epoch_line(args, clock, row), flush=True)
+    _report(training, run, best_name)
+
+
+def _flat(results: list[Result]) -> dict[str, float]:
+    """The first evaluation's numbers by name, the others' with their title before it."""
+    first, *others = results
+    flat = dict(first.numbers)
+    for result in others:
+        flat |= {f"{result.title} {name}": value for name, value in result.numbers.items()}
+    return flat
+
+
+def _write_learned_values(training: Training, run: RunFolder) -> None:
+    """One CSV for each value the criterion learned per class: margins.csv for AMLoss."""
+    train = training.data.train
+    counts = np.bincount(train.labels, minlength=train.num_classes)
+    for name, values in training.objective.class_values().items():
+        order = torch.argsort(values, stable=True).tolist()
+        rows = [[train.class_names[c], f"{float(values[c]):.6f}", int(counts[c])] for c in order]
+        run.write_table(f"{name}s.csv", ["class", name, "images"], rows)
+
+
+def epoch_line(args: argparse.Namespace, clock: Clock, row: dict) -> str:
+    """One line of results."""
+    parts = [f"epoch {row['epoch']:>3}/{args.epochs}", f"loss {row['loss']:<7.4g}"]
+    if "R@1" in row:
+        parts += [f"R@1 {row['R@1']:.4f}", f"MAP@R {row['MAP@R']:.4f}"]
+        parts += [f"best {clock.best:.4f} (epoch {clock.best_epoch})"]
+    parts += [f"{row['images_per_second']:.0f} img/s", f"waiting {row['data_wait']:.0%}"]
+    return "  ".join([*parts, human_seconds(clock.seconds)])
+
+
+def _report(training: Training, run: RunFolder, best_name: str) -> None:
+    """The last words of a run: the best checkpoint's numbers, and where everything lies."""
+    checkpoint = load_checkpoint(run.path / f"{best_name}_best.pth")
+    clock, data = training.clock, training.data
+    if data.selects_on_test:
+        print(f"\nBest epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:")
+        results = [
+            Result(title, numbers, torch.empty(0), None, 0.0)
+            for title, numbers in checkpoint["metrics"].items()
+        ]
+    else:
+        print(
+            f"\nEpoch {clock.best_epoch} had the best R@1 on the validation classes "
+            f"({clock.best:.4f}). The test classes, looked at once:"
+        )
+        training.network.load_state_dict(checkpoint["model_state_dict"])
+        results = training.evaluate(data.test)
+        run.write_results(results[0].numbers)
+    print(table(results))
+    print(f"run folder: {run.path}")
+    print(f"evaluate:   python evaluate.py --resume {run.path / f'{best_name}_best.pth'}")
+
+
+# --- from options to a run ------------------------------------------------------------------------
+
+
+def describe(training: Training) -> str:
+    """What would run: data counts, parameters, optimiser groups, steps an epoch."""
+    args, data = training.args, training.data
+    parameters = sum(p.numel() for p in training.network.parameters())
+    criterion = sum(p.numel() for p in training.objective.parameters())
+    precision = training.precision
+    lines = [
+        f"data        {args.dataset}: {len(data.train):,} images, "
+        f"{data.train.num_classes:,} classes",
+        *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
+        f"best epoch  {'on the test classes' if data.selects_on_test else 'on validation: '}"
+        + ("" if data.selects_on_test else data.selection[0].describe()),
+        f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
+        f"{parameters:,} parameters, pretrained {args.pretrained}",
+        f"loss        {args.loss}, {criterion:,} parameters",
+        f"device      {device_name(precision.device)}, precision {precision.name}",
+        f"steps       {len(training.loader)} an epoch of {args.batch_size} images, "
+        f"{args.epochs} epochs",
+        *(f"optimiser   {line}" for line in training.optimisers.describe()),
+    ]
+    return "\n".join(lines)
+
+
+def prepare(args: argparse.Namespace) -> Training:
+    """Builds everything a run needs, and checks it, before anything is written."""
+    device = pick_device(args.gpu_id)
+    precision = Precision(args.amp, device)
+    seed_everything(args.seed, args.deterministic)
+    resolve_data_defaults(args)
+    data = prepare_data(args)
+    objective = build_objective(args, data.train.num_classes).to(device)
+    network = net.build(**network_options(args, objective.heads), pretrained=args.pretrained)
+    network.to(device, memory_format=precision.memory_format)
+    network.freeze_backbone(args.warm > 0)
+    sampler = make_sampler(data.train.labels, args.batch_size, instances=args.IPC, seed=args.seed)
+    loader = train_loader(
+        data.train,
+        sampler,
+        augment=args.augment or dataset.protocol(args.dataset).augment,
+        spec=network.input,
+        device=device,
+        workers=args.workers,
+        seed=args.seed,
+        image_size=args.image_size,
+    )
+    optimisers = build_optimisers(args, network, objective, len(loader), precision)
+    return Training(args, data, network, objective, optimisers, loader, precision)
+
+
+def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, RunFolder]:
+    """The options of the run in --resume-run, under those that were given now.
+
+    Raises:
+        InputError: a flag that would change what the run is.
+    """
+    run = RunFolder.open(args.resume_run)
+    stored = run.read_args()
+    changeable = {"resume_run", "epochs", "max_steps", "eval_every", "workers", "gpu_id", "wandb"}
+    changed = [name for name in args.given if name not in changeable]
+    if changed:
+        raise InputError(
+            f"--{changed[0].replace('_', '-')} cannot change in a continued run; leave it out, "
+            "or start a new run"
+        )
+    merged = {**vars(args), **stored, **{name: getattr(args, name) for name in args.given}}
+    merged["loss_args"] = [tuple(item) for item in merged["loss_args"]]
+    if "max_steps" not in args.given:
+        merged["max_steps"] = None
+    return argparse.Namespace(**merged), run
+
+
+def main(args: argparse.Namespace) -> None:
+    """Runs train.py with parsed options."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    run = None
+    if args.resume_run:
+        args, run = continued_options(args)
+    training = prepare(args)
+    if args.dry_run:
+        print(describe(training))
+        return
+    print(describe(training), flush=True)
+    wandb_id = None
+    if run is None:
+        name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
+        run = RunFolder.create(args.LOG_DIR, name)
+        run.write_args(plain_options(args))
+        run.write_environment(
+            {**environment(training.precision.device), "data": training.data.train.fingerprint()}
+        )
+    else:
+        state = run.load_last()
+        training.load_state(state)
+        run.metrics.drop_after(training.clock.step)
+        wandb_id = state.get("wandb_id")
+        print(f"continuing after epoch {training.clock.epoch}, step {training.clock.step}")
+    tracker = Tracker(
+        wandb_mode(args.wandb),
+        project=args.wandb_project,
+        name=run.path.name,
+        folder=run.path,
+        config=plain_options(args),
+        run_id=wandb_id,
+    )
+    print(f"run folder  {run.path}\nwandb       {tracker.status}\n", flush=True)
+    fit(training, run, tracker)
+    tracker.finish()
+
+
+if __name__ == "__main__":
+    with sentence_errors():
+        main(ARGS)

@@ -1,0 +1,277 @@
+"""What every part of a run needs: clear errors, whole files, seeds, the device."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+
+class InputError(Exception):
+    """Bad input: a sentence that says what is wrong, where, and what to do; exit status 2."""
+
+
+@contextlib.contextmanager
+def sentence_errors() -> Iterator[None]:
+    """Turns `InputError` into its sentence on standard error and exit status 2."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def nearest_names(name: str, known: Iterable[str]) -> str:
+    """What helps after a misspelt name: the nearest known names, or all of them."""
+    known = sorted(known)
+    by_folded = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_folded, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(by_folded[match] for match in close)}?"
+    return f"known names: {', '.join(known)}"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file whole or not at all: a temporary file beside it, fsync, then rename.
+
+    Args:
+        path: the file to make or replace; its folder is created.
+        write: is given the open binary file.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full; what was there stays whole.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        # NamedTemporaryFile makes private files; results are for everyone the umask admits.
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(
+                f"cannot write {path}: {error.strerror or error}; "
+                "free some space or choose another folder (an older copy is unchanged)"
+            ) from error
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes `content` as indented JSON, atomically."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_tensors(path: Path, content: dict) -> None:
+    """Saves tensors and plain values with torch.save, atomically."""
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_tensors(path: Path, what: str = "checkpoint") -> dict:
+    """Loads a file of `save_tensors` or a released .pth; never runs code from it.
+
+    Raises:
+        InputError: the file is missing, cut short, no such file at all, or needs pickle to load.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{what} {path} does not exist; check the path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch reports damage through a dozen unrelated exception types
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise InputError(
+            f"{what} {path} cannot be read safely as tensors ({first_line[:160]}); "
+            "it is damaged, or not a file of weights: save it again or choose another"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{what} {path} holds a {type(content).__name__}, not a dictionary of weights; "
+            "choose another file"
+        )
+    return content
+
+
+# --- randomness, device, precision ----------------------------------------------------------------
+
+
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Seeds Python, NumPy and torch; `deterministic` also fixes the GPU's algorithms."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def random_states() -> dict:
+    """Every random state of this process, as values that `weights_only` can load."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict) -> None:
+    """Puts back what `random_states` returned."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
+
+
+def pick_device(gpu_id: int) -> torch.device:
+    """`--gpu-id N`: that GPU; without one the CPU. -1 takes the first GPU.
+
+    Raises:
+        InputError: GPU `gpu_id` is asked for on a machine that has GPUs, but not that one.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if gpu_id >= torch.cuda.device_count():
+        raise InputError(
+            f"--gpu-id {gpu_id}: this machine has {torch.cuda.device_count()} GPU(s), "
+            "numbered from 0; choose one of them"
+        )
+    return torch.device("cuda", max(gpu_id, 0))
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 arithmetic (Ampere and later; AVX512-BF16, AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def _cpu_flags() -> set[str]:
+    # torch has no public query for bf16 instructions in all versions we admit; Linux tells.
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next(
+        (set(line.split(":", 1)[1].split()) for line in lines if line[:5] == "flags"), set()
+    )
+
+
+class Precision:
+    """Where the network's arithmetic runs: `--amp auto|bf16|fp16|off` on a device.
+
+    The network runs under autocast; losses and proxies stay float32 (they see `.float()` outputs).
+
+    Raises:
+        InputError: fp16 on a CPU.
+    """
+
+    def __init__(self, amp: str, device: torch.device) -> None:
+        if amp == "auto":
+            amp = "bf16" if bf16_is_fast(device) else "off"
+        if amp == "fp16" and device.type != "cuda":
+            raise InputError("--amp fp16 needs a GPU; use --amp bf16 or --amp off on a CPU")
+        self.name = amp
+        self.device = device
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        # oneDNN and cuDNN want the channels last for reduced precision; for float32 on the CPU
+        # channels_last is as fast, and one layout is simpler than two.
+        self.memory_format = torch.channels_last
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context in which the network's forward runs."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "off")
+
+
+# --- what was run where ---------------------------------------------------------------------------
+
+
+def environment(device: torch.device) -> dict:
+    """Versions, hardware and the state of the code: what `environment.json` keeps."""
+    packages = {}
+    from importlib import metadata
+
+    for name in ("torch", "torchvision", "numpy", "scipy", "pillow", "pytorch-metric-learning"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    return {
+        "python": platform.python_version(),
+        "packages": packages,
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "cpu_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "git_commit": git_commit(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with `+changes` when files differ from it; None outside git."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def human_seconds(seconds: float) -> str:
+    """75 → '1 min 15 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
