@@ -22,7 +22,7 @@ from torch.nn import functional as F
 Array = Tensor | np.ndarray
 Progress = Callable[[float], None]
 
-DRAWN_ALONE = 2**21  # k-means++ draws this / N centres one by one, then several at a time
+DRAWN_ALONE = 2**20  # k-means++ draws this / N centres one by one, then several at a time
 BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**25}  # floats in one block of scores: 16 and 128 MiB
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from dataset.loader import eval_loader
 from tqdm import tqdm
 
 import dataset
 import metrics
 import net
 from dataset.base import ImageSet
+from dataset.loader import eval_loader
 from runs import load_checkpoint
 from utils import (
     InputError,
@@ -100,6 +100,7 @@ def resolve_data_defaults(args: argparse.Namespace) -> None:
 def network_options(args: argparse.Namespace, heads: tuple[str, ...]) -> dict[str, Any]:
     """The arguments of `net.build` that the options ask for; a checkpoint keeps them."""
     names = ("model", "embedding_size", "l2_norm", "pooling", "stem", "width", "bn_freeze")
+    names += ("head_norm", "head_init", "dropout", "input_spec")
     return {"heads": heads, **{name: getattr(args, name) for name in names}}
 
 
@@ -112,8 +113,11 @@ def load_network(checkpoint: dict, args: argparse.Namespace) -> net.EmbeddingNet
     chosen = {**net.checkpoint_options(checkpoint, args.resume), **checkpoint.get("network", {})}
     asked = network_options(args, chosen["heads"])
     chosen |= {name: asked[name] for name in asked if name in args.given or name not in chosen}
+    masks_at_test = chosen.pop("masks_at_test", "none")
     network = net.build(**chosen)
     net.load_checkpoint(network, checkpoint, source=args.resume)
+    if network.masks is not None:
+        network.masks.full = masks_at_test
     return network
 
 
@@ -127,13 +131,15 @@ def embed(
     workers: int,
     image_size: int,
     title: str = "embedding",
+    pooled: bool = False,
 ) -> torch.Tensor:
-    """Test-time embeddings of all images, in their order.
+    """Test-time embeddings of all images, in their order; with `pooled` what the head is given.
 
     Returns:
         (N, d) float32 on the network's device, raw (the metrics normalise).
     """
     network.eval()
+    represent = network.features if pooled else network.embed
     loader = eval_loader(
         images,
         spec=network.input,
@@ -146,7 +152,7 @@ def embed(
     with tqdm(total=len(images), desc=title, unit="img", leave=False, disable=None) as bar:
         for batch in loader:
             with precision.autocast():
-                parts.append(network.embed(batch.images).float())
+                parts.append(represent(batch.images).float())
             bar.update(len(batch.labels))
     return torch.cat(parts)
 

@@ -35,7 +35,7 @@ from clustering import Array, Progress, full_float32, inner_products, kmeans, nm
 
 BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, which has 1/8 as many queries
 MAX_BLOCK_SIZE = 8192
-MAX_PAIRS = 2**22  # same-class pairs whose counts are held at once: about 200 MiB
+MAX_PAIRS = 2**21  # same-class pairs whose counts are held at once: about 200 MiB
 MAX_ENTRIES = 2**18  # similarities taken out of a block to be looked at, at once
 
 
@@ -427,15 +427,18 @@ class _Counts:
     """
 
     def __init__(self, cosines: Tensor, offsets: Tensor, dimension: int):
-        # |float32 product - exact| <= d·2^-24 for unit vectors, whatever the order of summation;
-        # the 8 covers the rounding of the window's ends. Twice d·2^-53 likewise for float64.
-        self.doubt = (dimension + 8) * 2.0**-24
+        # A float32 product of unit vectors is within d·2^-24 (1 %: second order) of the exact one,
+        # however it is summed; the 8 is for the rounding of the window's ends. Two float64
+        # products are within d·2^-52 of each other when the exact ones are equal.
+        self.doubt = (1.01 * dimension + 8) * 2.0**-24
         self.tie = dimension * 2.0**-52
         self.cosines, self.offsets = cosines, offsets
         self.host_offsets = offsets.cpu()
         self.relevant = offsets.diff()
-        self.queries = torch.arange(len(self.relevant), device=offsets.device)
-        self.owner = torch.repeat_interleave(self.queries, self.relevant)
+        query = torch.arange(len(self.relevant), device=offsets.device)
+        self.owner = torch.repeat_interleave(query, self.relevant)  # (P,) the pair's query
+        pair = torch.arange(len(self.owner), device=offsets.device)
+        self.place = pair - offsets[self.owner] + 1  # (P,) m
         self.buckets = torch.zeros_like(cosines, dtype=torch.int64)
         self.tied = torch.zeros_like(self.relevant)
         self.useful = self.relevant.clone()
@@ -497,32 +500,29 @@ class _Counts:
         """Raise the window's end for some queries: matches that c_m keeps out of the R nearest."""
         pairs = slice(*(int(self.host_offsets[i]) for i in (part.start, part.stop)))
         owner = self.owner[pairs]
-        hit = self._rank(pairs, owner) <= self.relevant[owner]
+        hit = self._rank(pairs) <= self.relevant[owner]
         useful = torch.zeros_like(self.useful[part]).index_add_(0, owner - part.start, hit.long())
         self.useful[part] = useful.maximum(self.searchable[part].long())
         last = self.offsets[:-1][part] + self.useful[part] - 1
         self.below[part] = self._limit(self.cosines[last] - self.doubt, part)
 
-    def _rank(self, pairs: slice, owner: Tensor) -> Tensor:
-        """m + c_m for the given pairs, as far as counted."""
-        buckets = self.buckets[pairs]
-        total = buckets.cumsum(0)
-        first = self.offsets[owner] - pairs.start
-        place = torch.arange(len(owner), device=owner.device) - first + 1
-        return total - (total - buckets)[first] + place
+    def _rank(self, pairs: slice) -> Tensor:
+        """m + c_m for a run of pairs, as far as counted."""
+        total = F.pad(self.buckets[pairs].cumsum(0), (1, 0))
+        first = self.offsets[self.owner[pairs]] - pairs.start
+        return total[1:] - total[first] + self.place[pairs]
 
     def outcome(self, gallery_size: int) -> dict[str, Tensor]:
         """The queries' values, as `retrieval_per_query` describes them."""
         relevant, owner = self.relevant.cpu(), self.owner.cpu()
-        rank = self._rank(slice(0, len(owner)), self.owner).cpu()
-        first = self.host_offsets[:-1]
-        place = torch.arange(len(owner)) - first[owner] + 1
+        rank = self._rank(slice(0, len(owner))).cpu()
         hit = (rank <= relevant[owner]).double()
         zeros = torch.zeros(len(relevant), dtype=torch.float64)
         hits = zeros.index_add(0, owner, hit)
-        precision = zeros.index_add(0, owner, hit * place / rank)
+        precision = zeros.index_add(0, owner, hit * self.place.cpu() / rank)
         searchable = relevant > 0
-        closer = torch.where(searchable, F.pad(rank, (0, 1))[first] - 1, gallery_size)
+        nearest = F.pad(rank, (0, 1))[self.host_offsets[:-1]]
+        closer = torch.where(searchable, nearest - 1, gallery_size)
         return {
             "relevant": relevant,
             "rank": closer,

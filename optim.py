@@ -3,37 +3,42 @@
 The network and every criterion say how their parameters are trained (`parameter_groups(lr)`); this
 file turns the groups into optimisers. A group is a dict with `name`, `params`, `lr` and, where it
 differs from the rest, `weight_decay`, `optimizer`, or `step` and `gamma` (a step decay of its own).
-A schedule is a plain function of the number of optimisation steps done, so a resumed run needs no
+A schedule is a plain function of the epochs and optimisation steps done, so a resumed run needs no
 scheduler state.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
 
-Schedule = Callable[[int], float]
-"""Optimisation steps done → factor on the group's learning rate."""
+Schedule = Callable[[int, int], float]
+"""(epochs done, optimisation steps done) → factor on a group's learning rate."""
 
 
-def constant(step: int) -> float:
+def constant(epoch: int, step: int) -> float:
     """The learning rate as given."""
     return 1.0
 
 
-def step_decay(every: int, gamma: float, steps_per_epoch: int) -> Schedule:
+def step_decay(every: int, gamma: float) -> Schedule:
     """gamma^(epoch // every): the published schedules' StepLR, by epochs."""
-    return lambda step: gamma ** (step // steps_per_epoch // every)
+    return lambda epoch, step: gamma ** (epoch // every)
+
+
+def milestones(steps: Sequence[int], gamma: float) -> Schedule:
+    """gamma^(milestones passed), by optimisation steps."""
+    return lambda epoch, step: gamma ** sum(step >= milestone for milestone in steps)
 
 
 def cosine(total_steps: int, rise: float = 0.1) -> Schedule:
     """Linear from 0 during the share `rise` of all steps, then half a cosine down to 0."""
     rising = max(1, round(rise * total_steps))
 
-    def factor(step: int) -> float:
+    def factor(epoch: int, step: int) -> float:
         if step < rising:
             return (step + 1) / rising
         done = min(1.0, (step - rising) / max(1, total_steps - rising))
@@ -72,7 +77,6 @@ class Optimisers:
             the groups that name none.
         weight_decay: for the groups that name none.
         schedule: for the groups without a `step` and `gamma` of their own.
-        steps_per_epoch: turns a group's `step` (epochs) into optimisation steps.
         clip: limit on the absolute value of each gradient entry; 0 is none.
         scaler: of the mixed precision; disabled unless fp16.
     """
@@ -84,7 +88,6 @@ class Optimisers:
         optimizer: str,
         weight_decay: float,
         schedule: Schedule,
-        steps_per_epoch: int,
         clip: float = 0.0,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
@@ -92,15 +95,14 @@ class Optimisers:
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         by_optimizer: dict[str, list[dict]] = {}
         self._schedules: dict[str, Schedule] = {}
+        self._holds: dict[str, float] = {}
         for group in groups:
             group = {**group, "params": list(group["params"])}
             if not group["params"]:
                 continue
             every, gamma = group.pop("step", None), group.pop("gamma", None)
             own = every is not None
-            self._schedules[group["name"]] = (
-                step_decay(every, gamma, steps_per_epoch) if own else schedule
-            )
+            self._schedules[group["name"]] = step_decay(every, gamma) if own else schedule
             group["base_lr"] = group["lr"]
             kind = group.pop("optimizer", optimizer)
             # Groups of one kind share an optimiser; a second one is made only for another kind.
@@ -115,19 +117,34 @@ class Optimisers:
         """All parameter groups, in the order given within each optimiser."""
         return [group for optimiser in self.optimisers for group in optimiser.param_groups]
 
-    def set_learning_rates(self, step: int) -> None:
-        """Sets every group's rate for the optimisation step that follows `step` done ones."""
-        for group in self.groups:
-            group["lr"] = group["base_lr"] * self._schedules[group["name"]](step)
+    def hold(self, name: str, factor: float) -> None:
+        """Multiplies the rate of a group, and of its `vectors`, on top of its schedule."""
+        self._holds |= {name: factor, f"{name} vectors": factor}
 
-    def step(self, loss: torch.Tensor, step: int) -> None:
+    def replace(self, name: str, parameters: list[nn.Parameter]) -> None:
+        """Gives a group other parameters and fresh moments; with none it trains no more."""
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                if group["name"] == name:
+                    for parameter in group["params"]:
+                        optimiser.state.pop(parameter, None)
+                    group["params"] = parameters
+
+    def set_learning_rates(self, epoch: int, step: int) -> None:
+        """Sets every group's rate for the step that follows `step` done ones, in `epoch`."""
+        for group in self.groups:
+            name = group["name"]
+            factor = self._schedules[name](epoch, step) * self._holds.get(name, 1.0)
+            group["lr"] = group["base_lr"] * factor
+
+    def step(self, loss: torch.Tensor, epoch: int, step: int) -> None:
         """Backward, unscale, clip, and one update of every group.
 
         Args:
             loss: 0-d, with its graph.
-            step: optimisation steps done before this one.
+            epoch, step: epochs, and optimisation steps, done before this one.
         """
-        self.set_learning_rates(step)
+        self.set_learning_rates(epoch, step)
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

@@ -160,7 +160,7 @@ EPOCHS = Kind(whole(1), "EPOCHS")
 SHARE = Kind(number(0.0, 1.0), "F")
 BINARY = one_of(0, 1)
 SWITCH = Kind(None)
-FLAG_WORD = Kind(truth, "True|False")
+TRUTH = Kind(truth, "True|False")
 
 # --- who listens ----------------------------------------------------------------------------------
 
@@ -179,13 +179,20 @@ def schedule_is(*names: str) -> Need:
 
 PROXY_LOSSES = loss_is("Proxy_Anchor", "AMLoss")
 AMLOSS = loss_is("AMLoss")
+DISENTANGLED = Need("--disent True", lambda args: args.disent)
+SPHERICAL = Need("--sec_wei above 0", lambda args: args.sec_wei > 0)
+DIVIDED = Need("divide and conquer (--nb-clusters)", lambda args: args.nb_clusters is not None)
+MARGIN_LOSSES = loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihardLoss")
+MINED_LOSSES = loss_is("MarginLoss", "TripletLoss")
 LIBRARY_LOSS = Need("--loss pml:NAME", lambda args: args.loss.startswith("pml:"))
 
 # --- the flags ------------------------------------------------------------------------------------
 
 LOSSES_TEXT = (
-    "Proxy_Anchor, AMLoss, Proxy_NCA, MS, Contrastive, Triplet, NPair, SoftTriple, Circle, Margin, "
-    "or pml:NAME for any loss of pytorch-metric-learning"
+    "Proxy_Anchor, AMLoss, Proxy_NCA, MS, Contrastive, Triplet, NPair, SoftTriple, Circle, Margin; "
+    "spherical embeddings': triplet, semihtriplet, n-npair, ms; divide and conquer's: MarginLoss, "
+    "TripletLoss, TripletAllLoss, TripletSemihardLoss, NPairsLoss; or pml:NAME for any loss of "
+    "pytorch-metric-learning"
 )
 MODELS_TEXT = "bn_inception, resnet10, resnet18, resnet34, resnet50, resnet101, googlenet"
 DATASETS_TEXT = "emoji (in the repository), cub, cars, SOP, Inshop, vid, folder:PATH, csv:FILE"
@@ -193,18 +200,21 @@ AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the 
 
 # fmt: off
 DATA = Group("data", (
-    flag("--dataset", "emoji", text("NAME"), DATASETS_TEXT),
-    flag("--data-root", "data", text("DIR"), "folder that holds the data sets"),
-    flag("--image-size", None, Kind(whole(16), "PX"), "side of the square the network sees",
+    flag("--dataset --use_dataset", "emoji", text("NAME"), DATASETS_TEXT),
+    flag("--data-root --dataset-dir", "data", text("DIR"), "folder that holds the data sets"),
+    flag("--image-size --sz-crop", None, Kind(whole(16), "PX"),
+         "side of the square the network sees",
          shown="the data set's: 64 for emoji, 224 for photographs"),
-    flag("--workers", 4, COUNT_OR_ZERO, "processes that read images"),
-    flag("--batch-size", 150, Kind(whole(2), "N"), "images a step, over all processes"),
+    flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images"),
+    flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
+         "images a step, over all processes"),
 ))
 SELECTION = Group("batches and model selection", (
-    flag("--IPC", 0, COUNT_OR_ZERO,
+    flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
          "images per class: batch/N classes with N images each; 0 shuffles"),
-    flag("--augment", None, one_of("crop", "emoji", "none"),
-         "crop: random resized crop and flip; emoji: affine and colour, no flip",
+    flag("--augment", None, one_of("crop", "sec", "emoji", "none"),
+         "crop: random resized crop and flip; sec: the same from an image of 256 pixels; emoji: "
+         "affine and colour, no flip",
          shown="the data set's"),
     flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
          "share of the training classes that picks the best epoch instead of the test classes, "
@@ -214,29 +224,48 @@ SELECTION = Group("batches and model selection", (
          "like --val-classes, with the data set's own fold N of classes (emoji: 0 to 3)"),
 ))
 NETWORK = Group("network", (
-    flag("--model", "bn_inception", text("NAME"), MODELS_TEXT),
+    flag("--model --arch", "bn_inception", text("NAME"), MODELS_TEXT),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
     flag("--pretrained", None, text("WHAT"), "imagenet (downloads), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
     flag("--l2-norm", 1, BINARY, "1: the embedding is used at unit length"),
-    flag("--pooling", "avg+max", one_of("avg+max", "avg", "max", "grid"),
+    flag("--pooling --features-pooling", "avg+max", one_of("avg+max", "avg", "max", "grid"),
          "how the last feature map becomes a vector; grid: average of each cell of 4 x 4"),
     flag("--stem", None, one_of("imagenet", "small", "tiny"),
          "first layers: as published (stride 4), stride 2, or stride 1",
          shown="imagenet from 128 pixels on, small below"),
     flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
          "channels of a ResNet as a multiple of the published ones"),
-    flag("--bn-freeze", None, one_of("0", "1", "affine"),
+    flag("--head-norm", 0, BINARY, "1: a BatchNorm, which is trained, before the heads"),
+    flag("--head-init", "kaiming", one_of("kaiming", "default"),
+         "start of the heads: by fan_out with zero bias, or PyTorch's own"),
+    flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "on the pooled features"),
+    flag("--input-spec", None, one_of("imagenet", "caffe", "spherical", "white"),
+         "colour order, scale and mean of the input", shown="what the model's weights want"),
+    flag("--bn-freeze", None, one_of("0", "1", "affine", "statistics"),
          "BatchNorm of the backbone. 0: trained; 1: running statistics fixed, scale and shift "
-         "train after the warm-up (as the released code does); affine: all fixed",
+         "train after the warm-up (as the released code does); affine: all fixed; statistics: "
+         "running statistics fixed, scale and shift train",
          shown="1 with pretrained weights, else 0"),
 ))
 LOSS = Group("loss", (
-    flag("--loss", "Proxy_Anchor", text("NAME"), LOSSES_TEXT),
+    flag("--loss --use_loss --criterion", "Proxy_Anchor", text("NAME"), LOSSES_TEXT),
     flag("--mrg", 0.1, not_negative("M"), "margin; AMLoss starts every class at it",
          need=PROXY_LOSSES, argument="margin"),
-    flag("--alpha", 32.0, positive("A"), "scale of the similarities",
-         need=loss_is("Proxy_Anchor"), argument="alpha"),
+    flag("--alpha", 32.0, positive("A"), "scale of the similarities (NPairsLoss: 1, learned)",
+         need=loss_is("Proxy_Anchor", "NPairsLoss"), argument="alpha"),
+    flag("--margin", 0.2, not_negative("M"), "margin of the losses on distances",
+         need=MARGIN_LOSSES, argument="margin"),
+    flag("--sampler", "easypeasy",
+         one_of("easypeasy", "distanceweighted", "HPHN", "EPHN", "EPSHN", "RPSHN", "RPHN"),
+         "how triplets are mined from a batch", need=MINED_LOSSES, argument="miner"),
+    flag("--soft-loss", False, SWITCH, "softplus instead of the hinge",
+         need=loss_is("TripletLoss", "TripletSemihardLoss"), argument="soft"),
+    flag("--lr-beta", 0.0, not_negative("LR"),
+         "above 0 each class learns its own boundary at this rate",
+         need=loss_is("MarginLoss"), argument="beta_lr"),
+    flag("--lr-alpha", 1.0, not_negative("LR"), "learning rate of --alpha",
+         need=loss_is("NPairsLoss"), argument="alpha_lr"),
     flag("--loss-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
          "arguments for a loss given as pml:NAME", need=LIBRARY_LOSS),
 ))
@@ -256,22 +285,96 @@ AMLOSS_GROUP = Group("AMLoss: learnable margin of each class", (
     flag("--mrg-lr-decay-gamma", 0.5, SHARE, "factor of a decay",
          need=AMLOSS, argument="margin_gamma"),
 ))
+DISENTANGLING = Group("DDML: disentangling", (
+    flag("--disent", False, TRUTH,
+         "True: two heads of twice the width, a class-agnostic and a class-specific term"),
+    flag("--al", 1.0, not_negative("W"), "weight of the class-agnostic term",
+         need=DISENTANGLED),
+    flag("--be", 0.1, not_negative("W"), "weight of the class-specific term",
+         need=DISENTANGLED),
+    flag("--gam", 1e-5, not_negative("W"), "weight of the split term", need=DISENTANGLED),
+))
+INTROSPECTION = Group("IDML: introspective similarity", (
+    flag("--introspective", None,
+         Kind(str, choices=("released", "paper"), nargs="?", const="released"),
+         "released: both heads at unit length, as the code does, so that the uncertainty learns "
+         "nothing; paper: the uncertainty keeps its length and learns", shown="off"),
+    flag("--mixup", None, not_negative("ALPHA"),
+         "mix images with Beta(ALPHA, ALPHA) shares in a second forward; 0 is off",
+         shown="1 with --introspective, else 0"),
+))
+SPHERE = Group("SEC: spherical embedding constraint, for any loss", (
+    flag("--sec_wei --sec-wei", 0.0, not_negative("W"), "weight of the variance of the norms"),
+    flag("--norm_momentum --norm-momentum", 1.0, Kind(number(0.0, 1.0, above=True), "RHO"),
+         "share of the batch in the running mean of the norms", need=SPHERICAL),
+    flag("--l2reg_wei --l2reg-wei", 0.0, not_negative("W"), "weight of the mean squared norm"),
+))
+DIVISION = Group("divide and conquer, for any loss", (
+    flag("--experiment", None, one_of("margin_loss_resnet50"),
+         "the released code's defaults: ResNet-50, MarginLoss, Adam, …"),
+    flag("--nb-clusters", None, COUNT, "clusters at the end; each has a mask on the embedding",
+         shown="off; 1 with --experiment"),
+    flag("--mod-epoch", 2, EPOCHS, "epochs between two divisions", need=DIVIDED),
+    flag("--mod-epoch-freeze", 0, Kind(whole(0), "EPOCHS"),
+         "epochs at the beginning of each period in which the backbone rests", need=DIVIDED),
+    flag("--force-full-embedding-epoch", 10**6, Kind(whole(0), "EPOCH"),
+         "from this epoch on no masks: the whole embedding trains", need=DIVIDED, shown="never"),
+    flag("--hierarchy-method", "top_bot", one_of("top_bot", "none"),
+         "top_bot: 1, 2, 4, … clusters; none: all from the start", need=DIVIDED),
+    flag("--stop-recluster", False, SWITCH,
+         "no more division, and no more rest, once there are all clusters", need=DIVIDED),
+    flag("--penultimate-for-clusters", 1, BINARY,
+         "cluster pooled features (1) or embeddings (0)", need=DIVIDED),
+    flag("--clustering-random-state -crs", None, COUNT_OR_ZERO,
+         "draws another seed for each k-means", need=DIVIDED, shown="the same each time"),
+    flag("--legacy-renumbering", False, SWITCH,
+         "apply the Hungarian permutation the wrong way round, as the released code does",
+         need=DIVIDED),
+    flag("--batch-sampler", "balanced_old",
+         one_of("balanced_old", "adaptbalanced", "npairs", "randombatch"),
+         "how a batch is drawn from a cluster", need=DIVIDED),
+    flag("--small-class-action", "sample_other",
+         one_of("sample_other", "duplicate", "smaller_batch"),
+         "adaptbalanced, where a class has too few images", need=DIVIDED),
+    flag("--num-replicas", 1, COUNT, "how often a batch holds each image", need=DIVIDED),
+    flag("--fixed-mask", 0, BINARY, "1: binary masks that divide the dimensions", need=DIVIDED),
+    flag("--mask-lr-mult", 1.0, not_negative("X"),
+         "learning rate of the masks as a multiple of --lr", need=DIVIDED),
+    flag("--mask-wd-mult", 0.0, not_negative("X"),
+         "weight decay of the masks as a multiple of --weight-decay", need=DIVIDED),
+    flag("--mask-relu", 1, BINARY, "masks act through a ReLU", need=DIVIDED),
+    flag("--masking-init", "ones", one_of("ones", "normal"), "start of the masks", need=DIVIDED),
+    flag("--masking-lambda", 1.0, not_negative("W"),
+         "weight of the masks' mean cosine", need=DIVIDED),
+    flag("--masks-freeze-one-cluster", 0, BINARY,
+         "1: the mask rests while there is one cluster", need=DIVIDED),
+    flag("--masks-sum-for-full-emb", 0, BINARY,
+         "1: the sum of the masks multiplies the embedding at test time", need=DIVIDED),
+    flag("--masks-normalize-before-sum", None, one_of("l1"),
+         "scale each mask before that sum", need=DIVIDED, shown="off"),
+))
 OPTIMISATION = Group("optimisation", (
-    flag("--epochs --epoch", 60, COUNT, "epochs"),
-    flag("--optimizer", "adamw", one_of("adamw", "adam", "sgd", "rmsprop"),
+    flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs"),
+    flag("--steps", None, COUNT, "length of the run in optimisation steps instead of epochs"),
+    flag("--optimizer", "adamw", Kind(str.lower, choices=("adamw", "adam", "sgd", "rmsprop")),
          "for everything but the margins of AMLoss"),
-    flag("--lr", 1e-4, positive("LR"), "learning rate of the network"),
+    flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network"),
+    flag("--lr_p --lr-p", None, not_negative("LR"), "learning rate of the backbone",
+         shown="--lr"),
     flag("--proxy-lr-scale", 100.0, not_negative("X"),
          "learning rate of the proxies as a multiple of --lr",
          need=PROXY_LOSSES, argument="proxy_lr_scale"),
     flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
     flag("--decay-vectors", 1, BINARY,
          "0: no weight decay on biases and BatchNorms of the network"),
-    flag("--schedule", "step", one_of("step", "cosine", "constant"),
-         "step: a decay every few epochs; cosine: a linear rise over a tenth of the run, then down "
-         "to zero"),
+    flag("--schedule", "step", one_of("step", "milestones", "cosine", "constant"),
+         "step: a decay every few epochs; milestones: decays at given steps; cosine: a linear rise "
+         "over a tenth of the run, then down to zero"),
     flag("--lr-decay-step", 10, EPOCHS, "epochs between two decays", need=schedule_is("step")),
-    flag("--lr-decay-gamma", 0.5, SHARE, "factor of a decay", need=schedule_is("step")),
+    flag("--lr-decay-gamma --lr_gamma", 0.5, SHARE, "factor of a decay",
+         need=schedule_is("step", "milestones")),
+    flag("--milestones", (), Kind(whole(1), "STEP", nargs="+"), "when the rates decay",
+         need=schedule_is("milestones")),
     flag("--warm", 1, COUNT_OR_ZERO, "epochs in which only the heads and the criterion train"),
     flag("--clip", 10.0, not_negative("G"),
          "limit on the absolute value of each gradient entry; 0 is none"),
@@ -279,15 +382,16 @@ OPTIMISATION = Group("optimisation", (
 ))
 RUN = Group("run", (
     flag("--LOG_DIR --log-dir", "logs", text("DIR"), "folder that run folders are made in"),
-    flag("--name", None, text("NAME"), "name of the run and of its folder",
+    flag("--name --experiment-id -i", None, text("NAME"), "name of the run and of its folder",
          shown="from data set, model, loss and time"),
     flag("--remark", "", text("TEXT"), "added to the run's name"),
-    flag("--seed", 1, COUNT_OR_ZERO, "of every random draw of the run"),
+    flag("--seed --random-seed -seed", 1, COUNT_OR_ZERO, "of every random draw of the run"),
     flag("--deterministic", False, SWITCH,
          "the same numbers on every run on a GPU too, at some cost of speed"),
-    flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
+    flag("--gpu-id --gpu --cuda-device", 0, Kind(whole(-1), "N"),
          "which GPU; the CPU is used where there is none"),
     flag("--eval-every", 1, EPOCHS, "epochs between evaluations"),
+    flag("--eval-steps", None, COUNT, "steps between evaluations, instead of --eval-every"),
     flag("--max-steps", None, COUNT, "stop after N optimisation steps, evaluate and save",
          shown="no limit"),
     flag("--resume-run", None, text("DIR"), "continue the run in DIR from its last checkpoint"),
@@ -296,6 +400,12 @@ RUN = Group("run", (
          "where Weights & Biases keeps the run",
          shown="online when a key is configured, else offline"),
     flag("--wandb-project", "anchorage", text("NAME"), "project there"),
+))
+NO_EFFECT = Group("accepted because published commands have them; they change nothing", (
+    flag("--lr-gamma --lr-step --emb-lr-mult", None, text("X"),
+         "read by the divide-and-conquer code but never used", need=DIVIDED, shown="-"),
+    flag("--backend", None, one_of("faiss", "faiss-gpu", "torch+sklearn"),
+         "library for k-means: here there is one k-means of our own", need=DIVIDED, shown="-"),
 ))
 EVALUATION = Group("evaluation", (
     flag("--resume", None, text("FILE"), "checkpoint: of ours (knows its own flags) or released"),
@@ -311,8 +421,77 @@ EVALUATION = Group("evaluation", (
 ))
 # fmt: on
 
-TRAIN_GROUPS = (DATA, SELECTION, NETWORK, LOSS, AMLOSS_GROUP, OPTIMISATION, RUN)
+TRAIN_GROUPS = (
+    *(DATA, SELECTION, NETWORK, LOSS, AMLOSS_GROUP, DISENTANGLING, INTROSPECTION, SPHERE, DIVISION),
+    *(OPTIMISATION, RUN, NO_EFFECT),
+)
 EVALUATE_GROUPS = (EVALUATION, DATA, NETWORK)
+
+# --- profiles: published commands that have defaults of their own ---------------------------------
+
+
+def _spherical_defaults(args: argparse.Namespace) -> dict[str, Any]:
+    """Spherical embeddings: steps instead of epochs, Adam, two learning rates, by data set."""
+    small = args.dataset.lower() in ("cub", "cars", "car", "emoji")
+    constrained = args.sec_wei > 0 or args.l2reg_wei > 0
+    lr, lr_p = {
+        "cub": (1e-5, 0.5e-5),
+        "sop": (2.5e-4, 0.5e-4),
+        "inshop": (5e-4, 1e-4),
+    }.get(args.dataset.lower(), (1e-5, 1e-5))
+    defaults = {
+        "batch_size": 120, "IPC": {"n-npair": 2, "ms": 5}.get(args.loss, 3),
+        "optimizer": "adam", "lr": lr, "lr_p": lr_p, "lr_decay_gamma": 0.1,
+        "weight_decay": 2.5e-3 if small else 1e-5, "decay_vectors": 0,
+        "schedule": "milestones", "steps": 8000 if small else 12000, "eval_steps": 100,
+        "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default", "bn_freeze": "affine",
+        "head_norm": int(args.loss != "ms" or constrained), "l2_norm": 0,
+    }  # fmt: skip
+    if args.dataset.lower() != "emoji":
+        defaults |= {"image_size": 227, "augment": "sec"}
+    if args.model == "bn_inception" and args.dataset.lower() != "emoji":
+        defaults["input_spec"] = "spherical"
+    if args.dataset.lower() in ("sop", "inshop"):
+        defaults["eval_steps"] = {"sop": 500, "inshop": 200}[args.dataset.lower()]
+    gamma = args.lr_decay_gamma if "lr_decay_gamma" in args.given else 0.1
+    defaults["milestones"] = _spherical_milestones(args.dataset.lower(), args.loss, gamma)
+    if args.dataset.lower() == "emoji":  # from scratch: what follows from pretraining is left out
+        del defaults["bn_freeze"]
+    return defaults
+
+
+def _spherical_milestones(dataset: str, loss: str, gamma: float) -> tuple[int, ...]:
+    if dataset in ("sop", "inshop"):
+        return (6000,)
+    if dataset in ("cars", "car"):
+        return (2000,) if gamma == 0.1 else (4000, 6000)
+    return (3000, 6000) if loss == "ms" else (5000,)
+
+
+def _division_defaults(args: argparse.Namespace) -> dict[str, Any]:
+    """Divide and conquer's released experiment file."""
+    return {
+        "model": "resnet50", "loss": "MarginLoss", "nb_clusters": 1, "epochs": 100,
+        "optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-3, "batch_size": 128, "IPC": 4,
+        "schedule": "constant", "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default",
+        "dropout": 0.01, "bn_freeze": "statistics", "dataset": "cub", "alpha": 1.0,
+    }  # fmt: skip
+
+
+PROFILES: tuple[tuple[Callable[[argparse.Namespace], bool], Callable[..., dict]], ...] = (
+    (lambda args: args.loss in SPHERICAL_LOSSES, _spherical_defaults),
+    (lambda args: args.experiment is not None, _division_defaults),
+)
+"""(whether a published family is meant, its defaults); what is given goes over them."""
+
+ATTACHMENTS: dict[str, tuple[Callable[[argparse.Namespace], Any], dict[str, str]]] = {
+    "disentangled": (lambda args: args.disent, {"al": "al", "be": "be", "gam": "gam"}),
+    "introspective": (lambda args: args.introspective, {"variant": "introspective"}),
+    "sec": (lambda args: args.sec_wei > 0, {"weight": "sec_wei", "momentum": "norm_momentum"}),
+    "l2": (lambda args: args.l2reg_wei > 0, {"weight": "l2reg_wei"}),
+    "masks": (lambda args: args.nb_clusters is not None, {"weight": "masking_lambda"}),
+}
+"""What losses.compose attaches to a loss → when, and which options it is built with."""
 
 # --- parsing --------------------------------------------------------------------------------------
 
@@ -370,7 +549,7 @@ def _flags(groups: Sequence[Group]) -> list[Flag]:
 
 def _parse(
     program: str, description: str, groups: Sequence[Group], argv: Sequence[str] | None
-) -> argparse.Namespace:
+) -> tuple[argparse.Namespace, list[Flag], _Parser]:
     parser = _make_parser(program, description, groups)
     given, unknown = parser.parse_known_args(argv)
     entries = _flags(groups)
@@ -382,13 +561,16 @@ def _parse(
     args = argparse.Namespace(**{entry.dest: entry.default for entry in entries})
     vars(args).update(vars(given))
     args.given = sorted(vars(given))
+    return args, entries, parser
+
+
+def _check_needs(args: argparse.Namespace, entries: list[Flag], parser: _Parser) -> None:
     for entry in entries:
         if entry.dest in args.given and entry.need and not entry.need.met(args):
             parser.error(
                 f"{entry.spellings[0]} has no effect here: it belongs to {entry.need.name}; "
                 "remove it or choose that"
             )
-    return args
 
 
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -398,13 +580,22 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         SystemExit: with status 2 and one sentence for a bad or ineffective flag, 0 for --help.
     """
     about = "Train an embedding network and judge it on classes it never saw."
-    return _parse("python train.py", about, TRAIN_GROUPS, argv)
+    args, entries, parser = _parse("python train.py", about, TRAIN_GROUPS, argv)
+    for meant, profile in PROFILES:
+        if meant(args):
+            for name, value in profile(args).items():
+                if name not in args.given:
+                    setattr(args, name, value)
+    if args.mixup is None:
+        args.mixup = 1.0 if args.introspective else 0.0
+    _check_needs(args, entries, parser)
+    return args
 
 
 def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of evaluate.py; see `parse_train`."""
     about = "Evaluate a checkpoint on the classes it never saw."
-    args = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
+    args, _, _ = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
     if not args.resume:
         print("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
         raise SystemExit(2)
@@ -419,3 +610,12 @@ def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:
         if entry.argument and entry.need and entry.need.met(args)
     }
     return {**listening, **dict(args.loss_args)}
+
+
+def attachments(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What is attached to the loss, as `losses.compose` wants it."""
+    return {
+        name: {argument: getattr(args, option) for argument, option in taken.items()}
+        for name, (wanted, taken) in ATTACHMENTS.items()
+        if wanted(args)
+    }

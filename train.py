@@ -15,6 +15,7 @@ import argparse
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,12 +32,14 @@ from dataset.samplers import make_sampler
 from evaluate import (
     Evaluation,
     Result,
+    embed,
     evaluate,
     evaluations,
     network_options,
     resolve_data_defaults,
     table,
 )
+from routines import DivideAndConquer, Mixup, Routine, View, Warmup
 from runs import RunFolder, load_checkpoint, run_name
 from tracking import Tracker, wandb_mode
 from utils import (
@@ -126,6 +129,7 @@ def build_objective(args: argparse.Namespace, num_classes: int) -> losses.Object
             args.loss,
             num_classes,
             args.embedding_size,
+            attach=options.attachments(args),
             l2_norm=bool(args.l2_norm),
             **options.criterion_arguments(args),
         )
@@ -140,23 +144,54 @@ def build_optimisers(
     steps_per_epoch: int,
     precision: Precision,
 ) -> optim.Optimisers:
-    """Backbone, heads and the criterion's own groups, each with its rate and schedule."""
+    """Backbone, heads, masks and the criterion's own groups, each with its rate and schedule."""
+    total_steps = args.steps or args.epochs * steps_per_epoch
     schedule = {
-        "step": lambda: optim.step_decay(args.lr_decay_step, args.lr_decay_gamma, steps_per_epoch),
-        "cosine": lambda: optim.cosine(args.epochs * steps_per_epoch),
+        "step": lambda: optim.step_decay(args.lr_decay_step, args.lr_decay_gamma),
+        "milestones": lambda: optim.milestones(args.milestones, args.lr_decay_gamma),
+        "cosine": lambda: optim.cosine(total_steps),
         "constant": lambda: optim.constant,
     }[args.schedule]()
+    groups = network.parameter_groups(
+        args.lr if args.lr_p is None else args.lr_p, args.lr, decay_all=bool(args.decay_vectors)
+    )
+    for group in groups:
+        if group["name"] == "masks":
+            group["lr"] = args.lr * args.mask_lr_mult
+            group["weight_decay"] = args.weight_decay * args.mask_wd_mult
     return optim.Optimisers(
-        [
-            *network.parameter_groups(args.lr, decay_all=bool(args.decay_vectors)),
-            *objective.parameter_groups(args.lr),
-        ],
+        [*groups, *objective.parameter_groups(args.lr)],
         optimizer=args.optimizer,
         weight_decay=args.weight_decay,
         schedule=schedule,
-        steps_per_epoch=steps_per_epoch,
         clip=args.clip,
         scaler=precision.scaler,
+    )
+
+
+def build_routines(args: argparse.Namespace) -> list[Routine]:
+    """What the chosen methods do around the steps."""
+    routines: list[Routine] = []
+    if args.warm:
+        routines.append(Warmup(args.warm))
+    if args.mixup:
+        routines.append(Mixup(args.mixup))
+    if args.nb_clusters is not None:
+        routines.append(DivideAndConquer(args))
+    return routines
+
+
+def build_masks(args: argparse.Namespace) -> net.EmbeddingMasks | None:
+    """Divide and conquer's masks, where it is on."""
+    if args.nb_clusters is None:
+        return None
+    full = args.masks_normalize_before_sum or "sum"
+    return net.EmbeddingMasks(
+        args.embedding_size,
+        learned=not args.fixed_mask,
+        relu=bool(args.mask_relu),
+        init=args.masking_init,
+        full=full if args.masks_sum_for_full_emb else "none",
     )
 
 
@@ -203,6 +238,7 @@ class Training:
         network: net.EmbeddingNet,
         objective: losses.Objective,
         optimisers: optim.Optimisers,
+        routines: list[Routine],
         loader: Loader,
         precision: Precision,
     ) -> None:
@@ -211,64 +247,105 @@ class Training:
         self.network = network
         self.objective = objective
         self.optimisers = optimisers
+        self.routines = routines
         self.loader = loader
         self.precision = precision
         self.clock = Clock()
+        self._batches: Iterator[Batch] | None = None
 
-    # -- one step, one epoch
+    # -- one step, and the steps between two looks
 
     def step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimisation step; returns the loss and its terms, detached, on the device."""
-        with self.precision.autocast():
-            outputs = self.network(batch.images)
-        loss = self.objective(outputs, batch.labels)
-        self.optimisers.step(loss, self.clock.step)
+        views, context = [View(batch.images, [(1.0, batch.labels)])], {}
+        for routine in self.routines:
+            batch = routine.prepare(batch)
+            views = routine.views(batch, views)
+            context |= routine.context()
+        loss, terms = 0.0, None
+        for images, targets in views:
+            with self.precision.autocast():
+                outputs = self.network(images, cluster=batch.cluster)
+            for weight, labels in targets:
+                loss = loss + weight * self.objective(outputs, labels, **context)
+                terms = terms or self.objective.terms  # those of the images as they are
+        self.optimisers.step(loss, self.clock.epoch, self.clock.step)
         self.clock.step += 1
         self.clock.step_in_epoch += 1
-        return {"loss": loss.detach(), **self.objective.terms}
+        return {"loss": loss.detach(), **terms}
 
-    def epoch(self) -> dict[str, float]:
-        """Trains to the end of the epoch, or to --max-steps; returns the means of its terms.
+    def advance(self) -> dict[str, float]:
+        """Trains to the next stop and returns the means of its terms, and its speed.
+
+        A stop is the end of an epoch, an evaluation by --eval-steps, or the run's last step.
 
         Raises:
             InputError: the loss is not finite.
         """
-        clock, args = self.clock, self.args
+        clock = self.clock
+        batches = self._epoch_batches()
         self.network.train()
         self.objective.train()
-        self.network.freeze_backbone(clock.epoch < args.warm)
-        self.loader.set_epoch(clock.epoch)
-        self.loader.skip(clock.step_in_epoch)
         check_every = 1 if self.precision.device.type == "cpu" else CHECK_EVERY_ON_GPU
-        means = Averages()
-        start, images = time.perf_counter(), 0
-        with tqdm(
-            total=len(self.loader) * args.batch_size,
-            initial=clock.step_in_epoch * args.batch_size,
-            desc=f"epoch {clock.epoch + 1}/{args.epochs}",
-            unit="img",
-            leave=False,
-            disable=None,
-        ) as bar:
-            for batch in self.loader:
+        means, images, start = Averages(), 0, time.perf_counter()
+        waited = self.loader.wait_seconds
+        with self._progress_bar() as bar:
+            while clock.step_in_epoch < len(self.loader):
+                batch = next(batches)
                 values = self.step(batch)
                 means.add(values)
                 images += len(batch.labels)
                 if clock.step % check_every == 0:
                     bar.set_postfix(loss=f"{self._finite_loss(values):.4g}", refresh=False)
                 bar.update(len(batch.labels))
-                if clock.step == args.max_steps:
+                if self.finished or self._evaluates_at_this_step():
                     break
         self._finite_loss(values)
         elapsed = time.perf_counter() - start
         clock.seconds += elapsed
-        if clock.step_in_epoch == len(self.loader):
-            clock.epoch, clock.step_in_epoch = clock.epoch + 1, 0
+        if clock.step_in_epoch >= len(self.loader):
+            clock.epoch, clock.step_in_epoch, self._batches = clock.epoch + 1, 0, None
         return {
             **means.read(),
             "images_per_second": images / elapsed,
-            "data_wait": self.loader.wait_seconds / elapsed,
+            "data_wait": (self.loader.wait_seconds - waited) / elapsed,
         }
+
+    def _epoch_batches(self) -> Iterator[Batch]:
+        """The rest of the running epoch; begins it where it has not begun."""
+        if self._batches is None:
+            for routine in self.routines:
+                begin = routine.resume if self.clock.step_in_epoch else routine.begin_epoch
+                begin(self)
+            self.loader.set_epoch(self.clock.epoch)
+            self.loader.skip(self.clock.step_in_epoch)
+            self._batches = iter(self.loader)
+        return self._batches
+
+    def _progress_bar(self) -> tqdm:
+        clock, args = self.clock, self.args
+        return tqdm(
+            total=len(self.loader) * args.batch_size,
+            initial=clock.step_in_epoch * args.batch_size,
+            desc=f"epoch {clock.epoch + 1}/{args.epochs}",
+            unit="img",
+            leave=False,
+            disable=None,
+        )
+
+    def embed_training_images(self, *, pooled: bool) -> torch.Tensor:
+        """Training images as evaluation sees them: pooled features (N, F), or embeddings (N, d)."""
+        args = self.args
+        return embed(
+            self.network,
+            self.data.train,
+            self.precision,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            image_size=args.image_size,
+            title="clustering",
+            pooled=pooled,
+        )
 
     def _finite_loss(self, values: dict[str, torch.Tensor]) -> float:
         loss = float(values["loss"])
@@ -282,12 +359,19 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        """All epochs, or all of --max-steps, are done."""
-        return self.clock.epoch >= self.args.epochs or self.clock.step == self.args.max_steps
+        """All epochs, or all of --steps or --max-steps, are done."""
+        done = self.clock.step in (self.args.steps, self.args.max_steps)
+        return done or self.clock.epoch >= self.args.epochs
+
+    def _evaluates_at_this_step(self) -> bool:
+        return bool(self.args.eval_steps) and self.clock.step % self.args.eval_steps == 0
 
     def evaluation_due(self) -> bool:
-        """Every --eval-every epochs, and at the end."""
-        return self.finished or self.clock.epoch % self.args.eval_every == 0
+        """Every --eval-steps steps, or every --eval-every epochs, and at the end."""
+        if self.args.eval_steps:
+            return self.finished or self._evaluates_at_this_step()
+        ended = self.clock.step_in_epoch == 0
+        return self.finished or (ended and self.clock.epoch % self.args.eval_every == 0)
 
     def evaluate(self, tasks: list[Evaluation]) -> list[Result]:
         """Evaluates the network as it is."""
@@ -307,12 +391,18 @@ class Training:
 
     # -- what is kept
 
+    def network_options(self) -> dict:
+        """What evaluate.py needs to build the same network."""
+        chosen = network_options(self.args, self.objective.heads)
+        masks = self.network.masks
+        return chosen if masks is None else {**chosen, "masks_at_test": masks.full}
+
     def weights(self, results: list[Result]) -> dict:
         """The content of the best checkpoint: weights, options and what they reached."""
         return {
             "model_state_dict": self.network.state_dict(),
             "criterion_state_dict": self.objective.state_dict(),
-            "network": network_options(self.args, self.objective.heads),
+            "network": self.network_options(),
             "args": plain_options(self.args),
             "epoch": self.clock.epoch,
             "step": self.clock.step,
@@ -325,6 +415,7 @@ class Training:
             "model_state_dict": self.network.state_dict(),
             "criterion_state_dict": self.objective.state_dict(),
             "optimisers": self.optimisers.state_dict(),
+            "routines": [routine.state_dict() for routine in self.routines],
             "clock": vars(self.clock).copy(),
             "random": random_states(),
             "args": plain_options(self.args),
@@ -332,10 +423,12 @@ class Training:
 
     def load_state(self, state: dict) -> None:
         """Continues from `state()`."""
+        vars(self.clock).update(state["clock"])
+        for routine, content in zip(self.routines, state["routines"], strict=True):
+            routine.load_state_dict(content, self)
         self.network.load_state_dict(state["model_state_dict"])
         self.objective.load_state_dict(state["criterion_state_dict"])
         self.optimisers.load_state_dict(state["optimisers"])
-        vars(self.clock).update(state["clock"])
         restore_random_states(state["random"])
 
 
@@ -353,7 +446,7 @@ def fit(training: Training, run: RunFolder, tracker: Tracker) -> None:
     best_name = f"{args.dataset}_{args.model}".replace("/", "-").replace(":", "-")
     while not training.finished:
         epoch = clock.epoch + 1
-        row = {"epoch": epoch, **training.epoch()}
+        row = {"epoch": epoch, **training.advance()}
         row |= {"step": clock.step, "seconds": clock.seconds}
         row |= {f"lr {name}": lr for name, lr in training.optimisers.learning_rates().items()}
         if training.evaluation_due():
@@ -460,9 +553,13 @@ def prepare(args: argparse.Namespace) -> Training:
     resolve_data_defaults(args)
     data = prepare_data(args)
     objective = build_objective(args, data.train.num_classes).to(device)
-    network = net.build(**network_options(args, objective.heads), pretrained=args.pretrained)
+    network = net.build(
+        **network_options(args, objective.heads),
+        pretrained=args.pretrained,
+        masks=build_masks(args),
+    )
     network.to(device, memory_format=precision.memory_format)
-    network.freeze_backbone(args.warm > 0)
+    network.freeze_backbone(args.warm > 0)  # so that its end, not a state before, releases it
     sampler = make_sampler(data.train.labels, args.batch_size, instances=args.IPC, seed=args.seed)
     loader = train_loader(
         data.train,
@@ -474,8 +571,11 @@ def prepare(args: argparse.Namespace) -> Training:
         seed=args.seed,
         image_size=args.image_size,
     )
+    if args.steps:
+        args.epochs = math.ceil(args.steps / len(loader))
     optimisers = build_optimisers(args, network, objective, len(loader), precision)
-    return Training(args, data, network, objective, optimisers, loader, precision)
+    routines = build_routines(args)
+    return Training(args, data, network, objective, optimisers, routines, loader, precision)
 
 
 def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, RunFolder]:

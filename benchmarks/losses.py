@@ -3,10 +3,11 @@
     python benchmarks/losses.py [--repeats 9] [--only Proxy_Anchor AMLoss] [--device cuda]
 
 All variants of a row are called in turn, in one run, on the same batch in float32; the table has
-the median and, as other programs on the machine only ever slow a step down, the fastest call. Before anything is timed, ours and the plain formula must give the same loss. The plain
-formula is what the paper's equation becomes in PyTorch when one writes it down directly: full
-matrices, masks, exponentials before logarithms. "Memory" is the peak a step adds, where the system
-tells it. Pair losses do not depend on the number of classes and are timed once.
+the median and, because other programs on the machine only ever slow a step down, the fastest call.
+Before anything is timed, ours and the plain formula must give the same loss. The plain formula is
+what the paper's equation becomes in PyTorch when one writes it down directly: full matrices, masks,
+exponentials before logarithms. "Memory" is the peak a step adds, where the system tells it. Pair
+losses do not depend on the number of classes and are timed once.
 """
 
 from __future__ import annotations

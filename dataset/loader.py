@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -116,9 +116,10 @@ class Loader:
     """Batches of one epoch after another.
 
     Args:
-        plans: (epoch, first batch) → the plans of the epoch's batches. length: their number.
-        make: cuts the views. spec: what the backbone wants. device: where the batches go.
+        sampler: which images make a batch. make: cuts their views.
+        spec: what the backbone wants. device: where the batches go.
         workers: processes that decode files; pictures in memory need none.
+        seed: of the augmentation.
 
     Attributes:
         wait_seconds: how long the consumer of the running epoch has waited for batches.
@@ -126,15 +127,15 @@ class Loader:
 
     def __init__(
         self,
-        plans: Callable[[int, int], Iterator[Plan]],
-        length: int,
+        sampler: BatchSampler,
         make: ViewMaker,
         spec: InputSpec,
         device: torch.device,
         workers: int,
+        seed: int = 0,
     ) -> None:
-        self._plans = plans
-        self._length = length
+        self._sampler = sampler
+        self._seed = seed
         self._make = make
         self._spec = spec
         self._device = device
@@ -144,7 +145,11 @@ class Loader:
         self.wait_seconds = 0.0
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._sampler)
+
+    def set_sampler(self, sampler: BatchSampler) -> None:
+        """Batches come from another sampler from the next iteration on."""
+        self._sampler = sampler
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration runs through, from its beginning."""
@@ -167,7 +172,9 @@ class Loader:
             yield batch
 
     def _views(self) -> Iterator[tuple[torch.Tensor, Plan]]:
-        plans = self._plans(self._epoch, self._start)
+        self._sampler.set_epoch(self._epoch)
+        batches = itertools.islice(self._sampler, self._start, None)
+        plans = (Plan(batch, self._seed, self._epoch) for batch in batches)
         if not self._workers:
             return ((self._make(plan), plan) for plan in plans)
         return iter(
@@ -211,13 +218,8 @@ def train_loader(
     image_size: int | None = None,
 ) -> Loader:
     """Augmented batches in the sampler's order; `augment` is a name of `AUGMENTATIONS`."""
-
-    def plans(epoch: int, start: int) -> Iterator[Plan]:
-        sampler.set_epoch(epoch)
-        return (Plan(batch, seed, epoch) for batch in itertools.islice(sampler, start, None))
-
     make = ViewMaker(images, AUGMENTATIONS[augment], *_sizes(spec, image_size))
-    return Loader(plans, len(sampler), make, spec, device, workers)
+    return Loader(sampler, make, spec, device, workers, seed)
 
 
 def eval_loader(
@@ -231,12 +233,8 @@ def eval_loader(
 ) -> Loader:
     """Every image once, in order, as evaluation sees it: short side resized, central square."""
     sampler = SequentialSampler(len(images), batch_size)
-
-    def plans(epoch: int, start: int) -> Iterator[Plan]:
-        return (Plan(batch, 0, 0) for batch in itertools.islice(sampler, start, None))
-
     make = ViewMaker(images, None, *_sizes(spec, image_size))
-    return Loader(plans, len(sampler), make, spec, device, workers)
+    return Loader(sampler, make, spec, device, workers)
 
 
 def _sizes(spec: InputSpec, image_size: int | None) -> tuple[int, int]:

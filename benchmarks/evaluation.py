@@ -1,0 +1,289 @@
+"""What an evaluation costs: our metrics against what people use, in one table.
+
+    python benchmarks/evaluation.py                  # SOP's and CUB's shapes, medians of 3
+    python benchmarks/evaluation.py --shapes cub --repeats 5
+    python benchmarks/evaluation.py --quick          # a tenth of SOP, once: does it run?
+
+Synthetic embeddings (no download): classes on a sphere, noise of varying size, so that recalls are
+those of a trained network. Every row runs in a process of its own, after a warm-up on a few images;
+the rows take turns, so that a drift of the machine meets all of them. Memory is the peak beyond the
+loaded embeddings: resident memory on a CPU (Linux), allocated memory on a GPU. A row whose package
+is missing (pytorch-metric-learning, faiss-cpu) says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from clustering import kmeans
+from metrics import nmi_f1, retrieval_metrics
+
+ITERATIONS = 20  # of k-means, ours and faiss's
+
+
+class Shape(NamedTuple):
+    """Size and difficulty of a synthetic data set."""
+
+    title: str
+    images: int
+    classes: int
+    noise: float
+    ks: tuple[int, ...]
+
+
+SHAPES = {
+    "sop": Shape("SOP", 60_502, 11_316, 1.15, (1, 10, 100, 1000)),
+    "cub": Shape("CUB", 5_924, 100, 2.2, (1, 2, 4, 8, 16, 32)),
+    "quick": Shape("SOP / 10", 6_050, 1_132, 1.0, (1, 10, 100, 1000)),
+}
+
+
+def embeddings_like(shape: Shape, dimension: int = 512, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Unit embeddings (N, 512) float32 and labels (N,), classes of at least two images.
+
+    Class centres gather in 12 super-classes and 600 groups, in a space of 64 of the 512
+    dimensions; an image lies about its centre with noise whose size differs from image to image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    effective = 64
+    spectrum = torch.arange(1, effective + 1).float().pow(-0.25)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, effective, generator=generator) * spectrum
+
+    count, classes = shape.images, shape.classes
+    extra = torch.randint(classes, (count - 2 * classes,), generator=generator)
+    labels = torch.arange(classes).repeat_interleave(2 + extra.bincount(minlength=classes))
+    superclass = torch.arange(classes) * 12 // classes
+    group = torch.randint(600, (classes,), generator=generator)
+    centres = normal(classes) + 0.6 * normal(12)[superclass] + 0.7 * normal(600)[group]
+    size = shape.noise * torch.exp(0.4 * torch.randn(count, 1, generator=generator))
+    points = centres[labels] + size * normal(count)
+    turn = torch.linalg.qr(torch.randn(dimension, effective, generator=generator))[0]
+    points = points @ turn.T + 0.02 * torch.randn(count, dimension, generator=generator)
+    return F.normalize(points), labels
+
+
+# The rows: (embeddings, labels, ks) -> what the row's columns show ------------------------------
+
+
+def ours(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """R@K for all K, RP, MAP@R, mARP, MRR."""
+    return retrieval_metrics(x, labels, ks=ks)
+
+
+def pytorch_metric_learning(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """R@1, RP and MAP@R by AccuracyCalculator on faiss."""
+    import faiss  # noqa: F401  (the calculator needs it)
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    calculator = AccuracyCalculator(include=names, k="max_bin_count", device=x.device)
+    found = calculator.get_accuracy(x, labels)
+    return {"R@1": found[names[0]], "MAP@R": found[names[2]]}
+
+
+def published(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """R@K as released evaluators count it: top K of full rows, then a loop over the queries."""
+    hits = dict.fromkeys(ks, 0)
+    for rows, own in zip(x.split(10_000), labels.split(10_000), strict=True):
+        nearest = (rows @ x.T).topk(max(ks) + 1).indices[:, 1:]
+        for label, found in zip(own.cpu(), labels[nearest].cpu(), strict=True):
+            for k in ks:
+                hits[k] += label in found[:k]
+    return {f"R@{k}": count / len(x) for k, count in hits.items()}
+
+
+def one_product(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """One float32 product N × N × d in row blocks, nothing else."""
+    out = x.new_empty(4096, len(x))
+    for rows in x.split(4096):
+        torch.mm(rows, x.T, out=out[: len(rows)])
+    return {}
+
+
+def our_kmeans(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """k-means++ and at most 20 iterations."""
+    found = kmeans(x, len(labels.unique()), iterations=ITERATIONS)
+    return {"inertia": found.inertia, "NMI": nmi_f1(labels, found.labels)["NMI"]}
+
+
+def faiss_kmeans(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """Random start and 20 iterations, all points used."""
+    import faiss
+
+    points, k = x.cpu().numpy(), len(labels.unique())
+    found = faiss.Kmeans(x.shape[1], k, niter=ITERATIONS, seed=0, min_points_per_centroid=1)
+    found.cp.max_points_per_centroid = len(points)
+    found.train(points)
+    distances, clusters = found.index.search(points, 1)
+    inertia = float(distances.sum(dtype=np.float64))
+    return {"inertia": inertia, "NMI": nmi_f1(labels, clusters[:, 0])["NMI"]}
+
+
+RETRIEVAL: dict[str, Callable] = {
+    "ours": ours,
+    "pytorch-metric-learning, faiss-cpu": pytorch_metric_learning,
+    "published: topk and a loop": published,
+    "one float32 product": one_product,
+}
+CLUSTERING: dict[str, Callable] = {"k-means: ours": our_kmeans, "k-means: faiss-cpu": faiss_kmeans}
+ROWS = RETRIEVAL | CLUSTERING
+
+
+# One row, in a process of its own ---------------------------------------------------------------
+
+
+class Memory:
+    """Peak memory in MB between its making and `peak`."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from here
+            self.before = self._status("VmRSS")
+
+    def peak(self) -> float:
+        """Peak so far beyond what there was."""
+        if self.device.type == "cuda":
+            return (torch.cuda.max_memory_allocated() - self.before) / 1e6
+        return (self._status("VmHWM") - self.before) / 1e6
+
+    def _status(self, name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name)))
+
+
+def run_row(name: str, data: Path, ks: tuple[int, ...], device: torch.device) -> dict:
+    """Measure one row on saved embeddings."""
+    with np.load(data) as file:
+        x, labels = (torch.from_numpy(file[key]).to(device) for key in ("x", "labels"))
+    function = ROWS[name]
+    few = torch.arange(min(1000, len(x)), device=device)
+    try:
+        function(x[few], labels[few], (1,))  # libraries, threads and kernels wake up
+    except ModuleNotFoundError as missing:
+        return {"missing": missing.name}
+    memory = Memory(device)
+    start = time.perf_counter()
+    found = function(x, labels, ks)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "memory": memory.peak(), **found}
+
+
+def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
+    """All the rows of a shape, `repeats` times in turn."""
+    results: dict[str, list[dict]] = {name: [] for name in ROWS}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "embeddings.npz"
+        x, labels = embeddings_like(shape)
+        np.savez(data, x=x.numpy(), labels=labels.numpy())
+        for turn in range(repeats):
+            for name in ROWS:
+                print(f"{shape.title} {turn + 1}/{repeats}: {name}", file=sys.stderr, flush=True)
+                command = [sys.executable, __file__, "--row", name, "--data", str(data)]
+                command += ["--device", device, "--ks", *map(str, shape.ks)]
+                answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                results[name].append(json.loads(answer.stdout.splitlines()[-1]))
+    return results
+
+
+# The table --------------------------------------------------------------------------------------
+
+
+def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
+    """Markdown: medians, and ratios to our row."""
+    lines = [
+        f"### {shape.title}: {shape.images:,} × 512, {shape.classes:,} classes, {device}",
+        "",
+        "| | seconds (min to max) | ÷ ours | memory, MB | ÷ ours | R@1 | MAP@R | inertia | NMI |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in results.items():
+        if "missing" in runs[0]:
+            lines.append(f"| {name} | needs {runs[0]['missing']} | | | | | | | |")
+            continue
+        reference = results["ours" if name in RETRIEVAL else "k-means: ours"]
+        seconds, memory = (median(runs, key) for key in ("seconds", "memory"))
+        spread = f"{min(r['seconds'] for r in runs):.2f} to {max(r['seconds'] for r in runs):.2f}"
+        cells = [
+            f"{seconds:.2f} ({spread})",
+            f"{seconds / median(reference, 'seconds'):.2f}",
+            f"{memory:.0f}",
+            f"{memory / max(1.0, median(reference, 'memory')):.2f}",
+        ]
+        for key, digits in (("R@1", 4), ("MAP@R", 4), ("inertia", 1), ("NMI", 4)):
+            cells.append(f"{runs[0][key]:.{digits}f}" if key in runs[0] else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    recalls = ", ".join(f"R@{k} {results['ours'][0][f'R@{k}']:.4f}" for k in shape.ks)
+    return "\n".join([*lines, "", f"Our row's recalls: {recalls}."])
+
+
+def median(runs: list[dict], key: str) -> float:
+    """Median of a column over the repeats."""
+    return statistics.median(run[key] for run in runs)
+
+
+def processor(device: str) -> str:
+    """The machine, in words."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((li.split(":")[1].strip() for li in lines if "model name" in li), model)
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    """Run the rows and print the table, or (--row) run one of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", choices=["sop", "cub", "all"], default="all")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each row; medians count")
+    parser.add_argument("--quick", action="store_true", help="a tenth of SOP, once")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--ks", type=int, nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.row:
+        print(json.dumps(run_row(args.row, args.data, tuple(args.ks), torch.device(args.device))))
+        return
+    chosen = ["quick"] if args.quick else ["sop", "cub"] if args.shapes == "all" else [args.shapes]
+    print(
+        f"{processor(args.device)}; torch {torch.__version__}; Python {platform.python_version()}"
+    )
+    for key in chosen:
+        results = measure(SHAPES[key], 1 if args.quick else args.repeats, args.device)
+        print(f"\n{table(SHAPES[key], results, args.device)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

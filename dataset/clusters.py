@@ -1,0 +1,132 @@
+"""The "divide" of divide and conquer: training images → clusters, again and again during a run.
+
+Sanakoyeu et al., "Improving Deep Metric Learning by Divide and Conquer", TPAMI 2021. Images, not
+classes, are clustered; a class may lie in several clusters. Each time k-means starts from scratch,
+its clusters are given the numbers of the earlier ones they resemble most, and, while the hierarchy
+grows, each is split in two: cluster c becomes 2c and 2c + 1.
+
+Deviation: the released code applies the permutation that it finds by the Hungarian method the wrong
+way round, so that from three clusters on masks do not follow their clusters. `legacy=True` does
+that too.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from clustering import kmeans
+
+logger = logging.getLogger("dataset.clusters")
+
+TRIALS = 30
+UNUSED = -1
+
+
+def divide(
+    features: torch.Tensor,
+    labels: np.ndarray,
+    count: int,
+    seed: int,
+    *,
+    previous: np.ndarray | None = None,
+    split: bool = False,
+    legacy: bool = False,
+) -> np.ndarray:
+    """Divides the training images.
+
+    Args:
+        features: (N, F) unit vectors. labels: (N,) classes.
+        count: clusters now; a power of two where `split` is used.
+        seed: of k-means; further trials add 1 each.
+        previous: (N,) the division before, whose numbers are to be kept.
+        split: afterwards cluster c becomes 2c and 2c + 1.
+        legacy: renumbers as the released code does.
+
+    Returns:
+        (N,) int64 clusters; -1 for an image that is the only one of its class in its cluster.
+    """
+    clusters = _accepted_kmeans(features, labels, count, seed)
+    if previous is not None:
+        clusters = renumber(clusters, previous, count, legacy=legacy)
+    if split:
+        clusters = _halves(features, labels, clusters, count, seed)
+    return without_singles(clusters, labels)
+
+
+def _accepted_kmeans(
+    features: torch.Tensor, labels: np.ndarray, count: int, seed: int
+) -> np.ndarray:
+    """k-means whose every cluster can be trained on; the last trial is taken when none can."""
+    if count == 1:
+        return np.zeros(len(labels), np.int64)
+    for trial in range(TRIALS):
+        clusters = kmeans(features, count, seed + trial).labels.cpu().numpy()
+        if is_acceptable(clusters, labels, count):
+            return clusters
+    logger.warning(
+        "no k-means of %d trials gave every one of %d clusters two classes with two images; "
+        "use fewer --nb-clusters",
+        TRIALS,
+        count,
+    )
+    return clusters
+
+
+def is_acceptable(clusters: np.ndarray, labels: np.ndarray, count: int) -> bool:
+    """Whether every cluster holds at least two classes with at least two images each."""
+    pairs, sizes = np.unique(np.stack([clusters, labels]), axis=1, return_counts=True)
+    usable = np.bincount(pairs[0, sizes >= 2], minlength=count)
+    return bool((usable[:count] >= 2).all())
+
+
+def renumber(
+    clusters: np.ndarray, previous: np.ndarray, count: int, *, legacy: bool = False
+) -> np.ndarray:
+    """Gives each cluster the number of the earlier one it differs from in the fewest images.
+
+    Minimises the sum of |cluster_i Δ previous_j| over one-to-one assignments (Hungarian method).
+    Images that were unused before belong to no earlier cluster.
+
+    Args:
+        clusters: (N,) numbers 0..count-1. previous: (N,) the same, or -1 for unused images.
+    """
+    used = previous >= 0
+    common = np.zeros((count, count), np.int64)
+    np.add.at(common, (clusters[used], previous[used]), 1)
+    sizes = np.bincount(clusters, minlength=count)
+    earlier = np.bincount(previous[used], minlength=count)
+    cost = sizes[:, None] + earlier[None, :] - 2 * common
+    now, before = linear_sum_assignment(cost)
+    number = np.empty(count, np.int64)
+    if legacy:
+        number[before] = now
+    else:
+        number[now] = before
+    return number[clusters]
+
+
+def _halves(
+    features: torch.Tensor, labels: np.ndarray, clusters: np.ndarray, count: int, seed: int
+) -> np.ndarray:
+    """2-means inside every cluster."""
+    result = np.empty_like(clusters)
+    for cluster in range(count):
+        members = np.flatnonzero(clusters == cluster)
+        if len(members) < 2:
+            result[members] = 2 * cluster
+            continue
+        part = features[torch.from_numpy(members).to(features.device)]
+        result[members] = 2 * cluster + _accepted_kmeans(part, labels[members], 2, seed)
+    return result
+
+
+def without_singles(clusters: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Marks images that are the only one of their class in their cluster as unused."""
+    _, inverse, sizes = np.unique(
+        np.stack([clusters, labels]), axis=1, return_inverse=True, return_counts=True
+    )
+    return np.where(sizes[inverse.reshape(-1)] == 1, UNUSED, clusters)
