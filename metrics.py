@@ -304,7 +304,7 @@ def _search(
     # Similarity is symmetric: where the counts of all images fit in memory, a block serves its
     # columns as queries too, and only pairs (i, j) with i < j are computed.
     symmetric = queries is gallery and len(runs) == 1
-    found = []
+    found: dict[str, Tensor] = {}
     for number, run in enumerate(runs):
         counts = _Counts(*_matches(queries, gallery, run, begin, end), queries.embeddings.shape[1])
         done, total = 0, (run.stop - run.start) * len(gallery) / (2 if symmetric else 1)
@@ -315,10 +315,11 @@ def _search(
             done += block.similarities.numel()
             if progress:
                 progress((number + min(1.0, done / total)) / len(runs))
-        found.append(counts.outcome(len(gallery)))
+        for name, values in counts.outcome(len(gallery)).items():
+            found.setdefault(name, values.new_empty(len(queries)))[run] = values
     if progress:
         progress(1.0)
-    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    return found
 
 
 def _runs(sizes: Tensor) -> list[slice]:

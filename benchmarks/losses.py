@@ -7,7 +7,8 @@ the median and, because other programs on the machine only ever slow a step down
 Before anything is timed, ours and the plain formula must give the same loss. The plain formula is
 what the paper's equation becomes in PyTorch when one writes it down directly: full matrices, masks,
 exponentials before logarithms. "Memory" is the peak a step adds, where the system tells it. Pair
-losses do not depend on the number of classes and are timed once.
+losses do not depend on the number of classes and are timed once. On a machine that is not idle, set
+OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait for each other would be timed instead.
 """
 
 from __future__ import annotations

@@ -243,8 +243,7 @@ class Redraw:
 
     def _redrawn(self, images: torch.Tensor, draw: _Draws) -> torch.Tensor:
         ink = self._warped(1 - images, draw)  # white is 0: what lies outside the picture is white
-        ink = self._outlined(ink, draw)
-        ink = 1 - self._recoloured(1 - self._mixed(ink, draw), draw)
+        ink = self._recoloured(self._outlined(ink, draw), draw)
         return 1 - self._erased(ink, draw)
 
     def _warped(self, ink: torch.Tensor, draw: _Draws) -> torch.Tensor:
@@ -259,7 +258,8 @@ class Redraw:
         ]
         grid = F.affine_grid(torch.stack(rows, dim=1), list(ink.shape), align_corners=False)
         bend = self.bend * draw.normal(2 * self.knots**2).view(-1, 2, self.knots, self.knots)
-        bend = F.interpolate(bend, ink.shape[2:], mode="bicubic", align_corners=True)
+        rows, columns = (_bicubic(self.knots, side).to(ink.device) for side in ink.shape[2:])
+        bend = rows @ bend @ columns.T
         return F.grid_sample(ink, grid + bend.permute(0, 2, 3, 1), align_corners=False)
 
     def _outlined(self, ink: torch.Tensor, draw: _Draws) -> torch.Tensor:
@@ -272,24 +272,30 @@ class Redraw:
         edges = (2 * torch.hypot(across, down)).clamp(0, 1)
         return ink.index_copy(0, chosen, edges.expand(-1, 3, -1, -1))
 
-    def _mixed(self, ink: torch.Tensor, draw: _Draws) -> torch.Tensor:
-        noise = self.mixing * draw.normal(9).view(-1, 3, 3)
-        matrix = torch.eye(3, device=ink.device) + noise
-        matrix = matrix / matrix.sum(2, keepdim=True).clamp_min(0.5)
-        return torch.bmm(matrix, ink.flatten(2)).view_as(ink)
-
-    def _recoloured(self, colour: torch.Tensor, draw: _Draws) -> torch.Tensor:
-        weights = 0.2 + draw.between(0, 1, 3)
-        weights = (weights / weights.sum(1, keepdim=True))[:, :, None, None]
-        grey = (colour * weights).sum(1, keepdim=True)
-        saturation = draw.between(0.4, 1.4).masked_fill(draw.chance(self.grey), 0.0)
-        colour = torch.lerp(grey, colour, saturation[:, None, None, None])
+    def _recoloured(self, ink: torch.Tensor, draw: _Draws) -> torch.Tensor:
+        # Rows of the saturation matrix sum to 1, so it acts on ink as it does on colour.
+        matrix = torch.bmm(self._saturation(draw), self._mixing(draw))
+        ink = torch.bmm(matrix, ink.flatten(2)).view_as(ink)
         gamma = draw.between(-self.gamma, self.gamma).exp()[:, None, None, None]
-        colour = colour.clamp(1e-3, 1) ** gamma
         amount = draw.between(1 - self.ink, 1 + self.ink)[:, None, None, None]
-        colour = (1 - (1 - colour) * amount).clamp(0, 1)
-        inverted = draw.chance(self.negative)[:, None, None, None]
-        return torch.where(inverted, 1 - colour, colour)
+        negative = draw.chance(self.negative).float()[:, None, None, None]
+        colour = ink.neg_().add_(1).clamp_(1e-3, 1).pow_(gamma)
+        ink = colour.neg_().add_(1).mul_(amount).clamp_(0, 1)
+        return ink.mul_(1 - 2 * negative).add_(negative)
+
+    def _mixing(self, draw: _Draws) -> torch.Tensor:
+        """(B, 3, 3) around the identity, rows scaled to a sum of 1 where that is above a half."""
+        noise = self.mixing * draw.normal(9).view(-1, 3, 3)
+        matrix = torch.eye(3, device=noise.device) + noise
+        return matrix / matrix.sum(2, keepdim=True).clamp_min(0.5)
+
+    def _saturation(self, draw: _Draws) -> torch.Tensor:
+        """(B, 3, 3): between a random grey of the colour and the colour itself, or beyond it."""
+        weights = 0.2 + draw.between(0, 1, 3)
+        weights = weights / weights.sum(1, keepdim=True)
+        saturation = draw.between(0.4, 1.4).masked_fill(draw.chance(self.grey), 0.0)[:, None, None]
+        identity = torch.eye(3, device=weights.device)
+        return saturation * identity + (1 - saturation) * weights[:, None, :]
 
     def _erased(self, ink: torch.Tensor, draw: _Draws) -> torch.Tensor:
         height, width = ink.shape[2:]
@@ -302,6 +308,13 @@ class Redraw:
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         inside &= draw.chance(self.erase)[:, None, None, None]
         return torch.where(inside, paint, ink)
+
+
+def _bicubic(knots: int, side: int) -> torch.Tensor:
+    """(side, knots): the matrix that interpolates `knots` values to `side` of them."""
+    impulses = torch.eye(knots).view(1, knots, knots, 1)
+    waves = F.interpolate(impulses, (side, 1), mode="bicubic", align_corners=True)
+    return waves.view(knots, side).T
 
 
 class _Draws:
