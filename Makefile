@@ -1,11 +1,12 @@
 # make demo   trains AMLoss on the embedded data and evaluates it: the tour
 # make test   lint and the fast tests;  make test-all  the long ones too
+# make gpu-check   every GPU test and benchmark, on a machine with a CUDA GPU (any python with torch)
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all gpu-check lint format clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -40,6 +41,16 @@ test: lint
 
 test-all: lint
 	$(PY) -m pytest -m "not gpu"
+
+# No installation here: a GPU machine brings its own torch. GPU_PYTHON chooses it.
+GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
+gpu-check:
+	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "error: $(GPU_PYTHON) sees no CUDA GPU; run this where there is one"; exit 2; }
+	$(GPU_PYTHON) -m pytest -m gpu -rs
+	$(GPU_PYTHON) benchmarks/training.py --models bn_inception resnet50 --sizes 64 224 --batches 10
+	$(GPU_PYTHON) benchmarks/losses.py --device cuda
+	$(GPU_PYTHON) benchmarks/evaluation.py --shapes all
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

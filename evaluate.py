@@ -11,7 +11,7 @@ ARGS = options.parse_evaluate() if __name__ == "__main__" else None
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from utils import (
     sentence_errors,
     write_atomically,
     write_json,
+    write_table,
 )
 
 FOOTNOTE = (
@@ -113,11 +114,11 @@ def load_network(checkpoint: dict, args: argparse.Namespace) -> net.EmbeddingNet
     chosen = {**net.checkpoint_options(checkpoint, args.resume), **checkpoint.get("network", {})}
     asked = network_options(args, chosen["heads"])
     chosen |= {name: asked[name] for name in asked if name in args.given or name not in chosen}
-    masks_at_test = chosen.pop("masks_at_test", "none")
+    masks_at_test, mask_relu = chosen.pop("masks_at_test", "none"), chosen.pop("mask_relu", True)
     network = net.build(**chosen)
     net.load_checkpoint(network, checkpoint, source=args.resume)
     if network.masks is not None:
-        network.masks.full = masks_at_test
+        network.masks.full, network.masks.relu = masks_at_test, mask_relu
     return network
 
 
@@ -131,15 +132,18 @@ def embed(
     workers: int,
     image_size: int,
     title: str = "embedding",
-    pooled: bool = False,
+    represent: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Test-time embeddings of all images, in their order; with `pooled` what the head is given.
+    """Test-time embeddings of all images, in their order.
+
+    Args:
+        represent: what else a batch of images (B, 3, S, S) becomes; None is `network.embed`.
 
     Returns:
         (N, d) float32 on the network's device, raw (the metrics normalise).
     """
     network.eval()
-    represent = network.features if pooled else network.embed
+    represent = represent or network.embed
     loader = eval_loader(
         images,
         spec=network.input,
@@ -235,9 +239,32 @@ def export(path: Path, task: Evaluation, result: Result) -> None:
     write_atomically(path, lambda file: np.savez(file, **content))
 
 
+def uncertain_images(
+    network: net.EmbeddingNet, images: ImageSet, precision: Precision, **settings: Any
+) -> list[list[str]]:
+    """Path, class and ‖u‖ of the raw uncertainty head for every image, the most uncertain first.
+
+    Args:
+        settings: batch_size, workers and image_size, as `embed` takes them.
+    """
+
+    def lengths(batch: torch.Tensor) -> torch.Tensor:
+        return network(batch).uncertainty.norm(dim=1)
+
+    norms = embed(network, images, precision, title="uncertainty", represent=lengths, **settings)
+    norms, order = norms.sort(descending=True, stable=True)
+    return [
+        [images.paths[index], images.class_names[images.labels[index]], f"{norm:.6g}"]
+        for norm, index in zip(norms.tolist(), order.tolist(), strict=True)
+    ]
+
+
 def data_options(checkpoint: dict, args: argparse.Namespace) -> argparse.Namespace:
-    """The options with the checkpoint's own data set, where the command line names none."""
+    """The options with the checkpoint's own data set and image size, where none are given."""
     stored = checkpoint.get("args", {})
+    spec = net.checkpoint_options(checkpoint, args.resume)["input_spec"]
+    if spec is not None:
+        stored = {"image_size": net.INPUTS[spec].size, **stored}
     own = {
         name: stored[name]
         for name in ("dataset", "data_root", "image_size", "batch_size")
@@ -255,16 +282,20 @@ def run(args: argparse.Namespace) -> None:
     resolve_data_defaults(args)
     tasks = evaluations(args.dataset, args.data_root, args.ks)
     network = load_network(checkpoint, args)
+    if args.uncertain and "uncertainty" not in network.heads:
+        raise InputError(
+            f"--uncertain: {args.resume} has no uncertainty head; evaluate a checkpoint that was "
+            "trained with --introspective"
+        )
     network.to(device, memory_format=precision.memory_format)
+    settings = {name: getattr(args, name) for name in ("batch_size", "workers", "image_size")}
     results = []
     for task in tasks:
         result = evaluate(
             network,
             task,
             precision,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            image_size=args.image_size,
+            **settings,
             seed=args.seed,
             kmeans_restarts=args.kmeans_restarts,
         )
@@ -278,6 +309,10 @@ def run(args: argparse.Namespace) -> None:
     if args.export:
         export(Path(args.export), tasks[0], results[0])
         print(f"embeddings written to {args.export}")
+    if args.uncertain:
+        rows = uncertain_images(network, tasks[0].queries, precision, **settings)
+        write_table(Path(args.uncertain), ["path", "class", "uncertainty"], rows)
+        print(f"images by uncertainty written to {args.uncertain}")
 
 
 def _json_content(

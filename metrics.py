@@ -35,7 +35,7 @@ from clustering import Array, Progress, full_float32, inner_products, kmeans, nm
 
 BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, which has 1/8 as many queries
 MAX_BLOCK_SIZE = 8192
-MAX_PAIRS = 2**21  # same-class pairs whose counts are held at once: about 200 MiB
+MAX_PAIRS = 2**21  # same-class pairs counted at once; with what it takes to count them 200 MiB
 MAX_ENTRIES = 2**18  # similarities taken out of a block to be looked at, at once
 
 

@@ -182,6 +182,8 @@ AMLOSS = loss_is("AMLoss")
 DISENTANGLED = Need("--disent True", lambda args: args.disent)
 SPHERICAL = Need("--sec_wei above 0", lambda args: args.sec_wei > 0)
 DIVIDED = Need("divide and conquer (--nb-clusters)", lambda args: args.nb_clusters is not None)
+ADAPTIVE = Need("--batch-sampler adaptbalanced", lambda args: args.batch_sampler == "adaptbalanced")
+MASKS_SUMMED = Need("--masks-sum-for-full-emb 1", lambda args: args.masks_sum_for_full_emb)
 MARGIN_LOSSES = loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihardLoss")
 MINED_LOSSES = loss_is("MarginLoss", "TripletLoss")
 LIBRARY_LOSS = Need("--loss pml:NAME", lambda args: args.loss.startswith("pml:"))
@@ -335,7 +337,7 @@ DIVISION = Group("divide and conquer, for any loss", (
          "how a batch is drawn from a cluster", need=DIVIDED),
     flag("--small-class-action", "sample_other",
          one_of("sample_other", "duplicate", "smaller_batch"),
-         "adaptbalanced, where a class has too few images", need=DIVIDED),
+         "adaptbalanced, where a class has too few images", need=ADAPTIVE),
     flag("--num-replicas", 1, COUNT, "how often a batch holds each image", need=DIVIDED),
     flag("--fixed-mask", 0, BINARY, "1: binary masks that divide the dimensions", need=DIVIDED),
     flag("--mask-lr-mult", 1.0, not_negative("X"),
@@ -351,7 +353,7 @@ DIVISION = Group("divide and conquer, for any loss", (
     flag("--masks-sum-for-full-emb", 0, BINARY,
          "1: the sum of the masks multiplies the embedding at test time", need=DIVIDED),
     flag("--masks-normalize-before-sum", None, one_of("l1"),
-         "scale each mask before that sum", need=DIVIDED, shown="off"),
+         "scale each mask before that sum", need=MASKS_SUMMED, shown="off"),
 ))
 OPTIMISATION = Group("optimisation", (
     flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs"),
@@ -414,6 +416,9 @@ EVALUATION = Group("evaluation", (
     flag("--json", None, text("FILE"), "also write the numbers to FILE"),
     flag("--export", None, text("FILE.npz"),
          "also write the unit-length embeddings, labels and paths to FILE.npz"),
+    flag("--uncertain", None, text("FILE.csv"),
+         "IDML: also write every image's path, class and uncertainty to FILE.csv, the most "
+         "uncertain first"),
     flag("--kmeans-restarts", 1, COUNT, "k-means runs for NMI and F1; the best counts"),
     flag("--seed", 1, COUNT_OR_ZERO, "of k-means"),
     flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"), "which GPU"),

@@ -7,19 +7,19 @@ batch (`prepare`, `views`, `context`), and when a run is saved and continued (`s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dataset.clusters import divide
+from dataset.clusters import can_divide, divide, one_cluster
 from dataset.loader import Batch
 from dataset.samplers import ClusterSampler
 from utils import InputError
 
 if TYPE_CHECKING:
+    from net import EmbeddingMasks
     from train import Training
 
 
@@ -98,15 +98,23 @@ class DivideAndConquer(Routine):
     each; the backbone rests in the first `freeze` epochs of every period; from epoch `full_from` on
     the whole embedding trains, without masks.
 
+    Deviations from the released code: one division in epoch 0, not two of the same images; one
+    cluster is not computed; masks double when the clusters do, not at the next batch; the backbone
+    gets its own learning rate back, not that of the heads.
+
     Args:
         args: the options; see their group in options.py.
+        labels: (N,) classes of the training images.
 
     Raises:
-        InputError: options that cannot work together.
+        InputError: options that cannot work together, or too few images for the clusters.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, labels: np.ndarray) -> None:
+        _check_division(args)
+        _check_data(args.nb_clusters, labels)
         self.args = args
+        self.labels = labels
         self.final = args.nb_clusters
         self.full_from = args.force_full_embedding_epoch
         self.clusters: np.ndarray | None = None
@@ -114,43 +122,55 @@ class DivideAndConquer(Routine):
         self.divided_at = 0
         self.stopped = False
         self.full = False
-        self._masks: Callable[[], torch.Tensor] | None = None
+        self._masks: EmbeddingMasks | None = None
+        self._sampler: ClusterSampler | None = None
         self._seeds = (
             None
             if args.clustering_random_state is None
             else np.random.RandomState(args.clustering_random_state)
         )
-        _check_division(args)
 
     def begin_epoch(self, training: Training) -> None:
         """Divides when it is time, and sets what rests in this epoch."""
-        epoch, args = training.clock.epoch, self.args
-        if args.stop_recluster and self.count == self.final and epoch > self.divided_at:
-            self.stopped = True
-        dividing = self.final > 1 and not self.stopped and epoch % args.mod_epoch == 0
-        if epoch == 0 or dividing:
-            self._divide(training, epoch)
+        epoch = training.clock.epoch
+        self.stopped = self.stopped or self._stops(epoch)
+        divides = self.final > 1 and not self.stopped and epoch % self.args.mod_epoch == 0
+        if epoch == 0 or divides:
+            self._divide(training)
         self.resume(training)
 
-    def _divide(self, training: Training, epoch: int) -> None:
-        grows = epoch > 0 and self.count < self.final
-        train = training.data.train
-        features = training.embed_training_images(pooled=bool(self.args.penultimate_for_clusters))
-        self.clusters = divide(
-            F.normalize(features),
-            train.labels,
-            self.count,
-            1234 if self._seeds is None else int(self._seeds.randint(999999)),
-            previous=self.clusters,
-            split=grows,
-            legacy=self.args.legacy_renumbering,
-        )
+    def _stops(self, epoch: int) -> bool:
+        """Whether nothing is divided and nothing rests any more, by --stop-recluster."""
+        if not self.args.stop_recluster or self.count < self.final:
+            return False
+        if self.args.hierarchy_method == "none":
+            return epoch >= self.args.mod_epoch_freeze
+        return epoch > self.divided_at
+
+    def _divide(self, training: Training) -> None:
+        grows = training.clock.epoch > 0 and self.count < self.final
+        if self.count == 1 and not grows:
+            self.clusters = one_cluster(self.labels)
+        else:
+            pooled = bool(self.args.penultimate_for_clusters)
+            self.clusters = divide(
+                F.normalize(training.embed_training_images(pooled=pooled)),
+                self.labels,
+                self.count,
+                1234 if self._seeds is None else int(self._seeds.randint(999999)),
+                previous=self.clusters,
+                split=grows,
+                legacy=self.args.legacy_renumbering,
+            )
         self.count *= 2 if grows else 1
-        self.divided_at = epoch
+        self.divided_at = training.clock.epoch
+        self._sampler = None
         self._grow_masks(training)
 
     def _grow_masks(self, training: Training) -> None:
         masks = training.network.masks
+        if len(masks) == self.count:
+            return
         while len(masks) < self.count:
             masks.split()
         training.optimisers.replace("masks", list(masks.parameters()))
@@ -158,38 +178,31 @@ class DivideAndConquer(Routine):
     def resume(self, training: Training) -> None:
         """Sampler, resting backbone and the masks' phase, from the state alone."""
         epoch, args = training.clock.epoch, self.args
-        training.loader.set_sampler(
-            ClusterSampler(
-                training.data.train.labels,
-                self.clusters,
-                args.batch_size,
-                args.IPC or 2,
-                kind=args.batch_sampler,
-                small_class_action=args.small_class_action,
-                replicas=args.num_replicas,
-                seed=args.seed,
-                first_epoch=self.divided_at,
-            )
-        )
+        if self._sampler is None:
+            self._sampler = cluster_sampler(args, self.labels, self.clusters, self.divided_at)
+        training.loader.set_sampler(self._sampler)
         resting = self.final > 1 and not self.stopped
         resting = resting and epoch % args.mod_epoch < args.mod_epoch_freeze
         training.optimisers.hold("backbone", 0.0 if resting else 1.0)
         first = args.masks_freeze_one_cluster and self.count == 1
         training.optimisers.hold("masks", 0.0 if first else 1.0)
+        self._masks = training.network.masks
         self.full = epoch >= self.full_from
         if self.full:
-            training.network.masks.freeze()
-            training.optimisers.replace("masks", [])
-        self._masks = lambda: training.network.masks.weight
+            self._end_masks(training)
+
+    @staticmethod
+    def _end_masks(training: Training) -> None:
+        training.network.masks.freeze()
+        training.optimisers.replace("masks", [])
 
     def prepare(self, batch: Batch) -> Batch:
         """In the full phase a batch belongs to no cluster."""
         return batch._replace(cluster=None) if self.full else batch
 
     def context(self) -> dict[str, Any]:
-        """The masks, while there are several and they train."""
-        regularised = self._masks is not None and not self.full and self.count > 1
-        return {"masks": self._masks() if regularised else None}
+        """The masks, while they train."""
+        return {"masks": None if self.full else self._masks.weight}
 
     def state_dict(self) -> dict[str, Any]:
         """Division, number of clusters, phase and the state of the seeds."""
@@ -214,18 +227,39 @@ class DivideAndConquer(Routine):
         if state["seeds"] is not None:
             name, keys, position, has_gauss, cached = state["seeds"]
             self._seeds.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))
+        self._sampler = None
         self._grow_masks(training)
         if self.full:
-            training.network.masks.freeze()
-            training.optimisers.replace("masks", [])
+            self._end_masks(training)
+
+
+def cluster_sampler(
+    args: argparse.Namespace, labels: np.ndarray, clusters: np.ndarray, first_epoch: int = 0
+) -> ClusterSampler:
+    """Batches of one cluster each, as the options say, for a division made in `first_epoch`.
+
+    Raises:
+        InputError: the batch size does not suit the images per class, the replicas or the data.
+    """
+    return ClusterSampler(
+        labels,
+        clusters,
+        args.batch_size,
+        args.IPC or 2,
+        kind=args.batch_sampler,
+        small_class_action=args.small_class_action,
+        replicas=args.num_replicas,
+        seed=args.seed,
+        first_epoch=first_epoch,
+    )
 
 
 def _check_division(args: argparse.Namespace) -> None:
     final, growing = args.nb_clusters, args.hierarchy_method == "top_bot"
-    if growing and final & (final - 1):
+    if final & (final - 1):
         raise InputError(
-            f"--nb-clusters {final}: clusters double until there are enough, so it must be a power "
-            "of two (1, 2, 4, 8, …), or take --hierarchy-method none"
+            f"--nb-clusters {final} must be a power of two (1, 2, 4, 8, …), because every mask is "
+            "split in two until each cluster has one"
         )
     if args.mod_epoch_freeze >= args.mod_epoch and final > 1:
         raise InputError(
@@ -235,11 +269,23 @@ def _check_division(args: argparse.Namespace) -> None:
     grown = args.mod_epoch * (final.bit_length() - 1) if growing else 0
     if args.force_full_embedding_epoch <= grown and final > 1:
         raise InputError(
-            f"--force-full-embedding-epoch {args.force_full_embedding_epoch} comes before the last "
-            f"doubling of {final} clusters in epoch {grown}; choose at least {grown + 1}"
+            f"--force-full-embedding-epoch {args.force_full_embedding_epoch} is too early: all "
+            f"{final} clusters are there from epoch {grown} on; choose at least {grown + 1}"
         )
     if args.fixed_mask and final > args.embedding_size:
         raise InputError(
             f"--fixed-mask: {final} clusters cannot share {args.embedding_size} dimensions; "
             "raise --embedding-size or lower --nb-clusters"
+        )
+
+
+def _check_data(final: int, labels: np.ndarray) -> None:
+    possible = final
+    while possible and not can_divide(labels, possible):
+        possible //= 2
+    if possible < final:
+        raise InputError(
+            f"--nb-clusters {final}: each cluster needs two classes with two images each, for "
+            f"which the {len(labels)} training images are too few; "
+            + (f"choose at most {possible}" if possible else "add images to their classes")
         )

@@ -2,6 +2,7 @@
 
 args.json          every option        environment.json   versions, hardware, data fingerprint
 metrics.csv        a row an evaluation, written as it happens
+results.json       what the best checkpoint reached, when the run has ended
 last.pth           all that is needed to continue
 <dataset>_<model>_best.pth             weights and options of the best evaluation so far
 margins.csv        AMLoss: class, learned margin, images
@@ -17,7 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from utils import InputError, load_tensors, save_tensors, write_atomically, write_json
+from utils import (
+    InputError,
+    load_tensors,
+    save_tensors,
+    write_atomically,
+    write_json,
+    write_table,
+)
 
 FORMAT = 1
 """Version of the checkpoints' layout; a newer one is refused with a sentence."""
@@ -88,6 +96,10 @@ class RunFolder:
         """Writes environment.json."""
         write_json(self.path / "environment.json", content)
 
+    def write_results(self, content: dict[str, Any]) -> None:
+        """Writes results.json: what the best checkpoint reached on the test classes."""
+        write_json(self.path / "results.json", content)
+
     def save_last(self, state: dict) -> None:
         """Replaces last.pth, whole or not at all."""
         save_tensors(self.path / "last.pth", {"format": FORMAT, **state})
@@ -104,11 +116,7 @@ class RunFolder:
 
     def write_table(self, name: str, header: list[str], rows: list[list]) -> None:
         """Replaces a CSV file, whole or not at all."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-        write_atomically(self.path / name, lambda file: file.write(text.getvalue().encode()))
+        write_table(self.path / name, header, rows)
 
 
 class MetricsTable:
@@ -118,38 +126,41 @@ class MetricsTable:
         self.path = path
 
     def append(self, row: dict[str, float | int]) -> None:
-        """Adds a row and waits until it is on disk; the first one decides the columns."""
+        """Adds a row and waits until it is on disk; a new name in it becomes a new column."""
         columns = self._columns()
-        if columns is None:
-            columns = list(row)
-            self._add_line(columns)
+        new = [name for name in row if name not in columns]
+        if new:
+            columns += new
+            self._rewrite(columns, self.rows())
         self._add_line([_short(row.get(column, "")) for column in columns])
 
     def drop_after(self, step: int) -> None:
         """Removes rows later than `step`: they are about to be made again by a continued run."""
-        if not self.path.is_file():
-            return
         rows = self.rows()
         kept = [row for row in rows if int(row["step"]) <= step]
         if len(kept) == len(rows):
             return
-        columns = self._columns() or []
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+        self._rewrite(self._columns(), kept)
 
     def rows(self) -> list[dict[str, str]]:
         """All rows, as text."""
+        if not self.path.is_file():
+            return []
         with self.path.open(newline="", encoding="utf-8") as file:
             return [row for row in csv.DictReader(file) if row.get("step")]
 
-    def _columns(self) -> list[str] | None:
-        if not self.path.is_file() or self.path.stat().st_size == 0:
-            return None
+    def _columns(self) -> list[str]:
+        if not self.path.is_file():
+            return []
         with self.path.open(newline="", encoding="utf-8") as file:
-            return next(csv.reader(file), None)
+            return next(csv.reader(file), [])
+
+    def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
 
     def _add_line(self, cells: list) -> None:
         with self.path.open("a", newline="", encoding="utf-8") as file:

@@ -27,8 +27,9 @@ import losses
 import net
 import optim
 from dataset.base import ImageSet
+from dataset.clusters import one_cluster
 from dataset.loader import Batch, Loader, train_loader
-from dataset.samplers import make_sampler
+from dataset.samplers import BatchSampler, make_sampler
 from evaluate import (
     Evaluation,
     Result,
@@ -39,7 +40,7 @@ from evaluate import (
     resolve_data_defaults,
     table,
 )
-from routines import DivideAndConquer, Mixup, Routine, View, Warmup
+from routines import DivideAndConquer, Mixup, Routine, View, Warmup, cluster_sampler
 from runs import RunFolder, load_checkpoint, run_name
 from tracking import Tracker, wandb_mode
 from utils import (
@@ -54,6 +55,8 @@ from utils import (
     seed_everything,
     sentence_errors,
 )
+
+logger = logging.getLogger("train")
 
 CHECK_EVERY_ON_GPU = 50  # steps between two looks at the loss: each look waits for the GPU
 
@@ -81,6 +84,7 @@ def prepare_data(args: argparse.Namespace) -> Data:
         InputError: the data are not there, or too few for a batch.
     """
     train = dataset.load(args.dataset, args.data_root, "train")
+    _check_classes(train, args.dataset)
     test = evaluations(args.dataset, args.data_root)
     selection = test
     held_out = _validation_classes(train, args)
@@ -95,6 +99,24 @@ def prepare_data(args: argparse.Namespace) -> Data:
             f"{args.dataset}; choose at most {len(train)}"
         )
     return Data(train, selection, test)
+
+
+def _check_classes(train: ImageSet, name: str) -> None:
+    counts = np.bincount(train.labels, minlength=train.num_classes)
+    if (counts < 2).all():
+        raise InputError(
+            f"every training class of {name} has a single image, so no image has another that it "
+            "could be near to; give the classes two images or more"
+        )
+    if alone := int((counts == 1).sum()):
+        logger.warning(
+            "%d of the %d training classes of %s have a single image, which no other of its class "
+            "can be near to; the first is %s",
+            alone,
+            train.num_classes,
+            name,
+            train.class_names[int(np.argmax(counts == 1))],
+        )
 
 
 def _validation_classes(train: ImageSet, args: argparse.Namespace) -> np.ndarray:
@@ -157,8 +179,9 @@ def build_optimisers(
     )
     for group in groups:
         if group["name"] == "masks":
-            group["lr"] = args.lr * args.mask_lr_mult
-            group["weight_decay"] = args.weight_decay * args.mask_wd_mult
+            learned = not args.fixed_mask
+            group["lr"] = args.lr * args.mask_lr_mult * learned
+            group["weight_decay"] = args.weight_decay * args.mask_wd_mult * learned
     return optim.Optimisers(
         [*groups, *objective.parameter_groups(args.lr)],
         optimizer=args.optimizer,
@@ -169,16 +192,27 @@ def build_optimisers(
     )
 
 
-def build_routines(args: argparse.Namespace) -> list[Routine]:
-    """What the chosen methods do around the steps."""
+def build_routines(args: argparse.Namespace, labels: np.ndarray) -> list[Routine]:
+    """What the chosen methods do around the steps; `labels` are those of the training images."""
     routines: list[Routine] = []
     if args.warm:
         routines.append(Warmup(args.warm))
     if args.mixup:
         routines.append(Mixup(args.mixup))
     if args.nb_clusters is not None:
-        routines.append(DivideAndConquer(args))
+        routines.append(DivideAndConquer(args, labels))
     return routines
+
+
+def build_sampler(args: argparse.Namespace, labels: np.ndarray) -> BatchSampler:
+    """Which images make a batch, at first; divide and conquer begins with one cluster.
+
+    Raises:
+        InputError: the batch does not suit the data or the images per class.
+    """
+    if args.nb_clusters is not None:
+        return cluster_sampler(args, labels, one_cluster(labels))
+    return make_sampler(labels, args.batch_size, instances=args.IPC, seed=args.seed)
 
 
 def build_masks(args: argparse.Namespace) -> net.EmbeddingMasks | None:
@@ -203,17 +237,17 @@ class Averages:
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
         """Adds one step's values."""
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
         """The means so far."""
-        return {name: float(total) / self._count for name, total in self._sums.items()}
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
 
 
 @dataclass
@@ -344,7 +378,7 @@ class Training:
             workers=args.workers,
             image_size=args.image_size,
             title="clustering",
-            pooled=pooled,
+            represent=self.network.features if pooled else None,
         )
 
     def _finite_loss(self, values: dict[str, torch.Tensor]) -> float:
@@ -360,8 +394,10 @@ class Training:
     @property
     def finished(self) -> bool:
         """All epochs, or all of --steps or --max-steps, are done."""
-        done = self.clock.step in (self.args.steps, self.args.max_steps)
-        return done or self.clock.epoch >= self.args.epochs
+        clock, args = self.clock, self.args
+        # --steps alone decides where it is given: with clusters, epochs differ in length.
+        ended = clock.epoch >= args.epochs and not args.steps
+        return ended or any(limit and clock.step >= limit for limit in (args.steps, args.max_steps))
 
     def _evaluates_at_this_step(self) -> bool:
         return bool(self.args.eval_steps) and self.clock.step % self.args.eval_steps == 0
@@ -395,7 +431,9 @@ class Training:
         """What evaluate.py needs to build the same network."""
         chosen = network_options(self.args, self.objective.heads)
         masks = self.network.masks
-        return chosen if masks is None else {**chosen, "masks_at_test": masks.full}
+        if masks is None:
+            return chosen
+        return {**chosen, "masks_at_test": masks.full, "mask_relu": masks.relu}
 
     def weights(self, results: list[Result]) -> dict:
         """The content of the best checkpoint: weights, options and what they reached."""
@@ -513,7 +551,13 @@ def _report(training: Training, run: RunFolder, best_name: str) -> None:
         )
         training.network.load_state_dict(checkpoint["model_state_dict"])
         results = training.evaluate(data.test)
-        run.write_results(results[0].numbers)
+    run.write_results(
+        {
+            "best_epoch": clock.best_epoch,
+            "picked_on": "test classes" if data.selects_on_test else "validation classes",
+            "results": {result.title: result.numbers for result in results},
+        }
+    )
     print(table(results))
     print(f"run folder: {run.path}")
     print(f"evaluate:   python evaluate.py --resume {run.path / f'{best_name}_best.pth'}")
@@ -537,6 +581,11 @@ def describe(training: Training) -> str:
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
         f"{parameters:,} parameters, pretrained {args.pretrained}",
         f"loss        {args.loss}, {criterion:,} parameters",
+        *(
+            ["            introspective as released: at unit length the uncertainty learns nothing"]
+            if args.introspective == "released" and args.l2_norm
+            else []
+        ),
         f"device      {device_name(precision.device)}, precision {precision.name}",
         f"steps       {len(training.loader)} an epoch of {args.batch_size} images, "
         f"{args.epochs} epochs",
@@ -560,10 +609,10 @@ def prepare(args: argparse.Namespace) -> Training:
     )
     network.to(device, memory_format=precision.memory_format)
     network.freeze_backbone(args.warm > 0)  # so that its end, not a state before, releases it
-    sampler = make_sampler(data.train.labels, args.batch_size, instances=args.IPC, seed=args.seed)
+    routines = build_routines(args, data.train.labels)
     loader = train_loader(
         data.train,
-        sampler,
+        build_sampler(args, data.train.labels),
         augment=args.augment or dataset.protocol(args.dataset).augment,
         spec=network.input,
         device=device,
@@ -574,7 +623,6 @@ def prepare(args: argparse.Namespace) -> Training:
     if args.steps:
         args.epochs = math.ceil(args.steps / len(loader))
     optimisers = build_optimisers(args, network, objective, len(loader), precision)
-    routines = build_routines(args)
     return Training(args, data, network, objective, optimisers, routines, loader, precision)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import difflib
+import io
 import json
 import os
 import platform
@@ -91,6 +93,16 @@ def write_json(path: Path, content: object) -> None:
     """Writes `content` as indented JSON, atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_table(path: Path, header: list[str], rows: list[list]) -> None:
+    """Writes a CSV file, atomically."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    content = text.getvalue().encode(errors="surrogateescape")  # file names need not be UTF-8
+    write_atomically(path, lambda file: file.write(content))
 
 
 def save_tensors(path: Path, content: dict) -> None:

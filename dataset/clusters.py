@@ -57,6 +57,19 @@ def divide(
     return without_singles(clusters, labels)
 
 
+def one_cluster(labels: np.ndarray) -> np.ndarray:
+    """The division into one cluster, (N,): 0, and -1 for an image that is alone in its class."""
+    return without_singles(np.zeros(len(labels), np.int64), labels)
+
+
+def can_divide(labels: np.ndarray, count: int) -> bool:
+    """Whether `count` clusters can each hold two classes with two images each.
+
+    A class of n images serves min(count, n // 2) clusters, and each takes two classes.
+    """
+    return bool(np.minimum(np.bincount(labels) // 2, count).sum() >= 2 * count)
+
+
 def _accepted_kmeans(
     features: torch.Tensor, labels: np.ndarray, count: int, seed: int
 ) -> np.ndarray:

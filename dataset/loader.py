@@ -1,45 +1,56 @@
 """Image sets → normalised batches on the device.
 
-Pictures that live in memory are gathered, redrawn and normalised for a whole batch at once; files
-are decoded and cut by worker processes, travel as uint8, and are finished on the device. Either way
-a random draw depends on (seed, epoch, image, visit) alone: see transforms.py.
+Pictures in memory are cut, redrawn and normalised there for a whole batch at once; files, and the
+cache on the CPU, are read and cut by worker processes, travel as uint8, and are finished on the
+device. Either way a random draw depends on (seed, epoch, image, visit) alone: see transforms.py.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dataset.base import ImageSet
+from dataset.base import BadImageError, ImageSet
+from dataset.cache import open_cache
 from dataset.samplers import BatchSampler, IndexBatch, SequentialSampler
 from dataset.transforms import (
     AUGMENTATIONS,
+    REDRAW_STREAM,
+    REPLACEMENT_STREAM,
     VIEW_STREAM,
-    WARP_STREAM,
-    Augmentation,
+    PixelStore,
+    RandomCrop,
+    Redraw,
     Views,
     centre_views,
     cut,
-    normalised,
-    resize,
+    to_network,
     uniforms,
 )
+from utils import InputError, nearest_names
 
 if TYPE_CHECKING:
     from net import InputSpec
+
+logger = logging.getLogger("dataset")
+
+DECODE = ("exact", "cache")
 
 
 class Batch(NamedTuple):
     """What a training step is given.
 
     Attributes:
-        images: (B, 3, S, S) float32 on the device, as the backbone wants them.
+        images: (B, 3, S, S) float32 on the device, as the backbone wants them, channels last.
         labels: (B,) int64 on the device. index: (B,) int64 positions in the image set.
         cluster: the cluster all of them are from (divide and conquer), or None.
     """
@@ -50,159 +61,340 @@ class Batch(NamedTuple):
     cluster: int | None = None
 
 
+# --- from a batch of indices to views -------------------------------------------------------------
+
+
 class Plan(NamedTuple):
-    """What a worker needs to make the views of one batch; a pure function of it."""
+    """A batch to be made; what becomes of it is a function of this alone."""
 
-    batch: IndexBatch
-    seed: int
     epoch: int
+    batch: IndexBatch
 
 
-class ViewMaker:
-    """Cuts the uint8 views of a batch out of its images: (B, S, S, 3).
+class _Plans:
+    """The plans of an epoch, from a batch on; drawn in the main process."""
 
-    Args:
-        images: the set. augmentation: None cuts the evaluation's central square.
-        size, resize: side of the view, and short side the image is brought to before, in pixels.
+    def __init__(self, sampler: BatchSampler) -> None:
+        self.sampler = sampler
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Plan]:
+        epoch = self.epoch
+        self.sampler.set_epoch(epoch)
+        batches = itertools.islice(self.sampler, self.start, None)
+        return (Plan(epoch, batch) for batch in batches)
+
+
+class _ViewRule(NamedTuple):
+    """Which part of an image is looked at.
+
+    Attributes:
+        crop: random views, or None for the evaluation's. size: side of a view in pixels.
+        resize: short side to which evaluation brings an image first; 0 for pictures in memory,
+            which are looked at whole.
     """
 
-    def __init__(
-        self, images: ImageSet, augmentation: Augmentation | None, size: int, resize: int
-    ) -> None:
-        self.images = images
-        self.augmentation = augmentation
-        self.size = size
-        self.resize = resize
+    crop: RandomCrop | None
+    size: int
+    resize: int
+    seed: int
 
-    def __call__(self, plan: Plan) -> torch.Tensor:
-        """The views of a planned batch."""
-        if self.images.pixels is not None:
-            return self._from_memory(plan)
-        pixels = [self.images.read(int(image)) for image in plan.batch.index]
-        shapes = np.array([image.shape[:2] for image in pixels])
-        views = self._views(shapes, plan)
-        return torch.stack([cut(image, views, i, self.size) for i, image in enumerate(pixels)])
-
-    def _from_memory(self, plan: Plan) -> torch.Tensor:
-        stack = torch.from_numpy(self.images.pixels[plan.batch.index])
-        if self.augmentation and self.augmentation.crop:
-            shapes = np.tile(stack.shape[1:3], (len(stack), 1))
-            views = self._views(shapes, plan)
-            return torch.stack([cut(im.numpy(), views, i, self.size) for i, im in enumerate(stack)])
-        if stack.shape[1:3] == (self.size, self.size):
-            return stack
-        return resize(stack.permute(0, 3, 1, 2), (self.size, self.size)).permute(0, 2, 3, 1)
-
-    def _views(self, shapes: np.ndarray, plan: Plan) -> Views:
-        crop = self.augmentation.crop if self.augmentation else None
-        if crop is None:
+    def __call__(self, shapes: np.ndarray, plan: Plan) -> Views:
+        """Views of images with these (B, 2) heights and widths."""
+        if self.crop is None:
             return centre_views(shapes, self.resize, self.size)
         index, _, visit = plan.batch
-        u = uniforms(plan.seed, plan.epoch, index, crop.draws, VIEW_STREAM, visit)
-        return crop.views(shapes, u, self.resize)
+        u = uniforms(self.seed, plan.epoch, index, self.crop.draws, VIEW_STREAM, visit)
+        return self.crop.views(shapes, u, self.resize)
 
 
-class _PlannedViews(Dataset):
-    """A torch Dataset whose items are whole batches: the key is the plan of one."""
+class BadImage(NamedTuple):
+    """An image that could not be read, and whether another one of its class took its place."""
 
-    def __init__(self, make: ViewMaker) -> None:
-        self.make = make
+    index: int
+    path: str
+    reason: str
+    replaced: bool
 
-    def __getitem__(self, plan: Plan) -> tuple[torch.Tensor, Plan]:
-        return self.make(plan), plan
+
+class _Substitutes(NamedTuple):
+    """Which images may stand in for one that cannot be read; nothing may in an evaluation."""
+
+    labels: np.ndarray
+    seed: int
+    allowed: bool
+
+    def __call__(self, index: int, epoch: int) -> list[int]:
+        """The other images of the class, beginning at a random one."""
+        if not self.allowed:
+            return []
+        others = np.flatnonzero(self.labels == self.labels[index])
+        others = others[others != index]
+        u = uniforms(self.seed, epoch, np.array([index]), 1, REPLACEMENT_STREAM)
+        return np.roll(others, -int(u[0, 0] * len(others))).tolist()
+
+
+class Cut(NamedTuple):
+    """A batch of views on its way: pixels (B, 3, S, S), RGB, 0..255."""
+
+    pixels: torch.Tensor
+    plan: Plan
+    bad: list[BadImage]
+
+
+class _Reader(Protocol):
+    def read(self, index: int) -> np.ndarray: ...
+
+
+class _Cutter(Dataset):
+    """Reads and cuts whole batches; runs in the workers.
+
+    Args:
+        reader: the image set, or its cache. substitutes: for images that cannot be read.
+    """
+
+    # Views are computed for some images at once, which costs less than one by one; not for all of
+    # a batch, since full-size photographs would then fill the worker's memory.
+    _AT_ONCE = 8
+
+    def __init__(self, reader: _Reader, rule: _ViewRule, substitutes: _Substitutes) -> None:
+        self._reader = reader
+        self._rule = rule
+        self._substitutes = substitutes
+
+    def __getitem__(self, plan: Plan) -> Cut:
+        size = self._rule.size
+        index, cluster, visit = plan.batch
+        pixels = torch.empty((len(index), size, size, 3), dtype=torch.uint8)
+        bad: list[BadImage] = []
+        for start in range(0, len(index), self._AT_ONCE):
+            part = slice(start, start + self._AT_ONCE)
+            few = Plan(plan.epoch, IndexBatch(index[part], cluster, visit[part]))
+            images = [self._read(int(each), plan.epoch, bad) for each in few.batch.index]
+            views = self._rule(np.array([image.shape[:2] for image in images]), few)
+            for position, image in enumerate(images):
+                pixels[start + position] = cut(image, views, position, size)
+        return Cut(pixels.permute(0, 3, 1, 2), plan, bad)
+
+    def _read(self, index: int, epoch: int, bad: list[BadImage]) -> np.ndarray:
+        try:
+            return self._reader.read(index)
+        except BadImageError as error:
+            path, reason = error.path, error.reason
+        for other in self._substitutes(index, epoch):
+            try:
+                image = self._reader.read(other)
+            except BadImageError as error:
+                bad.append(BadImage(other, error.path, error.reason, True))
+                continue
+            bad.append(BadImage(index, path, reason, True))
+            return image
+        bad.append(BadImage(index, path, reason, False))
+        return np.zeros((self._rule.size, self._rule.size, 3), np.uint8)
+
+
+class _FromMemory:
+    """Views of pictures in memory, cut where they lie; those of shape 0 could not be read."""
+
+    def __init__(
+        self, images: ImageSet, store: PixelStore, rule: _ViewRule, substitutes: _Substitutes
+    ) -> None:
+        self._images = images
+        self._store = store
+        self._rule = rule
+        self._substitutes = substitutes
+        self._unreadable = store.shapes[:, 0] == 0
+
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[Cut]:
+        for plan in plans:
+            shown, bad = plan.batch.index, []
+            if self._unreadable[shown].any():
+                shown, bad = self._replace(plan)
+            views = self._rule(self._store.shapes[shown], plan)
+            yield Cut(self._store.cut(shown, views, self._rule.size), plan, bad)
+
+    def _replace(self, plan: Plan) -> tuple[np.ndarray, list[BadImage]]:
+        shown, bad = plan.batch.index.copy(), []
+        for position in np.flatnonzero(self._unreadable[shown]):
+            index = int(shown[position])
+            others = self._substitutes(index, plan.epoch)
+            readable = [other for other in others if not self._unreadable[other]]
+            # Without another one any picture will do: the loader stops the run.
+            shown[position] = readable[0] if readable else self._unreadable.argmin()
+            reason = "it could not be decoded when the cache was made"
+            bad.append(BadImage(index, self._images.paths[index], reason, bool(readable)))
+        return shown, bad
+
+
+class _FromWorkers:
+    """Views that processes make ahead of time; with `workers` 0 this one makes them when asked."""
+
+    def __init__(self, cutter: _Cutter, plans: _Plans, workers: int, pin: bool) -> None:
+        self._loader = DataLoader(
+            cutter,
+            batch_size=None,
+            sampler=plans,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            # A generator of its own, so that reading data leaves torch's random state alone.
+            generator=torch.Generator(),
+        )
+
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[Cut]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                "a process that reads images died, most often for want of memory or of shared "
+                f"memory (/dev/shm); use fewer --workers or a smaller --batch-size ({error})"
+            ) from error
+
+
+def _as_it_is(cut: Cut) -> Cut:
+    return cut
+
+
+# --- the loader -----------------------------------------------------------------------------------
 
 
 class Loader:
     """Batches of one epoch after another.
 
     Args:
-        sampler: which images make a batch. make: cuts their views.
+        images: the set. plans: what is drawn, shared with a source that reads ahead.
+        source: plans → views. rule, redraw: which views, and what is done to them on the device.
         spec: what the backbone wants. device: where the batches go.
-        workers: processes that decode files; pictures in memory need none.
-        seed: of the augmentation.
+        max_bad_images: the share of unreadable images that stops the run.
 
     Attributes:
         wait_seconds: how long the consumer of the running epoch has waited for batches.
+        bad_images: index → path and reason of every image that could not be read so far.
     """
 
     def __init__(
         self,
-        sampler: BatchSampler,
-        make: ViewMaker,
+        images: ImageSet,
+        plans: _Plans,
+        source: _FromMemory | _FromWorkers,
+        rule: _ViewRule,
+        redraw: Redraw | None,
         spec: InputSpec,
         device: torch.device,
-        workers: int,
-        seed: int = 0,
+        max_bad_images: float = 0.0,
     ) -> None:
-        self._sampler = sampler
-        self._seed = seed
-        self._make = make
+        self.images = images
+        self.wait_seconds = 0.0
+        self.bad_images: dict[int, str] = {}
+        self._plans = plans
+        self._source = source
+        self._rule = rule
+        self._redraw = redraw
         self._spec = spec
         self._device = device
-        self._workers = 0 if make.images.pixels is not None else workers
-        self._epoch = 0
-        self._start = 0
-        self.wait_seconds = 0.0
+        self._max_bad_images = max_bad_images
+        self._skipped = 0
 
     def __len__(self) -> int:
-        return len(self._sampler)
+        return len(self._plans.sampler)
 
     def set_sampler(self, sampler: BatchSampler) -> None:
         """Batches come from another sampler from the next iteration on."""
-        self._sampler = sampler
+        self._plans.sampler = sampler
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration runs through, from its beginning."""
-        self._epoch, self._start = epoch, 0
+        self._plans.epoch = epoch
+        self._skipped = 0
 
     def skip(self, batches: int) -> None:
         """Lets the next iteration begin after so many batches, without reading them."""
-        self._start = batches
+        self._skipped = batches
 
     def __iter__(self) -> Iterator[Batch]:
+        """Raises InputError when too many images cannot be read."""
         self.wait_seconds = 0.0
-        source = iter(self._views())
+        self._plans.start, self._skipped = self._skipped, 0
+        return self._timed(self._ahead() if self._device.type == "cuda" else self._batches())
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
             start = time.perf_counter()
-            views, plan = next(source, (None, None))
-            batch = None if plan is None else self._finish(views, plan)
+            batch = next(batches, None)
             self.wait_seconds += time.perf_counter() - start
             if batch is None:
                 return
             yield batch
 
-    def _views(self) -> Iterator[tuple[torch.Tensor, Plan]]:
-        self._sampler.set_epoch(self._epoch)
-        batches = itertools.islice(self._sampler, self._start, None)
-        plans = (Plan(batch, self._seed, self._epoch) for batch in batches)
-        if not self._workers:
-            return ((self._make(plan), plan) for plan in plans)
-        return iter(
-            DataLoader(
-                _PlannedViews(self._make),
-                batch_size=None,
-                sampler=plans,
-                num_workers=self._workers,
-                pin_memory=self._device.type == "cuda",
-                prefetch_factor=4,
-            )
+    def _batches(self) -> Iterator[Batch]:
+        for cut_ in self._source(self._plans):
+            self._take_note(cut_.bad)
+            yield self._finish(cut_)
+
+    def _ahead(self) -> Iterator[Batch]:
+        """Batches on the GPU, one ahead, made on a stream of their own while the network runs."""
+        stream = torch.cuda.Stream(self._device)
+        ready: tuple[Batch, torch.cuda.Event] | None = None
+        source = self._batches()
+        while True:
+            with torch.cuda.stream(stream):
+                batch = next(source, None)
+                event = stream.record_event()
+            if ready is not None:
+                current = torch.cuda.current_stream(self._device)
+                current.wait_event(ready[1])
+                for tensor in ready[0][:2]:
+                    # Without this its memory could be given to the next batch too early.
+                    tensor.record_stream(current)
+                yield ready[0]
+            if batch is None:
+                return
+            ready = batch, event
+
+    def _finish(self, cut_: Cut) -> Batch:
+        """Views → the batch, on the device, in float32."""
+        index, cluster, visit = cut_.plan.batch
+        u = None
+        if self._redraw is not None:
+            draws = self._redraw.draws
+            u = uniforms(self._rule.seed, cut_.plan.epoch, index, draws, REDRAW_STREAM, visit)
+        pixels = cut_.pixels.to(self._device, non_blocking=True)
+        labels = torch.from_numpy(self.images.labels[index])
+        return Batch(
+            to_network(pixels, self._spec, self._redraw, u),
+            labels.to(self._device, non_blocking=True),
+            torch.from_numpy(index),
+            cluster,
         )
 
-    def _finish(self, views: torch.Tensor, plan: Plan) -> Batch:
-        """uint8 views (B, S, S, 3) → the batch, on the device, in float32."""
-        index, cluster, visit = plan.batch
-        images = views.to(self._device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-        augmentation = self._make.augmentation
-        if augmentation and augmentation.redraw:
-            draws = augmentation.redraw.draws
-            u = uniforms(plan.seed, plan.epoch, index, draws, WARP_STREAM, visit)
-            images = augmentation.redraw(images.contiguous(), u)
-        labels = torch.from_numpy(self._make.images.labels[index])
-        return Batch(
-            normalised(images, self._spec),
-            labels.to(self._device, non_blocking=True),
-            torch.from_numpy(np.ascontiguousarray(index)),
-            cluster,
+    def _take_note(self, bad: list[BadImage]) -> None:
+        for index, path, reason, replaced in bad:
+            if not replaced:
+                raise InputError(self._irreplaceable(path, reason))
+            if index not in self.bad_images:
+                self.bad_images[index] = f"{path} ({reason})"
+                logger.warning(
+                    "%s cannot be read (%s); other images of its class take its place", path, reason
+                )
+        if len(self.bad_images) > self._max_bad_images * len(self.images):
+            raise InputError(
+                f"{len(self.bad_images)} of {len(self.images):,} images cannot be read so far, "
+                f"more than --max-bad-images {self._max_bad_images:g} admits; repair or remove: "
+                + ", ".join(self.bad_images.values())
+            )
+
+    def _irreplaceable(self, path: str, reason: str) -> str:
+        if self._max_bad_images:
+            why = "and no other image of its class can take its place"
+        else:
+            why = "and an evaluation leaves no image out"
+        return (
+            f"{path} cannot be read ({reason}) {why}; repair or remove it "
+            f"(`python -m dataset check {self.images.name}` lists all of them)"
         )
 
 
@@ -216,10 +408,31 @@ def train_loader(
     workers: int,
     seed: int,
     image_size: int | None = None,
+    max_bad_images: float = 0.01,
+    **reading: Any,
 ) -> Loader:
-    """Augmented batches in the sampler's order; `augment` is a name of `AUGMENTATIONS`."""
-    make = ViewMaker(images, AUGMENTATIONS[augment], *_sizes(spec, image_size))
-    return Loader(sampler, make, spec, device, workers, seed)
+    """Augmented batches in the sampler's order.
+
+    Args:
+        augment: a name of `AUGMENTATIONS`. spec: what the backbone wants.
+        workers: processes that read files or the cache; pictures in memory need none.
+        image_size: side of the network's input in pixels; the spec's without it.
+        max_bad_images: the share of images that may be unreadable; each is replaced by others of
+            its class and named in a warning.
+        reading: where pixels come from, see `_source`.
+
+    Raises:
+        InputError: an unknown augmentation; what `_source` raises.
+    """
+    if augment not in AUGMENTATIONS:
+        raise InputError(
+            f"--augment {augment} does not exist; {nearest_names(augment, AUGMENTATIONS)}"
+        )
+    crop, redraw = AUGMENTATIONS[augment]
+    rule = _view_rule(images, crop, spec, image_size, seed)
+    plans = _Plans(sampler)
+    source = _source(images, plans, rule, device, workers, replace=True, **reading)
+    return Loader(images, plans, source, rule, redraw, spec, device, max_bad_images)
 
 
 def eval_loader(
@@ -230,15 +443,90 @@ def eval_loader(
     device: torch.device,
     workers: int,
     image_size: int | None = None,
+    **reading: Any,
 ) -> Loader:
-    """Every image once, in order, as evaluation sees it: short side resized, central square."""
-    sampler = SequentialSampler(len(images), batch_size)
-    make = ViewMaker(images, None, *_sizes(spec, image_size))
-    return Loader(sampler, make, spec, device, workers)
+    """Every image once, in order, as evaluation sees it: short side resized, central square.
+
+    Pictures in memory are looked at whole. Arguments as in `train_loader`.
+
+    Raises:
+        InputError: what `_source` raises; while iterating, an image cannot be read.
+    """
+    rule = _view_rule(images, None, spec, image_size, seed=0)
+    plans = _Plans(SequentialSampler(len(images), batch_size))
+    source = _source(images, plans, rule, device, workers, replace=False, **reading)
+    return Loader(images, plans, source, rule, None, spec, device)
 
 
-def _sizes(spec: InputSpec, image_size: int | None) -> tuple[int, int]:
-    """Side of the square the network sees, and the short side it is cut from (224 of 256)."""
-    if image_size is None or image_size == spec.size:
-        return spec.size, spec.resize
-    return image_size, round(image_size * spec.resize / spec.size)
+def _view_rule(
+    images: ImageSet, crop: RandomCrop | None, spec: InputSpec, image_size: int | None, seed: int
+) -> _ViewRule:
+    size, resize = spec.size, spec.resize
+    if image_size is not None and image_size != spec.size:
+        size, resize = image_size, round(image_size * spec.resize / spec.size)
+    return _ViewRule(crop, size, 0 if images.pixels is not None else resize, seed)
+
+
+def _source(
+    images: ImageSet,
+    plans: _Plans,
+    rule: _ViewRule,
+    device: torch.device,
+    workers: int,
+    *,
+    replace: bool,
+    decode: str = "exact",
+    data_device: str | None = None,
+    cache_dir: Path | None = None,
+    cache_size: int = 256,
+) -> _FromMemory | _FromWorkers:
+    """Where views come from.
+
+    Args:
+        decode: "exact" decodes a file each time it is needed; "cache" keeps the pixels of all files
+            on disk, their short side brought to `cache_size` (see cache.py).
+        data_device: "cuda" keeps the cache's pixels in the GPU's memory. Pictures that are in
+            memory anyway go to the device unless this says "cpu".
+
+    Raises:
+        InputError: an unknown word; the data do not fit the GPU; the cache cannot be written.
+    """
+    if decode not in DECODE:
+        raise InputError(f"--decode {decode} does not exist; {nearest_names(decode, DECODE)}")
+    if data_device not in (None, "cpu", "cuda"):
+        raise InputError(f"--data-device {data_device} does not exist; choose cpu or cuda")
+    if data_device == "cuda" and device.type != "cuda":
+        raise InputError("--data-device cuda needs a GPU, and the run has none; use cpu")
+    substitutes = _Substitutes(images.labels, rule.seed, replace)
+    if images.pixels is not None:
+        place = torch.device("cpu") if data_device == "cpu" else device
+        return _FromMemory(images, PixelStore.of_stack(images.pixels, place), rule, substitutes)
+    if decode == "exact" and data_device == "cuda":
+        raise InputError("--data-device cuda keeps the cache on the GPU; add --decode cache")
+    reader: _Reader = images
+    if decode == "cache":
+        reader = cache = open_cache(images, cache_size, cache_dir)
+        _say_what_differs(cache_size, rule)
+        if data_device == "cuda":
+            return _FromMemory(images, cache.on_device(device), rule, substitutes)
+    cutter = _Cutter(reader, rule, substitutes)
+    return _FromWorkers(cutter, plans, workers, pin=device.type == "cuda")
+
+
+@lru_cache  # says each thing once, however often loaders are made
+def _say_what_differs(cache_size: int, rule: _ViewRule) -> None:
+    """Logs how views of the cache differ from views of the files."""
+    if rule.crop is not None and not (rule.crop.resize and rule.resize == cache_size):
+        logger.warning(
+            "training crops come from the cache's images, whose short side is %d pixels, not from "
+            "the files",
+            cache_size,
+        )
+    if rule.crop is None and rule.resize != cache_size:
+        logger.warning(
+            "evaluation wants images with a short side of %d pixels and the cache has %d: they are "
+            "resized twice; --cache-size %d gives what --decode exact gives",
+            rule.resize,
+            cache_size,
+            rule.resize,
+        )

@@ -4,7 +4,10 @@ Two steps, wherever they run. A *view* says which part of an image is looked at:
 uint8 pixels, resized and perhaps mirrored. Then the stack of equally large views is finished on the
 device in float32: redrawn (`Redraw`), put into the backbone's colour order and scale, normalised.
 
-Resizing is bilinear with antialiasing, on x86 bit for bit what Pillow and torchvision compute.
+All resizing is bilinear with antialiasing. The evaluation's is Pillow's, bit for bit what
+torchvision makes of a PIL image; crops are resized by torch, which is several times as fast and
+differs from it by at most one of 255 levels.
+
 Every random number is a hash of (seed, epoch, image, visit): the number of workers, the order of
 the batches and restarts do not change it.
 """
@@ -13,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 if TYPE_CHECKING:
     from net import InputSpec
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 # --- random numbers that depend on nothing but their names ----------------------------------------
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-VIEW_STREAM, WARP_STREAM, REPLACEMENT_STREAM = range(3)
+VIEW_STREAM, REDRAW_STREAM, REPLACEMENT_STREAM = range(3)
 
 
 def uniforms(
@@ -93,11 +98,12 @@ def centre_views(shapes: np.ndarray, resize: int, size: int) -> Views:
     """The evaluation view: short side to `resize`, then the central square of `size` pixels.
 
     Args:
-        shapes: (B, 2) heights and widths of the images in pixels.
+        shapes: (B, 2) heights and widths of the images in pixels. resize: 0 takes images whole.
     """
     shapes = resized_shape(shapes, resize)
-    corner = np.rint((shapes - size) / 2).astype(np.int64)
-    boxes = np.concatenate([corner, np.full_like(corner, size)], axis=1)
+    extent = np.full_like(shapes, size) if resize else shapes
+    corner = np.rint((shapes - extent) / 2).astype(np.int64)
+    boxes = np.concatenate([corner, extent], axis=1)
     return Views(resize, boxes, np.zeros(len(boxes), bool))
 
 
@@ -167,15 +173,22 @@ def cut(image: np.ndarray, views: Views, position: int, size: int) -> torch.Tens
     Returns:
         (size, size, 3) uint8.
     """
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     if views.resize:
-        shape = resized_shape(np.array([image.shape[:2]]), views.resize)[0]
-        pixels = resize(pixels, tuple(shape.tolist()))
+        image = with_short_side(image, views.resize)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     top, left, height, width = views.boxes[position].tolist()
     pixels = resize(pixels[:, :, top : top + height, left : left + width], (size, size))
     if views.flip[position]:
         pixels = pixels.flip(3)
     return pixels[0].permute(1, 2, 0)
+
+
+def with_short_side(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) uint8 with its short side brought to `size` pixels by Pillow."""
+    height, width = resized_shape(np.array([image.shape[:2]]), size)[0].tolist()
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def resize(pixels: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
@@ -196,17 +209,20 @@ class Redraw:
     """Random geometry and colour for drawings on white: the same thing, drawn by another hand.
 
     Never mirrors and hardly turns a picture, since for many drawings that changes what they mean.
-    All of it is batched float32 arithmetic on the device.
+    All of it is batched float32 arithmetic on the device, on ink = 1 - RGB: white is zero, what
+    lies outside the picture is white, and the paper keeps its colour. 0 turns a change off.
 
     Attributes:
         scale: range of the zoom. aspect: largest log stretch of one axis against the other.
         rotation: largest angle in degrees. shift: largest shift as a share of the side.
         bend: standard deviation of a smooth random displacement, as a share of half the side.
+        outline: probability of keeping the edges alone.
         mixing: standard deviation of the entries of a random 3×3 matrix on the colours' ink.
-        grey: probability of losing all colour; otherwise saturation changes by up to 60 %.
-        gamma, ink: largest log gamma, and largest change of the amount of ink.
-        negative, outline: probabilities of inverted colours, and of keeping the edges alone.
-        erase: probability of one rectangle of a random colour, up to 40 % of the side.
+        grey: probability of losing all colour; saturation: range of its factor otherwise.
+        ink: largest change of the amount of ink.
+        tone: largest t of RGB → RGB + t·RGB·(1 - RGB), a cheap gamma (0.4 is about e^±0.3).
+        negative: probability of inverted colours.
+        erase: probability of one rectangle of a random colour; sides: range of its sides' share.
     """
 
     scale: tuple[float, float] = (0.75, 1.2)
@@ -214,158 +230,321 @@ class Redraw:
     rotation: float = 10.0
     shift: float = 0.08
     bend: float = 0.04
+    outline: float = 0.1
     mixing: float = 0.3
     grey: float = 0.3
-    gamma: float = 0.3
+    saturation: tuple[float, float] = (0.4, 1.4)
     ink: float = 0.2
+    tone: float = 0.4
     negative: float = 0.05
-    outline: float = 0.1
     erase: float = 0.3
+    sides: tuple[float, float] = (0.1, 0.4)
 
     knots = 4
-    draws = 63
-    chunk = 32  # images at a time on a CPU: what is worked on stays in its cache
+    draws = 5 + 2 * knots * knots + 9 + 5 + 4 + 8
 
-    def __call__(self, images: torch.Tensor, u: np.ndarray) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor, u: np.ndarray) -> torch.Tensor:
         """Redraws a batch.
 
         Args:
-            images: (B, 3, H, W) float32 in 0..1, drawn on white.
-            u: (B, draws) uniform numbers.
+            pixels: (B, 3, S, S), 0..255, drawn on white. u: (B, draws) uniform numbers.
 
         Returns:
-            (B, 3, H, W) float32 in 0..1.
+            (B, 3, S, S) float32, 0..255.
         """
-        uniform = torch.from_numpy(u).to(images.device, torch.float32)
-        chunk = self.chunk if images.device.type == "cpu" else len(images)
-        parts = zip(images.split(chunk), uniform.split(chunk), strict=True)
-        return torch.cat([self._redrawn(part, _Draws(numbers)) for part, numbers in parts])
+        draw = _Draws(u, pixels.device)
+        ink = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        ink = (255.0 - ink).mul_(1 / 255)
+        ink = F.grid_sample(ink, self._grid(draw, ink.shape[2]), align_corners=False)
+        self._keep_outlines(ink, draw)
+        ink = torch.bmm(self._colour_matrix(draw), ink.flatten(2)).view_as(ink).clamp_(0, 1)
+        bright = draw.tensor(draw.around(self.tone))[:, None, None, None]
+        if self.tone:
+            ink.mul_((1 - bright) + bright * ink)
+        for rows in draw.rows(self.negative):
+            ink[rows] = 1 - ink[rows]
+        self._erase(ink, draw)
+        return ink.mul_(-255).add_(255)
 
-    def _redrawn(self, images: torch.Tensor, draw: _Draws) -> torch.Tensor:
-        ink = self._warped(1 - images, draw)  # white is 0: what lies outside the picture is white
-        ink = self._recoloured(self._outlined(ink, draw), draw)
-        return 1 - self._erased(ink, draw)
+    def _grid(self, draw: _Draws, size: int) -> torch.Tensor:
+        """Where each pixel of the result is looked up: (B, S, S, 2) x, y in -1..1.
 
-    def _warped(self, ink: torch.Tensor, draw: _Draws) -> torch.Tensor:
-        zoom = draw.between(*np.log(self.scale)).exp()
-        stretch = draw.between(-self.aspect, self.aspect).exp()
-        angle = torch.deg2rad(draw.between(-self.rotation, self.rotation))
-        shift = draw.between(-2 * self.shift, 2 * self.shift, 2)
+        Rotation, zoom, shift and bend are linear in fixed functions of the position, so all grids
+        are one matrix product.
+        """
+        zoom = np.exp(draw.between(np.log(self.scale)))
+        stretch = np.exp(draw.around(self.aspect))
+        angle = draw.around(np.deg2rad(self.rotation))
+        shift = 2 * draw.around(self.shift, 2)
+        bend = self.bend * draw.normal(2 * self.knots**2)
         across, down = 1 / (zoom * stretch), stretch / zoom
-        rows = [
-            torch.stack([angle.cos() * across, -angle.sin() * across, shift[:, 0]], dim=1),
-            torch.stack([angle.sin() * down, angle.cos() * down, shift[:, 1]], dim=1),
-        ]
-        grid = F.affine_grid(torch.stack(rows, dim=1), list(ink.shape), align_corners=False)
-        bend = self.bend * draw.normal(2 * self.knots**2).view(-1, 2, self.knots, self.knots)
-        rows, columns = (_bicubic(self.knots, side).to(ink.device) for side in ink.shape[2:])
-        bend = rows @ bend @ columns.T
-        return F.grid_sample(ink, grid + bend.permute(0, 2, 3, 1), align_corners=False)
+        rows = (np.cos(angle) * across, -np.sin(angle) * across)
+        rows += (np.sin(angle) * down, np.cos(angle) * down)
+        parts = [np.stack(rows, axis=1).reshape(-1, 2, 2), shift[:, :, None]]
+        parts.append(bend.reshape(len(bend), 2, -1))
+        coefficients = draw.tensor(np.concatenate(parts, axis=2)).flatten(0, 1)
+        grid = coefficients @ _position_functions(size, self.knots, coefficients.device)
+        return grid.view(-1, 2, size, size).permute(0, 2, 3, 1)
 
-    def _outlined(self, ink: torch.Tensor, draw: _Draws) -> torch.Tensor:
-        chosen = draw.chance(self.outline).nonzero().flatten()
-        if len(chosen) == 0:
-            return ink
-        grey = F.pad(ink[chosen].mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-        across = grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2]
-        down = grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1]
-        edges = (2 * torch.hypot(across, down)).clamp(0, 1)
-        return ink.index_copy(0, chosen, edges.expand(-1, 3, -1, -1))
+    def _keep_outlines(self, ink: torch.Tensor, draw: _Draws) -> None:
+        for rows in draw.rows(self.outline):
+            grey = F.pad(ink[rows].mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+            across = grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2]
+            down = grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1]
+            ink[rows] = torch.hypot(across, down).mul_(2).clamp_(max=1).expand(-1, 3, -1, -1)
 
-    def _recoloured(self, ink: torch.Tensor, draw: _Draws) -> torch.Tensor:
-        # Rows of the saturation matrix sum to 1, so it acts on ink as it does on colour.
-        matrix = torch.bmm(self._saturation(draw), self._mixing(draw))
-        ink = torch.bmm(matrix, ink.flatten(2)).view_as(ink)
-        gamma = draw.between(-self.gamma, self.gamma).exp()[:, None, None, None]
-        amount = draw.between(1 - self.ink, 1 + self.ink)[:, None, None, None]
-        negative = draw.chance(self.negative).float()[:, None, None, None]
-        colour = ink.neg_().add_(1).clamp_(1e-3, 1).pow_(gamma)
-        ink = colour.neg_().add_(1).mul_(amount).clamp_(0, 1)
-        return ink.mul_(1 - 2 * negative).add_(negative)
+    def _colour_matrix(self, draw: _Draws) -> torch.Tensor:
+        """(B, 3, 3): the channels mixed, their saturation and the amount of ink changed."""
+        mixing = np.eye(3) + self.mixing * draw.normal(9).reshape(-1, 3, 3)
+        mixing = mixing / np.maximum(mixing.sum(axis=2, keepdims=True), 0.5)
+        weights = draw.between((0.2, 1.2), 3)
+        weights = weights / weights.sum(axis=1, keepdims=True)
+        saturation = draw.between(self.saturation)
+        saturation = np.where(draw.chance(self.grey), 0, saturation)[:, None, None]
+        saturate = saturation * np.eye(3) + (1 - saturation) * weights[:, None, :]
+        amount = 1 + draw.around(self.ink)[:, None, None]
+        return draw.tensor(amount * (saturate @ mixing))
 
-    def _mixing(self, draw: _Draws) -> torch.Tensor:
-        """(B, 3, 3) around the identity, rows scaled to a sum of 1 where that is above a half."""
-        noise = self.mixing * draw.normal(9).view(-1, 3, 3)
-        matrix = torch.eye(3, device=noise.device) + noise
-        return matrix / matrix.sum(2, keepdim=True).clamp_min(0.5)
-
-    def _saturation(self, draw: _Draws) -> torch.Tensor:
-        """(B, 3, 3): between a random grey of the colour and the colour itself, or beyond it."""
-        weights = 0.2 + draw.between(0, 1, 3)
-        weights = weights / weights.sum(1, keepdim=True)
-        saturation = draw.between(0.4, 1.4).masked_fill(draw.chance(self.grey), 0.0)[:, None, None]
-        identity = torch.eye(3, device=weights.device)
-        return saturation * identity + (1 - saturation) * weights[:, None, :]
-
-    def _erased(self, ink: torch.Tensor, draw: _Draws) -> torch.Tensor:
-        height, width = ink.shape[2:]
-        size, centre = draw.between(0.1, 0.4, 2), draw.between(0, 1, 2)
-        paint = draw.between(0, 1, 3)[:, :, None, None]
-        y = torch.linspace(0, 1, height, device=ink.device)
-        x = torch.linspace(0, 1, width, device=ink.device)
-        rows = (y - centre[:, :1]).abs() < size[:, :1] / 2
-        columns = (x - centre[:, 1:]).abs() < size[:, 1:] / 2
-        inside = rows[:, None, :, None] & columns[:, None, None, :]
-        inside &= draw.chance(self.erase)[:, None, None, None]
-        return torch.where(inside, paint, ink)
-
-
-def _bicubic(knots: int, side: int) -> torch.Tensor:
-    """(side, knots): the matrix that interpolates `knots` values to `side` of them."""
-    impulses = torch.eye(knots).view(1, knots, knots, 1)
-    waves = F.interpolate(impulses, (side, 1), mode="bicubic", align_corners=True)
-    return waves.view(knots, side).T
+    def _erase(self, ink: torch.Tensor, draw: _Draws) -> None:
+        chosen = draw.rows(self.erase)
+        sides, centre = draw.between(self.sides, 2), draw.between((0, 1), 2)
+        corners = draw.tensor(np.stack([centre - sides / 2, centre + sides / 2]))
+        paint = draw.tensor(draw.between((0, 1), 3))
+        for rows in chosen:
+            size = ink.shape[2]
+            place = (torch.arange(size, device=ink.device) + 0.5) / size
+            low, high = corners[:, rows, :, None]
+            inside = (place >= low) & (place < high)
+            box = inside[:, :1, :, None] & inside[:, 1:, None, :]
+            ink[rows] = torch.where(box, paint[rows][:, :, None, None], ink[rows])
 
 
 class _Draws:
-    """Hands out the columns of (B, draws) uniform numbers, each once."""
+    """Hands out the columns of (B, draws) uniform numbers, each once.
 
-    def __init__(self, u: torch.Tensor) -> None:
+    Everything stays on the CPU until it is needed: which images a rare change concerns is then
+    known without waiting for the GPU.
+    """
+
+    def __init__(self, u: np.ndarray, device: torch.device) -> None:
         self._u = u
         self._next = 0
+        self._device = device
 
-    def _take(self, count: int) -> torch.Tensor:
-        self._next += count
-        return self._u[:, self._next - count : self._next]
+    def _take(self, count: int | None) -> np.ndarray:
+        start, self._next = self._next, self._next + (count or 1)
+        return self._u[:, start] if count is None else self._u[:, start : self._next]
 
-    def between(self, low: float, high: float, count: int | None = None) -> torch.Tensor:
-        """(B,) numbers between two limits, or (B, count) of them."""
-        values = low + (high - low) * self._take(count or 1)
-        return values if count else values[:, 0]
+    def between(self, limits: Sequence[float], count: int | None = None) -> np.ndarray:
+        """(B,) or (B, count), uniform between two limits."""
+        return _between(limits, self._take(count))
 
-    def chance(self, probability: float) -> torch.Tensor:
+    def around(self, reach: float, count: int | None = None) -> np.ndarray:
+        """(B,) or (B, count), uniform in ± reach."""
+        return self.between((-reach, reach), count)
+
+    def normal(self, count: int) -> np.ndarray:
+        """(B, count) standard normal: the inverse of their distribution function."""
+        u = np.clip(self._take(count), 1e-9, 1 - 1e-9)
+        return torch.special.ndtri(torch.from_numpy(u)).numpy()
+
+    def chance(self, probability: float) -> np.ndarray:
         """(B,) bool, true with a probability."""
-        return self._take(1)[:, 0] < probability
+        return self._take(None) < probability
 
-    def normal(self, count: int) -> torch.Tensor:
-        """(B, count) standard normal numbers: the inverse of their distribution function."""
-        return torch.special.ndtri(self._take(count).clamp(1e-6, 1 - 1e-6))
+    def rows(self, probability: float) -> list[torch.Tensor]:
+        """The images with `chance`: one index tensor, or nothing where there are none."""
+        rows = np.flatnonzero(self.chance(probability))
+        return [torch.from_numpy(rows).to(self._device, non_blocking=True)] if len(rows) else []
+
+    def tensor(self, values: np.ndarray) -> torch.Tensor:
+        """As float32 on the device."""
+        return torch.from_numpy(values.astype(np.float32)).to(self._device, non_blocking=True)
 
 
-# --- augmentations by name, and the last step -----------------------------------------------------
+@lru_cache(maxsize=8)
+def _position_functions(size: int, knots: int, device: torch.device) -> torch.Tensor:
+    """x, y, 1 and a smooth bump for each knot, at each pixel: (3 + knots², size²)."""
+    line = (torch.arange(size) + 0.5) * 2 / size - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    bumps = torch.eye(knots**2).view(-1, 1, knots, knots)
+    bumps = F.interpolate(bumps, (size, size), mode="bicubic", align_corners=True)
+    plane = torch.stack([x, y, torch.ones_like(x)])
+    return torch.cat([plane, bumps[:, 0]]).flatten(1).to(device)
 
 
 class Augmentation(NamedTuple):
-    """A random view and a random redrawing; None leaves a step out."""
+    """What training does to an image; without `crop` it is looked at as in evaluation."""
 
     crop: RandomCrop | None = None
     redraw: Redraw | None = None
 
 
 AUGMENTATIONS = {
+    "none": Augmentation(),
     "crop": Augmentation(crop=RandomCrop()),
     "sec": Augmentation(crop=RandomCrop(scale=(0.16, 1.0), resize=True)),
     "emoji": Augmentation(redraw=Redraw()),
-    "none": Augmentation(),
 }
-"""Values of `--augment`."""
+"""Values of `--augment`; "sec" is what the spherical-embedding code does."""
 
 
-def normalised(images: torch.Tensor, spec: InputSpec) -> torch.Tensor:
-    """(B, 3, H, W) float32 RGB in 0..1 → what the backbone wants, channels last in memory."""
-    if spec.color == "BGR":
-        images = images.flip(1)
-    mean = torch.tensor(spec.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std, device=images.device).view(1, 3, 1, 1)
-    images = (images * spec.scale - mean) / std
-    return images.contiguous(memory_format=torch.channels_last)
+# --- what the network gets ------------------------------------------------------------------------
+
+
+def to_network(
+    pixels: torch.Tensor,
+    spec: InputSpec,
+    redraw: Redraw | None = None,
+    u: np.ndarray | None = None,
+) -> torch.Tensor:
+    """Pixels as the backbone wants them.
+
+    Args:
+        pixels: (B, 3, S, S) RGB, 0..255, uint8 or float32; fastest with the channels last.
+        spec: colour order, scale, mean and standard deviation (net.InputSpec).
+        redraw: changes the pixels first, with `u` (B, redraw.draws).
+
+    Returns:
+        (B, 3, S, S) float32, channels last.
+    """
+    images, size = len(pixels), pixels.shape[2]
+    gain, shift = _row_of_constants(spec, size, pixels.device)
+    result = torch.empty((images, size, size * 3), dtype=torch.float32, device=pixels.device)
+    step = images
+    if pixels.device.type == "cpu":
+        step = max(1, _PIXELS_AT_A_TIME // size**2)
+    for start in range(0, images, step):
+        part, out = pixels[start : start + step], result[start : start + step]
+        if redraw is not None:
+            part = redraw(part, u[start : start + step])
+        rows = part.permute(0, 2, 3, 1)
+        if spec.color == "BGR":
+            rows = rows.flip(3)
+        out.copy_(rows.reshape(out.shape))
+        torch.addcmul(shift, out, gain, out=out)
+    return result.view(images, size, size, 3).permute(0, 3, 1, 2)
+
+
+_PIXELS_AT_A_TIME = 1 << 18  # a part of a batch that a CPU's cache holds through all its steps
+
+
+@lru_cache(maxsize=8)
+def _row_of_constants(
+    spec: InputSpec, size: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and summand of an image row; three constants repeated, so that vectors can be used."""
+    mean, std = np.array(spec.mean), np.array(spec.std)
+    gain, shift = spec.scale / 255 / std, -mean / std
+    return tuple(
+        torch.from_numpy(np.tile(each, size).astype(np.float32)).to(device)
+        for each in (gain, shift)
+    )
+
+
+# --- views on the device --------------------------------------------------------------------------
+
+
+class PixelStore:
+    """Images of any shapes in the device's memory, and views of whole batches of them.
+
+    Attributes:
+        pixels: (P, 3) uint8, every image's pixels row by row, one image after the other.
+        starts: (N,) where each image begins. shapes: (N, 2) int64 heights and widths.
+    """
+
+    def __init__(self, pixels: torch.Tensor, shapes: np.ndarray) -> None:
+        self.pixels = pixels
+        self.shapes = shapes
+        areas = shapes.prod(axis=1)
+        self.starts = np.cumsum(areas) - areas
+        same = len(shapes) > 0 and (shapes == shapes[0]).all()
+        self._stack = pixels.view(-1, *shapes[0].tolist(), 3) if same else None
+
+    @classmethod
+    def of_stack(cls, images: np.ndarray, device: torch.device) -> PixelStore:
+        """The store of (N, H, W, 3) uint8 images of one shape."""
+        pixels = torch.from_numpy(images).to(device)
+        return cls(pixels.view(-1, 3), np.tile(images.shape[1:3], (len(images), 1)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are."""
+        return self.pixels.device
+
+    def cut(self, index: np.ndarray, views: Views, size: int) -> torch.Tensor:
+        """The views of the images at `index`, all at once.
+
+        Returns:
+            (B, 3, size, size), 0..255: uint8 where nothing had to be resized, else float32.
+        """
+        shapes = self.shapes[index]
+        boxes = views.boxes
+        if self._stack is not None and (boxes[:, 2:] == shapes).all() and not views.flip.any():
+            whole = self._stack.index_select(0, self._upload(index))
+            return resize(whole.permute(0, 3, 1, 2), (size, size))
+        resized = resized_shape(shapes, views.resize)
+        ratio = shapes / resized
+        start, extent = boxes[:, :2] * ratio, boxes[:, 2:] * ratio
+        low = np.floor(start).astype(np.int64)
+        high = np.minimum(np.ceil(start + extent).astype(np.int64), shapes)
+        if (resized != shapes).any():
+            low, high = np.zeros_like(low), shapes
+        window = self._windows(index, low, high)
+        if (resized == shapes).all() and (boxes[:, 2:] == size).all() and not views.flip.any():
+            return window
+        down, across = (
+            _weights(
+                self._upload(start[:, axis] - low[:, axis]),
+                self._upload(extent[:, axis]),
+                self._upload(high[:, axis] - low[:, axis]),
+                self._upload(views.flip & (axis == 1)),
+                window.shape[2 + axis],
+                size,
+            )
+            for axis in (0, 1)
+        )
+        return down[:, None] @ window.float() @ across.transpose(1, 2)[:, None]
+
+    def _upload(self, array: np.ndarray) -> torch.Tensor:
+        array = array.astype(np.float32) if array.dtype == np.float64 else array
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _windows(self, index: np.ndarray, low: np.ndarray, high: np.ndarray) -> torch.Tensor:
+        """Rows and columns low..high of each image: (B, 3, h, w) uint8, as large as the largest."""
+        height, width = (high - low).max(axis=0).tolist()
+        row, column = (
+            np.minimum(low[:, a, None] + np.arange(length), high[:, a, None] - 1)
+            for a, length in ((0, height), (1, width))
+        )
+        row = self.starts[index][:, None] + row * self.shapes[index, 1:]
+        where = self._upload(row)[:, :, None] + self._upload(column)[:, None, :]
+        window = self.pixels.index_select(0, where.flatten()).view(*where.shape, 3)
+        return window.permute(0, 3, 1, 2)
+
+
+def _weights(
+    start: torch.Tensor,
+    extent: torch.Tensor,
+    valid: torch.Tensor,
+    mirror: torch.Tensor,
+    length: int,
+    size: int,
+) -> torch.Tensor:
+    """Antialiased bilinear resizing along one axis as matrices.
+
+    Args:
+        start, extent: (B,) where each view begins and how long it is, in pixels of windows of
+            `length` pixels, of which the first `valid` (B,) count. mirror: (B,) bool.
+
+    Returns:
+        (B, size, length) float32; rows sum to one.
+    """
+    scale = (extent / size)[:, None, None]
+    place = torch.arange(size, device=start.device)[:, None] + 0.5
+    place = torch.where(mirror[:, None, None], size - place, place)
+    pixel = torch.arange(length, device=start.device)
+    distance = (pixel + 0.5 - start[:, None, None] - place * scale).abs_()
+    weights = (1 - distance / scale.clamp(min=1)).clamp_(min=0)
+    weights *= pixel < valid[:, None, None]
+    return weights / weights.sum(dim=2, keepdim=True)

@@ -40,6 +40,7 @@ def test_run_folder_holds_all_there_is_to_know(run_folder):
         "last.pth",
         "margins.csv",
         "metrics.csv",
+        "results.json",
     ]
     args = json.loads((run_folder / "args.json").read_text())
     assert args["loss"] == "AMLoss" and args["max_steps"] == 6

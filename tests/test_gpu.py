@@ -1,0 +1,89 @@
+"""The same numbers on a GPU as on the CPU. Run by make gpu-check; skipped where there is no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SMALL
+
+import losses
+import metrics
+import net
+import options
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+DEVICE = torch.device("cuda")
+
+
+def batch(images: int = 48, size: int = 32, classes: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) % classes
+    return torch.randn(images, size, generator=generator), labels
+
+
+@pytest.mark.parametrize("name", ["Proxy_Anchor", "AMLoss", "triplet", "semihtriplet", "ms"])
+def test_losses_and_gradients(name):
+    found = {}
+    for device in ("cpu", DEVICE):
+        torch.manual_seed(1)
+        criterion = losses.build(name, 12, 32)
+        embeddings, labels = batch()
+        embeddings = embeddings.to(device).requires_grad_()
+        loss = criterion.to(device)(embeddings, labels.to(device))
+        loss.backward()
+        found[str(device)] = (loss.detach().cpu(), embeddings.grad.cpu())
+    for cpu, gpu in zip(found["cpu"], found["cuda"], strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=2e-4, atol=2e-5)
+
+
+def test_retrieval_metrics_are_the_same_numbers():
+    embeddings, labels = batch(3000, 64, 200)
+    embeddings = embeddings + 2 * torch.nn.functional.one_hot(labels % 64, 64)
+    cpu = metrics.retrieval_metrics(embeddings, labels)
+    gpu = metrics.retrieval_metrics(embeddings.to(DEVICE), labels.to(DEVICE))
+    assert gpu == pytest.approx(cpu, abs=1e-6)
+
+
+def test_clustering_metrics_are_close():
+    embeddings, labels = batch(3000, 64, 60)
+    embeddings = embeddings + 4 * torch.nn.functional.one_hot(labels, 64)
+    cpu = metrics.clustering_metrics(embeddings, labels)
+    gpu = metrics.clustering_metrics(embeddings.to(DEVICE), labels.to(DEVICE))
+    assert gpu["NMI"] == pytest.approx(cpu["NMI"], abs=0.02)
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_one_training_step(amp, tmp_path):
+    import train
+
+    weights = {}
+    for gpu in (False, True):
+        command = [*SMALL, "--loss", "AMLoss", "--amp", amp, "--data-root", str(ROOT / "data")]
+        args = options.parse_train([*command, "--LOG_DIR", str(tmp_path)])
+        with pytest.MonkeyPatch.context() as patch:
+            if not gpu:
+                patch.setattr(torch.cuda, "is_available", lambda: False)
+            training = train.prepare(args)
+        training.loader.set_epoch(0)
+        assert training.precision.device.type == ("cuda" if gpu else "cpu")
+        training.step(next(iter(training.loader)))
+        weights[gpu] = training.network.state_dict()["model.embedding.weight"].float().cpu()
+    tolerance = 1e-4 if amp == "off" else 1e-2
+    torch.testing.assert_close(weights[True], weights[False], rtol=tolerance, atol=tolerance)
+
+
+def test_network_fixture_in_float32():
+    fixture = np.load(Path(__file__).parent / "fixtures" / "net_resnet50_0.npz")
+    network = net.build("resnet50", 512).eval()
+    images = torch.from_numpy(fixture["input"])
+    with torch.no_grad():
+        cpu = network(images).embedding
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        gpu = network.to(DEVICE)(images.to(DEVICE)).embedding.cpu()
+    torch.testing.assert_close(gpu, cpu, rtol=1e-3, atol=1e-4)

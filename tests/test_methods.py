@@ -1,0 +1,429 @@
+"""Every method and every sensible pair of them through train.py's own functions, on tiny images."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import files_in
+from PIL import Image
+
+import evaluate
+import options
+import train
+from dataset.loader import Batch
+from routines import Mixup, View
+from utils import InputError
+
+LOSSES = ("Proxy_Anchor", "AMLoss", "MS")
+METHODS = {
+    "plain": "",
+    "SEC": "--sec_wei 0.5",
+    "introspective": "--introspective",
+    "disentangled": "--disent True",
+    "masks": "--nb-clusters 2 --hierarchy-method none",
+}
+NEEDS_PROXIES = ("introspective", "disentangled")
+PAIRS = [
+    (loss, method)
+    for loss in LOSSES
+    for method in METHODS
+    if loss != "MS" or method not in NEEDS_PROXIES
+]
+TERMS = {
+    "Proxy_Anchor": {"positive", "negative"},
+    "AMLoss": {"positive", "negative", "margin"},
+    "MS": set(),
+    "plain": set(),
+    "SEC": {"sec", "norm_mean", "norm_var", "cos_positive", "cos_negative"},
+    "introspective": set(),
+    "disentangled": {"metric", "agnostic", "specific", "split"},
+    "masks": {"masks"},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they give on networks this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_images(tmp_path_factory.mktemp("data") / "tiny")
+
+
+def saved(folder: Path, what: str = "last") -> dict:
+    (file,) = folder.glob(f"*{what}.pth")
+    return torch.load(file, weights_only=True)
+
+
+def same(first: object, second: object) -> bool:
+    """Equality of nested dictionaries and lists of tensors, bit by bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first.nan_to_num(), second.nan_to_num())
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+# --- the matrix -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("loss", "method"), PAIRS)
+def test_every_sensible_pair_trains(loss: str, method: str, images: Path, tmp_path: Path) -> None:
+    flags = f"--epochs 1 --warm 0 --IPC 2 --loss {loss} {METHODS[method]}"
+    folder = tiny.run(images, tmp_path, "run", flags)
+    (row,) = tiny.metrics_rows(folder)
+    for term in {"loss", "R@1"} | TERMS[loss] | TERMS[method]:
+        assert np.isfinite(float(row[term])), term
+    start = tiny.prepare(images, flags).network.state_dict()
+    end = saved(folder)["model_state_dict"]
+    moved = [
+        key for key in start if start[key].shape != end[key].shape or (start[key] != end[key]).any()
+    ]
+    assert {"model.conv1.weight", "model.embedding.weight"} <= set(moved)
+    assert ("masks.weight" in moved) == (method == "masks")
+    assert ("model.specific.weight" in moved) == (method == "disentangled")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--loss MS --introspective", ["MS", "cosine", "Proxy_Anchor", "AMLoss"]),
+        ("--loss MS --disent True", ["MS", "proxies", "Proxy_Anchor", "AMLoss"]),
+        ("--loss Contrastive --introspective paper", ["Contrastive", "Proxy_Anchor"]),
+        ("--introspective --disent True", ["introspective", "disentangled"]),
+        ("--disent True --nb-clusters 2", ["masks", "disentangling"]),
+    ],
+)
+def test_pairs_without_a_meaning_are_refused(
+    flags: str, words: list[str], images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        tiny.run(images, tmp_path, "run", flags)
+    assert "\n" not in str(refusal.value)
+    for word in words:
+        assert word in str(refusal.value)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--loss MS --mrg 0.1", ["--mrg", "Proxy_Anchor"]),
+        ("--al 2", ["--al", "--disent True"]),
+        ("--norm_momentum 0.5", ["--norm_momentum", "--sec_wei"]),
+        ("--fixed-mask 1", ["--fixed-mask", "--nb-clusters"]),
+        ("--nb-clusters 2 --masks-normalize-before-sum l1", ["--masks-sum-for-full-emb"]),
+        ("--nb-clusters 2 --small-class-action duplicate", ["adaptbalanced"]),
+        ("--mrg -0.1", ["--mrg", "out of range"]),
+        ("--loss MarginLoss --margin -0.2", ["--margin", "out of range"]),
+        ("--loss AMLoss --lam -1", ["--lam", "out of range"]),
+        ("--sec_wei -1", ["--sec_wei", "out of range"]),
+        ("--sec_wei 1 --norm_momentum 0", ["--norm_momentum", "out of range"]),
+        ("--mixup -1", ["--mixup", "out of range"]),
+    ],
+)
+def test_flags_nobody_reads_and_impossible_values_stop_at_once(
+    flags: str, words: list[str], images: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        tiny.parse(images, flags)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--nb-clusters 6", ["--nb-clusters 6", "power of two"]),
+        ("--nb-clusters 3 --hierarchy-method none", ["--nb-clusters 3", "power of two"]),
+        ("--nb-clusters 16", ["--nb-clusters 16", "48 training images", "at most 8"]),
+        ("--nb-clusters 4 --force-full-embedding-epoch 4", ["epoch 4", "at least 5"]),
+        ("--nb-clusters 4 --mod-epoch 1 --mod-epoch-freeze 1", ["--mod-epoch-freeze 1"]),
+        ("--nb-clusters 2 --IPC 5", ["12 images", "classes of 5", "multiple"]),
+        ("--nb-clusters 2 --IPC 12", ["12 per class", "second class"]),
+        ("--nb-clusters 2 --num-replicas 2", ["--num-replicas 2", "balanced_old"]),
+        (
+            "--nb-clusters 2 --num-replicas 5 --batch-sampler randombatch",
+            ["5 replicas", "multiple"],
+        ),
+        (
+            "--nb-clusters 2 --num-replicas 12 --batch-sampler randombatch",
+            ["12 replicas", "second class"],
+        ),
+        ("--nb-clusters 2 --fixed-mask 1 --masking-init normal", ["fixed masks"]),
+        ("--nb-clusters 8 --fixed-mask 1 --embedding-size 4", ["8 clusters", "4 dimensions"]),
+        ("--IPC 5", ["12 images", "classes of 5", "multiple"]),
+        ("--IPC 1", ["takes 12 classes", "have 8"]),
+        ("--loss triplet --batch-size 16", ["16 images", "classes of 3"]),
+        ("--batch-size 60", ["--batch-size 60", "48"]),
+    ],
+)
+def test_bad_values_get_one_sentence_before_anything_is_written(
+    flags: str, words: list[str], images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        tiny.run(images, tmp_path, "run", flags)
+    assert "\n" not in str(refusal.value)
+    for word in words:
+        assert word in str(refusal.value)
+    assert files_in(tmp_path) == []
+
+
+def test_classes_of_one_image_are_refused_or_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tiny.write_images(tmp_path / "data", images=1)
+    with pytest.raises(InputError, match=r"every training class .* single image"):
+        tiny.run(root, tmp_path / "logs", "run", "--batch-size 4")
+    assert not (tmp_path / "logs").exists()
+    Image.new("RGB", (40, 36)).save(root / "train" / "train2" / "more.png")
+    tiny.prepare(root, "--batch-size 4")
+    (record,) = caplog.records
+    assert "7 of the 8 training classes" in record.getMessage()
+    assert "train0" in record.getMessage()
+
+
+# --- SEC ------------------------------------------------------------------------------------------
+
+
+def test_sec_by_steps_logs_norms_and_cosines_at_each_evaluation(
+    images: Path, tmp_path: Path
+) -> None:
+    flags = (
+        "--loss semihtriplet --sec_wei 0.5 --l2reg_wei 0.1 --steps 7 --eval-steps 2 "
+        "--milestones 3 5 --lr 1e-3 --lr_p 1e-4 --augment none --image-size 32"
+    )
+    folder = tiny.run(images, tmp_path, "sec", flags)
+    rows = tiny.metrics_rows(folder)
+    assert [int(row["step"]) for row in rows if row["R@1"]] == [2, 4, 6, 7]
+    for row in rows:
+        assert float(row["norm_mean"]) > 0 and float(row["norm_var"]) >= 0
+        assert -1 <= float(row["cos_negative"]) <= 1 and -1 <= float(row["cos_positive"]) <= 1
+        assert float(row["l2"]) >= float(row["norm_mean"]) ** 2 - 1e-3
+    rates = [float(row["lr head"]) for row in rows if row["R@1"]]
+    assert rates == pytest.approx([1e-3, 1e-4, 1e-5, 1e-5])  # of the step before
+    assert float(rows[0]["lr backbone"]) == pytest.approx(1e-4)
+
+
+def test_sec_pulls_the_norms_together(images: Path, tmp_path: Path) -> None:
+    flags = "--epochs 8 --warm 0 --lr 3e-3 --schedule constant --sec_wei"
+    spread = {
+        weight: float(
+            tiny.metrics_rows(tiny.run(images, tmp_path, weight, f"{flags} {weight}"))[-1][
+                "norm_var"
+            ]
+        )
+        for weight in ("1e-9", "10")
+    }
+    assert spread["10"] < 0.5 * spread["1e-9"]
+
+
+# --- DDML -----------------------------------------------------------------------------------------
+
+
+def test_disentangled_embeddings_are_the_means_of_the_main_head(images: Path) -> None:
+    training = tiny.prepare(images, "--disent True")
+    network = training.network.eval()
+    batch = next(iter(training.loader)).images
+    with torch.no_grad():
+        outputs = network(batch)
+        embeddings = network.embed(batch)
+    assert outputs.embedding.shape == outputs.specific.shape == (12, 16)
+    assert torch.equal(embeddings, outputs.embedding[:, :8])
+    (result,) = training.evaluate(training.data.test)
+    assert result.embeddings.shape == (24, 8)
+
+
+def test_a_seed_reproduces_the_samples_of_ddml(images: Path, tmp_path: Path) -> None:
+    first, second, other = (
+        tiny.run(images, tmp_path, name, f"--disent True --epochs 1 --seed {seed}")
+        for name, seed in (("a", 4), ("b", 4), ("c", 5))
+    )
+    assert same(saved(first)["model_state_dict"], saved(second)["model_state_dict"])
+    assert not same(saved(first)["model_state_dict"], saved(other)["model_state_dict"])
+
+
+# --- IDML -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["Proxy_Anchor", "AMLoss"])
+def test_the_uncertainty_learns_in_the_paper_and_not_in_the_release(
+    loss: str, images: Path
+) -> None:
+    share = {}
+    for variant in ("released", "paper"):
+        flags = f"--loss {loss} --introspective {variant} --max-steps 1 --warm 0 --amp off"
+        training = tiny.prepare(images, flags)
+        training.advance()
+        heads = training.network.model
+        share[variant] = float(
+            heads.uncertainty.weight.grad.norm() / heads.embedding.weight.grad.norm()
+        )
+    assert share["released"] < 1e-5 < 1e-3 < share["paper"]
+
+
+def test_the_log_says_once_that_released_uncertainty_learns_nothing(images: Path) -> None:
+    said = train.describe(tiny.prepare(images, "--introspective"))
+    assert said.count("uncertainty learns nothing") == 1
+    for flags in ("--introspective paper", ""):
+        assert "uncertainty" not in train.describe(tiny.prepare(images, flags))
+
+
+def test_mixup_mixes_a_batch_with_a_permuted_copy() -> None:
+    torch.manual_seed(0)
+    pictures, labels = torch.randn(6, 3, 4, 4), torch.arange(6)
+    batch = Batch(pictures, labels, labels)
+    first = View(pictures, [(1.0, labels)])
+    shares = []
+    for _ in range(200):
+        kept, mixed = Mixup(1.0).views(batch, [first])
+        assert kept is first
+        (share, own), (rest, others) = mixed.targets
+        assert torch.equal(own, labels) and share + rest == pytest.approx(1)
+        assert sorted(others.tolist()) == list(range(6))
+        torch.testing.assert_close(mixed.images, share * pictures + rest * pictures[others])
+        shares.append(share)
+    # Beta(1, 1) is uniform.
+    assert (
+        min(shares) < 0.1 and max(shares) > 0.9 and np.mean(shares) == pytest.approx(0.5, abs=0.08)
+    )
+
+
+def test_a_mixup_step_is_two_forwards_and_three_weighted_losses(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = tiny.prepare(images, "--introspective --warm 0")
+    seen, losses = [], []
+    forward, objective = training.network.forward, training.objective.forward
+
+    def seeing(pictures: torch.Tensor, **more: object) -> object:
+        seen.append(pictures)
+        return forward(pictures, **more)
+
+    def noting(outputs: object, labels: torch.Tensor, **context: object) -> torch.Tensor:
+        losses.append((labels, objective(outputs, labels, **context)))
+        return losses[-1][1]
+
+    monkeypatch.setattr(training.network, "forward", seeing)
+    monkeypatch.setattr(training.objective, "forward", noting)
+    batch = next(iter(training.loader))
+    torch.manual_seed(5)
+    values = training.step(batch)
+    torch.manual_seed(5)
+    _, mixed = Mixup(1.0).views(batch, [View(batch.images, [(1.0, batch.labels)])])
+    (share, _), (rest, others) = mixed.targets
+    assert [torch.equal(*pair) for pair in zip(seen, (batch.images, mixed.images), strict=True)]
+    assert len(seen) == 2 and 0 < share < 1
+    expected_labels = (batch.labels, batch.labels, others)
+    for (labels, _), expected in zip(losses, expected_labels, strict=True):
+        assert torch.equal(labels, expected)
+    whole, own, other = (loss.item() for _, loss in losses)
+    assert float(values["loss"]) == pytest.approx(whole + share * own + rest * other, rel=1e-5)
+
+
+def evaluated(*flags: str) -> None:
+    evaluate.run(options.parse_evaluate([*flags, "--workers", "0"]))
+
+
+def test_evaluation_lists_the_most_uncertain_images(images: Path, tmp_path: Path) -> None:
+    flags = "--introspective paper --epochs 1 --warm 0"
+    folder = tiny.run(images, tmp_path, "idml", flags)
+    (best,) = folder.glob("*_best.pth")
+    evaluated("--resume", str(best), "--uncertain", str(tmp_path / "u.csv"), "--amp", "off")
+    with (tmp_path / "u.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    norms = [float(row["uncertainty"]) for row in rows]
+    assert len(rows) == 24 and norms == sorted(norms, reverse=True) and norms[0] > norms[-1]
+    assert {Path(row["path"]).parent.name for row in rows} == {f"eval{c}" for c in range(8)}
+    assert all(Path(row["path"]).parent.name == row["class"] for row in rows)
+
+    training = tiny.prepare(images, f"{flags} --amp off")
+    training.network.load_state_dict(saved(folder, "best")["model_state_dict"])
+    network, queries = training.network.eval(), training.data.test[0].queries
+    of_image = {}
+    with torch.no_grad():
+        for batch in evaluate.eval_loader(
+            queries,
+            spec=network.input,
+            batch_size=5,
+            device=torch.device("cpu"),
+            workers=0,
+            image_size=32,
+        ):
+            lengths = network(batch.images).uncertainty.norm(dim=1)
+            of_image |= {
+                queries.paths[i]: float(n) for i, n in zip(batch.index, lengths, strict=True)
+            }
+    assert {row["path"]: float(row["uncertainty"]) for row in rows} == pytest.approx(
+        of_image, rel=1e-4
+    )
+
+
+def test_uncertainty_of_a_network_without_that_head_is_refused(
+    images: Path, tmp_path: Path
+) -> None:
+    (best,) = tiny.run(images, tmp_path, "plain", "--epochs 1").glob("*_best.pth")
+    with pytest.raises(InputError, match=r"--uncertain: .* no uncertainty head; .*--introspective"):
+        evaluated("--resume", str(best), "--uncertain", str(tmp_path / "u.csv"))
+    assert not (tmp_path / "u.csv").exists()
+
+
+# --- continuing -----------------------------------------------------------------------------------
+
+DIVIDED = (
+    "--experiment margin_loss_resnet50 --model resnet10 --sampler distanceweighted --lr 1e-3 "
+    "--batch-sampler adaptbalanced --num-samples-per-class 2 --nb-clusters 4 --mod-epoch 2 "
+    "--mod-epoch-freeze 1 --force-full-embedding-epoch 6 --mask-lr-mult 10 -crs 3 --epochs 8"
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "epochs", "steps"),
+    [
+        pytest.param(DIVIDED, 2, 1, id="division, two clusters"),
+        pytest.param(DIVIDED, 4, 0, id="division, before the second doubling"),
+        pytest.param(DIVIDED, 5, 1, id="division, four clusters"),
+        pytest.param(DIVIDED, 6, 2, id="division, full phase"),
+        pytest.param(f"{DIVIDED} --fixed-mask 1", 4, 2, id="division, fixed masks"),
+        pytest.param("--introspective --epochs 3 --lr 1e-3", 1, 2, id="mixup"),
+        pytest.param("--introspective --epochs 2 --workers 1", 0, 2, id="mixup, worker"),
+        pytest.param("--disent True --dropout 0.2 --epochs 3", 1, 1, id="disentangled"),
+        pytest.param(
+            "--loss semihtriplet --sec_wei 1 --norm_momentum 0.5 --steps 11 --eval-steps 3 "
+            "--milestones 5 8 --augment crop --image-size 32 --lr 1e-3",
+            0,
+            7,
+            id="SEC by steps",
+        ),
+    ],
+)
+def test_a_resumed_run_ends_bit_by_bit_like_an_uninterrupted_one(
+    flags: str, epochs: int, steps: int, images: Path, tmp_path: Path
+) -> None:
+    whole = tiny.run(images, tmp_path, "whole", flags)
+    ends = [0, *(int(row["step"]) for row in tiny.metrics_rows(whole))]
+    stop = ends[epochs] + steps
+    assert stop < ends[-1]
+    parts = tiny.run(images, tmp_path, "parts", f"{flags} --max-steps {stop}")
+    halfway = saved(parts)
+    tiny.resume(parts, "")
+    first, second = saved(whole), saved(parts)
+    for part in ("model_state_dict", "criterion_state_dict", "optimisers", "routines", "random"):
+        assert same(first[part], second[part]), part
+    assert halfway["clock"]["step"] == stop and second["clock"]["step"] == ends[-1]
+    assert not same(halfway["model_state_dict"], second["model_state_dict"])
