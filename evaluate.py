@@ -5,6 +5,8 @@
 A checkpoint of ours knows its own data set and network; a released one needs the flags of both.
 """
 
+from __future__ import annotations
+
 import options
 
 ARGS = options.parse_evaluate() if __name__ == "__main__" else None
@@ -122,15 +124,28 @@ def load_network(checkpoint: dict, args: argparse.Namespace) -> net.EmbeddingNet
     return network
 
 
+@dataclass(frozen=True)
+class Viewing:
+    """How evaluation looks at images: see the flags of the same names."""
+
+    batch_size: int
+    workers: int
+    image_size: int
+    zoom: float = 1.0
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Viewing:
+        """From the options."""
+        return cls(args.batch_size, args.workers, args.image_size, args.eval_zoom)
+
+
 @torch.inference_mode()
 def embed(
     network: net.EmbeddingNet,
     images: ImageSet,
     precision: Precision,
+    viewing: Viewing,
     *,
-    batch_size: int,
-    workers: int,
-    image_size: int,
     title: str = "embedding",
     represent: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -147,10 +162,8 @@ def embed(
     loader = eval_loader(
         images,
         spec=network.input,
-        batch_size=batch_size,
         device=precision.device,
-        workers=workers,
-        image_size=image_size,
+        **vars(viewing),
     )
     parts = []
     with tqdm(total=len(images), desc=title, unit="img", leave=False, disable=None) as bar:
@@ -176,10 +189,8 @@ def evaluate(
     network: net.EmbeddingNet,
     task: Evaluation,
     precision: Precision,
+    viewing: Viewing,
     *,
-    batch_size: int,
-    workers: int,
-    image_size: int,
     seed: int = 1,
     kmeans_restarts: int = 1,
 ) -> Result:
@@ -189,12 +200,11 @@ def evaluate(
         InputError: the embeddings are not finite, or K exceeds the gallery.
     """
     start = time.perf_counter()
-    settings = {"batch_size": batch_size, "workers": workers, "image_size": image_size}
-    embeddings = embed(network, task.queries, precision, title=task.title, **settings)
+    embeddings = embed(network, task.queries, precision, viewing, title=task.title)
     labels = torch.from_numpy(task.queries.labels).to(embeddings.device)
     gallery = gallery_labels = None
     if task.gallery is not None:
-        gallery = embed(network, task.gallery, precision, title=f"{task.title} gallery", **settings)
+        gallery = embed(network, task.gallery, precision, viewing, title=f"{task.title} gallery")
         gallery_labels = torch.from_numpy(task.gallery.labels).to(embeddings.device)
     try:
         numbers = metrics.retrieval_metrics(embeddings, labels, gallery, gallery_labels, task.ks)
@@ -240,18 +250,14 @@ def export(path: Path, task: Evaluation, result: Result) -> None:
 
 
 def uncertain_images(
-    network: net.EmbeddingNet, images: ImageSet, precision: Precision, **settings: Any
+    network: net.EmbeddingNet, images: ImageSet, precision: Precision, viewing: Viewing
 ) -> list[list[str]]:
-    """Path, class and ‖u‖ of the raw uncertainty head for every image, the most uncertain first.
-
-    Args:
-        settings: batch_size, workers and image_size, as `embed` takes them.
-    """
+    """Path, class and ‖u‖ of the raw uncertainty head for every image, the most uncertain first."""
 
     def lengths(batch: torch.Tensor) -> torch.Tensor:
         return network(batch).uncertainty.norm(dim=1)
 
-    norms = embed(network, images, precision, title="uncertainty", represent=lengths, **settings)
+    norms = embed(network, images, precision, viewing, title="uncertainty", represent=lengths)
     norms, order = norms.sort(descending=True, stable=True)
     return [
         [images.paths[index], images.class_names[images.labels[index]], f"{norm:.6g}"]
@@ -267,7 +273,7 @@ def data_options(checkpoint: dict, args: argparse.Namespace) -> argparse.Namespa
         stored = {"image_size": net.INPUTS[spec].size, **stored}
     own = {
         name: stored[name]
-        for name in ("dataset", "data_root", "image_size", "batch_size")
+        for name in ("dataset", "data_root", "image_size", "eval_zoom", "batch_size")
         if name in stored and name not in args.given
     }
     return argparse.Namespace(**{**vars(args), **own})
@@ -288,14 +294,14 @@ def run(args: argparse.Namespace) -> None:
             "trained with --introspective"
         )
     network.to(device, memory_format=precision.memory_format)
-    settings = {name: getattr(args, name) for name in ("batch_size", "workers", "image_size")}
+    viewing = Viewing.of(args)
     results = []
     for task in tasks:
         result = evaluate(
             network,
             task,
             precision,
-            **settings,
+            viewing,
             seed=args.seed,
             kmeans_restarts=args.kmeans_restarts,
         )
@@ -310,7 +316,7 @@ def run(args: argparse.Namespace) -> None:
         export(Path(args.export), tasks[0], results[0])
         print(f"embeddings written to {args.export}")
     if args.uncertain:
-        rows = uncertain_images(network, tasks[0].queries, precision, **settings)
+        rows = uncertain_images(network, tasks[0].queries, precision, viewing)
         write_table(Path(args.uncertain), ["path", "class", "uncertainty"], rows)
         print(f"images by uncertainty written to {args.uncertain}")
 

@@ -207,6 +207,8 @@ DATA = Group("data", (
     flag("--image-size --sz-crop", None, Kind(whole(16), "PX"),
          "side of the square the network sees",
          shown="the data set's: 64 for emoji, 224 for photographs"),
+    flag("--eval-zoom", 1.0, Kind(number(0.5, 1.0), "X"),
+         "evaluation sees pictures at this size, on white; for drawings (emoji)"),
     flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images"),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),

@@ -33,6 +33,7 @@ from dataset.samplers import BatchSampler, make_sampler
 from evaluate import (
     Evaluation,
     Result,
+    Viewing,
     embed,
     evaluate,
     evaluations,
@@ -369,14 +370,11 @@ class Training:
 
     def embed_training_images(self, *, pooled: bool) -> torch.Tensor:
         """Training images as evaluation sees them: pooled features (N, F), or embeddings (N, d)."""
-        args = self.args
         return embed(
             self.network,
             self.data.train,
             self.precision,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            image_size=args.image_size,
+            Viewing.of(self.args),
             title="clustering",
             represent=self.network.features if pooled else None,
         )
@@ -411,16 +409,13 @@ class Training:
 
     def evaluate(self, tasks: list[Evaluation]) -> list[Result]:
         """Evaluates the network as it is."""
-        args = self.args
         return [
             evaluate(
                 self.network,
                 task,
                 self.precision,
-                batch_size=args.batch_size,
-                workers=args.workers,
-                image_size=args.image_size,
-                seed=args.seed,
+                Viewing.of(self.args),
+                seed=self.args.seed,
             )
             for task in tasks
         ]

@@ -30,6 +30,7 @@ from dataset.transforms import (
     PixelStore,
     RandomCrop,
     Redraw,
+    Shrunk,
     Views,
     centre_views,
     cut,
@@ -443,11 +444,13 @@ def eval_loader(
     device: torch.device,
     workers: int,
     image_size: int | None = None,
+    zoom: float = 1.0,
     **reading: Any,
 ) -> Loader:
     """Every image once, in order, as evaluation sees it: short side resized, central square.
 
-    Pictures in memory are looked at whole. Arguments as in `train_loader`.
+    Pictures in memory are looked at whole; `zoom` below 1 puts them on white, smaller. The other
+    arguments are those of `train_loader`.
 
     Raises:
         InputError: what `_source` raises; while iterating, an image cannot be read.
@@ -455,7 +458,8 @@ def eval_loader(
     rule = _view_rule(images, None, spec, image_size, seed=0)
     plans = _Plans(SequentialSampler(len(images), batch_size))
     source = _source(images, plans, rule, device, workers, replace=False, **reading)
-    return Loader(images, plans, source, rule, None, spec, device)
+    shrunk = None if zoom == 1.0 else Shrunk(zoom)
+    return Loader(images, plans, source, rule, shrunk, spec, device)
 
 
 def _view_rule(

@@ -392,10 +392,31 @@ AUGMENTATIONS = {
 # --- what the network gets ------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Shrunk:
+    """Every picture at a fixed zoom on white: how evaluation may look at drawings.
+
+    Attributes:
+        zoom: 0.9 shows the picture at 90 % of its size; 1 leaves it.
+    """
+
+    zoom: float
+
+    draws = 0
+
+    def __call__(self, images: torch.Tensor, u: np.ndarray) -> torch.Tensor:
+        """(B, 3, H, W), 0..255 → the same, float32; `u` is not used."""
+        ink = 255.0 - images
+        scaling = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=ink.device) / self.zoom
+        scaling = scaling.expand(len(ink), 2, 3)
+        grid = F.affine_grid(scaling, list(ink.shape), align_corners=False)
+        return 255.0 - F.grid_sample(ink, grid, align_corners=False)
+
+
 def to_network(
     pixels: torch.Tensor,
     spec: InputSpec,
-    redraw: Redraw | None = None,
+    redraw: Redraw | Shrunk | None = None,
     u: np.ndarray | None = None,
 ) -> torch.Tensor:
     """Pixels as the backbone wants them.
