@@ -27,6 +27,7 @@ import metrics
 import net
 from dataset.base import ImageSet
 from dataset.loader import eval_loader
+from report import nearest, neighbours_picture, random_queries, save_picture
 from runs import load_checkpoint
 from utils import (
     InputError,
@@ -249,6 +250,15 @@ def export(path: Path, task: Evaluation, result: Result) -> None:
     write_atomically(path, lambda file: np.savez(file, **content))
 
 
+def draw_neighbours(path: Path, task: Evaluation, result: Result, seed: int) -> None:
+    """Draws ten random queries and the ten images nearest to each."""
+    chosen = random_queries(task.queries.labels, 10, seed)
+    gallery = result.embeddings if result.gallery is None else result.gallery
+    own = chosen if result.gallery is None else None
+    found = nearest(result.embeddings[torch.from_numpy(chosen)], gallery, own, top=10)
+    save_picture(neighbours_picture(task.queries, chosen, found, task.gallery), path)
+
+
 def uncertain_images(
     network: net.EmbeddingNet, images: ImageSet, precision: Precision, viewing: Viewing
 ) -> list[list[str]]:
@@ -315,6 +325,9 @@ def run(args: argparse.Namespace) -> None:
     if args.export:
         export(Path(args.export), tasks[0], results[0])
         print(f"embeddings written to {args.export}")
+    if args.neighbours:
+        draw_neighbours(Path(args.neighbours), tasks[0], results[0], args.seed)
+        print(f"queries and their neighbours drawn to {args.neighbours}")
     if args.uncertain:
         rows = uncertain_images(network, tasks[0].queries, precision, viewing)
         write_table(Path(args.uncertain), ["path", "class", "uncertainty"], rows)

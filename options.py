@@ -215,7 +215,7 @@ DATA = Group("data", (
 ))
 SELECTION = Group("batches and model selection", (
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
-         "images per class: batch/N classes with N images each; 0 shuffles"),
+         "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
     flag("--augment", None, one_of("crop", "sec", "emoji", "none"),
          "crop: random resized crop and flip; sec: the same from an image of 256 pixels; emoji: "
          "affine and colour, no flip",
@@ -421,8 +421,10 @@ EVALUATION = Group("evaluation", (
     flag("--uncertain", None, text("FILE.csv"),
          "IDML: also write every image's path, class and uncertainty to FILE.csv, the most "
          "uncertain first"),
+    flag("--neighbours", None, text("FILE.png"),
+         "also draw random queries with their nearest images; --seed chooses the queries"),
     flag("--kmeans-restarts", 1, COUNT, "k-means runs for NMI and F1; the best counts"),
-    flag("--seed", 1, COUNT_OR_ZERO, "of k-means"),
+    flag("--seed", 1, COUNT_OR_ZERO, "of k-means and of --neighbours"),
     flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"), "which GPU"),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
 ))

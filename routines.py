@@ -143,9 +143,7 @@ class DivideAndConquer(Routine):
         """Whether nothing is divided and nothing rests any more, by --stop-recluster."""
         if not self.args.stop_recluster or self.count < self.final:
             return False
-        if self.args.hierarchy_method == "none":
-            return epoch >= self.args.mod_epoch_freeze
-        return epoch > self.divided_at
+        return self.args.hierarchy_method == "top_bot" or epoch >= self.args.mod_epoch_freeze
 
     def _divide(self, training: Training) -> None:
         grows = training.clock.epoch > 0 and self.count < self.final

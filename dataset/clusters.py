@@ -5,9 +5,10 @@ classes, are clustered; a class may lie in several clusters. Each time k-means s
 its clusters are given the numbers of the earlier ones they resemble most, and, while the hierarchy
 grows, each is split in two: cluster c becomes 2c and 2c + 1.
 
-Deviation: the released code applies the permutation that it finds by the Hungarian method the wrong
-way round, so that from three clusters on masks do not follow their clusters. `legacy=True` does
-that too.
+Deviations: the released code applies the permutation that it finds by the Hungarian method the
+wrong way round, so that from three clusters on masks do not follow their clusters (`legacy=True`
+does that too). k-means is ours, which starts by k-means++ and not from random images. A division
+that failed all of its trials is used, as there, but said.
 """
 
 from __future__ import annotations

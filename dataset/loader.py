@@ -7,8 +7,10 @@ device. Either way a random draw depends on (seed, epoch, image, visit) alone: s
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dataset.base import BadImageError, ImageSet
 from dataset.cache import open_cache
@@ -155,22 +157,21 @@ class _Cutter(Dataset):
         reader: the image set, or its cache. substitutes: for images that cannot be read.
     """
 
-    # Views are computed for some images at once, which costs less than one by one; not for all of
-    # a batch, since full-size photographs would then fill the worker's memory.
-    _AT_ONCE = 8
-
     def __init__(self, reader: _Reader, rule: _ViewRule, substitutes: _Substitutes) -> None:
         self._reader = reader
         self._rule = rule
         self._substitutes = substitutes
+        # Views are computed for several images at once, which costs less than one by one; for few
+        # photographs, which otherwise would fill the worker's memory.
+        self._at_once = 8 if isinstance(reader, ImageSet) else 128
 
     def __getitem__(self, plan: Plan) -> Cut:
         size = self._rule.size
         index, cluster, visit = plan.batch
-        pixels = torch.empty((len(index), size, size, 3), dtype=torch.uint8)
+        pixels = _shared_if_sent((len(index), size, size, 3))
         bad: list[BadImage] = []
-        for start in range(0, len(index), self._AT_ONCE):
-            part = slice(start, start + self._AT_ONCE)
+        for start in range(0, len(index), self._at_once):
+            part = slice(start, start + self._at_once)
             few = Plan(plan.epoch, IndexBatch(index[part], cluster, visit[part]))
             images = [self._read(int(each), plan.epoch, bad) for each in few.batch.index]
             views = self._rule(np.array([image.shape[:2] for image in images]), few)
@@ -193,6 +194,14 @@ class _Cutter(Dataset):
             return image
         bad.append(BadImage(index, path, reason, False))
         return np.zeros((self._rule.size, self._rule.size, 3), np.uint8)
+
+
+def _shared_if_sent(shape: tuple[int, ...]) -> torch.Tensor:
+    """An uninitialised uint8 tensor; in a worker it lies where the main process can read it."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class _FromMemory:
@@ -325,7 +334,8 @@ class Loader:
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
             start = time.perf_counter()
-            batch = next(batches, None)
+            with _one_thread():
+                batch = next(batches, None)
             self.wait_seconds += time.perf_counter() - start
             if batch is None:
                 return
@@ -397,6 +407,21 @@ class Loader:
             f"{path} cannot be read ({reason}) {why}; repair or remove it "
             f"(`python -m dataset check {self.images.name}` lists all of them)"
         )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps torch's CPU arithmetic in this thread.
+
+    Batches are small pieces of work: with several threads, each waits for the others to be given a
+    core, spinning, while the workers want all cores. That costs more than it could gain.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def train_loader(

@@ -276,7 +276,8 @@ class ClusterSampler(BatchSampler):
         skipped: clusters without a batch, because all of their images are of one class.
 
     Raises:
-        InputError: an unknown name, sizes that do not divide, or no cluster with two classes.
+        InputError: an unknown name, sizes that do not divide, no room for a second class in a
+            batch, or no cluster with two classes.
     """
 
     def __init__(
@@ -319,6 +320,11 @@ class ClusterSampler(BatchSampler):
         self.distinct = batch_size // replicas
         if kind in ("balanced_old", "adaptbalanced"):
             _groups(self.distinct, instances)
+        if self.distinct <= (1 if kind == "randombatch" else instances):
+            raise InputError(
+                f"a batch of {batch_size} images ({instances} per class, {replicas} replicas) has "
+                "no room for a second class; choose a larger --batch-size"
+            )
         rng = np.random.default_rng([seed % 2**63, first_epoch, 1])
         self._clusters: dict[int, _Cluster] = {}
         skipped = []

@@ -397,13 +397,17 @@ def test_the_single_mask_can_wait_for_the_first_division(images: Path) -> None:
 
 
 def test_fixed_masks_share_the_dimensions_out_and_never_move(images: Path) -> None:
-    watched = Watched(images, f"{DIVIDED} --fixed-mask 1 --mask-lr-mult 10", epochs=5)
+    watched = Watched(
+        images, f"{DIVIDED} --fixed-mask 1 --mask-lr-mult 10 --mask-wd-mult 1", epochs=5
+    )
     for seen in watched.steps:
         assert (seen.masks.sum(1) == 8 // seen.count).all() and (seen.masks.sum(0) == 1).all()
         assert all(
             torch.equal(m.nonzero().diff(dim=0).unique(), torch.tensor([1])) for m in seen.masks
         )
     assert {rates["masks"] for rates in watched.rates} == {0.0}
+    groups = {group["name"]: group for group in watched.training.optimisers.groups}
+    assert groups["masks"]["weight_decay"] == 0.0 < groups["head"]["weight_decay"]
     assert float(watched.training.objective.terms["masks"]) == 0.0
 
 
@@ -584,9 +588,10 @@ def test_a_division_can_end_before_all_clusters_are_there(images: Path, tmp_path
     evaluate.run(options.parse_evaluate(["--resume", str(best), "--workers", "0"]))
 
 
-def test_steps_alone_end_a_run_whose_epochs_change_their_length(
-    images: Path, tmp_path: Path
-) -> None:
-    flags = DIVIDED.replace("--mod-epoch 2", "--mod-epoch 1") + " --batch-size 20 --steps 30"
-    folder = tiny.run(images, tmp_path, "run", flags)
-    assert tiny.metrics_rows(folder)[-1]["step"] == "30"
+def test_steps_alone_end_a_run_whose_epochs_change_their_length(images: Path) -> None:
+    training = tiny.prepare(images, f"{DIVIDED} --steps 30")
+    assert training.args.epochs == 8  # of four steps each while there is one cluster
+    training.clock.epoch, training.clock.step = 8, 29
+    assert not training.finished
+    training.clock.step = 30
+    assert training.finished

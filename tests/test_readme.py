@@ -1,0 +1,93 @@
+"""Every command block of the README runs as printed; long trainings are cut to two steps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import official_layouts
+import pytest
+from conftest import ROOT, link_repository_data, run_cli
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = "--max-steps 2 --wandb disabled --workers 0".split()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+TRAINING = [command for command in commands() if command.startswith("python train.py")]
+EVALUATION = [command for command in commands() if command.startswith("python evaluate.py")]
+EMBEDDED = [command for command in TRAINING if "--dataset" not in command]
+PUBLISHED = [command for command in TRAINING if "--dataset" in command]
+
+
+def arguments(command: str) -> list[str]:
+    return shlex.split(command)[2:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone's worth of data: the embedded set, and small copies of the benchmarks."""
+    path = tmp_path_factory.mktemp("readme")
+    link_repository_data(path)
+    official_layouts.write("cub", "official", path / "data", classes=8, images=6)
+    official_layouts.write("cars", "official", path / "data", classes=8, images=6)
+    return path
+
+
+def test_readme_has_the_commands_it_promises():
+    assert "make demo" in commands() and "make test" in commands()
+    assert len(EMBEDDED) >= 6 and len(PUBLISHED) >= 3 and len(EVALUATION) >= 2
+    assert any("AMLoss" in command for command in PUBLISHED)
+
+
+@pytest.mark.parametrize("target", [c.split()[1] for c in commands() if c.startswith("make ")])
+def test_make_targets_exist(target):
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", EMBEDDED, ids=lambda command: command[16:60])
+def test_training_on_the_embedded_data(command, folder):
+    done = run_cli("train.py", *arguments(command), *SHORT, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "--dry-run" in command or "run folder" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", PUBLISHED, ids=lambda command: command[16:70])
+def test_published_commands(command, folder):
+    tiny = [*SHORT, "--pretrained", "none", "--batch-size", "4"]
+    done = run_cli("train.py", *arguments(command), *tiny, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "R@1" in done.stdout
+
+
+def test_evaluation_of_the_demo(folder):
+    demo = ["@recipes/emoji_amloss.txt", "--name", "demo", *SHORT]
+    assert run_cli("train.py", *demo, cwd=folder).returncode == 0
+    for command in EVALUATION:
+        done = run_cli("evaluate.py", *arguments(command), cwd=folder)
+        assert done.returncode == 0, done.stderr
+    for name in ("numbers.json", "embeddings.npz", "neighbours.png"):
+        assert (folder / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_blocks(code):
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_files_the_readme_shows_exist():
+    for path in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
+        assert (ROOT / path).is_file(), path
