@@ -36,11 +36,14 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+# A process a core, one thread each: many small networks, for which more threads only wait.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
+
 test: lint
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: lint
-	$(PY) -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 # No installation here: a GPU machine brings its own torch. GPU_PYTHON chooses it.
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))

@@ -256,7 +256,8 @@ def draw_neighbours(path: Path, task: Evaluation, result: Result, seed: int) -> 
     gallery = result.embeddings if result.gallery is None else result.gallery
     own = chosen if result.gallery is None else None
     found = nearest(result.embeddings[torch.from_numpy(chosen)], gallery, own, top=10)
-    save_picture(neighbours_picture(task.queries, chosen, found, task.gallery), path)
+    caption = f"{len(chosen)} queries drawn at random (seed {seed}), one a class"
+    save_picture(neighbours_picture(task.queries, chosen, found, task.gallery, caption), path)
 
 
 def uncertain_images(

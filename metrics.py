@@ -394,22 +394,29 @@ def _blocks(
     queries: _Images, gallery: _Images, run: slice, size: int, symmetric: bool, excluding: bool
 ) -> Iterator[_Block]:
     """All blocks of a run of queries against the gallery; each pair once when symmetric."""
-    height = max(1, size // 8)
-    for left in range(0, len(gallery), size):
-        right = min(left + size, len(gallery))
-        y = gallery.unit(slice(left, right))
-        for top in range(run.start, min(run.stop, right) if symmetric else run.stop, height):
-            rows = slice(top, min(top + height, run.stop))
-            columns = slice(max(left, top) if symmetric else left, right)
-            block = _Block(rows, columns, queries.unit(rows), y[columns.start - left :])
+    for part in _growing(slice(0, len(gallery)), size):
+        y = gallery.unit(part)
+        seen = slice(0, part.stop) if symmetric else run
+        for rows in _growing(seen, max(1, size // 8)):
+            columns = slice(max(part.start, rows.start), part.stop) if symmetric else part
+            block = _Block(rows, columns, queries.unit(rows), y[columns.start - part.start :])
             if _share_labels(queries, rows, gallery, columns):
                 block.hide(queries.labels[rows, None] == gallery.labels[columns])
             if excluding:
                 block.hide(queries.groups[rows, None] == gallery.groups[columns])
             if symmetric and columns.start < rows.stop:
                 row = torch.arange(rows.start, rows.stop, device=y.device)
-                block.hide(row[:, None] >= torch.arange(columns.start, right, device=y.device))
+                column = torch.arange(columns.start, columns.stop, device=y.device)
+                block.hide(row[:, None] >= column)
             yield block
+
+
+def _growing(whole: slice, size: int) -> Iterator[slice]:
+    """Cut a run into parts of `size`, the first ones smaller: they narrow the windows cheaply."""
+    start, step = whole.start, max(1, size // 8)
+    while start < whole.stop:
+        yield slice(start, min(start + step, whole.stop))
+        start, step = start + step, min(size, max(step, start + step - whole.start))
 
 
 def _share_labels(queries: _Images, rows: slice, gallery: _Images, columns: slice) -> bool:

@@ -441,13 +441,14 @@ EVALUATE_GROUPS = (EVALUATION, DATA, NETWORK)
 
 def _spherical_defaults(args: argparse.Namespace) -> dict[str, Any]:
     """Spherical embeddings: steps instead of epochs, Adam, two learning rates, by data set."""
-    small = args.dataset.lower() in ("cub", "cars", "car", "emoji")
+    data = _benchmark(args.dataset)
+    small = data in ("cub", "cars", "emoji")
     constrained = args.sec_wei > 0 or args.l2reg_wei > 0
     lr, lr_p = {
         "cub": (1e-5, 0.5e-5),
         "sop": (2.5e-4, 0.5e-4),
         "inshop": (5e-4, 1e-4),
-    }.get(args.dataset.lower(), (1e-5, 1e-5))
+    }.get(data, (1e-5, 1e-5))
     defaults = {
         "batch_size": 120, "IPC": {"n-npair": 2, "ms": 5}.get(args.loss, 3),
         "optimizer": "adam", "lr": lr, "lr_p": lr_p, "lr_decay_gamma": 0.1,
@@ -456,23 +457,29 @@ def _spherical_defaults(args: argparse.Namespace) -> dict[str, Any]:
         "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default", "bn_freeze": "affine",
         "head_norm": int(args.loss != "ms" or constrained), "l2_norm": 0,
     }  # fmt: skip
-    if args.dataset.lower() != "emoji":
+    if data != "emoji":
         defaults |= {"image_size": 227, "augment": "sec"}
-    if args.model == "bn_inception" and args.dataset.lower() != "emoji":
+    if args.model == "bn_inception" and data != "emoji":
         defaults["input_spec"] = "spherical"
-    if args.dataset.lower() in ("sop", "inshop"):
-        defaults["eval_steps"] = {"sop": 500, "inshop": 200}[args.dataset.lower()]
+    defaults["eval_steps"] = {"sop": 500, "inshop": 200}.get(data, 100)
     gamma = args.lr_decay_gamma if "lr_decay_gamma" in args.given else 0.1
-    defaults["milestones"] = _spherical_milestones(args.dataset.lower(), args.loss, gamma)
-    if args.dataset.lower() == "emoji":  # from scratch: what follows from pretraining is left out
+    defaults["milestones"] = _spherical_milestones(data, args.loss, gamma)
+    if data == "emoji":  # from scratch: what follows from pretraining is left out
         del defaults["bn_freeze"]
     return defaults
+
+
+def _benchmark(name: str) -> str:
+    """cub, cars, sop or inshop in any of their spellings; other names as they are."""
+    letters = name.lower().replace("-", "").replace("_", "")
+    starts = {"cub": "cub", "car": "cars", "inshop": "inshop", "stanford": "sop", "sop": "sop"}
+    return next((known for start, known in starts.items() if letters.startswith(start)), letters)
 
 
 def _spherical_milestones(dataset: str, loss: str, gamma: float) -> tuple[int, ...]:
     if dataset in ("sop", "inshop"):
         return (6000,)
-    if dataset in ("cars", "car"):
+    if dataset == "cars":
         return (2000,) if gamma == 0.1 else (4000, 6000)
     return (3000, 6000) if loss == "ms" else (5000,)
 
@@ -483,13 +490,14 @@ def _division_defaults(args: argparse.Namespace) -> dict[str, Any]:
         "model": "resnet50", "loss": "MarginLoss", "nb_clusters": 1, "epochs": 100,
         "optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-3, "batch_size": 128, "IPC": 4,
         "schedule": "constant", "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default",
-        "dropout": 0.01, "bn_freeze": "statistics", "dataset": "cub", "alpha": 1.0,
+        "dropout": 0.01, "bn_freeze": "statistics", "dataset": "cub",
     }  # fmt: skip
 
 
 PROFILES: tuple[tuple[Callable[[argparse.Namespace], bool], Callable[..., dict]], ...] = (
     (lambda args: args.loss in SPHERICAL_LOSSES, _spherical_defaults),
     (lambda args: args.experiment is not None, _division_defaults),
+    (lambda args: args.loss == "NPairsLoss", lambda args: {"alpha": 1.0}),
 )
 """(whether a published family is meant, its defaults); what is given goes over them."""
 

@@ -1,8 +1,12 @@
-"""A run made visible: for now, queries and what the network finds nearest to them."""
+"""A run made visible: for now, queries and what the network finds nearest to them.
+
+The queries are drawn at random, so a picture shows a network as it is, failures included.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 from dataset.base import ImageSet
 from utils import write_atomically
 
-THUMB, GAP, FRAME, NAME_WIDTH = 72, 6, 3, 150
-RIGHT, WRONG, INK = (34, 139, 72), (206, 44, 44), (40, 40, 40)
+# 900 pixels wide with ten neighbours: a README shows it pixel by pixel.
+EDGE, NAME, CELL, GAP, AFTER_QUERY, LEGEND = 8, 114, 66, 4, 14, 30
+RIGHT, WRONG, QUERY = (26, 127, 55), (207, 34, 46), (175, 184, 193)
+# A right frame is also the wider one, for readers who do not tell green from red.
+WIDTH_OF = {RIGHT: 4, WRONG: 2, QUERY: 1}
+INK, PAPER = (31, 35, 40), (255, 255, 255)
+FONT_SIZE, LINE, MOST_LINES, LONGEST_NAME = 13, 16, 3, 200
 
 
 def random_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -26,17 +35,22 @@ def random_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 def nearest(
     queries: torch.Tensor, gallery: torch.Tensor, own: np.ndarray | None, top: int
 ) -> np.ndarray:
-    """Indices (Q, top) of the gallery images nearest to each query by cosine, nearest first.
+    """Indices of the gallery images nearest to each query by cosine, nearest first.
 
     Args:
         queries: (Q, d). gallery: (G, d). own: (Q,) the queries' own places in the gallery, which
             are left out; None where they are not in it.
+
+    Returns:
+        (Q, top); fewer columns where the gallery has fewer images.
     """
     unit = torch.nn.functional.normalize
     similarity = unit(queries.float(), dim=1) @ unit(gallery.float(), dim=1).T
+    others = similarity.shape[1]
     if own is not None:
         similarity[torch.arange(len(own)), torch.from_numpy(own)] = -torch.inf
-    return similarity.topk(min(top, similarity.shape[1])).indices.cpu().numpy()
+        others -= 1
+    return similarity.topk(min(top, others)).indices.cpu().numpy()
 
 
 def neighbours_picture(
@@ -44,58 +58,98 @@ def neighbours_picture(
     queries: np.ndarray,
     found: np.ndarray,
     gallery: ImageSet | None = None,
+    caption: str = "",
 ) -> Image.Image:
     """A row a query: its class, the query, and what was found, framed green or red.
 
     Args:
-        images: where the queries are from. queries: (Q,) indices. found: (Q, top) indices into the
-            gallery, or into `images` where there is no gallery.
+        images: where the queries are from; they and the gallery number their classes alike.
+        queries: (Q,) indices. found: (Q, top) indices into the gallery, or into `images` where
+            there is no gallery. caption: how the queries were chosen; stands before the legend.
     """
-    gallery = gallery or images
-    step = THUMB + GAP
-    width = NAME_WIDTH + step * (found.shape[1] + 1) + 2 * GAP
-    canvas = Image.new("RGB", (width, step * len(queries) + 2 * GAP), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
+    gallery = images if gallery is None else gallery
+    font = ImageFont.load_default(size=FONT_SIZE)
+    legend = _legend(caption, font)
+    grid = EDGE + NAME + CELL + AFTER_QUERY + found.shape[1] * (CELL + GAP) - GAP + EDGE
+    height = LEGEND + len(queries) * (CELL + GAP) - GAP + EDGE
+    canvas = Image.new("RGB", (max(grid, legend.width + 2 * EDGE), height), PAPER)
+    canvas.paste(legend, (EDGE, EDGE))
     for row, (query, neighbours) in enumerate(zip(queries, found, strict=True)):
-        top = GAP + row * step
-        label = images.class_names[images.labels[query]]
-        lines = _wrapped(label, font, NAME_WIDTH - 2 * GAP)[:3]
-        height = 16 * len(lines)
-        draw.multiline_text((GAP, top + (THUMB - height) / 2), "\n".join(lines), INK, font=font)
-        canvas.paste(_thumbnail(images, query), (NAME_WIDTH, top))
+        top = LEGEND + row * (CELL + GAP)
+        label = images.labels[query]
+        _write_name(canvas, top, images.class_names[label], font)
+        canvas.paste(_framed(images, query, QUERY), (EDGE + NAME, top))
         for column, neighbour in enumerate(neighbours):
-            left = NAME_WIDTH + GAP + (column + 1) * step
-            right = gallery.labels[neighbour] == images.labels[query]
-            canvas.paste(_thumbnail(gallery, neighbour), (left, top))
-            box = (left, top, left + THUMB - 1, top + THUMB - 1)
-            draw.rectangle(box, outline=RIGHT if right else WRONG, width=FRAME)
+            left = EDGE + NAME + CELL + AFTER_QUERY + column * (CELL + GAP)
+            colour = RIGHT if gallery.labels[neighbour] == label else WRONG
+            canvas.paste(_framed(gallery, neighbour, colour), (left, top))
     return canvas
 
 
-def _thumbnail(images: ImageSet, index: int) -> Image.Image:
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+
+
+def _framed(images: ImageSet, index: int, colour: tuple[int, int, int]) -> Image.Image:
+    """The image, whole and in its proportions, in a cell with a frame of this colour."""
+    inside = CELL - 2 * (max(WIDTH_OF.values()) + 1)
     picture = Image.fromarray(images.read(int(index)))
-    inside = THUMB - 2 * FRAME
     scale = inside / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
-    square = Image.new("RGB", (THUMB, THUMB), "white")
-    corner = tuple((THUMB - side) // 2 for side in size)
-    square.paste(picture.resize(size, Image.Resampling.LANCZOS), corner)
-    return square
+    cell = Image.new("RGB", (CELL, CELL), PAPER)
+    corner = tuple((CELL - side) // 2 for side in size)
+    cell.paste(picture.resize(size, Image.Resampling.LANCZOS), corner)
+    box = (0, 0, CELL - 1, CELL - 1)
+    ImageDraw.Draw(cell).rectangle(box, outline=colour, width=WIDTH_OF[colour])
+    return cell
 
 
-def _wrapped(text: str, font: ImageFont.ImageFont, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
+def _legend(caption: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """One line: the caption, how to read a row, and what the two frames mean."""
+    parts = [
+        f"{caption}. Nearest images, left to right:" if caption else "Nearest images, left to right:",
+        *(RIGHT, "same class"),
+        *(WRONG, "another class"),
+    ]
+    canvas = Image.new("RGB", (2000, LINE), PAPER)
+    draw, left = ImageDraw.Draw(canvas), 0
+    for part in parts:
+        if isinstance(part, str):
+            draw.text((left, 0), part, INK, font=font)
+            left += round(font.getlength(part)) + 10
         else:
-            lines.append(word)
-    return lines
+            box = (left, 1, left + LINE - 3, LINE - 2)
+            draw.rectangle(box, outline=part, width=WIDTH_OF[part])
+            left += LINE + 3
+    return canvas.crop((0, 0, left - 10, LINE))
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+def _write_name(canvas: Image.Image, top: int, name: str, font: ImageFont.FreeTypeFont) -> None:
+    lines = _wrapped(name, font, NAME - GAP - EDGE)
+    corner = (EDGE, top + (CELL - LINE * len(lines)) // 2)
+    for number, line in enumerate(lines):
+        place = (corner[0], corner[1] + number * LINE)
+        ImageDraw.Draw(canvas).text(place, line, INK, font=font)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A class name as a few lines; breaks after blanks, `_` and `-`, or inside a word too long."""
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    lines = [""]
+    for word in re.findall(r"[^\s_-]*[\s_-]?", text[:LONGEST_NAME]):
+        if lines[-1] and font.getlength(lines[-1] + word.rstrip()) > width:
+            lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength((lines[-1] + character).rstrip()) > width:
+                lines.append("")
+            lines[-1] += character
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES - 1] = lines[MOST_LINES - 1].rstrip()[:-1] + "…"
+    return [line.strip() for line in lines[:MOST_LINES]]

@@ -349,6 +349,7 @@ class Loader:
     def _ahead(self) -> Iterator[Batch]:
         """Batches on the GPU, one ahead, made on a stream of their own while the network runs."""
         stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
         ready: tuple[Batch, torch.cuda.Event] | None = None
         source = self._batches()
         while True:

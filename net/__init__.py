@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from losses import Embeddings
 from net.bn_inception import BNInception
 from net.googlenet import GoogLeNet
-from net.heads import HEAD_INITS, HEADS, POOLINGS, head_sizes, make_head, pool
+from net.heads import (
+    HEAD_INITS,
+    HEADS,
+    POOLINGS,
+    UNCERTAINTY_SCALE,
+    head_sizes,
+    make_head,
+    pool,
+)
 from net.masks import EmbeddingMasks
 from net.resnet import DEPTHS, ResNet
 from net.weights import (
@@ -118,7 +126,8 @@ class EmbeddingNet(nn.Module):
         # The heads are the backbone's children because the released state_dicts have them there.
         backbone.add_module("head_norm", nn.BatchNorm1d(features) if head_norm else None)
         for head, size in head_sizes(heads, embedding_size).items():
-            backbone.add_module(head, make_head(features, size, head_init))
+            scale = UNCERTAINTY_SCALE if head == "uncertainty" else 1.0
+            backbone.add_module(head, make_head(features, size, head_init, scale))
         self.dropout = nn.Dropout(dropout)
         self.masks = masks
         self.register_load_state_dict_pre_hook(_drop_dead_layers)

@@ -6,6 +6,7 @@ DDML's, where it and the main head give a mean and a deviation each and are twic
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,14 +45,21 @@ def head_sizes(heads: tuple[str, ...], embedding_size: int) -> dict[str, int]:
     return {head: embedding_size * (2 if head in doubled else 1) for head in heads}
 
 
-def make_head(features: int, size: int, init: str) -> nn.Linear:
+UNCERTAINTY_SCALE = 0.01
+"""IDML's similarity vanishes for a large uncertainty: its head starts with ‖u‖² around 1."""
+
+
+def make_head(features: int, size: int, init: str, scale: float = 1.0) -> nn.Linear:
     """A linear head F → size.
 
     `init` is `kaiming` (Kaiming-normal by fan_out, zero bias: Proxy-Anchor and all that is built
-    on it) or `default` (PyTorch's own: spherical embeddings, divide and conquer).
+    on it) or `default` (PyTorch's own: spherical embeddings, divide and conquer); `scale` times
+    the weights it starts with.
     """
     head = nn.Linear(features, size)
     if init == "kaiming":
         nn.init.kaiming_normal_(head.weight, mode="fan_out")
         nn.init.zeros_(head.bias)
+    with torch.no_grad():
+        head.weight.mul_(scale)
     return head

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small networks want one thread
+
 import subprocess
 import sys
 from pathlib import Path
