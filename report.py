@@ -114,7 +114,7 @@ def _framed(images: ImageSet, index: int, colour: tuple[int, int, int]) -> Image
 def _legend(caption: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     """One line: the caption, how to read a row, and what the two frames mean."""
     parts = [
-        f"{caption}. Nearest images, left to right:" if caption else "Nearest images, left to right:",
+        (f"{caption}. " if caption else "") + "Nearest images, left to right:",
         *(RIGHT, "same class"),
         *(WRONG, "another class"),
     ]
