@@ -62,6 +62,20 @@ class Evaluation:
     ks: tuple[int, ...]
     group_name: str | None = None
 
+    @classmethod
+    def published(
+        cls,
+        title: str,
+        queries: ImageSet,
+        gallery: ImageSet | None,
+        protocol: dataset.Protocol,
+        ks: Sequence[int] | None = None,
+    ) -> Evaluation:
+        """With the K asked for, or else those of the papers that the gallery has images for."""
+        size = len(queries if gallery is None else gallery)
+        wanted = ks or [k for k in protocol.ks if k <= size]
+        return cls(title, queries, gallery, tuple(wanted), protocol.group_name)
+
     def describe(self) -> str:
         """Counts, in words."""
         text = f"{len(self.queries):,} images, {self.queries.num_classes:,} classes"
@@ -75,24 +89,33 @@ def evaluations(name: str, root: str, ks: Sequence[int] | None = None) -> list[E
         InputError: the data set is unknown or not there.
     """
     protocol = dataset.protocol(name)
-    wanted = tuple(ks or protocol.ks)
     if protocol.query_gallery:
         query, gallery = (dataset.load(name, root, split) for split in ("query", "gallery"))
-        return [Evaluation(name, query, gallery, wanted)]
+        return [Evaluation.published(name, query, gallery, protocol, ks)]
     if protocol.sizes:
+        lists = {size: dataset.load(name, root, "eval", size=size) for size in protocol.sizes}
         return [
-            Evaluation(f"{name} {size}", dataset.load(name, root, "eval", size=size), None, wanted)
-            for size in protocol.sizes
+            Evaluation.published(f"{name} {size}", queries, None, protocol, ks)
+            for size, queries in lists.items()
         ]
     queries = dataset.load(name, root, "eval")
-    return [Evaluation(name, queries, None, wanted, protocol.group_name)]
+    return [Evaluation.published(name, queries, None, protocol, ks)]
 
 
 def resolve_data_defaults(args: argparse.Namespace) -> None:
-    """Fills in what the data set decides: image size, pretrained weights, stem, BatchNorm."""
+    """Fills in what the data set decides: image size, pretrained weights, stem, BatchNorm.
+
+    Raises:
+        InputError: an unknown data set, or evaluation is to cut more out of an image than it has.
+    """
     protocol = dataset.protocol(args.dataset)
     if args.image_size is None:
         args.image_size = protocol.image_size
+    if args.eval_resize is not None and args.eval_resize < args.image_size:
+        raise InputError(
+            f"--eval-resize {args.eval_resize} is less than the {args.image_size} pixels that are "
+            f"cut out of the image; choose at least {args.image_size}"
+        )
     if args.pretrained is None:
         args.pretrained = protocol.pretrained
     if args.stem is None:
@@ -133,11 +156,12 @@ class Viewing:
     workers: int
     image_size: int
     zoom: float = 1.0
+    resize: int | None = None
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Viewing:
         """From the options."""
-        return cls(args.batch_size, args.workers, args.image_size, args.eval_zoom)
+        return cls(args.batch_size, args.workers, args.image_size, args.eval_zoom, args.eval_resize)
 
 
 @torch.inference_mode()
@@ -284,7 +308,7 @@ def data_options(checkpoint: dict, args: argparse.Namespace) -> argparse.Namespa
         stored = {"image_size": net.INPUTS[spec].size, **stored}
     own = {
         name: stored[name]
-        for name in ("dataset", "data_root", "image_size", "eval_zoom", "batch_size")
+        for name in ("dataset", "data_root", "image_size", "eval_zoom", "eval_resize", "batch_size")
         if name in stored and name not in args.given
     }
     return argparse.Namespace(**{**vars(args), **own})

@@ -134,9 +134,25 @@ def key_value(text: str) -> tuple[str, Any]:
     return key, value
 
 
+def only(*accepted: str, instead: str) -> Kind:
+    """A flag of a published command whose other values would change results and are not built."""
+
+    def parse(text: str) -> str:
+        if text not in accepted:
+            raise argparse.ArgumentTypeError(f"{text} is not implemented; {instead}")
+        return text
+
+    return Kind(parse, accepted[0] if accepted else "X")
+
+
 def one_of(*choices: Any) -> Kind:
     """One of a few words or numbers."""
     return Kind(type(choices[0]), choices=choices)
+
+
+def hierarchy(text: str) -> str:
+    """`bot_top` is `none`: the branch of the released code that would tell them apart is dead."""
+    return "none" if text == "bot_top" else text
 
 
 def text(metavar: str) -> Kind:
@@ -177,6 +193,11 @@ def schedule_is(*names: str) -> Need:
     return Need(f"--schedule {' or '.join(names)}", lambda args: args.schedule in names)
 
 
+PHOTOGRAPHS = Need("photographs", lambda args: args.dataset.lower() != "emoji")
+BY_EPOCHS = Need("runs without --steps", lambda args: args.steps is None)
+EVALUATED_BY_EPOCHS = Need("runs without --eval-steps", lambda args: args.eval_steps is None)
+NO_FOLD = Need("runs without --val-fold", lambda args: args.val_fold is None)
+SOME_DECAY = Need("--decay-vectors 0", lambda args: not args.decay_vectors)
 PROXY_LOSSES = loss_is("Proxy_Anchor", "AMLoss")
 AMLOSS = loss_is("AMLoss")
 DISENTANGLED = Need("--disent True", lambda args: args.disent)
@@ -207,6 +228,9 @@ DATA = Group("data", (
     flag("--image-size --sz-crop", None, Kind(whole(16), "PX"),
          "side of the square the network sees",
          shown="the data set's: 64 for emoji, 224 for photographs"),
+    flag("--eval-resize --sz-resize", None, Kind(whole(16), "PX"),
+         "evaluation brings the short side of a photograph to this and cuts out the centre",
+         need=PHOTOGRAPHS, shown="256 for 224 and 227 pixels, in proportion for others"),
     flag("--eval-zoom", 1.0, Kind(number(0.5, 1.0), "X"),
          "evaluation sees pictures at this size, on white; for drawings (emoji)"),
     flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images"),
@@ -223,7 +247,7 @@ SELECTION = Group("batches and model selection", (
     flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
          "share of the training classes that picks the best epoch instead of the test classes, "
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
-         "the test classes"),
+         "the test classes", need=NO_FOLD),
     flag("--val-fold", None, COUNT_OR_ZERO,
          "like --val-classes, with the data set's own fold N of classes (emoji: 0 to 3)"),
 ))
@@ -246,7 +270,7 @@ NETWORK = Group("network", (
     flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "on the pooled features"),
     flag("--input-spec", None, one_of("imagenet", "caffe", "spherical", "white"),
          "colour order, scale and mean of the input", shown="what the model's weights want"),
-    flag("--bn-freeze", None, one_of("0", "1", "affine", "statistics"),
+    flag("--bn-freeze --freeze_bn", None, one_of("0", "1", "affine", "statistics"),
          "BatchNorm of the backbone. 0: trained; 1: running statistics fixed, scale and shift "
          "train after the warm-up (as the released code does); affine: all fixed; statistics: "
          "running statistics fixed, scale and shift train",
@@ -323,8 +347,9 @@ DIVISION = Group("divide and conquer, for any loss", (
          "epochs at the beginning of each period in which the backbone rests", need=DIVIDED),
     flag("--force-full-embedding-epoch", 10**6, Kind(whole(0), "EPOCH"),
          "from this epoch on no masks: the whole embedding trains", need=DIVIDED, shown="never"),
-    flag("--hierarchy-method", "top_bot", one_of("top_bot", "none"),
-         "top_bot: 1, 2, 4, … clusters; none: all from the start", need=DIVIDED),
+    flag("--hierarchy-method", "top_bot", Kind(hierarchy, choices=("top_bot", "none")),
+         "top_bot: 1, 2, 4, … clusters; none: all from the start (bot_top too, as released)",
+         need=DIVIDED),
     flag("--stop-recluster", False, SWITCH,
          "no more division, and no more rest, once there are all clusters", need=DIVIDED),
     flag("--penultimate-for-clusters", 1, BINARY,
@@ -358,7 +383,7 @@ DIVISION = Group("divide and conquer, for any loss", (
          "scale each mask before that sum", need=MASKS_SUMMED, shown="off"),
 ))
 OPTIMISATION = Group("optimisation", (
-    flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs"),
+    flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS),
     flag("--steps", None, COUNT, "length of the run in optimisation steps instead of epochs"),
     flag("--optimizer", "adamw", Kind(str.lower, choices=("adamw", "adam", "sgd", "rmsprop")),
          "for everything but the margins of AMLoss"),
@@ -371,6 +396,8 @@ OPTIMISATION = Group("optimisation", (
     flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
     flag("--decay-vectors", 1, BINARY,
          "0: no weight decay on biases and BatchNorms of the network"),
+    flag("--decay-biases", 0, BINARY, "1: on the biases there is, on the BatchNorms not",
+         need=SOME_DECAY),
     flag("--schedule", "step", one_of("step", "milestones", "cosine", "constant"),
          "step: a decay every few epochs; milestones: decays at given steps; cosine: a linear rise "
          "over a tenth of the run, then down to zero"),
@@ -394,7 +421,7 @@ RUN = Group("run", (
          "the same numbers on every run on a GPU too, at some cost of speed"),
     flag("--gpu-id --gpu --cuda-device", 0, Kind(whole(-1), "N"),
          "which GPU; the CPU is used where there is none"),
-    flag("--eval-every", 1, EPOCHS, "epochs between evaluations"),
+    flag("--eval-every", 1, EPOCHS, "epochs between evaluations", need=EVALUATED_BY_EPOCHS),
     flag("--eval-steps", None, COUNT, "steps between evaluations, instead of --eval-every"),
     flag("--max-steps", None, COUNT, "stop after N optimisation steps, evaluate and save",
          shown="no limit"),
@@ -406,10 +433,41 @@ RUN = Group("run", (
     flag("--wandb-project", "anchorage", text("NAME"), "project there"),
 ))
 NO_EFFECT = Group("accepted because published commands have them; they change nothing", (
-    flag("--lr-gamma --lr-step --emb-lr-mult", None, text("X"),
-         "read by the divide-and-conquer code but never used", need=DIVIDED, shown="-"),
     flag("--backend", None, one_of("faiss", "faiss-gpu", "torch+sklearn"),
-         "library for k-means: here there is one k-means of our own", need=DIVIDED, shown="-"),
+         "library for k-means; here there is one k-means of our own", need=DIVIDED),
+    flag("--lr-gamma", None, text("X"), "never used by the released code; its rates are constant",
+         need=DIVIDED),
+    flag("--lr-step", None, text("X"), "never used by the released code", need=DIVIDED),
+    flag("--emb-lr-mult", None, text("X"), "the released code stops at any value but 1",
+         need=DIVIDED),
+    flag("--with-l1", False, SWITCH, "never used by the released code", need=DIVIDED),
+    flag("--init-clusters", None, text("N"), "never used by the released code",
+         need=DIVIDED),
+    flag("--reset-learners-fix", None, text("N"), "the released code crashes without it",
+         need=DIVIDED),
+    flag("--save-model", None, text("N"), "the best and the last checkpoint are always kept",
+         need=DIVIDED),
+    flag("--save-masks", None, text("N"), "the masks are in both checkpoints",
+         need=DIVIDED),
+    flag("--is-debug", False, SWITCH, "the mean cosine of the masks is always logged",
+         need=DIVIDED),
+    flag("--verbose", False, SWITCH, "the released code prints more with it", need=DIVIDED),
+    flag("--wandb-enabled", False, SWITCH, "Weights & Biases is on, unless --wandb disabled",
+         need=DIVIDED),
+))
+REFUSED = Group("divide and conquer, accepted at one value: the others are not implemented", (
+    flag("--clustering-method", None,
+         only("kmeans", instead="kmeans is what the published command uses"),
+         "k-means from scratch at each division", need=DIVIDED, shown="kmeans"),
+    flag("--ratio-classes", None,
+         only("1", "1.0", instead="leave it out, or make a smaller data set with csv:FILE"),
+         "share of the classes that is used", need=DIVIDED, shown="1"),
+    flag("--init-method", None, only(instead="choose the heads' start with --head-init"),
+         "start of the head", need=DIVIDED),
+    flag("--album", None, only(instead="choose an augmentation with --augment"),
+         "augmentation", need=DIVIDED),
+    flag("--checkpoint", None, only(instead="continue a run with --resume-run DIR"),
+         "weights to start from", need=DIVIDED),
 ))
 EVALUATION = Group("evaluation", (
     flag("--resume", None, text("FILE"), "checkpoint: of ours (knows its own flags) or released"),
@@ -432,7 +490,7 @@ EVALUATION = Group("evaluation", (
 
 TRAIN_GROUPS = (
     *(DATA, SELECTION, NETWORK, LOSS, AMLOSS_GROUP, DISENTANGLING, INTROSPECTION, SPHERE, DIVISION),
-    *(OPTIMISATION, RUN, NO_EFFECT),
+    *(OPTIMISATION, RUN, NO_EFFECT, REFUSED),
 )
 EVALUATE_GROUPS = (EVALUATION, DATA, NETWORK)
 
@@ -452,7 +510,7 @@ def _spherical_defaults(args: argparse.Namespace) -> dict[str, Any]:
     defaults = {
         "batch_size": 120, "IPC": {"n-npair": 2, "ms": 5}.get(args.loss, 3),
         "optimizer": "adam", "lr": lr, "lr_p": lr_p, "lr_decay_gamma": 0.1,
-        "weight_decay": 2.5e-3 if small else 1e-5, "decay_vectors": 0,
+        "weight_decay": 2.5e-3 if small else 1e-5, "decay_vectors": 0, "decay_biases": 1,
         "schedule": "milestones", "steps": 8000 if small else 12000, "eval_steps": 100,
         "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default", "bn_freeze": "affine",
         "head_norm": int(args.loss != "ms" or constrained), "l2_norm": 0,
@@ -464,6 +522,10 @@ def _spherical_defaults(args: argparse.Namespace) -> dict[str, Any]:
     defaults["eval_steps"] = {"sop": 500, "inshop": 200}.get(data, 100)
     gamma = args.lr_decay_gamma if "lr_decay_gamma" in args.given else 0.1
     defaults["milestones"] = _spherical_milestones(data, args.loss, gamma)
+    if "epochs" in args.given:
+        del defaults["steps"]
+    if "eval_every" in args.given:
+        del defaults["eval_steps"]
     if data == "emoji":  # from scratch: what follows from pretraining is left out
         del defaults["bn_freeze"]
     return defaults
@@ -472,8 +534,13 @@ def _spherical_defaults(args: argparse.Namespace) -> dict[str, Any]:
 def _benchmark(name: str) -> str:
     """cub, cars, sop or inshop in any of their spellings; other names as they are."""
     letters = name.lower().replace("-", "").replace("_", "")
-    starts = {"cub": "cub", "car": "cars", "inshop": "inshop", "stanford": "sop", "sop": "sop"}
-    return next((known for start, known in starts.items() if letters.startswith(start)), letters)
+    known = {
+        "cub": ("cub", "cub200", "cub2002011"),
+        "cars": ("cars", "car", "cars196", "stanfordcars"),
+        "sop": ("sop", "stanfordonlineproducts", "onlineproducts"),
+        "inshop": ("inshop", "inshopclothes", "inshopclothesretrieval", "deepfashion"),
+    }
+    return next((data for data, names in known.items() if letters in names), letters)
 
 
 def _spherical_milestones(dataset: str, loss: str, gamma: float) -> tuple[int, ...]:
@@ -617,6 +684,15 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
         print("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
         raise SystemExit(2)
     return args
+
+
+def notices(args: argparse.Namespace) -> list[str]:
+    """A sentence for each given flag that changes nothing."""
+    return [
+        f"{entry.spellings[0]} changes nothing here: {entry.help}"
+        for entry in NO_EFFECT.flags
+        if entry.dest in args.given
+    ]
 
 
 def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:

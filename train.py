@@ -93,7 +93,7 @@ def prepare_data(args: argparse.Namespace) -> Data:
         queries = train.select_classes(np.flatnonzero(held_out))
         train = train.select_classes(np.flatnonzero(~held_out))
         protocol = dataset.protocol(args.dataset)
-        selection = [Evaluation("validation", queries, None, protocol.ks, protocol.group_name)]
+        selection = [Evaluation.published("validation", queries, None, protocol)]
     if args.batch_size > len(train):
         raise InputError(
             f"--batch-size {args.batch_size} is larger than the {len(train)} training images of "
@@ -176,7 +176,10 @@ def build_optimisers(
         "constant": lambda: optim.constant,
     }[args.schedule]()
     groups = network.parameter_groups(
-        args.lr if args.lr_p is None else args.lr_p, args.lr, decay_all=bool(args.decay_vectors)
+        args.lr if args.lr_p is None else args.lr_p,
+        args.lr,
+        decay_all=bool(args.decay_vectors),
+        decay_biases=bool(args.decay_biases),
     )
     for group in groups:
         if group["name"] == "masks":
@@ -585,6 +588,7 @@ def describe(training: Training) -> str:
         f"steps       {len(training.loader)} an epoch of {args.batch_size} images, "
         f"{args.epochs} epochs",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
+        *(f"note        {line}" for line in options.notices(args)),
     ]
     return "\n".join(lines)
 

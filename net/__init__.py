@@ -207,12 +207,18 @@ class EmbeddingNet(nn.Module):
         return [p for name, p in self.model.named_parameters() if name.startswith(_HEAD_KEYS)]
 
     def parameter_groups(
-        self, lr: float, head_lr: float | None = None, *, decay_all: bool = True
+        self,
+        lr: float,
+        head_lr: float | None = None,
+        *,
+        decay_all: bool = True,
+        decay_biases: bool = False,
     ) -> list[dict]:
         """Optimiser groups: `backbone` at `lr`, `head` and, if there are any, `masks` at `head_lr`.
 
         With `decay_all=False` biases and BatchNorms stand in groups of their own, `backbone
-        vectors` and `head vectors`, which have no weight decay (spherical embeddings).
+        vectors` and `head vectors`, which have no weight decay; with `decay_biases` only
+        BatchNorms do (spherical embeddings).
         """
         head_lr = lr if head_lr is None else head_lr
         groups = [
@@ -220,10 +226,17 @@ class EmbeddingNet(nn.Module):
             {"name": "head", "params": self.head_parameters(), "lr": head_lr},
         ]
         if not decay_all:
-            groups = [part for group in groups for part in _without_decay_of_vectors(group)]
+            undecayed = self._undecayed(decay_biases)
+            groups = [part for group in groups for part in _apart(group, undecayed)]
         if self.masks is not None:
             groups.append({"name": "masks", "params": list(self.masks.parameters()), "lr": head_lr})
         return groups
+
+    def _undecayed(self, decay_biases: bool) -> set[nn.Parameter]:
+        if not decay_biases:
+            return {p for p in self.parameters() if p.dim() < 2}
+        norms = (m for m in self.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)))
+        return {p for norm in norms for p in norm.parameters()}
 
     @property
     def head_norm(self) -> bool:
@@ -237,11 +250,12 @@ class EmbeddingNet(nn.Module):
             self.masks = EmbeddingMasks(self.embedding_size).to(weight.device)
 
 
-def _without_decay_of_vectors(group: dict) -> list[dict]:
-    matrices = [p for p in group["params"] if p.dim() > 1]
-    vectors = [p for p in group["params"] if p.dim() < 2]
+def _apart(group: dict, undecayed: set[nn.Parameter]) -> list[dict]:
+    """The group without some of its parameters, and those without weight decay."""
+    kept = [p for p in group["params"] if p not in undecayed]
+    vectors = [p for p in group["params"] if p in undecayed]
     apart = {"name": f"{group['name']} vectors", "params": vectors, "weight_decay": 0.0}
-    return [{**group, "params": matrices}, {**group, **apart}]
+    return [{**group, "params": kept}, {**group, **apart}]
 
 
 def _drop_dead_layers(net: EmbeddingNet, state_dict: dict, *_: object) -> None:
