@@ -40,6 +40,11 @@ from utils import (
     write_table,
 )
 
+KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
+KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size")
+"""What an evaluation takes over from the run that made the checkpoint, unless it is given."""
+READING = ("decode", "data_device", "cache_dir", "cache_size")
+
 FOOTNOTE = (
     "R@K: share of queries with an image of their class among the K nearest (cosine, the query "
     "left out).\nRP: share of the R nearest that are right, R = other images of the class. MAP@R: "
@@ -82,23 +87,30 @@ class Evaluation:
         return f"{text}, gallery {len(self.gallery):,} images" if self.gallery else text
 
 
-def evaluations(name: str, root: str, ks: Sequence[int] | None = None) -> list[Evaluation]:
+def data_choice(args: argparse.Namespace) -> dataset.Choice:
+    """The data that the options ask for."""
+    return dataset.Choice(
+        args.dataset, args.data_root, args.eval_classes, args.split_seed, args.ratio_classes
+    )
+
+
+def evaluations(data: dataset.Choice, ks: Sequence[int] | None = None) -> list[Evaluation]:
     """The published evaluation of a data set; VehicleID has three, the large one first.
 
     Raises:
         InputError: the data set is unknown or not there.
     """
-    protocol = dataset.protocol(name)
+    name, protocol = data.name, data.protocol
     if protocol.query_gallery:
-        query, gallery = (dataset.load(name, root, split) for split in ("query", "gallery"))
+        query, gallery = (data.load(split) for split in ("query", "gallery"))
         return [Evaluation.published(name, query, gallery, protocol, ks)]
     if protocol.sizes:
-        lists = {size: dataset.load(name, root, "eval", size=size) for size in protocol.sizes}
+        lists = {size: data.load("eval", size=size) for size in protocol.sizes}
         return [
             Evaluation.published(f"{name} {size}", queries, None, protocol, ks)
             for size, queries in lists.items()
         ]
-    queries = dataset.load(name, root, "eval")
+    queries = data.load("eval")
     return [Evaluation.published(name, queries, None, protocol, ks)]
 
 
@@ -157,11 +169,27 @@ class Viewing:
     image_size: int
     zoom: float = 1.0
     resize: int | None = None
+    decode: str = "exact"
+    data_device: str | None = None
+    cache_dir: str | None = None
+    cache_size: int = 256
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Viewing:
         """From the options."""
-        return cls(args.batch_size, args.workers, args.image_size, args.eval_zoom, args.eval_resize)
+        return cls(
+            args.batch_size,
+            args.workers,
+            args.image_size,
+            args.eval_zoom,
+            args.eval_resize,
+            **reading(args),
+        )
+
+
+def reading(args: argparse.Namespace) -> dict[str, Any]:
+    """Where loaders take their pixels from: see `dataset.loader`."""
+    return {name: getattr(args, name) for name in READING}
 
 
 @torch.inference_mode()
@@ -306,11 +334,7 @@ def data_options(checkpoint: dict, args: argparse.Namespace) -> argparse.Namespa
     spec = net.checkpoint_options(checkpoint, args.resume)["input_spec"]
     if spec is not None:
         stored = {"image_size": net.INPUTS[spec].size, **stored}
-    own = {
-        name: stored[name]
-        for name in ("dataset", "data_root", "image_size", "eval_zoom", "eval_resize", "batch_size")
-        if name in stored and name not in args.given
-    }
+    own = {name: stored[name] for name in KEPT_FLAGS if name in stored and name not in args.given}
     return argparse.Namespace(**{**vars(args), **own})
 
 
@@ -321,7 +345,7 @@ def run(args: argparse.Namespace) -> None:
     device = pick_device(args.gpu_id)
     precision = Precision(args.amp, device)
     resolve_data_defaults(args)
-    tasks = evaluations(args.dataset, args.data_root, args.ks)
+    tasks = evaluations(data_choice(args), args.ks)
     network = load_network(checkpoint, args)
     if args.uncertain and "uncertainty" not in network.heads:
         raise InputError(
