@@ -55,13 +55,7 @@ def retrieval_metrics(
 
     The arguments are those of `retrieval_per_query`; the means are those of `summarise`.
     """
-    size = len(embeddings if gallery is None else gallery)
-    if min(ks, default=1) < 1:
-        raise ValueError(f"K counts neighbours and must be at least 1, got {min(ks)}; mend --ks.")
-    if 0 < size < max(ks, default=1):
-        raise ValueError(
-            f"R@{max(ks)} needs a gallery of {max(ks)} images, this one has {size}; lower --ks."
-        )
+    check_ks(ks, len(embeddings if gallery is None else gallery))
     found = retrieval_per_query(
         embeddings,
         labels,
@@ -73,6 +67,17 @@ def retrieval_metrics(
         progress=progress,
     )
     return summarise(found, ks)
+
+
+def check_ks(ks: Sequence[int], gallery_size: int) -> None:
+    """Raises ValueError unless R@K makes sense for each K in a gallery of that many images."""
+    if min(ks, default=1) < 1:
+        raise ValueError(f"K counts neighbours and must be at least 1, got {min(ks)}; mend --ks.")
+    if 0 < gallery_size < max(ks, default=1):
+        raise ValueError(
+            f"R@{max(ks)} needs a gallery of {max(ks)} images, this one has {gallery_size}; "
+            "lower --ks."
+        )
 
 
 @torch.no_grad()
