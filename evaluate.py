@@ -14,7 +14,7 @@ ARGS = options.parse_evaluate() if __name__ == "__main__" else None
 
 import argparse
 import contextlib
-import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -453,9 +453,15 @@ def check_outputs(args: argparse.Namespace) -> None:
         other = owner.setdefault(path.resolve(), flag)
         if other != flag:
             raise InputError(f"{other} and {flag} both name {path}; name two files")
+        if path.is_dir():
+            raise InputError(f"{flag}: {path} is a folder; name a file")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(f"{flag}: {path} cannot be written; choose another file")
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise InputError(
+                f"{flag}: {path} cannot be written ({error.strerror}); choose another folder"
+            ) from error
 
 
 def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) -> None:
