@@ -71,6 +71,7 @@ def kmeans(
     restarts: int = 1,
     iterations: int = 100,
     *,
+    start: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Clustering:
     """Cluster x (N, d) into k clusters: minimise Σ_i min_c ‖x_i - centre_c‖².
@@ -78,6 +79,7 @@ def kmeans(
     The best of `restarts` runs by inertia. A run stops after `iterations` Lloyd iterations, or
     earlier when no point changes its cluster. A cluster that runs empty restarts at the point that
     is farthest from its own centre. The same seed on the same device gives the same answer.
+    `start` (k, d) are centres to begin with instead of those that are drawn.
     Runs where x lies; besides x and k centres it holds one block of scores (at most 128 MiB) and a
     few vectors of length N. `progress` is called with the share of the work done, in 0..1.
 
@@ -85,12 +87,15 @@ def kmeans(
     """
     x = torch.as_tensor(x).float().contiguous()
     _check(x, k, restarts, iterations)
+    if start is not None and start.shape != (k, x.shape[1]):
+        raise ValueError(f"k-means was given {tuple(start.shape)} centres for {k} clusters.")
     report = progress or (lambda share: None)
     generator = torch.Generator().manual_seed(seed)
     best = None
     with full_float32(x.device):
         for restart in range(restarts):
-            run = _Lloyd(x, *_plus_plus(x, k, generator))
+            drawn = _plus_plus(x, k, generator) if start is None else _from_centres(x, start)
+            run = _Lloyd(x, *drawn)
             for iteration in range(iterations):
                 settled = not run.step()
                 report((restart + (iteration + 1) / iterations) / restarts)
@@ -146,6 +151,13 @@ def _plus_plus(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, T
         chosen.append(draws[best])
         count += size
     return x[torch.cat(chosen)], labels, distances
+
+
+def _from_centres(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Given centres (k, d), as `_plus_plus` returns drawn ones."""
+    centres = centres.to(x)
+    scores, labels = _nearest(x, centres, torch.arange(len(x), device=x.device))
+    return centres, labels, (x.square().sum(dim=1) - 2 * scores).clamp_min_(0)
 
 
 def _nearest_drawn(x: Tensor, squares: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,11 @@ from utils import (
     write_table,
 )
 
+KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
+KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size")
+"""What an evaluation takes over from the run that made the checkpoint, unless it is given."""
+READING = ("decode", "data_device", "cache_dir", "cache_size")
+
 # --- what is evaluated ----------------------------------------------------------------------------
 
 
@@ -106,23 +111,30 @@ class Evaluation:
         return f"{text}, gallery {len(self.gallery):,} images" if self.gallery else text
 
 
-def evaluations(name: str, root: str, ks: Sequence[int] | None = None) -> list[Evaluation]:
+def data_choice(args: argparse.Namespace) -> dataset.Choice:
+    """The data that the options ask for."""
+    return dataset.Choice(
+        args.dataset, args.data_root, args.eval_classes, args.split_seed, args.ratio_classes
+    )
+
+
+def evaluations(data: dataset.Choice, ks: Sequence[int] | None = None) -> list[Evaluation]:
     """The published evaluation of a data set; VehicleID has three, the large one first.
 
     Raises:
         InputError: the data set is unknown or not there.
     """
-    protocol = dataset.protocol(name)
+    name, protocol = data.name, data.protocol
     if protocol.query_gallery:
-        query, gallery = (dataset.load(name, root, split) for split in ("query", "gallery"))
+        query, gallery = (data.load(split) for split in ("query", "gallery"))
         return [Evaluation.published(name, query, gallery, protocol, ks)]
     if protocol.sizes:
-        lists = {size: dataset.load(name, root, "eval", size=size) for size in protocol.sizes}
+        lists = {size: data.load("eval", size=size) for size in protocol.sizes}
         return [
             Evaluation.published(f"{name} {size}", queries, None, protocol, ks)
             for size, queries in lists.items()
         ]
-    queries = dataset.load(name, root, "eval")
+    queries = data.load("eval")
     return [Evaluation.published(name, queries, None, protocol, ks)]
 
 
@@ -187,11 +199,27 @@ class Viewing:
     image_size: int
     zoom: float = 1.0
     resize: int | None = None
+    decode: str = "exact"
+    data_device: str | None = None
+    cache_dir: str | None = None
+    cache_size: int = 256
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Viewing:
         """From the options."""
-        return cls(args.batch_size, args.workers, args.image_size, args.eval_zoom, args.eval_resize)
+        return cls(
+            args.batch_size,
+            args.workers,
+            args.image_size,
+            args.eval_zoom,
+            args.eval_resize,
+            **reading(args),
+        )
+
+
+def reading(args: argparse.Namespace) -> dict[str, Any]:
+    """Where loaders take their pixels from: see `dataset.loader`."""
+    return {name: getattr(args, name) for name in READING}
 
 
 @torch.inference_mode()
@@ -360,11 +388,7 @@ def data_options(checkpoint: dict, args: argparse.Namespace) -> argparse.Namespa
     spec = net.checkpoint_options(checkpoint, args.resume)["input_spec"]
     if spec is not None:
         stored = {"image_size": net.INPUTS[spec].size, **stored}
-    own = {
-        name: stored[name]
-        for name in ("dataset", "data_root", "image_size", "eval_zoom", "eval_resize", "batch_size")
-        if name in stored and name not in args.given
-    }
+    own = {name: stored[name] for name in KEPT_FLAGS if name in stored and name not in args.given}
     return argparse.Namespace(**{**vars(args), **own})
 
 
@@ -374,19 +398,19 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
     Raises:
         InputError: a checkpoint cannot be used, or the data are not there.
     """
-    loaded: dict[tuple, list[Evaluation]] = {}
+    loaded: dict[dataset.Choice, list[Evaluation]] = {}
     candidates = []
     for path, label in zip(args.resume, labels_of(args.resume), strict=True):
         checkpoint = load_checkpoint(path)
         own = argparse.Namespace(**{**vars(args), "resume": path})
         own = data_options(checkpoint, own)
         resolve_data_defaults(own)
-        where = (own.dataset, own.data_root)
-        if where not in loaded:
-            loaded[where] = evaluations(own.dataset, own.data_root, own.ks)
+        data = data_choice(own)
+        if data not in loaded:
+            loaded[data] = evaluations(data, own.ks)
         network = load_network(checkpoint, own)
         trained = checkpoint.get("args", {})
-        candidates.append(Candidate(path, label, own, trained, network, loaded[where]))
+        candidates.append(Candidate(path, label, own, trained, network, loaded[data]))
     return candidates
 
 
@@ -561,7 +585,8 @@ def write_single_images(candidate: Candidate, precision: Precision) -> None:
         print(f"worst queries written to {listed}" if files else "no query failed")
     if args.query:
         queries = inspection.own_images(args.query, like=task.queries)
-        embeddings = embed(network, queries, precision, viewing, title="queries")
+        once = replace(viewing, decode="exact", data_device=None)
+        embeddings = embed(network, queries, precision, once, title="queries")
         files, answer = inspection.write_answers(folder, queries, embeddings, shown, args.top)
         print(answer)
         print(f"answers written to {' and '.join(map(str, files))}")

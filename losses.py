@@ -1216,7 +1216,6 @@ class LibraryEntry(NamedTuple):
     name: str
     arguments: Mapping[str, Any] = {}
     miner: LibraryPart | None = None
-    unit_length: bool | None = None
 
     def __call__(self, num_classes: int, embedding_size: int, **options: Any) -> LibraryLoss:
         """The loss; an option that its miner shares (a margin) goes to both."""
@@ -1225,9 +1224,7 @@ class LibraryEntry(NamedTuple):
             shared = {key: value for key, value in options.items() if key in miner[1]}
             miner = (miner[0], {**miner[1], **shared})
         arguments = {**self.arguments, **options}
-        criterion = library_loss(self.name, num_classes, embedding_size, miner=miner, **arguments)
-        criterion.unit_length = self.unit_length
-        return criterion
+        return library_loss(self.name, num_classes, embedding_size, miner=miner, **arguments)
 
     def options(self) -> frozenset[str]:
         """Names of the arguments that may be given."""
@@ -1270,7 +1267,6 @@ CRITERIA: dict[str, Callable[..., Criterion]] = {
     "NPair": LibraryEntry(
         "NPairsLoss",
         {"distance": ("DotProductSimilarity", {"normalize_embeddings": False})},
-        unit_length=False,
     ),
     "SoftTriple": LibraryEntry("SoftTripleLoss"),
     "Circle": LibraryEntry("CircleLoss", {"m": 0.4, "gamma": 80.0}),

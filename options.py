@@ -134,17 +134,6 @@ def key_value(text: str) -> tuple[str, Any]:
     return key, value
 
 
-def only(*accepted: str, instead: str) -> Kind:
-    """A flag of a published command whose other values would change results and are not built."""
-
-    def parse(text: str) -> str:
-        if text not in accepted:
-            raise argparse.ArgumentTypeError(f"{text} is not implemented; {instead}")
-        return text
-
-    return Kind(parse, accepted[0] if accepted else "X")
-
-
 def one_of(*choices: Any) -> Kind:
     """One of a few words or numbers."""
     return Kind(type(choices[0]), choices=choices)
@@ -194,6 +183,11 @@ def schedule_is(*names: str) -> Need:
 
 
 PHOTOGRAPHS = Need("photographs", lambda args: args.dataset.lower() != "emoji")
+OWN_DATA = Need(
+    "your own images (--dataset folder:PATH or csv:FILE)",
+    lambda args: args.dataset.lower().startswith(("folder:", "csv:")),
+)
+CACHED = Need("--decode cache", lambda args: args.decode == "cache")
 BY_EPOCHS = Need("runs without --steps", lambda args: args.steps is None)
 EVALUATED_BY_EPOCHS = Need("runs without --eval-steps", lambda args: args.eval_steps is None)
 NO_FOLD = Need("runs without --val-fold", lambda args: args.val_fold is None)
@@ -233,7 +227,9 @@ LOSSES_TEXT = (
     "TripletLoss, TripletAllLoss, TripletSemihardLoss, NPairsLoss; or pml:NAME for any loss of "
     "pytorch-metric-learning"
 )
-MODELS_TEXT = "bn_inception, resnet10, resnet18, resnet34, resnet50, resnet101, googlenet"
+MODELS_TEXT = (
+    "bn_inception, resnet10, resnet18, resnet34, resnet50, resnet101, resnet152, googlenet"
+)
 DATASETS_TEXT = "emoji (in the repository), cub, cars, SOP, Inshop, vid, folder:PATH, csv:FILE"
 AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
 
@@ -243,6 +239,13 @@ METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
 DATA = Group("data", (
     flag("--dataset --use_dataset", "emoji", text("NAME"), DATASETS_TEXT),
     flag("--data-root --dataset-dir", "data", text("DIR"), "folder that holds the data sets"),
+    flag("--eval-classes", None, Kind(number(0.0, 1.0, above=True), "F"),
+         "share of the classes of your own images that is held out", need=OWN_DATA,
+         shown="0.5; what the data say themselves comes first"),
+    flag("--split-seed", None, COUNT_OR_ZERO, "chooses which classes these are", need=OWN_DATA,
+         shown="1"),
+    flag("--ratio-classes", 1.0, Kind(number(0.0, 1.0, above=True), "F"),
+         "only the first F of the classes of each split, for a quick trial"),
     flag("--image-size --sz-crop", None, Kind(whole(16), "PX"),
          "side of the square the network sees",
          shown="the data set's: 64 for emoji, 224 for photographs"),
@@ -251,6 +254,18 @@ DATA = Group("data", (
          need=PHOTOGRAPHS, shown="256 for 224 and 227 pixels, in proportion for others"),
     flag("--eval-zoom", 1.0, Kind(number(0.5, 1.0), "X"),
          "evaluation sees pictures at this size, on white; for drawings (emoji)"),
+    flag("--decode", "exact", one_of("exact", "cache"),
+         "exact: a file is decoded whenever it is needed; cache: all are decoded once, and their "
+         "pixels kept on disk", need=PHOTOGRAPHS),
+    flag("--cache-size", 256, Kind(whole(16), "PX"),
+         "short side of the images in the cache; 256 gives the evaluation what exact gives it",
+         need=CACHED),
+    flag("--cache-dir", None, text("DIR"), "where caches are kept", need=CACHED,
+         shown="~/.cache/anchorage"),
+    flag("--data-device", None, one_of("cpu", "cuda"),
+         "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
+         "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
+         "memory"),
     flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images"),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
@@ -258,10 +273,15 @@ DATA = Group("data", (
 SELECTION = Group("batches and model selection", (
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
          "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
-    flag("--augment", None, one_of("crop", "sec", "emoji", "none"),
+    flag("--augment --album", None,
+         Kind(str, "NAME", ("crop", "sec", "emoji", "none", "Geom", "GeomColor", "ColorHeavy")),
          "crop: random resized crop and flip; sec: the same from an image of 256 pixels; emoji: "
-         "affine and colour, no flip",
+         "affine and colour, no flip; Geom, GeomColor, ColorHeavy: crop and flip, then turns, "
+         "holes and blur; the same with light and contrast; strong colour and grey",
          shown="the data set's"),
+    flag("--max-bad-images", 0.01, Kind(number(0.0, 1.0), "F"),
+         "share of the training images that may be unreadable; each is replaced by another of its "
+         "class, and named"),
     flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
          "share of the training classes that picks the best epoch instead of the test classes, "
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
@@ -274,6 +294,9 @@ NETWORK = Group("network", (
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
     flag("--pretrained", None, text("WHAT"), "imagenet (downloads), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
+    flag("--checkpoint", None, text("FILE"),
+         "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
+         "(to go on with a run: --resume-run)"),
     flag("--l2-norm", 1, BINARY, "1: the embedding is used at unit length"),
     flag("--pooling --features-pooling", "avg+max", one_of("avg+max", "avg", "max", "grid"),
          "how the last feature map becomes a vector; grid: average of each cell of 4 x 4"),
@@ -283,8 +306,10 @@ NETWORK = Group("network", (
     flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
          "channels of a ResNet as a multiple of the published ones"),
     flag("--head-norm", 0, BINARY, "1: a BatchNorm, which is trained, before the heads"),
-    flag("--head-init", "kaiming", one_of("kaiming", "default"),
-         "start of the heads: by fan_out with zero bias, or PyTorch's own"),
+    flag("--head-init --init-method", "kaiming", text("NAME"),
+         "start of the heads. kaiming: normal by fan_out with zero bias; default: PyTorch's own; "
+         "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out: "
+         "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)"),
     flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "on the pooled features"),
     flag("--input-spec", None, one_of("imagenet", "caffe", "spherical", "white"),
          "colour order, scale and mean of the input", shown="what the model's weights want"),
@@ -374,6 +399,10 @@ DIVISION = Group("divide and conquer, for any loss", (
          "cluster pooled features (1) or embeddings (0)", need=DIVIDED),
     flag("--clustering-random-state -crs", None, COUNT_OR_ZERO,
          "draws another seed for each k-means", need=DIVIDED, shown="the same each time"),
+    flag("--clustering-method", "kmeans",
+         Kind(str, "NAME", ("kmeans", "kmeans_adaptive_centroids")),
+         "kmeans starts anew at each division, kmeans_adaptive_centroids at the means of the "
+         "clusters before", need=DIVIDED),
     flag("--legacy-renumbering", False, SWITCH,
          "apply the Hungarian permutation the wrong way round, as the released code does",
          need=DIVIDED),
@@ -476,20 +505,6 @@ NO_EFFECT = Group("accepted because published commands have them; they change no
     flag("--wandb-enabled", False, SWITCH, "Weights & Biases is on, unless --wandb disabled",
          need=DIVIDED),
 ))
-REFUSED = Group("divide and conquer, accepted at one value: the others are not implemented", (
-    flag("--clustering-method", None,
-         only("kmeans", instead="kmeans is what the published command uses"),
-         "k-means from scratch at each division", need=DIVIDED, shown="kmeans"),
-    flag("--ratio-classes", None,
-         only("1", "1.0", instead="leave it out, or make a smaller data set with csv:FILE"),
-         "share of the classes that is used", need=DIVIDED, shown="1"),
-    flag("--init-method", None, only(instead="choose the heads' start with --head-init"),
-         "start of the head", need=DIVIDED),
-    flag("--album", None, only(instead="choose an augmentation with --augment"),
-         "augmentation", need=DIVIDED),
-    flag("--checkpoint", None, only(instead="continue a run with --resume-run DIR"),
-         "weights to start from", need=DIVIDED),
-))
 EVALUATION = Group("evaluation", (
     flag("--resume", None, Kind(str, "FILE", nargs="+"),
          "checkpoint: of ours (knows its own flags) or released; several are compared in one "
@@ -538,7 +553,7 @@ SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkp
 
 TRAIN_GROUPS = (
     *(DATA, SELECTION, NETWORK, LOSS, AMLOSS_GROUP, DISENTANGLING, INTROSPECTION, SPHERE, DIVISION),
-    *(OPTIMISATION, RUN, NO_EFFECT, REFUSED),
+    *(OPTIMISATION, RUN, NO_EFFECT),
 )
 EVALUATE_GROUPS = (EVALUATION, FILES, SINGLE_IMAGES, DATA, NETWORK)
 
@@ -619,7 +634,11 @@ PROFILES: tuple[tuple[Callable[[argparse.Namespace], bool], Callable[..., dict]]
 ATTACHMENTS: dict[str, tuple[Callable[[argparse.Namespace], Any], dict[str, str]]] = {
     "disentangled": (lambda args: args.disent, {"al": "al", "be": "be", "gam": "gam"}),
     "introspective": (lambda args: args.introspective, {"variant": "introspective"}),
-    "sec": (lambda args: args.sec_wei > 0, {"weight": "sec_wei", "momentum": "norm_momentum"}),
+    # Its losses without the constraint are logged with the same statistics, at weight 0.
+    "sec": (
+        lambda args: args.sec_wei > 0 or args.loss in SPHERICAL_LOSSES,
+        {"weight": "sec_wei", "momentum": "norm_momentum"},
+    ),
     "l2": (lambda args: args.l2reg_wei > 0, {"weight": "l2reg_wei"}),
     "masks": (lambda args: args.nb_clusters is not None, {"weight": "masking_lambda"}),
 }

@@ -158,6 +158,7 @@ class DivideAndConquer(Routine):
                 1234 if self._seeds is None else int(self._seeds.randint(999999)),
                 previous=self.clusters,
                 split=grows,
+                adaptive=self.args.clustering_method == "kmeans_adaptive_centroids",
                 legacy=self.args.legacy_renumbering,
             )
         self.count *= 2 if grows else 1

@@ -1,7 +1,7 @@
 """The run folder: what was asked, where it ran, what came out, and the checkpoints.
 
 args.json          every option        environment.json   versions, hardware, data fingerprint
-metrics.csv        a row an evaluation, written as it happens
+metrics.csv        a row an epoch (and one an evaluation inside an epoch), written as it happens
 results.json       what the best checkpoint reached, when the run has ended
 last.pth           all that is needed to continue
 <dataset>_<model>_best.pth             weights and options of the best evaluation so far
@@ -120,7 +120,7 @@ class RunFolder:
 
 
 class MetricsTable:
-    """metrics.csv: one row an evaluation, on disk as soon as it is known."""
+    """metrics.csv: one row an epoch or evaluation, on disk as soon as it is known."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -34,10 +34,12 @@ from evaluate import (
     Evaluation,
     Result,
     Viewing,
+    data_choice,
     embed,
     evaluate,
     evaluations,
     network_options,
+    reading,
     resolve_data_defaults,
     table,
 )
@@ -84,16 +86,16 @@ def prepare_data(args: argparse.Namespace) -> Data:
     Raises:
         InputError: the data are not there, or too few for a batch.
     """
-    train = dataset.load(args.dataset, args.data_root, "train")
+    choice = data_choice(args)
+    train = choice.load("train")
     _check_classes(train, args.dataset)
-    test = evaluations(args.dataset, args.data_root)
+    test = evaluations(choice)
     selection = test
     held_out = _validation_classes(train, args)
     if held_out.any():
         queries = train.select_classes(np.flatnonzero(held_out))
         train = train.select_classes(np.flatnonzero(~held_out))
-        protocol = dataset.protocol(args.dataset)
-        selection = [Evaluation.published("validation", queries, None, protocol)]
+        selection = [Evaluation.published("validation", queries, None, choice.protocol)]
     if args.batch_size > len(train):
         raise InputError(
             f"--batch-size {args.batch_size} is larger than the {len(train)} training images of "
@@ -139,6 +141,18 @@ def _validation_classes(train: ImageSet, args: argparse.Namespace) -> np.ndarray
 
 
 # --- what is optimised ----------------------------------------------------------------------------
+
+
+def load_start(network: net.EmbeddingNet, path: str) -> None:
+    """Starts the network from all the weights of a checkpoint; masks are left to the run.
+
+    Raises:
+        InputError: the file cannot be read, or holds another network.
+    """
+    weights = net.canonical(load_checkpoint(path))
+    own = {key: value for key, value in weights.items() if not key.startswith("masks.")}
+    masks = {key: value for key, value in network.state_dict().items() if key.startswith("masks.")}
+    net.load_checkpoint(network, {**own, **masks}, path)
 
 
 def build_objective(args: argparse.Namespace, num_classes: int) -> losses.Objective:
@@ -496,9 +510,9 @@ def fit(training: Training, run: RunFolder, tracker: Tracker) -> None:
                 clock.best, clock.best_epoch = reached, epoch
                 run.save_best(best_name, training.weights(results))
                 _write_learned_values(training, run)
-            run.metrics.append(row)
             for name, values in training.objective.class_values().items():
                 tracker.log_histogram(f"{name}s", values.cpu().numpy(), clock.step)
+        run.metrics.append(row)
         tracker.log(row, clock.step)
         run.save_last({**training.state(), "wandb_id": tracker.run_id})
         print(epoch_line(args, clock, row), flush=True)
@@ -576,13 +590,14 @@ def describe(training: Training) -> str:
     precision = training.precision
     lines = [
         f"data        {args.dataset}: {len(data.train):,} images, "
-        f"{data.train.num_classes:,} classes",
+        f"{data.train.num_classes:,} classes ({data.train.source})",
         *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
         f"best epoch  {'on the test classes' if data.selects_on_test else 'on validation: '}"
         + ("" if data.selects_on_test else data.selection[0].describe()),
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
         f"{parameters:,} parameters, pretrained {args.pretrained}",
-        f"loss        {args.loss}, {criterion:,} parameters",
+        f"loss        {' + '.join([args.loss, *options.attachments(args)])}, "
+        f"{criterion:,} parameters",
         *(
             ["            introspective as released: at unit length the uncertainty learns nothing"]
             if args.introspective == "released" and args.l2_norm
@@ -609,7 +624,10 @@ def prepare(args: argparse.Namespace) -> Training:
         **network_options(args, objective.heads),
         pretrained=args.pretrained,
         masks=build_masks(args),
+        head_parts=args.nb_clusters or 1,
     )
+    if args.checkpoint:
+        load_start(network, args.checkpoint)
     network.to(device, memory_format=precision.memory_format)
     network.freeze_backbone(args.warm > 0)  # so that its end, not a state before, releases it
     routines = build_routines(args, data.train.labels)
@@ -622,6 +640,8 @@ def prepare(args: argparse.Namespace) -> Training:
         workers=args.workers,
         seed=args.seed,
         image_size=args.image_size,
+        max_bad_images=args.max_bad_images,
+        **reading(args),
     )
     if args.steps:
         args.epochs = math.ceil(args.steps / len(loader))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,17 @@ from dataset.sop import SOP
 from dataset.vid import VehicleID
 from utils import InputError, nearest_names
 
-__all__ = ["NAMES", "BadImageError", "DataSet", "ImageSet", "Protocol", "find", "load", "protocol"]
+__all__ = [
+    "NAMES",
+    "BadImageError",
+    "Choice",
+    "DataSet",
+    "ImageSet",
+    "Protocol",
+    "find",
+    "load",
+    "protocol",
+]
 
 _ALL: tuple[DataSet, ...] = (Emoji(), CUB(), Cars(), SOP(), InShop(), VehicleID())
 NAMES = tuple(entry.name for entry in _ALL)
@@ -68,3 +80,34 @@ def load(name: str, root: str | Path = "data", split: str = "train", **options: 
 def protocol(name: str) -> Protocol:
     """How the papers use the data set; raises InputError for an unknown name."""
     return find(name).protocol
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The data that a run asks for; `load` gives a split of them.
+
+    Attributes:
+        name: see `find`. root: the folder that holds the data sets.
+        eval_classes, split_seed: which share of the classes of the user's own images is held out,
+            and which ones; None stands for the default.
+        ratio_classes: only this share of the classes of each split is used, the first ones.
+    """
+
+    name: str
+    root: str | Path = "data"
+    eval_classes: float | None = None
+    split_seed: int | None = None
+    ratio_classes: float = 1.0
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the papers use the data set; raises InputError for an unknown name."""
+        return protocol(self.name)
+
+    def load(self, split: str, **options: Any) -> ImageSet:
+        """One split; `options` and errors are those of `load`."""
+        own = {"eval_classes": self.eval_classes, "seed": self.split_seed}
+        images = load(self.name, self.root, split, **own, **options)
+        if self.ratio_classes == 1.0:
+            return images
+        return images.select_classes(range(math.ceil(self.ratio_classes * images.num_classes)))

@@ -182,7 +182,7 @@ def _build(task: _Task, images: ImageSet) -> None:
 _verified: set[tuple] = set()
 
 
-def open_cache(images: ImageSet, size: int = 256, folder: Path | None = None) -> Cache:
+def open_cache(images: ImageSet, size: int = 256, folder: str | Path | None = None) -> Cache:
     """The cache of an image set, made or brought up to date first.
 
     Args:
@@ -191,7 +191,7 @@ def open_cache(images: ImageSet, size: int = 256, folder: Path | None = None) ->
     Raises:
         InputError: the folder cannot be written, or the disk is full.
     """
-    folder = (folder or default_folder()) / _folder_name(images, size)
+    folder = Path(folder or default_folder()) / _folder_name(images, size)
     stops = [*range(SHARD, len(images), SHARD), len(images)]
     tasks = [_Task(folder, number, size, number * SHARD, stop) for number, stop in enumerate(stops)]
     shards = [_load(task, images) for task in tasks]

@@ -35,6 +35,7 @@ def divide(
     *,
     previous: np.ndarray | None = None,
     split: bool = False,
+    adaptive: bool = False,
     legacy: bool = False,
 ) -> np.ndarray:
     """Divides the training images.
@@ -45,12 +46,14 @@ def divide(
         seed: of k-means; further trials add 1 each.
         previous: (N,) the division before, whose numbers are to be kept.
         split: afterwards cluster c becomes 2c and 2c + 1.
+        adaptive: k-means starts at the means of `previous`, where it has as many clusters.
         legacy: renumbers as the released code does.
 
     Returns:
         (N,) int64 clusters; -1 for an image that is the only one of its class in its cluster.
     """
-    clusters = _accepted_kmeans(features, labels, count, seed)
+    start = _means(features, previous, count) if adaptive and previous is not None else None
+    clusters = _accepted_kmeans(features, labels, count, seed, start)
     if previous is not None:
         clusters = renumber(clusters, previous, count, legacy=legacy)
     if split:
@@ -71,14 +74,31 @@ def can_divide(labels: np.ndarray, count: int) -> bool:
     return bool(np.minimum(np.bincount(labels) // 2, count).sum() >= 2 * count)
 
 
+def _means(features: torch.Tensor, clusters: np.ndarray, count: int) -> torch.Tensor | None:
+    """(count, F) means of the clusters; None where one is empty or there are not so many."""
+    sizes = np.bincount(clusters[clusters >= 0], minlength=count)
+    if len(sizes) != count or not sizes.all():
+        return None
+    members = (torch.from_numpy(np.flatnonzero(clusters == c)) for c in range(count))
+    return torch.stack([features[rows.to(features.device)].mean(dim=0) for rows in members])
+
+
 def _accepted_kmeans(
-    features: torch.Tensor, labels: np.ndarray, count: int, seed: int
+    features: torch.Tensor,
+    labels: np.ndarray,
+    count: int,
+    seed: int,
+    start: torch.Tensor | None = None,
 ) -> np.ndarray:
-    """k-means whose every cluster can be trained on; the last trial is taken when none can."""
+    """k-means whose every cluster can be trained on; the last trial is taken when none can.
+
+    The first trial begins at the centres `start` (count, F), where they are given.
+    """
     if count == 1:
         return np.zeros(len(labels), np.int64)
     for trial in range(TRIALS):
-        clusters = kmeans(features, count, seed + trial).labels.cpu().numpy()
+        clusters = kmeans(features, count, seed + trial, start=start).labels.cpu().numpy()
+        start = None
         if is_acceptable(clusters, labels, count):
             return clusters
     logger.warning(

@@ -1,6 +1,6 @@
 """Image sets → normalised batches on the device.
 
-Pictures in memory are cut, redrawn and normalised there for a whole batch at once; files, and the
+Pictures in memory are cut, changen and normalised there for a whole batch at once; files, and the
 cache on the CPU, are read and cut by worker processes, travel as uint8, and are finished on the
 device. Either way a random draw depends on (seed, epoch, image, visit) alone: see transforms.py.
 """
@@ -21,18 +21,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from dataset.augment import AUGMENTATIONS, Change, Shrunk
 from dataset.base import BadImageError, ImageSet
 from dataset.cache import open_cache
 from dataset.samplers import BatchSampler, IndexBatch, SequentialSampler
 from dataset.transforms import (
-    AUGMENTATIONS,
-    REDRAW_STREAM,
+    CHANGE_STREAM,
     REPLACEMENT_STREAM,
     VIEW_STREAM,
     PixelStore,
     RandomCrop,
-    Redraw,
-    Shrunk,
     Views,
     centre_views,
     cut,
@@ -277,7 +275,7 @@ class Loader:
 
     Args:
         images: the set. plans: what is drawn, shared with a source that reads ahead.
-        source: plans → views. rule, redraw: which views, and what is done to them on the device.
+        source: plans → views. rule, change: which views, and what is done to them on the device.
         spec: what the backbone wants. device: where the batches go.
         max_bad_images: the share of unreadable images that stops the run.
 
@@ -292,7 +290,7 @@ class Loader:
         plans: _Plans,
         source: _FromMemory | _FromWorkers,
         rule: _ViewRule,
-        redraw: Redraw | None,
+        change: Change | None,
         spec: InputSpec,
         device: torch.device,
         max_bad_images: float = 0.0,
@@ -303,7 +301,7 @@ class Loader:
         self._plans = plans
         self._source = source
         self._rule = rule
-        self._redraw = redraw
+        self._change = change
         self._spec = spec
         self._device = device
         self._max_bad_images = max_bad_images
@@ -371,13 +369,13 @@ class Loader:
         """Views → the batch, on the device, in float32."""
         index, cluster, visit = cut_.plan.batch
         u = None
-        if self._redraw is not None:
-            draws = self._redraw.draws
-            u = uniforms(self._rule.seed, cut_.plan.epoch, index, draws, REDRAW_STREAM, visit)
+        if self._change is not None:
+            draws = self._change.draws
+            u = uniforms(self._rule.seed, cut_.plan.epoch, index, draws, CHANGE_STREAM, visit)
         pixels = cut_.pixels.to(self._device, non_blocking=True)
         labels = torch.from_numpy(self.images.labels[index])
         return Batch(
-            to_network(pixels, self._spec, self._redraw, u),
+            to_network(pixels, self._spec, self._change, u),
             labels.to(self._device, non_blocking=True),
             torch.from_numpy(index),
             cluster,
@@ -455,11 +453,11 @@ def train_loader(
         raise InputError(
             f"--augment {augment} does not exist; {nearest_names(augment, AUGMENTATIONS)}"
         )
-    crop, redraw = AUGMENTATIONS[augment]
+    crop, change = AUGMENTATIONS[augment]
     rule = _view_rule(images, crop, spec, image_size, seed)
     plans = _Plans(sampler)
     source = _source(images, plans, rule, device, workers, replace=True, **reading)
-    return Loader(images, plans, source, rule, redraw, spec, device, max_bad_images)
+    return Loader(images, plans, source, rule, change, spec, device, max_bad_images)
 
 
 def eval_loader(
@@ -511,7 +509,7 @@ def _source(
     replace: bool,
     decode: str = "exact",
     data_device: str | None = None,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     cache_size: int = 256,
 ) -> _FromMemory | _FromWorkers:
     """Where views come from.

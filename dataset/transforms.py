@@ -2,7 +2,7 @@
 
 Two steps, wherever they run. A *view* says which part of an image is looked at: it is cut out of
 uint8 pixels, resized and perhaps mirrored. Then the stack of equally large views is finished on the
-device in float32: redrawn (`Redraw`), put into the backbone's colour order and scale, normalised.
+device in float32: changed (augment.py), put into the backbone's colour order and scale, normalised.
 
 All resizing is bilinear with antialiasing. The evaluation's is Pillow's, bit for bit what
 torchvision makes of a PIL image; crops are resized by torch, which is several times as fast and
@@ -28,12 +28,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 if TYPE_CHECKING:
+    from dataset.augment import Change
     from net import InputSpec
 
 # --- random numbers that depend on nothing but their names ----------------------------------------
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-VIEW_STREAM, REDRAW_STREAM, REPLACEMENT_STREAM = range(3)
+VIEW_STREAM, CHANGE_STREAM, REPLACEMENT_STREAM = range(3)
 
 
 def uniforms(
@@ -138,9 +139,9 @@ class RandomCrop:
         resize = resize if self.resize else 0
         shapes = resized_shape(shapes, resize)
         height, width = shapes[:, :1], shapes[:, 1:]
-        area = height * width * _between(self.scale, u[:, : self.attempts])
+        area = height * width * between(self.scale, u[:, : self.attempts])
         low, high = np.log(self.ratio)
-        ratio = np.exp(_between((low, high), u[:, self.attempts : 2 * self.attempts]))
+        ratio = np.exp(between((low, high), u[:, self.attempts : 2 * self.attempts]))
         crop = np.stack([np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))], axis=2)
         crop = crop.astype(np.int64)  # (B, attempts, 2)
         fits = ((crop > 0) & (crop <= shapes[:, None])).all(axis=2)
@@ -162,7 +163,8 @@ class RandomCrop:
         return np.stack([tall, wide], axis=1).astype(np.int64)
 
 
-def _between(limits: Sequence[float], u: np.ndarray) -> np.ndarray:
+def between(limits: Sequence[float], u: np.ndarray) -> np.ndarray:
+    """Uniform numbers of [0, 1) moved into [low, high)."""
     low, high = limits
     return low + (high - low) * u
 
@@ -204,222 +206,13 @@ def resize(pixels: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(pixels, shape, mode="bilinear", antialias=True)
 
 
-# --- redrawing: drawn pictures in another hand ----------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Redraw:
-    """Random geometry and colour for drawings on white: the same thing, drawn by another hand.
-
-    Never mirrors and hardly turns a picture, since for many drawings that changes what they mean.
-    All of it is batched float32 arithmetic on the device, on ink = 1 - RGB: white is zero, what
-    lies outside the picture is white, and the paper keeps its colour. 0 turns a change off.
-
-    Attributes:
-        scale: range of the zoom. aspect: largest log stretch of one axis against the other.
-        rotation: largest angle in degrees. shift: largest shift as a share of the side.
-        bend: standard deviation of a smooth random displacement, as a share of half the side.
-        outline: probability of keeping the edges alone.
-        mixing: standard deviation of the entries of a random 3×3 matrix on the colours' ink.
-        grey: probability of losing all colour; saturation: range of its factor otherwise.
-        ink: largest change of the amount of ink.
-        tone: largest t of RGB → RGB + t·RGB·(1 - RGB), a cheap gamma (0.4 is about e^±0.3).
-        negative: probability of inverted colours.
-        erase: probability of one rectangle of a random colour; sides: range of its sides' share.
-    """
-
-    scale: tuple[float, float] = (0.75, 1.2)
-    aspect: float = 0.1
-    rotation: float = 10.0
-    shift: float = 0.08
-    bend: float = 0.04
-    outline: float = 0.1
-    mixing: float = 0.3
-    grey: float = 0.3
-    saturation: tuple[float, float] = (0.4, 1.4)
-    ink: float = 0.2
-    tone: float = 0.4
-    negative: float = 0.05
-    erase: float = 0.3
-    sides: tuple[float, float] = (0.1, 0.4)
-
-    knots = 4
-    draws = 5 + 2 * knots * knots + 9 + 5 + 4 + 8
-
-    def __call__(self, pixels: torch.Tensor, u: np.ndarray) -> torch.Tensor:
-        """Redraws a batch.
-
-        Args:
-            pixels: (B, 3, S, S), 0..255, drawn on white. u: (B, draws) uniform numbers.
-
-        Returns:
-            (B, 3, S, S) float32, 0..255.
-        """
-        draw = _Draws(u, pixels.device)
-        ink = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        ink = (255.0 - ink).mul_(1 / 255)
-        ink = F.grid_sample(ink, self._grid(draw, ink.shape[2]), align_corners=False)
-        self._keep_outlines(ink, draw)
-        ink = torch.bmm(self._colour_matrix(draw), ink.flatten(2)).view_as(ink).clamp_(0, 1)
-        bright = draw.tensor(draw.around(self.tone))[:, None, None, None]
-        if self.tone:
-            ink.mul_((1 - bright) + bright * ink)
-        for rows in draw.rows(self.negative):
-            ink[rows] = 1 - ink[rows]
-        self._erase(ink, draw)
-        return ink.mul_(-255).add_(255)
-
-    def _grid(self, draw: _Draws, size: int) -> torch.Tensor:
-        """Where each pixel of the result is looked up: (B, S, S, 2) x, y in -1..1.
-
-        Rotation, zoom, shift and bend are linear in fixed functions of the position, so all grids
-        are one matrix product.
-        """
-        zoom = np.exp(draw.between(np.log(self.scale)))
-        stretch = np.exp(draw.around(self.aspect))
-        angle = draw.around(np.deg2rad(self.rotation))
-        shift = 2 * draw.around(self.shift, 2)
-        bend = self.bend * draw.normal(2 * self.knots**2)
-        across, down = 1 / (zoom * stretch), stretch / zoom
-        rows = (np.cos(angle) * across, -np.sin(angle) * across)
-        rows += (np.sin(angle) * down, np.cos(angle) * down)
-        parts = [np.stack(rows, axis=1).reshape(-1, 2, 2), shift[:, :, None]]
-        parts.append(bend.reshape(len(bend), 2, -1))
-        coefficients = draw.tensor(np.concatenate(parts, axis=2)).flatten(0, 1)
-        grid = coefficients @ _position_functions(size, self.knots, coefficients.device)
-        return grid.view(-1, 2, size, size).permute(0, 2, 3, 1)
-
-    def _keep_outlines(self, ink: torch.Tensor, draw: _Draws) -> None:
-        for rows in draw.rows(self.outline):
-            grey = F.pad(ink[rows].mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-            across = grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2]
-            down = grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1]
-            ink[rows] = torch.hypot(across, down).mul_(2).clamp_(max=1).expand(-1, 3, -1, -1)
-
-    def _colour_matrix(self, draw: _Draws) -> torch.Tensor:
-        """(B, 3, 3): the channels mixed, their saturation and the amount of ink changed."""
-        mixing = np.eye(3) + self.mixing * draw.normal(9).reshape(-1, 3, 3)
-        mixing = mixing / np.maximum(mixing.sum(axis=2, keepdims=True), 0.5)
-        weights = draw.between((0.2, 1.2), 3)
-        weights = weights / weights.sum(axis=1, keepdims=True)
-        saturation = draw.between(self.saturation)
-        saturation = np.where(draw.chance(self.grey), 0, saturation)[:, None, None]
-        saturate = saturation * np.eye(3) + (1 - saturation) * weights[:, None, :]
-        amount = 1 + draw.around(self.ink)[:, None, None]
-        return draw.tensor(amount * (saturate @ mixing))
-
-    def _erase(self, ink: torch.Tensor, draw: _Draws) -> None:
-        chosen = draw.rows(self.erase)
-        sides, centre = draw.between(self.sides, 2), draw.between((0, 1), 2)
-        corners = draw.tensor(np.stack([centre - sides / 2, centre + sides / 2]))
-        paint = draw.tensor(draw.between((0, 1), 3))
-        for rows in chosen:
-            size = ink.shape[2]
-            place = (torch.arange(size, device=ink.device) + 0.5) / size
-            low, high = corners[:, rows, :, None]
-            inside = (place >= low) & (place < high)
-            box = inside[:, :1, :, None] & inside[:, 1:, None, :]
-            ink[rows] = torch.where(box, paint[rows][:, :, None, None], ink[rows])
-
-
-class _Draws:
-    """Hands out the columns of (B, draws) uniform numbers, each once.
-
-    Everything stays on the CPU until it is needed: which images a rare change concerns is then
-    known without waiting for the GPU.
-    """
-
-    def __init__(self, u: np.ndarray, device: torch.device) -> None:
-        self._u = u
-        self._next = 0
-        self._device = device
-
-    def _take(self, count: int | None) -> np.ndarray:
-        start, self._next = self._next, self._next + (count or 1)
-        return self._u[:, start] if count is None else self._u[:, start : self._next]
-
-    def between(self, limits: Sequence[float], count: int | None = None) -> np.ndarray:
-        """(B,) or (B, count), uniform between two limits."""
-        return _between(limits, self._take(count))
-
-    def around(self, reach: float, count: int | None = None) -> np.ndarray:
-        """(B,) or (B, count), uniform in ± reach."""
-        return self.between((-reach, reach), count)
-
-    def normal(self, count: int) -> np.ndarray:
-        """(B, count) standard normal: the inverse of their distribution function."""
-        u = np.clip(self._take(count), 1e-9, 1 - 1e-9)
-        return torch.special.ndtri(torch.from_numpy(u)).numpy()
-
-    def chance(self, probability: float) -> np.ndarray:
-        """(B,) bool, true with a probability."""
-        return self._take(None) < probability
-
-    def rows(self, probability: float) -> list[torch.Tensor]:
-        """The images with `chance`: one index tensor, or nothing where there are none."""
-        rows = np.flatnonzero(self.chance(probability))
-        return [torch.from_numpy(rows).to(self._device, non_blocking=True)] if len(rows) else []
-
-    def tensor(self, values: np.ndarray) -> torch.Tensor:
-        """As float32 on the device."""
-        return torch.from_numpy(values.astype(np.float32)).to(self._device, non_blocking=True)
-
-
-@lru_cache(maxsize=8)
-def _position_functions(size: int, knots: int, device: torch.device) -> torch.Tensor:
-    """x, y, 1 and a smooth bump for each knot, at each pixel: (3 + knots², size²)."""
-    line = (torch.arange(size) + 0.5) * 2 / size - 1
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    bumps = torch.eye(knots**2).view(-1, 1, knots, knots)
-    bumps = F.interpolate(bumps, (size, size), mode="bicubic", align_corners=True)
-    plane = torch.stack([x, y, torch.ones_like(x)])
-    return torch.cat([plane, bumps[:, 0]]).flatten(1).to(device)
-
-
-class Augmentation(NamedTuple):
-    """What training does to an image; without `crop` it is looked at as in evaluation."""
-
-    crop: RandomCrop | None = None
-    redraw: Redraw | None = None
-
-
-AUGMENTATIONS = {
-    "none": Augmentation(),
-    "crop": Augmentation(crop=RandomCrop()),
-    "sec": Augmentation(crop=RandomCrop(scale=(0.16, 1.0), resize=True)),
-    "emoji": Augmentation(redraw=Redraw()),
-}
-"""Values of `--augment`; "sec" is what the spherical-embedding code does."""
-
-
 # --- what the network gets ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shrunk:
-    """Every picture at a fixed zoom on white: how evaluation may look at drawings.
-
-    Attributes:
-        zoom: 0.9 shows the picture at 90 % of its size; 1 leaves it.
-    """
-
-    zoom: float
-
-    draws = 0
-
-    def __call__(self, images: torch.Tensor, u: np.ndarray) -> torch.Tensor:
-        """(B, 3, H, W), 0..255 → the same, float32; `u` is not used."""
-        ink = 255.0 - images
-        scaling = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], device=ink.device) / self.zoom
-        scaling = scaling.expand(len(ink), 2, 3)
-        grid = F.affine_grid(scaling, list(ink.shape), align_corners=False)
-        return 255.0 - F.grid_sample(ink, grid, align_corners=False)
 
 
 def to_network(
     pixels: torch.Tensor,
     spec: InputSpec,
-    redraw: Redraw | Shrunk | None = None,
+    change: Change | None = None,
     u: np.ndarray | None = None,
 ) -> torch.Tensor:
     """Pixels as the backbone wants them.
@@ -427,7 +220,7 @@ def to_network(
     Args:
         pixels: (B, 3, S, S) RGB, 0..255, uint8 or float32; fastest with the channels last.
         spec: colour order, scale, mean and standard deviation (net.InputSpec).
-        redraw: changes the pixels first, with `u` (B, redraw.draws).
+        change: is done to the pixels first, with `u` (B, change.draws).
 
     Returns:
         (B, 3, S, S) float32, channels last.
@@ -440,8 +233,8 @@ def to_network(
         step = max(1, _PIXELS_AT_A_TIME // size**2)
     for start in range(0, images, step):
         part, out = pixels[start : start + step], result[start : start + step]
-        if redraw is not None:
-            part = redraw(part, u[start : start + step])
+        if change is not None:
+            part = change(part, u[start : start + step])
         rows = part.permute(0, 2, 3, 1)
         if spec.color == "BGR":
             rows = rows.flip(3)

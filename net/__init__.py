@@ -16,7 +16,6 @@ from losses import Embeddings
 from net.bn_inception import BNInception
 from net.googlenet import GoogLeNet
 from net.heads import (
-    HEAD_INITS,
     HEADS,
     POOLINGS,
     UNCERTAINTY_SCALE,
@@ -24,9 +23,13 @@ from net.heads import (
     make_head,
     pool,
 )
+from net.heads import (
+    head_init as check_head_init,
+)
 from net.masks import EmbeddingMasks
 from net.resnet import DEPTHS, ResNet
 from net.weights import (
+    canonical,
     checkpoint_options,
     load_checkpoint,
     load_pretrained,
@@ -43,6 +46,7 @@ __all__ = [
     "EmbeddingNet",
     "InputSpec",
     "build",
+    "canonical",
     "checkpoint_options",
     "load_checkpoint",
 ]
@@ -107,6 +111,7 @@ class EmbeddingNet(nn.Module):
         pooling: str,
         head_norm: bool,
         head_init: str,
+        head_parts: int,
         dropout: float,
         bn_freeze: str,
         masks: EmbeddingMasks | None,
@@ -127,7 +132,7 @@ class EmbeddingNet(nn.Module):
         backbone.add_module("head_norm", nn.BatchNorm1d(features) if head_norm else None)
         for head, size in head_sizes(heads, embedding_size).items():
             scale = UNCERTAINTY_SCALE if head == "uncertainty" else 1.0
-            backbone.add_module(head, make_head(features, size, head_init, scale))
+            backbone.add_module(head, make_head(features, size, head_init, scale, head_parts))
         self.dropout = nn.Dropout(dropout)
         self.masks = masks
         self.register_load_state_dict_pre_hook(_drop_dead_layers)
@@ -277,6 +282,7 @@ def build(
     width: float = 1.0,
     head_norm: bool = False,
     head_init: str = "kaiming",
+    head_parts: int = 1,
     dropout: float = 0.0,
     bn_freeze: str | int = "0",
     masks: EmbeddingMasks | None = None,
@@ -296,7 +302,8 @@ def build(
             both a ResNet's first kernel is 3×3; the inceptions keep theirs, so that weights load.
         width: channels of a ResNet as a multiple of the published ones.
         head_norm: a trained BatchNorm before the heads (spherical embeddings).
-        head_init: `kaiming`, or PyTorch's `default` (spherical embeddings, divide and conquer).
+        head_init: `kaiming`, or PyTorch's `default` (spherical embeddings, divide and conquer), and
+            others: see `heads.head_init`. head_parts: runs of rows that start separately.
         dropout: on the pooled features (divide and conquer: .01).
         bn_freeze: BatchNorms of the backbone. `0`: trained. `1`: running statistics are fixed,
             scale and shift have no gradient until `freeze_backbone(False)` ends a warm-up.
@@ -310,7 +317,8 @@ def build(
     """
     name = _model_name(model)
     heads, bn_freeze = tuple(heads), str(int(bn_freeze) if bn_freeze in (0, 1) else bn_freeze)
-    _check_choices(pooling=pooling, stem=stem, head_init=head_init, bn_freeze=bn_freeze)
+    _check_choices(pooling=pooling, stem=stem, bn_freeze=bn_freeze)
+    check_head_init(head_init)
     pretrained = None if pretrained == "none" else pretrained
     if embedding_size < 1:
         raise InputError(f"embedding size {embedding_size}: it must be at least 1")
@@ -334,6 +342,7 @@ def build(
         pooling=pooling,
         head_norm=head_norm,
         head_init=head_init,
+        head_parts=head_parts,
         dropout=dropout,
         bn_freeze=bn_freeze,
         masks=masks,
@@ -369,7 +378,6 @@ def _check_choices(**chosen: str) -> None:
     known = {
         "pooling": POOLINGS,
         "stem": STEMS,
-        "head_init": HEAD_INITS,
         "bn_freeze": BN_FREEZE,
         "input_spec": INPUTS,
     }

@@ -6,6 +6,10 @@ DDML's, where it and the main head give a mean and a deviation each and are twic
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +19,37 @@ from utils import InputError
 HEADS = ("embedding", "uncertainty", "specific")
 POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4}
 """Name → cells along each side of the pooled map; the features of all cells follow each other."""
-HEAD_INITS = ("kaiming", "default")
+Init = Callable[[Tensor], object]
+
+
+def head_init(name: str) -> tuple[Init | None, float | None]:
+    """How a head's weights start, and its biases, by the name of `--head-init`.
+
+    `kaiming`: normal by fan_out with zero bias (Proxy-Anchor and all that is built on it);
+    `default` and `pt_splitted`: PyTorch's own; `xavier_uniform_GAIN`, `xavier_normal_GAIN`,
+    `kaiming_normal_fan_in`, `kaiming_normal_fan_out` with PyTorch's own biases; `trunc_normal`:
+    standard deviation .1, cut at two of them, biases .1. None leaves what PyTorch's own are.
+
+    Raises:
+        InputError: an unknown name, or a gain that is no positive number.
+    """
+    if name in ("default", "pt_splitted"):
+        return None, None
+    if name == "kaiming":
+        return partial(nn.init.kaiming_normal_, mode="fan_out"), 0.0
+    if name == "trunc_normal":
+        return partial(nn.init.trunc_normal_, std=0.1, a=-0.2, b=0.2), 0.1
+    if name in ("kaiming_normal_fan_in", "kaiming_normal_fan_out"):
+        return partial(nn.init.kaiming_normal_, mode=name.removeprefix("kaiming_normal_")), None
+    kinds = {"xavier_uniform": nn.init.xavier_uniform_, "xavier_normal": nn.init.xavier_normal_}
+    match = re.fullmatch(r"(xavier_uniform|xavier_normal)(?:_(\d*\.?\d+))?", name)
+    if match is None:
+        raise InputError(
+            f"--head-init {name} is unknown; use kaiming, default, xavier_uniform_GAIN, "
+            "xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out, trunc_normal or "
+            "pt_splitted"
+        )
+    return partial(kinds[match[1]], gain=float(match[2] or 1)), None
 
 
 def pool(maps: Tensor, pooling: str) -> Tensor:
@@ -49,17 +83,19 @@ UNCERTAINTY_SCALE = 0.01
 """IDML's similarity vanishes for a large uncertainty: its head starts with ‖u‖² around 1."""
 
 
-def make_head(features: int, size: int, init: str, scale: float = 1.0) -> nn.Linear:
-    """A linear head F → size.
+def make_head(features: int, size: int, init: str, scale: float = 1.0, parts: int = 1) -> nn.Linear:
+    """A linear head F → size, started as `init` says (see `head_init`).
 
-    `init` is `kaiming` (Kaiming-normal by fan_out, zero bias: Proxy-Anchor and all that is built
-    on it) or `default` (PyTorch's own: spherical embeddings, divide and conquer); `scale` times
-    the weights it starts with.
+    `scale` times the weights it starts with; `parts` runs of equally many rows start each as a
+    layer of its own (divide and conquer: one a cluster).
     """
     head = nn.Linear(features, size)
-    if init == "kaiming":
-        nn.init.kaiming_normal_(head.weight, mode="fan_out")
-        nn.init.zeros_(head.bias)
+    start_weight, start_bias = head_init(init)
     with torch.no_grad():
+        if start_weight is not None:
+            for rows in head.weight.tensor_split(min(parts, size)):
+                start_weight(rows)
+        if start_bias is not None:
+            head.bias.fill_(start_bias)
         head.weight.mul_(scale)
     return head

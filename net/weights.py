@@ -43,6 +43,7 @@ IMAGENET_URLS = {
     "resnet34": f"{_TORCHVISION}/resnet34-b627a593.pth",
     "resnet50": f"{_TORCHVISION}/resnet50-0676ba61.pth",
     "resnet101": f"{_TORCHVISION}/resnet101-63fe2227.pth",
+    "resnet152": f"{_TORCHVISION}/resnet152-394f9c45.pth",
     "googlenet": f"{_TORCHVISION}/googlenet-1378be20.pth",
 }
 """The name of each file ends with the first digits of its sha256."""
@@ -252,6 +253,7 @@ _RESNETS = {
     (False, 3, 4, 6, 3): "resnet34",
     (True, 3, 4, 6, 3): "resnet50",
     (True, 3, 4, 23, 3): "resnet101",
+    (True, 3, 8, 36, 3): "resnet152",
 }
 
 

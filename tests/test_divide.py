@@ -119,7 +119,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, good: Callable[[int], bool]) -> lis
     """k-means answers with a good division for some seeds; returns the list of seeds asked for."""
     asked: list[int] = []
 
-    def kmeans(x: torch.Tensor, k: int, seed: int) -> Clustering:
+    def kmeans(x: torch.Tensor, k: int, seed: int, start: None) -> Clustering:
         asked.append(seed)
         return Clustering(torch.from_numpy(GOOD if good(seed) else BAD), x[:k], 0.0)
 
@@ -164,6 +164,48 @@ def corners(groups: int, images: int) -> tuple[torch.Tensor, np.ndarray, np.ndar
     return F.normalize(features + 0.01 * noise), labels, group
 
 
+def test_every_live_flag_of_the_released_command_trains(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tiny.run(images, tmp_path, "first", f"{DIVIDED} --epochs 1")
+    (file,) = first.glob("*best.pth")
+    flags = (
+        f"--album ColorHeavy --init-method xavier_normal_2 --ratio-classes 1.0 --checkpoint {file} "
+        "--clustering-method kmeans_adaptive_centroids --num-replicas 2 --batch-sampler randombatch"
+    )
+    folder = tiny.run(images, tmp_path, "second", f"{DIVIDED} --epochs 3 {flags}")
+    assert len(tiny.metrics_rows(folder)) == 3
+
+
+def test_adaptive_centroids_keep_a_division_that_starting_anew_would_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = F.normalize(torch.randn(4, 16, generator=generator))
+    features = centres.repeat_interleave(30, dim=0)
+    features = F.normalize(features + 0.05 * torch.randn(120, 16, generator=generator))
+    labels = np.arange(120) // 10
+    previous = np.repeat([2, 0, 3, 1], 30)
+    starts: list[torch.Tensor | None] = []
+    real = clusters.kmeans
+
+    def watched(*args, start=None, **more):
+        starts.append(start)
+        return real(*args, start=start, **more)
+
+    monkeypatch.setattr(clusters, "kmeans", watched)
+    found = divide(features, labels, 4, 1, previous=previous, adaptive=True)
+    assert (found == previous).all()
+    means = torch.stack([features[torch.from_numpy(previous == c)].mean(0) for c in range(4)])
+    torch.testing.assert_close(starts[0], means)
+    starts.clear()
+    # A cluster without images has no mean, and a first division nothing before it.
+    divide(features, labels, 4, 1, previous=np.where(previous == 3, 1, previous), adaptive=True)
+    divide(features, labels, 4, 1, adaptive=True)
+    divide(features, labels, 4, 1, previous=previous)
+    assert starts == [None, None, None]
+
+
 def test_a_division_doubles_after_it_is_renumbered() -> None:
     features, labels, group = corners(groups=8, images=8)
     before = divide(features, labels, 4, 1)
@@ -183,7 +225,9 @@ def test_halves_have_seeds_and_trials_of_their_own(monkeypatch: pytest.MonkeyPat
     asked = []
     kmeans = clusters.kmeans
     monkeypatch.setattr(
-        clusters, "kmeans", lambda x, k, seed: asked.append((len(x), k, seed)) or kmeans(x, k, seed)
+        clusters,
+        "kmeans",
+        lambda x, k, seed, start: asked.append((len(x), k, seed)) or kmeans(x, k, seed),
     )
     divide(features, labels, 2, 1234, split=True)
     assert asked[0] == (32, 2, 1234)

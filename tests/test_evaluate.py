@@ -372,11 +372,11 @@ def test_block_size_changes_nothing(runs, command, tmp_path):
 
 def test_data_are_loaded_once_for_all_checkpoints(runs, tmp_path, monkeypatch):
     loads = []
-    load = dataset.load
-    monkeypatch.setattr(dataset, "load", lambda *a, **k: loads.append(a) or load(*a, **k))
+    load = dataset.Choice.load
+    monkeypatch.setattr(dataset.Choice, "load", lambda *a, **k: loads.append(a) or load(*a, **k))
     line = ["--resume", str(runs.seed1), str(runs.other), "--metrics", "retrieval"]
     evaluate.run(options.parse_evaluate([*line, "--workers", "0"]))
-    assert [arguments[2] for arguments in loads] == ["eval"]
+    assert [arguments[1] for arguments in loads] == ["eval"]
 
 
 def test_bootstrap_follows_its_seed(runs, command, tmp_path):

@@ -21,6 +21,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from dataset import cache as cache_module
+from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import ImageSet, PathTable
 from dataset.cache import open_cache
 from dataset.loader import Loader, eval_loader, train_loader
@@ -32,10 +33,8 @@ from dataset.samplers import (
     make_sampler,
 )
 from dataset.transforms import (
-    AUGMENTATIONS,
     PixelStore,
     RandomCrop,
-    Redraw,
     Views,
     centre_views,
     cut,
@@ -798,6 +797,7 @@ SLOW_BUILD = """
 import sys, time
 import numpy as np
 from dataset import cache
+from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import ImageSet, PathTable
 folder, count, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 cache.SHARD = 4
@@ -875,7 +875,70 @@ def test_a_cache_too_large_for_the_gpu_is_an_input_error(photographs, monkeypatc
         cache_module._check_room(4 << 30, cuda, photographs)
 
 
+# --- albums ---------------------------------------------------------------------------------------
+
+
+def through_album(album: Album, pixels: torch.Tensor, index: np.ndarray) -> torch.Tensor:
+    return album(pixels, uniforms(3, 0, index, album.draws))
+
+
+def test_an_album_with_nothing_in_it_changes_nothing():
+    pixels = torch.from_numpy(np.stack([photograph(32, 32, seed) for seed in range(6)]))
+    pixels = pixels.permute(0, 3, 1, 2)
+    assert torch.allclose(through_album(Album(), pixels, np.arange(6)), pixels.float(), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Geom", "GeomColor", "ColorHeavy"])
+def test_an_album_changes_each_image_alone(name):
+    pixels = torch.from_numpy(np.stack([photograph(48, 48, seed) for seed in range(24)]))
+    pixels, album = pixels.permute(0, 3, 1, 2), AUGMENTATIONS[name].change
+    together = through_album(album, pixels, np.arange(24))
+    some = np.array([17, 2, 9])
+    assert torch.allclose(through_album(album, pixels[some], some), together[some], atol=1e-3)
+    assert together.dtype == torch.float32 and together.min() >= 0 and together.max() <= 255
+    changed = (together - pixels).abs().amax((1, 2, 3)) > 1
+    assert changed.sum() > 12
+
+
+def test_colour_of_albums_is_that_of_torchvision():
+    image = torch.from_numpy(photograph(40, 40, 5)).permute(2, 0, 1)[None]
+    still = {"light": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    by_name = {
+        "light": (1, tv.adjust_brightness),
+        "contrast": (2, tv.adjust_contrast),
+        "saturation": (3, tv.adjust_saturation),
+    }
+    for name, (column, reference) in by_name.items():
+        album = Album(colour=1.0, **{**still, name: 0.4})
+        u = uniforms(8, 0, np.array([4]), album.draws)
+        factor = 0.6 + 0.8 * u[0, 4 + column]
+        expected = reference(image, factor).float()
+        assert (album(image, u) - expected).abs().mean() < 1, name
+    grey = through_album(Album(grey=1.0), image, np.array([1]))
+    assert (grey - tv.rgb_to_grayscale(image, 3)).abs().max() < 1.5
+    turned = through_album(Album(colour=1.0, **{**still, "hue": 0.1}), image, np.array([1]))
+    inside = ((turned > 0) & (turned < 255)).all(1)
+    kept, was = turned.mean(1)[inside], image.float().mean(1)[inside]
+    assert inside.float().mean() > 0.5 and (turned - image).abs().mean() > 2
+    assert torch.allclose(kept, was, atol=0.01 * 255)
+
+
+def test_geometry_of_albums():
+    white = torch.full((64, 3, 56, 56), 255, dtype=torch.uint8)
+    index = np.arange(64)
+    assert torch.allclose(through_album(Album(turn=1.0), white, index), white.float(), atol=1e-2)
+    assert torch.allclose(through_album(Album(blur=1.0), white, index), white.float(), atol=1e-2)
+    holed = through_album(Album(drop=1.0), white, index)
+    black = (holed == 0).all(1).float().mean((1, 2))
+    assert (black > 0).float().mean() > 0.9 and black.max() <= 5 * (40 / 224) ** 2
+    one = torch.from_numpy(photograph(56, 56, 1)).permute(2, 0, 1).expand(64, -1, -1, -1)
+    turned = through_album(Album(turn=1.0), one, index)
+    assert ((turned - one).abs().mean((1, 2, 3)) > 1).float().mean() > 0.9
+    blurred = through_album(Album(blur=1.0), one, index)
+    assert (blurred.diff(dim=3).abs().mean((1, 2, 3)) < one.float().diff(dim=3).abs().mean()).all()
+
+
 def test_names_of_augmentations():
-    assert set(AUGMENTATIONS) == {"crop", "sec", "emoji", "none"}
+    assert set(AUGMENTATIONS) == {"crop", "sec", "emoji", "none", "Geom", "GeomColor", "ColorHeavy"}
     assert AUGMENTATIONS["emoji"].crop is None and AUGMENTATIONS["sec"].crop.scale == (0.16, 1.0)
     assert logging.getLogger("dataset").level == logging.NOTSET

@@ -743,7 +743,7 @@ def test_published_constants_of_the_library_losses():
     wider = build("Triplet", CLASSES, SIZE, margin=0.3)
     assert wider.loss.margin == wider.miner.margin == 0.3
     n_pair = build("NPair", CLASSES, SIZE)
-    assert not n_pair.loss.distance.normalize_embeddings and n_pair.unit_length is False
+    assert not n_pair.loss.distance.normalize_embeddings
     assert build("Proxy_NCA", CLASSES, SIZE).loss.softmax_scale == 32
     assert build("Contrastive", CLASSES, SIZE).loss.neg_margin == 0.5
     circle = build("Circle", CLASSES, SIZE).loss
@@ -976,8 +976,6 @@ def test_what_each_loss_is_fed():
         torch.manual_seed(2)
         torch.testing.assert_close(loss, criterion(unit, labels))
         loss, criterion = fed("NPair", l2_norm)
-        torch.testing.assert_close(loss, criterion(embeddings, labels))
-        loss, criterion = fed("pml:NPairsLoss", l2_norm)
         torch.testing.assert_close(loss, criterion(unit if l2_norm else embeddings, labels))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import files_in
+from conftest import ROOT, SMALL, files_in
 from PIL import Image
 
 import evaluate
@@ -95,6 +95,62 @@ def test_every_sensible_pair_trains(loss: str, method: str, images: Path, tmp_pa
     assert {"model.conv1.weight", "model.embedding.weight"} <= set(moved)
     assert ("masks.weight" in moved) == (method == "masks")
     assert ("model.specific.weight" in moved) == (method == "disentangled")
+
+
+@pytest.mark.parametrize(("loss", "method"), PAIRS)
+def test_every_sensible_pair_trains_on_the_embedded_data(
+    loss: str, method: str, tmp_path: Path
+) -> None:
+    flags = f"--ratio-classes 0.1 --epochs 1 --warm 0 --IPC 2 --loss {loss} {METHODS[method]}"
+    where = f"--data-root {ROOT / 'data'} --LOG_DIR {tmp_path} --name run"
+    train.main(options.parse_train([*SMALL, *flags.split(), *where.split()]))
+    (row,) = tiny.metrics_rows(tmp_path / "run")
+    assert np.isfinite(float(row["loss"])) and float(row["R@1"]) > 1 / 54  # chance
+
+
+@pytest.mark.parametrize("loss", ["triplet", "semihtriplet", "n-npair", "ms"])
+@pytest.mark.parametrize("constraint", ["", "--sec_wei 1", "--l2reg_wei 1e-3"])
+def test_spherical_losses_log_norms_and_cosines_with_and_without_a_constraint(
+    loss: str, constraint: str, images: Path, tmp_path: Path
+) -> None:
+    flags = f"--use_loss {loss} --instances 2 --steps 4 --eval-steps 4 {constraint}"
+    (row,) = tiny.metrics_rows(tiny.run(images, tmp_path, "run", flags))
+    assert float(row["norm_mean"]) > 0 and float(row["norm_var"]) >= 0
+    assert -1 <= float(row["cos_negative"]) < float(row["cos_positive"]) <= 1
+
+
+def test_every_epoch_has_a_row_with_its_terms(images: Path, tmp_path: Path) -> None:
+    flags = "--disent True --epochs 3 --eval-every 2 --warm 0"
+    rows = tiny.metrics_rows(tiny.run(images, tmp_path, "run", flags))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    for row in rows:
+        assert all(np.isfinite(float(row[term])) for term in ("agnostic", "specific", "split"))
+    assert [bool(row["R@1"]) for row in rows] == [False, True, True]
+
+
+def test_training_starts_from_the_weights_of_a_checkpoint(images: Path, tmp_path: Path) -> None:
+    first = tiny.run(images, tmp_path, "first", "--epochs 2 --warm 0")
+    start = saved(first, "best")["model_state_dict"]
+    (file,) = first.glob("*best.pth")
+    network = tiny.prepare(images, f"--checkpoint {file}").network.state_dict()
+    assert same(dict(network), dict(start))
+    divided = tiny.prepare(images, f"--checkpoint {file} --nb-clusters 2").network
+    assert len(divided.masks) == 1 and same(
+        {k: v for k, v in divided.state_dict().items() if k != "masks.weight"}, dict(start)
+    )
+    with pytest.raises(InputError, match="embeddings of size 8, the network 4"):
+        tiny.prepare(images, f"--checkpoint {file} --embedding-size 4")
+
+
+def test_a_share_of_the_classes(images: Path, tmp_path: Path) -> None:
+    training = tiny.prepare(images, "--ratio-classes 0.5")
+    assert training.data.train.num_classes == 4 and len(training.data.train) == 24
+    assert training.data.test[0].queries.num_classes == 4
+    folder = tiny.run(images, tmp_path, "run", "--ratio-classes 0.5 --epochs 1")
+    (file,) = folder.glob("*best.pth")
+    args = options.parse_evaluate(["--resume", str(file), "--workers", "0"])
+    found = evaluate.data_options(saved(folder, "best"), args)
+    assert evaluate.evaluations(evaluate.data_choice(found))[0].queries.num_classes == 4
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torchvision
 from torch import nn
 
 import net
-from net import EmbeddingMasks, weights
+from net import EmbeddingMasks, heads, weights
 from net.bn_inception import BNInception
 from net.layers import average_conv_norm, conv_norm
 from utils import InputError
@@ -525,6 +525,33 @@ def test_files_of_another_network_are_named() -> None:
         net.load_checkpoint(tiny(), state)
 
 
+@pytest.mark.parametrize(
+    ("name", "deviation", "bias"),
+    [
+        ("kaiming", (2 / 64) ** 0.5, 0.0),
+        ("xavier_normal_2", 2 * (2 / (16 + 200)) ** 0.5, None),
+        ("xavier_uniform_0.5", 0.5 * (2 / (16 + 200)) ** 0.5, None),
+        ("kaiming_normal_fan_in", (2 / 200) ** 0.5, None),
+        ("kaiming_normal_fan_out", (2 / 16) ** 0.5, None),
+        ("trunc_normal", 0.1 * 0.88, 0.1),
+        ("pt_splitted", (1 / 3 / 200) ** 0.5, None),
+    ],
+)
+def test_starts_of_a_head(name: str, deviation: float, bias: float | None) -> None:
+    torch.manual_seed(0)
+    parts = 1 if name == "kaiming" else 4  # 64 rows, of which 16 start together
+    head = heads.make_head(200, 64, name, parts=parts)
+    assert head.weight.std().item() == pytest.approx(deviation, rel=0.05)
+    limit = 200**-0.5
+    assert (head.bias == bias).all() if bias is not None else 0 < head.bias.abs().max() <= limit
+
+
+@pytest.mark.parametrize("name", ["xavier_uniform_big", "zeros", "xavier"])
+def test_unknown_starts_of_a_head_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"--head-init {name} is unknown.*xavier_normal_GAIN"):
+        net.build("resnet10", 8, head_init=name)
+
+
 def test_a_refused_file_changes_nothing() -> None:
     network, state = tiny(), tiny(width=0.25).state_dict()
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -533,7 +560,9 @@ def test_a_refused_file_changes_nothing() -> None:
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["bn_inception", "googlenet", "resnet34", "resnet101"])
+@pytest.mark.parametrize(
+    "name", ["bn_inception", "googlenet", "resnet34", "resnet101", "resnet152"]
+)
 def test_every_architecture_is_told_by_its_keys(name: str) -> None:
     with torch.device("meta"):
         state = net.build(name, 4).state_dict()

@@ -571,11 +571,9 @@ def test_flags_of_published_commands(flags: str, expected: dict[str, object]) ->
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--album Geom", ["--album", "Geom", "not implemented", "--augment"]),
-        ("--init-method trunc_normal", ["--init-method", "not implemented", "--head-init"]),
-        ("--ratio-classes 0.5", ["--ratio-classes", "not implemented", "csv:FILE"]),
-        ("--clustering-method kmeans_adaptive_centroids", ["--clustering-method", "kmeans"]),
-        ("--checkpoint x.pt", ["--checkpoint", "not implemented", "--resume-run"]),
+        ("--album Sepia", ["--augment/--album", "Sepia", "ColorHeavy"]),
+        ("--ratio-classes 0", ["--ratio-classes", "above 0"]),
+        ("--clustering-method spectral", ["--clustering-method", "kmeans_adaptive_centroids"]),
         ("--hierarchy-method sideways", ["--hierarchy-method", "top_bot"]),
         ("--lr_gamma 0.3", ["--lr-decay-gamma", "--schedule step"]),
     ],

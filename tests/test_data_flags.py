@@ -1,0 +1,142 @@
+"""The data flags of train.py and evaluate.py, on the user's own images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import run_cli
+
+import evaluate
+import options
+from utils import InputError
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_images(tmp_path_factory.mktemp("data") / "tiny")
+
+
+def command(data: str, logs: Path, *more: str) -> list[str]:
+    return ["--dataset", data, *tiny.NETWORK, "--LOG_DIR", str(logs), "--name", "run", *more]
+
+
+def best(logs: Path) -> Path:
+    (file,) = (logs / "run").glob("*best.pth")
+    return file
+
+
+def test_a_folder_of_ones_own_photos_trains_and_evaluates(images: Path, tmp_path: Path) -> None:
+    photos = f"folder:{images / 'train'}"
+    held_out = ["--eval-classes", "0.25", "--split-seed", "3"]
+    done = run_cli("train.py", *command(photos, tmp_path, "--epochs", "1", *held_out), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "36 images, 6 classes" in done.stdout and "12 images, 2 classes" in done.stdout
+    again = run_cli(
+        *("evaluate.py", "--resume", str(best(tmp_path)), "--json", "n.json", "--workers", "0"),
+        cwd=tmp_path,
+    )
+    assert again.returncode == 0, again.stderr
+    (numbers,) = json.loads((tmp_path / "n.json").read_text())["results"]
+    assert numbers["images"] == 12 and numbers["classes"] == 2
+    args = options.parse_evaluate(["--resume", str(best(tmp_path))])
+    checkpoint = torch.load(best(tmp_path), weights_only=True)
+    choice = evaluate.data_choice(evaluate.data_options(checkpoint, args))
+    assert (choice.eval_classes, choice.split_seed) == (0.25, 3)
+    assert set(choice.load("eval").class_names) < set(choice.load("train").class_names) | set(
+        choice.load("eval").class_names
+    )
+
+
+def test_a_csv_of_ones_own_photos_trains(images: Path, tmp_path: Path) -> None:
+    rows = ["path,label,split"]
+    for path in sorted(images.rglob("*.png")):
+        rows.append(f"{path},{path.parent.name},{path.parent.parent.name}")
+    (tmp_path / "my photos.csv").write_text("\n".join(rows))
+    data = f"csv:{tmp_path / 'my photos.csv'}"
+    done = run_cli("train.py", *command(data, tmp_path, "--epochs", "1"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "48 images, 8 classes" in done.stdout and "24 images, 8 classes" in done.stdout
+
+
+@pytest.mark.parametrize("device", [[], ["--data-device", "cpu"]])
+def test_the_cache_gives_evaluation_the_numbers_of_the_files(
+    images: Path, tmp_path: Path, device: list[str]
+) -> None:
+    flags = f"--epochs 1 --decode cache --cache-dir {tmp_path / 'cache'} --cache-size 37"
+    logs = tmp_path / "logs"
+    training = tiny.prepare(images, f"{flags} {' '.join(device)}")
+    cached = training.evaluate(training.data.test)
+    training.args.decode = "exact"
+    exact = training.evaluate(training.data.test)
+    # 32 pixels are cut from images whose short side is 32·256/224 ≈ 37.
+    assert torch.equal(cached[0].embeddings, exact[0].embeddings)
+    tiny.run(images, logs, "run", flags)
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # one for each split
+
+
+def test_training_from_the_cache_is_the_same_for_every_number_of_workers(
+    images: Path, tmp_path: Path
+) -> None:
+    flags = f"--decode cache --cache-dir {tmp_path} --cache-size 37"
+    batches = []
+    for workers in (0, 2):
+        loader = tiny.prepare(images, f"{flags} --workers {workers}").loader
+        loader.set_epoch(1)
+        batches.append(list(loader))
+    for one, other in zip(*batches, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.index, other.index)
+
+
+def test_bad_images_are_replaced_up_to_the_share_that_is_admitted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tiny.write_images(tmp_path / "data")
+    broken = images / "train" / "train3" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    folder = tiny.run(images, tmp_path, "run", "--epochs 2 --max-bad-images 0.05")
+    assert len(tiny.metrics_rows(folder)) == 2
+    named = [record.message for record in caplog.records if "2.png" in record.message]
+    assert len(named) == 1 and "other images of its class take its place" in named[0]
+    with pytest.raises(InputError, match=r"1 of 48 images cannot be read.*--max-bad-images 0.01"):
+        tiny.run(images, tmp_path, "stopped", "--epochs 2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--dataset emoji --decode cache", ["--decode", "photographs"]),
+        ("--dataset cub --cache-size 200", ["--cache-size", "--decode cache"]),
+        ("--dataset cub --eval-classes 0.3", ["--eval-classes", "your own images"]),
+        ("--dataset folder:x --split-seed -1", ["--split-seed", "below"]),
+        ("--dataset folder:x --eval-classes 1.5", ["--eval-classes", "out of range"]),
+    ],
+)
+def test_data_flags_without_effect_are_refused(
+    flags: str, words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        options.parse_train(flags.split())
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and all(word in said for word in words)
+
+
+def test_the_data_device_needs_a_gpu_or_says_so(images: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this is what happens without a GPU")
+    with pytest.raises(InputError, match="--data-device cuda needs a GPU"):
+        tiny.prepare(images, "--decode cache --data-device cuda")
+
+
+def test_every_log_line_says_how_fast_and_how_much_is_waiting(images: Path, tmp_path: Path) -> None:
+    done = run_cli(
+        "train.py", *command(f"folder:{images}", tmp_path, "--epochs", "2"), cwd=tmp_path
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2 and all("img/s" in line and "waiting " in line for line in lines)
+    waits = [float(row["data_wait"]) for row in tiny.metrics_rows(tmp_path / "run")]
+    assert all(np.isfinite(wait) and 0 <= wait <= 1 for wait in waits)
