@@ -354,6 +354,47 @@ def test_pytorch_metric_learning(gallery):
     assert ours["MAP@R"] == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-6)
 
 
+def ours_like_the_calculator(query, query_labels, reference=None, reference_labels=None):
+    """What a user of AccuracyCalculator puts in its place: the same arguments and names."""
+    found = retrieval_metrics(query, query_labels, reference, reference_labels, ks=(1,))
+    names = {"precision_at_1": "R@1", "r_precision": "RP", "mean_average_precision_at_r": "MAP@R"}
+    clusters = kmeans(query, len(query_labels.unique())).labels
+    agreement = nmi_f1(query_labels, clusters, ami=True)
+    return {theirs: found[ours] for theirs, ours in names.items()} | {
+        name: agreement[name] for name in ("NMI", "AMI")
+    }
+
+
+@pytest.mark.parametrize("case", ["same set", "gallery", "lone images", "gallery lacks a class"])
+def test_replacing_the_accuracy_calculator_changes_no_number(case):
+    peer = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    pytest.importorskip("faiss")
+    calculator = peer.AccuracyCalculator(
+        include=(*("precision_at_1", "r_precision", "mean_average_precision_at_r"), "NMI", "AMI"),
+        k="max_bin_count",
+        device=torch.device("cpu"),
+        kmeans_func=lambda x, count: kmeans(x, count).labels,  # theirs draws other clusters
+    )
+    x, labels = clusters_of(40, 32, 600, 1.3, seed=15)
+    x, labels = F.normalize(torch.from_numpy(x)), torch.from_numpy(labels)
+    if case == "lone images":
+        labels[:7] = torch.arange(100, 107)
+    arguments = (x, labels)
+    if case.startswith("gallery"):
+        kept = labels[200:] != 3 if "lacks" in case else slice(None)
+        arguments = (x[:200], labels[:200], x[200:][kept], labels[200:][kept])
+    theirs = calculator.get_accuracy(*arguments)
+    ours = ours_like_the_calculator(*arguments)
+    if case in ("lone images", "gallery lacks a class"):
+        # Theirs leaves queries without a match out of precision@1 too; ours counts a miss.
+        found = retrieval_per_query(*arguments)
+        matched = found["relevant"] > 0
+        assert 0 < int(matched.sum()) < len(matched)
+        chosen = {name: values[matched] for name, values in found.items()}
+        ours["precision_at_1"] = summarise(chosen, (1,))["R@1"]
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
 @pytest.mark.parametrize("sizes", [(7, 7), (60, 9), (1, 5), (1, 1), (300, 300)])
 def test_scikit_learn_agreement(sizes):
     peer = pytest.importorskip("sklearn.metrics")
