@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +239,70 @@ def test_a_shard_of_the_queries_gives_the_rows_of_the_whole():
     found = retrieval_per_query(x[shard], labels[shard], x, labels, exclude=(own[shard], own))
     for name, values in retrieval_per_query(x, labels).items():
         assert torch.equal(found[name], values[shard]), name
+
+
+class Team:
+    """Threads that sum tensors as processes would."""
+
+    def __init__(self, count):
+        self.count, self.barrier, self.slots = count, threading.Barrier(count), [None] * count
+
+    def share(self, number):
+        def total(tensor):
+            self.slots[number] = tensor
+            self.barrier.wait(60)
+            result = sum(self.slots[1:], self.slots[0].clone())
+            self.barrier.wait(60)
+            return result
+
+        return metrics.Share(number, self.count, total)
+
+    def search(self, *arguments, **options):
+        with ThreadPoolExecutor(self.count) as pool:
+            work = [
+                pool.submit(retrieval_per_query, *arguments, **options, share=self.share(number))
+                for number in range(self.count)
+            ]
+            return [each.result(120) for each in work]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_search_in_shares_gives_each_the_whole_answer(name, count, monkeypatch):
+    x, labels = (values.copy() for values in CASES[name])
+    x[10:20] = x[30:40]
+    groups = np.random.default_rng(0).integers(0, 4, len(x))
+    half = len(x) // 2
+    split = x[:half], labels[:half], x[half:], labels[half:]
+    for arguments, options in (
+        ((x, labels), {}),
+        ((x, labels), {"exclude": groups}),
+        (split, {}),
+    ):
+        for block_size in (16, None):
+            options["block_size"] = block_size
+            expected = retrieval_per_query(*arguments, **options)
+            for found in Team(count).search(*arguments, **options):
+                for key, values in expected.items():
+                    assert torch.equal(found[key], values), key
+
+
+def test_shares_divide_the_products(monkeypatch):
+    x, labels = clusters_of(300, 16, 2000, 1.0)
+    sizes = []
+    product = metrics.inner_products
+    monkeypatch.setattr(
+        metrics, "inner_products", lambda a, b: sizes.append(len(a) * len(b)) or product(a, b)
+    )
+    work = []
+    for number in range(3):
+        sizes.clear()
+        retrieval_per_query(x, labels, block_size=256, share=metrics.Share(number, 3, lambda t: t))
+        work.append(sum(sizes))
+    sizes.clear()
+    retrieval_per_query(x, labels, block_size=256)
+    assert sum(work) == sum(sizes)
+    assert max(work) < 1.1 * sum(sizes) / 3
 
 
 def test_summarise_a_selection_of_queries():
