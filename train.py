@@ -15,7 +15,7 @@ import argparse
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -424,8 +424,9 @@ class Training:
         ended = self.clock.step_in_epoch == 0
         return self.finished or (ended and self.clock.epoch % self.args.eval_every == 0)
 
-    def evaluate(self, tasks: list[Evaluation]) -> list[Result]:
-        """Evaluates the network as it is."""
+    def evaluate(self, tasks: list[Evaluation], chosen: Sequence[str] = ()) -> list[Result]:
+        """Evaluates the network as it is: by what --metrics chooses, or as told here."""
+        chosen = chosen or ("retrieval", *self.args.metrics)
         return [
             evaluate(
                 self.network,
@@ -433,6 +434,7 @@ class Training:
                 self.precision,
                 Viewing.of(self.args),
                 seed=self.args.seed,
+                chosen=chosen,
             )
             for task in tasks
         ]
@@ -552,17 +554,19 @@ def _report(training: Training, run: RunFolder, best_name: str) -> None:
     clock, data = training.clock, training.data
     if data.selects_on_test:
         print(f"\nBest epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:")
-        results = [
-            Result(title, numbers, torch.empty(0), None, 0.0)
-            for title, numbers in checkpoint["metrics"].items()
-        ]
     else:
         print(
             f"\nEpoch {clock.best_epoch} had the best R@1 on the validation classes "
             f"({clock.best:.4f}). The test classes, looked at once:"
         )
+    if data.selects_on_test and set(options.METRICS) <= {"retrieval", *training.args.metrics}:
+        results = [
+            Result(title, numbers, torch.empty(0), None, 0.0)
+            for title, numbers in checkpoint["metrics"].items()
+        ]
+    else:
         training.network.load_state_dict(checkpoint["model_state_dict"])
-        results = training.evaluate(data.test)
+        results = training.evaluate(data.test, options.METRICS)
     run.write_results(
         {
             "best_epoch": clock.best_epoch,
@@ -656,6 +660,7 @@ def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, Run
     run = RunFolder.open(args.resume_run)
     stored = run.read_args()
     changeable = {"resume_run", "epochs", "max_steps", "eval_every", "workers", "gpu_id", "wandb"}
+    changeable |= {"metrics"}
     changed = [name for name in args.given if name not in changeable]
     if changed:
         raise InputError(
