@@ -3,18 +3,24 @@
 args.json          every option        environment.json   versions, hardware, data fingerprint
 metrics.csv        a row an epoch (and one an evaluation inside an epoch), written as it happens
 results.json       what the best checkpoint reached, when the run has ended
-last.pth           all that is needed to continue
+last.pth           all that is needed to continue; step_00001200.pth: older ones (--keep)
+non_finite.json    where a loss or gradient was not finite: step, terms, rates, images
 <dataset>_<model>_best.pth             weights and options of the best evaluation so far
 margins.csv        AMLoss: class, learned margin, images
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import json
+import logging
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,8 @@ from utils import (
     write_json,
     write_table,
 )
+
+logger = logging.getLogger("train")
 
 FORMAT = 1
 """Version of the checkpoints' layout; a newer one is refused with a sentence."""
@@ -40,6 +48,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = MetricsTable(path / "metrics.csv")
+        self.trouble: dict[str, InputError] = {}
 
     @classmethod
     def create(cls, parent: str | Path, name: str) -> RunFolder:
@@ -56,12 +65,27 @@ class RunFolder:
                 path.mkdir()
             except FileExistsError:
                 continue
+            except PermissionError:
+                return cls._elsewhere(wanted)
             except OSError as error:
+                if error.errno == errno.EROFS:
+                    return cls._elsewhere(wanted)
                 raise InputError(
                     f"cannot make the run folder {path}: {error.strerror}; choose another --LOG_DIR"
                 ) from error
             return cls(path)
         raise InputError(f"{wanted} and 998 folders named after it exist; choose another --name")
+
+    @classmethod
+    def _elsewhere(cls, wanted: Path) -> RunFolder:
+        """In the user's home: a night's training is worth more than its place."""
+        home = Path.home() / "anchorage-logs"
+        if wanted.parent == home:
+            raise InputError(
+                f"neither --LOG_DIR nor {home} can be written; choose another --LOG_DIR"
+            )
+        logger.warning("%s is read-only; the run goes to %s", wanted.parent, home)
+        return cls.create(home, wanted.name)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -78,6 +102,11 @@ class RunFolder:
                     "give the folder of a run that saved at least one checkpoint"
                 )
         return cls(path)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "results.json").is_file()
 
     def write_args(self, args: dict[str, Any]) -> None:
         """Writes args.json."""
@@ -100,9 +129,44 @@ class RunFolder:
         """Writes results.json: what the best checkpoint reached on the test classes."""
         write_json(self.path / "results.json", content)
 
-    def save_last(self, state: dict) -> None:
-        """Replaces last.pth, whole or not at all."""
-        save_tensors(self.path / "last.pth", {"format": FORMAT, **state})
+    def write_fault(self, record: dict[str, Any]) -> Path:
+        """Writes non_finite.json; returns where."""
+        path = self.path / "non_finite.json"
+        write_json(path, record)
+        return path
+
+    @contextlib.contextmanager
+    def forgiving(self, what: str) -> Iterator[None]:
+        """A disk that is full, or was taken away, is said, and does not end a run.
+
+        `trouble` has the failure under `what` was to be written, until it is written after all.
+        """
+        try:
+            yield
+        except InputError as error:
+            self.trouble[what] = error
+            logger.warning("%s; training goes on", error)
+        else:
+            self.trouble.pop(what, None)
+
+    def save_last(self, state: dict, keep: int = 0) -> None:
+        """Replaces last.pth, whole or not at all.
+
+        Args:
+            state: with `clock`. keep: how many checkpoints remain as step_<step>.pth besides.
+        """
+        last = self.path / "last.pth"
+        save_tensors(last, {"format": FORMAT, **state})
+        if not keep:
+            return
+        older = self.path / f"step_{state['clock']['step']:08d}.pth"
+        older.unlink(missing_ok=True)
+        try:
+            os.link(last, older)
+        except OSError:  # a file system without links
+            shutil.copyfile(last, older)
+        for path in sorted(self.path.glob("step_*.pth"))[:-keep]:
+            path.unlink()
 
     def load_last(self) -> dict:
         """last.pth as `save_last` wrote it."""
@@ -134,10 +198,10 @@ class MetricsTable:
             self._rewrite(columns, self.rows())
         self._add_line([_short(row.get(column, "")) for column in columns])
 
-    def drop_after(self, step: int) -> None:
-        """Removes rows later than `step`: they are about to be made again by a continued run."""
+    def keep_before(self, step: int) -> None:
+        """Removes the rows from `step` on: they are about to be made again by a continued run."""
         rows = self.rows()
-        kept = [row for row in rows if int(row["step"]) <= step]
+        kept = [row for row in rows if int(row["step"]) < step]
         if len(kept) == len(rows):
             return
         self._rewrite(self._columns(), kept)
@@ -171,6 +235,28 @@ class MetricsTable:
 
 def _short(value: float | int | str) -> str | int:
     return f"{value:.6g}" if isinstance(value, float) else value
+
+
+INCIDENTAL = ("given", "resume", "resume_run", "dry_run", "LOG_DIR", "data_root", "workers")
+INCIDENTAL += ("gpu_id", "wandb", "wandb_project", "save_every", "keep", "cache_dir")
+"""Options that may differ between two starts of one run."""
+
+
+def find_run(parent: str | Path, args: dict[str, Any]) -> RunFolder | None:
+    """The newest run under `parent` that was started with these options and has a checkpoint."""
+    wanted = _comparable(args)
+    found = []
+    for file in Path(parent).glob("*/args.json"):
+        run = RunFolder(file.parent)
+        last = run.path / "last.pth"
+        if last.is_file() and _comparable(run.read_args()) == wanted:
+            found.append((last.stat().st_mtime_ns, run))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _comparable(args: dict[str, Any]) -> str:
+    kept = {name: value for name, value in args.items() if name not in INCIDENTAL}
+    return json.dumps(kept, sort_keys=True)
 
 
 def run_name(dataset: str, model: str, loss: str, remark: str) -> str:

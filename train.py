@@ -14,9 +14,10 @@ ARGS = options.parse_train() if __name__ == "__main__" else None
 import argparse
 import logging
 import math
+import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -43,8 +44,18 @@ from evaluate import (
     resolve_data_defaults,
     table,
 )
+from faults import (
+    CHECK_EVERY_ON_GPU,
+    CollapseWarning,
+    Interrupted,
+    NonFinite,
+    Signals,
+    Step,
+    Watch,
+    memory_in_words,
+)
 from routines import DivideAndConquer, Mixup, Routine, View, Warmup, cluster_sampler
-from runs import RunFolder, load_checkpoint, run_name
+from runs import RunFolder, find_run, load_checkpoint, run_name
 from tracking import Tracker, wandb_mode
 from utils import (
     InputError,
@@ -60,8 +71,6 @@ from utils import (
 )
 
 logger = logging.getLogger("train")
-
-CHECK_EVERY_ON_GPU = 50  # steps between two looks at the loss: each look waits for the GPU
 
 # --- data -----------------------------------------------------------------------------------------
 
@@ -250,22 +259,34 @@ def build_masks(args: argparse.Namespace) -> net.EmbeddingMasks | None:
 # --- the loop -------------------------------------------------------------------------------------
 
 
-class Averages:
-    """Running means of 0-d tensors, kept on the device until they are read."""
+@dataclass
+class Lap:
+    """What happened since the last row of metrics.csv.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+    Sums of 0-d tensors stay on the device until they are read.
+    """
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
         """Adds one step's values."""
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
 
-    def read(self) -> dict[str, float]:
-        """The means so far."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+    def summary(self) -> dict[str, float]:
+        """Means of all values, images per second, and the share of the time without data."""
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        seconds = max(self.seconds, 1e-9)
+        return {
+            **means,
+            "images_per_second": self.images / seconds,
+            "data_wait": self.waited / seconds,
+        }
 
 
 @dataclass
@@ -303,12 +324,21 @@ class Training:
         self.loader = loader
         self.precision = precision
         self.clock = Clock()
+        self.lap = Lap()
+        self.watch = Watch(args.on_nan, precision.device)
         self._batches: Iterator[Batch] | None = None
 
     # -- one step, and the steps between two looks
 
-    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """One optimisation step; returns the loss and its terms, detached, on the device."""
+    def step(self, batch: Batch) -> dict[str, torch.Tensor] | None:
+        """One optimisation step.
+
+        Returns:
+            The loss and its terms, detached, on the device; None when the step was skipped.
+
+        Raises:
+            NonFinite: the loss or a gradient is not finite.
+        """
         views, context = [View(batch.images, [(1.0, batch.labels)])], {}
         for routine in self.routines:
             batch = routine.prepare(batch)
@@ -321,47 +351,73 @@ class Training:
             for weight, labels in targets:
                 loss = loss + weight * self.objective(outputs, labels, **context)
                 terms = terms or self.objective.terms  # those of the images as they are
-        self.optimisers.step(loss, self.clock.epoch, self.clock.step)
-        self.clock.step += 1
-        self.clock.step_in_epoch += 1
-        return {"loss": loss.detach(), **terms}
+        clock, values = self.clock, {"loss": loss.detach(), **terms}
+        finite = self.optimisers.step(loss, clock.epoch, clock.step, careful=self.watch.careful)
+        clock.step += 1
+        clock.step_in_epoch += 1
+        rates = self.optimisers.learning_rates()
+        seen = Step(clock.epoch, clock.step, batch.index, values, rates, finite)
+        return values if self.watch.saw(seen) else None
 
-    def advance(self) -> dict[str, float]:
-        """Trains to the next stop and returns the means of its terms, and its speed.
+    def advance(self, signals: Signals | None = None) -> bool:
+        """Trains on, to the next stop or the next pause; whether it is a stop.
 
-        A stop is the end of an epoch, an evaluation by --eval-steps, or the run's last step.
+        A stop, which has a row of its own, is the end of an epoch, an evaluation by --eval-steps,
+        or the run's last step. A pause is a save by --save-every, or a signal.
 
         Raises:
-            InputError: the loss is not finite.
+            NonFinite: a loss or gradient is not finite.
         """
-        clock = self.clock
+        clock, lap, signals = self.clock, self.lap, signals or Signals()
         batches = self._epoch_batches()
         self.network.train()
         self.objective.train()
-        check_every = 1 if self.precision.device.type == "cpu" else CHECK_EVERY_ON_GPU
-        means, images, start = Averages(), 0, time.perf_counter()
-        waited = self.loader.wait_seconds
+        before, waited = time.perf_counter(), lap.waited - self.loader.wait_seconds
         with self._progress_bar() as bar:
-            while clock.step_in_epoch < len(self.loader):
-                batch = next(batches)
+            while not (stop := self._stops_here()):
+                try:
+                    batch = next(batches)
+                except InputError:
+                    if signals.requested is None:
+                        raise
+                    break  # what read the data has got the signal too
                 values = self.step(batch)
-                means.add(values)
-                images += len(batch.labels)
-                if clock.step % check_every == 0:
-                    bar.set_postfix(loss=f"{self._finite_loss(values):.4g}", refresh=False)
-                bar.update(len(batch.labels))
-                if self.finished or self._evaluates_at_this_step():
+                if values is not None:
+                    lap.add(values)
+                now = time.perf_counter()
+                lap.seconds, clock.seconds = (
+                    lap.seconds + now - before,
+                    clock.seconds + now - before,
+                )
+                lap.waited, lap.images = (
+                    waited + self.loader.wait_seconds,
+                    lap.images + len(batch.labels),
+                )
+                before = now
+                self._show(bar, batch, values)
+                if self._pauses_here() or signals.requested is not None:
+                    stop = self._stops_here()
                     break
-        self._finite_loss(values)
-        elapsed = time.perf_counter() - start
-        clock.seconds += elapsed
-        if clock.step_in_epoch >= len(self.loader):
+        self.watch.check()
+        if stop and clock.step_in_epoch >= len(self.loader):
             clock.epoch, clock.step_in_epoch, self._batches = clock.epoch + 1, 0, None
-        return {
-            **means.read(),
-            "images_per_second": images / elapsed,
-            "data_wait": (self.loader.wait_seconds - waited) / elapsed,
-        }
+        return stop
+
+    def _stops_here(self) -> bool:
+        clock = self.clock
+        if not self.lap.images:
+            return False
+        ended = clock.step_in_epoch >= len(self.loader)
+        return ended or self.finished or self._evaluates_at_this_step()
+
+    def _pauses_here(self) -> bool:
+        return bool(self.args.save_every) and self.clock.step % self.args.save_every == 0
+
+    def _show(self, bar: tqdm, batch: Batch, values: dict[str, torch.Tensor] | None) -> None:
+        on_cpu = self.precision.device.type == "cpu"
+        if values is not None and (on_cpu or self.clock.step % CHECK_EVERY_ON_GPU == 0):
+            bar.set_postfix(loss=f"{float(values['loss']):.4g}", refresh=False)
+        bar.update(len(batch.labels))
 
     def _epoch_batches(self) -> Iterator[Batch]:
         """The rest of the running epoch; begins it where it has not begun."""
@@ -394,16 +450,6 @@ class Training:
             Viewing.of(self.args),
             title="clustering",
             represent=self.network.features if pooled else None,
-        )
-
-    def _finite_loss(self, values: dict[str, torch.Tensor]) -> float:
-        loss = float(values["loss"])
-        if math.isfinite(loss):
-            return loss
-        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
-        raise InputError(
-            f"the loss is not finite at epoch {self.clock.epoch + 1}, step {self.clock.step} "
-            f"({terms}); lower --lr or --proxy-lr-scale, or try --amp off"
         )
 
     @property
@@ -469,13 +515,20 @@ class Training:
             "optimisers": self.optimisers.state_dict(),
             "routines": [routine.state_dict() for routine in self.routines],
             "clock": vars(self.clock).copy(),
+            "lap": vars(self.lap).copy(),
+            "skipped": self.watch.skipped,
             "random": random_states(),
             "args": plain_options(self.args),
+            "environment": environment(self.precision.device),
         }
 
     def load_state(self, state: dict) -> None:
         """Continues from `state()`."""
         vars(self.clock).update(state["clock"])
+        vars(self.lap).update(state["lap"])
+        device = self.precision.device
+        self.lap.sums = {name: total.to(device) for name, total in self.lap.sums.items()}
+        self.watch.skipped = state["skipped"]
         for routine, content in zip(self.routines, state["routines"], strict=True):
             routine.load_state_dict(content, self)
         self.network.load_state_dict(state["model_state_dict"])
@@ -492,31 +545,95 @@ def plain_options(args: argparse.Namespace) -> dict:
     }
 
 
-def fit(training: Training, run: RunFolder, tracker: Tracker) -> None:
-    """The whole run: epochs, evaluations, checkpoints, one printed line an epoch."""
-    args, clock, data = training.args, training.clock, training.data
-    best_name = f"{args.dataset}_{args.model}".replace("/", "-").replace(":", "-")
-    while not training.finished:
+class Fit:
+    """The whole run: laps, evaluations, checkpoints, one printed line an epoch.
+
+    At every stop the checkpoint is written before the evaluation, with the row that the evaluation
+    completes. So an interrupted evaluation is made again, and no training is.
+    """
+
+    def __init__(
+        self, training: Training, run: RunFolder, tracker: Tracker, signals: Signals
+    ) -> None:
+        self.training = training
+        self.run = run
+        self.tracker = tracker
+        self.signals = signals
+        self.collapse = CollapseWarning()
+        args = training.args
+        self.best_name = f"{args.dataset}_{args.model}".replace("/", "-").replace(":", "-")
+
+    def __call__(self, row: dict | None = None) -> None:
+        """Trains to the end; `row` is the one that the last checkpoint left to be completed.
+
+        Raises:
+            Interrupted: by a signal, after a checkpoint.
+            InputError: a loss or gradient is not finite; the last checkpoint could not be written.
+        """
+        while True:
+            if row is not None:
+                self._complete(row)
+            if self.signals.requested is not None:
+                raise Interrupted(self.signals.requested)
+            if self.training.finished:
+                break
+            row = self._next_row()
+        if "the best checkpoint" not in self.run.trouble:
+            _report(self.training, self.run, self.best_name)
+        for error in self.run.trouble.values():
+            raise error
+
+    def _next_row(self) -> dict | None:
+        """Trains to the next stop and saves; None at a pause."""
+        training, clock = self.training, self.training.clock
         epoch = clock.epoch + 1
-        row = {"epoch": epoch, **training.advance()}
-        row |= {"step": clock.step, "seconds": clock.seconds}
-        row |= {f"lr {name}": lr for name, lr in training.optimisers.learning_rates().items()}
+        try:
+            stopped = training.advance(self.signals)
+        except NonFinite as fault:
+            raise self._told(fault) from fault
+        row = None
+        if stopped:
+            row = {"epoch": epoch, **training.lap.summary()}
+            row |= {"step": clock.step, "seconds": clock.seconds}
+            row |= {f"lr {name}": lr for name, lr in training.optimisers.learning_rates().items()}
+            training.lap = Lap()
+        self.save(row)
+        return row
+
+    def save(self, row: dict | None = None) -> None:
+        """Writes last.pth; `row` is to be completed by what continues from it."""
+        state = {**self.training.state(), "row": row, "wandb_id": self.tracker.run_id}
+        with self.run.forgiving("the last checkpoint"):
+            self.run.save_last(state, self.training.args.keep)
+
+    def _told(self, fault: NonFinite) -> InputError:
+        """The fault as a sentence that says where its record, images included, was written."""
+        paths = self.training.data.train.paths
+        record = {**fault.record, "images": [paths[i] for i in fault.record["index"]]}
+        return InputError(f"{fault}; its images are listed in {self.run.write_fault(record)}")
+
+    def _complete(self, row: dict) -> None:
+        """Evaluates where that is due, keeps the best, and writes and prints the row."""
+        training, tracker, clock = self.training, self.tracker, self.training.clock
         if training.evaluation_due():
-            results = training.evaluate(data.selection)
+            with self.signals.at_once():
+                results = training.evaluate(training.data.selection)
             row["evaluation_seconds"] = sum(result.seconds for result in results)
             row |= _flat(results)
+            labels = torch.from_numpy(training.data.selection[0].queries.labels)
+            self.collapse.look(results[0].embeddings, labels)
             reached = results[0].numbers["R@1"]
             if reached > clock.best:
-                clock.best, clock.best_epoch = reached, epoch
-                run.save_best(best_name, training.weights(results))
-                _write_learned_values(training, run)
+                clock.best, clock.best_epoch = reached, row["epoch"]
+                with self.run.forgiving("the best checkpoint"):
+                    self.run.save_best(self.best_name, training.weights(results))
+                    _write_learned_values(training, self.run)
             for name, values in training.objective.class_values().items():
                 tracker.log_histogram(f"{name}s", values.cpu().numpy(), clock.step)
-        run.metrics.append(row)
+        with self.run.forgiving("metrics.csv"):
+            self.run.metrics.append(row)
         tracker.log(row, clock.step)
-        run.save_last({**training.state(), "wandb_id": tracker.run_id})
-        print(epoch_line(args, clock, row), flush=True)
-    _report(training, run, best_name)
+        print(epoch_line(training.args, clock, row), flush=True)
 
 
 def _flat(results: list[Result]) -> dict[str, float]:
@@ -660,7 +777,7 @@ def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, Run
     run = RunFolder.open(args.resume_run)
     stored = run.read_args()
     changeable = {"resume_run", "epochs", "max_steps", "eval_every", "workers", "gpu_id", "wandb"}
-    changeable |= {"metrics"}
+    changeable |= {"metrics", "save_every", "keep", "on_nan", "cache_dir"}
     changed = [name for name in args.given if name not in changeable]
     if changed:
         raise InputError(
@@ -674,42 +791,71 @@ def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, Run
     return argparse.Namespace(**merged), run
 
 
+def open_run(args: argparse.Namespace, training: Training) -> RunFolder:
+    """A new run folder with what was asked and where it runs."""
+    name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
+    run = RunFolder.create(args.LOG_DIR, name)
+    run.write_args(plain_options(args))
+    run.write_environment(
+        {**environment(training.precision.device), "data": training.data.train.fingerprint()}
+    )
+    return run
+
+
+def continue_run(run: RunFolder, training: Training) -> dict:
+    """Puts the run's last checkpoint into `training`; returns the checkpoint."""
+    state = run.load_last()
+    training.load_state(state)
+    unfinished = state["row"] is not None
+    run.metrics.keep_before(training.clock.step + (not unfinished))
+    print(f"continuing after epoch {training.clock.epoch}, step {training.clock.step}")
+    return state
+
+
 def main(args: argparse.Namespace) -> None:
     """Runs train.py with parsed options."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     run = None
     if args.resume_run:
         args, run = continued_options(args)
-    training = prepare(args)
+    with memory_in_words(args):
+        training = prepare(args)
     if args.dry_run:
         print(describe(training))
         return
+    if args.resume == "auto":
+        run = find_run(args.LOG_DIR, plain_options(args))
+        if run is not None and run.is_finished:
+            print(f"this run is finished: {run.path}")
+            return
     print(describe(training), flush=True)
-    wandb_id = None
     if run is None:
-        name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
-        run = RunFolder.create(args.LOG_DIR, name)
-        run.write_args(plain_options(args))
-        run.write_environment(
-            {**environment(training.precision.device), "data": training.data.train.fingerprint()}
-        )
+        run, state = open_run(args, training), {"row": None, "wandb_id": None}
     else:
-        state = run.load_last()
-        training.load_state(state)
-        run.metrics.drop_after(training.clock.step)
-        wandb_id = state.get("wandb_id")
-        print(f"continuing after epoch {training.clock.epoch}, step {training.clock.step}")
+        state = continue_run(run, training)
     tracker = Tracker(
         wandb_mode(args.wandb),
         project=args.wandb_project,
         name=run.path.name,
         folder=run.path,
         config=plain_options(args),
-        run_id=wandb_id,
+        run_id=state["wandb_id"],
     )
     print(f"run folder  {run.path}\nwandb       {tracker.status}\n", flush=True)
-    fit(training, run, tracker)
-    tracker.finish()
+    try:
+        with Signals() as signals, memory_in_words(args):
+            fit = Fit(training, run, tracker, signals)
+            fit.save(state["row"])  # so that there is something to continue from the start
+            fit(state["row"])
+    except Interrupted as interrupted:
+        print(
+            f"\nstopped by {interrupted.name} at step {training.clock.step}; continue with:\n"
+            f"  python train.py --resume-run {shlex.quote(str(run.path))}",
+            flush=True,
+        )
+        raise SystemExit(interrupted.status) from None
+    finally:
+        tracker.finish()
 
 
 if __name__ == "__main__":

@@ -107,7 +107,18 @@ def write_table(path: Path, header: list[str], rows: list[list]) -> None:
 
 def save_tensors(path: Path, content: dict) -> None:
     """Saves tensors and plain values with torch.save, atomically."""
-    write_atomically(path, lambda file: torch.save(content, file))
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch trips over its own unfinished archive after the disk has refused to take more.
+            cause = error.__context__
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise (cause or error) from None
+
+    write_atomically(path, write)
 
 
 def load_tensors(path: Path, what: str = "checkpoint") -> dict:

@@ -39,6 +39,7 @@ from dataset.transforms import (
     to_network,
     uniforms,
 )
+from faults import ignore_keyboard
 from utils import InputError, nearest_names
 
 if TYPE_CHECKING:
@@ -249,6 +250,7 @@ class _FromWorkers:
             collate_fn=_as_it_is,
             pin_memory=pin,
             persistent_workers=workers > 0,
+            worker_init_fn=ignore_keyboard,
             # A generator of its own, so that reading data leaves torch's random state alone.
             generator=torch.Generator(),
         )
