@@ -53,6 +53,7 @@ gpu-check:
 	$(GPU_PYTHON) -m pytest -m gpu -rs
 	$(GPU_PYTHON) benchmarks/training.py --models bn_inception resnet50 --sizes 64 224 --batches 10
 	$(GPU_PYTHON) benchmarks/losses.py --device cuda
+	$(GPU_PYTHON) benchmarks/data.py --images 2000 --memory-images 3000
 	$(GPU_PYTHON) benchmarks/evaluation.py --shapes all
 
 clean:

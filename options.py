@@ -457,6 +457,8 @@ OPTIMISATION = Group("optimisation", (
     flag("--clip", 10.0, not_negative("G"),
          "limit on the absolute value of each gradient entry; 0 is none"),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
+    flag("--compile", False, SWITCH,
+         "compile the network (torch.compile): minutes at the start, faster steps afterwards"),
 ))
 RUN = Group("run", (
     flag("--LOG_DIR --log-dir", "logs", text("DIR"), "folder that run folders are made in"),

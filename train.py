@@ -629,6 +629,8 @@ def prepare(args: argparse.Namespace) -> Training:
     if args.checkpoint:
         load_start(network, args.checkpoint)
     network.to(device, memory_format=precision.memory_format)
+    if args.compile:
+        network.compile()
     network.freeze_backbone(args.warm > 0)  # so that its end, not a state before, releases it
     routines = build_routines(args, data.train.labels)
     loader = train_loader(

@@ -5,14 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import official_layouts
 import pytest
 import torch
 from conftest import ROOT, SMALL
 
+import dataset
 import losses
 import metrics
 import net
 import options
+from dataset.augment import AUGMENTATIONS
+from dataset.base import ImageSet
+from dataset.loader import train_loader
+from dataset.samplers import make_sampler
+from dataset.transforms import uniforms
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,6 +83,42 @@ def test_one_training_step(amp, tmp_path):
         weights[gpu] = training.network.state_dict()["model.embedding.weight"].float().cpu()
     tolerance = 1e-4 if amp == "off" else 1e-2
     torch.testing.assert_close(weights[True], weights[False], rtol=tolerance, atol=tolerance)
+
+
+def batches(images: ImageSet, device: torch.device, **reading: object) -> list[torch.Tensor]:
+    """Two epochs of 224-pixel crops, in pixel values 0..255."""
+    spec = net.InputSpec(scale=255.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    sampler = make_sampler(images.labels, 8)
+    loader = train_loader(
+        *(images, sampler), augment="crop", spec=spec, device=device, workers=0, seed=3, **reading
+    )
+    found = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        found += [batch.images.cpu() for batch in loader]
+    return found
+
+
+def test_crops_from_gpu_memory_are_those_of_the_cpu(tmp_path):
+    official_layouts.write("cub", "official", tmp_path, classes=4, images=6)
+    images = dataset.load("cub", tmp_path, "train")
+    cache = {"decode": "cache", "cache_dir": tmp_path / "cache"}
+    cpu = batches(images, torch.device("cpu"), **cache)
+    for place in (None, "cuda"):
+        gpu = batches(images, DEVICE, data_device=place, **cache)
+        for one, other in zip(cpu, gpu, strict=True):
+            assert (one - other).abs().mean() < 1  # of 255 levels
+
+
+@pytest.mark.parametrize("name", ["emoji", "Geom", "GeomColor", "ColorHeavy"])
+def test_changes_of_a_batch(name):
+    change = AUGMENTATIONS[name].change
+    pixels = torch.randint(0, 256, (32, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    pixels = torch.nn.functional.interpolate(pixels.float(), (64, 64), mode="bicubic")
+    pixels = pixels.clamp(0, 255).to(torch.uint8)
+    u = uniforms(1, 0, np.arange(32), change.draws)
+    difference = (change(pixels.to(DEVICE), u).cpu() - change(pixels, u)).abs()
+    assert difference.mean() < 0.1
 
 
 def test_network_fixture_in_float32():

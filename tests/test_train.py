@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import SMALL, files_in, run_cli
 
@@ -265,3 +266,16 @@ def test_without_a_key_wandb_is_offline_and_never_asks(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert wandb_mode(None) == "online"
     assert wandb_mode("disabled") == "disabled"
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    flags = "--epochs 2 --amp off --warm 0"
+    weights = []
+    for name, more in (("plain", ""), ("compiled", " --compile")):
+        folder = tiny.run(images, tmp_path, name, flags + more)
+        weights.append(torch.load(folder / "last.pth", weights_only=True)["model_state_dict"])
+    assert list(weights[0]) == list(weights[1])
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
