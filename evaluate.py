@@ -14,10 +14,14 @@ ARGS = options.parse_evaluate() if __name__ == "__main__" else None
 
 import argparse
 import contextlib
+import logging
+import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ import dataset
 import inspection
 import metrics
 import net
+import processes
 import tables
 from candidates import (
     DRAWS,
@@ -232,7 +237,7 @@ def embed(
     title: str = "embedding",
     represent: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Test-time embeddings of all images, in their order.
+    """Test-time embeddings of all images, in their order; several processes share the batches.
 
     Args:
         represent: what else a batch of images (B, 3, S, S) becomes; None is `network.embed`.
@@ -242,26 +247,47 @@ def embed(
     """
     network.eval()
     represent = represent or network.embed
+    size = viewing.batch_size
+    count = math.ceil(len(images) / size)
+    own = processes.shard(count)
+    start, stop = own.start * size, max(own.stop, own.start + 1) * size  # never nothing
+    share = images if processes.world() == 1 else images.subset(range(len(images))[start:stop])
     loader = eval_loader(
-        images,
+        share,
         spec=network.input,
         device=precision.device,
         **vars(viewing),
     )
     parts = []
-    with tqdm(total=len(images), desc=title, unit="img", leave=False, disable=None) as bar:
+    with tqdm(total=len(share), desc=title, unit="img", leave=False, disable=_no_bars()) as bar:
         for batch in loader:
             with precision.autocast():
                 parts.append(represent(batch.images).float())
             bar.update(len(batch.labels))
-    return torch.cat(parts)
+    return _gathered(torch.cat(parts), own, size, len(images))
+
+
+def _gathered(rows: torch.Tensor, own: slice, size: int, total: int) -> torch.Tensor:
+    """The rows of all processes, each of which has made the batches `own` of `size` rows."""
+    if processes.world() == 1:
+        return rows
+    batches = rows.new_zeros((own.stop - own.start) * size, *rows.shape[1:])
+    whole = rows[: len(batches)]
+    batches[: len(whole)] = whole
+    batches = batches.view(-1, size, *rows.shape[1:])
+    return processes.gather_rows(batches, math.ceil(total / size)).flatten(0, 1)[:total]
+
+
+def _no_bars() -> bool | None:
+    """What tqdm's `disable` is: off a terminal, and in all processes but the main one."""
+    return None if processes.is_main() else True
 
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[metrics.Progress]:
     """A bar for work that tells its share done, in 0..1; nothing off a terminal."""
     look = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with tqdm(total=1.0, desc=title, bar_format=look, leave=False, disable=None) as bar:
+    with tqdm(total=1.0, desc=title, bar_format=look, leave=False, disable=_no_bars()) as bar:
         yield lambda share: bar.update(share - bar.n)
 
 
@@ -316,7 +342,8 @@ def evaluate(
         if "official" in chosen and task.official:
             numbers |= _official(task, x, seed, block_size)
         if {"nmi", "f1", "ami"} & set(chosen):
-            found = _agreement(task, x, y, seed, kmeans_restarts, ami="ami" in chosen)
+            cluster = partial(_agreement, task, x, y, seed, kmeans_restarts, "ami" in chosen)
+            found = processes.from_main(cluster)
             numbers |= {name: value for name, value in found.items() if name.lower() in chosen}
     except ValueError as error:
         raise InputError(f"{task.title}: {error}") from error
@@ -327,7 +354,7 @@ def _retrieval(
     task: Evaluation, x: torch.Tensor, y: torch.Tensor | None, block_size: int | None
 ) -> dict[str, torch.Tensor]:
     gallery_labels = None if task.gallery is None else task.gallery.labels
-    search = {"block_size": block_size}
+    search = {"block_size": block_size, "share": _share()}
     with progress_bar(f"{task.title} search") as bar:
         found = metrics.retrieval_per_query(
             x, task.queries.labels, y, gallery_labels, progress=bar, **search
@@ -343,12 +370,16 @@ def _retrieval(
     return found
 
 
+def _share() -> metrics.Share:
+    return metrics.Share(processes.rank(), processes.world(), processes.sum_over)
+
+
 def _official(
     task: Evaluation, x: torch.Tensor, seed: int, block_size: int | None
 ) -> dict[str, float]:
     ks = [k for k in task.ks if k <= len(set(task.queries.labels.tolist()))]
     found = metrics.one_per_class_gallery(
-        x, task.queries.labels, DRAWS, seed, ks, block_size=block_size
+        x, task.queries.labels, DRAWS, seed, ks, block_size=block_size, share=_share()
     )
     return {OFFICIAL + name: value for name, value in found.items()}
 
@@ -388,7 +419,9 @@ def data_options(checkpoint: dict, args: argparse.Namespace) -> argparse.Namespa
     spec = net.checkpoint_options(checkpoint, args.resume)["input_spec"]
     if spec is not None:
         stored = {"image_size": net.INPUTS[spec].size, **stored}
-    own = {name: stored[name] for name in KEPT_FLAGS if name in stored and name not in args.given}
+    # A flag that the run left open, or did not have yet, is None: the default.
+    kept = [name for name in KEPT_FLAGS if stored.get(name) is not None]
+    own = {name: stored[name] for name in kept if name not in args.given}
     return argparse.Namespace(**{**vars(args), **own})
 
 
@@ -449,13 +482,22 @@ def without_images(candidate: Candidate) -> Candidate:
 def run(args: argparse.Namespace) -> None:
     """Evaluates the checkpoints of `args.resume`; prints, and where asked writes, the results."""
     check_outputs(args)
-    precision = Precision(args.amp, pick_device(args.gpu_id))
+    device = pick_device(processes.local_rank() if processes.is_group() else args.gpu_id)
+    precision = Precision(args.amp, device)
     candidates = open_candidates(args)
     check_requests(args, candidates)
     for position, candidate in enumerate(candidates):
         candidates[position] = measure(candidate, precision)
         if len(candidates) > 1:
             candidates[position] = without_images(candidates[position])
+    conclude(args, candidates)
+    if len(candidates) == 1:
+        write_single_images(candidates[0], precision)
+
+
+@processes.main_only
+def conclude(args: argparse.Namespace, candidates: list[Candidate]) -> None:
+    """Tables and tests, on the screen and in files."""
     tests = []
     if args.bootstrap:
         candidates = bootstrapped(candidates, args.bootstrap, args.seed)
@@ -463,8 +505,6 @@ def run(args: argparse.Namespace) -> None:
     rows = [row for candidate in candidates for row in candidate.rows()] + averages(candidates)
     print_results(args, candidates, rows, tests)
     write_tables(args, candidates, rows, tests)
-    if len(candidates) == 1:
-        write_single_images(candidates[0], precision)
 
 
 def check_outputs(args: argparse.Namespace) -> None:
@@ -565,33 +605,50 @@ def write_single_images(candidate: Candidate, precision: Precision) -> None:
             represent=lambda batch: network(batch).uncertainty,
         )
 
+    def write(function: Callable, *arguments: Any) -> Any:
+        """Calls in the main process what all processes have made the arguments for."""
+        return processes.from_main(partial(function, *arguments))
+
     if args.per_class:
-        inspection.write_classes(Path(args.per_class), task.queries, candidate.scores())
+        write(inspection.write_classes, Path(args.per_class), task.queries, candidate.scores())
         print(f"metrics of each class written to {args.per_class}")
     if args.export:
         uncertain = [uncertainty(images) for images in (task.queries, task.gallery)]
-        inspection.export(Path(args.export), shown, uncertain)
+        write(inspection.export, Path(args.export), shown, uncertain)
         print(f"embeddings written to {args.export}")
     if args.uncertain:
         norms = uncertainty(task.queries).norm(dim=1)
-        inspection.write_uncertain(Path(args.uncertain), task.queries, norms)
+        write(inspection.write_uncertain, Path(args.uncertain), task.queries, norms)
         print(f"images by uncertainty written to {args.uncertain}")
     if args.neighbours:
-        inspection.draw_neighbours(Path(args.neighbours), shown, args.seed, args.top)
+        write(inspection.draw_neighbours, Path(args.neighbours), shown, args.seed, args.top)
         print(f"queries and their neighbours drawn to {args.neighbours}")
     if args.failures:
-        files = inspection.write_failures(folder, shown, result.per_query, args.failures, args.top)
+        wanted = (folder, shown, result.per_query, args.failures, args.top)
+        files = write(inspection.write_failures, *wanted)
         listed = " and ".join(map(str, files))
         print(f"worst queries written to {listed}" if files else "no query failed")
     if args.query:
         queries = inspection.own_images(args.query, like=task.queries)
         once = replace(viewing, decode="exact", data_device=None)
         embeddings = embed(network, queries, precision, once, title="queries")
-        files, answer = inspection.write_answers(folder, queries, embeddings, shown, args.top)
+        files, answer = write(
+            inspection.write_answers, folder, queries, embeddings, shown, args.top
+        )
         print(answer)
         print(f"answers written to {' and '.join(map(str, files))}")
 
 
+def main(args: argparse.Namespace) -> None:
+    """Runs evaluate.py with parsed options, in one process or, for `--gpu-id -1`, several."""
+    if (count := processes.wanted(args.gpu_id)) > 1:
+        sys.exit(processes.launch([sys.executable, *sys.orig_argv[1:]], count))
+    with processes.joined():
+        if not processes.is_main():
+            logging.disable(logging.WARNING)  # what the main process says is enough
+        run(args)
+
+
 if __name__ == "__main__":
     with sentence_errors():
-        run(ARGS)
+        main(ARGS)

@@ -531,7 +531,8 @@ EVALUATION = Group("evaluation", (
          "images that the search compares at once: memory against speed, never the numbers",
          need=RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
     flag("--seed", 1, COUNT_OR_ZERO, "of k-means, --bootstrap and --neighbours"),
-    flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"), "which GPU"),
+    flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
+         "which GPU; -1: all of them, a process each, as with torchrun"),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
 ))
 FILES = Group("what evaluation also writes: tables", (

@@ -18,6 +18,7 @@ import numpy as np
 import official_layouts
 import pytest
 import tiny
+import together
 import torch
 from conftest import ROOT, files_in, run_cli
 from PIL import Image
@@ -524,6 +525,59 @@ def test_queries_and_gallery(runs, command, tmp_path):
     assert {name: numbers[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     for name in ("failures.csv", "failures.png"):
         (runs.seed1.parent / name).unlink(missing_ok=True)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_two_processes_write_what_one_writes(runs, tmp_path):
+    """torchrun itself, with every kind of output; batches of 7, so that shares are uneven."""
+    query = str(runs.images / "train" / "train0" / "0.png")
+    line = ["--resume", str(runs.uncertain), "--workers", "0", "--amp", "off", "--batch-size", "7"]
+    line += "--json n.json --csv n.csv --latex n.tex --per-class c.csv --export e.npz".split()
+    line += "--uncertain u.csv --neighbours n.png --failures 4 --out . --bootstrap 100".split()
+    line += ["--query", query]
+    script = str(ROOT / "evaluate.py")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    printed = {}
+    for name, start in (("one", []), ("two", torchrun)):
+        (tmp_path / name).mkdir()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *start, script, *line],
+            cwd=tmp_path / name,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        printed[name] = re.sub(r"\d+\.\d s", "", done.stdout)
+    assert printed["one"] == printed["two"]
+    files = files_in(tmp_path / "one")
+    assert files == files_in(tmp_path / "two") and len(files) == 11
+    for file in files:
+        if file != "e.npz":  # a zip archive, which keeps the time
+            assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    with np.load(tmp_path / "one" / "e.npz") as one, np.load(tmp_path / "two" / "e.npz") as two:
+        assert set(one) == set(two)
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize("data", ["vid", "Inshop"])
+def test_protocols_in_two_processes(data, runs, tmp_path):
+    official_layouts.write(data.lower(), "official", tmp_path / "data", classes=16, images=5)
+    line = ["--resume", str(runs.seed1), "--dataset", data, "--data-root", str(tmp_path / "data")]
+    line += "--image-size 32 --ks 1 2 --workers 0 --amp off".split()
+
+    def evaluated(file: str) -> None:
+        evaluate.run(options.parse_evaluate([*line, "--json", str(tmp_path / file)]))
+
+    # A batch holds all images, so the second process has none to embed.
+    evaluated("one.json")
+    together.run(2, lambda: evaluated("two.json"), tmp_path)
+    assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
 
 
 # --- in training ----------------------------------------------------------------------------------
