@@ -191,10 +191,7 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
     pixels = None
     if like.pixels is not None:  # drawings in memory are seen whole, on white
         height, width = like.pixels.shape[1:3]
-        fitted = [
-            ImageOps.pad(Image.fromarray(p), (width, height), color="white") for p in pictures
-        ]
-        pixels = np.stack([np.asarray(image) for image in fitted])
+        pixels = np.stack([on_white(picture, height, width) for picture in pictures])
     return ImageSet(
         name="query",
         split="query",
@@ -204,6 +201,11 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
         pixels=pixels,
         source="--query",
     )
+
+
+def on_white(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 fitted whole into (height, width, 3); white fills what is left."""
+    return np.asarray(ImageOps.pad(Image.fromarray(pixels), (width, height), color="white"))
 
 
 def write_answers(
