@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
+import processes
+
 Schedule = Callable[[int, int], float]
 """(epochs done, optimisation steps done) → factor on a group's learning rate."""
 
@@ -138,7 +140,7 @@ class Optimisers:
             group["lr"] = group["base_lr"] * factor
 
     def step(self, loss: torch.Tensor, epoch: int, step: int) -> None:
-        """Backward, unscale, clip, and one update of every group.
+        """Backward, sum over processes, unscale, clip, and one update of every group.
 
         Args:
             loss: 0-d, with its graph.
@@ -148,6 +150,7 @@ class Optimisers:
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        processes.sum_gradients(p for group in self.groups for p in group["params"])
         for optimiser in self.optimisers:
             self.scaler.unscale_(optimiser)
         if self.clip:

@@ -1,5 +1,7 @@
 """The run folder: what was asked, where it ran, what came out, and the checkpoints.
 
+Of several processes only the main one writes; in the others the writing functions do nothing.
+
 args.json          every option        environment.json   versions, hardware, data fingerprint
 metrics.csv        a row an epoch (and one an evaluation inside an epoch), written as it happens
 results.json       what the best checkpoint reached, when the run has ended
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from processes import main_only
 from utils import (
     InputError,
     load_tensors,
@@ -79,6 +82,7 @@ class RunFolder:
                 )
         return cls(path)
 
+    @main_only
     def write_args(self, args: dict[str, Any]) -> None:
         """Writes args.json."""
         write_json(self.path / "args.json", args)
@@ -92,14 +96,17 @@ class RunFolder:
                 f"{self.path / 'args.json'} is damaged ({error}); start a new run"
             ) from error
 
+    @main_only
     def write_environment(self, content: dict[str, Any]) -> None:
         """Writes environment.json."""
         write_json(self.path / "environment.json", content)
 
+    @main_only
     def write_results(self, content: dict[str, Any]) -> None:
         """Writes results.json: what the best checkpoint reached on the test classes."""
         write_json(self.path / "results.json", content)
 
+    @main_only
     def save_last(self, state: dict) -> None:
         """Replaces last.pth, whole or not at all."""
         save_tensors(self.path / "last.pth", {"format": FORMAT, **state})
@@ -108,12 +115,20 @@ class RunFolder:
         """last.pth as `save_last` wrote it."""
         return load_checkpoint(self.path / "last.pth")
 
-    def save_best(self, name: str, state: dict) -> Path:
-        """Replaces `<name>_best.pth`, whole or not at all."""
-        path = self.path / f"{name}_best.pth"
-        save_tensors(path, {"format": FORMAT, **state})
-        return path
+    def best_path(self, name: str) -> Path:
+        """Where the best checkpoint lies."""
+        return self.path / f"{name}_best.pth"
 
+    @main_only
+    def save_best(self, name: str, state: dict) -> None:
+        """Replaces `<name>_best.pth`, whole or not at all."""
+        save_tensors(self.best_path(name), {"format": FORMAT, **state})
+
+    def load_best(self, name: str) -> dict:
+        """What `save_best` wrote."""
+        return load_checkpoint(self.best_path(name))
+
+    @main_only
     def write_table(self, name: str, header: list[str], rows: list[list]) -> None:
         """Replaces a CSV file, whole or not at all."""
         write_table(self.path / name, header, rows)
@@ -125,6 +140,7 @@ class MetricsTable:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @main_only
     def append(self, row: dict[str, float | int]) -> None:
         """Adds a row and waits until it is on disk; a new name in it becomes a new column."""
         columns = self._columns()
@@ -134,6 +150,7 @@ class MetricsTable:
             self._rewrite(columns, self.rows())
         self._add_line([_short(row.get(column, "")) for column in columns])
 
+    @main_only
     def drop_after(self, step: int) -> None:
         """Removes rows later than `step`: they are about to be made again by a continued run."""
         rows = self.rows()

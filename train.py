@@ -14,9 +14,11 @@ ARGS = options.parse_train() if __name__ == "__main__" else None
 import argparse
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ import dataset
 import losses
 import net
 import optim
+import processes
 from dataset.base import ImageSet
 from dataset.clusters import one_cluster
 from dataset.loader import Batch, Loader, train_loader
@@ -43,6 +46,7 @@ from evaluate import (
     resolve_data_defaults,
     table,
 )
+from net.shared import share_batches
 from routines import DivideAndConquer, Mixup, Routine, View, Warmup, cluster_sampler
 from runs import RunFolder, load_checkpoint, run_name
 from tracking import Tracker, wandb_mode
@@ -280,6 +284,13 @@ class Clock:
     seconds: float = 0.0
 
 
+def _of_all_processes(outputs: losses.Embeddings, total: int) -> losses.Embeddings:
+    """The network's outputs for the whole batch of `total` images, from each process's share."""
+    return losses.Embeddings(
+        *(None if rows is None else processes.gather_rows(rows, total) for rows in outputs)
+    )
+
+
 class Training:
     """One run: everything that changes while it goes on, and the loop that changes it."""
 
@@ -318,6 +329,7 @@ class Training:
         for images, targets in views:
             with self.precision.autocast():
                 outputs = self.network(images, cluster=batch.cluster)
+            outputs = _of_all_processes(outputs, len(batch.labels))
             for weight, labels in targets:
                 loss = loss + weight * self.objective(outputs, labels, **context)
                 terms = terms or self.objective.terms  # those of the images as they are
@@ -382,7 +394,7 @@ class Training:
             desc=f"epoch {clock.epoch + 1}/{args.epochs}",
             unit="img",
             leave=False,
-            disable=None,
+            disable=None if processes.is_main() else True,
         )
 
     def embed_training_images(self, *, pooled: bool) -> torch.Tensor:
@@ -548,7 +560,7 @@ def epoch_line(args: argparse.Namespace, clock: Clock, row: dict) -> str:
 
 def _report(training: Training, run: RunFolder, best_name: str) -> None:
     """The last words of a run: the best checkpoint's numbers, and where everything lies."""
-    checkpoint = load_checkpoint(run.path / f"{best_name}_best.pth")
+    checkpoint = processes.from_main(lambda: run.load_best(best_name))
     clock, data = training.clock, training.data
     if data.selects_on_test:
         print(f"\nBest epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:")
@@ -572,7 +584,7 @@ def _report(training: Training, run: RunFolder, best_name: str) -> None:
     )
     print(table(results))
     print(f"run folder: {run.path}")
-    print(f"evaluate:   python evaluate.py --resume {run.path / f'{best_name}_best.pth'}")
+    print(f"evaluate:   python evaluate.py --resume {run.best_path(best_name)}")
 
 
 # --- from options to a run ------------------------------------------------------------------------
@@ -599,7 +611,8 @@ def describe(training: Training) -> str:
             if args.introspective == "released" and args.l2_norm
             else []
         ),
-        f"device      {device_name(precision.device)}, precision {precision.name}",
+        f"device      {device_name(precision.device)}, precision {precision.name}"
+        + (f", {processes.world()} processes" if processes.world() > 1 else ""),
         f"steps       {len(training.loader)} an epoch of {args.batch_size} images, "
         f"{args.epochs} epochs",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
@@ -610,21 +623,25 @@ def describe(training: Training) -> str:
 
 def prepare(args: argparse.Namespace) -> Training:
     """Builds everything a run needs, and checks it, before anything is written."""
-    device = pick_device(args.gpu_id)
+    device = pick_device(processes.local_rank() if processes.is_group() else args.gpu_id)
     precision = Precision(args.amp, device)
     seed_everything(args.seed, args.deterministic)
     resolve_data_defaults(args)
     data = prepare_data(args)
     objective = build_objective(args, data.train.num_classes).to(device)
-    network = net.build(
-        **network_options(args, objective.heads),
-        pretrained=args.pretrained,
-        masks=build_masks(args),
-        head_parts=args.nb_clusters or 1,
-    )
+    with processes.main_first():  # the others find what it has downloaded
+        network = net.build(
+            **network_options(args, objective.heads),
+            pretrained=args.pretrained,
+            masks=build_masks(args),
+            head_parts=args.nb_clusters or 1,
+        )
     if args.checkpoint:
         load_start(network, args.checkpoint)
     network.to(device, memory_format=precision.memory_format)
+    if processes.is_group():
+        share_batches(network)
+        processes.count_once(objective.parameters())
     network.freeze_backbone(args.warm > 0)  # so that its end, not a state before, releases it
     routines = build_routines(args, data.train.labels)
     loader = train_loader(
@@ -669,7 +686,9 @@ def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, Run
 
 def main(args: argparse.Namespace) -> None:
     """Runs train.py with parsed options."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # What is worth a warning while a run is built is the same in all processes.
+    level = logging.WARNING if processes.is_main() else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     run = None
     if args.resume_run:
         args, run = continued_options(args)
@@ -678,22 +697,23 @@ def main(args: argparse.Namespace) -> None:
         print(describe(training))
         return
     print(describe(training), flush=True)
+    logging.getLogger().setLevel(logging.WARNING)
     wandb_id = None
     if run is None:
         name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
-        run = RunFolder.create(args.LOG_DIR, name)
+        run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
         run.write_args(plain_options(args))
         run.write_environment(
             {**environment(training.precision.device), "data": training.data.train.fingerprint()}
         )
     else:
-        state = run.load_last()
+        state = processes.from_main(run.load_last)
         training.load_state(state)
         run.metrics.drop_after(training.clock.step)
         wandb_id = state.get("wandb_id")
         print(f"continuing after epoch {training.clock.epoch}, step {training.clock.step}")
     tracker = Tracker(
-        wandb_mode(args.wandb),
+        wandb_mode(args.wandb) if processes.is_main() else "disabled",
         project=args.wandb_project,
         name=run.path.name,
         folder=run.path,
@@ -707,4 +727,7 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     with sentence_errors():
-        main(ARGS)
+        if (count := processes.wanted(ARGS.gpu_id)) > 1:
+            sys.exit(processes.launch([sys.executable, *sys.orig_argv[1:]], count))
+        with processes.joined():
+            main(ARGS)

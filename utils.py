@@ -185,7 +185,9 @@ def pick_device(gpu_id: int) -> torch.device:
             f"--gpu-id {gpu_id}: this machine has {torch.cuda.device_count()} GPU(s), "
             "numbered from 0; choose one of them"
         )
-    return torch.device("cuda", max(gpu_id, 0))
+    device = torch.device("cuda", max(gpu_id, 0))
+    torch.cuda.set_device(device)
+    return device
 
 
 def bf16_is_fast(device: torch.device) -> bool:

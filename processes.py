@@ -1,0 +1,446 @@
+"""Several processes that train one model: torch.distributed, made small.
+
+`torchrun train.py …`, or `--gpu-id -1` (which calls `launch`), starts the processes; each calls
+`joined`. NCCL moves what lies on GPUs, gloo the rest. Without a launcher there is one process, and
+every function here is its own trivial case, so that nobody has to ask.
+
+One batch is drawn by all processes alike and each takes its `shard` of the images. The outputs are
+put together by `gather_rows`, and every process computes the same loss of the whole batch. The
+gradient that flows back into a process's own rows is that of the whole loss, counted once, so the
+gradients of the network are *summed* over processes (`sum_gradients`). A parameter that is used by
+the loss itself (a proxy, a margin, a mask) has the same gradient everywhere and must not be
+multiplied: `once` lets only the main process's through. The update then equals that of one process.
+
+Processes watch each other through the launcher's key-value store: one that fails or falls silent
+ends the others, on all machines, within `SILENCE` seconds and with a sentence, never in a hang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils import InputError
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+BEAT = 3.0  # seconds between two signs of life
+SILENCE = 40.0  # seconds without one after which a process counts as dead
+PATIENCE = timedelta(hours=2)  # for one collective step: the others may be clustering or decoding
+BUCKET_BYTES = 2**25
+LAUNCHER = "ANCHORAGE_LAUNCHER"  # in the environment of processes that `launch` started: its pid
+
+
+# --- who is who -----------------------------------------------------------------------------------
+
+
+def is_group() -> bool:
+    """Whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if is_group() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if is_group() else 0
+
+
+def local_rank() -> int:
+    """This process's number on its machine: the GPU it takes."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if is_group() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return rank() == 0
+
+
+def main_only(function: Callable[P, None]) -> Callable[P, None]:
+    """Makes a function do nothing in all processes but the main one."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        if is_main():
+            function(*args, **kwargs)
+
+    return wrapper
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def shard(total: int, of: int | None = None) -> slice:
+    """Which of `total` rows belong to this process, or to process `of`.
+
+    Contiguous, in the order of the processes; sizes differ by one at most, and may be 0.
+    """
+    number, count = rank() if of is None else of, world()
+    return slice(total * number // count, total * (number + 1) // count)
+
+
+def gather_rows(rows: Tensor, total: int) -> Tensor:
+    """Each process's (n, …) rows, its `shard(total)` → all (total, …), in every process.
+
+    The gradient of the result flows back into the process's own rows, not summed over processes:
+    it is meant for a result of which every process computes the same function.
+    """
+    return _GatherRows.apply(rows, total) if is_group() else rows
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, total: int) -> Tensor:
+        ctx.own = shard(total)
+        # Collectives want equal sizes; the last row of a smaller share is filler.
+        padded = rows.new_zeros(-(-total // world()), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(world())]
+        dist.all_gather(parts, padded)
+        shares = [shard(total, of) for of in range(world())]
+        return torch.cat([part[: s.stop - s.start] for part, s in zip(parts, shares, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[ctx.own].contiguous(), None
+
+
+def sum_over(value: Tensor) -> Tensor:
+    """The sum over processes of a tensor of one shape; so is its gradient."""
+    return _Sum.apply(value) if is_group() else value
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _summed(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(value: Tensor) -> Tensor:
+    total = value.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def once(tensor: Tensor) -> Tensor:
+    """The same tensor, whose gradient counts in the main process only; see the file's header."""
+    if not is_group() or not tensor.requires_grad:
+        return tensor
+    same = tensor.view_as(tensor)
+    same.register_hook(_of_main)
+    return same
+
+
+def count_once(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Lets the gradients of parameters that belong to the loss count in the main process only."""
+    if not is_group():
+        return
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.register_hook(_of_main)
+
+
+def _of_main(gradient: Tensor) -> Tensor:
+    return gradient if is_main() else torch.zeros_like(gradient)
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Sums `.grad` over processes, in place; the parameters come in the same order everywhere."""
+    if not is_group():
+        return
+    under_way = []
+    for bucket in _buckets(p.grad for p in parameters if p.grad is not None):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        under_way.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+    for bucket, flat, work in under_way:
+        work.wait()
+        sizes = [gradient.numel() for gradient in bucket]
+        for gradient, total in zip(bucket, flat.split(sizes), strict=True):
+            gradient.copy_(total.view(gradient.shape))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of one type and device, of about `BUCKET_BYTES`: one message each."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        alike = bucket and (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
+        full = sum(t.numel() * t.element_size() for t in bucket) >= BUCKET_BYTES
+        if bucket and (full or not alike):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+# --- agreements -----------------------------------------------------------------------------------
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make()` returns in the main process, which alone calls it, in all of them."""
+    if not is_group():
+        return make()
+    content = [make() if is_main() else None]
+    dist.broadcast_object_list(content, src=0, device=torch.device("cpu"))
+    return content[0]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process; all must ask."""
+    if not is_group():
+        return flag
+    asked = torch.tensor(int(flag))
+    dist.all_reduce(asked, dist.ReduceOp.MAX)
+    return bool(asked)
+
+
+def barrier() -> None:
+    """Waits for all processes."""
+    any_of(False)
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The first process of each machine goes through the block alone, then the others.
+
+    For what is downloaded once and found by the next. No collective may stand in the block.
+    """
+    if local_rank() != 0:
+        barrier()
+    yield
+    if local_rank() == 0:
+        barrier()
+
+
+# --- joining, and what happens when somebody dies -------------------------------------------------
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Joins the processes that a launcher started; alone without one.
+
+    Processes other than the main one lose their standard output. An error in one ends all.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # The launcher keeps the store, or else the main process does.
+    keeps = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = _store(keeps)
+    watch = _Watch(dist.PrefixStore("watch", _store()), number, count)
+    watch.start()
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
+    try:
+        with _stdout_of_main():
+            yield
+        barrier()  # nobody leaves while another may still need the store
+    except (InputError, SystemExit, KeyboardInterrupt) as error:
+        watch.stop()
+        _say_once(watch, error)
+        raise
+    except BaseException as error:
+        watch.fail(error)
+    watch.stop()
+    dist.destroy_process_group()
+
+
+def _store(keeps: bool = False) -> dist.TCPStore:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=keeps, wait_for_workers=False)
+
+
+@contextlib.contextmanager
+def _stdout_of_main() -> Iterator[None]:
+    if is_main():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+        yield
+
+
+def _say_once(watch: _Watch, error: BaseException) -> None:
+    """What is wrong for all is said by the main process, whose end ends the others."""
+    if isinstance(error, InputError):
+        watch.first_to_fail()
+        if watch.number:
+            time.sleep(2)
+
+
+class _Watch(threading.Thread):
+    """Gives signs of life and looks for those of the others; without them ends this process."""
+
+    def __init__(self, store: dist.Store, number: int, count: int) -> None:
+        super().__init__(name="watch", daemon=True)
+        self.number = number
+        self.count = count
+        self._store = store
+        self._lock = threading.Lock()  # a store is not made for two threads
+        self._over = threading.Event()
+        self._launcher = int(os.environ.get(LAUNCHER, "0"))
+        self._seen: dict[int, tuple[bytes, float]] = {}
+
+    def run(self) -> None:
+        """Beats until `stop`."""
+        beats = 0
+        while not self._over.wait(BEAT if beats else 0.0):
+            try:
+                with self._lock:
+                    self._store.set(f"alive {self.number}", str(beats))
+                    why = self._what_is_wrong()
+            except RuntimeError:
+                why = "the store that the processes share went with the process that kept it"
+            if why:
+                self._end(why)
+            beats += 1
+
+    def _what_is_wrong(self) -> str:
+        if self._launcher and os.getppid() != self._launcher:
+            return "the process that started it is gone"
+        if self._store.check(["failed"]):
+            time.sleep(BEAT)  # it may be about to fail itself, and to say so better
+            return f"process {int(self._store.get('failed'))} failed"
+        now = time.monotonic()
+        for other in range(self.count):
+            key = f"alive {other}"
+            if other == self.number or not self._store.check([key]):
+                continue
+            beat = self._store.get(key)
+            if other not in self._seen or self._seen[other][0] != beat:
+                self._seen[other] = beat, now
+            elif now - self._seen[other][1] > SILENCE:
+                return f"process {other} has been silent for {SILENCE:.0f} s"
+        return ""
+
+    def _end(self, why: str) -> None:
+        if not self._over.is_set():
+            print(f"process {self.number} of {self.count} stops: {why}", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(1)
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Tells the others and ends this process: with a traceback, unless another failed first."""
+        self.stop()
+        first = self.first_to_fail()
+        if first == self.number or not isinstance(error, RuntimeError):
+            traceback.print_exception(error)
+        else:
+            self._over.clear()
+            self._end(f"process {first} failed" if first >= 0 else "the others are gone")
+        sys.stderr.flush()
+        os._exit(1)
+
+    def first_to_fail(self) -> int:
+        """Who failed first, this process if nobody did before; -1 when that cannot be known."""
+        try:
+            with self._lock:
+                return int(self._store.compare_set("failed", "", str(self.number)))
+        except RuntimeError:
+            return -1
+
+    def stop(self) -> None:
+        """Ends the watch."""
+        self._over.set()
+
+
+# --- starting them --------------------------------------------------------------------------------
+
+
+def wanted(gpu_id: int) -> int:
+    """How many processes are to be started: one for each visible GPU, for `--gpu-id -1`.
+
+    1 where there are fewer than two GPUs, and in a process that a launcher has started.
+    """
+    if gpu_id != -1 or "WORLD_SIZE" in os.environ:
+        return 1
+    return max(1, torch.cuda.device_count())
+
+
+def launch(command: Sequence[str], count: int) -> int:
+    """Runs `count` processes of a command that calls `joined`, on this machine.
+
+    When one fails the others are ended. Signals to stop are passed on, each once.
+
+    Returns:
+        The exit status: 0, or that of the first process that failed.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(count),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        LAUNCHER: str(os.getpid()),
+    }
+    common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    children: list[subprocess.Popen] = []
+    stops: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        stops.append(number)
+        for child in children:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in range(count):
+            place = {"RANK": str(number), "LOCAL_RANK": str(number)}
+            # In a session of its own, so that Ctrl-C reaches a process once, through us.
+            children.append(
+                subprocess.Popen(command, env={**common, **place}, start_new_session=True)
+            )
+        return _wait_for(children, stops)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait_for(children: list[subprocess.Popen], stops: list[int]) -> int:
+    while True:
+        statuses = [child.poll() for child in children]
+        failed = [number for number, status in enumerate(statuses) if status]
+        if all(status is not None for status in statuses) or (failed and not stops):
+            break
+        time.sleep(0.1)
+    if not failed:
+        return 0
+    status = statuses[failed[0]]
+    if status < 0 and not stops:
+        name = signal.Signals(-status).name
+        print(
+            f"error: process {failed[0]} of {len(children)} was ended by {name}; the others were "
+            "stopped",
+            file=sys.stderr,
+        )
+    return 128 - status if status < 0 else status

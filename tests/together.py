@@ -1,0 +1,44 @@
+"""Runs a function in several processes that train together, forked from the test's own."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import processes
+
+HANGS = 100  # seconds after which a process says where it stands, and ends
+
+
+def run(count: int, work: Callable[[], Any], folder: Path) -> list[Any]:
+    """What `work()` returned in each of `count` processes, as torch.save keeps it."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("fork")  # spares the children torch's long import
+    children = [
+        context.Process(target=_join, args=(number, count, store.port, work, folder))
+        for number in range(count)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(HANGS + 10)
+    statuses = [child.exitcode for child in children]
+    assert statuses == [0] * count, f"the processes ended with {statuses}"
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(count)]
+
+
+def _join(number: int, count: int, port: int, work: Callable[[], Any], folder: Path) -> None:
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(HANGS, exit=True)
+    with processes.joined():
+        torch.save(work(), folder / f"{number}.pt")
