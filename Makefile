@@ -48,12 +48,7 @@ test-all: lint
 # No installation here: a GPU machine brings its own torch. GPU_PYTHON chooses it.
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 gpu-check:
-	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
-	  { echo "error: $(GPU_PYTHON) sees no CUDA GPU; run this where there is one"; exit 2; }
-	$(GPU_PYTHON) -m pytest -m gpu -rs
-	$(GPU_PYTHON) benchmarks/training.py --models bn_inception resnet50 --sizes 64 224 --batches 10
-	$(GPU_PYTHON) benchmarks/losses.py --device cuda
-	$(GPU_PYTHON) benchmarks/evaluation.py --shapes all
+	@$(GPU_PYTHON) benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,6 +1,7 @@
 """Checkpoint → embeddings → metrics on classes that were never trained on.
 
     python evaluate.py --resume logs/RUN/emoji_resnet18_best.pth
+    python evaluate.py --resume logs/*/emoji_resnet18_best.pth --bootstrap 1000 --latex table.tex
 
 A checkpoint of ours knows its own data set and network; a released one needs the flags of both.
 """
@@ -12,23 +13,44 @@ import options
 ARGS = options.parse_evaluate() if __name__ == "__main__" else None
 
 import argparse
+import contextlib
+import logging
+import math
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 import dataset
+import inspection
 import metrics
 import net
+import processes
+import tables
+from candidates import (
+    DRAWS,
+    OFFICIAL,
+    Candidate,
+    Test,
+    averages,
+    bootstrapped,
+    caption,
+    json_content,
+    labels_of,
+    paired_tests,
+    rows_of,
+)
 from dataset.base import ImageSet
 from dataset.loader import eval_loader
-from report import nearest, neighbours_picture, random_queries, save_picture
 from runs import load_checkpoint
+from tables import Row
 from utils import (
     InputError,
     Precision,
@@ -45,12 +67,7 @@ KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size")
 """What an evaluation takes over from the run that made the checkpoint, unless it is given."""
 READING = ("decode", "data_device", "cache_dir", "cache_size")
 
-FOOTNOTE = (
-    "R@K: share of queries with an image of their class among the K nearest (cosine, the query "
-    "left out).\nRP: share of the R nearest that are right, R = other images of the class. MAP@R: "
-    "Σ precision@j over\nright j ≤ R, over R; mARP: the same sum over the number of right ones. "
-    "NMI (arithmetic), F1 (pairwise): k-means with one cluster a class."
-)
+# --- what is evaluated ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,8 @@ class Evaluation:
     """One retrieval task: queries against themselves, or against a gallery.
 
     `ks` are the K of R@K; `group_name` says what `queries.groups` are, where a query's own group is
-    also left out of the gallery for a second R@1.
+    also left out of the gallery for a second R@1; `official` asks for the protocol of VehicleID's
+    authors too: one image of each class, drawn at random, is the gallery of all the others.
     """
 
     title: str
@@ -66,6 +84,7 @@ class Evaluation:
     gallery: ImageSet | None
     ks: tuple[int, ...]
     group_name: str | None = None
+    official: bool = False
 
     @classmethod
     def published(
@@ -76,10 +95,20 @@ class Evaluation:
         protocol: dataset.Protocol,
         ks: Sequence[int] | None = None,
     ) -> Evaluation:
-        """With the K asked for, or else those of the papers that the gallery has images for."""
+        """With the K asked for, or else those of the papers that the gallery has images for.
+
+        Raises:
+            InputError: a K asked for exceeds the gallery.
+        """
         size = len(queries if gallery is None else gallery)
         wanted = ks or [k for k in protocol.ks if k <= size]
-        return cls(title, queries, gallery, tuple(wanted), protocol.group_name)
+        try:
+            metrics.check_ks(wanted, size)
+        except ValueError as error:
+            raise InputError(f"{title}: {error}") from error
+        # The data sets that come in several lists are VehicleID's.
+        official = bool(protocol.sizes)
+        return cls(title, queries, gallery, tuple(wanted), protocol.group_name, official)
 
     def describe(self) -> str:
         """Counts, in words."""
@@ -112,6 +141,9 @@ def evaluations(data: dataset.Choice, ks: Sequence[int] | None = None) -> list[E
         ]
     queries = data.load("eval")
     return [Evaluation.published(name, queries, None, protocol, ks)]
+
+
+# --- networks -------------------------------------------------------------------------------------
 
 
 def resolve_data_defaults(args: argparse.Namespace) -> None:
@@ -160,6 +192,9 @@ def load_network(checkpoint: dict, args: argparse.Namespace) -> net.EmbeddingNet
     return network
 
 
+# --- embedding ------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Viewing:
     """How evaluation looks at images: see the flags of the same names."""
@@ -202,7 +237,7 @@ def embed(
     title: str = "embedding",
     represent: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Test-time embeddings of all images, in their order.
+    """Test-time embeddings of all images, in their order; several processes share the batches.
 
     Args:
         represent: what else a batch of images (B, 3, S, S) becomes; None is `network.embed`.
@@ -212,30 +247,67 @@ def embed(
     """
     network.eval()
     represent = represent or network.embed
+    size = viewing.batch_size
+    count = math.ceil(len(images) / size)
+    own = processes.shard(count)
+    start, stop = own.start * size, max(own.stop, own.start + 1) * size  # never nothing
+    share = images if processes.world() == 1 else images.subset(range(len(images))[start:stop])
     loader = eval_loader(
-        images,
+        share,
         spec=network.input,
         device=precision.device,
         **vars(viewing),
     )
     parts = []
-    with tqdm(total=len(images), desc=title, unit="img", leave=False, disable=None) as bar:
+    with tqdm(total=len(share), desc=title, unit="img", leave=False, disable=_no_bars()) as bar:
         for batch in loader:
             with precision.autocast():
                 parts.append(represent(batch.images).float())
             bar.update(len(batch.labels))
-    return torch.cat(parts)
+    return _gathered(torch.cat(parts), own, size, len(images))
+
+
+def _gathered(rows: torch.Tensor, own: slice, size: int, total: int) -> torch.Tensor:
+    """The rows of all processes, each of which has made the batches `own` of `size` rows."""
+    if processes.world() == 1:
+        return rows
+    batches = rows.new_zeros((own.stop - own.start) * size, *rows.shape[1:])
+    whole = rows[: len(batches)]
+    batches[: len(whole)] = whole
+    batches = batches.view(-1, size, *rows.shape[1:])
+    return processes.gather_rows(batches, math.ceil(total / size)).flatten(0, 1)[:total]
+
+
+def _no_bars() -> bool | None:
+    """What tqdm's `disable` is: off a terminal, and in all processes but the main one."""
+    return None if processes.is_main() else True
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[metrics.Progress]:
+    """A bar for work that tells its share done, in 0..1; nothing off a terminal."""
+    look = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with tqdm(total=1.0, desc=title, bar_format=look, leave=False, disable=_no_bars()) as bar:
+        yield lambda share: bar.update(share - bar.n)
+
+
+# --- measuring ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Result:
-    """The numbers of one evaluation, and the embeddings they were computed from."""
+    """The numbers of one evaluation, and the embeddings they were computed from.
+
+    `per_query` is what retrieval gave each query (`metrics.retrieval_per_query`), and the second
+    R@1 where the task has one; None where retrieval was not computed.
+    """
 
     title: str
     numbers: dict[str, float]
     embeddings: torch.Tensor
     gallery: torch.Tensor | None
     seconds: float
+    per_query: dict[str, torch.Tensor] | None = None
 
 
 def evaluate(
@@ -246,86 +318,99 @@ def evaluate(
     *,
     seed: int = 1,
     kmeans_restarts: int = 1,
+    chosen: Sequence[str] = options.METRICS,
+    block_size: int | None = None,
 ) -> Result:
-    """Embeds and measures one evaluation.
+    """Embeds and measures one evaluation; `chosen` are those of `options.METRICS` to compute.
 
     Raises:
         InputError: the embeddings are not finite, or K exceeds the gallery.
     """
     start = time.perf_counter()
-    embeddings = embed(network, task.queries, precision, viewing, title=task.title)
-    labels = torch.from_numpy(task.queries.labels).to(embeddings.device)
-    gallery = gallery_labels = None
+    x = embed(network, task.queries, precision, viewing, title=task.title)
+    y = None
     if task.gallery is not None:
-        gallery = embed(network, task.gallery, precision, viewing, title=f"{task.title} gallery")
-        gallery_labels = torch.from_numpy(task.gallery.labels).to(embeddings.device)
+        y = embed(network, task.gallery, precision, viewing, title=f"{task.title} gallery")
+    numbers: dict[str, float] = {}
+    per_query = None
     try:
-        numbers = metrics.retrieval_metrics(embeddings, labels, gallery, gallery_labels, task.ks)
-        if task.group_name and task.queries.groups is not None:
-            groups = torch.from_numpy(task.queries.groups).to(embeddings.device)
-            others = metrics.retrieval_metrics(embeddings, labels, ks=(1,), exclude=groups)
-            numbers[f"R@1 other {task.group_name}s"] = others["R@1"]
-        everything = embeddings if gallery is None else torch.cat([embeddings, gallery])
-        every_label = labels if gallery_labels is None else torch.cat([labels, gallery_labels])
-        numbers |= metrics.clustering_metrics(
-            everything, every_label, seed=seed, restarts=kmeans_restarts
-        )
+        if "retrieval" in chosen:
+            per_query = _retrieval(task, x, y, block_size)
+            numbers |= metrics.summarise(per_query, task.ks)
+            extra = [name for name in per_query if name.startswith("R@")]
+            numbers |= {name: float(per_query[name].mean()) for name in extra}
+        if "official" in chosen and task.official:
+            numbers |= _official(task, x, seed, block_size)
+        if {"nmi", "f1", "ami"} & set(chosen):
+            cluster = partial(_agreement, task, x, y, seed, kmeans_restarts, "ami" in chosen)
+            found = processes.from_main(cluster)
+            numbers |= {name: value for name, value in found.items() if name.lower() in chosen}
     except ValueError as error:
         raise InputError(f"{task.title}: {error}") from error
-    return Result(task.title, numbers, embeddings, gallery, time.perf_counter() - start)
+    return Result(task.title, numbers, x, y, time.perf_counter() - start, per_query)
+
+
+def _retrieval(
+    task: Evaluation, x: torch.Tensor, y: torch.Tensor | None, block_size: int | None
+) -> dict[str, torch.Tensor]:
+    gallery_labels = None if task.gallery is None else task.gallery.labels
+    search = {"block_size": block_size, "share": _share()}
+    with progress_bar(f"{task.title} search") as bar:
+        found = metrics.retrieval_per_query(
+            x, task.queries.labels, y, gallery_labels, progress=bar, **search
+        )
+    groups = task.queries.groups
+    if task.group_name and groups is not None:
+        with progress_bar(f"{task.title} other {task.group_name}s") as bar:
+            others = metrics.retrieval_per_query(
+                x, task.queries.labels, exclude=groups, progress=bar, **search
+            )
+        hits = (others["rank"] < 1) & (others["relevant"] > 0)
+        found[f"R@1 other {task.group_name}s"] = hits.double()
+    return found
+
+
+def _share() -> metrics.Share:
+    return metrics.Share(processes.rank(), processes.world(), processes.sum_over)
+
+
+def _official(
+    task: Evaluation, x: torch.Tensor, seed: int, block_size: int | None
+) -> dict[str, float]:
+    ks = [k for k in task.ks if k <= len(set(task.queries.labels.tolist()))]
+    found = metrics.one_per_class_gallery(
+        x, task.queries.labels, DRAWS, seed, ks, block_size=block_size, share=_share()
+    )
+    return {OFFICIAL + name: value for name, value in found.items()}
+
+
+def _agreement(
+    task: Evaluation,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    seed: int,
+    restarts: int,
+    ami: bool,
+) -> dict[str, float]:
+    labels = torch.from_numpy(task.queries.labels)
+    if task.gallery is not None and y is not None:
+        x = torch.cat([x, y])
+        labels = torch.cat([labels, torch.from_numpy(task.gallery.labels)])
+    with progress_bar(f"{task.title} k-means") as bar:
+        return metrics.clustering_metrics(
+            x, labels, seed=seed, restarts=restarts, ami=ami, progress=bar
+        )
+
+
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def table(results: Sequence[Result]) -> str:
     """The metrics as an aligned table, one row an evaluation."""
-    names = [name for name in results[0].numbers if not name.startswith("queries")]
-    width = max(len(result.title) for result in results)
-    widths = [max(len(name), 6) for name in names]
-    lines = [" ".join([" " * width, *(n.rjust(w) for n, w in zip(names, widths, strict=True))])]
-    for result in results:
-        cells = [f"{result.numbers[n]:.4f}".rjust(w) for n, w in zip(names, widths, strict=True)]
-        lines.append(" ".join([result.title.ljust(width), *cells]))
-    return "\n".join(lines)
+    return tables.text([row for result in results for row in rows_of(result)])
 
 
-def export(path: Path, task: Evaluation, result: Result) -> None:
-    """Writes unit-length embeddings, labels, class names and paths to an .npz."""
-    sides = [("", task.queries, result.embeddings), ("gallery_", task.gallery, result.gallery)]
-    content: dict[str, np.ndarray] = {}
-    for prefix, images, embeddings in sides:
-        if images is None or embeddings is None:
-            continue
-        unit = torch.nn.functional.normalize(embeddings, dim=1).cpu().numpy()
-        content[f"{prefix}embeddings"] = unit
-        content[f"{prefix}labels"] = images.labels
-        content[f"{prefix}paths"] = np.array([images.paths[i] for i in range(len(images))])
-        content[f"{prefix}class_names"] = np.array(images.class_names)
-    write_atomically(path, lambda file: np.savez(file, **content))
-
-
-def draw_neighbours(path: Path, task: Evaluation, result: Result, seed: int) -> None:
-    """Draws ten random queries and the ten images nearest to each."""
-    chosen = random_queries(task.queries.labels, 10, seed)
-    gallery = result.embeddings if result.gallery is None else result.gallery
-    own = chosen if result.gallery is None else None
-    found = nearest(result.embeddings[torch.from_numpy(chosen)], gallery, own, top=10)
-    caption = f"{len(chosen)} queries drawn at random (seed {seed}), one a class"
-    save_picture(neighbours_picture(task.queries, chosen, found, task.gallery, caption), path)
-
-
-def uncertain_images(
-    network: net.EmbeddingNet, images: ImageSet, precision: Precision, viewing: Viewing
-) -> list[list[str]]:
-    """Path, class and ‖u‖ of the raw uncertainty head for every image, the most uncertain first."""
-
-    def lengths(batch: torch.Tensor) -> torch.Tensor:
-        return network(batch).uncertainty.norm(dim=1)
-
-    norms = embed(network, images, precision, viewing, title="uncertainty", represent=lengths)
-    norms, order = norms.sort(descending=True, stable=True)
-    return [
-        [images.paths[index], images.class_names[images.labels[index]], f"{norm:.6g}"]
-        for norm, index in zip(norms.tolist(), order.tolist(), strict=True)
-    ]
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def data_options(checkpoint: dict, args: argparse.Namespace) -> argparse.Namespace:
@@ -334,74 +419,236 @@ def data_options(checkpoint: dict, args: argparse.Namespace) -> argparse.Namespa
     spec = net.checkpoint_options(checkpoint, args.resume)["input_spec"]
     if spec is not None:
         stored = {"image_size": net.INPUTS[spec].size, **stored}
-    own = {name: stored[name] for name in KEPT_FLAGS if name in stored and name not in args.given}
+    # A flag that the run left open, or did not have yet, is None: the default.
+    kept = [name for name in KEPT_FLAGS if stored.get(name) is not None]
+    own = {name: stored[name] for name in kept if name not in args.given}
     return argparse.Namespace(**{**vars(args), **own})
 
 
-def run(args: argparse.Namespace) -> None:
-    """Evaluates `args.resume` and prints, and where asked writes, the results."""
-    checkpoint = load_checkpoint(args.resume)
-    args = data_options(checkpoint, args)
-    device = pick_device(args.gpu_id)
-    precision = Precision(args.amp, device)
-    resolve_data_defaults(args)
-    tasks = evaluations(data_choice(args), args.ks)
-    network = load_network(checkpoint, args)
-    if args.uncertain and "uncertainty" not in network.heads:
-        raise InputError(
-            f"--uncertain: {args.resume} has no uncertainty head; evaluate a checkpoint that was "
-            "trained with --introspective"
-        )
-    network.to(device, memory_format=precision.memory_format)
-    viewing = Viewing.of(args)
+def open_candidates(args: argparse.Namespace) -> list[Candidate]:
+    """Reads all checkpoints of --resume, before the first is evaluated; a data set is read once.
+
+    Raises:
+        InputError: a checkpoint cannot be used, or the data are not there.
+    """
+    loaded: dict[dataset.Choice, list[Evaluation]] = {}
+    candidates = []
+    for path, label in zip(args.resume, labels_of(args.resume), strict=True):
+        checkpoint = load_checkpoint(path)
+        own = argparse.Namespace(**{**vars(args), "resume": path})
+        own = data_options(checkpoint, own)
+        resolve_data_defaults(own)
+        data = data_choice(own)
+        if data not in loaded:
+            loaded[data] = evaluations(data, own.ks)
+        network = load_network(checkpoint, own)
+        trained = checkpoint.get("args", {})
+        candidates.append(Candidate(path, label, own, trained, network, loaded[data]))
+    return candidates
+
+
+def measure(candidate: Candidate, precision: Precision) -> Candidate:
+    """Evaluates a checkpoint, and says what it was evaluated on."""
+    args, network = candidate.args, candidate.network
+    network.to(precision.device, memory_format=precision.memory_format)
     results = []
-    for task in tasks:
+    for task in candidate.tasks:
         result = evaluate(
             network,
             task,
             precision,
-            viewing,
+            Viewing.of(args),
             seed=args.seed,
             kmeans_restarts=args.kmeans_restarts,
+            chosen=args.metrics,
+            block_size=args.block_size,
         )
         results.append(result)
-        print(f"{task.title}: {task.describe()}, {human_seconds(result.seconds)}")
-    print(table(results))
-    print(FOOTNOTE)
+        about = f"{task.title}: {task.describe()}, {human_seconds(result.seconds)}"
+        print(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
+    return replace(candidate, results=results)
+
+
+def without_images(candidate: Candidate) -> Candidate:
+    """The candidate with its numbers alone, which is all that a comparison needs."""
+    candidate.network.cpu()
+    results = [replace(r, embeddings=torch.empty(0), gallery=None) for r in candidate.results]
+    return replace(candidate, results=results)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates the checkpoints of `args.resume`; prints, and where asked writes, the results."""
+    check_outputs(args)
+    device = pick_device(processes.local_rank() if processes.is_group() else args.gpu_id)
+    precision = Precision(args.amp, device)
+    candidates = open_candidates(args)
+    check_requests(args, candidates)
+    for position, candidate in enumerate(candidates):
+        candidates[position] = measure(candidate, precision)
+        if len(candidates) > 1:
+            candidates[position] = without_images(candidates[position])
+    conclude(args, candidates)
+    if len(candidates) == 1:
+        write_single_images(candidates[0], precision)
+
+
+@processes.main_only
+def conclude(args: argparse.Namespace, candidates: list[Candidate]) -> None:
+    """Tables and tests, on the screen and in files."""
+    tests = []
+    if args.bootstrap:
+        candidates = bootstrapped(candidates, args.bootstrap, args.seed)
+        tests = paired_tests(candidates)
+    rows = [row for candidate in candidates for row in candidate.rows()] + averages(candidates)
+    print_results(args, candidates, rows, tests)
+    write_tables(args, candidates, rows, tests)
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raises InputError when a file that is asked for cannot be written: before the work."""
+    names = ("json", "csv", "latex", "per_class", "export", "uncertain", "neighbours")
+    asked = {name: Path(getattr(args, name)) for name in names if getattr(args, name)}
+    owner: dict[Path, str] = {}
+    for name, path in asked.items():
+        flag = f"--{name.replace('_', '-')}"
+        other = owner.setdefault(path.resolve(), flag)
+        if other != flag:
+            raise InputError(f"{other} and {flag} both name {path}; name two files")
+        if path.is_dir():
+            raise InputError(f"{flag}: {path} is a folder; name a file")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise InputError(
+                f"{flag}: {path} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
+
+def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) -> None:
+    """Raises InputError when a checkpoint lacks what is asked about it, or a query is no image."""
+    if args.uncertain and "uncertainty" not in candidates[0].network.heads:
+        raise InputError(
+            f"--uncertain: {args.resume[0]} has no uncertainty head; evaluate a checkpoint that "
+            "was trained with --introspective"
+        )
+    if args.query:
+        inspection.own_images(args.query, like=candidates[0].tasks[0].queries)
+
+
+def print_results(
+    args: argparse.Namespace,
+    candidates: Sequence[Candidate],
+    rows: Sequence[Row],
+    tests: Sequence[Test],
+) -> None:
+    """The table, what its columns mean, and how sure the numbers are."""
+    print(tables.text(rows))
+    print(tables.footnote(rows))
+    for result in candidates[0].results:
+        if alone := result.numbers.get("queries_without_match"):
+            print(
+                f"{result.title}: {alone:,} queries have no other image of their class; they are "
+                "misses in R@K and MRR, and are left out of RP, MAP@R and mARP."
+            )
+    if args.bootstrap:
+        print(
+            f"\n95 % intervals over the queries, the network as it is ({args.bootstrap:,} "
+            "bootstrap resamples):"
+        )
+        print(tables.interval_text([row for row in rows if row.intervals]))
+    for test in tests:
+        print(f"\nIs B = {test.b} better than A = {test.a} on {test.task}? (paired bootstrap;")
+        print("p: share of the resamples in which it is not)")
+        print(tables.difference_text(test.differences))
+
+
+def write_tables(
+    args: argparse.Namespace,
+    candidates: Sequence[Candidate],
+    rows: Sequence[Row],
+    tests: Sequence[Test],
+) -> None:
+    """--json, --csv and --latex."""
     if args.json:
-        write_json(Path(args.json), _json_content(args, tasks, results))
+        write_json(Path(args.json), json_content(args, rows, tests))
         print(f"numbers written to {args.json}")
+    if args.csv:
+        write_table(Path(args.csv), *tables.csv_table(rows))
+        print(f"table written to {args.csv}")
+    if args.latex:
+        content = tables.latex(rows, caption(candidates, rows))
+        write_atomically(Path(args.latex), lambda file: file.write(content.encode()))
+        print(f"table for a paper written to {args.latex}")
+
+
+def write_single_images(candidate: Candidate, precision: Precision) -> None:
+    """What is asked for about single images, of the first evaluation."""
+    args, network = candidate.args, candidate.network
+    task, result = candidate.tasks[0], candidate.results[0]
+    shown = inspection.Embedded(task.queries, result.embeddings, task.gallery, result.gallery)
+    viewing = Viewing.of(args)
+    folder = Path(args.out) if args.out else Path(candidate.path).parent
+
+    def uncertainty(images: ImageSet | None) -> torch.Tensor | None:
+        if images is None or "uncertainty" not in network.heads:
+            return None
+        return embed(
+            network,
+            images,
+            precision,
+            viewing,
+            title="uncertainty",
+            represent=lambda batch: network(batch).uncertainty,
+        )
+
+    def write(function: Callable, *arguments: Any) -> Any:
+        """Calls in the main process what all processes have made the arguments for."""
+        return processes.from_main(partial(function, *arguments))
+
+    if args.per_class:
+        write(inspection.write_classes, Path(args.per_class), task.queries, candidate.scores())
+        print(f"metrics of each class written to {args.per_class}")
     if args.export:
-        export(Path(args.export), tasks[0], results[0])
+        uncertain = [uncertainty(images) for images in (task.queries, task.gallery)]
+        write(inspection.export, Path(args.export), shown, uncertain)
         print(f"embeddings written to {args.export}")
-    if args.neighbours:
-        draw_neighbours(Path(args.neighbours), tasks[0], results[0], args.seed)
-        print(f"queries and their neighbours drawn to {args.neighbours}")
     if args.uncertain:
-        rows = uncertain_images(network, tasks[0].queries, precision, viewing)
-        write_table(Path(args.uncertain), ["path", "class", "uncertainty"], rows)
+        norms = uncertainty(task.queries).norm(dim=1)
+        write(inspection.write_uncertain, Path(args.uncertain), task.queries, norms)
         print(f"images by uncertainty written to {args.uncertain}")
+    if args.neighbours:
+        write(inspection.draw_neighbours, Path(args.neighbours), shown, args.seed, args.top)
+        print(f"queries and their neighbours drawn to {args.neighbours}")
+    if args.failures:
+        wanted = (folder, shown, result.per_query, args.failures, args.top)
+        files = write(inspection.write_failures, *wanted)
+        listed = " and ".join(map(str, files))
+        print(f"worst queries written to {listed}" if files else "no query failed")
+    if args.query:
+        queries = inspection.own_images(args.query, like=task.queries)
+        once = replace(viewing, decode="exact", data_device=None)
+        embeddings = embed(network, queries, precision, once, title="queries")
+        files, answer = write(
+            inspection.write_answers, folder, queries, embeddings, shown, args.top
+        )
+        print(answer)
+        print(f"answers written to {' and '.join(map(str, files))}")
 
 
-def _json_content(
-    args: argparse.Namespace, tasks: Sequence[Evaluation], results: Sequence[Result]
-) -> dict[str, Any]:
-    return {
-        "checkpoint": str(args.resume),
-        "dataset": args.dataset,
-        "results": [
-            {
-                "title": task.title,
-                "images": len(task.queries),
-                "classes": task.queries.num_classes,
-                "kmeans_restarts": args.kmeans_restarts,
-                **result.numbers,
-            }
-            for task, result in zip(tasks, results, strict=True)
-        ],
-    }
+def main(args: argparse.Namespace) -> None:
+    """Runs evaluate.py with parsed options, in one process or, for `--gpu-id -1`, several."""
+    if (count := processes.wanted(args.gpu_id)) > 1:
+        sys.exit(processes.launch([sys.executable, *sys.orig_argv[1:]], count))
+    with processes.joined():
+        if not processes.is_main():
+            logging.disable(logging.WARNING)  # what the main process says is enough
+        run(args)
 
 
 if __name__ == "__main__":
     with sentence_errors():
-        run(ARGS)
+        main(ARGS)

@@ -24,8 +24,9 @@ the project, except for clustering.py, where k-means, NMI and F1 are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +40,21 @@ MAX_PAIRS = 2**21  # same-class pairs counted at once; with what it takes to cou
 MAX_ENTRIES = 2**18  # similarities taken out of a block to be looked at, at once
 
 
+class Share(NamedTuple):
+    """What one of several processes does of a search; all of them get the whole answer.
+
+    Each is given all the embeddings, and counts some of the blocks. `total` sums a tensor over the
+    processes, in each of them.
+    """
+
+    number: int
+    count: int
+    total: Callable[[Tensor], Tensor]
+
+
+ALONE = Share(0, 1, lambda counts: counts)
+
+
 def retrieval_metrics(
     embeddings: Array,
     labels: Array,
@@ -50,18 +66,13 @@ def retrieval_metrics(
     exclude: Array | tuple[Array, Array] | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
+    share: Share = ALONE,
 ) -> dict[str, float]:
     """R@K for each K, RP, MAP@R, mARP, MRR, fractions in 0..1, and how many queries they rest on.
 
     The arguments are those of `retrieval_per_query`; the means are those of `summarise`.
     """
-    size = len(embeddings if gallery is None else gallery)
-    if min(ks, default=1) < 1:
-        raise ValueError(f"K counts neighbours and must be at least 1, got {min(ks)}; mend --ks.")
-    if 0 < size < max(ks, default=1):
-        raise ValueError(
-            f"R@{max(ks)} needs a gallery of {max(ks)} images, this one has {size}; lower --ks."
-        )
+    check_ks(ks, len(embeddings if gallery is None else gallery))
     found = retrieval_per_query(
         embeddings,
         labels,
@@ -71,8 +82,20 @@ def retrieval_metrics(
         exclude=exclude,
         device=device,
         progress=progress,
+        share=share,
     )
     return summarise(found, ks)
+
+
+def check_ks(ks: Sequence[int], gallery_size: int) -> None:
+    """Raises ValueError unless R@K makes sense for each K in a gallery of that many images."""
+    if min(ks, default=1) < 1:
+        raise ValueError(f"K counts neighbours and must be at least 1, got {min(ks)}; mend --ks.")
+    if 0 < gallery_size < max(ks, default=1):
+        raise ValueError(
+            f"R@{max(ks)} needs a gallery of {max(ks)} images, this one has {gallery_size}; "
+            "lower --ks."
+        )
 
 
 @torch.no_grad()
@@ -86,6 +109,7 @@ def retrieval_per_query(
     exclude: Array | tuple[Array, Array] | None = None,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
+    share: Share = ALONE,
 ) -> dict[str, Tensor]:
     """What retrieval gives each query: CPU tensors of shape (Q,), in the order of the queries.
 
@@ -95,6 +119,7 @@ def retrieval_per_query(
     gallery, a pair (query groups, gallery groups).
     block_size: gallery images in a block (at most 8192); trades memory for speed, not results.
     device: where to compute, default: where the embeddings are. progress: called with 0..1.
+    share: this process's part of the work, where several search the same embeddings together.
 
     Returns
         relevant  R, the same-class images that the query could find (int64)
@@ -124,7 +149,8 @@ def retrieval_per_query(
                 "both must come from the same network."
             )
     with full_float32(device):
-        found = _search(queries, images, _size(block_size, device), exclude is not None, progress)
+        size = _size(block_size, device)
+        found = _search(queries, images, size, exclude is not None, progress, share)
     back = queries.order.cpu().argsort()
     return {name: values[back] for name, values in found.items()}
 
@@ -295,7 +321,12 @@ class _Images:
 
 
 def _search(
-    queries: _Images, gallery: _Images, size: int, excluding: bool, progress: Progress | None
+    queries: _Images,
+    gallery: _Images,
+    size: int,
+    excluding: bool,
+    progress: Progress | None,
+    share: Share,
 ) -> dict[str, Tensor]:
     """`retrieval_per_query`'s answer, in the order of `queries`."""
     begin = torch.searchsorted(gallery.labels, queries.labels)
@@ -308,13 +339,15 @@ def _search(
     for number, run in enumerate(runs):
         counts = _Counts(*_matches(queries, gallery, run, begin, end), queries.embeddings.shape[1])
         done, total = 0, (run.stop - run.start) * len(gallery) / (2 if symmetric else 1)
-        for block in _blocks(queries, gallery, run, size, symmetric, excluding):
+        total /= share.count
+        for block in _blocks(queries, gallery, run, size, symmetric, excluding, share):
             counts.add(block, block.rows, run.start, along=0)
             if symmetric:
                 counts.add(block, block.columns, run.start, along=1)
             done += block.similarities.numel()
             if progress:
                 progress((number + min(1.0, done / total)) / len(runs))
+        counts.buckets, counts.tied = share.total(counts.buckets), share.total(counts.tied)
         for name, values in counts.outcome(len(gallery)).items():
             found.setdefault(name, values.new_empty(len(queries)))[run] = values
     if progress:
@@ -391,14 +424,25 @@ class _Block:
 
 
 def _blocks(
-    queries: _Images, gallery: _Images, run: slice, size: int, symmetric: bool, excluding: bool
+    queries: _Images,
+    gallery: _Images,
+    run: slice,
+    size: int,
+    symmetric: bool,
+    excluding: bool,
+    share: Share,
 ) -> Iterator[_Block]:
-    """All blocks of a run of queries against the gallery; each pair once when symmetric."""
+    """A share of the blocks of a run of queries and the gallery; each pair once when symmetric."""
+    given = [0] * share.count  # similarities, to each process: a block goes to who has fewest
     for part in _growing(slice(0, len(gallery)), size):
         y = gallery.unit(part)
         seen = slice(0, part.stop) if symmetric else run
         for rows in _growing(seen, max(1, size // 8)):
             columns = slice(max(part.start, rows.start), part.stop) if symmetric else part
+            owner = given.index(min(given))
+            given[owner] += (rows.stop - rows.start) * (columns.stop - columns.start)
+            if owner != share.number:
+                continue
             block = _Block(rows, columns, queries.unit(rows), y[columns.start - part.start :])
             if _share_labels(queries, rows, gallery, columns):
                 block.hide(queries.labels[rows, None] == gallery.labels[columns])
@@ -432,6 +476,9 @@ class _Counts:
     the nearest match is counted by comparing whole blocks. What lies in the window below it is
     taken out and placed one by one. The window ends at the last match that can still be among the
     query's R nearest, so it soon holds next to nothing.
+
+    The buckets of several processes add up to those of one: a match that one of them has given up
+    has too many images before it in that process's counts alone.
     """
 
     def __init__(self, cosines: Tensor, offsets: Tensor, dimension: int):

@@ -70,6 +70,11 @@ def _can_fuse(groups: list[dict]) -> bool:
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
 
+def _total_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """0-d: the norm of all gradients together, in one pass over them."""
+    return nn.utils.get_total_norm(parameter.grad for parameter in parameters)
+
+
 class Optimisers:
     """One or more torch optimisers that step together, each group on its own schedule.
 
@@ -139,12 +144,20 @@ class Optimisers:
             factor = self._schedules[name](epoch, step) * self._holds.get(name, 1.0)
             group["lr"] = group["base_lr"] * factor
 
-    def step(self, loss: torch.Tensor, epoch: int, step: int) -> None:
+    def step(
+        self, loss: torch.Tensor, epoch: int, step: int, *, careful: bool = False
+    ) -> torch.Tensor:
         """Backward, sum over processes, unscale, clip, and one update of every group.
 
         Args:
             loss: 0-d, with its graph.
             epoch, step: epochs, and optimisation steps, done before this one.
+            careful: leave the update out when the loss or a gradient is not finite; this waits for
+                the device.
+
+        Returns:
+            0-d bool on the device: whether loss and gradients were finite. Under a scaler only the
+            loss counts, whose business the gradients are.
         """
         self.set_learning_rates(epoch, step)
         for optimiser in self.optimisers:
@@ -153,12 +166,19 @@ class Optimisers:
         processes.sum_gradients(p for group in self.groups for p in group["params"])
         for optimiser in self.optimisers:
             self.scaler.unscale_(optimiser)
+        parameters = [p for group in self.groups for p in group["params"] if p.grad is not None]
+        finite = loss.detach().isfinite()
+        if parameters and not self.scaler.is_enabled():
+            finite = finite & _total_norm(parameters).isfinite()
+        finite = processes.in_all(finite)
+        if careful and not finite:
+            return finite
         if self.clip:
-            parameters = [p for group in self.groups for p in group["params"] if p.grad is not None]
             nn.utils.clip_grad_value_(parameters, self.clip)
         for optimiser in self.optimisers:
             self.scaler.step(optimiser)
         self.scaler.update()
+        return finite
 
     def learning_rates(self) -> dict[str, float]:
         """Group name → its current learning rate."""

@@ -203,8 +203,24 @@ MARGIN_LOSSES = loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletS
 MINED_LOSSES = loss_is("MarginLoss", "TripletLoss")
 LIBRARY_LOSS = Need("--loss pml:NAME", lambda args: args.loss.startswith("pml:"))
 
+RETRIEVAL = Need("--metrics with retrieval in it", lambda args: "retrieval" in args.metrics)
+CLUSTERING = Need(
+    "--metrics with nmi, f1 or ami in it", lambda args: {"nmi", "f1", "ami"} & set(args.metrics)
+)
+PICTURES = Need(
+    "--neighbours, --failures or --query",
+    lambda args: args.neighbours or args.failures or args.query,
+)
+OWN_FOLDER = Need("--failures or --query", lambda args: args.failures or args.query)
+
 # --- the flags ------------------------------------------------------------------------------------
 
+METRICS = ("retrieval", "official", "nmi", "f1", "ami")
+"""What an evaluation can compute."""
+METRICS_TEXT = (
+    "what to compute. retrieval: R@K, RP, MAP@R, mARP, MRR; official: VehicleID's gallery of one "
+    "image a vehicle (10 draws); nmi, f1, ami: k-means with one cluster a class"
+)
 LOSSES_TEXT = (
     "Proxy_Anchor, AMLoss, Proxy_NCA, MS, Contrastive, Triplet, NPair, SoftTriple, Circle, Margin; "
     "spherical embeddings': triplet, semihtriplet, n-npair, ms; divide and conquer's: MarginLoss, "
@@ -216,6 +232,8 @@ MODELS_TEXT = (
 )
 DATASETS_TEXT = "emoji (in the repository), cub, cars, SOP, Inshop, vid, folder:PATH, csv:FILE"
 AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
+
+METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
 
 # fmt: off
 DATA = Group("data", (
@@ -248,7 +266,7 @@ DATA = Group("data", (
          "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
          "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
          "memory"),
-    flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images"),
+    flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images, for each GPU"),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
 ))
@@ -439,6 +457,8 @@ OPTIMISATION = Group("optimisation", (
     flag("--clip", 10.0, not_negative("G"),
          "limit on the absolute value of each gradient entry; 0 is none"),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
+    flag("--compile", False, SWITCH,
+         "compile the network (torch.compile): minutes at the start, faster steps afterwards"),
 ))
 RUN = Group("run", (
     flag("--LOG_DIR --log-dir", "logs", text("DIR"), "folder that run folders are made in"),
@@ -449,12 +469,25 @@ RUN = Group("run", (
     flag("--deterministic", False, SWITCH,
          "the same numbers on every run on a GPU too, at some cost of speed"),
     flag("--gpu-id --gpu --cuda-device", 0, Kind(whole(-1), "N"),
-         "which GPU; the CPU is used where there is none"),
+         "which GPU; the CPU is used where there is none; -1: all of them, a process each, as with "
+         "torchrun"),
     flag("--eval-every", 1, EPOCHS, "epochs between evaluations", need=EVALUATED_BY_EPOCHS),
     flag("--eval-steps", None, COUNT, "steps between evaluations, instead of --eval-every"),
+    flag("--metrics", METRICS, METRIC_NAMES,
+         f"{METRICS_TEXT}. At every evaluation; retrieval is always computed (R@1 picks the best "
+         "epoch), and the final evaluation computes all", shown="all"),
     flag("--max-steps", None, COUNT, "stop after N optimisation steps, evaluate and save",
          shown="no limit"),
-    flag("--resume-run", None, text("DIR"), "continue the run in DIR from its last checkpoint"),
+    flag("--save-every", None, COUNT,
+         "save last.pth every N steps too, besides every epoch", shown="every epoch only"),
+    flag("--keep", 0, COUNT_OR_ZERO, "older checkpoints that remain, as step_N.pth"),
+    flag("--on-nan", "stop", one_of("stop", "skip"),
+         "what a loss or gradient that is not finite does: stop the run, or skip the step (100 "
+         "steps at most)"),
+    flag("--resume", None, one_of("auto"),
+         "auto: continue the run of this very command in --LOG_DIR if there is one, else start it"),
+    flag("--resume-run", None, text("DIR"),
+         "continue the run in DIR from its last checkpoint, or from an older one: DIR/step_N.pth"),
     flag("--dry-run", False, SWITCH, "print what would run, and stop"),
     flag("--wandb", None, one_of("online", "offline", "disabled"),
          "where Weights & Biases keeps the run",
@@ -485,21 +518,49 @@ NO_EFFECT = Group("accepted because published commands have them; they change no
          need=DIVIDED),
 ))
 EVALUATION = Group("evaluation", (
-    flag("--resume", None, text("FILE"), "checkpoint: of ours (knows its own flags) or released"),
+    flag("--resume", None, Kind(str, "FILE", nargs="+"),
+         "checkpoint: of ours (knows its own flags) or released; several are compared in one "
+         "table, and those that differ in the seed alone are averaged"),
+    flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
-         shown="the data set's"),
-    flag("--json", None, text("FILE"), "also write the numbers to FILE"),
-    flag("--export", None, text("FILE.npz"),
-         "also write the unit-length embeddings, labels and paths to FILE.npz"),
-    flag("--uncertain", None, text("FILE.csv"),
-         "IDML: also write every image's path, class and uncertainty to FILE.csv, the most "
-         "uncertain first"),
-    flag("--neighbours", None, text("FILE.png"),
-         "also draw random queries with their nearest images; --seed chooses the queries"),
-    flag("--kmeans-restarts", 1, COUNT, "k-means runs for NMI and F1; the best counts"),
-    flag("--seed", 1, COUNT_OR_ZERO, "of k-means and of --neighbours"),
-    flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"), "which GPU"),
+         shown="the data set's", need=RETRIEVAL),
+    flag("--bootstrap", None, Kind(whole(100), "N"),
+         "95 % intervals of the retrieval metrics from N resamples of the queries; with several "
+         "checkpoints also whether each is better than the first", need=RETRIEVAL, shown="off"),
+    flag("--kmeans-restarts", 1, COUNT, "k-means runs for NMI, F1 and AMI; the best counts",
+         need=CLUSTERING),
+    flag("--block-size", None, COUNT,
+         "images that the search compares at once: memory against speed, never the numbers",
+         need=RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
+    flag("--seed", 1, COUNT_OR_ZERO, "of k-means, --bootstrap and --neighbours"),
+    flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
+         "which GPU; -1: all of them, a process each, as with torchrun"),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
+))
+FILES = Group("what evaluation also writes: tables", (
+    flag("--json", None, text("FILE.json"), "all numbers"),
+    flag("--csv", None, text("FILE.csv"), "the table"),
+    flag("--latex", None, text("FILE.tex"),
+         "the table for a paper (booktabs), in percent; seeds as mean and standard deviation"),
+))
+SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
+    flag("--per-class", None, text("FILE.csv"), "retrieval metrics of each class, the worst first",
+         need=RETRIEVAL),
+    flag("--export", None, text("FILE.npz"),
+         "unit-length embeddings, labels, paths, and the uncertainty where the network has it"),
+    flag("--uncertain", None, text("FILE.csv"),
+         "IDML: every image's path, class and uncertainty, the most uncertain first"),
+    flag("--neighbours", None, text("FILE.png"),
+         "random queries with their nearest images; --seed chooses the queries"),
+    flag("--failures", None, COUNT,
+         "the N worst queries, with their nearest images, to failures.csv and failures.png",
+         need=RETRIEVAL),
+    flag("--query", None, Kind(str, "IMAGE", nargs="+"),
+         "the images of the evaluated set that are nearest to yours, to query.csv and query.png"),
+    flag("--top", 10, COUNT, "nearest images that --neighbours, --failures and --query show",
+         need=PICTURES),
+    flag("--out", None, text("DIR"), "folder for what --failures and --query write",
+         need=OWN_FOLDER, shown="the checkpoint's"),
 ))
 # fmt: on
 
@@ -507,7 +568,7 @@ TRAIN_GROUPS = (
     *(DATA, SELECTION, NETWORK, LOSS, AMLOSS_GROUP, DISENTANGLING, INTROSPECTION, SPHERE, DIVISION),
     *(OPTIMISATION, RUN, NO_EFFECT),
 )
-EVALUATE_GROUPS = (EVALUATION, DATA, NETWORK)
+EVALUATE_GROUPS = (EVALUATION, FILES, SINGLE_IMAGES, DATA, NETWORK)
 
 # --- profiles: published commands that have defaults of their own ---------------------------------
 
@@ -698,11 +759,23 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of evaluate.py; see `parse_train`."""
     about = "Evaluate a checkpoint on the classes it never saw."
-    args, _, _ = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
+    args, _, parser = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
     if not args.resume:
         print("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
         raise SystemExit(2)
+    # Who listens to the other groups depends on the checkpoint, which is not read yet.
+    _check_needs(args, _flags((EVALUATION, FILES, SINGLE_IMAGES)), parser)
+    _check_one_checkpoint(args, parser)
     return args
+
+
+def _check_one_checkpoint(args: argparse.Namespace, parser: _Parser) -> None:
+    given = [entry for entry in SINGLE_IMAGES.flags if entry.dest in args.given]
+    if len(args.resume) > 1 and given:
+        parser.error(
+            f"{given[0].spellings[0]} describes one checkpoint and --resume names "
+            f"{len(args.resume)}; leave one of them"
+        )
 
 
 def notices(args: argparse.Namespace) -> list[str]:

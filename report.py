@@ -86,6 +86,31 @@ def neighbours_picture(
     return canvas
 
 
+def contact_sheet(
+    queries: ImageSet, found: np.ndarray, notes: np.ndarray, gallery: ImageSet
+) -> Image.Image:
+    """A row a query: its name, the query, and what was found, with a note below each.
+
+    Args:
+        queries: any images, named by their classes; nothing is known to be right or wrong.
+        found: (Q, top) indices into the gallery. notes: (Q, top) short texts.
+    """
+    font = ImageFont.load_default(size=FONT_SIZE)
+    step = CELL + LINE + GAP
+    width = EDGE + NAME + CELL + AFTER_QUERY + found.shape[1] * (CELL + GAP) - GAP + EDGE
+    canvas = Image.new("RGB", (width, EDGE + len(queries) * step - GAP + EDGE), PAPER)
+    for row, (neighbours, texts) in enumerate(zip(found, notes, strict=True)):
+        top = EDGE + row * step
+        _write_name(canvas, top, queries.class_names[queries.labels[row]], font)
+        canvas.paste(_framed(queries, row, QUERY), (EDGE + NAME, top))
+        for column, (neighbour, note) in enumerate(zip(neighbours, texts, strict=True)):
+            left = EDGE + NAME + CELL + AFTER_QUERY + column * (CELL + GAP)
+            canvas.paste(_framed(gallery, neighbour, QUERY), (left, top))
+            place = (left + CELL // 2, top + CELL)
+            ImageDraw.Draw(canvas).text(place, str(note), INK, font=font, anchor="ma")
+    return canvas
+
+
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Writes a PNG, whole or not at all.
 

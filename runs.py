@@ -5,20 +5,27 @@ Of several processes only the main one writes; in the others the writing functio
 args.json          every option        environment.json   versions, hardware, data fingerprint
 metrics.csv        a row an epoch (and one an evaluation inside an epoch), written as it happens
 results.json       what the best checkpoint reached, when the run has ended
-last.pth           all that is needed to continue
+last.pth           all that is needed to continue; step_00001200.pth: older ones (--keep)
+non_finite.json    where a loss or gradient was not finite: step, terms, rates, images
 <dataset>_<model>_best.pth             weights and options of the best evaluation so far
 margins.csv        AMLoss: class, learned margin, images
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
+import fcntl
 import io
 import json
+import logging
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from processes import main_only
 from utils import (
@@ -30,6 +37,8 @@ from utils import (
     write_table,
 )
 
+logger = logging.getLogger("train")
+
 FORMAT = 1
 """Version of the checkpoints' layout; a newer one is refused with a sentence."""
 
@@ -40,9 +49,12 @@ class RunFolder:
     `create` makes a new one, never one that exists; `open` finds an old one to continue.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, checkpoint: str = "last.pth") -> None:
         self.path = path
+        self.checkpoint = path / checkpoint
+        self._held: TextIO | None = None
         self.metrics = MetricsTable(path / "metrics.csv")
+        self.trouble: dict[str, InputError] = {}
 
     @classmethod
     def create(cls, parent: str | Path, name: str) -> RunFolder:
@@ -59,7 +71,11 @@ class RunFolder:
                 path.mkdir()
             except FileExistsError:
                 continue
+            except PermissionError:
+                return cls._elsewhere(wanted)
             except OSError as error:
+                if error.errno == errno.EROFS:
+                    return cls._elsewhere(wanted)
                 raise InputError(
                     f"cannot make the run folder {path}: {error.strerror}; choose another --LOG_DIR"
                 ) from error
@@ -67,20 +83,60 @@ class RunFolder:
         raise InputError(f"{wanted} and 998 folders named after it exist; choose another --name")
 
     @classmethod
+    def _elsewhere(cls, wanted: Path) -> RunFolder:
+        """In the user's home: a night's training is worth more than its place."""
+        home = Path.home() / "anchorage-logs"
+        if wanted.parent == home:
+            raise InputError(
+                f"neither --LOG_DIR nor {home} can be written; choose another --LOG_DIR"
+            )
+        logger.warning("%s is read-only; the run goes to %s", wanted.parent, home)
+        return cls.create(home, wanted.name)
+
+    @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The folder of an earlier run.
+        """The folder of an earlier run, or an older checkpoint in it.
 
         Raises:
             InputError: there is no run with a checkpoint in it.
         """
-        path = Path(path)
-        for needed in ("args.json", "last.pth"):
+        path, checkpoint = Path(path), "last.pth"
+        if path.suffix == ".pth":
+            path, checkpoint = path.parent, path.name
+        for needed in ("args.json", checkpoint):
             if not (path / needed).is_file():
                 raise InputError(
                     f"--resume-run {path}: no {needed} there, so no run to continue; "
                     "give the folder of a run that saved at least one checkpoint"
                 )
-        return cls(path)
+        return cls(path, checkpoint)
+
+    @main_only
+    def hold(self) -> None:
+        """Keeps other processes out of the folder for as long as this one lives, and tidies it.
+
+        Raises:
+            InputError: another one is at work in it.
+        """
+        # On args.json itself, so that no file is left behind; lockf and not flock: what reads data
+        # does not inherit it, so it ends with this process.
+        self._held = (self.path / "args.json").open("r+")
+        try:
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"the run in {self.path} is going on in another process; wait for its end, or stop "
+                "it first"
+            ) from None
+        except OSError as error:  # a file system without locks
+            logger.warning("nothing keeps other processes out of %s (%s)", self.path, error)
+        for left_over in self.path.glob(".*.tmp"):
+            left_over.unlink()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "results.json").is_file()
 
     @main_only
     def write_args(self, args: dict[str, Any]) -> None:
@@ -89,12 +145,23 @@ class RunFolder:
 
     def read_args(self) -> dict[str, Any]:
         """The options the run was started with."""
+        return self._read("args.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads((self.path / "args.json").read_text(encoding="utf-8"))
-        except ValueError as error:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.path / 'args.json'} is damaged ({error}); start a new run"
+                f"{self.path / name} cannot be read ({error}); start a new run"
             ) from error
+
+    def check_data(self, fingerprint: str) -> None:
+        """Raises InputError when the training images are not those the run began with."""
+        if self._read("environment.json")["data"] != fingerprint:
+            raise InputError(
+                f"the training images are not those that the run in {self.path} began with; put "
+                "them back, or start a new run"
+            )
 
     @main_only
     def write_environment(self, content: dict[str, Any]) -> None:
@@ -106,14 +173,60 @@ class RunFolder:
         """Writes results.json: what the best checkpoint reached on the test classes."""
         write_json(self.path / "results.json", content)
 
+    @property
+    def fault_path(self) -> Path:
+        """Where the record of a loss or gradient that was not finite lies."""
+        return self.path / "non_finite.json"
+
     @main_only
-    def save_last(self, state: dict) -> None:
-        """Replaces last.pth, whole or not at all."""
-        save_tensors(self.path / "last.pth", {"format": FORMAT, **state})
+    def write_fault(self, record: dict[str, Any]) -> None:
+        """Writes non_finite.json."""
+        write_json(self.fault_path, record)
+
+    @contextlib.contextmanager
+    def forgiving(self, what: str) -> Iterator[None]:
+        """A disk that is full, or was taken away, is said, and does not end a run.
+
+        `trouble` has the failure under `what` was to be written, until it is written after all.
+        """
+        try:
+            yield
+        except InputError as error:
+            self.trouble[what] = error
+            logger.warning("%s; training goes on", error)
+        else:
+            self.trouble.pop(what, None)
+
+    @main_only
+    def save_last(self, state: dict, keep: int = 0) -> None:
+        """Replaces last.pth, whole or not at all.
+
+        Args:
+            state: with `clock`. keep: how many checkpoints remain as step_<step>.pth besides.
+        """
+        last = self.path / "last.pth"
+        save_tensors(last, {"format": FORMAT, **state})
+        if not keep:
+            return
+        older = self.path / f"step_{state['clock']['step']:08d}.pth"
+        older.unlink(missing_ok=True)
+        try:
+            os.link(last, older)
+        except OSError:  # a file system without links
+            shutil.copyfile(last, older)
+        for path in sorted(self.path.glob("step_*.pth"))[:-keep]:
+            path.unlink()
 
     def load_last(self) -> dict:
-        """last.pth as `save_last` wrote it."""
-        return load_checkpoint(self.path / "last.pth")
+        """last.pth as `save_last` wrote it, or the older one that was asked for."""
+        return load_checkpoint(self.checkpoint)
+
+    def forget_best_after(self, step: int, name: str) -> bool:
+        """Removes a best checkpoint of a later step, where a run goes back to before it."""
+        later = self.best_path(name).is_file() and self.load_best(name)["step"] > step
+        if later:
+            self.best_path(name).unlink()
+        return later
 
     def best_path(self, name: str) -> Path:
         """Where the best checkpoint lies."""
@@ -139,22 +252,28 @@ class MetricsTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unwritten: list[dict[str, Any]] = []
 
     @main_only
     def append(self, row: dict[str, float | int]) -> None:
-        """Adds a row and waits until it is on disk; a new name in it becomes a new column."""
+        """Adds a row and waits until it is on disk; a new name in it becomes a new column.
+
+        The file is replaced as a whole, so that no reader, and no kill, meets half a row.
+
+        Raises:
+            InputError: the disk takes no more; the row comes with the next one.
+        """
+        self._unwritten.append({name: _short(value) for name, value in row.items()})
         columns = self._columns()
-        new = [name for name in row if name not in columns]
-        if new:
-            columns += new
-            self._rewrite(columns, self.rows())
-        self._add_line([_short(row.get(column, "")) for column in columns])
+        columns += [name for row in self._unwritten for name in row if name not in columns]
+        self._rewrite(list(dict.fromkeys(columns)), [*self.rows(), *self._unwritten])
+        self._unwritten = []
 
     @main_only
-    def drop_after(self, step: int) -> None:
-        """Removes rows later than `step`: they are about to be made again by a continued run."""
+    def keep_before(self, step: int) -> None:
+        """Removes the rows from `step` on: they are about to be made again by a continued run."""
         rows = self.rows()
-        kept = [row for row in rows if int(row["step"]) <= step]
+        kept = [row for row in rows if int(row["step"]) < step]
         if len(kept) == len(rows):
             return
         self._rewrite(self._columns(), kept)
@@ -172,22 +291,38 @@ class MetricsTable:
         with self.path.open(newline="", encoding="utf-8") as file:
             return next(csv.reader(file), [])
 
-    def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+    def _rewrite(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
 
-    def _add_line(self, cells: list) -> None:
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(cells)
-            file.flush()
-            os.fsync(file.fileno())
-
 
 def _short(value: float | int | str) -> str | int:
     return f"{value:.6g}" if isinstance(value, float) else value
+
+
+INCIDENTAL = ("given", "resume", "resume_run", "dry_run", "LOG_DIR", "data_root", "workers")
+INCIDENTAL += ("gpu_id", "wandb", "wandb_project", "save_every", "keep", "cache_dir")
+"""Options that may differ between two starts of one run."""
+
+
+def find_run(parent: str | Path, args: dict[str, Any]) -> RunFolder | None:
+    """The newest run under `parent` that was started with these options and has a checkpoint."""
+    wanted = _comparable(args)
+    found = []
+    for file in Path(parent).glob("*/args.json"):
+        run = RunFolder(file.parent)
+        last = run.path / "last.pth"
+        if last.is_file() and _comparable(run.read_args()) == wanted:
+            found.append((last.stat().st_mtime_ns, run))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _comparable(args: dict[str, Any]) -> str:
+    kept = {name: value for name, value in args.items() if name not in INCIDENTAL}
+    return json.dumps(kept, sort_keys=True)
 
 
 def run_name(dataset: str, model: str, loss: str, remark: str) -> str:

@@ -14,10 +14,11 @@ ARGS = options.parse_train() if __name__ == "__main__" else None
 import argparse
 import logging
 import math
+import shlex
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -46,9 +47,19 @@ from evaluate import (
     resolve_data_defaults,
     table,
 )
+from faults import (
+    CHECK_EVERY_ON_GPU,
+    CollapseWarning,
+    Interrupted,
+    NonFinite,
+    Signals,
+    Step,
+    Watch,
+    memory_in_words,
+)
 from net.shared import share_batches
 from routines import DivideAndConquer, Mixup, Routine, View, Warmup, cluster_sampler
-from runs import RunFolder, load_checkpoint, run_name
+from runs import RunFolder, find_run, load_checkpoint, run_name
 from tracking import Tracker, wandb_mode
 from utils import (
     InputError,
@@ -64,8 +75,6 @@ from utils import (
 )
 
 logger = logging.getLogger("train")
-
-CHECK_EVERY_ON_GPU = 50  # steps between two looks at the loss: each look waits for the GPU
 
 # --- data -----------------------------------------------------------------------------------------
 
@@ -254,31 +263,44 @@ def build_masks(args: argparse.Namespace) -> net.EmbeddingMasks | None:
 # --- the loop -------------------------------------------------------------------------------------
 
 
-class Averages:
-    """Running means of 0-d tensors, kept on the device until they are read."""
+@dataclass
+class Lap:
+    """What happened since the last row of metrics.csv.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+    Sums of 0-d tensors stay on the device until they are read.
+    """
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
         """Adds one step's values."""
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
 
-    def read(self) -> dict[str, float]:
-        """The means so far."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+    def summary(self) -> dict[str, float]:
+        """Means of all values, images per second, and the share of the time without data."""
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        seconds = max(self.seconds, 1e-9)
+        return {
+            **means,
+            "images_per_second": self.images / seconds,
+            "data_wait": self.waited / seconds,
+        }
 
 
 @dataclass
 class Clock:
-    """Where a run stands."""
+    """Where a run stands; `begun`: what comes before the first step of the epoch is done."""
 
     epoch: int = 0
     step: int = 0
     step_in_epoch: int = 0
+    begun: bool = False
     best: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
@@ -314,12 +336,22 @@ class Training:
         self.loader = loader
         self.precision = precision
         self.clock = Clock()
+        self.lap = Lap()
+        self.watch = Watch(args.on_nan, precision.device)
         self._batches: Iterator[Batch] | None = None
 
     # -- one step, and the steps between two looks
 
-    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """One optimisation step; returns the loss and its terms, detached, on the device."""
+    def step(self, batch: Batch) -> dict[str, torch.Tensor] | None:
+        """One optimisation step.
+
+        Returns:
+            The loss and its terms, detached, on the device; None when the step was skipped.
+
+        Raises:
+            NonFinite: the loss or a gradient is not finite.
+        """
+        buffers = [b.clone() for b in self._buffers()] if self.watch.policy == "skip" else []
         views, context = [View(batch.images, [(1.0, batch.labels)])], {}
         for routine in self.routines:
             batch = routine.prepare(batch)
@@ -333,54 +365,98 @@ class Training:
             for weight, labels in targets:
                 loss = loss + weight * self.objective(outputs, labels, **context)
                 terms = terms or self.objective.terms  # those of the images as they are
-        self.optimisers.step(loss, self.clock.epoch, self.clock.step)
-        self.clock.step += 1
-        self.clock.step_in_epoch += 1
-        return {"loss": loss.detach(), **terms}
+        clock, values = self.clock, {"loss": loss.detach(), **terms}
+        finite = self.optimisers.step(loss, clock.epoch, clock.step, careful=self.watch.careful)
+        clock.step += 1
+        clock.step_in_epoch += 1
+        rates = self.optimisers.learning_rates()
+        seen = Step(clock.epoch, clock.step, batch.index, values, rates, finite)
+        if self.watch.saw(seen):
+            return values
+        for buffer, before in zip(self._buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        return None
 
-    def advance(self) -> dict[str, float]:
-        """Trains to the next stop and returns the means of its terms, and its speed.
+    def _buffers(self) -> list[torch.Tensor]:
+        """Running statistics: what a forward changes, and a skipped step must not."""
+        return [*self.network.buffers(), *self.objective.buffers()]
 
-        A stop is the end of an epoch, an evaluation by --eval-steps, or the run's last step.
+    def advance(self, signals: Signals | None = None) -> bool:
+        """Trains on, to the next stop or the next pause; whether it is a stop.
+
+        A stop, which has a row of its own, is the end of an epoch, an evaluation by --eval-steps,
+        or the run's last step. A pause is a save by --save-every, or a signal.
 
         Raises:
-            InputError: the loss is not finite.
+            NonFinite: a loss or gradient is not finite.
         """
-        clock = self.clock
+        clock, lap, signals = self.clock, self.lap, signals or Signals()
         batches = self._epoch_batches()
         self.network.train()
         self.objective.train()
-        check_every = 1 if self.precision.device.type == "cpu" else CHECK_EVERY_ON_GPU
-        means, images, start = Averages(), 0, time.perf_counter()
-        waited = self.loader.wait_seconds
+        before, waited = time.perf_counter(), lap.waited - self.loader.wait_seconds
         with self._progress_bar() as bar:
-            while clock.step_in_epoch < len(self.loader):
-                batch = next(batches)
-                values = self.step(batch)
-                means.add(values)
-                images += len(batch.labels)
-                if clock.step % check_every == 0:
-                    bar.set_postfix(loss=f"{self._finite_loss(values):.4g}", refresh=False)
-                bar.update(len(batch.labels))
-                if self.finished or self._evaluates_at_this_step():
+            while not (stop := self._stops_here()):
+                batch = self._next(batches, signals)
+                if batch is None:
                     break
-        self._finite_loss(values)
-        elapsed = time.perf_counter() - start
-        clock.seconds += elapsed
-        if clock.step_in_epoch >= len(self.loader):
-            clock.epoch, clock.step_in_epoch, self._batches = clock.epoch + 1, 0, None
-        return {
-            **means.read(),
-            "images_per_second": images / elapsed,
-            "data_wait": (self.loader.wait_seconds - waited) / elapsed,
-        }
+                values = self.step(batch)
+                if values is not None:
+                    lap.add(values)
+                now = time.perf_counter()
+                lap.seconds, clock.seconds = (
+                    lap.seconds + now - before,
+                    clock.seconds + now - before,
+                )
+                lap.waited, lap.images = (
+                    waited + self.loader.wait_seconds,
+                    lap.images + len(batch.labels),
+                )
+                before = now
+                self._show(bar, batch, values)
+                if self._pauses_here():
+                    stop = self._stops_here()
+                    break
+        self.watch.check()
+        if stop and clock.step_in_epoch >= len(self.loader):
+            clock.epoch, clock.step_in_epoch, clock.begun = clock.epoch + 1, 0, False
+            self._batches = None
+        return stop
+
+    @staticmethod
+    def _next(batches: Iterator[Batch], signals: Signals) -> Batch | None:
+        """The next batch; None when a signal has come, to this process or another."""
+        try:
+            batch = next(batches)
+        except InputError:
+            if signals.requested is None:
+                raise
+            batch = None  # what read the data has got the signal too
+        return None if signals.agreed() is not None else batch
+
+    def _stops_here(self) -> bool:
+        clock = self.clock
+        if not self.lap.images:
+            return False
+        ended = clock.step_in_epoch >= len(self.loader)
+        return ended or self.finished or self._evaluates_at_this_step()
+
+    def _pauses_here(self) -> bool:
+        return bool(self.args.save_every) and self.clock.step % self.args.save_every == 0
+
+    def _show(self, bar: tqdm, batch: Batch, values: dict[str, torch.Tensor] | None) -> None:
+        on_cpu = self.precision.device.type == "cpu"
+        if values is not None and (on_cpu or self.clock.step % CHECK_EVERY_ON_GPU == 0):
+            bar.set_postfix(loss=f"{float(values['loss']):.4g}", refresh=False)
+        bar.update(len(batch.labels))
 
     def _epoch_batches(self) -> Iterator[Batch]:
         """The rest of the running epoch; begins it where it has not begun."""
         if self._batches is None:
             for routine in self.routines:
-                begin = routine.resume if self.clock.step_in_epoch else routine.begin_epoch
+                begin = routine.resume if self.clock.begun else routine.begin_epoch
                 begin(self)
+            self.clock.begun = True
             self.loader.set_epoch(self.clock.epoch)
             self.loader.skip(self.clock.step_in_epoch)
             self._batches = iter(self.loader)
@@ -408,16 +484,6 @@ class Training:
             represent=self.network.features if pooled else None,
         )
 
-    def _finite_loss(self, values: dict[str, torch.Tensor]) -> float:
-        loss = float(values["loss"])
-        if math.isfinite(loss):
-            return loss
-        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
-        raise InputError(
-            f"the loss is not finite at epoch {self.clock.epoch + 1}, step {self.clock.step} "
-            f"({terms}); lower --lr or --proxy-lr-scale, or try --amp off"
-        )
-
     @property
     def finished(self) -> bool:
         """All epochs, or all of --steps or --max-steps, are done."""
@@ -436,8 +502,9 @@ class Training:
         ended = self.clock.step_in_epoch == 0
         return self.finished or (ended and self.clock.epoch % self.args.eval_every == 0)
 
-    def evaluate(self, tasks: list[Evaluation]) -> list[Result]:
-        """Evaluates the network as it is."""
+    def evaluate(self, tasks: list[Evaluation], chosen: Sequence[str] = ()) -> list[Result]:
+        """Evaluates the network as it is: by what --metrics chooses, or as told here."""
+        chosen = chosen or ("retrieval", *self.args.metrics)
         return [
             evaluate(
                 self.network,
@@ -445,6 +512,7 @@ class Training:
                 self.precision,
                 Viewing.of(self.args),
                 seed=self.args.seed,
+                chosen=chosen,
             )
             for task in tasks
         ]
@@ -479,13 +547,20 @@ class Training:
             "optimisers": self.optimisers.state_dict(),
             "routines": [routine.state_dict() for routine in self.routines],
             "clock": vars(self.clock).copy(),
+            "lap": vars(self.lap).copy(),
+            "skipped": self.watch.skipped,
             "random": random_states(),
             "args": plain_options(self.args),
+            "environment": environment(self.precision.device),
         }
 
     def load_state(self, state: dict) -> None:
         """Continues from `state()`."""
         vars(self.clock).update(state["clock"])
+        vars(self.lap).update(state["lap"])
+        device = self.precision.device
+        self.lap.sums = {name: total.to(device) for name, total in self.lap.sums.items()}
+        self.watch.skipped = state["skipped"]
         for routine, content in zip(self.routines, state["routines"], strict=True):
             routine.load_state_dict(content, self)
         self.network.load_state_dict(state["model_state_dict"])
@@ -502,31 +577,100 @@ def plain_options(args: argparse.Namespace) -> dict:
     }
 
 
-def fit(training: Training, run: RunFolder, tracker: Tracker) -> None:
-    """The whole run: epochs, evaluations, checkpoints, one printed line an epoch."""
-    args, clock, data = training.args, training.clock, training.data
-    best_name = f"{args.dataset}_{args.model}".replace("/", "-").replace(":", "-")
-    while not training.finished:
+def best_name(args: argparse.Namespace) -> str:
+    """What the best checkpoint's name begins with: `emoji_resnet18`."""
+    return f"{args.dataset}_{args.model}".replace("/", "-").replace(":", "-")
+
+
+class Fit:
+    """The whole run: laps, evaluations, checkpoints, one printed line an epoch.
+
+    At every stop the checkpoint is written before the evaluation, with the row that the evaluation
+    completes. So an interrupted evaluation is made again, and no training is.
+    """
+
+    def __init__(
+        self, training: Training, run: RunFolder, tracker: Tracker, signals: Signals
+    ) -> None:
+        self.training = training
+        self.run = run
+        self.tracker = tracker
+        self.signals = signals
+        self.collapse = CollapseWarning()
+
+    def __call__(self, row: dict | None = None) -> None:
+        """Trains to the end; `row` is the one that the last checkpoint left to be completed.
+
+        Raises:
+            Interrupted: by a signal, after a checkpoint.
+            InputError: a loss or gradient is not finite; the last checkpoint could not be written.
+        """
+        while True:
+            if row is not None:
+                self._complete(row)
+            if self.signals.agreed() is not None:
+                raise Interrupted(self.signals.requested)
+            if self.training.finished:
+                break
+            row = self._next_row()
+        if processes.from_main(lambda: "the best checkpoint" not in self.run.trouble):
+            _report(self.training, self.run)
+        for error in self.run.trouble.values():
+            raise error
+
+    def _next_row(self) -> dict | None:
+        """Trains to the next stop and saves; None at a pause."""
+        training, clock = self.training, self.training.clock
         epoch = clock.epoch + 1
-        row = {"epoch": epoch, **training.advance()}
-        row |= {"step": clock.step, "seconds": clock.seconds}
-        row |= {f"lr {name}": lr for name, lr in training.optimisers.learning_rates().items()}
+        try:
+            stopped = training.advance(self.signals)
+        except NonFinite as fault:
+            raise self._told(fault) from fault
+        row = None
+        if stopped:
+            row = {"epoch": epoch, **training.lap.summary()}
+            row |= {"step": clock.step, "seconds": clock.seconds}
+            row |= {f"lr {name}": lr for name, lr in training.optimisers.learning_rates().items()}
+            training.lap = Lap()
+        self.save(row)
+        return row
+
+    def save(self, row: dict | None = None) -> None:
+        """Writes last.pth; `row` is to be completed by what continues from it."""
+        state = {**self.training.state(), "row": row, "wandb_id": self.tracker.run_id}
+        with self.run.forgiving("the last checkpoint"):
+            self.run.save_last(state, self.training.args.keep)
+
+    def _told(self, fault: NonFinite) -> InputError:
+        """The fault as a sentence that says where its record, images included, was written."""
+        paths = self.training.data.train.paths
+        record = {**fault.record, "images": [paths[i] for i in fault.record["index"]]}
+        self.run.write_fault(record)
+        return InputError(f"{fault}; its images are listed in {self.run.fault_path}")
+
+    def _complete(self, row: dict) -> None:
+        """Evaluates where that is due, keeps the best, and writes and prints the row."""
+        training, tracker, clock = self.training, self.tracker, self.training.clock
         if training.evaluation_due():
-            results = training.evaluate(data.selection)
+            self.signals.agreed()  # so that nobody begins alone
+            with self.signals.at_once():
+                results = training.evaluate(training.data.selection)
             row["evaluation_seconds"] = sum(result.seconds for result in results)
             row |= _flat(results)
+            labels = torch.from_numpy(training.data.selection[0].queries.labels)
+            self.collapse.look(results[0].embeddings, labels)
             reached = results[0].numbers["R@1"]
             if reached > clock.best:
-                clock.best, clock.best_epoch = reached, epoch
-                run.save_best(best_name, training.weights(results))
-                _write_learned_values(training, run)
+                clock.best, clock.best_epoch = reached, row["epoch"]
+                with self.run.forgiving("the best checkpoint"):
+                    self.run.save_best(best_name(training.args), training.weights(results))
+                    _write_learned_values(training, self.run)
             for name, values in training.objective.class_values().items():
                 tracker.log_histogram(f"{name}s", values.cpu().numpy(), clock.step)
-        run.metrics.append(row)
+        with self.run.forgiving("metrics.csv"):
+            self.run.metrics.append(row)
         tracker.log(row, clock.step)
-        run.save_last({**training.state(), "wandb_id": tracker.run_id})
-        print(epoch_line(args, clock, row), flush=True)
-    _report(training, run, best_name)
+        print(epoch_line(training.args, clock, row), flush=True)
 
 
 def _flat(results: list[Result]) -> dict[str, float]:
@@ -558,23 +702,26 @@ def epoch_line(args: argparse.Namespace, clock: Clock, row: dict) -> str:
     return "  ".join([*parts, human_seconds(clock.seconds)])
 
 
-def _report(training: Training, run: RunFolder, best_name: str) -> None:
+def _report(training: Training, run: RunFolder) -> None:
     """The last words of a run: the best checkpoint's numbers, and where everything lies."""
-    checkpoint = processes.from_main(lambda: run.load_best(best_name))
+    name = best_name(training.args)
+    checkpoint = processes.from_main(partial(run.load_best, name))
     clock, data = training.clock, training.data
     if data.selects_on_test:
         print(f"\nBest epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:")
-        results = [
-            Result(title, numbers, torch.empty(0), None, 0.0)
-            for title, numbers in checkpoint["metrics"].items()
-        ]
     else:
         print(
             f"\nEpoch {clock.best_epoch} had the best R@1 on the validation classes "
             f"({clock.best:.4f}). The test classes, looked at once:"
         )
+    if data.selects_on_test and set(options.METRICS) <= {"retrieval", *training.args.metrics}:
+        results = [
+            Result(title, numbers, torch.empty(0), None, 0.0)
+            for title, numbers in checkpoint["metrics"].items()
+        ]
+    else:
         training.network.load_state_dict(checkpoint["model_state_dict"])
-        results = training.evaluate(data.test)
+        results = training.evaluate(data.test, options.METRICS)
     run.write_results(
         {
             "best_epoch": clock.best_epoch,
@@ -584,7 +731,7 @@ def _report(training: Training, run: RunFolder, best_name: str) -> None:
     )
     print(table(results))
     print(f"run folder: {run.path}")
-    print(f"evaluate:   python evaluate.py --resume {run.best_path(best_name)}")
+    print(f"evaluate:   python evaluate.py --resume {run.best_path(name)}")
 
 
 # --- from options to a run ------------------------------------------------------------------------
@@ -642,6 +789,8 @@ def prepare(args: argparse.Namespace) -> Training:
     if processes.is_group():
         share_batches(network)
         processes.count_once(objective.parameters())
+    if args.compile:
+        network.compile()
     network.freeze_backbone(args.warm > 0)  # so that its end, not a state before, releases it
     routines = build_routines(args, data.train.labels)
     loader = train_loader(
@@ -668,9 +817,10 @@ def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, Run
     Raises:
         InputError: a flag that would change what the run is.
     """
-    run = RunFolder.open(args.resume_run)
-    stored = run.read_args()
+    run = processes.from_main(partial(RunFolder.open, args.resume_run))
+    stored = processes.from_main(run.read_args)
     changeable = {"resume_run", "epochs", "max_steps", "eval_every", "workers", "gpu_id", "wandb"}
+    changeable |= {"metrics", "save_every", "keep", "on_nan", "cache_dir"}
     changed = [name for name in args.given if name not in changeable]
     if changed:
         raise InputError(
@@ -684,6 +834,31 @@ def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, Run
     return argparse.Namespace(**merged), run
 
 
+def open_run(args: argparse.Namespace, training: Training) -> RunFolder:
+    """A new run folder with what was asked and where it runs."""
+    name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
+    run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
+    run.write_args(plain_options(args))
+    run.write_environment(
+        {**environment(training.precision.device), "data": training.data.train.fingerprint()}
+    )
+    return run
+
+
+def continue_run(run: RunFolder, training: Training) -> dict:
+    """Puts the run's last checkpoint into `training`; returns the checkpoint."""
+    processes.from_main(partial(run.check_data, training.data.train.fingerprint()))
+    state = processes.from_main(run.load_last)
+    training.load_state(state)
+    forget = partial(run.forget_best_after, training.clock.step, best_name(training.args))
+    if processes.from_main(forget):
+        training.clock.best = -1.0  # the next evaluation is the best one there is
+    unfinished = state["row"] is not None
+    run.metrics.keep_before(training.clock.step + (not unfinished))
+    print(f"continuing after epoch {training.clock.epoch}, step {training.clock.step}")
+    return state
+
+
 def main(args: argparse.Namespace) -> None:
     """Runs train.py with parsed options."""
     # What is worth a warning while a run is built is the same in all processes.
@@ -692,37 +867,47 @@ def main(args: argparse.Namespace) -> None:
     run = None
     if args.resume_run:
         args, run = continued_options(args)
-    training = prepare(args)
+    with memory_in_words(args):
+        training = prepare(args)
     if args.dry_run:
         print(describe(training))
         return
+    if args.resume == "auto":
+        run = processes.from_main(partial(find_run, args.LOG_DIR, plain_options(args)))
+        if processes.from_main(lambda: run is not None and run.is_finished):
+            print(f"this run is finished: {run.path}")
+            return
     print(describe(training), flush=True)
     logging.getLogger().setLevel(logging.WARNING)
-    wandb_id = None
     if run is None:
-        name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
-        run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
-        run.write_args(plain_options(args))
-        run.write_environment(
-            {**environment(training.precision.device), "data": training.data.train.fingerprint()}
-        )
+        run, state = open_run(args, training), {"row": None, "wandb_id": None}
+        run.hold()
     else:
-        state = processes.from_main(run.load_last)
-        training.load_state(state)
-        run.metrics.drop_after(training.clock.step)
-        wandb_id = state.get("wandb_id")
-        print(f"continuing after epoch {training.clock.epoch}, step {training.clock.step}")
+        run.hold()
+        state = continue_run(run, training)
     tracker = Tracker(
         wandb_mode(args.wandb) if processes.is_main() else "disabled",
         project=args.wandb_project,
         name=run.path.name,
         folder=run.path,
         config=plain_options(args),
-        run_id=wandb_id,
+        run_id=state["wandb_id"],
     )
     print(f"run folder  {run.path}\nwandb       {tracker.status}\n", flush=True)
-    fit(training, run, tracker)
-    tracker.finish()
+    try:
+        with Signals() as signals, memory_in_words(args):
+            fit = Fit(training, run, tracker, signals)
+            fit.save(state["row"])  # so that there is something to continue from the start
+            fit(state["row"])
+    except Interrupted as interrupted:
+        print(
+            f"\nstopped by {interrupted.name} at step {training.clock.step}; continue with:\n"
+            f"  python train.py --resume-run {shlex.quote(str(run.path))}",
+            flush=True,
+        )
+        raise SystemExit(interrupted.status) from None
+    finally:
+        tracker.finish()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import functools
 import io
 import json
 import os
@@ -107,7 +108,18 @@ def write_table(path: Path, header: list[str], rows: list[list]) -> None:
 
 def save_tensors(path: Path, content: dict) -> None:
     """Saves tensors and plain values with torch.save, atomically."""
-    write_atomically(path, lambda file: torch.save(content, file))
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch trips over its own unfinished archive after the disk has refused to take more.
+            cause = error.__context__
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise (cause or error) from None
+
+    write_atomically(path, write)
 
 
 def load_tensors(path: Path, what: str = "checkpoint") -> dict:
@@ -157,7 +169,8 @@ def random_states() -> dict:
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # This process's GPU alone: processes that share a run draw alike, each on its own.
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
@@ -169,7 +182,7 @@ def restore_random_states(states: dict) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 def pick_device(gpu_id: int) -> torch.device:
@@ -270,6 +283,7 @@ def device_name(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
+@functools.cache  # a checkpoint keeps it, and asking git takes longer than saving does
 def git_commit() -> str | None:
     """The commit of the code, with `+changes` when files differ from it; None outside git."""
     here = Path(__file__).resolve().parent

@@ -46,10 +46,11 @@ class Shape(NamedTuple):
     classes: int
     noise: float
     ks: tuple[int, ...]
+    judged: bool = False  # whether the bars are meant for it
 
 
 SHAPES = {
-    "sop": Shape("SOP", 60_502, 11_316, 1.15, (1, 10, 100, 1000)),
+    "sop": Shape("SOP", 60_502, 11_316, 1.15, (1, 10, 100, 1000), judged=True),
     "cub": Shape("CUB", 5_924, 100, 2.2, (1, 2, 4, 8, 16, 32)),
     "quick": Shape("SOP / 10", 6_050, 1_132, 1.0, (1, 10, 100, 1000)),
 }
@@ -215,7 +216,7 @@ def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
 
 
 def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
-    """Markdown: medians, and ratios to our row."""
+    """Markdown: medians and ratios to our row, recalls, and the bars with their verdicts."""
     lines = [
         f"### {shape.title}: {shape.images:,} × 512, {shape.classes:,} classes, {device}",
         "",
@@ -239,7 +240,46 @@ def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
             cells.append(f"{runs[0][key]:.{digits}f}" if key in runs[0] else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     recalls = ", ".join(f"R@{k} {results['ours'][0][f'R@{k}']:.4f}" for k in shape.ks)
-    return "\n".join([*lines, "", f"Our row's recalls: {recalls}."])
+    lines += ["", f"Our row's recalls: {recalls}."]
+    if shape.judged:
+        lines += ["", *map(str, bars(results, device))]
+    return "\n".join(lines)
+
+
+class Bar(NamedTuple):
+    """A figure that must not exceed a limit."""
+
+    words: str
+    figure: float
+    limit: float
+
+    def __str__(self) -> str:
+        verdict = "pass" if self.figure <= self.limit else "fail"
+        return f"- {self.words}: {self.figure:.2f}, at most {self.limit:.2f}: {verdict}"
+
+
+def bars(results: dict[str, list[dict]], device: str) -> list[Bar]:
+    """What is demanded of our rows; rows whose package is missing are left out."""
+    known = {name: runs for name, runs in results.items() if "missing" not in runs[0]}
+
+    def ratio(key: str, ours: str, other: str) -> float:
+        return median(known[ours], key) / max(1e-9, median(known[other], key))
+
+    found = []
+    if device == "cuda":
+        found.append(Bar("seconds of our retrieval", median(known["ours"], "seconds"), 1.5))
+        found.append(Bar("seconds of our k-means", median(known["k-means: ours"], "seconds"), 10))
+    else:
+        floor = ratio("seconds", "ours", "one float32 product")
+        found.append(Bar("our retrieval ÷ one product, seconds", floor, 1.0))
+        if (peer := "pytorch-metric-learning, faiss-cpu") in known:
+            words = "our retrieval ÷ pytorch-metric-learning"
+            found.append(Bar(f"{words}, seconds", ratio("seconds", "ours", peer), 0.75))
+            found.append(Bar(f"{words}, memory", ratio("memory", "ours", peer), 1 / 3))
+    if (peer := "k-means: faiss-cpu") in known:
+        apart = ratio("inertia", "k-means: ours", peer)
+        found.append(Bar("our k-means ÷ faiss-cpu, inertia", apart, 1.01))
+    return found
 
 
 def median(runs: list[dict], key: str) -> float:

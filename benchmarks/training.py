@@ -181,6 +181,7 @@ def measure(model: str, size: int, batch: int, freeze: str, given: argparse.Name
     """One row: images/s of both ways and their ratio."""
     command = f"--model {model} --stem {given.stem} --image-size {size} --batch-size {batch} "
     command += f"--bn-freeze {freeze} --pretrained none --warm 0 --wandb disabled"
+    command += " --compile" * given.compile
     args = options.parse_train([*command.split(), "--data-root", str(ROOT / "data")])
     ours = OurWay(args)
     device = ours.training.precision.device
@@ -206,6 +207,7 @@ def main() -> None:
     parser.add_argument("--stem", default="imagenet", help="the published first layers")
     parser.add_argument("--batch-size", type=int, default=150)
     parser.add_argument("--bn-freeze", nargs="+", default=["0", "1"], choices=["0", "1"])
+    parser.add_argument("--compile", action="store_true", help="ours with --compile")
     parser.add_argument("--batches", type=int, default=6, help="steps a round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts")
     given = parser.parse_args()

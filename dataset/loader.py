@@ -1,8 +1,8 @@
 """Image sets → normalised batches on the device.
 
-Pictures in memory are cut, changen and normalised there for a whole batch at once; files, and the
-cache on the CPU, are read and cut by worker processes, travel as uint8, and are finished on the
-device. Either way a random draw depends on (seed, epoch, image, visit) alone: see transforms.py.
+Pictures in memory are cut, changed and normalised there for a whole batch at once; files are read
+and cut by worker processes, the cache on the CPU by threads; both are finished on the device. Every
+way a random draw depends on (seed, epoch, image, visit) alone: see transforms.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import itertools
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -38,6 +40,7 @@ from dataset.transforms import (
     to_network,
     uniforms,
 )
+from faults import ignore_keyboard
 from utils import InputError, nearest_names
 
 if TYPE_CHECKING:
@@ -264,6 +267,7 @@ class _FromWorkers:
             collate_fn=_as_it_is,
             pin_memory=pin,
             persistent_workers=workers > 0,
+            worker_init_fn=ignore_keyboard,
             # A generator of its own, so that reading data leaves torch's random state alone.
             generator=torch.Generator(),
         )
@@ -282,6 +286,42 @@ class _FromWorkers:
 
 def _as_it_is(cut: Cut) -> Cut:
     return cut
+
+
+class _FromThreads:
+    """Views that threads of this process cut ahead of time.
+
+    For the cache: cutting is a few calls of C code that let other threads run, so that threads do
+    what processes do, without sending pixels from one to another, which costs more than cutting.
+    """
+
+    AHEAD = 2  # batches for each thread
+
+    def __init__(self, cutter: _Cutter, threads: int, pin: bool) -> None:
+        self._cutter = cutter
+        self._threads = threads
+        self._pin = pin
+
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[Cut]:
+        plans = iter(plans)
+        pool = ThreadPoolExecutor(
+            self._threads, "cut", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        try:
+            coming = deque(
+                pool.submit(self._cut, plan)
+                for plan in itertools.islice(plans, self.AHEAD * self._threads)
+            )
+            while coming:
+                cut_ = coming.popleft().result()
+                coming.extend(pool.submit(self._cut, plan) for plan in itertools.islice(plans, 1))
+                yield cut_
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _cut(self, plan: Plan) -> Cut:
+        cut_ = self._cutter[plan]
+        return cut_._replace(pixels=cut_.pixels.pin_memory()) if self._pin else cut_
 
 
 # --- the loader -----------------------------------------------------------------------------------
@@ -305,7 +345,7 @@ class Loader:
         self,
         images: ImageSet,
         plans: _Plans,
-        source: _FromMemory | _FromWorkers,
+        source: _FromMemory | _FromThreads | _FromWorkers,
         rule: _ViewRule,
         change: Change | None,
         spec: InputSpec,
@@ -457,7 +497,8 @@ def train_loader(
 
     Args:
         augment: a name of `AUGMENTATIONS`. spec: what the backbone wants.
-        workers: processes that read files or the cache; pictures in memory need none.
+        workers: processes that read files, or threads that cut the cache's pixels; pictures in
+            memory need none.
         image_size: side of the network's input in pixels; the spec's without it.
         max_bad_images: the share of images that may be unreadable; each is replaced by others of
             its class and named in a warning.
@@ -528,7 +569,7 @@ def _source(
     data_device: str | None = None,
     cache_dir: str | Path | None = None,
     cache_size: int = 256,
-) -> _FromMemory | _FromWorkers:
+) -> _FromMemory | _FromThreads | _FromWorkers:
     """Where views come from.
 
     Args:
@@ -558,8 +599,10 @@ def _source(
         _say_what_differs(cache_size, rule)
         if data_device == "cuda":
             return _FromMemory(images, cache.on_device(device), rule, substitutes)
-    cutter = _Cutter(reader, rule, substitutes)
-    return _FromWorkers(cutter, plans, workers, pin=device.type == "cuda")
+    cutter, pin = _Cutter(reader, rule, substitutes), device.type == "cuda"
+    if decode == "cache" and workers:
+        return _FromThreads(cutter, workers, pin)
+    return _FromWorkers(cutter, plans, workers, pin)
 
 
 @lru_cache  # says each thing once, however often loaders are made

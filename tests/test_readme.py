@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import official_layouts
 import pytest
+import tiny
 from conftest import ROOT, link_repository_data, run_cli
+from PIL import Image
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = "--max-steps 2 --wandb disabled --workers 0".split()
@@ -28,7 +31,9 @@ def commands() -> list[str]:
 TRAINING = [command for command in commands() if command.startswith("python train.py")]
 EVALUATION = [command for command in commands() if command.startswith("python evaluate.py")]
 EMBEDDED = [command for command in TRAINING if "--dataset" not in command]
-PUBLISHED = [command for command in TRAINING if "--dataset" in command]
+OWN = [command for command in TRAINING if "photos" in command]
+PUBLISHED = [c for c in TRAINING if "--dataset" in c and c not in OWN]
+CHECKS = [command for command in commands() if command.startswith("python -m dataset check")]
 
 
 def arguments(command: str) -> list[str]:
@@ -42,6 +47,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     link_repository_data(path)
     official_layouts.write("cub", "official", path / "data", classes=8, images=6)
     official_layouts.write("cars", "official", path / "data", classes=8, images=6)
+    tiny.write_images(path)
+    (path / "photos").mkdir()
+    for image_class in (path / "train").iterdir():
+        image_class.rename(path / "photos" / image_class.name)
+    rows = [f"{p.relative_to(path)},{p.parent.name},eval" for p in path.glob("eval/*/*.png")]
+    rows += [f"{p.relative_to(path)},{p.parent.name},train" for p in path.glob("photos/*/*.png")]
+    (path / "photos.csv").write_text("\n".join(["path,label,split", *rows]))
     return path
 
 
@@ -64,22 +76,49 @@ def test_training_on_the_embedded_data(command, folder):
     assert "--dry-run" in command or "run folder" in done.stdout
 
 
+@pytest.mark.parametrize("command", OWN, ids=lambda command: command[16:60])
+def test_training_on_ones_own_images(command, folder):
+    small = ["--model", "resnet10", "--width", "0.125", "--image-size", "32", "--batch-size", "8"]
+    cache = ["--cache-dir", str(folder / "cache")] if "--decode cache" in command else []
+    done = run_cli("train.py", *arguments(command), *SHORT, *small, *cache, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "R@1" in done.stdout
+
+
+@pytest.mark.parametrize("command", CHECKS, ids=lambda command: command[24:])
+def test_checks_of_data(command, folder):
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "images" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", PUBLISHED, ids=lambda command: command[16:70])
 def test_published_commands(command, folder):
-    tiny = [*SHORT, "--pretrained", "none", "--batch-size", "4"]
-    done = run_cli("train.py", *arguments(command), *tiny, cwd=folder)
+    small = [*SHORT, "--pretrained", "none", "--batch-size", "4"]
+    done = run_cli("train.py", *arguments(command), *small, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "R@1" in done.stdout
 
 
 def test_evaluation_of_the_demo(folder):
-    demo = ["@recipes/emoji_amloss.txt", "--name", "demo", *SHORT]
-    assert run_cli("train.py", *demo, cwd=folder).returncode == 0
+    for seed, name in enumerate(("demo", "demo2"), 1):
+        if not (folder / "logs" / name).exists():
+            demo = ["@recipes/emoji_amloss.txt", "--name", name, "--seed", str(seed), *SHORT]
+            assert run_cli("train.py", *demo, cwd=folder).returncode == 0
+    Image.new("RGB", (30, 40), "red").save(folder / "drawing.png")
     for command in EVALUATION:
         done = run_cli("evaluate.py", *arguments(command), cwd=folder)
         assert done.returncode == 0, done.stderr
-    for name in ("numbers.json", "embeddings.npz", "neighbours.png"):
+    written = "numbers.json table.csv table.tex embeddings.npz neighbours.png classes.csv"
+    written += " worst/failures.csv worst/failures.png logs/demo/query.csv logs/demo/query.png"
+    for name in written.split():
         assert (folder / name).stat().st_size > 0
 
 

@@ -1,0 +1,80 @@
+"""Does bf16 cost accuracy? The demo's recipe, shortened, in bf16 and in float32, some seeds each.
+
+    python benchmarks/precision.py                    # 5 seeds each, 8 epochs; continues
+    python benchmarks/precision.py --seeds 2 --epochs 1
+
+Every run is train.py's own; a run that has its results.json is not made again. The table has R@1
+and MAP@R on the unseen classes: mean, standard deviation and range over the seeds, and seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils import sentence_errors
+
+PRECISIONS = {"bf16": "bf16", "float32": "off"}
+METRICS = ("R@1", "MAP@R")
+
+
+def train(folder: Path, recipe: str, precision: str, seed: int, epochs: int) -> dict[str, float]:
+    """One run's metrics and seconds; made by train.py unless it is there already."""
+    run = folder / f"{precision}_{epochs}_{seed}"
+    if not (run / "results.json").is_file():
+        flags = ["--epochs", str(epochs), "--eval-every", str(epochs), "--seed", str(seed)]
+        flags += ["--amp", PRECISIONS[precision], "--wandb", "disabled"]
+        where = ["--LOG_DIR", str(folder), "--name", run.name]
+        unfinished = (run / "last.pth").is_file()
+        command = ["--resume-run", str(run)] if unfinished else [f"@{recipe}", *flags, *where]
+        subprocess.run(
+            [sys.executable, "train.py", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        )
+    (numbers, *_) = json.loads((run / "results.json").read_text())["results"].values()
+    with (run / "metrics.csv").open() as file:
+        *_, last = csv.DictReader(file)
+    return {**{name: numbers[name] for name in METRICS}, "seconds": float(last["seconds"])}
+
+
+def row(precision: str, runs: list[dict[str, float]]) -> str:
+    """A line of the table."""
+    cells = [precision, str(len(runs))]
+    for name in METRICS:
+        values = [run[name] for run in runs]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        cells.append(
+            f"{statistics.mean(values):.4f} ± {spread:.4f} ({min(values):.4f}–{max(values):.4f})"
+        )
+    cells.append(f"{statistics.median(run['seconds'] for run in runs):.0f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Trains what is missing, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="recipes/emoji_amloss.txt")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--folder", type=Path, default=ROOT / "logs" / "precision")
+    args = parser.parse_args()
+    runs: dict[str, list[dict[str, float]]] = {precision: [] for precision in PRECISIONS}
+    for seed in range(1, args.seeds + 1):
+        for precision, done in runs.items():
+            done.append(train(args.folder, args.recipe, precision, seed, args.epochs))
+            print(f"{precision} seed {seed}: {done[-1]}", file=sys.stderr, flush=True)
+    print("| precision | seeds | R@1 | MAP@R | seconds of training |\n|---|---|---|---|---|")
+    for precision, done in runs.items():
+        print(row(precision, done))
+
+
+if __name__ == "__main__":
+    with sentence_errors():
+        main()

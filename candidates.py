@@ -1,0 +1,218 @@
+"""Evaluated checkpoints side by side: rows of a table, means over seeds, paired tests.
+
+A candidate has what evaluate.py made of it; here are numbers only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comparison
+from tables import HIDDEN, Row
+from utils import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from evaluate import Evaluation, Result
+    from net import EmbeddingNet
+
+OFFICIAL = "one-image gallery "  # before the metrics of VehicleID's official protocol
+DRAWS = 10  # of its gallery
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint that is to be evaluated, and afterwards what it reached.
+
+    `args` are the options with what the checkpoint knows itself; `trained` are those of its
+    training, empty for a released file. `replicates` has a bootstrap for each result.
+    """
+
+    path: str
+    label: str
+    args: argparse.Namespace
+    trained: dict[str, Any]
+    network: EmbeddingNet
+    tasks: list[Evaluation]
+    results: list[Result] = field(default_factory=list)
+    replicates: list[torch.Tensor] = field(default_factory=list)
+
+    def scores(self, number: int = 0) -> comparison.Scores:
+        """The bootstrap's view of one result."""
+        per_query = self.results[number].per_query
+        assert per_query is not None
+        return comparison.query_scores(per_query, self.tasks[number].ks)
+
+    def rows(self) -> list[Row]:
+        """A row a result."""
+        found = []
+        for number, (task, result) in enumerate(zip(self.tasks, self.results, strict=True)):
+            intervals = {}
+            if self.replicates:
+                names = self.scores(number).names
+                columns = zip(names, self.replicates[number].T, strict=True)
+                intervals = {name: comparison.interval(values) for name, values in columns}
+            about = {
+                "checkpoint": self.path,
+                "dataset": self.args.dataset,
+                "images": len(task.queries),
+                "classes": task.queries.num_classes,
+                "kmeans_restarts": self.args.kmeans_restarts,
+            }
+            found += rows_of(result, self.label, intervals=intervals, about=about)
+        return found
+
+
+def labels_of(paths: Sequence[str]) -> list[str]:
+    """A short name for each checkpoint: its run's folder, or as much as tells them apart.
+
+    Raises:
+        InputError: a checkpoint is named twice.
+    """
+    files = [Path(path) for path in paths]
+    if len({file.resolve() for file in files}) < len(files):
+        raise InputError("--resume names a checkpoint twice; name each once")
+    if len(files) == 1:
+        return [""]
+    for shorten in (
+        lambda file: file.resolve().parent.name,
+        lambda file: file.stem,
+        lambda file: f"{file.resolve().parent.name}/{file.stem}",
+    ):
+        labels = [shorten(file) for file in files]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(path) for path in paths]
+
+
+# --- rows of a table ---------------------------------------------------------------------------
+
+
+def rows_of(result: Result, label: str = "", **more: Any) -> list[Row]:
+    """A result as a row; the official protocol's numbers are one of their own."""
+    official = {
+        name.removeprefix(OFFICIAL): value
+        for name, value in result.numbers.items()
+        if name.startswith(OFFICIAL)
+    }
+    plain = {name: v for name, v in result.numbers.items() if not name.startswith(OFFICIAL)}
+    rows = [Row(result.title, label, plain, **more)]
+    if official:
+        means = {name: value for name, value in official.items() if not name.endswith("_sd")}
+        spread = {name: official[f"{name}_sd"] for name in means}
+        title = f"{result.title}, one image a class as gallery ({DRAWS} draws)"
+        rows.append(Row(title, label, means, spread, about=more.get("about", {})))
+    return rows
+
+
+def bootstrapped(candidates: Sequence[Candidate], resamples: int, seed: int) -> list[Candidate]:
+    """The candidates with their bootstraps; those of one data set see the same draws."""
+    by_data: dict[int, list[int]] = {}
+    for position, candidate in enumerate(candidates):
+        by_data.setdefault(id(candidate.tasks), []).append(position)
+    found = list(candidates)
+    for positions in by_data.values():
+        tasks = range(len(candidates[positions[0]].tasks))
+        drawn = [
+            comparison.replicates([candidates[p].scores(n) for p in positions], resamples, seed)
+            for n in tasks
+        ]
+        for i, p in enumerate(positions):
+            found[p] = replace(found[p], replicates=[drawn[n][i] for n in tasks])
+    return found
+
+
+def averages(candidates: Sequence[Candidate]) -> list[Row]:
+    """A row for each task of each configuration that several of the checkpoints are seeds of."""
+    groups = comparison.seeds_of_one([candidate.trained for candidate in candidates])
+    names = [method_name(candidates[group[0]].trained, len(group)) for group in groups]
+    found = []
+    for group, name in zip(groups, names, strict=True):
+        members = [candidates[position] for position in group]
+        label = name if names.count(name) == 1 else f"{name} ({members[0].label}, …)"
+        for parts in zip(*(member.rows() for member in members), strict=True):
+            numbers, spread = comparison.mean_and_deviation([part.numbers for part in parts])
+            spread = {name: value for name, value in spread.items() if not name.startswith(HIDDEN)}
+            about = {**parts[0].about, "checkpoint": " ".join(member.path for member in members)}
+            labels = tuple(member.label for member in members)
+            found.append(Row(parts[0].task, label, numbers, spread, about=about, members=labels))
+    return found
+
+
+def method_name(trained: dict[str, Any], seeds: int) -> str:
+    """What was trained, for the first column of a table."""
+    parts = [trained.get("loss"), trained.get("model"), f"{seeds} seeds"]
+    return ", ".join(str(part) for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Test:
+    """Whether B is better than A on one task."""
+
+    a: str
+    b: str
+    task: str
+    differences: dict[str, comparison.Difference]
+
+
+def paired_tests(candidates: Sequence[Candidate]) -> list[Test]:
+    """The first checkpoint (A) against each other one (B) that saw the same queries."""
+    first, *others = candidates
+    found = []
+    for other in others:
+        if other.tasks is not first.tasks:
+            continue
+        for number, task in enumerate(first.tasks):
+            differences = comparison.paired_differences(
+                first.scores(number),
+                other.scores(number),
+                first.replicates[number],
+                other.replicates[number],
+            )
+            found.append(Test(first.label, other.label, task.title, differences))
+    return found
+
+
+def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
+    """What a table shows, in a sentence or two."""
+    tasks = {task.title: task for candidate in candidates for task in candidate.tasks}
+    sizes = "; ".join(f"{task.title}: {task.describe()}" for task in tasks.values())
+    spread = " Mean ± standard deviation." if any(row.spread for row in rows) else ""
+    return f"Retrieval of unseen classes, in percent ({sizes}).{spread}"
+
+
+def json_content(
+    args: argparse.Namespace, rows: Sequence[Row], tests: Sequence[Test]
+) -> dict[str, Any]:
+    """All numbers: a result a row, and the tests."""
+    results = []
+    for row in rows:
+        content = {"title": row.task, **row.about, **row.numbers}
+        if row.label:
+            content["label"] = row.label
+        if row.spread:
+            content["standard_deviation"] = row.spread
+        if row.intervals:
+            content["interval_95"] = row.intervals
+        if row.members:
+            content["mean_of"] = row.members
+        results.append(content)
+    content = {"results": results, "seed": args.seed}
+    if args.bootstrap:
+        content["bootstrap_resamples"] = args.bootstrap
+    if tests:
+        content["paired_tests"] = [
+            {
+                "a": test.a,
+                "b": test.b,
+                "title": test.task,
+                **{name: values._asdict() for name, values in test.differences.items()},
+            }
+            for test in tests
+        ]
+    return content

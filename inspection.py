@@ -1,0 +1,231 @@
+"""What an evaluated network does with single images, as files: embeddings, neighbours, failures.
+
+Everything here looks at the first evaluation of a data set (of VehicleID's lists the large one).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+import comparison
+from dataset.base import ImageSet, PathTable, decode, reason
+from report import contact_sheet, nearest, neighbours_picture, random_queries, save_picture
+from utils import InputError, write_atomically, write_table
+
+SEARCHED_AT_ONCE = 256  # queries, so that a block of similarities stays small
+MOST_ROWS = 50  # of a picture; the table beside it holds all
+
+
+class Embedded(NamedTuple):
+    """Queries with their raw embeddings (N, d); the gallery's where it is another set."""
+
+    images: ImageSet
+    embeddings: torch.Tensor
+    gallery_images: ImageSet | None = None
+    gallery: torch.Tensor | None = None
+
+    @property
+    def searched(self) -> tuple[ImageSet, torch.Tensor]:
+        """What queries search in."""
+        if self.gallery_images is None or self.gallery is None:
+            return self.images, self.embeddings
+        return self.gallery_images, self.gallery
+
+    def nearest_to_own(self, queries: np.ndarray, top: int) -> np.ndarray:
+        """(n, top) indices into the searched set for some of the queries, which skip themselves."""
+        _, gallery = self.searched
+        parts = []
+        for start in range(0, len(queries), SEARCHED_AT_ONCE):
+            part = queries[start : start + SEARCHED_AT_ONCE]
+            own = part if self.gallery is None else None
+            parts.append(nearest(self.embeddings[torch.from_numpy(part)], gallery, own, top))
+        return np.concatenate(parts)
+
+
+def cosines(queries: torch.Tensor, gallery: torch.Tensor, found: np.ndarray) -> np.ndarray:
+    """Cosine of each query (Q, d) with what was found for it: (Q, top) indices → (Q, top)."""
+    unit = torch.nn.functional.normalize
+    neighbours = unit(gallery[torch.from_numpy(found)].double(), dim=2)
+    own = unit(queries.double(), dim=1)[:, None]
+    return (own * neighbours).sum(dim=2).cpu().numpy()
+
+
+# --- all images -----------------------------------------------------------------------------------
+
+
+def export(
+    path: Path, embedded: Embedded, uncertainty: Sequence[torch.Tensor | None] = (None, None)
+) -> None:
+    """Writes unit-length embeddings, labels, class names and paths to an .npz.
+
+    Args:
+        uncertainty: raw uncertainty vectors of the queries and of the gallery, where there are.
+    """
+    sides = [
+        ("", embedded.images, embedded.embeddings, uncertainty[0]),
+        ("gallery_", embedded.gallery_images, embedded.gallery, uncertainty[1]),
+    ]
+    content: dict[str, np.ndarray] = {}
+    for prefix, images, embeddings, uncertain in sides:
+        if images is None or embeddings is None:
+            continue
+        unit = torch.nn.functional.normalize(embeddings, dim=1).cpu().numpy()
+        content[f"{prefix}embeddings"] = unit
+        content[f"{prefix}labels"] = images.labels
+        content[f"{prefix}paths"] = np.array([images.paths[i] for i in range(len(images))])
+        content[f"{prefix}class_names"] = np.array(images.class_names)
+        if uncertain is not None:
+            content[f"{prefix}uncertainty"] = uncertain.cpu().numpy()
+    write_atomically(path, lambda file: np.savez(file, **content))
+
+
+def write_uncertain(path: Path, images: ImageSet, norms: torch.Tensor) -> None:
+    """Path, class and ‖u‖ (N,) of every image, the most uncertain first."""
+    norms, order = norms.sort(descending=True, stable=True)
+    rows = [
+        [images.paths[index], images.class_names[images.labels[index]], f"{norm:.6g}"]
+        for norm, index in zip(norms.tolist(), order.tolist(), strict=True)
+    ]
+    write_table(path, ["path", "class", "uncertainty"], rows)
+
+
+def write_classes(path: Path, images: ImageSet, scores: comparison.Scores) -> None:
+    """Every class with its queries and retrieval metrics, the lowest R@1 (then MAP@R) first."""
+    classes, sizes, metrics = comparison.by_class(scores, torch.from_numpy(images.labels))
+    keys = [scores.names.index(name) for name in scores.names if name.startswith("R@")][:1]
+    keys.append(scores.names.index("MAP@R"))
+    order = np.lexsort([metrics[:, key].nan_to_num(-1).numpy() for key in reversed(keys)])
+    rows = [
+        [
+            images.class_names[int(classes[c])],
+            int(sizes[c]),
+            *("" if math.isnan(value) else f"{value:.6g}" for value in metrics[c].tolist()),
+        ]
+        for c in order
+    ]
+    write_table(path, ["class", "images", *scores.names], rows)
+
+
+# --- some of them ---------------------------------------------------------------------------------
+
+
+def draw_neighbours(path: Path, embedded: Embedded, seed: int, top: int) -> None:
+    """Draws ten random queries and the images nearest to each."""
+    chosen = random_queries(embedded.images.labels, 10, seed)
+    found = embedded.nearest_to_own(chosen, top)
+    caption = f"{len(chosen)} queries drawn at random (seed {seed}), one a class"
+    picture = neighbours_picture(embedded.images, chosen, found, embedded.gallery_images, caption)
+    save_picture(picture, path)
+
+
+def worst_queries(per_query: Mapping[str, torch.Tensor], count: int) -> np.ndarray:
+    """The queries whose nearest image is wrong, the lowest rank of a right one first: at most N.
+
+    Among equals the lower MAP@R comes first. Queries without an image to find are left out.
+    """
+    rank, precision = (per_query[name].numpy() for name in ("rank", "MAP@R"))
+    failed = np.flatnonzero((per_query["relevant"].numpy() > 0) & (rank > 0))
+    return failed[np.lexsort((precision[failed], -rank[failed]))][:count]
+
+
+def write_failures(
+    folder: Path, embedded: Embedded, per_query: Mapping[str, torch.Tensor], count: int, top: int
+) -> list[Path]:
+    """Writes the worst queries with their neighbours to failures.csv and failures.png.
+
+    Returns what was written: nothing where no query failed.
+    """
+    queries = worst_queries(per_query, count)
+    if len(queries) == 0:
+        return []
+    images, (gallery_images, gallery) = embedded.images, embedded.searched
+    found = embedded.nearest_to_own(queries, top)
+    scores = cosines(embedded.embeddings[torch.from_numpy(queries)], gallery, found)
+    rows = []
+    for query, neighbours, values in zip(queries.tolist(), found.tolist(), scores, strict=True):
+        label = images.labels[query]
+        row = [images.paths[query], images.class_names[label], int(per_query["rank"][query]) + 1]
+        row.append(f"{float(per_query['MAP@R'][query]):.6g}")
+        for neighbour, value in zip(neighbours, values, strict=True):
+            name = gallery_images.class_names[gallery_images.labels[neighbour]]
+            row += [gallery_images.paths[neighbour], name, f"{value:.6g}"]
+        rows.append(row)
+    header = ["path", "class", "rank of the nearest right image", "MAP@R"]
+    for place in range(1, found.shape[1] + 1):
+        header += [f"path {place}", f"class {place}", f"cosine {place}"]
+    shown = queries[:MOST_ROWS]
+    caption = f"The {len(shown)} queries whose nearest right image is farthest down"
+    picture = neighbours_picture(
+        images, shown, found[: len(shown)], embedded.gallery_images, caption
+    )
+    table, drawing = folder / "failures.csv", folder / "failures.png"
+    write_table(table, header, rows)
+    save_picture(picture, drawing)
+    return [table, drawing]
+
+
+# --- images of the user's own ---------------------------------------------------------------------
+
+
+def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
+    """Image files as a set that is looked at as `like` is; each is a class, named after its file.
+
+    Raises:
+        InputError: a file is missing or no picture.
+    """
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(decode(path))
+        except Exception as error:  # Pillow reports damage through a dozen unrelated types
+            raise InputError(
+                f"--query {path} cannot be read ({reason(error)}); give image files"
+            ) from error
+    pixels = None
+    if like.pixels is not None:  # drawings in memory are seen whole, on white
+        height, width = like.pixels.shape[1:3]
+        fitted = [
+            ImageOps.pad(Image.fromarray(p), (width, height), color="white") for p in pictures
+        ]
+        pixels = np.stack([np.asarray(image) for image in fitted])
+    return ImageSet(
+        name="query",
+        split="query",
+        labels=np.arange(len(paths)),
+        class_names=tuple(Path(path).name for path in paths),
+        paths=PathTable(map(str, paths)),
+        pixels=pixels,
+        source="--query",
+    )
+
+
+def write_answers(
+    folder: Path, queries: ImageSet, embeddings: torch.Tensor, embedded: Embedded, top: int
+) -> tuple[list[Path], str]:
+    """Writes what is nearest to the queries (Q, d) to query.csv and query.png.
+
+    Returns the files, and the same answer in words.
+    """
+    images, gallery = embedded.searched
+    found = nearest(embeddings, gallery, None, top)
+    scores = cosines(embeddings, gallery, found)
+    rows, lines = [], []
+    for query, (neighbours, values) in enumerate(zip(found.tolist(), scores, strict=True)):
+        lines.append(f"nearest to {queries.paths[query]}:")
+        for place, (neighbour, value) in enumerate(zip(neighbours, values, strict=True), 1):
+            name, path = images.class_names[images.labels[neighbour]], images.paths[neighbour]
+            rows.append([queries.paths[query], place, f"{value:.6g}", name, path])
+            lines.append(f"{place:>4}  {value:.4f}  {name}  {path}")
+    table, drawing = folder / "query.csv", folder / "query.png"
+    notes = np.array([[f"{value:.3f}" for value in values] for values in scores])
+    picture = contact_sheet(queries, found, notes, images)
+    write_table(table, ["query", "place", "cosine", "class", "path"], rows)
+    save_picture(picture, drawing)
+    return [table, drawing], "\n".join(lines)

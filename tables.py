@@ -1,0 +1,257 @@
+"""Numbers → the table on the screen, in a paper, in a CSV file; and what the numbers mean."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from comparison import Difference
+
+HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        task: what was evaluated on. label: what was evaluated; empty where there is one thing only.
+        numbers: metrics in 0..1. spread: their standard deviation, where several are averaged.
+        intervals: 95 % intervals. about: what a file keeps beside them.
+        members: the labels of the rows that this one averages.
+    """
+
+    task: str
+    label: str
+    numbers: Mapping[str, float]
+    spread: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+
+
+def columns(rows: Iterable[Row]) -> list[str]:
+    """The metrics of all rows: R@K by K, then the others in order of appearance."""
+    names = dict.fromkeys(name for row in rows for name in row.numbers)
+    shown = [name for name in names if not name.startswith(HIDDEN)]
+    recalls = [name for name in shown if _is_recall(name)]
+    recalls.sort(key=lambda name: int(name[2:]))
+    return recalls + [name for name in shown if name not in recalls]
+
+
+def _is_recall(name: str) -> bool:
+    return name.startswith("R@") and name[2:].isdigit()
+
+
+# --- the screen -----------------------------------------------------------------------------------
+
+
+def text(rows: Sequence[Row]) -> str:
+    """An aligned table, one line a row; standard deviations stand below their means."""
+    names = columns(rows)
+    lines = []
+    for row, title in zip(rows, titles(rows), strict=True):
+        lines.append((title, [_number(row.numbers.get(name)) for name in names]))
+        if row.spread:
+            lines.append(("± standard deviation", [_number(row.spread.get(n)) for n in names]))
+    return aligned(names, lines)
+
+
+def titles(rows: Sequence[Row]) -> list[str]:
+    """What tells each row from the others: its label, its task, or both."""
+    labels, tasks = ({getattr(row, name) for row in rows} for name in ("label", "task"))
+    if len(tasks) == 1 and len(labels) > 1:
+        return [row.label for row in rows]
+    return [f"{row.label}, {row.task}" if row.label else row.task for row in rows]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def interval_text(rows: Sequence[Row]) -> str:
+    """A line a metric, a column a row: the metric and its 95 % interval."""
+    names = [name for name in columns(rows) if any(name in row.intervals for row in rows)]
+    lines = [(name, [_interval_cell(row, name) for row in rows]) for name in names]
+    return aligned(titles(rows), lines)
+
+
+def _interval_cell(row: Row, name: str) -> str:
+    if name not in row.intervals:
+        return ""
+    low, high = row.intervals[name]
+    return f"{row.numbers[name]:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def difference_text(differences: Mapping[str, Difference]) -> str:
+    """A line a metric: difference, its 95 % interval, p."""
+    lines = [
+        (name, [f"{d.difference:+.4f}", f"[{d.low:+.4f}, {d.high:+.4f}]", f"{d.p:.4f}"])
+        for name, d in differences.items()
+    ]
+    return aligned(["B - A", "95 % interval", "p"], lines)
+
+
+def aligned(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Lines of a title and cells under column heads; cells stand on the right."""
+    widths = [
+        max(6, len(head), *(len(cells[i]) for _, cells in lines)) for i, head in enumerate(heads)
+    ]
+    width = max((len(title) for title, _ in lines), default=0)
+    printed = [("", heads), *lines]
+    return "\n".join(
+        " ".join([title.ljust(width), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))])
+        for title, cells in printed
+    )
+
+
+# --- a file ---------------------------------------------------------------------------------------
+
+
+def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: what a row is about, then a column a metric, its spread and interval."""
+    about = dict.fromkeys(name for row in rows for name in row.about)
+    spreads = {name for row in rows for name in row.spread}
+    intervals = {name for row in rows for name in row.intervals}
+    records = []
+    for row in rows:
+        record = {"label": row.label, "evaluation": row.task}
+        record |= {name: str(row.about.get(name, "")) for name in about}
+        for name in columns(rows):
+            record[name] = _short(row.numbers.get(name))
+            if name in spreads:
+                record[f"{name} sd"] = _short(row.spread.get(name))
+            if name in intervals:
+                low, high = row.intervals.get(name, (None, None))
+                record |= {f"{name} low": _short(low), f"{name} high": _short(high)}
+        records.append(record)
+    return list(records[0]), [list(record.values()) for record in records]
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+# --- a paper --------------------------------------------------------------------------------------
+
+
+def latex(rows: Sequence[Row], caption: str) -> str:
+    """A booktabs table in percent, the best of each column bold, with the formulas below it.
+
+    A row that averages others stands for them. Each task is a part of the table.
+    """
+    averaged = {(row.task, label) for row in rows for label in row.members}
+    rows = [row for row in rows if (row.task, row.label) not in averaged]
+    names = columns(rows)
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    body: list[str] = []
+    for task in tasks:
+        part = [row for row in rows if row.task == task]
+        body.append(r"    \midrule")
+        if len(tasks) > 1 and part[0].label:
+            body.append(rf"    \multicolumn{{{len(names) + 1}}}{{l}}{{{escaped(task)}}} \\")
+        best = _best(part, names)
+        for row in part:
+            cells = [_percent(row, name, best[name]) for name in names]
+            body.append(rf"    {' & '.join([escaped(row.label or task), *cells])} \\")
+    meanings = " ".join(meaning.latex for meaning in meanings_of(names))
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{escaped(caption)}}}",
+        r"  \label{tab:retrieval}",
+        rf"  \begin{{tabular}}{{l{'r' * len(names)}}}",
+        r"    \toprule",
+        rf"    {' & '.join(['', *map(escaped, names)])} \\",
+        *body,
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        rf"  \par\smallskip\footnotesize {meanings}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _best(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str | None]:
+    """The highest printed value of each column; None where there is nothing to compare."""
+    best = {}
+    for name in names:
+        values = [row.numbers[name] for row in rows if name in row.numbers]
+        best[name] = f"{100 * max(values):.1f}" if len(values) > 1 else None
+    return best
+
+
+def _percent(row: Row, name: str, best: str | None) -> str:
+    if name not in row.numbers:
+        return "--"
+    value = f"{100 * row.numbers[name]:.1f}"
+    value = rf"\textbf{{{value}}}" if value == best else value
+    return f"{value} $\\pm$ {100 * row.spread[name]:.1f}" if name in row.spread else value
+
+
+def escaped(words: str) -> str:
+    """Plain text as LaTeX prints it."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$"}
+    return "".join(special.get(character, character) for character in words)
+
+
+# --- what the numbers mean ------------------------------------------------------------------------
+
+
+class Meaning(NamedTuple):
+    """The definition of a metric, for the screen and for a paper."""
+
+    text: str
+    latex: str
+
+
+MEANINGS = {
+    "R@K": Meaning(
+        "R@K: share of queries with an image of their class among the K nearest (cosine, the query "
+        "left out).",
+        "R@$K$: share of the queries with an image of their class among the $K$ nearest (cosine).",
+    ),
+    "RP": Meaning(
+        "RP: share of the R nearest that are right, R = other images of the class.",
+        "RP: share of the $R$ nearest that are right, $R$ being the other images of the class.",
+    ),
+    "MAP@R": Meaning(
+        "MAP@R: Σ precision@j over right j ≤ R, over R.",
+        r"MAP@R: $\frac{1}{R}\sum_{j\le R} P@j\cdot\mathrm{hit}_j$.",
+    ),
+    "mARP": Meaning(
+        "mARP: the same sum over the number of right j ≤ R instead of R; not comparable with "
+        "MAP@R.",
+        r"mARP: $\sum_{j\le R} P@j\cdot\mathrm{hit}_j \,/\, \sum_{j\le R}\mathrm{hit}_j$; not "
+        "comparable with MAP@R.",
+    ),
+    "MRR": Meaning(
+        "MRR: mean of 1 / rank of the nearest right image.",
+        "MRR: mean reciprocal rank of the nearest right image.",
+    ),
+    "NMI": Meaning(
+        "NMI: arithmetic; k-means with one cluster a class.",
+        "NMI: arithmetic normalisation; $k$-means with one cluster a class.",
+    ),
+    "F1": Meaning(
+        "F1: of same-cluster pairs for same-class pairs.",
+        "F1: of same-cluster pairs for same-class pairs.",
+    ),
+    "AMI": Meaning("AMI: adjusted for chance, arithmetic.", "AMI: adjusted for chance."),
+}
+
+
+def meanings_of(names: Iterable[str]) -> list[Meaning]:
+    """The definitions of those of the metrics that have one."""
+    known = {"R@K" if _is_recall(name) else name for name in names}
+    return [meaning for name, meaning in MEANINGS.items() if name in known]
+
+
+def footnote(rows: Sequence[Row], width: int = 100) -> str:
+    """What the columns of these rows mean, in lines."""
+    sentences = " ".join(meaning.text for meaning in meanings_of(columns(rows)))
+    return textwrap.fill(sentences, width, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,757 @@
+"""evaluate.py as users run it: comparisons, tables, single images, progress, faults."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import runpy
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import official_layouts
+import pytest
+import tiny
+import together
+import torch
+from conftest import ROOT, files_in, run_cli
+from PIL import Image
+
+import comparison
+import dataset
+import evaluate
+import inspection
+import metrics
+import options
+import tables
+from comparison import Scores, query_scores, replicates
+from metrics import retrieval_per_query, summarise
+from tables import Row
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def scores_of(count: int = 400, noise: float = 1.0, seed: int = 0) -> tuple[dict, Scores]:
+    rng = np.random.default_rng(seed)
+    labels = np.random.default_rng(1).integers(0, 30, count)
+    labels[:5] = np.arange(100, 105)  # without a match
+    centres = np.random.default_rng(2).normal(size=(200, 16))
+    found = retrieval_per_query(centres[labels] + noise * rng.normal(size=(count, 16)), labels)
+    return found, query_scores(found, (1, 4))
+
+
+def test_means_of_the_scores_are_the_metrics():
+    found, scores = scores_of()
+    expected = summarise(found, (1, 4))
+    assert expected["queries_without_match"] >= 5
+    assert scores.means() == pytest.approx({name: expected[name] for name in scores.names})
+    assert set(scores.names) == {"R@1", "R@4", "RP", "MAP@R", "mARP", "MRR"}
+
+
+def test_a_replicate_is_the_metric_of_the_drawn_queries(monkeypatch):
+    found, scores = scores_of(60)
+    monkeypatch.setattr(comparison, "CHUNK", 60 * 4)  # several draws at once, in several chunks
+    (drawn,) = replicates([scores], 10, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    for values in drawn:
+        picked = torch.randint(60, (60,), generator=generator)
+        expected = summarise({name: v[picked] for name, v in found.items()}, (1, 4))
+        assert values.tolist() == pytest.approx([expected[name] for name in scores.names])
+
+
+def test_the_interval_is_scipys():
+    peer = pytest.importorskip("scipy.stats")
+    _, scores = scores_of(noise=1.6)
+    (drawn,) = replicates([scores], 4000, seed=0)
+    for name in ("R@1", "MAP@R"):
+        column = scores.names.index(name)
+        counted = scores.counted[:, column] > 0
+        # A mean over the queries with a match: who they are varies too, which moves it little.
+        data = (scores.values[counted, column].numpy(),)
+        theirs = peer.bootstrap(
+            data, np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(0)
+        ).confidence_interval
+        low, high = comparison.interval(drawn[:, column])
+        width = theirs.high - theirs.low
+        assert low == pytest.approx(theirs.low, abs=0.05 * width)
+        assert high == pytest.approx(theirs.high, abs=0.05 * width)
+
+
+def test_paired_test_finds_the_better_network():
+    _, worse = scores_of(noise=1.6)
+    _, better = scores_of(noise=1.2, seed=5)
+    drawn = replicates([worse, better], 500, seed=0)
+    found = comparison.paired_differences(worse, better, *drawn)
+    for name, test in found.items():
+        assert test.difference == pytest.approx(better.means()[name] - worse.means()[name])
+        assert 0 < test.low < test.difference < test.high
+        assert test.p == pytest.approx(1 / 501)
+    backwards = comparison.paired_differences(better, worse, *reversed(drawn))
+    assert all(test.p == 1 and test.high < 0 for test in backwards.values())
+
+
+def test_the_paired_interval_is_narrower_than_one_of_two_samples():
+    """The same queries are hard for both networks: that is what pairing takes away."""
+    found, first = scores_of(noise=1.6)
+    hard = dict(found)
+    flipped = torch.arange(len(found["rank"])) % 40 == 0
+    hard["rank"] = torch.where(flipped, found["rank"] + 1, found["rank"])
+    second = query_scores(hard, (1, 4))
+    a, b = replicates([first, second], 1000, seed=0)
+    (alone,) = replicates([second], 1000, seed=1)
+    low, high = comparison.interval((b - a)[:, 0])
+    apart = comparison.interval((alone - a)[:, 0])
+    assert high - low < 0.5 * (apart[1] - apart[0])
+    same = comparison.paired_differences(first, first, a, a)["R@1"]
+    assert same == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_the_p_value_of_equal_networks_is_uniform():
+    """Two networks of one quality, many times over: p is below .1 in about a tenth of them."""
+    ps = []
+    for trial in range(100):
+        _, a = scores_of(150, seed=2 * trial)
+        _, b = scores_of(150, seed=2 * trial + 1)
+        drawn = replicates([a, b], 200, seed=trial)
+        ps.append(comparison.paired_differences(a, b, *drawn)["MAP@R"].p)
+    ps = np.array(ps)
+    assert 0.3 < ps.mean() < 0.7
+    assert 1 <= (ps < 0.1).sum() <= 22
+
+
+def test_a_paired_bootstrap_needs_the_same_queries():
+    with pytest.raises(ValueError, match=r"\[60, 80\]"):
+        replicates([scores_of(60)[1], scores_of(80)[1]], 10, seed=0)
+
+
+def test_metrics_of_single_classes():
+    found, scores = scores_of(90)
+    labels = torch.from_numpy(np.random.default_rng(1).integers(0, 30, 90))
+    labels[:5] = torch.arange(100, 105)
+    classes, sizes, values = comparison.by_class(scores, labels)
+    assert int(sizes.sum()) == 90
+    for label, size, row in zip(classes, sizes, values, strict=True):
+        chosen = labels == label
+        expected = summarise({name: v[chosen] for name, v in found.items()}, (1, 4))
+        assert int(size) == int(chosen.sum())
+        of_name = dict(zip(scores.names, row.tolist(), strict=True))
+        if size == 1:
+            assert of_name["R@1"] == 0 and math.isnan(of_name["MAP@R"])
+        else:
+            assert of_name == pytest.approx({name: expected[name] for name in scores.names})
+
+
+def test_seeds_of_one_configuration():
+    first = {"loss": "AMLoss", "lr": 1e-4, "seed": 1, "name": "a", "given": ["loss"]}
+    second = {**first, "seed": 2, "name": "b", "given": ["loss", "seed"]}
+    other = {**first, "seed": 3, "lr": 1e-3}
+    assert comparison.seeds_of_one([first, other, {}, second, {}]) == [[0, 3]]
+    means, deviations = comparison.mean_and_deviation(
+        [{"R@1": 0.6, "NMI": 0.5}, {"R@1": 0.7}, {"R@1": 0.8}]
+    )
+    assert means == pytest.approx({"R@1": 0.7}) and deviations == pytest.approx({"R@1": 0.1})
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+ROWS = [
+    Row("cub", "a_1", {"R@1": 0.6, "R@10": 0.9, "R@2": 0.7, "mARP": 0.5, "queries": 9}),
+    Row("cub", "a_2", {"R@1": 0.7, "R@2": 0.8, "R@10": 0.8, "mARP": 0.5, "queries": 9}),
+    Row(
+        "cub",
+        "A & B, 2 seeds",
+        {"R@1": 0.65, "R@2": 0.75, "R@10": 0.85, "mARP": 0.5},
+        spread={"R@1": 0.0707, "R@2": 0.0707, "R@10": 0.0707, "mARP": 0.0},
+        members=("a_1", "a_2"),
+    ),
+    Row("cub", "c", {"R@1": 0.661, "R@2": 0.7, "R@10": 0.85}, intervals={"R@1": (0.65, 0.67)}),
+]
+
+
+def test_screen_table():
+    lines = tables.text(ROWS).splitlines()
+    assert lines[0].split() == ["R@1", "R@2", "R@10", "mARP"]
+    assert lines[1].split() == ["a_1", "0.6000", "0.7000", "0.9000", "0.5000"]
+    assert lines[4].split()[-4:] == ["0.0707", "0.0707", "0.0707", "0.0000"]
+    assert lines[5].split() == ["c", "0.6610", "0.7000", "0.8500"]
+    assert len({len(line) for line in lines}) == 1
+    for word in ("R@K", "mARP", "instead of R"):
+        assert word in tables.footnote(ROWS)
+    assert "NMI" not in tables.footnote(ROWS)
+
+
+def test_csv_table():
+    header, lines = tables.csv_table(ROWS)
+    records = [dict(zip(header, line, strict=True)) for line in lines]
+    assert records[0]["R@1"] == "0.6" and records[0]["R@1 sd"] == ""
+    assert records[2]["R@1 sd"] == "0.0707"
+    assert (records[3]["R@1 low"], records[3]["R@1 high"], records[3]["mARP"]) == (
+        "0.65",
+        "0.67",
+        "",
+    )
+    assert "R@2 low" not in header
+
+
+def latex_rows(text: str) -> list[list[str]]:
+    body = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
+    rows = [line.removesuffix(r"\\") for line in body.splitlines() if line.endswith(r"\\")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)&", row)] for row in rows]
+
+
+def test_paper_table():
+    text = tables.latex(ROWS, "50 % of _it_")
+    assert r"\caption{50 \% of \_it\_}" in text and r"\toprule" in text
+    assert r"\begin{tabular}{lrrrr}" in text
+    averaged, alone = latex_rows(text)  # the two seeds are in their mean
+    assert averaged[:2] == [r"A \& B, 2 seeds", r"65.0 $\pm$ 7.1"]
+    assert alone == ["c", r"\textbf{66.1}", "70.0", r"\textbf{85.0}", "--"]
+    assert averaged[3] == r"\textbf{85.0} $\pm$ 7.1" and averaged[4] == r"50.0 $\pm$ 0.0"
+    assert r"\sum_{j\le R}\mathrm{hit}_j" in text
+    for opening, closing in ("{}", "[]"):
+        assert text.count(opening) == text.count(closing)
+    assert text.count(r"\begin") == text.count(r"\end") and text.count("$") % 2 == 0
+
+
+def test_paper_table_of_several_tasks():
+    rows = [Row(task, label, {"R@1": 0.5}) for label in "ab" for task in ("small", "large")]
+    found = latex_rows(tables.latex(rows, ""))
+    assert found[0] == [r"\multicolumn{2}{l}{small}"] and found[3] == [r"\multicolumn{2}{l}{large}"]
+    assert [row[0] for row in found[1:3] + found[4:]] == ["a", "b", "a", "b"]
+
+
+# --- the command line, on small data --------------------------------------------------------------
+
+
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Runs(NamedTuple):
+    """Checkpoints: two seeds of one configuration, another loss, and one with uncertainty."""
+
+    images: Path
+    seed1: Path
+    seed2: Path
+    other: Path
+    uncertain: Path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("evaluate")
+    images = tiny.write_images(folder / "images", eval_images=5)
+    flags = {
+        "seed1": "--loss Proxy_Anchor --seed 1",
+        "seed2": "--loss Proxy_Anchor --seed 2",
+        "other": "--loss AMLoss",
+        "uncertain": "--loss Proxy_Anchor --introspective paper",
+    }
+    found = {}
+    for name, more in flags.items():
+        run = tiny.run(images, folder / "logs", name, f"--epochs 2 --warm 0 --amp off {more}")
+        (found[name],) = run.glob("*_best.pth")
+    return Runs(images, **found)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`python evaluate.py …` in a folder of its own, without the seconds a new process costs."""
+
+    def execute(*arguments: str | Path) -> Done:
+        words = [str(a) for a in arguments]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, "--workers", "0", "--amp", "off"])
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        return Done(code, *capsys.readouterr())
+
+    return execute
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def read_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    with np.load(path) as file:
+        return file["embeddings"], file["labels"], file["paths"].tolist()
+
+
+def test_several_checkpoints_in_one_table(runs, tmp_path):
+    """The real thing: a process of its own."""
+    files = [str(path) for path in (runs.seed1, runs.other, runs.seed2)]
+    written = ["--json", "n.json", "--csv", "n.csv", "--latex", "n.tex", "--workers", "0"]
+    done = run_cli("evaluate.py", "--resume", *files, "--bootstrap", "200", *written, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert files_in(tmp_path) == ["n.csv", "n.json", "n.tex"]
+    content = json.loads((tmp_path / "n.json").read_text())
+    first, other, second, mean = content["results"]
+    assert [r["label"] for r in content["results"][:3]] == ["seed1", "other", "seed2"]
+    assert mean["mean_of"] == ["seed1", "seed2"] and "2 seeds" in mean["label"]
+    for name in ("R@1", "R@8", "RP", "MAP@R", "mARP", "MRR", "NMI", "F1", "AMI"):
+        values = np.array([first[name], second[name]])
+        assert mean[name] == pytest.approx(values.mean())
+        assert mean["standard_deviation"][name] == pytest.approx(values.std(ddof=1))
+    assert set(first["interval_95"]) == {"R@1", "R@2", "R@4", "R@8", "RP", "MAP@R", "mARP", "MRR"}
+    for name, (low, high) in first["interval_95"].items():
+        assert low <= first[name] <= high and low < high
+    assert [(t["a"], t["b"]) for t in content["paired_tests"]] == [
+        ("seed1", "other"),
+        ("seed1", "seed2"),
+    ]
+    difference = content["paired_tests"][0]["MAP@R"]
+    assert difference["difference"] == pytest.approx(other["MAP@R"] - first["MAP@R"])
+    assert difference["low"] <= difference["difference"] <= difference["high"]
+
+    rows = read_csv(tmp_path / "n.csv")
+    assert [row["label"] for row in rows][:3] == ["seed1", "other", "seed2"]
+    assert float(rows[3]["R@1 sd"]) == pytest.approx(mean["standard_deviation"]["R@1"], rel=1e-4)
+    assert rows[0]["images"] == "40" and rows[0]["checkpoint"] == files[0]
+    printed = done.stdout
+    assert f"other {other['R@1']:.4f}" in re.sub(" +", " ", printed)
+    assert "± standard deviation" in printed and "Is B = other better than A = seed1" in printed
+    found = latex_rows((tmp_path / "n.tex").read_text())
+    assert [row[0] for row in found] == ["other", r"Proxy\_Anchor, resnet10, 2 seeds"]
+
+
+def test_one_checkpoint_gives_what_training_saw(runs, command, tmp_path):
+    done = command("--resume", runs.seed1, "--json", "n.json")
+    assert done.code == 0, done.err
+    (numbers,) = json.loads((tmp_path / "n.json").read_text())["results"]
+    best = max(tiny.metrics_rows(runs.seed1.parent), key=lambda row: float(row["R@1"]))
+    for name in ("R@1", "MAP@R", "MRR", "NMI", "F1", "AMI"):
+        assert numbers[name] == pytest.approx(float(best[name]), abs=2e-6)
+    assert done.err == "" and "40 images, 8 classes" in done.out
+    assert "mARP: the same sum over the number of right j ≤ R" in done.out
+
+
+def test_numbers_are_those_of_the_metrics_on_the_exported_embeddings(runs, command, tmp_path):
+    done = command("--resume", runs.seed1, "--json", "n.json", "--export", "e.npz")
+    assert done.code == 0, done.err
+    (numbers,) = json.loads((tmp_path / "n.json").read_text())["results"]
+    x, labels, _ = read_embeddings(tmp_path / "e.npz")
+    expected = metrics.retrieval_metrics(x, labels, ks=(1, 2, 4, 8))
+    expected |= metrics.clustering_metrics(x, labels, seed=1, ami=True)
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_metrics_choose_what_is_computed(runs, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "retrieval_per_query", None)  # would fail where it is called
+    done = command("--resume", runs.seed1, "--json", "n.json", "--metrics", "nmi", "AMI")
+    assert done.code == 0, done.err
+    (numbers,) = json.loads((tmp_path / "n.json").read_text())["results"]
+    assert {"NMI", "AMI"} <= set(numbers) and not {"R@1", "F1", "RP"} & set(numbers)
+    assert "F1" not in done.out and "R@K" not in done.out
+    monkeypatch.undo()
+
+
+def test_block_size_changes_nothing(runs, command, tmp_path):
+    found = []
+    for size in ("7", "100"):
+        done = command("--resume", runs.seed1, "--json", "n.json", "--block-size", size)
+        assert done.code == 0, done.err
+        found.append(json.loads((tmp_path / "n.json").read_text()))
+    assert found[0] == found[1]
+
+
+def test_data_are_loaded_once_for_all_checkpoints(runs, tmp_path, monkeypatch):
+    loads = []
+    load = dataset.Choice.load
+    monkeypatch.setattr(dataset.Choice, "load", lambda *a, **k: loads.append(a) or load(*a, **k))
+    line = ["--resume", str(runs.seed1), str(runs.other), "--metrics", "retrieval"]
+    evaluate.run(options.parse_evaluate([*line, "--workers", "0"]))
+    assert [arguments[1] for arguments in loads] == ["eval"]
+
+
+def test_bootstrap_follows_its_seed(runs, command, tmp_path):
+    found = []
+    for seed in ("1", "1", "2"):
+        line = ("--bootstrap", "100", "--seed", seed, "--metrics", "retrieval", "--json", "n.json")
+        assert command("--resume", runs.seed1, *line).code == 0
+        (result,) = json.loads((tmp_path / "n.json").read_text())["results"]
+        found.append(result["interval_95"]["MAP@R"])
+    assert found[0] == found[1] != found[2]
+
+
+# --- single images --------------------------------------------------------------------------------
+
+
+def test_classes_one_by_one(runs, command, tmp_path):
+    line = ("--per-class", "c.csv", "--export", "e.npz", "--metrics", "retrieval")
+    assert command("--resume", runs.seed1, *line).code == 0
+    x, labels, _ = read_embeddings(tmp_path / "e.npz")
+    found = retrieval_per_query(x, labels)
+    rows = read_csv(tmp_path / "c.csv")
+    assert {row["class"] for row in rows} == {f"eval{c}" for c in range(8)}
+    assert [float(row["R@1"]) for row in rows] == sorted(float(row["R@1"]) for row in rows)
+    for row in rows:
+        chosen = torch.from_numpy(labels == int(row["class"].removeprefix("eval")))
+        expected = summarise({name: v[chosen] for name, v in found.items()}, (1, 2, 4, 8))
+        assert int(row["images"]) == 5
+        for name in ("R@1", "R@8", "RP", "MAP@R", "mARP", "MRR"):
+            assert float(row[name]) == pytest.approx(expected[name], abs=1e-5)
+
+
+def test_failures_are_the_worst_queries_with_their_neighbours(runs, command, tmp_path):
+    line = ("--failures", "6", "--top", "3", "--out", "worst", "--export", "e.npz")
+    done = command("--resume", runs.seed1, *line)
+    assert done.code == 0, done.err
+    assert files_in(tmp_path / "worst") == ["failures.csv", "failures.png"]
+    assert "worst/failures.csv" in done.out
+    x, labels, paths = read_embeddings(tmp_path / "e.npz")
+    similarity = x.astype(np.float64) @ x.T.astype(np.float64)
+    np.fill_diagonal(similarity, -2)
+    order = np.argsort(-similarity, axis=1, kind="stable")
+    rank = 1 + (labels[order] == labels[:, None]).argmax(1)
+    rows = read_csv(tmp_path / "worst" / "failures.csv")
+    assert len(rows) == 6
+    ranks = [int(row["rank of the nearest right image"]) for row in rows]
+    assert ranks == sorted(rank, reverse=True)[:6] and ranks[-1] > 1
+    for row, expected in zip(rows, ranks, strict=True):
+        query = paths.index(row["path"])
+        assert rank[query] == expected and row["class"] == f"eval{labels[query]}"
+        for place in (1, 2, 3):
+            neighbour = order[query, place - 1]
+            assert row[f"path {place}"] == paths[neighbour]
+            assert row[f"class {place}"] == f"eval{labels[neighbour]}"
+            cosine = similarity[query, neighbour]
+            assert float(row[f"cosine {place}"]) == pytest.approx(cosine, abs=1e-5)
+    with Image.open(tmp_path / "worst" / "failures.png") as picture:
+        assert picture.format == "PNG" and picture.height > 6 * 60
+
+
+def test_a_query_finds_its_own_file_and_what_is_like_it(runs, command, tmp_path):
+    own = runs.images / "eval" / "eval3" / "2.png"
+    other = runs.images / "train" / "train0" / "0.png"
+    line = ("--query", own, other, "--top", "4", "--metrics", "retrieval")
+    done = command("--resume", runs.seed1, *line)
+    assert done.code == 0, done.err
+    folder = runs.seed1.parent
+    rows = read_csv(folder / "query.csv")
+    assert len(rows) == 8 and rows[0]["path"] == str(own) and rows[0]["class"] == "eval3"
+    assert float(rows[0]["cosine"]) == pytest.approx(1, abs=1e-5)
+    assert all(row["query"] == str(other) for row in rows[4:])
+    for part in (rows[:4], rows[4:]):
+        cosines = [float(row["cosine"]) for row in part]
+        assert cosines == sorted(cosines, reverse=True) and len(set(cosines)) == 4
+        assert [row["place"] for row in part] == ["1", "2", "3", "4"]
+        assert all(row["path"] in done.out for row in part)
+    with Image.open(folder / "query.png") as sheet:
+        assert sheet.format == "PNG" and sheet.width > 4 * 60
+    for name in ("query.csv", "query.png"):
+        (folder / name).unlink()
+
+
+def test_a_query_to_drawings_in_memory_is_seen_whole_on_white(tmp_path):
+    like = dataset.load("emoji", ROOT / "data", "eval")
+    path = tmp_path / "wide.png"
+    Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(path)
+    found = inspection.own_images([str(path), str(path)], like)
+    assert found.pixels.shape == (2, *like.pixels.shape[1:]) and len(found) == 2
+    size = like.pixels.shape[1]
+    assert (found.pixels[0][: size // 4 - 1] == 255).all()
+    assert (found.pixels[0][size // 2] == 0).all()
+
+
+def test_export_has_the_uncertainty(runs, command, tmp_path):
+    line = ("--export", "e.npz", "--uncertain", "u.csv", "--metrics", "nmi")
+    done = command("--resume", runs.uncertain, *line)
+    assert done.code == 0, done.err
+    with np.load(tmp_path / "e.npz") as file:
+        norms = np.linalg.norm(file["uncertainty"], axis=1)
+        of_path = dict(zip(file["paths"].tolist(), norms.tolist(), strict=True))
+        assert file["uncertainty"].shape == file["embeddings"].shape == (40, 8)
+    listed = {r["path"]: float(r["uncertainty"]) for r in read_csv(tmp_path / "u.csv")}
+    assert listed == pytest.approx(of_path, rel=1e-4)
+    assert command("--resume", runs.seed1, "--export", "e.npz").code == 0
+    with np.load(tmp_path / "e.npz") as file:
+        assert "uncertainty" not in file
+
+
+# --- data sets with protocols of their own --------------------------------------------------------
+
+
+def test_vehicleid_has_its_official_protocol_as_a_row(runs, command, tmp_path):
+    official_layouts.write("vid", "official", tmp_path / "data", classes=16, images=5)
+    line = ("--resume", runs.seed1, "--dataset", "vid", "--image-size", "32")
+    done = command(*line, "--json", "n.json", "--export", "e.npz", "--ks", "1", "2")
+    assert done.code == 0, done.err
+    results = json.loads((tmp_path / "n.json").read_text())["results"]
+    titles = [result["title"] for result in results]
+    assert titles[0] == "vid large" and len(titles) == 6
+    assert titles[1] == "vid large, one image a class as gallery (10 draws)"
+    x, labels, _ = read_embeddings(tmp_path / "e.npz")
+    expected = metrics.one_per_class_gallery(x, labels, 10, seed=1, ks=(1, 2))
+    for name in ("R@1", "R@2", "MRR"):
+        assert results[1][name] == pytest.approx(expected[name], abs=1e-6)
+        spread = results[1]["standard_deviation"][name]
+        assert spread == pytest.approx(expected[f"{name}_sd"], abs=1e-6)
+    assert titles[1] in done.out and "± standard deviation" in done.out
+    done = command(*line, "--metrics", "retrieval", "nmi", "--ks", "1")
+    assert done.code == 0 and "one image a class" not in done.out
+
+
+def test_queries_and_gallery(runs, command, tmp_path):
+    official_layouts.write("inshop", "official", tmp_path / "data", classes=8, images=6)
+    line = ("--resume", runs.seed1, "--dataset", "Inshop", "--image-size", "32", "--ks", "1")
+    done = command(*line, "--failures", "3", "--export", "e.npz", "--json", "n.json")
+    assert done.code == 0, done.err
+    with np.load(tmp_path / "e.npz") as file:
+        expected = metrics.retrieval_metrics(
+            file["embeddings"],
+            file["labels"],
+            file["gallery_embeddings"],
+            file["gallery_labels"],
+            ks=(1,),
+        )
+    (numbers,) = json.loads((tmp_path / "n.json").read_text())["results"]
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    for name in ("failures.csv", "failures.png"):
+        (runs.seed1.parent / name).unlink(missing_ok=True)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def test_two_processes_write_what_one_writes(runs, tmp_path):
+    """torchrun itself, with every kind of output; batches of 7, so that shares are uneven."""
+    query = str(runs.images / "train" / "train0" / "0.png")
+    line = ["--resume", str(runs.uncertain), "--workers", "0", "--amp", "off", "--batch-size", "7"]
+    line += "--json n.json --csv n.csv --latex n.tex --per-class c.csv --export e.npz".split()
+    line += "--uncertain u.csv --neighbours n.png --failures 4 --out . --bootstrap 100".split()
+    line += ["--query", query]
+    script = str(ROOT / "evaluate.py")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    printed = {}
+    for name, start in (("one", []), ("two", torchrun)):
+        (tmp_path / name).mkdir()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *start, script, *line],
+            cwd=tmp_path / name,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        printed[name] = re.sub(r"\d+\.\d s", "", done.stdout)
+    assert printed["one"] == printed["two"]
+    files = files_in(tmp_path / "one")
+    assert files == files_in(tmp_path / "two") and len(files) == 11
+    for file in files:
+        if file != "e.npz":  # a zip archive, which keeps the time
+            assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    with np.load(tmp_path / "one" / "e.npz") as one, np.load(tmp_path / "two" / "e.npz") as two:
+        assert set(one) == set(two)
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize("data", ["vid", "Inshop"])
+def test_protocols_in_two_processes(data, runs, tmp_path):
+    official_layouts.write(data.lower(), "official", tmp_path / "data", classes=16, images=5)
+    line = ["--resume", str(runs.seed1), "--dataset", data, "--data-root", str(tmp_path / "data")]
+    line += "--image-size 32 --ks 1 2 --workers 0 --amp off".split()
+
+    def evaluated(file: str) -> None:
+        evaluate.run(options.parse_evaluate([*line, "--json", str(tmp_path / file)]))
+
+    # A batch holds all images, so the second process has none to embed.
+    evaluated("one.json")
+    together.run(2, lambda: evaluated("two.json"), tmp_path)
+    assert (tmp_path / "two.json").read_text() == (tmp_path / "one.json").read_text()
+
+
+# --- in training ----------------------------------------------------------------------------------
+
+
+def test_training_computes_what_it_is_told_and_at_the_end_all(runs, tmp_path, capsys):
+    folder = tiny.run(runs.images, tmp_path, "run", "--epochs 2 --metrics nmi --amp off")
+    rows = tiny.metrics_rows(folder)
+    assert len(rows) == 2
+    for row in rows:
+        assert float(row["R@1"]) >= 0 and float(row["NMI"]) >= 0
+        assert "F1" not in row and "AMI" not in row
+    (final,) = json.loads((folder / "results.json").read_text())["results"].values()
+    assert {"R@1", "MAP@R", "NMI", "F1", "AMI"} <= set(final)
+    best = max(rows, key=lambda row: float(row["R@1"]))
+    for name in ("R@1", "NMI"):
+        assert final[name] == pytest.approx(float(best[name]), abs=2e-6)
+    assert "AMI" in capsys.readouterr().out.split("Best epoch")[1]
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
+def test_progress_on_a_terminal_has_the_time_left(runs, tmp_path):
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, str(ROOT / "evaluate.py"), "--resume", str(runs.seed1)]
+    process = subprocess.Popen(
+        [*command, "--workers", "0"], stderr=theirs, stdout=subprocess.PIPE, cwd=tmp_path
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # Linux's end of a pseudo-terminal
+            break
+        if not part:
+            break
+        seen += part
+    os.close(ours)
+    assert process.wait() == 0
+    shown = seen.decode()
+    for title in ("search", "k-means"):
+        assert re.search(rf"{title}: +\d+%\|.*\| \d+:\d+<", shown), title
+    assert "img/s" in shown
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def broken_copy(path: Path, folder: Path, kind: str) -> Path:
+    """A checkpoint with a fault."""
+    copy = folder / f"{kind}.pth"
+    if kind == "truncated":
+        copy.write_bytes(path.read_bytes()[:4000])
+        return copy
+    if kind == "text":
+        copy.write_text("these are not weights\n")
+        return copy
+    content = torch.load(path, weights_only=True)
+    weights = content["model_state_dict"]
+    if kind in ("nan", "inf"):
+        weights["model.embedding.bias"][3] = float(kind)
+    elif kind == "short":
+        weights["model.embedding.bias"] = weights["model.embedding.bias"][:7]
+    elif kind == "foreign":
+        content = {"someone": torch.zeros(3)}
+    torch.save(content, copy)
+    return copy
+
+
+def assert_refused(done: Done, *words: str) -> None:
+    assert done.code == 2, done.out + done.err
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1, done.err
+    assert len(done.err) > 30 and "Traceback" not in done.err
+    for word in words:
+        assert word in done.err
+
+
+OUTPUTS = ("--json", "n.json", "--csv", "n.csv", "--latex", "n.tex")
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "words"),
+    [
+        ("nan", (), ["40 of the 40 embeddings are NaN or infinite"]),
+        ("inf", (), ["NaN or infinite", "training may have diverged"]),
+        ("short", (), ["model.embedding.bias", "(7,)", "(8,)"]),
+        ("truncated", (), ["truncated.pth", "cannot be read"]),
+        ("text", (), ["text.pth", "cannot be read"]),
+        ("foreign", (), ["foreign.pth"]),
+        ("good", ("--embedding-size", "16"), ["8", "16"]),
+        ("good", ("--ks", "1", "41"), ["R@41", "40", "lower --ks"]),
+        ("good", ("--dataset", "folder:{empty}"), ["empty", "eval"]),
+        ("good", ("--metrics", "recall"), ["--metrics", "recall"]),
+        ("good", ("--metrics", "nmi", "--failures", "3"), ["--failures", "retrieval"]),
+        ("good", ("--metrics", "retrieval", "--kmeans-restarts", "3"), ["--kmeans-restarts"]),
+        ("good", ("--top", "3"), ["--top", "--query"]),
+        ("good", ("--out", "x"), ["--out", "--failures"]),
+        ("good", ("--bootstrap", "10"), ["--bootstrap", "100"]),
+        ("good", ("--block-size", "0"), ["--block-size", "1"]),
+        ("good", ("--uncertain", "u.csv"), ["no uncertainty head"]),
+        ("good", ("--query", "nowhere.png"), ["nowhere.png", "cannot be read"]),
+        ("good", ("--query", "{text}"), ["notes.png", "cannot be read"]),
+        ("good", ("--export", "n.json"), ["--json", "--export", "n.json"]),
+        ("good", ("--export", "/proc/nowhere/e.npz"), ["--export", "/proc/nowhere"]),
+        ("good", ("--per-class", "."), ["--per-class", "is a folder"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_overwritten(
+    kind, flags, words, runs, command, tmp_path
+):
+    (tmp_path / "empty" / "train" / "a").mkdir(parents=True)
+    (tmp_path / "empty" / "eval").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "empty" / "train" / "a" / "0.png")
+    (tmp_path / "notes.png").write_text("this is no picture\n")
+    for name in ("n.json", "n.csv", "n.tex", "u.csv"):
+        (tmp_path / name).write_text("older")
+    file = runs.seed1 if kind == "good" else broken_copy(runs.seed1, tmp_path, kind)
+    places = {"empty": tmp_path / "empty", "text": tmp_path / "notes.png"}
+    before = files_in(tmp_path), files_in(runs.seed1.parent)
+    flags = [flag.format(**places) for flag in flags]
+    assert_refused(command("--resume", file, *OUTPUTS, *flags), *words)
+    assert (files_in(tmp_path), files_in(runs.seed1.parent)) == before
+    assert all((tmp_path / name).read_text() == "older" for name in ("n.json", "n.csv", "n.tex"))
+
+
+def test_a_fault_in_the_second_checkpoint_is_found_before_the_first_is_evaluated(
+    runs, command, tmp_path
+):
+    bad = broken_copy(runs.other, tmp_path, "truncated")
+    done = command("--resume", runs.seed1, bad)
+    assert_refused(done, "truncated.pth")
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("{seed1}", "{seed1}"), ["twice"]),
+        (("{seed1}", "{seed2}", "--export", "e.npz"), ["--export", "one checkpoint"]),
+        (("{seed1}", "{seed2}", "--failures", "2"), ["--failures", "one checkpoint"]),
+    ],
+)
+def test_what_several_checkpoints_cannot_have(flags, words, runs, command):
+    done = command("--resume", *(flag.format(**runs._asdict()) for flag in flags))
+    assert_refused(done, *words)
+
+
+def test_embeddings_and_labels_of_different_lengths(runs, command, monkeypatch):
+    """Embeddings that go missing on the way are noticed, not shifted against the labels."""
+    whole = evaluate.net.EmbeddingNet.embed
+    monkeypatch.setattr(evaluate.net.EmbeddingNet, "embed", lambda net, x: whole(net, x)[:-1])
+    done = command("--resume", runs.seed1, "--batch-size", "40")
+    assert_refused(done, "39 embeddings but 40 labels")
+
+
+def test_bad_input_in_a_process_of_its_own(runs, tmp_path):
+    bad = broken_copy(runs.seed1, tmp_path, "nan")
+    line = ["--resume", str(bad), "--json", "n.json", "--workers", "0"]
+    done = run_cli("evaluate.py", *line, cwd=tmp_path)
+    assert_refused(Done(done.returncode, done.stdout, done.stderr), "NaN or infinite")
+    assert not (tmp_path / "n.json").exists()
+
+
+def test_a_full_disk_leaves_the_older_file(runs, command, tmp_path, monkeypatch):
+    (tmp_path / "n.tex").write_text("older")
+    monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space")))
+    done = command("--resume", runs.seed1, "--latex", "n.tex", "--metrics", "retrieval")
+    assert_refused(done, "n.tex", "No space")
+    assert files_in(tmp_path) == ["n.tex"] and (tmp_path / "n.tex").read_text() == "older"

@@ -1,0 +1,452 @@
+"""Signals, numbers that are not finite, full disks: what a run does when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from conftest import ROOT
+
+import faults
+import train
+from utils import InputError, save_tensors
+
+SECRET = "a1b2c3d4" * 5
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_images(tmp_path_factory.mktemp("data") / "tiny", images=12)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.pth", weights_only=True)["model_state_dict"]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def facts(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what is measured in seconds."""
+    timed = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
+    rows = tiny.metrics_rows(folder)
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+def start(images: Path, logs: Path, *flags: str) -> subprocess.Popen:
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(logs), *flags]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(file: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not file.is_file():
+        assert time.monotonic() < end, f"{file} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_after_a_checkpoint(number, status, images, tmp_path) -> None:
+    flags = ["--epochs", "40", "--eval-every", "7", "--name", "run", "--deterministic"]
+    run = start(images, tmp_path, *flags)
+    wait_for(tmp_path / "run" / "metrics.csv")
+    run.send_signal(number)
+    printed, errors = run.communicate(timeout=60)
+    assert run.returncode == status, errors
+    assert f"python train.py --resume-run {tmp_path / 'run'}" in printed
+    assert "Traceback" not in errors
+    stopped = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["clock"]["step"]
+    assert f"at step {stopped}" in printed and 0 < stopped < 40 * 8
+    tiny.resume(tmp_path / "run", "")
+    whole = tiny.run(images, tmp_path, "whole", "--epochs 40 --eval-every 7 --deterministic")
+    assert same(weights(tmp_path / "run"), weights(whole))
+    assert facts(tmp_path / "run") == facts(whole)
+
+
+def test_signals_are_requests_and_the_second_one_is_obeyed_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with faults.Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.requested == signal.SIGTERM
+        with pytest.raises(faults.Interrupted) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+    assert stop.value.status == 143 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_does_not_wait_for_an_evaluation() -> None:
+    with faults.Signals() as signals, pytest.raises(faults.Interrupted), signals.at_once():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_an_interrupted_evaluation_is_made_again_and_no_training_is(
+    images, tmp_path, monkeypatch
+) -> None:
+    flags = "--epochs 3 --warm 0"
+    whole = tiny.run(images, tmp_path, "whole", flags)
+    evaluate, asked = train.Training.evaluate, []
+
+    def interrupted(self, *more):
+        asked.append(self.clock.step)
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *more)
+
+    monkeypatch.setattr(train.Training, "evaluate", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        tiny.run(images, tmp_path, "run", flags)
+    assert stop.value.code == 143
+    steps, step = [], train.Training.step
+    monkeypatch.setattr(train.Training, "step", lambda *a: steps.append(1) or step(*a))
+    tiny.resume(tmp_path / "run", "")
+    assert asked == [8, 16, 16, 24] and len(steps) == 8
+    assert same(weights(tmp_path / "run"), weights(whole))
+    assert facts(tmp_path / "run") == facts(whole)
+
+
+# --- saving and continuing ------------------------------------------------------------------------
+
+
+def test_saves_between_epochs_and_older_checkpoints(images, tmp_path, monkeypatch) -> None:
+    saved: list[int] = []
+    save = train.RunFolder.save_last
+
+    def watched(self, state, keep=0):
+        saved.append(state["clock"]["step"])
+        save(self, state, keep)
+
+    monkeypatch.setattr(train.RunFolder, "save_last", watched)
+    folder = tiny.run(images, tmp_path, "run", "--epochs 2 --save-every 3 --keep 2")
+    assert saved == [0, 3, 6, 8, 9, 12, 15, 16]
+    assert sorted(p.name for p in folder.glob("step_*")) == [
+        "step_00000015.pth",
+        "step_00000016.pth",
+    ]
+    plain = tiny.run(images, tmp_path, "plain", "--epochs 2")
+    assert same(weights(folder), weights(plain)) and facts(folder) == facts(plain)
+    middle = torch.load(folder / "step_00000015.pth", weights_only=True)
+    assert middle["clock"]["step_in_epoch"] == 7 and middle["lap"]["images"] == 7 * 12
+    for kept in ("environment", "args", "random", "optimisers", "criterion_state_dict", "format"):
+        assert kept in middle
+    assert middle["environment"]["packages"]["torch"]
+
+
+def test_resume_auto_continues_finds_the_end_and_tells_other_runs_apart(
+    images, tmp_path, monkeypatch, capsys
+) -> None:
+    flags = "--epochs 3 --resume auto --seed 4"
+    advance, stops = train.Training.advance, []
+
+    def dying(self, signals):
+        stops.append(self.clock.epoch)
+        if len(stops) == 3:
+            raise KeyboardInterrupt
+        return advance(self, signals)
+
+    monkeypatch.setattr(train.Training, "advance", dying)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(images, tmp_path, "run", flags)
+    tiny.run(images, tmp_path, "run", flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert "continuing after epoch 2" in capsys.readouterr().out
+    whole = tiny.run(images, tmp_path, "whole", "--epochs 3 --seed 4")
+    assert same(weights(tmp_path / "run"), weights(whole))
+    tiny.run(images, tmp_path, "run", flags)
+    assert f"this run is finished: {tmp_path / 'run'}" in capsys.readouterr().out
+    tiny.run(images, tmp_path, "run", flags.replace("--seed 4", "--seed 5"))
+    assert (tmp_path / "run-2").is_dir()
+
+
+def test_a_signal_before_the_first_step_of_a_division_divides_once(
+    images, tmp_path, monkeypatch
+) -> None:
+    flags = "--epochs 4 --warm 0 --nb-clusters 2 --mod-epoch 2 --IPC 2 -crs 3"
+    whole = tiny.run(images, tmp_path, "whole", flags)
+    following = train.Training._next
+
+    def interrupted(batches, signals):
+        if following.__dict__.setdefault("asked", 0) == 8 * 2:  # the first batch of epoch 3
+            os.kill(os.getpid(), signal.SIGTERM)
+        following.__dict__["asked"] += 1
+        return following(batches, signals)
+
+    monkeypatch.setattr(train.Training, "_next", staticmethod(interrupted))
+    with pytest.raises(SystemExit):
+        tiny.run(images, tmp_path, "run", flags)
+    state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+    assert state["clock"]["epoch"] == 2 and state["clock"]["step_in_epoch"] == 0
+    tiny.resume(tmp_path / "run", "")
+    assert same(weights(tmp_path / "run"), weights(whole))
+    assert facts(tmp_path / "run") == facts(whole)
+
+
+def test_an_older_checkpoint_can_be_continued_from(images, tmp_path) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 3 --keep 9")
+    before, rows = weights(folder), facts(folder)
+    assert len(list(folder.glob("step_*.pth"))) == 4
+    tiny.resume(folder / "step_00000008.pth", "")
+    assert same(weights(folder), before) and facts(folder) == rows
+
+
+def test_what_a_run_that_was_killed_left_half_written_goes(images, tmp_path) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    (folder / ".last.pth.abc.tmp").write_bytes(b"half")
+    tiny.resume(folder, "--epochs 2")
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_other_images_than_those_a_run_began_with_are_refused(images, tmp_path) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    content = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps({**content, "data": "0" * 16}))
+    with pytest.raises(InputError, match="training images are not those"):
+        tiny.resume(folder, "--epochs 2")
+
+
+def test_a_run_that_goes_on_is_not_continued_by_another_process(images, tmp_path) -> None:
+    run = start(images, tmp_path, "--epochs", "4000", "--eval-every", "4000", "--name", "run")
+    wait_for(tmp_path / "run" / "last.pth")
+    try:
+        with pytest.raises(InputError, match="is going on in another process"):
+            tiny.resume(tmp_path / "run", "")
+    finally:
+        run.kill()
+        run.communicate()
+    tiny.resume(tmp_path / "run", "--max-steps 1")
+
+
+def test_a_row_that_found_the_disk_full_comes_with_the_next(tmp_path, monkeypatch) -> None:
+    import runs
+
+    table, write = runs.MetricsTable(tmp_path / "metrics.csv"), runs.write_atomically
+    table.append({"epoch": 1, "step": 8, "loss": 1.5})
+    full = InputError("cannot write metrics.csv: No space left on device")
+
+    def refuse(*_):
+        raise full
+
+    monkeypatch.setattr(runs, "write_atomically", refuse)
+    with pytest.raises(InputError):
+        table.append({"epoch": 2, "step": 16, "loss": 1.25})
+    monkeypatch.setattr(runs, "write_atomically", write)
+    table.append({"epoch": 3, "step": 24, "loss": 1.0, "R@1": 0.5})
+    assert [(row["epoch"], row["loss"], row["R@1"]) for row in table.rows()] == [
+        ("1", "1.5", ""),
+        ("2", "1.25", ""),
+        ("3", "1", "0.5"),
+    ]
+
+
+# --- numbers that are not finite ------------------------------------------------------------------
+
+
+def spoil(training: train.Training, at: set[int], gradient: bool = False) -> None:
+    """Makes the loss, or the gradient of the network, NaN at some steps."""
+    objective, count = training.objective, iter(range(1, 10**6))
+    forward = objective.forward
+
+    def spoilt(outputs, labels, **context):
+        loss = forward(outputs, labels, **context)
+        if next(count) not in at:
+            return loss
+        if gradient:
+            outputs.embedding.register_hook(lambda grad: grad * float("nan"))
+            return loss
+        return loss * float("nan")
+
+    objective.forward = spoilt
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_run_stops_before_a_bad_update_and_tells_its_images(
+    gradient, images, tmp_path, monkeypatch
+) -> None:
+    prepare = train.prepare
+    kept: list[train.Training] = []
+
+    def spoilt(args):
+        kept.append(prepare(args))
+        spoil(kept[-1], {3}, gradient)
+        return kept[-1]
+
+    monkeypatch.setattr(train, "prepare", spoilt)
+    what = "gradient" if gradient else "loss"
+    with pytest.raises(InputError, match=rf"the {what} is not finite at epoch 1, step 3 .*non_fin"):
+        tiny.run(images, tmp_path, "run", "--epochs 2")
+    record = json.loads((tmp_path / "run" / "non_finite.json").read_text())
+    assert (record["epoch"], record["step"]) == (1, 3) and len(record["images"]) == 12
+    assert all(Path(path).is_file() for path in record["images"])
+    assert record["learning_rates"]["proxies"] > 0 and "positive" in record["terms"]
+    assert all(p.isfinite().all() for p in kept[0].network.parameters())
+    assert weights(tmp_path / "run")  # the checkpoint from before
+
+
+def test_bad_steps_are_skipped_up_to_a_bound(images, tmp_path, monkeypatch, caplog) -> None:
+    prepare = train.prepare
+
+    def spoilt(args):
+        training = prepare(args)
+        spoil(training, {2, 5})
+        return training
+
+    monkeypatch.setattr(train, "prepare", spoilt)
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1 --on-nan skip")
+    assert [r.getMessage()[:14] for r in caplog.records if "skipped" in r.message] == [
+        "step 2 is skip",
+        "step 5 is skip",
+    ]
+    (row,) = tiny.metrics_rows(folder)
+    assert float(row["loss"]) == pytest.approx(float(row["loss"])) and float(row["loss"]) > 0
+    monkeypatch.setattr(faults, "MAX_SKIPPED", 1)
+    with pytest.raises(InputError, match="1 steps were skipped before it"):
+        tiny.run(images, tmp_path, "more", "--epochs 1 --on-nan skip")
+
+
+def test_a_skipped_step_leaves_the_running_statistics_alone(images) -> None:
+    training = tiny.prepare(images, "--on-nan skip --bn-freeze 0 --sec_wei 1")
+    batches = iter(training.loader)
+    training.network.train()
+    assert training.step(next(batches)) is not None
+    before = [buffer.clone() for buffer in training._buffers()]
+    bad = next(batches)
+    assert training.step(bad._replace(images=bad.images * float("nan"))) is None
+    assert all(torch.equal(a, b) for a, b in zip(before, training._buffers(), strict=True))
+    assert len(before) > 10 and training.step(next(batches)) is not None
+
+
+def test_a_gpu_is_asked_every_so_often(monkeypatch) -> None:
+    watch = faults.Watch("stop", torch.device("cuda"))
+    assert not watch.careful and faults.Watch("skip", torch.device("cuda")).careful
+
+    def step(number: int, finite: bool) -> faults.Step:
+        loss = torch.tensor(1.0 if finite else float("nan"))
+        return faults.Step(0, number, torch.arange(2), {"loss": loss}, {}, loss.isfinite())
+
+    for number in range(1, faults.CHECK_EVERY_ON_GPU):
+        assert watch.saw(step(number, number != 7))
+    with pytest.raises(faults.NonFinite, match="step 7"):
+        watch.saw(step(faults.CHECK_EVERY_ON_GPU, True))
+
+
+# --- collapse, memory, disks ----------------------------------------------------------------------
+
+
+def test_collapse_is_said_once(caplog) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) // 3
+    spread = torch.randn(60, 16, generator=generator)
+    same_for_all = torch.ones(60, 16) + 0.01 * spread
+    warning = faults.CollapseWarning()
+    for embeddings in (spread, same_for_all, same_for_all):
+        warning.look(embeddings, labels)
+    assert [record.message[:25] for record in caplog.records] == ["the network has collapsed"]
+    means = torch.stack(
+        [torch.nn.functional.normalize(spread)[labels == c].mean(0) for c in range(20)]
+    )
+    cosines = torch.nn.functional.normalize(means) @ torch.nn.functional.normalize(means).T
+    expected = (cosines.sum() - 20) / (20 * 19)
+    assert faults.class_mean_cosine(spread, labels) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_full_gpu_is_told_in_words_of_the_command_line(images, monkeypatch) -> None:
+    def full(args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(train, "prepare", full)
+    with pytest.raises(InputError, match=r"--batch-size 12 at 32 pixels; lower --batch-size"):
+        train.main(tiny.parse(images))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path) -> None:
+    code = (
+        "import resource, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from utils import InputError, save_tensors\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+        "try: save_tensors(Path(sys.argv[1]), {'a': torch.zeros(10**6)})\n"
+        "except InputError as error: sys.exit(str(error))\n"
+    )
+    path = tmp_path / "last.pth"
+    save_tensors(path, {"a": torch.ones(3)})
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "cannot write" in done.stderr and "unchanged" in done.stderr
+    assert torch.load(path, weights_only=True)["a"].sum() == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_a_run_outlives_a_disk_that_fills_up_and_says_so_at_the_end(images, tmp_path) -> None:
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *command, "--epochs", "2", "--name", "run"],
+        capture_output=True,
+        text=True,
+        preexec_fn=limited,
+    )
+    assert done.returncode == 2
+    assert done.stdout.count("\nepoch ") == 2 and "training goes on" in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: cannot write")
+    assert len(facts(tmp_path / "run")) == 2
+
+
+def test_a_read_only_log_folder_sends_the_run_home(images, tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    locked, mkdir = tmp_path / "locked", Path.mkdir
+
+    def refusing(self, *args, **more):
+        if locked in [self, *self.parents]:
+            raise PermissionError(13, "Permission denied")
+        return mkdir(self, *args, **more)
+
+    monkeypatch.setattr(Path, "mkdir", refusing)
+    tiny.run(images, locked, "run", "--epochs 1")
+    assert (tmp_path / "home" / "anchorage-logs" / "run" / "results.json").is_file()
+    assert "is read-only; the run goes to" in caplog.text
+
+
+# --- the same numbers, and no secrets -------------------------------------------------------------
+
+
+def test_one_command_gives_the_same_numbers_twice(images, tmp_path) -> None:
+    first, second = (tiny.run(images, tmp_path, name, "--epochs 2 --loss AMLoss") for name in "ab")
+    assert same(weights(first), weights(second)) and facts(first) == facts(second)
+
+
+def test_no_key_of_wandb_is_written_anywhere(images, tmp_path) -> None:
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(tmp_path)]
+    command[command.index("disabled")] = "offline"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *command, "--epochs", "1", "--name", "run"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "WANDB_API_KEY": SECRET},
+    )
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
