@@ -358,3 +358,17 @@ def test_no_key_of_wandb_is_written_anywhere(images, tmp_path) -> None:
     assert SECRET not in done.stdout + done.stderr
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_three_times_ends_as_if_nothing_had_happened(tmp_path) -> None:
+    command = ["benchmarks/kills.py", "--methods", "AMLoss", "--kills", "3"]
+    done = subprocess.run(
+        [sys.executable, *command, "--folder", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "equal bit for bit" in done.stdout and "12, the same" in done.stdout
+    assert "0 kills in all" not in done.stdout
