@@ -337,6 +337,27 @@ def test_a_read_only_log_folder_sends_the_run_home(images, tmp_path, monkeypatch
     assert "is read-only; the run goes to" in caplog.text
 
 
+def test_wandb_that_fails_in_the_middle_does_not_stop_a_run(
+    images, tmp_path, monkeypatch, caplog
+) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    class Failing:
+        id, rows = "abc", 0
+
+        def log(self, row, step):
+            Failing.rows += 1
+            if Failing.rows > 1:
+                raise ConnectionError("the network is gone")
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Failing())
+    args = tiny.parse(images, f"--epochs 3 --LOG_DIR {tmp_path} --name run")
+    args.wandb = "online"
+    train.main(args)
+    assert len(facts(tmp_path / "run")) == 3 and Failing.rows == 2
+    assert [r.message[:13] for r in caplog.records if "wandb" in r.message] == ["wandb stopped"]
+
+
 # --- the same numbers, and no secrets -------------------------------------------------------------
 
 
