@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -265,6 +266,7 @@ def environment(device: torch.device) -> dict:
         "cpu_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "git_commit": git_commit(),
+        "command": shlex.join(sys.argv),
     }
 
 
