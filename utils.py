@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -269,6 +270,7 @@ def environment(device: torch.device) -> dict:
         "cpu_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "git_commit": git_commit(),
+        "command": shlex.join(sys.argv),
     }
 
 

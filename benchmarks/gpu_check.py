@@ -16,7 +16,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+try:
+    import torch
+except ImportError:
+    print(f"error: {sys.executable} has no torch; name one that has: make gpu-check GPU_PYTHON=…")
+    raise SystemExit(2) from None
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

@@ -528,13 +528,14 @@ def eval_loader(
     image_size: int | None = None,
     zoom: float = 1.0,
     resize: int | None = None,
+    batches: slice = slice(None),
     **reading: Any,
 ) -> Loader:
     """Every image once, in order, as evaluation sees it: short side resized, central square.
 
     `resize` is the short side in pixels, at least the image size; the spec's without it. Pictures
-    in memory are looked at whole; `zoom` below 1 puts them on white, smaller. The other arguments
-    are those of `train_loader`.
+    in memory are looked at whole; `zoom` below 1 puts them on white, smaller. `batches` says which
+    batches are made, where processes share them. The other arguments are those of `train_loader`.
 
     Raises:
         InputError: what `_source` raises; while iterating, an image cannot be read.
@@ -542,7 +543,7 @@ def eval_loader(
     rule = _view_rule(images, None, spec, image_size, seed=0)
     if resize is not None and images.pixels is None:
         rule = rule._replace(resize=resize)
-    plans = _Plans(SequentialSampler(len(images), batch_size))
+    plans = _Plans(SequentialSampler(len(images), batch_size, batches))
     source = _source(images, plans, rule, device, workers, replace=False, **reading)
     shrunk = None if zoom == 1.0 else Shrunk(zoom)
     return Loader(images, plans, source, rule, shrunk, spec, device)

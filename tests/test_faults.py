@@ -429,6 +429,27 @@ def test_a_read_only_log_folder_sends_the_run_home(images, tmp_path, monkeypatch
     assert "is read-only; the run goes to" in caplog.text
 
 
+def test_wandb_that_fails_in_the_middle_does_not_stop_a_run(
+    images, tmp_path, monkeypatch, caplog
+) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    class Failing:
+        id, rows = "abc", 0
+
+        def log(self, row, step):
+            Failing.rows += 1
+            if Failing.rows > 1:
+                raise ConnectionError("the network is gone")
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Failing())
+    args = tiny.parse(images, f"--epochs 3 --LOG_DIR {tmp_path} --name run")
+    args.wandb = "online"
+    train.main(args)
+    assert len(facts(tmp_path / "run")) == 3 and Failing.rows == 2
+    assert [r.message[:13] for r in caplog.records if "wandb" in r.message] == ["wandb stopped"]
+
+
 # --- the same numbers, and no secrets -------------------------------------------------------------
 
 
@@ -450,3 +471,17 @@ def test_no_key_of_wandb_is_written_anywhere(images, tmp_path) -> None:
     assert SECRET not in done.stdout + done.stderr
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_three_times_ends_as_if_nothing_had_happened(tmp_path) -> None:
+    command = ["benchmarks/kills.py", "--methods", "AMLoss", "--kills", "3"]
+    done = subprocess.run(
+        [sys.executable, *command, "--folder", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "equal bit for bit" in done.stdout and "12, the same" in done.stdout
+    assert "0 kills in all" not in done.stdout
