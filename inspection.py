@@ -116,13 +116,17 @@ def write_classes(path: Path, images: ImageSet, scores: comparison.Scores) -> No
 # --- some of them ---------------------------------------------------------------------------------
 
 
-def draw_neighbours(path: Path, embedded: Embedded, seed: int, top: int) -> None:
-    """Draws ten random queries and the images nearest to each."""
+def random_neighbours(embedded: Embedded, seed: int, top: int) -> Image.Image:
+    """Ten random queries and the images nearest to each, as a picture."""
     chosen = random_queries(embedded.images.labels, 10, seed)
     found = embedded.nearest_to_own(chosen, top)
     caption = f"{len(chosen)} queries drawn at random (seed {seed}), one a class"
-    picture = neighbours_picture(embedded.images, chosen, found, embedded.gallery_images, caption)
-    save_picture(picture, path)
+    return neighbours_picture(embedded.images, chosen, found, embedded.gallery_images, caption)
+
+
+def draw_neighbours(path: Path, embedded: Embedded, seed: int, top: int) -> None:
+    """Draws `random_neighbours` to a file."""
+    save_picture(random_neighbours(embedded, seed, top), path)
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor], count: int) -> np.ndarray:

@@ -305,6 +305,7 @@ def _short(value: float | int | str) -> str | int:
 
 INCIDENTAL = ("given", "resume", "resume_run", "dry_run", "LOG_DIR", "data_root", "workers")
 INCIDENTAL += ("gpu_id", "wandb", "wandb_project", "save_every", "keep", "cache_dir")
+INCIDENTAL += ("tensorboard", "wandb_images")
 """Options that may differ between two starts of one run."""
 
 
