@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 import comparison
 from dataset.base import ImageSet, PathTable, decode, reason
-from report import contact_sheet, nearest, neighbours_picture, random_queries, save_picture
+from pictures import contact_sheet, nearest, neighbours_picture, random_queries, save_picture
 from utils import InputError, write_atomically, write_table
 
 SEARCHED_AT_ONCE = 256  # queries, so that a block of similarities stays small

@@ -212,6 +212,8 @@ PICTURES = Need(
     lambda args: args.neighbours or args.failures or args.query,
 )
 TRACKED = Need("wandb or --tensorboard", lambda args: args.wandb != "disabled" or args.tensorboard)
+ONE_PAGE = Need("the page of runs (without --compare)", lambda args: not args.compare)
+COMPARED = Need("--compare", lambda args: args.compare)
 OWN_FOLDER = Need("--failures or --query", lambda args: args.failures or args.query)
 
 # --- the flags ------------------------------------------------------------------------------------
@@ -490,6 +492,8 @@ RUN = Group("run", (
     flag("--resume-run", None, text("DIR"),
          "continue the run in DIR from its last checkpoint, or from an older one: DIR/step_N.pth"),
     flag("--dry-run", False, SWITCH, "print what would run, and stop"),
+    flag("--no-report", False, SWITCH,
+         "no report.html at the end (python report.py RUN makes it at any time)"),
     flag("--wandb", None, one_of("online", "offline", "disabled"),
          "where Weights & Biases keeps the run",
          shown="online when a key is configured, else offline"),
@@ -568,6 +572,27 @@ SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkp
     flag("--out", None, text("DIR"), "folder for what --failures and --query write",
          need=OWN_FOLDER, shown="the checkpoint's"),
 ))
+REPORT = Group("the page of one run or several", (
+    flag("--out", None, text("FILE.html"), "where the page goes",
+         shown="report.html in the run's folder, or beside several; with --compare runs.html in "
+         "that folder"),
+    flag("--queries", (), Kind(str, "TEXT", nargs="+"),
+         "also show the queries whose class or file contains TEXT", need=ONE_PAGE),
+    flag("--embeddings", None, text("FILE.npz"),
+         "embeddings of one run, made by evaluate.py --export, instead of the best checkpoint's",
+         need=ONE_PAGE),
+    flag("--seed", 1, COUNT_OR_ZERO, "of what is drawn at random", need=ONE_PAGE),
+    flag("--gpu-id --gpu", 0, Kind(whole(0), "N"), "which GPU embeds; the CPU where there is none",
+         need=ONE_PAGE),
+))
+OVERVIEW = Group("all runs under a folder in a table", (
+    flag("--compare", None, text("DIR"), "a row a run, and a row for those that differ in the "
+         "seed alone: mean ± 95 % interval"),
+    flag("--grep", None, text("TEXT"), "only rows that contain TEXT (a regular expression)",
+         need=COMPARED),
+    flag("--csv", None, text("FILE.csv"), "the table", need=COMPARED),
+    flag("--latex", None, text("FILE.tex"), "the table for a paper (booktabs)", need=COMPARED),
+))
 # fmt: on
 
 TRAIN_GROUPS = (
@@ -575,6 +600,7 @@ TRAIN_GROUPS = (
     *(OPTIMISATION, RUN, NO_EFFECT),
 )
 EVALUATE_GROUPS = (EVALUATION, FILES, SINGLE_IMAGES, DATA, NETWORK)
+REPORT_GROUPS = (REPORT, OVERVIEW)
 
 # --- profiles: published commands that have defaults of their own ---------------------------------
 
@@ -718,9 +744,15 @@ def _flags(groups: Sequence[Group]) -> list[Flag]:
 
 
 def _parse(
-    program: str, description: str, groups: Sequence[Group], argv: Sequence[str] | None
+    program: str,
+    description: str,
+    groups: Sequence[Group],
+    argv: Sequence[str] | None,
+    positional: str | None = None,
 ) -> tuple[argparse.Namespace, list[Flag], _Parser]:
     parser = _make_parser(program, description, groups)
+    if positional:
+        parser.add_argument(positional, nargs="*", default=[], metavar="RUN", help="run folders")
     given, unknown = parser.parse_known_args(argv)
     entries = _flags(groups)
     if unknown:
@@ -731,6 +763,9 @@ def _parse(
     args = argparse.Namespace(**{entry.dest: entry.default for entry in entries})
     vars(args).update(vars(given))
     args.given = sorted(vars(given))
+    words = sys.argv[1:] if argv is None else list(argv)
+    args.command = shlex.join([*program.split(), *words])
+    args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
     return args, entries, parser
 
 
@@ -745,6 +780,8 @@ def _check_needs(args: argparse.Namespace, entries: list[Flag], parser: _Parser)
 
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of train.py. `given` lists those that stood on the command line.
+
+    `command` is that line, and `recipe` the first file of flags in it (`@FILE`), or None.
 
     Raises:
         SystemExit: with status 2 and one sentence for a bad or ineffective flag, 0 for --help.
@@ -782,6 +819,18 @@ def _check_one_checkpoint(args: argparse.Namespace, parser: _Parser) -> None:
             f"{given[0].spellings[0]} describes one checkpoint and --resume names "
             f"{len(args.resume)}; leave one of them"
         )
+
+
+def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of report.py; `runs` are the folders. See `parse_train`."""
+    about = "One HTML page that explains a run, or compares several; or all runs in a table."
+    args, entries, parser = _parse("python report.py", about, REPORT_GROUPS, argv, "runs")
+    _check_needs(args, entries, parser)
+    if bool(args.runs) == bool(args.compare):
+        parser.error("name the run folders, such as logs/NAME, or give --compare DIR")
+    if args.embeddings and len(args.runs) > 1:
+        parser.error("--embeddings are those of one run; name one")
+    return args
 
 
 def notices(args: argparse.Namespace) -> list[str]:

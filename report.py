@@ -1,180 +1,641 @@
-"""A run made visible: for now, queries and what the network finds nearest to them.
+"""A run folder → one HTML page that explains the run; several runs → one page that compares them.
 
-The queries are drawn at random, so a picture shows a network as it is, failures included.
+    python report.py logs/demo
+    python report.py logs/first logs/second --out both.html
+    python report.py --compare logs --grep AMLoss --latex runs.tex
+
+The page needs nothing else and loads nothing. Embeddings are made again from the best checkpoint,
+or read from a file of `evaluate.py --export`. Training calls `make` when it ends.
 """
 
 from __future__ import annotations
 
-import io
-import re
+import options
+
+ARGS = options.parse_report() if __name__ == "__main__" else None
+
+import argparse
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
+import comparison
+import net
+import tables
 from dataset.base import ImageSet
-from utils import write_atomically
+from evaluate import (
+    Evaluation,
+    Viewing,
+    data_choice,
+    data_options,
+    embed,
+    evaluations,
+    load_network,
+    resolve_data_defaults,
+)
+from page import findings, methods, overview, records
+from page.document import bullets, cell, document, facts, folded, percent, section, text
+from page.findings import Judged, Search
+from page.records import Published, Record
+from pictures import Thumbnails
+from runs import load_checkpoint
+from utils import (
+    InputError,
+    Precision,
+    human_seconds,
+    pick_device,
+    sentence_errors,
+    write_atomically,
+)
 
-# 900 pixels wide with ten neighbours: a README shows it pixel by pixel.
-EDGE, NAME, CELL, GAP, AFTER_QUERY, LEGEND = 8, 114, 66, 4, 14, 30
-RIGHT, WRONG, QUERY = (26, 127, 55), (207, 34, 46), (175, 184, 193)
-# A right frame is also the wider one, for readers who do not tell green from red.
-WIDTH_OF = {RIGHT: 4, WRONG: 2, QUERY: 1}
-INK, PAPER = (31, 35, 40), (255, 255, 255)
-FONT_SIZE, LINE, MOST_LINES, LONGEST_NAME = 13, 16, 3, 200
+PICTURES = 3_400_000  # bytes of thumbnails in the page of one run, so that it stays below 5 MB
+PICTURES_MORE = 1_200_000  # for each further run
 
-
-def random_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """One random image of each of `count` random classes: chosen by the seed, not by the result."""
-    rng = np.random.default_rng(seed)
-    classes = rng.permutation(np.unique(labels))[:count]
-    return np.array([rng.choice(np.flatnonzero(labels == label)) for label in classes])
-
-
-def nearest(
-    queries: torch.Tensor, gallery: torch.Tensor, own: np.ndarray | None, top: int
-) -> np.ndarray:
-    """Indices of the gallery images nearest to each query by cosine, nearest first.
-
-    Args:
-        queries: (Q, d). gallery: (G, d). own: (Q,) the queries' own places in the gallery, which
-            are left out; None where they are not in it.
-
-    Returns:
-        (Q, top); fewer columns where the gallery has fewer images.
-    """
-    unit = torch.nn.functional.normalize
-    similarity = unit(queries.float(), dim=1) @ unit(gallery.float(), dim=1).T
-    others = similarity.shape[1]
-    if own is not None:
-        similarity[torch.arange(len(own)), torch.from_numpy(own)] = -torch.inf
-        others -= 1
-    return similarity.topk(min(top, others)).indices.cpu().numpy()
+# --- what is read ---------------------------------------------------------------------------------
 
 
-def neighbours_picture(
-    images: ImageSet,
-    queries: np.ndarray,
-    found: np.ndarray,
-    gallery: ImageSet | None = None,
-    caption: str = "",
-) -> Image.Image:
-    """A row a query: its class, the query, and what was found, framed green or red.
+@dataclass(frozen=True)
+class Source:
+    """The best checkpoint of a run, opened: its network, and the data it is judged on."""
 
-    Args:
-        images: where the queries are from; they and the gallery number their classes alike.
-        queries: (Q,) indices. found: (Q, top) indices into the gallery, or into `images` where
-            there is no gallery. caption: how the queries were chosen; stands before the legend.
-    """
-    gallery = images if gallery is None else gallery
-    font = ImageFont.load_default(size=FONT_SIZE)
-    legend = _legend(caption, font)
-    grid = EDGE + NAME + CELL + AFTER_QUERY + found.shape[1] * (CELL + GAP) - GAP + EDGE
-    height = LEGEND + len(queries) * (CELL + GAP) - GAP + EDGE
-    canvas = Image.new("RGB", (max(grid, legend.width + 2 * EDGE), height), PAPER)
-    canvas.paste(legend, (EDGE, EDGE))
-    for row, (query, neighbours) in enumerate(zip(queries, found, strict=True)):
-        top = LEGEND + row * (CELL + GAP)
-        label = images.labels[query]
-        _write_name(canvas, top, images.class_names[label], font)
-        canvas.paste(_framed(images, query, QUERY), (EDGE + NAME, top))
-        for column, neighbour in enumerate(neighbours):
-            left = EDGE + NAME + CELL + AFTER_QUERY + column * (CELL + GAP)
-            colour = RIGHT if gallery.labels[neighbour] == label else WRONG
-            canvas.paste(_framed(gallery, neighbour, colour), (left, top))
-    return canvas
+    args: argparse.Namespace
+    checkpoint: dict[str, Any]
+    network: net.EmbeddingNet
+    precision: Precision
+    task: Evaluation
 
+    def embed(self, images: ImageSet, *, title: str = "report") -> torch.Tensor:
+        """Raw embeddings (n, d), on the CPU."""
+        made = embed(self.network, images, self.precision, Viewing.of(self.args), title=title)
+        return made.float().cpu()
 
-def contact_sheet(
-    queries: ImageSet, found: np.ndarray, notes: np.ndarray, gallery: ImageSet
-) -> Image.Image:
-    """A row a query: its name, the query, and what was found, with a note below each.
+    def embed_with_uncertainty(self, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Raw embeddings (n, d) and, where the network has that head, uncertainties (n, d)."""
+        if "uncertainty" not in self.network.heads:
+            return self.embed(images), None
+        size = self.network.embedding_size
 
-    Args:
-        queries: any images, named by their classes; nothing is known to be right or wrong.
-        found: (Q, top) indices into the gallery. notes: (Q, top) short texts.
-    """
-    font = ImageFont.load_default(size=FONT_SIZE)
-    step = CELL + LINE + GAP
-    width = EDGE + NAME + CELL + AFTER_QUERY + found.shape[1] * (CELL + GAP) - GAP + EDGE
-    canvas = Image.new("RGB", (width, EDGE + len(queries) * step - GAP + EDGE), PAPER)
-    for row, (neighbours, texts) in enumerate(zip(found, notes, strict=True)):
-        top = EDGE + row * step
-        _write_name(canvas, top, queries.class_names[queries.labels[row]], font)
-        canvas.paste(_framed(queries, row, QUERY), (EDGE + NAME, top))
-        for column, (neighbour, note) in enumerate(zip(neighbours, texts, strict=True)):
-            left = EDGE + NAME + CELL + AFTER_QUERY + column * (CELL + GAP)
-            canvas.paste(_framed(gallery, neighbour, QUERY), (left, top))
-            place = (left + CELL // 2, top + CELL)
-            ImageDraw.Draw(canvas).text(place, str(note), INK, font=font, anchor="ma")
-    return canvas
+        def both(batch: torch.Tensor) -> torch.Tensor:
+            outputs = self.network(batch)
+            return torch.cat([outputs.embedding[:, :size], outputs.uncertainty], dim=1)
+
+        viewing = Viewing.of(self.args)
+        made = embed(self.network, images, self.precision, viewing, title="report", represent=both)
+        made = made.float().cpu()
+        return made[:, :size], made[:, size:]
+
+    def training_images(self, names: Sequence[str]) -> ImageSet | None:
+        """Those that the criterion's classes `names` are of; None where they cannot be told."""
+        train = data_choice(self.args).load("train")
+        label_of = {name: label for label, name in enumerate(train.class_names)}
+        if len(label_of) < train.num_classes or not all(name in label_of for name in names):
+            return None
+        return train.select_classes([label_of[name] for name in names])
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG, whole or not at all.
+def open_best(record: Record, gpu_id: int) -> Source:
+    """The best checkpoint of a run and its evaluation data.
 
     Raises:
-        InputError: it cannot be written there.
+        InputError: there is no checkpoint yet, or the data are not here.
     """
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    path = record.best_checkpoint
+    if path is None:
+        raise InputError(f"{record.name} has no best checkpoint yet, so nothing was embedded")
+    args = options.parse_evaluate(["--resume", str(path), "--gpu-id", str(gpu_id)])
+    args.resume = str(path)
+    checkpoint = load_checkpoint(path)
+    args = data_options(checkpoint, args)
+    args.workers = record.options.workers
+    resolve_data_defaults(args)
+    task = evaluations(data_choice(args))[0]
+    precision = Precision(args.amp, pick_device(gpu_id))
+    network = load_network(checkpoint, args)
+    network.to(precision.device, memory_format=precision.memory_format)
+    return Source(args, checkpoint, network, precision, task)
 
 
-def _framed(images: ImageSet, index: int, colour: tuple[int, int, int]) -> Image.Image:
-    """The image, whole and in its proportions, in a cell with a frame of this colour."""
-    inside = CELL - 2 * (max(WIDTH_OF.values()) + 1)
-    picture = Image.fromarray(images.read(int(index)))
-    scale = inside / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    cell = Image.new("RGB", (CELL, CELL), PAPER)
-    corner = tuple((CELL - side) // 2 for side in size)
-    cell.paste(picture.resize(size, Image.Resampling.LANCZOS), corner)
-    box = (0, 0, CELL - 1, CELL - 1)
-    ImageDraw.Draw(cell).rectangle(box, outline=colour, width=WIDTH_OF[colour])
-    return cell
+def judge(source: Source, file: str | None = None) -> Judged:
+    """Embeds the evaluation, or takes its embeddings from a file of `evaluate.py --export`."""
+    task = source.task
+    if file is not None:
+        return _exported(task, Path(file))
+    embeddings, uncertainty = source.embed_with_uncertainty(task.queries)
+    gallery = None if task.gallery is None else source.embed(task.gallery)
+    return Judged(task.title, task.ks, task.queries, embeddings, task.gallery, gallery, uncertainty)
 
 
-def _legend(caption: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """One line: the caption, how to read a row, and what the two frames mean."""
-    parts = [
-        (f"{caption}. " if caption else "") + "Nearest images, left to right:",
-        *(RIGHT, "same class"),
-        *(WRONG, "another class"),
+def _exported(task: Evaluation, path: Path) -> Judged:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = dict(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--embeddings {path} cannot be read ({error})") from error
+    sides = [("", task.queries), ("gallery_", task.gallery)]
+    for prefix, images in sides:
+        labels = content.get(f"{prefix}labels")
+        if images is not None and not np.array_equal(labels, images.labels):
+            raise InputError(
+                f"--embeddings {path} is not of this run's evaluation ({task.title}): the labels "
+                "differ; make it with evaluate.py --export"
+            )
+    arrays = {name: torch.from_numpy(value) for name, value in content.items() if value.ndim == 2}
+    return Judged(
+        task.title,
+        task.ks,
+        task.queries,
+        arrays["embeddings"],
+        task.gallery,
+        arrays.get("gallery_embeddings"),
+        arrays.get("uncertainty"),
+        unit=True,
+    )
+
+
+# --- what is found --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A run with all that the page says of it. Without embeddings `missing` says why."""
+
+    record: Record
+    published: Published | None
+    search: Search | None = None
+    missing: str = ""
+    galleries: Sequence[dict] = ()
+    confusions: Sequence[dict] = ()
+    classes: dict | None = None
+    map: dict | None = None
+    sections: Sequence[dict] = ()
+    counts: str = ""
+
+    def intervals(self, title: str) -> dict[str, list[float]]:
+        """95 % intervals of the metrics of an evaluation, where its queries were searched for."""
+        if self.search is None or title != self.search.judged.title:
+            return {}
+        return self.search.intervals(self.record.results.get(title, {}))
+
+
+def explain(
+    record: Record, thumbs: Thumbnails, chosen: Sequence[str], seed: int, file: str | None, gpu: int
+) -> Explained:
+    """Embeds, searches, and looks at what there is to see.
+
+    Raises:
+        InputError: what was asked for by name is not there.
+    """
+    plain = Explained(record, records.published(record))
+    try:
+        source = open_best(record, gpu)
+        judged = judge(source, file)
+    except InputError as error:
+        if file is not None:
+            raise
+        return replace(plain, missing=str(error))
+    search = Search(judged, seed)
+    state = record.path / "last.pth"
+    history = record.folder.classes.load()
+    train = source.training_images(history["names"].tolist()) if history else None
+    learned = methods.Learned(
+        record,
+        source.checkpoint,
+        load_checkpoint(state) if state.is_file() else {},
+        history,
+        judged,
+        search,
+        train,
+        source.embed,
+        thumbs,
+        seed,
+    )
+    return replace(
+        plain,
+        search=search,
+        galleries=findings.galleries(search, chosen, thumbs, seed),
+        confusions=findings.confusions(search, thumbs),
+        classes=findings.class_scores(search, thumbs),
+        sections=methods.sections(learned),
+        map=findings.embedding_map(judged, thumbs, seed),
+        counts=source.task.describe(),
+    )
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+
+def summary(run: Explained, first: Explained | None = None) -> list[str]:
+    """The run in a few sentences; with `first`, whether it is better than that one."""
+    return [s for s in (*_reached(run), *_against(run, first), *_noticed(run)) if s]
+
+
+def _reached(run: Explained) -> list[str]:
+    record, found = run.record, []
+    for title, numbers in list(record.results.items())[:1]:
+        value, between = numbers.get("R@1"), run.intervals(title).get("R@1")
+        if value is None:
+            continue
+        sure = f" (95 % interval {percent(between[0])} to {percent(between[1])})" if between else ""
+        of = f" ({run.counts}, none of them trained on)" if run.counts else ""
+        found.append(
+            f"R@1 {percent(value)} %{sure}: for {100 * value:.0f} of 100 queries the nearest image "
+            f"is of the right class{of}."
+        )
+    if run.search is not None:
+        relevant = run.search.per_query["relevant"].double()
+        gallery = len(run.search.judged.searched[0]) - (run.search.judged.gallery is None)
+        chance = float((relevant / max(1, gallery)).mean())
+        found.append(f"A random image would be right for {100 * chance:.2g} of 100.")
+    if not found:
+        found.append("This run has not been evaluated yet.")
+    if record.best_epoch is not None and record.rows:
+        last = int(record.rows[-1]["epoch"])
+        tested = record.outcome.get("picked_on") == "test classes"
+        found.append(
+            f"Best epoch {record.best_epoch} of {last}"
+            + (
+                ", picked on the test classes themselves, as the papers do: a little optimistic."
+                if tested and len(record.evaluated) > 1
+                else "."
+            )
+        )
+    return found
+
+
+def _against(run: Explained, first: Explained | None) -> list[str]:
+    found = []
+    numbers = next(iter(run.record.results.values()), {})
+    known = run.published
+    if known is not None and "R@1" in known.numbers and "R@1" in numbers:
+        apart = 100 * (numbers["R@1"] - known.numbers["R@1"])
+        found.append(
+            f"The recipe {known.recipe} is published with R@1 {percent(known.numbers['R@1'])} %; "
+            f"this run is {abs(apart):.1f} points {'above' if apart >= 0 else 'below'}."
+            + (f" It differs from the recipe: {', '.join(known.changes)}." if known.changes else "")
+        )
+    test = None if first is None else paired(first, run)
+    if test is not None:
+        low, high = 100 * test.low, 100 * test.high
+        sure = "could be chance" if low <= 0 <= high else "more than chance among the queries"
+        found.append(
+            f"R@1 is {100 * test.difference:+.1f} points against {first.record.name} on the same "
+            f"queries (95 % interval {low:+.1f} to {high:+.1f}): {sure}. Other seeds may differ."
+        )
+    return found
+
+
+def paired(first: Explained, run: Explained) -> comparison.Difference | None:
+    """R@1 of a run against that of the first on the same queries; None where they differ."""
+    if first.search is None or run.search is None:
+        return None
+    a, b = first.search, run.search
+    same = a.judged.images.fingerprint() == b.judged.images.fingerprint()
+    if not same or not np.array_equal(a.queries, b.queries):
+        return None
+    made = comparison.paired_differences(a.scores, b.scores, a.replicates, b.replicates)
+    return made.get("R@1")
+
+
+def _noticed(run: Explained) -> list[str]:
+    found = []
+    if run.confusions:
+        pair = run.confusions[0]
+        a, b = pair["names"]
+        found.append(
+            f"Most confused: {a} and {b} ({sum(pair['counts'])} of {sum(pair['sizes'])} queries)."
+        )
+    if run.classes and run.classes["lowest"]:
+        worst = run.classes["lowest"][0]
+        right = round(worst["score"] * worst["size"])
+        found.append(f"Found worst: {worst['name']} ({right} of its {worst['size']} queries).")
+    for part in run.sections:
+        if part["kind"] == "class-values":
+            found.append(_about_values(part))
+        if part["kind"] == "certainty" and part["quintiles"]:
+            sure, unsure = part["quintiles"][0], part["quintiles"][-1]
+            found.append(
+                f"Of the fifth of the queries it is most certain of it finds {percent(sure)} %, of "
+                f"the least certain fifth {percent(unsure)} %."
+            )
+    return found
+
+
+def _about_values(part: dict) -> str:
+    low, high, value = part["smallest"][0], part["largest"][0], part["value"]
+    words = f"Learned {value}s go from {low['value']:.3g} ({low['name']}) to {high['value']:.3g}"
+    words += f" ({high['name']})."
+    crowded = next((s for s in part["scatters"] if "proxy" in s["x"]), None)
+    if crowded is None or abs(crowded["correlation"]) < 0.3:
+        return words
+    more = "larger" if crowded["correlation"] > 0 else "smaller"
+    return (
+        f"{words} They are {more} where another class's proxy is near (rank correlation "
+        f"{crowded['correlation']:.2f})."
+    )
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
+    """The HTML of one run or several."""
+    first, title = runs[0], _title(runs)
+    several = len(runs) > 1
+    links = [
+        *(("short", "In short"), ("results", "Results"), ("setup", "What was run")),
+        *(("curves", "Curves"), ("galleries", "Queries"), ("confusions", "Confusions")),
+        *((("methods", "Method"),) if any(run.sections for run in runs) else ()),
+        ("map", "Map"),
     ]
-    canvas = Image.new("RGB", (2000, LINE), PAPER)
-    draw, left = ImageDraw.Draw(canvas), 0
-    for part in parts:
-        if isinstance(part, str):
-            draw.text((left, 0), part, INK, font=font)
-            left += round(font.getlength(part)) + 10
-        else:
-            box = (left, 1, left + LINE - 3, LINE - 2)
-            draw.rectangle(box, outline=part, width=WIDTH_OF[part])
-            left += LINE + 3
-    return canvas.crop((0, 0, left - 10, LINE))
+    short = "".join(
+        (f"<h3>{text(run.record.name)}</h3>" if several else "")
+        + bullets(summary(run, first if run is not first else None))
+        for run in runs
+    )
+    parts = [
+        section("short", "In short", short),
+        section("results", "Results", result_table(runs), _about_results(runs)),
+        section("setup", "What was run", "".join(_setup(run, several) for run in runs)),
+        section(
+            "curves",
+            "Curves",
+            '<div id="curves-here"></div>',
+            "Over the epochs. Hover for values"
+            + ("; the runs above switch their lines on and off." if several else "."),
+        ),
+        _of_one_run(runs),
+        section(
+            "galleries",
+            "Queries and their nearest images",
+            '<div id="galleries-here"></div>',
+            "Each row: an image of a class the network was never trained on, and the ten images "
+            "it finds most similar, nearest first.",
+        ),
+        section(
+            "confusions",
+            "Which classes it confuses",
+            '<div id="confusions-here"></div>',
+            "Pairs of classes by how many queries of either have an image of the other as their "
+            "nearest. " + _sampled(runs),
+        ),
+        '<div id="methods-here"></div>' if any(run.sections for run in runs) else "",
+        section(
+            "map",
+            "Map of the embedding",
+            '<div id="map-here"></div>',
+            "t-SNE (scikit-learn) in two dimensions: what is together here is near in the "
+            "embedding. Distances between groups, and the directions, mean nothing.",
+        ),
+    ]
+    nav = "".join(f'<a href="#{name}">{words}</a>' for name, words in links)
+    switch = '<span class="end"><button data-theme-switch>light / dark</button></span>'
+    body = (
+        f'<header id="top"><h1>{text(title)}</h1><p class="lead">{text(_lead(runs))}</p>'
+        f"{_switches(runs) if several else ''}</header>"
+        f"<nav><div>{nav}{switch}</div></nav><main>{''.join(parts)}</main>"
+        f"<footer>{_footer(runs)}</footer>"
+    )
+    data = {"runs": [_run_data(run) for run in runs], "groups": groups(runs)}
+    return document(title, body, {**data, "images": thumbs.encode()})
 
 
-def _write_name(canvas: Image.Image, top: int, name: str, font: ImageFont.FreeTypeFont) -> None:
-    lines = _wrapped(name, font, NAME - GAP - EDGE)
-    corner = (EDGE, top + (CELL - LINE * len(lines)) // 2)
-    for number, line in enumerate(lines):
-        place = (corner[0], corner[1] + number * LINE)
-        ImageDraw.Draw(canvas).text(place, line, INK, font=font)
+def _title(runs: Sequence[Explained]) -> str:
+    return runs[0].record.name if len(runs) == 1 else f"{len(runs)} runs"
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """A class name as a few lines; breaks after blanks, `_` and `-`, or inside a word too long."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    lines = [""]
-    for word in re.findall(r"[^\s_-]*[\s_-]?", text[:LONGEST_NAME]):
-        if lines[-1] and font.getlength(lines[-1] + word.rstrip()) > width:
-            lines.append("")
-        for character in word:
-            if lines[-1] and font.getlength((lines[-1] + character).rstrip()) > width:
-                lines.append("")
-            lines[-1] += character
-    if len(lines) > MOST_LINES:
-        lines[MOST_LINES - 1] = lines[MOST_LINES - 1].rstrip()[:-1] + "…"
-    return [line.strip() for line in lines[:MOST_LINES]]
+def _lead(runs: Sequence[Explained]) -> str:
+    if len(runs) > 1:
+        return ", ".join(dict.fromkeys(run.record.method for run in runs))
+    record = runs[0].record
+    return f"{record.method} on {record.args.get('dataset')}, {record.args.get('model')}"
+
+
+def _switches(runs: Sequence[Explained]) -> str:
+    made = [
+        f'<button class="run" data-toggle="{i}" aria-pressed="true">'
+        f'<span class="dot" data-colour="{i}"></span>{text(run.record.name)}</button>'
+        for i, run in enumerate(runs)
+    ]
+    return f'<div class="runs">{"".join(made)}</div>'
+
+
+def _of_one_run(runs: Sequence[Explained]) -> str:
+    if len(runs) == 1:
+        return ""
+    made = [
+        f'<button data-choose="{i}" aria-pressed="{"true" if i == 0 else "false"}">'
+        f"{text(run.record.name)}</button>"
+        for i, run in enumerate(runs)
+    ]
+    return (
+        '<section id="choose"><h2>One run, looked at closely</h2><p class="about">Everything '
+        f'below is of the run that is chosen here.</p><div class="tabs">{"".join(made)}</div>'
+        "</section>"
+    )
+
+
+def result_table(runs: Sequence[Explained]) -> str:
+    """Metrics in percent with their intervals, and what was published."""
+    rows: list[tuple[str, dict, dict, str]] = []
+    for run in runs:
+        for title, numbers in run.record.results.items():
+            name = run.record.name if len(runs) > 1 else title
+            if len(runs) > 1 and len(run.record.results) > 1:
+                name += f", {title}"
+            rows.append((name, numbers, run.intervals(title), ""))
+        if run.published is not None:
+            name = f"published: {run.published.recipe}"
+            if name not in [row[0] for row in rows]:
+                rows.append((name, run.published.numbers, {}, "published"))
+    if not rows:
+        return '<p class="note">No evaluation yet.</p>'
+    names = tables.columns([tables.Row(row[0], "", row[1]) for row in rows])
+    own = [row for row in rows if not row[3]]
+    best = {name: max((row[1].get(name, -1.0) for row in own), default=-1) for name in names}
+    head = "".join(f'<th data-sort scope="col">{text(name)}</th>' for name in ("", *names))
+    lines = []
+    for title, numbers, between, kind in rows:
+        cells = [
+            cell(
+                numbers.get(name),
+                between.get(name),
+                best=len(own) > 1 and not kind and numbers.get(name) == best[name],
+            )
+            for name in names
+        ]
+        lines.append(f'<tr class="{kind}"><td>{text(title)}</td>{"".join(cells)}</tr>')
+    meaning = " ".join(m.text for m in tables.meanings_of(names))
+    return (
+        f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f'<p class="note space">{text(meaning)}</p>'
+    ).replace(" data-sort", "")
+
+
+def _about_results(runs: Sequence[Explained]) -> str:
+    words = "Of the best checkpoint, in percent."
+    searches = [run.search for run in runs if run.search is not None]
+    if searches:
+        words += " Below: 95 % intervals over the queries (bootstrap), the network as it is"
+        part = next((search.sampled for search in searches if search.sampled), "")
+        words += f", from {part} and scaled to all." if part else "."
+    return words
+
+
+def _sampled(runs: Sequence[Explained]) -> str:
+    part = next((run.search.sampled for run in runs if run.search and run.search.sampled), "")
+    return f"From {part}." if part else ""
+
+
+def _setup(run: Explained, several: bool) -> str:
+    record, args, known = run.record, run.record.args, run.record.environment
+    packages = known.get("packages", {})
+    rate = record.images_per_second
+    history = record.folder.classes.load()
+    trained = (
+        f"{int(history['images'].sum()):,} images, {len(history['names']):,} classes"
+        if history
+        else ""
+    )
+    listed = facts(
+        [
+            ("method", record.method),
+            ("network", f"{args.get('model')}, {args.get('embedding_size')} dimensions"),
+            ("data", args.get("dataset")),
+            ("trained on", trained),
+            ("judged on", run.counts),
+            ("best epoch picked on", record.outcome.get("picked_on")),
+            ("batch", f"{args.get('batch_size')} images"),
+            ("seed", str(args.get("seed"))),
+            ("epochs", str(int(record.rows[-1]["epoch"])) if record.rows else "none finished"),
+            ("training time", human_seconds(record.seconds) if record.rows else ""),
+            ("speed", f"{rate:,.0f} images/s" if rate else ""),
+            ("machine", known.get("device")),
+            ("torch", packages.get("torch")),
+            ("commit", (known.get("git_commit") or "")[:12]),
+            ("recipe", args.get("recipe")),
+            ("folder", str(record.path)),
+        ]
+    )
+    given = "\n".join(f"--{name.replace('_', '-')} {args.get(name)}" for name in args["given"])
+    command = args.get("command") or f"# the command was not kept; its flags:\n{given}"
+    everything = "\n".join(f"{k} = {v}" for k, v in sorted(args.items()) if k != "given")
+    title = f"<h3>{text(record.name)}</h3>" if several else ""
+    return (
+        f'{title}<div class="card">{listed}<pre>{text(command)}</pre>'
+        f"{folded('all options', f'<pre>{text(everything)}</pre>')}</div>"
+    )
+
+
+def _footer(runs: Sequence[Explained]) -> str:
+    commits = {run.record.environment.get("git_commit") or "?" for run in runs}
+    return f"Anchorage, commit {text(', '.join(c[:12] for c in sorted(commits)))}"
+
+
+NOT_DRAWN = ("epoch", "step", "seconds", tables.HIDDEN)
+MAIN_METRICS = ("R@1", "MAP@R", "NMI")
+SPEED = ("images_per_second", "data_wait", "evaluation_seconds")
+
+
+def groups(runs: Sequence[Explained]) -> list[dict]:
+    """The columns of metrics.csv, sorted into groups of charts."""
+    columns = dict.fromkeys(name for run in runs for row in run.record.rows for name in row)
+    shown = [name for name in columns if not name.startswith(NOT_DRAWN)]
+    measured = [name for name in shown if records.is_metric(name)]
+    rates = [name for name in shown if name.startswith("lr ")]
+    speed = [name for name in shown if name in SPEED]
+    loss = [name for name in shown if name not in {*measured, *rates, *speed}]
+    measured = tables.columns([tables.Row("", "", dict.fromkeys(measured, 0.0))])
+    more = [name for name in measured if name not in MAIN_METRICS]
+    main = [name for name in measured if name in MAIN_METRICS]
+    return [
+        {"title": "Metrics", "columns": main, "percent": True},
+        {"title": "Loss and its terms", "columns": loss},
+        {"title": "More metrics", "columns": more, "percent": True, "folded": True},
+        {"title": "Learning rates", "columns": rates, "log": True, "folded": True},
+        {"title": "Speed", "columns": speed, "folded": True},
+    ]
+
+
+def _run_data(run: Explained) -> dict[str, Any]:
+    rows = run.record.rows
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return {
+        "name": run.record.name,
+        "across": {
+            "epoch": _epochs(rows),
+            "step": [int(row["step"]) for row in rows],
+            "minutes": [round(row.get("seconds", 0.0) / 60, 3) for row in rows],
+        },
+        "columns": {name: [row.get(name) for row in rows] for name in columns},
+        "missing": run.missing,
+        "galleries": run.galleries,
+        "confusions": run.confusions,
+        "classes": run.classes,
+        "map": run.map,
+        "sections": run.sections,
+    }
+
+
+def _epochs(rows: Sequence[dict[str, float]]) -> list[float]:
+    """Where each row stands in epochs; with several rows an epoch, by their share of the steps."""
+    epochs = [int(row["epoch"]) for row in rows]
+    if len(set(epochs)) == len(epochs):
+        return epochs
+    per_epoch = max(1.0, rows[-1]["step"] / max(1, math.ceil(epochs[-1])))
+    return [round(row["step"] / per_epoch, 3) for row in rows]
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def make(
+    paths: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    queries: Sequence[str] = (),
+    embeddings: str | None = None,
+    seed: int = 1,
+    gpu_id: int = 0,
+) -> Path:
+    """Writes the page of one run, or of several; returns where.
+
+    Raises:
+        InputError: a folder is no run's, what was asked for is not there, or the disk is full.
+    """
+    runs = [records.read(path) for path in paths]
+    thumbs = Thumbnails(PICTURES + PICTURES_MORE * (len(runs) - 1))
+    found = [explain(run, thumbs, queries, seed, embeddings, gpu_id) for run in runs]
+    if out is None:
+        out = (runs[0].path if len(runs) == 1 else runs[0].path.resolve().parent) / "report.html"
+    content = build(found, thumbs)
+    write_atomically(Path(out), lambda file: file.write(content.encode()))
+    return Path(out)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Runs report.py with parsed options."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if args.compare:
+        overview.compare(args)
+        return
+    out = make(
+        args.runs,
+        args.out,
+        queries=args.queries,
+        embeddings=args.embeddings,
+        seed=args.seed,
+        gpu_id=args.gpu_id,
+    )
+    print(f"report written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    with sentence_errors():
+        main(ARGS)

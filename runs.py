@@ -9,6 +9,8 @@ last.pth           all that is needed to continue; step_00001200.pth: older ones
 non_finite.json    where a loss or gradient was not finite: step, terms, rates, images
 <dataset>_<model>_best.pth             weights and options of the best evaluation so far
 margins.csv        AMLoss: class, learned margin, images
+classes.npz        the training classes in their order; what was learned for each, epoch by epoch
+report.html        the run, explained (python report.py RUN)
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
 
 from processes import main_only
 from utils import (
@@ -54,6 +59,7 @@ class RunFolder:
         self.checkpoint = path / checkpoint
         self._held: TextIO | None = None
         self.metrics = MetricsTable(path / "metrics.csv")
+        self.classes = ClassHistory(path / "classes.npz")
         self.trouble: dict[str, InputError] = {}
 
     @classmethod
@@ -303,9 +309,73 @@ def _short(value: float | int | str) -> str | int:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
+class ClassHistory:
+    """classes.npz: the training classes in the criterion's order, and what was learned for each.
+
+    Arrays: `names` and `images` (C,); `epoch` and `step` (E,), the rows of metrics.csv; and for
+    each value that a class learns, such as AMLoss's `margin`, one of shape (E, C).
+    """
+
+    most_rows = 200  # 9 MB of margins for the 11,318 classes of SOP; then every second one goes
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> dict[str, np.ndarray]:
+        """All arrays; none where there is no file.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if not self.path.is_file():
+            return {}
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                return dict(file)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{self.path} is damaged ({error}); delete it") from error
+
+    @main_only
+    def append(
+        self,
+        epoch: int,
+        step: int,
+        names: Sequence[str],
+        images: np.ndarray,
+        values: Mapping[str, np.ndarray],
+    ) -> None:
+        """Adds a row of each of `values` (C,); without any, the classes are written, once."""
+        known = self.load()
+        if known and not values:
+            return
+        row = {"epoch": np.int64(epoch), "step": np.int64(step)}
+        row |= {name: value.astype(np.float32) for name, value in values.items()}
+        rows = {
+            name: np.concatenate([known[name], value[None]]) if name in known else value[None]
+            for name, value in row.items()
+        }
+        if len(rows["step"]) > self.most_rows:
+            rows = {name: value[::-2][::-1] for name, value in rows.items()}
+        self._write({"names": np.array(names, dtype=str), "images": images, **rows})
+
+    @main_only
+    def keep_before(self, step: int) -> None:
+        """Removes the rows from `step` on: they are about to be made again by a continued run."""
+        known = self.load()
+        if not known or (known["step"] < step).all():
+            return
+        kept = known["step"] < step
+        fixed = ("names", "images")
+        self._write({k: v if k in fixed else v[kept] for k, v in known.items()})
+
+    def _write(self, content: dict[str, np.ndarray]) -> None:
+        write_atomically(self.path, lambda file: np.savez_compressed(file, **content))
+
+
 INCIDENTAL = ("given", "resume", "resume_run", "dry_run", "LOG_DIR", "data_root", "workers")
 INCIDENTAL += ("gpu_id", "wandb", "wandb_project", "save_every", "keep", "cache_dir")
 INCIDENTAL += ("tensorboard", "wandb_images")
+INCIDENTAL += ("command", "recipe", "no_report")
 """Options that may differ between two starts of one run."""
 
 

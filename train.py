@@ -674,6 +674,8 @@ class Fit:
                 tracker.log_picture("neighbours", draw, clock.step)
         with self.run.forgiving("metrics.csv"):
             self.run.metrics.append(row)
+        with self.run.forgiving("classes.npz"):
+            _remember_classes(training, self.run, row)
         tracker.log(row, clock.step)
         print(epoch_line(training.args, clock, row), flush=True)
 
@@ -711,6 +713,15 @@ def _write_learned_values(training: Training, run: RunFolder) -> None:
         order = torch.argsort(values, stable=True).tolist()
         rows = [[train.class_names[c], f"{float(values[c]):.6f}", int(counts[c])] for c in order]
         run.write_table(f"{name}s.csv", ["class", name, "images"], rows)
+
+
+def _remember_classes(training: Training, run: RunFolder, row: dict) -> None:
+    """What the criterion has learned for each class at this row, for the report."""
+    train = training.data.train
+    counts = np.bincount(train.labels, minlength=train.num_classes)
+    learned = training.objective.class_values()
+    values = {name: tensor.cpu().numpy() for name, tensor in learned.items()}
+    run.classes.append(row["epoch"], row["step"], train.class_names, counts, values)
 
 
 def epoch_line(args: argparse.Namespace, clock: Clock, row: dict) -> str:
@@ -877,6 +888,7 @@ def continue_run(run: RunFolder, training: Training) -> dict:
         training.clock.best = -1.0  # the next evaluation is the best one there is
     unfinished = state["row"] is not None
     run.metrics.keep_before(training.clock.step + (not unfinished))
+    run.classes.keep_before(training.clock.step + (not unfinished))
     print(f"continuing after epoch {training.clock.epoch}, step {training.clock.step}")
     return state
 

@@ -18,7 +18,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 # A network and a batch size that train in seconds on the embedded data.
 SMALL = (
     "--model resnet18 --stem imagenet --width 0.125 --embedding-size 16 --batch-size 32 "
-    "--workers 0 --wandb disabled"
+    "--workers 0 --wandb disabled --no-report"
 ).split()
 
 

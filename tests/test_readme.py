@@ -16,7 +16,7 @@ from conftest import ROOT, link_repository_data, run_cli
 from PIL import Image
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-SHORT = "--max-steps 2 --wandb disabled --workers 0".split()
+SHORT = "--max-steps 2 --wandb disabled --workers 0 --no-report".split()
 
 
 def blocks(language: str) -> list[str]:

@@ -14,7 +14,7 @@ import train
 
 NETWORK = (
     "--model resnet10 --width 0.125 --stem small --embedding-size 8 --image-size 32 "
-    "--pretrained none --batch-size 12 --workers 0 --wandb disabled"
+    "--pretrained none --batch-size 12 --workers 0 --wandb disabled --no-report"
 ).split()
 
 COLOURS = ((60, 60, 60), (200, 200, 200), (200, 60, 60), (60, 60, 200))

@@ -1,0 +1,114 @@
+"""The HTML file: a template, its style and script, and what a page says and shows, all in one.
+
+Text is escaped where it becomes HTML, and the data of the script are JSON in which no tag can end.
+The page's own policy forbids the browser to load anything or to run any other script.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+def text(value: object) -> str:
+    """Any value as HTML text."""
+    words = str(value).encode(errors="replace").decode()  # file names need not be UTF-8
+    return html.escape(words)
+
+
+def document(title: str, body: str, data: Mapping[str, Any]) -> str:
+    """A whole page.
+
+    Args:
+        title: plain text. body: HTML. data: plain values for page.js.
+    """
+    script = _part("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = ("default-src 'none'", "img-src data:", "style-src 'unsafe-inline'")
+    policy = "; ".join([*allowed, f"script-src 'sha256-{digest}'"])
+    parts = {
+        "policy": policy,
+        "title": text(title),
+        "style": _part("page.css"),
+        "script": script,
+        "data": as_json(data),
+        "body": body,
+    }
+    first, *rest = _part("page.html").split("[[")
+    pieces = [first]
+    for piece in rest:
+        name, after = piece.split("]]", 1)
+        pieces += [parts[name], after]
+    return "".join(pieces)
+
+
+def _part(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def as_json(data: object) -> str:
+    """JSON for a script element: no tag, no comment, and numbers that are not finite as null."""
+    words = json.dumps(_plain(data), separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        words = words.replace(character, f"\\u{ord(character):04x}")
+    return words
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    return value if isinstance(value, (int, bool)) or value is None else _plain(value.item())
+
+
+# --- pieces ---------------------------------------------------------------------------------------
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> str:
+    """Names and values side by side."""
+    found = [f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in pairs if v]
+    return f'<dl class="facts">{"".join(found)}</dl>'
+
+
+def bullets(sentences: Sequence[str]) -> str:
+    """A list of sentences."""
+    return f'<ul class="short">{"".join(f"<li>{text(s)}</li>" for s in sentences)}</ul>'
+
+
+def folded(title: str, content: str) -> str:
+    """HTML that is shown on demand."""
+    return f"<details><summary>{text(title)}</summary>{content}</details>"
+
+
+def section(name: str, title: str, content: str, about: str = "") -> str:
+    """A part of the page with an anchor."""
+    words = f'<p class="about">{text(about)}</p>' if about else ""
+    return f'<section id="{text(name)}"><h2>{text(title)}</h2>{words}{content}</section>'
+
+
+def percent(value: float) -> str:
+    """A share as a percentage with a digit after the point."""
+    return f"{100 * value:.1f}"
+
+
+def cell(value: float | None, between: Sequence[float] | None = None, best: bool = False) -> str:
+    """A metric in percent, with its interval below."""
+    if value is None:
+        return "<td></td>"
+    low_high = ""
+    if between is not None:
+        low_high = f'<span class="between">{percent(between[0])} to {percent(between[1])}</span>'
+    return f"<td{' class=best' if best else ''}>{percent(value)}{low_high}</td>"

@@ -1,0 +1,380 @@
+"""What an evaluation shows beyond its numbers: neighbours, confusions, a map, how sure it all is.
+
+Everything is made of the embeddings of the first evaluation of a data set. Where there are more
+queries than a page can search in seconds, a random part of them stands for all, and the page says
+so; they always search in the whole gallery.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import comparison
+import metrics
+from dataset.base import ImageSet
+from pictures import Thumbnails, random_queries
+from utils import InputError
+
+MOST_QUERIES = 6000
+TOP = 10
+RESAMPLES = 1000
+SHOWN_QUERIES = 8  # of each kind
+SHOWN_PAIRS = 12
+MAP_IMAGES, MAP_PER_CLASS = 1200, 12
+MOST_CHOSEN = 24
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The images of an evaluation with their raw embeddings (N, d); the gallery's where it differs.
+
+    `uncertainty` (N, d) is the raw output of that head, where the network has it. `unit` says that
+    the lengths of the embeddings are lost.
+    """
+
+    title: str
+    ks: tuple[int, ...]
+    images: ImageSet
+    embeddings: torch.Tensor
+    gallery_images: ImageSet | None = None
+    gallery: torch.Tensor | None = None
+    uncertainty: torch.Tensor | None = None
+    unit: bool = False
+
+    @property
+    def searched(self) -> tuple[ImageSet, torch.Tensor]:
+        """What the queries search in."""
+        if self.gallery_images is None or self.gallery is None:
+            return self.images, self.embeddings
+        return self.gallery_images, self.gallery
+
+
+class Search:
+    """A random part of the queries (all, where they are few) and what they find.
+
+    Attributes:
+        queries: (Q,) their places among the images, ascending.
+        per_query: `metrics.retrieval_per_query` of them.
+        found, cosines: (Q, 10) places in the gallery, nearest first, and how near they are.
+        scores: the bootstrap's view of them. replicates: (1000, M) of its metrics.
+    """
+
+    def __init__(self, judged: Judged, seed: int = 1) -> None:
+        total = len(judged.images)
+        self.judged = judged
+        rng = np.random.default_rng(seed)
+        chosen = rng.permutation(total)[:MOST_QUERIES]
+        self.queries = np.sort(chosen)
+        gallery_images, gallery = judged.searched
+        own = None
+        if judged.gallery is None:  # an image is a group of its own, and does not see itself
+            places = torch.arange(total)
+            own = (places[torch.from_numpy(self.queries)], places)
+        try:
+            self.per_query = metrics.retrieval_per_query(
+                judged.embeddings[torch.from_numpy(self.queries)],
+                judged.images.labels[self.queries],
+                gallery,
+                gallery_images.labels,
+                exclude=own,
+            )
+        except ValueError as error:
+            raise InputError(f"{judged.title}: {error}") from error
+        self._gallery = torch.nn.functional.normalize(gallery.float(), dim=1)
+        self.found, self.cosines = self.nearest(self.queries)
+        self.scores = comparison.query_scores(self.per_query, judged.ks)
+        (drawn,) = comparison.replicates([self.scores], RESAMPLES, seed)
+        means = torch.tensor(list(self.scores.means().values()), dtype=drawn.dtype)
+        # A part of the queries varies more than all of them would.
+        self.replicates = means + (drawn - means) * math.sqrt(len(self.queries) / total)
+
+    @property
+    def sampled(self) -> str:
+        """How many of the queries were searched for, in words; empty for all of them."""
+        total = len(self.judged.images)
+        if len(self.queries) == total:
+            return ""
+        return f"{len(self.queries):,} of the {total:,} queries, drawn at random"
+
+    def nearest(self, queries: np.ndarray, top: int = TOP) -> tuple[np.ndarray, np.ndarray]:
+        """(n, top) places in the gallery and cosines for some of the images, nearest first."""
+        unit = torch.nn.functional.normalize(
+            self.judged.embeddings[torch.from_numpy(queries)].float(), dim=1
+        )
+        within = self.judged.gallery is None
+        top = min(top, len(self._gallery) - within)
+        places, values = [], []
+        for rows, own in zip(unit.split(512), torch.from_numpy(queries).split(512), strict=True):
+            similarity = rows @ self._gallery.T
+            if within:
+                similarity[torch.arange(len(own)), own] = -torch.inf
+            best = similarity.topk(top)
+            places.append(best.indices)
+            values.append(best.values)
+        return torch.cat(places).numpy(), torch.cat(values).numpy()
+
+    def intervals(self, numbers: Mapping[str, float]) -> dict[str, list[float]]:
+        """95 % intervals over the queries around those numbers that retrieval gives."""
+        found = {}
+        for name, values in zip(self.scores.names, self.replicates.T, strict=True):
+            if name in numbers:
+                low, high = comparison.interval(values)
+                shift = numbers[name] - self.scores.means()[name]
+                found[name] = [low + shift, high + shift]
+        return found
+
+
+# --- galleries ------------------------------------------------------------------------------------
+
+
+def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: int) -> list[dict]:
+    """Groups of queries with their ten nearest: those asked for, random, best and worst.
+
+    Raises:
+        InputError: nothing among the images has one of the names in `chosen`.
+    """
+    judged = search.judged
+    best, worst = best_queries(search, seed), worst_queries(search)
+    groups = []
+    if chosen:
+        words = f"The queries whose class or file contains {' or '.join(chosen)}."
+        groups.append(("Chosen", words, named_queries(judged.images, chosen)))
+    random = random_queries(judged.images.labels, SHOWN_QUERIES, seed)
+    words = "One image of each of some random classes: neither chosen nor sorted out."
+    groups.append(("Random", words, random))
+    part = f" Among {search.sampled}." if search.sampled else ""
+    words = f"Every other image of the class comes first. One query a class, at random.{part}"
+    groups.append(("Best", words, best))
+    words = f"The nearest image of the right class is farthest down the list.{part}"
+    groups.append(("Worst", words, worst))
+    return [
+        {"title": title, "about": about, "rows": _rows(search, queries, thumbs)}
+        for title, about, queries in groups
+        if len(queries)
+    ]
+
+
+def best_queries(search: Search, seed: int) -> np.ndarray:
+    """Queries of the highest MAP@R, of different classes; larger classes first among equals."""
+    precision, relevant = (search.per_query[name].numpy() for name in ("MAP@R", "relevant"))
+    luck = np.random.default_rng(seed).random(len(precision))
+    order = np.lexsort([luck, -relevant, -precision])
+    order = order[(relevant[order] > 0) & (precision[order] > 0)]
+    return _one_a_class(search, order)
+
+
+def worst_queries(search: Search) -> np.ndarray:
+    """Queries whose nearest right image comes last, of different classes."""
+    rank, precision, relevant = (
+        search.per_query[name].numpy() for name in ("rank", "MAP@R", "relevant")
+    )
+    order = np.lexsort([precision, -rank])
+    order = order[(relevant[order] > 0) & (rank[order] > 0)]
+    return _one_a_class(search, order)
+
+
+def _one_a_class(search: Search, order: np.ndarray) -> np.ndarray:
+    """The first few of an order of the queries that are of different classes, as image places."""
+    labels = search.judged.images.labels[search.queries[order]]
+    _, first = np.unique(labels, return_index=True)
+    return search.queries[order[np.sort(first)[:SHOWN_QUERIES]]]
+
+
+def named_queries(images: ImageSet, words: Sequence[str]) -> np.ndarray:
+    """The first images whose class name or path contains one of the words.
+
+    Raises:
+        InputError: there is none for one of the words.
+    """
+    found: list[int] = []
+    for word in words:
+        wanted = word.lower()
+        classes = np.array([wanted in name.lower() for name in images.class_names])
+        hits = [
+            i
+            for i in range(len(images))
+            if classes[images.labels[i]] or wanted in images.paths[i].lower()
+        ]
+        if not hits:
+            raise InputError(
+                f"--queries {word}: no class and no file of the evaluation contains that; "
+                f"a class is called {images.class_names[int(images.labels[0])]}"
+            )
+        found += hits[: max(1, MOST_CHOSEN // len(words))]
+    return np.array(sorted(set(found)))
+
+
+def _rows(search: Search, queries: np.ndarray, thumbs: Thumbnails) -> list[dict]:
+    found, cosines = search.nearest(queries)
+    images, gallery = search.judged.images, search.judged.searched[0]
+    rows = []
+    for query, places, values in zip(queries, found, cosines, strict=True):
+        label = images.labels[query]
+        cells = [
+            {
+                "image": thumbs.want(gallery, place),
+                "name": gallery.class_names[gallery.labels[place]],
+                "cosine": round(float(value), 3),
+                "right": bool(gallery.labels[place] == label),
+            }
+            for place, value in zip(places, values, strict=True)
+        ]
+        row = {"image": thumbs.want(images, query), "name": images.class_names[label]}
+        rows.append({**row, "found": cells})
+    return rows
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+
+def confusions(search: Search, thumbs: Thumbnails) -> list[dict]:
+    """The pairs of classes that most often have a nearest image of each other, with examples."""
+    images, gallery = search.judged.images, search.judged.searched[0]
+    labels = images.labels[search.queries]
+    first = gallery.labels[search.found[:, 0]]
+    sizes = np.bincount(labels, minlength=images.num_classes)
+    pairs: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row in np.flatnonzero(labels != first).tolist():
+        pairs[tuple(sorted((int(labels[row]), int(first[row]))))].append(row)
+
+    def weight(pair: tuple[int, int]) -> tuple[float, float]:
+        count = len(pairs[pair])
+        return count, count / max(1, sizes[pair[0]] + sizes[pair[1]])
+
+    found = []
+    for a, b in sorted(pairs, key=weight, reverse=True)[:SHOWN_PAIRS]:
+        rows = pairs[a, b]
+        rows.sort(key=lambda row: -float(search.cosines[row, 0]))
+        examples = [
+            {
+                "query": thumbs.want(images, search.queries[row]),
+                "found": thumbs.want(gallery, search.found[row, 0]),
+                "of": images.class_names[labels[row]],
+                "as": images.class_names[first[row]],
+                "cosine": round(float(search.cosines[row, 0]), 3),
+            }
+            for row in rows[:3]
+        ]
+        names = [images.class_names[label] for label in (a, b)]
+        counts = [int((labels[rows] == label).sum()) for label in (a, b)]
+        totals = [int(sizes[label]) for label in (a, b)]
+        found.append({"names": names, "counts": counts, "sizes": totals, "examples": examples})
+    return found
+
+
+def class_scores(search: Search, thumbs: Thumbnails) -> dict[str, Any]:
+    """R@1 of every class, as a histogram, and the classes with the lowest."""
+    images = search.judged.images
+    labels = torch.from_numpy(images.labels[search.queries])
+    classes, sizes, values = comparison.by_class(search.scores, labels)
+    names = search.scores.names
+    recall = values[:, names.index("R@1")].numpy() if "R@1" in names else np.zeros(0)
+    precision = values[:, names.index("MAP@R")].nan_to_num(0).numpy()
+    bins = np.minimum((recall * 10 + 1e-9).astype(int), 9)
+    enough = np.flatnonzero(sizes.numpy() >= 2)
+    order = enough[np.lexsort([precision[enough], recall[enough]])] if len(recall) else []
+    lowest = []
+    for c in order[:SHOWN_PAIRS]:
+        label = int(classes[c])
+        own = np.flatnonzero(images.labels == label)[:3]
+        lowest.append(
+            {
+                "name": images.class_names[label],
+                "score": round(float(recall[c]), 4),
+                "size": int(sizes[c]),
+                "images": [thumbs.want(images, index) for index in own],
+            }
+        )
+    return {
+        "histogram": np.bincount(bins, minlength=10).tolist() if len(recall) else [],
+        "lowest": lowest,
+    }
+
+
+# --- map ------------------------------------------------------------------------------------------
+
+
+def embedding_map(judged: Judged, thumbs: Thumbnails, seed: int) -> dict[str, Any] | None:
+    """Some classes in two dimensions by t-SNE (scikit-learn), or None with fewer than 5 images.
+
+    t-SNE keeps neighbours together; distances between groups and the axes mean nothing.
+    """
+    images = judged.images
+    places = _whole_classes(images.labels, seed)
+    if len(places) < 5:
+        return None
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        return {"note": "Left out: it needs scikit-learn (pip install scikit-learn)."}
+    unit = torch.nn.functional.normalize(judged.embeddings[torch.from_numpy(places)], dim=1)
+    flat = _principal(unit, 50)
+    perplexity = min(30.0, (len(places) - 1) / 3)
+    made = TSNE(init="pca", perplexity=perplexity, random_state=seed, max_iter=750, n_jobs=2)
+    points = made.fit_transform(flat)
+    points = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
+    shown, classes = np.unique(images.labels[places], return_inverse=True)
+    note = ""
+    if len(places) < len(images):
+        note = (
+            f"{len(places):,} of the {len(images):,} images: "
+            f"{len(shown):,} of {images.num_classes:,} classes, drawn at random."
+        )
+    return {
+        "note": note,
+        "names": [images.class_names[label] for label in shown],
+        "points": [
+            [round(float(x), 4), round(float(y), 4), int(c), thumbs.want(images, i, needed=False)]
+            for (x, y), c, i in zip(points, classes, places, strict=True)
+        ],
+    }
+
+
+def _whole_classes(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Images of random classes, a dozen of each, until a map is full; ascending."""
+    rng = np.random.default_rng(seed)
+    chosen: list[int] = []
+    members = _members(labels)
+    for label in rng.permutation(np.unique(labels)):
+        if len(chosen) >= MAP_IMAGES:
+            break
+        own = members[int(label)]
+        chosen += rng.permutation(own)[:MAP_PER_CLASS].tolist()
+    return np.sort(np.array(chosen[:MAP_IMAGES]))
+
+
+def _members(labels: np.ndarray) -> dict[int, np.ndarray]:
+    order = np.argsort(labels, kind="stable")
+    values, starts = np.unique(labels[order], return_index=True)
+    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _principal(unit: torch.Tensor, dimensions: int) -> np.ndarray:
+    """The first principal components, which are all that t-SNE's neighbours need."""
+    centred = unit - unit.mean(dim=0)
+    dimensions = min(dimensions, *centred.shape)
+    if dimensions == centred.shape[1]:
+        return centred.numpy()
+    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
+    return (centred @ axes[:dimensions].T).numpy()
+
+
+def histogram(values: np.ndarray, bins: int = 40) -> dict[str, list[float]]:
+    """Counts and their edges; a single bin where all values are one."""
+    low, high = float(values.min()), float(values.max())
+    if not high > low:
+        return {"counts": [len(values)], "edges": [low - 0.5, low + 0.5]}
+    counts, edges = np.histogram(values, bins=bins)
+    return {"counts": counts.tolist(), "edges": [float(f"{e:.5g}") for e in edges]}
+
+
+def blocks(total: int, size: int) -> Iterator[slice]:
+    """Slices that cover `total`."""
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))

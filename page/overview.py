@@ -1,0 +1,267 @@
+"""All runs under a folder in a table: on the screen, as HTML, CSV and LaTeX.
+
+Runs that differ in the seed alone are also put together: mean ± the half width of the 95 % interval
+of the mean, by Student's t over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comparison
+import tables
+from page import records
+from page.document import document, section, text
+from page.records import Record
+from utils import InputError, human_seconds, write_atomically, write_table
+
+ABOUT = ("method", "network", "data", "seed", "epoch", "time")
+SHOWN = ("R@1", "MAP@R", "NMI")  # on the screen; the files have all metrics
+
+
+@dataclass(frozen=True)
+class Line:
+    """A run, or several that differ in the seed alone (`members`).
+
+    `best` are the metrics of the best checkpoint on the test classes, `final` those of the last
+    evaluation; `spread` is the half width of the interval of `best`.
+    """
+
+    name: str
+    about: dict[str, str]
+    best: dict[str, float]
+    final: dict[str, float]
+    spread: dict[str, float] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    sort: dict[str, float] = field(default_factory=dict)
+
+    def matches(self, pattern: re.Pattern[str]) -> bool:
+        """Whether the name or anything about it contains the pattern."""
+        words = (self.name, *self.about.values(), *self.members)
+        return any(pattern.search(word) for word in words)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Runs `report.py --compare` with parsed options.
+
+    Raises:
+        InputError: no runs, no match, a bad pattern, or a file that cannot be written.
+    """
+    lines = collect(Path(args.compare))
+    if args.grep:
+        try:
+            pattern = re.compile(args.grep, re.IGNORECASE)
+        except re.error as error:
+            raise InputError(f"--grep {args.grep} is no regular expression: {error}") from error
+        lines = [line for line in lines if line.matches(pattern)]
+        if not lines:
+            raise InputError(f"--grep {args.grep}: no run under {args.compare} contains that")
+    print(screen(lines))
+    out = Path(args.out) if args.out else Path(args.compare) / "runs.html"
+    content = page(lines, args.compare)
+    write_atomically(out, lambda file: file.write(content.encode()))
+    print(f"\npage written to {out}")
+    if args.csv:
+        write_table(Path(args.csv), *csv_table(lines))
+        print(f"table written to {args.csv}")
+    if args.latex:
+        made = tables.latex(rows(lines), caption(lines))
+        write_atomically(Path(args.latex), lambda file: file.write(made.encode()))
+        print(f"table for a paper written to {args.latex}")
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def collect(folder: Path) -> list[Line]:
+    """A line a run under a folder, by name, and then a line a group of seeds.
+
+    Raises:
+        InputError: there is no run, or a file of one is damaged.
+    """
+    found = [records.read(path.parent) for path in sorted(folder.rglob("args.json"))]
+    if not found:
+        raise InputError(f"{folder} holds no run (no args.json in it or below); give logs")
+    lines = [_line(record, folder) for record in found]
+    groups = comparison.seeds_of_one([record.args for record in found])
+    return lines + [_group([found[i] for i in g], [lines[i] for i in g]) for g in groups]
+
+
+def _line(record: Record, folder: Path) -> Line:
+    final = records.metrics_in(record.evaluated[-1]) if record.evaluated else {}
+    last = int(record.rows[-1]["epoch"]) if record.rows else 0
+    best = record.best_epoch
+    where = "–" if best is None else f"{best} of {last}"
+    about = {
+        **_settings(record),
+        "seed": str(record.args.get("seed", "")),
+        "epoch": where + ("" if record.outcome else ", unfinished"),
+        "time": human_seconds(record.seconds),
+    }
+    first = next(iter(record.results.values()), {})
+    sort = {"epoch": float(best or 0), "time": record.seconds}
+    name = str(record.path.relative_to(folder)) if record.path != folder else record.name
+    return Line(name, about, _shown(first), _shown(final), sort=sort)
+
+
+def _settings(record: Record) -> dict[str, str]:
+    args = record.args
+    network = f"{args.get('model')}, {args.get('embedding_size')}"
+    return {"method": record.method, "network": network, "data": str(args.get("dataset"))}
+
+
+def _shown(numbers: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in numbers.items() if not k.startswith(tables.HIDDEN)}
+
+
+def _group(members: Sequence[Record], lines: Sequence[Line]) -> Line:
+    from scipy.stats import t
+
+    usable = [line for line in lines if line.best]
+    best, spread, final = {}, {}, {}
+    if len(usable) > 1:
+        factor = float(t.ppf(0.975, len(usable) - 1)) / len(usable) ** 0.5
+        best, deviation = comparison.mean_and_deviation([line.best for line in usable])
+        spread = {name: factor * value for name, value in deviation.items()}
+    ended = [line.final for line in lines if line.final]
+    if len(ended) > 1:
+        final, _ = comparison.mean_and_deviation(ended)
+    seconds = sum(record.seconds for record in members) / len(members)
+    about = {
+        **_settings(members[0]),
+        "seed": ", ".join(line.about["seed"] for line in lines),
+        "epoch": "",
+        "time": human_seconds(seconds),
+    }
+    name = f"mean of {len(usable)} seeds"
+    labels = tuple(line.name for line in lines)
+    return Line(name, about, best, final, spread, labels, {"time": seconds})
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def rows(lines: Sequence[Line]) -> list[tables.Row]:
+    """The lines as rows of `tables`, best metrics only."""
+    return [
+        tables.Row(line.about["data"], _title(line), line.best, line.spread, about=line.about)
+        for line in lines
+        if line.best
+    ]
+
+
+def _title(line: Line) -> str:
+    return f"{line.about['method']}, {line.name}" if line.members else line.name
+
+
+def screen(lines: Sequence[Line]) -> str:
+    """An aligned table of what matters most; rows of seeds last."""
+    heads = [*ABOUT, *SHOWN, *(f"{name} at the end" for name in SHOWN[:1])]
+    made = []
+    for line in lines:
+        cells = [line.about[name] for name in ABOUT]
+        cells += [_cell(line, name) for name in SHOWN]
+        cells.append(_percent(line.final.get(SHOWN[0])))
+        made.append((line.name, cells))
+    return tables.aligned(heads, made)
+
+
+def _cell(line: Line, name: str) -> str:
+    value = _percent(line.best.get(name))
+    return f"{value} ± {100 * line.spread[name]:.1f}" if name in line.spread else value
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def caption(lines: Sequence[Line]) -> str:
+    """What the table shows."""
+    data = ", ".join(dict.fromkeys(line.about["data"] for line in lines))
+    spread = (
+        " Groups of seeds: mean ± half width of the 95 % interval of the mean (Student's t)."
+        if any(line.spread for line in lines)
+        else ""
+    )
+    return f"Best checkpoints on {data}, in percent.{spread}"
+
+
+def csv_table(lines: Sequence[Line]) -> tuple[list[str], list[list]]:
+    """Header and lines: what was run, best metrics, their intervals' half widths, last metrics."""
+    names = tables.columns(rows(lines))
+    spreads = [name for name in names if any(name in line.spread for line in lines)]
+    header = ["run", *ABOUT, *names]
+    header += [f"{name} ±" for name in spreads] + [f"{name} at the end" for name in names]
+    made = []
+    for line in lines:
+        parts: list[Any] = [line.name, *(line.about[name] for name in ABOUT)]
+        for numbers, wanted in ((line.best, names), (line.spread, spreads), (line.final, names)):
+            parts += [f"{numbers[name]:.6g}" if name in numbers else "" for name in wanted]
+        made.append(parts)
+    return header, made
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def page(lines: Sequence[Line], folder: str) -> str:
+    """The HTML: one table of runs, one of groups; a click on a head sorts."""
+    single = [line for line in lines if not line.members]
+    groups = [line for line in lines if line.members]
+    parts = []
+    if groups:
+        about = "Runs that differ in the seed alone: mean ± 95 % interval of the mean over seeds."
+        parts.append(section("seeds", "Over seeds", _table(groups), about))
+    if single:
+        about = "The best checkpoint of each, in percent; small: at the last evaluation."
+        parts.append(section("runs", "Runs", _table(single), f"{about} A click on a head sorts."))
+    names = tables.columns(rows(lines))
+    meaning = " ".join(m.text for m in tables.meanings_of(names))
+    head = (
+        f'<header><h1>Runs in {text(folder)}</h1><p class="lead">{len(single)} runs'
+        f"{f', {len(groups)} groups of seeds' if groups else ''}</p></header>"
+        '<nav><div><a href="#seeds">Over seeds</a><a href="#runs">Runs</a>'
+        '<span class="end"><button data-theme-switch>light / dark</button></span></div></nav>'
+    )
+    note = f'<p class="note">{text(meaning)}</p>'
+    return document(f"Runs in {folder}", f"{head}<main>{''.join(parts)}{note}</main>", {})
+
+
+def _table(lines: Sequence[Line]) -> str:
+    names = tables.columns(rows(lines))
+    heads = "".join(
+        f'<th data-sort scope="col">{text(name)}</th>' for name in ("run", *ABOUT, *names)
+    )
+    body = "".join(_html_row(line, names) for line in lines)
+    return (
+        '<div class="card scroll"><table class="sortable">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _html_row(line: Line, names: Sequence[str]) -> str:
+    cells = [f"<td>{text(line.name)}{_members(line)}</td>"]
+    for name in ABOUT:
+        key = line.sort.get(name)
+        value = f' data-value="{key:.6g}"' if key is not None else ""
+        cells.append(f"<td{value}>{text(line.about[name])}</td>")
+    for name in names:
+        if name not in line.best:
+            cells.append('<td data-value=""></td>')
+            continue
+        last = line.final.get(name)
+        small = "" if last is None or line.members else f'<span class="between">{_percent(last)}'
+        small += "</span>" if small else ""
+        cells.append(
+            f'<td data-value="{line.best[name]:.6g}">{text(_cell(line, name))}{small}</td>'
+        )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _members(line: Line) -> str:
+    return f'<span class="between">{text(", ".join(line.members))}</span>' if line.members else ""

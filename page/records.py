@@ -1,0 +1,219 @@
+"""A run folder, read back: what was asked, how it went, what it reached, what was published.
+
+Whatever a run has not written yet is simply missing here; only a folder without args.json is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import options
+from runs import INCIDENTAL, RunFolder
+from utils import InputError
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+Numbers = dict[str, float]
+
+ATTACHED = {
+    "disentangled": "DDML",
+    "introspective": "IDML",
+    "sec": "SEC",
+    "l2": "L2 of the norms",
+    "masks": "divide and conquer",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run. `rows` are those of metrics.csv, as numbers; empty cells are left out."""
+
+    path: Path
+    args: dict[str, Any]
+    environment: dict[str, Any]
+    rows: list[Numbers]
+    outcome: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def folder(self) -> RunFolder:
+        """Its files."""
+        return RunFolder(self.path)
+
+    @property
+    def options(self) -> argparse.Namespace:
+        """All options, with the defaults of those that an older version did not have."""
+        defaults = vars(options.parse_train([]))
+        return argparse.Namespace(**{**defaults, **self.args})
+
+    @property
+    def method(self) -> str:
+        """The loss and what is attached to it: `AMLoss + SEC`."""
+        attached = options.attachments(self.options)
+        if not self.args.get("sec_wei"):
+            attached.pop("sec", None)  # its losses log the norms without the constraint
+        return " + ".join([str(self.args.get("loss", "?")), *(ATTACHED[name] for name in attached)])
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The file with the best weights, the newest if there were several."""
+        found = sorted(self.path.glob("*_best.pth"), key=lambda path: path.stat().st_mtime)
+        return found[-1] if found else None
+
+    @property
+    def evaluated(self) -> list[Numbers]:
+        """The rows that have an evaluation."""
+        return [row for row in self.rows if "R@1" in row]
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch that the best checkpoint is from."""
+        if "best_epoch" in self.outcome:
+            return int(self.outcome["best_epoch"])
+        best = max(self.evaluated, key=lambda row: row["R@1"], default=None)
+        return None if best is None else int(best["epoch"])
+
+    @property
+    def results(self) -> dict[str, Numbers]:
+        """What the best checkpoint reached, by evaluation; from metrics.csv while the run goes."""
+        if self.outcome:
+            return self.outcome["results"]
+        best = max(self.evaluated, key=lambda row: row["R@1"], default=None)
+        title = str(self.args.get("dataset", "evaluation"))
+        return {} if best is None else {title: metrics_in(best)}
+
+    @property
+    def seconds(self) -> float:
+        """Training time, evaluations apart."""
+        return self.rows[-1].get("seconds", 0.0) if self.rows else 0.0
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Median over the epochs."""
+        rates = sorted(row["images_per_second"] for row in self.rows if "images_per_second" in row)
+        return rates[len(rates) // 2] if rates else None
+
+
+def read(path: str | Path) -> Record:
+    """Reads a run folder.
+
+    Raises:
+        InputError: the folder is no run's, or one of its files is damaged.
+    """
+    path = Path(path)
+    if not (path / "args.json").is_file():
+        raise InputError(f"{path} is no run folder: there is no args.json; give logs/NAME")
+    folder = RunFolder(path)
+    return Record(
+        path,
+        folder.read_args(),
+        _json(path / "environment.json"),
+        [_numbers(row) for row in folder.metrics.rows()],
+        _json(path / "results.json"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); delete it") from error
+
+
+def _numbers(row: dict[str, str]) -> Numbers:
+    found = {}
+    for name, cell in row.items():
+        with contextlib.suppress(ValueError, TypeError):
+            value = float(cell)
+            if math.isfinite(value):
+                found[name] = value
+    return found
+
+
+METRIC = re.compile(r"R@\d+|RP|MAP@R|mARP|MRR|NMI|F1|AMI")
+
+
+def is_metric(column: str) -> bool:
+    """Whether a column of metrics.csv is what an evaluation measured, not its loss or speed."""
+    return any(METRIC.fullmatch(word) for word in column.split(" "))
+
+
+def metrics_in(row: Numbers) -> Numbers:
+    """The metrics of the first evaluation in a row of metrics.csv."""
+    names = [name for name in row if METRIC.fullmatch(name) or name.startswith("R@1 other")]
+    return {name: row[name] for name in names}
+
+
+# --- published numbers ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a recipe says was published; `changes` are the flags in which the run differs."""
+
+    recipe: str
+    numbers: Numbers
+    words: str
+    changes: list[str]
+
+
+def published(record: Record) -> Published | None:
+    """The published numbers of the recipe that a run came from, if there are any."""
+    path = _recipe_file(record.args.get("recipe"))
+    if path is None:
+        return None
+    words = _published_words(path.read_text(encoding="utf-8"))
+    found = re.findall(r"(R@\d+|RP|MAP@R|mARP|NMI|F1) (\d+\.\d+)", words.split("(")[0])
+    if not found:
+        return None
+    numbers = {name: float(value) / 100 for name, value in found}
+    return Published(path.stem, numbers, words, _changes(record, path))
+
+
+def _recipe_file(name: str | None) -> Path | None:
+    candidates = [Path(name), RECIPES / Path(name).name] if name else []
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _published_words(text: str) -> str:
+    """The comment that begins with `Published:`, with the lines that continue it."""
+    lines = iter(text.splitlines())
+    parts: list[str] = []
+    for line in lines:
+        if line.startswith("# Published:"):
+            parts.append(line.removeprefix("# Published:"))
+        elif parts and line.startswith("#   "):
+            parts.append(line.removeprefix("#"))
+        elif parts:
+            break
+    return " ".join(" ".join(parts).split())
+
+
+def _changes(record: Record, recipe: Path) -> list[str]:
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            asked = vars(options.parse_train([f"@{recipe}"]))
+    except SystemExit:  # a recipe of another version
+        return []
+    ignored = {*INCIDENTAL, "name", "remark", "loss_args"}
+    found = []
+    for name, value in asked.items():
+        own = record.args.get(name, value)
+        own = tuple(own) if isinstance(own, list) else own
+        if name in ignored or value is None or own == value:
+            continue
+        found.append(f"{name.replace('_', '-')} {own} (recipe: {value})")
+    return found
