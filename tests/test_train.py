@@ -34,6 +34,7 @@ def metrics_rows(folder: Path) -> list[dict[str, str]]:
 def test_run_folder_holds_all_there_is_to_know(run_folder):
     assert files_in(run_folder) == [
         "args.json",
+        "classes.npz",
         "emoji_resnet18_best.pth",
         "environment.json",
         "last.pth",
