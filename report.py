@@ -18,7 +18,7 @@ import argparse
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,7 @@ class Source:
             return torch.cat([outputs.embedding[:, :size], outputs.uncertainty], dim=1)
 
         viewing = Viewing.of(self.args)
-        made = embed(
-            self.network, images, self.precision, viewing, title="report", represent=both
-        )
+        made = embed(self.network, images, self.precision, viewing, title="report", represent=both)
         made = made.float().cpu()
         return made[:, :size], made[:, size:]
 
@@ -130,9 +128,7 @@ def judge(source: Source, file: str | None = None) -> Judged:
         return _exported(task, Path(file))
     embeddings, uncertainty = source.embed_with_uncertainty(task.queries)
     gallery = None if task.gallery is None else source.embed(task.gallery)
-    return Judged(
-        task.title, task.ks, task.queries, embeddings, task.gallery, gallery, uncertainty
-    )
+    return Judged(task.title, task.ks, task.queries, embeddings, task.gallery, gallery, uncertainty)
 
 
 def _exported(task: Evaluation, path: Path) -> Judged:
@@ -190,44 +186,52 @@ class Explained:
 def explain(
     record: Record, thumbs: Thumbnails, chosen: Sequence[str], seed: int, file: str | None, gpu: int
 ) -> Explained:
-    """Embeds, searches, and looks at what there is to see.
+    """Embeds the evaluation of a run, searches, and looks at what there is to see.
 
     Raises:
         InputError: what was asked for by name is not there.
     """
-    plain = Explained(record, records.published(record))
     try:
         source = open_best(record, gpu)
         judged = judge(source, file)
     except InputError as error:
         if file is not None:
             raise
-        return replace(plain, missing=str(error))
-    search = Search(judged, seed)
+        return Explained(record, records.published(record), missing=str(error))
     state = record.path / "last.pth"
     history = record.folder.classes.load()
-    train = source.training_images(history["names"].tolist()) if history else None
     learned = methods.Learned(
-        record,
-        source.checkpoint,
-        load_checkpoint(state) if state.is_file() else {},
-        history,
-        judged,
-        search,
-        train,
-        source.embed,
-        thumbs,
-        seed,
+        record=record,
+        checkpoint=source.checkpoint,
+        state=load_checkpoint(state) if state.is_file() else {},
+        history=history,
+        judged=judged,
+        search=Search(judged, seed),
+        train=source.training_images(history["names"].tolist()) if history else None,
+        embed=source.embed,
+        thumbs=thumbs,
+        seed=seed,
     )
-    return replace(
-        plain,
-        search=search,
+    return look(learned, chosen, source.task.describe())
+
+
+def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explained:
+    """All that the embeddings and the checkpoint of a run show; `counts` says of how many images.
+
+    Raises:
+        InputError: what was asked for by name is not there.
+    """
+    search, thumbs, seed = learned.search, learned.thumbs, learned.seed
+    return Explained(
+        learned.record,
+        records.published(learned.record),
+        search,
         galleries=findings.galleries(search, chosen, thumbs, seed),
         confusions=findings.confusions(search, thumbs),
         classes=findings.class_scores(search, thumbs),
         sections=methods.sections(learned),
-        map=findings.embedding_map(judged, thumbs, seed),
-        counts=source.task.describe(),
+        map=findings.embedding_map(learned.judged, thumbs, seed),
+        counts=counts,
     )
 
 
@@ -477,7 +481,7 @@ def result_table(runs: Sequence[Explained]) -> str:
     meaning = " ".join(m.text for m in tables.meanings_of(names))
     return (
         f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
-        f'<tbody>{"".join(lines)}</tbody></table></div>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="note space">{text(meaning)}</p>'
     ).replace(" data-sort", "")
 

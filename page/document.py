@@ -32,9 +32,8 @@ def document(title: str, body: str, data: Mapping[str, Any]) -> str:
     """
     script = _part("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    )
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    policy += f"; script-src 'sha256-{digest}'"
     parts = {
         "policy": policy,
         "title": text(title),
@@ -112,4 +111,4 @@ def cell(value: float | None, between: Sequence[float] | None = None, best: bool
     low_high = ""
     if between is not None:
         low_high = f'<span class="between">{percent(between[0])} to {percent(between[1])}</span>'
-    return f'<td{" class=best" if best else ""}>{percent(value)}{low_high}</td>'
+    return f"<td{' class=best' if best else ''}>{percent(value)}{low_high}</td>"
