@@ -250,16 +250,15 @@ def embed(
     size = viewing.batch_size
     count = math.ceil(len(images) / size)
     own = processes.shard(count)
-    start, stop = own.start * size, max(own.stop, own.start + 1) * size  # never nothing
-    share = images if processes.world() == 1 else images.subset(range(len(images))[start:stop])
     loader = eval_loader(
-        share,
+        images,
         spec=network.input,
         device=precision.device,
+        batches=slice(own.start, max(own.stop, own.start + 1)),  # never nothing
         **vars(viewing),
     )
-    parts = []
-    with tqdm(total=len(share), desc=title, unit="img", leave=False, disable=_no_bars()) as bar:
+    parts, total = [], min(len(loader) * size, len(images))
+    with tqdm(total=total, desc=title, unit="img", leave=False, disable=_no_bars()) as bar:
         for batch in loader:
             with precision.autocast():
                 parts.append(represent(batch.images).float())

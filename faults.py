@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import processes
 from utils import InputError
 
 logger = logging.getLogger("train")
@@ -43,7 +44,8 @@ class Interrupted(BaseException):
 class Signals:
     """While entered, SIGINT and SIGTERM are requests to stop.
 
-    The first one is kept in `requested` until the loop asks; the second, and any one that comes
+    The first one is kept in `requested` until the loop asks, of several processes all together (see
+    `agreed`); the second, and any one that comes
     while `at_once` is entered, raises `Interrupted` where the program stands.
     """
 
@@ -62,6 +64,11 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def agreed(self) -> int | None:
+        """What `requested` is in this process, or in any other; all must ask together."""
+        self.requested = processes.largest(self.requested or 0) or None
+        return self.requested
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         if self._at_once or self.requested is not None:

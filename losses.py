@@ -415,6 +415,12 @@ class ProxyCrowding(torch.autograd.Function):
             yield start, stop, strip.fill_diagonal_(0)
 
 
+def _log_softplus(x: Tensor) -> Tensor:
+    """log(log(1 + e^x)): x itself, to float32's precision, where softplus would leave its range."""
+    low = x <= -20
+    return torch.where(low, x, F.softplus(x.masked_fill(low, 0.0)).log())
+
+
 class DisentanglingLoss(Criterion):
     """DDML: keeps what is common to all classes out of a proxy loss's embedding.
 
@@ -462,6 +468,7 @@ class DisentanglingLoss(Criterion):
         _check_batch(specific_params, labels, size)
         mean, sigma = self._normal(embedding_params)
         specific_mean, specific_sigma = self._normal(specific_params)
+        log_sigma = _log_softplus(specific_params.chunk(2, dim=1)[1] - 5)
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
         specific_noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
         sample = mean + sigma * noise
@@ -473,7 +480,7 @@ class DisentanglingLoss(Criterion):
         logits = self.scale * self.base.similarity(specific_sample)
         specific = F.cross_entropy(logits, labels)
         # (z' - μ')/σ' is the noise itself and the constants of the two densities cancel.
-        densities = (specific_sample.square() - specific_noise.square()) / 2 - specific_sigma.log()
+        densities = (specific_sample.square() - specific_noise.square()) / 2 - log_sigma
         split = densities.sum(dim=1).mean()
 
         self._report(metric=metric, agnostic=agnostic, specific=specific, split=split)

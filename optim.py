@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
+import processes
+
 Schedule = Callable[[int, int], float]
 """(epochs done, optimisation steps done) → factor on a group's learning rate."""
 
@@ -145,7 +147,7 @@ class Optimisers:
     def step(
         self, loss: torch.Tensor, epoch: int, step: int, *, careful: bool = False
     ) -> torch.Tensor:
-        """Backward, unscale, clip, and one update of every group.
+        """Backward, sum over processes, unscale, clip, and one update of every group.
 
         Args:
             loss: 0-d, with its graph.
@@ -161,12 +163,14 @@ class Optimisers:
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        processes.sum_gradients(p for group in self.groups for p in group["params"])
         for optimiser in self.optimisers:
             self.scaler.unscale_(optimiser)
         parameters = [p for group in self.groups for p in group["params"] if p.grad is not None]
         finite = loss.detach().isfinite()
         if parameters and not self.scaler.is_enabled():
             finite = finite & _total_norm(parameters).isfinite()
+        finite = processes.in_all(finite)
         if careful and not finite:
             return finite
         if self.clip:

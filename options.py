@@ -268,7 +268,7 @@ DATA = Group("data", (
          "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
          "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
          "memory"),
-    flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images"),
+    flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images, for each GPU"),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
 ))
@@ -471,7 +471,8 @@ RUN = Group("run", (
     flag("--deterministic", False, SWITCH,
          "the same numbers on every run on a GPU too, at some cost of speed"),
     flag("--gpu-id --gpu --cuda-device", 0, Kind(whole(-1), "N"),
-         "which GPU; the CPU is used where there is none"),
+         "which GPU; the CPU is used where there is none; -1: all of them, a process each, as with "
+         "torchrun"),
     flag("--eval-every", 1, EPOCHS, "epochs between evaluations", need=EVALUATED_BY_EPOCHS),
     flag("--eval-steps", None, COUNT, "steps between evaluations, instead of --eval-every"),
     flag("--metrics", METRICS, METRIC_NAMES,
@@ -481,13 +482,14 @@ RUN = Group("run", (
          shown="no limit"),
     flag("--save-every", None, COUNT,
          "save last.pth every N steps too, besides every epoch", shown="every epoch only"),
-    flag("--keep", 0, COUNT_OR_ZERO, "older checkpoints that remain beside last.pth"),
+    flag("--keep", 0, COUNT_OR_ZERO, "older checkpoints that remain, as step_N.pth"),
     flag("--on-nan", "stop", one_of("stop", "skip"),
          "what a loss or gradient that is not finite does: stop the run, or skip the step (100 "
          "steps at most)"),
     flag("--resume", None, one_of("auto"),
          "auto: continue the run of this very command in --LOG_DIR if there is one, else start it"),
-    flag("--resume-run", None, text("DIR"), "continue the run in DIR from its last checkpoint"),
+    flag("--resume-run", None, text("DIR"),
+         "continue the run in DIR from its last checkpoint, or from an older one: DIR/step_N.pth"),
     flag("--dry-run", False, SWITCH, "print what would run, and stop"),
     flag("--no-report", False, SWITCH,
          "no report.html at the end (python report.py RUN makes it at any time)"),
@@ -756,7 +758,6 @@ def _parse(
     vars(args).update(vars(given))
     args.given = sorted(vars(given))
     words = sys.argv[1:] if argv is None else list(argv)
-    args.command = shlex.join([*program.split(), *words])
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
     return args, entries, parser
 
@@ -773,7 +774,7 @@ def _check_needs(args: argparse.Namespace, entries: list[Flag], parser: _Parser)
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of train.py. `given` lists those that stood on the command line.
 
-    `command` is that line, and `recipe` the first file of flags in it (`@FILE`), or None.
+    `recipe` is the first file of flags on it (`@FILE`), or None.
 
     Raises:
         SystemExit: with status 2 and one sentence for a bad or ineffective flag, 0 for --help.

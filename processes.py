@@ -224,18 +224,27 @@ def from_main(make: Callable[[], T]) -> T:
     return content[0]
 
 
-def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must ask."""
+def largest(value: int) -> int:
+    """The largest value of any process; all must ask."""
+    if not is_group():
+        return value
+    asked = torch.tensor(value)
+    dist.all_reduce(asked, dist.ReduceOp.MAX)
+    return int(asked)
+
+
+def in_all(flag: Tensor) -> Tensor:
+    """0-d bool, on its device: whether the flag is set in every process."""
     if not is_group():
         return flag
-    asked = torch.tensor(int(flag))
-    dist.all_reduce(asked, dist.ReduceOp.MAX)
-    return bool(asked)
+    asked = flag.int()
+    dist.all_reduce(asked, dist.ReduceOp.MIN)
+    return asked.bool()
 
 
 def barrier() -> None:
     """Waits for all processes."""
-    any_of(False)
+    largest(0)
 
 
 @contextlib.contextmanager

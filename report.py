@@ -532,7 +532,8 @@ def _setup(run: Explained, several: bool) -> str:
         ]
     )
     given = "\n".join(f"--{name.replace('_', '-')} {args.get(name)}" for name in args["given"])
-    command = args.get("command") or f"# the command was not kept; its flags:\n{given}"
+    kept = known.get("command")
+    command = f"python {kept}" if kept else f"# the command was not kept; its flags:\n{given}"
     everything = "\n".join(f"{k} = {v}" for k, v in sorted(args.items()) if k != "given")
     title = f"<h3>{text(record.name)}</h3>" if several else ""
     return (

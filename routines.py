@@ -7,12 +7,14 @@ batch (`prepare`, `views`, `context`), and when a run is saved and continued (`s
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+import processes
 from dataset.clusters import can_divide, divide, one_cluster
 from dataset.loader import Batch
 from dataset.samplers import ClusterSampler
@@ -86,7 +88,9 @@ class Mixup(Routine):
         """Adds the mixed images."""
         share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
         order = torch.randperm(len(batch.labels)).to(batch.labels.device)
-        mixed = torch.lerp(batch.images[order], batch.images, share)
+        partners = order[processes.shard(len(order))]
+        images = processes.gather_rows(batch.images, len(order))
+        mixed = torch.lerp(images[partners], batch.images, share)
         targets = [(share, batch.labels), (1 - share, batch.labels[order])]
         return [*views, View(mixed, targets)]
 
@@ -151,8 +155,10 @@ class DivideAndConquer(Routine):
             self.clusters = one_cluster(self.labels)
         else:
             pooled = bool(self.args.penultimate_for_clusters)
-            self.clusters = divide(
-                F.normalize(training.embed_training_images(pooled=pooled)),
+            features = F.normalize(training.embed_training_images(pooled=pooled))
+            divided = partial(
+                divide,
+                features,
                 self.labels,
                 self.count,
                 1234 if self._seeds is None else int(self._seeds.randint(999999)),
@@ -161,6 +167,7 @@ class DivideAndConquer(Routine):
                 adaptive=self.args.clustering_method == "kmeans_adaptive_centroids",
                 legacy=self.args.legacy_renumbering,
             )
+            self.clusters = processes.from_main(divided)
         self.count *= 2 if grows else 1
         self.divided_at = training.clock.epoch
         self._sampler = None
@@ -201,7 +208,7 @@ class DivideAndConquer(Routine):
 
     def context(self) -> dict[str, Any]:
         """The masks, while they train."""
-        return {"masks": None if self.full else self._masks.weight}
+        return {"masks": None if self.full else processes.once(self._masks.weight)}
 
     def state_dict(self) -> dict[str, Any]:
         """Division, number of clusters, phase and the state of the seeds."""

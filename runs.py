@@ -1,5 +1,7 @@
 """The run folder: what was asked, where it ran, what came out, and the checkpoints.
 
+Of several processes only the main one writes; in the others the writing functions do nothing.
+
 args.json          every option        environment.json   versions, hardware, data fingerprint
 metrics.csv        a row an epoch (and one an evaluation inside an epoch), written as it happens
 results.json       what the best checkpoint reached, when the run has ended
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import fcntl
 import io
 import json
 import logging
@@ -25,10 +28,11 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
+from processes import main_only
 from utils import (
     InputError,
     load_tensors,
@@ -50,8 +54,10 @@ class RunFolder:
     `create` makes a new one, never one that exists; `open` finds an old one to continue.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, checkpoint: str = "last.pth") -> None:
         self.path = path
+        self.checkpoint = path / checkpoint
+        self._held: TextIO | None = None
         self.metrics = MetricsTable(path / "metrics.csv")
         self.classes = ClassHistory(path / "classes.npz")
         self.trouble: dict[str, InputError] = {}
@@ -95,51 +101,93 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """The folder of an earlier run.
+        """The folder of an earlier run, or an older checkpoint in it.
 
         Raises:
             InputError: there is no run with a checkpoint in it.
         """
-        path = Path(path)
-        for needed in ("args.json", "last.pth"):
+        path, checkpoint = Path(path), "last.pth"
+        if path.suffix == ".pth":
+            path, checkpoint = path.parent, path.name
+        for needed in ("args.json", checkpoint):
             if not (path / needed).is_file():
                 raise InputError(
                     f"--resume-run {path}: no {needed} there, so no run to continue; "
                     "give the folder of a run that saved at least one checkpoint"
                 )
-        return cls(path)
+        return cls(path, checkpoint)
+
+    @main_only
+    def hold(self) -> None:
+        """Keeps other processes out of the folder for as long as this one lives, and tidies it.
+
+        Raises:
+            InputError: another one is at work in it.
+        """
+        # On args.json itself, so that no file is left behind; lockf and not flock: what reads data
+        # does not inherit it, so it ends with this process.
+        self._held = (self.path / "args.json").open("r+")
+        try:
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"the run in {self.path} is going on in another process; wait for its end, or stop "
+                "it first"
+            ) from None
+        except OSError as error:  # a file system without locks
+            logger.warning("nothing keeps other processes out of %s (%s)", self.path, error)
+        for left_over in self.path.glob(".*.tmp"):
+            left_over.unlink()
 
     @property
     def is_finished(self) -> bool:
         """Whether the run came to its end."""
         return (self.path / "results.json").is_file()
 
+    @main_only
     def write_args(self, args: dict[str, Any]) -> None:
         """Writes args.json."""
         write_json(self.path / "args.json", args)
 
     def read_args(self) -> dict[str, Any]:
         """The options the run was started with."""
+        return self._read("args.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
         try:
-            return json.loads((self.path / "args.json").read_text(encoding="utf-8"))
-        except ValueError as error:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.path / 'args.json'} is damaged ({error}); start a new run"
+                f"{self.path / name} cannot be read ({error}); start a new run"
             ) from error
 
+    def check_data(self, fingerprint: str) -> None:
+        """Raises InputError when the training images are not those the run began with."""
+        if self._read("environment.json")["data"] != fingerprint:
+            raise InputError(
+                f"the training images are not those that the run in {self.path} began with; put "
+                "them back, or start a new run"
+            )
+
+    @main_only
     def write_environment(self, content: dict[str, Any]) -> None:
         """Writes environment.json."""
         write_json(self.path / "environment.json", content)
 
+    @main_only
     def write_results(self, content: dict[str, Any]) -> None:
         """Writes results.json: what the best checkpoint reached on the test classes."""
         write_json(self.path / "results.json", content)
 
-    def write_fault(self, record: dict[str, Any]) -> Path:
-        """Writes non_finite.json; returns where."""
-        path = self.path / "non_finite.json"
-        write_json(path, record)
-        return path
+    @property
+    def fault_path(self) -> Path:
+        """Where the record of a loss or gradient that was not finite lies."""
+        return self.path / "non_finite.json"
+
+    @main_only
+    def write_fault(self, record: dict[str, Any]) -> None:
+        """Writes non_finite.json."""
+        write_json(self.fault_path, record)
 
     @contextlib.contextmanager
     def forgiving(self, what: str) -> Iterator[None]:
@@ -155,6 +203,7 @@ class RunFolder:
         else:
             self.trouble.pop(what, None)
 
+    @main_only
     def save_last(self, state: dict, keep: int = 0) -> None:
         """Replaces last.pth, whole or not at all.
 
@@ -175,15 +224,30 @@ class RunFolder:
             path.unlink()
 
     def load_last(self) -> dict:
-        """last.pth as `save_last` wrote it."""
-        return load_checkpoint(self.path / "last.pth")
+        """last.pth as `save_last` wrote it, or the older one that was asked for."""
+        return load_checkpoint(self.checkpoint)
 
-    def save_best(self, name: str, state: dict) -> Path:
+    def forget_best_after(self, step: int, name: str) -> bool:
+        """Removes a best checkpoint of a later step, where a run goes back to before it."""
+        later = self.best_path(name).is_file() and self.load_best(name)["step"] > step
+        if later:
+            self.best_path(name).unlink()
+        return later
+
+    def best_path(self, name: str) -> Path:
+        """Where the best checkpoint lies."""
+        return self.path / f"{name}_best.pth"
+
+    @main_only
+    def save_best(self, name: str, state: dict) -> None:
         """Replaces `<name>_best.pth`, whole or not at all."""
-        path = self.path / f"{name}_best.pth"
-        save_tensors(path, {"format": FORMAT, **state})
-        return path
+        save_tensors(self.best_path(name), {"format": FORMAT, **state})
 
+    def load_best(self, name: str) -> dict:
+        """What `save_best` wrote."""
+        return load_checkpoint(self.best_path(name))
+
+    @main_only
     def write_table(self, name: str, header: list[str], rows: list[list]) -> None:
         """Replaces a CSV file, whole or not at all."""
         write_table(self.path / name, header, rows)
@@ -194,16 +258,24 @@ class MetricsTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unwritten: list[dict[str, Any]] = []
 
+    @main_only
     def append(self, row: dict[str, float | int]) -> None:
-        """Adds a row and waits until it is on disk; a new name in it becomes a new column."""
-        columns = self._columns()
-        new = [name for name in row if name not in columns]
-        if new:
-            columns += new
-            self._rewrite(columns, self.rows())
-        self._add_line([_short(row.get(column, "")) for column in columns])
+        """Adds a row and waits until it is on disk; a new name in it becomes a new column.
 
+        The file is replaced as a whole, so that no reader, and no kill, meets half a row.
+
+        Raises:
+            InputError: the disk takes no more; the row comes with the next one.
+        """
+        self._unwritten.append({name: _short(value) for name, value in row.items()})
+        columns = self._columns()
+        columns += [name for row in self._unwritten for name in row if name not in columns]
+        self._rewrite(list(dict.fromkeys(columns)), [*self.rows(), *self._unwritten])
+        self._unwritten = []
+
+    @main_only
     def keep_before(self, step: int) -> None:
         """Removes the rows from `step` on: they are about to be made again by a continued run."""
         rows = self.rows()
@@ -225,18 +297,12 @@ class MetricsTable:
         with self.path.open(newline="", encoding="utf-8") as file:
             return next(csv.reader(file), [])
 
-    def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+    def _rewrite(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
-
-    def _add_line(self, cells: list) -> None:
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(cells)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _short(value: float | int | str) -> str | int:
@@ -269,6 +335,7 @@ class ClassHistory:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{self.path} is damaged ({error}); delete it") from error
 
+    @main_only
     def append(
         self,
         epoch: int,
@@ -291,6 +358,7 @@ class ClassHistory:
             rows = {name: value[::-2][::-1] for name, value in rows.items()}
         self._write({"names": np.array(names, dtype=str), "images": images, **rows})
 
+    @main_only
     def keep_before(self, step: int) -> None:
         """Removes the rows from `step` on: they are about to be made again by a continued run."""
         known = self.load()
@@ -306,7 +374,7 @@ class ClassHistory:
 
 INCIDENTAL = ("given", "resume", "resume_run", "dry_run", "LOG_DIR", "data_root", "workers")
 INCIDENTAL += ("gpu_id", "wandb", "wandb_project", "save_every", "keep", "cache_dir")
-INCIDENTAL += ("command", "recipe", "no_report")
+INCIDENTAL += ("recipe", "no_report")
 """Options that may differ between two starts of one run."""
 
 

@@ -15,9 +15,11 @@ import argparse
 import logging
 import math
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -56,6 +58,7 @@ from faults import (
     Watch,
     memory_in_words,
 )
+from net.shared import share_batches
 from routines import DivideAndConquer, Mixup, Routine, View, Warmup, cluster_sampler
 from runs import RunFolder, find_run, load_checkpoint, run_name
 from tracking import Tracker, wandb_mode
@@ -293,14 +296,22 @@ class Lap:
 
 @dataclass
 class Clock:
-    """Where a run stands."""
+    """Where a run stands; `begun`: what comes before the first step of the epoch is done."""
 
     epoch: int = 0
     step: int = 0
     step_in_epoch: int = 0
+    begun: bool = False
     best: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
+
+
+def _of_all_processes(outputs: losses.Embeddings, total: int) -> losses.Embeddings:
+    """The network's outputs for the whole batch of `total` images, from each process's share."""
+    return losses.Embeddings(
+        *(None if rows is None else processes.gather_rows(rows, total) for rows in outputs)
+    )
 
 
 class Training:
@@ -341,6 +352,7 @@ class Training:
         Raises:
             NonFinite: the loss or a gradient is not finite.
         """
+        buffers = [b.clone() for b in self._buffers()] if self.watch.policy == "skip" else []
         views, context = [View(batch.images, [(1.0, batch.labels)])], {}
         for routine in self.routines:
             batch = routine.prepare(batch)
@@ -350,6 +362,7 @@ class Training:
         for images, targets in views:
             with self.precision.autocast():
                 outputs = self.network(images, cluster=batch.cluster)
+            outputs = _of_all_processes(outputs, len(batch.labels))
             for weight, labels in targets:
                 loss = loss + weight * self.objective(outputs, labels, **context)
                 terms = terms or self.objective.terms  # those of the images as they are
@@ -359,7 +372,15 @@ class Training:
         clock.step_in_epoch += 1
         rates = self.optimisers.learning_rates()
         seen = Step(clock.epoch, clock.step, batch.index, values, rates, finite)
-        return values if self.watch.saw(seen) else None
+        if self.watch.saw(seen):
+            return values
+        for buffer, before in zip(self._buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        return None
+
+    def _buffers(self) -> list[torch.Tensor]:
+        """Running statistics: what a forward changes, and a skipped step must not."""
+        return [*self.network.buffers(), *self.objective.buffers()]
 
     def advance(self, signals: Signals | None = None) -> bool:
         """Trains on, to the next stop or the next pause; whether it is a stop.
@@ -377,12 +398,9 @@ class Training:
         before, waited = time.perf_counter(), lap.waited - self.loader.wait_seconds
         with self._progress_bar() as bar:
             while not (stop := self._stops_here()):
-                try:
-                    batch = next(batches)
-                except InputError:
-                    if signals.requested is None:
-                        raise
-                    break  # what read the data has got the signal too
+                batch = self._next(batches, signals)
+                if batch is None:
+                    break
                 values = self.step(batch)
                 if values is not None:
                     lap.add(values)
@@ -397,13 +415,25 @@ class Training:
                 )
                 before = now
                 self._show(bar, batch, values)
-                if self._pauses_here() or signals.requested is not None:
+                if self._pauses_here():
                     stop = self._stops_here()
                     break
         self.watch.check()
         if stop and clock.step_in_epoch >= len(self.loader):
-            clock.epoch, clock.step_in_epoch, self._batches = clock.epoch + 1, 0, None
+            clock.epoch, clock.step_in_epoch, clock.begun = clock.epoch + 1, 0, False
+            self._batches = None
         return stop
+
+    @staticmethod
+    def _next(batches: Iterator[Batch], signals: Signals) -> Batch | None:
+        """The next batch; None when a signal has come, to this process or another."""
+        try:
+            batch = next(batches)
+        except InputError:
+            if signals.requested is None:
+                raise
+            batch = None  # what read the data has got the signal too
+        return None if signals.agreed() is not None else batch
 
     def _stops_here(self) -> bool:
         clock = self.clock
@@ -425,8 +455,9 @@ class Training:
         """The rest of the running epoch; begins it where it has not begun."""
         if self._batches is None:
             for routine in self.routines:
-                begin = routine.resume if self.clock.step_in_epoch else routine.begin_epoch
+                begin = routine.resume if self.clock.begun else routine.begin_epoch
                 begin(self)
+            self.clock.begun = True
             self.loader.set_epoch(self.clock.epoch)
             self.loader.skip(self.clock.step_in_epoch)
             self._batches = iter(self.loader)
@@ -440,7 +471,7 @@ class Training:
             desc=f"epoch {clock.epoch + 1}/{args.epochs}",
             unit="img",
             leave=False,
-            disable=None,
+            disable=None if processes.is_main() else True,
         )
 
     def embed_training_images(self, *, pooled: bool) -> torch.Tensor:
@@ -547,6 +578,11 @@ def plain_options(args: argparse.Namespace) -> dict:
     }
 
 
+def best_name(args: argparse.Namespace) -> str:
+    """What the best checkpoint's name begins with: `emoji_resnet18`."""
+    return f"{args.dataset}_{args.model}".replace("/", "-").replace(":", "-")
+
+
 class Fit:
     """The whole run: laps, evaluations, checkpoints, one printed line an epoch.
 
@@ -562,8 +598,6 @@ class Fit:
         self.tracker = tracker
         self.signals = signals
         self.collapse = CollapseWarning()
-        args = training.args
-        self.best_name = f"{args.dataset}_{args.model}".replace("/", "-").replace(":", "-")
 
     def __call__(self, row: dict | None = None) -> None:
         """Trains to the end; `row` is the one that the last checkpoint left to be completed.
@@ -575,13 +609,13 @@ class Fit:
         while True:
             if row is not None:
                 self._complete(row)
-            if self.signals.requested is not None:
+            if self.signals.agreed() is not None:
                 raise Interrupted(self.signals.requested)
             if self.training.finished:
                 break
             row = self._next_row()
-        if "the best checkpoint" not in self.run.trouble:
-            _report(self.training, self.run, self.best_name)
+        if processes.from_main(lambda: "the best checkpoint" not in self.run.trouble):
+            _report(self.training, self.run)
             if not self.training.args.no_report:
                 write_page(self.run, self.training.args.gpu_id)
         for error in self.run.trouble.values():
@@ -614,12 +648,14 @@ class Fit:
         """The fault as a sentence that says where its record, images included, was written."""
         paths = self.training.data.train.paths
         record = {**fault.record, "images": [paths[i] for i in fault.record["index"]]}
-        return InputError(f"{fault}; its images are listed in {self.run.write_fault(record)}")
+        self.run.write_fault(record)
+        return InputError(f"{fault}; its images are listed in {self.run.fault_path}")
 
     def _complete(self, row: dict) -> None:
         """Evaluates where that is due, keeps the best, and writes and prints the row."""
         training, tracker, clock = self.training, self.tracker, self.training.clock
         if training.evaluation_due():
+            self.signals.agreed()  # so that nobody begins alone
             with self.signals.at_once():
                 results = training.evaluate(training.data.selection)
             row["evaluation_seconds"] = sum(result.seconds for result in results)
@@ -630,7 +666,7 @@ class Fit:
             if reached > clock.best:
                 clock.best, clock.best_epoch = reached, row["epoch"]
                 with self.run.forgiving("the best checkpoint"):
-                    self.run.save_best(self.best_name, training.weights(results))
+                    self.run.save_best(best_name(training.args), training.weights(results))
                     _write_learned_values(training, self.run)
             for name, values in training.objective.class_values().items():
                 tracker.log_histogram(f"{name}s", values.cpu().numpy(), clock.step)
@@ -680,9 +716,10 @@ def epoch_line(args: argparse.Namespace, clock: Clock, row: dict) -> str:
     return "  ".join([*parts, human_seconds(clock.seconds)])
 
 
-def _report(training: Training, run: RunFolder, best_name: str) -> None:
+def _report(training: Training, run: RunFolder) -> None:
     """The last words of a run: the best checkpoint's numbers, and where everything lies."""
-    checkpoint = load_checkpoint(run.path / f"{best_name}_best.pth")
+    name = best_name(training.args)
+    checkpoint = processes.from_main(partial(run.load_best, name))
     clock, data = training.clock, training.data
     if data.selects_on_test:
         print(f"\nBest epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:")
@@ -708,7 +745,7 @@ def _report(training: Training, run: RunFolder, best_name: str) -> None:
     )
     print(table(results))
     print(f"run folder: {run.path}")
-    print(f"evaluate:   python evaluate.py --resume {run.path / f'{best_name}_best.pth'}")
+    print(f"evaluate:   python evaluate.py --resume {run.best_path(name)}")
 
 
 @processes.main_only
@@ -749,7 +786,8 @@ def describe(training: Training) -> str:
             if args.introspective == "released" and args.l2_norm
             else []
         ),
-        f"device      {device_name(precision.device)}, precision {precision.name}",
+        f"device      {device_name(precision.device)}, precision {precision.name}"
+        + (f", {processes.world()} processes" if processes.world() > 1 else ""),
         f"steps       {len(training.loader)} an epoch of {args.batch_size} images, "
         f"{args.epochs} epochs",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
@@ -760,21 +798,25 @@ def describe(training: Training) -> str:
 
 def prepare(args: argparse.Namespace) -> Training:
     """Builds everything a run needs, and checks it, before anything is written."""
-    device = pick_device(args.gpu_id)
+    device = pick_device(processes.local_rank() if processes.is_group() else args.gpu_id)
     precision = Precision(args.amp, device)
     seed_everything(args.seed, args.deterministic)
     resolve_data_defaults(args)
     data = prepare_data(args)
     objective = build_objective(args, data.train.num_classes).to(device)
-    network = net.build(
-        **network_options(args, objective.heads),
-        pretrained=args.pretrained,
-        masks=build_masks(args),
-        head_parts=args.nb_clusters or 1,
-    )
+    with processes.main_first():  # the others find what it has downloaded
+        network = net.build(
+            **network_options(args, objective.heads),
+            pretrained=args.pretrained,
+            masks=build_masks(args),
+            head_parts=args.nb_clusters or 1,
+        )
     if args.checkpoint:
         load_start(network, args.checkpoint)
     network.to(device, memory_format=precision.memory_format)
+    if processes.is_group():
+        share_batches(network)
+        processes.count_once(objective.parameters())
     if args.compile:
         network.compile()
     network.freeze_backbone(args.warm > 0)  # so that its end, not a state before, releases it
@@ -803,8 +845,8 @@ def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, Run
     Raises:
         InputError: a flag that would change what the run is.
     """
-    run = RunFolder.open(args.resume_run)
-    stored = run.read_args()
+    run = processes.from_main(partial(RunFolder.open, args.resume_run))
+    stored = processes.from_main(run.read_args)
     changeable = {"resume_run", "epochs", "max_steps", "eval_every", "workers", "gpu_id", "wandb"}
     changeable |= {"metrics", "save_every", "keep", "on_nan", "cache_dir", "no_report"}
     changed = [name for name in args.given if name not in changeable]
@@ -823,7 +865,7 @@ def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, Run
 def open_run(args: argparse.Namespace, training: Training) -> RunFolder:
     """A new run folder with what was asked and where it runs."""
     name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
-    run = RunFolder.create(args.LOG_DIR, name)
+    run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     run.write_args(plain_options(args))
     run.write_environment(
         {**environment(training.precision.device), "data": training.data.train.fingerprint()}
@@ -833,8 +875,12 @@ def open_run(args: argparse.Namespace, training: Training) -> RunFolder:
 
 def continue_run(run: RunFolder, training: Training) -> dict:
     """Puts the run's last checkpoint into `training`; returns the checkpoint."""
-    state = run.load_last()
+    processes.from_main(partial(run.check_data, training.data.train.fingerprint()))
+    state = processes.from_main(run.load_last)
     training.load_state(state)
+    forget = partial(run.forget_best_after, training.clock.step, best_name(training.args))
+    if processes.from_main(forget):
+        training.clock.best = -1.0  # the next evaluation is the best one there is
     unfinished = state["row"] is not None
     run.metrics.keep_before(training.clock.step + (not unfinished))
     run.classes.keep_before(training.clock.step + (not unfinished))
@@ -844,7 +890,9 @@ def continue_run(run: RunFolder, training: Training) -> dict:
 
 def main(args: argparse.Namespace) -> None:
     """Runs train.py with parsed options."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # What is worth a warning while a run is built is the same in all processes.
+    level = logging.WARNING if processes.is_main() else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     run = None
     if args.resume_run:
         args, run = continued_options(args)
@@ -854,17 +902,20 @@ def main(args: argparse.Namespace) -> None:
         print(describe(training))
         return
     if args.resume == "auto":
-        run = find_run(args.LOG_DIR, plain_options(args))
-        if run is not None and run.is_finished:
+        run = processes.from_main(partial(find_run, args.LOG_DIR, plain_options(args)))
+        if processes.from_main(lambda: run is not None and run.is_finished):
             print(f"this run is finished: {run.path}")
             return
     print(describe(training), flush=True)
+    logging.getLogger().setLevel(logging.WARNING)
     if run is None:
         run, state = open_run(args, training), {"row": None, "wandb_id": None}
+        run.hold()
     else:
+        run.hold()
         state = continue_run(run, training)
     tracker = Tracker(
-        wandb_mode(args.wandb),
+        wandb_mode(args.wandb) if processes.is_main() else "disabled",
         project=args.wandb_project,
         name=run.path.name,
         folder=run.path,
@@ -890,4 +941,7 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     with sentence_errors():
-        main(ARGS)
+        if (count := processes.wanted(ARGS.gpu_id)) > 1:
+            sys.exit(processes.launch([sys.executable, *sys.orig_argv[1:]], count))
+        with processes.joined():
+            main(ARGS)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import functools
 import io
 import json
 import os
 import platform
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -168,7 +170,8 @@ def random_states() -> dict:
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # This process's GPU alone: processes that share a run draw alike, each on its own.
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
@@ -180,7 +183,7 @@ def restore_random_states(states: dict) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"][: torch.cuda.device_count()])
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 
 def pick_device(gpu_id: int) -> torch.device:
@@ -196,7 +199,9 @@ def pick_device(gpu_id: int) -> torch.device:
             f"--gpu-id {gpu_id}: this machine has {torch.cuda.device_count()} GPU(s), "
             "numbered from 0; choose one of them"
         )
-    return torch.device("cuda", max(gpu_id, 0))
+    device = torch.device("cuda", max(gpu_id, 0))
+    torch.cuda.set_device(device)
+    return device
 
 
 def bf16_is_fast(device: torch.device) -> bool:
@@ -265,6 +270,7 @@ def environment(device: torch.device) -> dict:
         "cpu_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "git_commit": git_commit(),
+        "command": shlex.join(sys.argv),
     }
 
 
@@ -279,6 +285,7 @@ def device_name(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
+@functools.cache  # a checkpoint keeps it, and asking git takes longer than saving does
 def git_commit() -> str | None:
     """The commit of the code, with `+changes` when files differ from it; None outside git."""
     here = Path(__file__).resolve().parent

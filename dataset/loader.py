@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+import processes
 from dataset.augment import AUGMENTATIONS, Change, Shrunk
 from dataset.base import BadImageError, ImageSet
 from dataset.cache import open_cache
@@ -54,7 +55,8 @@ class Batch(NamedTuple):
     """What a training step is given.
 
     Attributes:
-        images: (B, 3, S, S) float32 on the device, as the backbone wants them, channels last.
+        images: (B, 3, S, S) float32 on the device, as the backbone wants them, channels last; when
+            several processes train, this one's `processes.shard(B)` of them.
         labels: (B,) int64 on the device. index: (B,) int64 positions in the image set.
         cluster: the cluster all of them are from (divide and conquer), or None.
     """
@@ -69,17 +71,26 @@ class Batch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A batch to be made; what becomes of it is a function of this alone."""
+    """A batch to be made; what becomes of it is a function of this alone.
+
+    Attributes:
+        batch: what this process makes. whole: (B,) the image indices of the whole batch.
+    """
 
     epoch: int
     batch: IndexBatch
+    whole: np.ndarray
 
 
 class _Plans:
-    """The plans of an epoch, from a batch on; drawn in the main process."""
+    """The plans of an epoch, from a batch on; drawn in the main process.
 
-    def __init__(self, sampler: BatchSampler) -> None:
+    With `shared` each of several processes makes its share of every batch.
+    """
+
+    def __init__(self, sampler: BatchSampler, shared: bool = False) -> None:
         self.sampler = sampler
+        self.shared = shared
         self.epoch = 0
         self.start = 0
 
@@ -87,7 +98,13 @@ class _Plans:
         epoch = self.epoch
         self.sampler.set_epoch(epoch)
         batches = itertools.islice(self.sampler, self.start, None)
-        return (Plan(epoch, batch) for batch in batches)
+        return (Plan(epoch, self._share(batch), batch.index) for batch in batches)
+
+    def _share(self, batch: IndexBatch) -> IndexBatch:
+        if not self.shared:
+            return batch
+        own = processes.shard(len(batch.index))
+        return IndexBatch(batch.index[own], batch.cluster, batch.visit[own])
 
 
 class _ViewRule(NamedTuple):
@@ -173,7 +190,7 @@ class _Cutter(Dataset):
         bad: list[BadImage] = []
         for start in range(0, len(index), self._at_once):
             part = slice(start, start + self._at_once)
-            few = Plan(plan.epoch, IndexBatch(index[part], cluster, visit[part]))
+            few = plan._replace(batch=IndexBatch(index[part], cluster, visit[part]))
             images = [self._read(int(each), plan.epoch, bad) for each in few.batch.index]
             views = self._rule(np.array([image.shape[:2] for image in images]), few)
             for position, image in enumerate(images):
@@ -407,17 +424,17 @@ class Loader:
 
     def _finish(self, cut_: Cut) -> Batch:
         """Views → the batch, on the device, in float32."""
-        index, cluster, visit = cut_.plan.batch
+        (index, cluster, visit), whole = cut_.plan.batch, cut_.plan.whole
         u = None
         if self._change is not None:
             draws = self._change.draws
             u = uniforms(self._rule.seed, cut_.plan.epoch, index, draws, CHANGE_STREAM, visit)
         pixels = cut_.pixels.to(self._device, non_blocking=True)
-        labels = torch.from_numpy(self.images.labels[index])
+        labels = torch.from_numpy(self.images.labels[whole])
         return Batch(
             to_network(pixels, self._spec, self._change, u),
             labels.to(self._device, non_blocking=True),
-            torch.from_numpy(index),
+            torch.from_numpy(whole),
             cluster,
         )
 
@@ -476,7 +493,7 @@ def train_loader(
     max_bad_images: float = 0.01,
     **reading: Any,
 ) -> Loader:
-    """Augmented batches in the sampler's order.
+    """Augmented batches in the sampler's order; of several processes each makes its share.
 
     Args:
         augment: a name of `AUGMENTATIONS`. spec: what the backbone wants.
@@ -496,7 +513,7 @@ def train_loader(
         )
     crop, change = AUGMENTATIONS[augment]
     rule = _view_rule(images, crop, spec, image_size, seed)
-    plans = _Plans(sampler)
+    plans = _Plans(sampler, shared=True)
     source = _source(images, plans, rule, device, workers, replace=True, **reading)
     return Loader(images, plans, source, rule, change, spec, device, max_bad_images)
 
@@ -511,13 +528,14 @@ def eval_loader(
     image_size: int | None = None,
     zoom: float = 1.0,
     resize: int | None = None,
+    batches: slice = slice(None),
     **reading: Any,
 ) -> Loader:
     """Every image once, in order, as evaluation sees it: short side resized, central square.
 
     `resize` is the short side in pixels, at least the image size; the spec's without it. Pictures
-    in memory are looked at whole; `zoom` below 1 puts them on white, smaller. The other arguments
-    are those of `train_loader`.
+    in memory are looked at whole; `zoom` below 1 puts them on white, smaller. `batches` says which
+    batches are made, where processes share them. The other arguments are those of `train_loader`.
 
     Raises:
         InputError: what `_source` raises; while iterating, an image cannot be read.
@@ -525,7 +543,7 @@ def eval_loader(
     rule = _view_rule(images, None, spec, image_size, seed=0)
     if resize is not None and images.pixels is None:
         rule = rule._replace(resize=resize)
-    plans = _Plans(SequentialSampler(len(images), batch_size))
+    plans = _Plans(SequentialSampler(len(images), batch_size, batches))
     source = _source(images, plans, rule, device, workers, replace=False, **reading)
     shrunk = None if zoom == 1.0 else Shrunk(zoom)
     return Loader(images, plans, source, rule, shrunk, spec, device)

@@ -85,14 +85,21 @@ def _count_visits(index: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
 
 class SequentialSampler(BatchSampler):
-    """All images in order; the last batch may be smaller. For evaluation."""
+    """All images in order; the last batch may be smaller. For evaluation.
+
+    `batches` are those of them that are drawn; all, unless several processes share them.
+    """
+
+    def __init__(self, images: int, batch_size: int, batches: slice = slice(None)) -> None:
+        super().__init__(images, batch_size)
+        self._starts = range(0, images, batch_size)[batches]
 
     def __len__(self) -> int:
-        return -(-self.images // self.batch_size)
+        return len(self._starts)
 
     def draw(self, epoch: int) -> Iterator[tuple[np.ndarray, int | None]]:
         """See `BatchSampler.draw`."""
-        for start in range(0, self.images, self.batch_size):
+        for start in self._starts:
             yield np.arange(start, min(start + self.batch_size, self.images)), None
 
 

@@ -224,6 +224,7 @@ def test_an_archive_with_surprises_is_refused_whole(name: str, tmp_path: Path) -
         (tar_of(GOOD)[:-30], "could not be unpacked"),
         (tar_of({"Else/a": b"x"}), "holds no folder Birds"),
     ],
+    ids=["no archive", "cut short", "another folder"],  # an archive holds the time it was made
 )
 def test_a_damaged_archive_leaves_nothing(content: bytes, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content)

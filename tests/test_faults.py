@@ -176,6 +176,86 @@ def test_resume_auto_continues_finds_the_end_and_tells_other_runs_apart(
     assert (tmp_path / "run-2").is_dir()
 
 
+def test_a_signal_before_the_first_step_of_a_division_divides_once(
+    images, tmp_path, monkeypatch
+) -> None:
+    flags = "--epochs 4 --warm 0 --nb-clusters 2 --mod-epoch 2 --IPC 2 -crs 3"
+    whole = tiny.run(images, tmp_path, "whole", flags)
+    following = train.Training._next
+
+    def interrupted(batches, signals):
+        if following.__dict__.setdefault("asked", 0) == 8 * 2:  # the first batch of epoch 3
+            os.kill(os.getpid(), signal.SIGTERM)
+        following.__dict__["asked"] += 1
+        return following(batches, signals)
+
+    monkeypatch.setattr(train.Training, "_next", staticmethod(interrupted))
+    with pytest.raises(SystemExit):
+        tiny.run(images, tmp_path, "run", flags)
+    state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
+    assert state["clock"]["epoch"] == 2 and state["clock"]["step_in_epoch"] == 0
+    tiny.resume(tmp_path / "run", "")
+    assert same(weights(tmp_path / "run"), weights(whole))
+    assert facts(tmp_path / "run") == facts(whole)
+
+
+def test_an_older_checkpoint_can_be_continued_from(images, tmp_path) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 3 --keep 9")
+    before, rows = weights(folder), facts(folder)
+    assert len(list(folder.glob("step_*.pth"))) == 4
+    tiny.resume(folder / "step_00000008.pth", "")
+    assert same(weights(folder), before) and facts(folder) == rows
+
+
+def test_what_a_run_that_was_killed_left_half_written_goes(images, tmp_path) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    (folder / ".last.pth.abc.tmp").write_bytes(b"half")
+    tiny.resume(folder, "--epochs 2")
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_other_images_than_those_a_run_began_with_are_refused(images, tmp_path) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    content = json.loads((folder / "environment.json").read_text())
+    (folder / "environment.json").write_text(json.dumps({**content, "data": "0" * 16}))
+    with pytest.raises(InputError, match="training images are not those"):
+        tiny.resume(folder, "--epochs 2")
+
+
+def test_a_run_that_goes_on_is_not_continued_by_another_process(images, tmp_path) -> None:
+    run = start(images, tmp_path, "--epochs", "4000", "--eval-every", "4000", "--name", "run")
+    wait_for(tmp_path / "run" / "last.pth")
+    try:
+        with pytest.raises(InputError, match="is going on in another process"):
+            tiny.resume(tmp_path / "run", "")
+    finally:
+        run.kill()
+        run.communicate()
+    tiny.resume(tmp_path / "run", "--max-steps 1")
+
+
+def test_a_row_that_found_the_disk_full_comes_with_the_next(tmp_path, monkeypatch) -> None:
+    import runs
+
+    table, write = runs.MetricsTable(tmp_path / "metrics.csv"), runs.write_atomically
+    table.append({"epoch": 1, "step": 8, "loss": 1.5})
+    full = InputError("cannot write metrics.csv: No space left on device")
+
+    def refuse(*_):
+        raise full
+
+    monkeypatch.setattr(runs, "write_atomically", refuse)
+    with pytest.raises(InputError):
+        table.append({"epoch": 2, "step": 16, "loss": 1.25})
+    monkeypatch.setattr(runs, "write_atomically", write)
+    table.append({"epoch": 3, "step": 24, "loss": 1.0, "R@1": 0.5})
+    assert [(row["epoch"], row["loss"], row["R@1"]) for row in table.rows()] == [
+        ("1", "1.5", ""),
+        ("2", "1.25", ""),
+        ("3", "1", "0.5"),
+    ]
+
+
 # --- numbers that are not finite ------------------------------------------------------------------
 
 
@@ -239,6 +319,18 @@ def test_bad_steps_are_skipped_up_to_a_bound(images, tmp_path, monkeypatch, capl
     monkeypatch.setattr(faults, "MAX_SKIPPED", 1)
     with pytest.raises(InputError, match="1 steps were skipped before it"):
         tiny.run(images, tmp_path, "more", "--epochs 1 --on-nan skip")
+
+
+def test_a_skipped_step_leaves_the_running_statistics_alone(images) -> None:
+    training = tiny.prepare(images, "--on-nan skip --bn-freeze 0 --sec_wei 1")
+    batches = iter(training.loader)
+    training.network.train()
+    assert training.step(next(batches)) is not None
+    before = [buffer.clone() for buffer in training._buffers()]
+    bad = next(batches)
+    assert training.step(bad._replace(images=bad.images * float("nan"))) is None
+    assert all(torch.equal(a, b) for a, b in zip(before, training._buffers(), strict=True))
+    assert len(before) > 10 and training.step(next(batches)) is not None
 
 
 def test_a_gpu_is_asked_every_so_often(monkeypatch) -> None:
@@ -337,6 +429,27 @@ def test_a_read_only_log_folder_sends_the_run_home(images, tmp_path, monkeypatch
     assert "is read-only; the run goes to" in caplog.text
 
 
+def test_wandb_that_fails_in_the_middle_does_not_stop_a_run(
+    images, tmp_path, monkeypatch, caplog
+) -> None:
+    wandb = pytest.importorskip("wandb")
+
+    class Failing:
+        id, rows = "abc", 0
+
+        def log(self, row, step):
+            Failing.rows += 1
+            if Failing.rows > 1:
+                raise ConnectionError("the network is gone")
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Failing())
+    args = tiny.parse(images, f"--epochs 3 --LOG_DIR {tmp_path} --name run")
+    args.wandb = "online"
+    train.main(args)
+    assert len(facts(tmp_path / "run")) == 3 and Failing.rows == 2
+    assert [r.message[:13] for r in caplog.records if "wandb" in r.message] == ["wandb stopped"]
+
+
 # --- the same numbers, and no secrets -------------------------------------------------------------
 
 
@@ -358,3 +471,17 @@ def test_no_key_of_wandb_is_written_anywhere(images, tmp_path) -> None:
     assert SECRET not in done.stdout + done.stderr
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_three_times_ends_as_if_nothing_had_happened(tmp_path) -> None:
+    command = ["benchmarks/kills.py", "--methods", "AMLoss", "--kills", "3"]
+    done = subprocess.run(
+        [sys.executable, *command, "--folder", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "equal bit for bit" in done.stdout and "12, the same" in done.stdout
+    assert "0 kills in all" not in done.stdout

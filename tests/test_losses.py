@@ -1040,3 +1040,19 @@ def test_margins_have_an_optimiser_of_their_own():
         "step": 5,
         "gamma": 0.2,
     }
+
+
+def test_disentangling_is_finite_for_a_deviation_that_leaves_float32():
+    loss = DisentanglingLoss(ProxyAnchorLoss(4, 6), gam=1.0)
+    heads = [torch.randn(8, 12) for _ in range(2)]
+    heads[1][:, 6:] = torch.linspace(-500, 40, 48).view(8, 6)
+    for head in heads:
+        head.requires_grad_()
+    loss(*heads, torch.arange(8) % 4).backward()
+    assert loss.terms["split"].isfinite() and all(head.grad.isfinite().all() for head in heads)
+    raw = torch.linspace(-30, 30, 61, dtype=torch.float64, requires_grad=True)
+    exact = torch.nn.functional.softplus(raw, threshold=100).log()
+    ours = losses._log_softplus(raw)
+    torch.testing.assert_close(ours, exact, rtol=0, atol=2e-9)
+    gradients = [torch.autograd.grad(value.sum(), raw)[0] for value in (ours, exact)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=2e-9)

@@ -36,6 +36,7 @@ def metrics_rows(folder: Path) -> list[dict[str, str]]:
 def test_run_folder_holds_all_there_is_to_know(run_folder):
     assert files_in(run_folder) == [
         "args.json",
+        "classes.npz",
         "emoji_resnet18_best.pth",
         "environment.json",
         "last.pth",
@@ -47,6 +48,7 @@ def test_run_folder_holds_all_there_is_to_know(run_folder):
     assert args["loss"] == "AMLoss" and args["max_steps"] == 6
     known = json.loads((run_folder / "environment.json").read_text())
     assert known["packages"]["torch"] and known["device"] and known["data"]
+    assert "--loss AMLoss --max-steps 6" in known["command"]
 
 
 def test_metrics_row_has_losses_rates_speed_and_metrics(run_folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 import processes
+
+HANGS = 100  # seconds after which a process says where it stands, and ends
 
 
 def run(count: int, work: Callable[[], Any], folder: Path) -> list[Any]:
@@ -25,8 +28,9 @@ def run(count: int, work: Callable[[], Any], folder: Path) -> list[Any]:
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
-    assert [child.exitcode for child in children] == [0] * count
+        child.join(HANGS + 10)
+    statuses = [child.exitcode for child in children]
+    assert statuses == [0] * count, f"the processes ended with {statuses}"
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(count)]
 
 
@@ -35,5 +39,6 @@ def _join(number: int, count: int, port: int, work: Callable[[], Any], folder: P
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(HANGS, exit=True)
     with processes.joined():
         torch.save(work(), folder / f"{number}.pt")

@@ -1,0 +1,376 @@
+"""Several processes: the same numbers as one, one voice, and no hang when somebody dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import together
+import torch
+from conftest import ROOT, files_in
+
+import dataset.loader
+import processes
+from dataset.samplers import BatchSampler
+
+METHODS = {
+    "Proxy-Anchor": "--loss Proxy_Anchor",
+    "AMLoss": "--loss AMLoss --mrg-lr 1e-3",
+    "SEC": "--loss semihtriplet --IPC 3 --sec_wei 0.5 --norm_momentum 0.1",
+    # As released, the uncertainty has rounding errors for a gradient, which Adam magnifies.
+    "IDML": "--loss Proxy_Anchor --introspective paper --mixup 1",
+    "DDML": "--loss AMLoss --disent True",
+    "divide and conquer": "--nb-clusters 4 --mod-epoch 1 --IPC 2 --schedule constant "
+    "--loss MarginLoss --lr-beta 1e-3 --sampler distanceweighted --dropout 0.2 --bn-freeze 1",
+    "MS": "--loss ms --IPC 3 --head-norm 1",
+}
+METHOD = pytest.mark.parametrize("method", METHODS)
+COUNT = pytest.mark.parametrize("count", [2, 3])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_images(tmp_path_factory.mktemp("data") / "tiny")
+
+
+# --- the same numbers -----------------------------------------------------------------------------
+
+
+class Uneven(BatchSampler):
+    """Batches of random images, of these sizes."""
+
+    def __init__(self, images: int, sizes: tuple[int, ...]) -> None:
+        super().__init__(images, sizes[0])
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def draw(self, epoch: int) -> Iterator[tuple[np.ndarray, int | None]]:
+        rng = self.generator(epoch)
+        for size in self.sizes:
+            yield rng.permutation(self.images)[:size], None
+
+
+def five_steps(images: Path, flags: str, sizes: tuple[int, ...] = (12, 12, 11, 12, 7)) -> dict:
+    """Losses and all that was learnt after five steps, the last batch smaller than the others.
+
+    Divide and conquer trains an epoch with two clusters (four batches), then one with four: both
+    divisions come from the embeddings of the training images.
+    """
+    training = tiny.prepare(images, f"--warm 0 --amp off {flags}")
+    if torch.Tensor.float is torch.Tensor.double:
+        training.network.double()
+        training.objective.double()
+    if training.args.nb_clusters is None:
+        training.loader.set_sampler(Uneven(len(training.data.train), sizes))
+    else:
+        training.clock.epoch = 1
+    losses: list[float] = []
+    while len(losses) < 5:
+        batches = training._epoch_batches()
+        training.network.train()
+        for batch in batches:
+            losses.append(float(training.step(batch)["loss"]))
+            if len(losses) == 5:
+                break
+        clock, training._batches = training.clock, None
+        clock.epoch, clock.step_in_epoch, clock.begun = clock.epoch + 1, 0, False
+    return {
+        "losses": torch.tensor(losses, dtype=torch.float64),
+        **{f"network {key}": value for key, value in training.network.state_dict().items()},
+        **{f"loss {key}": value for key, value in training.objective.state_dict().items()},
+    }
+
+
+def largest_difference(one: dict, other: dict) -> float:
+    """Of all entries: absolute below 1, relative above."""
+    assert one.keys() == other.keys()
+    differences = (
+        (one[key].double() - other[key].double()).abs() / other[key].double().abs().clamp_min(1)
+        for key in one
+    )
+    return max(float(difference.max()) for difference in differences)
+
+
+@METHOD
+@COUNT
+def test_five_steps_are_those_of_one_process(method, count, images, tmp_path):
+    alone = five_steps(images, METHODS[method])
+    results = together.run(count, lambda: five_steps(images, METHODS[method]), tmp_path)
+    start = tiny.prepare(images, METHODS[method]).network.state_dict()
+    moved = [key for key in start if not torch.equal(start[key], alone[f"network {key}"])]
+    assert moved, "nothing was trained"
+    for result in results:
+        assert largest_difference(alone, result) < 1e-5
+        assert all(torch.equal(result[key], results[0][key]) for key in result)
+
+
+@METHOD
+@COUNT
+def test_nothing_but_rounding_makes_the_difference(method, count, images, tmp_path, monkeypatch):
+    """In float64, with ten times the learning rate, what is left is 1e-9.
+
+    A batch of two images is among them: of three processes one has none.
+    """
+    to_network = dataset.loader.to_network
+    monkeypatch.setattr(dataset.loader, "to_network", lambda *given: to_network(*given).double())
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    steps = partial(
+        five_steps, images, f"{METHODS[method]} --lr 1e-3 --lr_p 1e-3", (12, 12, 2, 12, 7)
+    )
+    alone = steps()
+    for result in together.run(count, steps, tmp_path):
+        assert largest_difference(alone, result) < 1e-9
+
+
+def test_rows_are_gathered_in_order_and_their_gradient_is_counted_once(tmp_path):
+    everything = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+
+    def work() -> dict[str, torch.Tensor]:
+        own = everything[processes.shard(7)].clone().requires_grad_()
+        rows = processes.gather_rows(own, 7)
+        (rows.square().sum() * 0.5).backward()
+        weight = torch.nn.Parameter(torch.ones(3))
+        (processes.once(weight) * 2).sum().backward()
+        processes.sum_gradients([weight])
+        return {"rows": rows.detach(), "gradient": own.grad, "weight": weight.grad}
+
+    results = together.run(3, work, tmp_path)
+    assert [len(result["gradient"]) for result in results] == [2, 2, 3]
+    for result in results:
+        assert torch.equal(result["rows"], everything)
+        assert torch.equal(result["weight"], torch.full((3,), 2.0))
+    assert torch.equal(torch.cat([result["gradient"] for result in results]), everything)
+
+
+def test_what_the_main_process_makes_reaches_all_and_one_flag_is_enough(tmp_path):
+    def work() -> dict:
+        number = processes.rank()
+        made = processes.from_main(lambda: {"made by": processes.rank()})
+        all_fine = bool(processes.in_all(torch.tensor(number != 1)))
+        return {**made, "largest": processes.largest(number), "all fine": all_fine}
+
+    results = together.run(3, work, tmp_path)
+    assert results == [{"made by": 0, "largest": 2, "all fine": False}] * 3
+
+
+def test_one_process_is_its_own_trivial_case():
+    rows = torch.randn(4, 2, requires_grad=True)
+    assert processes.gather_rows(rows, 4) is rows and processes.once(rows) is rows
+    assert processes.shard(4) == slice(0, 4) and processes.is_main() and processes.world() == 1
+    assert processes.wanted(-1) == max(1, torch.cuda.device_count())
+
+
+@pytest.mark.parametrize(("total", "count"), [(12, 3), (7, 3), (2, 3), (0, 2), (100, 7)])
+def test_shards_cover_all_rows_and_are_even(total, count, monkeypatch):
+    monkeypatch.setattr(processes, "world", lambda: count)
+    shards = [processes.shard(total, of) for of in range(count)]
+    assert [i for s in shards for i in range(total)[s]] == list(range(total))
+    sizes = [s.stop - s.start for s in shards]
+    assert max(sizes) - min(sizes) <= 1
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+
+
+def command(images: Path, logs: Path, name: str, flags: str = "") -> list[str]:
+    """A short run: two epochs of three steps, an evaluation after each."""
+    run = f"--loss AMLoss --warm 0 --amp off --epochs 2 --batch-size 16 --LOG_DIR {logs}"
+    words = [*tiny.NETWORK, *run.split(), "--name", name, *flags.split()]
+    return [str(ROOT / "train.py"), "--dataset", f"folder:{images}", *words]
+
+
+LAUNCH = """
+import sys, processes
+sys.exit(processes.launch([sys.executable, *sys.argv[2:]], int(sys.argv[1])))
+"""
+
+
+def launch(count: int, *words: str, **how) -> subprocess.Popen:
+    """Starts `processes.launch`, which `--gpu-id -1` calls on a machine with several GPUs."""
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, str(count), *words],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **how,
+    )
+
+
+def torchrun(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", *flags]
+
+
+def assert_same_rows(one: Path, other: Path) -> None:
+    first, second = tiny.metrics_rows(one), tiny.metrics_rows(other)
+    assert len(first) == len(second) == 2
+    timing = {"seconds", "images_per_second", "data_wait", "evaluation_seconds"}
+    for a, b in zip(first, second, strict=True):
+        for name in a.keys() - timing:
+            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_two_processes_leave_one_run_folder_like_that_of_one(images, tmp_path):
+    tiny.run(images, tmp_path, "one", "--loss AMLoss --warm 0 --amp off --epochs 2 --batch-size 16")
+    started = launch(2, *command(images, tmp_path, "two"))
+    printed, errors = started.communicate(timeout=200)
+    assert started.returncode == 0, errors
+    assert printed.count("epoch   1/2") == 1 and "2 processes" in printed
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["one", "two"]
+    assert files_in(tmp_path / "one") == files_in(tmp_path / "two")
+    assert_same_rows(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_machines_are_torchrun_twice_with_one_rendezvous(images, tmp_path):
+    tiny.run(images, tmp_path, "one", "--loss AMLoss --warm 0 --amp off --epochs 2 --batch-size 16")
+    port = free_port()
+    where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "tried"]
+    machine = torchrun("--nnodes", "2", "--nproc-per-node", "1", *where)
+    started = [
+        subprocess.Popen(
+            [*machine, *command(images, tmp_path, "two")],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
+    ended = [each.communicate(timeout=200) for each in started]
+    assert [each.returncode for each in started] == [0, 0], ended
+    assert sum(printed.count("epoch   1/2") for printed, _ in ended) == 1
+    assert_same_rows(tmp_path / "one", tmp_path / "two")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(file: Path, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not file.is_file():
+        assert time.monotonic() < end, f"{file} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to_all", "number", "status"), [(True, signal.SIGINT, 130), (False, signal.SIGTERM, 143)]
+)
+def test_a_signal_to_the_launcher_or_to_one_process_stops_all_after_a_checkpoint(
+    to_all, number, status, images, tmp_path
+):
+    started = launch(2, *command(images, tmp_path, "run", "--epochs 400 --eval-every 7"))
+    wait_for(tmp_path / "run" / "metrics.csv")
+    pids = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(started.pid)], capture_output=True, text=True
+    ).stdout.split()
+    os.kill(started.pid if to_all else int(pids[1]), number)
+    printed, errors = started.communicate(timeout=60)
+    assert started.returncode == status, errors
+    assert f"train.py --resume-run {tmp_path / 'run'}" in printed and "Traceback" not in errors
+    stopped = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["clock"]["step"]
+    assert f"at step {stopped}" in printed
+    again = [str(ROOT / "train.py"), "--resume-run", str(tmp_path / "run")]
+    continued = launch(2, *again, "--max-steps", str(stopped + 3))
+    printed, errors = continued.communicate(timeout=100)
+    assert continued.returncode == 0, errors
+    assert f"step {stopped}" in printed
+    steps = [int(row["step"]) for row in tiny.metrics_rows(tmp_path / "run")]
+    assert steps == sorted(set(steps)) and steps[-1] == stopped + 3
+
+
+# --- when somebody dies ---------------------------------------------------------------------------
+
+FAULTY = """
+import os, signal, sys, time
+import options, processes, train
+from utils import sentence_errors
+
+HOW, STEP = sys.argv[1], train.Training.step
+
+def step(self, batch):
+    if processes.rank() == 1 and self.clock.step == 1:
+        if HOW == "raise":
+            raise ZeroDivisionError("in the middle of a step")
+        os.kill(os.getpid(), signal.SIGKILL if HOW == "kill" else signal.SIGSTOP)
+    return STEP(self, batch)
+
+train.Training.step = step
+with sentence_errors(), processes.joined():
+    train.main(options.parse_train(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("raise", ["ZeroDivisionError: in the middle of a step"]),
+        ("kill", ["process 1 of 2 was ended by SIGKILL"]),
+        ("stop", ["process 1 has been silent for"]),
+    ],
+)
+def test_a_process_that_dies_ends_all_within_a_minute(how, words, images, tmp_path):
+    script = tmp_path / "faulty.py"
+    script.write_text(FAULTY)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words_of_run = command(images, tmp_path, "run")[1:]
+    started = launch(2, str(script), how, *words_of_run, env=environment)
+    begun = time.monotonic()
+    _, errors = started.communicate(timeout=120)
+    assert started.returncode not in (0, None)
+    assert time.monotonic() - begun < 60 + 30, "30 s of it to start"
+    for word in words:
+        assert word in errors
+    assert (tmp_path / "run" / "args.json").is_file()
+
+
+@pytest.mark.slow
+def test_what_is_wrong_for_all_is_said_once(images, tmp_path):
+    started = launch(2, *command(images, tmp_path, "run", "--IPC 5"))
+    _, errors = started.communicate(timeout=120)
+    assert started.returncode == 2
+    assert errors.count("error:") == 1 and "classes of 5" in errors
+
+
+@pytest.mark.slow
+def test_nobody_outlives_the_launcher(images, tmp_path):
+    started = launch(2, *command(images, tmp_path, "run", "--epochs 100000 --eval-every 100000"))
+    wait_for(tmp_path / "run" / "last.pth")
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(started.pid)], capture_output=True, text=True
+    ).stdout.split()
+    assert len(children) == 2
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    for _ in range(200):
+        if not any(Path(f"/proc/{pid}").exists() for pid in children):
+            return
+        time.sleep(0.1)
+    raise AssertionError("processes went on without their launcher")
