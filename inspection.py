@@ -116,13 +116,17 @@ def write_classes(path: Path, images: ImageSet, scores: comparison.Scores) -> No
 # --- some of them ---------------------------------------------------------------------------------
 
 
-def draw_neighbours(path: Path, embedded: Embedded, seed: int, top: int) -> None:
-    """Draws ten random queries and the images nearest to each."""
+def random_neighbours(embedded: Embedded, seed: int, top: int) -> Image.Image:
+    """Ten random queries and the images nearest to each, as a picture."""
     chosen = random_queries(embedded.images.labels, 10, seed)
     found = embedded.nearest_to_own(chosen, top)
     caption = f"{len(chosen)} queries drawn at random (seed {seed}), one a class"
-    picture = neighbours_picture(embedded.images, chosen, found, embedded.gallery_images, caption)
-    save_picture(picture, path)
+    return neighbours_picture(embedded.images, chosen, found, embedded.gallery_images, caption)
+
+
+def draw_neighbours(path: Path, embedded: Embedded, seed: int, top: int) -> None:
+    """Draws `random_neighbours` to a file."""
+    save_picture(random_neighbours(embedded, seed, top), path)
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor], count: int) -> np.ndarray:
@@ -191,10 +195,7 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
     pixels = None
     if like.pixels is not None:  # drawings in memory are seen whole, on white
         height, width = like.pixels.shape[1:3]
-        fitted = [
-            ImageOps.pad(Image.fromarray(p), (width, height), color="white") for p in pictures
-        ]
-        pixels = np.stack([np.asarray(image) for image in fitted])
+        pixels = np.stack([on_white(picture, height, width) for picture in pictures])
     return ImageSet(
         name="query",
         split="query",
@@ -204,6 +205,11 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
         pixels=pixels,
         source="--query",
     )
+
+
+def on_white(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 fitted whole into (height, width, 3); white fills what is left."""
+    return np.asarray(ImageOps.pad(Image.fromarray(pixels), (width, height), color="white"))
 
 
 def write_answers(

@@ -211,6 +211,7 @@ PICTURES = Need(
     "--neighbours, --failures or --query",
     lambda args: args.neighbours or args.failures or args.query,
 )
+TRACKED = Need("wandb or --tensorboard", lambda args: args.wandb != "disabled" or args.tensorboard)
 ONE_PAGE = Need("the page of runs (without --compare)", lambda args: not args.compare)
 COMPARED = Need("--compare", lambda args: args.compare)
 OWN_FOLDER = Need("--failures or --query", lambda args: args.failures or args.query)
@@ -497,6 +498,11 @@ RUN = Group("run", (
          "where Weights & Biases keeps the run",
          shown="online when a key is configured, else offline"),
     flag("--wandb-project", "anchorage", text("NAME"), "project there"),
+    flag("--tensorboard", False, SWITCH,
+         "also write TensorBoard's files, into the run folder (needs the package tensorboard)"),
+    flag("--wandb-images", 10, COUNT_OR_ZERO,
+         "epochs between pictures of random queries and their nearest images, in wandb and "
+         "TensorBoard, as evaluations allow; 0 is none", need=TRACKED),
 ))
 NO_EFFECT = Group("accepted because published commands have them; they change nothing", (
     flag("--backend", None, one_of("faiss", "faiss-gpu", "torch+sklearn"),

@@ -1,18 +1,26 @@
-"""Weights & Biases, made optional: online with a key, offline without, and never a prompt.
+"""A run shown live: Weights & Biases and TensorBoard, both optional.
 
-Nothing that goes wrong in wandb may stop a training run: the first failure is reported in one
-sentence and tracking ends. The run folder holds the same numbers in any case.
+wandb is online with a key, offline without, and never asks. Nothing that goes wrong in either may
+stop a training run: the first failure is reported in one sentence and that one ends. The run folder
+holds the same numbers in any case.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import netrc
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
 
 logger = logging.getLogger(__name__)
+
+# --- where to -------------------------------------------------------------------------------------
 
 
 def wandb_mode(flag: str | None) -> str:
@@ -36,79 +44,188 @@ def _has_key() -> bool:
         return False
 
 
+# --- sinks ----------------------------------------------------------------------------------------
+
+
+class _Sink(Protocol):
+    """Something that shows a run; each method may raise whatever it likes."""
+
+    name: str
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        """Takes a row of numbers at optimisation step `step`."""
+
+    def log_histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        """Takes an array, whose distribution is shown."""
+
+    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """Takes an image."""
+
+    def finish(self) -> None:
+        """Writes what is left."""
+
+
+class _Wandb:
+    """Weights & Biases; `id` is that of the run, to be given when it continues."""
+
+    name = "wandb"
+
+    def __init__(
+        self,
+        mode: str,
+        project: str,
+        name: str,
+        folder: Path,
+        config: dict[str, Any],
+        run_id: str | None,
+    ) -> None:
+        import wandb
+
+        self._wandb = wandb
+        self._run = wandb.init(
+            mode=mode,
+            project=project,
+            name=name,
+            dir=str(folder),
+            config=config,
+            id=run_id,
+            resume="allow" if run_id else None,
+            settings=wandb.Settings(silent=True, console="off", disable_git=True),
+        )
+        self.id = self._run.id
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        self._run.log(row, step=step)
+
+    def log_histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        self.log({name: self._wandb.Histogram(values)}, step)
+
+    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        self.log({name: self._wandb.Image(picture)}, step)
+
+    def finish(self) -> None:
+        self._run.finish()
+
+
+class _TensorBoard:
+    """TensorBoard's event files in the run folder's sub-folder `tensorboard`.
+
+    `continued_at` is the step from which a continued run logs again: what is there from then on,
+    TensorBoard leaves out.
+    """
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Path, config: dict[str, Any], continued_at: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder / "tensorboard", purge_step=continued_at)
+        if continued_at is None:
+            listed = json.dumps(config, indent=2, default=str)
+            self._writer.add_text("options", f"```\n{listed}\n```", 0)
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # a run that is killed has shown what it knew
+
+    def log_histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        self._writer.add_histogram(name, values, step)
+
+    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        self._writer.add_image(name, np.array(picture), step, dataformats="HWC")
+
+    def finish(self) -> None:
+        self._writer.close()
+
+
 class Tracker:
-    """Sends configuration and rows of numbers to wandb; does nothing where that is not possible.
+    """Sends a run's configuration, numbers and pictures to wandb and TensorBoard where they are.
 
     Args:
-        mode: online, offline or disabled.
+        mode: of wandb: online, offline or disabled.
+        tensorboard: whether TensorBoard's files are written too.
         project, name: as wandb shows them.
-        folder: the run folder; wandb's files go into its sub-folder `wandb`.
+        folder: the run folder; files go into its sub-folders `wandb` and `tensorboard`.
         config: the options.
-        run_id: of an earlier run to continue.
+        run_id: of an earlier run to continue in wandb.
+        continued_at: the step from which a continued run logs again.
+
+    Attributes:
+        status: how each of the two stands, in words.
     """
 
     def __init__(
         self,
         mode: str,
         *,
+        tensorboard: bool = False,
         project: str,
         name: str,
         folder: Path,
         config: dict[str, Any],
         run_id: str | None = None,
+        continued_at: int | None = None,
     ) -> None:
-        self._run = None
+        self._sinks: list[_Sink] = []
         self.run_id = run_id
-        self.status = mode
-        if mode == "disabled":
-            return
+        self.status = {"wandb": mode}
+        if mode != "disabled":
+            opened = self._open("wandb", _Wandb, mode, project, name, folder, config, run_id)
+            self.run_id = opened.id if opened else run_id
+        if tensorboard:
+            self.status["tensorboard"] = str(folder / "tensorboard")
+            self._open("tensorboard", _TensorBoard, folder, config, continued_at)
+
+    def _open(self, name: str, kind: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            import wandb
+            sink = kind(*arguments)
         except ImportError:
-            self.status = "off (wandb is not installed)"
-            return
-        try:
-            self._run = wandb.init(
-                mode=mode,
-                project=project,
-                name=name,
-                dir=str(folder),
-                config=config,
-                id=run_id,
-                resume="allow" if run_id else None,
-                settings=wandb.Settings(silent=True, console="off", disable_git=True),
-            )
-            self.run_id = self._run.id
+            self.status[name] = f"off ({name} is not installed: pip install {name})"
+            return None
         except Exception as error:  # network, quota, version: whatever it is, training goes on
-            self._give_up(error)
+            self._give_up(name, error)
+            return None
+        self._sinks.append(sink)
+        return sink
+
+    def describe(self) -> str:
+        """A line for each."""
+        return "\n".join(f"{name:<11} {status}" for name, status in self.status.items())
 
     def log(self, row: dict[str, Any], step: int) -> None:
         """Sends one row at optimisation step `step`."""
-        if self._run is None:
+        self._to_all(lambda sink: sink.log(row, step))
+
+    def log_histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        """Sends the distribution of an array at optimisation step `step`."""
+        self._to_all(lambda sink: sink.log_histogram(name, values, step))
+
+    def log_picture(self, name: str, draw: Callable[[], Image.Image], step: int) -> None:
+        """Sends what `draw` returns, which is called only where somebody shows it."""
+        if not self._sinks:
             return
         try:
-            self._run.log(row, step=step)
-        except Exception as error:
-            self._give_up(error)
-
-    def log_histogram(self, name: str, values: Any, step: int) -> None:
-        """Sends the distribution of an array at optimisation step `step`."""
-        if self._run is None:
+            picture = draw()
+        except Exception as error:  # a file of the gallery may be gone by now
+            logger.warning("no picture of %s (%s); training goes on", name, error)
             return
-        import wandb
-
-        self.log({name: wandb.Histogram(values)}, step)
+        self._to_all(lambda sink: sink.log_picture(name, picture, step))
 
     def finish(self) -> None:
         """Ends the run."""
-        if self._run is None:
-            return
-        try:
-            self._run.finish()
-        except Exception as error:
-            self._give_up(error)
+        self._to_all(lambda sink: sink.finish())
 
-    def _give_up(self, error: Exception) -> None:
-        logger.warning("wandb stopped (%s); training goes on, metrics.csv has every number", error)
-        self._run = None
-        self.status = "off (it failed)"
+    def _to_all(self, send: Callable[[_Sink], None]) -> None:
+        for sink in list(self._sinks):
+            try:
+                send(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                self._give_up(sink.name, error)
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        logger.warning(
+            "%s stopped (%s); training goes on, metrics.csv has every number", name, error
+        )
+        self.status[name] = "off (it failed)"

@@ -23,6 +23,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 import dataset
@@ -58,6 +59,7 @@ from faults import (
     Watch,
     memory_in_words,
 )
+from inspection import Embedded, random_neighbours
 from net.shared import share_batches
 from routines import DivideAndConquer, Mixup, Routine, View, Warmup, cluster_sampler
 from runs import RunFolder, find_run, load_checkpoint, run_name
@@ -670,12 +672,31 @@ class Fit:
                     _write_learned_values(training, self.run)
             for name, values in training.objective.class_values().items():
                 tracker.log_histogram(f"{name}s", values.cpu().numpy(), clock.step)
+            if self._picture_due(row["epoch"]):
+                draw = partial(_neighbours, training.data.selection[0], results[0])
+                tracker.log_picture("neighbours", draw, clock.step)
         with self.run.forgiving("metrics.csv"):
             self.run.metrics.append(row)
         with self.run.forgiving("classes.npz"):
             _remember_classes(training, self.run, row)
         tracker.log(row, clock.step)
         print(epoch_line(training.args, clock, row), flush=True)
+
+    def _picture_due(self, epoch: int) -> bool:
+        """At the first evaluation after every --wandb-images epochs, and at the end."""
+        training, every = self.training, self.training.args.wandb_images
+        if not every or training.finished:
+            return bool(every)
+        # Known without memory, so that a continued run draws what an uninterrupted one does.
+        steps = training.args.eval_steps
+        gap = math.ceil(steps / len(training.loader)) if steps else training.args.eval_every
+        return epoch // every > (epoch - gap) // every
+
+
+def _neighbours(task: Evaluation, result: Result) -> Image.Image:
+    """Ten random queries, the same in every epoch, and what is nearest to them."""
+    shown = Embedded(task.queries, result.embeddings, task.gallery, result.gallery)
+    return random_neighbours(shown, seed=1, top=10)
 
 
 def _flat(results: list[Result]) -> dict[str, float]:
@@ -849,6 +870,7 @@ def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, Run
     stored = processes.from_main(run.read_args)
     changeable = {"resume_run", "epochs", "max_steps", "eval_every", "workers", "gpu_id", "wandb"}
     changeable |= {"metrics", "save_every", "keep", "on_nan", "cache_dir", "no_report"}
+    changeable |= {"tensorboard", "wandb_images"}
     changed = [name for name in args.given if name not in changeable]
     if changed:
         raise InputError(
@@ -916,13 +938,15 @@ def main(args: argparse.Namespace) -> None:
         state = continue_run(run, training)
     tracker = Tracker(
         wandb_mode(args.wandb) if processes.is_main() else "disabled",
+        tensorboard=args.tensorboard and processes.is_main(),
         project=args.wandb_project,
         name=run.path.name,
         folder=run.path,
         config=plain_options(args),
         run_id=state["wandb_id"],
+        continued_at=training.clock.step + (state["row"] is None) if training.clock.step else None,
     )
-    print(f"run folder  {run.path}\nwandb       {tracker.status}\n", flush=True)
+    print(f"run folder  {run.path}\n{tracker.describe()}\n", flush=True)
     try:
         with Signals() as signals, memory_in_words(args):
             fit = Fit(training, run, tracker, signals)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,19 @@ __all__ = [
     "checkpoint_options",
     "load_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`from net import load_run`: a run as a function from pictures to embeddings (inference.py).
+
+    It looks at pictures as evaluation does and so stands above it: nothing here may import it.
+    """
+    if name != "load_run":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from inference import load_run
+
+    return load_run
+
 
 MODELS = ("bn_inception", *DEPTHS, "googlenet")
 STEMS = ("imagenet", "small", "tiny")

@@ -32,8 +32,8 @@ def document(title: str, body: str, data: Mapping[str, Any]) -> str:
     """
     script = _part("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    policy += f"; script-src 'sha256-{digest}'"
+    allowed = ("default-src 'none'", "img-src data:", "style-src 'unsafe-inline'")
+    policy = "; ".join([*allowed, f"script-src 'sha256-{digest}'"])
     parts = {
         "policy": policy,
         "title": text(title),

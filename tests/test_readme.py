@@ -30,6 +30,7 @@ def commands() -> list[str]:
 
 TRAINING = [command for command in commands() if command.startswith("python train.py")]
 EVALUATION = [command for command in commands() if command.startswith("python evaluate.py")]
+REPORTS = [command for command in commands() if command.startswith("python report.py")]
 EMBEDDED = [command for command in TRAINING if "--dataset" not in command]
 OWN = [command for command in TRAINING if "photos" in command]
 PUBLISHED = [c for c in TRAINING if "--dataset" in c and c not in OWN]
@@ -116,7 +117,10 @@ def test_evaluation_of_the_demo(folder):
     for command in EVALUATION:
         done = run_cli("evaluate.py", *arguments(command), cwd=folder)
         assert done.returncode == 0, done.stderr
-    written = "numbers.json table.csv table.tex embeddings.npz neighbours.png classes.csv"
+    for command in REPORTS:
+        done = run_cli("report.py", *arguments(command), cwd=folder)
+        assert done.returncode == 0, done.stderr
+    written = "runs.csv numbers.json table.csv table.tex embeddings.npz neighbours.png classes.csv"
     written += " worst/failures.csv worst/failures.png logs/demo/query.csv logs/demo/query.png"
     for name in written.split():
         assert (folder / name).stat().st_size > 0

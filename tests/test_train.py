@@ -1,11 +1,9 @@
-"""train.py and evaluate.py as users run them: the run folder, resuming, faults, wandb."""
+"""train.py and evaluate.py as users run them: the run folder, resuming, faults."""
 
 from __future__ import annotations
 
 import csv
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -207,71 +205,6 @@ def test_checkpoint_with_code_in_it_is_refused(run_folder, tmp_path):
     done = run_cli("evaluate.py", "--resume", str(tmp_path / "evil.pth"), cwd=tmp_path)
     assert done.returncode == 2 and "read safely" in done.stderr
     assert not (tmp_path / "executed").exists()
-
-
-# --- wandb ----------------------------------------------------------------------------------------
-
-
-def wandb_records(file: Path) -> Iterator[bytes]:
-    """The records of an offline run: a 7-byte header, then LevelDB's log format (32 KiB blocks)."""
-    data, position, part = file.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        left_in_block = 32768 - position % 32768
-        if left_in_block < 7:
-            position += left_in_block
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        part += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last piece of one
-            yield part
-            part = b""
-
-
-def test_offline_wandb_run_holds_config_metrics_and_margins(workdir):
-    protocol = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    command = [*SMALL, "--loss", "AMLoss", "--max-steps", "1", "--name", "tracked"]
-    command[command.index("disabled")] = "offline"
-    done = run_cli("train.py", *command, cwd=workdir, WANDB_MODE="offline")
-    assert done.returncode == 0, done.stderr
-    (file,) = (workdir / "logs" / "tracked" / "wandb").glob("offline-run-*/*.wandb")
-    history, config = {}, {}
-    for content in wandb_records(file):
-        record = protocol.Record()
-        record.ParseFromString(content)
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            history |= {tuple(i.nested_key) or (i.key,): i.value_json for i in record.history.item}
-        elif kind == "run":
-            config |= {item.key: item.value_json for item in record.run.config.update}
-    (row,) = metrics_rows(workdir / "logs" / "tracked")
-    assert float(history[("R@1",)]) == pytest.approx(float(row["R@1"]), abs=1e-6)
-    assert ("margins", "values") in history and ("loss",) in history
-    assert json.loads(config["loss"]) == "AMLoss"
-
-
-def test_missing_wandb_is_no_error(workdir):
-    blocked = workdir / "blocked"
-    blocked.mkdir()
-    (blocked / "wandb.py").write_text("raise ImportError('not installed')\n")
-    command = [*SMALL, "--max-steps", "1", "--name", "plain"]
-    command[command.index("disabled")] = "offline"
-    done = run_cli("train.py", *command, cwd=workdir, PYTHONPATH=str(blocked))
-    assert done.returncode == 0, done.stderr
-    assert "wandb is not installed" in done.stdout
-    assert (workdir / "logs" / "plain" / "metrics.csv").is_file()
-
-
-def test_without_a_key_wandb_is_offline_and_never_asks(monkeypatch, tmp_path):
-    from tracking import wandb_mode
-
-    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert wandb_mode(None) == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert wandb_mode(None) == "online"
-    assert wandb_mode("disabled") == "disabled"
 
 
 @pytest.mark.slow

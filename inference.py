@@ -1,0 +1,179 @@
+"""A run as a function from pictures to embeddings.
+
+    from net import load_run
+    embed = load_run("logs/demo")
+    embeddings = embed(["one.jpg", "two.png"])  # (2, d), unit length
+
+Pictures are looked at as evaluate.py looks at the run's evaluation images. (Deviation: files are
+always decoded as with `--decode exact`.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import dataset
+import net
+import options
+from dataset.base import ImageSet, PathTable, decode, reason, to_rgb
+from dataset.emoji import Emoji
+from evaluate import Viewing, data_options, embed, load_network, resolve_data_defaults
+from inspection import on_white
+from runs import load_checkpoint
+from utils import InputError, Precision, pick_device
+
+Picture = str | os.PathLike[str] | Image.Image
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network of a run, and how it looks at pictures.
+
+    Attributes:
+        square: side in pixels of the drawings that the run's data set keeps in memory; pictures are
+            fitted into it whole, on white. None: they are resized and cut.
+    """
+
+    network: net.EmbeddingNet
+    viewing: Viewing
+    square: int | None
+
+    @property
+    def resize(self) -> int | None:
+        """The short side to which a picture is brought first; None where it is fitted whole."""
+        size, spec = self.viewing.image_size, self.network.input
+        if self.square is not None:
+            return None
+        return self.viewing.resize or round(size * spec.resize / spec.size)
+
+
+def open_model(path: str | Path) -> Model:
+    """The best network of a run folder, or that of a checkpoint of ours or a released one.
+
+    Raises:
+        InputError: there is none at `path`, or it cannot be used.
+    """
+    file = checkpoint_file(Path(path))
+    checkpoint = load_checkpoint(file)
+    if "clock" in checkpoint:
+        raise InputError(f"{file} is for --resume-run alone; give the run folder or its *_best.pth")
+    args = options.parse_evaluate([f"--resume={file}"])
+    args.resume = str(file)
+    args = data_options(checkpoint, args)
+    trained = checkpoint.get("args", {})
+    if not trained and args.image_size is None:
+        args.image_size = net.InputSpec().size  # released ones are all made for it
+    resolve_data_defaults(args)
+    drawn = bool(trained) and isinstance(dataset.find(args.dataset), Emoji)
+    square = dataset.protocol(args.dataset).image_size if drawn else None
+    viewing = replace(Viewing.of(args), workers=0, decode="exact", data_device=None)
+    return Model(load_network(checkpoint, args).eval(), viewing, square)
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint at `path`; of a run folder its best one.
+
+    Raises:
+        InputError: a folder without exactly one best checkpoint.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*_best.pth"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise InputError(
+            f"{path} should hold one *_best.pth, and holds {names}; give a run folder, or the "
+            "checkpoint itself"
+        )
+    return found[0]
+
+
+class Embedder:
+    """Pictures → unit-length test-time embeddings; `load_run` makes one.
+
+    Attributes:
+        model: the network, and how it looks at pictures.
+    """
+
+    def __init__(self, model: Model, precision: Precision) -> None:
+        self.model = model
+        self.precision = precision
+        model.network.to(precision.device, memory_format=precision.memory_format)
+
+    def __call__(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
+        """Image files or Pillow images, one or several → (N, d) float32, unit length.
+
+        A single picture gives (1, d). Pictures become upright RGB as in `dataset.base.decode`.
+
+        Raises:
+            InputError: a file is missing or no picture.
+        """
+        single = isinstance(pictures, (str, os.PathLike, Image.Image))
+        pictures = [pictures] if single else list(pictures)
+        if not pictures:
+            return np.empty((0, self.model.network.embedding_size), np.float32)
+        images = _image_set(pictures, self.model.square)
+        raw = embed(self.model.network, images, self.precision, self.model.viewing)
+        return torch.nn.functional.normalize(raw, dim=1).cpu().numpy()
+
+
+def load_run(
+    path: str | Path, *, device: str | torch.device | None = None, amp: str = "auto"
+) -> Embedder:
+    """The function from pictures to embeddings that a run has learned.
+
+    Args:
+        path: a run folder (its best checkpoint is taken) or a checkpoint.
+        device: None is the GPU where there is one. amp: as evaluate.py's --amp.
+
+    Raises:
+        InputError: there is no usable checkpoint at `path`.
+    """
+    device = pick_device(0) if device is None else torch.device(device)
+    return Embedder(open_model(path), Precision(amp, device))
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Given(ImageSet):
+    """Pictures as a loader wants them; read when their turn comes."""
+
+    pictures: Sequence[Picture] = ()
+
+    def read(self, index: int) -> np.ndarray:
+        return _pixels(self.pictures[index])
+
+
+def _image_set(pictures: list[Picture], square: int | None) -> ImageSet:
+    pixels = None
+    if square is not None:
+        pixels = np.stack([on_white(_pixels(each), square, square) for each in pictures])
+    return _Given(
+        name="pictures",
+        split="query",
+        labels=np.zeros(len(pictures), np.int64),
+        class_names=("unknown",),
+        paths=PathTable("" for _ in pictures),
+        pixels=pixels,
+        pictures=pictures,
+    )
+
+
+def _pixels(picture: Picture) -> np.ndarray:
+    """(H, W, 3) uint8 RGB; raises InputError where that cannot be had."""
+    try:
+        # A copy: turning it upright would change the caller's own.
+        return to_rgb(picture.copy()) if isinstance(picture, Image.Image) else decode(picture)
+    except Exception as error:  # Pillow reports damage through a dozen unrelated types
+        raise InputError(
+            f"{picture} cannot be read ({reason(error)}); give image files or Pillow images"
+        ) from error

@@ -1,0 +1,62 @@
+"""`python -m net export RUN --onnx FILE` writes a trained network for use elsewhere.
+
+A command, so it stands above evaluate.py like train.py does; nothing imports it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from inference import open_model
+from net.export import Graph, describe_input, export_onnx, export_torchscript
+from utils import InputError, sentence_errors
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m net", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser(
+        "export",
+        help="write a network as ONNX or TorchScript",
+        description="The file takes float32 pixels (B, 3, S, S), RGB, 0..255, and gives embeddings "
+        "(B, d) of unit length; normalisation is part of it, and B is free. It is compared with "
+        "the network before it is written.",
+    )
+    export.add_argument("run", metavar="RUN", help="a run folder, or a checkpoint")
+    export.add_argument("--onnx", metavar="FILE", type=Path, help="checked with onnxruntime")
+    export.add_argument("--torchscript", metavar="FILE", type=Path, help="traced")
+    return parser
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes the files that are asked for, and prints what they take and how well they agree."""
+    if not (args.onnx or args.torchscript):
+        raise InputError("nothing to write; give --onnx FILE, --torchscript FILE or both")
+    model = open_model(args.run)
+    graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
+    note = describe_input(graph.size, model.resize)
+    print(f"input   {note}\noutput  float32 (B, {model.network.embedding_size}), unit length")
+    if args.onnx:
+        difference = export_onnx(graph, args.onnx, note)
+        print(f"{args.onnx}: onnxruntime and torch differ by at most {difference:.1e}")
+    if args.torchscript:
+        difference = export_torchscript(graph, args.torchscript)
+        print(f"{args.torchscript}: TorchScript and torch differ by at most {difference:.1e}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command.
+
+    Raises:
+        SystemExit: with status 2 and one sentence for bad input, 0 for --help.
+    """
+    args = _parser().parse_args(argv)
+    with sentence_errors():
+        export(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

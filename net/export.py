@@ -1,0 +1,188 @@
+"""A network as one file that runs without this repository: ONNX or TorchScript.
+
+The graph begins at pixels and ends at unit length, so that whoever runs it needs no constants: the
+colour order, scale, mean and deviation of `InputSpec`, and the evaluation's zoom, are part of it.
+What stays outside is what works on files: decoding, and cutting out the square (`describe_input`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from net import EmbeddingNet
+from utils import InputError, write_atomically
+
+TOLERANCE = 1e-4
+"""Largest difference of an entry of a unit embedding that an exported file may show."""
+CHECKED_BATCHES = (1, 2, 5)
+_INPUT, _OUTPUT = "images", "embeddings"
+Run = Callable[[Tensor], Tensor]
+
+
+class Graph(nn.Module):
+    """Pixels (B, 3, S, S) float32, RGB, 0..255 → unit-length test-time embeddings (B, d) float32.
+
+    Args:
+        network: is put into evaluation mode.
+        size: S in pixels.
+        zoom: below 1 the picture is made smaller, on white, as `--eval-zoom` does.
+    """
+
+    def __init__(self, network: EmbeddingNet, size: int, zoom: float = 1.0) -> None:
+        super().__init__()
+        self.network = network
+        self.size = size
+        spec = network.input
+        mean, std = (torch.tensor(each, dtype=torch.float64) for each in (spec.mean, spec.std))
+        self.register_buffer("gain", (spec.scale / 255 / std).float()[:, None, None])
+        self.register_buffer("shift", (-mean / std).float()[:, None, None])
+        self.register_buffer("grid", None if zoom == 1.0 else _zoom_grid(size, zoom))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) → (B, d)."""
+        if self.grid is not None:
+            grid = self.grid.expand(images.shape[0], -1, -1, -1)
+            images = 255.0 - F.grid_sample(255.0 - images, grid, align_corners=False)
+        if self.network.input.color == "BGR":
+            images = images.flip(1)
+        return F.normalize(self.network.embed(images * self.gain + self.shift), dim=1)
+
+
+def _zoom_grid(size: int, zoom: float) -> Tensor:
+    # A constant of the graph: made from the batch, it would be traced with that batch's size.
+    scaling = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]) / zoom
+    return F.affine_grid(scaling, [1, 3, size, size], align_corners=False)
+
+
+def describe_input(size: int, resize: int | None) -> str:
+    """What is to be fed, in words; `resize` is the short side first, None takes pictures whole."""
+    if resize is None:
+        cut = f"the whole picture, made square on white, {size} pixels a side"
+    else:
+        cut = f"short side to {resize} pixels (bilinear, antialiased), then the central {size}"
+    return f"float32 (B, 3, {size}, {size}), RGB, 0..255: {cut}"
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
+    """Writes an ONNX file whose batch size is free, after onnxruntime has agreed with torch.
+
+    Args:
+        note: what is to be fed; becomes the model's metadata `input`.
+
+    Returns:
+        The largest difference of an entry of an embedding.
+
+    Raises:
+        InputError: a package is missing, onnxruntime disagrees, or the file cannot be written.
+    """
+    runtime = _needed("onnx", "onnxscript", "onnxruntime")[-1]
+    with _quiet():
+        program = torch.onnx.export(
+            graph,
+            (_sample(graph, 2),),
+            input_names=[_INPUT],
+            output_names=[_OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    program.model.metadata_props["input"] = note
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        program.save(file, external_data=False)
+        content = file.read_bytes()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
+
+    return _write_checked(graph, run, content, path, "onnxruntime")
+
+
+def export_torchscript(graph: Graph, path: Path) -> float:
+    """Writes a traced TorchScript file whose batch size is free, after it has agreed with torch.
+
+    Returns:
+        The largest difference of an entry of an embedding.
+
+    Raises:
+        InputError: the traced network disagrees, or the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    with _quiet(), torch.no_grad():
+        torch.jit.save(torch.jit.trace(graph, _sample(graph, 2), check_trace=False), buffer)
+        buffer.seek(0)
+        loaded = torch.jit.load(buffer)
+    return _write_checked(graph, loaded, buffer.getvalue(), path, "TorchScript")
+
+
+def _needed(*packages: str) -> list:
+    missing = []
+    modules = []
+    for name in packages:
+        try:
+            modules.append(importlib.import_module(name))
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise InputError(
+            f"--onnx needs {', '.join(missing)}, not installed here; "
+            f"pip install {' '.join(missing)} -c constraints.txt"
+        )
+    return modules
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporters' notes about their own inner workings from the user."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+# --- the check ------------------------------------------------------------------------------------
+
+
+def _sample(graph: Graph, count: int) -> Tensor:
+    """Coloured blobs (count, 3, S, S): unlike noise, which looks the same to a network."""
+    generator = torch.Generator().manual_seed(count)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator) * 255
+    return F.interpolate(coarse, (graph.size, graph.size), mode="bilinear")
+
+
+def _write_checked(graph: Graph, run: Run, content: bytes, path: Path, who: str) -> float:
+    difference = largest_difference(graph, run)
+    if not difference <= TOLERANCE:  # NaN too
+        raise InputError(
+            f"{who} and torch differ by {difference:.1e} in an entry of an embedding, more than "
+            f"{TOLERANCE:.0e}; {path} was not written: report this with the versions of both"
+        )
+    write_atomically(path, lambda file: file.write(content))
+    return difference
+
+
+@torch.no_grad()
+def largest_difference(graph: Graph, run: Run) -> float:
+    """Of the entries of the embeddings that `graph` and `run` give batches of several sizes."""
+    batches = [_sample(graph, count) for count in CHECKED_BATCHES]
+    return max(float((run(images) - graph(images)).abs().max()) for images in batches)

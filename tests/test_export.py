@@ -1,0 +1,257 @@
+"""Exported networks and `load_run` give what evaluation gives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import ROOT, SMALL, run_cli
+from PIL import Image
+
+import dataset
+import net
+import net.__main__ as command
+from dataset.augment import Shrunk
+from dataset.transforms import to_network
+from net import export, load_run
+from utils import InputError
+
+
+def module_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "net", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def write_blobs(folder: Path, count: int) -> list[Path]:
+    """Pictures of several shapes and modes, one of them turned by EXIF."""
+    rng = np.random.default_rng(1)
+    folder.mkdir()
+    paths = [folder / f"{k}.{'jpg' if k % 2 else 'png'}" for k in range(count)]
+    for k, path in enumerate(paths):
+        image = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        image = image.resize((50 + 7 * k, 40)).convert("L" if k == 2 else "RGB")
+        exif = Image.Exif()
+        exif[0x0112] = 6 if k == 1 else 1
+        image.save(path, exif=exif)
+    return paths
+
+
+# --- the graph ------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "disentangled": {"heads": ("embedding", "specific")},
+    "introspective": {"heads": ("embedding", "uncertainty"), "head_norm": True},
+    "masks": {"masks": "sum", "bn_freeze": "1"},
+    "white": {"input_spec": "white", "pooling": "grid"},
+    "bgr": {"input_spec": "caffe", "pooling": "avg"},
+}
+
+
+def make(model: str, masks: str | None = None, **more: object) -> net.EmbeddingNet:
+    torch.manual_seed(0)
+    if masks is not None:
+        more["masks"] = net.EmbeddingMasks(8, init="normal", full=masks)
+        more["masks"].split()
+    width = {} if model == "bn_inception" else {"width": 0.125}
+    network = net.build(model, 8, stem="small", **width, **more)
+    for module in network.modules():
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
+def evaluated(network: net.EmbeddingNet, images: torch.Tensor, zoom: float) -> torch.Tensor:
+    """Embeddings as evaluation makes them, of pixels (B, 3, S, S) in 0..255."""
+    shrunk = None if zoom == 1 else Shrunk(zoom)
+    with torch.no_grad():
+        raw = network.embed(to_network(images, network.input, shrunk, np.empty((len(images), 0))))
+    return torch.nn.functional.normalize(raw, dim=1)
+
+
+@pytest.mark.parametrize("zoom", [1.0, 0.8])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_torchscript_gives_what_evaluation_gives(name, zoom, tmp_path):
+    network = make("resnet10", **NETWORKS[name])
+    file = tmp_path / "net.pt"
+    assert export.export_torchscript(export.Graph(network, 32, zoom), file) < 1e-5
+    loaded = torch.jit.load(file)
+    for count in (1, 4):
+        images = torch.rand(count, 3, 32, 32) * 255
+        expected = evaluated(network, images, zoom)
+        assert expected.shape == (count, 8)
+        torch.testing.assert_close(loaded(images), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "zoom"),
+    [
+        ("resnet10", "disentangled", 0.8),
+        pytest.param("resnet50", "introspective", 1.0, marks=pytest.mark.slow),
+        pytest.param("bn_inception", "masks", 1.0, marks=pytest.mark.slow),
+        pytest.param("bn_inception", "bgr", 1.0, marks=pytest.mark.slow),
+    ],
+)
+def test_onnx_gives_what_evaluation_gives(model, name, zoom, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    network = make(model, **NETWORKS[name])
+    file = tmp_path / "net.onnx"
+    assert export.export_onnx(export.Graph(network, 32, zoom), file, "RGB") < 1e-4
+    onnx.checker.check_model(str(file))
+    assert {each.key: each.value for each in onnx.load(file).metadata_props}["input"] == "RGB"
+    session = runtime.InferenceSession(file)
+    for count in (1, 4):
+        images = torch.rand(count, 3, 32, 32) * 255
+        (found,) = session.run(["embeddings"], {"images": images.numpy()})
+        expected = evaluated(network, images, zoom)
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_disagrees_is_not_written(tmp_path):
+    graph = export.Graph(make("resnet10"), 32)
+    for wrong in (lambda x: graph(x) + 2e-4, lambda x: graph(x) * torch.nan):
+        with pytest.raises(InputError, match="differ"):
+            export._write_checked(graph, wrong, b"", tmp_path / "net.pt", "it")
+    assert not list(tmp_path.iterdir())
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on files, with a batch of its own to look at: a folder with run, images, .npz."""
+    root = tmp_path_factory.mktemp("export")
+    images = tiny.write_images(root / "data")
+    run = tiny.run(images, root, "run", "--epochs 2 --warm 0 --amp off --disent True")
+    flags = ["--amp", "off", "--export", str(root / "e.npz"), "--workers", "0"]
+    done = run_cli("evaluate.py", "--resume", str(run / best(run)), *flags, cwd=root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def best(run: Path) -> str:
+    (file,) = run.glob("*_best.pth")
+    return file.name
+
+
+def test_load_run_repeats_the_embeddings_of_an_evaluation(trained):
+    exported = np.load(trained / "e.npz")
+    paths = exported["paths"].tolist()
+    embed = load_run(trained / "run", device="cpu", amp="off")
+    found = embed(paths)
+    assert found.dtype == np.float32 and found.shape == exported["embeddings"].shape == (24, 8)
+    np.testing.assert_allclose(found, exported["embeddings"], atol=1e-6)
+    assert np.abs(found - found[0]).max() > 1e-2  # they are not all the same
+    opened = [Image.open(path) for path in paths]
+    np.testing.assert_allclose(embed([opened[0], Path(paths[1])]), found[:2], atol=1e-5)
+    np.testing.assert_allclose(embed(opened[2]), found[2:3], atol=1e-5)
+    assert embed([]).shape == (0, 8)
+    checkpoint = load_run(trained / "run" / best(trained / "run"), device="cpu", amp="off")
+    np.testing.assert_array_equal(checkpoint(paths), found)
+
+
+def test_pictures_are_turned_upright_and_stay_as_they_are(trained, tmp_path):
+    paths = write_blobs(tmp_path / "blobs", 4)
+    embed = load_run(trained / "run", device="cpu", amp="off")
+    opened = [Image.open(path) for path in paths]
+    before = [image.size for image in opened]
+    np.testing.assert_allclose(embed(paths), embed(opened), atol=1e-5)
+    assert [image.size for image in opened] == before
+    assert embed(paths[0].with_suffix(".png")).shape == (1, 8)
+
+
+def test_an_exported_run_agrees_with_load_run(trained, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnx, script = tmp_path / "net.onnx", tmp_path / "net.pt"
+    done = module_cli("export", trained / "run", "--onnx", onnx, "--torchscript", script)
+    assert done.returncode == 0, done.stderr
+    for said in ("onnxruntime and torch differ by", "TorchScript and torch differ by", "0..255"):
+        assert said in done.stdout
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 4
+    session = pytest.importorskip("onnxruntime").InferenceSession(onnx)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    images = pixels.transpose(0, 3, 1, 2).astype(np.float32)
+    (found,) = session.run(None, {"images": images})
+    embed = load_run(trained / "run", device="cpu", amp="off")
+    # Brought to the short side of 37 pixels and cut, a picture is another; 37 is given as it is.
+    side = embed.model.resize
+    framed = np.zeros((3, side, side, 3), np.uint8)
+    corner = round((side - 32) / 2)
+    framed[:, corner : corner + 32, corner : corner + 32] = pixels
+    expected = embed([Image.fromarray(each) for each in framed])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    traced = torch.jit.load(script)(torch.from_numpy(images))
+    np.testing.assert_allclose(traced.numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_drawings_are_seen_as_the_embedded_set_is(session_workdir):
+    flags = "--loss AMLoss --max-steps 2 --name drawn --eval-zoom 0.9 --metrics retrieval --amp off"
+    done = run_cli("train.py", *SMALL, *flags.split(), cwd=session_workdir)
+    assert done.returncode == 0, done.stderr
+    run = session_workdir / "logs" / "drawn"
+    flags = ["--amp", "off", "--metrics", "retrieval", "--export", "drawn.npz"]
+    done = run_cli("evaluate.py", "--resume", str(run / best(run)), *flags, cwd=session_workdir)
+    assert done.returncode == 0, done.stderr
+    images = dataset.load("emoji", split="eval")
+    pictures = [Image.fromarray(images.pixels[k]) for k in range(40)]
+    embed = load_run(run, device="cpu", amp="off")
+    exported = np.load(session_workdir / "drawn.npz")["embeddings"][:40]
+    np.testing.assert_allclose(embed(pictures), exported, atol=1e-5)
+    wide = Image.new("RGB", (128, 64), "white")
+    wide.paste(pictures[0], (32, 0))
+    assert embed([wide]).shape == (1, 16)
+    graph = export.Graph(embed.model.network, 64, embed.model.viewing.zoom)
+    pixels = torch.from_numpy(images.pixels[:40]).permute(0, 3, 1, 2).float()
+    np.testing.assert_allclose(graph(pixels).numpy(), exported, atol=1e-5)
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_opened_is_one_sentence(trained, tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        load_run(tmp_path / "nothing.pth")
+    with pytest.raises(InputError, match="holds none"):
+        load_run(tmp_path)
+    with pytest.raises(InputError, match=r"_best\.pth"):
+        load_run(trained / "run" / "last.pth")
+    (tmp_path / "text.png").write_text("no picture")
+    embed = load_run(trained / "run")
+    for name in ("text.png", "away.png"):
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
+            embed(tmp_path / name)
+
+
+def test_missing_packages_and_targets_are_status_2(trained, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "net.onnx"
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    for flags, words in (
+        (["--onnx", str(file)], ["--onnx needs onnxscript", "pip install onnxscript"]),
+        ([], ["--onnx FILE", "--torchscript FILE"]),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            command.main(["export", str(trained / "run"), *flags])
+        said = capsys.readouterr().err
+        assert exit_.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+        assert all(word in said for word in words)
+    assert not file.exists()
+
+
+def test_names_of_net_that_do_not_exist_are_said():
+    with pytest.raises(AttributeError, match="no attribute 'lode_run'"):
+        net.lode_run  # noqa: B018

@@ -1,0 +1,249 @@
+"""What wandb and TensorBoard are told about a run, read back from their files."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from conftest import SMALL, run_cli
+from PIL import Image
+
+import train
+from tracking import Tracker, wandb_mode
+
+
+def wandb_records(file: Path) -> Iterator[bytes]:
+    """The records of an offline run: a 7-byte header, then LevelDB's log format (32 KiB blocks)."""
+    data, position, part = file.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left_in_block = 32768 - position % 32768
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        part += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield part
+            part = b""
+
+
+def wandb_content(file: Path) -> tuple[str, dict[str, str], list[dict]]:
+    """An offline run: its id, its configuration as JSON by name, and its rows."""
+    protocol = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    run_id, config, rows = "", {}, []
+    for content in wandb_records(file):
+        record = protocol.Record()
+        record.ParseFromString(content)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            items = record.history.item
+            rows.append({tuple(i.nested_key) or (i.key,): i.value_json for i in items})
+        elif kind == "run":
+            run_id = record.run.run_id
+            config |= {item.key: item.value_json for item in record.run.config.update}
+    return run_id, config, rows
+
+
+def events(folder: Path):
+    """TensorBoard's own reading of what is in a folder."""
+    module = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    read = module.EventAccumulator(
+        str(folder), size_guidance={"images": 0, "scalars": 0, "histograms": 0}
+    )
+    return read.Reload()
+
+
+def scalars(read, name: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in read.Scalars(name)]
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an AMLoss run of four epochs that was stopped after two and continued."""
+    pytest.importorskip("tensorboard")
+    root = tmp_path_factory.mktemp("tracked")
+    images = tiny.write_images(root / "data")
+    network = [*tiny.NETWORK, "--warm", "0", "--amp", "off", "--loss", "AMLoss"]
+    network[network.index("disabled")] = "offline"
+    command = ["--dataset", f"folder:{images}", *network, "--tensorboard", "--wandb-images", "2"]
+    command += ["--wandb-project", "mine", "--name", "of my own"]
+    for more in (
+        [*command, "--epochs", "2"],
+        ["--resume-run", "logs/of my own", "--epochs", "4"],
+    ):
+        done = run_cli("train.py", *more, cwd=root, WANDB_MODE="offline")
+        assert done.returncode == 0, done.stderr
+        assert "tensorboard logs/of my own/tensorboard" in done.stdout
+    return root / "logs" / "of my own"
+
+
+def test_wandb_is_told_everything_and_a_continued_run_continues(tracked):
+    files = sorted((tracked / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    parts = [wandb_content(file) for file in files]
+    assert parts[0][0] == parts[1][0] != ""
+    assert json.loads(parts[0][1]["loss"]) == "AMLoss"
+    rows = tiny.metrics_rows(tracked)
+    assert len(rows) == 4
+    # What ended the first part is evaluated again by the second, which cannot know that it was.
+    by_step = {int(row[("step",)]): row for _, _, history in parts for row in history}
+    assert list(by_step) == [int(row["step"]) for row in rows]
+    logged = list(by_step.values())
+    for row, known in zip(logged, rows, strict=True):
+        for name, value in known.items():
+            assert json.loads(row[(name,)]) == pytest.approx(float(value), rel=1e-4), name
+        assert json.loads(row[("margins", "_type")]) == "histogram"
+        assert sum(json.loads(row[("margins", "values")])) == 8  # classes
+    pictured = [("neighbours", "path") in row for row in logged]
+    assert pictured == [False, True, False, True]
+    pictures = [[*file.parent.glob("files/media/images/*.png")] for file in files]
+    assert [len(each) for each in pictures] == [1, 2]
+    assert all(Image.open(picture).width > 500 for each in pictures for picture in each)
+
+
+def test_projects_and_names_are_the_users(tracked):
+    protocol = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    (file, _) = sorted((tracked / "wandb").glob("offline-run-*/*.wandb"))
+    records = [protocol.Record.FromString(content) for content in wandb_records(file)]
+    (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"][:1]
+    assert (run.project, run.display_name) == ("mine", "of my own")
+
+
+def test_tensorboard_is_told_everything_and_a_continued_run_continues(tracked):
+    read = events(tracked / "tensorboard")
+    rows = tiny.metrics_rows(tracked)
+    for name in rows[0]:
+        expected = [(int(row["step"]), float(row[name])) for row in rows]
+        found = scalars(read, name)
+        assert [step for step, _ in found] == [step for step, _ in expected], name
+        np.testing.assert_allclose([v for _, v in found], [v for _, v in expected], rtol=1e-4)
+    margins = read.Histograms("margins")
+    assert [event.histogram_value.num for event in margins] == [8] * 4
+    pictures = read.Images("neighbours")
+    steps = [int(row["step"]) for row in rows]
+    assert [event.step for event in pictures] == [steps[1], steps[3]]
+    picture = Image.open(io.BytesIO(pictures[0].encoded_image_string))
+    assert picture.width > 500 and len(picture.getcolors(1 << 20)) > 50
+    options = read.Tensors("options/text_summary")
+    assert len(options) == 1 and b"AMLoss" in options[0].tensor_proto.string_val[0]
+
+
+def test_steps_that_are_made_again_replace_those_before(tmp_path):
+    pytest.importorskip("tensorboard")
+    common = {"tensorboard": True, "project": "p", "name": "n", "folder": tmp_path, "config": {}}
+    first = Tracker("disabled", **common)
+    for step in (10, 20, 30):
+        first.log({"loss": 1.0}, step)
+    first.finish()
+    again = Tracker("disabled", **common, continued_at=20)
+    again.log({"loss": 2.0}, 20)
+    again.finish()
+    assert scalars(events(tmp_path / "tensorboard"), "loss") == [(10, 1.0), (20, 2.0)]
+
+
+# --- what must not stop a run ---------------------------------------------------------------------
+
+
+def test_one_that_fails_leaves_the_other(tmp_path, monkeypatch, caplog):
+    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
+    wandb = pytest.importorskip("wandb")
+    seen = []
+
+    class Run:
+        id = "abc"
+
+        def log(self, row, step):
+            seen.append((step, row))
+
+        def finish(self):
+            pass
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Run())
+    tracker = Tracker("online", tensorboard=True, project="p", name="n", folder=tmp_path, config={})
+    tracker.log({"loss": 1.0}, 1)
+    monkeypatch.setattr(writer, "add_scalar", fail)
+    tracker.log({"loss": 2.0}, 2)
+    tracker.log({"loss": 3.0}, 3)
+    tracker.log_picture("neighbours", fail, 3)
+    tracker.finish()
+    assert [step for step, _ in seen] == [1, 2, 3]
+    assert tracker.status == {"wandb": "online", "tensorboard": "off (it failed)"}
+    warned = [record.message for record in caplog.records]
+    assert warned[0].startswith("tensorboard stopped (the disk is full)")
+    assert warned[1].startswith("no picture of neighbours") and len(warned) == 2
+
+
+def test_without_tensorboard_a_run_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    images = tiny.write_images(tmp_path / "data")
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1 --warm 0 --tensorboard")
+    said = "tensorboard off (tensorboard is not installed: pip install tensorboard)"
+    assert said in capsys.readouterr().out
+    assert len(tiny.metrics_rows(folder)) == 1 and not (folder / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    ("every", "flags", "pictured"),
+    [
+        (10, {"eval_every": 4}, [12, 20, 30]),
+        (10, {"eval_every": 36}, [30]),
+        (1, {"eval_every": 1}, [*range(1, 31)]),
+        (0, {"eval_every": 1}, []),
+        (10, {"eval_every": 1, "eval_steps": 15}, [11, 20, 21, 30]),
+    ],
+)
+def test_pictures_come_with_the_next_evaluation(every, flags, pictured):
+    flags = {"eval_steps": None, **flags}
+    standing = argparse.Namespace(
+        args=argparse.Namespace(wandb_images=every, **flags), loader=range(10), finished=False
+    )
+    fit = train.Fit(standing, None, None, None)
+    due = []
+    for epoch in range(1, 31):
+        standing.finished = epoch == 30
+        in_epoch = range((epoch - 1) * 10 + 1, epoch * 10 + 1)
+        evaluated = epoch % flags["eval_every"] == 0
+        if flags["eval_steps"]:
+            evaluated = any(step % flags["eval_steps"] == 0 for step in in_epoch)
+        if (evaluated or standing.finished) and fit._picture_due(epoch):
+            due.append(epoch)
+    assert due == pictured
+
+
+def test_a_flag_that_nobody_reads_is_refused(workdir):
+    done = run_cli("train.py", *SMALL, "--wandb-images", "3", cwd=workdir)
+    assert done.returncode == 2 and "wandb or --tensorboard" in done.stderr
+
+
+def test_missing_wandb_is_no_error(workdir):
+    blocked = workdir / "blocked"
+    blocked.mkdir()
+    (blocked / "wandb.py").write_text("raise ImportError('not installed')\n")
+    command = [*SMALL, "--max-steps", "1", "--name", "plain"]
+    command[command.index("disabled")] = "offline"
+    done = run_cli("train.py", *command, cwd=workdir, PYTHONPATH=str(blocked))
+    assert done.returncode == 0, done.stderr
+    assert "wandb is not installed" in done.stdout
+    assert (workdir / "logs" / "plain" / "metrics.csv").is_file()
+
+
+def test_without_a_key_wandb_is_offline_and_never_asks(monkeypatch, tmp_path):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert wandb_mode(None) == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert wandb_mode(None) == "online"
+    assert wandb_mode("disabled") == "disabled"
