@@ -26,7 +26,7 @@ CHUNK = 2**22  # draws made at once: 64 MiB with the counts they become
 INCIDENTAL = (
     *("seed", "name", "remark", "given", "LOG_DIR", "resume_run", "dry_run", "data_root"),
     *("gpu_id", "workers", "wandb", "wandb_project", "deterministic", "metrics"),
-    *("cache_dir", "data_device", "command", "recipe", "no_report"),
+    *("cache_dir", "data_device", "recipe", "no_report"),
 )
 
 

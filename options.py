@@ -764,7 +764,6 @@ def _parse(
     vars(args).update(vars(given))
     args.given = sorted(vars(given))
     words = sys.argv[1:] if argv is None else list(argv)
-    args.command = shlex.join([*program.split(), *words])
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
     return args, entries, parser
 
@@ -781,7 +780,7 @@ def _check_needs(args: argparse.Namespace, entries: list[Flag], parser: _Parser)
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of train.py. `given` lists those that stood on the command line.
 
-    `command` is that line, and `recipe` the first file of flags in it (`@FILE`), or None.
+    `recipe` is the first file of flags on it (`@FILE`), or None.
 
     Raises:
         SystemExit: with status 2 and one sentence for a bad or ineffective flag, 0 for --help.

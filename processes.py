@@ -18,6 +18,7 @@ ends the others, on all machines, within `SILENCE` seconds and with a sentence, 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import os
 import signal
@@ -51,7 +52,20 @@ LAUNCHER = "ANCHORAGE_LAUNCHER"  # in the environment of processes that `launch`
 
 def is_group() -> bool:
     """Whether this process has joined others."""
-    return dist.is_available() and dist.is_initialized()
+    return not _ALONE.get() and dist.is_available() and dist.is_initialized()
+
+
+_ALONE = contextvars.ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """What follows is done by this process without the others, which do not take part in it."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 def world() -> int:

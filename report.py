@@ -18,7 +18,7 @@ import argparse
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -186,44 +186,52 @@ class Explained:
 def explain(
     record: Record, thumbs: Thumbnails, chosen: Sequence[str], seed: int, file: str | None, gpu: int
 ) -> Explained:
-    """Embeds, searches, and looks at what there is to see.
+    """Embeds the evaluation of a run, searches, and looks at what there is to see.
 
     Raises:
         InputError: what was asked for by name is not there.
     """
-    plain = Explained(record, records.published(record))
     try:
         source = open_best(record, gpu)
         judged = judge(source, file)
     except InputError as error:
         if file is not None:
             raise
-        return replace(plain, missing=str(error))
-    search = Search(judged, seed)
+        return Explained(record, records.published(record), missing=str(error))
     state = record.path / "last.pth"
     history = record.folder.classes.load()
-    train = source.training_images(history["names"].tolist()) if history else None
     learned = methods.Learned(
-        record,
-        source.checkpoint,
-        load_checkpoint(state) if state.is_file() else {},
-        history,
-        judged,
-        search,
-        train,
-        source.embed,
-        thumbs,
-        seed,
+        record=record,
+        checkpoint=source.checkpoint,
+        state=load_checkpoint(state) if state.is_file() else {},
+        history=history,
+        judged=judged,
+        search=Search(judged, seed),
+        train=source.training_images(history["names"].tolist()) if history else None,
+        embed=source.embed,
+        thumbs=thumbs,
+        seed=seed,
     )
-    return replace(
-        plain,
-        search=search,
+    return look(learned, chosen, source.task.describe())
+
+
+def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explained:
+    """All that the embeddings and the checkpoint of a run show; `counts` says of how many images.
+
+    Raises:
+        InputError: what was asked for by name is not there.
+    """
+    search, thumbs, seed = learned.search, learned.thumbs, learned.seed
+    return Explained(
+        learned.record,
+        records.published(learned.record),
+        search,
         galleries=findings.galleries(search, chosen, thumbs, seed),
         confusions=findings.confusions(search, thumbs),
         classes=findings.class_scores(search, thumbs),
         sections=methods.sections(learned),
-        map=findings.embedding_map(judged, thumbs, seed),
-        counts=source.task.describe(),
+        map=findings.embedding_map(learned.judged, thumbs, seed),
+        counts=counts,
     )
 
 
@@ -524,7 +532,8 @@ def _setup(run: Explained, several: bool) -> str:
         ]
     )
     given = "\n".join(f"--{name.replace('_', '-')} {args.get(name)}" for name in args["given"])
-    command = args.get("command") or f"# the command was not kept; its flags:\n{given}"
+    kept = known.get("command")
+    command = f"python {kept}" if kept else f"# the command was not kept; its flags:\n{given}"
     everything = "\n".join(f"{k} = {v}" for k, v in sorted(args.items()) if k != "given")
     title = f"<h3>{text(record.name)}</h3>" if several else ""
     return (

@@ -374,8 +374,7 @@ class ClassHistory:
 
 INCIDENTAL = ("given", "resume", "resume_run", "dry_run", "LOG_DIR", "data_root", "workers")
 INCIDENTAL += ("gpu_id", "wandb", "wandb_project", "save_every", "keep", "cache_dir")
-INCIDENTAL += ("tensorboard", "wandb_images")
-INCIDENTAL += ("command", "recipe", "no_report")
+INCIDENTAL += ("tensorboard", "wandb_images", "recipe", "no_report")
 """Options that may differ between two starts of one run."""
 
 

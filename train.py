@@ -31,6 +31,7 @@ import losses
 import net
 import optim
 import processes
+import report
 from dataset.base import ImageSet
 from dataset.clusters import one_cluster
 from dataset.loader import Batch, Loader, train_loader
@@ -617,6 +618,8 @@ class Fit:
             row = self._next_row()
         if processes.from_main(lambda: "the best checkpoint" not in self.run.trouble):
             _report(self.training, self.run)
+            if not self.training.args.no_report:
+                write_page(self.run, self.training.args.gpu_id)
         for error in self.run.trouble.values():
             raise error
 
@@ -766,6 +769,20 @@ def _report(training: Training, run: RunFolder) -> None:
     print(f"evaluate:   python evaluate.py --resume {run.best_path(name)}")
 
 
+@processes.main_only
+def write_page(run: RunFolder, gpu_id: int) -> None:
+    """report.html; whatever goes wrong with it, the run has ended well."""
+    try:
+        with processes.alone():
+            print(f"report:     {report.make([run.path], gpu_id=max(0, gpu_id))}", flush=True)
+    except Exception as error:  # the page touches data, network, disk: none may fail a finished run
+        logger.warning(
+            "no report page (%s); python report.py %s makes it",
+            " ".join(str(error).split()) or type(error).__name__,
+            shlex.quote(str(run.path)),
+        )
+
+
 # --- from options to a run ------------------------------------------------------------------------
 
 
@@ -852,7 +869,7 @@ def continued_options(args: argparse.Namespace) -> tuple[argparse.Namespace, Run
     run = processes.from_main(partial(RunFolder.open, args.resume_run))
     stored = processes.from_main(run.read_args)
     changeable = {"resume_run", "epochs", "max_steps", "eval_every", "workers", "gpu_id", "wandb"}
-    changeable |= {"metrics", "save_every", "keep", "on_nan", "cache_dir"}
+    changeable |= {"metrics", "save_every", "keep", "on_nan", "cache_dir", "no_report"}
     changeable |= {"tensorboard", "wandb_images"}
     changed = [name for name in args.given if name not in changeable]
     if changed:

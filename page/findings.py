@@ -22,12 +22,12 @@ from dataset.base import ImageSet
 from pictures import Thumbnails, random_queries
 from utils import InputError
 
-MOST_QUERIES = 6000
+MOST_QUERIES = 3000
 TOP = 10
 RESAMPLES = 1000
 SHOWN_QUERIES = 8  # of each kind
 SHOWN_PAIRS = 12
-MAP_IMAGES, MAP_PER_CLASS = 1200, 12
+MAP_IMAGES, MAP_PER_CLASS = 1000, 12
 MOST_CHOSEN = 24
 
 
@@ -317,7 +317,7 @@ def embedding_map(judged: Judged, thumbs: Thumbnails, seed: int) -> dict[str, An
     unit = torch.nn.functional.normalize(judged.embeddings[torch.from_numpy(places)], dim=1)
     flat = _principal(unit, 50)
     perplexity = min(30.0, (len(places) - 1) / 3)
-    made = TSNE(init="pca", perplexity=perplexity, random_state=seed, max_iter=750, n_jobs=2)
+    made = TSNE(init="pca", perplexity=perplexity, random_state=seed, max_iter=500, n_jobs=2)
     points = made.fit_transform(flat)
     points = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
     shown, classes = np.unique(images.labels[places], return_inverse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,12 @@ class Learned:
         content = self.checkpoint.get("criterion_state_dict", {})
         return next((v for k, v in content.items() if k.split(".")[-1] == name), None)
 
+    @cached_property
+    def crowding(self) -> torch.Tensor | None:
+        """(C,) the cosine of each class's proxy to the nearest other one, where there are two."""
+        weights = self.criterion("proxies")
+        return None if weights is None or len(weights) < 2 else nearest_proxy(weights)
+
     def class_name(self, label: int) -> str:
         """Of a training class."""
         names = self.history.get("names")
@@ -84,8 +91,7 @@ def class_values(learned: Learned) -> Iterator[Section]:
         rows = np.flatnonzero(history["epoch"] == epoch)
         row = int(rows[-1]) if len(rows) else len(history[name]) - 1
         values = history[name][row]
-        proxies = learned.criterion("proxies")
-        crowding = None if proxies is None else nearest_proxy(proxies)[0].numpy()
+        crowding = None if learned.crowding is None else learned.crowding.numpy()
         order = np.argsort(values, kind="stable")
         ends = [*order[:EXTREMES], *order[-EXTREMES:]]
         spread = class_spread(learned, ends)
@@ -171,6 +177,9 @@ def _scatters(
 def _scatter(
     learned: Learned, name: str, values: np.ndarray, across: dict[int, float], words: str
 ) -> dict:
+    def images(label: int) -> list[int]:
+        return learned.class_images(label, 1, needed=False)
+
     labels = list(across)
     x, y = np.array([across[label] for label in labels]), values[labels]
     return {
@@ -178,7 +187,7 @@ def _scatter(
         "y": name,
         "correlation": _short(rank_correlation(x, y)),
         "points": [
-            [_short(a), _short(b), learned.class_name(c), *learned.class_images(c, 1, needed=False)]
+            [_short(a), _short(b), learned.class_name(c), *images(c)]
             for a, b, c in zip(x.tolist(), y.tolist(), labels, strict=True)
         ],
     }
@@ -235,40 +244,41 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 # --- proxies --------------------------------------------------------------------------------------
 
 
-def nearest_proxy(proxies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each proxy of (C, d) the cosine to the nearest other one, and which one that is."""
+def nearest_proxy(proxies: torch.Tensor) -> torch.Tensor:
+    """(C,) the cosine of each proxy of (C, d) to the nearest other one."""
     unit = F.normalize(proxies.float(), dim=1)
     best = []
     for rows in blocks(len(unit), 1024):
         similarity = unit[rows] @ unit.T
         own = torch.arange(rows.start, rows.stop)
         similarity[own - rows.start, own] = -torch.inf
-        best.append(similarity.max(dim=1))
-    return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+        best.append(similarity.amax(dim=1))
+    return torch.cat(best)
 
 
-def closest_pairs(proxies: torch.Tensor, count: int) -> list[tuple[int, int, float]]:
-    """The pairs of proxies (C, d) with the highest cosine, highest first."""
-    unit = F.normalize(proxies.float(), dim=1)
-    found: list[tuple[float, int, int]] = []
-    for rows in blocks(len(unit), 1024):
-        similarity = (unit[rows] @ unit.T).triu(diagonal=rows.start + 1)
-        places = torch.arange(len(unit)) <= torch.arange(rows.start, rows.stop)[:, None]
-        similarity[places] = -torch.inf
-        flat = similarity.flatten()
-        values, indices = flat.topk(min(count, len(flat)))
-        for value, index in zip(values.tolist(), indices.tolist(), strict=True):
-            if value > -torch.inf:
-                found.append((value, rows.start + index // len(unit), index % len(unit)))
-    return [(a, b, value) for value, a, b in sorted(found, reverse=True)[:count]]
+def closest_pairs(
+    proxies: torch.Tensor, nearest: torch.Tensor, count: int
+) -> list[tuple[int, int, float]]:
+    """The pairs of proxies (C, d) with the highest cosine, highest first.
+
+    Args:
+        nearest: (C,) the cosines of `nearest_proxy`. A proxy in one of the `count` closest pairs is
+            itself among the 2·count whose nearest is nearest, so that only these are compared.
+    """
+    chosen = nearest.topk(min(2 * count, len(nearest))).indices.sort().values
+    unit = F.normalize(proxies[chosen].float(), dim=1)
+    rows, columns = torch.triu_indices(len(unit), len(unit), offset=1)
+    values, order = (unit @ unit.T)[rows, columns].sort(descending=True)
+    pairs = zip(chosen[rows[order]].tolist(), chosen[columns[order]].tolist(), strict=True)
+    return [(a, b, value) for (a, b), value in zip(pairs, values.tolist(), strict=True)][:count]
 
 
 def proxies(learned: Learned) -> Iterator[Section]:
     """The training classes whose proxies are nearest to each other."""
     weights = learned.criterion("proxies")
-    if weights is None or len(weights) < 2:
+    nearest = learned.crowding
+    if weights is None or nearest is None:
         return
-    nearest, _ = nearest_proxy(weights)
     yield {
         "kind": "pairs",
         "title": "Proxies: which training classes are closest",
@@ -285,7 +295,7 @@ def proxies(learned: Learned) -> Iterator[Section]:
                 "value": _short(value),
                 "images": [learned.class_images(c, 2) for c in (a, b)],
             }
-            for a, b, value in closest_pairs(weights, EXTREMES)
+            for a, b, value in closest_pairs(weights, nearest, EXTREMES)
         ],
     }
 

@@ -1,85 +1,610 @@
-"""report.py: the page of a run, and the table of all runs under a folder."""
+"""report.py: the page of a run, of several, the table of all runs, and the page in a browser."""
 
 from __future__ import annotations
 
-import html.parser
+import csv
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
-from conftest import run_cli
+import torch
+
+import comparison
+import metrics
+import options
+import report
+import train
+from dataset.base import ImageSet, PathTable
+from page import document, findings, methods, overview, records
+from pictures import Thumbnails
+from runs import ClassHistory, RunFolder
+from utils import InputError
 
 EVIL = "<script>alert(1)</script>"
+DIVIDED = {"masks", "clusters"}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two short AMLoss runs on images of which one class has a name that wants to be code."""
-    folder = tmp_path_factory.mktemp("runs")
-    images = tiny.write_images(folder / "data")
-    rows = ["path,label,split"]
-    for path in sorted(images.rglob("*.png")):
-        label = EVIL if path.parent.name == "eval0" else path.parent.name
-        rows.append(f"{path},{label},{path.parent.parent.name}")
-    (folder / "data.csv").write_text("\n".join(rows))
-    for seed in (1, 2):
-        flags = ["--loss", "AMLoss", "--epochs", "2", "--warm", "0", "--seed", str(seed)]
-        where = ["--LOG_DIR", str(folder / "logs"), "--name", f"run{seed}"]
-        command = ["--dataset", f"csv:{folder / 'data.csv'}", *tiny.NETWORK, *flags, *where]
-        done = run_cli("train.py", *command, cwd=folder)
-        assert done.returncode == 0, done.stderr
-    return folder / "logs"
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_images(tmp_path_factory.mktemp("images"))
 
 
-def page_of(runs: Path, *which: str) -> str:
-    done = run_cli("report.py", *(str(runs / name) for name in which), cwd=runs)
-    assert done.returncode == 0, done.stderr
-    (path,) = [Path(word) for word in done.stdout.split() if word.endswith(".html")][:1]
-    return (runs / path).read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def logs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two AMLoss runs that differ in the seed, and one of another loss."""
+    folder = tmp_path_factory.mktemp("logs")
+    tiny.run(images, folder, "first", "--loss AMLoss --epochs 2 --warm 0")
+    tiny.run(images, folder, "second", "--loss AMLoss --epochs 2 --warm 0 --seed 2")
+    tiny.run(images, folder, "other", "--loss Proxy_Anchor --epochs 1 --warm 0")
+    return folder
 
 
-class Tags(html.parser.HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scripts = 0
-
-    def handle_starttag(self, tag, attributes) -> None:
-        self.scripts += tag == "script"
-        for name, value in attributes:
-            assert name not in ("src", "href") or not (value or "").startswith(("http", "//")), (
-                value
-            )
+@pytest.fixture(scope="module")
+def page(logs: Path) -> Path:
+    return report.make([logs / "first"])
 
 
-def test_the_page_of_a_run_is_whole_and_harmless(runs: Path) -> None:
-    page = page_of(runs, "run1")
-    assert EVIL not in page and len(page) < 5_000_000
-    tags = Tags()
-    tags.feed(page)
-    assert tags.scripts <= 2
-    results = json.loads((runs / "run1" / "results.json").read_text())["results"]
-    (numbers,) = results.values()
-    assert f"{100 * numbers['R@1']:.1f}" in re.sub(r"<[^>]*>", " ", page)
-    for word in ("AMLoss", "resnet10", "margin"):
-        assert word in page
+def data_of(page: Path) -> dict:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())
+    return json.loads(found[1])
 
 
-def test_several_runs_share_a_page(runs: Path) -> None:
-    page = page_of(runs, "run1", "run2")
-    assert "run1" in page and "run2" in page
+# --- the page of a run ----------------------------------------------------------------------------
 
 
-def test_all_runs_under_a_folder_stand_in_a_table(runs: Path, tmp_path: Path) -> None:
-    table = tmp_path / "runs.csv"
-    done = run_cli("report.py", "--compare", str(runs), "--csv", str(table), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "run1" in done.stdout and "run2" in done.stdout
-    assert table.read_text().count("AMLoss") >= 2
+def test_page_lies_in_the_run_folder_and_loads_nothing(page, logs):
+    assert page == logs / "first" / "report.html"
+    content = page.read_text()
+    assert not re.search(r'(?:src|href)="(?!#|data:)', content)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", content)
+    assert "default-src 'none'" in content and "</html>" in content
 
 
-def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
-    done = run_cli("report.py", str(tmp_path), cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_page_says_what_was_run_and_what_came_out(page, logs):
+    content = page.read_text()
+    outcome = json.loads((logs / "first" / "results.json").read_text())
+    (numbers,) = outcome["results"].values()
+    shown = content.split('id="results"')[1]
+    for name in ("R@1", "MAP@R", "NMI"):
+        assert f">{100 * numbers[name]:.1f}" in shown
+    for said in ("AMLoss", "resnet10", "48 images, 8 classes", "24 images, 8 classes", "images/s"):
+        assert said in content
+    assert f"Best epoch {outcome['best_epoch']} of 2" in content
+
+
+def test_every_part_has_its_content(page):
+    (run,) = data_of(page)["runs"]
+    assert [group["title"] for group in run["galleries"]][:2] == ["Random", "Best"]
+    for group in run["galleries"]:
+        for row in group["rows"]:
+            assert len(row["found"]) == 10
+            assert all(cell["right"] == (cell["name"] == row["name"]) for cell in row["found"])
+            cosines = [cell["cosine"] for cell in row["found"]]
+            assert cosines == sorted(cosines, reverse=True)
+    assert len(run["map"]["points"]) == 24 and len(run["map"]["names"]) == 8
+    assert [part["kind"] for part in run["sections"]] == ["class-values", "pairs"]
+    assert run["columns"]["loss"][0] is not None and len(run["across"]["step"]) == 2
+
+
+def test_margins_are_ranked_and_their_course_is_that_of_training(page, logs):
+    part = data_of(page)["runs"][0]["sections"][0]
+    with (logs / "first" / "margins.csv").open() as file:
+        learned = {row["class"]: float(row["margin"]) for row in csv.DictReader(file)}
+    assert {row[2]: row[1] for row in part["ranked"]} == pytest.approx(learned, abs=1e-4)
+    assert part["largest"][0]["value"] == pytest.approx(max(learned.values()), abs=1e-4)
+    assert part["smallest"][0]["value"] == pytest.approx(min(learned.values()), abs=1e-4)
+    assert part["course"]["epochs"] == [1, 2]
+    assert all(row["spread"] > 0 and row["images"] for row in part["largest"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "kinds"),
+    [
+        ("--introspective paper", {"certainty", "pairs"}),
+        ("--disent True", {"courses", "pairs"}),
+        ("--sec_wei 0.5", {"norms", "pairs"}),
+        ("--loss MarginLoss --nb-clusters 2 --hierarchy-method none --batch-size 8", DIVIDED),
+    ],
+)
+def test_each_method_has_its_own_picture(images, tmp_path, flags, kinds):
+    folder = tiny.run(images, tmp_path, "run", f"--epochs 2 --warm 0 {flags}")
+    (run,) = data_of(report.make([folder]))["runs"]
+    parts = {part["kind"]: part for part in run["sections"]}
+    assert set(parts) == kinds
+    if "certainty" in kinds:
+        assert parts["certainty"]["least"][0]["value"] >= parts["certainty"]["most"][0]["value"]
+    if "norms" in kinds:
+        assert sum(parts["norms"]["histogram"]["counts"]) == 24
+    if "masks" in kinds:
+        assert len(parts["masks"]["rows"]) == 2 and len(parts["masks"]["rows"][0]) == 8
+        assert sum(cluster["size"] for cluster in parts["clusters"]["clusters"]) == 48
+        assert all(cluster["classes"] for cluster in parts["clusters"]["clusters"])
+
+
+def test_class_names_are_only_text(tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    evil = EVIL.replace("/", "∕")  # a file name has no slash
+    (images / "eval" / "eval0").rename(images / "eval" / evil)
+    (images / "train" / "train0").rename(images / "train" / evil)
+    folder = tiny.run(images, tmp_path, "run", "--loss AMLoss --epochs 1 --warm 0")
+    content = report.make([folder]).read_text()
+    assert "<script>alert" not in content
+    assert evil in data_of(folder / "report.html")["runs"][0]["map"]["names"]
+
+
+@pytest.mark.parametrize(
+    "words", [EVIL, "</script>", "<!--", '" onload="x', "]]>&amp;", "[[data]]"]
+)
+def test_any_text_is_harmless_in_a_page(words):
+    body = document.facts([(words, words)]) + document.bullets([words])
+    made = document.document(words, body, {"names": [words], "number": float("nan")})
+    assert made.count("<script") == 2
+    assert '" onload=' not in made.split('id="data"')[0], "no attribute can be ended"
+    found = re.search(r'id="data">(.*?)</script>', made)
+    assert json.loads(found[1]) == {"names": [words], "number": None}
+
+
+def test_queries_can_be_chosen_by_name(logs, tmp_path):
+    page = report.make([logs / "first"], tmp_path / "x.html", queries=["EVAL3"])
+    chosen = data_of(page)["runs"][0]["galleries"][0]
+    assert chosen["title"] == "Chosen" and {row["name"] for row in chosen["rows"]} == {"eval3"}
+    with pytest.raises(InputError, match="no class and no file"):
+        report.make([logs / "first"], tmp_path / "x.html", queries=["unicorn"])
+
+
+def test_embeddings_can_come_from_a_file(logs, images, tmp_path):
+    judged = report.judge(report.open_best(records.read(logs / "first"), 0))
+    unit = torch.nn.functional.normalize(judged.embeddings, dim=1).numpy()
+    np.savez(tmp_path / "e.npz", embeddings=unit, labels=judged.images.labels)
+    page = report.make([logs / "first"], tmp_path / "x.html", embeddings=str(tmp_path / "e.npz"))
+    (run,), (own,) = (data_of(p)["runs"] for p in (page, report.make([logs / "first"])))
+    assert run["confusions"] == own["confusions"]
+    np.savez(tmp_path / "e.npz", embeddings=unit, labels=judged.images.labels[::-1])
+    with pytest.raises(InputError, match="labels differ"):
+        report.make([logs / "first"], tmp_path / "x.html", embeddings=str(tmp_path / "e.npz"))
+
+
+def test_a_run_without_checkpoint_or_data_has_a_page(logs, tmp_path):
+    shutil.copytree(logs / "first", tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    next((tmp_path / "run").glob("*_best.pth")).unlink()
+    (run,) = data_of(report.make([tmp_path / "run"]))["runs"]
+    assert "no best checkpoint" in run["missing"] and run["columns"]["R@1"]
+    with pytest.raises(InputError, match=r"no args\.json"):
+        report.make([tmp_path])
+
+
+# --- several runs ---------------------------------------------------------------------------------
+
+
+def test_runs_lie_over_each_other_and_are_tested_against_the_first(logs, tmp_path):
+    page = report.make([logs / "first", logs / "second", logs / "other"], tmp_path / "x.html")
+    data, content = data_of(page), page.read_text()
+    assert [run["name"] for run in data["runs"]] == ["first", "second", "other"]
+    assert content.count("data-toggle=") == 3 and content.count("points against first") == 2
+    seen = [image for image in data["images"] if image]
+    assert len(seen) == len(set(seen))
+
+
+def test_difference_to_the_first_run_is_the_paired_one(logs):
+    thumbs = Thumbnails(10**6)
+    runs = [
+        report.explain(records.read(logs / name), thumbs, (), 1, None, 0)
+        for name in ("first", "second")
+    ]
+    test = report.paired(*runs)
+    reached = [next(iter(run.record.results.values()))["R@1"] for run in runs]
+    assert test.difference == pytest.approx(reached[1] - reached[0], abs=1e-6)
+    assert test.low <= test.difference <= test.high
+
+
+# --- what is found --------------------------------------------------------------------------------
+
+
+def made_up(count: int = 60, classes: int = 12, size: int = 8) -> findings.Judged:
+    generator = torch.Generator().manual_seed(0)
+    labels = np.arange(count) % classes
+    centres = torch.randn(classes, size, generator=generator)
+    embeddings = centres[labels] + 0.8 * torch.randn(count, size, generator=generator)
+    pixels = np.random.default_rng(0).integers(0, 255, (count, 8, 8, 3), dtype=np.uint8)
+    names = tuple(f"class {c}" for c in range(classes))
+    paths = PathTable(f"{i}.png" for i in range(count))
+    images = ImageSet("x", "eval", labels.astype(np.int64), names, paths, pixels=pixels)
+    return findings.Judged("x", (1, 2), images, embeddings)
+
+
+def test_search_agrees_with_the_metrics():
+    judged = made_up()
+    search = findings.Search(judged)
+    numbers = metrics.retrieval_metrics(judged.embeddings, judged.images.labels, ks=(1, 2))
+    assert search.scores.means()["MAP@R"] == pytest.approx(numbers["MAP@R"])
+    right = judged.images.labels[search.found[:, 0]] == judged.images.labels[search.queries]
+    assert right.mean() == pytest.approx(numbers["R@1"])
+    assert not search.sampled
+    intervals = search.intervals(numbers)
+    assert intervals["R@1"][0] < numbers["R@1"] < intervals["R@1"][1] and "NMI" not in intervals
+
+
+def test_a_part_of_the_queries_stands_for_all(monkeypatch):
+    judged = made_up(count=600)
+    whole = findings.Search(judged)
+    monkeypatch.setattr(findings, "MOST_QUERIES", 150)
+    part = findings.Search(judged)
+    assert "150 of the 600" in part.sampled
+    widths = [
+        np.subtract(*reversed(comparison.interval(search.replicates[:, 0])))
+        for search in (whole, part)
+    ]
+    assert widths[1] == pytest.approx(widths[0], rel=0.3)
+    assert (part.found != part.queries[:, None]).all(), "an image does not find itself"
+
+
+def test_best_and_worst_queries_are_of_different_classes_and_in_order():
+    search = findings.Search(made_up())
+    labels, rank = search.judged.images.labels, search.per_query["rank"].numpy()
+    for chosen in (findings.best_queries(search, 1), findings.worst_queries(search)):
+        assert len(set(labels[chosen])) == len(chosen)
+    worst = rank[findings.worst_queries(search)]
+    assert worst[0] == rank.max() and (np.diff(worst) <= 0).all() and (worst > 0).all()
+
+
+def test_confusions_count_both_directions():
+    search = findings.Search(made_up())
+    labels = search.judged.images.labels
+    first = labels[search.found[:, 0]]
+    found = findings.confusions(search, Thumbnails(10**6))
+    for pair in found:
+        a, b = (int(name.split()[1]) for name in pair["names"])
+        assert pair["counts"] == [
+            int(((labels == a) & (first == b)).sum()),
+            int(((labels == b) & (first == a)).sum()),
+        ]
+        assert sum(pair["counts"]) > 0
+    totals = [sum(pair["counts"]) for pair in found]
+    assert totals == sorted(totals, reverse=True)
+    assert len(found) == findings.SHOWN_PAIRS or sum(totals) == (labels != first).sum()
+
+
+@pytest.mark.parametrize("count", [2, 3, 40, 1500])
+def test_closest_pairs_are_those_of_all_pairs(count):
+    proxies = torch.randn(count, 6, generator=torch.Generator().manual_seed(count))
+    unit = torch.nn.functional.normalize(proxies, dim=1)
+    cosines = (unit @ unit.T).fill_diagonal_(-2)
+    nearest = methods.nearest_proxy(proxies)
+    torch.testing.assert_close(nearest, cosines.max(dim=1).values)
+    expected = cosines.triu(1).masked_fill(torch.ones_like(cosines).tril() > 0, -2).flatten()
+    pairs = methods.closest_pairs(proxies, nearest, 5)
+    best = expected.topk(len(pairs)).values
+    torch.testing.assert_close(torch.tensor([value for _, _, value in pairs]), best)
+    assert all(cosines[a, b] == pytest.approx(value, abs=1e-6) for a, b, value in pairs)
+
+
+def test_thumbnails_keep_to_their_budget():
+    images = made_up(count=300).images
+    thumbs = Thumbnails(3000)
+    needed = [thumbs.want(images, i) for i in range(3)]
+    numbers = [thumbs.want(images, i, needed=False) for i in range(300)]
+    assert numbers[:3] == needed == [0, 1, 2] and len(set(numbers)) == 300
+    made = thumbs.encode()
+    assert all(made[number] for number in needed) and None in made
+    assert sum(len(address or "") for address in made) < 3000 + 64 * 400, "64 are made at a time"
+
+
+def test_equal_values_have_a_histogram():
+    assert findings.histogram(np.ones(7))["counts"] == [7]
+    assert sum(findings.histogram(np.arange(50.0))["counts"]) == 50
+
+
+# --- what a run leaves for it ---------------------------------------------------------------------
+
+
+def test_class_history_is_bounded_and_cut_back(tmp_path, monkeypatch):
+    history = ClassHistory(tmp_path / "classes.npz")
+    monkeypatch.setattr(ClassHistory, "most_rows", 5)
+    for step in range(1, 8):
+        values = {"margin": np.full(3, step / 10)}
+        history.append(step, step, ["a", "b", "c"], np.ones(3, int), values)
+    found = history.load()
+    assert len(found["step"]) <= 5 and found["step"][-1] == 7
+    assert found["margin"][:, 0] == pytest.approx(found["step"] / 10)
+    history.keep_before(7)
+    assert history.load()["step"][-1] < 7
+    (tmp_path / "classes.npz").write_bytes(b"not an archive")
+    with pytest.raises(InputError, match="damaged"):
+        history.load()
+
+
+def test_continued_run_has_every_epoch_of_its_classes_once(images, tmp_path):
+    folder = tiny.run(images, tmp_path, "run", "--loss AMLoss --epochs 1 --warm 0")
+    tiny.resume(folder, "--epochs 3")
+    found = RunFolder(folder).classes.load()
+    assert found["epoch"].tolist() == [1, 2, 3] and found["margin"].shape == (3, 8)
+    assert not np.array_equal(found["margin"][0], found["margin"][2])
+
+
+def test_training_ends_with_the_page(images, tmp_path, capsys):
+    args = tiny.parse(images, f"--epochs 1 --LOG_DIR {tmp_path} --name run")
+    args.no_report = False
+    train.main(args)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert f"report:     {tmp_path / 'run' / 'report.html'}" in capsys.readouterr().out
+
+
+def test_a_page_that_fails_does_not_fail_the_run(tmp_path, monkeypatch, caplog):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of\nink")
+
+    monkeypatch.setattr(report, "make", broken)
+    train.write_page(RunFolder(tmp_path), 0)
+    (said,) = caplog.messages
+    assert "no report page (out of ink)" in said and f"report.py {tmp_path}" in said
+
+
+# --- published numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(records.RECIPES.glob("*.txt")), ids=lambda path: path.stem)
+def test_every_recipe_tells_its_published_number(path):
+    args = {"recipe": f"recipes/{path.name}"}
+    known = records.published(records.Record(path.parent, args, {}, [], {}))
+    if path.stem.startswith("emoji"):
+        assert known is None
+    else:
+        assert 0.3 < known.numbers["R@1"] < 1 and path.stem == known.recipe
+
+
+def test_published_number_and_changed_flags_are_on_the_page(logs, tmp_path):
+    shutil.copytree(logs / "first", tmp_path / "run")
+    args = json.loads((tmp_path / "run" / "args.json").read_text())
+    args["recipe"] = "@recipes/amloss_cub_bn_inception.txt"[1:]
+    (tmp_path / "run" / "args.json").write_text(json.dumps(args))
+    content = report.make([tmp_path / "run"]).read_text()
+    assert (
+        "published: amloss_cub_bn_inception" in content and "is published with R@1 69.0" in content
+    )
+    assert "epochs 2 (recipe: 40)" in content
+
+
+def test_a_recipe_is_remembered():
+    path = str(records.RECIPES / "emoji_amloss.txt")
+    assert options.parse_train([f"@{path}", "--seed", "3"]).recipe == path
+    assert options.parse_train(["--seed", "3"]).recipe is None
+
+
+# --- all runs under a folder ----------------------------------------------------------------------
+
+
+def compare(logs: Path, more: str = "") -> None:
+    report.main(options.parse_report(["--compare", str(logs), *more.split()]))
+
+
+def test_compare_has_a_row_a_run_and_one_over_seeds(logs, capsys):
+    compare(logs, f"--csv {logs / 'r.csv'} --latex {logs / 'r.tex'}")
+    said = capsys.readouterr().out
+    for name in ("first", "second", "other", "mean of 2 seeds"):
+        assert name in said
+    with (logs / "r.csv").open() as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["first", "other", "second", "mean of 2 seeds"]
+    a, b = (float(rows[name]["R@1"]) for name in ("first", "second"))
+    mean = rows["mean of 2 seeds"]
+    assert float(mean["R@1"]) == pytest.approx((a + b) / 2, abs=1e-5)
+    # Student's t with one degree of freedom: 12.706 standard errors.
+    assert float(mean["R@1 ±"]) == pytest.approx(12.706 * abs(a - b) / 2, abs=1e-4)
+    assert rows["first"]["method"] == "AMLoss" and rows["first"]["seed"] == "1"
+    assert r"\begin{tabular}" in (logs / "r.tex").read_text()
+    made = (logs / "runs.html").read_text()
+    assert made.count("<tr><td>") == 4 and "data-sort" in made
+
+
+def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):
+    compare(logs, f"--grep proxy_anchor --out {tmp_path / 'x.html'}")
+    said = capsys.readouterr().out
+    assert "other" in said and "first" not in said
+    for more, words in (("--grep unicorn", "no run"), ("--grep [", "no regular expression")):
+        with pytest.raises(InputError, match=words):
+            compare(logs, more)
+    with pytest.raises(InputError, match="holds no run"):
+        overview.collect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("", "--compare DIR"),
+        ("logs/a --compare logs", "name the run folders"),
+        ("logs/a --grep x", "--grep has no effect"),
+        ("--compare logs --queries x", "--queries has no effect"),
+        ("a b --embeddings e.npz", "of one run"),
+    ],
+)
+def test_commands_that_make_no_sense_are_refused(command, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        options.parse_report(command.split())
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (apt-get install chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with sync_api.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield found
+        found.close()
+
+
+def opened(browser, file: Path, **context: object) -> tuple[object, list[str]]:
+    """The page in a window of its own, and what its console says from now on."""
+    window = browser.new_context(**context).new_page()
+    said: list[str] = []
+    window.on("console", lambda message: said.append(message.text))
+    window.on("pageerror", lambda error: said.append(str(error)))
+    window.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
+    window.on("request", lambda r: r.url.startswith(("file:", "data:")) or said.append(r.url))
+    window.goto(file.resolve().as_uri())
+    window.wait_for_selector("html[data-ready]", state="attached", timeout=10_000)
+    return window, said
+
+
+@pytest.fixture(scope="module")
+def two(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "two.html"
+    return report.make([logs / "first", logs / "second"], out)
+
+
+@pytest.mark.slow
+def test_hover_tabs_and_map_work(browser, page):
+    window, said = opened(browser, page, viewport={"width": 1280, "height": 900})
+    tip = window.locator("#tip")
+    assert tip.is_hidden()
+    chart = window.locator("#curves-here .chart .pad").first
+    chart.scroll_into_view_if_needed()
+    chart.hover()
+    assert "epoch" in tip.inner_text() and "R@1" in tip.inner_text()
+    rows = window.locator("#galleries-here .row")
+    before = rows.first.inner_text()
+    window.get_by_role("tab", name="Worst").click()
+    assert window.get_by_role("tab", name="Worst").get_attribute("aria-selected") == "true"
+    assert rows.count() and rows.first.inner_text() != before
+    rows.first.locator(".cell").first.hover()
+    assert "cosine" in tip.inner_text() and tip.locator("img").count() == 1
+    window.locator("#map-here .point").nth(3).scroll_into_view_if_needed()
+    box = window.locator("#map-here .point").nth(3).bounding_box()
+    window.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert tip.locator("img").count() == 1 and "eval" in tip.inner_text()
+    window.mouse.move(2, 2)
+    window.get_by_label("find a class").fill("eval1")
+    assert window.locator("#map-here .point.on").count() == 3
+    first = window.locator("#curves-here svg text").all_inner_texts()
+    window.get_by_role("button", name="step", exact=True).click()
+    assert window.locator("#curves-here svg text").all_inner_texts() != first
+    assert window.locator("img.thumb").first.evaluate("image => image.naturalWidth") > 0
+    assert said == []
+
+
+@pytest.mark.slow
+def test_runs_are_switched_on_and_off(browser, two):
+    window, said = opened(browser, two, viewport={"width": 1280, "height": 900})
+    lines = window.locator("#curves-here .chart").first.locator(".series")
+    assert lines.count() == 2
+    window.locator("[data-toggle='1']").click()
+    assert lines.count() == 1
+    window.locator("[data-toggle='1']").click()
+    assert lines.count() == 2
+    before = window.locator("#galleries-here").inner_text()
+    window.locator("[data-choose='1']").click()
+    assert window.locator("#galleries-here").inner_text() != before
+    assert said == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_page_fits_the_screen_in_light_and_dark(browser, two, page, width, scheme):
+    for file in (page, two):
+        size = {"width": width, "height": 800}
+        window, said = opened(browser, file, viewport=size, color_scheme=scheme)
+        assert window.evaluate("document.documentElement.scrollWidth") <= width
+        paper = window.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == (scheme == "dark")
+        window.get_by_role("button", name="light / dark").click()
+        assert window.evaluate("getComputedStyle(document.body).backgroundColor") != paper
+        assert said == []
+
+
+@pytest.mark.slow
+def test_a_class_called_script_runs_nothing(browser, tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    rows = []
+    for file in sorted(images.glob("*/*/*.png")):
+        split, name = file.parts[-3], file.parts[-2]
+        rows.append([str(file), EVIL if name.endswith("0") else f"{name}<b>&", split])
+    with (tmp_path / "evil.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "split"], *rows])
+    command = ["--dataset", f"csv:{tmp_path / 'evil.csv'}", *tiny.NETWORK, "--loss", "AMLoss"]
+    command += ["--epochs", "2", "--warm", "0", "--LOG_DIR", str(tmp_path), "--name", EVIL]
+    train.main(options.parse_train(command))
+    (folder,) = (path.parent for path in tmp_path.glob("**/args.json"))
+    window, said = opened(browser, report.make([folder]))
+    assert EVIL in window.locator("body").inner_text()
+    assert (
+        window.locator("script").count() == 2 and window.locator("#galleries-here b b").count() == 0
+    )
+    assert said == []
+
+
+@pytest.mark.slow
+def test_table_of_runs_is_sorted_by_a_click(browser, logs):
+    compare(logs)
+    window, said = opened(browser, logs / "runs.html")
+    head = window.locator("#runs th", has_text="R@1").first
+    for order in (True, False):
+        head.click()
+        column = head.evaluate("head => head.cellIndex") + 1
+        cells = window.locator(f"#runs td:nth-child({column})").evaluate_all(
+            "cells => cells.map(cell => Number(cell.dataset.value))"
+        )
+        assert cells == sorted(cells, reverse=order)
+    assert said == []
+
+
+# --- size -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_page_of_sop_size_stays_small(logs, tmp_path):
+    """60,502 embeddings of 512 dimensions, 11,318 margins over 60 epochs; photographs as noisy."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (500, 64, 64, 3), dtype=np.uint8)
+
+    class Photographs(ImageSet):
+        def read(self, index: int) -> np.ndarray:
+            return noise[index % len(noise)]
+
+    def made(split: str, count: int, classes: int) -> ImageSet:
+        labels = np.sort(np.arange(count) % classes).astype(np.int64)
+        names = tuple(f"{split} class {c}" for c in range(classes))
+        return Photographs(
+            "sop", split, labels, names, PathTable(f"{split}{i}" for i in range(count))
+        )
+
+    judged_images, trained = made("eval", 60502, 11316), made("train", 59551, 11318)
+    embeddings = torch.randn(11316, 512)[judged_images.labels] + torch.randn(60502, 512)
+    judged = findings.Judged("SOP", (1, 10, 100, 1000), judged_images, embeddings)
+    thumbs = Thumbnails(report.PICTURES)
+    history = {
+        "names": np.array(trained.class_names),
+        "images": np.bincount(trained.labels),
+        "epoch": np.arange(1, 61),
+        "step": np.arange(60),
+        "margin": rng.normal(0.1, 0.02, (60, 11318)).astype(np.float32),
+    }
+    proxies = {"parts.metric.proxies": torch.randn(11318, 512)}
+    learned = methods.Learned(
+        record=records.read(logs / "first"),
+        checkpoint={"criterion_state_dict": proxies, "model_state_dict": {}},
+        state={},
+        history=history,
+        judged=judged,
+        search=findings.Search(judged),
+        train=trained,
+        embed=lambda images: torch.randn(len(images), 512),
+        thumbs=thumbs,
+        seed=1,
+    )
+    content = report.build([report.look(learned, (), "60,502 images")], thumbs)
+    assert len(content.encode()) < 5_000_000
+    assert "of the 60,502 queries" in content and "of the 60,502 images" in content
