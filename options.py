@@ -190,6 +190,9 @@ OWN_DATA = Need(
 CACHED = Need("--decode cache", lambda args: args.decode == "cache")
 BY_EPOCHS = Need("runs without --steps", lambda args: args.steps is None)
 EVALUATED_BY_EPOCHS = Need("runs without --eval-steps", lambda args: args.eval_steps is None)
+HELD_OUT = Need(
+    "--val-classes or --val-fold", lambda args: args.val_classes or args.val_fold is not None
+)
 NO_FOLD = Need("runs without --val-fold", lambda args: args.val_fold is None)
 SOME_DECAY = Need("--decay-vectors 0", lambda args: not args.decay_vectors)
 PROXY_LOSSES = loss_is("Proxy_Anchor", "AMLoss")
@@ -291,6 +294,9 @@ SELECTION = Group("batches and model selection", (
          "the test classes", need=NO_FOLD),
     flag("--val-fold", None, COUNT_OR_ZERO,
          "like --val-classes, with the data set's own fold N of classes (emoji: 0 to 3)"),
+    flag("--no-test", False, SWITCH,
+         "do not look at the test classes at the end either: for a run that only chooses options",
+         need=HELD_OUT),
 ))
 NETWORK = Group("network", (
     flag("--model --arch", "bn_inception", text("NAME"), MODELS_TEXT),

@@ -108,6 +108,8 @@ def open_best(record: Record, gpu_id: int) -> Source:
     path = record.best_checkpoint
     if path is None:
         raise InputError(f"{record.name} has no best checkpoint yet, so nothing was embedded")
+    if record.options.no_test:
+        raise InputError(f"{record.name} was trained with --no-test: its test classes stay unseen")
     args = options.parse_evaluate(["--resume", str(path), "--gpu-id", str(gpu_id)])
     args.resume = str(path)
     checkpoint = load_checkpoint(path)

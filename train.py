@@ -741,15 +741,17 @@ def _report(training: Training, run: RunFolder) -> None:
     """The last words of a run: the best checkpoint's numbers, and where everything lies."""
     name = best_name(training.args)
     checkpoint = processes.from_main(partial(run.load_best, name))
-    clock, data = training.clock, training.data
+    clock, data, args = training.clock, training.data, training.args
     if data.selects_on_test:
         print(f"\nBest epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:")
     else:
         print(
             f"\nEpoch {clock.best_epoch} had the best R@1 on the validation classes "
-            f"({clock.best:.4f}). The test classes, looked at once:"
+            f"({clock.best:.4f}). "
+            + ("The same classes:" if args.no_test else "The test classes, looked at once:")
         )
-    if data.selects_on_test and set(options.METRICS) <= {"retrieval", *training.args.metrics}:
+    judged_before = data.selects_on_test and set(options.METRICS) <= {"retrieval", *args.metrics}
+    if judged_before or args.no_test:
         results = [
             Result(title, numbers, torch.empty(0), None, 0.0)
             for title, numbers in checkpoint["metrics"].items()
@@ -835,6 +837,7 @@ def prepare(args: argparse.Namespace) -> Training:
     if args.checkpoint:
         load_start(network, args.checkpoint)
     network.to(device, memory_format=precision.memory_format)
+    network.check_image_size(args.image_size)
     if processes.is_group():
         share_batches(network)
         processes.count_once(objective.parameters())

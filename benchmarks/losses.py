@@ -32,6 +32,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import losses
+from benchmarks.plain import proxy_terms
 
 INSTANCES = 3  # images of a class in the batch
 LEARNERS = 32  # masks of divide and conquer
@@ -77,29 +78,17 @@ def make_batch(classes: int, size: int, batch: int, device: str, wide: bool) -> 
 # --- the plain formulas ---------------------------------------------------------------------------
 
 
-def plain_proxy_terms(
-    similarity: Tensor, labels: Tensor, margin: float | Tensor, alpha: float
-) -> Tensor:
-    """Both terms of Proxy-Anchor by full masks and exponentials."""
-    positive = F.one_hot(labels, similarity.shape[1]).bool()
-    zero = torch.zeros_like(similarity)
-    pull = torch.where(positive, torch.exp(-alpha * (similarity - margin)), zero).sum(dim=0)
-    push = torch.where(positive, zero, torch.exp(alpha * (similarity + 0.1))).sum(dim=0)
-    present = positive.any(dim=0).sum()
-    return torch.log(1 + pull).sum() / present + torch.log(1 + push).mean()
-
-
 def plain_proxy_anchor(batch: Batch) -> Tensor:
     """Proxy-Anchor."""
     similarity = F.normalize(batch.embeddings) @ F.normalize(batch.proxies).T
-    return plain_proxy_terms(similarity, batch.labels, 0.1, 32.0)
+    return proxy_terms(similarity, batch.labels, 0.1, 32.0)
 
 
 def plain_amloss(batch: Batch) -> Tensor:
     """AMLoss with the whole (C, C) matrix."""
     proxies = F.normalize(batch.proxies)
     similarity = F.normalize(batch.embeddings) @ proxies.T
-    anchor = plain_proxy_terms(similarity, batch.labels, batch.margins, 32.0)
+    anchor = proxy_terms(similarity, batch.labels, batch.margins, 32.0)
     between = torch.exp(proxies @ proxies.T - batch.margins[:, None] + 0.1)
     others = between * (1 - torch.eye(len(proxies), device=proxies.device))
     return anchor + torch.log(1 + others.sum(dim=1)).mean()
@@ -112,7 +101,7 @@ def plain_introspective(batch: Batch) -> Tensor:
     distance = torch.cdist(embeddings, batch.proxies).square()
     spread = uncertainty.square().sum(dim=1, keepdim=True) + 4
     similarity = 1 - (1 - cosine) * torch.exp(-spread / (5 * distance))
-    return plain_proxy_terms(similarity, batch.labels, 0.1, 32.0)
+    return proxy_terms(similarity, batch.labels, 0.1, 32.0)
 
 
 def plain_disentangling(batch: Batch) -> Tensor:
@@ -128,7 +117,7 @@ def plain_disentangling(batch: Batch) -> Tensor:
     prior = torch.distributions.Normal(torch.zeros_like(main), torch.ones_like(main))
     split = (normals[1].log_prob(specific) - prior.log_prob(specific)).sum(dim=1).mean()
     return (
-        plain_proxy_terms(similarity, batch.labels, 0.1, 32.0)
+        proxy_terms(similarity, batch.labels, 0.1, 32.0)
         + F.cross_entropy(23 * F.normalize(main) @ proxies.T, uniform)
         + 0.1 * F.cross_entropy(23 * F.normalize(specific) @ proxies.T, batch.labels)
         + 1e-5 * split

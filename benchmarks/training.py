@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 import torch
 from PIL import Image
@@ -34,8 +33,8 @@ import losses
 import net
 import options
 import train
+from benchmarks.plain import modules_one_by_one
 from dataset.base import ImageSet
-from net import layers
 from utils import device_name
 
 
@@ -85,14 +84,6 @@ class _BgrScaled:
         return image.flip(0) * self.scale
 
 
-def _unfolded(x: torch.Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> torch.Tensor:
-    return norm(conv(x))
-
-
-def _unfolded_average(x: torch.Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> torch.Tensor:
-    return norm(conv(nn.functional.avg_pool2d(x, 3, 1, 1)))
-
-
 class PlainWay:
     """The published loop."""
 
@@ -126,12 +117,7 @@ class PlainWay:
         """One step, with the network's modules called one by one."""
         images, labels = next(self.batches)
         images, labels = images.to(self.device), labels.to(self.device)
-        with (
-            mock.patch.object(layers, "conv_norm", _unfolded),
-            mock.patch("net.bn_inception.conv_norm", _unfolded),
-            mock.patch("net.bn_inception.average_conv_norm", _unfolded_average),
-            mock.patch("net.resnet.conv_norm", _unfolded),
-        ):
+        with modules_one_by_one():
             loss = self.criterion(self.network(images).embedding, labels)
         self.optimiser.zero_grad()
         loss.backward()

@@ -174,6 +174,27 @@ class EmbeddingNet(nn.Module):
         """Images (B, 3, H, W) → pooled features (B, F) float32; (B, 16F) with pooling `grid`."""
         return pool(self.model(images), self.pooling)
 
+    @torch.no_grad()
+    def check_image_size(self, size: int) -> None:
+        """Looks at one blank image of `size` pixels.
+
+        Raises:
+            InputError: branches of a block would give maps of different sizes, or none is left.
+        """
+        training, device = self.training, next(self.parameters()).device
+        self.eval()
+        try:
+            self.features(torch.zeros(1, 3, size, size, device=device))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.name} cannot take images of {size} pixels: its maps do not fit together; "
+                f"choose an --image-size that 32 divides, such as {max(32, round(size / 32) * 32)}"
+            ) from error
+        finally:
+            self.train(training)
+
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → test-time embeddings (B, d), raw; the means where disentangled."""
         return self(images).embedding[:, : self.embedding_size]
