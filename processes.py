@@ -329,6 +329,7 @@ class _Watch(threading.Thread):
         self._over = threading.Event()
         self._launcher = int(os.environ.get(LAUNCHER, "0"))
         self._seen: dict[int, tuple[bytes, float]] = {}
+        self._looked = time.monotonic()
 
     def run(self) -> None:
         """Beats until `stop`."""
@@ -351,6 +352,9 @@ class _Watch(threading.Thread):
             time.sleep(BEAT)  # it may be about to fail itself, and to say so better
             return f"process {int(self._store.get('failed'))} failed"
         now = time.monotonic()
+        if now - self._looked > 3 * BEAT:  # this process was stopped, and maybe the others with it
+            self._seen.clear()
+        self._looked = now
         for other in range(self.count):
             key = f"alive {other}"
             if other == self.number or not self._store.check([key]):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -271,6 +272,27 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
+def test_two_processes_one_of_which_was_killed_continue_bit_for_bit(images, tmp_path):
+    flags = "--save-every 3 --deterministic"
+    whole = launch(2, *command(images, tmp_path, "whole", flags))
+    assert whole.wait(100) == 0
+    script = tmp_path / "faulty.py"
+    script.write_text(FAULTY)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = command(images, tmp_path, "run", flags)[1:]
+    assert launch(2, str(script), "kill", *run, env=environment).wait(100) == 137
+    again = launch(2, str(ROOT / "train.py"), "--resume-run", str(tmp_path / "run"))
+    printed, errors = again.communicate(timeout=100)
+    assert again.returncode == 0, errors
+    assert "step 3" in printed
+    first, second = (
+        torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("whole", "run")
+    )
+    for part in ("model_state_dict", "criterion_state_dict"):
+        assert all(torch.equal(first[part][key], second[part][key]) for key in first[part])
+
+
 def wait_for(file: Path, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not file.is_file():
@@ -315,7 +337,7 @@ from utils import sentence_errors
 HOW, STEP = sys.argv[1], train.Training.step
 
 def step(self, batch):
-    if processes.rank() == 1 and self.clock.step == 1:
+    if processes.rank() == 1 and self.clock.step == 4:
         if HOW == "raise":
             raise ZeroDivisionError("in the middle of a step")
         os.kill(os.getpid(), signal.SIGKILL if HOW == "kill" else signal.SIGSTOP)
@@ -349,6 +371,40 @@ def test_a_process_that_dies_ends_all_within_a_minute(how, words, images, tmp_pa
     for word in words:
         assert word in errors
     assert (tmp_path / "run" / "args.json").is_file()
+
+
+@pytest.mark.parametrize("all_stop", [True, False])
+def test_a_job_that_is_stopped_and_continued_goes_on(all_stop, tmp_path, monkeypatch):
+    """Silence counts only for a process that hears it: one that was awake."""
+    monkeypatch.setattr(processes, "BEAT", 0.1)
+    monkeypatch.setattr(processes, "SILENCE", 1.0)
+
+    def work() -> int:
+        (tmp_path / f"{processes.rank()}.pid").write_text(str(os.getpid()))
+        end = time.monotonic() + 6
+        while processes.largest(int(time.monotonic() < end)):
+            time.sleep(0.05)
+        return processes.rank()
+
+    def stop_and_continue() -> None:
+        files = [tmp_path / f"{number}.pid" for number in range(2)]
+        for file in files:
+            wait_for(file)
+        time.sleep(1)
+        pids = [int(file.read_text()) for file in files[: 2 if all_stop else 1]]
+        for number, pause in ((signal.SIGSTOP, 2.5), (signal.SIGCONT, 0)):
+            for pid in pids:
+                os.kill(pid, number)
+            time.sleep(pause)
+
+    helper = threading.Thread(target=stop_and_continue)
+    helper.start()
+    if all_stop:
+        assert together.run(2, work, tmp_path) == [0, 1]
+    else:
+        with pytest.raises(AssertionError, match="the processes ended with"):
+            together.run(2, work, tmp_path)
+    helper.join()
 
 
 @pytest.mark.slow
