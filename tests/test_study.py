@@ -1,0 +1,149 @@
+"""scripts/study.py: which trainings are left, what they are called with, and the statistics."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+import options
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """The script as a module, with results, times, page and logs in a temporary folder."""
+    spec = importlib.util.spec_from_file_location("study", ROOT / "scripts" / "study.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "study", module)
+    spec.loader.exec_module(module)
+    for name, file in (("RESULTS", "study.csv"), ("TIMES", "times.csv"), ("PAGE", "study.md")):
+        monkeypatch.setattr(module, name, tmp_path / file)
+    monkeypatch.setattr(module, "LOGS", tmp_path / "logs")
+    return module
+
+
+def pretend(study, task, best_exponent=-5):
+    """An outcome: the nearer the rate is to the best, the better."""
+    value = 0.5 - 0.01 * abs(task.exponent - best_exponent) + 0.001 * task.seed
+    place = list(study.METHODS).index(task.method)
+    value += 0.01 * place + 0.0005 * ((7 * task.seed + 3 * place) % 5)
+    numbers = {"R@1": value}
+    if task.stage == "run":
+        numbers = dict.fromkeys(study.METRICS, value)
+    return study.Outcome(task.stage, task.method, task.exponent, task.seed, numbers)
+
+
+def test_every_command_is_one_that_train_accepts(study):
+    for method, stage in itertools.product(study.METHODS, ("trial", "run")):
+        command = study.Task(stage, method, -6, 3).command(Path("start.pth"))
+        args = options.parse_train([*command[1:], *study.QUIET.split()])
+        assert (args.epochs, args.steps, args.optimizer) == (study.EPOCHS, None, "adamw")
+        assert args.lr == args.lr_p == 1e-3
+        assert args.no_test == (stage == "trial")  # trials do not look at the test classes
+        assert (args.val_fold is not None) == (stage == "trial")
+        assert args.eval_every == args.epochs  # one look, at the end
+
+
+def test_methods_differ_in_their_own_flags_alone(study):
+    own = {"loss", "IPC", "given", "name", "alpha", "l2_norm", "mixup"}
+    own |= {"disent", "introspective", "sec_wei", "mrg_lr", "sampler", "fixed_mask"}
+    own |= {"nb_clusters", "mod_epoch", "batch_sampler", "force_full_embedding_epoch"}
+    own |= {"mask_lr_mult", "masking_lambda", "mask_wd_mult", "command"}
+    own |= {"milestones", "lr_decay_gamma"}  # of schedules that are not in use
+    first = None
+    for method in study.METHODS:
+        command = study.Task("run", method, -6, 1).command(Path("start.pth"))
+        shared = {k: v for k, v in vars(options.parse_train(command[1:])).items() if k not in own}
+        first = first or shared
+        assert shared == first, method
+
+
+def test_all_trials_come_before_runs_and_nothing_twice(study):
+    order = []
+    while (task := next(study.open_tasks(study.read_outcomes()), None)) is not None:
+        study.append(pretend(study, task))
+        order.append(task)
+    assert len(order) == len(set(order))
+    kinds = [task.stage for task in order]
+    assert kinds == sorted(kinds, reverse=True)  # trial, …, run, …
+    searched = [name for name, method in study.METHODS.items() if method.rate_of is None]
+    assert kinds.count("trial") == study.TRIALS * len(searched)
+    assert kinds.count("run") == len(study.SEEDS) * len(study.METHODS)
+    seeds = [task.seed for task in order if task.stage == "run"]
+    assert seeds == sorted(seeds)  # all methods with one seed, then with the next
+    assert {task.exponent for task in order if task.stage == "run"} == {-5}
+
+
+def test_the_third_trial_is_beyond_the_better_of_two(study):
+    low, high = study.FIRST_RATES
+    assert study.next_rate({}) == low
+    assert study.next_rate({low: 0.3}) == high
+    assert study.next_rate({low: 0.3, high: 0.4}) == high + 1
+    assert study.next_rate({low: 0.4, high: 0.3}) == low - 1
+    assert study.next_rate({low: 0.4, high: 0.3, low - 1: 0.5}) is None
+
+
+def test_the_reference_takes_the_rate_of_proxy_anchor(study):
+    for exponent in (-6, -5, -4):
+        study.append(pretend(study, study.Task("trial", "pa", exponent, 0), best_exponent=-4))
+    assert study.chosen_rate(study.read_outcomes(), "reference") == -4
+    assert study.chosen_rate(study.read_outcomes(), "amloss") is None
+
+
+def test_an_interrupted_study_goes_on_and_failures_stop_nothing(study, monkeypatch):
+    monkeypatch.setattr(study, "METHODS", {"pa": study.METHODS["pa"], "ms": study.METHODS["ms"]})
+    monkeypatch.setattr(study, "train_start", lambda: Path("start.pth"))
+    trained = []
+
+    def run_task(task, start):
+        if len(trained) == 4:
+            trained.append(None)
+            raise study.subprocess.CalledProcessError(2, "train.py")
+        trained.append(task)
+        return pretend(study, task)
+
+    monkeypatch.setattr(study, "run_task", run_task)
+    with pytest.raises(SystemExit, match="1 trainings failed"):
+        study.train(jobs=2)
+    before = len(study.read_outcomes())
+    assert 4 <= before < 16
+    study.train(jobs=2)
+    assert len(study.read_outcomes()) == 16
+    assert len({outcome.task for outcome in study.read_outcomes()}) == 16
+
+
+def test_p_values_are_corrected_for_their_number(study):
+    # Holm (1979): 3 · .01, 2 · .02, 1 · .03, and never below the one before.
+    corrected = study.holm({"c": 0.03, "a": 0.01, "b": 0.02})
+    assert corrected == pytest.approx({"a": 0.03, "b": 0.04, "c": 0.04})
+    assert study.holm({"a": 0.6, "b": 0.9}) == {"a": 1.0, "b": 1.0}
+
+
+def test_interval_is_students(study):
+    values = [1.0, 2.0, 4.0, 4.5, 5.0]
+    low, high = stats.t.interval(0.95, 4, statistics.mean(values), stats.sem(values))
+    assert study.half_width(values) == pytest.approx((high - low) / 2)
+
+
+def test_tables_are_written_between_their_marks(study):
+    while (task := next(study.open_tasks(study.read_outcomes()), None)) is not None:
+        study.append(pretend(study, task))
+    names = ("results", "baseline", "additions", "trials")
+    marks = [f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in names]
+    study.PAGE.write_text("words\n" + "between\n".join(marks) + "after\n")
+    for _ in range(2):  # the second time over the first
+        study.write_tables()
+        page = study.PAGE.read_text()
+        assert "old" not in page
+        assert page.startswith("words\n") and page.endswith("after\n")
+        assert page.count("between\n") == 3
+        for name, method in study.METHODS.items():
+            assert page.count(f"| {method.title} |") >= 2, name
+    assert "| AMLoss | Proxy-Anchor | +1." in page or "| AMLoss | Proxy-Anchor | +0.9" in page
