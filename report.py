@@ -323,6 +323,7 @@ def _noticed(run: Explained) -> list[str]:
     if run.classes and run.classes["lowest"]:
         worst = run.classes["lowest"][0]
         right = round(worst["score"] * worst["size"])
+    if run.classes and run.classes["lowest"] and right < worst["size"]:
         found.append(f"Found worst: {worst['name']} ({right} of its {worst['size']} queries).")
     for part in run.sections:
         if part["kind"] == "class-values":

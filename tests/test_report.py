@@ -19,6 +19,7 @@ import metrics
 import options
 import report
 import train
+from benchmarks import page as sop
 from dataset.base import ImageSet, PathTable
 from page import document, findings, methods, overview, records
 from pictures import Thumbnails
@@ -565,46 +566,7 @@ def test_table_of_runs_is_sorted_by_a_click(browser, logs):
 
 
 @pytest.mark.slow
-def test_page_of_sop_size_stays_small(logs, tmp_path):
-    """60,502 embeddings of 512 dimensions, 11,318 margins over 60 epochs; photographs as noisy."""
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 255, (500, 64, 64, 3), dtype=np.uint8)
-
-    class Photographs(ImageSet):
-        def read(self, index: int) -> np.ndarray:
-            return noise[index % len(noise)]
-
-    def made(split: str, count: int, classes: int) -> ImageSet:
-        labels = np.sort(np.arange(count) % classes).astype(np.int64)
-        names = tuple(f"{split} class {c}" for c in range(classes))
-        return Photographs(
-            "sop", split, labels, names, PathTable(f"{split}{i}" for i in range(count))
-        )
-
-    judged_images, trained = made("eval", 60502, 11316), made("train", 59551, 11318)
-    embeddings = torch.randn(11316, 512)[judged_images.labels] + torch.randn(60502, 512)
-    judged = findings.Judged("SOP", (1, 10, 100, 1000), judged_images, embeddings)
-    thumbs = Thumbnails(report.PICTURES)
-    history = {
-        "names": np.array(trained.class_names),
-        "images": np.bincount(trained.labels),
-        "epoch": np.arange(1, 61),
-        "step": np.arange(60),
-        "margin": rng.normal(0.1, 0.02, (60, 11318)).astype(np.float32),
-    }
-    proxies = {"parts.metric.proxies": torch.randn(11318, 512)}
-    learned = methods.Learned(
-        record=records.read(logs / "first"),
-        checkpoint={"criterion_state_dict": proxies, "model_state_dict": {}},
-        state={},
-        history=history,
-        judged=judged,
-        search=findings.Search(judged),
-        train=trained,
-        embed=lambda images: torch.randn(len(images), 512),
-        thumbs=thumbs,
-        seed=1,
-    )
-    content = report.build([report.look(learned, (), "60,502 images")], thumbs)
+def test_page_of_sop_size_stays_small():
+    content = sop.build(sop.stand_in(), queries=60502, classes=11316, epochs=60)
     assert len(content.encode()) < 5_000_000
     assert "of the 60,502 queries" in content and "of the 60,502 images" in content

@@ -1,0 +1,126 @@
+"""Seconds and size of the page of one run at the size of Stanford Online Products.
+
+    python benchmarks/page.py [--queries 60502] [--classes 11316] [--epochs 60]
+
+The embeddings are random around class centres, the photographs JPEGs of 500 × 375 in memory, the
+run an AMLoss with a margin a class and epoch. Timed is all that report.py does once it has the
+embeddings: neighbours, intervals, confusions, map, margins, proxies, thumbnails, HTML. With --out
+the page is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import report
+from dataset.base import ImageSet, PathTable, decode
+from page import findings, methods
+from page.records import Record
+from pictures import Thumbnails
+from utils import device_name, pick_device
+
+TRAINED = 11_318  # training classes of SOP
+SIZE = 512
+
+
+def photographs(count: int = 20) -> list[bytes]:
+    """JPEG files of coarse noise: as many details as a photograph has, and as many bytes."""
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(count):
+        coarse = Image.fromarray(rng.integers(0, 255, (94, 125, 3), dtype=np.uint8))
+        buffer = io.BytesIO()
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
+    return files
+
+
+class Photographs(ImageSet):
+    """Images that are decoded when they are looked at."""
+
+    files = photographs()
+
+    def read(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        return decode(io.BytesIO(self.files[index % len(self.files)]))
+
+
+def images(split: str, count: int, classes: int) -> Photographs:
+    """`count` images of `classes` classes."""
+    labels = np.sort(np.arange(count) % classes).astype(np.int64)
+    names = tuple(f"{split} class {c}" for c in range(classes))
+    paths = PathTable(f"{split}{i}" for i in range(count))
+    return Photographs("sop", split, labels, names, paths)
+
+
+def build(record: Record, queries: int, classes: int, epochs: int) -> str:
+    """The page of a run of that size; `record` lends what is read from a run folder."""
+    rng = np.random.default_rng(0)
+    judged_images, trained = images("eval", queries, classes), images("train", 59_551, TRAINED)
+    centres, noise = torch.randn(classes, SIZE), torch.randn(queries, SIZE)
+    judged = findings.Judged(
+        "SOP", (1, 10, 100, 1000), judged_images, centres[judged_images.labels] + noise
+    )
+    thumbs = Thumbnails(report.PICTURES)
+    margins = rng.normal(0.1, 0.02, (epochs, TRAINED)).astype(np.float32)
+    learned = methods.Learned(
+        record=record,
+        checkpoint={
+            "criterion_state_dict": {"parts.metric.proxies": torch.randn(TRAINED, SIZE)},
+            "model_state_dict": {},
+        },
+        state={},
+        history={
+            "names": np.array(trained.class_names),
+            "images": np.bincount(trained.labels),
+            "epoch": np.arange(1, epochs + 1),
+            "step": np.arange(epochs),
+            "margin": margins,
+        },
+        judged=judged,
+        search=findings.Search(judged),
+        train=trained,
+        embed=lambda found: torch.randn(len(found), SIZE),
+        thumbs=thumbs,
+        seed=1,
+    )
+    return report.build([report.look(learned, (), f"{queries:,} images")], thumbs)
+
+
+def stand_in() -> Record:
+    """What a run folder would say."""
+    args = {"loss": "AMLoss", "dataset": "SOP", "model": "bn_inception", "given": []}
+    return Record(Path("logs") / "synthetic", args, environment={}, rows=[], outcome={})
+
+
+def main() -> None:
+    """Prints seconds and megabytes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--queries", type=int, default=60_502)
+    parser.add_argument("--classes", type=int, default=11_316)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--out", help="where the page is kept")
+    given = parser.parse_args()
+    before = time.perf_counter()
+    content = build(stand_in(), given.queries, given.classes, given.epochs)
+    seconds = time.perf_counter() - before
+    if given.out:
+        Path(given.out).write_text(content)
+    print(f"{device_name(pick_device(0))}, torch {torch.__version__}\n")
+    print("| queries | classes | seconds | MB |\n|---|---|---|---|")
+    size = len(content.encode()) / 1e6
+    print(f"| {given.queries:,} | {given.classes:,} | {seconds:.1f} | {size:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
