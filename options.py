@@ -582,6 +582,9 @@ REPORT = Group("the page of one run or several", (
     flag("--out", None, text("FILE.html"), "where the page goes",
          shown="report.html in the run's folder, or beside several; with --compare runs.html in "
          "that folder"),
+    flag("--picture", None, text("FILE.png"),
+         "instead of the page, one picture of one run: random queries with their nearest images, "
+         "and what was learned for each class", need=ONE_PAGE),
     flag("--queries", (), Kind(str, "TEXT", nargs="+"),
          "also show the queries whose class or file contains TEXT", need=ONE_PAGE),
     flag("--embeddings", None, text("FILE.npz"),
@@ -835,6 +838,8 @@ def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("name the run folders, such as logs/NAME, or give --compare DIR")
     if args.embeddings and len(args.runs) > 1:
         parser.error("--embeddings are those of one run; name one")
+    if args.picture and len(args.runs) > 1:
+        parser.error("--picture is of one run; name one")
     return args
 
 

@@ -24,7 +24,7 @@ EDGE, NAME, CELL, GAP, AFTER_QUERY, LEGEND = 8, 114, 66, 4, 14, 30
 RIGHT, WRONG, QUERY = (26, 127, 55), (207, 34, 46), (175, 184, 193)
 # A right frame is also the wider one, for readers who do not tell green from red.
 WIDTH_OF = {RIGHT: 4, WRONG: 2, QUERY: 1}
-INK, PAPER = (31, 35, 40), (255, 255, 255)
+INK, PAPER, LINE_COLOUR = (31, 35, 40), (255, 255, 255), (37, 99, 205)
 FONT_SIZE, LINE, MOST_LINES, LONGEST_NAME = 13, 16, 3, 200
 
 
@@ -111,6 +111,65 @@ def contact_sheet(
             canvas.paste(_framed(gallery, neighbour, QUERY), (left, top))
             place = (left + CELL // 2, top + CELL)
             ImageDraw.Draw(canvas).text(place, str(note), INK, font=font, anchor="ma")
+    return canvas
+
+
+def class_values_picture(
+    value: str, values: np.ndarray, train: ImageSet, shown: int = 10
+) -> Image.Image:
+    """What was learned for each class: all values by rank, and the classes at both ends.
+
+    Args:
+        value: its name, such as margin. values: (C,), one a class of `train`.
+    """
+    font = ImageFont.load_default(size=FONT_SIZE)
+    order = np.argsort(values, kind="stable")
+    row, curve = CELL + LINE + GAP, 96
+    left = EDGE + NAME + CELL + AFTER_QUERY
+    width = left + shown * (CELL + GAP) - GAP + EDGE
+    canvas = Image.new("RGB", (width, LEGEND + curve + 2 * (row + GAP) + EDGE), PAPER)
+    words = f"The learned {value} of each of the {len(values):,} training classes, by rank:"
+    ImageDraw.Draw(canvas).text((EDGE, EDGE), words, INK, font=font)
+    box = (left, LEGEND, width - EDGE, LEGEND + curve - LINE)
+    _draw_ranked(canvas, box, values[order], font)
+    ends = (f"smallest {value}s", order[:shown]), (f"largest {value}s", order[::-1][:shown])
+    for number, (name, classes) in enumerate(ends):
+        top = LEGEND + curve + number * (row + GAP)
+        _write_name(canvas, top, name, font)
+        for column, label in enumerate(classes):
+            corner = (left + column * (CELL + GAP), top)
+            canvas.paste(_framed(train, np.flatnonzero(train.labels == label)[0], QUERY), corner)
+            place = (corner[0] + CELL // 2, top + CELL)
+            ImageDraw.Draw(canvas).text(place, f"{values[label]:.3f}", INK, font=font, anchor="ma")
+    return canvas
+
+
+def _draw_ranked(
+    canvas: Image.Image,
+    box: tuple[int, int, int, int],
+    values: np.ndarray,
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    """Ascending values as a line in a box, with the lowest and the highest beside it."""
+    left, top, right, bottom = box
+    low, high = float(values[0]), float(values[-1])
+    x = np.linspace(left, right, len(values))
+    y = bottom - (values - low) / max(high - low, 1e-12) * (bottom - top)
+    draw = ImageDraw.Draw(canvas)
+    for value, height in ((low, bottom), (high, top)):
+        draw.line((left, height, right, height), fill=QUERY)
+        draw.text((left - GAP, height), f"{value:.3f}", INK, font=font, anchor="rm")
+    draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=LINE_COLOUR, width=3)
+
+
+def below(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures one below the other."""
+    width, height = max(p.width for p in pictures), sum(p.height for p in pictures)
+    canvas = Image.new("RGB", (width, height), PAPER)
+    top = 0
+    for picture in pictures:
+        canvas.paste(picture, (0, top))
+        top += picture.height
     return canvas
 
 

@@ -39,11 +39,12 @@ from evaluate import (
     load_network,
     resolve_data_defaults,
 )
+from inspection import Embedded, random_neighbours
 from page import findings, methods, overview, records
 from page.document import bullets, cell, document, facts, folded, percent, section, text
 from page.findings import Judged, Search
 from page.records import Published, Record
-from pictures import Thumbnails
+from pictures import Thumbnails, below, class_values_picture, save_picture
 from runs import load_checkpoint
 from utils import (
     InputError,
@@ -631,11 +632,36 @@ def make(
     return Path(out)
 
 
+def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -> Path:
+    """Writes a picture of a run: random queries, and the values learned for each class.
+
+    Raises:
+        InputError: the folder is no run's, it has no checkpoint, its data are not here, or the
+            picture cannot be written.
+    """
+    record = records.read(path)
+    source = open_best(record, gpu_id)
+    task, judged = source.task, judge(source)
+    shown = Embedded(task.queries, judged.embeddings, task.gallery, judged.gallery)
+    parts = [random_neighbours(shown, seed, top=10)]
+    history = record.folder.classes.load()
+    train = source.training_images(history["names"].tolist()) if history else None
+    if train is not None:
+        learned = methods.values_by_name(record, history)
+        parts += [class_values_picture(name, values, train) for name, values in learned.items()]
+    save_picture(below(parts), Path(out))
+    return Path(out)
+
+
 def main(args: argparse.Namespace) -> None:
     """Runs report.py with parsed options."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     if args.compare:
         overview.compare(args)
+        return
+    if args.picture:
+        out = draw(args.runs[0], args.picture, seed=args.seed, gpu_id=args.gpu_id)
+        print(f"picture written to {out}")
         return
     out = make(
         args.runs,

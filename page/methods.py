@@ -81,16 +81,23 @@ def sections(learned: Learned) -> list[Section]:
 # --- AMLoss: a margin a class ---------------------------------------------------------------------
 
 
+def values_by_name(record: Record, history: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What was learned for each class, (C,) a name, as it was at the best epoch."""
+    learned = {name: rows for name, rows in history.items() if name not in FIXED and len(rows)}
+    return {name: rows[row_of_best(record, history)] for name, rows in learned.items()}
+
+
+def row_of_best(record: Record, history: dict[str, np.ndarray]) -> int:
+    """The row of the history at the best epoch, or else the last."""
+    rows = np.flatnonzero(history["epoch"] == record.best_epoch)
+    return int(rows[-1]) if len(rows) else len(history["epoch"]) - 1
+
+
 def class_values(learned: Learned) -> Iterator[Section]:
     """Each value that classes learn: ranked, beside the spread of the class, and its course."""
     history = learned.history
-    for name in history:
-        if name in FIXED or not len(history[name]):
-            continue
-        epoch = learned.record.best_epoch
-        rows = np.flatnonzero(history["epoch"] == epoch)
-        row = int(rows[-1]) if len(rows) else len(history[name]) - 1
-        values = history[name][row]
+    for name, values in values_by_name(learned.record, history).items():
+        row = row_of_best(learned.record, history)
         crowding = None if learned.crowding is None else learned.crowding.numpy()
         order = np.argsort(values, kind="stable")
         ends = [*order[:EXTREMES], *order[-EXTREMES:]]

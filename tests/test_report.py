@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 import comparison
 import metrics
 import options
+import pictures
 import report
 import train
 from benchmarks import page as sop
 from dataset.base import ImageSet, PathTable
 from page import document, findings, methods, overview, records
-from pictures import Thumbnails
+from pictures import Thumbnails, class_values_picture
 from runs import ClassHistory, RunFolder
 from utils import InputError
 
@@ -168,6 +170,51 @@ def test_embeddings_can_come_from_a_file(logs, images, tmp_path):
     np.savez(tmp_path / "e.npz", embeddings=unit, labels=judged.images.labels[::-1])
     with pytest.raises(InputError, match="labels differ"):
         report.make([logs / "first"], tmp_path / "x.html", embeddings=str(tmp_path / "e.npz"))
+
+
+def test_picture_has_the_queries_and_below_them_the_margins(logs, tmp_path):
+    drawn = {}
+    for run in ("first", "other"):
+        report.main(options.parse_report([str(logs / run), "--picture", str(tmp_path / run)]))
+        drawn[run] = np.asarray(Image.open(tmp_path / run))
+    with_margins, without = drawn["first"], drawn["other"]
+    assert len(with_margins) > len(without) + 200
+    assert not (logs / "other" / "report.html").exists()  # instead of the page
+
+
+def test_picture_shows_the_classes_at_both_ends():
+    colours = np.arange(30, 230, 10, dtype=np.uint8)
+    pixels = np.broadcast_to(colours[:, None, None, None], (20, 8, 8, 3)).copy()
+    names, paths = tuple(f"c{c}" for c in range(20)), PathTable(f"{c}.png" for c in range(20))
+    train = ImageSet("x", "train", np.arange(20), names, paths, pixels=pixels)
+    values = np.random.default_rng(0).permutation(20) / 10
+    picture = np.asarray(class_values_picture("margin", values, train, shown=3))
+    rows = [[round(float(values[c]), 1) for c in found] for found in _classes_seen(picture)]
+    assert rows == [[0.0, 0.1, 0.2], [1.9, 1.8, 1.7]]
+
+
+def _classes_seen(picture: np.ndarray) -> list[list[int]]:
+    """Row by row the classes whose colour fills a cell; the class c is grey 30 + 10c."""
+    row, curve = pictures.CELL + pictures.LINE + pictures.GAP, 96
+    left = pictures.EDGE + pictures.NAME + pictures.CELL + pictures.AFTER_QUERY
+    half, seen = pictures.CELL // 2, []
+    for number in range(2):
+        y = pictures.LEGEND + curve + number * (row + pictures.GAP) + half
+        step = pictures.CELL + pictures.GAP
+        greys = [picture[y, left + half + column * step, 0] for column in range(3)]
+        seen.append([(int(grey) - 30) // 10 for grey in greys])
+    return seen
+
+
+def test_a_run_that_keeps_off_the_test_classes_does_so_in_its_page(images, tmp_path):
+    run = tiny.run(images, tmp_path, "quiet", "--val-classes 0.3 --no-test --epochs 1 --warm 0")
+    outcome = json.loads((run / "results.json").read_text())
+    assert list(outcome["results"]) == ["validation"]
+    content = report.make([run]).read_text()
+    assert "--no-test: its test classes stay unseen" in content
+    assert not data_of(run / "report.html")["runs"][0]["galleries"]
+    with pytest.raises(InputError, match="--no-test"):
+        report.draw(run, tmp_path / "picture.png")
 
 
 def test_a_run_without_checkpoint_or_data_has_a_page(logs, tmp_path):
@@ -422,6 +469,8 @@ def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):
         ("logs/a --grep x", "--grep has no effect"),
         ("--compare logs --queries x", "--queries has no effect"),
         ("a b --embeddings e.npz", "of one run"),
+        ("a b --picture p.png", "of one run"),
+        ("--compare logs --picture p.png", "--picture has no effect"),
     ],
 )
 def test_commands_that_make_no_sense_are_refused(command, words, capsys):

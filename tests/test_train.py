@@ -152,6 +152,8 @@ def test_resumed_run_ends_with_the_same_weights(workdir):
         ("--batch-size 5000", ["5000", "4417"]),
         ("--IPC 7", ["classes of 7", "32"]),
         ("--val-fold 4", ["--val-fold 4", "0 to 3"]),
+        ("--no-test", ["--no-test", "--val-fold"]),
+        ("--model bn_inception --width 1 --stem imagenet --image-size 40", ["40 pixels", "32"]),
         ("--pretrained no.pth", ["no.pth", "does not exist"]),
         ("--amp fp16 --gpu-id 0", ["fp16", "GPU"]),
         ("--resume-run nowhere", ["nowhere", "args.json"]),
