@@ -34,6 +34,7 @@ REPORTS = [command for command in commands() if command.startswith("python repor
 EMBEDDED = [command for command in TRAINING if "--dataset" not in command]
 OWN = [command for command in TRAINING if "photos" in command]
 PUBLISHED = [c for c in TRAINING if "--dataset" in c and c not in OWN]
+EXPORT = [command for command in commands() if command.startswith("python -m net export")]
 CHECKS = [command for command in commands() if command.startswith("python -m dataset check")]
 
 
@@ -108,12 +109,26 @@ def test_published_commands(command, folder):
     assert "R@1" in done.stdout
 
 
-def test_evaluation_of_the_demo(folder):
+@pytest.fixture(scope="module")
+def demo(folder: Path) -> Path:
+    """The same folder with the runs of the demo, and pictures of one's own."""
     for seed, name in enumerate(("demo", "demo2"), 1):
         if not (folder / "logs" / name).exists():
-            demo = ["@recipes/emoji_amloss.txt", "--name", name, "--seed", str(seed), *SHORT]
-            assert run_cli("train.py", *demo, cwd=folder).returncode == 0
-    Image.new("RGB", (30, 40), "red").save(folder / "drawing.png")
+            flags = ["@recipes/emoji_amloss.txt", "--name", name, "--seed", str(seed), *SHORT]
+            assert run_cli("train.py", *flags, cwd=folder).returncode == 0
+    for name in ("drawing.png", "photo.jpg"):
+        Image.new("RGB", (30, 40), "red").save(folder / name)
+    return folder
+
+
+def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_evaluation_of_the_demo(demo):
+    folder = demo
     for command in EVALUATION:
         done = run_cli("evaluate.py", *arguments(command), cwd=folder)
         assert done.returncode == 0, done.stderr
@@ -127,8 +142,17 @@ def test_evaluation_of_the_demo(folder):
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_blocks(code):
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+def test_python_blocks(code, demo):
+    done = run_python("-c", code, cwd=demo)
+    assert done.returncode == 0, done.stderr
+
+
+def test_export_of_the_demo(demo):
+    pytest.importorskip("onnxscript")
+    for command in EXPORT:
+        done = run_python(*shlex.split(command)[1:], cwd=demo)
+        assert done.returncode == 0, done.stderr
+    assert EXPORT and (demo / "demo.onnx").is_file() and (demo / "demo.pt").is_file()
 
 
 def test_files_the_readme_shows_exist():
