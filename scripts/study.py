@@ -34,7 +34,7 @@ PAGE = ROOT / "docs" / "study.md"
 LOGS = ROOT / "logs" / "study"
 
 SEEDS = (1, 2, 3, 4, 5)
-TRIALS = 3
+TRIALS = 4
 FIRST_RATES = (-6, -5)  # exponents of the square root of ten: 1e-3 and 3.2e-3
 METRICS = ("R@1", "R@8", "RP", "MAP@R", "NMI")
 

@@ -81,17 +81,19 @@ def test_all_trials_come_before_runs_and_nothing_twice(study):
     assert {task.exponent for task in order if task.stage == "run"} == {-5}
 
 
-def test_the_third_trial_is_beyond_the_better_of_two(study):
+def test_trials_walk_towards_better_rates(study):
     low, high = study.FIRST_RATES
     assert study.next_rate({}) == low
     assert study.next_rate({low: 0.3}) == high
     assert study.next_rate({low: 0.3, high: 0.4}) == high + 1
     assert study.next_rate({low: 0.4, high: 0.3}) == low - 1
-    assert study.next_rate({low: 0.4, high: 0.3, low - 1: 0.5}) is None
+    assert study.next_rate({low: 0.4, high: 0.3, low - 1: 0.5}) == low - 2
+    assert study.next_rate({low: 0.4, high: 0.3, low - 1: 0.3}) == low - 2  # both neighbours known
+    assert study.next_rate({low: 0.4, high: 0.3, low - 1: 0.5, low - 2: 0.6}) is None
 
 
 def test_the_reference_takes_the_rate_of_proxy_anchor(study):
-    for exponent in (-6, -5, -4):
+    for exponent in (-6, -5, -4, -3):
         study.append(pretend(study, study.Task("trial", "pa", exponent, 0), best_exponent=-4))
     assert study.chosen_rate(study.read_outcomes(), "reference") == -4
     assert study.chosen_rate(study.read_outcomes(), "amloss") is None
@@ -113,10 +115,10 @@ def test_an_interrupted_study_goes_on_and_failures_stop_nothing(study, monkeypat
     with pytest.raises(SystemExit, match="1 trainings failed"):
         study.train(jobs=2)
     before = len(study.read_outcomes())
-    assert 4 <= before < 16
+    assert 4 <= before < 18
     study.train(jobs=2)
-    assert len(study.read_outcomes()) == 16
-    assert len({outcome.task for outcome in study.read_outcomes()}) == 16
+    assert len(study.read_outcomes()) == 18
+    assert len({outcome.task for outcome in study.read_outcomes()}) == 18
 
 
 def test_p_values_are_corrected_for_their_number(study):
