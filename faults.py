@@ -28,6 +28,7 @@ logger = logging.getLogger("train")
 CHECK_EVERY_ON_GPU = 50  # steps between two looks at the loss: each look waits for the GPU
 MAX_SKIPPED = 100  # steps that --on-nan skip leaves out, in a whole run
 COLLAPSED = 0.98  # mean cosine between class means from which on a network tells nothing apart
+FOUND = 10  # R@1 as a multiple of chance from which on it does tell classes apart
 
 # --- signals --------------------------------------------------------------------------------------
 
@@ -195,10 +196,16 @@ class CollapseWarning:
     def __init__(self) -> None:
         self.said = False
 
-    def look(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Embeddings (N, d) and labels (N,) of an evaluation."""
+    def look(self, embeddings: Tensor, labels: Tensor, recall: float) -> None:
+        """Embeddings (N, d), labels (N,) and R@1 of an evaluation.
+
+        Raw directions that lie close together are common at the beginning, and harmless while they
+        still find far more than chance would.
+        """
+        if self.said or recall > FOUND * chance(labels):
+            return
         cosine = class_mean_cosine(embeddings, labels)
-        if cosine > COLLAPSED and not self.said:
+        if cosine > COLLAPSED:
             self.said = True
             logger.warning(
                 "the network has collapsed: the mean cosine between classes is %.3f, so it gives "
@@ -206,6 +213,13 @@ class CollapseWarning:
                 "classes a batch (--IPC)",
                 cosine,
             )
+
+
+def chance(labels: Tensor) -> float:
+    """R@1 of random embeddings: the share of pairs (N,) that are of one class."""
+    counts = torch.bincount(labels).double()
+    pairs = max(1, len(labels) * (len(labels) - 1))
+    return float((counts * (counts - 1)).sum() / pairs)
 
 
 def class_mean_cosine(embeddings: Tensor, labels: Tensor) -> float:

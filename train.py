@@ -663,8 +663,8 @@ class Fit:
             row["evaluation_seconds"] = sum(result.seconds for result in results)
             row |= _flat(results)
             labels = torch.from_numpy(training.data.selection[0].queries.labels)
-            self.collapse.look(results[0].embeddings, labels)
             reached = results[0].numbers["R@1"]
+            self.collapse.look(results[0].embeddings, labels, reached)
             if reached > clock.best:
                 clock.best, clock.best_epoch = reached, row["epoch"]
                 with self.run.forgiving("the best checkpoint"):

@@ -356,8 +356,10 @@ def test_collapse_is_said_once(caplog) -> None:
     spread = torch.randn(60, 16, generator=generator)
     same_for_all = torch.ones(60, 16) + 0.01 * spread
     warning = faults.CollapseWarning()
+    warning.look(same_for_all, labels, recall=0.5)  # alike, but they find what they should
     for embeddings in (spread, same_for_all, same_for_all):
-        warning.look(embeddings, labels)
+        warning.look(embeddings, labels, recall=0.03)
+    assert faults.chance(labels) == pytest.approx(2 / 59)
     assert [record.message[:25] for record in caplog.records] == ["the network has collapsed"]
     means = torch.stack(
         [torch.nn.functional.normalize(spread)[labels == c].mean(0) for c in range(20)]
