@@ -522,7 +522,7 @@ def _setup(run: Explained, several: bool) -> str:
             ("data", args.get("dataset")),
             ("trained on", trained),
             ("judged on", run.counts),
-            ("best epoch picked on", record.outcome.get("picked_on")),
+            ("best epoch picked on", _picked_on(record)),
             ("batch", f"{args.get('batch_size')} images"),
             ("seed", str(args.get("seed"))),
             ("epochs", str(int(record.rows[-1]["epoch"])) if record.rows else "none finished"),
@@ -544,6 +544,12 @@ def _setup(run: Explained, several: bool) -> str:
         f'{title}<div class="card">{listed}<pre>{text(command)}</pre>'
         f"{folded('all options', f'<pre>{text(everything)}</pre>')}</div>"
     )
+
+
+def _picked_on(record: Record) -> str | None:
+    if len(record.evaluated) == 1:
+        return "nothing: evaluated once"
+    return record.outcome.get("picked_on")
 
 
 def _footer(runs: Sequence[Explained]) -> str:

@@ -22,7 +22,7 @@ from dataset.base import ImageSet
 from pictures import Thumbnails, random_queries
 from utils import InputError
 
-MOST_QUERIES = 3000
+MOST_COMPARISONS = 180_000_000  # of a query with a gallery image: 3,000 queries of SOP, all of CUB
 TOP = 10
 RESAMPLES = 1000
 SHOWN_QUERIES = 8  # of each kind
@@ -70,9 +70,9 @@ class Search:
         total = len(judged.images)
         self.judged = judged
         rng = np.random.default_rng(seed)
-        chosen = rng.permutation(total)[:MOST_QUERIES]
-        self.queries = np.sort(chosen)
         gallery_images, gallery = judged.searched
+        chosen = rng.permutation(total)[: max(1, MOST_COMPARISONS // len(gallery))]
+        self.queries = np.sort(chosen)
         own = None
         if judged.gallery is None:  # an image is a group of its own, and does not see itself
             places = torch.arange(total)

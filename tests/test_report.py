@@ -281,7 +281,7 @@ def test_search_agrees_with_the_metrics():
 def test_a_part_of_the_queries_stands_for_all(monkeypatch):
     judged = made_up(count=600)
     whole = findings.Search(judged)
-    monkeypatch.setattr(findings, "MOST_QUERIES", 150)
+    monkeypatch.setattr(findings, "MOST_COMPARISONS", 150 * 600)
     part = findings.Search(judged)
     assert "150 of the 600" in part.sampled
     widths = [
