@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import itertools
 import statistics
@@ -9,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 from scipy import stats
 
 import options
+from benchmarks.plain import plain_training
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -150,3 +154,25 @@ def test_tables_are_written_between_their_marks(study):
         for name, method in study.METHODS.items():
             assert page.count(f"| {method.title} |") >= 2, name
     assert "| AMLoss | Proxy-Anchor | +1." in page or "| AMLoss | Proxy-Anchor | +0.9" in page
+
+
+def trained(folder: Path) -> tuple[list[float], torch.Tensor]:
+    """The losses of the epochs, and the proxies at the end."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    state = torch.load(folder / "last.pth", weights_only=True)["criterion_state_dict"]
+    (proxies,) = (value for name, value in state.items() if name.endswith("proxies"))
+    return losses, proxies
+
+
+def test_the_reference_sees_the_same_batches_and_gives_the_same_loss(tmp_path):
+    images = tiny.write_images(tmp_path / "images")
+    flags = "--loss Proxy_Anchor --amp off --epochs 3 --warm 1 --lr 1e-4"
+    ours, proxies = trained(tiny.run(images, tmp_path, "ours", flags))
+    with plain_training():
+        plain, plain_proxies = trained(tiny.run(images, tmp_path, "plain", flags))
+    assert plain == pytest.approx(ours, rel=2e-4)
+    assert torch.allclose(proxies, plain_proxies, atol=1e-3)
+    assert not torch.equal(proxies, plain_proxies)  # it is another computation
+    other, _ = trained(tiny.run(images, tmp_path, "other", f"{flags} --seed 2"))
+    assert other != pytest.approx(ours, rel=2e-4)
