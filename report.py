@@ -342,13 +342,14 @@ def _about_values(part: dict) -> str:
     low, high, value = part["smallest"][0], part["largest"][0], part["value"]
     words = f"Learned {value}s go from {low['value']:.3g} ({low['name']}) to {high['value']:.3g}"
     words += f" ({high['name']})."
-    crowded = next((s for s in part["scatters"] if "proxy" in s["x"]), None)
-    if crowded is None or abs(crowded["correlation"]) < 0.3:
+    strongest = max(part["scatters"], key=lambda s: abs(s["correlation"]), default=None)
+    if strongest is None or abs(strongest["correlation"]) < 0.3:
         return words
-    more = "larger" if crowded["correlation"] > 0 else "smaller"
+    more = "larger" if strongest["correlation"] > 0 else "smaller"
+    near = "proxy" in strongest["x"]
+    where = "another class's proxy is near" if near else "the images of a class differ most"
     return (
-        f"{words} They are {more} where another class's proxy is near (rank correlation "
-        f"{crowded['correlation']:.2f})."
+        f"{words} They are {more} where {where} (rank correlation {strongest['correlation']:.2f})."
     )
 
 

@@ -206,6 +206,25 @@ def _classes_seen(picture: np.ndarray) -> list[list[int]]:
     return seen
 
 
+@pytest.mark.parametrize(
+    ("spread", "proxy", "words"),
+    [
+        (-0.68, -0.3, "smaller where the images of a class differ most (rank correlation -0.68)"),
+        (-0.2, 0.5, "larger where another class's proxy is near (rank correlation 0.50)"),
+        (0.1, 0.2, None),
+    ],
+)
+def test_what_goes_with_a_margin_is_said_where_something_does(spread, proxy, words):
+    ends = {"smallest": [{"value": 0.02, "name": "a"}], "largest": [{"value": 0.06, "name": "b"}]}
+    scatters = [
+        {"x": "spread of the class's images", "correlation": spread},
+        {"x": "cosine to the nearest proxy", "correlation": proxy},
+    ]
+    said = report._about_values({"value": "margin", **ends, "scatters": scatters})
+    assert said.startswith("Learned margins go from 0.02 (a) to 0.06 (b).")
+    assert ("rank correlation" not in said) if words is None else (words in said)
+
+
 def test_a_run_that_keeps_off_the_test_classes_does_so_in_its_page(images, tmp_path):
     run = tiny.run(images, tmp_path, "quiet", "--val-classes 0.3 --no-test --epochs 1 --warm 0")
     outcome = json.loads((run / "results.json").read_text())
