@@ -379,12 +379,12 @@ Runs = dict[str, dict[int, dict[str, float]]]
 
 
 def read_runs() -> Runs:
-    """The runs of study.csv."""
+    """The runs of study.csv, of methods with three seeds or more: fewer have no useful interval."""
     found: Runs = {name: {} for name in METHODS}
     for outcome in read_outcomes():
         if outcome.stage == "run":
             found[outcome.method][outcome.seed] = outcome.numbers
-    return {name: runs for name, runs in found.items() if len(runs) > 1}
+    return {name: runs for name, runs in found.items() if len(runs) > 2}
 
 
 def differences(runs: Runs, a: str, b: str, metric: str) -> list[float]:
