@@ -278,11 +278,13 @@ def device_name(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' if count > 1 else ''}"
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+                return f"{line.split(':', 1)[1].strip()}, {threads}"
+    return f"{platform.processor() or platform.machine()}, {threads}"
 
 
 @functools.cache  # a checkpoint keeps it, and asking git takes longer than saving does

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 import options
 from dataset.base import ImageSet
+from dataset.clusters import UNUSED
 from page.findings import Judged, Search, blocks, histogram
 from page.records import Record
 from pictures import Thumbnails
@@ -446,7 +447,8 @@ def clusters(learned: Learned) -> Iterator[Section]:
     if train is not None and len(train) != len(of_image):
         train = None
     found = []
-    for cluster, size in zip(*np.unique(of_image, return_counts=True), strict=True):
+    used = of_image[of_image != UNUSED]
+    for cluster, size in zip(*np.unique(used, return_counts=True), strict=True):
         entry: dict[str, Any] = {"cluster": int(cluster), "size": int(size), "classes": []}
         if train is not None:
             own = np.flatnonzero(of_image == cluster)
@@ -463,13 +465,15 @@ def clusters(learned: Learned) -> Iterator[Section]:
                     }
                 )
         found.append(entry)
+    alone = len(of_image) - len(used)
+    left_out = f" {alone:,} images, alone of their class in their cluster, sat out." if alone else ""
     yield {
         "kind": "clusters",
         "title": "Divide and conquer: the clusters",
         "about": (
             f"How the training images stood divided in the last epoch: {len(found)} clusters. "
             "A batch comes from one of them, so that the hard comparisons are made among images "
-            "that look alike. Shown are the classes with the most images in each."
+            "that look alike. Shown are the classes with the most images in each." + left_out
         ),
         "clusters": found,
     }

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,6 +128,13 @@ def test_each_method_has_its_own_picture(images, tmp_path, flags, kinds):
         assert len(parts["masks"]["rows"]) == 2 and len(parts["masks"]["rows"][0]) == 8
         assert sum(cluster["size"] for cluster in parts["clusters"]["clusters"]) == 48
         assert all(cluster["classes"] for cluster in parts["clusters"]["clusters"])
+
+
+def test_images_that_sit_out_are_no_cluster():
+    learned = SimpleNamespace(state={"routines": [{"clusters": [0, 1, -1, 1, -1, 1]}]}, train=None)
+    (section,) = methods.clusters(learned)
+    assert [(part["cluster"], part["size"]) for part in section["clusters"]] == [(0, 1), (1, 3)]
+    assert "2 clusters" in section["about"] and "2 images, alone" in section["about"]
 
 
 def test_class_names_are_only_text(tmp_path):
