@@ -466,7 +466,7 @@ def clusters(learned: Learned) -> Iterator[Section]:
                 )
         found.append(entry)
     alone = len(of_image) - len(used)
-    left_out = f" {alone:,} images, alone of their class in their cluster, sat out." if alone else ""
+    left_out = f" {alone:,} images, alone of their class in a cluster, sat out." if alone else ""
     yield {
         "kind": "clusters",
         "title": "Divide and conquer: the clusters",
