@@ -14,7 +14,7 @@ import argparse
 import difflib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
@@ -777,13 +777,32 @@ def _parse(
     return args, entries, parser
 
 
-def _check_needs(args: argparse.Namespace, entries: list[Flag], parser: _Parser) -> None:
-    for entry in entries:
-        if entry.dest in args.given and entry.need and not entry.need.met(args):
+def _check_needs(
+    args: argparse.Namespace,
+    entries: list[Flag],
+    parser: _Parser,
+    excused: Collection[str] = (),
+) -> None:
+    for entry in _unread(args, entries):
+        if entry.dest not in excused:
             parser.error(
                 f"{entry.spellings[0]} has no effect here: it belongs to {entry.need.name}; "
                 "remove it or choose that"
             )
+
+
+def _unread(args: argparse.Namespace, entries: Sequence[Flag]) -> list[Flag]:
+    """The given flags that nobody listens to."""
+    return [e for e in entries if e.dest in args.given and e.need and not e.need.met(args)]
+
+
+def _only_in_files(
+    parser: _Parser, args: argparse.Namespace, argv: Sequence[str] | None
+) -> set[str]:
+    """The given options that stand in a file of flags and not on the command line itself."""
+    words = [w for w in (sys.argv[1:] if argv is None else argv) if not w.startswith("@")]
+    typed, _ = parser.parse_known_args(words)
+    return set(args.given) - set(vars(typed))
 
 
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -803,7 +822,8 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
                     setattr(args, name, value)
     if args.mixup is None:
         args.mixup = 1.0 if args.introspective else 0.0
-    _check_needs(args, entries, parser)
+    # A recipe with another loss keeps flags of its own loss: `notices` tells, and the run goes on.
+    _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
     return args
 
 
@@ -845,11 +865,21 @@ def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def notices(args: argparse.Namespace) -> list[str]:
     """A sentence for each given flag that changes nothing."""
+    dead = [entry for entry in NO_EFFECT.flags if entry.dest in args.given]
     return [
-        f"{entry.spellings[0]} changes nothing here: {entry.help}"
-        for entry in NO_EFFECT.flags
-        if entry.dest in args.given
+        *(f"{entry.spellings[0]} changes nothing here: {entry.help}" for entry in dead),
+        *(
+            f"{entry.spellings[0]} in the file of flags has no effect: it belongs to "
+            f"{entry.need.name}"
+            for entry in _unread(args, train_flags())
+            if entry.need
+        ),
     ]
+
+
+def train_flags() -> list[Flag]:
+    """Every flag of train.py."""
+    return _flags(TRAIN_GROUPS)
 
 
 def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from evaluate import (
     resolve_data_defaults,
 )
 from inspection import Embedded, random_neighbours
-from page import findings, methods, overview, records
+from page import counterpart, findings, methods, overview, records
 from page.document import bullets, cell, document, facts, folded, percent, section, text
 from page.findings import Judged, Search
 from page.records import Published, Record
@@ -241,9 +241,13 @@ def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explai
 # --- what is said ---------------------------------------------------------------------------------
 
 
-def summary(run: Explained, first: Explained | None = None) -> list[str]:
-    """The run in a few sentences; with `first`, whether it is better than that one."""
-    return [s for s in (*_reached(run), *_against(run, first), *_noticed(run)) if s]
+def summary(run: Explained, first: Explained | None = None, *, alone: bool = True) -> list[str]:
+    """The run in a few sentences; with `first`, whether it is better than that one.
+
+    Of a run that is `alone` on its page it says whether its method was worth it.
+    """
+    worth = counterpart.sentence(run.record) if alone else ""
+    return [s for s in (*_reached(run), *_against(run, first), worth, *_noticed(run)) if s]
 
 
 def _reached(run: Explained) -> list[str]:
@@ -368,7 +372,7 @@ def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
     ]
     short = "".join(
         (f"<h3>{text(run.record.name)}</h3>" if several else "")
-        + bullets(summary(run, first if run is not first else None))
+        + bullets(summary(run, first if run is not first else None, alone=not several))
         for run in runs
     )
     parts = [

@@ -20,6 +20,9 @@ from dataset.loader import Batch
 from dataset.samplers import ClusterSampler
 from utils import InputError
 
+PER_CLASS = 2
+"""Images per class in a batch of one cluster, where --IPC does not say."""
+
 if TYPE_CHECKING:
     from net import EmbeddingMasks
     from train import Training
@@ -251,7 +254,7 @@ def cluster_sampler(
         labels,
         clusters,
         args.batch_size,
-        args.IPC or 2,
+        args.IPC or PER_CLASS,
         kind=args.batch_sampler,
         small_class_action=args.small_class_action,
         replicas=args.num_replicas,

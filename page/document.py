@@ -11,11 +11,13 @@ import hashlib
 import html
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+CODE = re.compile("`([^`]+)`")
 
 
 def text(value: object) -> str:
@@ -84,8 +86,9 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 def bullets(sentences: Sequence[str]) -> str:
-    """A list of sentences."""
-    return f'<ul class="short">{"".join(f"<li>{text(s)}</li>" for s in sentences)}</ul>'
+    """A list of sentences; what stands between backticks is set as code."""
+    items = (CODE.sub(r"<code>\1</code>", text(sentence)) for sentence in sentences)
+    return f'<ul class="short">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
 
 
 def folded(title: str, content: str) -> str:

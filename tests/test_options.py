@@ -82,6 +82,18 @@ def test_bad_flag_gets_one_sentence_and_status_2(command, words, capsys):
         assert word in said
 
 
+def test_a_recipe_with_another_loss_goes_on_and_says_what_has_no_effect(tmp_path, capsys):
+    file = tmp_path / "recipe.txt"
+    file.write_text("--loss AMLoss --mrg-lr 0.5")
+    args = options.parse_train([f"@{file}", "--loss", "Proxy_Anchor"])
+    (note,) = options.notices(args)
+    assert "--mrg-lr" in note and "--loss AMLoss" in note
+    assert options.notices(options.parse_train([f"@{file}"])) == []
+    with pytest.raises(SystemExit):  # what is typed is meant
+        options.parse_train([f"@{file}", "--loss", "Proxy_Anchor", "--mrg-lr", "0.1"])
+    assert "--mrg-lr has no effect" in capsys.readouterr().err
+
+
 def test_evaluate_asks_for_a_checkpoint(capsys):
     with pytest.raises(SystemExit) as stop:
         options.parse_evaluate([])

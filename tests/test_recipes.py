@@ -223,6 +223,7 @@ def test_there_is_a_recipe_for_every_published_row() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_ask_for_the_published_settings(name: str) -> None:
     args = parse(name)
+    assert not [note for note in options.notices(args) if "file of flags" in note]
     assert dataset.find(args.dataset).name == data_of(name)
     protocol = dataset.protocol(args.dataset)
     asked = {

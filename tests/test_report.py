@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ import report
 import train
 from benchmarks import page as sop
 from dataset.base import ImageSet, PathTable
-from page import document, findings, methods, overview, records
+from page import counterpart, document, findings, methods, overview, records
 from pictures import Thumbnails, class_values_picture
 from runs import ClassHistory, RunFolder
 from utils import InputError
@@ -51,6 +52,9 @@ def logs(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(logs: Path) -> Path:
     return report.make([logs / "first"])
+
+
+RESULT = {"results": {"emoji": {"R@1": 0.5}}}
 
 
 def data_of(page: Path) -> dict:
@@ -231,6 +235,63 @@ def test_what_goes_with_a_margin_is_said_where_something_does(spread, proxy, wor
     said = report._about_values({"value": "margin", **ends, "scatters": scatters})
     assert said.startswith("Learned margins go from 0.02 (a) to 0.06 (b).")
     assert ("rank correlation" not in said) if words is None else (words in said)
+
+
+def test_page_names_the_run_that_says_whether_the_method_was_worth_it(images, tmp_path):
+    flags = "--epochs 1 --warm 0 --lr 1e-3"
+    folder = tiny.run(images, tmp_path, "margins", f"--loss AMLoss --mrg-lr 1e-3 {flags}")
+    command = command_in(counterpart.sentence(records.read(folder)))
+    assert "--name margins-plain" in command and "mrg" not in command
+    train.main(
+        options.parse_train([*shlex.split(command)[2:], *"--wandb disabled --workers 0".split()])
+    )
+
+    plain = records.read(tmp_path / "margins-plain")
+    ours, theirs = records.read(folder), plain.results[next(iter(plain.results))]["R@1"]
+    assert plain.method == "Proxy_Anchor" and plain.args["seed"] == ours.args["seed"]
+    words = counterpart.sentence(ours)
+    assert f"(margins-plain) has R@1 {document.percent(theirs)} %" in words
+    assert command_in(words) == f"python report.py {plain.path} {folder}"
+    assert counterpart.sentence(plain) == ""  # nothing was added to it
+
+
+@pytest.mark.parametrize(
+    ("flags", "words", "plain"),
+    [
+        ("--loss AMLoss --sec_wei 0.5", "SEC", "--loss AMLoss"),
+        ("--introspective --disent True", "DDML and IDML", ""),
+        (
+            "--loss MarginLoss --nb-clusters 2 --batch-sampler adaptbalanced "
+            "--small-class-action sample_other",
+            "divide and conquer",
+            "--loss MarginLoss --IPC 2",
+        ),
+        ("--loss ms --sec_wei 1 --clip 3", "SEC", "--loss ms --clip 3 --head-norm 1"),
+        ("@recipes/emoji_amloss.txt", "learning the margins", "@recipes/emoji_amloss.txt"),
+    ],
+)
+def test_counterpart_is_the_same_without_the_method(flags, words, plain, tmp_path):
+    args = vars(options.parse_train(flags.split()))
+    record = records.Record(tmp_path / "logs" / "run", args, {}, [], RESULT)
+    said, alike = counterpart.without_method(record)
+    assert said == words
+    again = options.parse_train(shlex.split(command_in(counterpart.sentence(record)))[2:])
+    assert not options.attachments(alike).keys() - {"sec"} and not alike.sec_wei
+    asked = options.parse_train([*plain.split(), "--name", "run-plain"])
+    if plain.startswith("@"):
+        asked.loss = "Proxy_Anchor"
+    assert {k: v for k, v in vars(again).items() if k in counterpart_keys(asked)} == {
+        k: v for k, v in vars(asked).items() if k in counterpart_keys(asked)
+    }
+
+
+def counterpart_keys(args) -> set[str]:
+    heard = {f.dest for f in options.train_flags() if f.need is None or f.need.met(args)}
+    return heard - counterpart.BESIDES
+
+
+def command_in(sentence: str) -> str:
+    return re.findall("`([^`]+)`", sentence)[0]
 
 
 def test_a_run_that_keeps_off_the_test_classes_does_so_in_its_page(images, tmp_path):
