@@ -89,7 +89,30 @@ def collect(folder: Path) -> list[Line]:
         raise InputError(f"{folder} holds no run (no args.json in it or below); give logs")
     lines = [_line(record, folder) for record in found]
     groups = comparison.seeds_of_one([record.args for record in found])
-    return lines + [_group([found[i] for i in g], [lines[i] for i in g]) for g in groups]
+    notes = _told_apart([found[group[0]] for group in groups])
+    return lines + [
+        _group([found[i] for i in group], [lines[i] for i in group], note)
+        for group, note in zip(groups, notes, strict=True)
+    ]
+
+
+def _told_apart(records: Sequence[Record]) -> list[str]:
+    """For each record the options that set it apart from others of its method, network and data."""
+    alike: dict[tuple, list[Record]] = {}
+    for record in records:
+        alike.setdefault(tuple(_settings(record).values()), []).append(record)
+    return [", ".join(_apart(r, alike[tuple(_settings(r).values())])) for r in records]
+
+
+def _apart(record: Record, others: Sequence[Record]) -> list[str]:
+    args = record.args
+    return [
+        f"{name.replace('_', '-')} {value}"
+        for name, value in args.items()
+        if name not in comparison.INCIDENTAL
+        and any(other.args.get(name) != value for other in others)
+        and not (name == "lr_p" and value == args.get("lr"))  # as it is without the flag
+    ]
 
 
 def _line(record: Record, folder: Path) -> Line:
@@ -119,27 +142,29 @@ def _shown(numbers: dict[str, float]) -> dict[str, float]:
     return {k: v for k, v in numbers.items() if not k.startswith(tables.HIDDEN)}
 
 
-def _group(members: Sequence[Record], lines: Sequence[Line]) -> Line:
+def _group(members: Sequence[Record], lines: Sequence[Line], note: str) -> Line:
     from scipy.stats import t
 
-    usable = [line for line in lines if line.best]
+    both = [(record, line) for record, line in zip(members, lines, strict=True) if record.outcome]
+    members, usable = [record for record, _ in both], [line for _, line in both]
     best, spread, final = {}, {}, {}
     if len(usable) > 1:
         factor = float(t.ppf(0.975, len(usable) - 1)) / len(usable) ** 0.5
         best, deviation = comparison.mean_and_deviation([line.best for line in usable])
         spread = {name: factor * value for name, value in deviation.items()}
-    ended = [line.final for line in lines if line.final]
+    ended = [line.final for line in usable if line.final]
     if len(ended) > 1:
         final, _ = comparison.mean_and_deviation(ended)
-    seconds = sum(record.seconds for record in members) / len(members)
+    seconds = sum(record.seconds for record in members) / max(1, len(members))
+    settings = ("method", "network", "data")
     about = {
-        **_settings(members[0]),
-        "seed": ", ".join(line.about["seed"] for line in lines),
+        **{name: lines[0].about[name] for name in settings},
+        "seed": ", ".join(line.about["seed"] for line in usable),
         "epoch": "",
         "time": human_seconds(seconds),
     }
-    name = f"mean of {len(usable)} seeds"
-    labels = tuple(line.name for line in lines)
+    name = f"mean of {len(usable)} seeds" + (f", {note}" if note else "")
+    labels = tuple(line.name for line in usable)
     return Line(name, about, best, final, spread, labels, {"time": seconds})
 
 

@@ -538,6 +538,21 @@ def test_compare_has_a_row_a_run_and_one_over_seeds(logs, capsys):
     assert made.count("<tr><td>") == 4 and "data-sort" in made
 
 
+def test_compare_tells_groups_of_one_method_apart_and_leaves_out_the_unfinished(tmp_path):
+    for pooling, seed in (("avg", 1), ("avg", 2), ("max", 1), ("max", 2), ("max", 3)):
+        folder = tmp_path / f"{pooling}{seed}"
+        folder.mkdir()
+        asked = options.parse_train(["--pooling", pooling, "--seed", str(seed)])
+        (folder / "args.json").write_text(json.dumps(vars(asked)))
+        if seed < 3:
+            (folder / "results.json").write_text(json.dumps(RESULT))
+    groups = [line for line in overview.collect(tmp_path) if line.members]
+    assert [(line.name, line.about["seed"], line.members) for line in groups] == [
+        ("mean of 2 seeds, pooling avg", "1, 2", ("avg1", "avg2")),
+        ("mean of 2 seeds, pooling max", "1, 2", ("max1", "max2")),
+    ]
+
+
 def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):
     compare(logs, f"--grep proxy_anchor --out {tmp_path / 'x.html'}")
     said = capsys.readouterr().out
