@@ -21,6 +21,7 @@ from page.records import Record
 from utils import InputError, human_seconds, write_atomically, write_table
 
 ABOUT = ("method", "network", "data", "seed", "epoch", "time")
+WORDS = ("method", "network", "data", "seed")  # read from the left
 SHOWN = ("R@1", "MAP@R", "NMI")  # on the screen; the files have all metrics
 
 
@@ -245,22 +246,27 @@ def page(lines: Sequence[Line], folder: str) -> str:
     if single:
         about = "The best checkpoint of each, in percent; small: at the last evaluation."
         parts.append(section("runs", "Runs", _table(single), f"{about} A click on a head sorts."))
+    counts = [f"{len(single)} runs"] if single else []
+    counts += [f"{len(groups)} groups of seeds"] if groups else []
+    links = ['<a href="#seeds">Over seeds</a>'] if groups else []
+    links += ['<a href="#runs">Runs</a>'] if single else []
     names = tables.columns(rows(lines))
     meaning = " ".join(m.text for m in tables.meanings_of(names))
     head = (
-        f'<header><h1>Runs in {text(folder)}</h1><p class="lead">{len(single)} runs'
-        f"{f', {len(groups)} groups of seeds' if groups else ''}</p></header>"
-        '<nav><div><a href="#seeds">Over seeds</a><a href="#runs">Runs</a>'
+        f'<header><h1>Runs in {text(folder)}</h1><p class="lead">{", ".join(counts)}</p></header>'
+        f"<nav><div>{''.join(links)}"
         '<span class="end"><button data-theme-switch>light / dark</button></span></div></nav>'
     )
     note = f'<p class="note">{text(meaning)}</p>'
-    return document(f"Runs in {folder}", f"{head}<main>{''.join(parts)}{note}</main>", {})
+    body = f'{head}<main class="wide">{"".join(parts)}{note}</main>'
+    return document(f"Runs in {folder}", body, {})
 
 
 def _table(lines: Sequence[Line]) -> str:
     names = tables.columns(rows(lines))
     heads = "".join(
-        f'<th data-sort scope="col">{text(name)}</th>' for name in ("run", *ABOUT, *names)
+        f'<th data-sort scope="col"{_aligned(name)}>{text(name)}</th>'
+        for name in ("run", *ABOUT, *names)
     )
     body = "".join(_html_row(line, names) for line in lines)
     return (
@@ -274,7 +280,7 @@ def _html_row(line: Line, names: Sequence[str]) -> str:
     for name in ABOUT:
         key = line.sort.get(name)
         value = f' data-value="{key:.6g}"' if key is not None else ""
-        cells.append(f"<td{value}>{text(line.about[name])}</td>")
+        cells.append(f"<td{value}{_aligned(name)}>{text(line.about[name])}</td>")
     for name in names:
         if name not in line.best:
             cells.append('<td data-value=""></td>')
@@ -286,6 +292,10 @@ def _html_row(line: Line, names: Sequence[str]) -> str:
             f'<td data-value="{line.best[name]:.6g}">{text(_cell(line, name))}{small}</td>'
         )
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _aligned(column: str) -> str:
+    return ' class="words"' if column in WORDS else ""
 
 
 def _members(line: Line) -> str:
