@@ -2,11 +2,11 @@
 
     python scripts/study.py train [--jobs 2]   trains what docs/study.csv lacks
     python scripts/study.py time               seconds an epoch, on a machine that does nothing else
-    python scripts/study.py tables             writes the tables into docs/study.md
+    python scripts/study.py tables             writes the tables into docs/study.md, and its picture
 
 Stages. The start is one network trained from scratch for a while by plain classification, at a
 constant rate, without fold 0 of the training classes; every training goes on from its backbone.
-Trials: each method trains at three learning rates without fold 0 and is judged on it; the test
+Trials: each method trains at four learning rates without fold 0 and is judged on it; the test
 classes stay unseen (--no-test). Runs: each method trains on all training classes at its best rate,
 with each seed, and the test classes are looked at once, after the last epoch.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import html
 import json
 import math
 import os
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "study.csv"
 TIMES = ROOT / "docs" / "study_times.csv"
 PAGE = ROOT / "docs" / "study.md"
+PICTURE = ROOT / "docs" / "study.svg"
 LOGS = ROOT / "logs" / "study"
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -374,6 +376,7 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return corrected
 
 
+SVG_TITLE = "R@1 on unseen classes against Proxy-Anchor, points: mean and 95 % interval"
 Runs = dict[str, dict[int, dict[str, float]]]
 """Method → seed → metrics."""
 
@@ -450,9 +453,47 @@ def trial_table() -> str:
     return table(["method", *(f"{rate(e):g}" for e in exponents)], rows)
 
 
+def picture(runs: Runs) -> str:
+    """An SVG: R@1 of each method less that of Proxy-Anchor, best first, mean and 95 % interval."""
+    apart = {b: differences(runs, BASELINE, b, "R@1") for b in runs if b != BASELINE}
+    order = sorted(apart, key=lambda name: -statistics.mean(apart[name]))
+    middles = {name: statistics.mean(apart[name]) for name in order}
+    halves = {name: half_width(apart[name]) for name in order}
+    low = math.floor(min(middles[name] - halves[name] for name in order))
+    high = math.ceil(max(middles[name] + halves[name] for name in order))
+    left, right, step, top = 250, 780, 24, 44
+    bottom = top + step * len(order)
+
+    def x(points: float) -> float:
+        return round(left + (points - low) / (high - low) * (right - left), 1)
+
+    parts = [f'<text x="14" y="24" font-weight="600">{SVG_TITLE}</text>']
+    for points in range(low, high + 1):
+        colour = "#444" if points == 0 else "#e2e2e2"
+        line = f'<line x1="{x(points)}" x2="{x(points)}" y1="{top - 6}" y2="{bottom}"'
+        parts.append(f'{line} stroke="{colour}"/>')
+        label = f"{points:+d}" if points else "0"
+        at = f'x="{x(points)}" y="{bottom + 16}"'
+        parts.append(f'<text {at} fill="#666" text-anchor="middle">{label}</text>')
+    for row, name in enumerate(order):
+        y = top + step * row + step // 2
+        ends = [x(middles[name] - halves[name]), x(middles[name] + halves[name])]
+        title = html.escape(METHODS[name].title)
+        parts.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{title}</text>')
+        line = f'<line x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}"'
+        parts.append(f'{line} stroke="#2f62d0" stroke-width="2"/>')
+        parts.append(f'<circle cx="{x(middles[name])}" cy="{y}" r="4" fill="#2f62d0"/>')
+    size = f'width="{right + 30}" height="{bottom + 28}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )
+
+
 def write_tables() -> None:
-    """Puts the tables between their marks in docs/study.md."""
+    """Puts the tables between their marks in docs/study.md, and draws docs/study.svg."""
     runs = read_runs()
+    PICTURE.write_text(picture(runs))
     made = {
         "results": results_table(runs),
         "baseline": difference_table(runs, [(BASELINE, b) for b in METHODS if b != BASELINE]),
@@ -465,7 +506,7 @@ def write_tables() -> None:
         before, rest = page.split(begin)
         page = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     PAGE.write_text(page)
-    print(f"tables written to {PAGE.name}")
+    print(f"tables written to {PAGE.name}, the picture to {PICTURE.name}")
 
 
 def main() -> None:

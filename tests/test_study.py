@@ -8,6 +8,7 @@ import itertools
 import statistics
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import tiny
@@ -27,7 +28,8 @@ def study(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "study", module)
     spec.loader.exec_module(module)
-    for name, file in (("RESULTS", "study.csv"), ("TIMES", "times.csv"), ("PAGE", "study.md")):
+    files = {"RESULTS": "study.csv", "TIMES": "times.csv", "PAGE": "study.md"}
+    for name, file in {**files, "PICTURE": "study.svg"}.items():
         monkeypatch.setattr(module, name, tmp_path / file)
     monkeypatch.setattr(module, "LOGS", tmp_path / "logs")
     return module
@@ -154,6 +156,20 @@ def test_tables_are_written_between_their_marks(study):
         for name, method in study.METHODS.items():
             assert page.count(f"| {method.title} |") >= 2, name
     assert "| AMLoss | Proxy-Anchor | +1." in page or "| AMLoss | Proxy-Anchor | +0.9" in page
+
+
+def test_picture_has_a_row_a_method_with_the_best_on_top(study):
+    while (task := next(study.open_tasks(study.read_outcomes()), None)) is not None:
+        study.append(pretend(study, task))
+    root = ElementTree.fromstring(study.picture(study.read_runs()))
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [node.text for node in root.iter(f"{space}text")]
+    titles = [m.title for name, m in study.METHODS.items() if name != study.BASELINE]
+    assert [text for text in texts if text in titles] == titles[::-1]  # later ones pretend more
+    dots = [float(node.get("cx")) for node in root.iter(f"{space}circle")]
+    assert len(dots) == len(titles) and dots == sorted(dots, reverse=True)
+    zero = texts.index("0")
+    assert 250 <= float(list(root.iter(f"{space}text"))[zero].get("x")) <= min(dots)
 
 
 def trained(folder: Path) -> tuple[list[float], torch.Tensor]:
