@@ -447,9 +447,10 @@ def trial_table() -> str:
         tried = trials(outcomes, name)
         if not tried:
             continue
-        best = max(tried.values())
         cells = [f"{100 * tried[e]:.1f}" if e in tried else "" for e in exponents]
-        rows.append([method.title, *(f"**{c}**" if c == f"{100 * best:.1f}" else c for c in cells)])
+        chosen = chosen_rate(outcomes, name)
+        cells = [f"**{c}**" if e == chosen else c for e, c in zip(exponents, cells, strict=True)]
+        rows.append([method.title, *cells])
     return table(["method", *(f"{rate(e):g}" for e in exponents)], rows)
 
 
