@@ -269,14 +269,16 @@ def _reached(run: Explained) -> list[str]:
         found.append(f"A random image would be right for {100 * chance:.2g} of 100.")
     if not found:
         found.append("This run has not been evaluated yet.")
-    if record.best_epoch is not None and record.rows:
+    if len(record.evaluated) == 1 and record.outcome:
+        found.append(f"Evaluated once, after epoch {record.best_epoch}: no epoch was picked.")
+    elif record.best_epoch is not None and record.rows:
         last = int(record.rows[-1]["epoch"])
         tested = record.outcome.get("picked_on") == "test classes"
         found.append(
             f"Best epoch {record.best_epoch} of {last}"
             + (
                 ", picked on the test classes themselves, as the papers do: a little optimistic."
-                if tested and len(record.evaluated) > 1
+                if tested
                 else "."
             )
         )
