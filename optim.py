@@ -17,18 +17,19 @@ from torch import nn
 
 import processes
 
-Schedule = Callable[[int, int], float]
-"""(epochs done, optimisation steps done) → factor on a group's learning rate."""
+Schedule = Callable[[float, int], float]
+"""(epochs done, with the part of the present one; optimisation steps done) → factor on a group's
+learning rate."""
 
 
-def constant(epoch: int, step: int) -> float:
+def constant(epoch: float, step: int) -> float:
     """The learning rate as given."""
     return 1.0
 
 
 def step_decay(every: int, gamma: float) -> Schedule:
     """gamma^(epoch // every): the published schedules' StepLR, by epochs."""
-    return lambda epoch, step: gamma ** (epoch // every)
+    return lambda epoch, step: gamma ** (int(epoch) // every)
 
 
 def milestones(steps: Sequence[int], gamma: float) -> Schedule:
@@ -36,14 +37,19 @@ def milestones(steps: Sequence[int], gamma: float) -> Schedule:
     return lambda epoch, step: gamma ** sum(step >= milestone for milestone in steps)
 
 
-def cosine(total_steps: int, rise: float = 0.1) -> Schedule:
-    """Linear from 0 during the share `rise` of all steps, then half a cosine down to 0."""
+def cosine(total_steps: int, steps_per_epoch: int | None = None, rise: float = 0.1) -> Schedule:
+    """Linear from 0 during the share `rise` of all steps, then half a cosine down to 0.
+
+    With `steps_per_epoch` it follows the epochs, which may turn out longer or shorter (those of
+    divide and conquer do): it reaches 0 at the end of the last, not before and not never.
+    """
     rising = max(1, round(rise * total_steps))
 
-    def factor(epoch: int, step: int) -> float:
-        if step < rising:
-            return (step + 1) / rising
-        done = min(1.0, (step - rising) / max(1, total_steps - rising))
+    def factor(epoch: float, step: int) -> float:
+        position = step if steps_per_epoch is None else epoch * steps_per_epoch
+        if position < rising:
+            return min(1.0, (position + 1) / rising)
+        done = min(1.0, (position - rising) / max(1, total_steps - rising))
         return 0.5 * (1 + math.cos(math.pi * done))
 
     return factor
@@ -137,21 +143,21 @@ class Optimisers:
                         optimiser.state.pop(parameter, None)
                     group["params"] = parameters
 
-    def set_learning_rates(self, epoch: int, step: int) -> None:
-        """Sets every group's rate for the step that follows `step` done ones, in `epoch`."""
+    def set_learning_rates(self, epoch: float, step: int) -> None:
+        """Sets every group's rate for the step that follows `step` done ones, after `epoch`s."""
         for group in self.groups:
             name = group["name"]
             factor = self._schedules[name](epoch, step) * self._holds.get(name, 1.0)
             group["lr"] = group["base_lr"] * factor
 
     def step(
-        self, loss: torch.Tensor, epoch: int, step: int, *, careful: bool = False
+        self, loss: torch.Tensor, epoch: float, step: int, *, careful: bool = False
     ) -> torch.Tensor:
         """Backward, sum over processes, unscale, clip, and one update of every group.
 
         Args:
             loss: 0-d, with its graph.
-            epoch, step: epochs, and optimisation steps, done before this one.
+            epoch, step: epochs (and the part of this one), and optimisation steps, done before.
             careful: leave the update out when the loss or a gradient is not finite; this waits for
                 the device.
 

@@ -198,11 +198,11 @@ def build_optimisers(
     precision: Precision,
 ) -> optim.Optimisers:
     """Backbone, heads, masks and the criterion's own groups, each with its rate and schedule."""
-    total_steps = args.steps or args.epochs * steps_per_epoch
+    by_epochs = (args.epochs * steps_per_epoch, steps_per_epoch)
     schedule = {
         "step": lambda: optim.step_decay(args.lr_decay_step, args.lr_decay_gamma),
         "milestones": lambda: optim.milestones(args.milestones, args.lr_decay_gamma),
-        "cosine": lambda: optim.cosine(total_steps),
+        "cosine": lambda: optim.cosine(*([args.steps] if args.steps else by_epochs)),
         "constant": lambda: optim.constant,
     }[args.schedule]()
     groups = network.parameter_groups(
@@ -369,7 +369,8 @@ class Training:
                 loss = loss + weight * self.objective(outputs, labels, **context)
                 terms = terms or self.objective.terms  # those of the images as they are
         clock, values = self.clock, {"loss": loss.detach(), **terms}
-        finite = self.optimisers.step(loss, clock.epoch, clock.step, careful=self.watch.careful)
+        epochs = clock.epoch + clock.step_in_epoch / len(self.loader)
+        finite = self.optimisers.step(loss, epochs, clock.step, careful=self.watch.careful)
         clock.step += 1
         clock.step_in_epoch += 1
         rates = self.optimisers.learning_rates()

@@ -432,7 +432,8 @@ def difference_table(runs: Runs, pairs: Sequence[tuple[str, str]]) -> str:
             apart = differences(runs, a, b, metric)
             mean, half = statistics.mean(apart), half_width(apart)
             cells += [f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"]
-            cells += [f"{corrected[metric][b]:.3f}"]
+            p = corrected[metric][b]
+            cells += [f"{p:.3f}" if p >= 0.001 else "< .001"]
         rows.append([METHODS[b].title, METHODS[a].title, *cells])
     head = ["method", "against", *(c for m in columns for c in (f"{m}, points", "p, corrected"))]
     return table(head, rows)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import evaluate
+import optim
 import options
 import train
 from clustering import Clustering
@@ -39,6 +40,27 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_images(tmp_path_factory.mktemp("data") / "tiny")
+
+
+# --- the learning rate ----------------------------------------------------------------------------
+
+
+def test_cosine_follows_the_epochs_where_their_length_is_known():
+    by_steps, by_epochs = optim.cosine(100), optim.cosine(100, 10)
+    for step in range(101):
+        assert by_epochs(step / 10, step) == pytest.approx(by_steps(0, step), abs=1e-12)
+    assert by_epochs(9.5, 10**6) == pytest.approx(by_steps(0, 95))  # however many steps it took
+    assert by_epochs(9.99, 0) > 0 == by_epochs(10.0, 0)
+
+
+def test_rate_falls_to_the_end_though_later_epochs_are_longer(images, tmp_path):
+    flags = DIVIDED.replace("constant", "cosine").replace("--mod-epoch 2", "--mod-epoch 1")
+    folder = tiny.run(images, tmp_path, "run", f"{flags} --loss MarginLoss --epochs 4")
+    rows = tiny.metrics_rows(folder)
+    steps = np.diff([0, *(int(row["step"]) for row in rows)])
+    assert steps.max() > steps[0]  # else this shows nothing
+    rates = [float(row["lr backbone"]) for row in rows]
+    assert rates == sorted(rates, reverse=True) and len(set(rates)) == 4 and rates[-1] > 0
 
 
 # --- the division ---------------------------------------------------------------------------------
