@@ -738,19 +738,27 @@ def epoch_line(args: argparse.Namespace, clock: Clock, row: dict) -> str:
     return "  ".join([*parts, human_seconds(clock.seconds)])
 
 
+def _picked(training: Training, evaluations: int) -> str:
+    """Which epoch the last words are about, and by what it was picked."""
+    clock = training.clock
+    if training.data.selects_on_test:
+        if evaluations == 1:
+            return f"Evaluated once, after epoch {clock.best_epoch}; no epoch was picked:"
+        return f"Best epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:"
+    last = "The same classes:" if training.args.no_test else "The test classes, looked at once:"
+    return (
+        f"Epoch {clock.best_epoch} had the best R@1 on the validation classes "
+        f"({clock.best:.4f}). {last}"
+    )
+
+
 def _report(training: Training, run: RunFolder) -> None:
     """The last words of a run: the best checkpoint's numbers, and where everything lies."""
     name = best_name(training.args)
     checkpoint = processes.from_main(partial(run.load_best, name))
     clock, data, args = training.clock, training.data, training.args
-    if data.selects_on_test:
-        print(f"\nBest epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:")
-    else:
-        print(
-            f"\nEpoch {clock.best_epoch} had the best R@1 on the validation classes "
-            f"({clock.best:.4f}). "
-            + ("The same classes:" if args.no_test else "The test classes, looked at once:")
-        )
+    evaluations = sum(bool(row.get("R@1")) for row in run.metrics.rows())
+    print(f"\n{_picked(training, evaluations)}")
     judged_before = data.selects_on_test and set(options.METRICS) <= {"retrieval", *args.metrics}
     if judged_before or args.no_test:
         results = [
