@@ -462,11 +462,13 @@ def _wait_for(children: list[subprocess.Popen], stops: list[int]) -> int:
         time.sleep(0.1)
     if not failed:
         return 0
-    status = statuses[failed[0]]
+    # Those that lost the connection to a killed process end by themselves: it comes first.
+    first = min(failed, key=lambda number: statuses[number] > 0)
+    status = statuses[first]
     if status < 0 and not stops:
         name = signal.Signals(-status).name
         print(
-            f"error: process {failed[0]} of {len(children)} was ended by {name}; the others were "
+            f"error: process {first} of {len(children)} was ended by {name}; the others were "
             "stopped",
             file=sys.stderr,
         )

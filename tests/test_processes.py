@@ -329,6 +329,16 @@ def test_a_signal_to_the_launcher_or_to_one_process_stops_all_after_a_checkpoint
 
 # --- when somebody dies ---------------------------------------------------------------------------
 
+
+def test_a_killed_process_is_named_though_others_have_ended_because_of_it(capsys):
+    ends = ("raise SystemExit(1)", "import os; os.kill(os.getpid(), 9)")
+    children = [subprocess.Popen([sys.executable, "-c", code]) for code in ends]
+    for child in children:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert processes._wait_for(children, []) == 137
+    assert "process 1 of 2 was ended by SIGKILL" in capsys.readouterr().err
+
+
 FAULTY = """
 import os, signal, sys, time
 import options, processes, train
