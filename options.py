@@ -60,6 +60,10 @@ class Flag:
         """The attribute it is stored under: the first spelling."""
         return self.spellings[0].lstrip("-").replace("-", "_")
 
+    def is_read(self, args: argparse.Namespace) -> bool:
+        """Whether anybody listens to it under these options."""
+        return self.need is None or self.need.met(args)
+
 
 class Group(NamedTuple):
     """Flags under one heading of --help."""
@@ -793,16 +797,18 @@ def _check_needs(
 
 def _unread(args: argparse.Namespace, entries: Sequence[Flag]) -> list[Flag]:
     """The given flags that nobody listens to."""
-    return [e for e in entries if e.dest in args.given and e.need and not e.need.met(args)]
+    return [entry for entry in entries if entry.dest in args.given and not entry.is_read(args)]
 
 
 def _only_in_files(
     parser: _Parser, args: argparse.Namespace, argv: Sequence[str] | None
 ) -> set[str]:
     """The given options that stand in a file of flags and not on the command line itself."""
-    words = [w for w in (sys.argv[1:] if argv is None else argv) if not w.startswith("@")]
-    typed, _ = parser.parse_known_args(words)
-    return set(args.given) - set(vars(typed))
+    words = sys.argv[1:] if argv is None else list(argv)
+    typed = [word for word in words if not word.startswith("@")]
+    if typed == words:
+        return set()
+    return set(args.given) - set(vars(parser.parse_known_args(typed)[0]))
 
 
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -886,7 +892,7 @@ def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments that the chosen loss is built with."""
     listening = {
         entry.argument: getattr(args, entry.dest)
-        for entry in _flags(TRAIN_GROUPS)
+        for entry in train_flags()
         if entry.argument and entry.need and entry.need.met(args)
     }
     return {**listening, **dict(args.loss_args)}

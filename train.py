@@ -198,11 +198,11 @@ def build_optimisers(
     precision: Precision,
 ) -> optim.Optimisers:
     """Backbone, heads, masks and the criterion's own groups, each with its rate and schedule."""
-    by_epochs = (args.epochs * steps_per_epoch, steps_per_epoch)
+    total_steps = args.steps or args.epochs * steps_per_epoch
     schedule = {
         "step": lambda: optim.step_decay(args.lr_decay_step, args.lr_decay_gamma),
         "milestones": lambda: optim.milestones(args.milestones, args.lr_decay_gamma),
-        "cosine": lambda: optim.cosine(*([args.steps] if args.steps else by_epochs)),
+        "cosine": lambda: optim.cosine(total_steps, None if args.steps else steps_per_epoch),
         "constant": lambda: optim.constant,
     }[args.schedule]()
     groups = network.parameter_groups(

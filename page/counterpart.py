@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import shlex
 from collections.abc import Iterator
 from typing import Any
 
 import comparison
 import options
-import runs
 from page import records
 from page.document import percent
 from page.records import ATTACHED, Record
 from routines import PER_CLASS
+from runs import INCIDENTAL, RunFolder
 from utils import InputError
 
 WITHOUT: dict[str, dict[str, Any]] = {
@@ -26,7 +25,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "masks": {"nb_clusters": None},
 }
 RATES = ("lr", "lr_p")  # each method may have its own
-BESIDES = {*comparison.INCIDENTAL, *runs.INCIDENTAL, *RATES}
+BESIDES = {*comparison.INCIDENTAL, *INCIDENTAL, *RATES}
 REPEATED = ("seed", "LOG_DIR", "data_root", *RATES)  # said in the command all the same
 
 
@@ -37,7 +36,7 @@ def without_method(record: Record) -> tuple[str, argparse.Namespace] | None:
     adds nothing.
     """
     args = record.options
-    attached = [name for name in options.attachments(args) if name != "sec" or args.sec_wei]
+    attached = record.attached
     if attached:
         changed = {key: value for name in attached for key, value in WITHOUT[name].items()}
         if "masks" in attached and not args.IPC:
@@ -49,7 +48,7 @@ def without_method(record: Record) -> tuple[str, argparse.Namespace] | None:
         return None
     plain = argparse.Namespace(**{**vars(args), **changed})
     for flag in options.train_flags():  # in order: some belong to others that come before them
-        if flag.need and not flag.need.met(plain):
+        if not flag.is_read(plain):
             setattr(plain, flag.dest, flag.default)
     return words, plain
 
@@ -95,29 +94,29 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """The options that make a training what it is, those that nobody listens to left out."""
     found = {}
     for flag in options.train_flags():
-        if flag.dest not in BESIDES and (flag.need is None or flag.need.met(args)):
+        if flag.dest not in BESIDES and flag.is_read(args):
             value = getattr(args, flag.dest)
             found[flag.dest] = tuple(value) if isinstance(value, list) else value
     return found
 
 
 def _beside(record: Record, plain: argparse.Namespace) -> Record | None:
-    """A finished run in the same folder with the options `plain`, best with the same seed."""
+    """A finished run in the same folder with the options `plain`, preferably of the same seed."""
     wanted = _settings(plain)
-    found = [
-        other
-        for other in _siblings(record)
-        if _recall(other) is not None and _settings(other.options) == wanted
-    ]
+    found = [other for other in _siblings(record, wanted) if _recall(other) is not None]
     own = record.options
     return min(found, key=lambda o: (o.options.seed != own.seed, o.options.seed), default=None)
 
 
-def _siblings(record: Record) -> Iterator[Record]:
+def _siblings(record: Record, wanted: dict[str, Any]) -> Iterator[Record]:
+    """The runs in the same folder that have results and the settings `wanted`."""
     for file in sorted(record.path.resolve().parent.glob("*/results.json")):
+        path = record.path.parent / file.parent.name
         # A folder that something else has damaged is not this page's business.
-        with contextlib.suppress(InputError, OSError, SystemExit):
-            yield records.read(record.path.parent / file.parent.name)
+        with contextlib.suppress(InputError, OSError):
+            # The options alone tell most apart; the rest of a run is read for those that match.
+            if _settings(records.with_defaults(RunFolder(path).read_args())) == wanted:
+                yield records.read(path)
 
 
 def _plain_name(record: Record) -> str:
@@ -127,13 +126,14 @@ def _plain_name(record: Record) -> str:
 def _command(record: Record, plain: argparse.Namespace) -> str | None:
     """A command that trains `plain`, from the run's recipe where that can be; None if none does."""
     for file in ([f"@{plain.recipe}"] if plain.recipe else []), []:
-        words = [*_with_loss(file, plain.loss)]
-        base = _parsed(words)  # knows what the loss brings along: its authors' optimiser, say
+        words = _with_loss(file, plain.loss)
+        # It knows what the loss brings along: its authors' optimiser, say.
+        base = records.parsed(words)
         if base is None:
             continue
         wanted = _asked(plain, base)
         words += _flags(wanted, base)
-        again = _parsed(words)
+        again = records.parsed(words)
         if again is not None and _settings(again) == _settings(wanted):
             words += ["--name", _plain_name(record)]
             return f"python train.py {shlex.join(words)}"
@@ -141,8 +141,9 @@ def _command(record: Record, plain: argparse.Namespace) -> str | None:
 
 
 def _with_loss(file: list[str], loss: str) -> list[str]:
-    base = _parsed(file)
-    return file if base is not None and base.loss == loss else [*file, "--loss", loss]
+    base = records.parsed(file)
+    named = base is not None and base.loss == loss
+    return [*file, *([] if named else ["--loss", loss])]
 
 
 def _asked(plain: argparse.Namespace, base: argparse.Namespace) -> argparse.Namespace:
@@ -152,14 +153,6 @@ def _asked(plain: argparse.Namespace, base: argparse.Namespace) -> argparse.Name
         for name, value in vars(base).items()
     }
     return argparse.Namespace(**kept)
-
-
-def _parsed(words: list[str]) -> argparse.Namespace | None:
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return options.parse_train(words)
-    except SystemExit:  # a file of flags that is gone, or flags that do not go together
-        return None
 
 
 def _flags(wanted: argparse.Namespace, base: argparse.Namespace) -> list[str]:

@@ -146,8 +146,7 @@ def _shown(numbers: dict[str, float]) -> dict[str, float]:
 def _group(members: Sequence[Record], lines: Sequence[Line], note: str) -> Line:
     from scipy.stats import t
 
-    both = [(record, line) for record, line in zip(members, lines, strict=True) if record.outcome]
-    members, usable = [record for record, _ in both], [line for _, line in both]
+    usable = [line for record, line in zip(members, lines, strict=True) if record.outcome]
     best, spread, final = {}, {}, {}
     if len(usable) > 1:
         factor = float(t.ppf(0.975, len(usable) - 1)) / len(usable) ** 0.5
@@ -156,10 +155,9 @@ def _group(members: Sequence[Record], lines: Sequence[Line], note: str) -> Line:
     ended = [line.final for line in usable if line.final]
     if len(ended) > 1:
         final, _ = comparison.mean_and_deviation(ended)
-    seconds = sum(record.seconds for record in members) / max(1, len(members))
-    settings = ("method", "network", "data")
+    seconds = sum(line.sort["time"] for line in usable) / max(1, len(usable))
     about = {
-        **{name: lines[0].about[name] for name in settings},
+        **_settings(members[0]),
         "seed": ", ".join(line.about["seed"] for line in usable),
         "epoch": "",
         "time": human_seconds(seconds),

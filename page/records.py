@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,16 +56,20 @@ class Record:
     @property
     def options(self) -> argparse.Namespace:
         """All options, with the defaults of those that an older version did not have."""
-        defaults = vars(options.parse_train([]))
-        return argparse.Namespace(**{**defaults, **self.args})
+        return with_defaults(self.args)
+
+    @property
+    def attached(self) -> list[str]:
+        """What is attached to the loss, in `losses.compose`'s names."""
+        # SEC's losses log the norms without the constraint too.
+        names = options.attachments(self.options)
+        return [name for name in names if name != "sec" or self.args.get("sec_wei")]
 
     @property
     def method(self) -> str:
         """The loss and what is attached to it: `AMLoss + SEC`."""
-        attached = options.attachments(self.options)
-        if not self.args.get("sec_wei"):
-            attached.pop("sec", None)  # its losses log the norms without the constraint
-        return " + ".join([str(self.args.get("loss", "?")), *(ATTACHED[name] for name in attached)])
+        attached = [ATTACHED[name] for name in self.attached]
+        return " + ".join([str(self.args.get("loss", "?")), *attached])
 
     @property
     def best_checkpoint(self) -> Path | None:
@@ -122,6 +128,25 @@ def read(path: str | Path) -> Record:
         [_numbers(row) for row in folder.metrics.rows()],
         _json(path / "results.json"),
     )
+
+
+def with_defaults(args: Mapping[str, Any]) -> argparse.Namespace:
+    """Options as a run keeps them, with the defaults of those that it does not know."""
+    return argparse.Namespace(**{**_defaults(), **args})
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return vars(options.parse_train([]))
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace | None:
+    """The options that words of train.py's command line ask for; None if it refuses them."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return options.parse_train(words)
+    except SystemExit:  # a file of flags that is gone or older, or flags that do not go together
+        return None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -203,14 +228,12 @@ def _published_words(text: str) -> str:
 
 
 def _changes(record: Record, recipe: Path) -> list[str]:
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            asked = vars(options.parse_train([f"@{recipe}"]))
-    except SystemExit:  # a recipe of another version
+    asked = parsed([f"@{recipe}"])
+    if asked is None:  # a recipe of another version
         return []
     ignored = {*INCIDENTAL, "name", "remark", "loss_args"}
     found = []
-    for name, value in asked.items():
+    for name, value in vars(asked).items():
         own = record.args.get(name, value)
         own = tuple(own) if isinstance(own, list) else own
         if name in ignored or value is None or own == value:
