@@ -49,13 +49,12 @@ from candidates import (
 )
 from dataset.base import ImageSet
 from dataset.loader import eval_loader
+from devices import Precision, pick_device
 from runs import load_checkpoint
 from tables import Row
 from utils import (
     InputError,
-    Precision,
     human_seconds,
-    pick_device,
     sentence_errors,
     write_atomically,
     write_json,

@@ -24,10 +24,11 @@ import net
 import options
 from dataset.base import ImageSet, PathTable, decode, reason, to_rgb
 from dataset.emoji import Emoji
+from devices import Precision, pick_device
 from evaluate import Viewing, data_options, embed, load_network, resolve_data_defaults
 from inspection import on_white
 from runs import load_checkpoint
-from utils import InputError, Precision, pick_device
+from utils import InputError
 
 Picture = str | os.PathLike[str] | Image.Image
 

@@ -15,163 +15,38 @@ import difflib
 import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-# --- what a flag is -------------------------------------------------------------------------------
+from flags import (
+    BINARY,
+    COUNT,
+    COUNT_OR_ZERO,
+    EPOCHS,
+    SHARE,
+    SWITCH,
+    TRUTH,
+    Flag,
+    Group,
+    Kind,
+    Need,
+    flag,
+    key_value,
+    not_negative,
+    number,
+    one_of,
+    positive,
+    text,
+    whole,
+)
 
-
-class Kind(NamedTuple):
-    """What a flag's value may be: how text becomes a value, what --help calls it, the choices."""
-
-    parse: Callable[[str], Any] | None
-    metavar: str | None = None
-    choices: tuple[Any, ...] | None = None
-    nargs: str | None = None
-    const: Any = None
-
-
-class Need(NamedTuple):
-    """Who listens to a flag: words for the error message, and a test on the resolved options."""
-
-    name: str
-    met: Callable[[argparse.Namespace], bool]
-
-
-@dataclass(frozen=True)
-class Flag:
-    """One flag: its spellings, default, kind and help.
-
-    `need` says which method reads it (all do, without one); `argument` is what that method's
-    criterion calls it; `shown` is the default in words, where it depends on something.
-    """
-
-    spellings: tuple[str, ...]
-    default: Any
-    kind: Kind
-    help: str
-    need: Need | None = None
-    argument: str | None = None
-    shown: str | None = None
-
-    @property
-    def dest(self) -> str:
-        """The attribute it is stored under: the first spelling."""
-        return self.spellings[0].lstrip("-").replace("-", "_")
-
-    def is_read(self, args: argparse.Namespace) -> bool:
-        """Whether anybody listens to it under these options."""
-        return self.need is None or self.need.met(args)
-
-
-class Group(NamedTuple):
-    """Flags under one heading of --help."""
-
-    title: str
-    flags: tuple[Flag, ...]
-
-
-def flag(spellings: str, default: Any, kind: Kind, help: str, **more: Any) -> Flag:
-    """A `Flag`; `spellings` are separated by spaces, the first names the option."""
-    return Flag(tuple(spellings.split()), default, kind, help, **more)
-
-
-# --- kinds of values ------------------------------------------------------------------------------
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """A whole number not below `least`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is below the smallest useful value, {least}")
-        return value
-
-    return parse
-
-
-def number(
-    least: float = -float("inf"), most: float = float("inf"), *, above: bool = False
-) -> Callable[[str], float]:
-    """A number from `least` (or `above` it) to `most`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not (least < value if above else least <= value) or not value <= most:
-            low = f"above {least:g}" if above else f"from {least:g}"
-            raise argparse.ArgumentTypeError(
-                f"{text} is out of range ({low}{'' if most == float('inf') else f' to {most:g}'})"
-            )
-        return value
-
-    return parse
-
-
-def truth(text: str) -> bool:
-    """`True`, `1`, `yes` → True; `False`, `0`, `no` → False."""
-    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return known[text.lower()]
-
-
-def key_value(text: str) -> tuple[str, Any]:
-    """`gamma=80` → ("gamma", 80): numbers and true/false become such, the rest stays text."""
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")
-    if value.lower() in ("true", "false"):
-        return key, value.lower() == "true"
-    for convert in (int, float):
-        try:
-            return key, convert(value)
-        except ValueError:
-            continue
-    return key, value
-
-
-def one_of(*choices: Any) -> Kind:
-    """One of a few words or numbers."""
-    return Kind(type(choices[0]), choices=choices)
+# --- who listens ----------------------------------------------------------------------------------
 
 
 def hierarchy(text: str) -> str:
     """`bot_top` is `none`: the branch of the released code that would tell them apart is dead."""
     return "none" if text == "bot_top" else text
 
-
-def text(metavar: str) -> Kind:
-    """Any text."""
-    return Kind(str, metavar)
-
-
-def positive(metavar: str) -> Kind:
-    """A number above 0."""
-    return Kind(number(0.0, above=True), metavar)
-
-
-def not_negative(metavar: str) -> Kind:
-    """A number from 0 on."""
-    return Kind(number(0.0), metavar)
-
-
-COUNT = Kind(whole(1), "N")
-COUNT_OR_ZERO = Kind(whole(0), "N")
-EPOCHS = Kind(whole(1), "EPOCHS")
-SHARE = Kind(number(0.0, 1.0), "F")
-BINARY = one_of(0, 1)
-SWITCH = Kind(None)
-TRUTH = Kind(truth, "True|False")
-
-# --- who listens ----------------------------------------------------------------------------------
 
 SPHERICAL_LOSSES = ("triplet", "semihtriplet", "n-npair", "ms")
 

@@ -29,6 +29,7 @@ import comparison
 import net
 import tables
 from dataset.base import ImageSet
+from devices import Precision, pick_device
 from evaluate import (
     Evaluation,
     Viewing,
@@ -46,14 +47,7 @@ from page.findings import Judged, Search
 from page.records import Published, Record
 from pictures import Thumbnails, below, class_values_picture, save_picture
 from runs import load_checkpoint
-from utils import (
-    InputError,
-    Precision,
-    human_seconds,
-    pick_device,
-    sentence_errors,
-    write_atomically,
-)
+from utils import InputError, human_seconds, sentence_errors, write_atomically
 
 PICTURES = 3_400_000  # bytes of thumbnails in the page of one run, so that it stays below 5 MB
 PICTURES_MORE = 1_200_000  # for each further run

@@ -36,6 +36,15 @@ from dataset.base import ImageSet
 from dataset.clusters import one_cluster
 from dataset.loader import Batch, Loader, train_loader
 from dataset.samplers import BatchSampler, make_sampler
+from devices import (
+    Precision,
+    device_name,
+    environment,
+    pick_device,
+    random_states,
+    restore_random_states,
+    seed_everything,
+)
 from evaluate import (
     Evaluation,
     Result,
@@ -64,18 +73,7 @@ from net.shared import share_batches
 from routines import DivideAndConquer, Mixup, Routine, View, Warmup, cluster_sampler
 from runs import RunFolder, find_run, load_checkpoint, run_name
 from tracking import Tracker, wandb_mode
-from utils import (
-    InputError,
-    Precision,
-    device_name,
-    environment,
-    human_seconds,
-    pick_device,
-    random_states,
-    restore_random_states,
-    seed_everything,
-    sentence_errors,
-)
+from utils import InputError, human_seconds, sentence_errors
 
 logger = logging.getLogger("train")
 

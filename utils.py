@@ -1,26 +1,21 @@
-"""What every part of a run needs: clear errors, whole files, seeds, the device."""
+"""What every part of a run needs: clear errors, whole files, times in words.
+
+Nothing here loads torch before it is needed, so that `--help` and a typing error answer at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import difflib
-import functools
 import io
 import json
 import os
-import platform
-import random
-import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-import numpy as np
-import torch
 
 
 class InputError(Exception):
@@ -109,6 +104,7 @@ def write_table(path: Path, header: list[str], rows: list[list]) -> None:
 
 def save_tensors(path: Path, content: dict) -> None:
     """Saves tensors and plain values with torch.save, atomically."""
+    import torch
 
     def write(file: BinaryIO) -> None:
         try:
@@ -129,6 +125,8 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
     Raises:
         InputError: the file is missing, cut short, no such file at all, or needs pickle to load.
     """
+    import torch
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{what} {path} does not exist; check the path")
@@ -148,159 +146,7 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
     return content
 
 
-# --- randomness, device, precision ----------------------------------------------------------------
-
-
-def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy and torch; `deterministic` also fixes the GPU's algorithms."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-
-
-def random_states() -> dict:
-    """Every random state of this process, as values that `weights_only` can load."""
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        # This process's GPU alone: processes that share a run draw alike, each on its own.
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_states(states: dict) -> None:
-    """Puts back what `random_states` returned."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"][0])
-
-
-def pick_device(gpu_id: int) -> torch.device:
-    """`--gpu-id N`: that GPU; without one the CPU. -1 takes the first GPU.
-
-    Raises:
-        InputError: GPU `gpu_id` is asked for on a machine that has GPUs, but not that one.
-    """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if gpu_id >= torch.cuda.device_count():
-        raise InputError(
-            f"--gpu-id {gpu_id}: this machine has {torch.cuda.device_count()} GPU(s), "
-            "numbered from 0; choose one of them"
-        )
-    device = torch.device("cuda", max(gpu_id, 0))
-    torch.cuda.set_device(device)
-    return device
-
-
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the hardware has bfloat16 arithmetic (Ampere and later; AVX512-BF16, AMX)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
-
-
-def _cpu_flags() -> set[str]:
-    # torch has no public query for bf16 instructions in all versions we admit; Linux tells.
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return next(
-        (set(line.split(":", 1)[1].split()) for line in lines if line[:5] == "flags"), set()
-    )
-
-
-class Precision:
-    """Where the network's arithmetic runs: `--amp auto|bf16|fp16|off` on a device.
-
-    The network runs under autocast; losses and proxies stay float32 (they see `.float()` outputs).
-
-    Raises:
-        InputError: fp16 on a CPU.
-    """
-
-    def __init__(self, amp: str, device: torch.device) -> None:
-        if amp == "auto":
-            amp = "bf16" if bf16_is_fast(device) else "off"
-        if amp == "fp16" and device.type != "cuda":
-            raise InputError("--amp fp16 needs a GPU; use --amp bf16 or --amp off on a CPU")
-        self.name = amp
-        self.device = device
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-        # oneDNN and cuDNN want the channels last for reduced precision; for float32 on the CPU
-        # channels_last is as fast, and one layout is simpler than two.
-        self.memory_format = torch.channels_last
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """The context in which the network's forward runs."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "off")
-
-
-# --- what was run where ---------------------------------------------------------------------------
-
-
-def environment(device: torch.device) -> dict:
-    """Versions, hardware and the state of the code: what `environment.json` keeps."""
-    packages = {}
-    from importlib import metadata
-
-    for name in ("torch", "torchvision", "numpy", "scipy", "pillow", "pytorch-metric-learning"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            packages[name] = metadata.version(name)
-    return {
-        "python": platform.python_version(),
-        "packages": packages,
-        "platform": platform.platform(),
-        "device": device_name(device),
-        "cpu_threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "git_commit": git_commit(),
-        "command": shlex.join(sys.argv),
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    count = torch.get_num_threads()
-    threads = f"{count} thread{'s' if count > 1 else ''}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {threads}"
-    return f"{platform.processor() or platform.machine()}, {threads}"
-
-
-@functools.cache  # a checkpoint keeps it, and asking git takes longer than saving does
-def git_commit() -> str | None:
-    """The commit of the code, with `+changes` when files differ from it; None outside git."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
+# --- words ----------------------------------------------------------------------------------------
 
 
 def human_seconds(seconds: float) -> str:

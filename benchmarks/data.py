@@ -40,7 +40,7 @@ from dataset.base import ImageSet, PathTable
 from dataset.cache import open_cache
 from dataset.loader import Loader, eval_loader, train_loader
 from dataset.samplers import make_sampler
-from utils import device_name
+from devices import device_name
 
 SPEC = net.INPUTS["imagenet"]
 CLASSES = 200

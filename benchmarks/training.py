@@ -35,7 +35,7 @@ import options
 import train
 from benchmarks.plain import modules_one_by_one
 from dataset.base import ImageSet
-from utils import device_name
+from devices import device_name
 
 
 class PngFiles(Dataset):
