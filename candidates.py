@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import comparison
+from metrics import comparison
 from tables import HIDDEN, Row
 from utils import InputError
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-import comparison
 from dataset.base import ImageSet, PathTable, decode, reason
+from metrics import comparison
 from pictures import contact_sheet, nearest, neighbours_picture, random_queries, save_picture
 from utils import InputError, write_atomically, write_table
 

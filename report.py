@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import comparison
 import net
 import tables
 from dataset.base import ImageSet
@@ -41,6 +40,7 @@ from evaluate import (
     resolve_data_defaults,
 )
 from inspection import Embedded, random_neighbours
+from metrics import comparison
 from page import counterpart, findings, methods, overview, records
 from page.document import bullets, cell, document, facts, folded, percent, section, text
 from page.findings import Judged, Search

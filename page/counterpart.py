@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-import comparison
 import options
+from metrics import comparison
 from page import records
 from page.document import percent
 from page.records import ATTACHED, Record

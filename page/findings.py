@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-import comparison
 import metrics
 from dataset.base import ImageSet
+from metrics import comparison
 from pictures import Thumbnails, random_queries
 from utils import InputError
 

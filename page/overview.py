@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import comparison
 import tables
+from metrics import comparison
 from page import records
 from page.document import document, section, text
 from page.records import Record

@@ -17,11 +17,11 @@ import evaluate
 import optim
 import options
 import train
-from clustering import Clustering
 from dataset import clusters
 from dataset.clusters import can_divide, divide, is_acceptable, renumber, without_singles
 from dataset.loader import Batch
 from dataset.samplers import ClusterSampler
+from metrics.clustering import Clustering
 from routines import DivideAndConquer
 from utils import InputError
 

@@ -23,15 +23,14 @@ import torch
 from conftest import ROOT, files_in, run_cli
 from PIL import Image
 
-import comparison
 import dataset
 import evaluate
 import inspection
 import metrics
 import options
 import tables
-from comparison import Scores, query_scores, replicates
-from metrics import retrieval_per_query, summarise
+from metrics import comparison, retrieval_per_query, summarise
+from metrics.comparison import Scores, query_scores, replicates
 from tables import Row
 
 # --- statistics -----------------------------------------------------------------------------------

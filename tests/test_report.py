@@ -17,7 +17,6 @@ import tiny
 import torch
 from PIL import Image
 
-import comparison
 import metrics
 import options
 import pictures
@@ -25,6 +24,7 @@ import report
 import train
 from benchmarks import page as sop
 from dataset.base import ImageSet, PathTable
+from metrics import comparison
 from page import counterpart, document, findings, methods, overview, records
 from pictures import Thumbnails, class_values_picture
 from runs import ClassHistory, RunFolder

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clustering import Array, Progress, full_float32, inner_products, kmeans, nmi_f1
+from metrics.clustering import Array, Progress, full_float32, inner_products, kmeans, nmi_f1
 
 BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, which has 1/8 as many queries
 MAX_BLOCK_SIZE = 8192
