@@ -29,12 +29,14 @@ import torch
 from tqdm import tqdm
 
 import dataset
-import inspection
 import metrics
 import net
 import processes
-import tables
-from candidates import (
+from dataset.base import ImageSet
+from dataset.loader import eval_loader
+from devices import Precision, pick_device
+from evaluation import files, tables
+from evaluation.candidates import (
     DRAWS,
     OFFICIAL,
     Candidate,
@@ -47,11 +49,8 @@ from candidates import (
     paired_tests,
     rows_of,
 )
-from dataset.base import ImageSet
-from dataset.loader import eval_loader
-from devices import Precision, pick_device
+from evaluation.tables import Row
 from runs import load_checkpoint
-from tables import Row
 from utils import (
     InputError,
     human_seconds,
@@ -534,7 +533,7 @@ def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) ->
             "was trained with --introspective"
         )
     if args.query:
-        inspection.own_images(args.query, like=candidates[0].tasks[0].queries)
+        files.own_images(args.query, like=candidates[0].tasks[0].queries)
 
 
 def print_results(
@@ -587,7 +586,7 @@ def write_single_images(candidate: Candidate, precision: Precision) -> None:
     """What is asked for about single images, of the first evaluation."""
     args, network = candidate.args, candidate.network
     task, result = candidate.tasks[0], candidate.results[0]
-    shown = inspection.Embedded(task.queries, result.embeddings, task.gallery, result.gallery)
+    shown = files.Embedded(task.queries, result.embeddings, task.gallery, result.gallery)
     viewing = Viewing.of(args)
     folder = Path(args.out) if args.out else Path(candidate.path).parent
 
@@ -608,33 +607,31 @@ def write_single_images(candidate: Candidate, precision: Precision) -> None:
         return processes.from_main(partial(function, *arguments))
 
     if args.per_class:
-        write(inspection.write_classes, Path(args.per_class), task.queries, candidate.scores())
+        write(files.write_classes, Path(args.per_class), task.queries, candidate.scores())
         print(f"metrics of each class written to {args.per_class}")
     if args.export:
         uncertain = [uncertainty(images) for images in (task.queries, task.gallery)]
-        write(inspection.export, Path(args.export), shown, uncertain)
+        write(files.export, Path(args.export), shown, uncertain)
         print(f"embeddings written to {args.export}")
     if args.uncertain:
         norms = uncertainty(task.queries).norm(dim=1)
-        write(inspection.write_uncertain, Path(args.uncertain), task.queries, norms)
+        write(files.write_uncertain, Path(args.uncertain), task.queries, norms)
         print(f"images by uncertainty written to {args.uncertain}")
     if args.neighbours:
-        write(inspection.draw_neighbours, Path(args.neighbours), shown, args.seed, args.top)
+        write(files.draw_neighbours, Path(args.neighbours), shown, args.seed, args.top)
         print(f"queries and their neighbours drawn to {args.neighbours}")
     if args.failures:
         wanted = (folder, shown, result.per_query, args.failures, args.top)
-        files = write(inspection.write_failures, *wanted)
-        listed = " and ".join(map(str, files))
-        print(f"worst queries written to {listed}" if files else "no query failed")
+        written = write(files.write_failures, *wanted)
+        listed = " and ".join(map(str, written))
+        print(f"worst queries written to {listed}" if written else "no query failed")
     if args.query:
-        queries = inspection.own_images(args.query, like=task.queries)
+        queries = files.own_images(args.query, like=task.queries)
         once = replace(viewing, decode="exact", data_device=None)
         embeddings = embed(network, queries, precision, once, title="queries")
-        files, answer = write(
-            inspection.write_answers, folder, queries, embeddings, shown, args.top
-        )
+        written, answer = write(files.write_answers, folder, queries, embeddings, shown, args.top)
         print(answer)
-        print(f"answers written to {' and '.join(map(str, files))}")
+        print(f"answers written to {' and '.join(map(str, written))}")
 
 
 def main(args: argparse.Namespace) -> None:

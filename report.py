@@ -26,7 +26,6 @@ import numpy as np
 import torch
 
 import net
-import tables
 from dataset.base import ImageSet
 from devices import Precision, pick_device
 from evaluate import (
@@ -39,13 +38,14 @@ from evaluate import (
     load_network,
     resolve_data_defaults,
 )
-from inspection import Embedded, random_neighbours
+from evaluation import tables
+from evaluation.files import Embedded, random_neighbours
+from evaluation.pictures import Thumbnails, below, class_values_picture, save_picture
 from metrics import comparison
 from page import counterpart, findings, methods, overview, records
 from page.document import bullets, cell, document, facts, folded, percent, section, text
 from page.findings import Judged, Search
 from page.records import Published, Record
-from pictures import Thumbnails, below, class_values_picture, save_picture
 from runs import load_checkpoint
 from utils import InputError, human_seconds, sentence_errors, write_atomically
 

@@ -58,6 +58,7 @@ from evaluate import (
     resolve_data_defaults,
     table,
 )
+from evaluation.files import Embedded, random_neighbours
 from faults import (
     CHECK_EVERY_ON_GPU,
     CollapseWarning,
@@ -68,7 +69,6 @@ from faults import (
     Watch,
     memory_in_words,
 )
-from inspection import Embedded, random_neighbours
 from net.shared import share_batches
 from routines import DivideAndConquer, Mixup, Routine, View, Warmup, cluster_sampler
 from runs import RunFolder, find_run, load_checkpoint, run_name

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import report
 from dataset.base import ImageSet, PathTable, decode
 from devices import device_name, pick_device
+from evaluation.pictures import Thumbnails
 from page import findings, methods
 from page.records import Record
-from pictures import Thumbnails
 
 TRAINED = 11_318  # training classes of SOP
 SIZE = 512

@@ -54,13 +54,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`from net import load_run`: a run as a function from pictures to embeddings (inference.py).
+    """`from net import load_run`: a run as a function from pictures to embeddings (evaluation/).
 
     It looks at pictures as evaluation does and so stands above it: nothing here may import it.
     """
     if name != "load_run":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from inference import load_run
+    from evaluation.inference import load_run
 
     return load_run
 

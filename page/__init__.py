@@ -2,5 +2,6 @@
 
 records    a run folder, read            overview   many runs in a table
 findings   what an evaluation shows      methods    what each method learned, made visible
-pictures of images are in pictures.py; document puts it all into page.html, page.css and page.js.
+Pictures of images are in evaluation/pictures.py; document puts it all into page.html, page.css and
+page.js.
 """

@@ -18,8 +18,8 @@ import torch
 
 import metrics
 from dataset.base import ImageSet
+from evaluation.pictures import Thumbnails, random_queries
 from metrics import comparison
-from pictures import Thumbnails, random_queries
 from utils import InputError
 
 MOST_COMPARISONS = 180_000_000  # of a query with a gallery image: 3,000 queries of SOP, all of CUB

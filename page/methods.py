@@ -18,9 +18,9 @@ import torch.nn.functional as F
 import options
 from dataset.base import ImageSet
 from dataset.clusters import UNUSED
+from evaluation.pictures import Thumbnails
 from page.findings import Judged, Search, blocks, histogram
 from page.records import Record
-from pictures import Thumbnails
 
 EXTREMES = 12  # classes, pairs or images at each end of a ranking
 RANKED = 400  # points of a ranking's curve

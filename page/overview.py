@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tables
+from evaluation import tables
 from metrics import comparison
 from page import records
 from page.document import document, section, text

@@ -19,14 +19,14 @@ from PIL import Image
 
 import metrics
 import options
-import pictures
 import report
 import train
 from benchmarks import page as sop
 from dataset.base import ImageSet, PathTable
+from evaluation import pictures
+from evaluation.pictures import Thumbnails, class_values_picture
 from metrics import comparison
 from page import counterpart, document, findings, methods, overview, records
-from pictures import Thumbnails, class_values_picture
 from runs import ClassHistory, RunFolder
 from utils import InputError
 

@@ -26,7 +26,7 @@ from dataset.base import ImageSet, PathTable, decode, reason, to_rgb
 from dataset.emoji import Emoji
 from devices import Precision, pick_device
 from evaluate import Viewing, data_options, embed, load_network, resolve_data_defaults
-from inspection import on_white
+from evaluation.files import on_white
 from runs import load_checkpoint
 from utils import InputError
 

@@ -15,8 +15,14 @@ import torch
 from PIL import Image, ImageOps
 
 from dataset.base import ImageSet, PathTable, decode, reason
+from evaluation.pictures import (
+    contact_sheet,
+    nearest,
+    neighbours_picture,
+    random_queries,
+    save_picture,
+)
 from metrics import comparison
-from pictures import contact_sheet, nearest, neighbours_picture, random_queries, save_picture
 from utils import InputError, write_atomically, write_table
 
 SEARCHED_AT_ONCE = 256  # queries, so that a block of similarities stays small

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.tables import HIDDEN, Row
 from metrics import comparison
-from tables import HIDDEN, Row
 from utils import InputError
 
 if TYPE_CHECKING:
