@@ -278,6 +278,9 @@ class EmbeddingNet(nn.Module):
         norms = (m for m in self.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)))
         return {p for norm in norms for p in norm.parameters()}
 
+    def description(self):
+        return {}
+
     @property
     def head_norm(self) -> bool:
         """Whether a BatchNorm stands before the heads."""

@@ -1,0 +1,121 @@
+"""The methods: each is one file with one record, and one line below.
+
+Options, training, the report and the comparison of runs ask these records; none of them names a
+method. The order is that of --help, of the reports, and in which routines act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flags import Group
+from methods.amloss import AMLOSS
+from methods.base import Method, Options, Routine
+from methods.ddml import DDML
+from methods.divide import DIVIDE
+from methods.idml import IDML
+from methods.mixup import MIXUP
+from methods.norms import NORMS
+from methods.pairs import PAIRS
+from methods.proxies import PROXIES
+from methods.sec import SEC
+from methods.warmup import WARMUP
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dataset.samplers import BatchSampler
+
+METHODS: tuple[Method, ...] = (
+    PROXIES,
+    AMLOSS,
+    DDML,
+    IDML,
+    SEC,
+    NORMS,
+    WARMUP,
+    MIXUP,
+    DIVIDE,
+    PAIRS,
+)
+
+
+def groups() -> list[Group]:
+    """All groups of flags, those that change something."""
+    return [group for method in METHODS for group in method.flags if not _is_dead(group)]
+
+
+def dead_groups() -> list[Group]:
+    """The groups whose flags are accepted and change nothing."""
+    return [group for method in METHODS for group in method.flags if _is_dead(group)]
+
+
+def _is_dead(group: Group) -> bool:
+    return all(entry.dead for entry in group.flags)
+
+
+def wanted(options: Options) -> list[Method]:
+    """The methods that the options switch on."""
+    return [method for method in METHODS if method.wanted(options)]
+
+
+def attached(options: Options) -> list[Method]:
+    """Those of them that add a term to the loss or change it."""
+    return [method for method in wanted(options) if method.attach is not None]
+
+
+def title(options: Options) -> str:
+    """The loss and what is attached to it: `AMLoss + SEC`."""
+    return " + ".join([options.loss, *(method.title for method in attached(options))])
+
+
+def attachments(options: Options) -> dict[str, dict[str, Any]]:
+    """What is attached to the loss, as `losses.compose` wants it."""
+    return {
+        method.name: {argument: getattr(options, name) for argument, name in method.attach.items()}
+        for method in METHODS
+        if method.attach is not None and (method.wanted(options) or method.watched(options))
+    }
+
+
+def needs(options: Options) -> dict[str, Any]:
+    """What the network must be built with for them."""
+    found: dict[str, Any] = {}
+    for method in METHODS:
+        found |= method.needs(options)
+    return found
+
+
+def routines(options: Options, labels: np.ndarray) -> list[Routine]:
+    """What they do around the steps; `labels` (N,) are those of the training images.
+
+    Raises:
+        InputError: settings that cannot work together, or do not suit the images.
+    """
+    return [method.routine(options, labels) for method in wanted(options) if method.routine]
+
+
+def sampler(options: Options, labels: np.ndarray) -> BatchSampler | None:
+    """The batches that a method begins with; None where none has batches of its own.
+
+    Raises:
+        InputError: the batch size does not suit the method or the images.
+    """
+    made = [method.sampler(options, labels) for method in wanted(options) if method.sampler]
+    return made[0] if made else None
+
+
+def notes(options: Options) -> list[str]:
+    """What the methods have to say about these options."""
+    return [words for method in METHODS if (words := method.note(options))]
+
+
+def without(options: Options) -> tuple[Sequence[Method], Mapping[str, Any]]:
+    """What would be left out to see what it was worth, and the options that leave it out.
+
+    What is attached goes first; only a loss without attachments is itself taken apart, as AMLoss
+    into Proxy-Anchor.
+    """
+    chosen = attached(options) or [method for method in wanted(options) if method.off]
+    return chosen, {name: value for method in chosen for name, value in method.off.items()}
