@@ -161,7 +161,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
         NonFinite: a loss or gradient is not finite.
     """
     clock, lap, loader = training.clock, training.lap, training.loader
-    batches = _rest_of_epoch(training)
+    batches = rest_of_epoch(training)
     training.network.train()
     training.objective.train()
     started, waited = time.perf_counter(), lap.waited - loader.wait_seconds
@@ -190,7 +190,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
     return stop
 
 
-def _rest_of_epoch(training: Training) -> Iterator[Batch]:
+def rest_of_epoch(training: Training) -> Iterator[Batch]:
     """The batches that the running epoch still has; begins it where it has not begun."""
     if training.batches is None:
         for routine in training.routines:
@@ -254,12 +254,12 @@ def main(args: argparse.Namespace) -> None:
     with memory_in_words(args.batch_size, args.image_size):
         training = prepare(args)
     if args.dry_run:
-        print(describe(args, training))
+        print(describe(training))
         return
     if run is None and (run := start.to_find(args, training.options)) and start.is_finished(run):
         print(f"this run is finished: {run.path}")
         return
-    print(describe(args, training), flush=True)
+    print(describe(training), flush=True)
     logging.getLogger().setLevel(logging.WARNING)
     run, state = start.open_folder(args, run, training)
     if state is not None:

@@ -1,43 +1,40 @@
 """The methods: each is one file with one record, and one line below.
 
 Options, training, the report and the comparison of runs ask these records; none of them names a
-method. The order is that of --help, of the reports, and in which routines act.
+method.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flags import Group
-from methods.amloss import AMLOSS
 from methods.base import Method, Options, Routine
-from methods.ddml import DDML
-from methods.divide import DIVIDE
-from methods.idml import IDML
-from methods.mixup import MIXUP
-from methods.norms import NORMS
-from methods.pairs import PAIRS
-from methods.proxies import PROXIES
-from methods.sec import SEC
-from methods.warmup import WARMUP
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dataset.samplers import BatchSampler
 
-METHODS: tuple[Method, ...] = (
-    PROXIES,
-    AMLOSS,
-    DDML,
-    IDML,
-    SEC,
-    NORMS,
-    WARMUP,
-    MIXUP,
-    DIVIDE,
-    PAIRS,
+FILES = (
+    "proxies",
+    "amloss",
+    "ddml",
+    "idml",
+    "sec",
+    "norms",
+    "warmup",
+    "mixup",
+    "divide",
+    "pairs",
+)
+"""The files of this folder that hold a `METHOD`, in the order of --help, of titles, and in which
+routines act."""
+
+METHODS: tuple[Method, ...] = tuple(
+    importlib.import_module(f"methods.{name}").METHOD for name in FILES
 )
 
 
@@ -60,14 +57,18 @@ def wanted(options: Options) -> list[Method]:
     return [method for method in METHODS if method.wanted(options)]
 
 
-def attached(options: Options) -> list[Method]:
-    """Those of them that add a term to the loss or change it."""
-    return [method for method in wanted(options) if method.attach is not None]
+def added(options: Options) -> list[Method]:
+    """Those of them that are added to a plain loss.
+
+    What another one leaves out together with itself is a part of that one, as mixup is of IDML.
+    """
+    found = [method for method in wanted(options) if method.off and "loss" not in method.off]
+    return [m for m in found if not any(set(m.off) < set(other.off) for other in found)]
 
 
 def title(options: Options) -> str:
-    """The loss and what is attached to it: `AMLoss + SEC`."""
-    return " + ".join([options.loss, *(method.title for method in attached(options))])
+    """The loss and what is added to it: `AMLoss + SEC`."""
+    return " + ".join([options.loss, *(method.title for method in added(options))])
 
 
 def attachments(options: Options) -> dict[str, dict[str, Any]]:
@@ -114,8 +115,8 @@ def notes(options: Options) -> list[str]:
 def without(options: Options) -> tuple[Sequence[Method], Mapping[str, Any]]:
     """What would be left out to see what it was worth, and the options that leave it out.
 
-    What is attached goes first; only a loss without attachments is itself taken apart, as AMLoss
+    What is added goes first; only a loss to which nothing is added is itself taken apart, as AMLoss
     into Proxy-Anchor.
     """
-    chosen = attached(options) or [method for method in wanted(options) if method.off]
+    chosen = added(options) or [method for method in wanted(options) if method.off]
     return chosen, {name: value for method in chosen for name, value in method.off.items()}

@@ -8,7 +8,7 @@ from methods.base import Method, loss_is
 WANTED = loss_is("AMLoss")
 
 # fmt: off
-AMLOSS = Method(
+METHOD = Method(
     name="amloss",
     title="learning the margins",
     flags=(Group("AMLoss: learnable margin of each class", (

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dataset.loader import Batch, Loader
     from dataset.samplers import BatchSampler
     from net import EmbeddingNet
+else:
+    Batch = Any  # so that the file of a method can name it, and torch is not loaded
 
 Options = argparse.Namespace
 """The resolved options of train.py."""
@@ -46,7 +48,7 @@ class Method:
         wanted: whether these options switch it on.
         attach: what it adds to a loss: constructor argument → option; None adds nothing.
         watched: whether its term is attached even so, at weight 0, so that it is logged.
-        off: the options that leave it out, for 'was it worth it?'; {} where that makes no sense.
+        off: the options that leave it out, for 'was it worth it?'; {} where nobody would ask that.
         defaults: what a published command of its authors sets unless it is given.
         needs: what `net.build` must be given for it: masks, parts of a head.
         routine: (options, labels (N,) of the training images) → what it does around the steps.

@@ -8,7 +8,7 @@ from methods.base import Method
 WANTED = Need("--disent True", lambda options: bool(options.disent))
 
 # fmt: off
-DDML = Method(
+METHOD = Method(
     name="disentangled",
     title="DDML",
     flags=(Group("DDML: disentangling", (

@@ -21,7 +21,7 @@ def note(options: Options) -> str:
 
 
 # fmt: off
-IDML = Method(
+METHOD = Method(
     name="introspective",
     title="IDML",
     flags=(Group("IDML: introspective similarity", (

@@ -37,7 +37,7 @@ class Mixup(Routine):
 
 
 # fmt: off
-MIXUP = Method(
+METHOD = Method(
     name="mixup",
     title="mixup",
     flags=(Group("mixup of images", (

@@ -6,7 +6,7 @@ from flags import Group, flag, not_negative
 from methods.base import Method
 
 # fmt: off
-NORMS = Method(
+METHOD = Method(
     name="l2",
     title="L2 of the norms",
     flags=(Group("penalty on the norms, for any loss", (

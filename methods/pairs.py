@@ -16,7 +16,7 @@ def authors_settings(options: Options) -> dict[str, Any]:
 
 
 # fmt: off
-PAIRS = Method(
+METHOD = Method(
     name="pairs",
     title="pairs and triplets",
     flags=(Group("losses on pairs and triplets", (

@@ -8,7 +8,7 @@ from methods.base import Method, loss_is
 PROXY_LOSSES = loss_is("Proxy_Anchor", "AMLoss")
 
 # fmt: off
-PROXIES = Method(
+METHOD = Method(
     name="proxies",
     title="Proxy-Anchor",
     flags=(Group("losses with proxies", (

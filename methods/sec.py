@@ -58,7 +58,7 @@ def _milestones(data: str, loss: str, gamma: float) -> tuple[int, ...]:
 
 
 # fmt: off
-SEC = Method(
+METHOD = Method(
     name="sec",
     title="SEC",
     flags=(Group("SEC: spherical embedding constraint, for any loss", (

@@ -29,7 +29,7 @@ class Warmup(Routine):
 
 
 # fmt: off
-WARMUP = Method(
+METHOD = Method(
     name="warmup",
     title="warm-up",
     flags=(Group("warm-up", (

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import methods
 from dataset.base import ImageSet
 from dataset.clusters import UNUSED
-from methods.idml import IDML
+from methods.idml import note as note_on_introspection
 from page.findings import Judged, Search, blocks, histogram
 from page.records import Record
 from pictures import Thumbnails
@@ -341,7 +341,7 @@ def uncertainty(learned: Learned) -> Iterator[Section]:
     lengths = raw.float().norm(dim=1).numpy()
     order = np.argsort(lengths, kind="stable")
     images = learned.judged.images
-    released = IDML.note(learned.record.options) != ""
+    released = note_on_introspection(learned.record.options) != ""
 
     def shown(places: np.ndarray) -> list[dict]:
         return [

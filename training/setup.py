@@ -124,8 +124,9 @@ def build_schedule(args: Options, length: Length, steps_per_epoch: int) -> optim
     return optim.constant
 
 
-def describe(args: Options, training: Training) -> str:
+def describe(training: Training) -> str:
     """What would run: data counts, parameters, optimiser groups, steps per epoch."""
+    args = options.kept(training.options)
     data, loader, precision = training.data, training.loader, training.precision
     parameters = sum(p.numel() for p in training.network.parameters())
     criterion = sum(p.numel() for p in training.objective.parameters())

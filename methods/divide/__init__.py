@@ -156,7 +156,7 @@ def sampler(options: Options, labels: np.ndarray) -> BatchSampler:
     return cluster_sampler(Division.of(options), labels, one_cluster(labels))
 
 
-DIVIDE = Method(
+METHOD = Method(
     name="masks",
     title="divide and conquer",
     flags=(FLAGS, DEAD_FLAGS),
