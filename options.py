@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+import net
 from flags import (
     BINARY,
     COUNT,
@@ -112,9 +113,6 @@ LOSSES_TEXT = (
     "TripletLoss, TripletAllLoss, TripletSemihardLoss, NPairsLoss; or pml:NAME for any loss of "
     "pytorch-metric-learning"
 )
-MODELS_TEXT = (
-    "bn_inception, resnet10, resnet18, resnet34, resnet50, resnet101, resnet152, googlenet"
-)
 DATASETS_TEXT = "emoji (in the repository), cub, cars, SOP, Inshop, vid, folder:PATH, csv:FILE"
 AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
 
@@ -178,7 +176,7 @@ SELECTION = Group("batches and model selection", (
          need=HELD_OUT),
 ))
 NETWORK = Group("network", (
-    flag("--model --arch", "bn_inception", text("NAME"), MODELS_TEXT),
+    flag("--model --arch", "bn_inception", text("NAME"), ", ".join(net.MODELS)),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
     flag("--pretrained", None, text("WHAT"), "imagenet (downloads), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
@@ -186,9 +184,9 @@ NETWORK = Group("network", (
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
          "(to go on with a run: --resume-run)"),
     flag("--l2-norm", 1, BINARY, "1: the embedding is used at unit length"),
-    flag("--pooling --features-pooling", "avg+max", one_of("avg+max", "avg", "max", "grid"),
+    flag("--pooling --features-pooling", "avg+max", one_of(*net.POOLINGS),
          "how the last feature map becomes a vector; grid: average of each cell of 4 x 4"),
-    flag("--stem", None, one_of("imagenet", "small", "tiny"),
+    flag("--stem", None, one_of(*net.STEMS),
          "first layers: as published (stride 4), stride 2, or stride 1",
          shown="imagenet from 128 pixels on, small below"),
     flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
@@ -199,9 +197,9 @@ NETWORK = Group("network", (
          "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out: "
          "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)"),
     flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "on the pooled features"),
-    flag("--input-spec", None, one_of("imagenet", "caffe", "spherical", "white"),
+    flag("--input-spec", None, one_of(*net.INPUTS),
          "colour order, scale and mean of the input", shown="what the model's weights want"),
-    flag("--bn-freeze --freeze_bn", None, one_of("0", "1", "affine", "statistics"),
+    flag("--bn-freeze --freeze_bn", None, one_of(*net.BN_FREEZE),
          "BatchNorm of the backbone. 0: trained; 1: running statistics fixed, scale and shift "
          "train after the warm-up (as the released code does); affine: all fixed; statistics: "
          "running statistics fixed, scale and shift train",
@@ -307,7 +305,7 @@ DIVISION = Group("divide and conquer, for any loss", (
     flag("--mask-wd-mult", 0.0, not_negative("X"),
          "weight decay of the masks as a multiple of --weight-decay", need=DIVIDED),
     flag("--mask-relu", 1, BINARY, "masks act through a ReLU", need=DIVIDED),
-    flag("--masking-init", "ones", one_of("ones", "normal"), "start of the masks", need=DIVIDED),
+    flag("--masking-init", "ones", one_of(*net.MASK_INITS), "start of the masks", need=DIVIDED),
     flag("--masking-lambda", 1.0, not_negative("W"),
          "weight of the masks' mean cosine", need=DIVIDED),
     flag("--masks-freeze-one-cluster", 0, BINARY,

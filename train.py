@@ -53,7 +53,6 @@ from evaluate import (
     embed,
     evaluate,
     evaluations,
-    network_options,
     reading,
     resolve_data_defaults,
     table,
@@ -163,10 +162,7 @@ def load_start(network: net.EmbeddingNet, path: str) -> None:
     Raises:
         InputError: the file cannot be read, or holds another network.
     """
-    weights = net.canonical(load_checkpoint(path))
-    own = {key: value for key, value in weights.items() if not key.startswith("masks.")}
-    masks = {key: value for key, value in network.state_dict().items() if key.startswith("masks.")}
-    net.load_checkpoint(network, {**own, **masks}, path)
+    net.load_checkpoint(network, load_checkpoint(path), path, masks=False)
 
 
 def build_objective(args: argparse.Namespace, num_classes: int) -> losses.Objective:
@@ -245,6 +241,12 @@ def build_sampler(args: argparse.Namespace, labels: np.ndarray) -> BatchSampler:
     if args.nb_clusters is not None:
         return cluster_sampler(args, labels, one_cluster(labels))
     return make_sampler(labels, args.batch_size, instances=args.IPC, seed=args.seed)
+
+
+def build_architecture(args: argparse.Namespace, heads: tuple[str, ...]) -> net.Architecture:
+    """The network that the options ask for, with the heads that the objective needs."""
+    described = net.Architecture.entries(vars(args))
+    return net.Architecture(**described, heads=heads, head_parts=args.nb_clusters or 1)
 
 
 def build_masks(args: argparse.Namespace) -> net.EmbeddingMasks | None:
@@ -394,7 +396,7 @@ class Training:
         """
         clock, lap, signals = self.clock, self.lap, signals or Signals()
         batches = self._epoch_batches()
-        self.network.train()
+        self.network.train()  # frozen BatchNorms rest: see EmbeddingNet.train in net/network.py
         self.objective.train()
         before, waited = time.perf_counter(), lap.waited - self.loader.wait_seconds
         with self._progress_bar() as bar:
@@ -521,20 +523,12 @@ class Training:
 
     # -- what is kept
 
-    def network_options(self) -> dict:
-        """What evaluate.py needs to build the same network."""
-        chosen = network_options(self.args, self.objective.heads)
-        masks = self.network.masks
-        if masks is None:
-            return chosen
-        return {**chosen, "masks_at_test": masks.full, "mask_relu": masks.relu}
-
     def weights(self, results: list[Result]) -> dict:
         """The content of the best checkpoint: weights, options and what they reached."""
         return {
             "model_state_dict": self.network.state_dict(),
             "criterion_state_dict": self.objective.state_dict(),
-            "network": self.network_options(),
+            "network": self.network.description(),
             "args": plain_options(self.args),
             "epoch": self.clock.epoch,
             "step": self.clock.step,
@@ -546,6 +540,7 @@ class Training:
         return {
             "model_state_dict": self.network.state_dict(),
             "criterion_state_dict": self.objective.state_dict(),
+            "network": self.network.description(),
             "optimisers": self.optimisers.state_dict(),
             "routines": [routine.state_dict() for routine in self.routines],
             "clock": vars(self.clock).copy(),
@@ -836,10 +831,9 @@ def prepare(args: argparse.Namespace) -> Training:
     objective = build_objective(args, data.train.num_classes).to(device)
     with processes.main_first():  # the others find what it has downloaded
         network = net.build(
-            **network_options(args, objective.heads),
+            build_architecture(args, objective.heads),
             pretrained=args.pretrained,
             masks=build_masks(args),
-            head_parts=args.nb_clusters or 1,
         )
     if args.checkpoint:
         load_start(network, args.checkpoint)
