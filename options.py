@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import dataset
 import methods
+import net
 from flags import (
     BINARY,
     CONTINUED,
@@ -100,9 +101,6 @@ LOSSES_TEXT = (
     "TripletLoss, TripletAllLoss, TripletSemihardLoss, NPairsLoss; or pml:NAME for any loss of "
     "pytorch-metric-learning"
 )
-MODELS_TEXT = (
-    "bn_inception, resnet10, resnet18, resnet34, resnet50, resnet101, resnet152, googlenet"
-)
 DATASETS_TEXT = "emoji (in the repository), cub, cars, SOP, Inshop, vid, folder:PATH, csv:FILE"
 AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
 
@@ -168,7 +166,7 @@ SELECTION = Group("batches and model selection", (
          need=HELD_OUT),
 ))
 NETWORK = Group("network", (
-    flag("--model --arch", "bn_inception", any_text("NAME"), MODELS_TEXT),
+    flag("--model --arch", "bn_inception", any_text("NAME"), ", ".join(net.MODELS)),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
     flag("--pretrained", None, any_text("WHAT"), "imagenet (downloads), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
@@ -176,9 +174,9 @@ NETWORK = Group("network", (
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
          "(to go on with a run: --resume-run)"),
     flag("--l2-norm", 1, BINARY, "1: the embedding is used at unit length"),
-    flag("--pooling --features-pooling", "avg+max", one_of("avg+max", "avg", "max", "grid"),
+    flag("--pooling --features-pooling", "avg+max", one_of(*net.POOLINGS),
          "how the last feature map becomes a vector; grid: average of each cell of 4 x 4"),
-    flag("--stem", None, one_of("imagenet", "small", "tiny"),
+    flag("--stem", None, one_of(*net.STEMS),
          "first layers: as published (stride 4), stride 2, or stride 1",
          shown="imagenet from 128 pixels on, small below"),
     flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
@@ -189,9 +187,9 @@ NETWORK = Group("network", (
          "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out: "
          "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)"),
     flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "on the pooled features"),
-    flag("--input-spec", None, one_of("imagenet", "caffe", "spherical", "white"),
+    flag("--input-spec", None, one_of(*net.INPUTS),
          "colour order, scale and mean of the input", shown="what the model's weights want"),
-    flag("--bn-freeze --freeze_bn", None, one_of("0", "1", "affine", "statistics"),
+    flag("--bn-freeze --freeze_bn", None, one_of(*net.BN_FREEZE),
          "BatchNorm of the backbone. 0: trained; 1: running statistics fixed, scale and shift "
          "train after the warm-up (as the released code does); affine: all fixed; statistics: "
          "running statistics fixed, scale and shift train",
@@ -478,12 +476,12 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "Train an embedding network and judge it on classes it never saw."
     args, entries, parser = _parse("python train.py", about, TRAIN_GROUPS, argv)
     try:
-        args = resolved(_as_published(args))
+        args = _as_published(args)
+        # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
+        _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
+        return resolved(args)
     except InputError as error:
         parser.error(str(error))
-    # A recipe with another loss keeps flags of its own loss: `notices` tells, and the run goes on.
-    _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
-    return args
 
 
 def _as_published(args: argparse.Namespace) -> argparse.Namespace:
@@ -556,7 +554,7 @@ def resolved(args: argparse.Namespace) -> argparse.Namespace:
     decided = {
         "image_size": size,
         "pretrained": pretrained,
-        "stem": "imagenet" if size >= 128 else "small",
+        "stem": net.find_backbone(args.model).default_stem(size),
         "bn_freeze": "0" if pretrained == "none" else "1",
         "augment": protocol.augment,
     }
@@ -592,15 +590,6 @@ def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:
         if entry.argument and entry.need and entry.need.met(args)
     }
     return {**listening, **dict(args.loss_args)}
-
-
-NETWORK_ARGUMENTS = ("model", "embedding_size", "pooling", "stem", "width", "bn_freeze")
-NETWORK_ARGUMENTS += ("head_norm", "head_init", "dropout", "input_spec")
-
-
-def network_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What the options say of the network's architecture; its heads are the loss's business."""
-    return {name: getattr(args, name) for name in NETWORK_ARGUMENTS}
 
 
 # --- options that a run has kept ------------------------------------------------------------------

@@ -228,9 +228,9 @@ class RunFolder:
         return load_checkpoint(self.checkpoint)
 
     def best_checkpoint(self) -> Path | None:
-        """The weights with the best R@1 of this run: its one `*_best.pth`; None before there is one.
+        """The weights with the best R@1: the run's `*_best.pth`, the newest if there are several.
 
-        Where an older version has left several, the newest.
+        None before the first evaluation.
         """
         found = sorted(self.path.glob("*_best.pth"), key=lambda path: path.stat().st_mtime_ns)
         return found[-1] if found else None

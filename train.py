@@ -162,7 +162,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
     """
     clock, lap, loader = training.clock, training.lap, training.loader
     batches = rest_of_epoch(training)
-    training.network.train()
+    training.network.train()  # frozen BatchNorms rest: see EmbeddingNet.train in net/network.py
     training.objective.train()
     started, waited = time.perf_counter(), lap.waited - loader.wait_seconds
     with progress_bar(training) as bar:

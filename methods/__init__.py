@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dataset.samplers import BatchSampler
+    from net import EmbeddingMasks
 
 FILES = (
     "proxies",
@@ -80,12 +81,18 @@ def attachments(options: Options) -> dict[str, dict[str, Any]]:
     }
 
 
-def needs(options: Options) -> dict[str, Any]:
-    """What the network must be built with for them."""
+def architecture(options: Options) -> dict[str, Any]:
+    """What the network must be told for them: entries of `net.Architecture`."""
     found: dict[str, Any] = {}
     for method in METHODS:
-        found |= method.needs(options)
+        found |= method.architecture(options)
     return found
+
+
+def masks(options: Options) -> EmbeddingMasks | None:
+    """The masks on the embedding that one of them begins with."""
+    made = (method.masks(options) for method in METHODS)
+    return next((masks for masks in made if masks is not None), None)
 
 
 def routines(options: Options, labels: np.ndarray) -> list[Routine]:

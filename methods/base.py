@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dataset.loader import Batch, Loader
     from dataset.samplers import BatchSampler
-    from net import EmbeddingNet
+    from net import EmbeddingMasks, EmbeddingNet
 else:
     Batch = Any  # so that the file of a method can name it, and torch is not loaded
 
@@ -50,7 +50,8 @@ class Method:
         watched: whether its term is attached even so, at weight 0, so that it is logged.
         off: the options that leave it out, for 'was it worth it?'; {} where nobody would ask that.
         defaults: what a published command of its authors sets unless it is given.
-        needs: what `net.build` must be given for it: masks, parts of a head.
+        architecture: what `net.Architecture` must be told for it.
+        masks: the masks that it lays on the embedding; at most one method has some.
         routine: (options, labels (N,) of the training images) → what it does around the steps.
         sampler: the same arguments → the batches to begin with; at most one method has one.
         note: a sentence about these options, or "".
@@ -64,7 +65,8 @@ class Method:
     watched: Callable[[Options], bool] = never
     off: Mapping[str, Any] = field(default_factory=dict)
     defaults: Callable[[Options], dict[str, Any]] = nothing
-    needs: Callable[[Options], dict[str, Any]] = nothing
+    architecture: Callable[[Options], dict[str, Any]] = nothing
+    masks: Callable[[Options], EmbeddingMasks | None] = lambda options: None
     routine: Callable[[Options, np.ndarray], Routine] | None = None
     sampler: Callable[[Options, np.ndarray], BatchSampler] | None = None
     note: Callable[[Options], str] = lambda options: ""

@@ -53,13 +53,15 @@ def build_network(
     """
     with processes.main_first():  # the others find what it has downloaded
         network = net.build(
-            **options.network_arguments(args),
-            heads=heads,
+            net.Architecture(
+                **net.Architecture.entries(vars(args)), heads=heads, **methods.architecture(args)
+            ),
             pretrained=args.pretrained,
-            **methods.needs(args),
+            masks=methods.masks(args),
         )
     if args.checkpoint:
-        load_start(network, args.checkpoint)
+        start = load_checkpoint(args.checkpoint)
+        net.load_checkpoint(network, start, args.checkpoint, masks=False)
     network.to(precision.device, memory_format=precision.memory_format)
     network.check_image_size(args.image_size)
     if processes.is_group():
@@ -69,18 +71,6 @@ def build_network(
     for routine in routines:
         routine.start(network)
     return network
-
-
-def load_start(network: net.EmbeddingNet, path: str) -> None:
-    """Starts the network from all the weights of a checkpoint; masks are left to the run.
-
-    Raises:
-        InputError: the file cannot be read, or holds another network.
-    """
-    weights = net.canonical(load_checkpoint(path))
-    own = {key: value for key, value in weights.items() if not key.startswith("masks.")}
-    masks = {key: value for key, value in network.state_dict().items() if key.startswith("masks.")}
-    net.load_checkpoint(network, {**own, **masks}, path)
 
 
 def build_optimisers(

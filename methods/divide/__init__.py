@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import net
 from flags import (
     BINARY,
     COUNT,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dataset.samplers import BatchSampler
+    from net import EmbeddingMasks
 
 DIVIDED = Need(
     "divide and conquer (--nb-clusters)", lambda options: options.nb_clusters is not None
@@ -91,7 +93,7 @@ FLAGS = Group("divide and conquer, for any loss", (
     flag("--mask-wd-mult", 0.0, not_negative("X"),
          "weight decay of the masks as a multiple of --weight-decay", need=DIVIDED),
     flag("--mask-relu", 1, BINARY, "masks act through a ReLU", need=DIVIDED),
-    flag("--masking-init", "ones", one_of("ones", "normal"), "start of the masks", need=DIVIDED),
+    flag("--masking-init", "ones", one_of(*net.MASK_INITS), "start of the masks", need=DIVIDED),
     flag("--masking-lambda", 1.0, not_negative("W"),
          "weight of the masks' mean cosine", need=DIVIDED),
     flag("--masks-freeze-one-cluster", 0, BINARY,
@@ -133,12 +135,14 @@ def authors_settings(options: Options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def needs(options: Options) -> dict[str, Any]:
-    """Masks on the embedding, and a head that starts in as many parts as there are clusters."""
-    if not DIVIDED.met(options):
-        return {}
-    division = Division.of(options)
-    return {"masks": division.new_masks(), "head_parts": division.clusters}
+def architecture(options: Options) -> dict[str, Any]:
+    """A head that starts in as many parts as there are clusters."""
+    return {"head_parts": options.nb_clusters} if DIVIDED.met(options) else {}
+
+
+def new_masks(options: Options) -> EmbeddingMasks | None:
+    """The one mask that a run begins with."""
+    return Division.of(options).new_masks() if DIVIDED.met(options) else None
 
 
 def routine(options: Options, labels: np.ndarray) -> Routine:
@@ -164,7 +168,8 @@ METHOD = Method(
     attach={"weight": "masking_lambda"},
     off={"nb_clusters": None},
     defaults=authors_settings,
-    needs=needs,
+    architecture=architecture,
+    masks=new_masks,
     routine=routine,
     sampler=sampler,
 )
