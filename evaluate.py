@@ -161,32 +161,21 @@ def resolve_data_defaults(args: argparse.Namespace) -> None:
     if args.pretrained is None:
         args.pretrained = protocol.pretrained
     if args.stem is None:
-        args.stem = "imagenet" if args.image_size >= 128 else "small"
+        args.stem = net.find_backbone(args.model).default_stem(args.image_size)
     if args.bn_freeze is None:
         args.bn_freeze = "0" if args.pretrained == "none" else "1"
 
 
-def network_options(args: argparse.Namespace, heads: tuple[str, ...]) -> dict[str, Any]:
-    """The arguments of `net.build` that the options ask for; a checkpoint keeps them."""
-    names = ("model", "embedding_size", "l2_norm", "pooling", "stem", "width", "bn_freeze")
-    names += ("head_norm", "head_init", "dropout", "input_spec")
-    return {"heads": heads, **{name: getattr(args, name) for name in names}}
-
-
 def load_network(checkpoint: dict, args: argparse.Namespace) -> net.EmbeddingNet:
-    """The network of a checkpoint: what its keys tell, under what it keeps, under the flags.
+    """The network that a checkpoint holds, with what the flags given say otherwise.
 
     Raises:
         InputError: the flags, or the file, describe another network.
     """
-    chosen = {**net.checkpoint_options(checkpoint, args.resume), **checkpoint.get("network", {})}
-    asked = network_options(args, chosen["heads"])
-    chosen |= {name: asked[name] for name in asked if name in args.given or name not in chosen}
-    masks_at_test, mask_relu = chosen.pop("masks_at_test", "none"), chosen.pop("mask_relu", True)
-    network = net.build(**chosen)
+    held = net.architecture_of(checkpoint, args.resume, stem=args.stem)
+    given = {name: value for name, value in vars(args).items() if name in args.given}
+    network = net.build(replace(held, **net.Architecture.entries(given)))
     net.load_checkpoint(network, checkpoint, source=args.resume)
-    if network.masks is not None:
-        network.masks.full, network.masks.relu = masks_at_test, mask_relu
     return network
 
 
@@ -413,7 +402,7 @@ def table(results: Sequence[Result]) -> str:
 def data_options(checkpoint: dict, args: argparse.Namespace) -> argparse.Namespace:
     """The options with the checkpoint's own data set and image size, where none are given."""
     stored = checkpoint.get("args", {})
-    spec = net.checkpoint_options(checkpoint, args.resume)["input_spec"]
+    spec = net.architecture_of(checkpoint, args.resume).input_spec
     if spec is not None:
         stored = {"image_size": net.INPUTS[spec].size, **stored}
     # A flag that the run left open, or did not have yet, is None: the default.

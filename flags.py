@@ -41,6 +41,9 @@ class Change(Enum):
     NOTHING = "where and how it runs and what is written; its numbers stay"
 
 
+MATTERS, CONTINUED, SEED, LABEL, NOTHING = Change
+
+
 @dataclass(frozen=True)
 class Flag:
     """One flag: its spellings, default, kind and help.
@@ -148,7 +151,7 @@ def one_of(*choices: Any) -> Kind:
     return Kind(type(choices[0]), choices=choices)
 
 
-def text(metavar: str) -> Kind:
+def any_text(metavar: str) -> Kind:
     """Any text."""
     return Kind(str, metavar)
 

@@ -1,59 +1,57 @@
-"""Every flag, once, in named groups, with its default and the method that listens to it.
+"""The flags that belong to no method, and how a command line becomes options.
 
 Reads nothing but the command line, so `--help` and a mistyped flag answer at once. Published
-commands are accepted as printed. Flags may stand in a file, one or more a line, `#` starts a
-comment: `python train.py @recipes/emoji_amloss.txt --seed 2`; what comes later wins.
+commands are accepted as printed. Flags may stand in a file, one or more per line; `#` starts
+a comment: `python train.py @recipes/emoji_amloss.txt --seed 2`; what comes later wins.
 
-To add a method: a group of flags here, each with the `need` that says who reads it; where its
-published command has other defaults, a profile in `PROFILES`.
+The flags of a method stand in methods/. Options are resolved once, when they are parsed
+(`resolved`); what a run has kept of them is read back by `kept`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import functools
+import io
 import shlex
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+import dataset
+import methods
+import net
 from flags import (
     BINARY,
+    CONTINUED,
     COUNT,
     COUNT_OR_ZERO,
     EPOCHS,
+    LABEL,
+    NOTHING,
+    SEED,
     SHARE,
     SWITCH,
-    TRUTH,
+    Change,
     Flag,
     Group,
     Kind,
     Need,
+    any_text,
     flag,
     key_value,
     not_negative,
     number,
     one_of,
     positive,
-    text,
     whole,
 )
+from utils import InputError
 
 # --- who listens ----------------------------------------------------------------------------------
-
-
-def hierarchy(text: str) -> str:
-    """`bot_top` is `none`: the branch of the released code that would tell them apart is dead."""
-    return "none" if text == "bot_top" else text
-
-
-SPHERICAL_LOSSES = ("triplet", "semihtriplet", "n-npair", "ms")
-
-
-def loss_is(*names: str) -> Need:
-    """The flag belongs to these losses."""
-    return Need(f"--loss {' or '.join(names)}", lambda args: args.loss in names)
 
 
 def schedule_is(*names: str) -> Need:
@@ -74,15 +72,6 @@ HELD_OUT = Need(
 )
 NO_FOLD = Need("runs without --val-fold", lambda args: args.val_fold is None)
 SOME_DECAY = Need("--decay-vectors 0", lambda args: not args.decay_vectors)
-PROXY_LOSSES = loss_is("Proxy_Anchor", "AMLoss")
-AMLOSS = loss_is("AMLoss")
-DISENTANGLED = Need("--disent True", lambda args: args.disent)
-SPHERICAL = Need("--sec_wei above 0", lambda args: args.sec_wei > 0)
-DIVIDED = Need("divide and conquer (--nb-clusters)", lambda args: args.nb_clusters is not None)
-ADAPTIVE = Need("--batch-sampler adaptbalanced", lambda args: args.batch_sampler == "adaptbalanced")
-MASKS_SUMMED = Need("--masks-sum-for-full-emb 1", lambda args: args.masks_sum_for_full_emb)
-MARGIN_LOSSES = loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihardLoss")
-MINED_LOSSES = loss_is("MarginLoss", "TripletLoss")
 LIBRARY_LOSS = Need("--loss pml:NAME", lambda args: args.loss.startswith("pml:"))
 
 RETRIEVAL = Need("--metrics with retrieval in it", lambda args: "retrieval" in args.metrics)
@@ -112,9 +101,6 @@ LOSSES_TEXT = (
     "TripletLoss, TripletAllLoss, TripletSemihardLoss, NPairsLoss; or pml:NAME for any loss of "
     "pytorch-metric-learning"
 )
-MODELS_TEXT = (
-    "bn_inception, resnet10, resnet18, resnet34, resnet50, resnet101, resnet152, googlenet"
-)
 DATASETS_TEXT = "emoji (in the repository), cub, cars, SOP, Inshop, vid, folder:PATH, csv:FILE"
 AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
 
@@ -122,8 +108,9 @@ METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
 
 # fmt: off
 DATA = Group("data", (
-    flag("--dataset --use_dataset", "emoji", text("NAME"), DATASETS_TEXT),
-    flag("--data-root --dataset-dir", "data", text("DIR"), "folder that holds the data sets"),
+    flag("--dataset --use_dataset", "emoji", any_text("NAME"), DATASETS_TEXT),
+    flag("--data-root --dataset-dir", "data", any_text("DIR"), "folder that holds the data sets",
+         change=NOTHING),
     flag("--eval-classes", None, Kind(number(0.0, 1.0, above=True), "F"),
          "share of the classes of your own images that is held out", need=OWN_DATA,
          shown="0.5; what the data say themselves comes first"),
@@ -145,13 +132,14 @@ DATA = Group("data", (
     flag("--cache-size", 256, Kind(whole(16), "PX"),
          "short side of the images in the cache; 256 gives the evaluation what exact gives it",
          need=CACHED),
-    flag("--cache-dir", None, text("DIR"), "where caches are kept", need=CACHED,
-         shown="~/.cache/anchorage"),
+    flag("--cache-dir", None, any_text("DIR"), "where caches are kept", need=CACHED,
+         shown="~/.cache/anchorage", change=NOTHING),
     flag("--data-device", None, one_of("cpu", "cuda"),
          "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
          "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
-         "memory"),
-    flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images, for each GPU"),
+         "memory", change=NOTHING),
+    flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images, for each GPU",
+         change=NOTHING),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
 ))
@@ -178,156 +166,48 @@ SELECTION = Group("batches and model selection", (
          need=HELD_OUT),
 ))
 NETWORK = Group("network", (
-    flag("--model --arch", "bn_inception", text("NAME"), MODELS_TEXT),
+    flag("--model --arch", "bn_inception", any_text("NAME"), ", ".join(net.MODELS)),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
-    flag("--pretrained", None, text("WHAT"), "imagenet (downloads), none, or a FILE of weights",
+    flag("--pretrained", None, any_text("WHAT"), "imagenet (downloads), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
-    flag("--checkpoint", None, text("FILE"),
+    flag("--checkpoint", None, any_text("FILE"),
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
          "(to go on with a run: --resume-run)"),
     flag("--l2-norm", 1, BINARY, "1: the embedding is used at unit length"),
-    flag("--pooling --features-pooling", "avg+max", one_of("avg+max", "avg", "max", "grid"),
+    flag("--pooling --features-pooling", "avg+max", one_of(*net.POOLINGS),
          "how the last feature map becomes a vector; grid: average of each cell of 4 x 4"),
-    flag("--stem", None, one_of("imagenet", "small", "tiny"),
+    flag("--stem", None, one_of(*net.STEMS),
          "first layers: as published (stride 4), stride 2, or stride 1",
          shown="imagenet from 128 pixels on, small below"),
     flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
          "channels of a ResNet as a multiple of the published ones"),
     flag("--head-norm", 0, BINARY, "1: a BatchNorm, which is trained, before the heads"),
-    flag("--head-init --init-method", "kaiming", text("NAME"),
+    flag("--head-init --init-method", "kaiming", any_text("NAME"),
          "start of the heads. kaiming: normal by fan_out with zero bias; default: PyTorch's own; "
          "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out: "
          "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)"),
     flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "on the pooled features"),
-    flag("--input-spec", None, one_of("imagenet", "caffe", "spherical", "white"),
+    flag("--input-spec", None, one_of(*net.INPUTS),
          "colour order, scale and mean of the input", shown="what the model's weights want"),
-    flag("--bn-freeze --freeze_bn", None, one_of("0", "1", "affine", "statistics"),
+    flag("--bn-freeze --freeze_bn", None, one_of(*net.BN_FREEZE),
          "BatchNorm of the backbone. 0: trained; 1: running statistics fixed, scale and shift "
          "train after the warm-up (as the released code does); affine: all fixed; statistics: "
          "running statistics fixed, scale and shift train",
          shown="1 with pretrained weights, else 0"),
 ))
 LOSS = Group("loss", (
-    flag("--loss --use_loss --criterion", "Proxy_Anchor", text("NAME"), LOSSES_TEXT),
-    flag("--mrg", 0.1, not_negative("M"), "margin; AMLoss starts every class at it",
-         need=PROXY_LOSSES, argument="margin"),
-    flag("--alpha", 32.0, positive("A"), "scale of the similarities (NPairsLoss: 1, learned)",
-         need=loss_is("Proxy_Anchor", "NPairsLoss"), argument="alpha"),
-    flag("--margin", 0.2, not_negative("M"), "margin of the losses on distances",
-         need=MARGIN_LOSSES, argument="margin"),
-    flag("--sampler", "easypeasy",
-         one_of("easypeasy", "distanceweighted", "HPHN", "EPHN", "EPSHN", "RPSHN", "RPHN"),
-         "how triplets are mined from a batch", need=MINED_LOSSES, argument="miner"),
-    flag("--soft-loss", False, SWITCH, "softplus instead of the hinge",
-         need=loss_is("TripletLoss", "TripletSemihardLoss"), argument="soft"),
-    flag("--lr-beta", 0.0, not_negative("LR"),
-         "above 0 each class learns its own boundary at this rate",
-         need=loss_is("MarginLoss"), argument="beta_lr"),
-    flag("--lr-alpha", 1.0, not_negative("LR"), "learning rate of --alpha",
-         need=loss_is("NPairsLoss"), argument="alpha_lr"),
+    flag("--loss --use_loss --criterion", "Proxy_Anchor", any_text("NAME"), LOSSES_TEXT),
     flag("--loss-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
          "arguments for a loss given as pml:NAME", need=LIBRARY_LOSS),
 ))
-AMLOSS_GROUP = Group("AMLoss: learnable margin of each class", (
-    flag("--alphap", 32.0, positive("A"), "scale on the positive side",
-         need=AMLOSS, argument="alphap"),
-    flag("--alphan", 32.0, positive("A"), "scale on the negative side",
-         need=AMLOSS, argument="alphan"),
-    flag("--delta", 0.1, Kind(number(), "D"), "offset of the proxy-proxy term",
-         need=AMLOSS, argument="delta"),
-    flag("--lam", 1.0, not_negative("L"), "weight of the proxy-proxy term",
-         need=AMLOSS, argument="lam"),
-    flag("--mrg-lr --mrg_lr", 1e-4, not_negative("LR"),
-         "learning rate of the margins (AdamW of their own)", need=AMLOSS, argument="margin_lr"),
-    flag("--mrg-lr-decay-step", 10, EPOCHS, "epochs between two decays of it",
-         need=AMLOSS, argument="margin_step"),
-    flag("--mrg-lr-decay-gamma", 0.5, SHARE, "factor of a decay",
-         need=AMLOSS, argument="margin_gamma"),
-))
-DISENTANGLING = Group("DDML: disentangling", (
-    flag("--disent", False, TRUTH,
-         "True: two heads of twice the width, a class-agnostic and a class-specific term"),
-    flag("--al", 1.0, not_negative("W"), "weight of the class-agnostic term",
-         need=DISENTANGLED),
-    flag("--be", 0.1, not_negative("W"), "weight of the class-specific term",
-         need=DISENTANGLED),
-    flag("--gam", 1e-5, not_negative("W"), "weight of the split term", need=DISENTANGLED),
-))
-INTROSPECTION = Group("IDML: introspective similarity", (
-    flag("--introspective", None,
-         Kind(str, choices=("released", "paper"), nargs="?", const="released"),
-         "released: both heads at unit length, as the code does, so that the uncertainty learns "
-         "nothing; paper: the uncertainty keeps its length and learns", shown="off"),
-    flag("--mixup", None, not_negative("ALPHA"),
-         "mix images with Beta(ALPHA, ALPHA) shares in a second forward; 0 is off",
-         shown="1 with --introspective, else 0"),
-))
-SPHERE = Group("SEC: spherical embedding constraint, for any loss", (
-    flag("--sec_wei --sec-wei", 0.0, not_negative("W"), "weight of the variance of the norms"),
-    flag("--norm_momentum --norm-momentum", 1.0, Kind(number(0.0, 1.0, above=True), "RHO"),
-         "share of the batch in the running mean of the norms", need=SPHERICAL),
-    flag("--l2reg_wei --l2reg-wei", 0.0, not_negative("W"), "weight of the mean squared norm"),
-))
-DIVISION = Group("divide and conquer, for any loss", (
-    flag("--experiment", None, one_of("margin_loss_resnet50"),
-         "the released code's defaults: ResNet-50, MarginLoss, Adam, …"),
-    flag("--nb-clusters", None, COUNT, "clusters at the end; each has a mask on the embedding",
-         shown="off; 1 with --experiment"),
-    flag("--mod-epoch", 2, EPOCHS, "epochs between two divisions", need=DIVIDED),
-    flag("--mod-epoch-freeze", 0, Kind(whole(0), "EPOCHS"),
-         "epochs at the beginning of each period in which the backbone rests", need=DIVIDED),
-    flag("--force-full-embedding-epoch", 10**6, Kind(whole(0), "EPOCH"),
-         "from this epoch on no masks: the whole embedding trains", need=DIVIDED, shown="never"),
-    flag("--hierarchy-method", "top_bot", Kind(hierarchy, choices=("top_bot", "none")),
-         "top_bot: 1, 2, 4, … clusters; none: all from the start (bot_top too, as released)",
-         need=DIVIDED),
-    flag("--stop-recluster", False, SWITCH,
-         "no more division, and no more rest, once there are all clusters", need=DIVIDED),
-    flag("--penultimate-for-clusters", 1, BINARY,
-         "cluster pooled features (1) or embeddings (0)", need=DIVIDED),
-    flag("--clustering-random-state -crs", None, COUNT_OR_ZERO,
-         "draws another seed for each k-means", need=DIVIDED, shown="the same each time"),
-    flag("--clustering-method", "kmeans",
-         Kind(str, "NAME", ("kmeans", "kmeans_adaptive_centroids")),
-         "kmeans starts anew at each division, kmeans_adaptive_centroids at the means of the "
-         "clusters before", need=DIVIDED),
-    flag("--legacy-renumbering", False, SWITCH,
-         "apply the Hungarian permutation the wrong way round, as the released code does",
-         need=DIVIDED),
-    flag("--batch-sampler", "balanced_old",
-         one_of("balanced_old", "adaptbalanced", "npairs", "randombatch"),
-         "how a batch is drawn from a cluster", need=DIVIDED),
-    flag("--small-class-action", "sample_other",
-         one_of("sample_other", "duplicate", "smaller_batch"),
-         "adaptbalanced, where a class has too few images", need=ADAPTIVE),
-    flag("--num-replicas", 1, COUNT, "how often a batch holds each image", need=DIVIDED),
-    flag("--fixed-mask", 0, BINARY, "1: binary masks that divide the dimensions", need=DIVIDED),
-    flag("--mask-lr-mult", 1.0, not_negative("X"),
-         "learning rate of the masks as a multiple of --lr", need=DIVIDED),
-    flag("--mask-wd-mult", 0.0, not_negative("X"),
-         "weight decay of the masks as a multiple of --weight-decay", need=DIVIDED),
-    flag("--mask-relu", 1, BINARY, "masks act through a ReLU", need=DIVIDED),
-    flag("--masking-init", "ones", one_of("ones", "normal"), "start of the masks", need=DIVIDED),
-    flag("--masking-lambda", 1.0, not_negative("W"),
-         "weight of the masks' mean cosine", need=DIVIDED),
-    flag("--masks-freeze-one-cluster", 0, BINARY,
-         "1: the mask rests while there is one cluster", need=DIVIDED),
-    flag("--masks-sum-for-full-emb", 0, BINARY,
-         "1: the sum of the masks multiplies the embedding at test time", need=DIVIDED),
-    flag("--masks-normalize-before-sum", None, one_of("l1"),
-         "scale each mask before that sum", need=MASKS_SUMMED, shown="off"),
-))
 OPTIMISATION = Group("optimisation", (
-    flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS),
+    flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS, change=CONTINUED),
     flag("--steps", None, COUNT, "length of the run in optimisation steps instead of epochs"),
     flag("--optimizer", "adamw", Kind(str.lower, choices=("adamw", "adam", "sgd", "rmsprop")),
          "for everything but the margins of AMLoss"),
     flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network"),
     flag("--lr_p --lr-p", None, not_negative("LR"), "learning rate of the backbone",
          shown="--lr"),
-    flag("--proxy-lr-scale", 100.0, not_negative("X"),
-         "learning rate of the proxies as a multiple of --lr",
-         need=PROXY_LOSSES, argument="proxy_lr_scale"),
     flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
     flag("--decay-vectors", 1, BINARY,
          "0: no weight decay on biases and BatchNorms of the network"),
@@ -341,7 +221,6 @@ OPTIMISATION = Group("optimisation", (
          need=schedule_is("step", "milestones")),
     flag("--milestones", (), Kind(whole(1), "STEP", nargs="+"), "when the rates decay",
          need=schedule_is("milestones")),
-    flag("--warm", 1, COUNT_OR_ZERO, "epochs in which only the heads and the criterion train"),
     flag("--clip", 10.0, not_negative("G"),
          "limit on the absolute value of each gradient entry; 0 is none"),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
@@ -349,68 +228,53 @@ OPTIMISATION = Group("optimisation", (
          "compile the network (torch.compile): minutes at the start, faster steps afterwards"),
 ))
 RUN = Group("run", (
-    flag("--LOG_DIR --log-dir", "logs", text("DIR"), "folder that run folders are made in"),
-    flag("--name --experiment-id -i", None, text("NAME"), "name of the run and of its folder",
-         shown="from data set, model, loss and time"),
-    flag("--remark", "", text("TEXT"), "added to the run's name"),
-    flag("--seed --random-seed -seed", 1, COUNT_OR_ZERO, "of every random draw of the run"),
+    flag("--LOG_DIR --log-dir", "logs", any_text("DIR"), "folder that run folders are made in",
+         change=LABEL),
+    flag("--name --experiment-id -i", None, any_text("NAME"), "name of the run and of its folder",
+         shown="from data set, model, loss and time", change=LABEL),
+    flag("--remark", "", any_text("TEXT"), "added to the run's name", change=LABEL),
+    flag("--seed --random-seed -seed", 1, COUNT_OR_ZERO, "of every random draw of the run",
+         change=SEED),
     flag("--deterministic", False, SWITCH,
-         "the same numbers on every run on a GPU too, at some cost of speed"),
+         "the same numbers on every run on a GPU too, at some cost of speed", change=NOTHING),
     flag("--gpu-id --gpu --cuda-device", 0, Kind(whole(-1), "N"),
          "which GPU; the CPU is used where there is none; -1: all of them, a process each, as with "
-         "torchrun"),
-    flag("--eval-every", 1, EPOCHS, "epochs between evaluations", need=EVALUATED_BY_EPOCHS),
+         "torchrun", change=NOTHING),
+    flag("--eval-every", 1, EPOCHS, "epochs between evaluations", need=EVALUATED_BY_EPOCHS,
+         change=CONTINUED),
     flag("--eval-steps", None, COUNT, "steps between evaluations, instead of --eval-every"),
     flag("--metrics", METRICS, METRIC_NAMES,
          f"{METRICS_TEXT}. At every evaluation; retrieval is always computed (R@1 picks the best "
-         "epoch), and the final evaluation computes all", shown="all"),
+         "epoch), and the final evaluation computes all", shown="all", change=NOTHING),
     flag("--max-steps", None, COUNT, "stop after N optimisation steps, evaluate and save",
-         shown="no limit"),
+         shown="no limit", change=CONTINUED),
     flag("--save-every", None, COUNT,
-         "save last.pth every N steps too, besides every epoch", shown="every epoch only"),
-    flag("--keep", 0, COUNT_OR_ZERO, "older checkpoints that remain, as step_N.pth"),
+         "save last.pth every N steps too, besides every epoch", shown="every epoch only",
+         change=NOTHING),
+    flag("--keep", 0, COUNT_OR_ZERO, "older checkpoints that remain, as step_N.pth",
+         change=NOTHING),
     flag("--on-nan", "stop", one_of("stop", "skip"),
          "what a loss or gradient that is not finite does: stop the run, or skip the step (100 "
-         "steps at most)"),
+         "steps at most)", change=CONTINUED),
     flag("--resume", None, one_of("auto"),
-         "auto: continue the run of this very command in --LOG_DIR if there is one, else start it"),
-    flag("--resume-run", None, text("DIR"),
-         "continue the run in DIR from its last checkpoint, or from an older one: DIR/step_N.pth"),
-    flag("--dry-run", False, SWITCH, "print what would run, and stop"),
+         "auto: continue the run of this very command in --LOG_DIR if there is one, else start it",
+         change=NOTHING),
+    flag("--resume-run", None, any_text("DIR"),
+         "continue the run in DIR from its last checkpoint, or from an older one: DIR/step_N.pth",
+         change=NOTHING),
+    flag("--dry-run", False, SWITCH, "print what would run, and stop", change=NOTHING),
     flag("--no-report", False, SWITCH,
-         "no report.html at the end (python report.py RUN makes it at any time)"),
+         "no report.html at the end (python report.py RUN makes it at any time)", change=NOTHING),
     flag("--wandb", None, one_of("online", "offline", "disabled"),
          "where Weights & Biases keeps the run",
-         shown="online when a key is configured, else offline"),
-    flag("--wandb-project", "anchorage", text("NAME"), "project there"),
+         shown="online when a key is configured, else offline", change=NOTHING),
+    flag("--wandb-project", "anchorage", any_text("NAME"), "project there", change=NOTHING),
     flag("--tensorboard", False, SWITCH,
-         "also write TensorBoard's files, into the run folder (needs the package tensorboard)"),
+         "also write TensorBoard's files, into the run folder (needs the package tensorboard)",
+         change=NOTHING),
     flag("--wandb-images", 10, COUNT_OR_ZERO,
          "epochs between pictures of random queries and their nearest images, in wandb and "
-         "TensorBoard, as evaluations allow; 0 is none", need=TRACKED),
-))
-NO_EFFECT = Group("accepted because published commands have them; they change nothing", (
-    flag("--backend", None, one_of("faiss", "faiss-gpu", "torch+sklearn"),
-         "library for k-means; here there is one k-means of our own", need=DIVIDED),
-    flag("--lr-gamma", None, text("X"), "never used by the released code; its rates are constant",
-         need=DIVIDED),
-    flag("--lr-step", None, text("X"), "never used by the released code", need=DIVIDED),
-    flag("--emb-lr-mult", None, text("X"), "the released code stops at any value but 1",
-         need=DIVIDED),
-    flag("--with-l1", False, SWITCH, "never used by the released code", need=DIVIDED),
-    flag("--init-clusters", None, text("N"), "never used by the released code",
-         need=DIVIDED),
-    flag("--reset-learners-fix", None, text("N"), "the released code crashes without it",
-         need=DIVIDED),
-    flag("--save-model", None, text("N"), "the best and the last checkpoint are always kept",
-         need=DIVIDED),
-    flag("--save-masks", None, text("N"), "the masks are in both checkpoints",
-         need=DIVIDED),
-    flag("--is-debug", False, SWITCH, "the mean cosine of the masks is always logged",
-         need=DIVIDED),
-    flag("--verbose", False, SWITCH, "the released code prints more with it", need=DIVIDED),
-    flag("--wandb-enabled", False, SWITCH, "Weights & Biases is on, unless --wandb disabled",
-         need=DIVIDED),
+         "TensorBoard, as evaluations allow; 0 is none", need=TRACKED, change=NOTHING),
 ))
 EVALUATION = Group("evaluation", (
     flag("--resume", None, Kind(str, "FILE", nargs="+"),
@@ -433,19 +297,20 @@ EVALUATION = Group("evaluation", (
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
 ))
 FILES = Group("what evaluation also writes: tables", (
-    flag("--json", None, text("FILE.json"), "all numbers"),
-    flag("--csv", None, text("FILE.csv"), "the table"),
-    flag("--latex", None, text("FILE.tex"),
+    flag("--json", None, any_text("FILE.json"), "all numbers"),
+    flag("--csv", None, any_text("FILE.csv"), "the table"),
+    flag("--latex", None, any_text("FILE.tex"),
          "the table for a paper (booktabs), in percent; seeds as mean and standard deviation"),
 ))
 SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
-    flag("--per-class", None, text("FILE.csv"), "retrieval metrics of each class, the worst first",
+    flag("--per-class", None, any_text("FILE.csv"),
+         "retrieval metrics of each class, the worst first",
          need=RETRIEVAL),
-    flag("--export", None, text("FILE.npz"),
+    flag("--export", None, any_text("FILE.npz"),
          "unit-length embeddings, labels, paths, and the uncertainty where the network has it"),
-    flag("--uncertain", None, text("FILE.csv"),
+    flag("--uncertain", None, any_text("FILE.csv"),
          "IDML: every image's path, class and uncertainty, the most uncertain first"),
-    flag("--neighbours", None, text("FILE.png"),
+    flag("--neighbours", None, any_text("FILE.png"),
          "random queries with their nearest images; --seed chooses the queries"),
     flag("--failures", None, COUNT,
          "the N worst queries, with their nearest images, to failures.csv and failures.png",
@@ -454,19 +319,19 @@ SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkp
          "the images of the evaluated set that are nearest to yours, to query.csv and query.png"),
     flag("--top", 10, COUNT, "nearest images that --neighbours, --failures and --query show",
          need=PICTURES),
-    flag("--out", None, text("DIR"), "folder for what --failures and --query write",
+    flag("--out", None, any_text("DIR"), "folder for what --failures and --query write",
          need=OWN_FOLDER, shown="the checkpoint's"),
 ))
 REPORT = Group("the page of one run or several", (
-    flag("--out", None, text("FILE.html"), "where the page goes",
+    flag("--out", None, any_text("FILE.html"), "where the page goes",
          shown="report.html in the run's folder, or beside several; with --compare runs.html in "
          "that folder"),
-    flag("--picture", None, text("FILE.png"),
+    flag("--picture", None, any_text("FILE.png"),
          "instead of the page, one picture of one run: random queries with their nearest images, "
          "and what was learned for each class", need=ONE_PAGE),
     flag("--queries", (), Kind(str, "TEXT", nargs="+"),
          "also show the queries whose class or file contains TEXT", need=ONE_PAGE),
-    flag("--embeddings", None, text("FILE.npz"),
+    flag("--embeddings", None, any_text("FILE.npz"),
          "embeddings of one run, made by evaluate.py --export, instead of the best checkpoint's",
          need=ONE_PAGE),
     flag("--seed", 1, COUNT_OR_ZERO, "of what is drawn at random", need=ONE_PAGE),
@@ -474,108 +339,21 @@ REPORT = Group("the page of one run or several", (
          need=ONE_PAGE),
 ))
 OVERVIEW = Group("all runs under a folder in a table", (
-    flag("--compare", None, text("DIR"), "a row a run, and a row for those that differ in the "
+    flag("--compare", None, any_text("DIR"), "a row a run, and a row for those that differ in the "
          "seed alone: mean ± 95 % interval"),
-    flag("--grep", None, text("TEXT"), "only rows that contain TEXT (a regular expression)",
+    flag("--grep", None, any_text("TEXT"), "only rows that contain TEXT (a regular expression)",
          need=COMPARED),
-    flag("--csv", None, text("FILE.csv"), "the table", need=COMPARED),
-    flag("--latex", None, text("FILE.tex"), "the table for a paper (booktabs)", need=COMPARED),
+    flag("--csv", None, any_text("FILE.csv"), "the table", need=COMPARED),
+    flag("--latex", None, any_text("FILE.tex"), "the table for a paper (booktabs)", need=COMPARED),
 ))
 # fmt: on
 
 TRAIN_GROUPS = (
-    *(DATA, SELECTION, NETWORK, LOSS, AMLOSS_GROUP, DISENTANGLING, INTROSPECTION, SPHERE, DIVISION),
-    *(OPTIMISATION, RUN, NO_EFFECT),
+    *(DATA, SELECTION, NETWORK, LOSS, *methods.groups(), OPTIMISATION, RUN),
+    *methods.dead_groups(),
 )
 EVALUATE_GROUPS = (EVALUATION, FILES, SINGLE_IMAGES, DATA, NETWORK)
 REPORT_GROUPS = (REPORT, OVERVIEW)
-
-# --- profiles: published commands that have defaults of their own ---------------------------------
-
-
-def _spherical_defaults(args: argparse.Namespace) -> dict[str, Any]:
-    """Spherical embeddings: steps instead of epochs, Adam, two learning rates, by data set."""
-    data = _benchmark(args.dataset)
-    small = data in ("cub", "cars", "emoji")
-    constrained = args.sec_wei > 0 or args.l2reg_wei > 0
-    lr, lr_p = {
-        "cub": (1e-5, 0.5e-5),
-        "sop": (2.5e-4, 0.5e-4),
-        "inshop": (5e-4, 1e-4),
-    }.get(data, (1e-5, 1e-5))
-    defaults = {
-        "batch_size": 120, "IPC": {"n-npair": 2, "ms": 5}.get(args.loss, 3),
-        "optimizer": "adam", "lr": lr, "lr_p": lr_p, "lr_decay_gamma": 0.1,
-        "weight_decay": 2.5e-3 if small else 1e-5, "decay_vectors": 0, "decay_biases": 1,
-        "schedule": "milestones", "steps": 8000 if small else 12000, "eval_steps": 100,
-        "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default", "bn_freeze": "affine",
-        "head_norm": int(args.loss != "ms" or constrained), "l2_norm": 0,
-    }  # fmt: skip
-    if data != "emoji":
-        defaults |= {"image_size": 227, "augment": "sec"}
-    if args.model == "bn_inception" and data != "emoji":
-        defaults["input_spec"] = "spherical"
-    defaults["eval_steps"] = {"sop": 500, "inshop": 200}.get(data, 100)
-    gamma = args.lr_decay_gamma if "lr_decay_gamma" in args.given else 0.1
-    defaults["milestones"] = _spherical_milestones(data, args.loss, gamma)
-    if "epochs" in args.given:
-        del defaults["steps"]
-    if "eval_every" in args.given:
-        del defaults["eval_steps"]
-    if data == "emoji":  # from scratch: what follows from pretraining is left out
-        del defaults["bn_freeze"]
-    return defaults
-
-
-def _benchmark(name: str) -> str:
-    """cub, cars, sop or inshop in any of their spellings; other names as they are."""
-    letters = name.lower().replace("-", "").replace("_", "")
-    known = {
-        "cub": ("cub", "cub200", "cub2002011"),
-        "cars": ("cars", "car", "cars196", "stanfordcars"),
-        "sop": ("sop", "stanfordonlineproducts", "onlineproducts"),
-        "inshop": ("inshop", "inshopclothes", "inshopclothesretrieval", "deepfashion"),
-    }
-    return next((data for data, names in known.items() if letters in names), letters)
-
-
-def _spherical_milestones(dataset: str, loss: str, gamma: float) -> tuple[int, ...]:
-    if dataset in ("sop", "inshop"):
-        return (6000,)
-    if dataset == "cars":
-        return (2000,) if gamma == 0.1 else (4000, 6000)
-    return (3000, 6000) if loss == "ms" else (5000,)
-
-
-def _division_defaults(args: argparse.Namespace) -> dict[str, Any]:
-    """Divide and conquer's released experiment file."""
-    return {
-        "model": "resnet50", "loss": "MarginLoss", "nb_clusters": 1, "epochs": 100,
-        "optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-3, "batch_size": 128, "IPC": 4,
-        "schedule": "constant", "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default",
-        "dropout": 0.01, "bn_freeze": "statistics", "dataset": "cub",
-    }  # fmt: skip
-
-
-PROFILES: tuple[tuple[Callable[[argparse.Namespace], bool], Callable[..., dict]], ...] = (
-    (lambda args: args.loss in SPHERICAL_LOSSES, _spherical_defaults),
-    (lambda args: args.experiment is not None, _division_defaults),
-    (lambda args: args.loss == "NPairsLoss", lambda args: {"alpha": 1.0}),
-)
-"""(whether a published family is meant, its defaults); what is given goes over them."""
-
-ATTACHMENTS: dict[str, tuple[Callable[[argparse.Namespace], Any], dict[str, str]]] = {
-    "disentangled": (lambda args: args.disent, {"al": "al", "be": "be", "gam": "gam"}),
-    "introspective": (lambda args: args.introspective, {"variant": "introspective"}),
-    # Its losses without the constraint are logged with the same statistics, at weight 0.
-    "sec": (
-        lambda args: args.sec_wei > 0 or args.loss in SPHERICAL_LOSSES,
-        {"weight": "sec_wei", "momentum": "norm_momentum"},
-    ),
-    "l2": (lambda args: args.l2reg_wei > 0, {"weight": "l2reg_wei"}),
-    "masks": (lambda args: args.nb_clusters is not None, {"weight": "masking_lambda"}),
-}
-"""What losses.compose attaches to a loss → when, and which options it is built with."""
 
 # --- parsing --------------------------------------------------------------------------------------
 
@@ -687,25 +465,35 @@ def _only_in_files(
 
 
 def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of train.py. `given` lists those that stood on the command line.
+    """The options of train.py, resolved; see `resolved`.
 
-    `recipe` is the first file of flags on it (`@FILE`), or None.
+    `given` lists those that stood on the command line, `recipe` is the first file of flags on it
+    (`@FILE`), or None.
 
     Raises:
         SystemExit: with status 2 and one sentence for a bad or ineffective flag, 0 for --help.
     """
     about = "Train an embedding network and judge it on classes it never saw."
     args, entries, parser = _parse("python train.py", about, TRAIN_GROUPS, argv)
-    for meant, profile in PROFILES:
-        if meant(args):
-            for name, value in profile(args).items():
-                if name not in args.given:
-                    setattr(args, name, value)
-    if args.mixup is None:
-        args.mixup = 1.0 if args.introspective else 0.0
-    # A recipe with another loss keeps flags of its own loss: `notices` tells, and the run goes on.
-    _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
+    try:
+        args = _as_published(args)
+        # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
+        _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
+        return resolved(args)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def _as_published(args: argparse.Namespace) -> argparse.Namespace:
+    """With the defaults that the published command of a method has, where it is meant."""
+    for method in methods.METHODS:
+        own = method.defaults(args)
+        args = _changed(args, {k: v for k, v in own.items() if k not in args.given})
     return args
+
+
+def _changed(args: argparse.Namespace, values: Mapping[str, Any]) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(args), **values})
 
 
 def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -744,9 +532,40 @@ def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+# --- what the options say -------------------------------------------------------------------------
+
+
+def resolved(args: argparse.Namespace) -> argparse.Namespace:
+    """The options with what the data set decides: image size, weights, stem, BatchNorm, views.
+
+    Nothing changes them afterwards.
+
+    Raises:
+        InputError: an unknown data set, or evaluation is to cut more out of an image than it has.
+    """
+    protocol = dataset.protocol(args.dataset)
+    size = protocol.image_size if args.image_size is None else args.image_size
+    if args.eval_resize is not None and args.eval_resize < size:
+        raise InputError(
+            f"--eval-resize {args.eval_resize} is less than the {size} pixels that are cut out of "
+            f"the image; choose at least {size}"
+        )
+    pretrained = protocol.pretrained if args.pretrained is None else args.pretrained
+    decided = {
+        "image_size": size,
+        "pretrained": pretrained,
+        "stem": net.find_backbone(args.model).default_stem(size),
+        "bn_freeze": "0" if pretrained == "none" else "1",
+        "augment": protocol.augment,
+    }
+    return _changed(
+        args, {name: value for name, value in decided.items() if getattr(args, name, 0) is None}
+    )
+
+
 def notices(args: argparse.Namespace) -> list[str]:
     """A sentence for each given flag that changes nothing."""
-    dead = [entry for entry in NO_EFFECT.flags if entry.dest in args.given]
+    dead = [entry for entry in train_flags() if entry.dead and entry.dest in args.given]
     return [
         *(f"{entry.spellings[0]} changes nothing here: {entry.help}" for entry in dead),
         *(
@@ -773,10 +592,90 @@ def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {**listening, **dict(args.loss_args)}
 
 
-def attachments(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What is attached to the loss, as `losses.compose` wants it."""
+# --- options that a run has kept ------------------------------------------------------------------
+
+
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    """The options as JSON and `weights_only` know them."""
     return {
-        name: {argument: getattr(args, option) for argument, option in taken.items()}
-        for name, (wanted, taken) in ATTACHMENTS.items()
-        if wanted(args)
+        name: [list(item) for item in value] if name == "loss_args" else value
+        for name, value in vars(args).items()
     }
+
+
+def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
+    """Options that a run has kept; those that its version did not have are at their defaults.
+
+    Raises:
+        InputError: they name a data set that is unknown here.
+    """
+    args = argparse.Namespace(**{**_defaults(), **stored})
+    args.loss_args = tuple(tuple(item) for item in args.loss_args)
+    return resolved(args)
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return {
+        **{entry.dest: entry.default for entry in train_flags()},
+        "given": [],
+        "recipe": None,
+    }
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace | None:
+    """The options that words of train.py's command line ask for; None if it refuses them."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return parse_train(words)
+    except SystemExit:  # a file of flags that is gone or older, or flags that do not go together
+        return None
+
+
+def settings(stored: Mapping[str, Any], *less: Change) -> dict[str, Any]:
+    """The options that make a training what it is, without those that nobody listens to.
+
+    Args:
+        stored: as a run keeps them. less: the kinds of flags that are left out as well.
+    """
+    args = kept(stored)
+    return {
+        entry.dest: _hashable(getattr(args, entry.dest))
+        for entry in train_flags()
+        if entry.change not in less and entry.is_read(args)
+    }
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def configuration(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs share that differ in the seed alone."""
+    return settings(stored, Change.SEED, Change.LABEL, Change.NOTHING)
+
+
+def same_command(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What two starts of one run share, for `--resume auto`."""
+    # It is looked for in --LOG_DIR, which may itself have been moved.
+    return {k: v for k, v in settings(stored, Change.NOTHING).items() if k != "LOG_DIR"}
+
+
+def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:
+    """The options `stored` of the run that is continued, under those that are given now.
+
+    Raises:
+        InputError: a flag would change what the run is.
+    """
+    before = kept(stored)
+    given = {name: getattr(args, name) for name in args.given}
+    for entry in train_flags():
+        name = entry.dest
+        fixed = entry.change not in (Change.CONTINUED, Change.NOTHING)
+        if name in given and fixed and _hashable(given[name]) != _hashable(getattr(before, name)):
+            raise InputError(
+                f"{entry.spellings[0]} cannot change in a continued run; leave it out, or start a "
+                "new run"
+            )
+    # How far a start goes is its own business.
+    return _changed(before, {"max_steps": None, "resume": None, "dry_run": args.dry_run, **given})

@@ -473,3 +473,11 @@ def _wait_for(children: list[subprocess.Popen], stops: list[int]) -> int:
             file=sys.stderr,
         )
     return 128 - status if status < 0 else status
+
+
+# --- processes that read data ---------------------------------------------------------------------
+
+
+def ignore_keyboard(_: int) -> None:
+    """For processes that read data: Ctrl-C reaches them too, and the parent still needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

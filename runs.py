@@ -26,7 +26,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -227,25 +227,39 @@ class RunFolder:
         """last.pth as `save_last` wrote it, or the older one that was asked for."""
         return load_checkpoint(self.checkpoint)
 
-    def forget_best_after(self, step: int, name: str) -> bool:
-        """Removes a best checkpoint of a later step, where a run goes back to before it."""
-        later = self.best_path(name).is_file() and self.load_best(name)["step"] > step
-        if later:
-            self.best_path(name).unlink()
-        return later
+    def best_checkpoint(self) -> Path | None:
+        """The weights with the best R@1: the run's `*_best.pth`, the newest if there are several.
 
-    def best_path(self, name: str) -> Path:
-        """Where the best checkpoint lies."""
-        return self.path / f"{name}_best.pth"
+        None before the first evaluation.
+        """
+        found = sorted(self.path.glob("*_best.pth"), key=lambda path: path.stat().st_mtime_ns)
+        return found[-1] if found else None
+
+    def forget_best_after(self, step: int) -> bool:
+        """Removes a best checkpoint of a later step, where a run goes back to before it."""
+        path = self.best_checkpoint()
+        if path is None or load_checkpoint(path)["step"] <= step:
+            return False
+        path.unlink()
+        return True
 
     @main_only
-    def save_best(self, name: str, state: dict) -> None:
-        """Replaces `<name>_best.pth`, whole or not at all."""
-        save_tensors(self.best_path(name), {"format": FORMAT, **state})
+    def save_best(self, state: dict) -> None:
+        """Replaces the best checkpoint, whole or not at all."""
+        args = state["args"]
+        name = f"{args['dataset']}_{args['model']}".replace("/", "-").replace(":", "-")
+        save_tensors(self.path / f"{name}_best.pth", {"format": FORMAT, **state})
 
-    def load_best(self, name: str) -> dict:
-        """What `save_best` wrote."""
-        return load_checkpoint(self.best_path(name))
+    def load_best(self) -> dict:
+        """What `save_best` wrote.
+
+        Raises:
+            InputError: it was not written, or is damaged.
+        """
+        path = self.best_checkpoint()
+        if path is None:
+            raise InputError(f"{self.path} has no best checkpoint")
+        return load_checkpoint(path)
 
     @main_only
     def write_table(self, name: str, header: list[str], rows: list[list]) -> None:
@@ -372,27 +386,19 @@ class ClassHistory:
         write_atomically(self.path, lambda file: np.savez_compressed(file, **content))
 
 
-INCIDENTAL = ("given", "resume", "resume_run", "dry_run", "LOG_DIR", "data_root", "workers")
-INCIDENTAL += ("gpu_id", "wandb", "wandb_project", "save_every", "keep", "cache_dir")
-INCIDENTAL += ("tensorboard", "wandb_images", "recipe", "no_report")
-"""Options that may differ between two starts of one run."""
-
-
-def find_run(parent: str | Path, args: dict[str, Any]) -> RunFolder | None:
-    """The newest run under `parent` that was started with these options and has a checkpoint."""
-    wanted = _comparable(args)
+def find_run(
+    parent: str | Path,
+    wanted: dict[str, Any],
+    identity: Callable[[dict[str, Any]], dict[str, Any]],
+) -> RunFolder | None:
+    """The newest run under `parent` with a checkpoint whose options have this `identity`."""
     found = []
     for file in Path(parent).glob("*/args.json"):
         run = RunFolder(file.parent)
         last = run.path / "last.pth"
-        if last.is_file() and _comparable(run.read_args()) == wanted:
+        if last.is_file() and identity(run.read_args()) == wanted:
             found.append((last.stat().st_mtime_ns, run))
     return max(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def _comparable(args: dict[str, Any]) -> str:
-    kept = {name: value for name, value in args.items() if name not in INCIDENTAL}
-    return json.dumps(kept, sort_keys=True)
 
 
 def run_name(dataset: str, model: str, loss: str, remark: str) -> str:

@@ -228,7 +228,7 @@ def print_memory(folder: Path, args: argparse.Namespace) -> None:
 
 def print_waiting(images: ImageSet, args: argparse.Namespace, cache_dir: Path) -> None:
     """How fast a ResNet-18 trains on (d), and how much of that time it waits for data."""
-    network = net.build("resnet18", 512, pretrained="none").to(
+    network = net.build(net.Architecture("resnet18", 512)).to(
         args.device, memory_format=torch.channels_last
     )
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-4)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import losses
-import optim
 from net import layers
+from training import optim
 
 
 def proxy_terms(similarity: Tensor, labels: Tensor, margin: float | Tensor, alpha: float) -> Tensor:

@@ -89,7 +89,9 @@ class PlainWay:
 
     def __init__(self, args: argparse.Namespace, images: ImageSet, device: torch.device) -> None:
         self.network = net.build(
-            args.model, args.embedding_size, stem=args.stem, bn_freeze=args.bn_freeze
+            net.Architecture(
+                args.model, args.embedding_size, stem=args.stem, bn_freeze=args.bn_freeze
+            )
         )
         self.network.to(device).freeze_backbone(False)
         self.criterion = losses.ProxyAnchorLoss(images.num_classes, args.embedding_size).to(device)

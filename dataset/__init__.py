@@ -99,6 +99,17 @@ class Choice:
     split_seed: int | None = None
     ratio_classes: float = 1.0
 
+    @classmethod
+    def of(cls, options: Any) -> Choice:
+        """The data that resolved options ask for."""
+        return cls(
+            options.dataset,
+            options.data_root,
+            options.eval_classes,
+            options.split_seed,
+            options.ratio_classes,
+        )
+
     @property
     def protocol(self) -> Protocol:
         """How the papers use the data set; raises InputError for an unknown name."""

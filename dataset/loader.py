@@ -40,7 +40,6 @@ from dataset.transforms import (
     to_network,
     uniforms,
 )
-from faults import ignore_keyboard
 from utils import InputError, nearest_names
 
 if TYPE_CHECKING:
@@ -267,7 +266,7 @@ class _FromWorkers:
             collate_fn=_as_it_is,
             pin_memory=pin,
             persistent_workers=workers > 0,
-            worker_init_fn=ignore_keyboard,
+            worker_init_fn=processes.ignore_keyboard,
             # A generator of its own, so that reading data leaves torch's random state alone.
             generator=torch.Generator(),
         )

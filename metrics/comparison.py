@@ -22,13 +22,6 @@ RATES = ("RP", "MAP@R", "mARP")  # means over the queries that have a match
 COUNTS = ("relevant", "rank", "tied")  # what `retrieval_per_query` gives that is no metric
 CHUNK = 2**22  # draws made at once: 64 MiB with the counts they become
 
-# What may differ between two runs of one configuration: the seed, names, places, and the machine.
-INCIDENTAL = (
-    *("seed", "name", "remark", "given", "LOG_DIR", "resume_run", "dry_run", "data_root"),
-    *("gpu_id", "workers", "wandb", "wandb_project", "deterministic", "metrics"),
-    *("cache_dir", "data_device", "recipe", "no_report"),
-)
-
 
 class Scores(NamedTuple):
     """What each query contributes to each metric; see the file's header."""
@@ -116,16 +109,16 @@ def paired_differences(
 # Seeds --------------------------------------------------------------------------------------------
 
 
-def seeds_of_one(settings: Sequence[Mapping]) -> list[list[int]]:
+def seeds_of_one(configurations: Sequence[Mapping]) -> list[list[int]]:
     """Which of several runs are one configuration with other seeds: lists of two positions or more.
 
-    settings: the options of each run; one without any (a released file) is alone.
+    configurations: what each run shares with those that differ in the seed alone; a run without any
+    (a released file) is alone.
     """
     groups: dict[str, list[int]] = {}
-    for position, options in enumerate(settings):
-        if options:
-            kept = {name: value for name, value in options.items() if name not in INCIDENTAL}
-            key = json.dumps(kept, sort_keys=True, default=str)
+    for position, configuration in enumerate(configurations):
+        if configuration:
+            key = json.dumps(configuration, sort_keys=True, default=str)
             groups.setdefault(key, []).append(position)
     return [group for group in groups.values() if len(group) > 1]
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.backbones import Backbone
+from net.choices import STEMS
 from net.layers import average_conv_norm, conv_norm, init_convolutions
 
 
@@ -51,13 +53,6 @@ BLOCKS = (
     Block("5a", 352, (192, 320), (160, 224), "avg", 128),
     Block("5b", 352, (192, 320), (192, 224), "max", 128),
 )
-
-STEMS = {"imagenet": (2, True), "small": (2, False), "tiny": (1, False)}
-"""Name → stride of the 7×7 convolution, and whether the first max pooling is there.
-
-The shapes of the weights are the same in all three; the last map is 32, 16 or 8 times smaller than
-the image.
-"""
 
 
 class BNInception(nn.Module):
@@ -130,3 +125,17 @@ class BNInception(nn.Module):
         if block.pool == "max":
             return self._run(name, F.max_pool2d(x, 3, 1, padding=1))
         return F.relu(average_conv_norm(x, *self._layer(name)), inplace=True)
+
+
+BACKBONES = (
+    Backbone(
+        "bn_inception",
+        lambda stem, width: BNInception(stem),
+        stems=tuple(STEMS),
+        input_spec="caffe",
+        # The released weights were converted from Caffe; their host is slow and often away.
+        imagenet_url="http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth",
+        weights_fit_all_stems=True,
+        is_in=lambda keys: "inception_3a_1x1.weight" in keys,
+    ),
+)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.googlenet import BasicConv2d, Inception, InceptionAux
 
+from net.backbones import Backbone
+from net.choices import STEMS
 from net.layers import conv_norm, init_convolutions
 
 LAYERS = (
@@ -22,9 +24,6 @@ LAYERS = (
     *("inception5a", "inception5b"),
 )
 """torchvision's modules, in the order in which they follow each other."""
-
-STEMS = {"imagenet": (2, True), "small": (2, False), "tiny": (1, False)}
-"""As in BN-Inception: stride of the 7×7 convolution, and whether the first max pooling is there."""
 
 
 class ConvNorm(BasicConv2d):
@@ -61,3 +60,15 @@ class GoogLeNet(models.GoogLeNet):
         for name in LAYERS:
             x = self.get_submodule(name)(x)
         return x
+
+
+BACKBONES = (
+    Backbone(
+        "googlenet",
+        lambda stem, width: GoogLeNet(stem),
+        stems=tuple(STEMS),
+        imagenet_url="https://download.pytorch.org/models/googlenet-1378be20.pth",
+        weights_fit_all_stems=True,
+        is_in=lambda keys: "inception3a.branch1.conv.weight" in keys,
+    ),
+)

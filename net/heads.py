@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from net.choices import POOLINGS
 from utils import InputError
 
 HEADS = ("embedding", "uncertainty", "specific")
-POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4}
-"""Name → cells along each side of the pooled map; the features of all cells follow each other."""
+HEAD_KEYS = tuple(f"{name}." for name in (*HEADS, "head_norm"))
+"""What the keys of the heads, and of the BatchNorm before them, begin with among the backbone's."""
 Init = Callable[[Tensor], object]
 
 

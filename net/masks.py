@@ -13,10 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from net.choices import MASK_INITS, MASKS_AT_TEST, check_choice
 from utils import InputError
-
-FULL = ("none", "sum", "l1")
-MASK_INITS = ("ones", "normal")
 
 
 class EmbeddingMasks(nn.Module):
@@ -35,7 +33,7 @@ class EmbeddingMasks(nn.Module):
         weight: (K, d) the raw masks.
 
     Raises:
-        InputError: fixed masks with a normal start.
+        InputError: an unknown `init` or `full`, or fixed masks with a normal start.
     """
 
     def __init__(
@@ -48,6 +46,8 @@ class EmbeddingMasks(nn.Module):
         full: str = "none",
     ) -> None:
         super().__init__()
+        check_choice("init", init, MASK_INITS)
+        check_choice("full", full, MASKS_AT_TEST)
         if init == "normal" and not learned:
             raise InputError("fixed masks are 0 or 1: start them with ones, or learn the masks")
         self.learned = learned

@@ -7,10 +7,16 @@ there are no pretrained weights of it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
 
+from net.backbones import Backbone
+from net.choices import STEMS
 from net.layers import conv_norm, init_convolutions
 
 
@@ -39,36 +45,25 @@ def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     return x if block.downsample is None else conv_norm(x, *block.downsample)
 
 
-DEPTHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet10": (BasicBlock, (1, 1, 1, 1)),
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
-}
-"""Name → block, and the number of blocks in each of the four stages."""
-
-STEMS = {"imagenet": (7, 2, True), "small": (3, 2, False), "tiny": (3, 1, False)}
-"""Name → kernel and stride of the first convolution, and whether the max pooling follows.
-
-The last map is 32, 16 or 8 times smaller than the image.
-"""
+Block = type[BasicBlock] | type[Bottleneck]
+Blocks = tuple[int, int, int, int]
 
 
 class ResNet(nn.Module):
     """Images (B, 3, H, W) → feature maps (B, F, H/32, W/32), less small with the other stems.
 
     Args:
-        name: one of `DEPTHS`.
+        block: what a stage is made of. blocks: how many of them each of the four stages has.
         stem: one of `STEMS`.
         width: channels as a multiple of the published ones.
     """
 
-    def __init__(self, name: str, stem: str = "imagenet", width: float = 1.0) -> None:
+    def __init__(
+        self, block: Block, blocks: Blocks, stem: str = "imagenet", width: float = 1.0
+    ) -> None:
         super().__init__()
-        block, blocks = DEPTHS[name]
-        kernel, stride, pool = STEMS[stem]
+        stride, pool = STEMS[stem]
+        kernel = 7 if stem == "imagenet" else 3
         channels = max(1, round(64 * width))
         self.conv1 = nn.Conv2d(3, channels, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -88,9 +83,7 @@ class ResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck], inputs: int, planes: int, count: int, stride: int
-) -> nn.Sequential:
+def _stage(block: Block, inputs: int, planes: int, count: int, stride: int) -> nn.Sequential:
     outputs = planes * block.expansion
     downsample = None
     if stride != 1 or inputs != outputs:
@@ -98,3 +91,32 @@ def _stage(
         downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
     first = block(inputs, planes, stride, downsample)
     return nn.Sequential(first, *(block(outputs, planes) for _ in range(count - 1)))
+
+
+def _resnet(name: str, block: Block, blocks: Blocks, file: str | None = None) -> Backbone:
+    return Backbone(
+        name,
+        partial(ResNet, block, blocks),
+        stems=tuple(STEMS),
+        can_widen=True,
+        imagenet_url=file and f"https://download.pytorch.org/models/{file}",
+        is_in=partial(_is_in, block, blocks),
+    )
+
+
+def _is_in(block: Block, blocks: Blocks, keys: Collection[str]) -> bool:
+    places = [re.match(r"layer([1-4])\.(\d+)\.", key) for key in keys]
+    found = {match.groups() for match in places if match}
+    counts = tuple(sum(stage == own for stage, _ in found) for own in "1234")
+    return counts == blocks and ("layer1.0.conv3.weight" in keys) == (block is Bottleneck)
+
+
+# The files are torchvision's IMAGENET1K_V1, the weights of the published numbers.
+BACKBONES = (
+    _resnet("resnet10", BasicBlock, (1, 1, 1, 1)),
+    _resnet("resnet18", BasicBlock, (2, 2, 2, 2), "resnet18-f37072fd.pth"),
+    _resnet("resnet34", BasicBlock, (3, 4, 6, 3), "resnet34-b627a593.pth"),
+    _resnet("resnet50", Bottleneck, (3, 4, 6, 3), "resnet50-0676ba61.pth"),
+    _resnet("resnet101", Bottleneck, (3, 4, 23, 3), "resnet101-63fe2227.pth"),
+    _resnet("resnet152", Bottleneck, (3, 8, 36, 3), "resnet152-394f9c45.pth"),
+)

@@ -8,58 +8,25 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+import methods
 import options
-from metrics import comparison
+from flags import SWITCH, Flag
 from page import records
 from page.document import percent
-from page.records import ATTACHED, Record
-from routines import PER_CLASS
-from runs import INCIDENTAL, RunFolder
+from page.records import Record
+from runs import RunFolder
 from utils import InputError
 
-WITHOUT: dict[str, dict[str, Any]] = {
-    "disentangled": {"disent": False},
-    "introspective": {"introspective": None, "mixup": 0.0},
-    "sec": {"sec_wei": 0.0},
-    "l2": {"l2reg_wei": 0.0},
-    "masks": {"nb_clusters": None},
-}
 RATES = ("lr", "lr_p")  # each method may have its own
-BESIDES = {*comparison.INCIDENTAL, *INCIDENTAL, *RATES}
 REPEATED = ("seed", "LOG_DIR", "data_root", *RATES)  # said in the command all the same
-
-
-def without_method(record: Record) -> tuple[str, argparse.Namespace] | None:
-    """What a run adds to a plain loss, and the options of the same training without it.
-
-    All that is attached is taken away; of AMLoss alone remains Proxy-Anchor. None for a run that
-    adds nothing.
-    """
-    args = record.options
-    attached = record.attached
-    if attached:
-        changed = {key: value for name in attached for key, value in WITHOUT[name].items()}
-        if "masks" in attached and not args.IPC:
-            changed["IPC"] = PER_CLASS
-        words = " and ".join(ATTACHED[name] for name in attached)
-    elif args.loss == "AMLoss":
-        changed, words = {"loss": "Proxy_Anchor"}, "learning the margins"
-    else:
-        return None
-    plain = argparse.Namespace(**{**vars(args), **changed})
-    for flag in options.train_flags():  # in order: some belong to others that come before them
-        if not flag.is_read(plain):
-            setattr(plain, flag.dest, flag.default)
-    return words, plain
 
 
 def sentence(record: Record) -> str:
     """Whether the method was worth it, by its counterpart's R@1; where none ran, how to run it."""
-    made = without_method(record)
+    words, plain = without_method(record)
     own = _recall(record)
-    if made is None or own is None:
+    if plain is None or own is None:
         return ""
-    words, plain = made
     found = _beside(record, plain)
     if found is not None:
         other = _recall(found) or 0.0
@@ -67,7 +34,7 @@ def sentence(record: Record) -> str:
             f"Was it worth it? The same training without {words} ({_described(found, record)}) has "
             f"R@1 {percent(other)} %, {100 * abs(own - other):.1f} points "
             f"{'less' if other <= own else 'more'}. How sure that is, query by query, and in "
-            f"pictures: `python report.py {found.path} {record.path}`."
+            f"pictures: `{_compare(found.path, record.path)}`."
         )
     command = _command(record, plain)
     if command is None:
@@ -75,8 +42,23 @@ def sentence(record: Record) -> str:
     folder = record.path.parent / _plain_name(record)
     return (
         f"Was it worth it? The same training without {words} tells: `{command}`, and then "
-        f"`python report.py {folder} {record.path}`."
+        f"`{_compare(folder, record.path)}`."
     )
+
+
+def without_method(record: Record) -> tuple[str, argparse.Namespace | None]:
+    """What a run adds to a plain loss, in words, and the options of the same training without it.
+
+    None for a run that adds nothing.
+    """
+    removed, off = methods.without(record.options)
+    if not removed:
+        return "", None
+    plain = argparse.Namespace(**{**vars(record.options), **off})
+    for flag in options.train_flags():  # in order: some belong to others that come before them
+        if not flag.is_read(plain):
+            setattr(plain, flag.dest, flag.default)
+    return " and ".join(method.title for method in removed), plain
 
 
 def _recall(record: Record) -> float | None:
@@ -90,33 +72,37 @@ def _described(found: Record, record: Record) -> str:
     return ", ".join([found.name, *differing])
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that make a training what it is, those that nobody listens to left out."""
-    found = {}
-    for flag in options.train_flags():
-        if flag.dest not in BESIDES and flag.is_read(args):
-            value = getattr(args, flag.dest)
-            found[flag.dest] = tuple(value) if isinstance(value, list) else value
-    return found
+def _compare(*folders: object) -> str:
+    return f"python report.py {shlex.join(map(str, folders))}"
+
+
+# --- beside it ------------------------------------------------------------------------------------
+
+
+def _training(stored: dict[str, Any]) -> dict[str, Any]:
+    """The options that make a training what it is, the rates apart."""
+    return {k: v for k, v in options.configuration(stored).items() if k not in RATES}
 
 
 def _beside(record: Record, plain: argparse.Namespace) -> Record | None:
     """A finished run in the same folder with the options `plain`, preferably of the same seed."""
-    wanted = _settings(plain)
-    found = [other for other in _siblings(record, wanted) if _recall(other) is not None]
+    found = [other for other in _siblings(record, _training(vars(plain))) if _recall(other)]
     own = record.options
     return min(found, key=lambda o: (o.options.seed != own.seed, o.options.seed), default=None)
 
 
 def _siblings(record: Record, wanted: dict[str, Any]) -> Iterator[Record]:
-    """The runs in the same folder that have results and the settings `wanted`."""
+    """The runs in the same folder that have results and are the training `wanted`."""
     for file in sorted(record.path.resolve().parent.glob("*/results.json")):
         path = record.path.parent / file.parent.name
         # A folder that something else has damaged is not this page's business.
         with contextlib.suppress(InputError, OSError):
             # The options alone tell most apart; the rest of a run is read for those that match.
-            if _settings(records.with_defaults(RunFolder(path).read_args())) == wanted:
+            if _training(RunFolder(path).read_args()) == wanted:
                 yield records.read(path)
+
+
+# --- as a command ---------------------------------------------------------------------------------
 
 
 def _plain_name(record: Record) -> str:
@@ -128,46 +114,38 @@ def _command(record: Record, plain: argparse.Namespace) -> str | None:
     for file in ([f"@{plain.recipe}"] if plain.recipe else []), []:
         words = _with_loss(file, plain.loss)
         # It knows what the loss brings along: its authors' optimiser, say.
-        base = records.parsed(words)
+        base = options.parsed(words)
         if base is None:
             continue
-        wanted = _asked(plain, base)
-        words += _flags(wanted, base)
-        again = records.parsed(words)
-        if again is not None and _settings(again) == _settings(wanted):
+        words += _flags(plain, base)
+        again = options.parsed(words)
+        if again is not None and _training(vars(again)) == _training(vars(plain)):
             words += ["--name", _plain_name(record)]
             return f"python train.py {shlex.join(words)}"
     return None
 
 
 def _with_loss(file: list[str], loss: str) -> list[str]:
-    base = records.parsed(file)
+    base = options.parsed(file)
     named = base is not None and base.loss == loss
     return [*file, *([] if named else ["--loss", loss])]
 
 
-def _asked(plain: argparse.Namespace, base: argparse.Namespace) -> argparse.Namespace:
-    """The options as they were asked for: without what the data and the network filled in."""
-    kept = {
-        name: getattr(plain, name) if name in plain.given or value is not None else value
-        for name, value in vars(base).items()
-    }
-    return argparse.Namespace(**kept)
-
-
-def _flags(wanted: argparse.Namespace, base: argparse.Namespace) -> list[str]:
-    """The flags that turn `base` into `wanted`."""
-    settings = _settings(wanted) | {name: getattr(wanted, name) for name in REPEATED}
+def _flags(plain: argparse.Namespace, base: argparse.Namespace) -> list[str]:
+    """The flags that turn `base` into `plain`."""
+    wanted, at_base = options.configuration(vars(plain)), options.configuration(vars(base))
+    wanted |= {name: getattr(plain, name) for name in REPEATED}
+    at_base |= {name: getattr(base, name) for name in REPEATED}
     words: list[str] = []
     for flag in options.train_flags():
-        value = settings.get(flag.dest)
-        if value is not None and value != getattr(base, flag.dest):
+        value = wanted.get(flag.dest)
+        if value is not None and value != at_base.get(flag.dest, flag.default):
             words += [flag.spellings[0], *_spelled(flag, value)]
     return words
 
 
-def _spelled(flag: options.Flag, value: Any) -> list[str]:
-    if flag.kind is options.SWITCH:
+def _spelled(flag: Flag, value: Any) -> list[str]:
+    if flag.kind is SWITCH:
         return []
     if isinstance(value, tuple | list):
         return ["=".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value]

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import options
+import methods
 from dataset.base import ImageSet
 from dataset.clusters import UNUSED
 from evaluation.pictures import Thumbnails
+from methods.idml import note as note_on_introspection
 from page.findings import Judged, Search, blocks, histogram
 from page.records import Record
 
@@ -314,7 +315,7 @@ def proxies(learned: Learned) -> Iterator[Section]:
 def terms_of_disentangling(learned: Learned) -> Iterator[Section]:
     """The course of DDML's three terms."""
     columns = ["agnostic", "specific", "split"]
-    if not learned.record.options.disent:
+    if not all(any(name in row for row in learned.record.rows) for name in columns):
         return
     yield {
         "kind": "courses",
@@ -340,7 +341,7 @@ def uncertainty(learned: Learned) -> Iterator[Section]:
     lengths = raw.float().norm(dim=1).numpy()
     order = np.argsort(lengths, kind="stable")
     images = learned.judged.images
-    released = learned.record.options.introspective == "released" and learned.record.options.l2_norm
+    released = note_on_introspection(learned.record.options) != ""
 
     def shown(places: np.ndarray) -> list[dict]:
         return [
@@ -386,7 +387,7 @@ def _recall_by_quintile(search: Search, lengths: np.ndarray) -> list[float]:
 
 def norms(learned: Learned) -> Iterator[Section]:
     """Lengths of the raw embeddings, which SEC makes equal."""
-    attached = options.attachments(learned.record.options)
+    attached = methods.attachments(learned.record.options)
     if not {"sec", "l2"} & set(attached) or learned.judged.unit:
         return
     lengths = learned.judged.embeddings.float().norm(dim=1).cpu().numpy()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import options
 from evaluation import tables
 from metrics import comparison
 from page import records
@@ -89,7 +90,7 @@ def collect(folder: Path) -> list[Line]:
     if not found:
         raise InputError(f"{folder} holds no run (no args.json in it or below); give logs")
     lines = [_line(record, folder) for record in found]
-    groups = comparison.seeds_of_one([record.args for record in found])
+    groups = comparison.seeds_of_one([options.configuration(record.args) for record in found])
     notes = _told_apart([found[group[0]] for group in groups])
     return lines + [
         _group([found[i] for i in group], [lines[i] for i in group], note)
@@ -106,13 +107,13 @@ def _told_apart(records: Sequence[Record]) -> list[str]:
 
 
 def _apart(record: Record, others: Sequence[Record]) -> list[str]:
-    args = record.args
+    own = options.configuration(record.args)
+    theirs = [options.configuration(other.args) for other in others]
     return [
         f"{name.replace('_', '-')} {value}"
-        for name, value in args.items()
-        if name not in comparison.INCIDENTAL
-        and any(other.args.get(name) != value for other in others)
-        and not (name == "lr_p" and value == args.get("lr"))  # as it is without the flag
+        for name, value in own.items()
+        if any(other.get(name) != value for other in theirs)
+        and not (name == "lr_p" and value == own["lr"])  # as it is without the flag
     ]
 
 

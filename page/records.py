@@ -8,29 +8,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import methods
 import options
-from runs import INCIDENTAL, RunFolder
+from flags import Change
+from runs import RunFolder
 from utils import InputError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 Numbers = dict[str, float]
-
-ATTACHED = {
-    "disentangled": "DDML",
-    "introspective": "IDML",
-    "sec": "SEC",
-    "l2": "L2 of the norms",
-    "masks": "divide and conquer",
-}
 
 
 @dataclass(frozen=True)
@@ -53,23 +45,15 @@ class Record:
         """Its files."""
         return RunFolder(self.path)
 
-    @property
+    @functools.cached_property
     def options(self) -> argparse.Namespace:
         """All options, with the defaults of those that an older version did not have."""
-        return with_defaults(self.args)
-
-    @property
-    def attached(self) -> list[str]:
-        """What is attached to the loss, in `losses.compose`'s names."""
-        # SEC's losses log the norms without the constraint too.
-        names = options.attachments(self.options)
-        return [name for name in names if name != "sec" or self.args.get("sec_wei")]
+        return options.kept(self.args)
 
     @property
     def method(self) -> str:
         """The loss and what is attached to it: `AMLoss + SEC`."""
-        attached = [ATTACHED[name] for name in self.attached]
-        return " + ".join([str(self.args.get("loss", "?")), *attached])
+        return methods.title(self.options)
 
     @property
     def best_checkpoint(self) -> Path | None:
@@ -128,25 +112,6 @@ def read(path: str | Path) -> Record:
         [_numbers(row) for row in folder.metrics.rows()],
         _json(path / "results.json"),
     )
-
-
-def with_defaults(args: Mapping[str, Any]) -> argparse.Namespace:
-    """Options as a run keeps them, with the defaults of those that it does not know."""
-    return argparse.Namespace(**{**_defaults(), **args})
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    return vars(options.parse_train([]))
-
-
-def parsed(words: Sequence[str]) -> argparse.Namespace | None:
-    """The options that words of train.py's command line ask for; None if it refuses them."""
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return options.parse_train(words)
-    except SystemExit:  # a file of flags that is gone or older, or flags that do not go together
-        return None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -228,15 +193,14 @@ def _published_words(text: str) -> str:
 
 
 def _changes(record: Record, recipe: Path) -> list[str]:
-    asked = parsed([f"@{recipe}"])
+    """The options in which a run differs from the recipe, where somebody listens to them."""
+    asked = options.parsed([f"@{recipe}"])
     if asked is None:  # a recipe of another version
         return []
-    ignored = {*INCIDENTAL, "name", "remark", "loss_args"}
-    found = []
-    for name, value in vars(asked).items():
-        own = record.args.get(name, value)
-        own = tuple(own) if isinstance(own, list) else own
-        if name in ignored or value is None or own == value:
-            continue
-        found.append(f"{name.replace('_', '-')} {own} (recipe: {value})")
-    return found
+    less = (Change.LABEL, Change.NOTHING)
+    own, theirs = options.settings(record.args, *less), options.settings(vars(asked), *less)
+    return [
+        f"{name.replace('_', '-')} {own[name]} (recipe: {theirs.get(name, 'without it')})"
+        for name in own
+        if own[name] != theirs.get(name)
+    ]

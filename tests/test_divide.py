@@ -12,9 +12,9 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from routines import DivideAndConquer
 
 import evaluate
-import optim
 import options
 import train
 from dataset import clusters
@@ -22,7 +22,7 @@ from dataset.clusters import can_divide, divide, is_acceptable, renumber, withou
 from dataset.loader import Batch
 from dataset.samplers import ClusterSampler
 from metrics.clustering import Clustering
-from routines import DivideAndConquer
+from training import optim
 from utils import InputError
 
 DIVIDED = "--nb-clusters 4 --mod-epoch 2 --warm 0 --IPC 2 --amp off --lr 1e-3 --schedule constant"

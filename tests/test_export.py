@@ -59,11 +59,12 @@ NETWORKS = {
 
 def make(model: str, masks: str | None = None, **more: object) -> net.EmbeddingNet:
     torch.manual_seed(0)
+    laid = None
     if masks is not None:
-        more["masks"] = net.EmbeddingMasks(8, init="normal", full=masks)
-        more["masks"].split()
+        laid = net.EmbeddingMasks(8, init="normal", full=masks)
+        laid.split()
     width = {} if model == "bn_inception" else {"width": 0.125}
-    network = net.build(model, 8, stem="small", **width, **more)
+    network = net.build(net.Architecture(model, 8, stem="small", **width, **more), masks=laid)
     for module in network.modules():
         if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             module.running_mean.normal_(0, 0.1)

@@ -16,8 +16,8 @@ import tiny
 import torch
 from conftest import ROOT
 
-import faults
 import train
+from training import faults
 from utils import InputError, save_tensors
 
 SECRET = "a1b2c3d4" * 5

@@ -131,7 +131,8 @@ def test_a_continued_run_ends_like_an_uninterrupted_one(method, tmp_path):
 
 
 def test_bf16_is_close_to_float32():
-    network = net.build("resnet18", 64).to(DEVICE, memory_format=torch.channels_last).eval()
+    network = net.build(net.Architecture("resnet18", 64)).eval()
+    network.to(DEVICE, memory_format=torch.channels_last)
     images = torch.randn(16, 3, 128, 128, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     with torch.no_grad():
         exact = network(images).embedding
@@ -179,7 +180,7 @@ def test_changes_of_a_batch(name):
 
 def test_network_fixture_in_float32():
     fixture = np.load(Path(__file__).parent / "fixtures" / "net_resnet50_0.npz")
-    network = net.build("resnet50", 512).eval()
+    network = net.build(net.Architecture("resnet50", 512)).eval()
     images = torch.from_numpy(fixture["input"])
     with torch.no_grad():
         cpu = network(images).embedding

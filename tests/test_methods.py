@@ -12,12 +12,12 @@ import tiny
 import torch
 from conftest import ROOT, SMALL, files_in
 from PIL import Image
+from routines import Mixup, View
 
 import evaluate
 import options
 import train
 from dataset.loader import Batch
-from routines import Mixup, View
 from utils import InputError
 
 LOSSES = ("Proxy_Anchor", "AMLoss", "MS")

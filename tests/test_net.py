@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torchvision
 from torch import nn
 
 import net
-from net import EmbeddingMasks, heads, weights
+from net import Architecture, EmbeddingMasks, heads, resnet, weights
 from net.bn_inception import BNInception
 from net.layers import average_conv_norm, conv_norm
 from utils import InputError
@@ -65,14 +66,16 @@ def one_thread() -> Iterator[None]:
 def bn_inception() -> net.EmbeddingNet:
     """The released BN-Inception; tests only read it."""
     state, _ = fixture("bn_inception")
-    network = net.build("bn_inception", 512, bn_freeze="affine").eval()
+    network = net.build(Architecture("bn_inception", 512, bn_freeze="affine")).eval()
     net.load_checkpoint(network, {"model_state_dict": state})
     return network
 
 
-def tiny(**options: object) -> net.EmbeddingNet:
+def tiny(
+    *, pretrained: str | None = None, masks: EmbeddingMasks | None = None, **described: object
+) -> net.EmbeddingNet:
     torch.manual_seed(0)
-    return net.build(**(TINY | options))
+    return net.build(Architecture(**(TINY | described)), pretrained=pretrained, masks=masks)
 
 
 def images(batch: int = 2, size: int = 32) -> torch.Tensor:
@@ -89,7 +92,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnets_answer_as_released(name: str) -> None:
     state, arrays = fixture(name)
-    network = net.build(name, 512).eval()
+    network = net.build(Architecture(name, 512)).eval()
     network.load_state_dict(state)  # strict, with the classifier that the file carries along
     with torch.no_grad():
         outputs = network(arrays["input"])
@@ -106,7 +109,7 @@ def test_bn_inception_answers_as_released(bn_inception: net.EmbeddingNet) -> Non
 
 def test_idml_answers_as_released() -> None:
     state, arrays = fixture("idml_resnet50")
-    network = net.build("resnet50", 512, ("embedding", "uncertainty")).eval()
+    network = net.build(Architecture("resnet50", 512, ("embedding", "uncertainty"))).eval()
     net.load_checkpoint(network, {f"module.{key}": value for key, value in state.items()})
     with torch.no_grad():
         outputs = network(arrays["input"])
@@ -117,10 +120,10 @@ def test_idml_answers_as_released() -> None:
 @pytest.mark.parametrize("name", ["sec_bn_inception", "sec_bn_inception_nobn"])
 def test_spherical_networks_answer_as_released(name: str) -> None:
     state, arrays = fixture(name)
-    options = net.checkpoint_options(state)
-    assert options["head_norm"] == (name == "sec_bn_inception")
-    assert (options["pooling"], options["input_spec"]) == ("avg", "spherical")
-    network = net.build(**options).eval()
+    architecture = net.architecture_of(state)
+    assert architecture.head_norm == (name == "sec_bn_inception")
+    assert (architecture.pooling, architecture.input_spec) == ("avg", "spherical")
+    network = net.build(architecture).eval()
     net.load_checkpoint(network, state)
     with torch.no_grad():
         assert_close(network.embed(arrays["input"]), arrays["embedding"])
@@ -131,7 +134,7 @@ def test_spherical_networks_answer_as_released(name: str) -> None:
 def test_resnets_are_torchvisions(mode: str) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18()
-    ours = net.build("resnet18", 4, pooling="avg", bn_freeze="0")
+    ours = net.build(Architecture("resnet18", 4, pooling="avg"))
     ours.model.load_state_dict(theirs.state_dict(), strict=False)
     theirs.fc = nn.Identity()
     getattr(theirs, mode)(), getattr(ours, mode)()
@@ -142,7 +145,7 @@ def test_resnets_are_torchvisions(mode: str) -> None:
 def test_googlenet_is_torchvisions(mode: str) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.googlenet(aux_logits=False, init_weights=False)
-    ours = net.build("GoogLeNet", 4, pooling="avg")
+    ours = net.build(Architecture("GoogLeNet", 4, pooling="avg"))
     theirs.load_state_dict(ours.model.state_dict(), strict=False)
     theirs.fc, theirs.dropout = nn.Identity(), nn.Identity()
     getattr(theirs, mode)(), getattr(ours, mode)()
@@ -200,9 +203,9 @@ def test_averaging_commutes_with_the_projection(training: bool) -> None:
 
 def test_names_come_in_any_spelling() -> None:
     for spelling in ("ResNet-10", "RESNET10", "resnet_10"):
-        assert tiny(model=spelling).name == "resnet10"
+        assert tiny(model=spelling).architecture.model == "resnet10"
     with pytest.raises(InputError, match="bn_inception"):
-        net.build("bn_inseption", 8)
+        Architecture("bn_inseption", 8)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +266,7 @@ def test_grid_pooling_keeps_places_apart() -> None:
 
 @pytest.mark.parametrize("model", ["resnet18", "bn_inception"])
 def test_input_specs(model: str) -> None:
-    spec = net.build(model, 8).input
+    spec = Architecture(model, 8).input
     assert (spec.size, spec.resize) == (224, 256)
     if model == "bn_inception":
         assert (spec.color, spec.scale) == ("BGR", 255.0)
@@ -481,9 +484,9 @@ def test_divide_and_conquer_files_load() -> None:
     masks = torch.rand(4, 8)
     masks[3, 5] = -1.0
     state = divide_and_conquer_file(saved, masks)
-    options = net.checkpoint_options(state)
-    assert (options["model"], options["embedding_size"]) == ("resnet10", 8)
-    assert (options["pooling"], options["input_spec"]) == ("avg", None)
+    held = net.architecture_of(state)
+    assert (held.model, held.embedding_size) == ("resnet10", 8)
+    assert (held.pooling, held.input_spec) == ("avg", None)
     for network in (tiny(), tiny(masks=EmbeddingMasks(8))):
         net.load_checkpoint(network.eval(), state)
         assert torch.equal(network.masks.weight, masks)
@@ -498,8 +501,8 @@ def test_wrappings_are_taken_off(prefix: str, wrapped: bool) -> None:
     saved = tiny(heads=("embedding", "specific")).eval()
     state = {prefix + key: value for key, value in saved.state_dict().items()}
     checkpoint = {"model_state_dict": state, "epoch": 3} if wrapped else state
-    options = net.checkpoint_options(checkpoint)
-    assert (options["embedding_size"], options["heads"]) == (8, ("embedding", "specific"))
+    held = net.architecture_of(checkpoint)
+    assert (held.embedding_size, held.heads) == (8, ("embedding", "specific"))
     network = tiny(heads=("embedding", "specific")).eval()
     nn.init.zeros_(network.model.specific.weight)
     net.load_checkpoint(network, checkpoint)
@@ -509,7 +512,7 @@ def test_wrappings_are_taken_off(prefix: str, wrapped: bool) -> None:
 def test_files_of_another_network_are_named() -> None:
     state = tiny().state_dict()
     for network, words in [
-        (net.build("resnet18", 8), ("resnet10", "resnet18", "--model resnet10")),
+        (net.build(Architecture("resnet18", 8)), ("resnet10", "resnet18", "--model resnet10")),
         (tiny(embedding_size=16), ("size 8", "16", "--embedding-size 8")),
         (tiny(heads=("embedding", "uncertainty")), ("heads embedding,", "uncertainty")),
         (tiny(head_norm=True), ("BatchNorm",)),
@@ -549,7 +552,7 @@ def test_starts_of_a_head(name: str, deviation: float, bias: float | None) -> No
 @pytest.mark.parametrize("name", ["xavier_uniform_big", "zeros", "xavier"])
 def test_unknown_starts_of_a_head_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=rf"--head-init {name} is unknown.*xavier_normal_GAIN"):
-        net.build("resnet10", 8, head_init=name)
+        Architecture("resnet10", 8, head_init=name)
 
 
 def test_a_refused_file_changes_nothing() -> None:
@@ -565,8 +568,8 @@ def test_a_refused_file_changes_nothing() -> None:
 )
 def test_every_architecture_is_told_by_its_keys(name: str) -> None:
     with torch.device("meta"):
-        state = net.build(name, 4).state_dict()
-    assert net.checkpoint_options(state)["model"] == name
+        state = net.build(Architecture(name, 4)).state_dict()
+    assert net.architecture_of(state).model == name
 
 
 # --- pretrained -----------------------------------------------------------------------------------
@@ -579,6 +582,15 @@ def weights_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pat
     monkeypatch.setattr(weights, "WEIGHTS_FOLDER", folder)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(cache_folder))
     return folder, cache_folder / "checkpoints"
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, model: str, file: Path) -> None:
+    """Lets a file stand where the ImageNet weights of a ResNet are downloaded from."""
+    records = [
+        replace(record, imagenet_url=file.as_uri()) if record.name == model else record
+        for record in resnet.BACKBONES
+    ]
+    monkeypatch.setattr(resnet, "BACKBONES", tuple(records))
 
 
 def files_below(folder: Path) -> list[str]:
@@ -597,7 +609,7 @@ def test_pretrained_file(layout: str, tmp_path: Path) -> None:
         state = {k: v[None] if v.dim() == 1 else v for k, v in state.items() if v.dim()}
     torch.save(state, tmp_path / "file.pth")
     torch.manual_seed(1)
-    network = net.build(**TINY, pretrained=str(tmp_path / "file.pth"))
+    network = net.build(Architecture(**TINY), pretrained=str(tmp_path / "file.pth"))
     torch.testing.assert_close(network.eval().features(images()), saved.eval().features(images()))
     assert not torch.equal(network.model.embedding.weight, saved.model.embedding.weight)
 
@@ -605,7 +617,7 @@ def test_pretrained_file(layout: str, tmp_path: Path) -> None:
 def test_pretrained_file_of_another_kind(tmp_path: Path) -> None:
     torch.save(tiny().state_dict(), tmp_path / "file.pth")
     with pytest.raises(InputError, match=r"file\.pth holds a resnet10, not a resnet18"):
-        net.build("resnet18", 8, pretrained=str(tmp_path / "file.pth"))
+        net.build(Architecture("resnet18", 8), pretrained=str(tmp_path / "file.pth"))
     torch.save({"scores": [1, 2]}, tmp_path / "file.pth")
     with pytest.raises(InputError, match="no known network"):
         tiny(pretrained=str(tmp_path / "file.pth"))
@@ -628,7 +640,7 @@ def test_imagenet_weights_are_found_before_they_are_downloaded(
     folder.mkdir()
     torch.save(released, folder / "bn_inception-52deb4733.pth")
     monkeypatch.setattr(torch.hub, "download_url_to_file", None)
-    network = net.build("bn_inception", 8, pretrained="imagenet").eval()
+    network = net.build(Architecture("bn_inception", 8), pretrained="imagenet").eval()
     with torch.no_grad():
         expected = bn_inception.features(arrays["input"])
         torch.testing.assert_close(network.features(arrays["input"]), expected)
@@ -642,7 +654,7 @@ def test_without_a_network_one_sentence_says_where_to_put_the_file(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     with pytest.raises(InputError) as caught:
-        net.build("bn_inception", 8, pretrained="imagenet")
+        net.build(Architecture("bn_inception", 8), pretrained="imagenet")
     message, (folder, checkpoints) = str(caught.value), weights_places
     assert "bn_inception-52deb4733.pth" in message and str(folder) in message
     assert "no route to host" in message and "\n" not in message
@@ -655,9 +667,9 @@ def test_a_download_with_another_hash_leaves_nothing(
     source = tmp_path / "served" / "resnet18-f37072fd.pth"
     source.parent.mkdir()
     source.write_bytes(b"cut short")
-    monkeypatch.setitem(weights.IMAGENET_URLS, "resnet18", source.as_uri())
+    serve(monkeypatch, "resnet18", source)
     with pytest.raises(InputError, match="hash"):
-        net.build("resnet18", 8, pretrained="imagenet")
+        net.build(Architecture("resnet18", 8), pretrained="imagenet")
     assert files_below(weights_places[1]) == []
 
 
@@ -666,20 +678,21 @@ def test_a_download_is_cached_and_loaded(
 ) -> None:
     import hashlib
 
-    backbone = net.build("resnet18", 8).model
+    backbone = net.build(Architecture("resnet18", 8)).model
     state = {k: v for k, v in backbone.state_dict().items() if not k.startswith("embedding")}
     served = tmp_path / "served.pth"
     torch.save(state, served)
     digest = hashlib.sha256(served.read_bytes()).hexdigest()[:8]
     served = served.rename(tmp_path / f"resnet18-{digest}.pth")
-    monkeypatch.setitem(weights.IMAGENET_URLS, "resnet18", served.as_uri())
-    network = net.build("resnet18", 8, pretrained="imagenet")
+    serve(monkeypatch, "resnet18", served)
+    network = net.build(Architecture("resnet18", 8), pretrained="imagenet")
     assert torch.equal(network.model.conv1.weight, backbone.conv1.weight)
     assert files_below(weights_places[1]) == [served.name]
 
 
 def test_every_backbone_of_the_papers_has_imagenet_weights() -> None:
-    assert set(weights.IMAGENET_URLS) == set(net.MODELS) - {"resnet10"}
+    without = {name for name in net.MODELS if net.find_backbone(name).imagenet_url is None}
+    assert without == {"resnet10"}
 
 
 # --- precision ------------------------------------------------------------------------------------
@@ -689,7 +702,7 @@ def test_every_backbone_of_the_papers_has_imagenet_weights() -> None:
 @pytest.mark.parametrize("model", ["bn_inception", "resnet18", "googlenet"])
 def test_bfloat16_and_channels_last(model: str, bn_freeze: str) -> None:
     torch.manual_seed(0)
-    network = net.build(model, 32, bn_freeze=bn_freeze)
+    network = net.build(Architecture(model, 32, bn_freeze=bn_freeze))
     batch = images(16, 64)
     expected = network(batch).embedding.detach()
     network.to(memory_format=torch.channels_last)

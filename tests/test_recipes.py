@@ -18,13 +18,13 @@ import pytest
 import tiny
 import torch
 from conftest import ROOT
+from routines import Warmup
 
 import dataset
 import options
 import train
 from evaluate import Viewing, data_options, eval_loader, resolve_data_defaults
 from net import INPUTS
-from routines import Warmup
 from utils import InputError
 
 # --- which there are ------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def resnet_answers(weights: State, pooling: str) -> Callable[[Tensor], Tensor]:
 
 def inception_answers(weights: State, **built: object) -> Callable[[Tensor], Tensor]:
     """The network that answers the fixtures (test_net.py) with these weights."""
-    network = net.build("bn_inception", 512, **built).eval()
+    network = net.build(net.Architecture("bn_inception", 512, **built)).eval()
     net.load_checkpoint(network, weights)
     return network.embed
 

@@ -17,7 +17,7 @@ from conftest import SMALL, run_cli
 from PIL import Image
 
 import train
-from tracking import Tracker, wandb_mode
+from training.tracking import Tracker, wandb_mode
 
 
 def wandb_records(file: Path) -> Iterator[bytes]:

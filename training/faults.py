@@ -7,7 +7,6 @@ its cause. A full GPU is told in words of the command line.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import signal
@@ -45,9 +44,9 @@ class Interrupted(BaseException):
 class Signals:
     """While entered, SIGINT and SIGTERM are requests to stop.
 
-    The first one is kept in `requested` until the loop asks, of several processes all together (see
-    `agreed`); the second, and any one that comes
-    while `at_once` is entered, raises `Interrupted` where the program stands.
+    The first is kept in `requested` until the loop asks (several processes ask together, see
+    `agreed`). The second, and any that comes while `at_once` is entered, raises `Interrupted` where
+    the program stands.
     """
 
     CAUGHT = (signal.SIGINT, signal.SIGTERM)
@@ -89,11 +88,6 @@ class Signals:
             yield
         finally:
             self._at_once = False
-
-
-def ignore_keyboard(_: int) -> None:
-    """For processes that read data: Ctrl-C reaches them too, and the parent still needs them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # --- numbers that are not finite ------------------------------------------------------------------
@@ -237,7 +231,7 @@ def class_mean_cosine(embeddings: Tensor, labels: Tensor) -> float:
 
 
 @contextlib.contextmanager
-def memory_in_words(args: argparse.Namespace) -> Iterator[None]:
+def memory_in_words(batch_size: int, image_size: int) -> Iterator[None]:
     """Turns CUDA's out-of-memory error into a sentence.
 
     Raises:
@@ -247,7 +241,7 @@ def memory_in_words(args: argparse.Namespace) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise InputError(
-            f"the GPU's memory is full with --batch-size {args.batch_size} at {args.image_size} "
+            f"the GPU's memory is full with --batch-size {batch_size} at {image_size} "
             "pixels; lower --batch-size or --image-size, use --amp bf16, or keep the data off the "
             "GPU (--data-device cpu)"
         ) from error

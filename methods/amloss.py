@@ -1,0 +1,33 @@
+"""AMLoss: Proxy-Anchor with a learnable margin for each class."""
+
+from __future__ import annotations
+
+from flags import EPOCHS, SHARE, Group, Kind, flag, not_negative, number, positive
+from methods.base import Method, loss_is
+
+WANTED = loss_is("AMLoss")
+
+# fmt: off
+METHOD = Method(
+    name="amloss",
+    title="learning the margins",
+    flags=(Group("AMLoss: learnable margin of each class", (
+        flag("--alphap", 32.0, positive("A"), "scale on the positive side",
+             need=WANTED, argument="alphap"),
+        flag("--alphan", 32.0, positive("A"), "scale on the negative side",
+             need=WANTED, argument="alphan"),
+        flag("--delta", 0.1, Kind(number(), "D"), "offset of the proxy-proxy term",
+             need=WANTED, argument="delta"),
+        flag("--lam", 1.0, not_negative("L"), "weight of the proxy-proxy term",
+             need=WANTED, argument="lam"),
+        flag("--mrg-lr --mrg_lr", 1e-4, not_negative("LR"),
+             "learning rate of the margins (AdamW of their own)", need=WANTED,
+             argument="margin_lr"),
+        flag("--mrg-lr-decay-step", 10, EPOCHS, "epochs between two decays of it",
+             need=WANTED, argument="margin_step"),
+        flag("--mrg-lr-decay-gamma", 0.5, SHARE, "factor of a decay",
+             need=WANTED, argument="margin_gamma"),
+    )),),
+    wanted=WANTED.met,
+    off={"loss": "Proxy_Anchor"},
+)

@@ -1,0 +1,203 @@
+"""What divide and conquer does around the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import processes
+from dataset.clusters import can_divide, divide, one_cluster
+from dataset.loader import Batch
+from dataset.samplers import ClusterSampler
+from methods.base import Loop, Routine
+from methods.divide.settings import Division
+from utils import InputError
+
+if TYPE_CHECKING:
+    from net import EmbeddingMasks
+
+SEED = 1234
+"""Of every k-means, where none is drawn; the released code's."""
+
+
+class DivideAndConquer(Routine):
+    """Clusters the training images every few epochs; each cluster trains the embedding's own part.
+
+    The number of clusters doubles at each division up to `division.clusters`; batches come from one
+    cluster each; the backbone rests in the first epochs of every period; in the full phase the
+    whole embedding trains, without masks.
+
+    Deviations from the released code: one division in epoch 0, not two of the same images; one
+    cluster is not computed; masks double when the clusters do, not at the next batch; the backbone
+    gets its own learning rate back, not that of the heads.
+
+    Args:
+        division: the settings.
+        labels: (N,) classes of the training images.
+
+    Raises:
+        InputError: too few images for the clusters.
+    """
+
+    def __init__(self, division: Division, labels: np.ndarray) -> None:
+        _check_data(division.clusters, labels)
+        self.division = division
+        self.labels = labels
+        self.clusters: np.ndarray | None = None
+        self.count = 1 if division.growing else division.clusters
+        self.divided_at = 0
+        self.stopped = False
+        self.full = False
+        self._masks: EmbeddingMasks | None = None
+        self._sampler: ClusterSampler | None = None
+        drawn = division.draws_from
+        self._seeds = None if drawn is None else np.random.RandomState(drawn)
+
+    def parameter_groups(self, groups: Sequence[dict]) -> Sequence[dict]:
+        """The masks at their own rate and decay; fixed ones at none."""
+        learned = self.division.learned_masks
+        own = {
+            "lr": self.division.lr * learned,
+            "weight_decay": self.division.weight_decay * learned,
+        }
+        return [{**group, **own} if group["name"] == "masks" else group for group in groups]
+
+    def begin_epoch(self, loop: Loop) -> None:
+        """Divides when it is time, and sets what rests in this epoch."""
+        self.stopped = self.stopped or self._stops(loop.epoch)
+        due = loop.epoch % self.division.period == 0
+        if loop.epoch == 0 or (due and not self.stopped and self.division.clusters > 1):
+            self._divide(loop)
+        self.resume(loop)
+
+    def _stops(self, epoch: int) -> bool:
+        """Whether nothing is divided and nothing rests any more, by --stop-recluster."""
+        if not self.division.stops or self.count < self.division.clusters:
+            return False
+        return self.division.growing or epoch >= self.division.resting
+
+    def _divide(self, loop: Loop) -> None:
+        grows = loop.epoch > 0 and self.count < self.division.clusters
+        if self.count == 1 and not grows:
+            self.clusters = one_cluster(self.labels)
+        else:
+            features = F.normalize(loop.embed_training_images(pooled=self.division.pooled))
+            divided = partial(
+                divide,
+                features,
+                self.labels,
+                self.count,
+                SEED if self._seeds is None else int(self._seeds.randint(999999)),
+                previous=self.clusters,
+                split=grows,
+                adaptive=self.division.adaptive,
+                legacy=self.division.legacy_renumbering,
+            )
+            self.clusters = processes.from_main(divided)
+        self.count *= 2 if grows else 1
+        self.divided_at = loop.epoch
+        self._sampler = None
+        self._grow_masks(loop)
+
+    def _grow_masks(self, loop: Loop) -> None:
+        masks = loop.network.masks
+        if len(masks) == self.count:
+            return
+        while len(masks) < self.count:
+            masks.split()
+        loop.optimisers.replace("masks", list(masks.parameters()))
+
+    def resume(self, loop: Loop) -> None:
+        """Sampler, resting backbone and the masks' phase, from the state alone."""
+        division, epoch = self.division, loop.epoch
+        if self._sampler is None:
+            self._sampler = cluster_sampler(division, self.labels, self.clusters, self.divided_at)
+        loop.loader.set_sampler(self._sampler)
+        resting = division.clusters > 1 and not self.stopped
+        resting = resting and epoch % division.period < division.resting
+        loop.optimisers.hold("backbone", 0.0 if resting else 1.0)
+        first = division.first_mask_rests and self.count == 1
+        loop.optimisers.hold("masks", 0.0 if first else 1.0)
+        self._masks = loop.network.masks
+        self.full = epoch >= division.full_from
+        if self.full:
+            self._end_masks(loop)
+
+    @staticmethod
+    def _end_masks(loop: Loop) -> None:
+        loop.network.masks.freeze()
+        loop.optimisers.replace("masks", [])
+
+    def prepare(self, batch: Batch) -> Batch:
+        """In the full phase a batch belongs to no cluster."""
+        return batch._replace(cluster=None) if self.full else batch
+
+    def context(self) -> dict[str, Any]:
+        """The masks, while they train."""
+        return {"masks": None if self.full else processes.once(self._masks.weight)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Division, number of clusters, phase and the state of the seeds."""
+        seeds = None
+        if self._seeds is not None:
+            name, keys, position, has_gauss, cached = self._seeds.get_state()
+            seeds = [name, keys.tolist(), position, has_gauss, cached]
+        return {
+            "clusters": None if self.clusters is None else torch.from_numpy(self.clusters),
+            "count": self.count,
+            "divided_at": self.divided_at,
+            "stopped": self.stopped,
+            "full": self.full,
+            "seeds": seeds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], loop: Loop) -> None:
+        """Makes as many masks as there were, so that their values and moments can be loaded."""
+        self.clusters = None if state["clusters"] is None else state["clusters"].numpy()
+        for name in ("count", "divided_at", "stopped", "full"):
+            setattr(self, name, state[name])
+        if state["seeds"] is not None:
+            name, keys, position, has_gauss, cached = state["seeds"]
+            self._seeds.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))
+        self._sampler = None
+        self._grow_masks(loop)
+        if self.full:
+            self._end_masks(loop)
+
+
+def cluster_sampler(
+    division: Division, labels: np.ndarray, clusters: np.ndarray, first_epoch: int = 0
+) -> ClusterSampler:
+    """Batches of one cluster each, for clusters (N,) that were made in `first_epoch`.
+
+    Raises:
+        InputError: the batch size does not suit the images per class, the replicas or the data.
+    """
+    return ClusterSampler(
+        labels,
+        clusters,
+        division.batch_size,
+        division.per_class,
+        kind=division.batch_sampler,
+        small_class_action=division.small_class_action,
+        replicas=division.replicas,
+        seed=division.seed,
+        first_epoch=first_epoch,
+    )
+
+
+def _check_data(final: int, labels: np.ndarray) -> None:
+    possible = final
+    while possible and not can_divide(labels, possible):
+        possible //= 2
+    if possible < final:
+        raise InputError(
+            f"--nb-clusters {final}: each cluster needs two classes with two images each, for "
+            f"which the {len(labels)} training images are too few; "
+            + (f"choose at most {possible}" if possible else "add images to their classes")
+        )

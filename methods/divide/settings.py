@@ -1,0 +1,126 @@
+"""The settings of a division, checked before anything begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from methods.base import Options
+from utils import InputError
+
+if TYPE_CHECKING:
+    from net import EmbeddingMasks
+
+PER_CLASS = 2
+"""Images per class in a batch of one cluster, where --IPC does not say."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """How training images are divided; see the flags in __init__.py.
+
+    Attributes:
+        clusters: how many there are at the end.
+        growing: they double from one on; else all are there from the start.
+        period, resting: epochs from one division to the next, and in how many of them, at its
+            beginning, the backbone rests.
+        full_from: the epoch from which the whole embedding trains.
+        pooled: cluster pooled features, not embeddings.
+        draws_from: seed of the seeds of k-means; None uses the same seed each time.
+        lr, weight_decay: of the masks, once they are learned.
+
+    Raises:
+        InputError: settings that cannot work together.
+    """
+
+    clusters: int
+    embedding_size: int
+    growing: bool
+    period: int
+    resting: int
+    full_from: int
+    stops: bool
+    pooled: bool
+    draws_from: int | None
+    adaptive: bool
+    legacy_renumbering: bool
+    batch_size: int
+    per_class: int
+    batch_sampler: str
+    small_class_action: str
+    replicas: int
+    seed: int
+    learned_masks: bool
+    lr: float
+    weight_decay: float
+    mask_relu: bool
+    mask_init: str
+    first_mask_rests: bool
+    masks_at_test: str
+
+    @classmethod
+    def of(cls, options: Options) -> Division:
+        """From the options."""
+        at_test = options.masks_normalize_before_sum or "sum"
+        return cls(
+            clusters=options.nb_clusters,
+            embedding_size=options.embedding_size,
+            growing=options.hierarchy_method == "top_bot",
+            period=options.mod_epoch,
+            resting=options.mod_epoch_freeze,
+            full_from=options.force_full_embedding_epoch,
+            stops=options.stop_recluster,
+            pooled=bool(options.penultimate_for_clusters),
+            draws_from=options.clustering_random_state,
+            adaptive=options.clustering_method == "kmeans_adaptive_centroids",
+            legacy_renumbering=options.legacy_renumbering,
+            batch_size=options.batch_size,
+            per_class=options.IPC or PER_CLASS,
+            batch_sampler=options.batch_sampler,
+            small_class_action=options.small_class_action,
+            replicas=options.num_replicas,
+            seed=options.seed,
+            learned_masks=not options.fixed_mask,
+            lr=options.lr * options.mask_lr_mult,
+            weight_decay=options.weight_decay * options.mask_wd_mult,
+            mask_relu=bool(options.mask_relu),
+            mask_init=options.masking_init,
+            first_mask_rests=bool(options.masks_freeze_one_cluster),
+            masks_at_test=at_test if options.masks_sum_for_full_emb else "none",
+        )
+
+    def __post_init__(self) -> None:
+        final = self.clusters
+        if final & (final - 1):
+            raise InputError(
+                f"--nb-clusters {final} must be a power of two (1, 2, 4, 8, …), because every mask "
+                "is split in two until each cluster has one"
+            )
+        if self.resting >= self.period and final > 1:
+            raise InputError(
+                f"--mod-epoch-freeze {self.resting} leaves the backbone no epoch of each period of "
+                f"--mod-epoch {self.period}; choose less"
+            )
+        grown = self.period * (final.bit_length() - 1) if self.growing else 0
+        if self.full_from <= grown and final > 1:
+            raise InputError(
+                f"--force-full-embedding-epoch {self.full_from} is too early: all {final} clusters "
+                f"are there from epoch {grown} on; choose at least {grown + 1}"
+            )
+        if not self.learned_masks and final > self.embedding_size:
+            raise InputError(
+                f"--fixed-mask: {final} clusters cannot share {self.embedding_size} dimensions; "
+                "raise --embedding-size or lower --nb-clusters"
+            )
+
+    def new_masks(self) -> EmbeddingMasks:
+        """The one mask that a run begins with."""
+        from net import EmbeddingMasks
+
+        return EmbeddingMasks(
+            self.embedding_size,
+            learned=self.learned_masks,
+            relu=self.mask_relu,
+            init=self.mask_init,
+            full=self.masks_at_test,
+        )

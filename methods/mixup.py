@@ -1,0 +1,51 @@
+"""Mixup of images (Zhang et al., 2018), as introspective learning uses it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flags import Group, flag, not_negative
+from methods.base import Forward, Method, Routine
+
+if TYPE_CHECKING:
+    from dataset.loader import Batch
+
+
+class Mixup(Routine):
+    """A second forward a step, of mixed images.
+
+    λ ~ Beta(α, α), x' = λx + (1-λ)x[π], and the step's loss becomes
+    L(x, y) + λ·L(x', y) + (1-λ)·L(x', y[π]).
+    """
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+
+    def forwards(self, batch: Batch, planned: list[Forward]) -> list[Forward]:
+        """Adds the mixed images."""
+        import torch
+
+        import processes
+
+        share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
+        order = torch.randperm(len(batch.labels)).to(batch.labels.device)
+        partners = order[processes.shard(len(order))]
+        images = processes.gather_rows(batch.images, len(order))
+        mixed = torch.lerp(images[partners], batch.images, share)
+        targets = [(share, batch.labels), (1 - share, batch.labels[order])]
+        return [*planned, Forward(mixed, targets)]
+
+
+# fmt: off
+METHOD = Method(
+    name="mixup",
+    title="mixup",
+    flags=(Group("mixup of images", (
+        flag("--mixup", 0.0, not_negative("ALPHA"),
+             "mix images with Beta(ALPHA, ALPHA) shares in a second forward; 0 is off",
+             shown="1 with --introspective, else 0"),
+    )),),
+    wanted=lambda options: options.mixup > 0,
+    off={"mixup": 0.0},
+    routine=lambda options, labels: Mixup(options.mixup),
+)

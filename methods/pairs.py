@@ -1,0 +1,40 @@
+"""The losses on pairs and triplets of divide and conquer's released code, and their miners."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flags import SWITCH, Group, flag, not_negative, one_of
+from methods.base import Method, Options, loss_is
+
+LOSSES = loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihardLoss", "NPairsLoss")
+
+
+def authors_settings(options: Options) -> dict[str, Any]:
+    """The learned scale starts at 1."""
+    return {"alpha": 1.0} if options.loss == "NPairsLoss" else {}
+
+
+# fmt: off
+METHOD = Method(
+    name="pairs",
+    title="pairs and triplets",
+    flags=(Group("losses on pairs and triplets", (
+        flag("--margin", 0.2, not_negative("M"), "margin of the losses on distances",
+             need=loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihardLoss"),
+             argument="margin"),
+        flag("--sampler", "easypeasy",
+             one_of("easypeasy", "distanceweighted", "HPHN", "EPHN", "EPSHN", "RPSHN", "RPHN"),
+             "how triplets are mined from a batch", need=loss_is("MarginLoss", "TripletLoss"),
+             argument="miner"),
+        flag("--soft-loss", False, SWITCH, "softplus instead of the hinge",
+             need=loss_is("TripletLoss", "TripletSemihardLoss"), argument="soft"),
+        flag("--lr-beta", 0.0, not_negative("LR"),
+             "above 0 each class learns its own boundary at this rate",
+             need=loss_is("MarginLoss"), argument="beta_lr"),
+        flag("--lr-alpha", 1.0, not_negative("LR"), "learning rate of --alpha",
+             need=loss_is("NPairsLoss"), argument="alpha_lr"),
+    )),),
+    wanted=LOSSES.met,
+    defaults=authors_settings,
+)

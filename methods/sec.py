@@ -1,0 +1,75 @@
+"""SEC (Zhang et al., Deep Metric Learning with Spherical Embedding, NeurIPS 2020)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dataset
+from flags import Group, Kind, Need, flag, not_negative, number
+from methods.base import Method, Options
+
+LOSSES = ("triplet", "semihtriplet", "n-npair", "ms")
+"""The losses of its authors' command, which has defaults of its own."""
+SMALL = ("cub", "cars", "emoji")
+WANTED = Need("--sec_wei above 0", lambda options: options.sec_wei > 0)
+
+
+def authors_settings(options: Options) -> dict[str, Any]:
+    """Steps instead of epochs, Adam, two learning rates, all by data set."""
+    if options.loss not in LOSSES:
+        return {}
+    data = dataset.find(options.dataset).name
+    small = data in SMALL
+    constrained = options.sec_wei > 0 or options.l2reg_wei > 0
+    lr, lr_p = {
+        "cub": (1e-5, 0.5e-5),
+        "SOP": (2.5e-4, 0.5e-4),
+        "Inshop": (5e-4, 1e-4),
+    }.get(data, (1e-5, 1e-5))
+    gamma = options.lr_decay_gamma if "lr_decay_gamma" in options.given else 0.1
+    defaults = {
+        "batch_size": 120, "IPC": {"n-npair": 2, "ms": 5}.get(options.loss, 3),
+        "optimizer": "adam", "lr": lr, "lr_p": lr_p, "lr_decay_gamma": 0.1,
+        "weight_decay": 2.5e-3 if small else 1e-5, "decay_vectors": 0, "decay_biases": 1,
+        "schedule": "milestones", "milestones": _milestones(data, options.loss, gamma),
+        "steps": 8000 if small else 12000, "eval_steps": {"SOP": 500, "Inshop": 200}.get(data, 100),
+        "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default", "bn_freeze": "affine",
+        "head_norm": int(options.loss != "ms" or constrained), "l2_norm": 0,
+    }  # fmt: skip
+    if data != "emoji":
+        defaults |= {"image_size": 227, "augment": "sec"}
+        if options.model == "bn_inception":
+            defaults["input_spec"] = "spherical"
+    else:  # from scratch: what follows from pretraining is left out
+        del defaults["bn_freeze"]
+    if "epochs" in options.given:
+        del defaults["steps"]
+    if "eval_every" in options.given:
+        del defaults["eval_steps"]
+    return defaults
+
+
+def _milestones(data: str, loss: str, gamma: float) -> tuple[int, ...]:
+    if data in ("SOP", "Inshop"):
+        return (6000,)
+    if data == "cars":
+        return (2000,) if gamma == 0.1 else (4000, 6000)
+    return (3000, 6000) if loss == "ms" else (5000,)
+
+
+# fmt: off
+METHOD = Method(
+    name="sec",
+    title="SEC",
+    flags=(Group("SEC: spherical embedding constraint, for any loss", (
+        flag("--sec_wei --sec-wei", 0.0, not_negative("W"), "weight of the variance of the norms"),
+        flag("--norm_momentum --norm-momentum", 1.0, Kind(number(0.0, 1.0, above=True), "RHO"),
+             "share of the batch in the running mean of the norms", need=WANTED),
+    )),),
+    wanted=WANTED.met,
+    attach={"weight": "sec_wei", "momentum": "norm_momentum"},
+    # Its losses without the constraint are logged with the same statistics.
+    watched=lambda options: options.loss in LOSSES,
+    off={"sec_wei": 0.0},
+    defaults=authors_settings,
+)

@@ -1,0 +1,41 @@
+"""Warm-up: only the heads and the criterion train in the first epochs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flags import COUNT_OR_ZERO, Group, flag
+from methods.base import Loop, Method, Routine
+
+if TYPE_CHECKING:
+    from net import EmbeddingNet
+
+
+class Warmup(Routine):
+    """The backbone rests in the first `epochs`."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def start(self, network: EmbeddingNet) -> None:
+        """Freezes the backbone, so that its end, and not a state before, releases it."""
+        network.freeze_backbone(True)
+
+    def begin_epoch(self, loop: Loop) -> None:
+        """Freezes or releases the backbone."""
+        loop.network.freeze_backbone(loop.epoch < self.epochs)
+
+    resume = begin_epoch
+
+
+# fmt: off
+METHOD = Method(
+    name="warmup",
+    title="warm-up",
+    flags=(Group("warm-up", (
+        flag("--warm", 1, COUNT_OR_ZERO,
+             "epochs in which only the heads and the criterion train"),
+    )),),
+    wanted=lambda options: options.warm > 0,
+    routine=lambda options, labels: Warmup(options.warm),
+)

@@ -1,0 +1,90 @@
+"""Which network: all that has to be known to build it, weights aside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from net.backbones import Backbone, find_backbone
+from net.choices import BN_FREEZE, INPUTS, POOLINGS, InputSpec, check_choice
+from net.heads import head_init, head_sizes
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network's description; flags and checkpoints use the same names.
+
+    Attributes:
+        model: one of `MODELS`; becomes the name as it stands there, whatever the spelling.
+        embedding_size: d, at least 1.
+        heads: `embedding`, and beside it `uncertainty` (IDML) or `specific` (DDML).
+        pooling: `avg+max`, `avg` or `max`; `grid` averages each cell of 4 × 4.
+        stem: `imagenet`, as published, reduces an image 32 times; `small` 16 times (no max pooling
+            after the first convolution), `tiny` 8 times (and that convolution has stride 1).
+        width: channels of a ResNet as a multiple of the published ones.
+        head_norm: a trained BatchNorm before the heads (spherical embeddings).
+        head_init: `kaiming`, or PyTorch's `default` (spherical embeddings, divide and conquer), and
+            others: see `heads.head_init`.
+        head_parts: runs of a head's rows that start separately (divide and conquer).
+        dropout: on the pooled features (divide and conquer: .01).
+        bn_freeze: BatchNorms of the backbone. `0`: trained. `1`: running statistics are fixed,
+            scale and shift have no gradient until `freeze_backbone(False)` ends a warm-up.
+            `affine`: all are fixed for good. `statistics`: only the running statistics are fixed.
+        input_spec: one of `INPUTS`; None is what the backbone's ImageNet weights want.
+
+    Raises:
+        InputError: an unknown name, a bad value, or what the backbone cannot have.
+    """
+
+    model: str
+    embedding_size: int
+    heads: tuple[str, ...] = ("embedding",)
+    pooling: str = "avg+max"
+    stem: str = "imagenet"
+    width: float = 1.0
+    head_norm: bool = False
+    head_init: str = "kaiming"
+    head_parts: int = 1
+    dropout: float = 0.0
+    bn_freeze: str = "0"
+    input_spec: str | None = None
+
+    def __post_init__(self) -> None:
+        self._set(
+            model=find_backbone(self.model).name,
+            heads=tuple(self.heads),
+            head_norm=bool(self.head_norm),
+            bn_freeze=str(self.bn_freeze),
+        )
+        check_choice("pooling", self.pooling, POOLINGS)
+        check_choice("stem", self.stem, self.backbone.stems)
+        check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
+        if self.input_spec is not None:
+            check_choice("input_spec", self.input_spec, INPUTS)
+        head_init(self.head_init)
+        if self.embedding_size < 1:
+            raise InputError(f"embedding size {self.embedding_size}: it must be at least 1")
+        head_sizes(self.heads, self.embedding_size)
+        if self.width != 1.0 and not self.backbone.can_widen:
+            raise InputError(f"width {self.width:g}: {self.model} cannot be widened; use width 1")
+
+    def _set(self, **values: object) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # the way into a frozen dataclass
+
+    @property
+    def backbone(self) -> Backbone:
+        """The record of `model`."""
+        return find_backbone(self.model)
+
+    @property
+    def input(self) -> InputSpec:
+        """What the network wants to be fed."""
+        return INPUTS[self.input_spec or self.backbone.input_spec]
+
+    @classmethod
+    def entries(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of some options, or of a checkpoint's entries, that describe a network."""
+        return {each.name: options[each.name] for each in fields(cls) if each.name in options}

@@ -1,0 +1,93 @@
+"""Which backbones there are, and what the rest of the code knows about each.
+
+To add one: a file in this folder whose `BACKBONES` holds its records, and a line in `FAMILIES`.
+The names stand here, and not in the files alone, because --help lists them without loading torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from utils import InputError, nearest_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FAMILIES = {
+    "bn_inception": ("bn_inception",),
+    "resnet": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    "googlenet": ("googlenet",),
+}
+"""File in this folder → the backbones whose records it holds."""
+
+MODELS = tuple(name for names in FAMILIES.values() for name in names)
+"""What --model may name."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone: how it is built, what it is fed, and where its ImageNet weights are.
+
+    Attributes:
+        name: what --model calls it.
+        build: (stem, width) → a module that maps images (B, 3, H, W) to feature maps (B, F, h, w)
+            and has F as `num_features`. None of its children is named like a head (net/heads.py).
+        stems: those of `choices.STEMS` that it can have.
+        can_widen: whether width may be other than 1.
+        input_spec: the one of `choices.INPUTS` that its ImageNet weights were trained with.
+        imagenet_url: where these are; the file's name ends with the first digits of its sha256.
+            None: there are none.
+        weights_fit_all_stems: whether they have the same shapes for every stem, not just for
+            `imagenet`.
+        is_in: whether a foreign file, given its keys as the backbone itself has them, holds this
+            backbone. None: it cannot be told. Our own checkpoints name their network and need no
+            such test.
+    """
+
+    name: str
+    build: Callable[[str, float], nn.Module]
+    stems: tuple[str, ...] = ("imagenet",)
+    can_widen: bool = False
+    input_spec: str = "imagenet"
+    imagenet_url: str | None = None
+    weights_fit_all_stems: bool = False
+    is_in: Callable[[Collection[str]], bool] | None = None
+
+    def default_stem(self, image_size: int) -> str:
+        """`imagenet` from 128 pixels on and `small` below, as far as it has them."""
+        wanted = "imagenet" if image_size >= 128 else "small"
+        return wanted if wanted in self.stems else self.stems[0]
+
+
+def find_backbone(name: str) -> Backbone:
+    """The backbone of that name in any spelling: `bn_inception`, `BN-Inception`, `ResNet50`.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = _files()
+    by_letters = {_letters(known): known for known in files}
+    if _letters(name) not in by_letters:
+        raise InputError(f"unknown model {name!r}; {nearest_names(name, files)}")
+    known = by_letters[_letters(name)]
+    records = importlib.import_module(f"net.{files[known]}").BACKBONES
+    return {record.name: record for record in records}[known]
+
+
+def recognised(keys: Collection[str]) -> str | None:
+    """The name of the backbone that a foreign file with these bare keys holds, or None."""
+    for backbone in map(find_backbone, _files()):
+        if backbone.is_in is not None and backbone.is_in(keys):
+            return backbone.name
+    return None
+
+
+def _files() -> dict[str, str]:
+    return {name: file for file, names in FAMILIES.items() for name in names}
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")

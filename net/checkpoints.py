@@ -1,0 +1,283 @@
+"""Checkpoints, ours and those of the released codes: which network they hold, and its weights.
+
+Ours name their network (`EmbeddingNet.description`, under `network`), so that any backbone can be
+read back. Foreign files are told apart by their keys:
+
+- the released Proxy-Anchor, AMLoss, DDML and IDML: `model.<backbone key>`, `model.embedding.*`,
+  possibly under `model_state_dict`, possibly with `module.` in front;
+- spherical embeddings: `<backbone key>`, `head.fc.*` and, where it has one, `head.bn.*`;
+- divide and conquer: torchvision's keys, the same tensors again as `features.*`, `embedding.*`,
+  `masks.0` to `masks.K-1`;
+- ImageNet files: the backbone's keys and nothing else.
+
+All become the first one. Classifiers, which nothing here uses, are dropped where they are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from net.architecture import Architecture
+from net.backbones import recognised
+from net.choices import MASKS_AT_TEST, check_choice
+from net.heads import HEADS
+from utils import InputError
+
+if TYPE_CHECKING:
+    from net.network import EmbeddingNet
+
+_MASK_ENTRIES = ("masks_at_test", "mask_relu")
+_NO_LONGER_KEPT = ("l2_norm",)
+_CLASSIFIERS = ("fc.", "last_linear.", "aux1.", "aux2.")
+_NORM_COUNTER = "num_batches_tracked"
+
+
+# --- which network --------------------------------------------------------------------------------
+
+
+def architecture_of(
+    checkpoint: dict, source: str | Path = "checkpoint", *, stem: str = "imagenet"
+) -> Architecture:
+    """The network that a checkpoint holds.
+
+    - Ours say it themselves; what an old one leaves unsaid is the default.
+    - Of a foreign file, keys tell the backbone, the embedding size and the heads; its published
+      code tells the pooling and the input.
+
+    Args:
+        checkpoint: a state_dict, or a dict with one under `model_state_dict`.
+        source: what to call the checkpoint in errors.
+        stem: the stem where the file does not say.
+
+    Raises:
+        InputError: it is no checkpoint of an embedding network, or of a newer version.
+    """
+    described = description_of(checkpoint, source)
+    if described is None:
+        return _architecture_of_foreign(checkpoint, source, stem)
+    try:
+        return Architecture(**{"stem": stem, **Architecture.entries(described)})
+    except InputError as error:
+        raise InputError(f"{source} describes a network that cannot be built: {error}") from error
+
+
+def description_of(checkpoint: dict, source: str | Path) -> dict[str, Any] | None:
+    """What a checkpoint of ours says of its network; None for a foreign file.
+
+    Raises:
+        InputError: it says what this version does not know.
+    """
+    if "network" in checkpoint:
+        said = checkpoint["network"]
+    elif "clock" in checkpoint:
+        said = _described_by_flags(checkpoint)
+    else:
+        return None
+    described = {entry: value for entry, value in said.items() if entry not in _NO_LONGER_KEPT}
+    known = {*(field.name for field in fields(Architecture)), *_MASK_ENTRIES}
+    if unknown := sorted(described.keys() - known):
+        raise InputError(
+            f"{source} describes its network by {' and '.join(unknown)}, which this version does "
+            "not know; update the code"
+        )
+    if lacking := sorted({"model", "embedding_size"} - described.keys()):
+        raise InputError(f"{source} does not say its network's {lacking[0]}; choose another file")
+    return described
+
+
+def _described_by_flags(checkpoint: dict) -> dict[str, Any]:
+    """The description of a last.pth from before it kept one."""
+    flags, weights = checkpoint["args"], checkpoint["model_state_dict"]
+    described = {**Architecture.entries(flags), "heads": _heads_in(weights)}
+    if "masks.weight" in weights:
+        scaling = flags.get("masks_normalize_before_sum") or "sum"
+        described["masks_at_test"] = scaling if flags.get("masks_sum_for_full_emb") else "none"
+        described["mask_relu"] = bool(flags.get("mask_relu", True))
+    return described
+
+
+def _architecture_of_foreign(checkpoint: dict, source: str | Path, stem: str) -> Architecture:
+    layout, weights = _layout(_unwrapped(checkpoint)), weights_of(checkpoint)
+    model, heads = recognised(_backbone_keys(weights)), _heads_in(weights)
+    if model is None or "embedding" not in heads:
+        raise InputError(
+            f"{source} holds no embedding network of a known architecture; choose another file"
+        )
+    rows = len(weights["model.embedding.weight"])
+    return Architecture(
+        model,
+        rows // 2 if "specific" in heads else rows,
+        heads,
+        stem=stem,
+        head_norm="model.head_norm.weight" in weights,
+        pooling="avg+max" if layout == "proxy-anchor" else "avg",
+        input_spec="spherical" if layout == "spherical" else None,
+    )
+
+
+def backbone_of(checkpoint: dict, source: str | Path) -> str | None:
+    """The name of the backbone in a checkpoint, with heads or without; None where nothing tells."""
+    if description_of(checkpoint, source) is not None:
+        return architecture_of(checkpoint, source).model
+    return recognised(_backbone_keys(weights_of(checkpoint)))
+
+
+def _heads_in(weights: Collection[str]) -> tuple[str, ...]:
+    return tuple(head for head in HEADS if f"model.{head}.weight" in weights)
+
+
+def _backbone_keys(weights: Iterable[str]) -> set[str]:
+    return {key.removeprefix("model.") for key in weights if key.startswith("model.")}
+
+
+# --- its weights ----------------------------------------------------------------------------------
+
+
+def load_checkpoint(
+    network: EmbeddingNet,
+    checkpoint: dict,
+    source: str | Path = "checkpoint",
+    *,
+    masks: bool = True,
+) -> None:
+    """Loads the weights of a checkpoint, ours or a released one, into a network.
+
+    - A network without masks is given those of the file, and what they do at test time.
+    - With `masks=False` those of the file are left aside, and the network keeps its own.
+
+    Args:
+        network: of the same backbone, embedding size and heads.
+        checkpoint: a state_dict, or a dict with one under `model_state_dict`.
+        source: what to call the checkpoint in errors.
+        masks: whether masks are loaded too.
+
+    Raises:
+        InputError: it holds no such network; names both architectures, sizes or heads.
+    """
+    _check_same(architecture_of(checkpoint, source), network.architecture, source)
+    weights = weights_of(checkpoint)
+    if not masks:
+        own = {k: v for k, v in network.state_dict().items() if k.startswith("masks.")}
+        weights = {k: v for k, v in weights.items() if not k.startswith("masks.")} | own
+    elif "masks.weight" in weights:
+        network.ensure_masks()
+    load_weights(network, weights, str(source))
+    if masks and network.masks is not None:
+        described = description_of(checkpoint, source) or {}
+        network.masks.full = described.get("masks_at_test", network.masks.full)
+        network.masks.relu = described.get("mask_relu", network.masks.relu)
+        check_choice("masks_at_test", network.masks.full, MASKS_AT_TEST)
+
+
+def _check_same(held: Architecture, wanted: Architecture, source: str | Path) -> None:
+    if held.model != wanted.model:
+        raise InputError(
+            f"{source} holds a {held.model}, the network is a {wanted.model}; "
+            f"use --model {held.model}"
+        )
+    if held.embedding_size != wanted.embedding_size:
+        raise InputError(
+            f"{source} has embeddings of size {held.embedding_size}, the network "
+            f"{wanted.embedding_size}; use --embedding-size {held.embedding_size}"
+        )
+    if (held.heads, held.head_norm) != (wanted.heads, wanted.head_norm):
+        raise InputError(
+            f"{source} has the heads {_heads_in_words(held)}, the network "
+            f"{_heads_in_words(wanted)}; choose the options that it was trained with"
+        )
+
+
+def _heads_in_words(architecture: Architecture) -> str:
+    behind = " behind a BatchNorm" if architecture.head_norm else ""
+    return " and ".join(architecture.heads) + behind
+
+
+def weights_of(checkpoint: dict) -> dict[str, Tensor]:
+    """A checkpoint's weights under our keys, whoever wrote it."""
+    weights = _unwrapped(checkpoint)
+    if _layout(weights) == "proxy-anchor":
+        return weights
+    masks = [weights[f"masks.{k}"] for k in range(sum(key[:6] == "masks." for key in weights))]
+    # Divide and conquer's features.* are copies; without a head they may be the backbone itself.
+    aside = ("masks.", "features.") if "embedding.weight" in weights else ("masks.",)
+    weights = {_renamed(key): value for key, value in weights.items() if not key.startswith(aside)}
+    if masks:
+        weights["masks.weight"] = torch.stack([mask.flatten() for mask in masks])
+    return weights
+
+
+def _unwrapped(checkpoint: dict) -> dict[str, Tensor]:
+    weights = checkpoint.get("model_state_dict", checkpoint)
+    return {
+        str(key).removeprefix("module."): value
+        for key, value in weights.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _layout(weights: Iterable[str]) -> str:
+    keys = set(weights)
+    if any(key.startswith("model.") for key in keys):
+        return "proxy-anchor"
+    return "spherical" if "head.fc.weight" in keys else "bare"
+
+
+def _renamed(key: str) -> str:
+    for theirs, ours in (("head.fc.", "embedding."), ("head.bn.", "head_norm.")):
+        if key.startswith(theirs):
+            key = ours + key.removeprefix(theirs)
+    return f"model.{key}"
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Loads all of `weights`, or nothing.
+
+    Raises:
+        InputError: keys or shapes differ.
+    """
+    own = module.state_dict()
+    dead = classifiers(weights, own)
+    # Files of torch 0.3 have (1, C) BatchNorm vectors and no counters.
+    weights = {
+        key: value.flatten() if key in own and own[key].dim() == 1 else value
+        for key, value in weights.items()
+        if key not in dead
+    }
+    lacking = [key for key in own if key not in weights and not key.endswith(_NORM_COUNTER)]
+    unknown = [key for key in weights if key not in own]
+    reshaped = [
+        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+        for key, value in weights.items()
+        if key in own and _shape(key, value) != _shape(key, own[key])
+    ]
+    for what, keys in (("lacks", lacking), ("also has", unknown), ("has", reshaped)):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise InputError(
+                f"{source} does not fit the network: it {what} {keys[0]}{more}; "
+                "build the network with the options that the file was trained with"
+            )
+    module.load_state_dict(weights, strict=False)
+
+
+def classifiers(weights: Iterable[str], own: Collection[str]) -> set[str]:
+    """The keys of the classifiers that a released file carries along and a network has not."""
+    return {
+        key
+        for key in weights
+        if key not in own and key.removeprefix("model.").startswith(_CLASSIFIERS)
+    }
+
+
+def _shape(key: str, value: Tensor) -> torch.Size:
+    # The masks take over the number of masks from the file.
+    return value.shape[1:] if key == "masks.weight" else value.shape

@@ -1,0 +1,63 @@
+"""What the flags of a network, and the checkpoints that remember them, may say.
+
+Needs no torch: options.py reads the choices for --help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from utils import InputError
+
+STEMS = {"imagenet": (2, True), "small": (2, False), "tiny": (1, False)}
+"""Name → stride of the first convolution, and whether the first max pooling is there.
+
+The last map is 32, 16 or 8 times smaller than the image. With `small` and `tiny` a ResNet's first
+kernel is 3×3 instead of 7×7; the inceptions keep theirs, so that ImageNet weights fit every stem.
+"""
+
+POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4}
+"""Name → cells along each side of the pooled map; the features of all cells follow each other."""
+
+BN_FREEZE = ("0", "1", "affine", "statistics")
+"""What rests in the backbone's BatchNorms: see `EmbeddingNet` in network.py, which does it."""
+
+MASK_INITS = ("ones", "normal")
+"""How the first of divide and conquer's masks starts: see `EmbeddingMasks`."""
+
+MASKS_AT_TEST = ("none", "sum", "l1")
+"""What multiplies an embedding that belongs to no cluster: see `EmbeddingMasks`."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a backbone wants to be fed.
+
+    An image, channels in the order `color`, values in 0..`scale`, is normalised by
+    (image - mean) / std; `mean` and `std` are in the order of `color`. At test time its short side
+    is brought to `resize` pixels and its centre, `size` pixels square, is cut out.
+    """
+
+    color: str = "RGB"
+    scale: float = 1.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    size: int = 224
+    resize: int = 256
+
+
+INPUTS = {
+    "imagenet": InputSpec(),
+    "caffe": InputSpec("BGR", 255.0, (104.0, 117.0, 128.0), (1.0, 1.0, 1.0)),
+    "spherical": InputSpec("BGR", 255.0, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), size=227),
+    "white": InputSpec("RGB", 1.0, (1.0, 1.0, 1.0), (0.35, 0.35, 0.35)),
+}
+"""`imagenet`: torchvision's weights; `caffe`: BN-Inception's; `spherical`: BN-Inception as the
+spherical-embedding code feeds it; `white`: drawings, the white background becomes 0."""
+
+
+def check_choice(option: str, value: str, known: Iterable[str]) -> None:
+    """Raises InputError unless `value` is one of `known`."""
+    if value not in known:
+        raise InputError(f"{option} {value!r} is unknown; use {', '.join(known)}")

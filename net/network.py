@@ -1,0 +1,260 @@
+"""The network: backbone, pooling, heads and masks, and which of them is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from losses import Embeddings
+from net.architecture import Architecture
+from net.checkpoints import classifiers
+from net.choices import POOLINGS, InputSpec
+from net.heads import HEAD_KEYS, UNCERTAINTY_SCALE, head_sizes, make_head, pool
+from net.masks import EmbeddingMasks
+from net.weights import load_pretrained
+from utils import InputError
+
+
+class EmbeddingNet(nn.Module):
+    """Backbone, pooling, heads and, for divide and conquer, masks. `build` makes one.
+
+    The state_dict is that of the released codes: `model.<backbone key>`, `model.embedding.*`,
+    `model.uncertainty.*`, `model.specific.*`; ours are `model.head_norm.*` and `masks.weight`.
+
+    Attributes:
+        architecture: what it was built from.
+        masks: None, or divide and conquer's masks.
+    """
+
+    def __init__(
+        self, architecture: Architecture, backbone: nn.Module, masks: EmbeddingMasks | None = None
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self._frozen = False
+        self.model = backbone
+        features = backbone.num_features * POOLINGS[architecture.pooling] ** 2
+        norm = nn.BatchNorm1d(features) if architecture.head_norm else None
+        # The heads are the backbone's children because the released state_dicts have them there.
+        backbone.add_module("head_norm", norm)
+        init, parts = architecture.head_init, architecture.head_parts
+        for head, size in head_sizes(self.heads, self.embedding_size).items():
+            scale = UNCERTAINTY_SCALE if head == "uncertainty" else 1.0
+            backbone.add_module(head, make_head(features, size, init, scale, parts))
+        self.dropout = nn.Dropout(architecture.dropout)
+        self.masks = masks
+        self.register_load_state_dict_pre_hook(_drop_dead_layers)
+        if architecture.bn_freeze in ("1", "affine"):
+            self._train_affine(False)
+        self.train()
+
+    @property
+    def embedding_size(self) -> int:
+        """d."""
+        return self.architecture.embedding_size
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of the heads."""
+        return self.architecture.heads
+
+    @property
+    def input(self) -> InputSpec:
+        """What the network wants to be fed."""
+        return self.architecture.input
+
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that `architecture_of` and `load_checkpoint` can read it."""
+        described = asdict(self.architecture)
+        if self.masks is not None:
+            described |= {"masks_at_test": self.masks.full, "mask_relu": self.masks.relu}
+        return described
+
+    # -- forward
+
+    def forward(self, images: Tensor, cluster: int | None = None) -> Embeddings:
+        """Images (B, 3, H, W), normalised as `input` says → raw head outputs (B, d), float32.
+
+        With a `specific` head, it and the embedding are (B, 2d). With masks, the embedding is
+        multiplied by the mask of `cluster`, or by what their `full` says when there is none.
+        """
+        features = self.features(images)
+        # Heads cost nothing beside the backbone; in bfloat16 they would round the embeddings.
+        with torch.autocast(features.device.type, enabled=False):
+            outputs = self._head_outputs(features, self.heads)
+            if self.masks is not None:
+                outputs["embedding"] = self.masks(outputs["embedding"], cluster)
+        return Embeddings(**outputs)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) → pooled features (B, F) float32; (B, 16F) with pooling `grid`."""
+        return pool(self.model(images), self.architecture.pooling)
+
+    @torch.no_grad()
+    def check_image_size(self, size: int) -> None:
+        """Looks at one blank image of `size` pixels.
+
+        Raises:
+            InputError: branches of a block would give maps of different sizes, or none is left.
+        """
+        training, device = self.training, next(self.parameters()).device
+        self.eval()
+        try:
+            self.features(torch.zeros(1, 3, size, size, device=device))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.architecture.model} cannot take images of {size} pixels: its maps do not "
+                "fit together; choose an --image-size that 32 divides, such as "
+                f"{max(32, round(size / 32) * 32)}"
+            ) from error
+        finally:
+            self.train(training)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) → test-time embeddings (B, d), raw; the means where disentangled."""
+        return self(images).embedding[:, : self.embedding_size]
+
+    def _head_outputs(self, features: Tensor, heads: Iterable[str]) -> dict[str, Tensor]:
+        if self.model.head_norm is not None:
+            features = self.model.head_norm(features)
+        features = self.dropout(features)
+        return {head: self.model.get_submodule(head)(features) for head in heads}
+
+    # -- what is trained
+
+    def train(self, mode: bool = True) -> EmbeddingNet:
+        """As `Module.train`, but frozen BatchNorms of the backbone stay in evaluation mode."""
+        super().train(mode)
+        if self.architecture.bn_freeze != "0":
+            for norm in self._backbone_norms():
+                norm.eval()
+        return self
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Stops or resumes the training of the backbone, as in a warm-up; heads and masks train on.
+
+        When the backbone is released, `bn_freeze="1"` gives its BatchNorms' scales and shifts their
+        gradient too: the released loops do so, and the published numbers come from that. Without a
+        warm-up they stay frozen. A call that changes nothing has no effect.
+        """
+        if frozen == self._frozen:
+            return
+        self._frozen = frozen
+        for parameter in self.backbone_parameters():
+            parameter.requires_grad_(not frozen)
+        if self.architecture.bn_freeze == "affine":
+            self._train_affine(False)
+
+    def _train_affine(self, trained: bool) -> None:
+        for norm in self._backbone_norms():
+            norm.requires_grad_(trained)
+
+    def _backbone_norms(self) -> list[nn.BatchNorm2d]:
+        # The BatchNorm before the heads is a BatchNorm1d.
+        return [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """All parameters of the backbone, frozen ones too (they may be released later)."""
+        return [p for name, p in self.model.named_parameters() if not name.startswith(HEAD_KEYS)]
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the heads and of the BatchNorm before them."""
+        return [p for name, p in self.model.named_parameters() if name.startswith(HEAD_KEYS)]
+
+    def parameter_groups(
+        self,
+        lr: float,
+        head_lr: float | None = None,
+        *,
+        decay_all: bool = True,
+        decay_biases: bool = False,
+    ) -> list[dict]:
+        """Optimiser groups: `backbone` at `lr`, `head` and, if there are any, `masks` at `head_lr`.
+
+        With `decay_all=False` biases and BatchNorms stand in groups of their own, `backbone
+        vectors` and `head vectors`, which have no weight decay; with `decay_biases` only
+        BatchNorms do (spherical embeddings).
+        """
+        head_lr = lr if head_lr is None else head_lr
+        groups = [
+            {"name": "backbone", "params": self.backbone_parameters(), "lr": lr},
+            {"name": "head", "params": self.head_parameters(), "lr": head_lr},
+        ]
+        if not decay_all:
+            undecayed = self._undecayed(decay_biases)
+            groups = [part for group in groups for part in _apart(group, undecayed)]
+        if self.masks is not None:
+            groups.append({"name": "masks", "params": list(self.masks.parameters()), "lr": head_lr})
+        return groups
+
+    def _undecayed(self, decay_biases: bool) -> set[nn.Parameter]:
+        if not decay_biases:
+            return {p for p in self.parameters() if p.dim() < 2}
+        norms = (m for m in self.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)))
+        return {p for norm in norms for p in norm.parameters()}
+
+    def ensure_masks(self) -> None:
+        """Gives a network without masks one (of ones), so that a file's masks have a place."""
+        if self.masks is None:
+            weight = self.model.embedding.weight
+            self.masks = EmbeddingMasks(self.embedding_size).to(weight.device)
+
+
+def _apart(group: dict, undecayed: set[nn.Parameter]) -> list[dict]:
+    """The group without some of its parameters, and those without weight decay."""
+    kept = [p for p in group["params"] if p not in undecayed]
+    vectors = [p for p in group["params"] if p in undecayed]
+    apart = {"name": f"{group['name']} vectors", "params": vectors, "weight_decay": 0.0}
+    return [{**group, "params": kept}, {**group, **apart}]
+
+
+def _drop_dead_layers(network: EmbeddingNet, state_dict: dict, *_: object) -> None:
+    # So that the state_dict of a released network loads as it is, classifier and all.
+    for key in classifiers(state_dict, network.state_dict()):
+        del state_dict[key]
+
+
+def build(
+    architecture: Architecture,
+    *,
+    pretrained: str | None = None,
+    masks: EmbeddingMasks | None = None,
+) -> EmbeddingNet:
+    """Makes an embedding network, in training mode.
+
+    Args:
+        architecture: which; `Architecture("resnet50", 512)`.
+        pretrained: where its backbone starts. None or `none`: at random; `imagenet`, which
+            downloads; or a file of weights.
+        masks: divide and conquer's.
+
+    Raises:
+        InputError: masks that do not fit the heads, or weights that cannot be had.
+    """
+    size, heads = architecture.embedding_size, architecture.heads
+    if masks is not None and ("specific" in heads or masks.weight.shape[1] != size):
+        raise InputError(
+            f"masks of {masks.weight.shape[1]} dimensions cannot be laid on heads "
+            f"{', '.join(heads)} of size {size}; choose equal sizes and no disentangling"
+        )
+    if pretrained == "imagenet":
+        _check_imagenet_fits(architecture)
+    backbone = architecture.backbone.build(architecture.stem, architecture.width)
+    if pretrained not in (None, "none"):
+        load_pretrained(backbone, architecture.backbone, pretrained)
+    return EmbeddingNet(architecture, backbone, masks)
+
+
+def _check_imagenet_fits(architecture: Architecture) -> None:
+    published = architecture.stem == "imagenet" or architecture.backbone.weights_fit_all_stems
+    if architecture.width != 1.0 or not published:
+        raise InputError(
+            f"the ImageNet weights of {architecture.model} fit width 1 and stem imagenet only, not "
+            f"width {architecture.width:g} and stem {architecture.stem}; use --pretrained none"
+        )

@@ -1,0 +1,103 @@
+"""Where a run stands, when it evaluates, saves and ends, and what happened since the last row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Clock:
+    """Where a run stands; `begun`: what comes before the first step of the epoch is done."""
+
+    epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    begun: bool = False
+    best: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Length:
+    """When a run ends, and when it evaluates and saves before that; see the flags of these names.
+
+    With `steps` they alone decide, because with clusters epochs differ in length; `epochs` is then
+    what they would be.
+    """
+
+    epochs: int
+    steps: int | None = None
+    max_steps: int | None = None
+    eval_every: int = 1
+    eval_steps: int | None = None
+    save_every: int | None = None
+
+    @classmethod
+    def of(cls, options: object, steps_per_epoch: int) -> Length:
+        """From the options of these names."""
+        given = {name: getattr(options, name) for name in cls.__dataclass_fields__}
+        if given["steps"]:
+            given["epochs"] = math.ceil(given["steps"] / steps_per_epoch)
+        return cls(**given)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimisation steps of the whole run."""
+        return self.steps or self.epochs * steps_per_epoch
+
+    def is_over(self, clock: Clock) -> bool:
+        """All epochs, or all of --steps or --max-steps, are done."""
+        ended = clock.epoch >= self.epochs and not self.steps
+        return ended or any(limit and clock.step >= limit for limit in (self.steps, self.max_steps))
+
+    def evaluates_at(self, clock: Clock) -> bool:
+        """Whether --eval-steps wants an evaluation after this step."""
+        return bool(self.eval_steps) and clock.step % self.eval_steps == 0
+
+    def saves_at(self, clock: Clock) -> bool:
+        """Whether --save-every wants a checkpoint after this step."""
+        return bool(self.save_every) and clock.step % self.save_every == 0
+
+    def evaluation_due(self, clock: Clock) -> bool:
+        """Every --eval-steps steps, or every --eval-every epochs, and at the end."""
+        if self.is_over(clock) or self.evaluates_at(clock):
+            return True
+        ended = clock.step_in_epoch == 0
+        return not self.eval_steps and ended and clock.epoch % self.eval_every == 0
+
+    def epochs_between_evaluations(self, steps_per_epoch: int) -> int:
+        """At most so many, and one at least."""
+        return math.ceil(self.eval_steps / steps_per_epoch) if self.eval_steps else self.eval_every
+
+
+@dataclass
+class Lap:
+    """What happened since the last row of metrics.csv.
+
+    Sums of 0-d tensors stay on the device until they are read.
+    """
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        """Adds one step's values."""
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def summary(self) -> dict[str, float]:
+        """Means of all values, images per second, and the share of the time without data."""
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        seconds = max(self.seconds, 1e-9)
+        return {
+            **means,
+            "images_per_second": self.images / seconds,
+            "data_wait": self.waited / seconds,
+        }

@@ -1,0 +1,105 @@
+"""What a run trains on, what picks its best epoch, and what it is judged on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from evaluation.tasks import Task, tasks_of
+
+import dataset
+from dataset.base import ImageSet
+from utils import InputError
+
+logger = logging.getLogger("train")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run."""
+
+    train: ImageSet
+    selection: list[Task]
+    test: list[Task]
+
+    @property
+    def selects_on_test(self) -> bool:
+        """The papers' protocol: the best epoch is picked on the test classes."""
+        return self.selection is self.test
+
+    @property
+    def picked_on(self) -> str:
+        """The classes that pick the best epoch, in words."""
+        return "test classes" if self.selects_on_test else "validation classes"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Which training classes pick the best epoch: a fold of the data set's, or a random share."""
+
+    share: float = 0.0
+    fold: int | None = None
+    seed: int = 1
+
+    def of(self, train: ImageSet) -> np.ndarray:
+        """(C,) bool: the classes that are held out.
+
+        Raises:
+            InputError: the data set has no such fold.
+        """
+        chosen = np.zeros(train.num_classes, bool)
+        if self.fold is not None:
+            if train.folds is None or self.fold > train.folds.max():
+                known = "none" if train.folds is None else f"0 to {train.folds.max()}"
+                raise InputError(
+                    f"--val-fold {self.fold}: the folds of {train.name} are {known}; "
+                    "choose one of them or use --val-classes"
+                )
+            chosen[np.unique(train.labels[train.folds == self.fold])] = True
+        elif self.share:
+            count = max(2, round(self.share * train.num_classes))
+            order = np.random.default_rng(self.seed).permutation(train.num_classes)
+            chosen[order[:count]] = True
+        return chosen
+
+
+def load(choice: dataset.Choice, held_out: HeldOut, batch_size: int) -> Data:
+    """The training split and the evaluations, validation classes split off where that is asked.
+
+    Raises:
+        InputError: the data are not there, or too few for a batch.
+    """
+    train = choice.load("train")
+    _check_classes(train, choice.name)
+    test = tasks_of(choice)
+    selection = test
+    chosen = held_out.of(train)
+    if chosen.any():
+        queries = train.select_classes(np.flatnonzero(chosen))
+        train = train.select_classes(np.flatnonzero(~chosen))
+        selection = [Task.published("validation", queries, None, choice.protocol)]
+    if batch_size > len(train):
+        raise InputError(
+            f"--batch-size {batch_size} is larger than the {len(train)} training images of "
+            f"{choice.name}; choose at most {len(train)}"
+        )
+    return Data(train, selection, test)
+
+
+def _check_classes(train: ImageSet, name: str) -> None:
+    counts = np.bincount(train.labels, minlength=train.num_classes)
+    if (counts < 2).all():
+        raise InputError(
+            f"every training class of {name} has a single image, so no image has another that it "
+            "could be near to; give the classes two images or more"
+        )
+    if alone := int((counts == 1).sum()):
+        logger.warning(
+            "%d of the %d training classes of %s have a single image, which no other of its class "
+            "can be near to; the first is %s",
+            alone,
+            train.num_classes,
+            name,
+            train.class_names[int(np.argmax(counts == 1))],
+        )

@@ -1,0 +1,228 @@
+"""What a run writes and says: checkpoints, rows, learned values, pictures, its last words."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from evaluation.embedding import Embedded
+from evaluation.measuring import Result, table
+from evaluation.tasks import Task
+from PIL import Image
+
+import processes
+from evaluation.files import random_neighbours
+from options import METRICS
+from page.making import make as page_of_runs
+from runs import RunFolder
+from training.faults import CollapseWarning, NonFinite
+from training.state import Training
+from training.tracking import Tracker
+from utils import InputError, human_seconds
+
+logger = logging.getLogger("train")
+
+Row = dict[str, Any]
+
+
+class Keeper:
+    """Keeps a run in its folder, and tells of it there, on the screen and to the trackers.
+
+    At every stop the checkpoint is written before the evaluation, with the row that the evaluation
+    completes. So an interrupted evaluation is made again, and no training is.
+
+    Args:
+        kept: how many older checkpoints remain. picture_every: epochs between pictures of
+            neighbours; 0 is none.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        run: RunFolder,
+        tracker: Tracker,
+        *,
+        kept: int = 0,
+        picture_every: int = 0,
+    ) -> None:
+        self.training = training
+        self.run = run
+        self.tracker = tracker
+        self.kept = kept
+        self.picture_every = picture_every
+        self.collapse = CollapseWarning()
+
+    # -- at every stop
+
+    def save(self, row: Row | None = None) -> None:
+        """Writes last.pth; `row` is to be completed by what continues from it."""
+        state = {**self.training.state(), "row": row, "wandb_id": self.tracker.run_id}
+        with self.run.forgiving("the last checkpoint"):
+            self.run.save_last(state, self.kept)
+
+    def complete(self, row: Row, results: Sequence[Result] | None) -> None:
+        """Adds what an evaluation gave, where there was one, then writes and prints the row."""
+        if results is not None:
+            row["evaluation_seconds"] = sum(result.seconds for result in results)
+            row |= flat(results)
+            self._judge(row["epoch"], results)
+            self._show(row["epoch"], results[0])
+        with self.run.forgiving("metrics.csv"):
+            self.run.metrics.append(row)
+        with self.run.forgiving("classes.npz"):
+            self._remember_classes(row)
+        self.tracker.log(row, self.training.clock.step)
+        print(self.line(row), flush=True)
+
+    def _judge(self, epoch: int, results: Sequence[Result]) -> None:
+        """Keeps the best checkpoint, and warns of a collapse."""
+        training, clock = self.training, self.training.clock
+        labels = torch.from_numpy(training.data.selection[0].queries.labels)
+        reached = results[0].numbers["R@1"]
+        self.collapse.look(results[0].embeddings, labels, reached)
+        if reached > clock.best:
+            clock.best, clock.best_epoch = reached, epoch
+            with self.run.forgiving("the best checkpoint"):
+                self.run.save_best(training.best_checkpoint(results))
+                self._write_learned_values()
+
+    def _show(self, epoch: int, result: Result) -> None:
+        """Histograms and, now and then, a picture for the trackers."""
+        training, step = self.training, self.training.clock.step
+        for name, values in training.objective.class_values().items():
+            self.tracker.log_histogram(f"{name}s", values.cpu().numpy(), step)
+        if self._picture_due(epoch):
+            draw = partial(_neighbours, training.data.selection[0], result)
+            self.tracker.log_picture("neighbours", draw, step)
+
+    def _picture_due(self, epoch: int) -> bool:
+        """At the first evaluation after every so many epochs, and at the end."""
+        every = self.picture_every
+        if not every or self.training.finished:
+            return bool(every)
+        # Known without memory, so that a continued run draws what an uninterrupted one does.
+        gap = self.training.length.epochs_between_evaluations(len(self.training.loader))
+        return epoch // every > (epoch - gap) // every
+
+    def _write_learned_values(self) -> None:
+        """One CSV for each value the criterion learned per class: margins.csv for AMLoss."""
+        train = self.training.data.train
+        counts = np.bincount(train.labels, minlength=train.num_classes)
+        for name, values in self.training.objective.class_values().items():
+            order = torch.argsort(values, stable=True).tolist()
+            rows = [
+                [train.class_names[c], f"{float(values[c]):.6f}", int(counts[c])] for c in order
+            ]
+            self.run.write_table(f"{name}s.csv", ["class", name, "images"], rows)
+
+    def _remember_classes(self, row: Row) -> None:
+        """What the criterion has learned for each class at this row, for the report."""
+        train = self.training.data.train
+        counts = np.bincount(train.labels, minlength=train.num_classes)
+        learned = self.training.objective.class_values()
+        values = {name: tensor.cpu().numpy() for name, tensor in learned.items()}
+        self.run.classes.append(row["epoch"], row["step"], train.class_names, counts, values)
+
+    def line(self, row: Row) -> str:
+        """One line of results."""
+        clock = self.training.clock
+        parts = [f"epoch {row['epoch']:>3}/{self.training.length.epochs}"]
+        parts += [f"loss {row['loss']:<7.4g}"]
+        if "R@1" in row:
+            parts += [f"R@1 {row['R@1']:.4f}", f"MAP@R {row['MAP@R']:.4f}"]
+            parts += [f"best {clock.best:.4f} (epoch {clock.best_epoch})"]
+        parts += [f"{row['images_per_second']:.0f} img/s", f"waiting {row['data_wait']:.0%}"]
+        return "  ".join([*parts, human_seconds(clock.seconds)])
+
+    # -- going wrong, and the end
+
+    def recorded(self, fault: NonFinite) -> InputError:
+        """The fault as a sentence that says where its record, images included, was written."""
+        paths = self.training.data.train.paths
+        record = {**fault.record, "images": [paths[i] for i in fault.record["index"]]}
+        self.run.write_fault(record)
+        return InputError(f"{fault}; its images are listed in {self.run.fault_path}")
+
+    def conclude(self, *, look_at_test: bool = True, page: bool = True) -> None:
+        """The last words of a run, and its page.
+
+        Raises:
+            InputError: something of the run could not be written to the end.
+        """
+        if processes.from_main(lambda: "the best checkpoint" not in self.run.trouble):
+            self._say_results(look_at_test)
+            if page:
+                self._write_page()
+        for error in self.run.trouble.values():
+            raise error
+
+    @processes.main_only
+    def _write_page(self) -> None:
+        """report.html; whatever goes wrong with it, the run has ended well."""
+        try:
+            with processes.alone():
+                made = page_of_runs([self.run.path], gpu_id=max(0, self.training.options["gpu_id"]))
+                print(f"report:     {made}", flush=True)
+        except Exception as error:  # it touches data, network, disk: none may fail a finished run
+            logger.warning(
+                "no report page (%s); python report.py %s makes it",
+                " ".join(str(error).split()) or type(error).__name__,
+                shlex.quote(str(self.run.path)),
+            )
+
+    def _say_results(self, look_at_test: bool) -> None:
+        """The best checkpoint's numbers, and where everything lies."""
+        training, run = self.training, self.run
+        checkpoint = processes.from_main(run.load_best)
+        print(f"\n{self._picked(look_at_test)}")
+        judged = training.data.selects_on_test
+        judged = judged and set(METRICS) <= {"retrieval", *training.chosen}
+        if judged or not look_at_test:
+            kept = checkpoint["metrics"].items()
+            results = [Result(title, n, torch.empty(0), None, 0.0) for title, n in kept]
+        else:
+            training.network.load_state_dict(checkpoint["model_state_dict"])
+            results = training.evaluate(training.data.test, METRICS)
+        run.write_results(
+            {
+                "best_epoch": training.clock.best_epoch,
+                "picked_on": training.data.picked_on,
+                "results": {result.title: result.numbers for result in results},
+            }
+        )
+        print(table(results))
+        print(f"run folder: {run.path}")
+        print(f"evaluate:   python evaluate.py --resume {run.best_checkpoint()}")
+
+    def _picked(self, look_at_test: bool) -> str:
+        """Which epoch the last words are about, and by what it was picked."""
+        clock = self.training.clock
+        if self.training.data.selects_on_test:
+            if sum(bool(row.get("R@1")) for row in self.run.metrics.rows()) == 1:
+                return f"Evaluated once, after epoch {clock.best_epoch}; no epoch was picked:"
+            return f"Best epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:"
+        last = "The test classes, looked at once:" if look_at_test else "The same classes:"
+        return (
+            f"Epoch {clock.best_epoch} had the best R@1 on the validation classes "
+            f"({clock.best:.4f}). {last}"
+        )
+
+
+def flat(results: Sequence[Result]) -> dict[str, float]:
+    """The first evaluation's numbers by name, the others' with their title before it."""
+    first, *others = results
+    found = dict(first.numbers)
+    for result in others:
+        found |= {f"{result.title} {name}": value for name, value in result.numbers.items()}
+    return found
+
+
+def _neighbours(task: Task, result: Result) -> Image.Image:
+    """Ten random queries, the same in every epoch, and what is nearest to them."""
+    shown = Embedded(task.queries, result.embeddings, task.gallery, result.gallery)
+    return random_neighbours(shown, seed=1, top=10)

@@ -1,0 +1,34 @@
+"""The line that moves on a terminal while a run trains."""
+
+from __future__ import annotations
+
+import torch
+from tqdm import tqdm
+
+import processes
+from dataset.loader import Batch
+from training.faults import CHECK_EVERY_ON_GPU
+from training.state import Training
+
+
+def progress_bar(training: Training) -> tqdm:
+    """A bar over the images of the running epoch; nothing off a terminal."""
+    clock, size = training.clock, training.viewing.batch_size
+    return tqdm(
+        total=len(training.loader) * size,
+        initial=clock.step_in_epoch * size,
+        desc=f"epoch {clock.epoch + 1}/{training.length.epochs}",
+        unit="img",
+        leave=False,
+        disable=None if processes.is_main() else True,
+    )
+
+
+def show(
+    bar: tqdm, training: Training, batch: Batch, values: dict[str, torch.Tensor] | None
+) -> None:
+    """One step on; on a GPU the loss is read only now and then, because reading it waits."""
+    on_cpu = training.precision.device.type == "cpu"
+    if values is not None and (on_cpu or training.clock.step % CHECK_EVERY_ON_GPU == 0):
+        bar.set_postfix(loss=f"{float(values['loss']):.4g}", refresh=False)
+    bar.update(len(batch.labels))

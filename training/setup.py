@@ -1,0 +1,143 @@
+"""From options to the parts of a run: objective, network, optimisers; and what would run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import losses
+import methods
+import net
+import options
+import processes
+from devices import Precision, device_name
+from methods import Routine
+from methods.base import Options
+from net.shared import share_batches
+from runs import load_checkpoint
+from training import optim
+from training.clock import Length
+from utils import InputError
+
+if TYPE_CHECKING:
+    from training.state import Training
+
+
+def build_objective(args: Options, num_classes: int) -> losses.Objective:
+    """The weighted sum of loss terms that the options ask for.
+
+    Raises:
+        InputError: an unknown loss, or arguments it does not take.
+    """
+    try:
+        return losses.compose(
+            args.loss,
+            num_classes,
+            args.embedding_size,
+            attach=methods.attachments(args),
+            l2_norm=bool(args.l2_norm),
+            **options.criterion_arguments(args),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def build_network(
+    args: Options, heads: tuple[str, ...], routines: Sequence[Routine], precision: Precision
+) -> net.EmbeddingNet:
+    """The network on its device, with its starting weights, ready to train.
+
+    Raises:
+        InputError: options that exclude each other, weights that cannot be had, or images of a size
+            that the network cannot take.
+    """
+    with processes.main_first():  # the others find what it has downloaded
+        network = net.build(
+            net.Architecture(
+                **net.Architecture.entries(vars(args)), heads=heads, **methods.architecture(args)
+            ),
+            pretrained=args.pretrained,
+            masks=methods.masks(args),
+        )
+    if args.checkpoint:
+        start = load_checkpoint(args.checkpoint)
+        net.load_checkpoint(network, start, args.checkpoint, masks=False)
+    network.to(precision.device, memory_format=precision.memory_format)
+    network.check_image_size(args.image_size)
+    if processes.is_group():
+        share_batches(network)
+    if args.compile:
+        network.compile()
+    for routine in routines:
+        routine.start(network)
+    return network
+
+
+def build_optimisers(
+    args: Options,
+    network: net.EmbeddingNet,
+    objective: losses.Objective,
+    routines: Sequence[Routine],
+    length: Length,
+    steps_per_epoch: int,
+    precision: Precision,
+) -> optim.Optimisers:
+    """Backbone, heads, masks and the criterion's own groups, each with its rate and schedule."""
+    groups: Sequence[dict] = network.parameter_groups(
+        args.lr if args.lr_p is None else args.lr_p,
+        args.lr,
+        decay_all=bool(args.decay_vectors),
+        decay_biases=bool(args.decay_biases),
+    )
+    for routine in routines:
+        groups = routine.parameter_groups(groups)
+    return optim.Optimisers(
+        [*groups, *objective.parameter_groups(args.lr)],
+        optimizer=args.optimizer,
+        weight_decay=args.weight_decay,
+        schedule=build_schedule(args, length, steps_per_epoch),
+        clip=args.clip,
+        scaler=precision.scaler,
+    )
+
+
+def build_schedule(args: Options, length: Length, steps_per_epoch: int) -> optim.Schedule:
+    """The schedule of --schedule."""
+    match args.schedule:
+        case "step":
+            return optim.step_decay(args.lr_decay_step, args.lr_decay_gamma)
+        case "milestones":
+            return optim.milestones(args.milestones, args.lr_decay_gamma)
+        case "cosine":
+            by_epochs = None if length.steps else steps_per_epoch
+            return optim.cosine(length.total_steps(steps_per_epoch), by_epochs)
+    return optim.constant
+
+
+def describe(training: Training) -> str:
+    """What would run: data counts, parameters, optimiser groups, steps per epoch."""
+    args = options.kept(training.options)
+    data, loader, precision = training.data, training.loader, training.precision
+    parameters = sum(p.numel() for p in training.network.parameters())
+    criterion = sum(p.numel() for p in training.objective.parameters())
+    on = "on the test classes"
+    if not data.selects_on_test:
+        on = f"on validation: {data.selection[0].describe()}"
+    lines = [
+        f"data        {args.dataset}: {len(data.train):,} images, "
+        f"{data.train.num_classes:,} classes ({data.train.source})",
+        *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
+        f"best epoch  {on}",
+        f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
+        f"{parameters:,} parameters, pretrained {args.pretrained}",
+        f"loss        {' + '.join([args.loss, *methods.attachments(args)])}, "
+        f"{criterion:,} parameters",
+        *(f"            {words}" for words in methods.notes(args)),
+        f"device      {device_name(precision.device)}, precision {precision.name}"
+        + (f", {processes.world()} processes" if processes.world() > 1 else ""),
+        f"steps       {len(loader)} an epoch of {args.batch_size} images, "
+        f"{training.length.epochs} epochs",
+        *(f"optimiser   {line}" for line in training.optimisers.describe()),
+        *(f"note        {line}" for line in options.notices(args)),
+    ]
+    return "\n".join(lines)

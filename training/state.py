@@ -1,0 +1,151 @@
+"""One run: everything that changes while it goes on, and what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from evaluation.embedding import Viewing, embed
+from evaluation.measuring import Result, measure
+from evaluation.tasks import Task
+
+import losses
+import net
+from dataset.loader import Batch, Loader
+from devices import Precision, environment, random_states, restore_random_states
+from methods import Routine
+from training.clock import Clock, Lap, Length
+from training.data import Data
+from training.faults import Watch
+from training.optim import Optimisers
+
+
+@dataclass
+class Training:
+    """The parts of a run.
+
+    Attributes:
+        options: as args.json and checkpoints keep them; nothing is decided by them here.
+        chosen: what evaluations compute, see `options.METRICS`.
+        seed: of the evaluations' draws.
+        batches: the rest of the running epoch.
+    """
+
+    data: Data
+    network: net.EmbeddingNet
+    objective: losses.Objective
+    optimisers: Optimisers
+    routines: list[Routine]
+    loader: Loader
+    precision: Precision
+    viewing: Viewing
+    length: Length
+    watch: Watch
+    options: dict[str, Any]
+    chosen: Sequence[str]
+    seed: int
+    clock: Clock = field(default_factory=Clock)
+    lap: Lap = field(default_factory=Lap)
+    batches: Iterator[Batch] | None = None
+
+    # -- where it stands
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.clock.epoch
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether all batches of the running epoch are done."""
+        return self.clock.step_in_epoch >= len(self.loader)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its whole length."""
+        return self.length.is_over(self.clock)
+
+    @property
+    def stops_here(self) -> bool:
+        """Whether a row ends here: with the epoch, at an evaluation, or with the run."""
+        at_an_end = self.epoch_ended or self.finished or self.length.evaluates_at(self.clock)
+        return bool(self.lap.images) and at_an_end
+
+    # -- looking at images
+
+    def embed_training_images(self, *, pooled: bool) -> torch.Tensor:
+        """Training images as evaluation sees them: pooled features (N, F), or embeddings (N, d)."""
+        return embed(
+            self.network,
+            self.data.train,
+            self.precision,
+            self.viewing,
+            title="clustering",
+            represent=self.network.features if pooled else None,
+        )
+
+    def evaluate(self, tasks: Sequence[Task], chosen: Sequence[str] = ()) -> list[Result]:
+        """Evaluates the network as it is: by what --metrics chooses, or as told here."""
+        chosen = chosen or ("retrieval", *self.chosen)
+        return [
+            measure(self.network, task, self.precision, self.viewing, seed=self.seed, chosen=chosen)
+            for task in tasks
+        ]
+
+    # -- what is kept
+
+    def running_statistics(self) -> list[torch.Tensor]:
+        """What a forward changes, and a skipped step must not."""
+        return [*self.network.buffers(), *self.objective.buffers()]
+
+    def end_lap(self, epoch: int) -> dict[str, float | int]:
+        """The row of what happened since the last one, in `epoch`, and a new lap."""
+        row = {"epoch": epoch, **self.lap.summary()}
+        row |= {"step": self.clock.step, "seconds": self.clock.seconds}
+        row |= {f"lr {name}": lr for name, lr in self.optimisers.learning_rates().items()}
+        self.lap = Lap()
+        return row
+
+    def best_checkpoint(self, results: Sequence[Result]) -> dict[str, Any]:
+        """The content of the best checkpoint: weights, options and what they reached."""
+        return {
+            "model_state_dict": self.network.state_dict(),
+            "criterion_state_dict": self.objective.state_dict(),
+            "network": self.network.description(),
+            "args": self.options,
+            "epoch": self.clock.epoch,
+            "step": self.clock.step,
+            "metrics": {result.title: result.numbers for result in results},
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The content of last.pth: all that a continued run needs."""
+        return {
+            "model_state_dict": self.network.state_dict(),
+            "criterion_state_dict": self.objective.state_dict(),
+            "network": self.network.description(),
+            "optimisers": self.optimisers.state_dict(),
+            "routines": [routine.state_dict() for routine in self.routines],
+            "clock": vars(self.clock).copy(),
+            "lap": vars(self.lap).copy(),
+            "skipped": self.watch.skipped,
+            "random": random_states(),
+            "args": self.options,
+            "environment": environment(self.precision.device),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continues from `state()`."""
+        vars(self.clock).update(state["clock"])
+        vars(self.lap).update(state["lap"])
+        device = self.precision.device
+        self.lap.sums = {name: total.to(device) for name, total in self.lap.sums.items()}
+        self.watch.skipped = state["skipped"]
+        for routine, content in zip(self.routines, state["routines"], strict=True):
+            routine.load_state_dict(content, self)
+        self.network.load_state_dict(state["model_state_dict"])
+        self.objective.load_state_dict(state["criterion_state_dict"])
+        self.optimisers.load_state_dict(state["optimisers"])
+        restore_random_states(state["random"])
