@@ -18,33 +18,27 @@ import argparse
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import dataset
 import net
 from dataset.base import ImageSet
 from devices import Precision, pick_device
-from evaluate import (
-    Evaluation,
-    Viewing,
-    data_choice,
-    data_options,
-    embed,
-    evaluations,
-    load_network,
-    resolve_data_defaults,
-)
 from evaluation import tables
-from evaluation.files import Embedded, random_neighbours
+from evaluation.embedding import Embedded, Viewing, embed
+from evaluation.files import random_neighbours
+from evaluation.networks import open_checkpoint
 from evaluation.pictures import Thumbnails, below, class_values_picture, save_picture
+from evaluation.tasks import Task, tasks_of
 from metrics import comparison
 from page import counterpart, findings, methods, overview, records
 from page.document import bullets, cell, document, facts, folded, percent, section, text
-from page.findings import Judged, Search
+from page.findings import Search
 from page.records import Published, Record
 from runs import load_checkpoint
 from utils import InputError, human_seconds, sentence_errors, write_atomically
@@ -59,15 +53,16 @@ PICTURES_MORE = 1_200_000  # for each further run
 class Source:
     """The best checkpoint of a run, opened: its network, and the data it is judged on."""
 
-    args: argparse.Namespace
+    data: dataset.Choice
+    viewing: Viewing
     checkpoint: dict[str, Any]
     network: net.EmbeddingNet
     precision: Precision
-    task: Evaluation
+    task: Task
 
     def embed(self, images: ImageSet, *, title: str = "report") -> torch.Tensor:
         """Raw embeddings (n, d), on the CPU."""
-        made = embed(self.network, images, self.precision, Viewing.of(self.args), title=title)
+        made = embed(self.network, images, self.precision, self.viewing, title=title)
         return made.float().cpu()
 
     def embed_with_uncertainty(self, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -80,14 +75,15 @@ class Source:
             outputs = self.network(batch)
             return torch.cat([outputs.embedding[:, :size], outputs.uncertainty], dim=1)
 
-        viewing = Viewing.of(self.args)
-        made = embed(self.network, images, self.precision, viewing, title="report", represent=both)
+        made = embed(
+            self.network, images, self.precision, self.viewing, title="report", represent=both
+        )
         made = made.float().cpu()
         return made[:, :size], made[:, size:]
 
     def training_images(self, names: Sequence[str]) -> ImageSet | None:
         """Those that the criterion's classes `names` are of; None where they cannot be told."""
-        train = data_choice(self.args).load("train")
+        train = self.data.load("train")
         label_of = {name: label for label, name in enumerate(train.class_names)}
         if len(label_of) < train.num_classes or not all(name in label_of for name in names):
             return None
@@ -105,30 +101,25 @@ def open_best(record: Record, gpu_id: int) -> Source:
         raise InputError(f"{record.name} has no best checkpoint yet, so nothing was embedded")
     if record.options.no_test:
         raise InputError(f"{record.name} was trained with --no-test: its test classes stay unseen")
-    args = options.parse_evaluate(["--resume", str(path), "--gpu-id", str(gpu_id)])
-    args.resume = str(path)
-    checkpoint = load_checkpoint(path)
-    args = data_options(checkpoint, args)
-    args.workers = record.options.workers
-    resolve_data_defaults(args)
-    task = evaluations(data_choice(args))[0]
-    precision = Precision(args.amp, pick_device(gpu_id))
-    network = load_network(checkpoint, args)
-    network.to(precision.device, memory_format=precision.memory_format)
-    return Source(args, checkpoint, network, precision, task)
+    opened = open_checkpoint(path)
+    viewing = replace(opened.viewing, workers=record.options.workers)
+    task = tasks_of(opened.data)[0]
+    precision = Precision("auto", pick_device(gpu_id))
+    opened.network.to(precision.device, memory_format=precision.memory_format)
+    return Source(opened.data, viewing, opened.content, opened.network, precision, task)
 
 
-def judge(source: Source, file: str | None = None) -> Judged:
+def judge(source: Source, file: str | None = None) -> Embedded:
     """Embeds the evaluation, or takes its embeddings from a file of `evaluate.py --export`."""
     task = source.task
     if file is not None:
         return _exported(task, Path(file))
     embeddings, uncertainty = source.embed_with_uncertainty(task.queries)
     gallery = None if task.gallery is None else source.embed(task.gallery)
-    return Judged(task.title, task.ks, task.queries, embeddings, task.gallery, gallery, uncertainty)
+    return Embedded(task, embeddings, gallery, uncertainty)
 
 
-def _exported(task: Evaluation, path: Path) -> Judged:
+def _exported(task: Task, path: Path) -> Embedded:
     try:
         with np.load(path, allow_pickle=False) as file:
             content = dict(file)
@@ -143,12 +134,9 @@ def _exported(task: Evaluation, path: Path) -> Judged:
                 "differ; make it with evaluate.py --export"
             )
     arrays = {name: torch.from_numpy(value) for name, value in content.items() if value.ndim == 2}
-    return Judged(
-        task.title,
-        task.ks,
-        task.queries,
+    return Embedded(
+        task,
         arrays["embeddings"],
-        task.gallery,
         arrays.get("gallery_embeddings"),
         arrays.get("uncertainty"),
         unit=True,
@@ -175,7 +163,7 @@ class Explained:
 
     def intervals(self, title: str) -> dict[str, list[float]]:
         """95 % intervals of the metrics of an evaluation, where its queries were searched for."""
-        if self.search is None or title != self.search.judged.title:
+        if self.search is None or title != self.search.judged.task.title:
             return {}
         return self.search.intervals(self.record.results.get(title, {}))
 
@@ -648,9 +636,7 @@ def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -
     """
     record = records.read(path)
     source = open_best(record, gpu_id)
-    task, judged = source.task, judge(source)
-    shown = Embedded(task.queries, judged.embeddings, task.gallery, judged.gallery)
-    parts = [random_neighbours(shown, seed, top=10)]
+    parts = [random_neighbours(judge(source), seed, top=10)]
     history = record.folder.classes.load()
     train = source.training_images(history["names"].tolist()) if history else None
     if train is not None:
