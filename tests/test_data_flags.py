@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_the_cache_gives_evaluation_the_numbers_of_the_files(
     logs = tmp_path / "logs"
     training = tiny.prepare(images, f"{flags} {' '.join(device)}")
     cached = training.evaluate(training.data.test)
-    training.args.decode = "exact"
+    training.viewing = replace(training.viewing, decode="exact")
     exact = training.evaluate(training.data.test)
     # 32 pixels are cut from images whose short side is 32·256/224 ≈ 37.
     assert torch.equal(cached[0].embeddings, exact[0].embeddings)

@@ -23,8 +23,8 @@ import dataset
 import options
 import train
 from evaluate import Viewing, data_options, eval_loader, resolve_data_defaults
+from methods.warmup import Warmup
 from net import INPUTS
-from routines import Warmup
 from utils import InputError
 
 # --- which there are ------------------------------------------------------------------------------
@@ -426,7 +426,7 @@ def test_what_moves_during_and_after_a_warm_up(
     training = tiny.prepare(images, f"{flags} --lr 1e-2 --amp off")
     for expected in (in_the_warm_up, after_it):
         before = batch_norms(training.network)
-        training.advance()  # one epoch
+        train.advance(training)  # one epoch
         after = batch_norms(training.network)
         moved = {
             part
