@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from page import findings, methods, records, source
 from page.findings import Search
+from page.map import embedding_map
 from page.records import Published, Record
 from pictures import Thumbnails
 from runs import load_checkpoint
@@ -96,6 +97,6 @@ def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explai
         confusions=findings.confusions(search, thumbs),
         classes=findings.class_scores(search, thumbs),
         sections=methods.sections(learned),
-        map=findings.embedding_map(learned.judged, thumbs, seed),
+        map=embedding_map(learned.judged, thumbs, seed),
         counts=counts,
     )
