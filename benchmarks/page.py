@@ -22,12 +22,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import report
 from dataset.base import ImageSet, PathTable, decode
 from devices import device_name, pick_device
 from page import findings, methods
+from page.build import build, thumbnails
+from page.explained import look
 from page.records import Record
-from pictures import Thumbnails
 
 TRAINED = 11_318  # training classes of SOP
 SIZE = 512
@@ -63,7 +63,7 @@ def images(split: str, count: int, classes: int) -> Photographs:
     return Photographs("sop", split, labels, names, paths)
 
 
-def build(record: Record, queries: int, classes: int, epochs: int) -> str:
+def synthetic_page(record: Record, queries: int, classes: int, epochs: int) -> str:
     """The page of a run of that size; `record` lends what is read from a run folder."""
     rng = np.random.default_rng(0)
     judged_images, trained = images("eval", queries, classes), images("train", 59_551, TRAINED)
@@ -71,7 +71,7 @@ def build(record: Record, queries: int, classes: int, epochs: int) -> str:
     judged = findings.Judged(
         "SOP", (1, 10, 100, 1000), judged_images, centres[judged_images.labels] + noise
     )
-    thumbs = Thumbnails(report.PICTURES)
+    thumbs = thumbnails(1)
     margins = rng.normal(0.1, 0.02, (epochs, TRAINED)).astype(np.float32)
     learned = methods.Learned(
         record=record,
@@ -94,7 +94,7 @@ def build(record: Record, queries: int, classes: int, epochs: int) -> str:
         thumbs=thumbs,
         seed=1,
     )
-    return report.build([report.look(learned, (), f"{queries:,} images")], thumbs)
+    return build([look(learned, (), f"{queries:,} images")], thumbs)
 
 
 def stand_in() -> Record:
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--out", help="where the page is kept")
     given = parser.parse_args()
     before = time.perf_counter()
-    content = build(stand_in(), given.queries, given.classes, given.epochs)
+    content = synthetic_page(stand_in(), given.queries, given.classes, given.epochs)
     seconds = time.perf_counter() - before
     if given.out:
         Path(given.out).write_text(content)

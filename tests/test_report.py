@@ -25,7 +25,8 @@ import report
 import train
 from benchmarks import page as sop
 from dataset.base import ImageSet, PathTable
-from page import counterpart, document, findings, methods, overview, records
+from page import counterpart, document, findings, methods, overview, records, source, summary
+from page.explained import explain
 from pictures import Thumbnails, class_values_picture
 from runs import ClassHistory, RunFolder
 from utils import InputError
@@ -173,7 +174,7 @@ def test_queries_can_be_chosen_by_name(logs, tmp_path):
 
 
 def test_embeddings_can_come_from_a_file(logs, images, tmp_path):
-    judged = report.judge(report.open_best(records.read(logs / "first"), 0))
+    judged = source.judge(source.open_best(records.read(logs / "first"), 0))
     unit = torch.nn.functional.normalize(judged.embeddings, dim=1).numpy()
     np.savez(tmp_path / "e.npz", embeddings=unit, labels=judged.images.labels)
     page = report.make([logs / "first"], tmp_path / "x.html", embeddings=str(tmp_path / "e.npz"))
@@ -232,7 +233,7 @@ def test_what_goes_with_a_margin_is_said_where_something_does(spread, proxy, wor
         {"x": "spread of the class's images", "correlation": spread},
         {"x": "cosine to the nearest proxy", "correlation": proxy},
     ]
-    said = report._about_values({"value": "margin", **ends, "scatters": scatters})
+    said = summary.about_values({"value": "margin", **ends, "scatters": scatters})
     assert said.startswith("Learned margins go from 0.02 (a) to 0.06 (b).")
     assert ("rank correlation" not in said) if words is None else (words in said)
 
@@ -329,11 +330,8 @@ def test_runs_lie_over_each_other_and_are_tested_against_the_first(logs, tmp_pat
 
 def test_difference_to_the_first_run_is_the_paired_one(logs):
     thumbs = Thumbnails(10**6)
-    runs = [
-        report.explain(records.read(logs / name), thumbs, (), 1, None, 0)
-        for name in ("first", "second")
-    ]
-    test = report.paired(*runs)
+    runs = [explain(records.read(logs / name), thumbs) for name in ("first", "second")]
+    test = summary.paired(*runs)
     reached = [next(iter(run.record.results.values()))["R@1"] for run in runs]
     assert test.difference == pytest.approx(reached[1] - reached[0], abs=1e-6)
     assert test.low <= test.difference <= test.high
@@ -719,6 +717,6 @@ def test_table_of_runs_is_sorted_by_a_click(browser, logs):
 
 @pytest.mark.slow
 def test_page_of_sop_size_stays_small():
-    content = sop.build(sop.stand_in(), queries=60502, classes=11316, epochs=60)
+    content = sop.synthetic_page(sop.stand_in(), queries=60502, classes=11316, epochs=60)
     assert len(content.encode()) < 5_000_000
     assert "of the 60,502 queries" in content and "of the 60,502 images" in content
