@@ -16,44 +16,13 @@ ARGS = options.parse_report() if __name__ == "__main__" else None
 
 import argparse
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from page import methods, overview, records
-from page.build import build, thumbnails
-from page.explained import explain
+from page.making import make
 from page.source import neighbours_picture, open_best
 from pictures import below, class_values_picture, save_picture
-from utils import sentence_errors, write_atomically
-
-
-def make(
-    paths: Sequence[str | Path],
-    out: str | Path | None = None,
-    *,
-    queries: Sequence[str] = (),
-    embeddings: str | None = None,
-    seed: int = 1,
-    gpu_id: int = 0,
-) -> Path:
-    """Writes the page of one run, or of several; returns where.
-
-    Args:
-        paths: run folders. out: default report.html in the folder of one run, or beside several.
-        queries: classes or files whose neighbours are shown, by a part of their names.
-        embeddings: a file of `evaluate.py --export`, instead of embedding anew.
-
-    Raises:
-        InputError: a folder is no run's, what was asked for is not there, or the disk is full.
-    """
-    runs = [records.read(path) for path in paths]
-    thumbs = thumbnails(len(runs))
-    asked = {"queries": queries, "embeddings": embeddings, "seed": seed, "gpu_id": gpu_id}
-    content = build([explain(run, thumbs, **asked) for run in runs], thumbs)
-    if out is None:
-        out = (runs[0].path if len(runs) == 1 else runs[0].path.resolve().parent) / "report.html"
-    write_atomically(Path(out), lambda file: file.write(content.encode()))
-    return Path(out)
+from utils import sentence_errors
 
 
 def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -> Path:

@@ -14,11 +14,11 @@ from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
 from evaluation.measuring import Result, table
 from evaluation.tasks import Task
-from page.making import make as page_of_runs
 from PIL import Image
 
 import processes
 from options import METRICS
+from page.making import make as page_of_runs
 from runs import RunFolder
 from training.faults import CollapseWarning, NonFinite
 from training.state import Training
