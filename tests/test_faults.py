@@ -372,6 +372,39 @@ def test_collapse_is_said_once(caplog) -> None:
     assert faults.class_mean_cosine(spread, labels) == pytest.approx(float(expected), abs=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 0.3])
+@pytest.mark.parametrize("size", [1, 16])
+def test_embeddings_without_a_difference_have_collapsed_whatever_recall_is(
+    size, scale, caplog
+) -> None:
+    embeddings, labels = torch.full((60, size), scale), torch.arange(60) // 3
+    warning = faults.CollapseWarning()
+    warning.look(embeddings, labels, recall=1.0)
+    warning.look(embeddings, labels, recall=1.0)
+    reason = "all embeddings point the same way" if scale else "all embeddings are zero"
+    assert [record.message for record in caplog.records] == [
+        f"the network has collapsed: {reason}; lower --lr, or give a pair loss more classes per "
+        "batch (--IPC)"
+    ]
+
+
+def test_embeddings_of_which_most_are_zero_have_collapsed(caplog) -> None:
+    embeddings, labels = torch.zeros(60, 16), torch.arange(60) // 3
+    embeddings[::30] = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    assert faults.class_mean_cosine(embeddings, labels) > 0.98
+    warning = faults.CollapseWarning()
+    warning.look(embeddings, labels, recall=0.9)  # says nothing while they are found
+    assert not caplog.records
+    warning.look(embeddings, labels, recall=0.03)
+    assert len(caplog.records) == 1
+
+
+def test_a_short_embedding_is_no_zero(caplog) -> None:
+    spread = 1e-25 * torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
+    faults.CollapseWarning().look(spread, torch.arange(60) // 3, recall=0.03)
+    assert not caplog.records
+
+
 def test_a_full_gpu_is_told_in_words_of_the_command_line(images, monkeypatch) -> None:
     def full(args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
