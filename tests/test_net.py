@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import types
+import warnings
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
