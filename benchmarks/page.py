@@ -3,7 +3,7 @@
     python benchmarks/page.py [--queries 60502] [--classes 11316] [--epochs 60]
 
 The embeddings are random around class centres, the photographs JPEGs of 500 × 375 in memory, the
-run an AMLoss with a margin a class and epoch. Timed is all that report.py does once it has the
+run an AMLoss with a margin per class and epoch. Timed is all that report.py does once it has the
 embeddings: neighbours, intervals, confusions, map, margins, proxies, thumbnails, HTML. With --out
 the page is kept.
 """

@@ -149,7 +149,7 @@ def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: i
     words = "One image of each of some random classes: neither chosen nor sorted out."
     groups.append(("Random", words, random))
     part = f" Among {search.sampled}." if search.sampled else ""
-    words = f"Every other image of the class comes first. One query a class, at random.{part}"
+    words = f"Every other image of the class comes first. One query per class, at random.{part}"
     groups.append(("Best", words, best))
     words = f"The nearest image of the right class is farthest down the list.{part}"
     groups.append(("Worst", words, worst))
