@@ -11,7 +11,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
 
-# A stamp a requirements file: a second call installs nothing.
+# One stamp per requirements file, so that a second call installs nothing.
 $(VENV)/.run: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "error: Python 3.10 or newer is needed; try: make PYTHON=python3.12"; exit 2; }
@@ -36,7 +36,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# A process a core, one thread each: many small networks, for which more threads only wait.
+# One process per core with one thread: the networks are so small that more threads would only wait.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
 
 test: lint

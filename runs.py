@@ -3,7 +3,7 @@
 Of several processes only the main one writes; in the others the writing functions do nothing.
 
 args.json          every option        environment.json   versions, hardware, data fingerprint
-metrics.csv        a row an epoch (and one an evaluation inside an epoch), written as it happens
+metrics.csv        one row per epoch, and per evaluation inside an epoch, as it happens
 results.json       what the best checkpoint reached, when the run has ended
 last.pth           all that is needed to continue; step_00001200.pth: older ones (--keep)
 non_finite.json    where a loss or gradient was not finite: step, terms, rates, images
@@ -293,7 +293,7 @@ class RunFolder:
 
 
 class MetricsTable:
-    """metrics.csv: one row an epoch or evaluation, on disk as soon as it is known."""
+    """metrics.csv: one row per epoch or evaluation, on disk as soon as it is known."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -214,7 +214,7 @@ def experiment(name: str, data: Path, folder: Path, kills: int, seed: int) -> di
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One line a method."""
+    """One line per method."""
     lines = [
         "| method | kills | killed during | weights | rows of metrics.csv |",
         "|---|---|---|---|---|",

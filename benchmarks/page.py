@@ -3,7 +3,7 @@
     python benchmarks/page.py [--queries 60502] [--classes 11316] [--epochs 60]
 
 The embeddings are random around class centres, the photographs JPEGs of 500 × 375 in memory, the
-run an AMLoss with a margin a class and epoch. Timed is all that report.py does once it has the
+run an AMLoss with a margin per class and epoch. Timed is all that report.py does once it has the
 embeddings: neighbours, intervals, confusions, map, margins, proxies, thumbnails, HTML. With --out
 the page is kept.
 """
@@ -22,11 +22,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import report
 from dataset.base import ImageSet, PathTable, decode
 from devices import device_name, pick_device
-from evaluation.pictures import Thumbnails
+from evaluation.embedding import Embedded
+from evaluation.tasks import Task
 from page import findings, methods
+from page.build import build, thumbnails
+from page.explained import look
 from page.records import Record
 
 TRAINED = 11_318  # training classes of SOP
@@ -63,15 +65,14 @@ def images(split: str, count: int, classes: int) -> Photographs:
     return Photographs("sop", split, labels, names, paths)
 
 
-def build(record: Record, queries: int, classes: int, epochs: int) -> str:
+def synthetic_page(record: Record, queries: int, classes: int, epochs: int) -> str:
     """The page of a run of that size; `record` lends what is read from a run folder."""
     rng = np.random.default_rng(0)
     judged_images, trained = images("eval", queries, classes), images("train", 59_551, TRAINED)
     centres, noise = torch.randn(classes, SIZE), torch.randn(queries, SIZE)
-    judged = findings.Judged(
-        "SOP", (1, 10, 100, 1000), judged_images, centres[judged_images.labels] + noise
-    )
-    thumbs = Thumbnails(report.PICTURES)
+    task = Task("SOP", judged_images, None, (1, 10, 100, 1000))
+    judged = Embedded(task, centres[judged_images.labels] + noise)
+    thumbs = thumbnails(1)
     margins = rng.normal(0.1, 0.02, (epochs, TRAINED)).astype(np.float32)
     learned = methods.Learned(
         record=record,
@@ -94,7 +95,7 @@ def build(record: Record, queries: int, classes: int, epochs: int) -> str:
         thumbs=thumbs,
         seed=1,
     )
-    return report.build([report.look(learned, (), f"{queries:,} images")], thumbs)
+    return build([look(learned, (), f"{queries:,} images")], thumbs)
 
 
 def stand_in() -> Record:
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--out", help="where the page is kept")
     given = parser.parse_args()
     before = time.perf_counter()
-    content = build(stand_in(), given.queries, given.classes, given.epochs)
+    content = synthetic_page(stand_in(), given.queries, given.classes, given.epochs)
     seconds = time.perf_counter() - before
     if given.out:
         Path(given.out).write_text(content)

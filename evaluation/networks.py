@@ -65,9 +65,9 @@ def open_checkpoint(path: str | Path, asked: argparse.Namespace | None = None) -
         own["image_size"] = held.input.size
     asked = asked or _nothing_asked()
     given = {name: getattr(asked, name) for name in asked.given}
-    chosen = argparse.Namespace(**{**vars(asked), "model": held.model, **own, **given})
+    chosen = argparse.Namespace(**{**vars(asked), **own, **given})
     chosen = options.resolved(chosen)
-    network = _network(content, path, chosen.stem, given)
+    network = _network(content, path, chosen.image_size, given)
     return Opened(path, content, trained, dataset.Choice.of(chosen), Viewing.of(chosen), network)
 
 
@@ -78,10 +78,10 @@ def _nothing_asked() -> argparse.Namespace:
 
 
 def _network(
-    content: dict[str, Any], path: Path, stem: str, given: Mapping[str, Any]
+    content: dict[str, Any], path: Path, image_size: int, given: Mapping[str, Any]
 ) -> net.EmbeddingNet:
     """The network that a checkpoint holds, with what the flags `given` say otherwise."""
-    held = net.architecture_of(content, path, stem=stem)
+    held = net.architecture_of(content, path, image_size=image_size)
     network = net.build(replace(held, **net.Architecture.entries(given)))
     net.load_checkpoint(network, content, source=path)
     return network

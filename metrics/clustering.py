@@ -63,6 +63,17 @@ def inner_products(a: Tensor, b: Tensor) -> Tensor:
     return a @ b.T
 
 
+def as_numbers(values: Array, demand: str) -> Tensor:
+    """Real numbers as a tensor, where they lie. Raises ValueError with the sentence `demand`."""
+    try:
+        x = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # text, objects, ragged
+        raise ValueError(demand) from error
+    if x.is_complex():
+        raise ValueError(demand)
+    return x
+
+
 @torch.no_grad()
 def kmeans(
     x: Array,
@@ -85,7 +96,8 @@ def kmeans(
 
     Raises ValueError: x not 2-d, empty or not finite, or k, restarts, iterations out of range.
     """
-    x = torch.as_tensor(x).float().contiguous()
+    x = as_numbers(x, "k-means needs points of shape (N, d), made of numbers.")
+    x = x.float().contiguous()
     _check(x, k, restarts, iterations)
     if start is not None and start.shape != (k, x.shape[1]):
         raise ValueError(f"k-means was given {tuple(start.shape)} centres for {k} clusters.")
@@ -254,12 +266,14 @@ def nmi_f1(labels: Array, clusters: Array, *, ami: bool = False) -> dict[str, fl
 
     NMI = 2 I(labels; clusters) / (H(labels) + H(clusters)), 1 when both are one single group.
     F1 = 2PR / (P + R) over pairs of images: P the share of same-cluster pairs that are of one
-    class, R the share of same-class pairs that are in one cluster; 0 where there is no such pair.
+    class, R the share of same-class pairs that are in one cluster; NaN, undefined, where there is
+    neither a pair of one class nor one in one cluster.
     `ami=True` adds AMI, mutual information adjusted for chance (Vinh et al., 2010, arithmetic).
+    Whether NMI and AMI say anything about the clustering is for `by_construction` to tell.
 
-    Raises ValueError: no labels, or lengths that differ.
+    Raises ValueError: no labels, lengths that differ, or text.
     """
-    labels, clusters = torch.as_tensor(labels).flatten(), torch.as_tensor(clusters).flatten()
+    labels, clusters = _groups(labels, "labels"), _groups(clusters, "clusters")
     if len(labels) != len(clusters) or len(labels) == 0:
         raise ValueError(
             f"{len(labels)} labels, {len(clusters)} clusters: there must be one of each per image."
@@ -273,14 +287,28 @@ def nmi_f1(labels: Array, clusters: Array, *, ami: bool = False) -> dict[str, fl
     entropy = (_entropy(a) + _entropy(b)) / 2
     pairs = float(_pairs(a) + _pairs(b))
     metrics = {
-        "NMI": information / entropy if entropy > 0 else 1.0,
-        "F1": 2 * float(_pairs(joint)) / pairs if pairs > 0 else 0.0,
+        "NMI": min(1.0, information / entropy) if entropy > 0 else 1.0,
+        "F1": 2 * float(_pairs(joint)) / pairs if pairs > 0 else math.nan,
     }
     if ami:
         chance = _expected_information(a, b)
         room = entropy - chance
-        metrics["AMI"] = (information - chance) / room if room > 1e-12 else 1.0
+        metrics["AMI"] = min(1.0, (information - chance) / room) if room > 1e-12 else 1.0
     return metrics
+
+
+def by_construction(labels: Array) -> bool:
+    """Whether NMI and AMI are 1 whatever the embeddings are, as long as they differ.
+
+    So it is where each image is a class of its own, and where there is one class: with as many
+    clusters as classes there is one clustering. labels (N,). Raises ValueError as `nmi_f1` does.
+    """
+    labels = _groups(labels, "labels")
+    return len(labels.unique()) in (1, len(labels))
+
+
+def _groups(values: Array, what: str) -> Tensor:
+    return as_numbers(values, f"The {what} must be integers of shape (N,).").flatten()
 
 
 def _entropy(counts: Tensor) -> float:

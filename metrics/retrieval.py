@@ -1,9 +1,10 @@
 """Retrieval and clustering metrics of deep metric learning: exact, and in bounded memory.
 
-Similarity is the cosine; embeddings are L2-normalised inside. For a query with R other images of
-its class in the gallery, let c_m be the number of other-class images that are strictly closer to
-the query than the m-th nearest same-class image. That image then has rank m + c_m, and every
-metric follows from these counts, without sorting a row of similarities:
+Similarity is the cosine; a vector of zeros, which has no direction, has cosine 0 with everything.
+For a query with R other images of its class in the gallery, let c_m be the number of other-class
+images that are strictly closer to the query than the m-th nearest same-class image. Without ties
+that image has rank m + c_m, and every metric follows from these counts, without sorting a row of
+similarities:
 
     R@K    share of the queries with c_1 < K
     MRR    mean of 1 / (1 + c_1)
@@ -12,32 +13,51 @@ metric follows from these counts, without sorting a row of similarities:
     mARP   the same sum divided by the hits among the R nearest instead of by R, 0 without a hit
            (as divide and conquer reports it; not comparable with MAP@R)
 
-Ties: a same-class image goes before an other-class image that is exactly as close. Closer means
-closer in exact arithmetic: products are taken in float32, and one that lies within float32's
-rounding bound of the value it is compared with is taken again in float64. So the numbers depend
-neither on the block size, nor on the device, nor on the order of the images.
+Ties: where images of the query's class and of others are exactly as close, a metric is its mean
+over all orders of these images, computed and not drawn (see ties.py): nothing is right because it
+is tied, and a network that tells nothing apart is as good as chance.
+
+Exactly as close: products are taken in float32, and one that lies within float32's rounding bound
+of the value it is compared with is taken again in float64, from the embeddings as they were given,
+x·y · 1/‖x‖ · 1/‖y‖. Two of these cosines are equal when they differ by no more than rounding can
+make equal ones differ, 8·2^-52, and 1.5·d·2^-52 more where the sums over the d numbers are rounded
+too; sums of whole numbers (codes, quantised embeddings) are not, below 2^53. So y and 5y are the
+same direction where 5y is represented exactly, and the metrics depend neither on the block size,
+nor on the device, nor on the order of the images.
 
 Memory: blocks of similarities and counts per image, never N × N. Nothing here knows the rest of
-the project, except for clustering.py, where k-means, NMI and F1 are.
+the project, except for clustering.py, where k-means, NMI and F1 are, and ties.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metrics.clustering import Array, Progress, full_float32, inner_products, kmeans, nmi_f1
+from metrics import ties
+from metrics.clustering import (
+    Array,
+    Progress,
+    as_numbers,
+    full_float32,
+    inner_products,
+    kmeans,
+    nmi_f1,
+)
 
 BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, which has 1/8 as many queries
 MAX_BLOCK_SIZE = 8192
 MAX_PAIRS = 2**21  # same-class pairs counted at once; with what it takes to count them 200 MiB
 MAX_ENTRIES = 2**18  # similarities taken out of a block to be looked at, at once
+SHORTEST = 1e-30  # a vector shorter than that counts as zeros
+MANY_TIED = 0.01  # share of the queries from which on `about_ties` speaks
 
 
 class Share(NamedTuple):
@@ -87,11 +107,14 @@ def retrieval_metrics(
     return summarise(found, ks)
 
 
-def check_ks(ks: Sequence[int], gallery_size: int) -> None:
-    """Raises ValueError unless R@K makes sense for each K in a gallery of that many images."""
+def check_ks(ks: Sequence[int], gallery_size: int | None = None) -> None:
+    """Raises ValueError unless R@K makes sense for each K, in a gallery of that many images."""
+    listed = isinstance(ks, Iterable) and not isinstance(ks, str | bytes)
+    if not listed or not all(isinstance(k, Integral) and k is not True for k in ks):
+        raise ValueError(f"The Ks of R@K must be a list of whole numbers, got {ks!r}; mend --ks.")
     if min(ks, default=1) < 1:
         raise ValueError(f"K counts neighbours and must be at least 1, got {min(ks)}; mend --ks.")
-    if 0 < gallery_size < max(ks, default=1):
+    if gallery_size and gallery_size < max(ks, default=1):
         raise ValueError(
             f"R@{max(ks)} needs a gallery of {max(ks)} images, this one has {gallery_size}; "
             "lower --ks."
@@ -122,15 +145,21 @@ def retrieval_per_query(
     share: this process's part of the work, where several search the same embeddings together.
 
     Returns
-        relevant  R, the same-class images that the query could find (int64)
-        rank      c_1, the other-class images closer than the nearest match; G where R = 0 (int64)
-        tied      the other-class images exactly as close as the nearest match (int64)
-        RP, MAP@R, mARP, MRR   the query's own share of each mean, 0 where R = 0 (float64)
+        relevant      R, the same-class images (matches) that the query could find (int64)
+        rank          c_1, the other-class images strictly closer than the nearest match; G where
+                      R = 0 (int64). The rank of that match if it came first among its ties: whether
+                      it is among the K nearest is for `recall_at` to say
+        tied          the other-class images exactly as close as the nearest match (int64)
+        tied_matches  the matches exactly as close as the nearest one, which is one of them; 0 where
+                      R = 0 (int64)
+        undecided     whether a metric depends on the order of tied images (int64, 0 or 1)
+        RP, MAP@R, mARP, MRR   the query's own share of each mean, expected over the orders of tied
+                      images, 0 where R = 0 (float64)
 
-    Extra memory: at most 512 MB beyond the embeddings and a few numbers per image. Embeddings of
-    zeros have cosine 0 with everything.
+    Extra memory: at most 512 MB beyond the embeddings and a few numbers per image.
 
-    Raises ValueError: nothing to search in, lengths or dimensions that differ, NaN or infinity.
+    Raises ValueError: nothing to search in, no numbers, lengths or dimensions that differ, NaN or
+    infinity, labels that are not integers.
     """
     x, device = _embeddings(embeddings, "embeddings", device)
     groups, gallery_groups = _groups(exclude, gallery is not None)
@@ -155,23 +184,51 @@ def retrieval_per_query(
     return {name: values[back] for name, values in found.items()}
 
 
+def recall_at(per_query: Mapping[str, Tensor], k: int) -> Tensor:
+    """The probability that a match is among each query's K nearest, over the orders of tied images.
+
+    per_query: `retrieval_per_query`'s answer. Returns (Q,) float64, 0 or 1 but for queries with
+    `tied` images; 0 without a match. Raises ValueError: K is not a whole number above 0.
+    """
+    check_ks((k,))
+    rank, tied = per_query["rank"], per_query["tied"]
+    hit = (rank < k) & (per_query["relevant"] > 0)
+    found = hit.double()
+    open_ = (hit & (tied > 0)).nonzero().squeeze(1)
+    found[open_] = ties.recall(rank[open_], per_query["tied_matches"][open_], tied[open_], k)
+    return found
+
+
 def summarise(per_query: Mapping[str, Tensor], ks: Sequence[int]) -> dict[str, float]:
     """Means of `retrieval_per_query`'s values, over all its queries or a selection of them.
 
     A query without a match (R = 0) counts as a miss in R@K and as 0 in MRR; RP, MAP@R and mARP
-    leave it out (and are 0 when no query has a match). Counts come along: `queries`,
-    `queries_without_match`, and `queries_tied`, whose nearest match is exactly as close as an
-    other-class image: many of them mean duplicates, or a network that has collapsed.
+    leave it out, and are NaN, undefined, when no query has a match. Counts come along: `queries`,
+    `queries_without_match`, and `queries_tied`, whose metrics depend on the order of images that
+    are exactly as close: see `about_ties`.
     """
+    check_ks(ks)
     matched = per_query["relevant"] > 0
-    metrics = {f"R@{k}": float(((per_query["rank"] < k) & matched).double().mean()) for k in ks}
+    metrics = {f"R@{k}": float(recall_at(per_query, k).mean()) for k in ks}
     for name in ("RP", "MAP@R", "mARP"):
-        metrics[name] = float(per_query[name].sum() / matched.sum().clamp_min(1))
+        metrics[name] = float(per_query[name].sum() / matched.sum())
     metrics["MRR"] = float(per_query["MRR"].mean())
     metrics["queries"] = len(matched)
     metrics["queries_without_match"] = int((~matched).sum())
-    metrics["queries_tied"] = int((per_query["tied"] > 0).sum())
+    metrics["queries_tied"] = int(per_query["undecided"].sum())
     return metrics
+
+
+def about_ties(numbers: Mapping[str, float]) -> str:
+    """A sentence where many queries are tied, else ""; numbers: those of `summarise`."""
+    tied, queries = numbers.get("queries_tied", 0), numbers.get("queries", 0)
+    if not tied or tied < MANY_TIED * queries:
+        return ""
+    return (
+        f"{tied:,} of {queries:,} queries have right and wrong images that are exactly as close, "
+        "and count with the mean over the orders of these; many such queries mean duplicates, "
+        "embeddings of few different values, or a network that has collapsed."
+    )
 
 
 def one_per_class_gallery(
@@ -229,7 +286,10 @@ def clustering_metrics(
 ) -> dict[str, float]:
     """NMI and F1 of k-means on the L2-normalised embeddings, k = number of classes.
 
-    embeddings (N, d), labels (N,). Memory: one normalised copy of the embeddings beside `kmeans`'s.
+    embeddings (N, d), labels (N,). Where all classes have one image, or there is one class, NMI and
+    AMI are 1 by construction, see `clustering.by_construction`, and in the former case F1 is NaN,
+    undefined.
+    Memory: one normalised copy of the embeddings beside `kmeans`'s.
     Raises ValueError as `retrieval_metrics` does.
     """
     x, device = _embeddings(embeddings, "embeddings", device)
@@ -247,7 +307,7 @@ def clustering_metrics(
 def _embeddings(
     values: Array, name: str, device: torch.device | str | None
 ) -> tuple[Tensor, torch.device]:
-    x = torch.as_tensor(values)
+    x = as_numbers(values, f"The {name} must be numbers, of shape (N, d).")
     if x.ndim != 2 or x.numel() == 0:
         raise ValueError(f"The {name} must be of shape (N, d) and not empty, got {tuple(x.shape)}.")
     device = x.device if device is None else torch.device(device)
@@ -280,6 +340,10 @@ class _Images:
     """Embeddings with labels (and groups), in the order of the labels.
 
     Rows are normalised when asked for: a normalised copy would double the embeddings' memory.
+
+    Attributes:
+        inverse: (N,) float64, 1 / ‖x‖, 0 for zeros. scale: (N, 1) float32, the same.
+        largest: the largest |number| where all are whole numbers, else infinity.
     """
 
     def __init__(self, embeddings: Tensor, labels: Array, groups: Array | None, name: str):
@@ -291,23 +355,39 @@ class _Images:
         self.groups = None
         if groups is not None:
             self.groups = self._integers(groups, f"groups of the {name}")[self.order]
-        norms = torch.cat([rows.double().norm(dim=1) for rows in embeddings.split(4096)])
+        norms = self._norms(name)[self.order]
+        self.inverse = norms.reciprocal().where(norms >= SHORTEST, 0)
+        self.scale = self.inverse.float()[:, None]
+
+    def _norms(self, name: str) -> Tensor:
+        """‖x‖ (N,) float64, in the order given; finds `largest` on the way."""
+        self.largest = 0.0
+        norms = []
+        for rows in self.embeddings.split(4096):
+            rows = rows.double()
+            norms.append(rows.norm(dim=1))
+            if self.largest < math.inf:
+                whole = bool((rows == rows.round()).all())
+                self.largest = max(self.largest, float(rows.abs().max())) if whole else math.inf
+        norms = torch.cat(norms)
         broken = norms.isfinite().logical_not().nonzero()
         if len(broken):
             raise ValueError(
                 f"{len(broken)} of the {len(norms)} {name} are NaN or infinite, first number "
                 f"{int(broken[0])}; the training may have diverged."
             )
-        self.scale = norms.clamp_min(1e-30).reciprocal().float()[self.order, None]
+        return norms
 
     def _integers(self, values: Array, what: str) -> Tensor:
-        if values is None or len(values) != len(self.embeddings):
-            count = "no" if values is None else len(values)
-            raise ValueError(f"{len(self.embeddings)} embeddings but {count} {what}.")
-        values = torch.as_tensor(values, device=self.embeddings.device)
+        if values is None:
+            raise ValueError(f"{len(self.embeddings)} embeddings but no {what}.")
+        demand = f"The {what} must be integers of shape (N,)."
+        values = as_numbers(values, demand)
         if values.is_floating_point() or values.ndim != 1:
-            raise ValueError(f"The {what} must be integers of shape (N,).")
-        return values.long()
+            raise ValueError(demand)
+        if len(values) != len(self.embeddings):
+            raise ValueError(f"{len(self.embeddings)} embeddings but {len(values)} {what}.")
+        return values.to(self.embeddings.device).long()
 
     def __len__(self) -> int:
         return len(self.order)
@@ -315,6 +395,30 @@ class _Images:
     def unit(self, part: slice) -> Tensor:
         """L2-normalised float32 embeddings (n, d) of a run of images."""
         return self.embeddings[self.order[part]].float() * self.scale[part]
+
+    def given(self, part: slice | Tensor) -> Tensor:
+        """The embeddings (n, d) of some images as they were given, in float64."""
+        return self.embeddings[self.order[part]].double()
+
+
+def _cosines(queries: _Images, rows: slice, gallery: _Images, columns: slice) -> Tensor:
+    """Float64 cosines of a run of queries and a run of gallery images."""
+    products = queries.given(rows) @ gallery.given(columns).T
+    return products.mul_(queries.inverse[rows, None]).mul_(gallery.inverse[columns])
+
+
+def _rounding(queries: _Images, gallery: _Images) -> tuple[float, float]:
+    """How far from each other rounding can bring, at most
+
+    1. a float32 product of unit vectors and the float64 cosine. Summing d products, in whatever
+       order, costs d·2^-24 (1 %: second order), the unit vectors' own rounding 6·2^-24; the rest
+       is for the ends of the windows that are compared with.
+    2. two float64 cosines that are equal. A product and a norm cost d·2^-53 and d·2^-54, unless
+       they are sums of whole numbers, and what is done with them 6·2^-53, for each of the two.
+    """
+    d = queries.embeddings.shape[1]
+    exact = d * max(queries.largest, gallery.largest) ** 2 <= 2**53
+    return (1.01 * d + 16) * 2.0**-24, (8 if exact else 1.5 * d + 8) * 2.0**-52
 
 
 # The search --------------------------------------------------------------------------------------
@@ -335,9 +439,10 @@ def _search(
     # Similarity is symmetric: where the counts of all images fit in memory, a block serves its
     # columns as queries too, and only pairs (i, j) with i < j are computed.
     symmetric = queries is gallery and len(runs) == 1
+    rounding = _rounding(queries, gallery)
     found: dict[str, Tensor] = {}
     for number, run in enumerate(runs):
-        counts = _Counts(*_matches(queries, gallery, run, begin, end), queries.embeddings.shape[1])
+        counts = _Counts(*_matches(queries, gallery, run, begin, end), *rounding)
         done, total = 0, (run.stop - run.start) * len(gallery) / (2 if symmetric else 1)
         total /= share.count
         for block in _blocks(queries, gallery, run, size, symmetric, excluding, share):
@@ -384,7 +489,7 @@ def _matches(
         mate = mate.clamp_max(last - 1)
         if queries.groups is not None:
             found &= gallery.groups[mate] != queries.groups[rows, None]
-        similarities = queries.unit(rows).double() @ gallery.unit(slice(first, last)).double().T
+        similarities = _cosines(queries, rows, gallery, slice(first, last))
         nearest = similarities.gather(1, mate - first).masked_fill_(~found, -torch.inf)
         nearest = nearest.sort(dim=1, descending=True).values
         cosines.append(nearest[nearest > -torch.inf])
@@ -400,27 +505,33 @@ class _Block:
     a block serves both its sides, those on or below the diagonal of the whole matrix.
     """
 
-    def __init__(self, rows: slice, columns: slice, x: Tensor, y: Tensor):
-        self.rows, self.columns = rows, columns
-        self.x, self.y = x, y
+    def __init__(self, queries: _Images, rows: slice, gallery: _Images, columns: slice, y: Tensor):
+        self.queries, self.rows = queries, rows
+        self.gallery, self.columns = gallery, columns
+        self.width = len(y)
         # Masks are read eight bytes at a time, see _count_true.
-        s = inner_products(x, y)
+        s = inner_products(queries.unit(rows), y)
         self.similarities = F.pad(s, (0, -len(y) % 8), value=-torch.inf) if len(y) % 8 else s
         self._doubles: Tensor | None = None
 
     def hide(self, entries: Tensor) -> None:
         """Leave out the entries where the mask (rows, columns) is true."""
-        self.similarities[:, : len(self.y)].masked_fill_(entries, -torch.inf)
+        self.similarities[:, : self.width].masked_fill_(entries, -torch.inf)
 
     def exact(self, row: Tensor, column: Tensor) -> Tensor:
         """Float64 cosines of the given pairs."""
-        if self._doubles is None and len(row) > len(self.x) * len(self.y) // 64:
-            self._doubles = self.x.double() @ self.y.double().T
+        if self._doubles is None and len(row) > len(self.similarities) * self.width // 64:
+            self._doubles = _cosines(self.queries, self.rows, self.gallery, self.columns)
         if self._doubles is not None:
             return self._doubles[row, column]
-        step = max(1, 2**21 // self.x.shape[1])
-        parts = zip(row.split(step), column.split(step), strict=True)
-        return torch.cat([(self.x[i].double() * self.y[j]).sum(dim=1) for i, j in parts])
+        step = max(1, 2**21 // self.queries.embeddings.shape[1])
+        pairs = zip(row.split(step), column.split(step), strict=True)
+        return torch.cat([self._pairs(i, j) for i, j in pairs])
+
+    def _pairs(self, row: Tensor, column: Tensor) -> Tensor:
+        row, column = row + self.rows.start, column + self.columns.start
+        products = (self.queries.given(row) * self.gallery.given(column)).sum(dim=1)
+        return products * self.queries.inverse[row] * self.gallery.inverse[column]
 
 
 def _blocks(
@@ -443,7 +554,7 @@ def _blocks(
             given[owner] += (rows.stop - rows.start) * (columns.stop - columns.start)
             if owner != share.number:
                 continue
-            block = _Block(rows, columns, queries.unit(rows), y[columns.start - part.start :])
+            block = _Block(queries, rows, gallery, columns, y[columns.start - part.start :])
             if _share_labels(queries, rows, gallery, columns):
                 block.hide(queries.labels[rows, None] == gallery.labels[columns])
             if excluding:
@@ -477,29 +588,40 @@ class _Counts:
     taken out and placed one by one. The window ends at the last match that can still be among the
     query's R nearest, so it soon holds next to nothing.
 
+    An image that is tied with matches goes into the bucket after them; `tied` counts it too, at one
+    of them, whichever.
+
     The buckets of several processes add up to those of one: a match that one of them has given up
     has too many images before it in that process's counts alone.
     """
 
-    def __init__(self, cosines: Tensor, offsets: Tensor, dimension: int):
-        # A float32 product of unit vectors is within d·2^-24 (1 %: second order) of the exact one,
-        # however it is summed; the 8 is for the rounding of the window's ends. Two float64
-        # products are within d·2^-52 of each other when the exact ones are equal.
-        self.doubt = (1.01 * dimension + 8) * 2.0**-24
-        self.tie = dimension * 2.0**-52
-        self.cosines, self.offsets = cosines, offsets
+    def __init__(self, cosines: Tensor, offsets: Tensor, doubt: float, tie: float):
+        self.doubt, self.tie = doubt, tie
+        self.offsets = offsets
         self.host_offsets = offsets.cpu()
         self.relevant = offsets.diff()
         query = torch.arange(len(self.relevant), device=offsets.device)
         self.owner = torch.repeat_interleave(query, self.relevant)  # (P,) the pair's query
         pair = torch.arange(len(self.owner), device=offsets.device)
         self.place = pair - offsets[self.owner] + 1  # (P,) m
+        self.cosines = cosines = self._levelled(cosines)
         self.buckets = torch.zeros_like(cosines, dtype=torch.int64)
-        self.tied = torch.zeros_like(self.relevant)
+        self.tied = torch.zeros_like(self.buckets)
         self.useful = self.relevant.clone()
         self.searchable = self.relevant > 0
         self.above = self._limit(cosines[offsets[:-1]] + self.doubt, slice(None))
         self.below = self._limit(cosines[offsets[1:] - 1] - self.doubt, slice(None))
+
+    def _levelled(self, cosines: Tensor) -> Tensor:
+        """The cosines, where those of a query's matches that are equal are made the same number."""
+        values = cosines[:-1]
+        lower = values[:-1] - values[1:] > self.tie
+        lower |= self.owner[:-1] != self.owner[1:]
+        if lower.all():
+            return cosines
+        first = F.pad(lower, (1, 0), value=True)
+        level = values[first][first.cumsum(0) - 1]
+        return torch.cat([level, cosines[-1:]])
 
     def _limit(self, values: Tensor, part: slice) -> Tensor:
         return values.masked_fill(~self.searchable[part], torch.inf).float()
@@ -538,8 +660,9 @@ class _Counts:
         if len(close):
             value, start, stop = block.exact(row[close], column[close]), start[close], stop[close]
             bucket[close] = self._first_farther(value - self.tie, start, stop)
-            tied = (value - self.cosines[start]).abs() <= self.tie
-            self.tied.index_add_(0, query[close], tied.long())
+            last = torch.maximum(bucket[close] - 1, start)
+            tied = (value - self.cosines[last]).abs() <= self.tie
+            self.tied.index_add_(0, last, tied.long())
         bucket = bucket[bucket < self.offsets[query] + self.useful[query]]
         self.buckets.index_add_(0, bucket, torch.ones_like(bucket))
 
@@ -570,23 +693,67 @@ class _Counts:
     def outcome(self, gallery_size: int) -> dict[str, Tensor]:
         """The queries' values, as `retrieval_per_query` describes them."""
         relevant, owner = self.relevant.cpu(), self.owner.cpu()
-        rank = self._rank(slice(0, len(owner))).cpu()
+        rank, place = self._rank(slice(0, len(owner))).cpu(), self.place.cpu()
         hit = (rank <= relevant[owner]).double()
+        precision = hit * place / rank
+
+        group, right, wrong = self._groups()
+        mixed = wrong.nonzero().squeeze(1)
+        first = (right.cumsum(0) - right)[mixed]  # a group's first pair
+        query = owner[first]
+        groups = ties.TieGroups(
+            right[mixed], wrong[mixed], rank[first] - 1, place[first] - 1, relevant[query]
+        )
+        if len(mixed):
+            number = torch.full_like(right, -1).index_copy_(0, mixed, torch.arange(len(mixed)))
+            number = number[group]
+            pair = (number >= 0).nonzero().squeeze(1)
+            hit[pair] = groups.hits()[number[pair]]
+            precision[pair] = groups.precision()[number[pair]]
+
         zeros = torch.zeros(len(relevant), dtype=torch.float64)
         hits = zeros.index_add(0, owner, hit)
-        precision = zeros.index_add(0, owner, hit * self.place.cpu() / rank)
+        total = zeros.index_add(0, owner, precision)
+        marp = total / hits.clamp_min(1)
+        cut = groups.cut.nonzero().squeeze(1)
+        before = total[query[cut]] - (groups.right * groups.precision())[cut]
+        marp[query[cut]] = groups[cut].precision_over_hits(before.clamp_min(0))
+
         searchable = relevant > 0
-        nearest = F.pad(rank, (0, 1))[self.host_offsets[:-1]]
-        closer = torch.where(searchable, nearest - 1, gallery_size)
+        nearest = self.host_offsets[:-1]
+        closer = torch.where(searchable, F.pad(rank, (0, 1))[nearest] - 1, gallery_size)
+        nearest = F.pad(group, (0, 1))[nearest]  # the nearest match's group
+        tied, tied_matches = (
+            searchable * F.pad(count, (0, 1))[nearest] for count in (wrong, right)
+        )
+        mrr = searchable / (1 + closer).double()
+        chance = tied.nonzero().squeeze(1)
+        mrr[chance] = ties.reciprocal_rank(closer[chance], tied_matches[chance], tied[chance])
+        undecided = (tied > 0).long()
+        undecided[query[groups.inside > 0]] = 1
         return {
             "relevant": relevant,
             "rank": closer,
-            "tied": self.tied.cpu(),
+            "tied": tied,
+            "tied_matches": tied_matches,
+            "undecided": undecided,
             "RP": hits / relevant.clamp_min(1),
-            "MAP@R": precision / relevant.clamp_min(1),
-            "mARP": precision / hits.clamp_min(1),
-            "MRR": searchable / (1 + closer).double(),
+            "MAP@R": total / relevant.clamp_min(1),
+            "mARP": marp,
+            "MRR": mrr,
         }
+
+    def _groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Matches of one query that are exactly as close as each other make a group.
+
+        Returns the group of each pair (P,), and for each group how many matches it has, and how
+        many images of other classes are exactly as close.
+        """
+        values, owner = self.cosines[:-1], self.owner
+        other = (values[1:] != values[:-1]) | (owner[1:] != owner[:-1])
+        group = F.pad(other.cumsum(0), (1, 0))[: len(owner)].cpu()
+        right = torch.bincount(group)
+        return group, right, torch.zeros_like(right).index_add_(0, group, self.tied[:-1].cpu())
 
 
 def _count_true(mask: Tensor, dim: int) -> Tensor:

@@ -1,7 +1,14 @@
 """Report pages: from run folders to one HTML file that needs nothing else.
 
-records    a run folder, read            overview   many runs in a table
-findings   what an evaluation shows      methods    what each method learned, made visible
-Pictures of images are in evaluation/pictures.py; document puts it all into page.html, page.css and
-page.js.
+In the order of the work:
+
+records     a run folder, read back         source      its best checkpoint and data, opened
+findings    what an evaluation shows        methods     what each method learned, made visible
+map         the embedding in the plane      tsne        how, in a process of its own
+explained   a run with all of that          summary     what is said of it in a few sentences
+curves      metrics.csv as charts           counterpart the same training without the method
+build       the HTML of one run or several  overview    many runs in a table
+document    the HTML file: page.html, page.css, page.js and the data in one
+
+Pictures of images are in evaluation/pictures.py.
 """

@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 CODE = re.compile("`([^`]+)`")
 
 
-def text(value: object) -> str:
+def as_text(value: object) -> str:
     """Any value as HTML text."""
     words = str(value).encode(errors="replace").decode()  # file names need not be UTF-8
     return html.escape(words)
@@ -38,7 +38,7 @@ def document(title: str, body: str, data: Mapping[str, Any]) -> str:
     policy = "; ".join([*allowed, f"script-src 'sha256-{digest}'"])
     parts = {
         "policy": policy,
-        "title": text(title),
+        "title": as_text(title),
         "style": _part("page.css"),
         "script": script,
         "data": as_json(data),
@@ -81,25 +81,25 @@ def _plain(value: object) -> object:
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:
     """Names and values side by side."""
-    found = [f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in pairs if v]
+    found = [f"<div><dt>{as_text(k)}</dt><dd>{as_text(v)}</dd></div>" for k, v in pairs if v]
     return f'<dl class="facts">{"".join(found)}</dl>'
 
 
 def bullets(sentences: Sequence[str]) -> str:
     """A list of sentences; what stands between backticks is set as code."""
-    items = (CODE.sub(r"<code>\1</code>", text(sentence)) for sentence in sentences)
+    items = (CODE.sub(r"<code>\1</code>", as_text(sentence)) for sentence in sentences)
     return f'<ul class="short">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
 
 
 def folded(title: str, content: str) -> str:
     """HTML that is shown on demand."""
-    return f"<details><summary>{text(title)}</summary>{content}</details>"
+    return f"<details><summary>{as_text(title)}</summary>{content}</details>"
 
 
 def section(name: str, title: str, content: str, about: str = "") -> str:
     """A part of the page with an anchor."""
-    words = f'<p class="about">{text(about)}</p>' if about else ""
-    return f'<section id="{text(name)}"><h2>{text(title)}</h2>{words}{content}</section>'
+    words = f'<p class="about">{as_text(about)}</p>' if about else ""
+    return f'<section id="{as_text(name)}"><h2>{as_text(title)}</h2>{words}{content}</section>'
 
 
 def percent(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What an evaluation shows beyond its numbers: neighbours, confusions, a map, how sure it all is.
+"""What an evaluation shows beyond its numbers: neighbours, confusions, how sure it all is.
 
 Everything is made of the embeddings of the first evaluation of a data set. Where there are more
 queries than a page can search in seconds, a random part of them stands for all, and the page says
@@ -28,7 +28,6 @@ TOP = 10
 RESAMPLES = 1000
 SHOWN_QUERIES = 8  # of each kind
 SHOWN_PAIRS = 12
-MAP_IMAGES, MAP_PER_CLASS = 1000, 12
 MOST_CHOSEN = 24
 
 
@@ -100,7 +99,7 @@ def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: i
     """
     judged = search.judged
     best = best_queries(search, seed)
-    worst = _one_a_class(search, worst_queries(search.per_query))
+    worst = one_per_class(search, worst_queries(search.per_query))
     groups = []
     if chosen:
         words = f"The queries whose class or file contains {' or '.join(chosen)}."
@@ -109,7 +108,7 @@ def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: i
     words = "One image of each of some random classes: neither chosen nor sorted out."
     groups.append(("Random", words, random))
     part = f" Among {search.sampled}." if search.sampled else ""
-    words = f"Every other image of the class comes first. One query a class, at random.{part}"
+    words = f"Every other image of the class comes first. One query per class, at random.{part}"
     groups.append(("Best", words, best))
     words = f"The nearest image of the right class is farthest down the list.{part}"
     groups.append(("Worst", words, worst))
@@ -126,10 +125,10 @@ def best_queries(search: Search, seed: int) -> np.ndarray:
     luck = np.random.default_rng(seed).random(len(precision))
     order = np.lexsort([luck, -relevant, -precision])
     order = order[(relevant[order] > 0) & (precision[order] > 0)]
-    return _one_a_class(search, order)
+    return one_per_class(search, order)
 
 
-def _one_a_class(search: Search, order: np.ndarray) -> np.ndarray:
+def one_per_class(search: Search, order: np.ndarray) -> np.ndarray:
     """The first few of an order of the queries that are of different classes, as image places."""
     labels = search.judged.images.labels[search.queries[order]]
     _, first = np.unique(labels, return_index=True)
@@ -247,72 +246,7 @@ def class_scores(search: Search, thumbs: Thumbnails) -> dict[str, Any]:
     }
 
 
-# --- map ------------------------------------------------------------------------------------------
-
-
-def embedding_map(judged: Embedded, thumbs: Thumbnails, seed: int) -> dict[str, Any] | None:
-    """Some classes in two dimensions by t-SNE (scikit-learn), or None with fewer than 5 images.
-
-    t-SNE keeps neighbours together; distances between groups and the axes mean nothing.
-    """
-    images = judged.images
-    places = _whole_classes(images.labels, seed)
-    if len(places) < 5:
-        return None
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        return {"note": "Left out: it needs scikit-learn (pip install scikit-learn)."}
-    unit = torch.nn.functional.normalize(judged.embeddings[torch.from_numpy(places)], dim=1)
-    flat = _principal(unit, 50)
-    perplexity = min(30.0, (len(places) - 1) / 3)
-    made = TSNE(init="pca", perplexity=perplexity, random_state=seed, max_iter=500, n_jobs=2)
-    points = made.fit_transform(flat)
-    points = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
-    shown, classes = np.unique(images.labels[places], return_inverse=True)
-    note = ""
-    if len(places) < len(images):
-        note = (
-            f"{len(places):,} of the {len(images):,} images: "
-            f"{len(shown):,} of {images.num_classes:,} classes, drawn at random."
-        )
-    return {
-        "note": note,
-        "names": [images.class_names[label] for label in shown],
-        "points": [
-            [round(float(x), 4), round(float(y), 4), int(c), thumbs.want(images, i, needed=False)]
-            for (x, y), c, i in zip(points, classes, places, strict=True)
-        ],
-    }
-
-
-def _whole_classes(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Images of random classes, a dozen of each, until a map is full; ascending."""
-    rng = np.random.default_rng(seed)
-    chosen: list[int] = []
-    members = _members(labels)
-    for label in rng.permutation(np.unique(labels)):
-        if len(chosen) >= MAP_IMAGES:
-            break
-        own = members[int(label)]
-        chosen += rng.permutation(own)[:MAP_PER_CLASS].tolist()
-    return np.sort(np.array(chosen[:MAP_IMAGES]))
-
-
-def _members(labels: np.ndarray) -> dict[int, np.ndarray]:
-    order = np.argsort(labels, kind="stable")
-    values, starts = np.unique(labels[order], return_index=True)
-    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
-
-
-def _principal(unit: torch.Tensor, dimensions: int) -> np.ndarray:
-    """The first principal components, which are all that t-SNE's neighbours need."""
-    centred = unit - unit.mean(dim=0)
-    dimensions = min(dimensions, *centred.shape)
-    if dimensions == centred.shape[1]:
-        return centred.numpy()
-    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
-    return (centred @ axes[:dimensions].T).numpy()
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def histogram(values: np.ndarray, bins: int = 40) -> dict[str, list[float]]:

@@ -1,4 +1,40 @@
-def make(paths, gpu_id):
-    import report
+"""The page of one run or several, from their folders to the file."""
 
-    return report.make(paths, gpu_id=gpu_id)
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from page import records
+from page.build import build, thumbnails
+from page.explained import explain
+from utils import write_atomically
+
+
+def make(
+    paths: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    queries: Sequence[str] = (),
+    embeddings: str | None = None,
+    seed: int = 1,
+    gpu_id: int = 0,
+) -> Path:
+    """Writes the page of one run, or of several; returns where.
+
+    Args:
+        paths: run folders. out: default report.html in the folder of one run, or beside several.
+        queries: classes or files whose neighbours are shown, by a part of their names.
+        embeddings: a file of `evaluate.py --export`, instead of embedding anew.
+
+    Raises:
+        InputError: a folder is no run's, what was asked for is not there, or the disk is full.
+    """
+    runs = [records.read(path) for path in paths]
+    thumbs = thumbnails(len(runs))
+    asked = {"queries": queries, "embeddings": embeddings, "seed": seed, "gpu_id": gpu_id}
+    content = build([explain(run, thumbs, **asked) for run in runs], thumbs)
+    if out is None:
+        out = (runs[0].path if len(runs) == 1 else runs[0].path.resolve().parent) / "report.html"
+    write_atomically(Path(out), lambda file: file.write(content.encode()))
+    return Path(out)

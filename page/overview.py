@@ -17,7 +17,7 @@ import options
 from evaluation import tables
 from metrics import comparison
 from page import records
-from page.document import document, section, text
+from page.document import as_text, document, section
 from page.records import Record
 from utils import InputError, human_seconds, write_atomically, write_table
 
@@ -81,7 +81,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def collect(folder: Path) -> list[Line]:
-    """A line a run under a folder, by name, and then a line a group of seeds.
+    """One line per run under a folder, by name, and then one line per group of seeds.
 
     Raises:
         InputError: there is no run, or a file of one is damaged.
@@ -99,12 +99,12 @@ def collect(folder: Path) -> list[Line]:
     ]
 
 
-def _told_apart(records: Sequence[Record]) -> list[str]:
-    """For each record the options that set it apart from others of its method, network and data."""
+def _told_apart(runs: Sequence[Record]) -> list[str]:
+    """For each run the options that set it apart from others of its method, network and data."""
     alike: dict[tuple, list[Record]] = {}
-    for record in records:
-        alike.setdefault(tuple(_settings(record).values()), []).append(record)
-    return [", ".join(_apart(r, alike[tuple(_settings(r).values())])) for r in records]
+    for run in runs:
+        alike.setdefault(tuple(_settings(run).values()), []).append(run)
+    return [", ".join(_apart(run, alike[tuple(_settings(run).values())])) for run in runs]
 
 
 def _apart(record: Record, others: Sequence[Record]) -> list[str]:
@@ -253,11 +253,12 @@ def page(lines: Sequence[Line], folder: str) -> str:
     names = tables.columns(rows(lines))
     meaning = " ".join(m.text for m in tables.meanings_of(names))
     head = (
-        f'<header><h1>Runs in {text(folder)}</h1><p class="lead">{", ".join(counts)}</p></header>'
+        f"<header><h1>Runs in {as_text(folder)}</h1>"
+        f'<p class="lead">{", ".join(counts)}</p></header>'
         f"<nav><div>{''.join(links)}"
         '<span class="end"><button data-theme-switch>light / dark</button></span></div></nav>'
     )
-    note = f'<p class="note">{text(meaning)}</p>'
+    note = f'<p class="note">{as_text(meaning)}</p>'
     body = f'{head}<main class="wide">{"".join(parts)}{note}</main>'
     return document(f"Runs in {folder}", body, {})
 
@@ -265,7 +266,7 @@ def page(lines: Sequence[Line], folder: str) -> str:
 def _table(lines: Sequence[Line]) -> str:
     names = tables.columns(rows(lines))
     heads = "".join(
-        f'<th data-sort scope="col"{_aligned(name)}>{text(name)}</th>'
+        f'<th data-sort scope="col"{_aligned(name)}>{as_text(name)}</th>'
         for name in ("run", *ABOUT, *names)
     )
     body = "".join(_html_row(line, names) for line in lines)
@@ -276,11 +277,11 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def _html_row(line: Line, names: Sequence[str]) -> str:
-    cells = [f"<td>{text(line.name)}{_members(line)}</td>"]
+    cells = [f"<td>{as_text(line.name)}{_members(line)}</td>"]
     for name in ABOUT:
         key = line.sort.get(name)
         value = f' data-value="{key:.6g}"' if key is not None else ""
-        cells.append(f"<td{value}{_aligned(name)}>{text(line.about[name])}</td>")
+        cells.append(f"<td{value}{_aligned(name)}>{as_text(line.about[name])}</td>")
     for name in names:
         if name not in line.best:
             cells.append('<td data-value=""></td>')
@@ -289,7 +290,7 @@ def _html_row(line: Line, names: Sequence[str]) -> str:
         small = "" if last is None or line.members else f'<span class="between">{_percent(last)}'
         small += "</span>" if small else ""
         cells.append(
-            f'<td data-value="{line.best[name]:.6g}">{text(_cell(line, name))}{small}</td>'
+            f'<td data-value="{line.best[name]:.6g}">{as_text(_cell(line, name))}{small}</td>'
         )
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -299,4 +300,6 @@ def _aligned(column: str) -> str:
 
 
 def _members(line: Line) -> str:
-    return f'<span class="between">{text(", ".join(line.members))}</span>' if line.members else ""
+    return (
+        f'<span class="between">{as_text(", ".join(line.members))}</span>' if line.members else ""
+    )

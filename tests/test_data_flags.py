@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import tiny
 import torch
 from conftest import run_cli
 
-import evaluate
 import options
+from evaluation.networks import open_checkpoint
 from utils import InputError
 
 
@@ -43,9 +44,7 @@ def test_a_folder_of_ones_own_photos_trains_and_evaluates(images: Path, tmp_path
     assert again.returncode == 0, again.stderr
     (numbers,) = json.loads((tmp_path / "n.json").read_text())["results"]
     assert numbers["images"] == 12 and numbers["classes"] == 2
-    args = options.parse_evaluate(["--resume", str(best(tmp_path))])
-    checkpoint = torch.load(best(tmp_path), weights_only=True)
-    choice = evaluate.data_choice(evaluate.data_options(checkpoint, args))
+    choice = open_checkpoint(best(tmp_path)).data
     assert (choice.eval_classes, choice.split_seed) == (0.25, 3)
     assert set(choice.load("eval").class_names) < set(choice.load("train").class_names) | set(
         choice.load("eval").class_names
@@ -71,7 +70,7 @@ def test_the_cache_gives_evaluation_the_numbers_of_the_files(
     logs = tmp_path / "logs"
     training = tiny.prepare(images, f"{flags} {' '.join(device)}")
     cached = training.evaluate(training.data.test)
-    training.args.decode = "exact"
+    training.viewing = replace(training.viewing, decode="exact")
     exact = training.evaluate(training.data.test)
     # 32 pixels are cut from images whose short side is 32·256/224 ≈ 37.
     assert torch.equal(cached[0].embeddings, exact[0].embeddings)

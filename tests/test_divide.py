@@ -12,17 +12,20 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from routines import DivideAndConquer
 
 import evaluate
+import methods
 import options
 import train
 from dataset import clusters
 from dataset.clusters import can_divide, divide, is_acceptable, renumber, without_singles
 from dataset.loader import Batch
 from dataset.samplers import ClusterSampler
+from methods.divide.routine import DivideAndConquer
+from methods.divide.settings import Division
 from metrics.clustering import Clustering
 from training import optim
+from training.state import Training
 from utils import InputError
 
 DIVIDED = "--nb-clusters 4 --mod-epoch 2 --warm 0 --IPC 2 --amp off --lr 1e-3 --schedule constant"
@@ -293,16 +296,16 @@ class Watched:
         self.rates: list[dict[str, float]] = []
         self.embedded: list[int] = []
         self.divided: list[int] = []
-        self._step, self._embed = self.training.step, self.training.embed_training_images
+        self._step, self._embed = train.step, self.training.embed_training_images
         self._divide = self.routine._divide
-        self.training.step = self.step
         self.training.embed_training_images = self.embed
         self.routine._divide = self.divide
-        for _ in range(epochs):
-            self.training.advance()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "step", self.step)
+            for _ in range(epochs):
+                train.advance(self.training)
 
-    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
-        training = self.training
+    def step(self, training: Training, batch: Batch) -> dict[str, torch.Tensor]:
         groups = {group["name"]: len(group["params"]) for group in training.optimisers.groups}
         (optimiser,) = training.optimisers.optimisers
         masks = training.network.masks.weight
@@ -318,7 +321,7 @@ class Watched:
                 training.network.model.conv1.weight.detach().clone(),
             )
         )
-        values = self._step(batch)
+        values = self._step(training, batch)
         self.rates.append(training.optimisers.learning_rates())
         return values
 
@@ -326,7 +329,7 @@ class Watched:
         self.embedded.append(self.training.clock.epoch)
         return self._embed(pooled=pooled)
 
-    def divide(self, training: train.Training) -> None:
+    def divide(self, training: Training) -> None:
         self.divided.append(training.clock.epoch)
         self._divide(training)
 
@@ -363,12 +366,12 @@ def test_the_published_command_reaches_32_clusters_in_epoch_10() -> None:
     command = "--nb-clusters 32 --mod-epoch 2 --mod-epoch-freeze 1 --force-full-embedding-epoch 80"
     args = options.parse_train(["--experiment", "margin_loss_resnet50", *command.split()])
     labels = np.repeat(np.arange(100), 10)
-    assert DivideAndConquer(args, labels).full_from == 80
+    assert DivideAndConquer(Division.of(args), labels).division.full_from == 80
     args.force_full_embedding_epoch = 11
-    DivideAndConquer(args, labels)
+    DivideAndConquer(Division.of(args), labels)
     args.force_full_embedding_epoch = 10
     with pytest.raises(InputError, match="from epoch 10 on; choose at least 11"):
-        DivideAndConquer(args, labels)
+        DivideAndConquer(Division.of(args), labels)
 
 
 def test_the_backbone_rests_in_even_epochs_from_the_first_to_the_last(hierarchy: Watched) -> None:
@@ -481,7 +484,7 @@ def test_fixed_masks_share_the_dimensions_out_and_never_move(images: Path) -> No
 
 def test_fixed_masks_of_the_published_size() -> None:
     args = options.parse_train(["--nb-clusters", "32", "--fixed-mask", "1"])
-    masks = train.build_masks(args)
+    masks = methods.masks(args)
     while len(masks) < 32:
         masks.split()
     rows = masks.weight
@@ -522,7 +525,7 @@ def test_the_seed_of_k_means_is_the_same_each_time_unless_one_is_drawn(
             used.append(seed)
             return kept(features, labels, count, seed, **more)
 
-        monkeypatch.setattr("routines.divide", noting)
+        monkeypatch.setattr("methods.divide.routine.divide", noting)
         Watched(images, f"{DIVIDED} {flags}", epochs=5)
         return used
 
@@ -553,7 +556,7 @@ def test_cursors_of_classes_live_on_until_the_next_division(images: Path) -> Non
         samplers.append(each) or kept(each)
     )
     for _ in range(4):
-        training.advance()
+        train.advance(training)
     assert samplers[0] is samplers[1] is samplers[2] is not samplers[3]
 
 
@@ -645,7 +648,7 @@ def test_pairs_of_the_npairs_sampler_are_mined_as_asked(images: Path) -> None:
     training = tiny.prepare(images, f"{DIVIDED} {flags}")
     miner = training.objective.parts["metric"].criterion.miner
     assert type(miner).__name__ == "DistanceWeightedMiner"
-    training.advance()
+    train.advance(training)
 
 
 def test_a_division_can_end_before_all_clusters_are_there(images: Path, tmp_path: Path) -> None:
@@ -658,7 +661,7 @@ def test_a_division_can_end_before_all_clusters_are_there(images: Path, tmp_path
 
 def test_steps_alone_end_a_run_whose_epochs_change_their_length(images: Path) -> None:
     training = tiny.prepare(images, f"{DIVIDED} --steps 30")
-    assert training.args.epochs == 8  # of four steps each while there is one cluster
+    assert training.length.epochs == 8  # of four steps each while there is one cluster
     training.clock.epoch, training.clock.step = 8, 29
     assert not training.finished
     training.clock.step = 30

@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT
 
 import train
+from runs import RunFolder
 from training import faults
 from utils import InputError, save_tensors
 
@@ -115,8 +116,8 @@ def test_an_interrupted_evaluation_is_made_again_and_no_training_is(
     with pytest.raises(SystemExit) as stop:
         tiny.run(images, tmp_path, "run", flags)
     assert stop.value.code == 143
-    steps, step = [], train.Training.step
-    monkeypatch.setattr(train.Training, "step", lambda *a: steps.append(1) or step(*a))
+    steps, step = [], train.step
+    monkeypatch.setattr(train, "step", lambda *a: steps.append(1) or step(*a))
     tiny.resume(tmp_path / "run", "")
     assert asked == [8, 16, 16, 24] and len(steps) == 8
     assert same(weights(tmp_path / "run"), weights(whole))
@@ -128,13 +129,13 @@ def test_an_interrupted_evaluation_is_made_again_and_no_training_is(
 
 def test_saves_between_epochs_and_older_checkpoints(images, tmp_path, monkeypatch) -> None:
     saved: list[int] = []
-    save = train.RunFolder.save_last
+    save = RunFolder.save_last
 
     def watched(self, state, keep=0):
         saved.append(state["clock"]["step"])
         save(self, state, keep)
 
-    monkeypatch.setattr(train.RunFolder, "save_last", watched)
+    monkeypatch.setattr(RunFolder, "save_last", watched)
     folder = tiny.run(images, tmp_path, "run", "--epochs 2 --save-every 3 --keep 2")
     assert saved == [0, 3, 6, 8, 9, 12, 15, 16]
     assert sorted(p.name for p in folder.glob("step_*")) == [
@@ -154,15 +155,15 @@ def test_resume_auto_continues_finds_the_end_and_tells_other_runs_apart(
     images, tmp_path, monkeypatch, capsys
 ) -> None:
     flags = "--epochs 3 --resume auto --seed 4"
-    advance, stops = train.Training.advance, []
+    advance, stops = train.advance, []
 
-    def dying(self, signals):
-        stops.append(self.clock.epoch)
+    def dying(training, signals):
+        stops.append(training.clock.epoch)
         if len(stops) == 3:
             raise KeyboardInterrupt
-        return advance(self, signals)
+        return advance(training, signals)
 
-    monkeypatch.setattr(train.Training, "advance", dying)
+    monkeypatch.setattr(train, "advance", dying)
     with pytest.raises(KeyboardInterrupt):
         tiny.run(images, tmp_path, "run", flags)
     tiny.run(images, tmp_path, "run", flags)
@@ -181,7 +182,7 @@ def test_a_signal_before_the_first_step_of_a_division_divides_once(
 ) -> None:
     flags = "--epochs 4 --warm 0 --nb-clusters 2 --mod-epoch 2 --IPC 2 -crs 3"
     whole = tiny.run(images, tmp_path, "whole", flags)
-    following = train.Training._next
+    following = train._next
 
     def interrupted(batches, signals):
         if following.__dict__.setdefault("asked", 0) == 8 * 2:  # the first batch of epoch 3
@@ -189,7 +190,7 @@ def test_a_signal_before_the_first_step_of_a_division_divides_once(
         following.__dict__["asked"] += 1
         return following(batches, signals)
 
-    monkeypatch.setattr(train.Training, "_next", staticmethod(interrupted))
+    monkeypatch.setattr(train, "_next", interrupted)
     with pytest.raises(SystemExit):
         tiny.run(images, tmp_path, "run", flags)
     state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
@@ -325,12 +326,14 @@ def test_a_skipped_step_leaves_the_running_statistics_alone(images) -> None:
     training = tiny.prepare(images, "--on-nan skip --bn-freeze 0 --sec_wei 1")
     batches = iter(training.loader)
     training.network.train()
-    assert training.step(next(batches)) is not None
-    before = [buffer.clone() for buffer in training._buffers()]
+    assert train.step(training, next(batches)) is not None
+    before = [buffer.clone() for buffer in training.running_statistics()]
     bad = next(batches)
-    assert training.step(bad._replace(images=bad.images * float("nan"))) is None
-    assert all(torch.equal(a, b) for a, b in zip(before, training._buffers(), strict=True))
-    assert len(before) > 10 and training.step(next(batches)) is not None
+    assert train.step(training, bad._replace(images=bad.images * float("nan"))) is None
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, training.running_statistics(), strict=True)
+    )
+    assert len(before) > 10 and train.step(training, next(batches)) is not None
 
 
 def test_a_gpu_is_asked_every_so_often(monkeypatch) -> None:
@@ -367,6 +370,39 @@ def test_collapse_is_said_once(caplog) -> None:
     cosines = torch.nn.functional.normalize(means) @ torch.nn.functional.normalize(means).T
     expected = (cosines.sum() - 20) / (20 * 19)
     assert faults.class_mean_cosine(spread, labels) == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 0.3])
+@pytest.mark.parametrize("size", [1, 16])
+def test_embeddings_without_a_difference_have_collapsed_whatever_recall_is(
+    size, scale, caplog
+) -> None:
+    embeddings, labels = torch.full((60, size), scale), torch.arange(60) // 3
+    warning = faults.CollapseWarning()
+    warning.look(embeddings, labels, recall=1.0)
+    warning.look(embeddings, labels, recall=1.0)
+    reason = "all embeddings point the same way" if scale else "all embeddings are zero"
+    assert [record.message for record in caplog.records] == [
+        f"the network has collapsed: {reason}; lower --lr, or give a pair loss more classes per "
+        "batch (--IPC)"
+    ]
+
+
+def test_embeddings_of_which_most_are_zero_have_collapsed(caplog) -> None:
+    embeddings, labels = torch.zeros(60, 16), torch.arange(60) // 3
+    embeddings[::30] = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    assert faults.class_mean_cosine(embeddings, labels) > 0.98
+    warning = faults.CollapseWarning()
+    warning.look(embeddings, labels, recall=0.9)  # says nothing while they are found
+    assert not caplog.records
+    warning.look(embeddings, labels, recall=0.03)
+    assert len(caplog.records) == 1
+
+
+def test_a_short_embedding_is_no_zero(caplog) -> None:
+    spread = 1e-25 * torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
+    faults.CollapseWarning().look(spread, torch.arange(60) // 3, recall=0.03)
+    assert not caplog.records
 
 
 def test_a_full_gpu_is_told_in_words_of_the_command_line(images, monkeypatch) -> None:

@@ -88,7 +88,7 @@ def test_one_training_step(amp, tmp_path):
             training = train.prepare(args)
         training.loader.set_epoch(0)
         assert training.precision.device.type == ("cuda" if gpu else "cpu")
-        training.step(next(iter(training.loader)))
+        train.step(training, next(iter(training.loader)))
         weights[gpu] = training.network.state_dict()["model.embedding.weight"].float().cpu()
     tolerance = 1e-4 if amp == "off" else 1e-2
     torch.testing.assert_close(weights[True], weights[False], rtol=tolerance, atol=tolerance)

@@ -12,12 +12,15 @@ import tiny
 import torch
 from conftest import ROOT, SMALL, files_in
 from PIL import Image
-from routines import Mixup, View
 
 import evaluate
 import options
 import train
-from dataset.loader import Batch
+from dataset.loader import Batch, eval_loader
+from evaluation.networks import open_checkpoint
+from evaluation.tasks import tasks_of
+from methods.base import Forward
+from methods.mixup import Mixup
 from utils import InputError
 
 LOSSES = ("Proxy_Anchor", "AMLoss", "MS")
@@ -148,9 +151,7 @@ def test_a_share_of_the_classes(images: Path, tmp_path: Path) -> None:
     assert training.data.test[0].queries.num_classes == 4
     folder = tiny.run(images, tmp_path, "run", "--ratio-classes 0.5 --epochs 1")
     (file,) = folder.glob("*best.pth")
-    args = options.parse_evaluate(["--resume", str(file), "--workers", "0"])
-    found = evaluate.data_options(saved(folder, "best"), args)
-    assert evaluate.evaluations(evaluate.data_choice(found))[0].queries.num_classes == 4
+    assert tasks_of(open_checkpoint(file).data)[0].queries.num_classes == 4
 
 
 @pytest.mark.parametrize(
@@ -325,7 +326,7 @@ def test_the_uncertainty_learns_in_the_paper_and_not_in_the_release(
     for variant in ("released", "paper"):
         flags = f"--loss {loss} --introspective {variant} --max-steps 1 --warm 0 --amp off"
         training = tiny.prepare(images, flags)
-        training.advance()
+        train.advance(training)
         heads = training.network.model
         share[variant] = float(
             heads.uncertainty.weight.grad.norm() / heads.embedding.weight.grad.norm()
@@ -344,10 +345,10 @@ def test_mixup_mixes_a_batch_with_a_permuted_copy() -> None:
     torch.manual_seed(0)
     pictures, labels = torch.randn(6, 3, 4, 4), torch.arange(6)
     batch = Batch(pictures, labels, labels)
-    first = View(pictures, [(1.0, labels)])
+    first = Forward(pictures, [(1.0, labels)])
     shares = []
     for _ in range(200):
-        kept, mixed = Mixup(1.0).views(batch, [first])
+        kept, mixed = Mixup(1.0).forwards(batch, [first])
         assert kept is first
         (share, own), (rest, others) = mixed.targets
         assert torch.equal(own, labels) and share + rest == pytest.approx(1)
@@ -379,9 +380,9 @@ def test_a_mixup_step_is_two_forwards_and_three_weighted_losses(
     monkeypatch.setattr(training.objective, "forward", noting)
     batch = next(iter(training.loader))
     torch.manual_seed(5)
-    values = training.step(batch)
+    values = train.step(training, batch)
     torch.manual_seed(5)
-    _, mixed = Mixup(1.0).views(batch, [View(batch.images, [(1.0, batch.labels)])])
+    _, mixed = Mixup(1.0).forwards(batch, [Forward(batch.images, [(1.0, batch.labels)])])
     (share, _), (rest, others) = mixed.targets
     assert [torch.equal(*pair) for pair in zip(seen, (batch.images, mixed.images), strict=True)]
     assert len(seen) == 2 and 0 < share < 1
@@ -413,7 +414,7 @@ def test_evaluation_lists_the_most_uncertain_images(images: Path, tmp_path: Path
     network, queries = training.network.eval(), training.data.test[0].queries
     of_image = {}
     with torch.no_grad():
-        for batch in evaluate.eval_loader(
+        for batch in eval_loader(
             queries,
             spec=network.input,
             batch_size=5,

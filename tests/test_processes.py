@@ -21,6 +21,7 @@ from conftest import ROOT, files_in
 
 import dataset.loader
 import processes
+import train
 from dataset.samplers import BatchSampler
 
 METHODS = {
@@ -80,19 +81,19 @@ def five_steps(images: Path, flags: str, sizes: tuple[int, ...] = (12, 12, 11, 1
     if torch.Tensor.float is torch.Tensor.double:
         training.network.double()
         training.objective.double()
-    if training.args.nb_clusters is None:
+    if training.options["nb_clusters"] is None:
         training.loader.set_sampler(Uneven(len(training.data.train), sizes))
     else:
         training.clock.epoch = 1
     losses: list[float] = []
     while len(losses) < 5:
-        batches = training._epoch_batches()
+        batches = train.rest_of_epoch(training)
         training.network.train()
         for batch in batches:
-            losses.append(float(training.step(batch)["loss"]))
+            losses.append(float(train.step(training, batch)["loss"]))
             if len(losses) == 5:
                 break
-        clock, training._batches = training.clock, None
+        clock, training.batches = training.clock, None
         clock.epoch, clock.step_in_epoch, clock.begun = clock.epoch + 1, 0, False
     return {
         "losses": torch.tensor(losses, dtype=torch.float64),
@@ -344,16 +345,16 @@ import os, signal, sys, time
 import options, processes, train
 from utils import sentence_errors
 
-HOW, STEP = sys.argv[1], train.Training.step
+HOW, STEP = sys.argv[1], train.step
 
-def step(self, batch):
-    if processes.rank() == 1 and self.clock.step == 4:
+def step(training, batch):
+    if processes.rank() == 1 and training.clock.step == 4:
         if HOW == "raise":
             raise ZeroDivisionError("in the middle of a step")
         os.kill(os.getpid(), signal.SIGKILL if HOW == "kill" else signal.SIGSTOP)
-    return STEP(self, batch)
+    return STEP(training, batch)
 
-train.Training.step = step
+train.step = step
 with sentence_errors(), processes.joined():
     train.main(options.parse_train(sys.argv[2:]))
 """

@@ -24,9 +24,13 @@ import train
 from benchmarks import page as sop
 from dataset.base import ImageSet, PathTable
 from evaluation import pictures
+from evaluation.embedding import Embedded
+from evaluation.measuring import worst_queries
 from evaluation.pictures import Thumbnails, class_values_picture
+from evaluation.tasks import Task
 from metrics import comparison
-from page import counterpart, document, findings, methods, overview, records
+from page import counterpart, document, findings, methods, overview, records, source, summary
+from page.explained import explain
 from runs import ClassHistory, RunFolder
 from utils import InputError
 
@@ -173,7 +177,7 @@ def test_queries_can_be_chosen_by_name(logs, tmp_path):
 
 
 def test_embeddings_can_come_from_a_file(logs, images, tmp_path):
-    judged = report.judge(report.open_best(records.read(logs / "first"), 0))
+    judged = source.judge(source.open_best(records.read(logs / "first"), 0))
     unit = torch.nn.functional.normalize(judged.embeddings, dim=1).numpy()
     np.savez(tmp_path / "e.npz", embeddings=unit, labels=judged.images.labels)
     page = report.make([logs / "first"], tmp_path / "x.html", embeddings=str(tmp_path / "e.npz"))
@@ -232,7 +236,7 @@ def test_what_goes_with_a_margin_is_said_where_something_does(spread, proxy, wor
         {"x": "spread of the class's images", "correlation": spread},
         {"x": "cosine to the nearest proxy", "correlation": proxy},
     ]
-    said = report._about_values({"value": "margin", **ends, "scatters": scatters})
+    said = summary.about_values({"value": "margin", **ends, "scatters": scatters})
     assert said.startswith("Learned margins go from 0.02 (a) to 0.06 (b).")
     assert ("rank correlation" not in said) if words is None else (words in said)
 
@@ -329,11 +333,8 @@ def test_runs_lie_over_each_other_and_are_tested_against_the_first(logs, tmp_pat
 
 def test_difference_to_the_first_run_is_the_paired_one(logs):
     thumbs = Thumbnails(10**6)
-    runs = [
-        report.explain(records.read(logs / name), thumbs, (), 1, None, 0)
-        for name in ("first", "second")
-    ]
-    test = report.paired(*runs)
+    runs = [explain(records.read(logs / name), thumbs) for name in ("first", "second")]
+    test = summary.paired(*runs)
     reached = [next(iter(run.record.results.values()))["R@1"] for run in runs]
     assert test.difference == pytest.approx(reached[1] - reached[0], abs=1e-6)
     assert test.low <= test.difference <= test.high
@@ -342,7 +343,7 @@ def test_difference_to_the_first_run_is_the_paired_one(logs):
 # --- what is found --------------------------------------------------------------------------------
 
 
-def made_up(count: int = 60, classes: int = 12, size: int = 8) -> findings.Judged:
+def made_up(count: int = 60, classes: int = 12, size: int = 8) -> Embedded:
     generator = torch.Generator().manual_seed(0)
     labels = np.arange(count) % classes
     centres = torch.randn(classes, size, generator=generator)
@@ -351,7 +352,7 @@ def made_up(count: int = 60, classes: int = 12, size: int = 8) -> findings.Judge
     names = tuple(f"class {c}" for c in range(classes))
     paths = PathTable(f"{i}.png" for i in range(count))
     images = ImageSet("x", "eval", labels.astype(np.int64), names, paths, pixels=pixels)
-    return findings.Judged("x", (1, 2), images, embeddings)
+    return Embedded(Task("x", images, None, (1, 2)), embeddings)
 
 
 def test_search_agrees_with_the_metrics():
@@ -383,10 +384,11 @@ def test_a_part_of_the_queries_stands_for_all(monkeypatch):
 def test_best_and_worst_queries_are_of_different_classes_and_in_order():
     search = findings.Search(made_up())
     labels, rank = search.judged.images.labels, search.per_query["rank"].numpy()
-    for chosen in (findings.best_queries(search, 1), findings.worst_queries(search)):
+    worst = findings.one_per_class(search, worst_queries(search.per_query))
+    for chosen in (findings.best_queries(search, 1), worst):
         assert len(set(labels[chosen])) == len(chosen)
-    worst = rank[findings.worst_queries(search)]
-    assert worst[0] == rank.max() and (np.diff(worst) <= 0).all() and (worst > 0).all()
+    assert rank[worst[0]] == rank.max() and (np.diff(rank[worst]) <= 0).all()
+    assert (rank[worst] > 0).all()
 
 
 def test_confusions_count_both_directions():
@@ -719,6 +721,6 @@ def test_table_of_runs_is_sorted_by_a_click(browser, logs):
 
 @pytest.mark.slow
 def test_page_of_sop_size_stays_small():
-    content = sop.build(sop.stand_in(), queries=60502, classes=11316, epochs=60)
+    content = sop.synthetic_page(sop.stand_in(), queries=60502, classes=11316, epochs=60)
     assert len(content.encode()) < 5_000_000
     assert "of the 60,502 queries" in content and "of the 60,502 images" in content

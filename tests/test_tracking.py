@@ -16,7 +16,8 @@ import tiny
 from conftest import SMALL, run_cli
 from PIL import Image
 
-import train
+from training.clock import Length
+from training.keeping import Keeper
 from training.tracking import Tracker, wandb_mode
 
 
@@ -207,9 +208,9 @@ def test_without_tensorboard_a_run_says_so_and_goes_on(tmp_path, monkeypatch, ca
 def test_pictures_come_with_the_next_evaluation(every, flags, pictured):
     flags = {"eval_steps": None, **flags}
     standing = argparse.Namespace(
-        args=argparse.Namespace(wandb_images=every, **flags), loader=range(10), finished=False
+        length=Length(epochs=30, **flags), loader=range(10), finished=False
     )
-    fit = train.Fit(standing, None, None, None)
+    keeper = Keeper(standing, None, None, picture_every=every)
     due = []
     for epoch in range(1, 31):
         standing.finished = epoch == 30
@@ -217,7 +218,7 @@ def test_pictures_come_with_the_next_evaluation(every, flags, pictured):
         evaluated = epoch % flags["eval_every"] == 0
         if flags["eval_steps"]:
             evaluated = any(step % flags["eval_steps"] == 0 for step in in_epoch)
-        if (evaluated or standing.finished) and fit._picture_due(epoch):
+        if (evaluated or standing.finished) and keeper._picture_due(epoch):
             due.append(epoch)
     assert due == pictured
 

@@ -6,35 +6,17 @@ import argparse
 import csv
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from small_images import write_images
 
 import options
 import train
+
+__all__ = ["NETWORK", "metrics_rows", "parse", "prepare", "resume", "run", "write_images"]
 
 NETWORK = (
     "--model resnet10 --width 0.125 --stem small --embedding-size 8 --image-size 32 "
     "--pretrained none --batch-size 12 --workers 0 --wandb disabled --no-report"
 ).split()
-
-COLOURS = ((60, 60, 60), (200, 200, 200), (200, 60, 60), (60, 60, 200))
-
-
-def write_images(root: Path, classes: int = 8, images: int = 6, eval_images: int = 3) -> Path:
-    """A folder with train/ and eval/. Classes 2g and 2g + 1 are noise around colour g, one of four;
-    so the images fall into four clusters of two classes each."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", images), ("eval", eval_images)):
-        for c in range(classes):
-            colour = np.array(COLOURS[c // 2 % 4]) + (10 if c % 2 else -10)
-            (root / split / f"{split}{c}").mkdir(parents=True)
-            for k in range(count):
-                coarse = colour + rng.normal(0, 30, (5, 5, 3))
-                image = Image.fromarray(coarse.clip(0, 255).astype(np.uint8))
-                image.resize((40, 36), Image.Resampling.BICUBIC).save(
-                    root / split / f"{split}{c}" / f"{k}.png"
-                )
-    return root
 
 
 def parse(root: Path, flags: str = "") -> argparse.Namespace:

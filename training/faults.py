@@ -27,6 +27,7 @@ logger = logging.getLogger("train")
 CHECK_EVERY_ON_GPU = 50  # steps between two looks at the loss: each look waits for the GPU
 MAX_SKIPPED = 100  # steps that --on-nan skip leaves out, in a whole run
 COLLAPSED = 0.98  # mean cosine between class means from which on a network tells nothing apart
+ROUNDING = 1e-6  # difference of unit vectors' components that float32 makes of equal images
 FOUND = 10  # R@1 as a multiple of chance from which on it does tell classes apart
 
 # --- signals --------------------------------------------------------------------------------------
@@ -193,19 +194,26 @@ class CollapseWarning:
     def look(self, embeddings: Tensor, labels: Tensor, recall: float) -> None:
         """Embeddings (N, d), labels (N,) and R@1 of an evaluation.
 
-        Raw directions that lie close together are common at the beginning, and harmless while they
-        still find far more than chance would.
+        Embeddings that are all zero, or all the same, have collapsed whatever R@1 is. Directions
+        that lie close together are common at the beginning, and harmless while they still find far
+        more than chance would.
         """
-        if self.said or recall > FOUND * chance(labels):
+        if self.said:
             return
-        cosine = class_mean_cosine(embeddings, labels)
-        if cosine > COLLAPSED:
+        seen = without_difference(embeddings)
+        if not seen and recall <= FOUND * chance(labels):
+            cosine = class_mean_cosine(embeddings, labels)
+            if cosine > COLLAPSED:
+                seen = (
+                    f"the mean cosine between classes is {cosine:.3f}, so it gives all of them "
+                    "nearly the same embedding"
+                )
+        if seen:
             self.said = True
             logger.warning(
-                "the network has collapsed: the mean cosine between classes is %.3f, so it gives "
-                "all of them nearly the same embedding; lower --lr, or give a pair loss more "
-                "classes a batch (--IPC)",
-                cosine,
+                "the network has collapsed: %s; lower --lr, or give a pair loss more classes per "
+                "batch (--IPC)",
+                seen,
             )
 
 
@@ -216,13 +224,32 @@ def chance(labels: Tensor) -> float:
     return float((counts * (counts - 1)).sum() / pairs)
 
 
+def without_difference(embeddings: Tensor) -> str:
+    """What is wrong with embeddings (N, d) that tell no image from another; "" if they do."""
+    if not embeddings.any():
+        return "all embeddings are zero"
+    first = directions(embeddings[:1])
+    same = all(  # seldom goes beyond the first part
+        (directions(part) - first).abs().max() <= ROUNDING for part in embeddings.split(1024)
+    )
+    return "all embeddings point the same way" if same and len(embeddings) > 1 else ""
+
+
+def directions(embeddings: Tensor) -> Tensor:
+    """Embeddings (N, d) at unit length, (N, d + 1); zeros, which have no direction, share one."""
+    largest = embeddings.abs().amax(dim=1, keepdim=True)
+    zeros = (largest == 0).to(embeddings)
+    return torch.cat([F.normalize(embeddings / (largest + zeros)), zeros], dim=1)
+
+
 def class_mean_cosine(embeddings: Tensor, labels: Tensor) -> float:
-    """Mean cosine between the mean unit embeddings of two different classes; 0 for one class."""
+    """Mean cosine between the mean directions of two different classes; 0 for one class."""
     classes, inverse = labels.to(embeddings.device).unique(return_inverse=True)
     if len(classes) < 2:
         return 0.0
-    sums = embeddings.new_zeros(len(classes), embeddings.shape[1])
-    means = F.normalize(sums.index_add(0, inverse, F.normalize(embeddings)))
+    units = directions(embeddings)
+    sums = units.new_zeros(len(classes), units.shape[1])
+    means = F.normalize(sums.index_add(0, inverse, units))
     total, own = means.sum(dim=0).square().sum(), means.square().sum()
     return float((total - own) / (len(classes) * (len(classes) - 1)))
 

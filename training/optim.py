@@ -191,7 +191,7 @@ class Optimisers:
         return {group["name"]: float(group["lr"]) for group in self.groups}
 
     def describe(self) -> list[str]:
-        """One line a group: name, parameters, learning rate, weight decay, optimiser."""
+        """One line per group: name, parameters, learning rate, weight decay, optimiser."""
         lines = []
         for kind, optimiser in zip(self.kinds, self.optimisers, strict=True):
             for group in optimiser.param_groups:

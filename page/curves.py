@@ -1,0 +1,57 @@
+"""The columns of metrics.csv as curves: which chart stands where, and the points of each run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from evaluation import tables
+from page import records
+from page.records import Numbers, Record
+
+NOT_DRAWN = ("epoch", "step", "seconds", tables.HIDDEN)
+MAIN_METRICS = ("R@1", "MAP@R", "NMI")
+SPEED = ("images_per_second", "data_wait", "evaluation_seconds")
+
+
+def groups(runs: Sequence[Record]) -> list[dict[str, Any]]:
+    """The columns of metrics.csv, sorted into groups of charts."""
+    columns = dict.fromkeys(name for run in runs for row in run.rows for name in row)
+    shown = [name for name in columns if not name.startswith(NOT_DRAWN)]
+    measured = [name for name in shown if records.is_metric(name)]
+    rates = [name for name in shown if name.startswith("lr ")]
+    speed = [name for name in shown if name in SPEED]
+    loss = [name for name in shown if name not in {*measured, *rates, *speed}]
+    measured = tables.columns([tables.Row("", "", dict.fromkeys(measured, 0.0))])
+    more = [name for name in measured if name not in MAIN_METRICS]
+    main = [name for name in measured if name in MAIN_METRICS]
+    return [
+        {"title": "Metrics", "columns": main, "percent": True},
+        {"title": "Loss and its terms", "columns": loss},
+        {"title": "More metrics", "columns": more, "percent": True, "folded": True},
+        {"title": "Learning rates", "columns": rates, "log": True, "folded": True},
+        {"title": "Speed", "columns": speed, "folded": True},
+    ]
+
+
+def points(run: Record) -> dict[str, Any]:
+    """All columns of a run, and what they can be drawn across."""
+    columns = dict.fromkeys(name for row in run.rows for name in row)
+    return {
+        "across": {
+            "epoch": _epochs(run.rows),
+            "step": [int(row["step"]) for row in run.rows],
+            "minutes": [round(row.get("seconds", 0.0) / 60, 3) for row in run.rows],
+        },
+        "columns": {name: [row.get(name) for row in run.rows] for name in columns},
+    }
+
+
+def _epochs(rows: Sequence[Numbers]) -> list[float]:
+    """Where each row stands in epochs; with several rows an epoch, by their share of the steps."""
+    epochs = [int(row["epoch"]) for row in rows]
+    if len(set(epochs)) == len(epochs):
+        return epochs
+    per_epoch = max(1.0, rows[-1]["step"] / max(1, math.ceil(epochs[-1])))
+    return [round(row["step"] / per_epoch, 3) for row in rows]

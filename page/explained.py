@@ -1,0 +1,102 @@
+"""A run with all that its page shows of it: embedded, searched, looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evaluation.pictures import Thumbnails
+from page import findings, methods, records, source
+from page.findings import Search
+from page.map import embedding_map
+from page.records import Published, Record
+from runs import load_checkpoint
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A run with all that the page says of it. Without embeddings `missing` says why.
+
+    `counts` says in words how many images it was judged on; the other fields are what the modules
+    of the same names have found, as plain values.
+    """
+
+    record: Record
+    published: Published | None
+    search: Search | None = None
+    missing: str = ""
+    galleries: Sequence[dict] = ()
+    confusions: Sequence[dict] = ()
+    classes: dict | None = None
+    map: dict | None = None
+    sections: Sequence[dict] = ()
+    counts: str = ""
+
+    def intervals(self, title: str) -> dict[str, list[float]]:
+        """95 % intervals of the metrics of an evaluation, where its queries were searched for."""
+        if self.search is None or title != self.search.judged.task.title:
+            return {}
+        return self.search.intervals(self.record.results.get(title, {}))
+
+
+def explain(
+    record: Record,
+    thumbs: Thumbnails,
+    *,
+    queries: Sequence[str] = (),
+    seed: int = 1,
+    embeddings: str | None = None,
+    gpu_id: int = 0,
+) -> Explained:
+    """Embeds the evaluation of a run, searches, and looks at what there is to see.
+
+    Args:
+        thumbs: where the pictures go. queries: classes or files to be shown by name.
+        embeddings: a file of `evaluate.py --export`, instead of the network's.
+
+    Raises:
+        InputError: what was asked for by name is not there.
+    """
+    try:
+        best = source.open_best(record, gpu_id)
+        judged = source.judge(best, embeddings)
+    except InputError as error:
+        if embeddings is not None:
+            raise
+        return Explained(record, records.published(record), missing=str(error))
+    state = record.path / "last.pth"
+    history = record.folder.classes.load()
+    learned = methods.Learned(
+        record=record,
+        checkpoint=best.checkpoint,
+        state=load_checkpoint(state) if state.is_file() else {},
+        history=history,
+        judged=judged,
+        search=Search(judged, seed),
+        train=best.training_images(history["names"].tolist()) if history else None,
+        embed=best.embed,
+        thumbs=thumbs,
+        seed=seed,
+    )
+    return look(learned, queries, best.task.describe())
+
+
+def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explained:
+    """All that the embeddings and the checkpoint of a run show; `counts` says of how many images.
+
+    Raises:
+        InputError: what was asked for by name is not there.
+    """
+    search, thumbs, seed = learned.search, learned.thumbs, learned.seed
+    return Explained(
+        learned.record,
+        records.published(learned.record),
+        search,
+        galleries=findings.galleries(search, chosen, thumbs, seed),
+        confusions=findings.confusions(search, thumbs),
+        classes=findings.class_scores(search, thumbs),
+        sections=methods.sections(learned),
+        map=embedding_map(learned.judged, thumbs, seed),
+        counts=counts,
+    )

@@ -1,0 +1,180 @@
+"""The map of an evaluation: some of its classes in two dimensions.
+
+The places are t-SNE's where the embeddings leave it something to do. It runs in a process of its
+own, see page/tsne.py; where it fails, the principal components stand in, and the page says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from evaluation.embedding import Embedded
+from evaluation.pictures import Thumbnails
+
+ROOT = Path(__file__).resolve().parent.parent
+MOST_IMAGES, MOST_PER_CLASS, FEWEST_IMAGES = 1000, 12, 5
+COMPONENTS = 50  # principal ones: all that t-SNE's neighbours need
+SPREAD = 1e-6  # standard deviation below which embeddings of length 1 are the same along an axis
+COMMAND = [sys.executable, "-m", "page.tsne"]
+PATIENCE = 300.0  # seconds; ten are usual
+
+
+class TSNEError(Exception):
+    """t-SNE gave no places; the message is the beginning of a sentence."""
+
+
+def embedding_map(judged: Embedded, thumbs: Thumbnails, seed: int) -> dict[str, Any] | None:
+    """Some classes in two dimensions, or None with fewer than 5 images.
+
+    - t-SNE keeps neighbours together; distances between groups and the axes mean nothing.
+    - `principal` is set where the two dimensions are the first principal components instead: the
+      embeddings vary in one direction only (`--embedding-size 1`), or t-SNE failed.
+    - Without `points` there is no map, and `note` says why.
+    """
+    images = judged.images
+    chosen = _whole_classes(images.labels, seed)
+    if len(chosen) < FEWEST_IMAGES:
+        return None
+    if importlib.util.find_spec("sklearn") is None:
+        return {"note": "Left out: it needs scikit-learn (pip install scikit-learn)."}
+    axes = _Axes.of(F.normalize(judged.embeddings[torch.from_numpy(chosen)].float(), dim=1))
+    if axes.count == 0:
+        return {"note": "Left out: all images have the same embedding."}
+    places, about = _places(axes, seed)
+    shown, classes = np.unique(images.labels[chosen], return_inverse=True)
+    if len(chosen) < len(images):
+        part = (
+            f"{len(chosen):,} of the {len(images):,} images: "
+            f"{len(shown):,} of {images.num_classes:,} classes, drawn at random."
+        )
+        about["note"] = " ".join(filter(None, [part, about["note"]]))
+    return {
+        **about,
+        "names": [images.class_names[label] for label in shown],
+        "points": [
+            [round(float(x), 4), round(float(y), 4), int(c), thumbs.want(images, i, needed=False)]
+            for (x, y), c, i in zip(places, classes, chosen, strict=True)
+        ],
+    }
+
+
+# --- which images ---------------------------------------------------------------------------------
+
+
+def _whole_classes(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Images of random classes, a dozen of each, until the map is full; ascending."""
+    rng = np.random.default_rng(seed)
+    chosen: list[int] = []
+    members = _members(labels)
+    for label in rng.permutation(np.unique(labels)):
+        if len(chosen) >= MOST_IMAGES:
+            break
+        own = members[int(label)]
+        chosen += rng.permutation(own)[:MOST_PER_CLASS].tolist()
+    return np.sort(np.array(chosen[:MOST_IMAGES]))
+
+
+def _members(labels: np.ndarray) -> dict[int, np.ndarray]:
+    order = np.argsort(labels, kind="stable")
+    values, starts = np.unique(labels[order], return_index=True)
+    return dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+# --- where they go --------------------------------------------------------------------------------
+
+
+def _places(axes: _Axes, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """(n, 2) in 0..1, and what is to be said about them."""
+    if axes.count == 1:
+        return axes.plane(), {
+            "note": "The embeddings vary in one direction only: no t-SNE, but that direction.",
+            "principal": True,
+        }
+    try:
+        places = _tsne(axes.points(COMPONENTS), seed)
+    except TSNEError as error:
+        note = f"{error}; shown instead are the first two principal components."
+        return axes.plane(), {"note": note, "principal": True}
+    return (places - places.min(0)) / np.maximum(np.ptp(places, axis=0), 1e-9), {"note": ""}
+
+
+class _Axes(NamedTuple):
+    """Centred points (n, d) with their principal axes (k, d).
+
+    Attributes:
+        count: along how many of the axes the points differ at all.
+    """
+
+    centred: torch.Tensor
+    axes: torch.Tensor
+    count: int
+
+    @classmethod
+    def of(cls, points: torch.Tensor) -> _Axes:
+        centred = points - points.mean(dim=0)
+        _, values, axes = torch.linalg.svd(centred, full_matrices=False)
+        return cls(centred, axes, int((values > SPREAD * len(points) ** 0.5).sum()))
+
+    def points(self, dimensions: int) -> np.ndarray:
+        """The first principal components, or all dimensions as they are where there are no more."""
+        dimensions = min(dimensions, *self.centred.shape)
+        if dimensions == self.centred.shape[1]:
+            return self.centred.numpy()
+        return (self.centred @ self.axes[:dimensions].T).numpy()
+
+    def plane(self) -> np.ndarray:
+        """(n, 2) the first two principal components, in 0..1 and to one scale."""
+        components = (self.centred @ self.axes[: min(2, self.count)].T).numpy()
+        places = np.zeros((len(components), 2), np.float32)
+        places[:, : components.shape[1]] = components
+        middle = (places.max(0) + places.min(0)) / 2
+        return 0.5 + (places - middle) / np.ptp(places, axis=0).max()
+
+
+def _tsne(points: np.ndarray, seed: int) -> np.ndarray:
+    """Points (n, d) → (n, 2), by a child process.
+
+    Raises:
+        TSNEError: it failed, died, or took too long.
+    """
+    given = io.BytesIO()
+    np.save(given, points, allow_pickle=False)
+    try:
+        ended = subprocess.run(
+            [*COMMAND, str(seed)],
+            input=given.getvalue(),
+            capture_output=True,
+            cwd=ROOT,
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        raise TSNEError(f"t-SNE took more than {PATIENCE:g} seconds") from None
+    except OSError as error:
+        raise TSNEError(f"t-SNE could not be started ({error.strerror})") from error
+    if ended.returncode:
+        raise TSNEError(f"t-SNE failed ({_cause(ended)})")
+    try:
+        places = np.load(io.BytesIO(ended.stdout), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise TSNEError("t-SNE gave no answer") from error
+    if not np.isfinite(places).all():
+        raise TSNEError("t-SNE gave places that are not finite")
+    return places
+
+
+def _cause(ended: subprocess.CompletedProcess[bytes]) -> str:
+    """Why a process ended badly, in a few words."""
+    if ended.returncode < 0:
+        return signal.strsignal(-ended.returncode) or f"signal {-ended.returncode}"
+    last = ended.stderr.decode(errors="replace").strip().splitlines()[-1:]
+    return last[0] if last else f"exit status {ended.returncode}"

@@ -1,0 +1,130 @@
+"""What a page reads of a run: its best checkpoint, opened, and the data it is judged on.
+
+All that pages need from evaluation comes in through this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import dataset
+import net
+from dataset.base import ImageSet
+from devices import Precision, pick_device
+from evaluation.embedding import Embedded, Viewing, embed
+from evaluation.files import random_neighbours
+from evaluation.networks import open_checkpoint
+from evaluation.tasks import Task, tasks_of
+from page.findings import TOP
+from page.records import Record
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """The best checkpoint of a run, opened: its network, and the data it is judged on."""
+
+    data: dataset.Choice
+    viewing: Viewing
+    checkpoint: dict[str, Any]
+    network: net.EmbeddingNet
+    precision: Precision
+    task: Task
+
+    def embed(self, images: ImageSet, *, title: str = "report") -> torch.Tensor:
+        """Raw embeddings (n, d), on the CPU."""
+        made = embed(self.network, images, self.precision, self.viewing, title=title)
+        return made.float().cpu()
+
+    def embed_with_uncertainty(self, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Raw embeddings (n, d) and, where the network has that head, uncertainties (n, d)."""
+        if "uncertainty" not in self.network.heads:
+            return self.embed(images), None
+        size = self.network.embedding_size
+
+        def both(batch: torch.Tensor) -> torch.Tensor:
+            outputs = self.network(batch)
+            return torch.cat([outputs.embedding[:, :size], outputs.uncertainty], dim=1)
+
+        made = embed(
+            self.network, images, self.precision, self.viewing, title="report", represent=both
+        )
+        made = made.float().cpu()
+        return made[:, :size], made[:, size:]
+
+    def training_images(self, names: Sequence[str]) -> ImageSet | None:
+        """The images of the criterion's classes `names`; None where they cannot be told."""
+        train = self.data.load("train")
+        label_of = {name: label for label, name in enumerate(train.class_names)}
+        if len(label_of) < train.num_classes or not all(name in label_of for name in names):
+            return None
+        return train.select_classes([label_of[name] for name in names])
+
+
+def open_best(record: Record, gpu_id: int) -> Source:
+    """The best checkpoint of a run and its evaluation data.
+
+    Raises:
+        InputError: there is no checkpoint yet, or the data are not here.
+    """
+    path = record.best_checkpoint
+    if path is None:
+        raise InputError(f"{record.name} has no best checkpoint yet, so nothing was embedded")
+    if record.options.no_test:
+        raise InputError(f"{record.name} was trained with --no-test: its test classes stay unseen")
+    opened = open_checkpoint(path)
+    viewing = replace(opened.viewing, workers=record.options.workers)
+    task = tasks_of(opened.data)[0]
+    precision = Precision("auto", pick_device(gpu_id))
+    opened.network.to(precision.device, memory_format=precision.memory_format)
+    return Source(opened.data, viewing, opened.content, opened.network, precision, task)
+
+
+def judge(source: Source, file: str | None = None) -> Embedded:
+    """Embeds the evaluation, or takes its embeddings from a file of `evaluate.py --export`.
+
+    Raises:
+        InputError: the file cannot be read, or is of another evaluation.
+    """
+    task = source.task
+    if file is not None:
+        return _exported(task, Path(file))
+    embeddings, uncertainty = source.embed_with_uncertainty(task.queries)
+    gallery = None if task.gallery is None else source.embed(task.gallery)
+    return Embedded(task, embeddings, gallery, uncertainty)
+
+
+def _exported(task: Task, path: Path) -> Embedded:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = dict(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--embeddings {path} cannot be read ({error})") from error
+    sides = [("", task.queries), ("gallery_", task.gallery)]
+    for prefix, images in sides:
+        labels = content.get(f"{prefix}labels")
+        if images is not None and not np.array_equal(labels, images.labels):
+            raise InputError(
+                f"--embeddings {path} is not of this run's evaluation ({task.title}): the labels "
+                "differ; make it with evaluate.py --export"
+            )
+    arrays = {name: torch.from_numpy(value) for name, value in content.items() if value.ndim == 2}
+    return Embedded(
+        task,
+        arrays["embeddings"],
+        arrays.get("gallery_embeddings"),
+        arrays.get("uncertainty"),
+        unit=True,
+    )
+
+
+def neighbours_picture(source: Source, seed: int) -> Image.Image:
+    """Random queries of the evaluation, each with the images nearest to it."""
+    return random_neighbours(judge(source), seed, TOP)

@@ -1,0 +1,158 @@
+"""What a page says of a run at its top, in a few sentences."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from metrics import comparison
+from page import counterpart, methods
+from page.document import percent
+from page.explained import Explained
+
+
+def summary(run: Explained, first: Explained | None = None, *, alone: bool = True) -> list[str]:
+    """The run in a few sentences; with `first`, whether it is better than that one.
+
+    Of a run that is `alone` on its page it says whether its method was worth it.
+    """
+    worth = [counterpart.sentence(run.record)] if alone else []
+    said = [
+        *_reached(run),
+        *_picked(run),
+        *_against_published(run),
+        *_against(run, first),
+        *worth,
+        *_noticed(run),
+        *_learned(run),
+    ]
+    return [sentence for sentence in said if sentence]
+
+
+# --- what it reached ------------------------------------------------------------------------------
+
+
+def _reached(run: Explained) -> list[str]:
+    said = []
+    for title, numbers in list(run.record.results.items())[:1]:
+        recall, interval = numbers.get("R@1"), run.intervals(title).get("R@1")
+        if recall is None:
+            continue
+        sure = ""
+        if interval is not None:
+            sure = f" (95 % interval {percent(interval[0])} to {percent(interval[1])})"
+        of = f" ({run.counts}, none of them trained on)" if run.counts else ""
+        said.append(
+            f"R@1 {percent(recall)} %{sure}: for {100 * recall:.0f} of 100 queries the nearest "
+            f"image is of the right class{of}."
+        )
+    if run.search is not None:
+        relevant = run.search.per_query["relevant"].double()
+        gallery = len(run.search.judged.searched[0]) - (run.search.judged.gallery is None)
+        chance = float((relevant / max(1, gallery)).mean())
+        said.append(f"A random image would be right for {100 * chance:.2g} of 100.")
+    return said or ["This run has not been evaluated yet."]
+
+
+def _picked(run: Explained) -> list[str]:
+    """Which epoch the numbers are of, and how it was chosen."""
+    record = run.record
+    if len(record.evaluated) == 1 and record.outcome:
+        return [f"Evaluated once, after epoch {record.best_epoch}: no epoch was picked."]
+    if record.best_epoch is None or not record.rows:
+        return []
+    last = int(record.rows[-1]["epoch"])
+    how = "."
+    if record.outcome.get("picked_on") == "test classes":
+        how = ", picked on the test classes themselves, as the papers do: a little optimistic."
+    return [f"Best epoch {record.best_epoch} of {last}{how}"]
+
+
+# --- against others -------------------------------------------------------------------------------
+
+
+def _against_published(run: Explained) -> list[str]:
+    numbers = next(iter(run.record.results.values()), {})
+    known = run.published
+    if known is None or "R@1" not in known.numbers or "R@1" not in numbers:
+        return []
+    apart = 100 * (numbers["R@1"] - known.numbers["R@1"])
+    changes = f" It differs from the recipe: {', '.join(known.changes)}." if known.changes else ""
+    return [
+        f"The recipe {known.recipe} is published with R@1 {percent(known.numbers['R@1'])} %; "
+        f"this run is {abs(apart):.1f} points {'above' if apart >= 0 else 'below'}.{changes}"
+    ]
+
+
+def _against(run: Explained, first: Explained | None) -> list[str]:
+    test = None if first is None else paired(first, run)
+    if test is None:
+        return []
+    low, high = 100 * test.low, 100 * test.high
+    sure = "could be chance" if low <= 0 <= high else "more than chance among the queries"
+    return [
+        f"R@1 is {100 * test.difference:+.1f} points against {first.record.name} on the same "
+        f"queries (95 % interval {low:+.1f} to {high:+.1f}): {sure}. Other seeds may differ."
+    ]
+
+
+def paired(first: Explained, run: Explained) -> comparison.Difference | None:
+    """R@1 of a run against that of the first on the same queries; None where they differ."""
+    if first.search is None or run.search is None:
+        return None
+    a, b = first.search, run.search
+    same = a.judged.images.fingerprint() == b.judged.images.fingerprint()
+    if not same or not np.array_equal(a.queries, b.queries):
+        return None
+    made = comparison.paired_differences(a.scores, b.scores, a.replicates, b.replicates)
+    return made.get("R@1")
+
+
+# --- what stands out ------------------------------------------------------------------------------
+
+
+def _noticed(run: Explained) -> list[str]:
+    """The classes that are most confused, and the one that is found worst."""
+    said = []
+    if run.confusions:
+        pair = run.confusions[0]
+        a, b = pair["names"]
+        said.append(
+            f"Most confused: {a} and {b} ({sum(pair['counts'])} of {sum(pair['sizes'])} queries)."
+        )
+    if run.classes and run.classes["lowest"]:
+        worst = run.classes["lowest"][0]
+        right = round(worst["score"] * worst["size"])
+        if right < worst["size"]:
+            said.append(f"Found worst: {worst['name']} ({right} of its {worst['size']} queries).")
+    return said
+
+
+def _learned(run: Explained) -> list[str]:
+    """What the sections of the methods come to."""
+    said = []
+    for part in run.sections:
+        if part["kind"] == "class-values":
+            said.append(about_values(part))
+        if part["kind"] == "certainty" and part["quintiles"]:
+            sure, unsure = part["quintiles"][0], part["quintiles"][-1]
+            said.append(
+                f"Of the fifth of the queries it is most certain of it finds {percent(sure)} %, of "
+                f"the least certain fifth {percent(unsure)} %."
+            )
+    return said
+
+
+def about_values(part: methods.Section) -> str:
+    """The range of the values that classes learned, and what goes with them most, if anything."""
+    low, high, value = part["smallest"][0], part["largest"][0], part["value"]
+    words = f"Learned {value}s go from {low['value']:.3g} ({low['name']}) to {high['value']:.3g}"
+    words += f" ({high['name']})."
+    strongest = max(part["scatters"], key=lambda s: abs(s["correlation"]), default=None)
+    if strongest is None or abs(strongest["correlation"]) < 0.3:
+        return words
+    more = "larger" if strongest["correlation"] > 0 else "smaller"
+    near = "proxy" in strongest["x"]
+    where = "another class's proxy is near" if near else "the images of a class differ most"
+    return (
+        f"{words} They are {more} where {where} (rank correlation {strongest['correlation']:.2f})."
+    )
