@@ -339,8 +339,8 @@ REPORT = Group("the page of one run or several", (
          need=ONE_PAGE),
 ))
 OVERVIEW = Group("all runs under a folder in a table", (
-    flag("--compare", None, any_text("DIR"), "one row per run, and one for those that differ in the "
-         "seed alone: mean ± 95 % interval"),
+    flag("--compare", None, any_text("DIR"), "one row per run, and one for those that differ in "
+         "the seed alone: mean ± 95 % interval"),
     flag("--grep", None, any_text("TEXT"), "only rows that contain TEXT (a regular expression)",
          need=COMPARED),
     flag("--csv", None, any_text("FILE.csv"), "the table", need=COMPARED),

@@ -80,7 +80,7 @@ def sections(learned: Learned) -> list[Section]:
     return [section for make in makers for section in make(learned)]
 
 
-# --- AMLoss: a margin per class --------------------------------------------------------------------
+# --- AMLoss: a margin per class -------------------------------------------------------------------
 
 
 def values_by_name(record: Record, history: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
