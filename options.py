@@ -655,6 +655,11 @@ def configuration(stored: Mapping[str, Any]) -> dict[str, Any]:
     return settings(stored, Change.SEED, Change.LABEL, Change.NOTHING)
 
 
+def same_training(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What all starts of one run share, the continued ones too."""
+    return settings(stored, Change.CONTINUED, Change.LABEL, Change.NOTHING)
+
+
 def same_command(stored: Mapping[str, Any]) -> dict[str, Any]:
     """What two starts of one run share, for `--resume auto`."""
     # It is looked for in --LOG_DIR, which may itself have been moved.

@@ -18,10 +18,10 @@ import argparse
 import logging
 from pathlib import Path
 
+from evaluation.pictures import below, class_values_picture, save_picture
 from page import methods, overview, records
 from page.making import make
 from page.source import neighbours_picture, open_best
-from pictures import below, class_values_picture, save_picture
 from utils import sentence_errors
 
 

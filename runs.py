@@ -46,6 +46,7 @@ logger = logging.getLogger("train")
 
 FORMAT = 1
 """Version of the checkpoints' layout; a newer one is refused with a sentence."""
+NOT_A_STATE = "it holds weights, and not the state of a training that could go on"
 
 
 class RunFolder:
@@ -109,6 +110,10 @@ class RunFolder:
         path, checkpoint = Path(path), "last.pth"
         if path.suffix == ".pth":
             path, checkpoint = path.parent, path.name
+        if checkpoint.endswith("_best.pth"):
+            raise InputError(
+                f"--resume-run {path / checkpoint}: {NOT_A_STATE}; give the run folder {path}"
+            )
         for needed in ("args.json", checkpoint):
             if not (path / needed).is_file():
                 raise InputError(
@@ -223,9 +228,29 @@ class RunFolder:
         for path in sorted(self.path.glob("step_*.pth"))[:-keep]:
             path.unlink()
 
-    def load_last(self) -> dict:
-        """last.pth as `save_last` wrote it, or the older one that was asked for."""
-        return load_checkpoint(self.checkpoint)
+    def load_last(self, identity: Callable[[dict[str, Any]], dict[str, Any]]) -> dict:
+        """last.pth as `save_last` wrote it, or the older one that was asked for.
+
+        Args:
+            identity: what the options of one run share, however often it is continued.
+
+        Raises:
+            InputError: it holds nothing to continue from, or is another run's.
+        """
+        state = load_checkpoint(self.checkpoint)
+        if "clock" not in state:
+            raise InputError(
+                f"--resume-run {self.checkpoint}: {NOT_A_STATE}; give the run folder {self.path}"
+            )
+        own, found = identity(self.read_args()), identity(state["args"])
+        for name in sorted(own.keys() | found.keys()):
+            if own.get(name) != found.get(name):
+                raise InputError(
+                    f"--resume-run {self.checkpoint}: it is a checkpoint of another run, whose "
+                    f"{name} is {found.get(name)} and not {own.get(name)}; put the run's own one "
+                    "back, or give the folder of the run that it is from"
+                )
+        return state
 
     def best_checkpoint(self) -> Path | None:
         """The weights with the best R@1: the run's `*_best.pth`, the newest if there are several.

@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator
 
 import torch
-from evaluation.embedding import Viewing
 
 import dataset
 import losses
@@ -30,6 +29,7 @@ import processes
 from dataset.loader import Batch, train_loader
 from dataset.samplers import make_sampler
 from devices import Precision, pick_device, seed_everything
+from evaluation.embedding import Viewing
 from methods.base import Forward
 from training import data as run_data
 from training import start

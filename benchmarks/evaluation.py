@@ -32,8 +32,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from clustering import kmeans
 from metrics import nmi_f1, retrieval_metrics
+from metrics.clustering import kmeans
 
 ITERATIONS = 20  # of k-means, ours and faiss's
 

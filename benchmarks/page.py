@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataset.base import ImageSet, PathTable, decode
 from devices import device_name, pick_device
+from evaluation.embedding import Embedded
+from evaluation.tasks import Task
 from page import findings, methods
 from page.build import build, thumbnails
 from page.explained import look
@@ -68,9 +70,8 @@ def synthetic_page(record: Record, queries: int, classes: int, epochs: int) -> s
     rng = np.random.default_rng(0)
     judged_images, trained = images("eval", queries, classes), images("train", 59_551, TRAINED)
     centres, noise = torch.randn(classes, SIZE), torch.randn(queries, SIZE)
-    judged = findings.Judged(
-        "SOP", (1, 10, 100, 1000), judged_images, centres[judged_images.labels] + noise
-    )
+    task = Task("SOP", judged_images, None, (1, 10, 100, 1000))
+    judged = Embedded(task, centres[judged_images.labels] + noise)
     thumbs = thumbnails(1)
     margins = rng.normal(0.1, 0.02, (epochs, TRAINED)).astype(np.float32)
     learned = methods.Learned(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from clustering import kmeans
+from metrics.clustering import kmeans
 
 logger = logging.getLogger("dataset.clusters")
 

@@ -50,7 +50,7 @@ _HOMES = {
     "load_checkpoint": "net.checkpoints",
     # A run as a function from pictures to embeddings. It looks at pictures as evaluation does and
     # so stands above this package, which offers it under the name that README gives.
-    "load_run": "inference",
+    "load_run": "evaluation.inference",
 }
 """What is loaded when it is first asked for, and from where."""
 

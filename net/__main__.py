@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from inference import open_model
+from evaluation.inference import open_model
 from net.export import Graph, describe_input, export_onnx, export_torchscript
 from utils import InputError, sentence_errors
 

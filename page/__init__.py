@@ -10,5 +10,5 @@ curves      metrics.csv as charts           counterpart the same training withou
 build       the HTML of one run or several  overview    many runs in a table
 document    the HTML file: page.html, page.css, page.js and the data in one
 
-Pictures of images are in pictures.py.
+Pictures of images are in evaluation/pictures.py.
 """

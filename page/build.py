@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import tables
+from evaluation import tables
+from evaluation.pictures import Thumbnails
 from page import curves
 from page.document import as_text, bullets, cell, document, facts, folded, section
 from page.explained import Explained
 from page.records import Numbers, Record
 from page.summary import summary
-from pictures import Thumbnails
 from utils import human_seconds
 
 PICTURES = 3_400_000  # bytes of thumbnails in the page of one run, so that it stays below 5 MB

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import tables
+from evaluation import tables
 from page import records
 from page.records import Numbers, Record
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from evaluation.pictures import Thumbnails
 from page import findings, methods, records, source
 from page.findings import Search
 from page.map import embedding_map
 from page.records import Published, Record
-from pictures import Thumbnails
 from runs import load_checkpoint
 from utils import InputError
 
@@ -35,7 +35,7 @@ class Explained:
 
     def intervals(self, title: str) -> dict[str, list[float]]:
         """95 % intervals of the metrics of an evaluation, where its queries were searched for."""
-        if self.search is None or title != self.search.judged.title:
+        if self.search is None or title != self.search.judged.task.title:
             return {}
         return self.search.intervals(self.record.results.get(title, {}))
 

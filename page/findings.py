@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-import comparison
 import metrics
 from dataset.base import ImageSet
-from pictures import Thumbnails, random_queries
+from evaluation.embedding import Embedded
+from evaluation.measuring import worst_queries
+from evaluation.pictures import Thumbnails, random_queries
+from metrics import comparison
 from utils import InputError
 
 MOST_COMPARISONS = 180_000_000  # of a query with a gallery image: 3,000 queries of SOP, all of CUB
@@ -28,31 +29,6 @@ RESAMPLES = 1000
 SHOWN_QUERIES = 8  # of each kind
 SHOWN_PAIRS = 12
 MOST_CHOSEN = 24
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The images of an evaluation with their raw embeddings (N, d); the gallery's where it differs.
-
-    `uncertainty` (N, d) is the raw output of that head, where the network has it. `unit` says that
-    the lengths of the embeddings are lost.
-    """
-
-    title: str
-    ks: tuple[int, ...]
-    images: ImageSet
-    embeddings: torch.Tensor
-    gallery_images: ImageSet | None = None
-    gallery: torch.Tensor | None = None
-    uncertainty: torch.Tensor | None = None
-    unit: bool = False
-
-    @property
-    def searched(self) -> tuple[ImageSet, torch.Tensor]:
-        """What the queries search in."""
-        if self.gallery_images is None or self.gallery is None:
-            return self.images, self.embeddings
-        return self.gallery_images, self.gallery
 
 
 class Search:
@@ -65,7 +41,7 @@ class Search:
         scores: the bootstrap's view of them. replicates: (1000, M) of its metrics.
     """
 
-    def __init__(self, judged: Judged, seed: int = 1) -> None:
+    def __init__(self, judged: Embedded, seed: int = 1) -> None:
         total = len(judged.images)
         self.judged = judged
         rng = np.random.default_rng(seed)
@@ -85,10 +61,9 @@ class Search:
                 exclude=own,
             )
         except ValueError as error:
-            raise InputError(f"{judged.title}: {error}") from error
-        self._gallery = torch.nn.functional.normalize(gallery.float(), dim=1)
-        self.found, self.cosines = self.nearest(self.queries)
-        self.scores = comparison.query_scores(self.per_query, judged.ks)
+            raise InputError(f"{judged.task.title}: {error}") from error
+        self.found, self.cosines = judged.nearest(self.queries, TOP)
+        self.scores = comparison.query_scores(self.per_query, judged.task.ks)
         (drawn,) = comparison.replicates([self.scores], RESAMPLES, seed)
         means = torch.tensor(list(self.scores.means().values()), dtype=drawn.dtype)
         # A part of the queries varies more than all of them would.
@@ -101,23 +76,6 @@ class Search:
         if len(self.queries) == total:
             return ""
         return f"{len(self.queries):,} of the {total:,} queries, drawn at random"
-
-    def nearest(self, queries: np.ndarray, top: int = TOP) -> tuple[np.ndarray, np.ndarray]:
-        """(n, top) places in the gallery and cosines for some of the images, nearest first."""
-        unit = torch.nn.functional.normalize(
-            self.judged.embeddings[torch.from_numpy(queries)].float(), dim=1
-        )
-        within = self.judged.gallery is None
-        top = min(top, len(self._gallery) - within)
-        places, values = [], []
-        for rows, own in zip(unit.split(512), torch.from_numpy(queries).split(512), strict=True):
-            similarity = rows @ self._gallery.T
-            if within:
-                similarity[torch.arange(len(own)), own] = -torch.inf
-            best = similarity.topk(top)
-            places.append(best.indices)
-            values.append(best.values)
-        return torch.cat(places).numpy(), torch.cat(values).numpy()
 
     def intervals(self, numbers: Mapping[str, float]) -> dict[str, list[float]]:
         """95 % intervals over the queries around those numbers that retrieval gives."""
@@ -140,7 +98,8 @@ def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: i
         InputError: nothing among the images has one of the names in `chosen`.
     """
     judged = search.judged
-    best, worst = best_queries(search, seed), worst_queries(search)
+    best = best_queries(search, seed)
+    worst = one_per_class(search, worst_queries(search.per_query))
     groups = []
     if chosen:
         words = f"The queries whose class or file contains {' or '.join(chosen)}."
@@ -166,20 +125,10 @@ def best_queries(search: Search, seed: int) -> np.ndarray:
     luck = np.random.default_rng(seed).random(len(precision))
     order = np.lexsort([luck, -relevant, -precision])
     order = order[(relevant[order] > 0) & (precision[order] > 0)]
-    return _one_a_class(search, order)
+    return one_per_class(search, order)
 
 
-def worst_queries(search: Search) -> np.ndarray:
-    """Queries whose nearest right image comes last, of different classes."""
-    rank, precision, relevant = (
-        search.per_query[name].numpy() for name in ("rank", "MAP@R", "relevant")
-    )
-    order = np.lexsort([precision, -rank])
-    order = order[(relevant[order] > 0) & (rank[order] > 0)]
-    return _one_a_class(search, order)
-
-
-def _one_a_class(search: Search, order: np.ndarray) -> np.ndarray:
+def one_per_class(search: Search, order: np.ndarray) -> np.ndarray:
     """The first few of an order of the queries that are of different classes, as image places."""
     labels = search.judged.images.labels[search.queries[order]]
     _, first = np.unique(labels, return_index=True)
@@ -211,7 +160,7 @@ def named_queries(images: ImageSet, words: Sequence[str]) -> np.ndarray:
 
 
 def _rows(search: Search, queries: np.ndarray, thumbs: Thumbnails) -> list[dict]:
-    found, cosines = search.nearest(queries)
+    found, cosines = search.judged.nearest(queries, TOP)
     images, gallery = search.judged.images, search.judged.searched[0]
     rows = []
     for query, places, values in zip(queries, found, cosines, strict=True):

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from page.findings import Judged
-from pictures import Thumbnails
+from evaluation.embedding import Embedded
+from evaluation.pictures import Thumbnails
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_IMAGES, MOST_PER_CLASS, FEWEST_IMAGES = 1000, 12, 5
@@ -33,7 +33,7 @@ class TSNEError(Exception):
     """t-SNE gave no places; the message is the beginning of a sentence."""
 
 
-def embedding_map(judged: Judged, thumbs: Thumbnails, seed: int) -> dict[str, Any] | None:
+def embedding_map(judged: Embedded, thumbs: Thumbnails, seed: int) -> dict[str, Any] | None:
     """Some classes in two dimensions, or None with fewer than 5 images.
 
     - t-SNE keeps neighbours together; distances between groups and the axes mean nothing.

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 import methods
 from dataset.base import ImageSet
 from dataset.clusters import UNUSED
+from evaluation.embedding import Embedded
+from evaluation.pictures import Thumbnails
 from methods.idml import note as note_on_introspection
-from page.findings import Judged, Search, blocks, histogram
+from page.findings import Search, blocks, histogram
 from page.records import Record
-from pictures import Thumbnails
 
 EXTREMES = 12  # classes, pairs or images at each end of a ranking
 RANKED = 400  # points of a ranking's curve
@@ -43,7 +44,7 @@ class Learned:
     checkpoint: dict[str, Any]
     state: dict[str, Any]
     history: dict[str, np.ndarray]
-    judged: Judged
+    judged: Embedded
     search: Search
     train: ImageSet | None
     embed: Callable[[ImageSet], torch.Tensor] | None

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import comparison
 import options
-import tables
+from evaluation import tables
+from metrics import comparison
 from page import records
 from page.document import as_text, document, section
 from page.records import Record
@@ -90,7 +90,8 @@ def collect(folder: Path) -> list[Line]:
     if not found:
         raise InputError(f"{folder} holds no run (no args.json in it or below); give logs")
     lines = [_line(record, folder) for record in found]
-    groups = comparison.seeds_of_one([options.configuration(record.args) for record in found])
+    known = [options.configuration(record.args) for record in found]
+    groups = comparison.seeds_of_one(known, [record.args.get("seed") for record in found])
     notes = _told_apart([found[group[0]] for group in groups])
     return lines + [
         _group([found[i] for i in group], [lines[i] for i in group], note)

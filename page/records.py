@@ -57,9 +57,8 @@ class Record:
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The file with the best weights, the newest if there were several."""
-        found = sorted(self.path.glob("*_best.pth"), key=lambda path: path.stat().st_mtime)
-        return found[-1] if found else None
+        """The file with the best weights; None before the first evaluation."""
+        return self.folder.best_checkpoint()
 
     @property
     def evaluated(self) -> list[Numbers]:

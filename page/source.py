@@ -5,9 +5,8 @@ All that pages need from evaluation comes in through this file.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+import dataset
 import net
-import options
 from dataset.base import ImageSet
 from devices import Precision, pick_device
-from evaluate import (
-    Evaluation,
-    Viewing,
-    data_choice,
-    data_options,
-    embed,
-    evaluations,
-    load_network,
-    resolve_data_defaults,
-)
-from inspection import Embedded, random_neighbours
-from page.findings import TOP, Judged
+from evaluation.embedding import Embedded, Viewing, embed
+from evaluation.files import random_neighbours
+from evaluation.networks import open_checkpoint
+from evaluation.tasks import Task, tasks_of
+from page.findings import TOP
 from page.records import Record
-from runs import load_checkpoint
 from utils import InputError
 
 
@@ -40,15 +31,16 @@ from utils import InputError
 class Source:
     """The best checkpoint of a run, opened: its network, and the data it is judged on."""
 
-    args: argparse.Namespace
+    data: dataset.Choice
+    viewing: Viewing
     checkpoint: dict[str, Any]
     network: net.EmbeddingNet
     precision: Precision
-    task: Evaluation
+    task: Task
 
     def embed(self, images: ImageSet, *, title: str = "report") -> torch.Tensor:
         """Raw embeddings (n, d), on the CPU."""
-        made = embed(self.network, images, self.precision, Viewing.of(self.args), title=title)
+        made = embed(self.network, images, self.precision, self.viewing, title=title)
         return made.float().cpu()
 
     def embed_with_uncertainty(self, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -61,14 +53,15 @@ class Source:
             outputs = self.network(batch)
             return torch.cat([outputs.embedding[:, :size], outputs.uncertainty], dim=1)
 
-        viewing = Viewing.of(self.args)
-        made = embed(self.network, images, self.precision, viewing, title="report", represent=both)
+        made = embed(
+            self.network, images, self.precision, self.viewing, title="report", represent=both
+        )
         made = made.float().cpu()
         return made[:, :size], made[:, size:]
 
     def training_images(self, names: Sequence[str]) -> ImageSet | None:
         """The images of the criterion's classes `names`; None where they cannot be told."""
-        train = data_choice(self.args).load("train")
+        train = self.data.load("train")
         label_of = {name: label for label, name in enumerate(train.class_names)}
         if len(label_of) < train.num_classes or not all(name in label_of for name in names):
             return None
@@ -86,20 +79,15 @@ def open_best(record: Record, gpu_id: int) -> Source:
         raise InputError(f"{record.name} has no best checkpoint yet, so nothing was embedded")
     if record.options.no_test:
         raise InputError(f"{record.name} was trained with --no-test: its test classes stay unseen")
-    args = options.parse_evaluate(["--resume", str(path), "--gpu-id", str(gpu_id)])
-    args.resume = str(path)
-    checkpoint = load_checkpoint(path)
-    args = data_options(checkpoint, args)
-    args.workers = record.options.workers
-    resolve_data_defaults(args)
-    task = evaluations(data_choice(args))[0]
-    precision = Precision(args.amp, pick_device(gpu_id))
-    network = load_network(checkpoint, args)
-    network.to(precision.device, memory_format=precision.memory_format)
-    return Source(args, checkpoint, network, precision, task)
+    opened = open_checkpoint(path)
+    viewing = replace(opened.viewing, workers=record.options.workers)
+    task = tasks_of(opened.data)[0]
+    precision = Precision("auto", pick_device(gpu_id))
+    opened.network.to(precision.device, memory_format=precision.memory_format)
+    return Source(opened.data, viewing, opened.content, opened.network, precision, task)
 
 
-def judge(source: Source, file: str | None = None) -> Judged:
+def judge(source: Source, file: str | None = None) -> Embedded:
     """Embeds the evaluation, or takes its embeddings from a file of `evaluate.py --export`.
 
     Raises:
@@ -110,10 +98,10 @@ def judge(source: Source, file: str | None = None) -> Judged:
         return _exported(task, Path(file))
     embeddings, uncertainty = source.embed_with_uncertainty(task.queries)
     gallery = None if task.gallery is None else source.embed(task.gallery)
-    return Judged(task.title, task.ks, task.queries, embeddings, task.gallery, gallery, uncertainty)
+    return Embedded(task, embeddings, gallery, uncertainty)
 
 
-def _exported(task: Evaluation, path: Path) -> Judged:
+def _exported(task: Task, path: Path) -> Embedded:
     try:
         with np.load(path, allow_pickle=False) as file:
             content = dict(file)
@@ -128,12 +116,9 @@ def _exported(task: Evaluation, path: Path) -> Judged:
                 "differ; make it with evaluate.py --export"
             )
     arrays = {name: torch.from_numpy(value) for name, value in content.items() if value.ndim == 2}
-    return Judged(
-        task.title,
-        task.ks,
-        task.queries,
+    return Embedded(
+        task,
         arrays["embeddings"],
-        task.gallery,
         arrays.get("gallery_embeddings"),
         arrays.get("uncertainty"),
         unit=True,
@@ -142,6 +127,4 @@ def _exported(task: Evaluation, path: Path) -> Judged:
 
 def neighbours_picture(source: Source, seed: int) -> Image.Image:
     """Random queries of the evaluation, each with the images nearest to it."""
-    judged = judge(source)
-    embedded = Embedded(judged.images, judged.embeddings, judged.gallery_images, judged.gallery)
-    return random_neighbours(embedded, seed, TOP)
+    return random_neighbours(judge(source), seed, TOP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-import comparison
+from metrics import comparison
 from page import counterpart, methods
 from page.document import percent
 from page.explained import Explained

@@ -12,8 +12,8 @@ import tiny
 import torch
 from conftest import run_cli
 
-import evaluate
 import options
+from evaluation.networks import open_checkpoint
 from utils import InputError
 
 
@@ -44,9 +44,7 @@ def test_a_folder_of_ones_own_photos_trains_and_evaluates(images: Path, tmp_path
     assert again.returncode == 0, again.stderr
     (numbers,) = json.loads((tmp_path / "n.json").read_text())["results"]
     assert numbers["images"] == 12 and numbers["classes"] == 2
-    args = options.parse_evaluate(["--resume", str(best(tmp_path))])
-    checkpoint = torch.load(best(tmp_path), weights_only=True)
-    choice = evaluate.data_choice(evaluate.data_options(checkpoint, args))
+    choice = open_checkpoint(best(tmp_path)).data
     assert (choice.eval_classes, choice.split_seed) == (0.25, 3)
     assert set(choice.load("eval").class_names) < set(choice.load("train").class_names) | set(
         choice.load("eval").class_names

@@ -17,13 +17,13 @@ import evaluate
 import methods
 import options
 import train
-from clustering import Clustering
 from dataset import clusters
 from dataset.clusters import can_divide, divide, is_acceptable, renumber, without_singles
 from dataset.loader import Batch
 from dataset.samplers import ClusterSampler
 from methods.divide.routine import DivideAndConquer
 from methods.divide.settings import Division
+from metrics.clustering import Clustering
 from training import optim
 from training.state import Training
 from utils import InputError

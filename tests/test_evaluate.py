@@ -23,16 +23,14 @@ import torch
 from conftest import ROOT, files_in, run_cli
 from PIL import Image
 
-import comparison
 import dataset
 import evaluate
-import inspection
 import metrics
 import options
-import tables
-from comparison import Scores, query_scores, replicates
-from metrics import retrieval_per_query, summarise
-from tables import Row
+from evaluation import files, tables
+from evaluation.tables import Row
+from metrics import comparison, retrieval_per_query, summarise
+from metrics.comparison import Scores, query_scores, replicates
 
 # --- statistics -----------------------------------------------------------------------------------
 
@@ -463,7 +461,7 @@ def test_a_query_to_drawings_in_memory_is_seen_whole_on_white(tmp_path):
     like = dataset.load("emoji", ROOT / "data", "eval")
     path = tmp_path / "wide.png"
     Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(path)
-    found = inspection.own_images([str(path), str(path)], like)
+    found = files.own_images([str(path), str(path)], like)
     assert found.pixels.shape == (2, *like.pixels.shape[1:]) and len(found) == 2
     size = like.pixels.shape[1]
     assert (found.pixels[0][: size // 4 - 1] == 255).all()

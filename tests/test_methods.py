@@ -16,7 +16,9 @@ from PIL import Image
 import evaluate
 import options
 import train
-from dataset.loader import Batch
+from dataset.loader import Batch, eval_loader
+from evaluation.networks import open_checkpoint
+from evaluation.tasks import tasks_of
 from methods.base import Forward
 from methods.mixup import Mixup
 from utils import InputError
@@ -149,9 +151,7 @@ def test_a_share_of_the_classes(images: Path, tmp_path: Path) -> None:
     assert training.data.test[0].queries.num_classes == 4
     folder = tiny.run(images, tmp_path, "run", "--ratio-classes 0.5 --epochs 1")
     (file,) = folder.glob("*best.pth")
-    args = options.parse_evaluate(["--resume", str(file), "--workers", "0"])
-    found = evaluate.data_options(saved(folder, "best"), args)
-    assert evaluate.evaluations(evaluate.data_choice(found))[0].queries.num_classes == 4
+    assert tasks_of(open_checkpoint(file).data)[0].queries.num_classes == 4
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_evaluation_lists_the_most_uncertain_images(images: Path, tmp_path: Path
     network, queries = training.network.eval(), training.data.test[0].queries
     of_image = {}
     with torch.no_grad():
-        for batch in evaluate.eval_loader(
+        for batch in eval_loader(
             queries,
             spec=network.input,
             batch_size=5,

@@ -13,17 +13,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import clustering
 import metrics
-from clustering import kmeans
 from metrics import (
+    clustering,
     clustering_metrics,
     nmi_f1,
     one_per_class_gallery,
+    retrieval,
     retrieval_metrics,
     retrieval_per_query,
     summarise,
 )
+from metrics.clustering import kmeans
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -290,9 +291,9 @@ def test_a_search_in_shares_gives_each_the_whole_answer(name, count, monkeypatch
 def test_shares_divide_the_products(monkeypatch):
     x, labels = clusters_of(300, 16, 2000, 1.0)
     sizes = []
-    product = metrics.inner_products
+    product = retrieval.inner_products
     monkeypatch.setattr(
-        metrics, "inner_products", lambda a, b: sizes.append(len(a) * len(b)) or product(a, b)
+        retrieval, "inner_products", lambda a, b: sizes.append(len(a) * len(b)) or product(a, b)
     )
     work = []
     for number in range(3):
@@ -609,14 +610,14 @@ def test_one_image_per_class_is_the_gallery():
 def test_the_gallery_holds_one_image_of_each_class(monkeypatch):
     x, labels = clusters_of(30, 8, 240, 0.8, seed=13)
     seen = []
-    search = metrics.retrieval_metrics
+    search = retrieval.retrieval_metrics
 
     def spy(queries, query_labels, gallery, gallery_labels, *rest):
         seen.append((len(queries), sorted(gallery_labels.tolist())))
         assert len({tuple(row) for row in torch.cat([queries, gallery]).tolist()}) == 240
         return search(queries, query_labels, gallery, gallery_labels, *rest)
 
-    monkeypatch.setattr(metrics, "retrieval_metrics", spy)
+    monkeypatch.setattr(retrieval, "retrieval_metrics", spy)
     one_per_class_gallery(x, labels, draws=2)
     assert seen == [(210, list(range(30)))] * 2
 

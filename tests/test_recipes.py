@@ -22,7 +22,9 @@ from conftest import ROOT
 import dataset
 import options
 import train
-from evaluate import Viewing, data_options, eval_loader, resolve_data_defaults
+from dataset.loader import eval_loader
+from evaluation.embedding import Viewing
+from evaluation.networks import open_checkpoint
 from methods.warmup import Warmup
 from net import INPUTS
 from utils import InputError
@@ -652,12 +654,16 @@ def test_eval_resize_decides_what_evaluation_sees(images: Path) -> None:
     assert not torch.allclose(pictures["--sz-resize 64"], pictures[""], atol=0.1)
 
 
-def test_a_checkpoint_remembers_eval_resize(images: Path) -> None:
+def test_a_checkpoint_remembers_eval_resize(images: Path, tmp_path: Path) -> None:
     training = tiny.prepare(images, "--eval-resize 48")
-    args = options.parse_evaluate(["--resume", "x.pth"])
-    assert data_options(training.weights([]), args).eval_resize == 48
+    torch.save(training.best_checkpoint([]), tmp_path / "x.pth")
+    assert open_checkpoint(tmp_path / "x.pth").viewing.resize == 48
 
 
-def test_eval_resize_below_the_image_size_is_refused(images: Path) -> None:
-    with pytest.raises(InputError, match=r"--eval-resize 20 .* 32 pixels .* at least 32"):
-        resolve_data_defaults(tiny.parse(images, "--eval-resize 20"))
+def test_eval_resize_below_the_image_size_is_refused(
+    images: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        tiny.parse(images, "--eval-resize 20")
+    assert stop.value.code == 2
+    assert re.search(r"--eval-resize 20 .* 32 pixels .* at least 32", capsys.readouterr().err)

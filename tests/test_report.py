@@ -17,17 +17,20 @@ import tiny
 import torch
 from PIL import Image
 
-import comparison
 import metrics
 import options
-import pictures
 import report
 import train
 from benchmarks import page as sop
 from dataset.base import ImageSet, PathTable
+from evaluation import pictures
+from evaluation.embedding import Embedded
+from evaluation.measuring import worst_queries
+from evaluation.pictures import Thumbnails, class_values_picture
+from evaluation.tasks import Task
+from metrics import comparison
 from page import counterpart, document, findings, methods, overview, records, source, summary
 from page.explained import explain
-from pictures import Thumbnails, class_values_picture
 from runs import ClassHistory, RunFolder
 from utils import InputError
 
@@ -340,7 +343,7 @@ def test_difference_to_the_first_run_is_the_paired_one(logs):
 # --- what is found --------------------------------------------------------------------------------
 
 
-def made_up(count: int = 60, classes: int = 12, size: int = 8) -> findings.Judged:
+def made_up(count: int = 60, classes: int = 12, size: int = 8) -> Embedded:
     generator = torch.Generator().manual_seed(0)
     labels = np.arange(count) % classes
     centres = torch.randn(classes, size, generator=generator)
@@ -349,7 +352,7 @@ def made_up(count: int = 60, classes: int = 12, size: int = 8) -> findings.Judge
     names = tuple(f"class {c}" for c in range(classes))
     paths = PathTable(f"{i}.png" for i in range(count))
     images = ImageSet("x", "eval", labels.astype(np.int64), names, paths, pixels=pixels)
-    return findings.Judged("x", (1, 2), images, embeddings)
+    return Embedded(Task("x", images, None, (1, 2)), embeddings)
 
 
 def test_search_agrees_with_the_metrics():
@@ -381,10 +384,11 @@ def test_a_part_of_the_queries_stands_for_all(monkeypatch):
 def test_best_and_worst_queries_are_of_different_classes_and_in_order():
     search = findings.Search(made_up())
     labels, rank = search.judged.images.labels, search.per_query["rank"].numpy()
-    for chosen in (findings.best_queries(search, 1), findings.worst_queries(search)):
+    worst = findings.one_per_class(search, worst_queries(search.per_query))
+    for chosen in (findings.best_queries(search, 1), worst):
         assert len(set(labels[chosen])) == len(chosen)
-    worst = rank[findings.worst_queries(search)]
-    assert worst[0] == rank.max() and (np.diff(worst) <= 0).all() and (worst > 0).all()
+    assert rank[worst[0]] == rank.max() and (np.diff(rank[worst]) <= 0).all()
+    assert (rank[worst] > 0).all()
 
 
 def test_confusions_count_both_directions():

@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-from evaluation.tasks import Task, tasks_of
 
 import dataset
 from dataset.base import ImageSet
+from evaluation.tasks import Task, tasks_of
 from utils import InputError
 
 logger = logging.getLogger("train")

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+
+import processes
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
 from evaluation.measuring import Result, table
 from evaluation.tasks import Task
-from PIL import Image
-
-import processes
 from options import METRICS
 from page.making import make as page_of_runs
 from runs import RunFolder
@@ -224,5 +224,5 @@ def flat(results: Sequence[Result]) -> dict[str, float]:
 
 def _neighbours(task: Task, result: Result) -> Image.Image:
     """Ten random queries, the same in every epoch, and what is nearest to them."""
-    shown = Embedded(task.queries, result.embeddings, task.gallery, result.gallery)
+    shown = Embedded(task, result.embeddings, result.gallery)
     return random_neighbours(shown, seed=1, top=10)

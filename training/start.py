@@ -52,7 +52,7 @@ def open_folder(
     if run is not None:
         run.hold()
         processes.from_main(partial(run.check_data, data))
-        return run, processes.from_main(run.load_last)
+        return run, processes.from_main(partial(run.load_last, options.same_training))
     name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
     run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     run.write_args(training.options)

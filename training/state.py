@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from evaluation.embedding import Viewing, embed
-from evaluation.measuring import Result, measure
-from evaluation.tasks import Task
 
 import losses
 import net
 from dataset.loader import Batch, Loader
 from devices import Precision, environment, random_states, restore_random_states
+from evaluation.embedding import Viewing, embed
+from evaluation.measuring import Result, measure
+from evaluation.tasks import Task
 from methods import Routine
 from training.clock import Clock, Lap, Length
 from training.data import Data

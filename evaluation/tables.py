@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from comparison import Difference
+from metrics.comparison import Difference
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 

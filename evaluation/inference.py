@@ -14,21 +14,23 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
 import dataset
-import net
-import options
 from dataset.base import ImageSet, PathTable, decode, reason, to_rgb
 from dataset.emoji import Emoji
 from devices import Precision, pick_device
-from evaluate import Viewing, data_options, embed, load_network, resolve_data_defaults
-from inspection import on_white
-from runs import load_checkpoint
+from evaluation.embedding import Viewing, embed
+from evaluation.files import on_white
+from evaluation.networks import open_checkpoint
 from utils import InputError
+
+if TYPE_CHECKING:
+    from net import EmbeddingNet
 
 Picture = str | os.PathLike[str] | Image.Image
 
@@ -42,7 +44,7 @@ class Model:
             fitted into it whole, on white. None: they are resized and cut.
     """
 
-    network: net.EmbeddingNet
+    network: EmbeddingNet
     viewing: Viewing
     square: int | None
 
@@ -56,44 +58,16 @@ class Model:
 
 
 def open_model(path: str | Path) -> Model:
-    """The best network of a run folder, or that of a checkpoint of ours or a released one.
+    """The network of a run, a folder or a file, as `networks.open_checkpoint` finds it.
 
     Raises:
         InputError: there is none at `path`, or it cannot be used.
     """
-    file = checkpoint_file(Path(path))
-    checkpoint = load_checkpoint(file)
-    if "clock" in checkpoint:
-        raise InputError(f"{file} is for --resume-run alone; give the run folder or its *_best.pth")
-    args = options.parse_evaluate([f"--resume={file}"])
-    args.resume = str(file)
-    args = data_options(checkpoint, args)
-    trained = checkpoint.get("args", {})
-    if not trained and args.image_size is None:
-        args.image_size = net.InputSpec().size  # released ones are all made for it
-    resolve_data_defaults(args)
-    drawn = bool(trained) and isinstance(dataset.find(args.dataset), Emoji)
-    square = dataset.protocol(args.dataset).image_size if drawn else None
-    viewing = replace(Viewing.of(args), workers=0, decode="exact", data_device=None)
-    return Model(load_network(checkpoint, args).eval(), viewing, square)
-
-
-def checkpoint_file(path: Path) -> Path:
-    """The checkpoint at `path`; of a run folder its best one.
-
-    Raises:
-        InputError: a folder without exactly one best checkpoint.
-    """
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob("*_best.pth"))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise InputError(
-            f"{path} should hold one *_best.pth, and holds {names}; give a run folder, or the "
-            "checkpoint itself"
-        )
-    return found[0]
+    opened = open_checkpoint(path)
+    drawn = bool(opened.trained) and isinstance(dataset.find(opened.data.name), Emoji)
+    square = opened.data.protocol.image_size if drawn else None
+    viewing = replace(opened.viewing, workers=0, decode="exact", data_device=None)
+    return Model(opened.network.eval(), viewing, square)
 
 
 class Embedder:
@@ -131,7 +105,7 @@ def load_run(
     """The function from pictures to embeddings that a run has learned.
 
     Args:
-        path: a run folder (its best checkpoint is taken) or a checkpoint.
+        path: a run folder (its best checkpoint is taken), or a checkpoint of a run or released.
         device: None is the GPU where there is one. amp: as evaluate.py's --amp.
 
     Raises:

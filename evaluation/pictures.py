@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset.base import ImageSet
@@ -33,27 +32,6 @@ def random_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     classes = rng.permutation(np.unique(labels))[:count]
     return np.array([rng.choice(np.flatnonzero(labels == label)) for label in classes])
-
-
-def nearest(
-    queries: torch.Tensor, gallery: torch.Tensor, own: np.ndarray | None, top: int
-) -> np.ndarray:
-    """Indices of the gallery images nearest to each query by cosine, nearest first.
-
-    Args:
-        queries: (Q, d). gallery: (G, d). own: (Q,) the queries' own places in the gallery, which
-            are left out; None where they are not in it.
-
-    Returns:
-        (Q, top); fewer columns where the gallery has fewer images.
-    """
-    unit = torch.nn.functional.normalize
-    similarity = unit(queries.float(), dim=1) @ unit(gallery.float(), dim=1).T
-    others = similarity.shape[1]
-    if own is not None:
-        similarity[torch.arange(len(own)), torch.from_numpy(own)] = -torch.inf
-        others -= 1
-    return similarity.topk(min(top, others)).indices.cpu().numpy()
 
 
 def neighbours_picture(

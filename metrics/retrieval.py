@@ -41,8 +41,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import ties
-from clustering import (
+from metrics import ties
+from metrics.clustering import (
     Array,
     Progress,
     as_numbers,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -124,18 +124,21 @@ def paired_differences(
 # Seeds --------------------------------------------------------------------------------------------
 
 
-def seeds_of_one(configurations: Sequence[Mapping]) -> list[list[int]]:
+def seeds_of_one(configurations: Sequence[Mapping], seeds: Sequence[Any]) -> list[list[int]]:
     """Which of several runs are one configuration with other seeds: lists of two positions or more.
 
+    A seed that comes again in a configuration is left out: two checkpoints of one run, or two runs
+    with one seed, say nothing of how much seeds matter. The first of them stands for it.
+
     configurations: what each run shares with those that differ in the seed alone; a run without any
-    (a released file) is alone.
+    (a released file) is alone. seeds: each run's.
     """
-    groups: dict[str, list[int]] = {}
-    for position, configuration in enumerate(configurations):
+    groups: dict[str, dict[Any, int]] = {}
+    for position, (configuration, seed) in enumerate(zip(configurations, seeds, strict=True)):
         if configuration:
             key = json.dumps(configuration, sort_keys=True, default=str)
-            groups.setdefault(key, []).append(position)
-    return [group for group in groups.values() if len(group) > 1]
+            groups.setdefault(key, {}).setdefault(seed, position)
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
 def mean_and_deviation(

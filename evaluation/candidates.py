@@ -5,40 +5,47 @@ A candidate has what evaluate.py made of it; here are numbers only.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import comparison
-from tables import HIDDEN, Row
+import dataset
+import options
+from evaluation.embedding import Viewing
+from evaluation.measuring import Result, rows_of
+from evaluation.tables import HIDDEN, Row
+from evaluation.tasks import Task
+from metrics import comparison
 from utils import InputError
 
 if TYPE_CHECKING:
     import torch
 
-    from evaluate import Evaluation, Result
     from net import EmbeddingNet
-
-OFFICIAL = "one-image gallery "  # before the metrics of VehicleID's official protocol
-DRAWS = 10  # of its gallery
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A checkpoint that is to be evaluated, and afterwards what it reached.
 
-    `args` are the options with what the checkpoint knows itself; `trained` are those of its
-    training, empty for a released file. `replicates` has a bootstrap for each result.
+    Attributes:
+        path: its file. label: what tables call it.
+        trained: the options of its training; empty for a released file.
+        data, viewing, network: see `networks.Opened`.
+        tasks: of `data`; candidates on the same data share them.
+        kmeans_restarts: how often k-means starts.
+        results: one per task. replicates: a bootstrap for each of them.
     """
 
     path: str
     label: str
-    args: argparse.Namespace
     trained: dict[str, Any]
+    data: dataset.Choice
+    viewing: Viewing
     network: EmbeddingNet
-    tasks: list[Evaluation]
+    tasks: list[Task]
+    kmeans_restarts: int = 1
     results: list[Result] = field(default_factory=list)
     replicates: list[torch.Tensor] = field(default_factory=list)
 
@@ -49,7 +56,7 @@ class Candidate:
         return comparison.query_scores(per_query, self.tasks[number].ks)
 
     def rows(self) -> list[Row]:
-        """A row a result."""
+        """One row per result."""
         found = []
         for number, (task, result) in enumerate(zip(self.tasks, self.results, strict=True)):
             intervals = {}
@@ -59,10 +66,10 @@ class Candidate:
                 intervals = {name: comparison.interval(values) for name, values in columns}
             about = {
                 "checkpoint": self.path,
-                "dataset": self.args.dataset,
+                "dataset": self.data.name,
                 "images": len(task.queries),
                 "classes": task.queries.num_classes,
-                "kmeans_restarts": self.args.kmeans_restarts,
+                "kmeans_restarts": self.kmeans_restarts,
             }
             found += rows_of(result, self.label, intervals=intervals, about=about)
         return found
@@ -90,26 +97,6 @@ def labels_of(paths: Sequence[str]) -> list[str]:
     return [str(path) for path in paths]
 
 
-# --- rows of a table ---------------------------------------------------------------------------
-
-
-def rows_of(result: Result, label: str = "", **more: Any) -> list[Row]:
-    """A result as a row; the official protocol's numbers are one of their own."""
-    official = {
-        name.removeprefix(OFFICIAL): value
-        for name, value in result.numbers.items()
-        if name.startswith(OFFICIAL)
-    }
-    plain = {name: v for name, v in result.numbers.items() if not name.startswith(OFFICIAL)}
-    rows = [Row(result.title, label, plain, **more)]
-    if official:
-        means = {name: value for name, value in official.items() if not name.endswith("_sd")}
-        spread = {name: official[f"{name}_sd"] for name in means}
-        title = f"{result.title}, one image a class as gallery ({DRAWS} draws)"
-        rows.append(Row(title, label, means, spread, about=more.get("about", {})))
-    return rows
-
-
 def bootstrapped(candidates: Sequence[Candidate], resamples: int, seed: int) -> list[Candidate]:
     """The candidates with their bootstraps; those of one data set see the same draws."""
     by_data: dict[int, list[int]] = {}
@@ -128,12 +115,15 @@ def bootstrapped(candidates: Sequence[Candidate], resamples: int, seed: int) -> 
 
 
 def averages(candidates: Sequence[Candidate]) -> list[Row]:
-    """A row for each task of each configuration that several of the checkpoints are seeds of."""
-    groups = comparison.seeds_of_one([candidate.trained for candidate in candidates])
-    names = [method_name(candidates[group[0]].trained, len(group)) for group in groups]
+    """One row for each task of each configuration that several of the checkpoints are seeds of."""
+    # Of several checkpoints of one run the best one stands for it.
+    ordered = sorted(candidates, key=lambda one: not one.path.endswith("_best.pth"))
+    known = [options.configuration(one.trained) if one.trained else {} for one in ordered]
+    groups = comparison.seeds_of_one(known, [one.trained.get("seed") for one in ordered])
+    groups = [[ordered[position] for position in group] for group in groups]
+    names = [method_name(group[0].trained, len(group)) for group in groups]
     found = []
-    for group, name in zip(groups, names, strict=True):
-        members = [candidates[position] for position in group]
+    for members, name in zip(groups, names, strict=True):
         label = name if names.count(name) == 1 else f"{name} ({members[0].label}, …)"
         for parts in zip(*(member.rows() for member in members), strict=True):
             numbers, spread = comparison.mean_and_deviation([part.numbers for part in parts])
@@ -187,9 +177,9 @@ def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
 
 
 def json_content(
-    args: argparse.Namespace, rows: Sequence[Row], tests: Sequence[Test]
+    rows: Sequence[Row], tests: Sequence[Test], *, seed: int, bootstrap: int | None
 ) -> dict[str, Any]:
-    """All numbers: a result a row, and the tests."""
+    """All numbers: one entry per row, and the tests; `bootstrap` counts the resamples."""
     results = []
     for row in rows:
         content = {"title": row.task, **row.about, **row.numbers}
@@ -202,9 +192,9 @@ def json_content(
         if row.members:
             content["mean_of"] = row.members
         results.append(content)
-    content = {"results": results, "seed": args.seed}
-    if args.bootstrap:
-        content["bootstrap_resamples"] = args.bootstrap
+    content = {"results": results, "seed": seed}
+    if bootstrap:
+        content["bootstrap_resamples"] = bootstrap
     if tests:
         content["paired_tests"] = [
             {

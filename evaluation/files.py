@@ -1,52 +1,34 @@
 """What an evaluated network does with single images, as files: embeddings, neighbours, failures.
 
-Everything here looks at the first evaluation of a data set (of VehicleID's lists the large one).
+Everything here looks at the first task of a data set (of VehicleID's lists the large one).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-import comparison
+import processes
 from dataset.base import ImageSet, PathTable, decode, reason
-from pictures import contact_sheet, nearest, neighbours_picture, random_queries, save_picture
+from devices import Precision
+from evaluation.embedding import Embedded, Viewing, embed, nearest
+from evaluation.measuring import worst_queries
+from evaluation.pictures import contact_sheet, neighbours_picture, random_queries, save_picture
+from metrics import comparison
 from utils import InputError, write_atomically, write_table
 
-SEARCHED_AT_ONCE = 256  # queries, so that a block of similarities stays small
+if TYPE_CHECKING:
+    from net import EmbeddingNet
+
 MOST_ROWS = 50  # of a picture; the table beside it holds all
-
-
-class Embedded(NamedTuple):
-    """Queries with their raw embeddings (N, d); the gallery's where it is another set."""
-
-    images: ImageSet
-    embeddings: torch.Tensor
-    gallery_images: ImageSet | None = None
-    gallery: torch.Tensor | None = None
-
-    @property
-    def searched(self) -> tuple[ImageSet, torch.Tensor]:
-        """What queries search in."""
-        if self.gallery_images is None or self.gallery is None:
-            return self.images, self.embeddings
-        return self.gallery_images, self.gallery
-
-    def nearest_to_own(self, queries: np.ndarray, top: int) -> np.ndarray:
-        """(n, top) indices into the searched set for some of the queries, which skip themselves."""
-        _, gallery = self.searched
-        parts = []
-        for start in range(0, len(queries), SEARCHED_AT_ONCE):
-            part = queries[start : start + SEARCHED_AT_ONCE]
-            own = part if self.gallery is None else None
-            parts.append(nearest(self.embeddings[torch.from_numpy(part)], gallery, own, top))
-        return np.concatenate(parts)
 
 
 def cosines(queries: torch.Tensor, gallery: torch.Tensor, found: np.ndarray) -> np.ndarray:
@@ -70,7 +52,7 @@ def export(
     """
     sides = [
         ("", embedded.images, embedded.embeddings, uncertainty[0]),
-        ("gallery_", embedded.gallery_images, embedded.gallery, uncertainty[1]),
+        ("gallery_", embedded.task.gallery, embedded.gallery, uncertainty[1]),
     ]
     content: dict[str, np.ndarray] = {}
     for prefix, images, embeddings, uncertain in sides:
@@ -119,24 +101,14 @@ def write_classes(path: Path, images: ImageSet, scores: comparison.Scores) -> No
 def random_neighbours(embedded: Embedded, seed: int, top: int) -> Image.Image:
     """Ten random queries and the images nearest to each, as a picture."""
     chosen = random_queries(embedded.images.labels, 10, seed)
-    found = embedded.nearest_to_own(chosen, top)
+    found, _ = embedded.nearest(chosen, top)
     caption = f"{len(chosen)} queries drawn at random (seed {seed}), one a class"
-    return neighbours_picture(embedded.images, chosen, found, embedded.gallery_images, caption)
+    return neighbours_picture(embedded.images, chosen, found, embedded.task.gallery, caption)
 
 
 def draw_neighbours(path: Path, embedded: Embedded, seed: int, top: int) -> None:
     """Draws `random_neighbours` to a file."""
     save_picture(random_neighbours(embedded, seed, top), path)
-
-
-def worst_queries(per_query: Mapping[str, torch.Tensor], count: int) -> np.ndarray:
-    """The queries whose nearest image is wrong, the lowest rank of a right one first: at most N.
-
-    Among equals the lower MAP@R comes first. Queries without an image to find are left out.
-    """
-    rank, precision = (per_query[name].numpy() for name in ("rank", "MAP@R"))
-    failed = np.flatnonzero((per_query["relevant"].numpy() > 0) & (rank > 0))
-    return failed[np.lexsort((precision[failed], -rank[failed]))][:count]
 
 
 def write_failures(
@@ -146,11 +118,11 @@ def write_failures(
 
     Returns what was written: nothing where no query failed.
     """
-    queries = worst_queries(per_query, count)
+    queries = worst_queries(per_query)[:count]
     if len(queries) == 0:
         return []
     images, (gallery_images, gallery) = embedded.images, embedded.searched
-    found = embedded.nearest_to_own(queries, top)
+    found, _ = embedded.nearest(queries, top)
     scores = cosines(embedded.embeddings[torch.from_numpy(queries)], gallery, found)
     rows = []
     for query, neighbours, values in zip(queries.tolist(), found.tolist(), scores, strict=True):
@@ -166,9 +138,7 @@ def write_failures(
         header += [f"path {place}", f"class {place}", f"cosine {place}"]
     shown = queries[:MOST_ROWS]
     caption = f"The {len(shown)} queries whose nearest right image is farthest down"
-    picture = neighbours_picture(
-        images, shown, found[: len(shown)], embedded.gallery_images, caption
-    )
+    picture = neighbours_picture(images, shown, found[: len(shown)], embedded.task.gallery, caption)
     table, drawing = folder / "failures.csv", folder / "failures.png"
     write_table(table, header, rows)
     save_picture(picture, drawing)
@@ -220,7 +190,7 @@ def write_answers(
     Returns the files, and the same answer in words.
     """
     images, gallery = embedded.searched
-    found = nearest(embeddings, gallery, None, top)
+    found, _ = nearest(embeddings, gallery, None, top)
     scores = cosines(embeddings, gallery, found)
     rows, lines = [], []
     for query, (neighbours, values) in enumerate(zip(found.tolist(), scores, strict=True)):
@@ -235,3 +205,99 @@ def write_answers(
     write_table(table, ["query", "place", "cosine", "class", "path"], rows)
     save_picture(picture, drawing)
     return [table, drawing], "\n".join(lines)
+
+
+# --- what evaluate.py is asked for ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint that has been measured, for the writers below.
+
+    Attributes:
+        per_query: what retrieval gave each query; None where it was not computed.
+        folder, seed, top: see --out, --seed and --top.
+    """
+
+    network: EmbeddingNet
+    precision: Precision
+    viewing: Viewing
+    embedded: Embedded
+    per_query: Mapping[str, torch.Tensor] | None
+    folder: Path
+    seed: int
+    top: int
+
+    def uncertainty(self, images: ImageSet | None) -> torch.Tensor | None:
+        """(N, d) raw, by all processes together; None without images, or without that head."""
+        if images is None or "uncertainty" not in self.network.heads:
+            return None
+        return embed(
+            self.network,
+            images,
+            self.precision,
+            self.viewing,
+            title="uncertainty",
+            represent=lambda batch: self.network(batch).uncertainty,
+        )
+
+
+def _in_main(function: Callable, *arguments: Any) -> Any:
+    """Calls in the main process what all processes have made the arguments for."""
+    return processes.from_main(partial(function, *arguments))
+
+
+def _per_class(subject: Subject, path: str) -> str:
+    task = subject.embedded.task
+    scores = comparison.query_scores(subject.per_query, task.ks)
+    _in_main(write_classes, Path(path), task.queries, scores)
+    return f"metrics of each class written to {path}"
+
+
+def _export(subject: Subject, path: str) -> str:
+    task = subject.embedded.task
+    uncertain = [subject.uncertainty(images) for images in (task.queries, task.gallery)]
+    _in_main(export, Path(path), subject.embedded, uncertain)
+    return f"embeddings written to {path}"
+
+
+def _uncertain(subject: Subject, path: str) -> str:
+    queries = subject.embedded.images
+    norms = subject.uncertainty(queries).norm(dim=1)
+    _in_main(write_uncertain, Path(path), queries, norms)
+    return f"images by uncertainty written to {path}"
+
+
+def _neighbours(subject: Subject, path: str) -> str:
+    _in_main(draw_neighbours, Path(path), subject.embedded, subject.seed, subject.top)
+    return f"queries and their neighbours drawn to {path}"
+
+
+def _failures(subject: Subject, count: int) -> str:
+    asked = (subject.folder, subject.embedded, subject.per_query, count, subject.top)
+    written = _in_main(write_failures, *asked)
+    return f"worst queries written to {_listed(written)}" if written else "no query failed"
+
+
+def _query(subject: Subject, paths: Sequence[str]) -> str:
+    queries = own_images(paths, like=subject.embedded.images)
+    once = replace(subject.viewing, decode="exact", data_device=None)
+    embeddings = embed(subject.network, queries, subject.precision, once, title="queries")
+    asked = (subject.folder, queries, embeddings, subject.embedded, subject.top)
+    written, answer = _in_main(write_answers, *asked)
+    return f"{answer}\nanswers written to {_listed(written)}"
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return " and ".join(map(str, paths))
+
+
+WRITERS: dict[str, Callable[[Subject, Any], str]] = {
+    "per_class": _per_class,
+    "export": _export,
+    "uncertain": _uncertain,
+    "neighbours": _neighbours,
+    "failures": _failures,
+    "query": _query,
+}
+"""Option → what writes what it asks for, called in all processes, and says where."""

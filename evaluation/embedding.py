@@ -1,0 +1,199 @@
+"""Images → embeddings as evaluation makes them, and what is nearest to what among them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import metrics
+import processes
+from dataset.base import ImageSet
+from dataset.loader import eval_loader
+from devices import Precision
+from evaluation.tasks import Task
+
+if TYPE_CHECKING:
+    from net import EmbeddingNet
+
+SEARCHED_AT_ONCE = 256  # queries, so that a block of similarities stays small
+
+# --- from images to embeddings --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """How evaluation looks at images: see the flags of the same names."""
+
+    batch_size: int
+    workers: int
+    image_size: int
+    zoom: float = 1.0
+    resize: int | None = None
+    decode: str = "exact"
+    data_device: str | None = None
+    cache_dir: str | None = None
+    cache_size: int = 256
+
+    @classmethod
+    def of(cls, options: Any) -> Viewing:
+        """The way of looking that resolved options ask for."""
+        return cls(
+            options.batch_size,
+            options.workers,
+            options.image_size,
+            options.eval_zoom,
+            options.eval_resize,
+            options.decode,
+            options.data_device,
+            options.cache_dir,
+            options.cache_size,
+        )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Where loaders take their pixels from, as `dataset.loader` names it."""
+        names = ("decode", "data_device", "cache_dir", "cache_size")
+        return {name: getattr(self, name) for name in names}
+
+
+@torch.inference_mode()
+def embed(
+    network: EmbeddingNet,
+    images: ImageSet,
+    precision: Precision,
+    viewing: Viewing,
+    *,
+    title: str = "embedding",
+    represent: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Test-time embeddings of all images, in their order; several processes share the batches.
+
+    Args:
+        title: of the progress bar.
+        represent: what else a batch of images (B, 3, S, S) becomes; None is `network.embed`.
+
+    Returns:
+        (N, d) float32 on the network's device, raw (the metrics normalise).
+    """
+    network.eval()
+    represent = represent or network.embed
+    size = viewing.batch_size
+    count = math.ceil(len(images) / size)
+    own = processes.shard(count)
+    loader = eval_loader(
+        images,
+        spec=network.input,
+        device=precision.device,
+        batches=slice(own.start, max(own.stop, own.start + 1)),  # never nothing
+        **vars(viewing),
+    )
+    parts, total = [], min(len(loader) * size, len(images))
+    with tqdm(total=total, desc=title, unit="img", leave=False, disable=_no_bars()) as bar:
+        for batch in loader:
+            with precision.autocast():
+                parts.append(represent(batch.images).float())
+            bar.update(len(batch.labels))
+    return _gathered(torch.cat(parts), own, size, len(images))
+
+
+def _gathered(rows: torch.Tensor, own: slice, size: int, total: int) -> torch.Tensor:
+    """The rows of all processes, each of which has made the batches `own` of `size` rows."""
+    if processes.world() == 1:
+        return rows
+    batches = rows.new_zeros((own.stop - own.start) * size, *rows.shape[1:])
+    whole = rows[: len(batches)]
+    batches[: len(whole)] = whole
+    batches = batches.view(-1, size, *rows.shape[1:])
+    return processes.gather_rows(batches, math.ceil(total / size)).flatten(0, 1)[:total]
+
+
+def _no_bars() -> bool | None:
+    """What tqdm's `disable` is: off a terminal, and in all processes but the main one."""
+    return None if processes.is_main() else True
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[metrics.Progress]:
+    """A bar for work that tells which share of it is done, in 0..1; nothing off a terminal."""
+    look = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with tqdm(total=1.0, desc=title, bar_format=look, leave=False, disable=_no_bars()) as bar:
+        yield lambda share: bar.update(share - bar.n)
+
+
+# --- what is nearest ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The images of a task with their raw embeddings.
+
+    Attributes:
+        embeddings: (N, d) of the task's queries. gallery: (G, d) of its gallery, where it has one.
+        uncertainty: (N, d) the raw output of that head, where the network has it.
+        unit: whether the lengths of the embeddings are lost.
+    """
+
+    task: Task
+    embeddings: torch.Tensor
+    gallery: torch.Tensor | None = None
+    uncertainty: torch.Tensor | None = None
+    unit: bool = False
+
+    @property
+    def images(self) -> ImageSet:
+        """The queries."""
+        return self.task.queries
+
+    @property
+    def searched(self) -> tuple[ImageSet, torch.Tensor]:
+        """What the queries search in: images and embeddings."""
+        if self.task.gallery is None or self.gallery is None:
+            return self.images, self.embeddings
+        return self.task.gallery, self.gallery
+
+    def nearest(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+        """What some of the queries find; where they search among themselves, not themselves.
+
+        Args:
+            queries: (n,) their places among the images.
+
+        Returns:
+            (n, top) places in the searched set, nearest first, and (n, top) cosines.
+        """
+        own = queries if self.gallery is None else None
+        return nearest(self.embeddings[torch.from_numpy(queries)], self.searched[1], own, top)
+
+
+def nearest(
+    queries: torch.Tensor, gallery: torch.Tensor, own: np.ndarray | None, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gallery images nearest to each query by cosine, nearest first.
+
+    Args:
+        queries: (Q, d). gallery: (G, d). own: (Q,) the queries' own places in the gallery, which
+            are left out; None where they are not in it.
+
+    Returns:
+        (Q, top) places in the gallery and (Q, top) cosines; fewer columns where the gallery has
+        fewer images.
+    """
+    unit = torch.nn.functional.normalize(gallery.float(), dim=1)
+    top = min(top, len(unit) - (own is not None))
+    places, cosines = [], []
+    for start in range(0, max(1, len(queries)), SEARCHED_AT_ONCE):
+        part = slice(start, start + SEARCHED_AT_ONCE)
+        similarity = torch.nn.functional.normalize(queries[part].float(), dim=1) @ unit.T
+        if own is not None:
+            rows = torch.arange(len(similarity))
+            similarity[rows, torch.from_numpy(own[part])] = -torch.inf
+        best = similarity.topk(top)
+        places.append(best.indices.cpu().numpy())
+        cosines.append(best.values.cpu().numpy())
+    return np.concatenate(places), np.concatenate(cosines)

@@ -1,0 +1,173 @@
+"""A network and a task → the numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import metrics
+import options
+import processes
+from devices import Precision
+from evaluation import tables
+from evaluation.embedding import Viewing, embed, progress_bar
+from evaluation.tables import Row
+from evaluation.tasks import Task
+from utils import InputError
+
+if TYPE_CHECKING:
+    from net import EmbeddingNet
+
+OFFICIAL = "one-image gallery "  # before the metrics of VehicleID's official protocol
+DRAWS = 10  # of its gallery
+
+
+@dataclass(frozen=True)
+class Result:
+    """The numbers of one task, and the embeddings they were computed from.
+
+    `per_query` is what retrieval gave each query (`metrics.retrieval_per_query`), and the second
+    R@1 where the task has one; None where retrieval was not computed.
+    """
+
+    title: str
+    numbers: dict[str, float]
+    embeddings: torch.Tensor
+    gallery: torch.Tensor | None
+    seconds: float
+    per_query: dict[str, torch.Tensor] | None = None
+
+
+def measure(
+    network: EmbeddingNet,
+    task: Task,
+    precision: Precision,
+    viewing: Viewing,
+    *,
+    seed: int = 1,
+    kmeans_restarts: int = 1,
+    chosen: Sequence[str] = options.METRICS,
+    block_size: int | None = None,
+) -> Result:
+    """Embeds the images of a task and measures; `chosen` are those of `options.METRICS` to compute.
+
+    Raises:
+        InputError: the embeddings are not finite, or K exceeds the gallery.
+    """
+    start = time.perf_counter()
+    x = embed(network, task.queries, precision, viewing, title=task.title)
+    y = None
+    if task.gallery is not None:
+        y = embed(network, task.gallery, precision, viewing, title=f"{task.title} gallery")
+    numbers: dict[str, float] = {}
+    per_query = None
+    try:
+        if "retrieval" in chosen:
+            per_query = _retrieval(task, x, y, block_size)
+            numbers |= metrics.summarise(per_query, task.ks)
+            extra = [name for name in per_query if name.startswith("R@")]
+            numbers |= {name: float(per_query[name].mean()) for name in extra}
+        if "official" in chosen and task.official:
+            numbers |= _official(task, x, seed, block_size)
+        if {"nmi", "f1", "ami"} & set(chosen):
+            cluster = partial(_agreement, task, x, y, seed, kmeans_restarts, "ami" in chosen)
+            found = processes.from_main(cluster)
+            numbers |= {name: value for name, value in found.items() if name.lower() in chosen}
+    except ValueError as error:
+        raise InputError(f"{task.title}: {error}") from error
+    return Result(task.title, numbers, x, y, time.perf_counter() - start, per_query)
+
+
+def _retrieval(
+    task: Task, x: torch.Tensor, y: torch.Tensor | None, block_size: int | None
+) -> dict[str, torch.Tensor]:
+    gallery_labels = None if task.gallery is None else task.gallery.labels
+    search = {"block_size": block_size, "share": _share()}
+    with progress_bar(f"{task.title} search") as bar:
+        found = metrics.retrieval_per_query(
+            x, task.queries.labels, y, gallery_labels, progress=bar, **search
+        )
+    groups = task.queries.groups
+    if task.group_name and groups is not None:
+        with progress_bar(f"{task.title} other {task.group_name}s") as bar:
+            others = metrics.retrieval_per_query(
+                x, task.queries.labels, exclude=groups, progress=bar, **search
+            )
+        hits = (others["rank"] < 1) & (others["relevant"] > 0)
+        found[f"R@1 other {task.group_name}s"] = hits.double()
+    return found
+
+
+def _share() -> metrics.Share:
+    return metrics.Share(processes.rank(), processes.world(), processes.sum_over)
+
+
+def _official(task: Task, x: torch.Tensor, seed: int, block_size: int | None) -> dict[str, float]:
+    ks = [k for k in task.ks if k <= len(set(task.queries.labels.tolist()))]
+    found = metrics.one_per_class_gallery(
+        x, task.queries.labels, DRAWS, seed, ks, block_size=block_size, share=_share()
+    )
+    return {OFFICIAL + name: value for name, value in found.items()}
+
+
+def _agreement(
+    task: Task,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    seed: int,
+    restarts: int,
+    ami: bool,
+) -> dict[str, float]:
+    labels = torch.from_numpy(task.queries.labels)
+    if task.gallery is not None and y is not None:
+        x = torch.cat([x, y])
+        labels = torch.cat([labels, torch.from_numpy(task.gallery.labels)])
+    with progress_bar(f"{task.title} k-means") as bar:
+        return metrics.clustering_metrics(
+            x, labels, seed=seed, restarts=restarts, ami=ami, progress=bar
+        )
+
+
+# --- what the numbers say -------------------------------------------------------------------------
+
+
+def rows_of(result: Result, label: str = "", **more: Any) -> list[Row]:
+    """A result as a row of a table; the official protocol's numbers are a row of their own.
+
+    Args:
+        more: the other fields of `Row`.
+    """
+    official = {
+        name.removeprefix(OFFICIAL): value
+        for name, value in result.numbers.items()
+        if name.startswith(OFFICIAL)
+    }
+    plain = {name: v for name, v in result.numbers.items() if not name.startswith(OFFICIAL)}
+    rows = [Row(result.title, label, plain, **more)]
+    if official:
+        means = {name: value for name, value in official.items() if not name.endswith("_sd")}
+        spread = {name: official[f"{name}_sd"] for name in means}
+        title = f"{result.title}, one image a class as gallery ({DRAWS} draws)"
+        rows.append(Row(title, label, means, spread, about=more.get("about", {})))
+    return rows
+
+
+def table(results: Sequence[Result]) -> str:
+    """The numbers as an aligned table, one row per result."""
+    return tables.text([row for result in results for row in rows_of(result)])
+
+
+def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """The queries whose nearest image is wrong; the one whose right image is farthest down first.
+
+    Among equals the lower MAP@R comes first. Queries without an image to find are left out.
+    """
+    rank, precision = (per_query[name].numpy() for name in ("rank", "MAP@R"))
+    failed = np.flatnonzero((per_query["relevant"].numpy() > 0) & (rank > 0))
+    return failed[np.lexsort((precision[failed], -rank[failed]))]

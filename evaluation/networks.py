@@ -1,0 +1,126 @@
+"""A run, a folder or a file → the trained network, ready to look at images as its run did.
+
+This is the one way in: evaluate.py, `load_run`, `python -m net export` and report.py open networks
+here, and the run's own options decide whatever the caller leaves open.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dataset
+import net
+import options
+from evaluation.embedding import Viewing
+from runs import RunFolder, load_checkpoint
+from utils import InputError
+
+KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
+KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size")
+"""What an evaluation takes over from the run that made the checkpoint, unless it is given."""
+LISTED = 5  # files or runs of a folder that an error names
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trained network and what its run says of it.
+
+    Attributes:
+        path: the file that was read. content: all that is in it.
+        trained: the options of its training; empty for a released file.
+        data, viewing: what it is evaluated on, and how images are looked at.
+        network: on the CPU.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    trained: dict[str, Any]
+    data: dataset.Choice
+    viewing: Viewing
+    network: net.EmbeddingNet
+
+
+def open_checkpoint(path: str | Path, asked: argparse.Namespace | None = None) -> Opened:
+    """The network at `path`, built as its run built it.
+
+    Args:
+        path: see `checkpoint_file`.
+        asked: the options of evaluate.py; those that were given go over the run's own. Without any,
+            a released network sees images of the size that it was made for.
+
+    Raises:
+        InputError: there is no such network, it cannot be read, or the options describe another.
+    """
+    path = checkpoint_file(path)
+    content = load_checkpoint(path)
+    trained = content.get("args", {})
+    held = net.architecture_of(content, path)
+    own = {name: trained[name] for name in KEPT_FLAGS if trained.get(name) is not None}
+    # A released file says at most what its input is, and published commands say the rest.
+    if not trained and (asked is None or held.input_spec is not None):
+        own["image_size"] = held.input.size
+    asked = asked or _nothing_asked()
+    given = {name: getattr(asked, name) for name in asked.given}
+    chosen = argparse.Namespace(**{**vars(asked), **own, **given})
+    chosen = options.resolved(chosen)
+    network = _network(content, path, chosen.image_size, given)
+    return Opened(path, content, trained, dataset.Choice.of(chosen), Viewing.of(chosen), network)
+
+
+def _nothing_asked() -> argparse.Namespace:
+    """The options of evaluate.py at their defaults."""
+    flags = [entry for group in options.EVALUATE_GROUPS for entry in group.flags]
+    return argparse.Namespace(**{entry.dest: entry.default for entry in flags}, given=[])
+
+
+def _network(
+    content: dict[str, Any], path: Path, image_size: int, given: Mapping[str, Any]
+) -> net.EmbeddingNet:
+    """The network that a checkpoint holds, with what the flags `given` say otherwise."""
+    held = net.architecture_of(content, path, image_size=image_size)
+    network = net.build(replace(held, **net.Architecture.entries(given)))
+    net.load_checkpoint(network, content, source=path)
+    return network
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The checkpoint that `path` means: a file itself, of a run folder the best one.
+
+    A folder without args.json counts as a run's where it holds a single `*_best.pth`.
+
+    Raises:
+        InputError: a folder that holds none, or several; the sentence says what to give.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    best, is_run = RunFolder(path).best_checkpoint(), (path / "args.json").is_file()
+    if best is not None and (is_run or len(list(path.glob("*_best.pth"))) == 1):
+        return best
+    if is_run:
+        raise InputError(
+            f"the run in {path} has no best checkpoint, because it has not been evaluated yet; "
+            f"give {path / 'last.pth'}, or wait for its first evaluation"
+        )
+    if models := sorted(file.name for file in path.glob("*.pth")):
+        raise InputError(
+            f"{path} is no run folder (no args.json), and holds {_some(models)}; "
+            f"give one of these files"
+        )
+    if runs := sorted(file.parent.name for file in path.glob("*/args.json")):
+        raise InputError(
+            f"{path} is no run folder (no args.json), and holds the runs {_some(runs)}; "
+            "give one of these folders"
+        )
+    raise InputError(
+        f"{path} holds no checkpoint (*.pth) and no run; give a run folder, or a checkpoint itself"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

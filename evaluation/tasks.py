@@ -1,0 +1,79 @@
+"""What a network is evaluated on: queries, the gallery they search in, and the K of R@K."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dataset
+import metrics
+from dataset.base import ImageSet
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One retrieval task: queries against themselves, or against a gallery.
+
+    Attributes:
+        ks: the K of R@K.
+        group_name: what `queries.groups` are, where a query's own group is also left out of the
+            gallery for a second R@1.
+        official: whether the protocol of VehicleID's authors is wanted too: one image of each
+            class, drawn at random, is the gallery of all the others.
+    """
+
+    title: str
+    queries: ImageSet
+    gallery: ImageSet | None
+    ks: tuple[int, ...]
+    group_name: str | None = None
+    official: bool = False
+
+    @classmethod
+    def published(
+        cls,
+        title: str,
+        queries: ImageSet,
+        gallery: ImageSet | None,
+        protocol: dataset.Protocol,
+        ks: Sequence[int] | None = None,
+    ) -> Task:
+        """With the K asked for, or else those of the papers that the gallery has images for.
+
+        Raises:
+            InputError: a K asked for exceeds the gallery.
+        """
+        size = len(queries if gallery is None else gallery)
+        wanted = ks or [k for k in protocol.ks if k <= size]
+        try:
+            metrics.check_ks(wanted, size)
+        except ValueError as error:
+            raise InputError(f"{title}: {error}") from error
+        # The data sets that come in several lists are VehicleID's.
+        official = bool(protocol.sizes)
+        return cls(title, queries, gallery, tuple(wanted), protocol.group_name, official)
+
+    def describe(self) -> str:
+        """Counts, in words."""
+        text = f"{len(self.queries):,} images, {self.queries.num_classes:,} classes"
+        return f"{text}, gallery {len(self.gallery):,} images" if self.gallery else text
+
+
+def tasks_of(choice: dataset.Choice, ks: Sequence[int] | None = None) -> list[Task]:
+    """The published evaluation of a data set; VehicleID has three, the large one first.
+
+    Raises:
+        InputError: the data set is unknown or not there, or a K exceeds a gallery.
+    """
+    name, protocol = choice.name, choice.protocol
+    if protocol.query_gallery:
+        query, gallery = (choice.load(split) for split in ("query", "gallery"))
+        return [Task.published(name, query, gallery, protocol, ks)]
+    if protocol.sizes:
+        lists = {size: choice.load("eval", size=size) for size in protocol.sizes}
+        return [
+            Task.published(f"{name} {size}", queries, None, protocol, ks)
+            for size, queries in lists.items()
+        ]
+    return [Task.published(name, choice.load("eval"), None, protocol, ks)]

@@ -1,0 +1,64 @@
+"""Metrics: tensors in, numbers out. Nothing here knows the rest of the project.
+
+`retrieval` has R@K, MAP@R and their kin, `clustering` k-means, NMI and F1; `comparison` says how
+sure a number is: intervals, paired tests, seeds. `ties` has what images that are exactly as close
+are worth.
+"""
+
+from metrics.clustering import (
+    Array,
+    Clustering,
+    Progress,
+    as_numbers,
+    by_construction,
+    full_float32,
+    inner_products,
+    kmeans,
+    nmi_f1,
+)
+from metrics.retrieval import (
+    ALONE,
+    BLOCK_SIZE,
+    MANY_TIED,
+    MAX_BLOCK_SIZE,
+    MAX_ENTRIES,
+    MAX_PAIRS,
+    SHORTEST,
+    Share,
+    about_ties,
+    check_ks,
+    clustering_metrics,
+    one_per_class_gallery,
+    recall_at,
+    retrieval_metrics,
+    retrieval_per_query,
+    summarise,
+)
+
+__all__ = [
+    "ALONE",
+    "BLOCK_SIZE",
+    "MANY_TIED",
+    "MAX_BLOCK_SIZE",
+    "MAX_ENTRIES",
+    "MAX_PAIRS",
+    "SHORTEST",
+    "Array",
+    "Clustering",
+    "Progress",
+    "Share",
+    "about_ties",
+    "as_numbers",
+    "by_construction",
+    "check_ks",
+    "clustering_metrics",
+    "full_float32",
+    "inner_products",
+    "kmeans",
+    "nmi_f1",
+    "one_per_class_gallery",
+    "recall_at",
+    "retrieval_metrics",
+    "retrieval_per_query",
+    "summarise",
+]
