@@ -27,7 +27,6 @@ from evaluation.embedding import Viewing
 from evaluation.networks import open_checkpoint
 from methods.warmup import Warmup
 from net import INPUTS
-from utils import InputError
 
 # --- which there are ------------------------------------------------------------------------------
 
