@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tables
-
+from evaluation import tables
 from page.document import as_text, cell, warnings
 from page.explained import Explained
 from page.records import Numbers
