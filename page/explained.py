@@ -128,7 +128,7 @@ def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explai
 
 def _shared(learned: methods.Learned) -> Shared | None:
     judged, names = learned.judged, learned.history.get("names")
-    parts = [part for part in (judged.images, judged.gallery_images) if part is not None]
+    parts = [part for part in (judged.task.queries, judged.task.gallery) if part is not None]
     if learned.train is not None:
         return shared_with_training(learned.train, *parts)
     return None if names is None else shared_names(names.tolist(), *parts)
