@@ -173,7 +173,7 @@ def load_network(checkpoint: dict, args: argparse.Namespace) -> net.EmbeddingNet
     Raises:
         InputError: the flags, or the file, describe another network.
     """
-    held = net.architecture_of(checkpoint, args.resume, stem=args.stem)
+    held = net.architecture_of(checkpoint, args.resume, image_size=args.image_size)
     given = {name: value for name, value in vars(args).items() if name in args.given}
     network = net.build(replace(held, **net.Architecture.entries(given)))
     net.load_checkpoint(network, checkpoint, source=args.resume)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from net.architecture import Architecture
-from net.backbones import recognised
+from net.backbones import find_backbone, recognised
 from net.choices import MASKS_AT_TEST, check_choice
 from net.heads import HEADS
 from utils import InputError
@@ -42,7 +42,7 @@ _NORM_COUNTER = "num_batches_tracked"
 
 
 def architecture_of(
-    checkpoint: dict, source: str | Path = "checkpoint", *, stem: str = "imagenet"
+    checkpoint: dict, source: str | Path = "checkpoint", *, image_size: int = 224
 ) -> Architecture:
     """The network that a checkpoint holds.
 
@@ -53,16 +53,16 @@ def architecture_of(
     Args:
         checkpoint: a state_dict, or a dict with one under `model_state_dict`.
         source: what to call the checkpoint in errors.
-        stem: the stem where the file does not say.
+        image_size: side in pixels of what the network will see; decides a foreign file's stem.
 
     Raises:
         InputError: it is no checkpoint of an embedding network, or of a newer version.
     """
     described = description_of(checkpoint, source)
     if described is None:
-        return _architecture_of_foreign(checkpoint, source, stem)
+        return _architecture_of_foreign(checkpoint, source, image_size)
     try:
-        return Architecture(**{"stem": stem, **Architecture.entries(described)})
+        return Architecture(**Architecture.entries(described))
     except InputError as error:
         raise InputError(f"{source} describes a network that cannot be built: {error}") from error
 
@@ -102,7 +102,7 @@ def _described_by_flags(checkpoint: dict) -> dict[str, Any]:
     return described
 
 
-def _architecture_of_foreign(checkpoint: dict, source: str | Path, stem: str) -> Architecture:
+def _architecture_of_foreign(checkpoint: dict, source: str | Path, image_size: int) -> Architecture:
     layout, weights = _layout(_unwrapped(checkpoint)), weights_of(checkpoint)
     model, heads = recognised(_backbone_keys(weights)), _heads_in(weights)
     if model is None or "embedding" not in heads:
@@ -114,7 +114,7 @@ def _architecture_of_foreign(checkpoint: dict, source: str | Path, stem: str) ->
         model,
         rows // 2 if "specific" in heads else rows,
         heads,
-        stem=stem,
+        stem=find_backbone(model).default_stem(image_size),
         head_norm="model.head_norm.weight" in weights,
         pooling="avg+max" if layout == "proxy-anchor" else "avg",
         input_spec="spherical" if layout == "spherical" else None,
@@ -170,9 +170,10 @@ def load_checkpoint(
     load_weights(network, weights, str(source))
     if masks and network.masks is not None:
         described = description_of(checkpoint, source) or {}
-        network.masks.full = described.get("masks_at_test", network.masks.full)
+        at_test = described.get("masks_at_test", network.masks.full)
+        check_choice("masks_at_test", at_test, MASKS_AT_TEST)
+        network.masks.full = at_test
         network.masks.relu = described.get("mask_relu", network.masks.relu)
-        check_choice("masks_at_test", network.masks.full, MASKS_AT_TEST)
 
 
 def _check_same(held: Architecture, wanted: Architecture, source: str | Path) -> None:

@@ -1,7 +1,7 @@
 """What stands on the backbone: pooling, and the linear heads that turn features into embeddings.
 
 `embedding` is the main head of every method; `uncertainty` is IDML's, `specific` (class-specific)
-DDML's, where it and the main head give a mean and a deviation each and are twice as wide.
+DDML's: there both heads are twice as wide, for each gives a mean and a deviation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def head_init(name: str) -> tuple[Init | None, float | None]:
     `kaiming`: normal by fan_out with zero bias (Proxy-Anchor and all that is built on it);
     `default` and `pt_splitted`: PyTorch's own; `xavier_uniform_GAIN`, `xavier_normal_GAIN`,
     `kaiming_normal_fan_in`, `kaiming_normal_fan_out` with PyTorch's own biases; `trunc_normal`:
-    standard deviation .1, cut at two of them, biases .1. None leaves what PyTorch's own are.
+    standard deviation .1, cut at two of them, biases .1.
+
+    Returns:
+        What fills the weights, and what the biases are filled with; None leaves PyTorch's own.
 
     Raises:
         InputError: an unknown name, or a gain that is no positive number.
@@ -87,8 +90,12 @@ UNCERTAINTY_SCALE = 0.01
 def make_head(features: int, size: int, init: str, scale: float = 1.0, parts: int = 1) -> nn.Linear:
     """A linear head F → size, started as `init` says (see `head_init`).
 
-    `scale` times the weights it starts with; `parts` runs of equally many rows start each as a
-    layer of its own (divide and conquer: one a cluster).
+    Args:
+        features: F. size: of the output.
+        init: a name that `head_init` knows.
+        scale: multiplies the weights it starts with.
+        parts: how many runs of rows, of equal length, start as if each were a layer of its own
+            (divide and conquer: one per cluster).
     """
     head = nn.Linear(features, size)
     start_weight, start_bias = head_init(init)

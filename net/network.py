@@ -47,7 +47,7 @@ class EmbeddingNet(nn.Module):
             backbone.add_module(head, make_head(features, size, init, scale, parts))
         self.dropout = nn.Dropout(architecture.dropout)
         self.masks = masks
-        self.register_load_state_dict_pre_hook(_drop_dead_layers)
+        self.register_load_state_dict_pre_hook(_drop_classifiers)
         if architecture.bn_freeze in ("1", "affine"):
             self._train_affine(False)
         self.train()
@@ -214,8 +214,8 @@ def _apart(group: dict, undecayed: set[nn.Parameter]) -> list[dict]:
     return [{**group, "params": kept}, {**group, **apart}]
 
 
-def _drop_dead_layers(network: EmbeddingNet, state_dict: dict, *_: object) -> None:
-    # So that the state_dict of a released network loads as it is, classifier and all.
+def _drop_classifiers(network: EmbeddingNet, state_dict: dict, *_: object) -> None:
+    # So that the state_dict of a released network loads as it stands, classifier and all.
     for key in classifiers(state_dict, network.state_dict()):
         del state_dict[key]
 

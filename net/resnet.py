@@ -1,8 +1,8 @@
 """ResNet: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
 torchvision's blocks and layer names (so its weights load), with stems for small images, a width
-multiplier, and no classifier. `resnet10`, one basic block a stage, exists for small images only:
-there are no pretrained weights of it.
+multiplier, and no classifier. `resnet10`, with one basic block per stage, is meant for small images
+only: there are no pretrained weights for it.
 """
 
 from __future__ import annotations

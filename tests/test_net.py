@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import types
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,15 +20,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import FIXTURES, ROOT
 from torch import nn
 
 import net
-from net import Architecture, EmbeddingMasks, heads, resnet, weights
+from net import Architecture, EmbeddingMasks, backbones, heads, resnet, weights
 from net.bn_inception import BNInception
 from net.layers import average_conv_norm, conv_norm
 from utils import InputError
 
-FIXTURES = Path(__file__).resolve().parent / "fixtures"
 TINY = {"model": "resnet10", "embedding_size": 8, "width": 0.125, "stem": "small"}
 
 
@@ -276,6 +282,139 @@ def test_input_specs(model: str) -> None:
         assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+# --- which backbones there are --------------------------------------------------------------------
+
+
+def test_names_and_choices_are_read_without_torch() -> None:
+    code = "import sys, net; assert net.MODELS and net.STEMS; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("file", sorted(backbones.FAMILIES))
+def test_a_file_holds_the_records_that_the_registry_promises(file: str) -> None:
+    records = importlib.import_module(f"net.{file}").BACKBONES
+    assert tuple(record.name for record in records) == backbones.FAMILIES[file]
+
+
+class Mine(nn.Module):
+    """One convolution, under a name that released files have for their dead classifier."""
+
+    num_features = 8
+
+    def __init__(self, stem: str, width: float) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(3, 8, 8, 8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(images)
+
+
+@pytest.fixture
+def mine(monkeypatch: pytest.MonkeyPatch) -> Architecture:
+    """A backbone that is registered, and that no keys give away."""
+    file = types.ModuleType("net.mine")
+    file.BACKBONES = (backbones.Backbone("mine", Mine),)
+    monkeypatch.setitem(sys.modules, "net.mine", file)
+    monkeypatch.setitem(backbones.FAMILIES, "mine", ("mine",))
+    return Architecture("Mine", 8)
+
+
+def test_a_new_backbone_is_read_back_from_our_checkpoints_alone(mine: Architecture) -> None:
+    saved = net.build(mine, masks=EmbeddingMasks(8, full="sum")).eval()
+    checkpoint = {"network": saved.description(), "model_state_dict": saved.state_dict()}
+    assert net.architecture_of(checkpoint) == mine
+    network = net.build(net.architecture_of(checkpoint)).eval()
+    net.load_checkpoint(network, checkpoint)
+    assert torch.equal(network.embed(images()), saved.embed(images()))
+    with pytest.raises(InputError, match="known architecture"):
+        net.architecture_of(saved.state_dict())
+
+
+def test_a_new_backbone_starts_from_any_file_that_fits(mine: Architecture, tmp_path: Path) -> None:
+    saved = net.build(mine).eval()
+    file, other = tmp_path / "file.pth", tmp_path / "other.pth"
+    torch.save(saved.model.fc.state_dict(prefix="fc."), file)
+    started = net.build(mine, pretrained=str(file)).eval()
+    assert torch.equal(started.features(images()), saved.features(images()))
+    torch.save({"conv.weight": torch.zeros(3)}, other)
+    with pytest.raises(
+        InputError, match=r"other\.pth does not fit the network: it lacks fc\.weight"
+    ):
+        net.build(mine, pretrained=str(other))
+    with pytest.raises(InputError, match="no ImageNet weights of mine"):
+        net.build(mine, pretrained="imagenet")
+
+
+def test_a_backbone_says_what_it_cannot_have(mine: Architecture) -> None:
+    with pytest.raises(InputError, match="stem 'small' is unknown; use imagenet"):
+        replace(mine, stem="small")
+    with pytest.raises(InputError, match=r"width 0\.5: mine cannot be widened"):
+        replace(mine, width=0.5)
+    assert [mine.backbone.default_stem(size) for size in (64, 224)] == ["imagenet", "imagenet"]
+    known = net.find_backbone("resnet10")
+    assert [known.default_stem(size) for size in (64, 127, 128)] == ["small", "small", "imagenet"]
+
+
+MINE = """
+from torch import Tensor, nn
+from net.backbones import Backbone
+
+class Mine(nn.Module):
+    num_features = 32
+
+    def __init__(self, stem: str, width: float) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Conv2d(3, 32, 8, 8), nn.BatchNorm2d(32), nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(images)
+
+BACKBONES = (Backbone("mine", Mine),)
+"""
+
+
+@pytest.mark.slow
+def test_one_file_and_one_line_train_evaluate_and_export_a_new_backbone(tmp_path: Path) -> None:
+    code, run = tmp_path / "code", tmp_path / "logs" / "run"
+    away = ("data", "logs", "wandb", "tests", "docs", "__pycache__", ".*")
+    shutil.copytree(ROOT, code, ignore=shutil.ignore_patterns(*away))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "emoji").symlink_to(ROOT / "data" / "emoji")
+    (code / "net" / "mine.py").write_text(MINE)
+    registry = code / "net" / "backbones.py"
+    line = 'FAMILIES = {\n    "mine": ("mine",),\n'
+    registry.write_text(registry.read_text().replace("FAMILIES = {\n", line))
+
+    def call(*arguments: object) -> str:
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(code)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "mine, bn_inception" in " ".join(call(code / "train.py", "--help").split())
+    few = "--workers 0 --metrics retrieval --amp off".split()
+    flags = "--model Mine --embedding-size 8 --batch-size 32 --wandb disabled --no-report".split()
+    call(code / "train.py", *flags, *few, "--name", "run", "--max-steps", 1)
+    call(code / "train.py", "--resume-run", run, "--max-steps", 2)
+    best, script = run / "emoji_Mine_best.pth", tmp_path / "mine.pt"
+    for checkpoint in (best, run / "last.pth"):
+        call(code / "evaluate.py", "--resume", checkpoint, *few, "--export", tmp_path / "e.npz")
+        assert np.load(tmp_path / "e.npz")["embeddings"].shape[1] == 8
+    said = call("-m", "net", "export", run, "--torchscript", script)
+    assert "TorchScript and torch differ" in said
+    assert torch.jit.load(script)(torch.rand(2, 3, 64, 64) * 255).shape == (2, 8)
+    embeds = "from net import load_run; from PIL import Image; "
+    embeds += f"print(load_run({str(run)!r})([Image.new('RGB', (64, 64))]).shape)"
+    assert call("-c", embeds) == "(1, 8)\n"
+
+
 # --- heads ----------------------------------------------------------------------------------------
 
 
@@ -417,8 +556,9 @@ def test_learned_children_are_copies_at_2c_and_2c_plus_1() -> None:
     assert torch.equal(masks.weight, parents[[0, 0, 1, 1]]) and masks.weight.requires_grad
     masks.freeze()
     assert not masks.weight.requires_grad
-    with pytest.raises(InputError):
-        EmbeddingMasks(6, learned=False, init="normal")
+    for bad in ({"learned": False, "init": "normal"}, {"init": "zeros"}, {"full": "mean"}):
+        with pytest.raises(InputError):
+            EmbeddingMasks(6, **bad)
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -477,6 +617,67 @@ def test_our_own_checkpoints_return_masks_and_all() -> None:
     assert len(loaded.masks) == 2
     for ours, theirs in zip(loaded.eval()(images(), 1), saved.eval()(images(), 1), strict=True):
         assert ours is theirs is None or torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("full", "relu"), [("sum", True), ("l1", False)])
+def test_a_description_is_enough_to_build_the_network_again(full: str, relu: bool) -> None:
+    masks = EmbeddingMasks(8, init="normal", full=full, relu=relu)
+    described = {"heads": ("embedding", "uncertainty"), "pooling": "grid", "input_spec": "white"}
+    saved = tiny(masks=masks, **described, head_norm=True, bn_freeze="1").eval()
+    checkpoint = {"network": saved.description(), "model_state_dict": saved.state_dict()}
+    network = net.build(net.architecture_of(checkpoint)).eval()
+    net.load_checkpoint(network, checkpoint)
+    assert network.architecture == saved.architecture and network.input == net.INPUTS["white"]
+    assert network.description() == saved.description()
+    assert torch.equal(network.embed(images()), saved.embed(images()))
+
+
+def test_descriptions_of_other_versions() -> None:
+    saved = tiny(stem="tiny")
+    described, state = saved.description(), saved.state_dict()
+    older = {entry: described[entry] for entry in ("model", "embedding_size", "stem", "width")}
+    checkpoint = {"network": older | {"l2_norm": 1}, "model_state_dict": state}
+    assert net.architecture_of(checkpoint) == saved.architecture
+    for change, words in (
+        ({"attention": 4}, "by attention, which this version does not know; update"),
+        ({"model": "resnet9000"}, "cannot be built: unknown model 'resnet9000'"),
+        ({"stem": "huge"}, "cannot be built: stem 'huge' is unknown"),
+    ):
+        with pytest.raises(InputError, match=f"^some.pth describes .*{words}"):
+            net.architecture_of({"network": described | change}, "some.pth")
+    with pytest.raises(InputError, match=r"^some.pth does not say its network's model"):
+        net.architecture_of({"network": {"embedding_size": 8}}, "some.pth")
+
+
+def test_a_last_checkpoint_that_keeps_flags_only() -> None:
+    flags = {"model": "ResNet-10", "embedding_size": 8, "width": 0.125, "stem": "tiny"}
+    flags |= {"head_norm": 1, "bn_freeze": "1", "input_spec": None, "pooling": "avg", "lr": 0.1}
+    masked = {"masks_sum_for_full_emb": 1, "masks_normalize_before_sum": "l1", "mask_relu": 0}
+    heads = ("embedding", "uncertainty")
+    described = {"stem": "tiny", "head_norm": True, "bn_freeze": "1", "pooling": "avg"}
+    for more, masks in (
+        ({}, None),
+        (masked, EmbeddingMasks(8, init="normal", full="l1", relu=False)),
+    ):
+        saved = tiny(heads=heads, masks=masks, **described).eval()
+        checkpoint = {"clock": {}, "args": flags | more, "model_state_dict": saved.state_dict()}
+        network = net.build(net.architecture_of(checkpoint)).eval()
+        net.load_checkpoint(network, checkpoint)
+        assert network.architecture == saved.architecture
+        assert torch.equal(network.embed(images()), saved.embed(images()))
+
+
+def test_masks_can_be_left_aside() -> None:
+    saved = tiny(masks=EmbeddingMasks(8, init="normal", full="sum"))
+    saved.masks.split()
+    checkpoint = {"network": saved.description(), "model_state_dict": saved.state_dict()}
+    plain, masked = tiny(), tiny(masks=EmbeddingMasks(8))
+    for network in (plain, masked):
+        nn.init.zeros_(network.model.embedding.weight)
+        net.load_checkpoint(network, checkpoint, masks=False)
+        assert torch.equal(network.model.embedding.weight, saved.model.embedding.weight)
+    assert plain.masks is None
+    assert torch.equal(masked.masks.weight, torch.ones(1, 8)) and masked.masks.full == "none"
 
 
 def test_divide_and_conquer_files_load() -> None:
