@@ -39,6 +39,7 @@ class SOP(Benchmark):
     protocol = Protocol(ks=(1, 10, 100, 1000))
     folders = (
         "Stanford_Online_Products",
+        "Standford_Online_Products",  # as IDML's code spells it
         "SOP",
         "SOP/Stanford_Online_Products",
         "online_products",
