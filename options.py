@@ -101,7 +101,7 @@ LOSSES_TEXT = (
     "TripletLoss, TripletAllLoss, TripletSemihardLoss, NPairsLoss; or pml:NAME for any loss of "
     "pytorch-metric-learning"
 )
-DATASETS_TEXT = "emoji (in the repository), cub, cars, SOP, Inshop, vid, folder:PATH, csv:FILE"
+DATASETS_TEXT = f"{', '.join(dataset.NAMES)} (emoji is in the repository), folder:PATH, csv:FILE"
 AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
 
 METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")

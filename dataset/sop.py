@@ -62,3 +62,6 @@ class SOP(Benchmark):
     def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
         """The classes of one list."""
         return layout.read(folder, split=split)
+
+
+DATA_SET = SOP()
