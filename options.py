@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+from criteria import PROXY_LR_SCALE, losses_in_words
 from flags import (
     BINARY,
     COUNT,
@@ -83,7 +84,6 @@ ADAPTIVE = Need("--batch-sampler adaptbalanced", lambda args: args.batch_sampler
 MASKS_SUMMED = Need("--masks-sum-for-full-emb 1", lambda args: args.masks_sum_for_full_emb)
 MARGIN_LOSSES = loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihardLoss")
 MINED_LOSSES = loss_is("MarginLoss", "TripletLoss")
-LIBRARY_LOSS = Need("--loss pml:NAME", lambda args: args.loss.startswith("pml:"))
 
 RETRIEVAL = Need("--metrics with retrieval in it", lambda args: "retrieval" in args.metrics)
 CLUSTERING = Need(
@@ -106,12 +106,7 @@ METRICS_TEXT = (
     "what to compute. retrieval: R@K, RP, MAP@R, mARP, MRR; official: VehicleID's gallery of one "
     "image a vehicle (10 draws); nmi, f1, ami: k-means with one cluster a class"
 )
-LOSSES_TEXT = (
-    "Proxy_Anchor, AMLoss, Proxy_NCA, MS, Contrastive, Triplet, NPair, SoftTriple, Circle, Margin; "
-    "spherical embeddings': triplet, semihtriplet, n-npair, ms; divide and conquer's: MarginLoss, "
-    "TripletLoss, TripletAllLoss, TripletSemihardLoss, NPairsLoss; or pml:NAME for any loss of "
-    "pytorch-metric-learning"
-)
+LOSSES_TEXT = f"{losses_in_words()}; or pml:NAME for any loss of pytorch-metric-learning"
 MODELS_TEXT = (
     "bn_inception, resnet10, resnet18, resnet34, resnet50, resnet101, resnet152, googlenet"
 )
@@ -226,7 +221,7 @@ LOSS = Group("loss", (
     flag("--lr-alpha", 1.0, not_negative("LR"), "learning rate of --alpha",
          need=loss_is("NPairsLoss"), argument="alpha_lr"),
     flag("--loss-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
-         "arguments for a loss given as pml:NAME", need=LIBRARY_LOSS),
+         "arguments of any loss, by the names in its class: margin=0.3 soft=true"),
 ))
 AMLOSS_GROUP = Group("AMLoss: learnable margin of each class", (
     flag("--alphap", 32.0, positive("A"), "scale on the positive side",
@@ -325,7 +320,7 @@ OPTIMISATION = Group("optimisation", (
     flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network"),
     flag("--lr_p --lr-p", None, not_negative("LR"), "learning rate of the backbone",
          shown="--lr"),
-    flag("--proxy-lr-scale", 100.0, not_negative("X"),
+    flag("--proxy-lr-scale", PROXY_LR_SCALE, not_negative("X"),
          "learning rate of the proxies as a multiple of --lr",
          need=PROXY_LOSSES, argument="proxy_lr_scale"),
     flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
@@ -670,6 +665,17 @@ def _check_needs(
             )
 
 
+def _check_loss_args(args: argparse.Namespace, entries: list[Flag], parser: _Parser) -> None:
+    """One value for an argument of the loss: by its flag or by its own name."""
+    named = dict(args.loss_args)
+    for entry in entries:
+        if entry.argument in named and entry.dest in args.given and entry.is_read(args):
+            parser.error(
+                f"{entry.spellings[0]} and --loss-args {entry.argument}={named[entry.argument]} "
+                "are the same argument of the loss; leave one of them out"
+            )
+
+
 def _unread(args: argparse.Namespace, entries: Sequence[Flag]) -> list[Flag]:
     """The given flags that nobody listens to."""
     return [entry for entry in entries if entry.dest in args.given and not entry.is_read(args)]
@@ -705,6 +711,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args.mixup = 1.0 if args.introspective else 0.0
     # A recipe with another loss keeps flags of its own loss: `notices` tells, and the run goes on.
     _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
+    _check_loss_args(args, entries, parser)
     return args
 
 

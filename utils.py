@@ -34,12 +34,14 @@ def sentence_errors() -> Iterator[None]:
 
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """What helps after a misspelt name: the nearest known names, or all of them."""
-    known = sorted(known)
-    by_folded = {candidate.lower(): candidate for candidate in known}
+    by_folded: dict[str, list[str]] = {}  # names may differ in case alone
+    for candidate in sorted(known):
+        by_folded.setdefault(candidate.lower(), []).append(candidate)
     close = difflib.get_close_matches(name.lower(), by_folded, n=3, cutoff=0.5)
+    names = [candidate for folded in close or by_folded for candidate in by_folded[folded]]
     if close:
-        return f"did you mean {' or '.join(by_folded[match] for match in close)}?"
-    return f"known names: {', '.join(known)}"
+        return f"did you mean {' or '.join(names)}?"
+    return f"known names: {', '.join(names) or 'none'}"
 
 
 # --- files ---------------------------------------------------------------------------------------
