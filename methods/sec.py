@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import dataset
+from criteria import COMMANDS
 from flags import Group, Kind, Need, flag, not_negative, number
 from methods.base import Method, Options
 
-LOSSES = ("triplet", "semihtriplet", "n-npair", "ms")
+LOSSES = tuple(COMMANDS["spherical embeddings'"])
 """The losses of its authors' command, which has defaults of its own."""
 SMALL = ("cub", "cars", "emoji")
 WANTED = Need("--sec_wei above 0", lambda options: options.sec_wei > 0)
