@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import functools
 import io
 import shlex
@@ -21,6 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
+import criteria
 import dataset
 import methods
 import net
@@ -49,7 +49,7 @@ from flags import (
     positive,
     whole,
 )
-from utils import InputError
+from utils import InputError, close_names
 
 # --- who listens ----------------------------------------------------------------------------------
 
@@ -72,7 +72,6 @@ HELD_OUT = Need(
 )
 NO_FOLD = Need("runs without --val-fold", lambda args: args.val_fold is None)
 SOME_DECAY = Need("--decay-vectors 0", lambda args: not args.decay_vectors)
-LIBRARY_LOSS = Need("--loss pml:NAME", lambda args: args.loss.startswith("pml:"))
 
 RETRIEVAL = Need("--metrics with retrieval in it", lambda args: "retrieval" in args.metrics)
 CLUSTERING = Need(
@@ -95,13 +94,8 @@ METRICS_TEXT = (
     "what to compute. retrieval: R@K, RP, MAP@R, mARP, MRR; official: VehicleID's gallery of one "
     "image a vehicle (10 draws); nmi, f1, ami: k-means with one cluster a class"
 )
-LOSSES_TEXT = (
-    "Proxy_Anchor, AMLoss, Proxy_NCA, MS, Contrastive, Triplet, NPair, SoftTriple, Circle, Margin; "
-    "spherical embeddings': triplet, semihtriplet, n-npair, ms; divide and conquer's: MarginLoss, "
-    "TripletLoss, TripletAllLoss, TripletSemihardLoss, NPairsLoss; or pml:NAME for any loss of "
-    "pytorch-metric-learning"
-)
-DATASETS_TEXT = "emoji (in the repository), cub, cars, SOP, Inshop, vid, folder:PATH, csv:FILE"
+LOSSES_TEXT = f"{criteria.losses_in_words()}; or pml:NAME for any loss of pytorch-metric-learning"
+DATASETS_TEXT = f"{', '.join(dataset.NAMES)} (emoji is in the repository), folder:PATH, csv:FILE"
 AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
 
 METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
@@ -198,7 +192,7 @@ NETWORK = Group("network", (
 LOSS = Group("loss", (
     flag("--loss --use_loss --criterion", "Proxy_Anchor", any_text("NAME"), LOSSES_TEXT),
     flag("--loss-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
-         "arguments for a loss given as pml:NAME", need=LIBRARY_LOSS),
+         "arguments of any loss, by the names in its class: margin=0.3 soft=true"),
 ))
 OPTIMISATION = Group("optimisation", (
     flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS, change=CONTINUED),
@@ -339,8 +333,8 @@ REPORT = Group("the page of one run or several", (
          need=ONE_PAGE),
 ))
 OVERVIEW = Group("all runs under a folder in a table", (
-    flag("--compare", None, any_text("DIR"), "one row per run, and one for those that differ in the "
-         "seed alone: mean ± 95 % interval"),
+    flag("--compare", None, any_text("DIR"), "one row per run, and one for those that differ in "
+         "the seed alone: mean ± 95 % interval"),
     flag("--grep", None, any_text("TEXT"), "only rows that contain TEXT (a regular expression)",
          need=COMPARED),
     flag("--csv", None, any_text("FILE.csv"), "the table", need=COMPARED),
@@ -423,8 +417,8 @@ def _parse(
     entries = _flags(groups)
     if unknown:
         known = [spelling for entry in entries for spelling in entry.spellings]
-        close = difflib.get_close_matches(unknown[0].split("=")[0], known, n=2, cutoff=0.6)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        near = close_names(unknown[0].split("=")[0], known)
+        hint = f"; did you mean {' or '.join(near[:2])}?" if near else ""
         parser.error(f"unknown argument {unknown[0]}{hint}")
     args = argparse.Namespace(**{entry.dest: entry.default for entry in entries})
     vars(args).update(vars(given))
@@ -445,6 +439,21 @@ def _check_needs(
             parser.error(
                 f"{entry.spellings[0]} has no effect here: it belongs to {entry.need.name}; "
                 "remove it or choose that"
+            )
+
+
+def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: _Parser) -> None:
+    """The loss exists, and each of its arguments has one value: by its flag or by its own name."""
+    try:
+        criteria.check_name(args.loss)
+    except ValueError as error:
+        parser.error(str(error))
+    named = dict(args.loss_args)
+    for entry in entries:
+        if entry.argument in named and entry.dest in args.given and entry.is_read(args):
+            parser.error(
+                f"{entry.spellings[0]} and --loss-args {entry.argument}={named[entry.argument]} "
+                "are the same argument of the loss; leave one of them out"
             )
 
 
@@ -479,6 +488,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args = _as_published(args)
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
+        _check_loss(args, entries, parser)
         return resolved(args)
     except InputError as error:
         parser.error(str(error))

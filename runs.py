@@ -196,9 +196,9 @@ class RunFolder:
 
     @contextlib.contextmanager
     def forgiving(self, what: str) -> Iterator[None]:
-        """A disk that is full, or was taken away, is said, and does not end a run.
+        """Around a write: a disk that is full, or was taken away, is reported and ends no run.
 
-        `trouble` has the failure under `what` was to be written, until it is written after all.
+        The failure is kept in `trouble[what]` until a later write of the same thing succeeds.
         """
         try:
             yield

@@ -32,14 +32,20 @@ def sentence_errors() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def close_names(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that a misspelt one may have meant, the nearest first."""
+    by_folded: dict[str, list[str]] = {}  # names may differ in case alone
+    for candidate in sorted(known):
+        by_folded.setdefault(candidate.lower(), []).append(candidate)
+    close = difflib.get_close_matches(name.lower(), by_folded, n=3, cutoff=0.5)
+    return [candidate for folded in close for candidate in by_folded[folded]]
+
+
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """What helps after a misspelt name: the nearest known names, or all of them."""
-    known = sorted(known)
-    by_folded = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), by_folded, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(by_folded[match] for match in close)}?"
-    return f"known names: {', '.join(known)}"
+    if close := close_names(name, known := list(known)):
+        return f"did you mean {' or '.join(close)}?"
+    return f"known names: {', '.join(sorted(known, key=str.lower)) or 'none'}"
 
 
 # --- files ---------------------------------------------------------------------------------------

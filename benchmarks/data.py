@@ -4,13 +4,13 @@
     python benchmarks/data.py --images 400 --memory-images 3000 --repeats 1      # does it run?
 
 Four ways of feeding a network with 224-pixel random crops of 500×375 photographs (generated, of
-CUB's file size, in the folders of CUB-200-2011), one worker per core: (a) the pipeline as the published
-codes write it, (b) `--decode exact`, (c) `--decode cache`, (d) the same with `--data-device cuda`,
-where there is a GPU. Each round runs a whole epoch of every way, workers' start included, so that a
-drift of the machine meets all of them; the table has the medians. The files are in the page cache,
-so no disk is measured. Below the table: by how much a worker's memory grows while it reads many
-images, and on a GPU the share of a ResNet-18's training (bf16) that is spent waiting for (d).
-"""
+CUB's file size, in the folders of CUB-200-2011), one worker per core: (a) the pipeline as the
+published codes write it, (b) `--decode exact`, (c) `--decode cache`, (d) the same with `--data-
+device cuda`, where there is a GPU. Each round runs a whole epoch of every way, workers' start
+included, so that a drift of the machine meets all of them; the table has the medians. The files are
+in the page cache, so no disk is measured. Below the table: by how much a worker's memory grows
+while it reads many images, and on a GPU the share of a ResNet-18's training (bf16) that is spent
+waiting for (d)."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
 Both sides train the same network on the same embedded pictures, from the same start, with the same
 loss (Proxy-Anchor) and batch size, from stored picture to updated weights. The plain way is what
 the published codes do: float32, contiguous memory, each image opened with PIL and transformed by
-torchvision, a DataLoader with one worker per core, BatchNorm and convolution as separate modules. Ours
-is `train.step` with train.py's defaults. Rounds of the two alternate, so that a change of
+torchvision, a DataLoader with one worker per core, BatchNorm and convolution as separate modules.
+Ours is `train.step` with train.py's defaults. Rounds of the two alternate, so that a change of
 the machine's speed hits both; the table has the medians.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from dataclasses import dataclass
@@ -9,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dataset.base import BadImageError, DataSet, ImageSet, Protocol
-from dataset.cars import Cars
-from dataset.cub import CUB
-from dataset.emoji import Emoji
-from dataset.inshop import InShop
-from dataset.own import CsvData, FolderData
-from dataset.sop import SOP
-from dataset.vid import VehicleID
+from dataset.folders import FolderData
+from dataset.inventory import fingerprints, require_files
+from dataset.table import CsvData
 from utils import InputError, nearest_names
 
 __all__ = [
@@ -26,11 +23,25 @@ __all__ = [
     "ImageSet",
     "Protocol",
     "find",
+    "fingerprints",
     "load",
     "protocol",
+    "require_files",
 ]
 
-_ALL: tuple[DataSet, ...] = (Emoji(), CUB(), Cars(), SOP(), InShop(), VehicleID())
+FILES = (
+    "emoji",
+    "cub",
+    "cars",
+    "sop",
+    "inshop",
+    "vid",
+)
+"""The files of this folder that hold a `DATA_SET`; a new one costs its file and a line here."""
+
+_ALL: tuple[DataSet, ...] = tuple(
+    importlib.import_module(f"dataset.{name}").DATA_SET for name in FILES
+)
 NAMES = tuple(entry.name for entry in _ALL)
 _BY_NAME = {alias: entry for entry in _ALL for alias in (entry.name, *entry.aliases)}
 
@@ -66,15 +77,30 @@ def load(name: str, root: str | Path = "data", split: str = "train", **options: 
             that do not say what is held out. None stands for the default.
 
     Raises:
-        InputError: unknown name, split or option; not found, empty or damaged. Counts that differ
-            from the published ones are no error but a warning of the logger "dataset.counts".
+        InputError: unknown name, split or option; not found, empty or damaged; a single class.
+            Counts that differ from the published ones are no error but a warning of the logger
+            "dataset.counts".
     """
     entry = find(name)
     given = {option: value for option, value in options.items() if value is not None}
     useless = sorted(set(given) - set(entry.options))
     if useless:
         raise InputError(f"{', '.join(useless)} has no effect on data set {name}; leave it out")
-    return entry.load(Path(root), split, **given)
+    images = entry.load(Path(root), split, **given)
+    _refuse_one_class(images, name)
+    return images
+
+
+def _refuse_one_class(images: ImageSet, name: str, why: str = "has") -> None:
+    """Raises InputError where there is a single class: nothing could be wrong, nor learned."""
+    if images.num_classes > 1:
+        return
+    side = "training" if images.split == "train" else "evaluation"
+    what = "there is nothing to tell apart" if side == "training" else "every answer is right"
+    raise InputError(
+        f"{name} {why} one {side} class ({', '.join(images.class_names)}), so {what}; each side "
+        "needs two classes or more"
+    )
 
 
 def protocol(name: str) -> Protocol:
@@ -121,4 +147,9 @@ class Choice:
         images = load(self.name, self.root, split, **own, **options)
         if self.ratio_classes == 1.0:
             return images
-        return images.select_classes(range(math.ceil(self.ratio_classes * images.num_classes)))
+        count = math.ceil(self.ratio_classes * images.num_classes)
+        images = images.select_classes(range(count))
+        _refuse_one_class(
+            images, f"--ratio-classes {self.ratio_classes:g} of {self.name}", "leaves"
+        )
+        return images

@@ -1,4 +1,4 @@
-"""`python -m dataset check NAME` examines a data set, `… download NAME` fetches a public one."""
+"""`python -m dataset check NAME` examines a data set, `... download NAME` fetches a public one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dataset import NAMES, find
 from dataset.check import run
 from dataset.download import SOURCES, download
 from dataset.own import EVAL_CLASSES, SEED, OwnData
 from utils import InputError, sentence_errors
+
+_TO_STDOUT = "-"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,7 +30,13 @@ def _parser() -> argparse.ArgumentParser:
         "name", nargs="?", metavar="NAME", help=f"{', '.join(NAMES)}, folder:PATH or csv:FILE"
     )
     check.add_argument("--all", action="store_true", help="every data set under the data root")
-    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    check.add_argument(
+        "--json",
+        nargs="?",
+        const=_TO_STDOUT,
+        metavar="FILE",
+        help="print JSON, which names every file, instead of a table, or write it to FILE",
+    )
     check.add_argument(
         "--eval-classes",
         type=float,
@@ -49,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> int:
+    if not args.name and not args.all and args.json:
+        args.name, args.json = args.json, _TO_STDOUT  # `check --json NAME`
     if bool(args.name) == args.all:
         raise InputError("give either the name of one data set or --all")
     options = {
@@ -60,7 +71,10 @@ def _check(args: argparse.Namespace) -> int:
         raise InputError(
             "--eval-classes and --seed are for folder:PATH and csv:FILE; leave them out"
         )
-    return run([args.name] if args.name else None, args.data_root, args.json, **options)
+    as_json = args.json == _TO_STDOUT
+    file = Path(args.json).expanduser() if args.json and not as_json else None
+    names = [args.name] if args.name else None
+    return run(names, args.data_root, as_json, file, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with status 2 and one sentence for bad input, 0 for --help.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A name on disk need not be text in the terminal's encoding, or in any.
+        stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     with sentence_errors():
         if args.command == "check":

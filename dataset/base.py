@@ -1,72 +1,32 @@
-"""One split of a data set: which images, which classes, and how a file becomes RGB pixels."""
+"""One split of a data set: which images, which classes; and what a data set says of itself."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dataset.decoding import BadImageError, central_part, decode, need_file, reason, to_rgb
 from utils import InputError
 
-
-class BadImageError(OSError):
-    """An image file that cannot be turned into pixels; `path` and `reason` say which and why."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.path, self.reason)
-
-
-# --- pixels ---------------------------------------------------------------------------------------
-
-
-def decode(source: str | os.PathLike[str] | BinaryIO) -> np.ndarray:
-    """An image file → (H, W, 3) uint8 RGB, upright.
-
-    The EXIF orientation is applied; grey, palette and CMYK pictures are converted; of 16-bit
-    samples the high byte is kept; transparency is laid on white. Animations give their first frame.
-
-    Raises:
-        Exception: the file is missing, cut short, or no picture (Pillow has no common type).
-    """
-    with Image.open(source) as image:
-        image.load()
-        return to_rgb(image)
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """A loaded Pillow image → (H, W, 3) uint8 RGB; see `decode`."""
-    if image.format not in ("JPEG", "PNG") or image.info.keys() & {"exif", "xmp"}:
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "F":
-        raise ValueError("floating point pixels have no agreed white; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if has_transparency(image):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return np.array(image)
-
-
-def has_transparency(image: Image.Image) -> bool:
-    """Whether a Pillow image carries an alpha channel or a transparent colour."""
-    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-
+__all__ = [
+    "SPLITS",
+    "BadImageError",
+    "DataSet",
+    "ImageSet",
+    "PathTable",
+    "Protocol",
+    "decode",
+    "reason",
+    "to_rgb",
+]
 
 # --- the lists ------------------------------------------------------------------------------------
 
@@ -79,7 +39,9 @@ class PathTable(Sequence[str]):
     """
 
     def __init__(self, strings: Iterable[str], prefix: str = "") -> None:
-        encoded = [os.fsencode(string) for string in strings]
+        self._fill([_encoded(string) for string in strings], prefix)
+
+    def _fill(self, encoded: list[bytes], prefix: str) -> None:
         self.prefix = prefix
         self._blob = b"".join(encoded)
         self._ends = np.cumsum([len(item) for item in encoded], dtype=np.int64)
@@ -91,7 +53,7 @@ class PathTable(Sequence[str]):
         """The string at `index` without the prefix."""
         index = range(len(self))[index]
         start = int(self._ends[index - 1]) if index else 0
-        return os.fsdecode(self._blob[start : int(self._ends[index])])
+        return self._blob[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
         return self.prefix + self.name(index)
@@ -100,9 +62,20 @@ class PathTable(Sequence[str]):
         """Every string without the prefix."""
         return (self.name(index) for index in range(len(self)))
 
-    def take(self, indices: Iterable[int]) -> PathTable:
+    def take(self, indices: Sequence[int] | np.ndarray) -> PathTable:
         """The table of the strings at `indices`."""
-        return PathTable((self.name(int(index)) for index in indices), self.prefix)
+        indices = np.arange(len(self))[np.asarray(indices, np.int64)]
+        ends = self._ends[indices]
+        starts = np.where(indices == 0, 0, self._ends[indices - 1])
+        table = PathTable((), self.prefix)
+        pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+        table._fill([self._blob[start:end] for start, end in pairs], self.prefix)
+        return table
+
+
+def _encoded(name: str) -> bytes:
+    """The bytes of a file name, also of one that is not UTF-8."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -118,6 +91,7 @@ class ImageSet:
         pixels: (N, H, W, 3) uint8 RGB when the set lives in memory, else None.
         folds: (N,) int64 class-disjoint fold of each training image, or None.
         source: which layout was found and where, in words.
+        given: what to call the data set by (`dataset.find`), where that is not its name.
     """
 
     name: str
@@ -130,6 +104,7 @@ class ImageSet:
     pixels: np.ndarray | None = None
     folds: np.ndarray | None = None
     source: str = ""
+    given: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -143,11 +118,19 @@ class ImageSet:
         """How many classes `labels` can name."""
         return len(self.class_names)
 
+    @property
+    def check_command(self) -> str:
+        """The command that examines the data set."""
+        return f"python -m dataset check {shlex.quote(self.given or self.name)}"
+
     def read(self, index: int) -> np.ndarray:
         """Image `index` as (H, W, 3) uint8 RGB, upright, cut to its box (see `decode`).
 
+        Of a picture more than 32 times as long as it is wide, the centre (see `central_part`).
+
         Raises:
-            BadImageError: the file is missing, unreadable or cut short, or the box lies outside.
+            BadImageError: the file is missing, unreadable or cut short, or of a kind that is not
+                taken; or the box lies outside.
         """
         if self.pixels is not None:
             return self.pixels[index]
@@ -158,7 +141,7 @@ class ImageSet:
             raise
         except Exception as error:  # Pillow reports damage through a dozen unrelated types
             raise BadImageError(path, reason(error)) from error
-        return image if self.boxes is None else _cut(image, self.boxes[index], path)
+        return central_part(image if self.boxes is None else _cut(image, self.boxes[index], path))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at `indices`, in that order, with labels and class names as they are."""
@@ -186,32 +169,79 @@ class ImageSet:
         """16 hex digits that change with the images' names, labels, boxes, sizes or pixels.
 
         The same on every machine that holds the same data: neither the data root nor the times of
-        the files take part.
+        the files take part. `content_fingerprint` also looks into the files.
         """
         digest = hashlib.blake2b(digest_size=8)
         digest.update(repr((self.name, self.split, self.class_names)).encode(errors="replace"))
-        digest.update(b"\0".join(os.fsencode(name) for name in self.paths.names()))
-        for array in (self.labels, self.groups, self.boxes, self.pixels):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array))
+        digest.update(b"\0".join(_encoded(name) for name in self.paths.names()))
+        self._add_arrays(digest)
         if self.pixels is None:
             digest.update(np.array([_size(path) for path in self.paths], np.int64))
         return digest.hexdigest()
+
+    def content_fingerprint(self, sample: int = 512) -> str:
+        """16 hex digits that change with names, labels, boxes, sizes, or what is in the files.
+
+        Names count from the folder that all files have in common, and neither that folder, nor the
+        data set's own name, nor times take part: data that were moved or renamed are the same.
+
+        Args:
+            sample: how many files are looked into, spread evenly over the list; of each, the first
+                and the last 256 kB. A set with no more files than that is covered whole.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(repr((self.split, self.class_names)).encode(errors="surrogateescape"))
+        digest.update(b"\0".join(_encoded(name) for name in _below_common_folder(self.paths)))
+        self._add_arrays(digest)
+        if self.pixels is None:
+            digest.update(np.array([_size(path) for path in self.paths], np.int64))
+            count = min(sample, len(self))
+            for index in np.linspace(0, len(self) - 1, count).round().astype(int).tolist():
+                digest.update(_content_digest(self.paths[index]))
+        return digest.hexdigest()
+
+    def _add_arrays(self, digest: hashlib.blake2b) -> None:
+        for array in (self.labels, self.groups, self.boxes, self.pixels):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array))
+
+    def missing(self) -> list[str]:
+        """The paths that lead to no file: nothing, a folder, a named pipe; each once."""
+        if self.pixels is not None:
+            return []
+        absent = (path for path in self.paths if not os.path.isfile(path))  # noqa: PTH113
+        return list(dict.fromkeys(absent))
+
+
+def _below_common_folder(paths: PathTable) -> Iterator[str]:
+    """The paths as `paths.names()`, absolute ones from the folder that they have in common."""
+    if paths.prefix or not all(os.path.isabs(name) for name in paths.names()):  # noqa: PTH117
+        return paths.names()
+    folder = os.path.commonpath([os.path.dirname(name) for name in paths.names()])  # noqa: PTH120
+    return (name[len(folder) :].lstrip(os.sep) for name in paths.names())
 
 
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size  # noqa: PTH116 (a Path object per image costs more than stat)
-    except OSError:
+    except (OSError, ValueError):
         return -1
 
 
-def reason(error: BaseException) -> str:
-    """What an exception says about a file, on one line, without the path, and never empty."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no picture, or its beginning is damaged"
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
+def _content_digest(path: str, part: int = 1 << 18) -> bytes:
+    """A hash of the beginning and the end of a file; zeros where it cannot be read."""
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        need_file(path)
+        with Path(path).open("rb") as file:
+            digest.update(file.read(part))
+            size = os.fstat(file.fileno()).st_size
+            if size > part:
+                file.seek(max(part, size - part))
+                digest.update(file.read(part))
+    except (OSError, ValueError):
+        return bytes(8)
+    return digest.digest()
 
 
 def _cut(image: np.ndarray, box: np.ndarray, path: str) -> np.ndarray:

@@ -23,6 +23,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,14 +38,20 @@ from utils import InputError, write_atomically
 
 logger = logging.getLogger("dataset")
 
-SHARD = 256  # images; what a kill can cost each core, and a file to keep open
-_FORMAT = 1
+SHARD = 256  # images; what a kill can cost each core
+MAPPED = 128  # shards that are open at a time; a process may often have no more than 256 files
+_FORMAT = 2  # 1: pictures of any length, and 32 bits or 12 in 16 as if they were full 16
 
 
 def default_folder() -> Path:
     """Where caches go without `--cache-dir`: the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "anchorage"
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(base or Path.home() / ".cache") / "anchorage"
+    except RuntimeError as error:
+        raise InputError(
+            "there is no home folder to keep the cache in; name a folder with --cache-dir"
+        ) from error
 
 
 class Cache:
@@ -54,8 +61,10 @@ class Cache:
         self.images = images
         self.size = size
         self.shapes = np.concatenate([shard.shapes for shard in shards])
-        self._pixels = [shard.map() for shard in shards]
+        self._shards = shards
         self._starts = np.concatenate([shard.starts() for shard in shards])
+        # A mapped file is an open one. Mapping one again costs far less than cutting an image.
+        self._pixels = lru_cache(MAPPED)(lambda number: shards[number].map())
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -70,16 +79,17 @@ class Cache:
         if not height:
             return with_short_side(self.images.read(index), self.size)
         start = int(self._starts[index])
-        pixels = self._pixels[index // SHARD][start : start + height * width * 3]
+        pixels = self._pixels(index // SHARD)[start : start + height * width * 3]
         return pixels.reshape(height, width, 3)
 
     def on_device(self, device: torch.device) -> PixelStore:
         """All pixels in the device's memory; raises InputError when they do not fit."""
-        needed = sum(len(pixels) for pixels in self._pixels)
+        needed = int(self.shapes.prod(axis=1).sum()) * 3
         _check_room(needed, device, self.images)
         store = torch.empty(needed, dtype=torch.uint8, device=device)
         start = 0
-        for pixels in self._pixels:
+        for shard in self._shards:
+            pixels = shard.map()
             store[start : start + len(pixels)] = torch.from_numpy(pixels)
             start += len(pixels)
         return PixelStore(store.view(-1, 3), self.shapes)
@@ -141,7 +151,7 @@ def _stamps(images: ImageSet, first: int, stop: int) -> np.ndarray:
     """(n, 2) int64: size in bytes and time in ns of each source file; -1 for missing ones."""
     stamps = np.full((stop - first, 2), -1, np.int64)
     for row, index in enumerate(range(first, stop)):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             status = os.stat(images.paths[index])  # noqa: PTH116 (a Path costs more than stat)
             stamps[row] = status.st_size, status.st_mtime_ns
     return stamps

@@ -176,3 +176,6 @@ car_data/car_data/
     def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
         """Half of the classes."""
         return half_of_classes(layout.read(folder), split, self.name)
+
+
+DATA_SET = Cars()

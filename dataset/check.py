@@ -6,15 +6,15 @@ sets the exit status; a *note* says what happens to an unusual file (how it is c
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import logging
 import os
 import sys
-import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,39 +25,75 @@ from PIL import Image
 from tqdm import tqdm
 
 import dataset
-from dataset.base import DataSet, ImageSet, has_transparency, reason, to_rgb
-from dataset.layouts import NotFoundError
-from utils import InputError
+from dataset.base import DataSet, ImageSet
+from dataset.decoding import (
+    LONGEST,
+    UnfitImageError,
+    few_bits,
+    has_transparency,
+    need_file,
+    opened,
+    orientation,
+    reason,
+    to_rgb,
+)
+from dataset.files import join_words, said_anew
+from dataset.layouts import NotFoundError, counts_logger
+from dataset.own import classes_logger, notes_logger
+from dataset.wording import plain, wrapped
+from utils import InputError, write_atomically
 
 CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
 _EXAMPLES = 3
+_REMARKS = 20
 _TRAIN = "train"
+_READING = "reading"
 _GREY_MODES = ("1", "L", "LA", "La")
 _TURNED = range(2, 9)  # EXIF orientation 1 is upright
-_ORIENTATION, _BITS_PER_SAMPLE = 274, 258  # EXIF and TIFF tags
+_BITS_PER_SAMPLE = 258  # a TIFF tag
+_FEWEST_PIXELS = 4  # of a side, for something to be seen
 
 
 # --- one file -------------------------------------------------------------------------------------
 
 
 class FileFacts(NamedTuple):
-    """What one image file is: a hash of its bytes, its size, what is unusual, why it fails."""
+    """What one image file is: a hash of its bytes, its size, what is unusual, why it fails.
+
+    `fault` is a key of `_FAULTS`, and empty for a picture that can be used.
+    """
 
     digest: bytes = b""
     size: tuple[int, int] = (0, 0)
     traits: tuple[str, ...] = ()
+    fault: str = ""
     error: str = ""
 
 
-# What is unusual about a file → what happens to it (see base.decode).
+_MISSING, _CLOSED, _NO_FILE = "missing file", "file that may not be read", "no plain file"
+_UNFIT, _DAMAGED = "picture that cannot be used as it is", "unreadable or truncated file"
+
+# What is wrong with a file → what it means.
+_FAULTS = {
+    _MISSING: "listed, but not there; put it back, or unpack the archive again",
+    _CLOSED: "training replaces it by another image of its class; change its permissions",
+    _NO_FILE: "nothing is read from it; remove it",
+    _UNFIT: "training replaces it by another image of its class; the file is sound, convert it",
+    _DAMAGED: "training replaces it by another image of its class; get it again",
+}
+
+# What is unusual about a file → what happens to it (see decoding.decode).
 _CONVERSIONS = {
     "grey": "repeated over the three channels",
     "CMYK": "converted to RGB",
     "16-bit": "reduced to 8 bits, the high byte",
+    "32-bit": "reduced to 8 bits, as if it had 16",
+    "8 or 12 bits in a deeper": "scaled by the bits that its values need, else it would be black",
     "palette": "colours looked up",
     "other colour space": "converted to RGB",
     "transparent": "laid on white",
     "EXIF rotation": "turned upright",
+    "damaged metadata": "its pixels are used as they are, without the metadata",
     "animated": "the first frame is used",
 }
 
@@ -65,23 +101,36 @@ _CONVERSIONS = {
 def examine(path: str) -> FileFacts:
     """Reads and decodes one file."""
     try:
+        need_file(path)
         content = Path(path).read_bytes()
-    except OSError as error:
-        return FileFacts(error=reason(error))
+    except (OSError, ValueError) as error:
+        return FileFacts(fault=_fault(error), error=reason(error))
     digest = hashlib.blake2b(content, digest_size=16).digest()
     if not content:
-        return FileFacts(digest, error="the file is empty")
+        return FileFacts(digest, fault=_DAMAGED, error="the file is empty")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            traits = tuple(_traits(image, content))
+        with opened(io.BytesIO(content), path) as (image, left_out):
+            traits = tuple(_traits(image, content, left_out))
             height, width, _ = to_rgb(image).shape
+    except UnfitImageError as error:
+        return FileFacts(digest, fault=_UNFIT, error=reason(error))
     except Exception as error:  # Pillow reports damage through a dozen unrelated types
-        return FileFacts(digest, error=reason(error))
+        return FileFacts(digest, fault=_DAMAGED, error=reason(error))
     return FileFacts(digest, (width, height), traits)
 
 
-def _traits(image: Image.Image, content: bytes) -> Iterable[str]:
+def _fault(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return _CLOSED
+    number = getattr(error, "errno", None)
+    if isinstance(error, ValueError) or number in (
+        *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    ):
+        return _MISSING
+    return _NO_FILE if number is None else _DAMAGED
+
+
+def _traits(image: Image.Image, content: bytes, left_out: bool) -> Iterable[str]:
     if image.mode in _GREY_MODES or image.mode.startswith("I"):
         yield "grey"
     elif image.mode in ("P", "PA"):
@@ -90,24 +139,28 @@ def _traits(image: Image.Image, content: bytes) -> Iterable[str]:
         yield "CMYK"
     elif image.mode not in ("RGB", "RGBA", "RGBa", "RGBX"):
         yield "other colour space"
-    if _bits(image, content) == 16:
-        yield "16-bit"
+    if image.mode.startswith("I") and few_bits(image.getextrema()[1]):
+        yield "8 or 12 bits in a deeper"
+    elif (bits := _bits(image, content)) > 8:
+        yield "32-bit" if bits > 16 else "16-bit"
     if has_transparency(image):
         yield "transparent"
-    if image.getexif().get(_ORIENTATION) in _TURNED:
+    turn, readable = orientation(image)
+    if turn in _TURNED:
         yield "EXIF rotation"
+    if left_out or not readable:
+        yield "damaged metadata"
     if getattr(image, "is_animated", False):
         yield "animated"
 
 
 def _bits(image: Image.Image, content: bytes) -> int:
     """Bits of a sample in the file; Pillow reduces 16-bit colour without saying so."""
-    if image.mode.startswith("I"):
-        return 16
     if image.format == "PNG":
         return content[24]  # the bit depth in the header that every PNG begins with
     tags = getattr(image, "tag_v2", {})
-    return max(np.atleast_1d(tags.get(_BITS_PER_SAMPLE, 8)).tolist())
+    bits = max(np.atleast_1d(tags.get(_BITS_PER_SAMPLE, 8)).tolist())
+    return max(bits, 16) if image.mode.startswith("I") else bits
 
 
 def examine_pixels(pixels: np.ndarray) -> FileFacts:
@@ -121,7 +174,10 @@ def examine_pixels(pixels: np.ndarray) -> FileFacts:
 
 @dataclass
 class Finding:
-    """One kind of thing that was found: how often, where for example, and what it means."""
+    """One kind of thing that was found: how often, where, and what it means.
+
+    `examples` are all of them; the table shows a few.
+    """
 
     kind: str
     count: int
@@ -131,9 +187,12 @@ class Finding:
 
     def sentence(self) -> str:
         """For the table."""
-        text = f"{self.count:,} × {self.kind}: {self.meaning}"
-        more = ", …" if self.count > len(self.examples) else ""
-        return f"{text} ({', '.join(self.examples)}{more})" if self.examples else text
+        if self.kind == _READING:
+            return self.meaning
+        shown = self.examples[: _REMARKS if self.kind == "remark" else _EXAMPLES]
+        more = ", ..." if self.count > len(shown) else ""
+        text = f"{self.count:,} x {self.kind}: {self.meaning}"
+        return f"{text} ({', '.join(shown)}{more})" if shown else text
 
 
 @dataclass
@@ -180,7 +239,7 @@ def check(name: str, root: str | Path = "data", **options: Any) -> Report:
     remarks = _Remarks()
     try:
         with remarks:
-            parts = _load_parts(entry, Path(root), options)
+            parts = _load_parts(entry, name, root, options)
     except NotFoundError as error:
         report.status, report.problem = "absent", f"not found: {error.detail}"
         report.origin, report.tree = entry.origin, entry.tree
@@ -189,7 +248,8 @@ def check(name: str, root: str | Path = "data", **options: Any) -> Report:
         report.status, report.problem = "unusable", str(error)
         report.tree = entry.tree
         return report
-    report.found = next(iter(parts.values())).source
+    source = next(iter(parts.values())).source
+    report.found = "" if source == name else source
     report.splits = [
         SplitCount(title, len(part), part.num_classes, *entry.published.get(title, (None, None)))
         for title, part in parts.items()
@@ -199,11 +259,12 @@ def check(name: str, root: str | Path = "data", **options: Any) -> Report:
         *_checksum_findings(entry, Path(root)),
         *_count_findings(entry, parts),
         *_some("remark", remarks.messages, "training goes without them"),
-        *_file_findings(parts, facts),
-        *_box_findings(parts, facts),
+        *_file_findings(facts),
+        *_shape_findings(parts, facts),
         *_duplicate_findings(parts, facts),
         *_class_findings(parts),
         *_conversion_notes(facts),
+        *(Finding(_READING, 1, text, note=True) for text in remarks.notes),
     ]
     if any(not finding.note for finding in report.findings):
         report.status = "findings"
@@ -211,37 +272,51 @@ def check(name: str, root: str | Path = "data", **options: Any) -> Report:
 
 
 class _Remarks(logging.Handler):
-    """Collects what `load` would warn about, so that it stands in the report and nowhere else.
+    """Collects what `load` would log, so that it stands in the report and nowhere else.
 
-    Counts are left out: the report has them anyway.
+    Attributes:
+        messages: what training goes without. notes: how the data were understood. What the report
+            finds by itself, such as counts, is in neither.
     """
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.messages: list[str] = []
+        self.notes: list[str] = []
         self.logger = logging.getLogger("dataset")
+        self._anew = said_anew()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps a message that is new."""
+        if record.name in (counts_logger.name, classes_logger.name):
+            return
+        kept = self.notes if record.name == notes_logger.name else self.messages
         message = record.getMessage()
-        if record.name != "dataset.counts" and message not in self.messages:
-            self.messages.append(message)
+        if message not in kept:
+            kept.append(message)
 
     def __enter__(self) -> _Remarks:
+        self._anew.__enter__()
         self.propagate, self.logger.propagate = self.logger.propagate, False
+        self.level_of_notes = notes_logger.level
+        notes_logger.setLevel(logging.INFO)
         self.logger.addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.logger.removeHandler(self)
+        notes_logger.setLevel(self.level_of_notes)
         self.logger.propagate = self.propagate
+        self._anew.__exit__(None, None, None)
 
 
-def _load_parts(entry: DataSet, root: Path, options: dict[str, Any]) -> dict[str, ImageSet]:
-    parts = {}
-    for arguments in entry.variants():
-        parts[entry.title(**arguments)] = entry.load(root, **arguments, **options)
-    return parts
+def _load_parts(
+    entry: DataSet, name: str, root: str | Path, options: dict[str, Any]
+) -> dict[str, ImageSet]:
+    return {
+        entry.title(**arguments): dataset.load(name, root, **arguments, **options)
+        for arguments in entry.variants()
+    }
 
 
 def _examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
@@ -279,71 +354,137 @@ def _count_findings(entry: DataSet, parts: dict[str, ImageSet]) -> Iterable[Find
             yield Finding("other counts than published", 1, meaning)
 
 
-def _file_findings(parts: dict[str, ImageSet], facts: dict[str, FileFacts]) -> Iterable[Finding]:
-    bad = {path: fact.error for path, fact in facts.items() if fact.error}
-    missing = [path for path in bad if not Path(path).exists()]
-    yield from _some(
-        "missing file",
-        [_short(path) for path in missing],
-        "listed, but not there; unpack the archive again",
-    )
-    yield from _some(
-        "unreadable or truncated file",
-        [f"{_short(path)}: {error}" for path, error in bad.items() if path not in set(missing)],
-        "training replaces it by another image of its class; get it again",
-    )
+def _file_findings(facts: dict[str, FileFacts]) -> Iterable[Finding]:
+    for fault, meaning in _FAULTS.items():
+        found = {path: fact.error for path, fact in facts.items() if fact.fault == fault}
+        said = [
+            _short(path) if fault == _MISSING else f"{_short(path)}: {error}"
+            for path, error in found.items()
+        ]
+        yield from _some(fault, said, meaning)
 
 
-def _box_findings(parts: dict[str, ImageSet], facts: dict[str, FileFacts]) -> Iterable[Finding]:
-    outside, beyond = [], []
+_OUTSIDE, _BEYOND = "box outside its image", "box beyond its image's edge"
+_SMALL = f"picture or box with fewer than {_FEWEST_PIXELS} pixels to a side"
+_EXTREME = f"shape more than {LONGEST} times as long as wide"
+
+
+def _shape_findings(parts: dict[str, ImageSet], facts: dict[str, FileFacts]) -> Iterable[Finding]:
+    found: dict[str, dict[str, None]] = defaultdict(dict)
     for part in parts.values():
-        boxes = () if part.boxes is None else part.boxes
-        for path, (x1, y1, x2, y2) in zip(part.paths, boxes, strict=False):
-            width, height = facts[path].size
-            if facts[path].error or x1 < 0:
-                continue
-            if x1 >= width or y1 >= height:
-                outside.append(_short(path))
-            elif x2 > width or y2 > height:
-                beyond.append(_short(path))
-    yield from _some("box outside its image", outside, "there is nothing to cut out; mend the list")
-    yield from _some("box beyond its image's edge", beyond, "it is cut at the edge", note=True)
+        boxes = [(-1,) * 4] * len(part) if part.boxes is None else part.boxes.tolist()
+        for path, box in zip(part.paths, boxes, strict=True):
+            if not facts[path].fault:
+                for kind in _odd_shapes(facts[path].size, box):
+                    found[kind][_short(path)] = None
+    for kind, meaning in (
+        (_OUTSIDE, "there is nothing to cut out; mend the list"),
+        (_SMALL, "hardly anything is in it; of a box, are its numbers pixels?"),
+        (_EXTREME, "only the centre is looked at"),
+        (_BEYOND, "it is cut at the edge"),
+    ):
+        yield from _some(kind, list(found[kind]), meaning, note=kind == _BEYOND)
+
+
+def _odd_shapes(size: tuple[int, int], box: Sequence[int]) -> Iterator[str]:
+    width, height = size
+    x1, y1, x2, y2 = box
+    if x1 >= width or y1 >= height:
+        yield _OUTSIDE
+        return
+    if x1 >= 0:
+        if x2 > width or y2 > height:
+            yield _BEYOND
+        width, height = min(x2, width) - x1, min(y2, height) - y1
+    if min(width, height) < _FEWEST_PIXELS:
+        yield _SMALL
+    if max(width, height) > LONGEST * min(width, height):
+        yield _EXTREME
+
+
+class _Copy(NamedTuple):
+    """One listing of an image: on which side ("train", "query", "gallery" or "eval")."""
+
+    side: str
+    path: str
+    class_name: str
 
 
 def _duplicate_findings(
     parts: dict[str, ImageSet], facts: dict[str, FileFacts]
 ) -> Iterable[Finding]:
-    copies: dict[tuple[bytes, bytes], dict[str, tuple[bool, str]]] = defaultdict(dict)
-    for title, part in parts.items():
-        for index, path in enumerate(part.paths):
-            if not facts[path].error:
-                box = b"" if part.boxes is None else part.boxes[index].tobytes()
-                class_name = part.class_names[part.labels[index]]
-                copies[facts[path].digest, box][path] = (title == _TRAIN, class_name)
-    groups = [group for group in copies.values() if len(group) > 1]
-    across = [group for group in groups if len({train for train, _ in group.values()}) == 2]
-    labels = [group for group in groups if len(set(group.values())) > 1 and group not in across]
-    same = [group for group in groups if len(set(group.values())) == 1]
+    groups = _groups_of_copies(parts, facts)
+    across, both, twice, labels, same = ([] for _ in range(5))
+    for copies, times in groups:
+        sides = {copy.side for copy in copies}
+        trained = [copy for copy in copies if copy.side == _TRAIN]
+        tested = [copy for copy in copies if copy.side != _TRAIN]
+        answers = {copy.path for copy in copies if copy.side == "gallery"}
+        if trained and tested:
+            across.append(_named(copies, "in", (_TRAIN, *sorted(sides - {_TRAIN}))))
+        for copy in copies:
+            if copy.side == "query" and copy.path in answers:
+                both.append(_short(copy.path))
+        if times > 1:
+            twice.append(_short(copies[0].path))
+        for side in (trained, tested):
+            names = list(dict.fromkeys(copy.class_name for copy in side))
+            if len(names) > 1:
+                labels.append(_named(side, "as", names))
+            elif len({copy.path for copy in side}) > 1 and len(side) == len(copies):
+                same.append(_named(side, "in", names))
     yield from _some(
         "exact duplicate across train and test",
-        [_pair(group) for group in across],
+        across,
         "the test images were trained on; remove one of each",
     )
     yield from _some(
-        "exact duplicate in different classes",
-        [_pair(group) for group in labels],
-        "one of the labels is wrong",
+        "image that is a query and in the gallery",
+        both,
+        "it is its own nearest image, and right; list it once",
     )
+    yield from _some("image listed more than once", twice, "it is its own copy; list it once")
+    yield from _some("exact duplicate in different classes", labels, "one of the labels is wrong")
     yield from _some(
         "exact duplicate within a class",
-        [_pair(group) for group in same],
+        same,
         "retrieving the copy of a query is easy; kept, as the papers do",
         note=True,
     )
 
 
-def _pair(group: dict[str, Any]) -> str:
-    return " = ".join(_short(path) for path in list(group)[:2])
+def _groups_of_copies(
+    parts: dict[str, ImageSet], facts: dict[str, FileFacts]
+) -> Iterator[tuple[list[_Copy], int]]:
+    """The listings of each image that is listed more than once, and how often in one and the same
+    way in one list.
+
+    An image is what a file holds, or what a box cuts out of it. Lists of which a run uses one, such
+    as VehicleID's, count as one.
+    """
+    listed: dict[tuple[bytes, bytes], dict[_Copy, Counter[str]]] = defaultdict(
+        lambda: defaultdict(Counter)
+    )
+    for title, part in parts.items():
+        for index, path in enumerate(part.paths):
+            digest = facts[path].digest
+            if facts[path].fault:  # two damaged files are no copies, one listed twice is
+                digest = path.encode("utf-8", "surrogateescape")
+            box = b"" if part.boxes is None else part.boxes[index].tobytes()
+            copy = _Copy(title.split()[0], path, part.class_names[part.labels[index]])
+            listed[digest, box][copy][title] += 1
+    for copies in listed.values():
+        times = max(max(counts.values()) for counts in copies.values())
+        if len(copies) > 1 or times > 1:
+            yield list(copies), times
+
+
+def _named(copies: Sequence[_Copy], how: str, places: Sequence[str]) -> str:
+    """Two files that are the same, or one file and the places where it is listed."""
+    paths = list(dict.fromkeys(copy.path for copy in copies))
+    if len(paths) > 1:
+        return " = ".join(map(_short, paths[:2]))
+    return f"{_short(paths[0])} {how} {join_words(places, 'and')}"
 
 
 def _class_findings(parts: dict[str, ImageSet]) -> Iterable[Finding]:
@@ -367,8 +508,10 @@ def _class_findings(parts: dict[str, ImageSet]) -> Iterable[Finding]:
             [query.class_names[label] for label in absent],
             "its queries have no right answer",
         )
-    trained = set(parts[_TRAIN].class_names)
+    trained = set(parts[_TRAIN].class_names) if _TRAIN in parts else set()
     tested = {name for title, part in parts.items() if title != _TRAIN for name in part.class_names}
+    if _TRAIN not in parts:
+        yield Finding(_READING, 1, "there are no training images, only some to evaluate", note=True)
     yield from _some(
         "class in train and in test",
         sorted(trained & tested),
@@ -384,7 +527,7 @@ def _conversion_notes(facts: dict[str, FileFacts]) -> Iterable[Finding]:
 
 def _some(kind: str, items: Sequence[str], meaning: str, note: bool = False) -> Iterable[Finding]:
     if items:
-        yield Finding(kind, len(items), meaning, list(items[:_EXAMPLES]), note)
+        yield Finding(kind, len(items), meaning, list(items), note)
 
 
 def _short(path: str) -> str:
@@ -401,10 +544,12 @@ def as_text(report: Report) -> str:
 
 
 def _help(report: Report) -> str:
-    text = f"{report.dataset}: {report.problem}"
+    lines = [wrapped(f"{report.dataset}: {plain(report.problem)}", "", "  ")]
     if report.origin:
-        text += f"\n\n{textwrap.indent(textwrap.fill(report.origin, 96), '  ')}"
-    return f"{text}\n\n  Expected arrangement of files:\n{textwrap.indent(report.tree, '    ')}"
+        lines += ["", wrapped(plain(report.origin), "  ", "  ")]
+    lines += ["", "  Expected arrangement of files:"]
+    lines += [f"    {line}" for line in plain(report.tree).splitlines()]
+    return "\n".join(lines)
 
 
 def _table(report: Report) -> str:
@@ -420,37 +565,56 @@ def _table(report: Report) -> str:
         for row in report.splits
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{report.dataset}: {report.found}"]
+    lines = [wrapped(": ".join(filter(None, (report.dataset, plain(report.found)))), "", "  ")]
     for first, *rest in rows:
         cells = [first.ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  " + "   ".join(cells))
     for finding in sorted(report.findings, key=lambda finding: finding.note):
-        lines.append(f"  {'note' if finding.note else 'FINDING'}  {finding.sentence()}")
+        kind = "note     " if finding.note else "FINDING  "
+        lines.append(wrapped(finding.sentence(), f"  {kind}", " " * 11))
     kinds = Counter(finding.note for finding in report.findings)
     lines.append(f"  {report.status}: {kinds[False]} finding(s), {kinds[True]} note(s)")
     return "\n".join(lines)
 
 
 def _number(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"
+    return "-" if value is None else f"{value:,}"
 
 
-def run(names: Sequence[str] | None, root: str | Path, as_json: bool, **options: Any) -> int:
+def run(
+    names: Sequence[str] | None,
+    root: str | Path,
+    as_json: bool,
+    file: Path | None = None,
+    **options: Any,
+) -> int:
     """Checks `names`, or with None every data set, prints, and returns the exit status.
 
     With None, data sets that are not there are listed and do not count, unless nothing is there.
+
+    Args:
+        as_json: prints JSON, which names every file, instead of the table. file: where that goes,
+            beside the table.
+
+    Raises:
+        InputError: `file` cannot be written.
     """
     reports = [check(name, root, **options) for name in names or dataset.NAMES]
     there = [report for report in reports if report.status != "absent"]
     counted = reports if names else there
     status = max((report.exit_status for report in counted), default=UNUSABLE)
+    content = {"exit_status": status, "datasets": [asdict(report) for report in reports]}
+    # In ASCII, since a name on disk need be no text in any encoding.
+    as_text_ = json.dumps(content, indent=2)
+    if file is not None:
+        write_atomically(file, lambda stream: stream.write(f"{as_text_}\n".encode()))
     if as_json:
-        content = {"exit_status": status, "datasets": [asdict(report) for report in reports]}
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print(as_text_)
         return status
     print("\n\n".join(as_text(report) for report in counted))
     absent = [report.dataset for report in reports if report not in counted]
     if absent:
-        print(f"\nnot under {root}: {', '.join(absent)}; `python -m dataset check NAME` tells more")
+        more = f"not under {root}: {', '.join(absent)}; `python -m dataset check NAME` tells more"
+        print(f"\n{wrapped(more)}")
     return status

@@ -96,3 +96,6 @@ class CUB(Benchmark):
                 f"{listing.folder}"
             )
         return half_of_classes(listing, split, self.name)
+
+
+DATA_SET = CUB()

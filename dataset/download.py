@@ -30,7 +30,7 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 import dataset
-from dataset.base import reason
+from dataset.decoding import reason
 from utils import InputError
 
 logger = logging.getLogger("dataset")

@@ -143,3 +143,6 @@ class Emoji(DataSet):
         """The archive, unless it is the published one."""
         path = archive_path(root)
         return [] if hashlib.sha256(path.read_bytes()).hexdigest() == SHA256 else [path]
+
+
+DATA_SET = Emoji()

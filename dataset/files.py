@@ -2,22 +2,71 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.base import reason
+from dataset.decoding import need_file, reason
 from utils import InputError
 
 logger = logging.getLogger("dataset")
 
-_PHOTOGRAPHS = {".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif"}
-_OTHER_PICTURES = {".png", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+_PHOTOGRAPHS = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".webp", ".avif", ".avifs"}
+_OTHER_PICTURES = {
+    *(".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".tga", ".icb", ".vda", ".vst"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".pcx", ".sgi", ".rgb", ".rgba", ".bw", ".dds"),
+    *(".qoi", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ras", ".xbm", ".xpm"),
+}
 # Pillow alone may not read these; counted all the same, so that they are named and not left out.
-_RARE_PICTURES = {".heic", ".heif", ".jxl", ".jp2"}
+_RARE_PICTURES = {".heic", ".heif", ".heics", ".heifs", ".hif", ".jxl"}
 IMAGE_SUFFIXES = frozenset(_PHOTOGRAPHS | _OTHER_PICTURES | _RARE_PICTURES)
+
+# What is often kept beside the pictures and would be one, but is not read here.
+_SOURCES_OF_PICTURES = frozenset(
+    ".cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .dng .orf .rw2 .raf .pef .raw .exr .hdr .psd .psb "
+    ".xcf .svg .svgz .eps .dcm .mp4 .mov .avi .mkv .webm".split()
+)
+# What operating systems, storage boxes and programs leave in folders; names in lower case.
+_SYSTEM_NAMES = frozenset(
+    (
+        *("__macosx", "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "@snapshot"),
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "lost+found"),
+        *("found.000", "network trash folder", "temporary items", "__pycache__"),
+        *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+    )
+)
+
+
+# --- what is worth a warning ----------------------------------------------------------------------
+
+_said: set[str] = set()
+
+
+def warn_once(message: str, to: logging.Logger = logger, level: int = logging.WARNING) -> None:
+    """Logs a message that this process has not logged before: a run reads its data many times."""
+    if message not in _said:
+        _said.add(message)
+        to.log(level, "%s", message)
+
+
+@contextlib.contextmanager
+def said_anew() -> Iterator[None]:
+    """In here, messages come again that were logged before."""
+    before = set(_said)
+    _said.clear()
+    try:
+        yield
+    finally:
+        _said.update(before)
+
+
+# --- one file or folder ---------------------------------------------------------------------------
 
 
 def find_all(folder: Path, relative: str) -> list[Path]:
@@ -54,31 +103,30 @@ def _entries_called(folder: Path, name: str) -> list[Path]:
     return sorted(entries, key=lambda entry: (entry != exact, entry))
 
 
+def is_file(path: Path | str) -> bool:
+    """Whether a plain file is there; False also for a path that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises for names that are too long)
+
+
 def is_image(name: str) -> bool:
     """Whether a file name is that of a picture; a hidden file (macOS's "._x.jpg") is none."""
     return not is_hidden(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the system's business: ".x", or what macOS leaves in archives."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def image_files(folder: Path) -> list[str]:
-    """Pictures at any depth under `folder`, as sorted paths relative to it, parts joined by "/"."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        inside = "" if parent == str(folder) else f"{Path(parent).relative_to(folder).as_posix()}/"
-        found.extend(f"{inside}{name}" for name in files if is_image(name))
-    return sorted(found)
+    """Whether a file or folder is the system's business: ".x", "@eaDir", "$RECYCLE.BIN"."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Names of the folders in `folder` in class order (see `in_class_order`)."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
-    return in_class_order(names)
+    """Names of the folders in `folder` in class order (see `in_class_order`); none where it
+    cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if _is_folder(entry)]
+    except OSError:
+        return []
+    return in_class_order(name for name in found if not is_hidden(name))
 
 
 def in_class_order(names: Iterable[str]) -> list[str]:
@@ -104,6 +152,18 @@ def safe_name(name: str, listed_in: Path) -> str:
     return clean
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file. UnicodeDecodeError: it is something else.
+    """
+    need_file(path)
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    return content.decode(encoding)
+
+
 def read_rows(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
     """The rows of a list file, split at white space, without its first `skip` lines.
 
@@ -111,7 +171,7 @@ def read_rows(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
         InputError: the file is missing or no text, or a row does not have `columns` columns.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} cannot be read ({reason(error)}); get it again from its source"
@@ -141,3 +201,156 @@ def join_words(words: Iterable[object], last: str) -> str:
     """["a", "b", "c"], "or" → "a, b or c"."""
     texts: Sequence[str] = [str(word) for word in words]
     return f" {last} ".join(part for part in (", ".join(texts[:-1]), *texts[-1:]) if part)
+
+
+# --- all that lies below a folder -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """The pictures below a folder, found in one walk; see `tree`.
+
+    Attributes:
+        folder: where it begins. pictures: sorted paths relative to it, parts joined by "/".
+        folders: those inside, likewise. remarks: what was left out that may have been meant.
+        others: how many files of each suffix are no pictures.
+    """
+
+    folder: Path
+    pictures: tuple[str, ...]
+    folders: tuple[str, ...]
+    remarks: tuple[str, ...]
+    others: Counter[str]
+    _stamps: dict[str, tuple[int, ...]]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no folder has changed since the walk."""
+        return all(_stamp(path) == stamp for path, stamp in self._stamps.items())
+
+    def top_level(self) -> list[str]:
+        """Names of the folders that lie in `folder` itself, in class order."""
+        return in_class_order(name for name in self.folders if "/" not in name)
+
+
+_trees: dict[str, Tree] = {}
+_KEPT_TREES = 8
+_TICK = 0.01  # seconds: how fine the times are that file systems write down
+
+
+def tree(folder: Path) -> Tree:
+    """All pictures below a folder; the folder is walked once in a process, unless it changes.
+
+    Folders behind links are entered, except where a link leads back to a folder it lies in. What
+    cannot be read is named in `remarks`.
+
+    Raises:
+        InputError: `folder` itself cannot be read.
+    """
+    key = os.path.abspath(folder)  # noqa: PTH100 (leaves links as they are)
+    found = _trees.pop(key, None)
+    if found is None or not found.is_current:
+        found = _Walk(Path(folder)).run()
+    _trees[key] = found
+    while len(_trees) > _KEPT_TREES:
+        _trees.pop(next(iter(_trees)))
+    return found
+
+
+class _Walk:
+    """One walk; `run` gives what it found."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pictures: list[str] = []
+        self.folders: list[str] = []
+        self.remarks: list[str] = []
+        self.others: Counter[str] = Counter()
+        self.stamps: dict[str, tuple[int, ...]] = {}
+
+    def run(self) -> Tree:
+        try:
+            os.scandir(self.folder).close()
+        except OSError as error:
+            raise InputError(
+                f"{self.folder} cannot be read ({reason(error)}); check its permissions"
+            ) from error
+        above = [self.folder.resolve(), *self.folder.resolve().parents]
+        waiting = [("", frozenset(_identity(str(path)) for path in above[1:]))]
+        while waiting:
+            waiting.extend(self._enter(*waiting.pop()))
+        self._wait_for_the_clock()
+        return Tree(
+            self.folder,
+            tuple(sorted(self.pictures)),
+            tuple(sorted(self.folders)),
+            (*self.remarks, *_words_on(self.folder, self.others)),
+            self.others,
+            self.stamps,
+        )
+
+    def _enter(self, inside: str, above: frozenset) -> list[tuple[str, frozenset]]:
+        """Takes note of a folder's files; the folders in it come back."""
+        path = os.path.join(self.folder, inside)  # noqa: PTH118 (Path objects cost too much here)
+        try:
+            identity, self.stamps[path] = _identity(path), _stamp(path)
+            if identity in above:
+                self._remark(path, "leads back to a folder that it lies in; it is not followed")
+                return []
+            with os.scandir(path) as entries:
+                found = list(entries)
+        except OSError as error:
+            self._remark(path, f"cannot be read ({reason(error)}); what is in it is left out")
+            return []
+        if inside:
+            self.folders.append(inside)
+        prefix = f"{inside}/" if inside else ""
+        here = []
+        for entry in found:
+            if is_hidden(entry.name):
+                continue
+            if _is_folder(entry):
+                here.append(prefix + entry.name)
+            elif is_image(entry.name):
+                self.pictures.append(prefix + entry.name)
+            else:
+                self.others[Path(entry.name).suffix.lower()] += 1
+                if entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
+                    self._remark(entry.path, "is a link to nothing; it is left out")
+        return [(each, above | {identity}) for each in here]
+
+    def _remark(self, path: str, text: str) -> None:
+        self.remarks.append(f"{path} {text}")
+
+    def _wait_for_the_clock(self) -> None:
+        """Lets the clock of the file system tick, so that whatever changes from now on shows."""
+        newest = max((stamp[0] for stamp in self.stamps.values()), default=0) / 1e9
+        time.sleep(min(max(newest + _TICK - time.time(), 0), _TICK))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)  # noqa: PTH116
+    return status.st_dev, status.st_ino
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """Changes with the entries of a folder, and with who may read it."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return (0,)
+    return max(status.st_mtime_ns, status.st_ctime_ns), status.st_mtime_ns, status.st_ino
+
+
+def _words_on(folder: Path, others: Counter[str]) -> Iterator[str]:
+    left_out = {suffix: others[suffix] for suffix in sorted(others.keys() & _SOURCES_OF_PICTURES)}
+    if left_out:
+        words = join_words((f"{count} {suffix}" for suffix, count in left_out.items()), "and")
+        yield f"{folder}: {words} file(s) are not read as pictures and are left out"

@@ -115,3 +115,6 @@ class InShop(Benchmark):
     def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
         """The images of one part of the partition."""
         return layout.read(folder, split=split)
+
+
+DATA_SET = InShop()

@@ -16,10 +16,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from dataset.base import DataSet, ImageSet, PathTable
-from dataset.files import find, find_all, image_files, join_words, subfolders
+from dataset.files import Tree, find, find_all, is_file, join_words, tree, warn_once
 from utils import InputError
 
-logger = logging.getLogger("dataset")
 counts_logger = logging.getLogger("dataset.counts")
 
 
@@ -101,26 +100,33 @@ class Benchmark(DataSet):
         Raises:
             NotFoundError: there is none; the sentence names the folders that were looked at.
         """
-        candidates = [folder for name in self.folders for folder in find_all(root, name)]
-        for folder in [*candidates, root]:
-            for layout in self.layouts:
-                if folder.is_dir() and layout.matches(folder):
-                    return layout, folder
-        raise NotFoundError(self.name, self._search(root, candidates))
+        roots = _data_roots(root)
+        candidates = []
+        for place in roots:
+            inside = [folder for name in self.folders for folder in find_all(place, name)]
+            candidates += inside
+            for folder in [*inside, place]:
+                for layout in self.layouts:
+                    if folder.is_dir() and layout.matches(folder):
+                        return layout, folder
+        raise NotFoundError(self.name, self._search(roots, candidates))
 
-    def _search(self, root: Path, candidates: Sequence[Path]) -> str:
+    def _search(self, roots: Sequence[Path], candidates: Sequence[Path]) -> str:
+        there = [root for root in roots if root.is_dir()]
         if candidates:
-            what = f"{join_words(candidates, 'and')} holds none of its known layouts"
-        elif root.is_dir():
-            what = f"looked in {root} and for {join_words(self.folders, 'or')} in it"
+            hold = "hold" if len(candidates) > 1 else "holds"
+            what = f"{join_words(candidates, 'and')} {hold} none of its known layouts"
+        elif there:
+            folders = join_words(self.folders, "or")
+            what = f"looked in {join_words(there, 'and')} and for {folders} in it"
         else:
-            what = f"the data root {root} does not exist"
+            what = f"the data root {roots[0]} does not exist"
         known = join_words((layout.title for layout in self.layouts), "or")
         return f"{what}; expected {known}"
 
     def _check_presence(self, listing: Listing) -> None:
         first, last = listing.names[0], listing.names[-1]
-        if not any((listing.folder / name).is_file() for name in (first, last)):
+        if not any(is_file(listing.folder / name) for name in (first, last)):
             raise InputError(
                 f"{self.name}: the lists name images such as {first}, which is not in "
                 f"{listing.folder}; unpack the images there, or see `python -m dataset check "
@@ -130,14 +136,23 @@ class Benchmark(DataSet):
     def _compare_counts(self, images: ImageSet, title: str) -> None:
         differences = self.count_differences(title, len(images), images.num_classes)
         if differences:
-            counts_logger.warning(
-                "%s %s (%s): %s; `python -m dataset check %s` says more",
-                self.name,
-                title,
-                images.source,
-                differences,
-                self.name,
+            warn_once(
+                f"{self.name} {title} ({images.source}): {differences}; "
+                f"`python -m dataset check {self.name}` says more",
+                counts_logger,
             )
+
+
+_USUAL_ROOTS = ("data", "datasets")
+
+
+def _data_roots(root: Path) -> list[Path]:
+    """Where copies are looked for: the data root; for ./data also ./datasets, and vice versa."""
+    usual = [Path(name) for name in _USUAL_ROOTS]
+    here = [place.absolute() for place in usual]
+    if root.absolute() not in here:
+        return [root]
+    return [root, *(place for place in usual if place.absolute() != root.absolute())]
 
 
 def has(*relatives: str) -> Callable[[Path], bool]:
@@ -154,18 +169,30 @@ def _has_all(folder: Path, relatives: Sequence[str]) -> bool:
 
 def list_class_folders(folder: Path) -> Listing:
     """Every picture under the sub-folders of `folder`, each of them a class."""
+    found = tree(folder)
+    for remark in found.remarks:
+        warn_once(remark)
     names: list[str] = []
     labels: list[int] = []
     class_names: list[str] = []
-    for class_name in subfolders(folder):
-        pictures = image_files(folder / class_name)
+    for class_name, pictures in by_top_level(found).items():
         if not pictures:
-            logger.warning("%s holds no picture and is not counted as a class", folder / class_name)
+            warn_once(f"{folder / class_name} holds no picture and is not counted as a class")
             continue
-        names.extend(f"{class_name}/{picture}" for picture in pictures)
+        names.extend(pictures)
         labels.extend([len(class_names)] * len(pictures))
         class_names.append(class_name)
     return Listing(folder, names, np.array(labels, np.int64), tuple(class_names))
+
+
+def by_top_level(found: Tree) -> dict[str, list[str]]:
+    """The pictures in each of the folders at the top, in class order; loose ones are left out."""
+    inside: dict[str, list[str]] = {name: [] for name in found.top_level()}
+    for picture in found.pictures:
+        name, slash, _ = picture.partition("/")
+        if slash:
+            inside[name].append(picture)
+    return inside
 
 
 def from_rows(folder: Path, names: Sequence[str], keys: Sequence[Any]) -> Listing:
@@ -207,4 +234,4 @@ def half_of_classes(listing: Listing, split: str, name: str) -> Listing:
 def folder_with(name: str, *candidates: Path | None) -> Path:
     """The first of `candidates` that holds the file `name`, or else the first that exists."""
     existing = [folder for folder in candidates if folder is not None]
-    return next((folder for folder in existing if (folder / name).is_file()), existing[0])
+    return next((folder for folder in existing if is_file(folder / name)), existing[0])

@@ -334,6 +334,8 @@ class Loader:
         source: plans → views. rule, change: which views, and what is done to them on the device.
         spec: what the backbone wants. device: where the batches go.
         max_bad_images: the share of unreadable images that stops the run.
+        leave_out: unreadable images that no other replaces do not stop it, up to that share; what
+            stands in their places in the batches means nothing.
 
     Attributes:
         wait_seconds: how long the consumer of the running epoch has waited for batches.
@@ -350,6 +352,7 @@ class Loader:
         spec: InputSpec,
         device: torch.device,
         max_bad_images: float = 0.0,
+        leave_out: bool = False,
     ) -> None:
         self.images = images
         self.wait_seconds = 0.0
@@ -361,6 +364,7 @@ class Loader:
         self._spec = spec
         self._device = device
         self._max_bad_images = max_bad_images
+        self._leave_out = leave_out
         self._skipped = 0
 
     def __len__(self) -> int:
@@ -439,13 +443,12 @@ class Loader:
 
     def _take_note(self, bad: list[BadImage]) -> None:
         for index, path, reason, replaced in bad:
-            if not replaced:
+            if not replaced and not self._leave_out:
                 raise InputError(self._irreplaceable(path, reason))
             if index not in self.bad_images:
                 self.bad_images[index] = f"{path} ({reason})"
-                logger.warning(
-                    "%s cannot be read (%s); other images of its class take its place", path, reason
-                )
+                what = "other images of its class take its place" if replaced else "it is left out"
+                logger.warning("%s cannot be read (%s); %s", path, reason, what)
         if len(self.bad_images) > self._max_bad_images * len(self.images):
             raise InputError(
                 f"{len(self.bad_images)} of {len(self.images):,} images cannot be read so far, "
@@ -460,7 +463,7 @@ class Loader:
             why = "and an evaluation leaves no image out"
         return (
             f"{path} cannot be read ({reason}) {why}; repair or remove it "
-            f"(`python -m dataset check {self.images.name}` lists all of them)"
+            f"(`{self.images.check_command}` names all of them)"
         )
 
 
@@ -528,6 +531,7 @@ def eval_loader(
     zoom: float = 1.0,
     resize: int | None = None,
     batches: slice = slice(None),
+    max_bad_images: float = 0.0,
     **reading: Any,
 ) -> Loader:
     """Every image once, in order, as evaluation sees it: short side resized, central square.
@@ -535,6 +539,9 @@ def eval_loader(
     `resize` is the short side in pixels, at least the image size; the spec's without it. Pictures
     in memory are looked at whole; `zoom` below 1 puts them on white, smaller. `batches` says which
     batches are made, where processes share them. The other arguments are those of `train_loader`.
+
+    An image that cannot be read ends the iteration. With `max_bad_images` above 0, up to that share
+    of them do not: they are named in `Loader.bad_images`, and the caller leaves their rows out.
 
     Raises:
         InputError: what `_source` raises; while iterating, an image cannot be read.
@@ -545,7 +552,10 @@ def eval_loader(
     plans = _Plans(SequentialSampler(len(images), batch_size, batches))
     source = _source(images, plans, rule, device, workers, replace=False, **reading)
     shrunk = None if zoom == 1.0 else Shrunk(zoom)
-    return Loader(images, plans, source, rule, shrunk, spec, device)
+    leave_out = max_bad_images > 0
+    return Loader(
+        images, plans, source, rule, shrunk, spec, device, max_bad_images, leave_out=leave_out
+    )
 
 
 def _view_rule(

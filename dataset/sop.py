@@ -39,6 +39,7 @@ class SOP(Benchmark):
     protocol = Protocol(ks=(1, 10, 100, 1000))
     folders = (
         "Stanford_Online_Products",
+        "Standford_Online_Products",  # as IDML's code spells it
         "SOP",
         "SOP/Stanford_Online_Products",
         "online_products",
@@ -61,3 +62,6 @@ class SOP(Benchmark):
     def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
         """The classes of one list."""
         return layout.read(folder, split=split)
+
+
+DATA_SET = SOP()

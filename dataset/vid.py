@@ -88,3 +88,6 @@ class VehicleID(Benchmark):
     def list_split(self, layout: Layout, folder: Path, split: str, **options: Any) -> Listing:
         """The vehicles of one list."""
         return layout.read(folder, split, options["size"])
+
+
+DATA_SET = VehicleID()

@@ -251,6 +251,30 @@ def meanings_of(names: Iterable[str]) -> list[Meaning]:
     return [meaning for name, meaning in MEANINGS.items() if name in known]
 
 
+def nothing_to_find(numbers: Mapping[str, float]) -> bool:
+    """Whether no query had another image of its class to find; then the metrics mean nothing."""
+    queries = numbers.get("queries", 0)
+    return queries > 0 and numbers.get("queries_without_match") == queries
+
+
+def about_matches(numbers: Mapping[str, float]) -> str:
+    """What is to be said beside metrics where queries had nothing to find; empty where all had."""
+    alone, queries = numbers.get("queries_without_match", 0), numbers.get("queries", 0)
+    if not alone:
+        return ""
+    if alone == queries:
+        none = f"None of the {queries:,.0f} queries has" if queries > 1 else "The only query lacks"
+        return (
+            f"{none} another image of its class to find: R@K, MAP@R, NMI and all other metrics say "
+            "nothing about the network."
+        )
+    have = "have" if alone > 1 else "has"
+    return (
+        f"{alone:,.0f} of the {queries:,.0f} queries {have} no other image of the same class to "
+        "find: misses in R@K and MRR, left out of RP, MAP@R and mARP."
+    )
+
+
 def footnote(rows: Sequence[Row], width: int = 100) -> str:
     """What the columns of these rows mean, in lines."""
     sentences = " ".join(meaning.text for meaning in meanings_of(columns(rows)))

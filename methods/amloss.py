@@ -29,5 +29,5 @@ METHOD = Method(
              need=WANTED, argument="margin_gamma"),
     )),),
     wanted=WANTED.met,
-    off={"loss": "Proxy_Anchor"},
+    off={"loss": "Proxy_Anchor", "loss_args": ()},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from criteria import PROXY_LR_SCALE
 from flags import Group, flag, not_negative, positive
 from methods.base import Method, loss_is
 
@@ -16,7 +17,7 @@ METHOD = Method(
              need=PROXY_LOSSES, argument="margin"),
         flag("--alpha", 32.0, positive("A"), "scale of the similarities (NPairsLoss: 1, learned)",
              need=loss_is("Proxy_Anchor", "NPairsLoss"), argument="alpha"),
-        flag("--proxy-lr-scale", 100.0, not_negative("X"),
+        flag("--proxy-lr-scale", PROXY_LR_SCALE, not_negative("X"),
              "learning rate of the proxies as a multiple of --lr",
              need=PROXY_LOSSES, argument="proxy_lr_scale"),
     )),),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import dataset
+from criteria import COMMANDS
 from flags import Group, Kind, Need, flag, not_negative, number
 from methods.base import Method, Options
 
-LOSSES = ("triplet", "semihtriplet", "n-npair", "ms")
+LOSSES = tuple(COMMANDS["spherical embeddings'"])
 """The losses of its authors' command, which has defaults of its own."""
 SMALL = ("cub", "cars", "emoji")
 WANTED = Need("--sec_wei above 0", lambda options: options.sec_wei > 0)
@@ -23,8 +24,8 @@ def authors_settings(options: Options) -> dict[str, Any]:
     constrained = options.sec_wei > 0 or options.l2reg_wei > 0
     lr, lr_p = {
         "cub": (1e-5, 0.5e-5),
-        "SOP": (2.5e-4, 0.5e-4),
-        "Inshop": (5e-4, 1e-4),
+        "sop": (2.5e-4, 0.5e-4),
+        "inshop": (5e-4, 1e-4),
     }.get(data, (1e-5, 1e-5))
     gamma = options.lr_decay_gamma if "lr_decay_gamma" in options.given else 0.1
     defaults = {
@@ -32,7 +33,7 @@ def authors_settings(options: Options) -> dict[str, Any]:
         "optimizer": "adam", "lr": lr, "lr_p": lr_p, "lr_decay_gamma": 0.1,
         "weight_decay": 2.5e-3 if small else 1e-5, "decay_vectors": 0, "decay_biases": 1,
         "schedule": "milestones", "milestones": _milestones(data, options.loss, gamma),
-        "steps": 8000 if small else 12000, "eval_steps": {"SOP": 500, "Inshop": 200}.get(data, 100),
+        "steps": 8000 if small else 12000, "eval_steps": {"sop": 500, "inshop": 200}.get(data, 100),
         "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default", "bn_freeze": "affine",
         "head_norm": int(options.loss != "ms" or constrained), "l2_norm": 0,
     }  # fmt: skip
@@ -50,7 +51,7 @@ def authors_settings(options: Options) -> dict[str, Any]:
 
 
 def _milestones(data: str, loss: str, gamma: float) -> tuple[int, ...]:
-    if data in ("SOP", "Inshop"):
+    if data in ("sop", "inshop"):
         return (6000,)
     if data == "cars":
         return (2000,) if gamma == 0.1 else (4000, 6000)

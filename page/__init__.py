@@ -6,8 +6,9 @@ records     a run folder, read back         source      its best checkpoint and 
 findings    what an evaluation shows        methods     what each method learned, made visible
 map         the embedding in the plane      tsne        how, in a process of its own
 explained   a run with all of that          summary     what is said of it in a few sentences
-curves      metrics.csv as charts           counterpart the same training without the method
-build       the HTML of one run or several  overview    many runs in a table
+results     the table of its metrics        curves      metrics.csv as charts
+counterpart the same training without it    overview    many runs in a table
+build       the HTML of one run or several
 document    the HTML file: page.html, page.css, page.js and the data in one
 
 Pictures of images are in evaluation/pictures.py.

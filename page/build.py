@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation import tables
 from evaluation.pictures import Thumbnails
-from page import curves
-from page.document import as_text, bullets, cell, document, facts, folded, section
+from page import curves, results
+from page.document import as_text, bullets, document, facts, folded, section
 from page.explained import Explained
-from page.records import Numbers, Record
+from page.records import Record
 from page.summary import summary
 from utils import human_seconds
 
@@ -33,7 +32,7 @@ def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
     methods = any(run.sections for run in runs)
     parts = [
         section("short", "In short", _short(runs)),
-        section("results", "Results", result_table(runs), _about_results(runs)),
+        section("results", "Results", results.table(runs), results.caption(runs)),
         section("setup", "What was run", "".join(_setup(run, len(runs) > 1) for run in runs)),
         section("curves", "Curves", _drawn("curves"), _about_curves(runs)),
         _choice(runs),
@@ -41,8 +40,7 @@ def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
             "galleries",
             "Queries and their nearest images",
             _drawn("galleries"),
-            "Each row: an image of a class the network was never trained on, and the ten images "
-            "it finds most similar, nearest first.",
+            _about_galleries(runs),
         ),
         section(
             "confusions", "Which classes it confuses", _drawn("confusions"), _about_confusions(runs)
@@ -52,8 +50,7 @@ def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
             "map",
             "Map of the embedding",
             _drawn("map"),
-            "t-SNE (scikit-learn) in two dimensions: what is together here is near in the "
-            "embedding. Distances between groups, and the directions, mean nothing.",
+            _about_map(runs),
         ),
     ]
     body = _head(title, runs) + _navigation(methods)
@@ -111,7 +108,7 @@ def _navigation(methods: bool) -> str:
 
 
 def _choice(runs: Sequence[Explained]) -> str:
-    """Where there are several runs: which of them everything below is of."""
+    """Where there are several runs: buttons that say which of them everything below is about."""
     if len(runs) == 1:
         return ""
     buttons = [
@@ -121,7 +118,7 @@ def _choice(runs: Sequence[Explained]) -> str:
     ]
     return (
         '<section id="choose"><h2>One run, looked at closely</h2><p class="about">Everything '
-        f'below is of the run that is chosen here.</p><div class="tabs">{"".join(buttons)}</div>'
+        f'below is about the run chosen here.</p><div class="tabs">{"".join(buttons)}</div>'
         "</section>"
     )
 
@@ -143,80 +140,6 @@ def _short(runs: Sequence[Explained]) -> str:
         parts.append(f"<h3>{as_text(run.record.name)}</h3>")
         parts.append(bullets(summary(run, first, alone=False)))
     return "".join(parts)
-
-
-# --- results --------------------------------------------------------------------------------------
-
-
-def result_table(runs: Sequence[Explained]) -> str:
-    """Metrics in percent with their intervals, and what was published."""
-    rows = _result_rows(runs)
-    if not rows:
-        return '<p class="note">No evaluation yet.</p>'
-    names = tables.columns(rows)
-    own = [row for row in rows if not _is_published(row)]
-    best: Numbers = {}
-    if len(own) > 1:
-        best = {name: max(row.numbers.get(name, -1.0) for row in own) for name in names}
-    head = "".join(f'<th scope="col">{as_text(name)}</th>' for name in ("", *names))
-    lines = "".join(_result_line(row, names, {} if _is_published(row) else best) for row in rows)
-    meaning = " ".join(meaning.text for meaning in tables.meanings_of(names))
-    return (
-        f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>"
-        f'<p class="note space">{as_text(meaning)}</p>'
-    )
-
-
-def _result_rows(runs: Sequence[Explained]) -> list[tables.Row]:
-    """The evaluations of each run, followed by what its recipe was published with, once."""
-    rows, recipes = [], set()
-    for run in runs:
-        results, published = run.record.results, run.published
-        for title, numbers in results.items():
-            label = title
-            if len(runs) > 1:
-                label = run.record.name + (f", {title}" if len(results) > 1 else "")
-            rows.append(tables.Row(title, label, numbers, intervals=run.intervals(title)))
-        if published is not None and published.recipe not in recipes:
-            recipes.add(published.recipe)
-            about = {"published": published.recipe}
-            label = f"published: {published.recipe}"
-            rows.append(tables.Row("", label, published.numbers, about=about))
-    return rows
-
-
-def _is_published(row: tables.Row) -> bool:
-    return "published" in row.about
-
-
-def _result_line(row: tables.Row, names: Sequence[str], best: Numbers) -> str:
-    """A row of the table; `best` are the numbers that are set in bold, where it has them."""
-    cells = [
-        cell(
-            row.numbers.get(name),
-            row.intervals.get(name),
-            best=name in best and row.numbers.get(name) == best[name],
-        )
-        for name in names
-    ]
-    kind = "published" if _is_published(row) else ""
-    return f'<tr class="{kind}"><td>{as_text(row.label)}</td>{"".join(cells)}</tr>'
-
-
-def _about_results(runs: Sequence[Explained]) -> str:
-    words = "Of the best checkpoint, in percent."
-    if any(run.search is not None for run in runs):
-        words += " Below: 95 % intervals over the queries (bootstrap), the network as it is"
-        part = _sampled(runs)
-        words += f", from {part} and scaled to all." if part else "."
-    return words
-
-
-def _sampled(runs: Sequence[Explained]) -> str:
-    """Which part of the queries was searched for, where it was a part."""
-    searches = [run.search for run in runs if run.search is not None]
-    return next((search.sampled for search in searches if search.sampled), "")
 
 
 # --- what was run ---------------------------------------------------------------------------------
@@ -276,9 +199,28 @@ def _about_curves(runs: Sequence[Explained]) -> str:
     return f"Over the epochs. Hover for values{more}"
 
 
+def _about_galleries(runs: Sequence[Explained]) -> str:
+    shared = [run.shared for run in runs if run.search is not None]
+    if shared and all(found is not None and found.unseen for found in shared):
+        query = "an image of a class the network was never trained on"
+    else:
+        query = "an image of the evaluation"
+    return f"Each row: {query}, and the ten images it finds most similar, nearest first."
+
+
+def _about_map(runs: Sequence[Explained]) -> str:
+    by = "t-SNE (scikit-learn)"
+    if any(run.map is not None and run.map.get("principal") for run in runs):
+        by += ", or else the first principal components,"
+    return (
+        f"{by} in two dimensions: what is together here is near in the embedding. Distances "
+        "between groups, and the directions, mean nothing."
+    )
+
+
 def _about_confusions(runs: Sequence[Explained]) -> str:
     words = "Pairs of classes by how many queries of either have an image of the other as their "
-    part = _sampled(runs)
+    part = results.sampled(runs)
     return f"{words}nearest. " + (f"From {part}." if part else "")
 
 
@@ -287,6 +229,7 @@ def _run_data(run: Explained) -> dict[str, Any]:
         "name": run.record.name,
         **curves.points(run.record),
         "missing": run.missing,
+        "doubts": run.doubts,
         "galleries": run.galleries,
         "confusions": run.confusions,
         "classes": run.classes,

@@ -37,19 +37,27 @@ def groups(runs: Sequence[Record]) -> list[dict[str, Any]]:
 
 def points(run: Record) -> dict[str, Any]:
     """All columns of a run, and what they can be drawn across."""
-    columns = dict.fromkeys(name for row in run.rows for name in row)
+    rows = [_drawn(row) for row in run.rows]
+    columns = dict.fromkeys(name for row in rows for name in row)
     return {
         "across": {
-            "epoch": _epochs(run.rows),
-            "step": [int(row["step"]) for row in run.rows],
-            "minutes": [round(row.get("seconds", 0.0) / 60, 3) for row in run.rows],
+            "epoch": _epochs(rows),
+            "step": [int(row["step"]) for row in rows],
+            "minutes": [round(row.get("seconds", 0.0) / 60, 3) for row in rows],
         },
-        "columns": {name: [row.get(name) for row in run.rows] for name in columns},
+        "columns": {name: [row.get(name) for row in rows] for name in columns},
     }
 
 
+def _drawn(row: Numbers) -> Numbers:
+    """Without the metrics where no query had anything to find."""
+    if not tables.nothing_to_find(row):
+        return row
+    return {name: value for name, value in row.items() if not records.is_metric(name)}
+
+
 def _epochs(rows: Sequence[Numbers]) -> list[float]:
-    """Where each row stands in epochs; with several rows an epoch, by their share of the steps."""
+    """Where each row stands in epochs; with several rows per epoch, by their share of the steps."""
     epochs = [int(row["epoch"]) for row in rows]
     if len(set(epochs)) == len(epochs):
         return epochs

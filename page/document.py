@@ -91,6 +91,11 @@ def bullets(sentences: Sequence[str]) -> str:
     return f'<ul class="short">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
 
 
+def warnings(sentences: Iterable[str]) -> str:
+    """Sentences that are not to be overlooked, one paragraph each."""
+    return "".join(f'<p class="warning">{as_text(sentence)}</p>' for sentence in sentences)
+
+
 def folded(title: str, content: str) -> str:
     """HTML that is shown on demand."""
     return f"<details><summary>{as_text(title)}</summary>{content}</details>"
@@ -103,7 +108,7 @@ def section(name: str, title: str, content: str, about: str = "") -> str:
 
 
 def percent(value: float) -> str:
-    """A share as a percentage with a digit after the point."""
+    """A share as a percentage with one decimal."""
     return f"{100 * value:.1f}"
 
 

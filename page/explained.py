@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from dataset.overlap import Shared, shared_names, shared_with_training
+from evaluation import tables
 from evaluation.pictures import Thumbnails
 from page import findings, methods, records, source
 from page.findings import Search
 from page.map import embedding_map
-from page.records import Published, Record
+from page.records import Numbers, Published, Record
 from runs import load_checkpoint
 from utils import InputError
 
@@ -18,8 +22,9 @@ from utils import InputError
 class Explained:
     """A run with all that the page says of it. Without embeddings `missing` says why.
 
-    `counts` says in words how many images it was judged on; the other fields are what the modules
-    of the same names have found, as plain values.
+    `counts` says in words how many images it was judged on, `shared` what they have in common with
+    those it was trained on, where that can be told; the other fields are what the modules of the
+    same names have found, as plain values.
     """
 
     record: Record
@@ -32,6 +37,23 @@ class Explained:
     map: dict | None = None
     sections: Sequence[dict] = ()
     counts: str = ""
+    shared: Shared | None = None
+
+    @property
+    def numbers(self) -> Numbers:
+        """The metrics of the first evaluation, which the page looks at closely; none before it."""
+        return next(iter(self.record.results.values()), {})
+
+    @property
+    def doubts(self) -> list[str]:
+        """What keeps the numbers of the first evaluation from saying what they seem to say."""
+        said = [self.shared.warning()] if self.shared is not None else []
+        said.append(tables.about_matches(self.numbers))
+        if self.search is not None and self.search.found.size:
+            searched, _ = self.search.judged.searched
+            if len(np.unique(searched.labels)) == 1:
+                said.append("All images are of one class: whatever is found is right.")
+        return [sentence for sentence in said if sentence]
 
     def intervals(self, title: str) -> dict[str, list[float]]:
         """95 % intervals of the metrics of an evaluation, where its queries were searched for."""
@@ -60,7 +82,7 @@ def explain(
     """
     try:
         best = source.open_best(record, gpu_id)
-        judged = source.judge(best, embeddings)
+        search = Search(source.judge(best, embeddings), seed)
     except InputError as error:
         if embeddings is not None:
             raise
@@ -72,8 +94,8 @@ def explain(
         checkpoint=best.checkpoint,
         state=load_checkpoint(state) if state.is_file() else {},
         history=history,
-        judged=judged,
-        search=Search(judged, seed),
+        judged=search.judged,
+        search=search,
         train=best.training_images(history["names"].tolist()) if history else None,
         embed=best.embed,
         thumbs=thumbs,
@@ -89,14 +111,24 @@ def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explai
         InputError: what was asked for by name is not there.
     """
     search, thumbs, seed = learned.search, learned.thumbs, learned.seed
+    matched = bool(search.per_query["relevant"].any())
     return Explained(
         learned.record,
         records.published(learned.record),
         search,
         galleries=findings.galleries(search, chosen, thumbs, seed),
-        confusions=findings.confusions(search, thumbs),
-        classes=findings.class_scores(search, thumbs),
+        confusions=findings.confusions(search, thumbs) if matched else (),
+        classes=findings.class_scores(search, thumbs) if matched else None,
         sections=methods.sections(learned),
         map=embedding_map(learned.judged, thumbs, seed),
         counts=counts,
+        shared=_shared(learned),
     )
+
+
+def _shared(learned: methods.Learned) -> Shared | None:
+    judged, names = learned.judged, learned.history.get("names")
+    parts = [part for part in (judged.task.queries, judged.task.gallery) if part is not None]
+    if learned.train is not None:
+        return shared_with_training(learned.train, *parts)
+    return None if names is None else shared_names(names.tolist(), *parts)

@@ -105,10 +105,10 @@ def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: i
         words = f"The queries whose class or file contains {' or '.join(chosen)}."
         groups.append(("Chosen", words, named_queries(judged.images, chosen)))
     random = random_queries(judged.images.labels, SHOWN_QUERIES, seed)
-    words = "One image of each of some random classes: neither chosen nor sorted out."
+    words = "One image from each of a few random classes, whatever the result."
     groups.append(("Random", words, random))
     part = f" Among {search.sampled}." if search.sampled else ""
-    words = f"Every other image of the class comes first. One query per class, at random.{part}"
+    words = f"The queries with the highest MAP@R, one per class.{part}"
     groups.append(("Best", words, best))
     words = f"The nearest image of the right class is farthest down the list.{part}"
     groups.append(("Worst", words, worst))

@@ -23,11 +23,12 @@ from evaluation.pictures import Thumbnails
 from methods.idml import note as note_on_introspection
 from page.findings import Search, blocks, histogram
 from page.records import Record
+from utils import InputError
 
 EXTREMES = 12  # classes, pairs or images at each end of a ranking
 RANKED = 400  # points of a ranking's curve
 SPREAD_IMAGES, SPREAD_PER_CLASS = 1500, 12
-FIXED = ("names", "images", "epoch", "step")  # arrays of classes.npz that are no learned value
+FIXED = ("names", "images", "epoch", "step")  # arrays of classes.npz that are not learned
 Section = dict[str, Any]
 
 
@@ -35,9 +36,9 @@ Section = dict[str, Any]
 class Learned:
     """A run's checkpoints and images, for the sections below.
 
-    `train` are the images that trained, classes numbered as the criterion's; None where they are
-    not to be had. `embed` gives any images' raw embeddings (n, d) by the best network. `state` is
-    last.pth, `history` classes.npz; either may be empty.
+    `train` are the training images, with their classes numbered as in the criterion; None where
+    they are not available. `embed` gives the raw embeddings (n, d) of any images by the best
+    network. `state` is last.pth, `history` classes.npz; either may be empty.
     """
 
     record: Record
@@ -81,11 +82,11 @@ def sections(learned: Learned) -> list[Section]:
     return [section for make in makers for section in make(learned)]
 
 
-# --- AMLoss: a margin per class --------------------------------------------------------------------
+# --- AMLoss: one margin per class -----------------------------------------------------------------
 
 
 def values_by_name(record: Record, history: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What was learned for each class, (C,) a name, as it was at the best epoch."""
+    """What was learned for each class by the best epoch: arrays (C,) by name."""
     learned = {name: rows for name, rows in history.items() if name not in FIXED and len(rows)}
     return {name: rows[row_of_best(record, history)] for name, rows in learned.items()}
 
@@ -97,7 +98,7 @@ def row_of_best(record: Record, history: dict[str, np.ndarray]) -> int:
 
 
 def class_values(learned: Learned) -> Iterator[Section]:
-    """Each value that classes learn: ranked, beside the spread of the class, and its course."""
+    """Each value that classes learn: ranked, beside the class's spread, and over the epochs."""
     history = learned.history
     for name, values in values_by_name(learned.record, history).items():
         row = row_of_best(learned.record, history)
@@ -136,7 +137,7 @@ ABOUT_VALUES = {
 
 
 def _ranking(learned: Learned, values: np.ndarray, order: np.ndarray) -> list[list]:
-    """[rank, value, class, thumbnail] at most RANKED times, evenly along the ranking."""
+    """Up to RANKED rows [rank, value, class, thumbnail], spaced evenly along the ranking."""
     ranks = np.unique(np.linspace(0, len(order) - 1, min(RANKED, len(order))).astype(int))
     found = []
     for rank in ranks.tolist():
@@ -220,9 +221,10 @@ def _course(learned: Learned, name: str, order: np.ndarray) -> dict | None:
 
 
 def class_spread(learned: Learned, first: list) -> dict[int, float]:
-    """1 - mean cosine of a class's training images to their mean direction: `first`, and others.
+    """1 - mean cosine of a class's training images to their mean direction, by class.
 
-    Classes are added at random until there are SPREAD_IMAGES images, which are embedded anew.
+    The classes in `first` come first; others are added at random until there are SPREAD_IMAGES
+    images, which are embedded anew.
     """
     if learned.train is None or learned.embed is None:
         return {}
@@ -234,7 +236,10 @@ def class_spread(learned: Learned, first: list) -> dict[int, float]:
             break
         chosen += np.flatnonzero(learned.train.labels == label)[:SPREAD_PER_CLASS].tolist()
     images = learned.train.subset(chosen)
-    unit = F.normalize(learned.embed(images).float().cpu(), dim=1)
+    try:
+        unit = F.normalize(learned.embed(images).float().cpu(), dim=1)
+    except InputError:  # an image cannot be read (any more)
+        return {}
     found = {}
     for label, count in zip(*np.unique(images.labels, return_counts=True), strict=True):
         if count > 1:
@@ -244,7 +249,7 @@ def class_spread(learned: Learned, first: list) -> dict[int, float]:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's; 0 where one of the two is constant."""
+    """Spearman's rank correlation of two (n,); 0 where one of them is constant."""
     from scipy.stats import rankdata
 
     a, b = rankdata(x), rankdata(y)
@@ -314,7 +319,7 @@ def proxies(learned: Learned) -> Iterator[Section]:
 
 
 def terms_of_disentangling(learned: Learned) -> Iterator[Section]:
-    """The course of DDML's three terms."""
+    """DDML's three terms over the epochs."""
     columns = ["agnostic", "specific", "split"]
     if not all(any(name in row for row in learned.record.rows) for name in columns):
         return
@@ -325,7 +330,7 @@ def terms_of_disentangling(learned: Learned) -> Iterator[Section]:
             "agnostic: how far the main embedding's class prediction is from knowing nothing "
             "(lower: it tells less about the training classes themselves). specific: how badly the "
             "other head names the training class (lower: it has taken that knowledge over). split: "
-            "how much that head's code carries. Each is shown before its weight."
+            "how much that head's code carries. Each is shown before it is weighted."
         ),
         "columns": columns,
     }
@@ -375,8 +380,9 @@ def uncertainty(learned: Learned) -> Iterator[Section]:
 
 
 def _recall_by_quintile(search: Search, lengths: np.ndarray) -> list[float]:
-    """R@1 of the queries from the most certain fifth to the least; is it unsure where it errs?"""
-    if "R@1" not in search.scores.names or len(search.queries) < 5:
+    """R@1 of each fifth of the queries, the most certain first: is it unsure where it errs?"""
+    matched = search.per_query["relevant"] > 0
+    if "R@1" not in search.scores.names or len(search.queries) < 5 or not matched.any():
         return []
     hits = search.scores.values[:, search.scores.names.index("R@1")].numpy()
     fifths = np.array_split(hits[np.argsort(lengths[search.queries], kind="stable")], 5)
@@ -402,7 +408,7 @@ def norms(learned: Learned) -> Iterator[Section]:
             "than short ones. SEC therefore pulls all lengths towards their mean: the narrower "
             "this histogram, the more alike all images are trained. "
             + ("" if constrained else "This run has no constraint; it is shown for comparison. ")
-            + f"Unseen images: {mean:.3g} ± {deviation:.2g}, a relative deviation of "
+            + f"Evaluation images: {mean:.3g} ± {deviation:.2g}, a relative deviation of "
             f"{deviation / max(mean, 1e-12):.1%}."
         ),
         "histogram": histogram(lengths),
@@ -473,7 +479,7 @@ def clusters(learned: Learned) -> Iterator[Section]:
         "kind": "clusters",
         "title": "Divide and conquer: the clusters",
         "about": (
-            f"How the training images stood divided in the last epoch: {len(found)} clusters. "
+            f"How the training images were divided in the last epoch: {len(found)} clusters. "
             "A batch comes from one of them, so that the hard comparisons are made among images "
             "that look alike. Shown are the classes with the most images in each." + left_out
         ),

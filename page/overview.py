@@ -1,7 +1,7 @@
-"""All runs under a folder in a table: on the screen, as HTML, CSV and LaTeX.
+"""All runs under a folder in one table: on the screen, as HTML, CSV and LaTeX.
 
-Runs that differ in the seed alone are also put together: mean ± the half width of the 95 % interval
-of the mean, by Student's t over the seeds.
+Runs that differ only in the seed are also taken together: mean ± the half width of the 95 %
+interval of the mean, by Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import options
 from evaluation import tables
 from metrics import comparison
 from page import records
-from page.document import as_text, document, section
-from page.records import Record
+from page.document import as_text, document, section, warnings
+from page.records import Numbers, Record
 from utils import InputError, human_seconds, write_atomically, write_table
 
 ABOUT = ("method", "network", "data", "seed", "epoch", "time")
@@ -28,10 +28,11 @@ SHOWN = ("R@1", "MAP@R", "NMI")  # on the screen; the files have all metrics
 
 @dataclass(frozen=True)
 class Line:
-    """A run, or several that differ in the seed alone (`members`).
+    """A run, or several that differ only in the seed (`members`).
 
     `best` are the metrics of the best checkpoint on the test classes, `final` those of the last
-    evaluation; `spread` is the half width of the interval of `best`.
+    evaluation; `spread` is the half width of the interval of `best`. Metrics that mean nothing are
+    left out, and `doubt` says why; it also says where they rest on a part of the queries.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Line:
     spread: dict[str, float] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     sort: dict[str, float] = field(default_factory=dict)
+    doubt: str = ""
 
     def matches(self, pattern: re.Pattern[str]) -> bool:
         """Whether the name or anything about it contains the pattern."""
@@ -59,11 +61,11 @@ def compare(args: argparse.Namespace) -> None:
         try:
             pattern = re.compile(args.grep, re.IGNORECASE)
         except re.error as error:
-            raise InputError(f"--grep {args.grep} is no regular expression: {error}") from error
+            raise InputError(f"--grep {args.grep} is not a regular expression: {error}") from error
         lines = [line for line in lines if line.matches(pattern)]
         if not lines:
             raise InputError(f"--grep {args.grep}: no run under {args.compare} contains that")
-    print(screen(lines))
+    print("\n".join([screen(lines), *doubts(lines)]))
     out = Path(args.out) if args.out else Path(args.compare) / "runs.html"
     content = page(lines, args.compare)
     write_atomically(out, lambda file: file.write(content.encode()))
@@ -100,7 +102,7 @@ def collect(folder: Path) -> list[Line]:
 
 
 def _told_apart(runs: Sequence[Record]) -> list[str]:
-    """For each run the options that set it apart from others of its method, network and data."""
+    """For each run, the options that set it apart from others of its method, network and data."""
     alike: dict[tuple, list[Record]] = {}
     for run in runs:
         alike.setdefault(tuple(_settings(run).values()), []).append(run)
@@ -132,7 +134,8 @@ def _line(record: Record, folder: Path) -> Line:
     first = next(iter(record.results.values()), {})
     sort = {"epoch": float(best or 0), "time": record.seconds}
     name = str(record.path.relative_to(folder)) if record.path != folder else record.name
-    return Line(name, about, _shown(first), _shown(final), sort=sort)
+    doubt = tables.about_matches(first)
+    return Line(name, about, _shown(first), _shown(final), sort=sort, doubt=doubt)
 
 
 def _settings(record: Record) -> dict[str, str]:
@@ -141,7 +144,9 @@ def _settings(record: Record) -> dict[str, str]:
     return {"method": record.method, "network": network, "data": str(args.get("dataset"))}
 
 
-def _shown(numbers: dict[str, float]) -> dict[str, float]:
+def _shown(numbers: Numbers) -> Numbers:
+    if tables.nothing_to_find(numbers):
+        return {}
     return {k: v for k, v in numbers.items() if not k.startswith(tables.HIDDEN)}
 
 
@@ -181,12 +186,21 @@ def rows(lines: Sequence[Line]) -> list[tables.Row]:
     ]
 
 
+def doubts(lines: Sequence[Line]) -> list[str]:
+    """What is to be said beside the table, each sentence once, with the runs that it is about."""
+    names: dict[str, list[str]] = {}
+    for line in lines:
+        if line.doubt:
+            names.setdefault(line.doubt, []).append(line.name)
+    return [f"{', '.join(runs)}: {doubt}" for doubt, runs in names.items()]
+
+
 def _title(line: Line) -> str:
     return f"{line.about['method']}, {line.name}" if line.members else line.name
 
 
 def screen(lines: Sequence[Line]) -> str:
-    """An aligned table of what matters most; rows of seeds last."""
+    """An aligned table of what matters most; groups of seeds come last."""
     heads = [*ABOUT, *SHOWN, *(f"{name} at the end" for name in SHOWN[:1])]
     made = []
     for line in lines:
@@ -208,7 +222,7 @@ def _percent(value: float | None) -> str:
 
 def caption(lines: Sequence[Line]) -> str:
     """What the table shows."""
-    data = ", ".join(dict.fromkeys(line.about["data"] for line in lines))
+    data = ", ".join(dict.fromkeys(line.about["data"] for line in lines if line.best))
     spread = (
         " Groups of seeds: mean ± half width of the 95 % interval of the mean (Student's t)."
         if any(line.spread for line in lines)
@@ -218,7 +232,7 @@ def caption(lines: Sequence[Line]) -> str:
 
 
 def csv_table(lines: Sequence[Line]) -> tuple[list[str], list[list]]:
-    """Header and lines: what was run, best metrics, their intervals' half widths, last metrics."""
+    """Header and rows: what was run, best metrics, half widths of their intervals, last metrics."""
     names = tables.columns(rows(lines))
     spreads = [name for name in names if any(name in line.spread for line in lines)]
     header = ["run", *ABOUT, *names]
@@ -236,16 +250,17 @@ def csv_table(lines: Sequence[Line]) -> tuple[list[str], list[list]]:
 
 
 def page(lines: Sequence[Line], folder: str) -> str:
-    """The HTML: one table of runs, one of groups; a click on a head sorts."""
+    """The HTML: a table of the groups and one of the runs; clicking on a column's head sorts it."""
     single = [line for line in lines if not line.members]
     groups = [line for line in lines if line.members]
     parts = []
     if groups:
-        about = "Runs that differ in the seed alone: mean ± 95 % interval of the mean over seeds."
+        about = "Runs that differ only in the seed: mean ± 95 % interval of the mean over seeds."
         parts.append(section("seeds", "Over seeds", _table(groups), about))
     if single:
-        about = "The best checkpoint of each, in percent; small: at the last evaluation."
-        parts.append(section("runs", "Runs", _table(single), f"{about} A click on a head sorts."))
+        about = "The best checkpoint of each, in percent; in small print the last evaluation."
+        content = _table(single) + warnings(doubts(single))
+        parts.append(section("runs", "Runs", content, f"{about} Click on a column's head to sort."))
     counts = [f"{len(single)} runs"] if single else []
     counts += [f"{len(groups)} groups of seeds"] if groups else []
     links = ['<a href="#seeds">Over seeds</a>'] if groups else []
@@ -287,8 +302,9 @@ def _html_row(line: Line, names: Sequence[str]) -> str:
             cells.append('<td data-value=""></td>')
             continue
         last = line.final.get(name)
-        small = "" if last is None or line.members else f'<span class="between">{_percent(last)}'
-        small += "</span>" if small else ""
+        small = ""
+        if last is not None and not line.members:
+            small = f'<span class="between">{_percent(last)}</span>'
         cells.append(
             f'<td data-value="{line.best[name]:.6g}">{as_text(_cell(line, name))}{small}</td>'
         )

@@ -302,8 +302,11 @@ function drawCourses() {
 
 // --- sections of one run -------------------------------------------------------------------------
 
+const doubts = (run) => (run.doubts || []).map((words) => el("p", {class: "warning"}, words));
+
 function drawGalleries(host, run) {
   const groups = run.galleries || [];
+  host.append(...doubts(run));
   if (!groups.length) { host.append(el("p", {class: "note"}, run.missing || "No embeddings, no neighbours.")); return; }
   const tabs = el("div", {class: "tabs", role: "tablist"});
   const about = el("p", {class: "about"});
@@ -336,8 +339,13 @@ function galleryRow(row) {
 }
 
 function drawConfusions(host, run) {
-  if (!run.confusions || !run.confusions.length) {
-    host.append(el("p", {class: "note"}, run.galleries ? "No query's nearest image is of another class." : run.missing || ""));
+  host.append(...doubts(run));
+  if (!run.classes) {
+    host.append(el("p", {class: "note"}, run.missing || "No query had anything to find, so no classes are confused."));
+    return;
+  }
+  if (!run.confusions.length) {
+    host.append(el("p", {class: "note"}, "No query's nearest image is of another class."));
   } else {
     host.append(el("div", {class: "pairs"}, run.confusions.map((pair) => el("div", {class: "card pair"},
       el("div", {class: "who"}, `${pair.names[0]} ↔ ${pair.names[1]}`),
@@ -346,7 +354,6 @@ function drawConfusions(host, run) {
         onpointermove: (event) => tell(event, imageTip(e.query), el("b", {}, e.of), line(null, `taken for ${e.as}`, show(e.cosine))),
         onpointerleave: hush}, picture(e.query, e.of), "→", picture(e.found, e.as))))))));
   }
-  if (!run.classes) return;
   host.append(el("h3", {}, "Classes that are found worst"));
   const grid = el("div", {class: "two"});
   host.append(grid);
@@ -451,7 +458,7 @@ const kinds = {
   norms: (host, part, run) => {
     const grid = el("div", {class: "charts wide"});
     host.append(grid);
-    bars(grid, {title: "lengths of the unseen images' embeddings", ...part.histogram, xName: "length", value: (v) => `${v} images`});
+    bars(grid, {title: "lengths of the evaluation images' embeddings", ...part.histogram, xName: "length", value: (v) => `${v} images`});
     courses(grid, part.columns, run, true);
   },
   masks: (host, part) => {

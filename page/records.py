@@ -11,12 +11,14 @@ import functools
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import methods
 import options
+from evaluation import tables
 from flags import Change
 from runs import RunFolder
 from utils import InputError
@@ -77,7 +79,8 @@ class Record:
     def results(self) -> dict[str, Numbers]:
         """What the best checkpoint reached, by evaluation; from metrics.csv while the run goes."""
         if self.outcome:
-            return self.outcome["results"]
+            results = self.outcome["results"]
+            return {title: _defined(numbers) for title, numbers in results.items()}
         best = max(self.evaluated, key=lambda row: row["R@1"], default=None)
         title = str(self.args.get("dataset", "evaluation"))
         return {} if best is None else {title: metrics_in(best)}
@@ -122,6 +125,11 @@ def _json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({error}); delete it") from error
 
 
+def _defined(numbers: Mapping[str, float | None]) -> Numbers:
+    """Without the metrics that are undefined, such as MAP@R where no query has a match."""
+    return {k: v for k, v in numbers.items() if v is not None and math.isfinite(v)}
+
+
 def _numbers(row: dict[str, str]) -> Numbers:
     found = {}
     for name, cell in row.items():
@@ -141,8 +149,9 @@ def is_metric(column: str) -> bool:
 
 
 def metrics_in(row: Numbers) -> Numbers:
-    """The metrics of the first evaluation in a row of metrics.csv."""
-    names = [name for name in row if METRIC.fullmatch(name) or name.startswith("R@1 other")]
+    """The metrics of the first evaluation in a row of metrics.csv, and how many queries it had."""
+    beside = ("R@1 other", tables.HIDDEN)
+    names = [name for name in row if METRIC.fullmatch(name) or name.startswith(beside)]
     return {name: row[name] for name in names}
 
 

@@ -60,8 +60,11 @@ class Source:
         return made[:, :size], made[:, size:]
 
     def training_images(self, names: Sequence[str]) -> ImageSet | None:
-        """The images of the criterion's classes `names`; None where they cannot be told."""
-        train = self.data.load("train")
+        """The images of the criterion's classes `names`; None where they are gone or not told."""
+        try:
+            train = self.data.load("train")
+        except InputError:
+            return None
         label_of = {name: label for label, name in enumerate(train.class_names)}
         if len(label_of) < train.num_classes or not all(name in label_of for name in names):
             return None

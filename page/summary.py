@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from evaluation import tables
 from metrics import comparison
 from page import counterpart, methods
 from page.document import percent
@@ -13,19 +14,23 @@ from page.explained import Explained
 def summary(run: Explained, first: Explained | None = None, *, alone: bool = True) -> list[str]:
     """The run in a few sentences; with `first`, whether it is better than that one.
 
-    Of a run that is `alone` on its page it says whether its method was worth it.
+    Of a run that is `alone` on its page it says whether its method was worth it. What keeps the
+    numbers from saying what they seem to say comes first; where no query had anything to find,
+    nothing is said of them.
     """
-    worth = [counterpart.sentence(run.record)] if alone else []
-    said = [
+    if tables.nothing_to_find(run.numbers):
+        return [*run.doubts, *_learned(run)]
+    worth = counterpart.sentence(run.record) if alone else ""
+    return [
+        *run.doubts,
         *_reached(run),
         *_picked(run),
         *_against_published(run),
         *_against(run, first),
-        *worth,
+        *([worth] if worth else []),
         *_noticed(run),
         *_learned(run),
     ]
-    return [sentence for sentence in said if sentence]
 
 
 # --- what it reached ------------------------------------------------------------------------------
@@ -40,10 +45,10 @@ def _reached(run: Explained) -> list[str]:
         sure = ""
         if interval is not None:
             sure = f" (95 % interval {percent(interval[0])} to {percent(interval[1])})"
-        of = f" ({run.counts}, none of them trained on)" if run.counts else ""
+        of = f" ({run.counts})" if run.counts else ""
         said.append(
             f"R@1 {percent(recall)} %{sure}: for {100 * recall:.0f} of 100 queries the nearest "
-            f"image is of the right class{of}."
+            f"image is of the right class{of}.{_unseen(run)}"
         )
     if run.search is not None:
         relevant = run.search.per_query["relevant"].double()
@@ -51,6 +56,14 @@ def _reached(run: Explained) -> list[str]:
         chance = float((relevant / max(1, gallery)).mean())
         said.append(f"A random image would be right for {100 * chance:.2g} of 100.")
     return said or ["This run has not been evaluated yet."]
+
+
+def _unseen(run: Explained) -> str:
+    if run.shared is None or not run.shared.unseen:
+        return ""
+    count = run.shared.evaluated_classes
+    none = f"None of its {count:,} classes was" if count > 1 else "Its one class was not"
+    return f" {none} trained on."
 
 
 def _picked(run: Explained) -> list[str]:
@@ -71,8 +84,7 @@ def _picked(run: Explained) -> list[str]:
 
 
 def _against_published(run: Explained) -> list[str]:
-    numbers = next(iter(run.record.results.values()), {})
-    known = run.published
+    numbers, known = run.numbers, run.published
     if known is None or "R@1" not in known.numbers or "R@1" not in numbers:
         return []
     apart = 100 * (numbers["R@1"] - known.numbers["R@1"])
@@ -136,8 +148,8 @@ def _learned(run: Explained) -> list[str]:
         if part["kind"] == "certainty" and part["quintiles"]:
             sure, unsure = part["quintiles"][0], part["quintiles"][-1]
             said.append(
-                f"Of the fifth of the queries it is most certain of it finds {percent(sure)} %, of "
-                f"the least certain fifth {percent(unsure)} %."
+                f"R@1 is {percent(sure)} % for the fifth of the queries it is most certain of, and "
+                f"{percent(unsure)} % for the fifth it is least certain of."
             )
     return said
 

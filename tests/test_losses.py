@@ -3,6 +3,7 @@ what their equations say about special cases."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import criteria
 import losses
+import options
+from criteria.base import pair_masks
+from criteria.ddml import log_softplus
 from losses import (
     AMLoss,
     DisentanglingLoss,
@@ -20,11 +25,13 @@ from losses import (
     Embeddings,
     MarginLoss,
     MultiSimilarityLoss,
+    NearestNegativeMiner,
     NormPenalty,
     NPairLoss,
     Objective,
     ProxyAnchorLoss,
     ProxyCrowding,
+    ProxyLoss,
     SemihardTripletLoss,
     SoftmaxPairLoss,
     SphericalConstraint,
@@ -200,11 +207,17 @@ def test_margin_loss_is_the_released_one(name):
     agree(criterion.beta.grad, data["grad_beta"])
 
 
+def drawing_shares(miner, embeddings, labels):
+    """How likely each image is drawn as a negative of the row's, if one is drawn."""
+    weights = miner.weights(F.normalize(embeddings), pair_masks(labels)[1])
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
 @pytest.mark.parametrize("name", names("dc_distance_weights*"))
 def test_distance_weights_are_the_released_ones(name):
     data = fixture(name)
     miner = DistanceWeightedMiner(data["cutoff"], data["nonzero_loss_cutoff"])
-    agree(miner.probabilities(data["embeddings"], data["labels"]), data["probabilities"])
+    agree(drawing_shares(miner, data["embeddings"], data["labels"]), data["probabilities"])
 
 
 @pytest.mark.parametrize("name", names("dc_mask_orthogonality*"))
@@ -221,7 +234,7 @@ def test_mask_orthogonality_is_the_released_one(name):
 
 
 def triplets_of(labels):
-    positive, negative = losses._pair_masks(labels)
+    positive, negative = pair_masks(labels)
     anchors, positives = positive.nonzero(as_tuple=True)
     return anchors, positives, negative[anchors].int().argmax(dim=1)
 
@@ -282,7 +295,8 @@ def test_crowding_is_the_logarithm_of_the_matrix_form():
     torch.testing.assert_close(ProxyCrowding.apply(proxies), exponents.logsumexp(dim=1))
 
 
-EVERY_LOSS = list(losses.CRITERIA)
+EVERY_LOSS = list(criteria.LOSSES)
+PROXY_LOSSES = [name for name in EVERY_LOSS if isinstance(build(name, CLASSES, SIZE), ProxyLoss)]
 
 
 @pytest.mark.parametrize("name", EVERY_LOSS)
@@ -344,7 +358,7 @@ def test_log_one_plus_sum_exp_is_exact_in_the_easy_range():
 
 # --- properties -----------------------------------------------------------------------------------
 
-# The first and the second image of a class; a miner that pairs by index; a miner that draws.
+# The first and the second image of a class; a miner that pairs by index.
 ORDERED = {"n-npair", "NPair", "TripletLoss", "MarginLoss"}
 
 
@@ -694,23 +708,37 @@ def test_distance_weighted_miner_fills_up_small_classes_with_replacement():
     assert positives[anchors == 0].unique().numel() == round(draws)  # a subset, no repetition
 
 
-def test_distance_weighted_probabilities_prefer_near_negatives_and_sum_to_one():
+def test_distance_weights_prefer_near_negatives():
     embeddings, labels = batch(8, 3, size=64)
-    probabilities = DistanceWeightedMiner().probabilities(embeddings, labels)
-    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(24))
-    assert (probabilities[labels[:, None] == labels] == 0).all()
+    shares = drawing_shares(DistanceWeightedMiner(), embeddings.detach(), labels)
+    assert (shares[labels[:, None] == labels] == 0).all()
     unit = F.normalize(embeddings.detach())
     distances = torch.cdist(unit, unit).masked_fill(labels[:, None] == labels, torch.inf)
-    assert torch.equal(probabilities.argmax(dim=1), distances.argmin(dim=1))
-    one_class = DistanceWeightedMiner().probabilities(embeddings, torch.zeros(24).long())
-    assert (one_class == 0).all()
+    assert torch.equal(shares.argmax(dim=1), distances.argmin(dim=1))
+
+
+def test_distance_weighted_negatives_are_drawn_as_often_as_the_equation_says():
+    """From image 0, in four dimensions: w = D^-2 · (1 - D²/4)^-½, D at least 0.5 and below 1.4."""
+    angles = torch.tensor([0.0, 0.0, 0.3, 0.7, 1.1, 2.0])
+    embeddings = torch.stack([angles.cos(), angles.sin(), 0 * angles, 0 * angles], dim=1)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    distances = (2 * (angles[2:] / 2).sin()).clamp_min(0.5)
+    expected = (distances**-2 * (1 - distances**2 / 4) ** -0.5).masked_fill(distances > 1.4, 0)
+    torch.manual_seed(0)
+    drawn = torch.zeros(6)
+    miner, draws = DistanceWeightedMiner(), 3000
+    for _ in range(draws):
+        anchors, _, negatives = miner(embeddings, labels)
+        drawn[negatives[anchors == 0]] += 1
+    assert drawn.sum() == draws and (drawn[:2] == 0).all()
+    torch.testing.assert_close(drawn[2:] / draws, expected / expected.sum(), rtol=0, atol=0.04)
 
 
 def test_cutoffs_of_the_distance_weighted_miner():
     angles = torch.tensor([0.0, 0.1, 0.2, 1.0, 3.0])
     embeddings = torch.stack([angles.cos(), angles.sin(), 0 * angles, 0 * angles], dim=1)
     labels = torch.arange(5)
-    row = DistanceWeightedMiner().probabilities(embeddings, labels)[0]
+    row = drawing_shares(DistanceWeightedMiner(), embeddings, labels)[0]
     torch.testing.assert_close(row[1], row[2])  # both nearer than the cutoff
     assert row[1] > row[3] > row[4] and 0 < row[4] < 1e-6  # out of reach, yet possible
 
@@ -731,6 +759,44 @@ def test_nearest_negative_miner_keeps_its_distance():
 
 
 # --- by name --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERY_LOSS)
+def test_a_loss_by_its_name_is_what_the_command_line_trains(name):
+    asked = options.criterion_arguments(options.parse_train(["--loss", name]))
+    seen = []
+    for arguments in ({}, asked):
+        torch.manual_seed(0)
+        criterion = build(name, CLASSES, SIZE, **arguments)
+        embeddings, labels = batch(size=SIZE)
+        loss = criterion(F.normalize(embeddings), labels)
+        groups = [{**group, "params": None} for group in criterion.parameter_groups(1e-4)]
+        seen.append((loss.item(), groups))
+    assert seen[0] == seen[1]
+
+
+def test_the_margin_loss_by_its_name_mines_as_divide_and_conquer_does():
+    assert isinstance(build("MarginLoss", CLASSES, SIZE).miner, NearestNegativeMiner)
+
+
+def test_every_name_stands_once_and_keeps_its_place():
+    assert sum(map(len, criteria.COMMANDS.values())) == len(losses.CRITERIA)
+    assert list(losses.CRITERIA) == list(criteria.LOSSES)
+
+
+def test_the_names_are_read_without_torch():
+    code = "import criteria, sys; assert 'torch' not in sys.modules and criteria.LOSSES"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=FIXTURES.parent.parent)
+
+
+def test_one_optimiser_of_torch_trains_what_a_criterion_learns():
+    criterion = build("AMLoss", CLASSES, SIZE, margin_lr=3e-4)
+    proxies, margins = criterion.torch_groups(lr=1e-4)
+    assert proxies == {"params": [criterion.proxies], "lr": pytest.approx(1e-2)}
+    assert margins == {"params": [criterion.margins], "lr": 3e-4}
+    (beta,) = build("MarginLoss", CLASSES, SIZE, beta_lr=0.1).torch_groups(lr=1e-4)
+    assert beta["weight_decay"] == 0.0 and beta["lr"] == 0.1
+    assert compose("triplet", CLASSES, SIZE).torch_groups(lr=1e-4) == []
 
 
 def test_published_constants_of_the_library_losses():
@@ -790,6 +856,7 @@ def test_missing_library_says_how_to_install_it(monkeypatch):
         ("proxy-anchor", "Proxy_Anchor"),
         ("nonsense?!", "semihtriplet"),
         ("pml:CirleLoss", "CircleLoss"),
+        ("tripet", "Triplet or triplet"),  # which case tells apart
     ],
 )
 def test_unknown_losses_are_answered_with_names(name, nearest):
@@ -811,6 +878,45 @@ def test_options_are_those_of_the_loss():
         build("pml:CircleLoss", CLASSES, SIZE, gama=3)
     with pytest.raises(ValueError, match="cannot be built"):
         build("pml:CrossBatchMemory", CLASSES, SIZE)
+
+
+def test_a_loss_takes_the_options_that_it_hands_on_to_its_base(monkeypatch):
+    class Handing(AMLoss):
+        def __init__(self, *sizes, pull=1.0, **more):
+            super().__init__(*sizes, **more)
+
+    class Keeping(AMLoss):
+        def __init__(self, num_classes, embedding_size, pull=1.0):
+            super().__init__(num_classes, embedding_size)
+
+    for make in (Handing, Keeping):
+        monkeypatch.setitem(losses.CRITERIA, make.__name__, make)
+    assert options_of("Handing") == options_of("AMLoss") | {"pull"}
+    assert build("Handing", CLASSES, SIZE, alphap=8.0).alphap == 8
+    assert options_of("Keeping") == {"pull"}
+    with pytest.raises(ValueError, match="no option of Keeping called 'alphap'"):
+        build("Keeping", CLASSES, SIZE, alphap=8.0)
+
+
+@pytest.mark.parametrize(
+    "name, option, value, default",
+    [
+        ("Proxy_Anchor", "margin", "wide", "0.1"),
+        ("TripletLoss", "soft", "maybe", "False"),
+        ("MarginLoss", "miner", 3, "'easypeasy'"),
+        ("pml:CircleLoss", "gamma", "much", "80"),
+    ],
+)
+def test_a_word_in_place_of_a_number_is_answered_with_the_default(name, option, value, default):
+    with pytest.raises(ValueError, match=rf"{option} of {name} cannot be '?{value}.*{default}"):
+        build(name, CLASSES, SIZE, **{option: value})
+
+
+def test_a_distance_of_the_library_by_its_name():
+    criterion = build("pml:TripletMarginLoss", CLASSES, SIZE, distance="CosineSimilarity")
+    assert type(criterion.loss.distance).__name__ == "CosineSimilarity"
+    with pytest.raises(ValueError, match="did you mean CosineSimilarity"):
+        build("pml:TripletMarginLoss", CLASSES, SIZE, distance="CosineSimilarty")
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -849,7 +955,7 @@ def test_bad_batches_are_one_sentence(name):
         (lambda: SphericalConstraint(weight=float("nan")), "weight"),
         (lambda: DistanceWeightedMiner(1.5), "cutoff"),
         (lambda: build_miner("EPNH"), "EPHN"),
-        (lambda: DisentanglingLoss(TripletLoss()), "Proxy_Anchor, AMLoss"),
+        (lambda: DisentanglingLoss(TripletLoss()), ", ".join(PROXY_LOSSES)),
         (lambda: mask_orthogonality(torch.rand(4)), "shape"),
         (lambda: Objective({}), "at least one term"),
         (
@@ -903,7 +1009,8 @@ ATTACHED = {
 def test_the_matrix_of_combinations(name, attached):
     attach = ATTACHED[attached]
     if name == "MS" and {"introspective", "disentangled"} & set(attach):
-        with pytest.raises(ValueError, match=r"which MS .*Proxy_Anchor, AMLoss\.$"):
+        offered = re.escape(", ".join(PROXY_LOSSES))
+        with pytest.raises(ValueError, match=rf"which MS .* combine it with {offered}\.$"):
             compose(name, CLASSES, SIZE, attach)
         return
     objective = compose(name, CLASSES, SIZE, attach)
@@ -1052,7 +1159,7 @@ def test_disentangling_is_finite_for_a_deviation_that_leaves_float32():
     assert loss.terms["split"].isfinite() and all(head.grad.isfinite().all() for head in heads)
     raw = torch.linspace(-30, 30, 61, dtype=torch.float64, requires_grad=True)
     exact = torch.nn.functional.softplus(raw, threshold=100).log()
-    ours = losses._log_softplus(raw)
+    ours = log_softplus(raw)
     torch.testing.assert_close(ours, exact, rtol=0, atol=2e-9)
     gradients = [torch.autograd.grad(value.sum(), raw)[0] for value in (ours, exact)]
     torch.testing.assert_close(*gradients, rtol=0, atol=2e-9)

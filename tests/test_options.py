@@ -65,7 +65,7 @@ def test_argument_file_with_comments_and_later_flags_winning(tmp_path):
         ("--loss AMLoss --alpha 48", ["--alpha", "--loss Proxy_Anchor"]),
         ("--loss MS --mrg 0.2", ["--mrg", "Proxy_Anchor or AMLoss"]),
         ("--schedule cosine --lr-decay-step 4", ["--lr-decay-step", "--schedule step"]),
-        ("--loss-args a=1", ["--loss-args", "pml:NAME"]),
+        ("--alpha 48 --loss-args alpha=40", ["--alpha", "--loss-args alpha=40", "leave one"]),
         ("--loss pml:CircleLoss --loss-args gamma", ["gamma", "key=value"]),
         ("--model", ["--model", "expected one argument"]),
         ("--pooling sum", ["--pooling", "avg+max"]),
@@ -98,6 +98,19 @@ def test_evaluate_asks_for_a_checkpoint(capsys):
     with pytest.raises(SystemExit) as stop:
         options.parse_evaluate([])
     assert stop.value.code == 2 and "--resume" in capsys.readouterr().err
+
+
+def test_an_argument_by_its_own_name_wins_over_the_flags_default():
+    by_name = options.parse_train("--loss AMLoss --loss-args alphap=48 lam=2".split())
+    by_flag = options.parse_train("--loss AMLoss --alphap 48 --lam 2".split())
+    assert options.criterion_arguments(by_name) == options.criterion_arguments(by_flag)
+
+
+def test_a_flag_of_another_loss_in_a_file_leaves_the_argument_alone(tmp_path):
+    file = tmp_path / "recipe.txt"
+    file.write_text("--loss Proxy_Anchor --alpha 48")
+    words = [f"@{file}", "--loss", "NPair", "--loss-args", "alpha=2"]
+    assert options.criterion_arguments(options.parse_train(words)) == {"alpha": 2}
 
 
 def test_loss_arguments_become_values():

@@ -12,6 +12,7 @@ from pathlib import Path
 import official_layouts
 import pytest
 import tiny
+import torch
 from conftest import ROOT, link_repository_data, run_cli
 from PIL import Image
 
@@ -145,6 +146,23 @@ def test_evaluation_of_the_demo(demo):
 def test_python_blocks(code, demo):
     done = run_python("-c", code, cwd=demo)
     assert done.returncode == 0, done.stderr
+
+
+def test_losses_elsewhere_train_network_proxies_and_margins():
+    (code,) = (block for block in blocks("python") if "AMLoss" in block)
+    before, loop = re.split(r"^(?=for )", code, flags=re.MULTILINE)
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(before, names)
+    criterion, network = names["criterion"], names["network"]
+    learned = {**dict(criterion.named_parameters()), **dict(network.named_parameters())}
+    start = {name: value.detach().clone() for name, value in learned.items()}
+    exec(loop, names)
+    assert {"proxies", "margins", "weight", "bias"} == set(learned)
+    for name, value in learned.items():
+        assert (value != start[name]).float().mean() > 0.9, name
+    rates = [group["initial_lr"] for group in names["optimiser"].param_groups]
+    assert rates == pytest.approx([1e-4, 1e-2, 1e-4])  # network, proxies, margins
 
 
 def test_export_of_the_demo(demo):

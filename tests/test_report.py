@@ -559,7 +559,7 @@ def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):
     compare(logs, f"--grep proxy_anchor --out {tmp_path / 'x.html'}")
     said = capsys.readouterr().out
     assert "other" in said and "first" not in said
-    for more, words in (("--grep unicorn", "no run"), ("--grep [", "no regular expression")):
+    for more, words in (("--grep unicorn", "no run"), ("--grep [", "not a regular expression")):
         with pytest.raises(InputError, match=words):
             compare(logs, more)
     with pytest.raises(InputError, match="holds no run"):

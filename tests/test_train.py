@@ -149,6 +149,8 @@ def test_resumed_run_ends_with_the_same_weights(workdir):
         ("--loss AMLos", ["AMLos", "did you mean AMLoss"]),
         ("--loss pml:TripletMarginLos", ["TripletMarginLos", "did you mean"]),
         ("--loss pml:CircleLoss --loss-args gama=80", ["CircleLoss", "gama"]),
+        ("--loss AMLoss --loss-args alpha=48", ["AMLoss", "did you mean", "alphap", "alphan"]),
+        ("--loss-args margin=wide", ["margin", "wide", "0.1"]),
         ("--batch-size 5000", ["5000", "4417"]),
         ("--IPC 7", ["classes of 7", "32"]),
         ("--val-fold 4", ["--val-fold 4", "0 to 3"]),

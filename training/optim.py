@@ -162,8 +162,8 @@ class Optimisers:
                 the device.
 
         Returns:
-            0-d bool on the device: whether loss and gradients were finite. Under a scaler only the
-            loss counts, whose business the gradients are.
+            0-d bool on the device: whether loss and gradients were finite. A scaler deals with
+            gradients that overflow by itself, so under one only the loss counts.
         """
         self.set_learning_rates(epoch, step)
         for optimiser in self.optimisers:

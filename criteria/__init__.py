@@ -1,0 +1,86 @@
+"""The losses, one family a file, of torch alone; this file names them and loads none.
+
+So `--help` can list them at once. A loss of your own costs its file, `criteria/mine.py`, and a line
+in `COMMANDS`, `"Mine": "mine:MyLoss"`; a term that goes with other losses its file and a line in
+`ATTACHMENTS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from criteria.arguments import unknown
+
+PROXY_LR_SCALE = 100.0
+"""The learning rate of proxies as a multiple of the network's, as Proxy-Anchor was published."""
+
+COMMANDS: dict[str, dict[str, str]] = {
+    # Proxy-Anchor's and AMLoss' commands, --loss; and losses of your own
+    "": {
+        "Proxy_Anchor": "proxies:ProxyAnchorLoss",
+        "AMLoss": "amloss:AMLoss",
+        "Proxy_NCA": "library:PROXY_NCA",
+        "MS": "library:MULTI_SIMILARITY",
+        "Contrastive": "library:CONTRASTIVE",
+        "Triplet": "library:TRIPLET",
+        "NPair": "library:N_PAIR",
+        "SoftTriple": "library:SOFT_TRIPLE",
+        "Circle": "library:CIRCLE",
+        "Margin": "library:MARGIN",
+    },
+    # SEC's command, --use_loss
+    "spherical embeddings'": {
+        "triplet": "pairs:TripletLoss",
+        "semihtriplet": "pairs:SemihardTripletLoss",
+        "n-npair": "pairs:NPairLoss",
+        "ms": "pairs:MultiSimilarityLoss",
+    },
+    # divide and conquer's command, --criterion
+    "divide and conquer's": {
+        "MarginLoss": "margin:margin_loss",
+        "TripletLoss": "pairs:mined_triplet_loss",
+        "TripletAllLoss": "pairs:all_triplet_loss",
+        "TripletSemihardLoss": "pairs:semihard_triplet_loss",
+        "NPairsLoss": "pairs:SoftmaxPairLoss",
+    },
+}
+"""The published command that a loss is named by → the loss's name → the file and what builds it."""
+
+LOSSES: dict[str, str] = {name: at for names in COMMANDS.values() for name, at in names.items()}
+"""Every loss: its name → the file and what builds it."""
+
+LIBRARY = "pml:"
+"""What the name of a loss of pytorch-metric-learning begins with."""
+
+ATTACHMENTS: dict[str, str] = {
+    "introspective": "idml:introspective",
+    "disentangled": "ddml:disentangled",
+    "sec": "sphere:sec",
+    "l2": "sphere:l2",
+    "masks": "masks:masks",
+}
+"""What can be attached to a loss, in the order in which it is done → the file and the function.
+
+A function takes the loss's name, its `Term`, whether unit length is asked for (`l2_norm`), and its
+own options by keyword. It returns named Terms, of which "metric" takes the loss's place, and raises
+a ValueError for what makes no sense.
+"""
+
+
+def losses_in_words() -> str:
+    """The names of the losses for --help, by the command that they come from."""
+    groups = (f"{command}: {', '.join(names)}" for command, names in COMMANDS.items())
+    return "; ".join(group.removeprefix(": ") for group in groups)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, with the nearest names, for a loss that there is not."""
+    if name not in LOSSES and not name.startswith(LIBRARY):
+        raise ValueError(unknown("loss", name, [*LOSSES, f"{LIBRARY}NAME"]))
+
+
+def load(place: str) -> Any:
+    """What stands at a place such as "proxies:ProxyAnchorLoss", its file imported now."""
+    file, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"criteria.{file}"), name)

@@ -1,0 +1,125 @@
+"""AMLoss: Proxy-Anchor with a learnable margin for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from criteria import PROXY_LR_SCALE
+from criteria.base import check_batch, check_not_negative, check_positive, in_float32
+from criteria.proxies import ProxyLoss, negative_term, positive_term
+
+
+class AMLoss(ProxyLoss):
+    """Proxy-Anchor with a learnable margin m_c for each class, raised where proxies crowd.
+
+        L = 1/|P⁺| Σ_{c∈P⁺} log(1 + Σ_{i: y_i=c} e^{-αp(s_ic - m_c)})
+          + 1/C    Σ_c      log(1 + Σ_{i: y_i≠c} e^{ αn(s_ic + δ₀)})
+          + λ/C    Σ_c      log(1 + Σ_{k≠c} e^{p̂_c·p̂_k - m_c + δ})
+
+    All m_c start at δ₀ = ``margin`` 0.1, which stays fixed on the negative side. αp ``alphap`` 32,
+    αn ``alphan`` 32, δ ``delta`` 0.1, λ ``lam`` 1; no scale in the last exponent. The ``margins``
+    (C,) have an AdamW and a StepLR of their own (``margin_lr``, ``margin_step`` epochs,
+    ``margin_gamma``). Called like ProxyAnchorLoss, with the same errors. ``terms``: positive,
+    negative, margin (without λ).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: float = 0.1,
+        alphap: float = 32.0,
+        alphan: float = 32.0,
+        delta: float = 0.1,
+        lam: float = 1.0,
+        *,
+        margin_lr: float = 1e-4,
+        margin_step: int = 10,
+        margin_gamma: float = 0.5,
+        proxy_lr_scale: float = PROXY_LR_SCALE,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, proxy_lr_scale)
+        check_positive(
+            alphap=alphap, alphan=alphan, margin_step=margin_step, margin_gamma=margin_gamma
+        )
+        check_not_negative(lam=lam, margin_lr=margin_lr)
+        self.margin = margin
+        self.alphap = alphap
+        self.alphan = alphan
+        self.delta = delta
+        self.lam = lam
+        self.margin_schedule = {"lr": margin_lr, "step": margin_step, "gamma": margin_gamma}
+        self.margins = nn.Parameter(torch.full((num_classes,), float(margin)))
+
+    @in_float32
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, uncertainty: Tensor | None = None
+    ) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
+        similarity = self.similarity(embeddings, uncertainty)
+        positive = positive_term(similarity, labels, self.margins, self.alphap)
+        negative = negative_term(similarity, labels, self.margin, self.alphan)
+        crowding = ProxyCrowding.apply(F.normalize(self.proxies))
+        margin = F.softplus(crowding - self.margins + self.delta).mean()
+        self._report(positive=positive, negative=negative, margin=margin)
+        return positive + negative + self.lam * margin
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The proxies, and the margins with the optimiser and the schedule of their own."""
+        margins = {"name": "margins", "params": [self.margins], "optimizer": "adamw"}
+        return [*super().parameter_groups(lr), margins | self.margin_schedule]
+
+    def class_values(self) -> dict[str, Tensor]:
+        """The learned margin of each class."""
+        return {"margin": self.margins.detach()}
+
+
+class ProxyCrowding(torch.autograd.Function):
+    """log Σ_{k≠c} e^{p̂_c·p̂_k} of every class c: unit proxies (C, d) → (C,).
+
+    AMLoss' third term is softplus(crowding_c - m_c + δ). The matrix E_ck = e^{p̂_c·p̂_k} takes
+    512 MB at C = 11,318, so it is made strip by strip, and again in the backward pass. E is
+    symmetric: only its upper half is computed, and with w_c the incoming gradient over the row sum,
+    the gradient of p̂_c is Σ_k (w_c + w_k) E_ck p̂_k.
+    """
+
+    strip_elements = 2**24  # 64 MiB of float32
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor) -> Tensor:
+        """Row sums of E without its diagonal, as logarithms."""
+        sums = unit.new_zeros(len(unit))
+        for start, stop, strip in ProxyCrowding._strips(unit):
+            sums[start:stop] += strip.sum(dim=1)
+            sums[stop:] += strip[:, stop - start :].sum(dim=0)
+        ctx.save_for_backward(unit, sums)
+        return sums.log()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @in_float32
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Gradient of the unit proxies, (C, d)."""
+        unit, sums = ctx.saved_tensors
+        weight = grad / sums.clamp_min(torch.finfo(sums.dtype).tiny)
+        gradient = torch.zeros_like(unit)
+        for start, stop, strip in ProxyCrowding._strips(unit):
+            strip *= weight[start:stop, None] + weight[start:]
+            gradient[start:stop] += strip @ unit[start:]
+            gradient[stop:] += strip[:, stop - start :].T @ unit[start:stop]
+        return gradient
+
+    @staticmethod
+    def _strips(unit: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """E[start:stop, start:] with a zero diagonal, from top to bottom."""
+        rows = max(1, ProxyCrowding.strip_elements // len(unit))
+        for start in range(0, len(unit), rows):
+            stop = min(start + rows, len(unit))
+            strip = (unit[start:stop] @ unit[start:].T).exp_()
+            yield start, stop, strip.fill_diagonal_(0)

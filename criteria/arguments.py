@@ -1,0 +1,62 @@
+"""What a loss is built with, and the sentence for an argument that it does not take."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from utils import nearest_names
+
+SIZES = frozenset({"num_classes", "embedding_size"})
+"""The arguments that are not the user's to give: they follow from the data and the network."""
+
+Parameters = Mapping[str, inspect.Parameter]
+
+
+def arguments_of(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword arguments of a class or function, by name.
+
+    A class whose constructor has ``**`` takes those of its base's constructor too, and so on.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for constructor in _constructors(make):
+        parameters = inspect.signature(constructor).parameters.values()
+        named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        found = {parameter.name: parameter for parameter in named} | found
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    found.pop("self", None)
+    return found
+
+
+def _constructors(make: Callable[..., Any]) -> list[Callable[..., Any]]:
+    if not inspect.isclass(make):
+        return [make]
+    return [vars(base)["__init__"] for base in make.__mro__ if "__init__" in vars(base)]
+
+
+def check_arguments(owner: str, given: Mapping[str, Any], known: Parameters) -> None:
+    """Raise ValueError for an argument unknown to ``owner``, or a word where a number belongs."""
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(unknown(f"option of {owner}", name, known))
+        default = known[name].default
+        if _is_plain(value) and _is_plain(default) and _is_word(value) != _is_word(default):
+            raise ValueError(
+                f"The option {name} of {owner} cannot be {value!r}: "
+                f"give it a value like its default, {default!r}."
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that does not exist, with the nearest ones that do."""
+    return f"There is no {what} called {name!r}; {nearest_names(name, known)}"

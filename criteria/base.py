@@ -1,0 +1,159 @@
+"""What all losses share: what they are given, in which precision they compute, what they report."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Embeddings(NamedTuple):
+    """Raw outputs of a network's heads for one batch; nothing is normalised.
+
+    ``embedding`` (B, d) · ``uncertainty`` (B, d), the introspective head · ``specific``, the
+    class-specific head of DDML; where it is there, it and ``embedding`` are (B, 2d): the means,
+    then the raw spreads.
+    """
+
+    embedding: Tensor
+    uncertainty: Tensor | None = None
+    specific: Tensor | None = None
+
+    @property
+    def retrieval(self) -> Tensor:
+        """What images are compared by at test time, (B, d): the embedding, or DDML's main mean."""
+        return self.embedding if self.specific is None else self.embedding.chunk(2, dim=1)[0]
+
+
+def _float32(value: Any) -> Any:
+    if isinstance(value, Embeddings):
+        return Embeddings(*map(_float32, value))
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    return value
+
+
+def in_float32(function: Callable) -> Callable:
+    """Run ``function`` outside autocast, its half-precision tensors as float32 (float64 stays)."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        args = tuple(_float32(value) for value in args)
+        kwargs = {name: _float32(value) for name, value in kwargs.items()}
+        leaves = itertools.chain.from_iterable(
+            value if isinstance(value, Embeddings) else (value,)
+            for value in itertools.chain(args, kwargs.values())
+        )
+        device = next((leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+class Criterion(nn.Module):
+    """A loss: a scalar from a batch, the parameters it learns, and what it saw.
+
+    ``terms`` holds detached 0-d tensors of the latest call; nothing waits for the device until they
+    are read. ``unit_length`` is what an Objective feeds it: True unit vectors, False raw ones, None
+    whatever the run's l2_norm says (no matter to a loss that normalises by itself).
+    """
+
+    unit_length: ClassVar[bool | None] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms: dict[str, Tensor] = {}
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Groups for a torch optimiser, given the network's learning rate; [] if nothing is learnt.
+
+        Each has a "name"; "optimizer", "step" and "gamma" mark a group with an optimiser and a
+        StepLR schedule of its own.
+        """
+        return []
+
+    def torch_groups(self, lr: float) -> list[dict[str, Any]]:
+        """``parameter_groups(lr)`` for a plain torch optimiser: "params", "lr" and "weight_decay".
+
+        An optimiser and a schedule of a group's own are left out: it shares those of the others.
+        """
+        known = ("params", "lr", "weight_decay")
+        groups = self.parameter_groups(lr)
+        return [{key: group[key] for key in known if key in group} for group in groups]
+
+    def class_values(self) -> dict[str, Tensor]:
+        """What is learnt for each class, by its name in the singular: (C,), detached."""
+        return {}
+
+    def _report(self, **terms: Tensor) -> None:
+        self.terms = {name: value.detach() for name, value in terms.items()}
+
+
+def check_batch(
+    embeddings: Tensor, labels: Tensor, size: int | None = None, classes: int | None = None
+) -> Tensor:
+    """Raise ValueError for a batch that no loss can use; returns the labels as int64."""
+    check_embeddings(embeddings, size)
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"{len(embeddings)} embeddings came with labels of shape {tuple(labels.shape)}: "
+            "give one label for each embedding."
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"Labels must be integers, not {labels.dtype}: convert them with .long().")
+    labels = labels.long()
+    if classes is not None and labels.device.type == "cpu":
+        low, high = labels.aminmax()
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"Labels run from {low} to {high} but the loss was built for {classes} classes: "
+                f"number the training classes 0 to {classes - 1}."
+            )
+    return labels
+
+
+def check_embeddings(embeddings: Tensor, size: int | None = None) -> None:
+    """Raise ValueError for embeddings that are no matrix, are none, or have another size."""
+    if embeddings.ndim != 2:
+        raise ValueError(
+            f"Embeddings must have the shape (batch, size), not {tuple(embeddings.shape)}."
+        )
+    if len(embeddings) == 0:
+        raise ValueError("The batch is empty: a loss needs at least one image.")
+    if size is not None and embeddings.shape[1] != size:
+        raise ValueError(
+            f"The embeddings have {embeddings.shape[1]} dimensions but the loss was built for "
+            f"{size}: use the same embedding size for the network and the loss."
+        )
+
+
+def check_positive(**values: float) -> None:
+    """Raise ValueError, with its name, for a value that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, not {value}.")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raise ValueError, with its name, for a value below 0."""
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must be 0 or more, not {value}.")
+
+
+def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, B) each: pairs of two images of one class, and pairs of two classes."""
+    same = labels[:, None] == labels
+    return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
+
+
+def log_one_plus_sum_exp(exponents: Tensor, dim: int) -> Tensor:
+    """log(1 + Σ e^x) along ``dim``: a log-sum-exp with an appended 0. −∞ leaves an entry out."""
+    top = exponents.detach().amax(dim, keepdim=True).clamp_min(0)
+    total = (exponents - top).exp_().sum(dim, keepdim=True) + torch.exp(-top)
+    return (top + total.log()).squeeze(dim)

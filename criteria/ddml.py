@@ -1,0 +1,139 @@
+"""DDML: what is common to all classes stays out of the embedding.
+
+Park et al., Deep Disentangled Metric Learning, AAAI 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from criteria.base import (
+    Criterion,
+    Embeddings,
+    check_batch,
+    check_not_negative,
+    check_positive,
+    in_float32,
+)
+from criteria.objective import Term
+from criteria.proxies import ProxyLoss, proxy_losses
+
+
+def log_softplus(x: Tensor) -> Tensor:
+    """log(log(1 + e^x)): x itself, to float32's precision, where softplus would leave its range."""
+    low = x <= -20
+    return torch.where(low, x, F.softplus(x.masked_fill(low, 0.0)).log())
+
+
+class DisentanglingLoss(Criterion):
+    """DDML: keeps what is common to all classes out of a proxy loss's embedding.
+
+    The main head gives [μ | r], the class-specific head [μ' | r'], each (B, 2d); σ is
+    softplus(r - 5). One sample of each, z = μ + σ·ε and z' = μ' + σ'·ε', ε standard normal, gives
+
+        agnostic = CE(κ·ẑ·p̂, uniform over the C classes)
+        specific = CE(κ·ẑ'·p̂, y)
+        split    = mean_i Σ_d [log N(z'; μ', σ'²) - log N(z'; 0, 1)]
+        L        = base(μ) + al·agnostic + be·specific + gam·split
+
+    ``base`` is a proxy loss (ProxyAnchorLoss, AMLoss), whose proxies p it uses; κ ``scale`` 23. The
+    noise is drawn ε, then ε', each torch.randn of shape (B, d), so that a seed reproduces both.
+    ``terms``: the base's, metric, agnostic, specific, split. Raises ValueError for a base without
+    proxies, and for the same batches as the base.
+    """
+
+    def __init__(
+        self,
+        base: ProxyLoss,
+        al: float = 1.0,
+        be: float = 0.1,
+        gam: float = 1e-5,
+        scale: float = 23.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(base, ProxyLoss):
+            raise ValueError(
+                "The disentangling loss compares its samples with class proxies, which "
+                f"{type(base).__name__} does not have: give it a proxy loss ({proxy_losses()})."
+            )
+        check_not_negative(al=al, be=be, gam=gam)
+        check_positive(scale=scale)
+        self.base = base
+        self.al = al
+        self.be = be
+        self.gam = gam
+        self.scale = scale
+
+    @in_float32
+    def forward(self, embedding_params: Tensor, specific_params: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d, from the two heads' outputs (B, 2d) and the labels (B,)."""
+        size = 2 * self.base.embedding_size
+        labels = check_batch(embedding_params, labels, size, self.base.num_classes)
+        check_batch(specific_params, labels, size)
+        mean, sigma = self._normal(embedding_params)
+        specific_mean, specific_sigma = self._normal(specific_params)
+        log_sigma = log_softplus(specific_params.chunk(2, dim=1)[1] - 5)
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
+        specific_noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device)
+        sample = mean + sigma * noise
+        specific_sample = specific_mean + specific_sigma * specific_noise
+
+        metric = self.base(mean, labels)
+        uniform = F.log_softmax(self.scale * self.base.similarity(sample), dim=1)
+        agnostic = -uniform.mean()
+        logits = self.scale * self.base.similarity(specific_sample)
+        specific = F.cross_entropy(logits, labels)
+        # (z' - μ')/σ' is the noise itself and the constants of the two densities cancel.
+        densities = (specific_sample.square() - specific_noise.square()) / 2 - log_sigma
+        split = densities.sum(dim=1).mean()
+
+        self._report(metric=metric, agnostic=agnostic, specific=specific, split=split)
+        self.terms |= self.base.terms
+        return metric + self.al * agnostic + self.be * specific + self.gam * split
+
+    @staticmethod
+    def _normal(params: Tensor) -> tuple[Tensor, Tensor]:
+        mean, raw = params.chunk(2, dim=1)
+        return mean, F.softplus(raw - 5)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The base's groups: the disentangling itself learns nothing but the network's heads."""
+        return self.base.parameter_groups(lr)
+
+    def class_values(self) -> dict[str, Tensor]:
+        """The base's."""
+        return self.base.class_values()
+
+
+def disentangled(
+    name: str,
+    metric: Term,
+    l2_norm: bool,
+    *,
+    al: float = 1.0,
+    be: float = 0.1,
+    gam: float = 1e-5,
+    scale: float = 23.0,
+) -> dict[str, Term]:
+    """DDML around a proxy loss, in its place."""
+    if not isinstance(metric.criterion, ProxyLoss):
+        raise ValueError(
+            f"Disentangling compares samples of the heads with class proxies, which {name} does "
+            f"not offer: combine it with {proxy_losses()}."
+        )
+    if "uncertainty" in metric.heads:
+        raise ValueError(
+            "The introspective and the disentangled loss cannot be combined: one reads the "
+            "embedding head as a vector, the other as a mean and a spread."
+        )
+
+    def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> tuple[Any, ...]:
+        return outputs.embedding, outputs.specific, labels
+
+    criterion = DisentanglingLoss(metric.criterion, al, be, gam, scale)
+    return {"metric": Term(criterion, inputs, heads=("embedding", "specific"))}

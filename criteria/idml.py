@@ -1,0 +1,44 @@
+"""IDML: the introspective similarity in place of the cosine of a proxy loss.
+
+Wang et al., Introspective Deep Metric Learning, TPAMI 2023. The similarity stands in similarity.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from criteria.arguments import unknown
+from criteria.base import Embeddings
+from criteria.objective import Term
+from criteria.proxies import ProxyLoss, proxy_losses
+
+
+def introspective(
+    name: str, metric: Term, l2_norm: bool, *, variant: str = "released"
+) -> dict[str, Term]:
+    """A proxy loss with IDML's similarity in place of the cosine.
+
+    ``variant`` "released" brings both heads to unit length when there is an ``l2_norm``, "paper"
+    leaves the uncertainty at its own.
+    """
+    if not isinstance(metric.criterion, ProxyLoss):
+        raise ValueError(
+            "The introspective similarity replaces the cosine between an image and a proxy, which "
+            f"{name} does not compute here: combine it with {proxy_losses()}."
+        )
+    if variant not in ("released", "paper"):
+        raise ValueError(unknown("introspective variant", variant, ["released", "paper"]))
+
+    def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> tuple[Any, ...]:
+        embedding, uncertainty = outputs.embedding, outputs.uncertainty
+        if l2_norm:
+            embedding = F.normalize(embedding)
+        if l2_norm and variant == "released":
+            uncertainty = F.normalize(uncertainty)
+        return embedding, labels, uncertainty
+
+    return {"metric": Term(metric.criterion, inputs, heads=("embedding", "uncertainty"))}

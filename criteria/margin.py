@@ -1,0 +1,105 @@
+"""The margin loss of divide and conquer.
+
+Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from criteria.base import (
+    Criterion,
+    check_batch,
+    check_not_negative,
+    check_positive,
+    in_float32,
+)
+from criteria.miners import Miner, Triplets, build_miner
+
+
+class MarginLoss(Criterion):
+    """Margin loss over mined triplets, with a fixed or learnable boundary β.
+
+        L = (Σ [D_ap - β + margin]₊ + Σ [β - D_an + margin]₊ + ν·‖β‖₁) / N
+        D_ij = √(‖x_i - x_j‖² + 1e-8)
+
+    N counts the active terms of both sums (1 when there are none). ``beta`` 1.2, ``margin`` 0.2,
+    ``nu`` 0. With ``num_classes`` there is one β for each class, taken by the anchor's label, else
+    one for all. ``beta_lr``: None learns β at the network's rate, 0 keeps it fixed; never with
+    weight decay. Expects unit vectors (B, d). ``triplets`` (anchors, positives, negatives) come
+    from the call or else from ``miner``, an object or a name of MINERS. ``terms``: positive and
+    negative (sums over N), beta (mean). Raises ValueError for an empty batch and, when β is per
+    class, for labels outside 0..C-1; a batch without triplets gives 0.
+    """
+
+    unit_length = True
+
+    def __init__(
+        self,
+        beta: float = 1.2,
+        margin: float = 0.2,
+        nu: float = 0.0,
+        num_classes: int | None = None,
+        *,
+        beta_lr: float | None = None,
+        miner: Miner | str = "distanceweighted",
+    ) -> None:
+        super().__init__()
+        check_positive(beta=beta)
+        check_not_negative(margin=margin, nu=nu, beta_lr=beta_lr or 0.0)
+        self.margin = margin
+        self.nu = nu
+        self.num_classes = num_classes
+        self.beta_lr = beta_lr
+        self.beta = nn.Parameter(torch.full((num_classes or 1,), float(beta)), beta_lr != 0)
+        self.miner = build_miner(miner, margin) if isinstance(miner, str) else miner
+
+    @in_float32
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, triplets: Triplets | None = None
+    ) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels, classes=self.num_classes)
+        anchors, positives, negatives = triplets or self.miner(embeddings, labels)
+        beta = self.beta if self.num_classes is None else self.beta[labels[anchors]]
+        to_positive = self._distance(embeddings, anchors, positives)
+        to_negative = self._distance(embeddings, anchors, negatives)
+        positive = F.relu(to_positive - beta + self.margin)
+        negative = F.relu(beta - to_negative + self.margin)
+        active = ((positive > 0).sum() + (negative > 0).sum()).clamp_min(1)
+        positive, negative = positive.sum() / active, negative.sum() / active
+        self._report(positive=positive, negative=negative, beta=self.beta.mean())
+        return positive + negative + self.nu * self.beta.abs().sum() / active
+
+    @staticmethod
+    def _distance(embeddings: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        return ((embeddings[left] - embeddings[right]).square().sum(dim=1) + 1e-8).sqrt()
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """β with its own learning rate and no weight decay; [] when it is fixed."""
+        if not self.beta.requires_grad:
+            return []
+        beta_lr = lr if self.beta_lr is None else self.beta_lr
+        return [{"name": "beta", "params": [self.beta], "lr": beta_lr, "weight_decay": 0.0}]
+
+    def class_values(self) -> dict[str, Tensor]:
+        """The boundary of each class, when each has its own."""
+        return {} if self.num_classes is None else {"beta": self.beta.detach()}
+
+
+def margin_loss(
+    num_classes: int,
+    *,
+    beta: float = 1.2,
+    margin: float = 0.2,
+    nu: float = 0.0,
+    beta_lr: float = 0.0,
+    miner: Miner | str = "easypeasy",
+) -> MarginLoss:
+    """Divide and conquer's: one fixed β, or with ``beta_lr`` a learnable one for each class."""
+    classes = num_classes if beta_lr else None
+    return MarginLoss(beta, margin, nu, classes, beta_lr=beta_lr, miner=miner)

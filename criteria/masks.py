@@ -1,0 +1,51 @@
+"""The regulariser of divide and conquer's masks.
+
+Sanakoyeu et al., Divide and Conquer the Embedding Space, CVPR 2019; TPAMI 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from criteria.base import Criterion, Embeddings, check_not_negative, in_float32
+from criteria.objective import Term
+
+
+@in_float32
+def mask_orthogonality(masks: Tensor) -> Tensor:
+    """Mean cosine between the rectified masks of different learners, (K, d) → 0-d.
+
+        R = 1/(K(K-1)) Σ_{i≠j} cos(relu m_i, relu m_j)
+
+    0 for one mask; a mask with no positive entry has cosine 0 with all others. Raises ValueError
+    when ``masks`` is not a matrix.
+    """
+    if masks.ndim != 2:
+        raise ValueError(f"Masks must have the shape (learners, size), not {tuple(masks.shape)}.")
+    unit = F.normalize(F.relu(masks), eps=1e-8)
+    gram = unit @ unit.T
+    return (gram.sum() - gram.trace()) / max(1, len(masks) * (len(masks) - 1))
+
+
+class MaskOrthogonality(Criterion):
+    """``mask_orthogonality`` as a term of an Objective. ``terms``: masks."""
+
+    def forward(self, masks: Tensor) -> Tensor:
+        """The regulariser of masks (K, d), 0-d."""
+        loss = mask_orthogonality(masks)
+        self._report(masks=loss)
+        return loss
+
+
+def masks(name: str, metric: Term, l2_norm: bool, *, weight: float = 1.0) -> dict[str, Term]:
+    """The masks' mean cosine beside a loss: of ``masks=`` in the call, unless that is None."""
+
+    def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> Any:
+        return None if context.get("masks") is None else (context["masks"],)
+
+    check_not_negative(weight=weight)
+    return {"masks": Term(MaskOrthogonality(), inputs, weight=weight)}

@@ -1,0 +1,189 @@
+"""Which triplets of a batch a loss is computed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from criteria.arguments import unknown
+from criteria.base import check_batch, check_not_negative, in_float32, pair_masks
+
+Triplets = tuple[Tensor, Tensor, Tensor]
+
+
+class Miner:
+    """Chooses triplets: ``miner(embeddings, labels) -> (anchors, positives, negatives)``.
+
+    Takes (B, d) and (B,), measures distances between unit vectors, and returns three index tensors
+    of one length, empty when the batch has no triplet. No gradient passes. Random choices come from
+    torch's global generator. Raises ValueError for an empty batch.
+    """
+
+    @torch.no_grad()
+    @in_float32
+    def __call__(self, embeddings: Tensor, labels: Tensor) -> Triplets:
+        """Indices of anchors, positives and negatives."""
+        labels = check_batch(embeddings, labels)
+        return self.choose(F.normalize(embeddings), *pair_masks(labels))
+
+    def choose(self, unit: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
+        """The triplets, from unit vectors (B, d) and the masks of positive and negative pairs."""
+        raise NotImplementedError
+
+
+def _mining_distances(unit: Tensor) -> Tensor:
+    return (2 - 2 * unit @ unit.T).clamp_min(1e-4).sqrt()
+
+
+def _triplets(valid: Tensor, positives: Tensor, negatives: Tensor) -> Triplets:
+    """Triplets of the marked places; all three arguments (B, M), row i of anchor i."""
+    anchors = valid.nonzero(as_tuple=True)[0]
+    return anchors, positives[valid], negatives[valid]
+
+
+class DistanceWeightedMiner(Miner):
+    """Negatives drawn evenly over distance, as many per anchor as the mean of positives.
+
+        log w_ij = (2 - d)·log D_ij - (d - 3)/2·log(1 - D_ij²/4),  D_ij at least ``cutoff`` 0.5
+
+    is the inverse density of distances between points on the unit sphere. Negatives at
+    ``nonzero_loss_cutoff`` 1.4 or farther, which cost a margin loss nothing, keep a weight of 1e-6.
+    An anchor takes its positives in index order when it has as many as negatives, a random subset
+    when it has more, and draws them with replacement when it has fewer.
+    """
+
+    def __init__(self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4) -> None:
+        if not 0 < cutoff < nonzero_loss_cutoff:
+            raise ValueError(
+                f"The cutoff {cutoff} must be above 0 and below the distance "
+                f"{nonzero_loss_cutoff} from which negatives cost nothing."
+            )
+        self.cutoff = cutoff
+        self.nonzero_loss_cutoff = nonzero_loss_cutoff
+
+    def weights(self, unit: Tensor, negative: Tensor) -> Tensor:
+        """(B, B): how likely each image is drawn as a negative of the row's, up to a factor.
+
+        From unit vectors (B, d) and the mask of negative pairs, outside which the weights are 0.
+        """
+        size = unit.shape[1]
+        distances = _mining_distances(unit).clamp_min(self.cutoff)
+        log_weights = (2 - size) * distances.log() - (size - 3) / 2 * torch.log1p(
+            -distances.square() / 4
+        )
+        near = negative & (distances < self.nonzero_loss_cutoff)
+        log_weights = log_weights.where(near, torch.zeros_like(log_weights))
+        weights = (log_weights - log_weights.amax(dim=1, keepdim=True)).exp() + 1e-9
+        weights = weights.masked_fill(distances > self.nonzero_loss_cutoff, 1e-6)
+        return weights.masked_fill(~negative, 0)
+
+    def choose(self, unit: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
+        """The triplets, from unit vectors (B, d) and the masks of positive and negative pairs."""
+        draws = min(max(1, int(positive.sum() / len(unit) + 0.5)), int(negative.sum(dim=1).min()))
+        anchors = positive.any(dim=1).nonzero().squeeze(1)
+        if draws == 0 or len(anchors) == 0:
+            return anchors[:0], anchors[:0], anchors[:0]
+        negatives = torch.multinomial(self.weights(unit, negative)[anchors], draws)
+        positives = self._positives(positive[anchors], draws)
+        return anchors.repeat_interleave(draws), positives.flatten(), negatives.flatten()
+
+    @staticmethod
+    def _positives(positive: Tensor, draws: int) -> Tensor:
+        """``draws`` positives for each row of the mask, (A, B) → (A, draws)."""
+        repeated = torch.multinomial(positive.float(), draws, replacement=True)
+        keys = torch.rand(positive.shape, device=positive.device).masked_fill(~positive, -1)
+        subset = keys.topk(draws).indices.sort(dim=1).values
+        return torch.where(positive.sum(dim=1, keepdim=True) < draws, repeated, subset)
+
+
+class NearestNegativeMiner(Miner):
+    """The negatives nearest to the anchor among those at ``cutoff`` 0.5 or farther ("easypeasy").
+
+    Deterministic: the k-th positive of an anchor, in index order, goes with its k-th nearest
+    negative, for as many as it has positives, and at most as many as anchors have on average.
+    """
+
+    def __init__(self, cutoff: float = 0.5) -> None:
+        check_not_negative(cutoff=cutoff)
+        self.cutoff = cutoff
+
+    def choose(self, unit: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
+        """The triplets, from unit vectors (B, d) and the masks of positive and negative pairs."""
+        draws = max(1, int(positive.sum()) // len(unit))
+        distances = _mining_distances(unit)
+        allowed = negative & (distances >= self.cutoff)
+        nearest = distances.masked_fill(~allowed, torch.inf).argsort(dim=1, stable=True)
+        in_order = (~positive).int().argsort(dim=1, stable=True)
+        pairs = torch.minimum(positive.sum(dim=1), allowed.sum(dim=1)).clamp_max(draws)
+        valid = torch.arange(draws, device=unit.device) < pairs[:, None]
+        return _triplets(valid, in_order[:, :draws], nearest[:, :draws])
+
+
+class AnchorMiner(Miner):
+    """One triplet for each anchor that has a positive and a suitable negative.
+
+    ``positive`` and ``negative`` choose an image in each row of the distances (B, B) from those a
+    mask allows: ``nearest``, ``farthest`` or ``at_random``. With ``band`` a negative must be
+    semi-hard: D_ap < D_an < D_ap + band.
+    """
+
+    def __init__(
+        self,
+        positive: Callable[[Tensor, Tensor], Tensor],
+        negative: Callable[[Tensor, Tensor], Tensor],
+        band: float | None = None,
+    ) -> None:
+        self.positive = positive
+        self.negative = negative
+        self.band = band
+
+    def choose(self, unit: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
+        """The triplets, from unit vectors (B, d) and the masks of positive and negative pairs."""
+        distances = _mining_distances(unit)
+        positives = self.positive(distances, positive)[:, None]
+        if self.band is not None:
+            to_positive = distances.gather(1, positives)
+            negative = negative & (distances > to_positive) & (distances < to_positive + self.band)
+        negatives = self.negative(distances, negative)[:, None]
+        valid = positive.any(dim=1) & negative.any(dim=1)
+        return _triplets(valid[:, None], positives, negatives)
+
+
+def nearest(distances: Tensor, allowed: Tensor) -> Tensor:
+    """Index of the nearest allowed image of each row, (B, B) and its mask → (B,)."""
+    return distances.masked_fill(~allowed, torch.inf).argmin(dim=1)
+
+
+def farthest(distances: Tensor, allowed: Tensor) -> Tensor:
+    """Index of the farthest allowed image of each row, (B, B) and its mask → (B,)."""
+    return distances.masked_fill(~allowed, -torch.inf).argmax(dim=1)
+
+
+def at_random(distances: Tensor, allowed: Tensor) -> Tensor:
+    """Index of a random allowed image of each row, (B, B) and its mask → (B,)."""
+    return torch.rand_like(distances).masked_fill(~allowed, -1).argmax(dim=1)
+
+
+MINERS: dict[str, Callable[[float], Miner]] = {
+    "distanceweighted": lambda margin: DistanceWeightedMiner(nonzero_loss_cutoff=1.2 + margin),
+    "easypeasy": lambda margin: NearestNegativeMiner(),
+    "HPHN": lambda margin: AnchorMiner(farthest, nearest),
+    "EPHN": lambda margin: AnchorMiner(nearest, nearest),
+    "RPHN": lambda margin: AnchorMiner(at_random, nearest),
+    "EPSHN": lambda margin: AnchorMiner(nearest, at_random, band=margin),
+    "RPSHN": lambda margin: AnchorMiner(at_random, at_random, band=margin),
+}
+
+
+def build_miner(name: str, margin: float = 0.2) -> Miner:
+    """The miner of MINERS called ``name``, for a loss with this margin.
+
+    Positive: hard (H, farthest), easy (E, nearest), random (R); negative: hard (HN, nearest),
+    semi-hard (SHN, within the margin behind the positive). Raises ValueError for an unknown name.
+    """
+    if name not in MINERS:
+        raise ValueError(unknown("miner", name, MINERS))
+    return MINERS[name](margin)

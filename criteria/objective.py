@@ -1,0 +1,111 @@
+"""Sums of weighted terms over the same Embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from criteria.base import Criterion, Embeddings, in_float32
+
+Inputs = Callable[[Embeddings, Tensor, Mapping[str, Any]], tuple[Any, ...] | None]
+
+
+def raw_retrieval(
+    outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The retrieval embedding at its own length, and the labels."""
+    return outputs.retrieval, labels
+
+
+def unit_retrieval(
+    outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The retrieval embedding at unit length, and the labels."""
+    return F.normalize(outputs.retrieval), labels
+
+
+class Term(nn.Module):
+    """One summand of an Objective: weight · criterion(*inputs(outputs, labels, context)).
+
+    ``inputs`` takes from the network's outputs, the labels and the step's context what the
+    criterion is called with, by default the retrieval embedding (raw, unless the criterion's
+    ``unit_length`` says otherwise) and the labels; None leaves the term out of this step. ``heads``
+    are the fields of Embeddings it needs.
+    """
+
+    def __init__(
+        self,
+        criterion: Criterion,
+        inputs: Inputs | None = None,
+        heads: tuple[str, ...] = ("embedding",),
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.inputs = inputs or (unit_retrieval if criterion.unit_length else raw_retrieval)
+        self.heads = heads
+        self.weight = weight
+
+    def forward(
+        self, outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
+    ) -> Tensor | None:
+        """The weighted loss, 0-d, or None when the step has nothing for it."""
+        for head in self.heads:
+            if getattr(outputs, head) is None:
+                raise ValueError(
+                    f"{type(self.criterion).__name__} needs the network's {head} head: "
+                    f"build the network with the heads {', '.join(self.heads)}."
+                )
+        inputs = self.inputs(outputs, labels, context)
+        return None if inputs is None else self.weight * self.criterion(*inputs)
+
+
+class Objective(Criterion):
+    """A weighted sum of named terms over the same Embeddings: ``objective(outputs, labels)``.
+
+    What a step knows besides comes as keywords, e.g. ``masks=`` (K, d), or None in divide and
+    conquer's full phase. ``terms`` collects those of all criteria, with the term's name in front
+    where two agree, and ``heads`` says which outputs the network must have.
+    """
+
+    def __init__(self, terms: Mapping[str, Term]) -> None:
+        super().__init__()
+        if not terms:
+            raise ValueError("An objective needs at least one term.")
+        self.parts = nn.ModuleDict(terms)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Fields of Embeddings that the network must fill, in the order of Embeddings."""
+        needed = {head for part in self.parts.values() for head in part.heads}
+        return tuple(head for head in Embeddings._fields if head in needed)
+
+    @in_float32
+    def forward(self, outputs: Embeddings, labels: Tensor, **context: Any) -> Tensor:
+        """The sum, 0-d. Raises ValueError when a head is missing, and what its terms raise."""
+        losses, terms = [], {}
+        for name, part in self.parts.items():
+            loss = part(outputs, labels, context)
+            if loss is None:
+                continue
+            losses.append(loss)
+            for key, value in part.criterion.terms.items():
+                terms[f"{name}/{key}" if key in terms else key] = value
+        self.terms = terms
+        return torch.stack(losses).sum()
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The groups of all terms."""
+        parts = self.parts.values()
+        return [group for part in parts for group in part.criterion.parameter_groups(lr)]
+
+    def class_values(self) -> dict[str, Tensor]:
+        """What the terms learn for each class."""
+        parts = self.parts.values()
+        return {
+            name: values for part in parts for name, values in part.criterion.class_values().items()
+        }

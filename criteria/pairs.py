@@ -1,0 +1,263 @@
+"""Losses on the pairs and triplets of a batch, as SEC and divide and conquer compute them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from criteria.base import (
+    Criterion,
+    check_batch,
+    check_not_negative,
+    check_positive,
+    in_float32,
+    log_one_plus_sum_exp,
+    pair_masks,
+)
+from criteria.miners import Miner, Triplets, build_miner
+
+
+def _distances(embeddings: Tensor, squared: bool) -> Tensor:
+    """‖x̂_i - x̂_j‖², or its root, (B, B)."""
+    unit = F.normalize(embeddings)
+    distances = (2 - 2 * unit @ unit.T).clamp_min(0)
+    return distances if squared else (distances + 1e-8).sqrt()
+
+
+class TripletLoss(Criterion):
+    """Triplet loss over all triplets of the batch, or over mined ones.
+
+        L = mean of [D_ap - D_an + margin]₊ over every (anchor, positive, negative)
+
+    D is the squared distance of unit vectors (``squared=False``: the distance), ``margin`` 1.0, as
+    in SEC. The mean counts inactive triplets too. With a ``miner`` (a name of MINERS or an object),
+    or ``triplets`` given in the call, the mean is over the active ones, as in divide and conquer.
+    ``soft`` takes log(1 + e^{D_ap - D_an}) instead of the hinge. ``terms``: active, the share of
+    active triplets. Raises ValueError for an empty batch; one without triplets gives 0.
+    """
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        *,
+        squared: bool = True,
+        soft: bool = False,
+        miner: Miner | str | None = None,
+    ) -> None:
+        super().__init__()
+        check_not_negative(margin=margin)
+        self.margin = margin
+        self.squared = squared
+        self.soft = soft
+        self.miner = build_miner(miner, margin) if isinstance(miner, str) else miner
+
+    @in_float32
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, triplets: Triplets | None = None
+    ) -> Tensor:
+        """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
+        labels = check_batch(embeddings, labels)
+        if triplets is None and self.miner is not None:
+            triplets = self.miner(embeddings, labels)
+        distances = _distances(embeddings, self.squared)
+        if triplets is None:
+            return self._over_all(distances, labels)
+        return self._over_mined(distances, *triplets)
+
+    def _over_all(self, distances: Tensor, labels: Tensor) -> Tensor:
+        positive, negative = pair_masks(labels)
+        anchors, positives = positive.nonzero(as_tuple=True)
+        valid = negative[anchors]
+        losses = _hinge(
+            distances[anchors, positives][:, None] - distances[anchors], self.margin, self.soft
+        ).masked_fill(~valid, 0)
+        triplets = valid.sum().clamp_min(1)
+        self._report(active=(losses > 0).sum() / triplets)
+        return losses.sum() / triplets
+
+    def _over_mined(
+        self, distances: Tensor, anchors: Tensor, positives: Tensor, negatives: Tensor
+    ) -> Tensor:
+        gaps = distances[anchors, positives] - distances[anchors, negatives]
+        losses = _hinge(gaps, self.margin, self.soft)
+        active = (losses > 0).sum()
+        self._report(active=active / max(len(anchors), 1))
+        return losses.sum() / active.clamp_min(1)
+
+
+def _hinge(gaps: Tensor, margin: float, soft: bool) -> Tensor:
+    return F.softplus(gaps) if soft else F.relu(gaps + margin)
+
+
+class SemihardTripletLoss(Criterion):
+    """Triplet loss with the semi-hard negative of every positive pair (Schroff et al., 2015).
+
+        L = mean over ordered positive pairs of [D_ap - D_an + margin]₊
+
+    n is the nearest negative farther from the anchor than the positive, else the farthest negative.
+    D is the squared distance of unit vectors (``squared=False``: the distance), ``margin`` 0.2;
+    ``soft`` takes log(1 + e^{D_ap - D_an}). ``terms``: active, the share of active pairs. Raises
+    ValueError for an empty batch; one without triplets gives 0.
+    """
+
+    def __init__(self, margin: float = 0.2, *, squared: bool = True, soft: bool = False) -> None:
+        super().__init__()
+        check_not_negative(margin=margin)
+        self.margin = margin
+        self.squared = squared
+        self.soft = soft
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
+        labels = check_batch(embeddings, labels)
+        positive, negative = pair_masks(labels)
+        anchors, positives = (positive & negative.any(dim=1, keepdim=True)).nonzero(as_tuple=True)
+        distances = _distances(embeddings, self.squared)
+        to_positive, to_all = distances[anchors, positives], distances[anchors]
+        negatives = negative[anchors]
+        farther = negatives & (to_all > to_positive[:, None])
+        nearest_farther = to_all.masked_fill(~farther, torch.inf).amin(dim=1)
+        farthest = to_all.masked_fill(~negatives, -torch.inf).amax(dim=1)
+        to_negative = torch.where(farther.any(dim=1), nearest_farther, farthest)
+        losses = _hinge(to_positive - to_negative, self.margin, self.soft)
+        pairs = max(len(anchors), 1)
+        self._report(active=(losses > 0).sum() / pairs)
+        return losses.sum() / pairs
+
+
+class NPairLoss(Criterion):
+    """N-pair loss on unit vectors (Sohn, 2016; normalised as in SEC).
+
+        L = mean_c -log softmax_k( (scale·x̂_c)·(scale·x̂⁺_k) )_c
+
+    x_c and x⁺_c are the first and the second image of class c in the batch; classes with one image
+    are left out. ``scale`` 5 lengthens both vectors. ``terms``: accuracy, the share of first images
+    whose own second image is the nearest. Raises ValueError for an empty batch; one without a pair
+    gives 0.
+    """
+
+    def __init__(self, scale: float = 5.0) -> None:
+        super().__init__()
+        check_positive(scale=scale)
+        self.scale = scale
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
+        labels = check_batch(embeddings, labels)
+        first, second = self._pairs(labels)
+        vectors = self.scale * F.normalize(embeddings)
+        logits = vectors[first] @ vectors[second].T
+        target = torch.arange(len(first), device=labels.device)
+        pairs = max(len(first), 1)
+        nearest_is_own = (logits <= logits.diagonal()[:, None]).all(dim=1)
+        self._report(accuracy=nearest_is_own.sum() / pairs)
+        return F.cross_entropy(logits, target, reduction="sum") / pairs
+
+    @staticmethod
+    def _pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices of the first and of the second image of every class that has two."""
+        same = labels[:, None] == labels
+        rank = same.tril(-1).sum(dim=1)
+        first = ((rank == 0) & (same.sum(dim=1) > 1)).nonzero().squeeze(1)
+        second = (same[first] & (rank == 1)).int().argmax(dim=1)
+        return first, second
+
+
+class MultiSimilarityLoss(Criterion):
+    """Multi-similarity loss with its mining (Wang et al., CVPR 2019; constants of SEC).
+
+        L = 1/B Σ_i { 1/α log(1 + Σ_{p∈P_i} e^{-α(s_ip - λ)})
+                    + 1/β log(1 + Σ_{n∈N_i} e^{ β(s_in - λ)}) }
+
+    P_i: positives with s_ip - ε < max_n s_in; N_i: negatives with s_in + ε > min_p s_ip; an image
+    without either is left out. Pairs with s ≥ 1 - 1e-5 count as the image itself. α ``alpha`` 2, β
+    ``beta`` 40, λ ``base`` 0.5, ε ``epsilon`` 0.1. ``terms``: active, the share of images with
+    mined pairs. Raises ValueError for an empty batch.
+    """
+
+    def __init__(
+        self, alpha: float = 2.0, beta: float = 40.0, base: float = 0.5, epsilon: float = 0.1
+    ) -> None:
+        super().__init__()
+        check_positive(alpha=alpha, beta=beta)
+        self.alpha = alpha
+        self.beta = beta
+        self.base = base
+        self.epsilon = epsilon
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
+        labels = check_batch(embeddings, labels)
+        unit = F.normalize(embeddings)
+        similarity = unit @ unit.T
+        positive, negative = self._mine(similarity.detach(), *pair_masks(labels))
+        used = positive.any(dim=1) & negative.any(dim=1)
+        offset = similarity - self.base
+        pull = (-self.alpha * offset).masked_fill(~positive, -torch.inf)
+        push = (self.beta * offset).masked_fill(~negative, -torch.inf)
+        losses = (
+            log_one_plus_sum_exp(pull, dim=1) / self.alpha
+            + log_one_plus_sum_exp(push, dim=1) / self.beta
+        )
+        self._report(active=used.float().mean())
+        return (losses * used).sum() / len(labels)
+
+    def _mine(
+        self, similarity: Tensor, positive: Tensor, negative: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        positive = positive & (similarity < 1 - 1e-5)
+        hardest_negative = similarity.masked_fill(~negative, -torch.inf).amax(dim=1, keepdim=True)
+        hardest_positive = similarity.masked_fill(~positive, torch.inf).amin(dim=1, keepdim=True)
+        return (
+            positive & (similarity - self.epsilon < hardest_negative),
+            negative & (similarity + self.epsilon > hardest_positive),
+        )
+
+
+class SoftmaxPairLoss(Criterion):
+    """N-pair loss over all positives, with a learnable inverse temperature a.
+
+        L = mean_i -1/|P_i| Σ_{p∈P_i} log softmax_{j≠i}(a·x̂_i·x̂_j)_p
+
+    Images without a positive are left out. ``alpha`` 1 is where a starts, ``alpha_lr`` its own
+    learning rate, without weight decay. Call with embeddings (B, d) and labels (B,). ``terms``:
+    alpha. Raises ValueError for an empty batch; one without a pair gives 0.
+    """
+
+    def __init__(self, alpha: float = 1.0, *, alpha_lr: float = 1.0) -> None:
+        super().__init__()
+        check_positive(alpha=alpha)
+        check_not_negative(alpha_lr=alpha_lr)
+        self.alpha_lr = alpha_lr
+        self.alpha = nn.Parameter(torch.tensor(float(alpha)))
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels)
+        unit = F.normalize(embeddings)
+        positive, negative = pair_masks(labels)
+        logits = (self.alpha * unit @ unit.T).masked_fill(~(positive | negative), -torch.inf)
+        used = positive.any(dim=1)
+        log_shares = F.log_softmax(logits[used], dim=1).masked_fill(~positive[used], 0)
+        losses = -log_shares.sum(dim=1) / positive[used].sum(dim=1)
+        self._report(alpha=self.alpha)
+        return losses.sum() / used.sum().clamp_min(1)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The inverse temperature at ``alpha_lr``, without weight decay."""
+        group = {"name": "alpha", "params": [self.alpha], "lr": self.alpha_lr, "weight_decay": 0.0}
+        return [group]
+
+
+# Divide and conquer's, on distances that are not squared.
+mined_triplet_loss = partial(TripletLoss, margin=0.2, squared=False, miner="easypeasy")
+all_triplet_loss = partial(TripletLoss, margin=0.2, squared=False)
+semihard_triplet_loss = partial(SemihardTripletLoss, margin=0.2, squared=False)

@@ -1,0 +1,106 @@
+"""SEC and its L2 variant: regularisers of the embeddings' length, for any loss.
+
+Zhang et al., Deep Metric Learning with Spherical Embedding, NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from criteria.base import (
+    Criterion,
+    check_batch,
+    check_embeddings,
+    check_not_negative,
+    in_float32,
+    pair_masks,
+)
+from criteria.objective import Term
+
+
+class SphericalConstraint(Criterion):
+    """SEC: pulls the length of every raw embedding towards their mean.
+
+        L = weight · mean_i (n_i - μ)²,  n_i = ‖x_i‖,  μ ← (1 - ρ)·μ + ρ·mean_i n_i
+
+    μ is a constant for the gradient and the first batch sets it; with ρ ``momentum`` 1 it is the
+    batch's own mean. Buffer ``norm_mean`` holds μ (nan before the first batch) and moves in
+    training mode only. Call with raw embeddings (B, d). ``terms``: sec (without the weight),
+    norm_mean and norm_var of the batch, and with ``labels`` the mean cosines cos_positive and
+    cos_negative of its pairs. Raises ValueError for an empty batch.
+    """
+
+    unit_length = False
+
+    def __init__(self, weight: float = 1.0, momentum: float = 1.0) -> None:
+        super().__init__()
+        check_not_negative(weight=weight)
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum must be above 0 and at most 1, not {momentum}.")
+        self.weight = weight
+        self.momentum = momentum
+        self.register_buffer("norm_mean", torch.tensor(torch.nan))
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The weighted constraint, 0-d."""
+        check_embeddings(embeddings)
+        norms = embeddings.norm(dim=1)
+        batch = norms.detach()
+        mean = self._moved(batch.mean())
+        constraint = (norms - mean).square().mean()
+        terms = {"sec": constraint, "norm_mean": batch.mean(), "norm_var": batch.var(correction=0)}
+        if labels is not None:
+            terms |= _pair_cosines(embeddings.detach(), check_batch(embeddings, labels))
+        self._report(**terms)
+        return self.weight * constraint
+
+    def _moved(self, batch_mean: Tensor) -> Tensor:
+        moved = torch.lerp(self.norm_mean.to(batch_mean), batch_mean, self.momentum)
+        moved = torch.where(self.norm_mean.isnan(), batch_mean, moved)
+        if self.training:
+            self.norm_mean.copy_(moved)
+        return moved
+
+
+def _pair_cosines(embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    unit = F.normalize(embeddings)
+    cosines = unit @ unit.T
+    masks = zip(("cos_positive", "cos_negative"), pair_masks(labels), strict=True)
+    return {name: (cosines * mask).sum() / mask.sum().clamp_min(1) for name, mask in masks}
+
+
+class NormPenalty(Criterion):
+    """SEC's L2 variant: L = weight · mean_i ‖x_i‖² of raw embeddings (B, d).
+
+    ``terms``: l2 (without the weight). Raises ValueError for an empty batch.
+    """
+
+    unit_length = False
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        check_not_negative(weight=weight)
+        self.weight = weight
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The weighted penalty, 0-d; ``labels`` are not used."""
+        check_embeddings(embeddings)
+        penalty = embeddings.square().sum(dim=1).mean()
+        self._report(l2=penalty)
+        return self.weight * penalty
+
+
+def sec(
+    name: str, metric: Term, l2_norm: bool, *, weight: float = 1.0, momentum: float = 1.0
+) -> dict[str, Term]:
+    """The spherical constraint beside a loss."""
+    return {"sec": Term(SphericalConstraint(weight, momentum))}
+
+
+def l2(name: str, metric: Term, l2_norm: bool, *, weight: float = 1.0) -> dict[str, Term]:
+    """The penalty on the length beside a loss."""
+    return {"l2": Term(NormPenalty(weight))}

@@ -1,0 +1,354 @@
+"""How an image file becomes RGB pixels, and what is said of one that does not.
+
+Three things can be wrong with a file, and each has its own sentence: it is damaged
+(`BadImageError`), it is sound and of a kind that is not taken (`UnfitImageError`: a format without
+a decoder, numbers without an agreed white, too many pixels), or it is no file at all (a folder, a
+named pipe, a device). Damaged metadata is none of them: pixels are taken as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import stat
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+Source = str | os.PathLike[str] | BinaryIO
+
+# Pillow's remarks on odd metadata and on large pictures; `python -m dataset check` has its own.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class UnfitImageError(ValueError):
+    """A sound picture that cannot be used as it is; the sentence says why and what to do."""
+
+
+class BadImageError(OSError):
+    """An image file that cannot be turned into pixels; `path` and `reason` say which and why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, self.reason)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says about a file, on one line, without the path, and never empty."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture, or its beginning is damaged"
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+_NO_FILES = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def need_file(path: str | os.PathLike[str]) -> None:
+    """Raises OSError unless `path` is a plain file: a named pipe would be waited for, for ever."""
+    kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 (a Path object costs more than stat)
+    if kind != stat.S_IFREG:
+        raise OSError(f"it is {_NO_FILES.get(kind, 'something else')}, not a file")
+
+
+# --- formats that Pillow reads with help ----------------------------------------------------------
+
+
+class _Plugin(NamedTuple):
+    """What adds formats to Pillow: an installable package, its module and how that is told to."""
+
+    package: str
+    module: str
+    register: str | None
+
+
+_HEIF = _Plugin("pillow-heif", "pillow_heif", "register_heif_opener")
+_AVIF = _Plugin("pillow-avif-plugin", "pillow_avif", None)
+_JXL = _Plugin("pillow-jxl-plugin", "pillow_jxl", None)
+_PLUGINS = {"HEIC": _HEIF, "AVIF": _AVIF, "JPEG XL": _JXL}
+
+_SUFFIXES = {
+    **dict.fromkeys((".heic", ".heif", ".heics", ".heifs", ".hif"), "HEIC"),
+    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
+    ".jxl": "JPEG XL",
+    ".svg": "SVG",
+}
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1"), "HEIC"),
+}
+
+
+def _has_decoder(known: str) -> bool:
+    return any(_SUFFIXES.get(suffix) == known for suffix in Image.EXTENSION)
+
+
+def _register_plugins() -> None:
+    """Adds the formats of those plugins that are installed and that Pillow lacks."""
+    Image.init()
+    for known, plugin in _PLUGINS.items():
+        if _has_decoder(known):
+            continue
+        with contextlib.suppress(ImportError, AttributeError):
+            module = importlib.import_module(plugin.module)
+            if plugin.register is not None:
+                getattr(module, plugin.register)()
+
+
+_register_plugins()
+
+
+def _format_of(head: bytes, name: str) -> str | None:
+    """The format of a file that Pillow does not know, by its first bytes, else by its name."""
+    if head[4:8] == b"ftyp":
+        size = struct.unpack(">I", head[:4])[0]
+        brands = {head[start : start + 4] for start in (8, *range(16, min(size, len(head)), 4))}
+        return next((known for brand, known in _BRANDS.items() if brand in brands), None)
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        return "JPEG XL"
+    if b"<svg" in head:
+        return "SVG"
+    return _SUFFIXES.get(Path(name).suffix.lower())
+
+
+def _check_support(content: bytes, name: str) -> None:
+    """Raises UnfitImageError where Pillow lacks the decoder of a file that it does not know."""
+    known = _format_of(content[:512], name)
+    if not content or known is None or _has_decoder(known):
+        return
+    if known not in _PLUGINS:
+        raise UnfitImageError(f"{known} pictures have no pixels; save it as PNG")
+    package = _PLUGINS[known].package
+    raise UnfitImageError(
+        f"{known} pictures need {package}; `pip install {package}`, or save it as JPEG or PNG"
+    )
+
+
+# --- pixels ---------------------------------------------------------------------------------------
+
+_ORIENTATION = 0x0112
+_EXIF_KEYS = {"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(source: Source) -> np.ndarray:
+    """An image file → (H, W, 3) uint8 RGB, upright.
+
+    The EXIF orientation is applied, where it can be read; grey, palette and CMYK pictures are
+    converted; of 16-bit samples the high byte is kept, or of 12 bits in 16 the high ones (see
+    `few_bits`); transparency is laid on white. Animations give their first frame.
+
+    Raises:
+        UnfitImageError: a sound picture of a kind that is not taken.
+        Exception: the file is missing, cut short, or no picture (Pillow has no common type).
+    """
+    with opened(source) as (image, _):
+        return to_rgb(image)
+
+
+@contextlib.contextmanager
+def opened(source: Source, name: str = "") -> Iterator[tuple[Image.Image, bool]]:
+    """A loaded Pillow image, and whether its metadata had to be left out; raises as `decode`.
+
+    `name` is the file's, where `source` is what was read from it.
+    """
+    image, left_out = _load(source, name)
+    with image:
+        yield image, left_out
+
+
+def _load(source: Source, name: str) -> tuple[Image.Image, bool]:
+    if not hasattr(source, "read"):
+        need_file(source)
+    try:
+        return _attempt(source), False
+    except (UnfitImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnfitImageError(_too_large(str(error))) from error
+    except Exception as error:  # Pillow reports damage through a dozen unrelated types
+        if getattr(error, "errno", None):
+            raise
+        content = _content(source)
+        bare = without_metadata(content)
+        if bare is not None:
+            with contextlib.suppress(Exception):
+                return _attempt(io.BytesIO(bare)), True
+        if isinstance(error, UnidentifiedImageError):
+            _check_support(content, name if hasattr(source, "read") else os.fsdecode(source))
+        raise
+
+
+def _attempt(source: Source) -> Image.Image:
+    image = Image.open(source)
+    try:
+        # Pillow keeps the high byte of 16-bit colours, and forgets that there was a low one.
+        halved = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        image.load()
+        if halved and len(image.getbands()) > 1 and _brightest(image) < 16:
+            raise UnfitImageError(
+                "16-bit colours whose values need no more than 12 bits would be black; save it "
+                "with 8 bits, or with values up to 65535"
+            )
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def _brightest(image: Image.Image) -> int:
+    """The largest value of any channel but transparency."""
+    colours = [band for band in image.getbands() if band not in "Aa"]
+    return max(image.getchannel(band).getextrema()[1] for band in colours)
+
+
+def _too_large(text: str) -> str:
+    numbers = [int(number) for number in re.findall("[0-9]+", text)]
+    millions = " are more than the ".join(f"{number / 1e6:.0f} million" for number in numbers[:2])
+    return f"{millions} pixels that are decoded at most; save it smaller"
+
+
+def _content(source: Source) -> bytes:
+    if not hasattr(source, "read"):
+        return Path(source).read_bytes()
+    source.seek(0)
+    return source.read()
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """A loaded Pillow image → (H, W, 3) uint8 RGB; see `decode`."""
+    turn = _UPRIGHT.get(orientation(image)[0])
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode == "F":
+        raise UnfitImageError(
+            "floating point pixels have no agreed white; save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I"):
+        grey = _eight_bits(np.asarray(image))
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if has_transparency(image):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.array(image)
+
+
+LONGEST = 32
+
+
+def central_part(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) → its centre, where one side is more than `LONGEST` times the other.
+
+    Every network looks at a square, and no random crop is this narrow. Bringing the short side of
+    a picture of 3000 x 1 to 256 pixels would make the long one 768,000 and take gigabytes.
+    """
+    height, width = pixels.shape[:2]
+    most = LONGEST * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return pixels[top : top + most, left : left + most]
+
+
+def orientation(image: Image.Image) -> tuple[int, bool]:
+    """The EXIF orientation, 1 (upright) where there is none, and whether it could be read."""
+    if image.format in ("JPEG", "PNG") and not image.info.keys() & _EXIF_KEYS:
+        return 1, True
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1)), True
+    except Exception:  # Pillow reports damage through a dozen unrelated types
+        return 1, False
+
+
+def has_transparency(image: Image.Image) -> bool:
+    """Whether a Pillow image carries an alpha channel or a transparent colour."""
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """(H, W) integers of more than 8 bits → uint8.
+
+    Raises:
+        UnfitImageError: they are negative, or need more than 16 bits.
+    """
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise UnfitImageError(
+            f"values from {low} to {high} have no agreed black and white; save it with 8 or 16 bits"
+        )
+    return (values.astype(np.int64) >> (few_bits(high) or 16) - 8).astype(np.uint8)
+
+
+def few_bits(highest: int) -> int | None:
+    """8 or 12, where no value of a picture with more bits needs more; else None.
+
+    Cameras of 12 bits, and programs that count to 255, write them into files of 16 and 32, where
+    their white is nearly black.
+    """
+    return next((bits for bits in (8, 12) if highest < 2**bits), None)
+
+
+# --- metadata that keeps pixels from being read ---------------------------------------------------
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+
+
+def without_metadata(content: bytes) -> bytes | None:
+    """A PNG or JPEG file without its comments, profiles and camera data; None for other files."""
+    if content.startswith(_PNG):
+        return _PNG + b"".join(chunk for kind, chunk in _png_chunks(content) if kind in _PNG_PIXELS)
+    if content.startswith(b"\xff\xd8"):
+        return _jpeg_without_metadata(content)
+    return None
+
+
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    start = len(_PNG)
+    while start + 8 <= len(content):
+        length, kind = struct.unpack(">I4s", content[start : start + 8])
+        yield kind, content[start : start + 12 + length]
+        start += 12 + length
+
+
+def _jpeg_without_metadata(content: bytes) -> bytes:
+    kept, start = [content[:2]], 2
+    while start + 4 <= len(content) and content[start] == 0xFF:
+        marker, length = struct.unpack(">xBH", content[start : start + 4])
+        if marker == 0xDA:  # the pixels
+            break
+        # APP0 is JFIF's and APP14 Adobe's: what the channels mean.
+        if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(content[start : start + 2 + length])
+        start += 2 + length
+    return b"".join(kept) + content[start:]

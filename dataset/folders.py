@@ -1,0 +1,274 @@
+"""`folder:PATH`: the user's own images, a folder for each class.
+
+Four arrangements are taken: PATH/<class>/…, of which a share of the classes is held out;
+PATH/<split>/<class>/…; PATH/<something>_<split>/<class>/…; and PATH/<class>/<split>/….
+The splits may be called what people call them (own.SPLIT_WORDS). A folder that is called like a
+split and does not fit any of these is refused: taken for a class it would give false numbers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from dataset.base import SPLITS, PathTable
+from dataset.files import Tree, in_class_order, is_file, join_words, tree
+from dataset.layouts import by_top_level
+from dataset.own import (
+    Note,
+    OwnData,
+    Rows,
+    check_one_held_out,
+    numbered,
+    split_in,
+    split_of,
+)
+from utils import InputError
+
+
+class FolderData(OwnData):
+    """`folder:PATH`: PATH/<class>/…, or PATH/train/<class>/… beside PATH/eval/<class>/…."""
+
+    tree = """PATH/<class>/<image>         a share of the classes is held out
+or                           (--eval-classes)
+PATH/train/<class>/<image>
+PATH/eval/<class>/<image>    (or PATH/query and PATH/gallery)"""
+
+    def rows(self) -> Rows:
+        """Every picture below a class folder."""
+        if not self.path.is_dir():
+            what = "is no folder" if is_file(self.path) else "does not exist"
+            raise InputError(f"{self.given}: {self.path.resolve()} {what}; check the path")
+        return _rows(tree(self.path), self.given)
+
+
+@lru_cache(maxsize=8)
+def _rows(found: Tree, given: str) -> Rows:
+    return _Arrangement(found, given).rows()
+
+
+class _Arrangement:
+    """How the pictures of a tree are divided into splits and classes."""
+
+    def __init__(self, found: Tree, given: str) -> None:
+        self.tree = found
+        self.given = given
+        self.pictures = by_top_level(found)
+        self.filled = {name: pictures for name, pictures in self.pictures.items() if pictures}
+        self.deep = {
+            name
+            for name, pictures in self.filled.items()
+            if any(picture.count("/") > 1 for picture in pictures)
+        }
+        self.remarks = list(found.remarks)
+
+    def rows(self) -> Rows:
+        self._check_wrapping()
+        splits = self._split_folders()
+        classes_first = not splits and self._has_splits_in_classes()
+        self._remark_loose(splits)
+        if splits:
+            table = list(self._by_split(splits))
+        elif classes_first:
+            table = list(self._by_class())
+        else:
+            table = list(self._classes_only())
+        if not table:
+            raise InputError(
+                f"{self.given}: no picture found; expected {self.tree.folder.resolve()}/<class>/"
+                "<image>, or train/<class>/<image> and eval/<class>/<image>"
+            )
+        labels, names = numbered(class_name for _, class_name, _ in table)
+        numbers = np.array([SPLITS.index(split or "train") for *_, split in table], np.int8)
+        return Rows(
+            PathTable((path for path, _, _ in table), f"{self.tree.folder}/"),
+            labels,
+            names,
+            numbers if splits or classes_first else None,
+            remarks=tuple(self.remarks),
+            notes=tuple(self._notes()),
+        )
+
+    # --- which folders are splits ---
+
+    def _check_wrapping(self) -> None:
+        (name, *others) = self.filled or ("",)
+        if not others and name in self.deep and split_of(name) is None:
+            raise InputError(
+                f"{self.given} holds one folder with pictures, {name}, which would be its only "
+                f"class; if the classes lie in it, name it: folder:{self.tree.folder / name}"
+            )
+
+    def _split_folders(self) -> dict[str, str]:
+        """Split → the folder that holds its class folders; empty where there are no splits.
+
+        Raises:
+            InputError: folders are called like splits and cannot be used as such.
+        """
+        named = {name: split for name in self.filled if (split := split_of(name))}
+        groups = [named, *self._groups_with_something()]
+        found = [group for group in groups if _is_division(group.values())]
+        if len(found) > 1:
+            names = join_words((name for group in found for name in group), "and")
+            raise InputError(
+                f"{self.given} is divided in more than one way ({names}); "
+                "keep one of them in a folder of its own"
+            )
+        group = found[0] if found else named
+        self._refuse_loose(group)
+        group = {name: split for name, split in group.items() if name in self.deep}
+        if not group:
+            return {}
+        chosen = self._one_of_each(group)
+        self._check_enough(chosen)
+        return chosen
+
+    def _groups_with_something(self) -> list[dict[str, str]]:
+        """Folders such as cars_train and cars_test, by what their names have in common."""
+        groups: dict[str, dict[str, str]] = defaultdict(dict)
+        for name in self.filled:
+            found = split_in(name)
+            if found is not None and split_of(name) is None:
+                groups[found[1]][name] = found[0]
+        return list(groups.values())
+
+    def _refuse_loose(self, group: dict[str, str]) -> None:
+        """Refuses pictures that are sorted into splits and not into classes."""
+        nothing_else = len(group) > 1 and group.keys() == self.filled.keys()
+        if not self.deep & group.keys() and (_is_division(group.values()) or nothing_else):
+            raise InputError(
+                f"{self.given}: {join_words(group, 'and')} hold pictures and no class folders, so "
+                f"nothing says what class they are; expected {next(iter(group))}/<class>/<image>"
+            )
+
+    def _one_of_each(self, group: dict[str, str]) -> dict[str, str]:
+        chosen: dict[str, str] = {}
+        for split in SPLITS:
+            names = [name for name in group if group[name] == split]
+            exact = [name for name in names if name.lower() == split]
+            exact.sort(key=lambda name: (name != split, name))
+            if split == "eval" and not exact and {"query", "gallery"} <= set(group.values()):
+                continue  # such as a test/ that holds query/ and gallery/ once more
+            if len(names) > 1 and not exact:
+                raise InputError(
+                    f"{self.given} has {join_words(names, 'and')}, and {split} can be only one "
+                    f"folder; call that one {split}, the others are left out then"
+                )
+            if names:
+                chosen[split] = (exact or names)[0]
+        return chosen
+
+    def _check_enough(self, chosen: dict[str, str]) -> None:
+        rest = [name for name in self.pictures if name not in chosen.values()]
+        others = [name for name in rest if name in self.filled]
+        held_out = chosen.keys() - {"train"}
+        alone = "train" not in chosen and not {"query", "gallery"} <= held_out and others
+        if not held_out or alone:
+            (name, *_) = chosen.values()
+            beside = join_words(others[:3], "and") or "nothing"
+            raise InputError(
+                f"{self.given}: {name} is called like a split and holds folders, and beside it is "
+                f"{beside}; the splits are called train, and eval or query and gallery. "
+                f"To hold out a share of the classes in it, name it: "
+                f"folder:{self.tree.folder}/{name}"
+            )
+        if rest:
+            self.remarks.append(
+                f"{self.tree.folder}: {join_words(rest, 'and')} beside "
+                f"{join_words(chosen.values(), 'and')} are left out; the splits are train, eval, "
+                "query and gallery"
+            )
+
+    def _has_splits_in_classes(self) -> bool:
+        """Whether every class folder is divided: <class>/train and <class>/test.
+
+        Raises:
+            InputError: only some of them are, or some pictures lie beside the splits.
+        """
+        words = {
+            picture.split("/")[1]
+            for name in self.deep
+            for picture in self.pictures[name]
+            if picture.count("/") > 1
+        }
+        if not _is_division({split_of(word) for word in words}):
+            return False
+        check_one_held_out(words, self.given)
+        for name, pictures in self.pictures.items():
+            for picture in pictures:
+                if split_of(picture.split("/")[1]) is None or picture.count("/") < 2:
+                    raise InputError(
+                        f"{self.given}: some classes are divided into train and held-out images, "
+                        f"and {picture} is in neither; move it, or move {name} elsewhere"
+                    )
+        return True
+
+    # --- path, class and split of each picture ---
+
+    def _by_split(self, splits: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+        for split, folder in splits.items():
+            filled = set()
+            for picture in self._in_class_order(folder):
+                class_name = picture.split("/")[1]
+                filled.add(class_name)
+                yield picture, class_name, split
+            inside = {
+                each.split("/")[1] for each in self.tree.folders if each.startswith(f"{folder}/")
+            }
+            self._remark_empty(inside - filled, f"{folder}/")
+
+    def _in_class_order(self, folder: str) -> list[str]:
+        """The pictures in the class folders of a split, class by class."""
+        classes: dict[str, list[str]] = defaultdict(list)
+        for picture in self.pictures[folder]:
+            if picture.count("/") > 1:
+                classes[picture.split("/")[1]].append(picture)
+        return [picture for name in in_class_order(classes) for picture in classes[name]]
+
+    def _by_class(self) -> Iterator[tuple[str, str, str]]:
+        table = [
+            (picture, class_name, split_of(picture.split("/")[1]))
+            for class_name, pictures in self.pictures.items()
+            for picture in pictures
+        ]
+        return iter(sorted(table, key=lambda row: SPLITS.index(row[2])))
+
+    def _classes_only(self) -> Iterator[tuple[str, str, None]]:
+        for class_name, pictures in self.pictures.items():
+            yield from ((picture, class_name, None) for picture in pictures)
+        self._remark_empty(self.pictures.keys() - self.filled.keys())
+
+    # --- what is said ---
+
+    def _remark_loose(self, splits: dict[str, str]) -> None:
+        places = {"": sum("/" not in picture for picture in self.tree.pictures)}
+        for folder in splits.values():
+            places[folder] = sum(picture.count("/") == 1 for picture in self.pictures[folder])
+        for folder, loose in places.items():
+            if loose:
+                self.remarks.append(
+                    f"{self.tree.folder / folder}: {loose} picture(s) lie in no class folder and "
+                    "are left out"
+                )
+
+    def _remark_empty(self, names: Iterable[str], inside: str = "") -> None:
+        for name in sorted(names):
+            self.remarks.append(
+                f"{self.tree.folder}/{inside}{name} holds no picture and is not counted as a class"
+            )
+
+    def _notes(self) -> Iterator[Note]:
+        if self.tree.others:
+            most = self.tree.others.most_common()
+            words = join_words(
+                (f"{count} {kind or 'without a suffix'}" for kind, count in most), "and"
+            )
+            yield Note(f"{self.tree.folder}: files that are no pictures: {words}")
+
+
+def _is_division(splits: Collection[str | None]) -> bool:
+    """Whether something is trained on and something is held out."""
+    return "train" in splits and any(split in splits for split in SPLITS[1:])

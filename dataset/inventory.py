@@ -1,0 +1,70 @@
+"""What a run looks at before it starts: whether its files are there, and whether they are the same.
+
+require_files(train, evaluated)     a missing file is named before training, not after an epoch
+fingerprints(train, *evaluated)     kept with a run, and compared when it is continued
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from dataset.base import ImageSet
+from dataset.files import join_words
+from utils import InputError
+
+logger = logging.getLogger("dataset")
+
+_NAMED = 3
+
+
+def require_files(
+    train: ImageSet | None, evaluated: Iterable[ImageSet], max_bad_images: float = 0.0
+) -> None:
+    """Looks for every file of a run; what is in them is not looked at.
+
+    Args:
+        train: the training images, or None where nothing is trained.
+        evaluated: queries, galleries, held-out classes: not one of these may be missing.
+        max_bad_images: the share of the training images that may be (`--max-bad-images`).
+
+    Raises:
+        InputError: files are missing; the sentence counts them and names the first ones.
+    """
+    for images in evaluated:
+        if missing := images.missing():
+            raise InputError(_sentence(images, missing, "evaluation"))
+    missing = [] if train is None else train.missing()
+    if not missing:
+        return
+    sentence = _sentence(train, missing, "training")
+    if len(missing) > max_bad_images * len(train):
+        raise InputError(sentence)
+    logger.warning("%s", f"{sentence}. Until then other images of their classes take their place")
+
+
+def _sentence(images: ImageSet, missing: list[str], side: str) -> str:
+    more = ["others"] if len(missing) > _NAMED else []
+    named = join_words([*missing[:_NAMED], *more], "and")
+    are = "is" if len(missing) == 1 else "are"
+    return (
+        f"{len(missing):,} of the {len(images):,} {side} images of {images.given or images.name} "
+        f"{are} not there or no plain files: {named}; put them back, or take them out of the data "
+        f"(`{images.check_command} --json FILE` lists all)"
+    )
+
+
+def fingerprints(*parts: ImageSet) -> dict[str, str]:
+    """What `ImageSet.content_fingerprint` says of each part, by its split.
+
+    Several parts of one split, such as VehicleID's lists, are numbered: "eval", "eval 2", ….
+    A run keeps all of it and is continued only where all of it is the same; which entry differs
+    says on which side the images changed.
+    """
+    found: dict[str, str] = {}
+    for images in parts:
+        name, number = images.split, 2
+        while name in found:
+            name, number = f"{images.split} {number}", number + 1
+        found[name] = images.content_fingerprint()
+    return found

@@ -1,0 +1,99 @@
+"""What an evaluation shares with the training: classes of the same name, and the same files.
+
+Retrieval is to be judged on classes that were never trained on. Where the user's own folders or
+tables do not keep to that, training can warn at its start, and the page of a run does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from dataset.base import ImageSet
+
+NAMED = 3  # classes that a warning names
+
+
+class Shared(NamedTuple):
+    """What the two have in common.
+
+    Attributes:
+        classes: names of evaluation classes that are names of training classes too, sorted.
+        images: how many evaluation images are training images too.
+        evaluated_classes, evaluated_images: how many there are in the evaluation.
+        files_known: whether the files could be compared: those that were trained on are all there.
+    """
+
+    classes: tuple[str, ...]
+    images: int
+    evaluated_classes: int
+    evaluated_images: int
+    files_known: bool
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it can be said that no class and no file of the evaluation was trained on."""
+        return self.files_known and not self.classes and not self.images
+
+    def warning(self) -> str:
+        """What is shared, in a sentence; empty where nothing is known to be."""
+        parts = []
+        if self.classes:
+            count, few = len(self.classes), ", ".join(self.classes[:NAMED])
+            have = "have" if count > 1 else "has"
+            more = ", …" if count > NAMED else ""
+            of = f"{count:,} of the {self.evaluated_classes:,} evaluation classes"
+            parts.append(f"{of} {have} the name of a training class ({few}{more})")
+        if self.images:
+            are = "are training images" if self.images > 1 else "is a training image"
+            of = f"{self.images:,} of the {self.evaluated_images:,} evaluation images"
+            parts.append(f"{of} {are}")
+        if not parts:
+            return ""
+        meaning = "the numbers are not only about what the network has never seen"
+        if not self.images:
+            meaning = "if they are the same classes, the numbers are not about unseen ones"
+        return f"{', and '.join(parts)}: {meaning}."
+
+
+def shared_with_training(train: ImageSet, *evaluation: ImageSet) -> Shared:
+    """Compares the training images with those of an evaluation: its queries, and their gallery.
+
+    - Classes are compared by name: two folders called `0` count, whatever they hold.
+    - Files are compared as the disk knows them, so that links to a file are that file; a copy is
+      not. Images in memory are compared by the names of their paths.
+    """
+    found = shared_names(names_of(train), *evaluation)
+    trained = set(_files(train))
+    files = (file for part in evaluation for file in _files(part))
+    images = sum(file is not None and file in trained for file in files)
+    return found._replace(images=images, files_known=None not in trained)
+
+
+def shared_names(trained: Iterable[str], *evaluation: ImageSet) -> Shared:
+    """The same where only the names of the training classes are left."""
+    names = {name for part in evaluation for name in names_of(part)}
+    images = sum(len(part) for part in evaluation)
+    return Shared(tuple(sorted(names.intersection(trained))), 0, len(names), images, False)
+
+
+def names_of(images: ImageSet) -> list[str]:
+    """The names of the classes that have an image."""
+    return [images.class_names[label] for label in np.unique(images.labels)]
+
+
+def _files(images: ImageSet) -> Iterator[Hashable]:
+    """What tells the file of each image from all others; None where it is gone."""
+    for path in images.paths:
+        if images.pixels is not None:
+            yield path
+            continue
+        try:
+            status = os.stat(path)  # noqa: PTH116 (a Path object per image costs more than stat)
+        except OSError:
+            yield None
+        else:
+            yield status.st_dev, status.st_ino

@@ -1,0 +1,395 @@
+"""`csv:FILE`: the user's own images, a row for each.
+
+Columns are path, label, split and a box, all but the first two optional. The tables of Open Metric
+Learning are taken as they are: is_query and is_gallery say what a held-out image is for (both:
+every such image searches among the others), and x_1, y_1, x_2, y_2 are the box.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dataset.base import SPLITS, PathTable
+from dataset.decoding import need_file, reason
+from dataset.files import is_file, join_words
+from dataset.own import Note, OwnData, Rows, check_one_held_out, numbered, split_of
+from utils import InputError
+
+_BOX = ("x1", "y1", "x2", "y2")
+_BOX_NAMES = {
+    **{name: side for side in _BOX for name in (side, f"{side[0]}_{side[1]}")},
+    **{"xmin": "x1", "ymin": "y1", "xmax": "x2", "ymax": "y2"},
+    **{"x_min": "x1", "y_min": "y1", "x_max": "x2", "y_max": "y2"},
+}
+_SPLIT_NAMES = ("split", "set", "subset", "partition", "phase", "evaluation_status")
+_FLAGS = ("is_query", "is_gallery")
+_KNOWN = {"path", "label", *_FLAGS, *_SPLIT_NAMES, *_BOX_NAMES}
+_DELIMITERS = ",;\t"
+_NO_BOX = (-1, -1, -1, -1)
+_LARGEST = 2**31 - 1
+_TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("", "false", "0", "0.0", "no", "nan", "none")
+
+
+class CsvData(OwnData):
+    """`csv:FILE`: columns path, label, split (optional), and x1, y1, x2, y2 (optional)."""
+
+    tree = """path,label,split,x1,y1,x2,y2
+photos/a 1.jpg,red mug,train,,,,
+photos/b.png,blue mug,eval,10,20,210,180
+split: train, eval, query or gallery (without the column,
+  --eval-classes holds a share out)
+path: relative to the file's folder, or absolute
+x1 to y2: a box in pixels, optional"""
+
+    def rows(self) -> Rows:
+        """Every row of the file; it is read once in a process, unless it changes."""
+        try:
+            need_file(self.path)
+            status = self.path.stat()
+            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+            return _read(self.path.absolute(), self.path, self.given, stamp)
+        except (OSError, UnicodeError, csv.Error) as error:
+            raise InputError(
+                f"{self.given} cannot be read ({reason(error)}); it must be a CSV file in UTF-8"
+            ) from error
+
+
+@lru_cache(maxsize=8)
+def _read(_absolute: Path, path: Path, given: str, _stamp: tuple[int, ...]) -> Rows:
+    return _Table(path, given).read()
+
+
+class _Columns(NamedTuple):
+    """Where each column is, counted from 0; an empty tuple where there is none.
+
+    `splits` are those that may say what is held out: "split", or else others of its meaning.
+    """
+
+    path: int
+    label: int
+    splits: tuple[int, ...]
+    flags: tuple[int, ...]
+    box: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def used(self, split: int | None) -> set[int]:
+        """The positions that mean something, with the split in column `split`."""
+        return {self.path, self.label, *self.flags, *self.box} | ({split} - {None})
+
+
+class _Table:
+    """One reading of a file; `read` gives its rows."""
+
+    def __init__(self, path: Path, given: str) -> None:
+        self.path = path
+        self.given = given
+        self.folder = path.parent
+        self.on_disk = _OnDisk(str(self.folder))
+
+    def read(self) -> Rows:
+        rows = self._rows()
+        columns = self._columns(next(rows, (0, []))[1])
+        paths: list[str] = []
+        labels: list[str] = []
+        marks = _Marks()
+        boxes: dict[int, tuple[int, ...]] = {}
+        first = 0
+        for line, row in rows:
+            row = self._fitted(row, columns, line)
+            path, label = row[columns.path].strip(), row[columns.label].strip()
+            if columns.box:
+                box = self._box([row[place].strip() for place in columns.box], line)
+                if box is not _NO_BOX:
+                    boxes[len(paths)] = box
+            paths.append(self._checked_path(path, label, line))
+            labels.append(label)
+            marks.add(row, columns, line)
+            first = first or line
+        if not paths:
+            raise InputError(f"{self.given} has no rows below its heading; add images")
+        self._check_presence(paths, first)
+        split = self._split_column(marks, columns)
+        numbers, names = numbered(labels)
+        return Rows(
+            self._path_table(paths),
+            numbers,
+            names,
+            self._splits(marks, columns, split),
+            _box_array(boxes, len(paths)),
+            notes=tuple(self._notes(columns, split)),
+        )
+
+    # --- lines ---
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """The rows that are not empty, the heading first, and their line numbers."""
+        with self.path.open(encoding=_encoding(self.path), newline="") as file:
+            delimiter, spoken = _delimiter(file)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            for row in reader:
+                if spoken and row and row[0].lower().startswith("sep="):
+                    spoken = False
+                elif any(map(str.strip, row)):
+                    yield reader.line_num, row
+
+    def _fitted(self, row: list[str], columns: _Columns, line: int) -> list[str]:
+        missing = len(columns.names) - len(row)
+        if missing >= 0:
+            return row + [""] * missing if missing else row
+        if any(map(str.strip, row[missing:])):
+            raise self._fault(
+                line,
+                f"{len(row)} fields where the heading has {len(columns.names)}; put quotation "
+                "marks around fields with a comma in them",
+            )
+        return row
+
+    def _fault(self, line: int, text: str) -> InputError:
+        return InputError(f"{self.given} line {line}: {text}")
+
+    # --- columns ---
+
+    def _columns(self, heading: list[str]) -> _Columns:
+        names = [name.strip().lower() for name in heading]
+        place = {name: names.index(name) for name in names}
+        missing = [name for name in ("path", "label") if name not in place]
+        sides = {_BOX_NAMES[name]: place[name] for name in names if name in _BOX_NAMES}
+        if sides:
+            missing += [side for side in _BOX if side not in sides]
+        flags = tuple(place[name] for name in _FLAGS if name in place)
+        if flags:
+            missing += [name for name in _FLAGS if name not in place]
+        if missing:
+            raise InputError(
+                f"{self.given} has no column {join_words(missing, 'and')}; its first line must "
+                "name the columns path, label, split and, if you like, x1, y1, x2, y2, and it "
+                f"names {join_words(filter(None, names), 'and') or 'nothing'}"
+            )
+        splits = [place[name] for name in _SPLIT_NAMES if name in place]
+        if "split" in place:
+            splits = splits[:1]
+        box = tuple(sides[side] for side in _BOX if side in sides)
+        twice = [name for name in place if names.count(name) > 1 and name in _KNOWN]
+        if twice:
+            raise InputError(f"{self.given} has two columns {twice[0]}; rename one of them")
+        return _Columns(place["path"], place["label"], tuple(splits), flags, box, tuple(names))
+
+    def _notes(self, columns: _Columns, split: int | None) -> Iterator[Note]:
+        used = columns.used(split)
+        left = [name for place, name in enumerate(columns.names) if name and place not in used]
+        if left:
+            yield Note(
+                f"{self.given}: {join_words(left, 'and')} {'is' if len(left) == 1 else 'are'} not "
+                "used; the columns that are: path, label, split, is_query and is_gallery, and "
+                "boxes in pixels as x1, y1, x2, y2",
+                logging.WARNING,
+            )
+
+    # --- fields ---
+
+    def _checked_path(self, path: str, label: str, line: int) -> str:
+        if not path or not label:
+            raise self._fault(line, f"the {'label' if path else 'path'} is empty; fill it in")
+        path = self.on_disk(path)
+        if ".." in path and ".." in path.split("/"):
+            raise self._fault(
+                line, f"{path} leads out of the file's folder; write it as an absolute path"
+            )
+        return path
+
+    def _box(self, texts: list[str], line: int) -> tuple[int, ...]:
+        if not any(texts) or all(text.lower() == "nan" for text in texts):
+            return _NO_BOX
+        shown = ",".join(texts)
+        try:
+            sides = [float(text) for text in texts]
+        except ValueError:
+            raise self._fault(line, f"the box {shown} is not four numbers") from None
+        if not all(math.isfinite(side) for side in sides):
+            raise self._fault(line, f"the box {shown} is not four numbers")
+        if sides == [-1.0] * 4:
+            return _NO_BOX
+        if all(0 <= side <= 1 for side in sides):
+            raise self._fault(
+                line,
+                f"the box {shown} is in shares of the picture's width and height, and boxes are in "
+                "pixels; multiply x by the width and y by the height",
+            )
+        x1, y1, x2, y2 = (round(side) for side in sides)
+        if not (0 <= x1 < x2 and 0 <= y1 < y2):
+            raise self._fault(line, f"the box {shown} must have 0 <= x1 < x2 and 0 <= y1 < y2")
+        if max(x2, y2) > _LARGEST:
+            raise self._fault(line, f"the box {shown} is larger than any picture; mend it")
+        return x1, y1, x2, y2
+
+    def _check_presence(self, paths: Sequence[str], line: int) -> None:
+        first, last = self.folder / paths[0], self.folder / paths[-1]
+        if not is_file(first) and not is_file(last):
+            raise InputError(
+                f"{self.given} line {line} names {paths[0]}, and {first} does not exist; paths are "
+                "relative to the file's folder"
+            )
+
+    def _path_table(self, paths: list[str]) -> PathTable:
+        # One prefix serves all paths; absolute ones cannot have it.
+        if not any(map(os.path.isabs, paths)):
+            return PathTable(paths, f"{self.folder}/")
+        return PathTable(str(self.folder / path) for path in paths)
+
+    # --- splits ---
+
+    def _split_column(self, marks: _Marks, columns: _Columns) -> int | None:
+        """The column that says what is held out; one of another name must use words for it."""
+        for position, place in enumerate(columns.splits):
+            words = {mark.words[position] for mark in marks.first_line}
+            if columns.names[place] == "split" or any(map(split_of, words)):
+                check_one_held_out(words, self.given)
+                return place
+        return None
+
+    def _splits(self, marks: _Marks, columns: _Columns, split: int | None) -> np.ndarray | None:
+        """(N,) the split of each row; None where nothing says it."""
+        if split is None and not columns.flags:
+            return None
+        name = "" if split is None else columns.names[split]
+        found = []
+        for mark, line in marks.first_line.items():
+            word = "" if split is None else mark.words[columns.splits.index(split)]
+            found.append(SPLITS.index(self._split(name, word, mark.flags, line)))
+        return np.array(found, np.int8)[marks.numbers]
+
+    def _split(self, column: str, word: str, flags: Sequence[str], line: int) -> str:
+        said = split_of(word)
+        if column and said is None:
+            raise self._fault(line, f"{column} {word!r} is not one of {', '.join(SPLITS)}")
+        if not flags:
+            return said
+        query, gallery = (self._flag(text, line) for text in flags)
+        if not query and not gallery and said in ("train", None):
+            return "train"
+        found = "eval" if query and gallery else "query" if query else "gallery"
+        if not (query or gallery) or said not in ("eval", found, None):
+            raise self._fault(
+                line,
+                f"{column} {word!r} does not fit is_query {flags[0] or 'empty'} and is_gallery "
+                f"{flags[1] or 'empty'}; an image that is held out is a query, in the gallery, or "
+                "both, and no other is",
+            )
+        return found
+
+    def _flag(self, text: str, line: int) -> bool:
+        if text.lower() not in (*_TRUE, *_FALSE):
+            raise self._fault(line, f"{text!r} is neither True nor False")
+        return text.lower() in _TRUE
+
+
+class _Mark(NamedTuple):
+    """What a row says about its split: a word in each column that may, and the two flags."""
+
+    words: tuple[str, ...]
+    flags: tuple[str, ...]
+
+
+class _Marks:
+    """What all rows say about their splits, each combination once.
+
+    Attributes:
+        numbers: of each row's mark. first_line: the marks in order, and where each comes first.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.first_line: dict[_Mark, int] = {}
+        self._number: dict[_Mark, int] = {}
+
+    def add(self, row: list[str], columns: _Columns, line: int) -> None:
+        """Takes note of one row."""
+        words, flags = (
+            tuple(row[place].strip() for place in places)
+            for places in (columns.splits, columns.flags)
+        )
+        mark = _Mark(words, flags)
+        self.first_line.setdefault(mark, line)
+        self.numbers.append(self._number.setdefault(mark, len(self._number)))
+
+
+class _OnDisk:
+    r"""How a path that a table names is spelled on disk.
+
+    A table from Windows has "\" between the parts; one from a Mac, or a disk from there, puts
+    accents together in another way (Unicode's NFC and NFD). A path that is there is never changed.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._entries: dict[str, dict[str, str]] = {}
+
+    def __call__(self, path: str) -> str:
+        if path.isascii() and "\\" not in path:
+            return path
+        if self._is_there(path):
+            return path
+        path = path.replace("\\", "/")
+        return path if path.isascii() or self._is_there(path) else self._respelled(path)
+
+    def _is_there(self, path: str) -> bool:
+        return os.path.exists(os.path.join(self.folder, path))  # noqa: PTH110, PTH118 (Path is slow)
+
+    def _respelled(self, path: str) -> str:
+        place, found = self.folder, []
+        if path.startswith("/"):
+            place, found = "/", [""]
+        for part in path.strip("/").split("/"):
+            name = self._names_in(place).get(unicodedata.normalize("NFC", part), part)
+            found.append(name)
+            place = os.path.join(place, name)  # noqa: PTH118
+        return "/".join(found)
+
+    def _names_in(self, folder: str) -> dict[str, str]:
+        if folder not in self._entries:
+            try:
+                names = os.listdir(folder)  # noqa: PTH208
+            except OSError:
+                names = []
+            self._entries[folder] = {unicodedata.normalize("NFC", name): name for name in names}
+        return self._entries[folder]
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(2)
+    return "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+
+def _delimiter(lines: Iterable[str]) -> tuple[str, bool]:
+    """The character that parts the heading, and whether a line "sep=;" before it says so.
+
+    Spreadsheets of many countries write ";".
+    """
+    for line in lines:
+        spoken = re.fullmatch("sep=(.)", line.strip(), re.IGNORECASE)
+        if spoken:
+            return spoken[1], True
+        if line.strip(_DELIMITERS + '" \r\n'):
+            return max(_DELIMITERS, key=line.count), False
+    return _DELIMITERS[0], False
+
+
+def _box_array(boxes: dict[int, tuple[int, ...]], count: int) -> np.ndarray | None:
+    if not boxes:
+        return None
+    array = np.full((count, 4), _NO_BOX, np.int32)
+    array[list(boxes)] = list(boxes.values())
+    return array

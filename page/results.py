@@ -1,0 +1,93 @@
+"""The table of results: metrics in percent, their intervals, and what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evaluation import tables
+from page.document import as_text, cell, warnings
+from page.explained import Explained
+from page.records import Numbers
+
+
+def table(runs: Sequence[Explained]) -> str:
+    """Metrics in percent with their intervals, and what was published."""
+    rows = _rows(runs)
+    if not rows:
+        return '<p class="note">No evaluation yet.</p>'
+    names = tables.columns(rows)
+    own = [row for row in rows if not (_is_published(row) or tables.nothing_to_find(row.numbers))]
+    best: Numbers = {}
+    if len(own) > 1:
+        best = {name: max(row.numbers.get(name, -1.0) for row in own) for name in names}
+    head = "".join(f'<th scope="col">{as_text(name)}</th>' for name in ("", *names))
+    lines = "".join(_line(row, names, {} if _is_published(row) else best) for row in rows)
+    meaning = " ".join(meaning.text for meaning in tables.meanings_of(names))
+    return (
+        f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>{warnings(_doubts(runs))}"
+        f'<p class="note space">{as_text(meaning)}</p>'
+    )
+
+
+def _rows(runs: Sequence[Explained]) -> list[tables.Row]:
+    """The evaluations of each run, followed by what its recipe was published with, once."""
+    rows, recipes = [], set()
+    for run in runs:
+        results, published = run.record.results, run.published
+        for title, numbers in results.items():
+            label = title
+            if len(runs) > 1:
+                label = run.record.name + (f", {title}" if len(results) > 1 else "")
+            rows.append(tables.Row(title, label, numbers, intervals=run.intervals(title)))
+        if published is not None and published.recipe not in recipes:
+            recipes.add(published.recipe)
+            about = {"published": published.recipe}
+            label = f"published: {published.recipe}"
+            rows.append(tables.Row("", label, published.numbers, about=about))
+    return rows
+
+
+def _is_published(row: tables.Row) -> bool:
+    return "published" in row.about
+
+
+def _line(row: tables.Row, names: Sequence[str], best: Numbers) -> str:
+    """A row of the table; `best` are the numbers that are set in bold, where it has them."""
+    numbers = {} if tables.nothing_to_find(row.numbers) else row.numbers
+    cells = [
+        cell(
+            numbers.get(name),
+            row.intervals.get(name),
+            best=name in best and numbers.get(name) == best[name],
+        )
+        for name in names
+    ]
+    kind = "published" if _is_published(row) else ""
+    return f'<tr class="{kind}"><td>{as_text(row.label)}</td>{"".join(cells)}</tr>'
+
+
+def _doubts(runs: Sequence[Explained]) -> list[str]:
+    """What keeps the numbers from saying what they seem to say, each sentence once."""
+    said: dict[str, None] = {}
+    for run in runs:
+        more = [tables.about_matches(numbers) for numbers in run.record.results.values()]
+        name = f"{run.record.name}: " if len(runs) > 1 else ""
+        said |= dict.fromkeys(name + words for words in [*run.doubts, *more] if words)
+    return list(said)
+
+
+def caption(runs: Sequence[Explained]) -> str:
+    """What the numbers are."""
+    words = "Of the best checkpoint, in percent."
+    if any(run.search is not None for run in runs):
+        words += " Below: 95 % intervals over the queries (bootstrap), taking the network as given"
+        part = sampled(runs)
+        words += f", from {part} and scaled to all." if part else "."
+    return words
+
+
+def sampled(runs: Sequence[Explained]) -> str:
+    """Which part of the queries was searched for, where it was a part."""
+    searches = [run.search for run in runs if run.search is not None]
+    return next((search.sampled for search in searches if search.sampled), "")

@@ -1,0 +1,311 @@
+"""The floors of the house: imports go down only, in no circle, and --help loads no torch.
+
+Imports are read from the source, those inside functions and under TYPE_CHECKING included: what a
+name is needed for makes no difference to who has to know whom.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import ROOT
+
+FRONT_DOORS = "train evaluate report"
+FLOORS = (
+    "utils flags devices",
+    "processes runs criteria metrics",
+    "losses dataset",
+    "net",
+    "methods",
+    "options",
+    "evaluation",
+    "page training",
+    FRONT_DOORS,
+)
+"""The rooms (top-level modules and packages) by floor, from the ground up. Rooms of one floor may
+know each other, as long as they form no circle. `ROOM/__main__.py` is a front door as well."""
+
+STILL_AT_THE_TOP_LEVEL = {
+    "metrics": "clustering comparison",
+    "methods": "routines",
+    "evaluation": "candidates inference inspection pictures tables",
+    "training": "faults optim tracking",
+}
+"""Modules that have yet to move → into which room; they stand on its floor."""
+
+ALLOWED = {
+    (
+        "net",
+        "load_run",
+    ): "`from net import load_run` is a promise of the README: it is looked up on "
+    "demand, in net's module-level __getattr__, and none of our own modules may use it",
+}
+"""(module, name it imports) → why it may reach up."""
+
+NOT_OF_THE_HOUSE = {"tests", "benchmarks", "scripts", "docs", "data", "logs", "recipes", "wandb"}
+
+
+class Import(NamedTuple):
+    """`module` needs `target`, another module of ours."""
+
+    module: str
+    target: str
+    place: str
+
+
+# --- reading the source ---------------------------------------------------------------------------
+
+
+def modules_of(root: Path) -> dict[str, Path]:
+    """Dotted name → file, of every module of ours."""
+    files = [
+        *root.glob("*.py"),
+        *(
+            path
+            for folder in root.iterdir()
+            if folder.is_dir() and folder.name.isidentifier()
+            if folder.name not in NOT_OF_THE_HOUSE
+            for path in folder.rglob("*.py")
+        ),
+    ]
+    names = [file.relative_to(root).with_suffix("").parts for file in files]
+    return {
+        ".".join(parts[:-1] if parts[-1] == "__init__" else parts): file
+        for parts, file in zip(names, files, strict=True)
+    }
+
+
+def imports_of(module: str, path: Path, modules: dict[str, Path]) -> Iterator[Import]:
+    """The modules of ours that a module imports, wherever in its file it does."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            wanted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join(
+                [*(above if node.level else []), *([node.module] if node.module else [])]
+            )
+            names = [alias.name for alias in node.names]
+            if any((module, name) in ALLOWED for name in names):
+                continue
+            submodules = {name: f"{base}.{name}" for name in names}
+            wanted = [full if full in modules else base for full in submodules.values()]
+        else:
+            continue
+        for target in dict.fromkeys(wanted):
+            if target in modules and target != module:
+                yield Import(module, target, f"line {node.lineno}")
+
+
+def all_imports(root: Path) -> list[Import]:
+    modules = modules_of(root)
+    return [found for name, path in modules.items() for found in imports_of(name, path, modules)]
+
+
+# --- the rules ------------------------------------------------------------------------------------
+
+
+def floors() -> dict[str, int]:
+    """Room → floor, 0 is the ground."""
+    known = {room: level for level, rooms in enumerate(FLOORS) for room in rooms.split()}
+    for room, waiting in STILL_AT_THE_TOP_LEVEL.items():
+        known |= dict.fromkeys(waiting.split(), known[room])
+    return known
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def floor(module: str) -> int:
+    if module.endswith(".__main__"):
+        return len(FLOORS) - 1
+    return floors()[room(module)]
+
+
+def climbing(imports: list[Import]) -> list[str]:
+    """The imports that go up, in words."""
+    return [
+        f"{found.module} imports {found.target}, which stands above it ({found.place})"
+        for found in imports
+        if {room(found.module), room(found.target)} <= set(floors())
+        and floor(found.target) > floor(found.module)
+    ]
+
+
+def circles(imports: list[Import]) -> list[str]:
+    """The groups of modules that need each other, in words."""
+    needs: dict[str, set[str]] = {}
+    for found in imports:
+        needs.setdefault(found.module, set()).add(found.target)
+
+    def reach(start: str) -> set[str]:
+        seen, left = set(), [start]
+        while left:
+            for target in needs.get(left.pop(), set()) - seen:
+                seen.add(target)
+                left.append(target)
+        return seen
+
+    reached = {module: reach(module) for module in needs}
+    groups = {
+        tuple(sorted(m for m in reached[module] if module in reached.get(m, ())))
+        for module in needs
+        if module in reached[module]
+    }
+    return [f"{' and '.join(group)} need each other" for group in sorted(groups)]
+
+
+def between_rooms(imports: list[Import]) -> list[Import]:
+    """The same imports, with rooms for modules; a room's __main__ is a room of its own."""
+
+    def place(module: str) -> str:
+        return module if module.endswith(".__main__") else room(module)
+
+    pairs = [(place(found.module), place(found.target), found.place) for found in imports]
+    return [Import(*pair) for pair in pairs if pair[0] != pair[1]]
+
+
+def complain(findings: list[str]) -> None:
+    assert not findings, "\n".join(["", *findings])
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {room(module) for module in modules_of(ROOT)}
+    complain(
+        [
+            f"{name} has no floor: add it to FLOORS in tests/test_layers.py"
+            for name in sorted(rooms - set(floors()))
+        ]
+    )
+
+
+def test_what_has_moved_is_not_expected_at_the_top_level() -> None:
+    rooms = {room(module) for module in modules_of(ROOT)}
+    waiting = {name for names in STILL_AT_THE_TOP_LEVEL.values() for name in names.split()}
+    complain(
+        [
+            f"{name} has moved: take it out of STILL_AT_THE_TOP_LEVEL in tests/test_layers.py"
+            for name in sorted(waiting - rooms)
+        ]
+    )
+
+
+def test_imports_go_down_only() -> None:
+    complain(climbing(all_imports(ROOT)))
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    complain(circles(all_imports(ROOT)))
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    complain(circles(between_rooms(all_imports(ROOT))))
+
+
+def test_nothing_imports_train() -> None:
+    complain(
+        [
+            f"{found.module} imports train ({found.place})"
+            for found in all_imports(ROOT)
+            if found.target == "train"
+        ]
+    )
+
+
+def test_what_may_reach_up_does_so_on_demand_and_for_others_only() -> None:
+    modules = modules_of(ROOT)
+    for module, name in ALLOWED:
+        tree = ast.parse(modules[module].read_text(encoding="utf-8"))
+        lazy = [
+            alias.name
+            for function in tree.body
+            if isinstance(function, ast.FunctionDef) and function.name == "__getattr__"
+            for node in ast.walk(function)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        ]
+        everywhere = [
+            (user, alias.name)
+            for user, path in modules.items()
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and (node.module == module or user == module)
+            for alias in node.names
+            if alias.name == name
+        ]
+        assert lazy.count(name) == 1 and everywhere == [(module, name)]
+
+
+# --- what is loaded at once -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import utils, flags",
+        "import options",
+        *(
+            f"sys.argv = ['{door}.py', '--help']; runpy.run_path('{door}.py', run_name='__main__')"
+            for door in FRONT_DOORS.split()
+        ),
+    ],
+)
+def test_no_torch_is_loaded_for(code: str) -> None:
+    told = "atexit.register(lambda: print('torch' in sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", f"import atexit, runpy, sys; {told}; {code}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout.split()[-1:]) == (0, ["False"]), result.stderr
+
+
+# --- that the reading sees what it is for ---------------------------------------------------------
+
+HOUSE = {
+    "utils.py": "",
+    "flags.py": "def later():\n    import net.heads\n",
+    "net/__init__.py": "from net import heads\nfrom net.heads import pool\n",
+    "net/heads.py": "import typing\nif typing.TYPE_CHECKING:\n    from . import layers\n",
+    "net/layers.py": "from .heads import pool\nfrom utils import InputError\n",
+    "net/__main__.py": "import report\n",
+    "options.py": "import json, net as networks\n",
+    "report.py": "from options import parse\n",
+    "cellar.py": "import utils\n",
+    "tests/test_nothing.py": "import train\n",
+}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    for name, text in HOUSE.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_imports_are_found_wherever_they_stand(house: Path) -> None:
+    assert {(found.module, found.target) for found in all_imports(house)} == {
+        *{("flags", "net.heads"), ("net", "net.heads"), ("net.heads", "net.layers")},
+        *{("net.layers", "net.heads"), ("net.layers", "utils"), ("net.__main__", "report")},
+        *{("options", "net"), ("report", "options"), ("cellar", "utils")},
+    }
+
+
+def test_climbing_and_circles_are_seen(house: Path) -> None:
+    imports = all_imports(house)
+    assert climbing(imports) == ["flags imports net.heads, which stands above it (line 2)"]
+    assert circles(imports) == ["net.heads and net.layers need each other"]
+    (house / "utils.py").write_text("from options import parse\n")
+    assert circles(between_rooms(all_imports(house))) == [
+        "net and options and utils need each other"
+    ]
