@@ -247,8 +247,8 @@ class RunFolder:
             if own.get(name) != found.get(name):
                 raise InputError(
                     f"--resume-run {self.checkpoint}: it is a checkpoint of another run, whose "
-                    f"{name} is {found.get(name)} and not {own.get(name)}; put the run's own one "
-                    "back, or give the folder of the run that it is from"
+                    f"--{name.replace('_', '-')} is {found.get(name)} and not {own.get(name)}; put "
+                    "the run's own one back, or give the folder of the run that it is from"
                 )
         return state
 

@@ -2,8 +2,8 @@
 
 Batched greedy k-means++ start (Arthur and Vassilvitskii, 2007: many centres a round once many are
 chosen, so that the start costs about one Lloyd iteration even at 11,316 centres), then Lloyd
-iterations that skip the products which cannot change an assignment. metrics.py clusters with it for
-NMI and F1, divide and conquer for its division. The float32 product that both k-means and the
+iterations that skip the products which cannot change an assignment. retrieval.py clusters with it
+for NMI and F1, divide and conquer for its division. The float32 product that both k-means and the
 retrieval metrics are made of lives here too.
 """
 

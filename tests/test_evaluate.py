@@ -8,6 +8,7 @@ import math
 import os
 import re
 import runpy
+import shutil
 import struct
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from PIL import Image
 import dataset
 import evaluate
 import metrics
+import net
 import options
 from evaluation import files, tables
 from evaluation.tables import Row
@@ -146,10 +148,11 @@ def test_metrics_of_single_classes():
 
 
 def test_seeds_of_one_configuration():
-    first = {"loss": "AMLoss", "lr": 1e-4, "seed": 1, "name": "a", "given": ["loss"]}
-    second = {**first, "seed": 2, "name": "b", "given": ["loss", "seed"]}
-    other = {**first, "seed": 3, "lr": 1e-3}
-    assert comparison.seeds_of_one([first, other, {}, second, {}]) == [[0, 3]]
+    one, other = {"loss": "AMLoss", "lr": 1e-4}, {"loss": "AMLoss", "lr": 1e-3}
+    known, seeds = [one, other, {}, one, {}], [1, 3, None, 2, None]
+    assert comparison.seeds_of_one(known, seeds) == [[0, 3]]
+    assert comparison.seeds_of_one([one, one, one], [1, 1, 1]) == []
+    assert comparison.seeds_of_one([one, one, one, one], [1, 1, 2, 1]) == [[0, 2]]
     means, deviations = comparison.mean_and_deviation(
         [{"R@1": 0.6, "NMI": 0.5}, {"R@1": 0.7}, {"R@1": 0.8}]
     )
@@ -376,6 +379,39 @@ def test_data_are_loaded_once_for_all_checkpoints(runs, tmp_path, monkeypatch):
     line = ["--resume", str(runs.seed1), str(runs.other), "--metrics", "retrieval"]
     evaluate.run(options.parse_evaluate([*line, "--workers", "0"]))
     assert [arguments[1] for arguments in loads] == ["eval"]
+
+
+@pytest.mark.parametrize(
+    ("named", "averaged"),
+    [
+        (["{seed1}", "{copy}"], False),
+        (["{seed1}", "{last1}"], False),
+        (["{last1}", "{seed1}", "{copy}", "{seed2}"], True),
+    ],
+)
+def test_a_seed_counts_once_in_an_average(named, averaged, runs, command, tmp_path):
+    """Two checkpoints of one run, or a run made twice, are no two seeds."""
+    shutil.copytree(runs.seed1.parent, tmp_path / "copy")
+    places = {
+        **runs._asdict(),
+        "last1": runs.seed1.parent / "last.pth",
+        "copy": tmp_path / "copy" / runs.seed1.name,
+    }
+    files = [each.format(**places) for each in named]
+    done = command("--resume", *files, "--json", "n.json", "--metrics", "retrieval")
+    assert done.code == 0, done.err
+    results = json.loads((tmp_path / "n.json").read_text())["results"]
+    averages = [result for result in results if "mean_of" in result]
+    if not averaged:
+        assert averages == [] and len(results) == len(files)
+        assert "seeds" not in done.out and "±" not in done.out
+        return
+    (mean,) = averages
+    assert "2 seeds" in mean["label"]
+    assert mean["checkpoint"] == f"{runs.seed1} {runs.seed2}"
+    of_file = {result["checkpoint"]: result for result in results}
+    own = [of_file[str(file)]["MAP@R"] for file in (runs.seed1, runs.seed2)]
+    assert mean["MAP@R"] == pytest.approx(np.mean(own))
 
 
 def test_bootstrap_follows_its_seed(runs, command, tmp_path):
@@ -733,8 +769,8 @@ def test_what_several_checkpoints_cannot_have(flags, words, runs, command):
 
 def test_embeddings_and_labels_of_different_lengths(runs, command, monkeypatch):
     """Embeddings that go missing on the way are noticed, not shifted against the labels."""
-    whole = evaluate.net.EmbeddingNet.embed
-    monkeypatch.setattr(evaluate.net.EmbeddingNet, "embed", lambda net, x: whole(net, x)[:-1])
+    whole = net.EmbeddingNet.embed
+    monkeypatch.setattr(net.EmbeddingNet, "embed", lambda network, x: whole(network, x)[:-1])
     done = command("--resume", runs.seed1, "--batch-size", "40")
     assert_refused(done, "39 embeddings but 40 labels")
 
