@@ -447,10 +447,10 @@ def test_equal_values_have_a_histogram():
 # --- embeddings that hardly differ ----------------------------------------------------------------
 
 
-def of(embeddings: torch.Tensor) -> findings.Judged:
+def of(embeddings: torch.Tensor) -> Embedded:
     """An evaluation of these embeddings, a few images in each class."""
     judged = made_up(len(embeddings), classes=1 + len(embeddings) // 4)
-    return replace(judged, embeddings=embeddings, ks=(1,))
+    return replace(judged, task=replace(judged.task, ks=(1,)), embeddings=embeddings)
 
 
 def unlike(count: int, size: int = 8) -> torch.Tensor:
