@@ -312,15 +312,15 @@ class _FromThreads:
                 for plan in itertools.islice(plans, self.AHEAD * self._threads)
             )
             while coming:
-                cut_ = coming.popleft().result()
+                made = coming.popleft().result()
                 coming.extend(pool.submit(self._cut, plan) for plan in itertools.islice(plans, 1))
-                yield cut_
+                yield made
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _cut(self, plan: Plan) -> CutBatch:
-        cut_ = self._cutter[plan]
-        return cut_._replace(pixels=cut_.pixels.pin_memory()) if self._pin else cut_
+        made = self._cutter[plan]
+        return made._replace(pixels=made.pixels.pin_memory()) if self._pin else made
 
 
 # --- the loader -----------------------------------------------------------------------------------
@@ -400,9 +400,9 @@ class Loader:
             yield batch
 
     def _batches(self) -> Iterator[Batch]:
-        for cut_ in self._source(self._plans):
-            self._take_note(cut_.bad)
-            yield self._finish(cut_)
+        for made in self._source(self._plans):
+            self._take_note(made.bad)
+            yield self._finish(made)
 
     def _ahead(self) -> Iterator[Batch]:
         """Batches on the GPU, one ahead, made on a stream of their own while the network runs."""
@@ -425,14 +425,14 @@ class Loader:
                 return
             ready = batch, event
 
-    def _finish(self, cut_: CutBatch) -> Batch:
+    def _finish(self, made: CutBatch) -> Batch:
         """Views → the batch, on the device, in float32."""
-        (index, cluster, visit), whole = cut_.plan.batch, cut_.plan.whole
+        (index, cluster, visit), whole = made.plan.batch, made.plan.whole
         u = None
         if self._change is not None:
             draws = self._change.draws
-            u = uniforms(self._rule.seed, cut_.plan.epoch, index, draws, CHANGE_STREAM, visit)
-        pixels = cut_.pixels.to(self._device, non_blocking=True)
+            u = uniforms(self._rule.seed, made.plan.epoch, index, draws, CHANGE_STREAM, visit)
+        pixels = made.pixels.to(self._device, non_blocking=True)
         labels = torch.from_numpy(self.images.labels[whole])
         return Batch(
             to_network(pixels, self._spec, self._change, u),
