@@ -614,14 +614,13 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
-    """Options that a run has kept; those that its version did not have are at their defaults.
-
-    Raises:
-        InputError: they name a data set that is unknown here.
-    """
+    """Options that a run has kept; those that its version did not have are at their defaults."""
     args = argparse.Namespace(**{**_defaults(), **stored})
     args.loss_args = tuple(tuple(item) for item in args.loss_args)
-    return resolved(args)
+    # A run of another version may name a data set or a model that there is not here.
+    with contextlib.suppress(InputError):
+        args = resolved(args)
+    return args
 
 
 @functools.cache

@@ -155,7 +155,7 @@ class _Substitutes(NamedTuple):
         return np.roll(others, -int(u[0, 0] * len(others))).tolist()
 
 
-class Cut(NamedTuple):
+class CutBatch(NamedTuple):
     """A batch of views on its way: pixels (B, 3, S, S), RGB, 0..255."""
 
     pixels: torch.Tensor
@@ -167,7 +167,7 @@ class _Reader(Protocol):
     def read(self, index: int) -> np.ndarray: ...
 
 
-class _Cutter(Dataset):
+class _BatchReader(Dataset):
     """Reads and cuts whole batches; runs in the workers.
 
     Args:
@@ -182,7 +182,7 @@ class _Cutter(Dataset):
         # photographs, which otherwise would fill the worker's memory.
         self._at_once = 8 if isinstance(reader, ImageSet) else 128
 
-    def __getitem__(self, plan: Plan) -> Cut:
+    def __getitem__(self, plan: Plan) -> CutBatch:
         size = self._rule.size
         index, cluster, visit = plan.batch
         pixels = _shared_if_sent((len(index), size, size, 3))
@@ -194,7 +194,7 @@ class _Cutter(Dataset):
             views = self._rule(np.array([image.shape[:2] for image in images]), few)
             for position, image in enumerate(images):
                 pixels[start + position] = cut(image, views, position, size)
-        return Cut(pixels.permute(0, 3, 1, 2), plan, bad)
+        return CutBatch(pixels.permute(0, 3, 1, 2), plan, bad)
 
     def _read(self, index: int, epoch: int, bad: list[BadImage]) -> np.ndarray:
         try:
@@ -233,13 +233,13 @@ class _FromMemory:
         self._substitutes = substitutes
         self._unreadable = store.shapes[:, 0] == 0
 
-    def __call__(self, plans: Iterable[Plan]) -> Iterator[Cut]:
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
         for plan in plans:
             shown, bad = plan.batch.index, []
             if self._unreadable[shown].any():
                 shown, bad = self._replace(plan)
             views = self._rule(self._store.shapes[shown], plan)
-            yield Cut(self._store.cut(shown, views, self._rule.size), plan, bad)
+            yield CutBatch(self._store.cut(shown, views, self._rule.size), plan, bad)
 
     def _replace(self, plan: Plan) -> tuple[np.ndarray, list[BadImage]]:
         shown, bad = plan.batch.index.copy(), []
@@ -257,9 +257,9 @@ class _FromMemory:
 class _FromWorkers:
     """Views that processes make ahead of time; with `workers` 0 this one makes them when asked."""
 
-    def __init__(self, cutter: _Cutter, plans: _Plans, workers: int, pin: bool) -> None:
+    def __init__(self, batch_reader: _BatchReader, plans: _Plans, workers: int, pin: bool) -> None:
         self._loader = DataLoader(
-            cutter,
+            batch_reader,
             batch_size=None,
             sampler=plans,
             num_workers=workers,
@@ -271,7 +271,7 @@ class _FromWorkers:
             generator=torch.Generator(),
         )
 
-    def __call__(self, plans: Iterable[Plan]) -> Iterator[Cut]:
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
         try:
             yield from self._loader
         except RuntimeError as error:
@@ -283,7 +283,7 @@ class _FromWorkers:
             ) from error
 
 
-def _as_it_is(cut: Cut) -> Cut:
+def _as_it_is(cut: CutBatch) -> CutBatch:
     return cut
 
 
@@ -296,12 +296,12 @@ class _FromThreads:
 
     AHEAD = 2  # batches for each thread
 
-    def __init__(self, cutter: _Cutter, threads: int, pin: bool) -> None:
-        self._cutter = cutter
+    def __init__(self, batch_reader: _BatchReader, threads: int, pin: bool) -> None:
+        self._cutter = batch_reader
         self._threads = threads
         self._pin = pin
 
-    def __call__(self, plans: Iterable[Plan]) -> Iterator[Cut]:
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
         plans = iter(plans)
         pool = ThreadPoolExecutor(
             self._threads, "cut", initializer=torch.set_num_threads, initargs=(1,)
@@ -312,15 +312,15 @@ class _FromThreads:
                 for plan in itertools.islice(plans, self.AHEAD * self._threads)
             )
             while coming:
-                cut_ = coming.popleft().result()
+                made = coming.popleft().result()
                 coming.extend(pool.submit(self._cut, plan) for plan in itertools.islice(plans, 1))
-                yield cut_
+                yield made
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _cut(self, plan: Plan) -> Cut:
-        cut_ = self._cutter[plan]
-        return cut_._replace(pixels=cut_.pixels.pin_memory()) if self._pin else cut_
+    def _cut(self, plan: Plan) -> CutBatch:
+        made = self._cutter[plan]
+        return made._replace(pixels=made.pixels.pin_memory()) if self._pin else made
 
 
 # --- the loader -----------------------------------------------------------------------------------
@@ -400,9 +400,9 @@ class Loader:
             yield batch
 
     def _batches(self) -> Iterator[Batch]:
-        for cut_ in self._source(self._plans):
-            self._take_note(cut_.bad)
-            yield self._finish(cut_)
+        for made in self._source(self._plans):
+            self._take_note(made.bad)
+            yield self._finish(made)
 
     def _ahead(self) -> Iterator[Batch]:
         """Batches on the GPU, one ahead, made on a stream of their own while the network runs."""
@@ -425,14 +425,14 @@ class Loader:
                 return
             ready = batch, event
 
-    def _finish(self, cut_: Cut) -> Batch:
+    def _finish(self, made: CutBatch) -> Batch:
         """Views → the batch, on the device, in float32."""
-        (index, cluster, visit), whole = cut_.plan.batch, cut_.plan.whole
+        (index, cluster, visit), whole = made.plan.batch, made.plan.whole
         u = None
         if self._change is not None:
             draws = self._change.draws
-            u = uniforms(self._rule.seed, cut_.plan.epoch, index, draws, CHANGE_STREAM, visit)
-        pixels = cut_.pixels.to(self._device, non_blocking=True)
+            u = uniforms(self._rule.seed, made.plan.epoch, index, draws, CHANGE_STREAM, visit)
+        pixels = made.pixels.to(self._device, non_blocking=True)
         labels = torch.from_numpy(self.images.labels[whole])
         return Batch(
             to_network(pixels, self._spec, self._change, u),
@@ -609,10 +609,10 @@ def _source(
         _say_what_differs(cache_size, rule)
         if data_device == "cuda":
             return _FromMemory(images, cache.on_device(device), rule, substitutes)
-    cutter, pin = _Cutter(reader, rule, substitutes), device.type == "cuda"
+    batch_reader, pin = _BatchReader(reader, rule, substitutes), device.type == "cuda"
     if decode == "cache" and workers:
-        return _FromThreads(cutter, workers, pin)
-    return _FromWorkers(cutter, plans, workers, pin)
+        return _FromThreads(batch_reader, workers, pin)
+    return _FromWorkers(batch_reader, plans, workers, pin)
 
 
 @lru_cache  # says each thing once, however often loaders are made

@@ -267,7 +267,7 @@ class ClusterSampler(BatchSampler):
 
     Args:
         labels: (N,) classes. clusters: (N,) cluster of each image, -1 for images left out.
-        batch_size: images a batch, replicas included. instances: images per class.
+        batch_size: images per batch, replicas included. instances: images per class.
         kind: how a batch is made:
             "balanced_old": batch/instances classes, repeated only if the cluster has fewer;
             "adaptbalanced": the same without repetition: with few classes, more images of each;
@@ -310,45 +310,14 @@ class ClusterSampler(BatchSampler):
         }
         _check_name("--batch-sampler", kind, self._makers)
         _check_name("--small-class-action", small_class_action, SMALL_CLASS_ACTIONS)
-        if replicas > 1 and kind in ("balanced_old", "npairs"):
-            raise InputError(
-                f"--num-replicas {replicas} has no effect with --batch-sampler {kind}; "
-                "use adaptbalanced or randombatch"
-            )
-        if batch_size % replicas:
-            raise InputError(
-                f"--batch-size {batch_size} cannot be divided into {replicas} replicas; "
-                "choose a multiple of --num-replicas"
-            )
+        _check_sizes(kind, batch_size, instances, replicas)
         self.kind = kind
         self.small_class_action = small_class_action
         self.replicas = replicas
         self.instances = instances
         self.distinct = batch_size // replicas
-        if kind in ("balanced_old", "adaptbalanced"):
-            _groups(self.distinct, instances)
-        if self.distinct <= (1 if kind == "randombatch" else instances):
-            raise InputError(
-                f"a batch of {batch_size} images ({instances} per class, {replicas} replicas) has "
-                "no room for a second class; choose a larger --batch-size"
-            )
         rng = np.random.default_rng([seed % 2**63, first_epoch, 1])
-        self._clusters: dict[int, _Cluster] = {}
-        skipped = []
-        for number in np.unique(clusters[clusters >= 0]).tolist():
-            members = np.flatnonzero(clusters == number)
-            if len(np.unique(labels[members])) > 1:
-                self._clusters[number] = _Cluster(labels, members, rng)
-            else:
-                skipped.append(number)
-        self.skipped = tuple(skipped)
-        if not self._clusters:
-            raise InputError("no cluster holds images of two classes; use fewer --nb-clusters")
-        if skipped:
-            logger.warning(
-                "clusters of a single class get no batch until the next clustering: %s",
-                ", ".join(map(str, skipped)),
-            )
+        self._clusters, self.skipped = _usable(labels, clusters, rng)
         self._first_epoch = first_epoch
         self._states = {first_epoch: self._state()}
 
@@ -433,6 +402,54 @@ class ClusterSampler(BatchSampler):
 def _check_name(flag: str, name: str, known: Sequence[str] | dict) -> None:
     if name not in known:
         raise InputError(f"{flag} {name} does not exist; {nearest_names(name, known)}")
+
+
+def _check_sizes(kind: str, batch_size: int, instances: int, replicas: int) -> None:
+    """Raises InputError for a batch that cannot be divided, or has no room for two classes."""
+    if replicas > 1 and kind in ("balanced_old", "npairs"):
+        raise InputError(
+            f"--num-replicas {replicas} has no effect with --batch-sampler {kind}; "
+            "use adaptbalanced or randombatch"
+        )
+    if batch_size % replicas:
+        raise InputError(
+            f"--batch-size {batch_size} cannot be divided into {replicas} replicas; "
+            "choose a multiple of --num-replicas"
+        )
+    distinct = batch_size // replicas
+    if kind in ("balanced_old", "adaptbalanced"):
+        _groups(distinct, instances)
+    if distinct <= (1 if kind == "randombatch" else instances):
+        raise InputError(
+            f"a batch of {batch_size} images ({instances} per class, {replicas} replicas) has "
+            "no room for a second class; choose a larger --batch-size"
+        )
+
+
+def _usable(
+    labels: np.ndarray, clusters: np.ndarray, rng: np.random.Generator
+) -> tuple[dict[int, _Cluster], tuple[int, ...]]:
+    """The clusters with images of two classes or more, by number, and the numbers of the others.
+
+    Raises:
+        InputError: there is none.
+    """
+    usable: dict[int, _Cluster] = {}
+    skipped = []
+    for number in np.unique(clusters[clusters >= 0]).tolist():
+        members = np.flatnonzero(clusters == number)
+        if len(np.unique(labels[members])) > 1:
+            usable[number] = _Cluster(labels, members, rng)
+        else:
+            skipped.append(number)
+    if not usable:
+        raise InputError("no cluster holds images of two classes; use fewer --nb-clusters")
+    if skipped:
+        logger.warning(
+            "clusters of a single class get no batch until the next clustering: %s",
+            ", ".join(map(str, skipped)),
+        )
+    return usable, tuple(skipped)
 
 
 def _fill(

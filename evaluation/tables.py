@@ -263,10 +263,12 @@ def about_matches(numbers: Mapping[str, float]) -> str:
     if not alone:
         return ""
     if alone == queries:
-        none = f"None of the {queries:,.0f} queries has" if queries > 1 else "The only query lacks"
+        none = "The only query has no other image"
+        if queries > 1:
+            none = f"None of the {queries:,.0f} queries has another image"
         return (
-            f"{none} another image of its class to find: R@K, MAP@R, NMI and all other metrics say "
-            "nothing about the network."
+            f"{none} of its class to find: R@K, MAP@R, NMI and all other metrics say nothing about "
+            "the network."
         )
     have = "have" if alone > 1 else "has"
     return (

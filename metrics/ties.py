@@ -112,7 +112,7 @@ class TieGroups:
             possible = hits <= most[rows, None]
             probability = some._hypergeometric(hits, possible)
             company = (hits - 1) / (some.inside - 1).clamp_min(1).double()[:, None]
-            within = hits / some.inside[:, None] * some._precisions(company)
+            within = hits / some.inside[:, None].double() * some._precisions(company)
             ratio = (before[rows, None] + within) / (some.closer_right[:, None] + hits).clamp_min(1)
             found[rows] = (probability * ratio).sum(dim=1)
         return found
@@ -144,7 +144,7 @@ def recall(closer: Tensor, right: Tensor, wrong: Tensor, k: int) -> Tensor:
         left = (wrong + right - i).clamp_min(1).double()
         found += missed * (i < inside) * right / left
         missed *= (wrong - i).clamp_min(0) / left
-    return found.clamp_max(1)
+    return found.clamp_max(1).masked_fill(k - closer > wrong, 1)
 
 
 def reciprocal_rank(closer: Tensor, right: Tensor, wrong: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ interval of the mean, by Student's t over the seeds.
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from page import records
 from page.document import as_text, document, section, warnings
 from page.records import Numbers, Record
 from utils import InputError, human_seconds, write_atomically, write_table
+
+logger = logging.getLogger("report")
 
 ABOUT = ("method", "network", "data", "seed", "epoch", "time")
 WORDS = ("method", "network", "data", "seed")  # read from the left
@@ -85,12 +88,21 @@ def compare(args: argparse.Namespace) -> None:
 def collect(folder: Path) -> list[Line]:
     """One line per run under a folder, by name, and then one line per group of seeds.
 
+    A run that cannot be read is named and left out.
+
     Raises:
-        InputError: there is no run, or a file of one is damaged.
+        InputError: there is no run that can be read.
     """
-    found = [records.read(path.parent) for path in sorted(folder.rglob("args.json"))]
+    found = []
+    for path in sorted(folder.rglob("args.json")):
+        try:
+            found.append(records.read(path.parent))
+        except InputError as error:
+            logger.warning("%s is left out: %s", path.parent, error)
     if not found:
-        raise InputError(f"{folder} holds no run (no args.json in it or below); give logs")
+        raise InputError(
+            f"{folder} holds no run that can be read (args.json in it or below); give logs"
+        )
     lines = [_line(record, folder) for record in found]
     known = [options.configuration(record.args) for record in found]
     groups = comparison.seeds_of_one(known, [record.args.get("seed") for record in found])

@@ -80,7 +80,8 @@ def _doubts(runs: Sequence[Explained]) -> list[str]:
 def caption(runs: Sequence[Explained]) -> str:
     """What the numbers are."""
     words = "Of the best checkpoint, in percent."
-    if any(run.search is not None for run in runs):
+    shown = [run for run in runs if not tables.nothing_to_find(run.numbers)]
+    if any(run.search is not None for run in shown):
         words += " Below: 95 % intervals over the queries (bootstrap), taking the network as given"
         part = sampled(runs)
         words += f", from {part} and scaled to all." if part else "."

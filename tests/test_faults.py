@@ -390,7 +390,7 @@ def test_embeddings_without_a_difference_have_collapsed_whatever_recall_is(
 
 def test_embeddings_of_which_most_are_zero_have_collapsed(caplog) -> None:
     embeddings, labels = torch.zeros(60, 16), torch.arange(60) // 3
-    embeddings[::30] = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    embeddings[:1] = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
     assert faults.class_mean_cosine(embeddings, labels) > 0.98
     warning = faults.CollapseWarning()
     warning.look(embeddings, labels, recall=0.9)  # says nothing while they are found

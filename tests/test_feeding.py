@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -700,6 +702,32 @@ def test_a_bad_image_stops_an_evaluation(damaged):
         list(loader)
 
 
+@pytest.mark.parametrize("decode", ["exact", "cache"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_evaluation_that_admits_bad_images_names_them(
+    damaged, tmp_path, caplog, decode, workers
+):
+    def evaluation(share: float) -> Loader:
+        return eval_loader(
+            damaged,
+            spec=SPEC,
+            batch_size=10,
+            device=CPU,
+            workers=workers,
+            max_bad_images=share,
+            decode=decode,
+            cache_dir=tmp_path / "cache",
+        )
+
+    loader = evaluation(0.1)
+    batches = list(loader)
+    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(30))
+    assert sorted(loader.bad_images) == [3, 14] and "003.jpg" in loader.bad_images[3]
+    assert "it is left out" in caplog.text and "take its place" not in caplog.text
+    with pytest.raises(InputError, match="2 of 30 images cannot be read"):
+        list(evaluation(0.05))
+
+
 def test_a_class_without_a_readable_image_stops_the_run(damaged):
     alone = replace(damaged, labels=np.r_[0, 1, 2, 5, np.arange(26) % 3])
     loader = loader_of(alone, sampler=SequentialSampler(30, 10), max_bad_images=0.5)
@@ -791,6 +819,39 @@ def test_a_damaged_shard_is_noticed_and_made_anew(photographs, tmp_path, small_s
     assert "00002.pixels is damaged" in caplog.text
     for index, image in enumerate(expected):
         np.testing.assert_array_equal(kept.read(index), image)
+
+
+def test_a_large_cache_opens_few_files(photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "SHARD", 1)
+    monkeypatch.setattr(cache_module, "MAPPED", 5)
+    expected = [with_short_side(photographs.read(index), 56) for index in range(30)]
+    open_cache(photographs, 56, tmp_path)
+    assert len(list(tmp_path.rglob("*.pixels"))) == 30
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    last = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
+    resource.setrlimit(resource.RLIMIT_NOFILE, (last + 16, limit[1]))
+    try:
+        kept = open_cache(photographs, 56, tmp_path)
+        for index in [*range(30), 3, 29, 0, 3]:
+            assert np.array_equal(kept.read(index), expected[index])
+        store = kept.on_device(CPU)
+        with contextlib.ExitStack() as files, pytest.raises(OSError, match="Too many open files"):
+            for path in tmp_path.rglob("*.pixels"):  # as many as the cache has shards
+                files.enter_context(path.open("rb"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    flat = torch.from_numpy(np.concatenate([image.reshape(-1, 3) for image in expected]))
+    assert torch.equal(store.pixels, flat)
+
+
+def test_the_cache_folder_needs_a_home_or_a_name(monkeypatch):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(InputError, match=r"no home folder.*--cache-dir"):
+        cache_module.default_folder()
 
 
 SLOW_BUILD = """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +21,14 @@ import metrics
 from metrics import (
     clustering,
     clustering_metrics,
+    comparison,
     nmi_f1,
     one_per_class_gallery,
     retrieval,
     retrieval_metrics,
     retrieval_per_query,
     summarise,
+    ties,
 )
 from metrics.clustering import kmeans
 
@@ -37,41 +43,81 @@ def clusters_of(classes, dimension, count, noise, seed=0):
     return x.astype(np.float32), labels
 
 
-def unit(x):
-    """The same float32 unit vectors as the code's, in float64."""
-    scale = (1 / np.maximum(np.linalg.norm(x.astype(np.float64), axis=1), 1e-30)).astype(np.float32)
-    return (x * scale[:, None]).astype(np.float64)
+def closeness(x, gallery):
+    """Integers (Q, G) that compare as the cosines of each row do, in exact arithmetic.
+
+    x·y·|x·y| / ‖y‖² to 700 bits behind the point, the numbers being integers after scaling.
+    """
+    numbers = [[[Fraction(v) for v in row] for row in part.tolist()] for part in (x, gallery)]
+    scale = max(v.denominator for part in numbers for row in part for v in row)
+    x, y = (np.array([[int(v * scale) for v in row] for row in part]) for part in numbers)
+    x, y = x.astype(object), y.astype(object)
+    products, squares = x @ y.T, (y * y).sum(axis=1)
+    squares[squares == 0] = 1
+    return ((products * np.abs(products)) << 700) // squares
 
 
-def oracle(x, labels, gallery=None, gallery_labels=None, exclude=None):
-    """Each query's values from its sorted float64 similarities, one query at a time."""
+def mean_over_orders(groups, size, ks=()):
+    """What a query with `size` matches gets, from its gallery in groups (right, wrong) of tied
+    images, nearest first: image by image, the probability of each number of right ones so far."""
+    probability, total = np.zeros(size + 2), np.zeros(size + 2)  # total: of precisions, and so far
+    probability[0] = 1
+    found = {f"R@{k}": 1.0 for k in ks} | {"MRR": 0.0}
+    position, before = 0, np.arange(size + 2)
+    for right, wrong in groups:
+        if probability[0] == 0 and position >= max(size, *ks, 1):
+            break
+        first = position
+        closer = probability.nonzero()[0][0]
+        for left in range(right + wrong, 0, -1):
+            position += 1
+            is_right = np.clip(right - (before - closer), 0, left) / left
+            found["MRR"] += probability[0] * is_right[0] / position
+            step, gain = probability * is_right, total * is_right
+            gain += step * (before + 1) / position
+            probability, total = probability - step, total * (1 - is_right)
+            probability[1:] += step[:-1]
+            total[1:] += gain[:-1]
+            if position == size:
+                found["RP"] = (probability * before).sum() / size
+                found["MAP@R"] = total.sum() / size
+                found["mARP"] = (total / np.maximum(before, 1)).sum()
+            if position in ks:
+                found[f"R@{position}"] = 1 - probability[0]
+        if right and wrong and (first < size or closer == 0):
+            found["undecided"] = 1
+    return found
+
+
+def oracle(x, labels, gallery=None, gallery_labels=None, exclude=None, ks=()):
+    """Each query's values in exact order, one query at a time; R@K come along."""
     leave_one_out = gallery is None
     gallery, gallery_labels = (x, labels) if leave_one_out else (gallery, gallery_labels)
     groups = exclude if isinstance(exclude, tuple) else (exclude, exclude)
-    similarities = unit(x) @ unit(gallery).T
+    names = ("relevant", "rank", "tied", "tied_matches", "undecided")
+    names += ("RP", "MAP@R", "mARP", "MRR", *(f"R@{k}" for k in ks))
     rows = []
-    for i, row in enumerate(similarities):
+    for i, row in enumerate(closeness(x, gallery)):
         seen = np.ones(len(gallery), bool)
         if leave_one_out:
             seen[i] = False
         if exclude is not None:
             seen &= groups[1] != groups[0][i]
-        same = gallery_labels == labels[i]
-        positives, negatives = np.sort(row[seen & same])[::-1], row[seen & ~same]
-        size = len(positives)
+        right, wrong = (
+            Counter(row[seen & chosen].tolist())
+            for chosen in (gallery_labels == labels[i], gallery_labels != labels[i])
+        )
+        size = right.total()
         if size == 0:
-            rows.append((0, len(gallery), 0, 0, 0, 0, 0))
+            rows.append({"rank": len(gallery)})
             continue
-        closer = np.array([(negatives > p + 1e-12).sum() for p in positives])
-        ranks = np.arange(1, size + 1) + closer
-        hit = ranks <= size
-        precision = (np.arange(1, size + 1) / ranks)[hit].sum()
-        tied = (np.abs(negatives - positives[0]) <= 1e-12).sum()
-        marp = precision / max(1, hit.sum())
-        rank = closer[0]
-        rows.append((size, rank, tied, hit.mean(), precision / size, marp, 1 / (1 + rank)))
-    names = ("relevant", "rank", "tied", "RP", "MAP@R", "mARP", "MRR")
-    return dict(zip(names, np.array(rows).T, strict=True))
+        nearest = max(right)
+        tied = [(right[value], wrong[value]) for value in sorted(right | wrong, reverse=True)]
+        found = mean_over_orders(tied, size, ks)
+        found |= {"relevant": size, "tied": wrong[nearest], "tied_matches": right[nearest]}
+        found["rank"] = sum(count for value, count in wrong.items() if value > nearest)
+        rows.append(found)
+    return {name: np.array([float(row.get(name, 0)) for row in rows]) for name in names}
 
 
 def assert_same(found, expected):
@@ -143,7 +189,8 @@ def test_images_without_a_match_are_misses_and_are_left_out_of_rp():
 def test_no_query_with_a_match():
     found = retrieval_metrics(at_angles(0, 1), [0, 1], at_angles(5, 6), [8, 9], ks=(1, 2))
     assert found["queries_without_match"] == 2
-    assert found["R@2"] == found["RP"] == found["MRR"] == 0
+    assert found["R@2"] == found["MRR"] == 0  # each is a miss
+    assert all(math.isnan(found[name]) for name in ("RP", "MAP@R", "mARP"))  # a mean of nothing
 
 
 def test_query_class_missing_from_the_gallery_among_others():
@@ -156,19 +203,239 @@ def test_query_class_missing_from_the_gallery_among_others():
 
 def test_duplicates_do_not_find_themselves():
     x = at_angles(0, 0, 90, 90)
-    # Each image's copy is of another class, so the nearest match is behind it.
-    found = retrieval_metrics(x, torch.tensor([0, 1, 0, 1]), ks=(1, 2))
-    assert found["R@1"] == 0
-    assert found["R@2"] == 1
+    # Each image's copy is of another class, and both images behind it are as far.
+    found = retrieval_metrics(x, torch.tensor([0, 1, 0, 1]), ks=(1, 2, 3))
+    assert [found[f"R@{k}"] for k in (1, 2, 3)] == [0, 0.5, 1]
     # And where the copy is of the same class it is a hit.
     assert retrieval_metrics(x, torch.tensor([0, 0, 1, 1]), ks=(1,))["R@1"] == 1
 
 
-def test_a_collapsed_network_is_seen_by_its_ties():
-    x = torch.full((60, 16), 0.3)
-    found = retrieval_metrics(x, torch.arange(60) % 6, ks=(1,))
-    assert found["R@1"] == 1  # ties go to the same class …
-    assert found["queries_tied"] == 60  # … and are counted
+# Ties: the mean over all orders -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_a_network_that_tells_nothing_apart_is_as_good_as_chance(value):
+    labels = torch.arange(1000) % 100
+    found = retrieval_metrics(torch.full((1000, 16), value), labels, ks=(1, 10, 999))
+    assert found["R@1"] == pytest.approx(9 / 999)
+    assert found["R@10"] == pytest.approx(1 - math.comb(990, 10) / math.comb(999, 10))
+    assert found["R@999"] == 1
+    assert found["RP"] == pytest.approx(9 / 999)
+    # The j-th of 9 is right with 9/999, and then so are 8/998 of those before it.
+    mean = sum(9 / 999 * (1 + (j - 1) * 8 / 998) / j for j in range(1, 10)) / 9
+    assert found["MAP@R"] == pytest.approx(mean)
+    first = [math.comb(999 - j, 8) / math.comb(999, 9) for j in range(1, 992)]
+    assert found["MRR"] == pytest.approx(sum(p / j for j, p in enumerate(first, 1)))
+    assert found["queries_tied"] == 1000
+    assert metrics.about_ties(found).startswith("1,000 of 1,000 queries have right and wrong")
+
+
+def test_four_zeros():
+    found = retrieval_metrics(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), ks=(1, 2, 3))
+    assert [found[f"R@{k}"] for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert found["RP"] == found["MAP@R"] == found["mARP"] == pytest.approx(1 / 3)
+    assert found["MRR"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+
+
+def test_nothing_is_said_of_few_ties():
+    labels = torch.arange(300) % 30
+    x = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    assert metrics.about_ties(retrieval_metrics(x, labels)) == ""
+    x[1] = x[2]  # for all others these two are tied
+    found = retrieval_metrics(x, labels, ks=(1,))
+    assert found["queries_tied"] > 0
+    few = {**found, "queries_tied": 2}
+    assert metrics.about_ties(few) == ""
+    assert metrics.about_ties({}) == ""
+
+
+def ranked(right, size, ks):
+    """The textbook's metrics of one ranking, a list that says what is right."""
+    ranks = [rank for rank, is_right in enumerate(right, 1) if is_right]
+    hits = [m / rank for m, rank in enumerate(ranks, 1) if rank <= size]
+    return {
+        "RP": len(hits) / size,
+        "MAP@R": sum(hits) / size,
+        "mARP": sum(hits) / max(1, len(hits)),
+        "MRR": 1 / ranks[0],
+        **{f"R@{k}": float(ranks[0] <= k) for k in ks},
+    }
+
+
+def over_all_permutations(x, labels, gallery, gallery_labels, seen, ks):
+    """Each query's metrics as the mean over every order in which the gallery may stand."""
+    rows = []
+    for query, values in enumerate(closeness(x, gallery)):
+        images = np.flatnonzero(seen[query]).tolist()
+        right = {image: gallery_labels[image] == labels[query] for image in images}
+        size = sum(right.values())
+        if size == 0:
+            rows.append({})
+            continue
+        rankings = Counter(
+            tuple(right[i] for i in sorted(order, key=lambda i: -values[i]))  # a stable sort
+            for order in itertools.permutations(images)
+        )
+        count = math.factorial(len(images))
+        total = Counter()
+        for ranking, times in rankings.items():
+            for name, value in ranked(ranking, size, ks).items():
+                total[name] += times * value / count
+        rows.append(total)
+    names = ("RP", "MAP@R", "mARP", "MRR", *(f"R@{k}" for k in ks))
+    return {name: np.array([float(row.get(name, 0)) for row in rows]) for name in names}
+
+
+def small_sets(seed):
+    """Whole numbers with many ties and zeros, labels of which some are alone, and groups."""
+    rng = np.random.default_rng(seed)
+    dimension, top, classes = rng.integers(1, 4), rng.integers(1, 4), rng.integers(1, 5)
+    count = int(rng.integers(3, 8))
+    x = rng.integers(-top if seed % 2 else 0, top + 1, (count, dimension))
+    dtype = (np.float32, np.int64, np.float64, np.float16)[seed % 4]
+    return x.astype(dtype), rng.integers(0, classes, count), rng.integers(0, 3, count)
+
+
+def with_recall(found, ks):
+    return found | {f"R@{k}": metrics.recall_at(found, k) for k in ks}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_against_all_permutations_of_the_gallery(seed):
+    x, labels, groups = small_sets(seed)
+    count, ks = len(x), (1, 2, 3)
+    others = ~np.eye(count, dtype=bool)
+    apart = others & (groups[:, None] != groups)
+    half = count // 2
+    split = x[:half], labels[:half], x[half:], labels[half:]
+    everything = np.ones((half, count - half), bool)
+    for arguments, options, expected in (
+        ((x, labels), {}, (x, labels, x, labels, others)),
+        ((x, labels), {"exclude": groups}, (x, labels, x, labels, apart)),
+        (split, {}, (*split, everything)),
+    ):
+        found = with_recall(retrieval_per_query(*arguments, **options), ks)
+        for name, values in over_all_permutations(*expected, ks).items():
+            np.testing.assert_allclose(found[name].numpy(), values, atol=1e-14, err_msg=name)
+        means = summarise(found, ks)
+        assert all(0 <= means[f"R@{k}"] <= 1 for k in ks)
+        assert means["queries_tied"] == int((oracle(*arguments, **options)["undecided"]).sum())
+
+
+def test_the_mean_of_many_evaluations_with_ties_broken_at_random():
+    rng = np.random.default_rng(3)
+    gallery = rng.integers(1, 3, (60, 4)).astype(float)
+    x, labels, gallery_labels = gallery[:15] + np.eye(4)[3], np.arange(15) % 5, np.arange(60) % 5
+    ks = (1, 4, 20)
+    expected = retrieval_metrics(x, labels, gallery, gallery_labels, ks)
+    assert expected["queries_tied"] == 15
+    unit = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    draws = []
+    for _ in range(600):
+        moved = unit + 1e-5 * rng.normal(size=unit.shape)
+        draws.append(retrieval_metrics(x, labels, moved, gallery_labels, ks))
+        assert draws[-1]["queries_tied"] == 0
+    for name in ("R@1", "R@4", "R@20", "RP", "MAP@R", "mARP", "MRR"):
+        values = np.array([draw[name] for draw in draws])
+        error = values.std() / math.sqrt(len(values))
+        assert abs(values.mean() - expected[name]) < 4 * error + 1e-12, name
+        assert abs(values.mean() - expected[name]) < 0.01
+
+
+@pytest.mark.parametrize("counts", [(300, 41, 5000), (3000, 1000, 100), (1, 1, 20000)])
+def test_large_groups_keep_their_digits(counts):
+    """Against integers and fractions: the sums over orders of many tied images."""
+    closer, right, wrong = counts
+    ones = [torch.tensor([value]) for value in counts]
+    size = right + wrong
+    for k in (1, closer + 1, closer + 50, closer + wrong, closer + wrong + 1):
+        drawn = max(0, k - closer)
+        exact = 1 - Fraction(math.comb(wrong, drawn), math.comb(size, drawn))
+        found = float(ties.recall(*ones, k))
+        assert found == pytest.approx(float(exact), rel=1e-12)
+    missed, mean = Fraction(1), 0.0
+    for j in range(1, wrong + 2):
+        mean += float(missed) * right / (size - j + 1) / (closer + j)
+        missed = (
+            missed * (wrong - j + 1) / (size - j + 1)
+            if j < 60
+            else float(missed) * (wrong - j + 1) / (size - j + 1)
+        )
+    assert float(ties.reciprocal_rank(*ones)) == pytest.approx(mean, rel=1e-12)
+
+
+# What is exactly as close -------------------------------------------------------------------------
+
+
+def test_a_multiple_is_the_same_direction():
+    query, gallery = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, 2.0], [5.0, 10.0]])
+    for labels in ([0, 1], [1, 0]):
+        found = retrieval_metrics(query, [0], gallery, torch.tensor(labels), ks=(1, 2))
+        assert (found["R@1"], found["R@2"], found["queries_tied"]) == (0.5, 1, 1)
+    gallery = torch.tensor([[1.0, 2.0], [1.0, 2.0], [5.0, 10.0]])
+    found = retrieval_metrics(query, [0], gallery, torch.tensor([0, 1, 1]), ks=(1, 2))
+    assert (found["R@1"], found["R@2"]) == pytest.approx((1 / 3, 2 / 3))
+
+
+@pytest.mark.parametrize("name", ["bits", "small", "signs", "bytes"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_quantised_embeddings_are_compared_exactly(name, dtype):
+    rng = np.random.default_rng(5)
+    shape, values = {
+        "bits": ((150, 12), (0, 1)),
+        "small": ((150, 4), range(-3, 4)),
+        "signs": ((150, 9), (-1, 1)),
+        "bytes": ((150, 3), range(256)),
+    }[name]
+    x, labels = rng.choice(list(values), shape).astype(dtype), rng.integers(0, 12, 150)
+    expected = oracle(x, labels)
+    assert_same(retrieval_per_query(x, labels, block_size=24), expected)
+    assert expected["undecided"].any() or name == "bytes"
+    # The same directions, each at another length.
+    longer = x * rng.integers(1, 50, (150, 1))
+    assert_same(retrieval_per_query(longer.astype(dtype), labels), expected)
+    power = x.astype(float) * 2.0 ** rng.integers(-40, 40, (150, 1))
+    assert_same(retrieval_per_query(power, labels), expected)
+
+
+def test_nearly_as_close_is_not_tied():
+    steps = np.arange(10000, 10040)
+    gallery = np.stack([steps, steps + 1], axis=1)  # cosines with (1, 1) rise by 2.5e-13 a step
+    labels = np.arange(40) % 4
+    found = retrieval_per_query(np.array([[1, 1]]), np.array([0]), gallery, labels)
+    assert found["undecided"].tolist() == [0]
+    assert_same(found, oracle(np.array([[1, 1]]), np.array([0]), gallery, labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_float_embeddings_have_no_false_ties_and_no_missed_ones(dtype):
+    x, labels = clusters_of(60, 256, 1500, 3.0, seed=21)
+    x = torch.from_numpy(x).to(dtype)
+    found = retrieval_per_query(x, labels)
+    assert found["undecided"].sum() == found["tied"].sum() == 0
+    # A copy of another class beside each image: all matches are tied with their copies.
+    both, twice = torch.cat([x, x]), np.concatenate([labels, labels + 60])
+    groups = np.concatenate([np.arange(1500)] * 2)
+    found = retrieval_per_query(both, twice, exclude=groups)
+    searchable = found["relevant"] > 0
+    assert torch.equal(found["tied"], searchable.long())
+    assert torch.equal(found["tied_matches"], searchable.long())
+    # Three times as long: as close, up to rounding in float64.
+    both = torch.cat([x.double(), 3 * x.double()])
+    again = retrieval_per_query(both, twice, exclude=groups)
+    for name, values in found.items():
+        assert torch.equal(values, again[name]), name
+
+
+def test_the_order_of_images_does_not_decide_ties():
+    rng = np.random.default_rng(6)
+    x, labels = rng.integers(0, 2, (700, 8)).astype(np.float32), rng.integers(0, 20, 700)
+    first = retrieval_per_query(x, labels)
+    order = rng.permutation(700)
+    for block_size in (40, None):
+        second = retrieval_per_query(x[order], labels[order], block_size=block_size)
+        for name, values in first.items():
+            torch.testing.assert_close(values[order], second[name], rtol=0, atol=1e-14)
 
 
 # The oracle: ties, duplicates, lone images, groups, every block size ------------------------------
@@ -184,7 +451,7 @@ CASES = {
     "lone images": clusters_of(150, 8, 200, 0.5, seed=3),
     "two classes": clusters_of(2, 12, 150, 2.0, seed=4),
     "closer than float32 tells": changed(
-        lambda x: 1 + 1e-4 * x, *clusters_of(10, 24, 200, 1.0, seed=5)
+        lambda x: 1 + 1e-3 * x, *clusters_of(10, 24, 200, 1.0, seed=5)
     ),
 }
 
@@ -195,18 +462,16 @@ def test_against_the_oracle(name, count, block_size):
     x, labels = (values[:count].copy() for values in CASES[name])
     x[10:20] = x[30:40]  # duplicates, of whatever class
     groups = np.random.default_rng(0).integers(0, 4, len(x))
-    assert_same(retrieval_per_query(x, labels, block_size=block_size), oracle(x, labels))
-    assert_same(
-        retrieval_per_query(x, labels, block_size=block_size, exclude=groups),
-        oracle(x, labels, exclude=groups),
-    )
     half = len(x) // 2
     split = x[:half], labels[:half], x[half:], labels[half:]
-    apart = groups[:half], groups[half:]
-    assert_same(
-        retrieval_per_query(*split, block_size=block_size, exclude=apart),
-        oracle(*split, exclude=apart),
-    )
+    for arguments, options in (
+        ((x, labels), {}),
+        ((x, labels), {"exclude": groups}),
+        (split, {"exclude": (groups[:half], groups[half:])}),
+    ):
+        found = retrieval_per_query(*arguments, **options, block_size=block_size)
+        ks = (1, 3, 20)
+        assert_same(with_recall(found, ks), oracle(*arguments, **options, ks=ks))
 
 
 def test_in_runs_when_there_are_many_pairs(monkeypatch):
@@ -318,6 +583,97 @@ def test_summarise_a_selection_of_queries():
     assert recall == pytest.approx(everything["R@1"])
 
 
+@pytest.mark.parametrize("k", [0, -1, 1.5, "1", True, None])
+def test_a_k_that_counts_no_neighbours(k):
+    found = retrieval_per_query(X, Y)
+    for call in (
+        lambda: metrics.recall_at(found, k),
+        lambda: summarise(found, (1, k)),
+        lambda: comparison.query_scores(found, (1, k)),
+    ):
+        with pytest.raises(ValueError, match="mend --ks"):
+            call()
+
+
+# Metrics of no query ------------------------------------------------------------------------------
+
+RATES = ("RP", "MAP@R", "mARP")
+
+
+def one_match_in(count):
+    """Per-query values of a perfect search in which only the first two queries have a match."""
+    x = torch.eye(count)
+    x[1] = x[0] + 0.1 * x[1]
+    labels = torch.arange(count)
+    labels[1] = 0
+    return retrieval_per_query(x, labels), labels
+
+
+def test_a_resample_in_which_no_query_counts_is_left_out():
+    found, _ = one_match_in(6)
+    scores = comparison.query_scores(found, (1,))
+    (drawn,) = comparison.replicates([scores], 500, seed=0)
+    empty = drawn.isnan().any(dim=1)
+    assert 0.02 < empty.double().mean() < 0.2  # (4/6)^6 = 0.088
+    for column, name in enumerate(scores.names):
+        low, high = comparison.interval(drawn[:, column])
+        if name in RATES:
+            assert torch.equal(drawn[:, column].isnan(), empty)
+            assert (low, high) == (1, 1)
+        else:
+            assert not drawn[:, column].isnan().any()
+            assert 0 <= low < high <= 1
+
+
+def test_scores_of_partly_tied_queries_are_those_of_the_summary():
+    x = torch.from_numpy(np.round(CASES["many ties"][0]))
+    found = retrieval_per_query(x, CASES["many ties"][1])
+    assert found["undecided"].sum() > 0
+    means, expected = comparison.query_scores(found, (1, 3)).means(), summarise(found, (1, 3))
+    assert means == pytest.approx({name: expected[name] for name in means})
+    assert set(expected) - set(means) == {"queries", "queries_without_match", "queries_tied"}
+
+
+def test_a_paired_test_leaves_undefined_resamples_out():
+    found, _ = one_match_in(6)
+    worse = {name: values.clone() for name, values in found.items()}
+    for name in RATES:
+        worse[name] = worse[name] / 2
+    a, b = (comparison.query_scores(each, (1,)) for each in (worse, found))
+    drawn = comparison.replicates([a, b], 500, seed=0)
+    defined = int((~drawn[0].isnan().any(dim=1)).sum())
+    test = comparison.paired_differences(a, b, *drawn)["MAP@R"]
+    assert (test.difference, test.low, test.high) == (0.5, 0.5, 0.5)
+    assert test.p == pytest.approx(1 / (1 + defined))
+    assert defined < 500
+
+
+def test_metrics_that_no_query_counts_in_are_undefined_everywhere():
+    found = retrieval_per_query(torch.eye(5), torch.arange(5))
+    scores = comparison.query_scores(found, (1,))
+    means = scores.means()
+    (drawn,) = comparison.replicates([scores], 50, seed=0)
+    differences = comparison.paired_differences(scores, scores, drawn, drawn)
+    _, _, by_class = comparison.by_class(scores, torch.arange(5))
+    for column, name in enumerate(scores.names):
+        undefined = name in RATES
+        numbers = [means[name], *comparison.interval(drawn[:, column]), *differences[name]]
+        assert [math.isnan(number) for number in numbers] == [undefined] * len(numbers)
+        assert bool(by_class[:, column].isnan().all()) == undefined
+        if not undefined:
+            assert means[name] == 0
+    summary = summarise(found, (1,))
+    assert {name for name, value in summary.items() if math.isnan(value)} == set(RATES)
+
+
+def test_what_one_seed_leaves_undefined_has_no_mean():
+    runs = [{"R@1": 0.5, "RP": 0.25}, {"R@1": 0.7, "RP": math.nan}, {"R@1": 0.6, "RP": None}]
+    means, deviations = comparison.mean_and_deviation(runs)
+    assert means["R@1"] == pytest.approx(0.6)
+    assert math.isnan(means["RP"])
+    assert math.isnan(deviations["RP"])
+
+
 # What goes in -------------------------------------------------------------------------------------
 
 
@@ -335,6 +691,12 @@ def test_zero_embeddings_are_equally_far_from_everything():
     found = retrieval_per_query(x, torch.tensor([0, 0, 1, 1]))
     assert found["rank"].tolist() == [0, 0, 0, 0]
     assert found["tied"].tolist() == [0, 0, 0, 2]
+    assert metrics.recall_at(found, 1).tolist() == pytest.approx([1, 1, 1, 1 / 3])
+    assert found["undecided"].tolist() == [0, 0, 0, 1]
+    # So is what is too short to have a direction.
+    x[3, 0] = 1e-31
+    for name, values in retrieval_per_query(x, torch.tensor([0, 0, 1, 1])).items():
+        assert torch.equal(values, found[name]), name
 
 
 @pytest.mark.parametrize("setting", ["medium", "high"])
@@ -388,6 +750,21 @@ NAN[3, 1], INF[9, 0] = torch.nan, -torch.inf
         ((X, Y), {"ks": (1, 11)}, "lower --ks"),
         ((X, Y, X[:3], Y[:3]), {"ks": (1, 4)}, "lower --ks"),
         ((X, Y), {"ks": (0,)}, "at least 1"),
+        ((X, Y), {"ks": ("1",)}, "whole numbers"),
+        ((X, Y), {"ks": "12"}, "whole numbers"),
+        ((X, Y), {"ks": 1}, "whole numbers"),
+        ((X, Y), {"ks": (1.5,)}, "whole numbers"),
+        ((X, Y), {"ks": (None,)}, "whole numbers"),
+        ((X, Y), {"ks": (True,)}, "whole numbers"),
+        ((X, list("abcabcabca")), {}, "labels of the embeddings must be integers"),
+        ((X, np.array(list("abcabcabca"))), {}, "labels of the embeddings must be integers"),
+        ((X, [[1], [2, 3]] * 5), {}, "must be integers"),
+        ((X, [10**30] * 10), {}, "must be integers"),
+        ((X, 3), {}, "must be integers"),
+        ((X, Y + 0j), {}, "must be integers"),
+        ((X, Y, X, list("abcabcabca")), {}, "labels of the gallery must be integers"),
+        ((np.array([["a"] * 4] * 10), Y), {}, "embeddings must be numbers"),
+        ((X + 0j, Y), {}, "embeddings must be numbers"),
         ((X, Y), {"block_size": 0}, "block size"),
         ((X, Y), {"exclude": Y[:4]}, "groups"),
         ((X, Y, X, Y), {"exclude": Y}, "pair"),
@@ -477,9 +854,38 @@ def test_scikit_learn_agreement(sizes):
 
 def test_agreement_of_nothing_but_lone_images():
     found = nmi_f1(torch.arange(5), torch.arange(5), ami=True)
-    assert (found["NMI"], found["AMI"], found["F1"]) == (pytest.approx(1), pytest.approx(1), 0)
+    assert (found["NMI"], found["AMI"]) == (pytest.approx(1), pytest.approx(1))
+    assert math.isnan(found["F1"])  # there is no pair to be right about
+    assert nmi_f1(torch.arange(4), torch.tensor([0, 0, 1, 2]))["F1"] == 0  # a pair that is wrong
     with pytest.raises(ValueError, match="one of each"):
         nmi_f1(torch.arange(5), torch.arange(4))
+
+
+@pytest.mark.parametrize("count", [10, 13, 50])
+def test_agreement_is_never_above_one(count):
+    """1.0000000000000002 by rounding, for 10 images in 6 classes."""
+    for classes in range(2, count):
+        labels = torch.arange(count) % classes
+        found = nmi_f1(labels, labels, ami=True).values()
+        assert min(found) > 1 - 1e-12
+        assert max(found) <= 1
+
+
+def test_agreement_that_says_nothing():
+    for labels in (np.arange(8), np.zeros(8, int)):  # nobody's match; one class
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+        assert clustering_metrics(x, labels)["NMI"] == pytest.approx(1)
+        assert clustering.by_construction(labels)
+    assert not clustering.by_construction([0, 0, 1])
+
+
+def test_text_for_labels_of_a_clustering():
+    with pytest.raises(ValueError, match="labels must be integers"):
+        nmi_f1(list("ab"), [0, 1])
+    with pytest.raises(ValueError, match="clusters must be integers"):
+        nmi_f1([0, 1], list("ab"))
+    with pytest.raises(ValueError, match="made of numbers"):
+        kmeans(np.array([["a", "b"]]), 1)
 
 
 # k-means ------------------------------------------------------------------------------------------

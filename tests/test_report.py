@@ -7,7 +7,10 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from conftest import ROOT
 from PIL import Image
 
 import metrics
@@ -30,7 +34,9 @@ from evaluation.pictures import Thumbnails, class_values_picture
 from evaluation.tasks import Task
 from metrics import comparison
 from page import counterpart, document, findings, methods, overview, records, source, summary
-from page.explained import explain
+from page.build import build
+from page.explained import explain, look
+from page.map import embedding_map
 from runs import ClassHistory, RunFolder
 from utils import InputError
 
@@ -436,6 +442,231 @@ def test_thumbnails_keep_to_their_budget():
 def test_equal_values_have_a_histogram():
     assert findings.histogram(np.ones(7))["counts"] == [7]
     assert sum(findings.histogram(np.arange(50.0))["counts"]) == 50
+
+
+# --- embeddings that hardly differ ----------------------------------------------------------------
+
+
+def of(embeddings: torch.Tensor) -> Embedded:
+    """An evaluation of these embeddings, a few images in each class."""
+    judged = made_up(len(embeddings), classes=1 + len(embeddings) // 4)
+    return replace(judged, task=replace(judged.task, ks=(1,)), embeddings=embeddings)
+
+
+def unlike(count: int, size: int = 8) -> torch.Tensor:
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(0))
+
+
+DEGENERATE = {
+    "ones": torch.ones(6, 8),
+    "zeros": torch.zeros(6, 8),
+    "duplicates": unlike(6).repeat(4, 1),
+    "two values": unlike(2).repeat(20, 1),
+    "almost one": torch.ones(40, 8) + 1e-9 * unlike(40),
+    "one dimension": unlike(20, 1),
+    "two dimensions": unlike(20, 2),
+    "one image": unlike(1),
+    "two images": unlike(2),
+    "five images": unlike(5),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_a_map_survives_any_embeddings(name):
+    embeddings = DEGENERATE[name]
+    found = embedding_map(of(embeddings), Thumbnails(10**5), 1)
+    if len(embeddings) < 5:
+        assert found is None
+    elif name in ("ones", "zeros", "almost one"):
+        assert "same embedding" in found["note"] and "points" not in found
+    else:
+        places = np.array([point[:2] for point in found["points"]])
+        assert places.shape == (len(embeddings), 2) and ((places >= 0) & (places <= 1)).all()
+        on_a_line = name in ("two values", "one dimension")
+        assert found.get("principal", False) == on_a_line
+        assert ("one direction" in found["note"]) == on_a_line
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_a_page_survives_any_embeddings(name):
+    judged, thumbs = of(DEGENERATE[name]), Thumbnails(10**5)
+    learned = methods.Learned(
+        record=sop.stand_in(),
+        checkpoint={"model_state_dict": {}},
+        state={},
+        history={},
+        judged=judged,
+        search=findings.Search(judged),
+        train=None,
+        embed=None,
+        thumbs=thumbs,
+        seed=1,
+    )
+    assert "</html>" in build([look(learned, (), "")], thumbs)
+
+
+def test_different_embeddings_have_tsne_and_what_is_alike_lies_together():
+    judged = of(unlike(4).repeat_interleave(10, 0) + 0.01 * unlike(40))
+    found = embedding_map(judged, Thumbnails(10**5), 1)
+    assert found["note"] == "" and "principal" not in found
+    places = torch.tensor([point[:2] for point in found["points"]])
+    nearest = torch.cdist(places, places).fill_diagonal_(9).argmin(dim=1)
+    assert (nearest // 10 == torch.arange(40) // 10).all()
+
+
+@pytest.mark.parametrize(
+    ("child", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "t-SNE failed (Segmentation fault)"),
+        ("raise ValueError('out of ink')", "t-SNE failed (ValueError: out of ink)"),
+        ("import sys; sys.exit(3)", "t-SNE failed (exit status 3)"),
+        ("print('hello')", "t-SNE gave no answer"),
+        ("import time; time.sleep(60)", "t-SNE took more than 2 seconds"),
+        (None, "t-SNE could not be started"),
+    ],
+)
+def test_a_map_survives_the_death_of_tsne(child, words, monkeypatch):
+    command = ["/nowhere/python"] if child is None else [sys.executable, "-c", child]
+    monkeypatch.setattr("page.map.COMMAND", command)
+    monkeypatch.setattr("page.map.PATIENCE", 2.0)
+    found = embedding_map(made_up(), Thumbnails(10**5), 1)
+    assert found["note"].startswith(words) and "principal components" in found["note"]
+    assert found["principal"] and len(found["points"]) == 60
+
+
+def test_tsne_starts_without_torch():
+    check = "import page.tsne, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_a_run_of_one_dimension_has_a_page(images, tmp_path):
+    flags = "--loss AMLoss --epochs 1 --warm 0 --embedding-size 1"
+    folder = tiny.run(images, tmp_path, "run", flags)
+    content = report.make([folder]).read_text()
+    (run,) = data_of(folder / "report.html")["runs"]
+    assert "one direction" in run["map"]["note"] and len(run["map"]["points"]) == 24
+    assert "or else the first principal components" in content
+
+
+# --- numbers that do not say what they seem to ----------------------------------------------------
+
+
+def run_on_few(root: Path, classes: int) -> Path:
+    """A run that is evaluated on one image of each of some classes."""
+    images = tiny.write_images(root / "data", eval_images=1)
+    for folder in sorted((images / "eval").iterdir())[classes:]:
+        shutil.rmtree(folder)
+    return tiny.run(images, root, "run", "--loss AMLoss --epochs 2 --warm 0")
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (1, "The only query has no other image of its class to find"),
+        (8, "None of the 8 queries has another image of its class to find"),
+    ],
+)
+def test_a_page_says_that_no_query_has_anything_to_find(classes, words, tmp_path):
+    folder = run_on_few(tmp_path, classes)
+    content = report.make([folder]).read_text()
+    (run,) = data_of(folder / "report.html")["runs"]
+    short, results = (content.split(f'id="{part}"')[1] for part in ("short", "results"))
+    assert short.split("<li>")[1].startswith(words), "at the top"
+    assert words in results.split("</section>")[0] and words in run["doubts"][0]
+    assert "Most confused" not in content and "R@1 0.0 %" not in content
+    assert "100.0" not in results.split("</table>")[0], "NMI is 1 by construction"
+    assert not run["confusions"] and run["classes"] is None and "NMI" not in run["columns"]
+    assert "loss" in run["columns"] and run["galleries"][0]["title"] == "Random"
+
+
+def test_a_table_of_runs_says_which_have_nothing_to_find(tmp_path, capsys):
+    run_on_few(tmp_path, 8)
+    compare(tmp_path, f"--csv {tmp_path / 'r.csv'}")
+    said = "run: None of the 8 queries has another image of its class to find"
+    assert said in capsys.readouterr().out and said in (tmp_path / "runs.html").read_text()
+    with (tmp_path / "r.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert not row.get("R@1") and not row.get("NMI")
+
+
+def test_queries_without_a_match_are_counted_beside_the_table(tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    for file in sorted((images / "eval" / "eval0").iterdir())[1:]:
+        file.unlink()
+    folder = tiny.run(images, tmp_path, "run", "--loss AMLoss --epochs 1 --warm 0")
+    content = report.make([folder]).read_text()
+    assert "1 of the 22 queries has no other image of the same class to find" in content
+    assert "R@1 " in content.split('id="short"')[1].split("</section>")[0]
+
+
+def test_one_class_is_right_whatever_is_found(tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    for folder in sorted((images / "eval").iterdir())[1:]:
+        shutil.rmtree(folder)
+    folder = tiny.run(images, tmp_path, "run", "--loss AMLoss --epochs 1 --warm 0")
+    assert "All images are of one class" in report.make([folder]).read_text()
+
+
+def test_metrics_that_are_undefined_are_left_out(logs, tmp_path):
+    shutil.copytree(logs / "first", tmp_path / "run")
+    outcome = json.loads((tmp_path / "run" / "results.json").read_text())
+    (numbers,) = outcome["results"].values()
+    numbers |= {"MAP@R": None, "F1": float("nan")}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(outcome))
+    (shown,) = records.read(tmp_path / "run").results.values()
+    assert shown.keys() == numbers.keys() - {"MAP@R", "F1"}
+    table = report.make([tmp_path / "run"]).read_text().split('id="results"')[1]
+    assert "nan" not in table.split("</table>")[0]
+
+
+# --- what was trained on --------------------------------------------------------------------------
+
+UNSEEN = "None of its 8 classes was trained on."
+
+
+def test_a_page_says_that_its_classes_were_not_trained_on(page):
+    content = page.read_text()
+    assert UNSEEN in content and "of a class the network was never trained on" in content
+    assert data_of(page)["runs"][0]["doubts"] == []
+
+
+def test_a_page_names_the_classes_that_were_trained_on(tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    for number in (2, 5):
+        (images / "eval" / f"eval{number}").rename(images / "eval" / f"train{number}")
+    folder = tiny.run(images, tmp_path, "run", "--loss AMLoss --epochs 1 --warm 0")
+    content = report.make([folder]).read_text()
+    words = "2 of the 8 evaluation classes have the name of a training class (train2, train5)"
+    assert words in content.split('id="short"')[1].split("<li>")[1]
+    assert data_of(folder / "report.html")["runs"][0]["doubts"][0].startswith(words)
+    assert "trained on." not in content and "never trained on" not in content
+
+
+def test_a_page_counts_the_files_that_were_trained_on(tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    for number in range(4):
+        link = images / "eval" / "eval0" / f"again{number}.png"
+        link.symlink_to(images / "train" / "train0" / f"{number}.png")
+    folder = tiny.run(images, tmp_path, "run", "--loss AMLoss --epochs 1 --warm 0")
+    content = report.make([folder]).read_text()
+    assert "4 of the 28 evaluation images are training images" in content
+    assert UNSEEN not in content and "never trained on" not in content
+
+
+def test_a_page_claims_nothing_when_the_training_images_are_gone(tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    rows = [[str(p), p.parts[-2], p.parts[-3]] for p in sorted(images.glob("*/*/*.png"))]
+    table = tmp_path / "table.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "split"], *rows])
+    flags = ["--dataset", f"csv:{table}", *tiny.NETWORK, "--loss", "AMLoss", "--epochs", "1"]
+    flags += ["--warm", "0", "--LOG_DIR", str(tmp_path), "--name", "run"]
+    train.main(options.parse_train(flags))
+    assert UNSEEN in report.make([tmp_path / "run"]).read_text()
+    shutil.rmtree(images / "train")
+    content = report.make([tmp_path / "run"]).read_text()
+    assert "R@1 " in content and "trained on" not in content.split('id="setup"')[0]
+    assert "never trained on" not in content
 
 
 # --- what a run leaves for it ---------------------------------------------------------------------
