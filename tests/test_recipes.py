@@ -23,7 +23,6 @@ import dataset
 import options
 import train
 from dataset.loader import eval_loader
-from evaluation.embedding import Viewing
 from evaluation.networks import open_checkpoint
 from methods.warmup import Warmup
 from net import INPUTS
@@ -641,10 +640,9 @@ def test_eval_resize_decides_what_evaluation_sees(images: Path) -> None:
     pictures = {}
     for flags in ("", "--sz-resize 37", "--sz-resize 64"):
         training = tiny.prepare(images, flags)
-        viewing = Viewing.of(training.args)
         task, network = training.data.test[0], training.network
         loader = eval_loader(
-            task.queries, spec=network.input, device=torch.device("cpu"), **vars(viewing)
+            task.queries, spec=network.input, device=torch.device("cpu"), **vars(training.viewing)
         )
         pictures[flags] = next(iter(loader)).images
     # 32 pixels are cut from 37 without the flag, as 224 from 256.
