@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import processes
 from dataset.augment import AUGMENTATIONS, Change, Shrunk
-from dataset.base import BadImageError, ImageSet
+from dataset.base import BadImageError, ImageSet, InputSpec
 from dataset.cache import open_cache
 from dataset.samplers import BatchSampler, IndexBatch, SequentialSampler
 from dataset.transforms import (
@@ -41,9 +41,6 @@ from dataset.transforms import (
     uniforms,
 )
 from utils import InputError, nearest_names
-
-if TYPE_CHECKING:
-    from net import InputSpec
 
 logger = logging.getLogger("dataset")
 
