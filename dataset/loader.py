@@ -465,7 +465,7 @@ class Loader:
             why = "and an evaluation leaves no image out"
         return (
             f"{path} cannot be read ({reason}) {why}; repair or remove it "
-            f"(`{self.images.check_command}` names all of them)"
+            f"(`{self.images.check_command} --json` names all of them)"
         )
 
 
