@@ -27,6 +27,7 @@ import processes
 from dataset.augment import AUGMENTATIONS, Change, Shrunk
 from dataset.base import BadImageError, ImageSet, InputSpec
 from dataset.cache import open_cache
+from dataset.decoding import central_part
 from dataset.samplers import BatchSampler, IndexBatch, SequentialSampler
 from dataset.transforms import (
     CHANGE_STREAM,
@@ -195,12 +196,12 @@ class _BatchReader(Dataset):
 
     def _read(self, index: int, epoch: int, bad: list[BadImage]) -> np.ndarray:
         try:
-            return self._reader.read(index)
+            return central_part(self._reader.read(index))
         except BadImageError as error:
             path, reason = error.path, error.reason
         for other in self._substitutes(index, epoch):
             try:
-                image = self._reader.read(other)
+                image = central_part(self._reader.read(other))
             except BadImageError as error:
                 bad.append(BadImage(other, error.path, error.reason, True))
                 continue
@@ -460,7 +461,7 @@ class Loader:
             why = "and an evaluation leaves no image out"
         return (
             f"{path} cannot be read ({reason}) {why}; repair or remove it "
-            f"(`{self.images.check_command}` names all of them)"
+            f"(`{self.images.check_command} --json` names all of them)"
         )
 
 
