@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dataset.base import BadImageError, DataSet, ImageSet, Protocol
 from dataset.folders import FolderData
 from dataset.inventory import fingerprints, require_files
+from dataset.own import OwnData
 from dataset.table import CsvData
 from utils import InputError, nearest_names
 
@@ -140,6 +141,19 @@ class Choice:
     def protocol(self) -> Protocol:
         """How the papers use the data set; raises InputError for an unknown name."""
         return protocol(self.name)
+
+    def of_other_data(self, name: str, root: str | Path) -> Choice:
+        """The same question about images elsewhere, such as those of `evaluate.py --dataset`.
+
+        Which classes are held out goes with it, unless the other data say that themselves.
+
+        Raises:
+            InputError: unknown name; the user's own images cannot be used.
+        """
+        entry = find(name)
+        if isinstance(entry, OwnData) and entry.rows().splits is None:
+            return replace(self, name=name, root=root)
+        return replace(self, name=name, root=root, eval_classes=None, split_seed=None)
 
     def load(self, split: str, **options: Any) -> ImageSet:
         """One split; `options` and errors are those of `load`."""

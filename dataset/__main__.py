@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -84,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: with status 2 and one sentence for bad input, 0 for --help.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A name on disk need not be text in the terminal's encoding, or in any.
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            # A name on disk need not be text in the terminal's encoding, or in any.
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     with sentence_errors():
         if args.command == "check":

@@ -11,23 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dataset.transforms import RandomCrop, between
-
-
-class Change(Protocol):
-    """What is done to views: `draws` uniform numbers an image decide how."""
-
-    draws: int
-
-    def __call__(self, pixels: torch.Tensor, u: np.ndarray) -> torch.Tensor:
-        """(B, 3, S, S), 0..255, and (B, draws) → (B, 3, S, S) float32, 0..255."""
-
+from dataset.transforms import Change, RandomCrop, between
 
 # --- redrawing: drawn pictures in another hand ----------------------------------------------------
 

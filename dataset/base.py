@@ -283,6 +283,23 @@ class Protocol:
     sizes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class InputSpec:
+    """What a backbone wants to be fed.
+
+    An image, channels in the order `color`, values in 0..`scale`, is normalised by
+    (image - mean) / std; `mean` and `std` are in the order of `color`. At test time its short side
+    is brought to `resize` pixels and its centre, `size` pixels square, is cut out.
+    """
+
+    color: str = "RGB"
+    scale: float = 1.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    size: int = 224
+    resize: int = 256
+
+
 class DataSet(ABC):
     """One entry of the list of data sets.
 

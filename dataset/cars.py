@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from dataset.base import Protocol, reason
+from dataset.base import Protocol
+from dataset.decoding import need_file, reason
 from dataset.files import find, need, safe_name, subfolders
 from dataset.layouts import (
     Benchmark,
@@ -44,6 +45,7 @@ def _read_mat(path: Path) -> dict[str, Any]:
     from scipy.io import loadmat  # a second of import that the other data sets do without
 
     try:
+        need_file(path)
         return loadmat(str(path), squeeze_me=True, chars_as_strings=True)
     except Exception as error:  # scipy reports damage through a dozen unrelated types
         raise InputError(
@@ -59,7 +61,22 @@ def _annotations(path: Path, name_field: str) -> tuple[list[str], np.ndarray]:
             f"{path} has no annotations with {name_field} and class; it is not the labelled list, "
             "get that from its source"
         )
-    return [str(name) for name in rows[name_field]], rows["class"].astype(np.int64)
+    return [str(name) for name in rows[name_field]], _class_numbers(rows["class"], path)
+
+
+def _class_numbers(values: np.ndarray, path: Path) -> np.ndarray:
+    """(N,) int64; raises InputError where a class is no whole number."""
+    try:
+        numbers = values.astype(np.float64)
+    except (TypeError, ValueError):
+        numbers = np.full(len(values), np.nan)
+    bad = ~((numbers == np.rint(numbers)) & (np.abs(numbers) < 2**53))
+    if bad.any():
+        raise InputError(
+            f"{path} holds {str(values[bad.argmax()])[:40]!r} where the number of a class belongs; "
+            "get it again from its source"
+        )
+    return numbers.astype(np.int64)
 
 
 def _listing(folder: Path, names: list[str], numbers: np.ndarray, titles: Iterable[Any]) -> Listing:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataset.base import DataSet, ImageSet, PathTable, Protocol, reason
+from dataset.base import DataSet, ImageSet, PathTable, Protocol
+from dataset.decoding import need_file, reason
 from dataset.files import find
 from utils import InputError
 
@@ -63,6 +64,7 @@ def archive_path(root: Path) -> Path:
 
 def _open(path: Path) -> _Archive:
     try:
+        need_file(path)
         with np.load(path) as file:
             return _Archive(
                 memoryview(file["blob"].tobytes()),

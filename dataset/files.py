@@ -20,7 +20,7 @@ logger = logging.getLogger("dataset")
 _PHOTOGRAPHS = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".webp", ".avif", ".avifs"}
 _OTHER_PICTURES = {
     *(".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".tga", ".icb", ".vda", ".vst"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".pcx", ".sgi", ".rgb", ".rgba", ".bw", ".dds"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pcx", ".sgi", ".rgb", ".rgba", ".bw", ".dds"),
     *(".qoi", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ras", ".xbm", ".xpm"),
 }
 # Pillow alone may not read these; counted all the same, so that they are named and not left out.
@@ -106,6 +106,11 @@ def _entries_called(folder: Path, name: str) -> list[Path]:
 def is_file(path: Path | str) -> bool:
     """Whether a plain file is there; False also for a path that no file can have."""
     return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises for names that are too long)
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether a folder is there; False also for a path that no folder can have."""
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for names that are too long)
 
 
 def is_image(name: str) -> bool:

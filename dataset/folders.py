@@ -8,6 +8,7 @@ split and does not fit any of these is refused: taken for a class it would give 
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
@@ -15,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from dataset.base import SPLITS, PathTable
-from dataset.files import Tree, in_class_order, is_file, join_words, tree
+from dataset.files import Tree, in_class_order, is_folder, join_words, tree
 from dataset.layouts import by_top_level
 from dataset.own import (
     Note,
@@ -39,9 +40,9 @@ PATH/eval/<class>/<image>    (or PATH/query and PATH/gallery)"""
 
     def rows(self) -> Rows:
         """Every picture below a class folder."""
-        if not self.path.is_dir():
-            what = "is no folder" if is_file(self.path) else "does not exist"
-            raise InputError(f"{self.given}: {self.path.resolve()} {what}; check the path")
+        if not is_folder(self.path):
+            what = "is no folder" if os.path.lexists(self.path) else "does not exist"
+            raise InputError(f"{self.given}: {self.path.absolute()} {what}; check the path")
         return _rows(tree(self.path), self.given)
 
 
@@ -77,9 +78,11 @@ class _Arrangement:
         else:
             table = list(self._classes_only())
         if not table:
+            loose = len(self.tree.pictures)
+            what = f"its {loose} picture(s) lie in no class folder" if loose else "no picture found"
             raise InputError(
-                f"{self.given}: no picture found; expected {self.tree.folder.resolve()}/<class>/"
-                "<image>, or train/<class>/<image> and eval/<class>/<image>"
+                f"{self.given}: {what}; expected {self.tree.folder.absolute()}/<class>/<image>, or "
+                "train/<class>/<image> and eval/<class>/<image>"
             )
         labels, names = numbered(class_name for _, class_name, _ in table)
         numbers = np.array([SPLITS.index(split or "train") for *_, split in table], np.int8)
@@ -266,7 +269,7 @@ class _Arrangement:
             words = join_words(
                 (f"{count} {kind or 'without a suffix'}" for kind, count in most), "and"
             )
-            yield Note(f"{self.tree.folder}: files that are no pictures: {words}")
+            yield Note(f"{self.tree.folder}: files that are not read as pictures: {words}")
 
 
 def _is_division(splits: Collection[str | None]) -> bool:

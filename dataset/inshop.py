@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from dataset.base import Protocol, reason
-from dataset.files import find, need, read_rows, safe_name
+from dataset.base import Protocol
+from dataset.decoding import reason
+from dataset.files import find, need, read_rows, read_text, safe_name
 from dataset.layouts import Benchmark, Layout, Listing, from_rows
 from utils import InputError
 
@@ -42,8 +43,7 @@ def _matches(folder: Path, kind: str) -> bool:
 def _partition(path: Path) -> list[list[str]]:
     rows = read_rows(path, columns=3, skip=2)
     try:
-        with path.open(encoding="utf-8") as file:
-            announced = int(file.readline())
+        announced = int(read_text(path).partition("\n")[0])
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} does not begin with its number of rows ({reason(error)}); "

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from dataset.base import DataSet, ImageSet, PathTable
-from dataset.files import Tree, find, find_all, is_file, join_words, tree, warn_once
+from dataset.files import Tree, find, find_all, is_file, is_folder, join_words, tree, warn_once
 from utils import InputError
 
 counts_logger = logging.getLogger("dataset.counts")
@@ -107,12 +107,12 @@ class Benchmark(DataSet):
             candidates += inside
             for folder in [*inside, place]:
                 for layout in self.layouts:
-                    if folder.is_dir() and layout.matches(folder):
+                    if is_folder(folder) and layout.matches(folder):
                         return layout, folder
         raise NotFoundError(self.name, self._search(roots, candidates))
 
     def _search(self, roots: Sequence[Path], candidates: Sequence[Path]) -> str:
-        there = [root for root in roots if root.is_dir()]
+        there = [root for root in roots if is_folder(root)]
         if candidates:
             hold = "hold" if len(candidates) > 1 else "holds"
             what = f"{join_words(candidates, 'and')} {hold} none of its known layouts"

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 import processes
 from dataset.augment import AUGMENTATIONS, Change, Shrunk
-from dataset.base import BadImageError, ImageSet
+from dataset.base import BadImageError, ImageSet, InputSpec
 from dataset.cache import open_cache
+from dataset.decoding import central_part
 from dataset.samplers import BatchSampler, IndexBatch, SequentialSampler
 from dataset.transforms import (
     CHANGE_STREAM,
@@ -41,9 +42,6 @@ from dataset.transforms import (
     uniforms,
 )
 from utils import InputError, nearest_names
-
-if TYPE_CHECKING:
-    from net import InputSpec
 
 logger = logging.getLogger("dataset")
 
@@ -198,12 +196,12 @@ class _BatchReader(Dataset):
 
     def _read(self, index: int, epoch: int, bad: list[BadImage]) -> np.ndarray:
         try:
-            return self._reader.read(index)
+            return central_part(self._reader.read(index))
         except BadImageError as error:
             path, reason = error.path, error.reason
         for other in self._substitutes(index, epoch):
             try:
-                image = self._reader.read(other)
+                image = central_part(self._reader.read(other))
             except BadImageError as error:
                 bad.append(BadImage(other, error.path, error.reason, True))
                 continue
@@ -463,7 +461,7 @@ class Loader:
             why = "and an evaluation leaves no image out"
         return (
             f"{path} cannot be read ({reason}) {why}; repair or remove it "
-            f"(`{self.images.check_command}` names all of them)"
+            f"(`{self.images.check_command} --json` names all of them)"
         )
 
 

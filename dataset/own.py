@@ -7,6 +7,7 @@ a seed, is held out; the draw depends on the names alone, so it is the same on e
 from __future__ import annotations
 
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -173,7 +174,7 @@ class OwnData(DataSet):
             self.path = path.expanduser()
         except RuntimeError:  # no home folder is known; then "~" is a name like any other
             self.path = path
-        resolved = self.path.resolve()
+        resolved = Path(os.path.realpath(self.path))
         self.name = resolved.stem if is_file(self.path) else resolved.name
         self.origin = "Your own images; nothing is published about them."
 

@@ -35,7 +35,7 @@ class SOP(Benchmark):
     """Stanford Online Products by its two lists."""
 
     name = "sop"
-    aliases = ("stanfordonlineproducts", "onlineproducts")
+    aliases = ("stanfordonlineproducts", "standfordonlineproducts", "onlineproducts")
     protocol = Protocol(ks=(1, 10, 100, 1000))
     folders = (
         "Stanford_Online_Products",

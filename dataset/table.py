@@ -312,17 +312,19 @@ class _Marks:
     def __init__(self) -> None:
         self.numbers: list[int] = []
         self.first_line: dict[_Mark, int] = {}
-        self._number: dict[_Mark, int] = {}
+        self._number: dict[tuple[str, ...], int] = {}
 
     def add(self, row: list[str], columns: _Columns, line: int) -> None:
         """Takes note of one row."""
-        words, flags = (
-            tuple(row[place].strip() for place in places)
-            for places in (columns.splits, columns.flags)
-        )
-        mark = _Mark(words, flags)
-        self.first_line.setdefault(mark, line)
-        self.numbers.append(self._number.setdefault(mark, len(self._number)))
+        said = tuple([row[place] for place in (*columns.splits, *columns.flags)])
+        number = self._number.get(said)
+        if number is None:
+            words = tuple(text.strip() for text in said)
+            split = len(columns.splits)
+            mark = _Mark(words[:split], words[split:])
+            self.first_line.setdefault(mark, line)
+            number = self._number[said] = list(self.first_line).index(mark)
+        self.numbers.append(number)
 
 
 class _OnDisk:

@@ -20,16 +20,14 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-if TYPE_CHECKING:
-    from dataset.augment import Change
-    from net import InputSpec
+from dataset.base import InputSpec
 
 # --- random numbers that depend on nothing but their names ----------------------------------------
 
@@ -210,6 +208,15 @@ def resize(pixels: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 # --- what the network gets ------------------------------------------------------------------------
 
 
+class Change(Protocol):
+    """What is done to views: `draws` uniform numbers an image decide how."""
+
+    draws: int
+
+    def __call__(self, pixels: torch.Tensor, u: np.ndarray) -> torch.Tensor:
+        """(B, 3, S, S), 0..255, and (B, draws) → (B, 3, S, S) float32, 0..255."""
+
+
 def to_network(
     pixels: torch.Tensor,
     spec: InputSpec,
@@ -220,7 +227,7 @@ def to_network(
 
     Args:
         pixels: (B, 3, S, S) RGB, 0..255, uint8 or float32; fastest with the channels last.
-        spec: colour order, scale, mean and standard deviation (net.InputSpec).
+        spec: colour order, scale, mean and standard deviation .
         change: is done to the pixels first, with `u` (B, change.draws).
 
     Returns:

@@ -19,9 +19,10 @@ from net.choices import BN_FREEZE, INPUTS, MASK_INITS, POOLINGS, STEMS, InputSpe
 
 if TYPE_CHECKING:
     from net.architecture import Architecture
+    from net.building import build
     from net.checkpoints import architecture_of, load_checkpoint
     from net.masks import EmbeddingMasks
-    from net.network import EmbeddingNet, build
+    from net.network import EmbeddingNet
 
 __all__ = [
     "BN_FREEZE",
@@ -46,7 +47,7 @@ _HOMES = {
     "EmbeddingMasks": "net.masks",
     "EmbeddingNet": "net.network",
     "architecture_of": "net.checkpoints",
-    "build": "net.network",
+    "build": "net.building",
     "load_checkpoint": "net.checkpoints",
     # A run as a function from pictures to embeddings. It looks at pictures as evaluation does and
     # so stands above this package, which offers it under the name that README gives.

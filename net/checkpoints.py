@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,12 @@ from torch import Tensor, nn
 from net.architecture import Architecture
 from net.backbones import find_backbone, recognised
 from net.choices import MASKS_AT_TEST, check_choice
-from net.heads import HEADS
+from net.heads import HEADS, classifiers
+from net.network import EmbeddingNet
 from utils import InputError
-
-if TYPE_CHECKING:
-    from net.network import EmbeddingNet
 
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
 _NO_LONGER_KEPT = ("l2_norm",)
-_CLASSIFIERS = ("fc.", "last_linear.", "aux1.", "aux2.")
 _NORM_COUNTER = "num_batches_tracked"
 
 
@@ -268,15 +265,6 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> 
                 "build the network with the options that the file was trained with"
             )
     module.load_state_dict(weights, strict=False)
-
-
-def classifiers(weights: Iterable[str], own: Collection[str]) -> set[str]:
-    """The keys of the classifiers that a released file carries along and a network has not."""
-    return {
-        key
-        for key in weights
-        if key not in own and key.removeprefix("model.").startswith(_CLASSIFIERS)
-    }
 
 
 def _shape(key: str, value: Tensor) -> torch.Size:

@@ -6,8 +6,8 @@ Needs no torch: options.py reads the choices for --help.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from dataset.base import InputSpec
 from utils import InputError
 
 STEMS = {"imagenet": (2, True), "small": (2, False), "tiny": (1, False)}
@@ -28,23 +28,6 @@ MASK_INITS = ("ones", "normal")
 
 MASKS_AT_TEST = ("none", "sum", "l1")
 """What multiplies an embedding that belongs to no cluster: see `EmbeddingMasks`."""
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What a backbone wants to be fed.
-
-    An image, channels in the order `color`, values in 0..`scale`, is normalised by
-    (image - mean) / std; `mean` and `std` are in the order of `color`. At test time its short side
-    is brought to `resize` pixels and its centre, `size` pixels square, is cut out.
-    """
-
-    color: str = "RGB"
-    scale: float = 1.0
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    size: int = 224
-    resize: int = 256
 
 
 INPUTS = {

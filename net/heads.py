@@ -7,7 +7,7 @@ DDML's: there both heads are twice as wide, for each gives a mean and a deviatio
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 
 import torch
@@ -107,3 +107,15 @@ def make_head(features: int, size: int, init: str, scale: float = 1.0, parts: in
             head.bias.fill_(start_bias)
         head.weight.mul_(scale)
     return head
+
+
+_CLASSIFIERS = ("fc.", "last_linear.", "aux1.", "aux2.")
+
+
+def classifiers(weights: Iterable[str], own: Collection[str]) -> set[str]:
+    """The keys of the classifiers that a released file carries along and a network has not."""
+    return {
+        key
+        for key in weights
+        if key not in own and key.removeprefix("model.").startswith(_CLASSIFIERS)
+    }

@@ -31,17 +31,9 @@ FLOORS = (
 """The rooms (top-level modules and packages) by floor, from the ground up. Rooms of one floor may
 know each other, as long as they form no circle. `ROOM/__main__.py` is a front door as well."""
 
-STILL_AT_THE_TOP_LEVEL: dict[str, str] = {}
-"""Modules that have yet to move → into which room; they stand on its floor."""
-
-ALLOWED = {
-    (
-        "net",
-        "load_run",
-    ): "`from net import load_run` is a promise of the README: it is looked up on "
-    "demand, in net's module-level __getattr__, and none of our own modules may use it",
-}
-"""(module, name it imports) → why it may reach up."""
+REACHES_UP = ("net", "load_run", "evaluation.inference")
+"""`from net import load_run` is a promise of the README: a name looked up on demand, which none of
+our own modules may use."""
 
 NOT_OF_THE_HOUSE = {"tests", "benchmarks", "scripts", "docs", "data", "logs", "recipes", "wandb"}
 
@@ -88,8 +80,6 @@ def imports_of(module: str, path: Path, modules: dict[str, Path]) -> Iterator[Im
                 [*(above if node.level else []), *([node.module] if node.module else [])]
             )
             names = [alias.name for alias in node.names]
-            if any((module, name) in ALLOWED for name in names):
-                continue
             submodules = {name: f"{base}.{name}" for name in names}
             wanted = [full if full in modules else base for full in submodules.values()]
         else:
@@ -109,10 +99,7 @@ def all_imports(root: Path) -> list[Import]:
 
 def floors() -> dict[str, int]:
     """Room → floor, 0 is the ground."""
-    known = {room: level for level, rooms in enumerate(FLOORS) for room in rooms.split()}
-    for room, waiting in STILL_AT_THE_TOP_LEVEL.items():
-        known |= dict.fromkeys(waiting.split(), known[room])
-    return known
+    return {room: level for level, rooms in enumerate(FLOORS) for room in rooms.split()}
 
 
 def room(module: str) -> str:
@@ -182,17 +169,6 @@ def test_every_room_has_a_floor() -> None:
     )
 
 
-def test_what_has_moved_is_not_expected_at_the_top_level() -> None:
-    rooms = {room(module) for module in modules_of(ROOT)}
-    waiting = {name for names in STILL_AT_THE_TOP_LEVEL.values() for name in names.split()}
-    complain(
-        [
-            f"{name} has moved: take it out of STILL_AT_THE_TOP_LEVEL in tests/test_layers.py"
-            for name in sorted(waiting - rooms)
-        ]
-    )
-
-
 def test_imports_go_down_only() -> None:
     complain(climbing(all_imports(ROOT)))
 
@@ -215,27 +191,49 @@ def test_nothing_imports_train() -> None:
     )
 
 
-def test_what_may_reach_up_does_so_on_demand_and_for_others_only() -> None:
-    modules = modules_of(ROOT)
-    for module, name in ALLOWED:
-        tree = ast.parse(modules[module].read_text(encoding="utf-8"))
-        lazy = [
-            alias.name
-            for function in tree.body
-            if isinstance(function, ast.FunctionDef) and function.name == "__getattr__"
-            for node in ast.walk(function)
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        ]
-        everywhere = [
-            (user, alias.name)
-            for user, path in modules.items()
+def test_what_reaches_up_does_so_on_demand_and_for_others_only() -> None:
+    module, name, home = REACHES_UP
+    import net
+
+    assert (module, net._HOMES[name]) == ("net", home)
+    complain(
+        [
+            f"{user} takes {name} from {module}, not from {home}"
+            for user, path in modules_of(ROOT).items()
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.ImportFrom) and (node.module == module or user == module)
-            for alias in node.names
-            if alias.name == name
+            if isinstance(node, ast.ImportFrom) and node.module == module
+            if name in [alias.name for alias in node.names]
         ]
-        assert lazy.count(name) == 1 and everywhere == [(module, name)]
+    )
+
+
+MOST_ROOMS = 10
+
+
+def test_the_options_end_in_the_hall(tmp_path: Path) -> None:
+    """`args` of train.py's main enters few rooms; below them values travel as typed parts."""
+    import argparse
+
+    import tiny
+
+    import train
+
+    images, seen = tiny.write_images(tmp_path / "images"), set()
+
+    def watch(frame, event: str, _: object) -> None:
+        if event != "call" or not frame.f_code.co_filename.startswith(f"{ROOT}/"):
+            return
+        names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+        if any(isinstance(frame.f_locals.get(name), argparse.Namespace) for name in names):
+            seen.add(Path(frame.f_code.co_filename).relative_to(ROOT).parts[0])
+
+    args = tiny.parse(images, f"--epochs 1 --warm 0 --LOG_DIR {tmp_path} --nb-clusters 2 --IPC 2")
+    sys.setprofile(watch)
+    try:
+        train.main(args)
+    finally:
+        sys.setprofile(None)
+    assert "train.py" in seen and len(seen) <= MOST_ROOMS, sorted(seen)
 
 
 # --- what is loaded at once -----------------------------------------------------------------------

@@ -19,7 +19,7 @@ import train
 from dataset.loader import Batch, eval_loader
 from evaluation.networks import open_checkpoint
 from evaluation.tasks import tasks_of
-from methods.base import Forward
+from methods.base import Forward, Routine
 from methods.mixup import Mixup
 from utils import InputError
 
@@ -391,6 +391,26 @@ def test_a_mixup_step_is_two_forwards_and_three_weighted_losses(
         assert torch.equal(labels, expected)
     whole, own, other = (loss.item() for _, loss in losses)
     assert float(values["loss"]) == pytest.approx(whole + share * own + rest * other, rel=1e-5)
+
+
+def test_every_forward_sees_the_batch_as_the_routines_have_prepared_it(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Blank(Routine):
+        def prepare(self, batch: Batch) -> Batch:
+            return batch._replace(images=torch.zeros_like(batch.images))
+
+    training = tiny.prepare(images, "--introspective --warm 0")
+    training.routines.append(Blank())  # after mixup, which plans its forward from the batch
+    seen, forward = [], training.network.forward
+
+    def seeing(pictures: torch.Tensor, **more: object) -> object:
+        seen.append(pictures)
+        return forward(pictures, **more)
+
+    monkeypatch.setattr(training.network, "forward", seeing)
+    train.step(training, next(iter(training.loader)))
+    assert len(seen) == 2 and all(not pictures.any() for pictures in seen)
 
 
 def evaluated(*flags: str) -> None:

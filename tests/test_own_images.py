@@ -264,7 +264,7 @@ def test_files_that_are_left_out_are_named(tmp_path: Path) -> None:
     report = check(f"folder:{folder}")
     (remark,) = (finding for finding in report.findings if finding.kind == "remark")
     assert "1 .cr2 file(s) are not read as pictures" in remark.sentence()
-    (note,) = (text for text in notes(report) if "no pictures" in text)
+    (note,) = (text for text in notes(report) if "not read as pictures" in text)
     assert "1 .txt" in note and "1 without a suffix" in note and ".db" not in note
 
 
@@ -343,6 +343,44 @@ def test_a_pipe_in_the_place_of_a_list_hangs_nothing(name: str, tmp_path: Path) 
         os.mkfifo(tmp_path / "CUB_200_2011" / "images.txt")
         with pytest.raises(InputError, match=r"images.txt cannot be read \(it is a named pipe"):
             dataset.load("cub", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "long name", "file", "nothing"])
+@pytest.mark.parametrize("form", ["folder", "csv", "data root"])
+def test_places_that_are_none_get_a_sentence(kind: str, form: str, tmp_path: Path) -> None:
+    place = tmp_path / ("x" * 300 if kind == "long name" else "x")
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "loop":
+        place.symlink_to(place)
+    elif kind == "file":
+        place.write_bytes(b"\xff\xff\0")
+    with pytest.raises(InputError) as refused:
+        if form == "data root":
+            dataset.load("cub", place)
+        else:
+            dataset.load(f"{form}:{place}")
+    assert "x" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_pictures_in_no_class_folder_are_counted(tmp_path: Path) -> None:
+    save_image(tmp_path / "0.jpg", 0, 0)
+    with pytest.raises(InputError, match=r"its 1 picture\(s\) lie in no class folder"):
+        dataset.load(f"folder:{tmp_path}")
+
+
+def test_labels_of_cars_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    (tmp_path / "cars196" / "car_ims").mkdir(parents=True)
+    for value in ("two", float("nan"), 1e30, 1.5):
+        rows = [("car_ims/0.jpg", value), ("car_ims/1.jpg", 1)]
+        kind = [("relative_im_path", object), ("class", object)]
+        savemat(
+            tmp_path / "cars196" / "cars_annos.mat", {"annotations": np.array(rows, dtype=kind)}
+        )
+        with pytest.raises(InputError, match=r"cars_annos.mat holds .* the number of a class"):
+            dataset.load("cars", tmp_path)
 
 
 # --- folders: one walk, one warning ---------------------------------------------------------------
@@ -824,6 +862,23 @@ def test_a_set_larger_than_the_sample_is_looked_into_here_and_there(tmp_path: Pa
         file = Path(images.paths[index])
         file.write_bytes(bytes(reversed(file.read_bytes())))
         assert (images.content_fingerprint(sample=2) == before) == (index == 4)
+
+
+def test_a_choice_put_to_other_data_leaves_out_what_those_say_themselves(tmp_path: Path) -> None:
+    drawn = photos(tmp_path / "drawn", "abcdefgh")
+    photos(tmp_path / "given" / "train", "ab")
+    photos(tmp_path / "given" / "val", "cd", first=5)
+    choice = dataset.Choice(f"folder:{drawn}", eval_classes=0.25, split_seed=3)
+    other = choice.of_other_data(f"folder:{tmp_path / 'given'}", "elsewhere")
+    assert (other.eval_classes, other.split_seed, other.root) == (None, None, "elsewhere")
+    assert other.load("eval").num_classes == 2
+    held_out = choice.load("eval").class_names
+    drawn.rename(tmp_path / "moved")
+    moved = choice.of_other_data(f"folder:{tmp_path / 'moved'}", "data")
+    assert moved.load("eval").class_names == held_out and len(held_out) == 2
+    assert choice.of_other_data("cub", "data").eval_classes is None
+    with pytest.raises(InputError, match="no data set 'cup'"):
+        choice.of_other_data("cup", "data")
 
 
 # --- where public data sets are -------------------------------------------------------------------

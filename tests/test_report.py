@@ -955,3 +955,29 @@ def test_page_of_sop_size_stays_small():
     content = sop.synthetic_page(sop.stand_in(), queries=60502, classes=11316, epochs=60)
     assert len(content.encode()) < 5_000_000
     assert "of the 60,502 queries" in content and "of the 60,502 images" in content
+
+
+def test_compare_lists_runs_of_another_version_and_leaves_out_damaged_ones(
+    logs, tmp_path, capsys, caplog
+):
+    shutil.copytree(logs / "first", tmp_path / "first")
+    shutil.copytree(logs / "other", tmp_path / "later")
+    args = json.loads((tmp_path / "later" / "args.json").read_text())
+    later = {"loss": "OfAnotherVersion", "dataset": "moon", "model": "net9", "its_weight": 3.0}
+    (tmp_path / "later" / "args.json").write_text(json.dumps(args | later))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "args.json").write_text("{")
+    compare(tmp_path)
+    shown = capsys.readouterr().out
+    assert "first" in shown and "OfAnotherVersion" in shown and "net9" in shown
+    assert "damaged is left out" in caplog.text
+
+
+def test_a_seed_with_tensorboard_is_averaged_with_one_without(logs, tmp_path, capsys):
+    for name, seed, tensorboard in (("a", 1, False), ("b", 2, True)):
+        shutil.copytree(logs / "first", tmp_path / name)
+        args = json.loads((tmp_path / name / "args.json").read_text())
+        args |= {"seed": seed, "tensorboard": tensorboard, "name": name}
+        (tmp_path / name / "args.json").write_text(json.dumps(args))
+    compare(tmp_path)
+    assert "mean of 2 seeds" in capsys.readouterr().out
