@@ -135,7 +135,8 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
 
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{what} {path} does not exist; check the path")
+        found = "is a folder; give a file" if path.is_dir() else "does not exist; check the path"
+        raise InputError(f"{what} {path} {found}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damage through a dozen unrelated exception types

@@ -104,11 +104,12 @@ def collect(folder: Path) -> list[Line]:
             f"{folder} holds no run that can be read (args.json in it or below); give logs"
         )
     lines = [_line(record, folder) for record in found]
-    known = [options.configuration(record.args) for record in found]
+    # A mean is over runs that have come to their end.
+    known = [options.configuration(run.args) if run.outcome else {} for run in found]
     groups = comparison.seeds_of_one(known, [record.args.get("seed") for record in found])
     notes = _told_apart([found[group[0]] for group in groups])
     return lines + [
-        _group([found[i] for i in group], [lines[i] for i in group], note)
+        _group(found[group[0]], [lines[i] for i in group], note)
         for group, note in zip(groups, notes, strict=True)
     ]
 
@@ -162,27 +163,26 @@ def _shown(numbers: Numbers) -> Numbers:
     return {k: v for k, v in numbers.items() if not k.startswith(tables.HIDDEN)}
 
 
-def _group(members: Sequence[Record], lines: Sequence[Line], note: str) -> Line:
+def _group(first: Record, lines: Sequence[Line], note: str) -> Line:
+    """The mean of two or more finished runs, of which `first` is one."""
     from scipy.stats import t
 
-    usable = [line for record, line in zip(members, lines, strict=True) if record.outcome]
-    best, spread, final = {}, {}, {}
-    if len(usable) > 1:
-        factor = float(t.ppf(0.975, len(usable) - 1)) / len(usable) ** 0.5
-        best, deviation = comparison.mean_and_deviation([line.best for line in usable])
-        spread = {name: factor * value for name, value in deviation.items()}
-    ended = [line.final for line in usable if line.final]
+    factor = float(t.ppf(0.975, len(lines) - 1)) / len(lines) ** 0.5
+    best, deviation = comparison.mean_and_deviation([line.best for line in lines])
+    spread = {name: factor * value for name, value in deviation.items()}
+    final: dict[str, float] = {}
+    ended = [line.final for line in lines if line.final]
     if len(ended) > 1:
         final, _ = comparison.mean_and_deviation(ended)
-    seconds = sum(line.sort["time"] for line in usable) / max(1, len(usable))
+    seconds = sum(line.sort["time"] for line in lines) / len(lines)
     about = {
-        **_settings(members[0]),
-        "seed": ", ".join(line.about["seed"] for line in usable),
+        **_settings(first),
+        "seed": ", ".join(line.about["seed"] for line in lines),
         "epoch": "",
         "time": human_seconds(seconds),
     }
-    name = f"mean of {len(usable)} seeds" + (f", {note}" if note else "")
-    labels = tuple(line.name for line in usable)
+    name = f"mean of {len(lines)} seeds" + (f", {note}" if note else "")
+    labels = tuple(line.name for line in lines)
     return Line(name, about, best, final, spread, labels, {"time": seconds})
 
 

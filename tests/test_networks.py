@@ -141,6 +141,14 @@ def test_export_takes_what_evaluate_takes(logs, tmp_path):
     assert (written[0] - written[1]).abs().max() > 1e-3
 
 
+def test_training_starts_from_what_evaluate_takes(logs):
+    run, flags = logs / "heads", RUNS["heads"]
+    for path, file in ((run, best(run)), (run / "last.pth", run / "last.pth")):
+        started = tiny.prepare(logs / "images", f"{flags} --checkpoint {path}").network.state_dict()
+        saved = torch.load(file, weights_only=True)["model_state_dict"]
+        assert all(torch.equal(value, saved[key]) for key, value in started.items())
+
+
 # --- the best checkpoint --------------------------------------------------------------------------
 
 

@@ -771,6 +771,15 @@ def test_compare_has_a_row_a_run_and_one_over_seeds(logs, capsys):
     assert made.count("<tr><td>") == 4 and "data-sort" in made
 
 
+def test_compare_counts_a_seed_once_and_a_run_that_has_ended(logs, tmp_path):
+    for name, run in (("a", "first"), ("b", "first"), ("c", "second"), ("d", "other")):
+        shutil.copytree(logs / run, tmp_path / name)
+    (tmp_path / "a" / "results.json").unlink()  # stopped, and then made again
+    shutil.copytree(logs / "other", tmp_path / "e")  # the same run twice is no second seed
+    (mean,) = [line for line in overview.collect(tmp_path) if line.members]
+    assert (mean.name, mean.members) == ("mean of 2 seeds", ("b", "c"))
+
+
 def test_compare_tells_groups_of_one_method_apart_and_leaves_out_the_unfinished(tmp_path):
     for pooling, seed in (("avg", 1), ("avg", 2), ("max", 1), ("max", 2), ("max", 3)):
         folder = tmp_path / f"{pooling}{seed}"

@@ -179,6 +179,7 @@ def test_bad_input_is_one_sentence_and_status_2(flags, words, workdir):
     ("flags", "words"),
     [
         ("--resume nowhere.pth", ["nowhere.pth", "does not exist"]),
+        ("--resume {logs}", ["no run folder", "give one of these folders"]),
         ("--resume {best} --model resnet34", ["resnet34"]),
         ("--resume {best} --embedding-size 32", ["16", "32"]),
         ("--resume {text}", ["notes.pth", "cannot be read"]),
@@ -192,7 +193,7 @@ def test_bad_checkpoint_is_one_sentence_and_status_2(flags, words, run_folder, t
     text, cut = tmp_path / "notes.pth", tmp_path / "cut.pth"
     text.write_text("these are not weights\n")
     cut.write_bytes(best.read_bytes()[:5000])
-    command = flags.format(best=best, text=text, cut=cut).split()
+    command = flags.format(best=best, text=text, cut=cut, logs=run_folder.parent).split()
     done = run_cli("evaluate.py", *command, cwd=run_folder.parent.parent)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -11,6 +11,7 @@ import net
 import options
 import processes
 from devices import Precision, device_name
+from evaluation.networks import checkpoint_file
 from methods import Routine
 from methods.base import Options
 from net.shared import share_batches
@@ -60,8 +61,8 @@ def build_network(
             masks=methods.masks(args),
         )
     if args.checkpoint:
-        start = load_checkpoint(args.checkpoint)
-        net.load_checkpoint(network, start, args.checkpoint, masks=False)
+        start = checkpoint_file(args.checkpoint)
+        net.load_checkpoint(network, load_checkpoint(start), start, masks=False)
     network.to(precision.device, memory_format=precision.memory_format)
     network.check_image_size(args.image_size)
     if processes.is_group():
