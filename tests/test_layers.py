@@ -7,14 +7,12 @@ name is needed for makes no difference to who has to know whom.
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 FRONT_DOORS = "train evaluate report"
 FLOORS = (
@@ -259,13 +257,7 @@ def test_what_may_reach_up_does_so_on_demand_and_for_others_only() -> None:
 )
 def test_no_torch_is_loaded_for(code: str) -> None:
     told = "atexit.register(lambda: print('torch' in sys.modules))"
-    result = subprocess.run(
-        [sys.executable, "-c", f"import atexit, runpy, sys; {told}; {code}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    result = run_python("-c", f"import atexit, runpy, sys; {told}; {code}")
     assert (result.returncode, result.stdout.split()[-1:]) == (0, ["False"]), result.stderr
 
 
