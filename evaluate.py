@@ -42,7 +42,7 @@ from evaluation.embedding import Embedded
 from evaluation.measuring import measure
 from evaluation.networks import checkpoint_file, open_checkpoint
 from evaluation.tables import Row
-from evaluation.tasks import Task, tasks_of
+from evaluation.tasks import Task, images_of, tasks_of
 from utils import (
     InputError,
     human_seconds,
@@ -85,6 +85,7 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
         opened = open_checkpoint(path, args)
         if opened.data not in loaded:
             loaded[opened.data] = tasks_of(opened.data, args.ks)
+            dataset.require_files(None, images_of(loaded[opened.data]))
         candidates.append(
             Candidate(
                 path,
@@ -189,11 +190,8 @@ def print_results(
     print(tables.text(rows))
     print(tables.footnote(rows))
     for result in candidates[0].results:
-        if alone := result.numbers.get("queries_without_match"):
-            print(
-                f"{result.title}: {alone:,} queries have no other image of their class; they are "
-                "misses in R@K and MRR, and are left out of RP, MAP@R and mARP."
-            )
+        if about := tables.about_matches(result.numbers):
+            print(f"{result.title}: {about}")
     if resamples:
         print(
             f"\n95 % intervals over the queries, the network as it is ({resamples:,} "

@@ -166,11 +166,22 @@ class RunFolder:
                 f"{self.path / name} cannot be read ({error}); start a new run"
             ) from error
 
-    def check_data(self, fingerprint: str) -> None:
-        """Raises InputError when the training images are not those the run began with."""
-        if self._read("environment.json")["data"] != fingerprint:
+    def check_data(self, data: str, images: Mapping[str, str]) -> None:
+        """Raises InputError when the images are not those that the run began with.
+
+        Args:
+            data: of the training images, as runs of an older version kept it alone.
+            images: split → fingerprint, of all images that the run looks at.
+        """
+        kept = self._read("environment.json")
+        before, now = kept.get("images"), dict(images)
+        if before is None:  # of an older version
+            before, now = {"train": kept.get("data")}, {"train": data}
+        changed = [split for split in before if before[split] != now.get(split)]
+        if changed or before.keys() != now.keys():
+            which = "training" if "train" in changed else "evaluation"
             raise InputError(
-                f"the training images are not those that the run in {self.path} began with; put "
+                f"the {which} images are not those that the run in {self.path} began with; put "
                 "them back, or start a new run"
             )
 

@@ -52,7 +52,8 @@ def prepare(args: argparse.Namespace) -> Training:
     precision = Precision(args.amp, device)
     seed_everything(args.seed, args.deterministic)
     held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed)
-    data = run_data.load(dataset.Choice.of(args), held_out, args.batch_size)
+    choice = dataset.Choice.of(args)
+    data = run_data.load(choice, held_out, args.batch_size, args.max_bad_images)
     labels = data.train.labels
     objective = build_objective(args, data.train.num_classes).to(device)
     if processes.is_group():

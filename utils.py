@@ -94,7 +94,7 @@ def _umask() -> int:
 
 def write_json(path: Path, content: object) -> None:
     """Writes `content` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    text = json.dumps(content, indent=2, default=str) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 import processes
 from dataset.base import ImageSet, PathTable, decode, reason
+from dataset.decoding import central_part
 from devices import Precision
 from evaluation.embedding import Embedded, Viewing, embed, nearest
 from evaluation.measuring import worst_queries
@@ -157,7 +158,7 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
     pictures = []
     for path in paths:
         try:
-            pictures.append(decode(path))
+            pictures.append(central_part(decode(path)))
         except Exception as error:  # Pillow reports damage through a dozen unrelated types
             raise InputError(
                 f"--query {path} cannot be read ({reason(error)}); give image files"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 import dataset
 import metrics
 from dataset.base import ImageSet
@@ -54,6 +56,14 @@ class Task:
         official = bool(protocol.sizes)
         return cls(title, queries, gallery, tuple(wanted), protocol.group_name, official)
 
+    @property
+    def without_match(self) -> int:
+        """How many queries have no image of their class to find."""
+        searched = self.queries if self.gallery is None else self.gallery
+        count = max(self.queries.num_classes, searched.num_classes)
+        found = np.bincount(searched.labels, minlength=count) - (self.gallery is None)
+        return int((found[self.queries.labels] < 1).sum())
+
     def describe(self) -> str:
         """Counts, in words."""
         text = f"{len(self.queries):,} images, {self.queries.num_classes:,} classes"
@@ -77,3 +87,8 @@ def tasks_of(choice: dataset.Choice, ks: Sequence[int] | None = None) -> list[Ta
             for size, queries in lists.items()
         ]
     return [Task.published(name, choice.load("eval"), None, protocol, ks)]
+
+
+def images_of(tasks: Sequence[Task]) -> list[ImageSet]:
+    """The queries and galleries of the tasks."""
+    return [side for task in tasks for side in (task.queries, task.gallery) if side is not None]

@@ -355,28 +355,26 @@ class _Images:
         self.groups = None
         if groups is not None:
             self.groups = self._integers(groups, f"groups of the {name}")[self.order]
-        norms = self._norms(name)[self.order]
-        self.inverse = norms.reciprocal().where(norms >= SHORTEST, 0)
-        self.scale = self.inverse.float()[:, None]
-
-    def _norms(self, name: str) -> Tensor:
-        """‖x‖ (N,) float64, in the order given; finds `largest` on the way."""
-        self.largest = 0.0
-        norms = []
-        for rows in self.embeddings.split(4096):
-            rows = rows.double()
-            norms.append(rows.norm(dim=1))
-            if self.largest < math.inf:
-                whole = bool((rows == rows.round()).all())
-                self.largest = max(self.largest, float(rows.abs().max())) if whole else math.inf
-        norms = torch.cat(norms)
+        norms = torch.cat([rows.double().norm(dim=1) for rows in embeddings.split(4096)])
         broken = norms.isfinite().logical_not().nonzero()
         if len(broken):
             raise ValueError(
                 f"{len(broken)} of the {len(norms)} {name} are NaN or infinite, first number "
                 f"{int(broken[0])}; the training may have diverged."
             )
-        return norms
+        norms = norms[self.order]
+        self.inverse = norms.reciprocal().where(norms >= SHORTEST, 0)
+        self.scale = self.inverse.float()[:, None]
+        self.largest = self._largest()
+
+    def _largest(self) -> float:
+        largest = 0.0
+        for rows in self.embeddings.split(256):  # seldom goes beyond the first ones
+            rows = rows.double()
+            if not torch.equal(rows, rows.round()):
+                return math.inf
+            largest = max(largest, float(rows.abs().max()))
+        return largest
 
     def _integers(self, values: Array, what: str) -> Tensor:
         if values is None:
@@ -668,7 +666,8 @@ class _Counts:
 
     def _first_farther(self, value: Tensor, start: Tensor, stop: Tensor) -> Tensor:
         """Index of the first match in [start, stop) that is farther than the value, else stop."""
-        for _ in range(int((stop - start).max()).bit_length()):
+        longest = int((stop - start).max()) if len(start) else 0
+        for _ in range(longest.bit_length()):
             middle = (start + stop) // 2
             nearer = (self.cosines[middle] >= value) & (start < stop)
             start, stop = torch.where(nearer, middle + 1, start), torch.where(nearer, stop, middle)
@@ -697,37 +696,29 @@ class _Counts:
         hit = (rank <= relevant[owner]).double()
         precision = hit * place / rank
 
-        group, right, wrong = self._groups()
-        mixed = wrong.nonzero().squeeze(1)
-        first = (right.cumsum(0) - right)[mixed]  # a group's first pair
+        first, right, wrong = self._mixed()
         query = owner[first]
-        groups = ties.TieGroups(
-            right[mixed], wrong[mixed], rank[first] - 1, place[first] - 1, relevant[query]
-        )
-        if len(mixed):
-            number = torch.full_like(right, -1).index_copy_(0, mixed, torch.arange(len(mixed)))
-            number = number[group]
-            pair = (number >= 0).nonzero().squeeze(1)
-            hit[pair] = groups.hits()[number[pair]]
-            precision[pair] = groups.precision()[number[pair]]
+        groups = ties.TieGroups(right, wrong, rank[first] - 1, place[first] - 1, relevant[query])
+        pair, group = _spread(first, right)
+        hit[pair], precision[pair] = groups.hits()[group], groups.precision()[group]
 
         zeros = torch.zeros(len(relevant), dtype=torch.float64)
         hits = zeros.index_add(0, owner, hit)
         total = zeros.index_add(0, owner, precision)
         marp = total / hits.clamp_min(1)
         cut = groups.cut.nonzero().squeeze(1)
-        before = total[query[cut]] - (groups.right * groups.precision())[cut]
+        before = total[query[cut]] - (right * groups.precision())[cut]
         marp[query[cut]] = groups[cut].precision_over_hits(before.clamp_min(0))
 
         searchable = relevant > 0
         nearest = self.host_offsets[:-1]
         closer = torch.where(searchable, F.pad(rank, (0, 1))[nearest] - 1, gallery_size)
-        nearest = F.pad(group, (0, 1))[nearest]  # the nearest match's group
-        tied, tied_matches = (
-            searchable * F.pad(count, (0, 1))[nearest] for count in (wrong, right)
-        )
+        tied_matches = (self._first_farther(*self._nearest()) - self.offsets[:-1]).cpu()
+        tied = torch.zeros_like(relevant)
+        leading = first == nearest[query]
+        tied[query[leading]] = wrong[leading]
         mrr = searchable / (1 + closer).double()
-        chance = tied.nonzero().squeeze(1)
+        chance = query[leading]
         mrr[chance] = ties.reciprocal_rank(closer[chance], tied_matches[chance], tied[chance])
         undecided = (tied > 0).long()
         undecided[query[groups.inside > 0]] = 1
@@ -743,17 +734,32 @@ class _Counts:
             "MRR": mrr,
         }
 
-    def _groups(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Matches of one query that are exactly as close as each other make a group.
+    def _nearest(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The cosine of each query's nearest match, and where its matches begin and end."""
+        start, stop = self.offsets[:-1], self.offsets[1:]
+        return self.cosines[start], start, stop
 
-        Returns the group of each pair (P,), and for each group how many matches it has, and how
-        many images of other classes are exactly as close.
+    def _mixed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The groups of equally close matches that images of other classes are tied with.
+
+        Returns each group's first pair, its matches, and the images of other classes: (T,) each.
         """
-        values, owner = self.cosines[:-1], self.owner
-        other = (values[1:] != values[:-1]) | (owner[1:] != owner[:-1])
-        group = F.pad(other.cumsum(0), (1, 0))[: len(owner)].cpu()
-        right = torch.bincount(group)
-        return group, right, torch.zeros_like(right).index_add_(0, group, self.tied[:-1].cpu())
+        pair = self.tied[:-1].nonzero().squeeze(1)
+        value, owner = self.cosines[pair], self.owner[pair]
+        above = torch.nextafter(value, torch.full_like(value, torch.inf))
+        first = self._first_farther(above, self.offsets[owner], pair + 1)
+        right = self._first_farther(value, pair, self.offsets[owner + 1]) - first
+        group, number = first.unique(return_inverse=True)
+        wrong = torch.zeros_like(group).index_add_(0, number, self.tied[pair])
+        right = torch.empty_like(group).index_copy_(0, number, right)
+        return group.cpu(), right.cpu(), wrong.cpu()
+
+
+def _spread(first: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """The indices of runs that begin at `first` (T,), and which run each belongs to."""
+    run = torch.repeat_interleave(torch.arange(len(first)), length)
+    step = torch.arange(len(run)) - (length.cumsum(0) - length)[run]
+    return first[run] + step, run
 
 
 def _count_true(mask: Tensor, dim: int) -> Tensor:

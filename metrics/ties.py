@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MAX_TERMS = 2**20  # terms of a sum that are held at once: 8 MiB for each tensor of them
+MAX_TERMS = 2**18  # terms of a sum that are held at once: 2 MiB for each tensor of them
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class Explained:
         said = [self.shared.warning()] if self.shared is not None else []
         said.append(tables.about_matches(self.numbers))
         if self.search is not None and self.search.found.size:
-            searched, _ = self.search.judged.searched
-            if len(np.unique(searched.labels)) == 1:
+            judged = self.search.judged
+            if len(np.union1d(judged.images.labels, judged.searched[0].labels)) == 1:
                 said.append("All images are of one class: whatever is found is right.")
         return [sentence for sentence in said if sentence]
 

@@ -407,9 +407,8 @@ def difference(before: Any, now: Any, where: str = "") -> str:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         if list(before) != list(now):
             gone, added = [k for k in before if k not in now], [k for k in now if k not in before]
-            return (
-                f"{where}: gone {gone}, added {added}" if gone or added else f"{where}: reordered"
-            )
+            words = f"gone {gone}, added {added}" if gone or added else "in another order"
+            return f"{where}: {words}"
         pairs = [(f"{where} {key}".strip(), before[key], now[key]) for key in before]
     elif isinstance(before, list) and isinstance(now, list):
         if len(before) != len(now):

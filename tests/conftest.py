@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small networks want one thread
+# Before torch is loaded: on networks this small, threads cost more than they give.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from small_images import write_images
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -22,24 +24,41 @@ SMALL = (
 ).split()
 
 
-def run_cli(
-    script: str, *arguments: str, cwd: Path, **variables: str
+def run_python(
+    *arguments: object, cwd: Path = ROOT, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python SCRIPT ARGUMENTS` as a user would, from the folder `cwd`."""
-    environment = {**os.environ, "WANDB_MODE": "disabled", **variables}
+    """Runs `python ARGUMENTS` (`-m net …`, `-c CODE`) from the folder `cwd`; our modules are found.
+
+    Args:
+        variables: of the environment, over those of this process.
+    """
+    ours = {"WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
+        [sys.executable, *map(str, arguments)],
         cwd=cwd,
-        env=environment,
+        env={**os.environ, **ours, **variables},
         capture_output=True,
         text=True,
         timeout=300,
     )
 
 
+def run_cli(
+    script: str, *arguments: object, cwd: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python SCRIPT ARGUMENTS` as a user would, from the folder `cwd`; see `run_python`."""
+    return run_python(ROOT / script, *arguments, cwd=cwd, **variables)
+
+
 def files_in(folder: Path) -> list[str]:
     """Relative paths of all files under a folder, sorted."""
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small generated images (see small_images.py), for all that only read them."""
+    return write_images(tmp_path_factory.mktemp("data") / "tiny")
 
 
 @pytest.fixture
@@ -51,7 +70,7 @@ def workdir(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def session_workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like `workdir`, one for all tests that only read what one run left."""
+    """Like `workdir`, one for all the tests that only read what one run left."""
     folder = tmp_path_factory.mktemp("run")
     link_repository_data(folder)
     return folder

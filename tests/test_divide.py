@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,20 +29,6 @@ from training.state import Training
 from utils import InputError
 
 DIVIDED = "--nb-clusters 4 --mod-epoch 2 --warm 0 --IPC 2 --amp off --lr 1e-3 --schedule constant"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they give on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_images(tmp_path_factory.mktemp("data") / "tiny")
 
 
 # --- the learning rate ----------------------------------------------------------------------------
@@ -162,7 +148,7 @@ def test_k_means_is_tried_with_the_next_seeds_until_all_clusters_can_train(
     assert asked == [1234, 1235, 1236, 1237]
 
 
-def test_the_last_of_thirty_trials_is_taken_and_said(
+def test_the_last_of_thirty_trials_is_taken_and_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked = answers(monkeypatch, lambda seed: False)
@@ -384,7 +370,7 @@ def test_the_backbone_rests_in_even_epochs_from_the_first_to_the_last(hierarchy:
     assert {rates["head"] for rates in hierarchy.rates} == {1e-3}
 
 
-def test_every_batch_is_of_one_cluster_and_the_clusters_take_turns(hierarchy: Watched) -> None:
+def test_every_batch_comes_from_one_cluster_and_the_clusters_take_turns(hierarchy: Watched) -> None:
     for epoch in range(7):
         turns = [seen.cluster for seen in hierarchy.steps if seen.epoch == epoch]
         present = sorted(set(turns))

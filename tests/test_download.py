@@ -266,7 +266,7 @@ def test_another_archive_of_that_name_is_not_used(server: Server, tmp_path: Path
     assert (tmp_path / "b.tgz").read_bytes() == b"something else"
 
 
-def test_a_disk_without_room_is_noticed_before(server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_is_noticed_before_the_download(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"GB free and b\.tgz needs"):
         download("cub", tmp_path, source_of(server, size=10**16))
     assert server.asked == []

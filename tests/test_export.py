@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, SMALL, run_cli
+from conftest import SMALL, run_cli, run_python
 from PIL import Image
 
 import dataset
@@ -20,16 +19,6 @@ from dataset.augment import Shrunk
 from dataset.transforms import to_network
 from net import export, load_run
 from utils import InputError
-
-
-def module_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "net", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def write_blobs(folder: Path, count: int) -> list[Path]:
@@ -139,14 +128,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = tiny.write_images(root / "data")
     run = tiny.run(images, root, "run", "--epochs 2 --warm 0 --amp off --disent True")
     flags = ["--amp", "off", "--export", str(root / "e.npz"), "--workers", "0"]
-    done = run_cli("evaluate.py", "--resume", str(run / best(run)), *flags, cwd=root)
+    done = run_cli("evaluate.py", "--resume", tiny.best_checkpoint(run), *flags, cwd=root)
     assert done.returncode == 0, done.stderr
     return root
-
-
-def best(run: Path) -> str:
-    (file,) = run.glob("*_best.pth")
-    return file.name
 
 
 def test_load_run_repeats_the_embeddings_of_an_evaluation(trained):
@@ -161,7 +145,7 @@ def test_load_run_repeats_the_embeddings_of_an_evaluation(trained):
     np.testing.assert_allclose(embed([opened[0], Path(paths[1])]), found[:2], atol=1e-5)
     np.testing.assert_allclose(embed(opened[2]), found[2:3], atol=1e-5)
     assert embed([]).shape == (0, 8)
-    checkpoint = load_run(trained / "run" / best(trained / "run"), device="cpu", amp="off")
+    checkpoint = load_run(tiny.best_checkpoint(trained / "run"), device="cpu", amp="off")
     np.testing.assert_array_equal(checkpoint(paths), found)
 
 
@@ -178,7 +162,9 @@ def test_pictures_are_turned_upright_and_stay_as_they_are(trained, tmp_path):
 def test_an_exported_run_agrees_with_load_run(trained, tmp_path):
     pytest.importorskip("onnxscript")
     onnx, script = tmp_path / "net.onnx", tmp_path / "net.pt"
-    done = module_cli("export", trained / "run", "--onnx", onnx, "--torchscript", script)
+    done = run_python(
+        "-m", "net", "export", trained / "run", "--onnx", onnx, "--torchscript", script
+    )
     assert done.returncode == 0, done.stderr
     for said in ("onnxruntime and torch differ by", "TorchScript and torch differ by", "0..255"):
         assert said in done.stdout
@@ -206,7 +192,9 @@ def test_drawings_are_seen_as_the_embedded_set_is(session_workdir):
     assert done.returncode == 0, done.stderr
     run = session_workdir / "logs" / "drawn"
     flags = ["--amp", "off", "--metrics", "retrieval", "--export", "drawn.npz"]
-    done = run_cli("evaluate.py", "--resume", str(run / best(run)), *flags, cwd=session_workdir)
+    done = run_cli(
+        "evaluate.py", "--resume", tiny.best_checkpoint(run), *flags, cwd=session_workdir
+    )
     assert done.returncode == 0, done.stderr
     images = dataset.load("emoji", split="eval")
     pictures = [Image.fromarray(images.pixels[k]) for k in range(40)]
@@ -251,6 +239,6 @@ def test_missing_packages_and_targets_are_status_2(trained, tmp_path, monkeypatc
     assert not file.exists()
 
 
-def test_names_of_net_that_do_not_exist_are_said():
+def test_unknown_names_in_net_are_reported():
     with pytest.raises(AttributeError, match="no attribute 'lode_run'"):
         net.lode_run  # noqa: B018

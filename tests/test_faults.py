@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_cli, run_python
+from tiny import same, untimed_rows
 
 import train
 from runs import RunFolder
@@ -30,18 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "last.pth", weights_only=True)["model_state_dict"]
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def facts(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without what is measured in seconds."""
-    timed = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
-    rows = tiny.metrics_rows(folder)
-    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+    return tiny.saved(folder)["model_state_dict"]
 
 
 # --- signals --------------------------------------------------------------------------------------
@@ -79,7 +69,7 @@ def test_a_signal_ends_a_run_after_a_checkpoint(number, status, images, tmp_path
     tiny.resume(tmp_path / "run", "")
     whole = tiny.run(images, tmp_path, "whole", "--epochs 40 --eval-every 7 --deterministic")
     assert same(weights(tmp_path / "run"), weights(whole))
-    assert facts(tmp_path / "run") == facts(whole)
+    assert untimed_rows(tmp_path / "run") == untimed_rows(whole)
 
 
 def test_signals_are_requests_and_the_second_one_is_obeyed_at_once() -> None:
@@ -99,7 +89,7 @@ def test_a_signal_does_not_wait_for_an_evaluation() -> None:
         time.sleep(1)
 
 
-def test_an_interrupted_evaluation_is_made_again_and_no_training_is(
+def test_an_interrupted_evaluation_is_repeated_and_training_is_not(
     images, tmp_path, monkeypatch
 ) -> None:
     flags = "--epochs 3 --warm 0"
@@ -121,7 +111,7 @@ def test_an_interrupted_evaluation_is_made_again_and_no_training_is(
     tiny.resume(tmp_path / "run", "")
     assert asked == [8, 16, 16, 24] and len(steps) == 8
     assert same(weights(tmp_path / "run"), weights(whole))
-    assert facts(tmp_path / "run") == facts(whole)
+    assert untimed_rows(tmp_path / "run") == untimed_rows(whole)
 
 
 # --- saving and continuing ------------------------------------------------------------------------
@@ -143,7 +133,7 @@ def test_saves_between_epochs_and_older_checkpoints(images, tmp_path, monkeypatc
         "step_00000016.pth",
     ]
     plain = tiny.run(images, tmp_path, "plain", "--epochs 2")
-    assert same(weights(folder), weights(plain)) and facts(folder) == facts(plain)
+    assert same(weights(folder), weights(plain)) and untimed_rows(folder) == untimed_rows(plain)
     middle = torch.load(folder / "step_00000015.pth", weights_only=True)
     assert middle["clock"]["step_in_epoch"] == 7 and middle["lap"]["images"] == 7 * 12
     for kept in ("environment", "args", "random", "optimisers", "criterion_state_dict", "format"):
@@ -197,25 +187,25 @@ def test_a_signal_before_the_first_step_of_a_division_divides_once(
     assert state["clock"]["epoch"] == 2 and state["clock"]["step_in_epoch"] == 0
     tiny.resume(tmp_path / "run", "")
     assert same(weights(tmp_path / "run"), weights(whole))
-    assert facts(tmp_path / "run") == facts(whole)
+    assert untimed_rows(tmp_path / "run") == untimed_rows(whole)
 
 
 def test_an_older_checkpoint_can_be_continued_from(images, tmp_path) -> None:
     folder = tiny.run(images, tmp_path, "run", "--epochs 3 --keep 9")
-    before, rows = weights(folder), facts(folder)
+    before, rows = weights(folder), untimed_rows(folder)
     assert len(list(folder.glob("step_*.pth"))) == 4
     tiny.resume(folder / "step_00000008.pth", "")
-    assert same(weights(folder), before) and facts(folder) == rows
+    assert same(weights(folder), before) and untimed_rows(folder) == rows
 
 
-def test_what_a_run_that_was_killed_left_half_written_goes(images, tmp_path) -> None:
+def test_half_written_files_of_a_killed_run_are_removed(images, tmp_path) -> None:
     folder = tiny.run(images, tmp_path, "run", "--epochs 1")
     (folder / ".last.pth.abc.tmp").write_bytes(b"half")
     tiny.resume(folder, "--epochs 2")
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_other_images_than_those_a_run_began_with_are_refused(images, tmp_path) -> None:
+def test_a_run_is_not_continued_on_other_images(images, tmp_path) -> None:
     folder = tiny.run(images, tmp_path, "run", "--epochs 1")
     content = json.loads((folder / "environment.json").read_text())
     (folder / "environment.json").write_text(json.dumps({**content, "data": "0" * 16}))
@@ -223,7 +213,7 @@ def test_other_images_than_those_a_run_began_with_are_refused(images, tmp_path) 
         tiny.resume(folder, "--epochs 2")
 
 
-def test_a_run_that_goes_on_is_not_continued_by_another_process(images, tmp_path) -> None:
+def test_a_run_in_progress_is_not_continued_by_another_process(images, tmp_path) -> None:
     run = start(images, tmp_path, "--epochs", "4000", "--eval-every", "4000", "--name", "run")
     wait_for(tmp_path / "run" / "last.pth")
     try:
@@ -235,7 +225,7 @@ def test_a_run_that_goes_on_is_not_continued_by_another_process(images, tmp_path
     tiny.resume(tmp_path / "run", "--max-steps 1")
 
 
-def test_a_row_that_found_the_disk_full_comes_with_the_next(tmp_path, monkeypatch) -> None:
+def test_a_row_kept_back_by_a_full_disk_is_written_with_the_next(tmp_path, monkeypatch) -> None:
     import runs
 
     table, write = runs.MetricsTable(tmp_path / "metrics.csv"), runs.write_atomically
@@ -278,7 +268,7 @@ def spoil(training: train.Training, at: set[int], gradient: bool = False) -> Non
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_a_run_stops_before_a_bad_update_and_tells_its_images(
+def test_a_run_stops_before_a_bad_update_and_names_its_images(
     gradient, images, tmp_path, monkeypatch
 ) -> None:
     prepare = train.prepare
@@ -307,16 +297,27 @@ def test_bad_steps_are_skipped_up_to_a_bound(images, tmp_path, monkeypatch, capl
     def spoilt(args):
         training = prepare(args)
         spoil(training, {2, 5})
+        step = training.step
+
+        def recorded(batch):
+            values = step(batch)
+            losses.append(None if values is None else float(values["loss"]))
+            return values
+
+        monkeypatch.setattr(training, "step", recorded)
         return training
 
+    losses: list[float | None] = []
     monkeypatch.setattr(train, "prepare", spoilt)
     folder = tiny.run(images, tmp_path, "run", "--epochs 1 --on-nan skip")
     assert [r.getMessage()[:14] for r in caplog.records if "skipped" in r.message] == [
         "step 2 is skip",
         "step 5 is skip",
     ]
+    assert [number for number, loss in enumerate(losses, 1) if loss is None] == [2, 5]
+    taken = [loss for loss in losses if loss is not None]
     (row,) = tiny.metrics_rows(folder)
-    assert float(row["loss"]) == pytest.approx(float(row["loss"])) and float(row["loss"]) > 0
+    assert float(row["loss"]) == pytest.approx(sum(taken) / len(taken), rel=1e-5)
     monkeypatch.setattr(faults, "MAX_SKIPPED", 1)
     with pytest.raises(InputError, match="1 steps were skipped before it"):
         tiny.run(images, tmp_path, "more", "--epochs 1 --on-nan skip")
@@ -353,7 +354,7 @@ def test_a_gpu_is_asked_every_so_often(monkeypatch) -> None:
 # --- collapse, memory, disks ----------------------------------------------------------------------
 
 
-def test_collapse_is_said_once(caplog) -> None:
+def test_collapse_is_reported_once(caplog) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) // 3
     spread = torch.randn(60, 16, generator=generator)
@@ -405,7 +406,7 @@ def test_a_short_embedding_is_no_zero(caplog) -> None:
     assert not caplog.records
 
 
-def test_a_full_gpu_is_told_in_words_of_the_command_line(images, monkeypatch) -> None:
+def test_a_full_gpu_is_explained_in_terms_of_the_command_line(images, monkeypatch) -> None:
     def full(args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
@@ -426,9 +427,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path) -> None:
     )
     path = tmp_path / "last.pth"
     save_tensors(path, {"a": torch.ones(3)})
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_python("-c", code, path)
     assert done.returncode == 1 and "cannot write" in done.stderr and "unchanged" in done.stderr
     assert torch.load(path, weights_only=True)["a"].sum() == 3
     assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
@@ -449,7 +448,7 @@ def test_a_run_outlives_a_disk_that_fills_up_and_says_so_at_the_end(images, tmp_
     assert done.returncode == 2
     assert done.stdout.count("\nepoch ") == 2 and "training goes on" in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: cannot write")
-    assert len(facts(tmp_path / "run")) == 2
+    assert len(untimed_rows(tmp_path / "run")) == 2
 
 
 def test_a_read_only_log_folder_sends_the_run_home(images, tmp_path, monkeypatch, caplog) -> None:
@@ -484,7 +483,7 @@ def test_wandb_that_fails_in_the_middle_does_not_stop_a_run(
     args = tiny.parse(images, f"--epochs 3 --LOG_DIR {tmp_path} --name run")
     args.wandb = "online"
     train.main(args)
-    assert len(facts(tmp_path / "run")) == 3 and Failing.rows == 2
+    assert len(untimed_rows(tmp_path / "run")) == 3 and Failing.rows == 2
     assert [r.message[:13] for r in caplog.records if "wandb" in r.message] == ["wandb stopped"]
 
 
@@ -493,18 +492,15 @@ def test_wandb_that_fails_in_the_middle_does_not_stop_a_run(
 
 def test_one_command_gives_the_same_numbers_twice(images, tmp_path) -> None:
     first, second = (tiny.run(images, tmp_path, name, "--epochs 2 --loss AMLoss") for name in "ab")
-    assert same(weights(first), weights(second)) and facts(first) == facts(second)
+    assert same(weights(first), weights(second)) and untimed_rows(first) == untimed_rows(second)
 
 
 def test_no_key_of_wandb_is_written_anywhere(images, tmp_path) -> None:
     command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(tmp_path)]
     command[command.index("disabled")] = "offline"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *command, "--epochs", "1", "--name", "run"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "WANDB_API_KEY": SECRET},
-    )
+    more = ["--epochs", "1", "--name", "run"]
+    environment = {"WANDB_API_KEY": SECRET, "WANDB_MODE": "offline"}
+    done = run_cli("train.py", *command, *more, cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
     for file in tmp_path.rglob("*"):

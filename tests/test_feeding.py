@@ -508,7 +508,7 @@ def test_replicas_repeat_images_with_visits_of_their_own():
             assert (np.diff(visits, axis=0) == 1).all()
 
 
-def test_clusters_of_one_class_are_left_out_and_said_so(caplog):
+def test_clusters_of_one_class_are_left_out_and_reported(caplog):
     clusters = np.array([0] * 8 + [1] * 4)
     labels = np.array([0, 1] * 4 + [2] * 4)
     sampler = ClusterSampler(labels, clusters, 4, 2)
@@ -536,7 +536,7 @@ def test_cluster_sampler_says_what_is_wrong(changes, words):
 
 
 @pytest.mark.parametrize("augment", ["crop", "sec", "emoji", "none"])
-def test_the_same_batches_for_any_number_of_workers(photographs, augment):
+def test_the_same_batches_with_any_number_of_workers(photographs, augment):
     alone = loader_of(photographs, augment=augment)
     pair = loader_of(photographs, augment=augment, workers=2)
     for epoch in (0, 1):
@@ -624,7 +624,7 @@ def test_pictures_in_memory_are_resized_to_the_size_asked_for(drawings):
     assert (batch.images[3] - expected).abs().mean() < 0.02
 
 
-def test_waiting_is_measured_anew_each_epoch(photographs):
+def test_waiting_is_measured_afresh_each_epoch(photographs):
     loader = loader_of(photographs)
     iterator = iter(loader)
     next(iterator)
@@ -805,7 +805,7 @@ def test_a_changed_file_costs_its_shard_and_a_changed_size_all(tmp_path, small_s
     assert min(smaller.read(0).shape[:2]) == 40 and min(kept.read(0).shape[:2]) == 56
 
 
-def test_a_damaged_shard_is_noticed_and_made_anew(photographs, tmp_path, small_shards, caplog):
+def test_a_damaged_shard_is_noticed_and_rebuilt(photographs, tmp_path, small_shards, caplog):
     expected = [
         image.copy() for image in map(open_cache(photographs, 56, tmp_path).read, range(30))
     ]

@@ -7,14 +7,13 @@ name is needed for makes no difference to who has to know whom.
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 FRONT_DOORS = "train evaluate report"
 FLOORS = (
@@ -252,13 +251,7 @@ def test_the_options_end_in_the_hall(tmp_path: Path) -> None:
 )
 def test_no_torch_is_loaded_for(code: str) -> None:
     told = "atexit.register(lambda: print('torch' in sys.modules))"
-    result = subprocess.run(
-        [sys.executable, "-c", f"import atexit, runpy, sys; {told}; {code}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    result = run_python("-c", f"import atexit, runpy, sys; {told}; {code}")
     assert (result.returncode, result.stdout.split()[-1:]) == (0, ["False"]), result.stderr
 
 

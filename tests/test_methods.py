@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import tiny
 import torch
 from conftest import ROOT, SMALL, files_in
 from PIL import Image
+from tiny import same, saved
 
 import evaluate
 import options
@@ -48,36 +48,6 @@ TERMS = {
     "disentangled": {"metric", "agnostic", "specific", "split"},
     "masks": {"masks"},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they give on networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_images(tmp_path_factory.mktemp("data") / "tiny")
-
-
-def saved(folder: Path, what: str = "last") -> dict:
-    (file,) = folder.glob(f"*{what}.pth")
-    return torch.load(file, weights_only=True)
-
-
-def same(first: object, second: object) -> bool:
-    """Equality of nested dictionaries and lists of tensors, bit by bit."""
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first.nan_to_num(), second.nan_to_num())
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
 
 
 # --- the matrix -----------------------------------------------------------------------------------
@@ -134,7 +104,7 @@ def test_every_epoch_has_a_row_with_its_terms(images: Path, tmp_path: Path) -> N
 def test_training_starts_from_the_weights_of_a_checkpoint(images: Path, tmp_path: Path) -> None:
     first = tiny.run(images, tmp_path, "first", "--epochs 2 --warm 0")
     start = saved(first, "best")["model_state_dict"]
-    (file,) = first.glob("*best.pth")
+    file = tiny.best_checkpoint(first)
     network = tiny.prepare(images, f"--checkpoint {file}").network.state_dict()
     assert same(dict(network), dict(start))
     divided = tiny.prepare(images, f"--checkpoint {file} --nb-clusters 2").network
@@ -150,7 +120,7 @@ def test_a_share_of_the_classes(images: Path, tmp_path: Path) -> None:
     assert training.data.train.num_classes == 4 and len(training.data.train) == 24
     assert training.data.test[0].queries.num_classes == 4
     folder = tiny.run(images, tmp_path, "run", "--ratio-classes 0.5 --epochs 1")
-    (file,) = folder.glob("*best.pth")
+    file = tiny.best_checkpoint(folder)
     assert tasks_of(open_checkpoint(file).data)[0].queries.num_classes == 4
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
-from conftest import ROOT
+from conftest import run_python
 
 import options
 from utils import InputError
@@ -131,9 +128,9 @@ def test_help_shows_groups_and_defaults_without_loading_torch(script):
         "    assert stop.code == 0\n"
         "assert not {'torch', 'wandb'} & set(sys.modules), 'a heavy import'\n"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
     assert "network:" in shown and "(default: 512)" in shown
     assert max(map(len, shown.splitlines())) <= 100
 

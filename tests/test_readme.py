@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import official_layouts
 import pytest
 import tiny
 import torch
-from conftest import ROOT, link_repository_data, run_cli
+from conftest import ROOT, link_repository_data, run_cli, run_python
 from PIL import Image
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -90,13 +88,7 @@ def test_training_on_ones_own_images(command, folder):
 
 @pytest.mark.parametrize("command", CHECKS, ids=lambda command: command[24:])
 def test_checks_of_data(command, folder):
-    done = subprocess.run(
-        [sys.executable, *shlex.split(command)[1:]],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(*shlex.split(command)[1:], cwd=folder)
     assert done.returncode in (0, 1), done.stderr
     assert "images" in done.stdout
 
@@ -120,12 +112,6 @@ def demo(folder: Path) -> Path:
     for name in ("drawing.png", "photo.jpg"):
         Image.new("RGB", (30, 40), "red").save(folder / name)
     return folder
-
-
-def run_python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def test_evaluation_of_the_demo(demo):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import itertools
 import statistics
@@ -158,7 +157,7 @@ def test_tables_are_written_between_their_marks(study):
     assert "| AMLoss | Proxy-Anchor | +1." in page or "| AMLoss | Proxy-Anchor | +0.9" in page
 
 
-def test_picture_has_a_row_a_method_with_the_best_on_top(study):
+def test_picture_has_one_row_per_method_with_the_best_on_top(study):
     while (task := next(study.open_tasks(study.read_outcomes()), None)) is not None:
         study.append(pretend(study, task))
     root = ElementTree.fromstring(study.picture(study.read_runs()))
@@ -174,9 +173,8 @@ def test_picture_has_a_row_a_method_with_the_best_on_top(study):
 
 def trained(folder: Path) -> tuple[list[float], torch.Tensor]:
     """The losses of the epochs, and the proxies at the end."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file)]
-    state = torch.load(folder / "last.pth", weights_only=True)["criterion_state_dict"]
+    losses = [float(row["loss"]) for row in tiny.metrics_rows(folder)]
+    state = tiny.saved(folder)["criterion_state_dict"]
     (proxies,) = (value for name, value in state.items() if name.endswith("proxies"))
     return losses, proxies
 

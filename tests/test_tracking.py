@@ -138,7 +138,7 @@ def test_tensorboard_is_told_everything_and_a_continued_run_continues(tracked):
     assert len(options) == 1 and b"AMLoss" in options[0].tensor_proto.string_val[0]
 
 
-def test_steps_that_are_made_again_replace_those_before(tmp_path):
+def test_repeated_steps_replace_the_earlier_ones(tmp_path):
     pytest.importorskip("tensorboard")
     common = {"tensorboard": True, "project": "p", "name": "n", "folder": tmp_path, "config": {}}
     first = Tracker("disabled", **common)
@@ -154,7 +154,7 @@ def test_steps_that_are_made_again_replace_those_before(tmp_path):
 # --- what must not stop a run ---------------------------------------------------------------------
 
 
-def test_one_that_fails_leaves_the_other(tmp_path, monkeypatch, caplog):
+def test_a_tracker_that_fails_leaves_the_other_running(tmp_path, monkeypatch, caplog):
     writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
     wandb = pytest.importorskip("wandb")
     seen = []

@@ -23,11 +23,6 @@ def run_folder(session_workdir: Path) -> Path:
     return session_workdir / "logs" / "short"
 
 
-def metrics_rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 # --- a run and what it leaves ---------------------------------------------------------------------
 
 
@@ -50,7 +45,7 @@ def test_run_folder_holds_all_there_is_to_know(run_folder):
 
 
 def test_metrics_row_has_losses_rates_speed_and_metrics(run_folder):
-    (row,) = metrics_rows(run_folder)
+    (row,) = tiny.metrics_rows(run_folder)
     assert int(row["step"]) == 6
     for column in ("loss", "positive", "images_per_second", "R@1", "MAP@R", "NMI", "F1"):
         assert np.isfinite(float(row[column])), column
@@ -82,7 +77,7 @@ def test_evaluate_needs_only_the_checkpoint_and_repeats_the_numbers(run_folder):
     done = run_cli("evaluate.py", *command, cwd=work)
     assert done.returncode == 0, done.stderr
     (numbers,) = json.loads((work / "n.json").read_text())["results"]
-    (row,) = metrics_rows(run_folder)
+    (row,) = tiny.metrics_rows(run_folder)
     for name in ("R@1", "R@8", "MAP@R", "NMI", "R@1 other drawing sets"):
         assert numbers[name] == pytest.approx(float(row[name]), abs=2e-6)
     exported = np.load(work / "e.npz")
@@ -134,7 +129,7 @@ def test_resumed_run_ends_with_the_same_weights(workdir):
     )
     for part in ("model_state_dict", "criterion_state_dict"):
         assert all(torch.equal(first[part][key], second[part][key]) for key in first[part])
-    assert [row["step"] for row in metrics_rows(workdir / "logs" / "half")] == ["3", "6"]
+    assert [row["step"] for row in tiny.metrics_rows(workdir / "logs" / "half")] == ["3", "6"]
 
 
 # --- faults ---------------------------------------------------------------------------------------

@@ -5,13 +5,27 @@ from __future__ import annotations
 import argparse
 import csv
 from pathlib import Path
+from typing import Any
 
+import torch
 from small_images import write_images
 
 import options
 import train
 
-__all__ = ["NETWORK", "metrics_rows", "parse", "prepare", "resume", "run", "write_images"]
+__all__ = [
+    "NETWORK",
+    "best_checkpoint",
+    "metrics_rows",
+    "parse",
+    "prepare",
+    "resume",
+    "run",
+    "same",
+    "saved",
+    "untimed_rows",
+    "write_images",
+]
 
 NETWORK = (
     "--model resnet10 --width 0.125 --stem small --embedding-size 8 --image-size 32 "
@@ -44,3 +58,32 @@ def metrics_rows(folder: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv."""
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def untimed_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what is measured in seconds."""
+    timed = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
+    return [{k: v for k, v in row.items() if k not in timed} for row in metrics_rows(folder)]
+
+
+def best_checkpoint(folder: Path) -> Path:
+    """The file of a run's best checkpoint."""
+    (file,) = folder.glob("*_best.pth")
+    return file
+
+
+def saved(folder: Path, what: str = "last") -> dict[str, Any]:
+    """The content of a run's `last` or `best` checkpoint."""
+    path = best_checkpoint(folder) if what == "best" else folder / "last.pth"
+    return torch.load(path, weights_only=True)
+
+
+def same(first: object, second: object) -> bool:
+    """Equality of nested dictionaries and lists of tensors, bit by bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first.nan_to_num(), second.nan_to_num())
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second

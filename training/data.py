@@ -9,7 +9,9 @@ import numpy as np
 
 import dataset
 from dataset.base import ImageSet
-from evaluation.tasks import Task, tasks_of
+from dataset.overlap import shared_with_training
+from evaluation.tables import about_matches
+from evaluation.tasks import Task, images_of, tasks_of
 from utils import InputError
 
 logger = logging.getLogger("train")
@@ -27,6 +29,12 @@ class Data:
     def selects_on_test(self) -> bool:
         """The papers' protocol: the best epoch is picked on the test classes."""
         return self.selection is self.test
+
+    @property
+    def judged(self) -> list[ImageSet]:
+        """All images that are evaluated, each set once."""
+        tasks = self.test if self.selects_on_test else [*self.selection, *self.test]
+        return images_of(tasks)
 
     @property
     def picked_on(self) -> str:
@@ -64,11 +72,16 @@ class HeldOut:
         return chosen
 
 
-def load(choice: dataset.Choice, held_out: HeldOut, batch_size: int) -> Data:
+def load(
+    choice: dataset.Choice, held_out: HeldOut, batch_size: int, max_bad_images: float = 0.0
+) -> Data:
     """The training split and the evaluations, validation classes split off where that is asked.
 
+    Args:
+        max_bad_images: the share of the training images whose files may be missing.
+
     Raises:
-        InputError: the data are not there, or too few for a batch.
+        InputError: the data, or files of them, are not there, or they are too few for a batch.
     """
     train = choice.load("train")
     _check_classes(train, choice.name)
@@ -84,7 +97,20 @@ def load(choice: dataset.Choice, held_out: HeldOut, batch_size: int) -> Data:
             f"--batch-size {batch_size} is larger than the {len(train)} training images of "
             f"{choice.name}; choose at most {len(train)}"
         )
-    return Data(train, selection, test)
+    data = Data(train, selection, test)
+    dataset.require_files(train, data.judged, max_bad_images)
+    _warn_of_evaluation(data)
+    return data
+
+
+def _warn_of_evaluation(data: Data) -> None:
+    """Says what will make the numbers mean less than they seem to."""
+    if shared := shared_with_training(data.train, *data.judged).warning():
+        logger.warning("%s", shared)
+    for task in data.test if data.selects_on_test else [*data.selection, *data.test]:
+        count = {"queries": len(task.queries), "queries_without_match": task.without_match}
+        if about := about_matches(count):
+            logger.warning("%s: %s", task.title, about)
 
 
 def _check_classes(train: ImageSet, name: str) -> None:

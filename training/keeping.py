@@ -16,6 +16,7 @@ import processes
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
 from evaluation.measuring import Result, table
+from evaluation.tables import about_matches
 from evaluation.tasks import Task
 from options import METRICS
 from page.making import make as page_of_runs
@@ -196,6 +197,9 @@ class Keeper:
             }
         )
         print(table(results))
+        for result in results:
+            if about := about_matches(result.numbers):
+                print(f"{result.title}: {about}")
         print(f"run folder: {run.path}")
         print(f"evaluate:   python evaluate.py --resume {run.best_checkpoint()}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import dataset
 import options
 import processes
 from devices import environment
@@ -48,15 +49,19 @@ def open_folder(
         InputError: the folder cannot be made, another process is at work in it, or the images are
             not those that the run began with.
     """
-    data = training.data.train.fingerprint()
+    images = [training.data.train, *training.data.judged]
+    data = {
+        "data": training.data.train.fingerprint(),
+        "images": processes.from_main(partial(dataset.fingerprints, *images)),
+    }
     if run is not None:
         run.hold()
-        processes.from_main(partial(run.check_data, data))
+        processes.from_main(partial(run.check_data, **data))
         return run, processes.from_main(partial(run.load_last, options.same_training))
     name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
     run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     run.write_args(training.options)
-    run.write_environment({**environment(training.precision.device), "data": data})
+    run.write_environment({**environment(training.precision.device), **data})
     run.hold()
     return run, None
 
