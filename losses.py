@@ -85,10 +85,10 @@ def options_of(name: str) -> frozenset[str]:
 
 
 def _entry(name: str) -> Callable[..., Criterion]:
+    if name in CRITERIA:
+        return CRITERIA[name]
     criteria.check_name(name)
-    if name.startswith(criteria.LIBRARY):
-        return LibraryEntry(name.removeprefix(criteria.LIBRARY))
-    return CRITERIA[name]
+    return LibraryEntry(name.removeprefix(criteria.LIBRARY))
 
 
 def _options(make: Callable[..., Criterion]) -> Parameters:

@@ -112,12 +112,12 @@ def _plain_name(record: Record) -> str:
 def _command(record: Record, plain: argparse.Namespace) -> str | None:
     """A command that trains `plain`, from the run's recipe where that can be; None if none does."""
     for file in ([f"@{plain.recipe}"] if plain.recipe else []), []:
-        words = _with_loss(file, plain.loss)
-        # It knows what the loss brings along: its authors' optimiser, say.
-        base = options.parsed(words)
-        if base is None:
-            continue
-        words += _flags(plain, base)
+        words = _first_words(file, plain)
+        for _ in range(2):  # a flag may bring defaults along that are not the run's
+            base = options.parsed(words)
+            if base is None:
+                break
+            words += _flags(plain, base)
         again = options.parsed(words)
         if again is not None and _training(vars(again)) == _training(vars(plain)):
             words += ["--name", _plain_name(record)]
@@ -125,10 +125,14 @@ def _command(record: Record, plain: argparse.Namespace) -> str | None:
     return None
 
 
-def _with_loss(file: list[str], loss: str) -> list[str]:
+def _first_words(file: list[str], plain: argparse.Namespace) -> list[str]:
+    """The recipe, and what decides most about the rest: the loss and the data set."""
     base = options.parsed(file)
-    named = base is not None and base.loss == loss
-    return [*file, *([] if named else ["--loss", loss])]
+    words = list(file)
+    for flag in ("loss", "dataset"):
+        if base is None or getattr(base, flag) != getattr(plain, flag):
+            words += [f"--{flag}", getattr(plain, flag)]
+    return words
 
 
 def _flags(plain: argparse.Namespace, base: argparse.Namespace) -> list[str]:

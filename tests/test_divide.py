@@ -525,9 +525,9 @@ def test_one_loader_serves_all_clusters(images: Path, monkeypatch: pytest.Monkey
     workers = []
     step = Watched.step
 
-    def counting(self: Watched, batch: Batch) -> dict[str, torch.Tensor]:
+    def counting(self: Watched, training: Training, batch: Batch) -> dict[str, torch.Tensor]:
         workers.append({process.pid for process in multiprocessing.active_children()} - before)
-        return step(self, batch)
+        return step(self, training, batch)
 
     monkeypatch.setattr(Watched, "step", counting)
     watched = Watched(images, f"{DIVIDED} --hierarchy-method none --workers 1", epochs=1)

@@ -207,10 +207,19 @@ def test_half_written_files_of_a_killed_run_are_removed(images, tmp_path) -> Non
 
 def test_a_run_is_not_continued_on_other_images(images, tmp_path) -> None:
     folder = tiny.run(images, tmp_path, "run", "--epochs 1")
-    content = json.loads((folder / "environment.json").read_text())
-    (folder / "environment.json").write_text(json.dumps({**content, "data": "0" * 16}))
-    with pytest.raises(InputError, match="training images are not those"):
+    kept = (folder / "environment.json").read_text()
+    for side, words in (("train", "training images"), ("eval", "evaluation images")):
+        content = json.loads(kept)
+        content["images"][side] = "0" * 16
+        (folder / "environment.json").write_text(json.dumps(content))
+        with pytest.raises(InputError, match=f"the {words} are not those"):
+            tiny.resume(folder, "--epochs 2")
+    older = {k: v for k, v in json.loads(kept).items() if k != "images"}
+    (folder / "environment.json").write_text(json.dumps({**older, "data": "0" * 16}))
+    with pytest.raises(InputError, match="the training images are not those"):
         tiny.resume(folder, "--epochs 2")
+    (folder / "environment.json").write_text(json.dumps(older))
+    tiny.resume(folder, "--epochs 2")
 
 
 def test_a_run_in_progress_is_not_continued_by_another_process(images, tmp_path) -> None:
@@ -297,16 +306,16 @@ def test_bad_steps_are_skipped_up_to_a_bound(images, tmp_path, monkeypatch, capl
     def spoilt(args):
         training = prepare(args)
         spoil(training, {2, 5})
-        step = training.step
-
-        def recorded(batch):
-            values = step(batch)
-            losses.append(None if values is None else float(values["loss"]))
-            return values
-
-        monkeypatch.setattr(training, "step", recorded)
         return training
 
+    step = train.step
+
+    def recorded(training, batch):
+        values = step(training, batch)
+        losses.append(None if values is None else float(values["loss"]))
+        return values
+
+    monkeypatch.setattr(train, "step", recorded)
     losses: list[float | None] = []
     monkeypatch.setattr(train, "prepare", spoilt)
     folder = tiny.run(images, tmp_path, "run", "--epochs 1 --on-nan skip")
