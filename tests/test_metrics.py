@@ -474,10 +474,12 @@ def test_against_the_oracle(name, count, block_size):
         assert_same(with_recall(found, ks), oracle(*arguments, **options, ks=ks))
 
 
-def test_in_runs_when_there_are_many_pairs(monkeypatch):
-    x, labels = CASES["two classes"]
+@pytest.mark.parametrize("name", ["two classes", "many ties"])
+def test_in_runs_when_there_are_many_pairs(name, monkeypatch):
+    x, labels = CASES[name]
     monkeypatch.setattr(metrics, "MAX_PAIRS", 700)
     monkeypatch.setattr(metrics, "MAX_ENTRIES", 64)
+    monkeypatch.setattr(ties, "MAX_TERMS", 100)
     assert_same(retrieval_per_query(x, labels, block_size=40), oracle(x, labels))
 
 
@@ -1026,6 +1028,14 @@ def test_the_gallery_holds_one_image_of_each_class(monkeypatch):
     monkeypatch.setattr(retrieval, "retrieval_metrics", spy)
     one_per_class_gallery(x, labels, draws=2)
     assert seen == [(210, list(range(30)))] * 2
+
+
+def test_a_collapsed_network_is_as_good_as_chance_in_a_gallery_of_one_image_per_class():
+    found = one_per_class_gallery(torch.zeros(200, 8), torch.arange(200) % 20, ks=(1, 5), draws=2)
+    assert found["R@1"] == pytest.approx(1 / 20)
+    assert found["R@5"] == pytest.approx(5 / 20)
+    assert found["MRR"] == pytest.approx(sum(1 / rank for rank in range(1, 21)) / 20)
+    assert found["R@1_sd"] == 0
 
 
 def test_one_per_class_needs_a_query():
