@@ -190,7 +190,7 @@ def print_results(
     print(tables.text(rows))
     print(tables.footnote(rows))
     for result in candidates[0].results:
-        if about := tables.about_matches(result.numbers):
+        for about in tables.doubts(result.numbers):
             print(f"{result.title}: {about}")
     if resamples:
         print(

@@ -22,6 +22,7 @@ import fcntl
 import io
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -202,8 +203,9 @@ class RunFolder:
 
     @main_only
     def write_fault(self, record: dict[str, Any]) -> None:
-        """Writes non_finite.json."""
-        write_json(self.fault_path, record)
+        """Writes non_finite.json; which of nan and inf a term was stays to be read."""
+        terms = {name: v if math.isfinite(v) else str(v) for name, v in record["terms"].items()}
+        write_json(self.fault_path, {**record, "terms": terms})
 
     @contextlib.contextmanager
     def forgiving(self, what: str) -> Iterator[None]:
@@ -356,7 +358,9 @@ class MetricsTable:
 
 
 def _short(value: float | int | str) -> str | int:
-    return f"{value:.6g}" if isinstance(value, float) else value
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else ""
+    return value
 
 
 class ClassHistory:

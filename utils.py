@@ -10,6 +10,7 @@ import csv
 import difflib
 import io
 import json
+import math
 import os
 import sys
 import tempfile
@@ -93,9 +94,17 @@ def _umask() -> int:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes `content` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2, default=str) + "\n"
+    """Writes `content` as indented JSON, atomically; numbers that are not finite become null."""
+    text = json.dumps(_plain(content), indent=2, default=str, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _plain(content: object) -> object:
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_table(path: Path, header: list[str], rows: list[list]) -> None:

@@ -99,8 +99,7 @@ def _retrieval(
             others = metrics.retrieval_per_query(
                 x, task.queries.labels, exclude=groups, progress=bar, **search
             )
-        hits = (others["rank"] < 1) & (others["relevant"] > 0)
-        found[f"R@1 other {task.group_name}s"] = hits.double()
+        found[f"R@1 other {task.group_name}s"] = metrics.recall_at(others, 1)
     return found
 
 
@@ -168,6 +167,7 @@ def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:
 
     Among equals the lower MAP@R comes first. Queries without an image to find are left out.
     """
-    rank, precision = (per_query[name].numpy() for name in ("rank", "MAP@R"))
-    failed = np.flatnonzero((per_query["relevant"].numpy() > 0) & (rank > 0))
-    return failed[np.lexsort((precision[failed], -rank[failed]))]
+    reciprocal, precision = (per_query[name].numpy() for name in ("MRR", "MAP@R"))
+    missed = metrics.recall_at(per_query, 1).numpy() < 1
+    failed = np.flatnonzero((per_query["relevant"].numpy() > 0) & missed)
+    return failed[np.lexsort((precision[failed], reciprocal[failed]))]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from metrics import about_ties
 from metrics.comparison import Difference
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
@@ -49,7 +51,7 @@ def _is_recall(name: str) -> bool:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """An aligned table, one line a row; standard deviations stand below their means."""
+    """An aligned table, one line per row; standard deviations stand below their means."""
     names = columns(rows)
     lines = []
     for row, title in zip(rows, titles(rows), strict=True):
@@ -67,12 +69,15 @@ def titles(rows: Sequence[Row]) -> list[str]:
     return [f"{row.label}, {row.task}" if row.label else row.task for row in rows]
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _number(value: float | None, form: str = ".4f") -> str:
+    """Four digits; – for a metric that is undefined here, nothing for one that was not computed."""
+    if value is None:
+        return ""
+    return format(value, form) if math.isfinite(value) else "–"
 
 
 def interval_text(rows: Sequence[Row]) -> str:
-    """A line a metric, a column a row: the metric and its 95 % interval."""
+    """One line per metric, one column per row: the metric and its 95 % interval."""
     names = [name for name in columns(rows) if any(name in row.intervals for row in rows)]
     lines = [(name, [_interval_cell(row, name) for row in rows]) for name in names]
     return aligned(titles(rows), lines)
@@ -82,15 +87,17 @@ def _interval_cell(row: Row, name: str) -> str:
     if name not in row.intervals:
         return ""
     low, high = row.intervals[name]
-    return f"{row.numbers[name]:.4f} [{low:.4f}, {high:.4f}]"
+    if not math.isfinite(row.numbers[name]):
+        return _number(row.numbers[name])
+    return f"{row.numbers[name]:.4f} [{_number(low)}, {_number(high)}]"
 
 
 def difference_text(differences: Mapping[str, Difference]) -> str:
-    """A line a metric: difference, its 95 % interval, p."""
-    lines = [
-        (name, [f"{d.difference:+.4f}", f"[{d.low:+.4f}, {d.high:+.4f}]", f"{d.p:.4f}"])
-        for name, d in differences.items()
-    ]
+    """One line per metric: difference, its 95 % interval, p."""
+    lines = []
+    for name, found in differences.items():
+        difference, low, high = (_number(value, "+.4f") for value in found[:3])
+        lines.append((name, [difference, f"[{low}, {high}]", _number(found.p)]))
     return aligned(["B - A", "95 % interval", "p"], lines)
 
 
@@ -111,7 +118,7 @@ def aligned(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) ->
 
 
 def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: what a row is about, then a column a metric, its spread and interval."""
+    """Header and lines: what a row is about, then each metric with its spread and interval."""
     about = dict.fromkeys(name for row in rows for name in row.about)
     spreads = {name for row in rows for name in row.spread}
     intervals = {name for row in rows for name in row.intervals}
@@ -131,7 +138,7 @@ def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+    return f"{value:.6g}" if value is not None and math.isfinite(value) else ""
 
 
 # --- a paper --------------------------------------------------------------------------------------
@@ -179,13 +186,17 @@ def _best(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str | None]:
     """The highest printed value of each column; None where there is nothing to compare."""
     best = {}
     for name in names:
-        values = [row.numbers[name] for row in rows if name in row.numbers]
+        values = [row.numbers[name] for row in rows if _is_known(row, name)]
         best[name] = f"{100 * max(values):.1f}" if len(values) > 1 else None
     return best
 
 
+def _is_known(row: Row, name: str) -> bool:
+    return math.isfinite(row.numbers.get(name, math.nan))
+
+
 def _percent(row: Row, name: str, best: str | None) -> str:
-    if name not in row.numbers:
+    if not _is_known(row, name):
         return "--"
     value = f"{100 * row.numbers[name]:.1f}"
     value = rf"\textbf{{{value}}}" if value == best else value
@@ -275,6 +286,11 @@ def about_matches(numbers: Mapping[str, float]) -> str:
         f"{alone:,.0f} of the {queries:,.0f} queries {have} no other image of the same class to "
         "find: misses in R@K and MRR, left out of RP, MAP@R and mARP."
     )
+
+
+def doubts(numbers: Mapping[str, float]) -> list[str]:
+    """What is to be said beside metrics: queries that had nothing to find, or tied answers."""
+    return [words for words in (about_matches(numbers), about_ties(numbers)) if words]
 
 
 def footnote(rows: Sequence[Row], width: int = 100) -> str:

@@ -48,7 +48,7 @@ class Explained:
     def doubts(self) -> list[str]:
         """What keeps the numbers of the first evaluation from saying what they seem to say."""
         said = [self.shared.warning()] if self.shared is not None else []
-        said.append(tables.about_matches(self.numbers))
+        said += tables.doubts(self.numbers)
         if self.search is not None and self.search.found.size:
             judged = self.search.judged
             if len(np.union1d(judged.images.labels, judged.searched[0].labels)) == 1:

@@ -147,7 +147,7 @@ def _line(record: Record, folder: Path) -> Line:
     first = next(iter(record.results.values()), {})
     sort = {"epoch": float(best or 0), "time": record.seconds}
     name = str(record.path.relative_to(folder)) if record.path != folder else record.name
-    doubt = tables.about_matches(first)
+    doubt = " ".join(tables.doubts(first))
     return Line(name, about, _shown(first), _shown(final), sort=sort, doubt=doubt)
 
 

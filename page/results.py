@@ -71,7 +71,7 @@ def _doubts(runs: Sequence[Explained]) -> list[str]:
     """What keeps the numbers from saying what they seem to say, each sentence once."""
     said: dict[str, None] = {}
     for run in runs:
-        more = [tables.about_matches(numbers) for numbers in run.record.results.values()]
+        more = [words for n in run.record.results.values() for words in tables.doubts(n)]
         name = f"{run.record.name}: " if len(runs) > 1 else ""
         said |= dict.fromkeys(name + words for words in [*run.doubts, *more] if words)
     return list(said)

@@ -33,6 +33,7 @@ from evaluation import files, tables
 from evaluation.tables import Row
 from metrics import comparison, retrieval_per_query, summarise
 from metrics.comparison import Scores, query_scores, replicates
+from utils import write_json
 
 # --- statistics -----------------------------------------------------------------------------------
 
@@ -789,3 +790,38 @@ def test_a_full_disk_leaves_the_older_file(runs, command, tmp_path, monkeypatch)
     done = command("--resume", runs.seed1, "--latex", "n.tex", "--metrics", "retrieval")
     assert_refused(done, "n.tex", "No space")
     assert files_in(tmp_path) == ["n.tex"] and (tmp_path / "n.tex").read_text() == "older"
+
+
+# --- metrics that are undefined, answers that are tied --------------------------------------------
+
+
+def test_an_undefined_metric_is_no_number_anywhere(tmp_path):
+    nan = float("nan")
+    rows = [
+        tables.Row("x", "a", {"R@1": 0.0, "MAP@R": nan}, intervals={"MAP@R": [nan, nan]}),
+        tables.Row("x", "b", {"R@1": 0.5, "MAP@R": 0.25}),
+    ]
+    assert tables.text(rows).splitlines()[1].split() == ["a", "0.0000", "–"]
+    assert "nan" not in tables.interval_text(rows)
+    header, lines = tables.csv_table(rows)
+    assert dict(zip(header, lines[0], strict=True))["MAP@R"] == ""
+    paper = tables.latex(rows, "caption")
+    assert "nan" not in paper and "--" in paper
+    write_json(tmp_path / "n.json", {"numbers": {"MAP@R": nan}})
+    assert json.loads((tmp_path / "n.json").read_text()) == {"numbers": {"MAP@R": None}}
+
+
+def test_a_network_that_tells_nothing_apart_is_no_better_than_chance_and_says_so(
+    runs, command, tmp_path
+):
+    checkpoint = torch.load(runs.seed1, weights_only=True)
+    for name, value in checkpoint["model_state_dict"].items():
+        if name.startswith("model.embedding"):
+            value.fill_(1.0 if name.endswith("bias") else 0.0)
+    torch.save(checkpoint, tmp_path / "flat_best.pth")
+    done = command("--resume", tmp_path / "flat_best.pth", "--json", tmp_path / "n.json")
+    assert done.code == 0, done.err
+    (numbers,) = json.loads((tmp_path / "n.json").read_text())["results"]
+    classes, images = numbers["classes"], numbers["images"]
+    assert numbers["R@1"] == pytest.approx((images / classes - 1) / (images - 1))
+    assert "exactly as close" in done.out

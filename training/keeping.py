@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +17,7 @@ import processes
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
 from evaluation.measuring import Result, table
-from evaluation.tables import about_matches
+from evaluation.tables import doubts
 from evaluation.tasks import Task
 from options import METRICS
 from page.making import make as page_of_runs
@@ -135,7 +136,8 @@ class Keeper:
         parts = [f"epoch {row['epoch']:>3}/{self.training.length.epochs}"]
         parts += [f"loss {row['loss']:<7.4g}"]
         if "R@1" in row:
-            parts += [f"R@1 {row['R@1']:.4f}", f"MAP@R {row['MAP@R']:.4f}"]
+            parts += [f"R@1 {row['R@1']:.4f}"]
+            parts += [f"MAP@R {row['MAP@R']:.4f}"] if math.isfinite(row["MAP@R"]) else []
             parts += [f"best {clock.best:.4f} (epoch {clock.best_epoch})"]
         parts += [f"{row['images_per_second']:.0f} img/s", f"waiting {row['data_wait']:.0%}"]
         return "  ".join([*parts, human_seconds(clock.seconds)])
@@ -198,7 +200,7 @@ class Keeper:
         )
         print(table(results))
         for result in results:
-            if about := about_matches(result.numbers):
+            for about in doubts(result.numbers):
                 print(f"{result.title}: {about}")
         print(f"run folder: {run.path}")
         print(f"evaluate:   python evaluate.py --resume {run.best_checkpoint()}")
