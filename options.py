@@ -92,7 +92,7 @@ METRICS = ("retrieval", "official", "nmi", "f1", "ami")
 """What an evaluation can compute."""
 METRICS_TEXT = (
     "what to compute. retrieval: R@K, RP, MAP@R, mARP, MRR; official: VehicleID's gallery of one "
-    "image a vehicle (10 draws); nmi, f1, ami: k-means with one cluster a class"
+    "image per vehicle (10 draws); nmi, f1, ami: k-means with one cluster per class"
 )
 LOSSES_TEXT = f"{criteria.losses_in_words()}; or pml:NAME for any loss of pytorch-metric-learning"
 DATASETS_TEXT = f"{', '.join(dataset.NAMES)} (emoji is in the repository), folder:PATH, csv:FILE"
@@ -272,7 +272,7 @@ RUN = Group("run", (
 ))
 EVALUATION = Group("evaluation", (
     flag("--resume", None, Kind(str, "FILE", nargs="+"),
-         "checkpoint: of ours (knows its own flags) or released; several are compared in one "
+         "a run folder, or a checkpoint of ours or released; several are compared in one "
          "table, and those that differ in the seed alone are averaged"),
     flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",

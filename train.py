@@ -162,13 +162,13 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
         NonFinite: a loss or gradient is not finite.
     """
     clock, lap, loader = training.clock, training.lap, training.loader
-    batches = rest_of_epoch(training)
+    batches, signals = rest_of_epoch(training), signals or Signals()
     training.network.train()  # frozen BatchNorms rest: see EmbeddingNet.train in net/network.py
     training.objective.train()
     started, waited = time.perf_counter(), lap.waited - loader.wait_seconds
     with progress_bar(training) as bar:
         while not (stop := training.stops_here):
-            batch = _next(batches, signals or Signals())
+            batch = _next(batches, signals)
             if batch is None:
                 break
             values = step(training, batch)

@@ -245,8 +245,8 @@ MEANINGS = {
         "MRR: mean reciprocal rank of the nearest right image.",
     ),
     "NMI": Meaning(
-        "NMI: arithmetic; k-means with one cluster a class.",
-        "NMI: arithmetic normalisation; $k$-means with one cluster a class.",
+        "NMI: arithmetic; k-means with one cluster per class.",
+        "NMI: arithmetic normalisation; $k$-means with one cluster per class.",
     ),
     "F1": Meaning(
         "F1: of same-cluster pairs for same-class pairs.",
