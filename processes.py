@@ -393,8 +393,13 @@ class _Watch(threading.Thread):
             return -1
 
     def stop(self) -> None:
-        """Ends the watch."""
+        """No more beats; waits for the one that is being given.
+
+        A thread that is inside the store when Python ends would take the process down with SIGABRT.
+        """
         self._over.set()
+        if threading.current_thread() is not self:
+            self.join(timeout=BEAT)
 
 
 # --- starting them --------------------------------------------------------------------------------
