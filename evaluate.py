@@ -39,7 +39,7 @@ from evaluation.candidates import (
     paired_tests,
 )
 from evaluation.embedding import Embedded
-from evaluation.measuring import measure
+from evaluation.measuring import measure, print_doubts
 from evaluation.networks import checkpoint_file, open_checkpoint
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, tasks_of
@@ -189,9 +189,7 @@ def print_results(
     """The table, what its columns mean, and how sure the numbers are."""
     print(tables.text(rows))
     print(tables.footnote(rows))
-    for result in candidates[0].results:
-        for about in tables.doubts(result.numbers):
-            print(f"{result.title}: {about}")
+    print_doubts(candidates[0].results)
     if resamples:
         print(
             f"\n95 % intervals over the queries, the network as it is ({resamples:,} "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import io
 import shlex
 import sys
@@ -399,6 +398,11 @@ def _argparse_settings(entry: Flag) -> dict[str, Any]:
     return settings | {"nargs": kind.nargs, "const": kind.const}
 
 
+def defaults(groups: Sequence[Group]) -> dict[str, Any]:
+    """Every option of these groups as it is when nothing is given."""
+    return {entry.dest: entry.default for entry in _flags(groups)}
+
+
 def _flags(groups: Sequence[Group]) -> list[Flag]:
     return [entry for group in groups for entry in group.flags]
 
@@ -420,8 +424,7 @@ def _parse(
         near = close_names(unknown[0].split("=")[0], known)
         hint = f"; did you mean {' or '.join(near[:2])}?" if near else ""
         parser.error(f"unknown argument {unknown[0]}{hint}")
-    args = argparse.Namespace(**{entry.dest: entry.default for entry in entries})
-    vars(args).update(vars(given))
+    args = argparse.Namespace(**{**defaults(groups), **vars(given)})
     args.given = sorted(vars(given))
     words = sys.argv[1:] if argv is None else list(argv)
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
@@ -615,21 +618,13 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
     """Options that a run has kept; those that its version did not have are at their defaults."""
-    args = argparse.Namespace(**{**_defaults(), **stored})
+    unknown_then = {**defaults(TRAIN_GROUPS), "given": [], "recipe": None}
+    args = argparse.Namespace(**{**unknown_then, **stored})
     args.loss_args = tuple(tuple(item) for item in args.loss_args)
     # A run of another version may name a data set or a model that there is not here.
     with contextlib.suppress(InputError):
         args = resolved(args)
     return args
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    return {
-        **{entry.dest: entry.default for entry in train_flags()},
-        "given": [],
-        "recipe": None,
-    }
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace | None:

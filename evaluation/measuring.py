@@ -162,6 +162,13 @@ def table(results: Sequence[Result]) -> str:
     return tables.text([row for result in results for row in rows_of(result)])
 
 
+def print_doubts(results: Sequence[Result]) -> None:
+    """Prints what is to be said beside the numbers, where they say less than they seem to."""
+    for result in results:
+        for about in tables.doubts(result.numbers):
+            print(f"{result.title}: {about}")
+
+
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:
     """The queries whose nearest image is wrong; the one whose right image is farthest down first.
 

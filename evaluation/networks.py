@@ -73,8 +73,7 @@ def open_checkpoint(path: str | Path, asked: argparse.Namespace | None = None) -
 
 def _nothing_asked() -> argparse.Namespace:
     """The options of evaluate.py at their defaults."""
-    flags = [entry for group in options.EVALUATE_GROUPS for entry in group.flags]
-    return argparse.Namespace(**{entry.dest: entry.default for entry in flags}, given=[])
+    return argparse.Namespace(**options.defaults(options.EVALUATE_GROUPS), given=[])
 
 
 def _network(

@@ -10,6 +10,7 @@ import numpy as np
 from dataset.overlap import Shared, shared_names, shared_with_training
 from evaluation import tables
 from evaluation.pictures import Thumbnails
+from evaluation.tasks import images_of
 from page import findings, methods, records, source
 from page.findings import Search
 from page.map import embedding_map
@@ -128,7 +129,7 @@ def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explai
 
 def _shared(learned: methods.Learned) -> Shared | None:
     judged, names = learned.judged, learned.history.get("names")
-    parts = [part for part in (judged.task.queries, judged.task.gallery) if part is not None]
+    parts = images_of([judged.task])
     if learned.train is not None:
         return shared_with_training(learned.train, *parts)
     return None if names is None else shared_names(names.tolist(), *parts)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import options
 from evaluation import tables
 from metrics import comparison
 from page import records
@@ -105,7 +104,7 @@ def collect(folder: Path) -> list[Line]:
         )
     lines = [_line(record, folder) for record in found]
     # A mean is over runs that have come to their end.
-    known = [options.configuration(run.args) if run.outcome else {} for run in found]
+    known = [run.configuration if run.outcome else {} for run in found]
     groups = comparison.seeds_of_one(known, [record.args.get("seed") for record in found])
     notes = _told_apart([found[group[0]] for group in groups])
     return lines + [
@@ -123,12 +122,11 @@ def _told_apart(runs: Sequence[Record]) -> list[str]:
 
 
 def _apart(record: Record, others: Sequence[Record]) -> list[str]:
-    own = options.configuration(record.args)
-    theirs = [options.configuration(other.args) for other in others]
+    own = record.configuration
     return [
         f"{name.replace('_', '-')} {value}"
         for name, value in own.items()
-        if any(other.get(name) != value for other in theirs)
+        if any(other.configuration.get(name) != value for other in others)
         and not (name == "lr_p" and value == own["lr"])  # as it is without the flag
     ]
 

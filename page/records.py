@@ -52,6 +52,11 @@ class Record:
         """All options, with the defaults of those that an older version did not have."""
         return options.kept(self.args)
 
+    @functools.cached_property
+    def configuration(self) -> dict[str, Any]:
+        """What it shares with runs that differ in the seed alone."""
+        return options.configuration(self.args)
+
     @property
     def method(self) -> str:
         """The loss and what is attached to it: `AMLoss + SEC`."""

@@ -31,10 +31,14 @@ class Data:
         return self.selection is self.test
 
     @property
+    def tasks(self) -> list[Task]:
+        """All that is evaluated, each task once."""
+        return self.test if self.selects_on_test else [*self.selection, *self.test]
+
+    @property
     def judged(self) -> list[ImageSet]:
         """All images that are evaluated, each set once."""
-        tasks = self.test if self.selects_on_test else [*self.selection, *self.test]
-        return images_of(tasks)
+        return images_of(self.tasks)
 
     @property
     def picked_on(self) -> str:
@@ -107,7 +111,7 @@ def _warn_of_evaluation(data: Data) -> None:
     """Says what will make the numbers mean less than they seem to."""
     if shared := shared_with_training(data.train, *data.judged).warning():
         logger.warning("%s", shared)
-    for task in data.test if data.selects_on_test else [*data.selection, *data.test]:
+    for task in data.tasks:
         count = {"queries": len(task.queries), "queries_without_match": task.without_match}
         if about := about_matches(count):
             logger.warning("%s: %s", task.title, about)

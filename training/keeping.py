@@ -16,8 +16,7 @@ from PIL import Image
 import processes
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
-from evaluation.measuring import Result, table
-from evaluation.tables import doubts
+from evaluation.measuring import Result, print_doubts, table
 from evaluation.tasks import Task
 from options import METRICS
 from page.making import make as page_of_runs
@@ -199,9 +198,7 @@ class Keeper:
             }
         )
         print(table(results))
-        for result in results:
-            for about in doubts(result.numbers):
-                print(f"{result.title}: {about}")
+        print_doubts(results)
         print(f"run folder: {run.path}")
         print(f"evaluate:   python evaluate.py --resume {run.best_checkpoint()}")
 
