@@ -129,6 +129,7 @@ def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) ->
             f"--uncertain: {args.resume[0]} has no uncertainty head; evaluate a checkpoint that "
             "was trained with --introspective"
         )
+    options.check_metrics(args, [dataset.find(candidate.data.name) for candidate in candidates])
     if args.query:
         files.own_images(args.query, like=candidates[0].tasks[0].queries)
 
@@ -153,8 +154,10 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
             block_size=args.block_size,
         )
         results.append(result)
-        about = f"{task.title}: {task.describe()}, {human_seconds(result.seconds)}"
+        about = f"{task.title}: {result.task.describe()}, {human_seconds(result.seconds)}"
         print(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
+    # The candidates on these data share the list, so that all see the images that can be read.
+    candidate.tasks[:] = [result.task for result in results]
     return replace(candidate, results=results)
 
 

@@ -171,5 +171,5 @@ COUNT_OR_ZERO = Kind(whole(0), "N")
 EPOCHS = Kind(whole(1), "EPOCHS")
 SHARE = Kind(number(0.0, 1.0), "F")
 BINARY = one_of(0, 1)
-SWITCH = Kind(None)
+SWITCH = Kind(truth, nargs="?", const=True)  # `--flag`, or as some commands have it `--flag=True`
 TRUTH = Kind(truth, "True|False")

@@ -15,8 +15,7 @@ import contextlib
 import io
 import shlex
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import criteria
@@ -48,7 +47,7 @@ from flags import (
     positive,
     whole,
 )
-from utils import InputError, close_names
+from utils import InputError, close_names, terminal_width
 
 # --- who listens ----------------------------------------------------------------------------------
 
@@ -131,12 +130,16 @@ DATA = Group("data", (
          "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
          "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
          "memory", change=NOTHING),
+    flag("--max-bad-images", 0.01, Kind(number(0.0, 1.0), "F"),
+         "share of the images of a split that may be unreadable (one at least; 0 is none): a "
+         "training image is replaced by another of its class, an evaluation image left out, and "
+         "each is named"),
     flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images, for each GPU",
          change=NOTHING),
-    flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
-         "images a step, over all processes"),
 ))
 SELECTION = Group("batches and model selection", (
+    flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
+         "images a step, over all processes"),
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
          "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
     flag("--augment --album", None,
@@ -145,9 +148,6 @@ SELECTION = Group("batches and model selection", (
          "affine and colour, no flip; Geom, GeomColor, ColorHeavy: crop and flip, then turns, "
          "holes and blur; the same with light and contrast; strong colour and grey",
          shown="the data set's"),
-    flag("--max-bad-images", 0.01, Kind(number(0.0, 1.0), "F"),
-         "share of the training images that may be unreadable; each is replaced by another of its "
-         "class, and named"),
     flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
          "share of the training classes that picks the best epoch instead of the test classes, "
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
@@ -274,6 +274,7 @@ EVALUATION = Group("evaluation", (
          "a run folder, or a checkpoint of ours or released; several are compared in one "
          "table, and those that differ in the seed alone are averaged"),
     flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),
+    flag("--batch-size --batch_size", 150, COUNT, "images that are embedded at once"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
     flag("--bootstrap", None, Kind(whole(100), "N"),
@@ -309,7 +310,8 @@ SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkp
          "the N worst queries, with their nearest images, to failures.csv and failures.png",
          need=RETRIEVAL),
     flag("--query", None, Kind(str, "IMAGE", nargs="+"),
-         "the images of the evaluated set that are nearest to yours, to query.csv and query.png"),
+         "the evaluated images that are nearest to yours, to query.csv and query.png; only those: "
+         "classes that were trained on are not among them"),
     flag("--top", 10, COUNT, "nearest images that --neighbours, --failures and --query show",
          need=PICTURES),
     flag("--out", None, any_text("DIR"), "folder for what --failures and --query write",
@@ -350,7 +352,18 @@ REPORT_GROUPS = (REPORT, OVERVIEW)
 
 # --- parsing --------------------------------------------------------------------------------------
 
-_FORMATTER = partial(argparse.HelpFormatter, max_help_position=30, width=100)
+
+class _Formatter(argparse.HelpFormatter):
+    """Help that fits the terminal, with switches shown bare."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(100, terminal_width() or 100))
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return "" if action.type is SWITCH.parse else super()._format_args(action, default_metavar)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return super()._format_action_invocation(action).replace(" ,", ",").rstrip()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -377,7 +390,7 @@ def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Pa
         prog=program,
         usage=f"{program} [@FILE] [--flag VALUE] ...",
         description=description,
-        formatter_class=_FORMATTER,
+        formatter_class=_Formatter,
         fromfile_prefix_chars="@",
         argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
         allow_abbrev=False,
@@ -386,14 +399,24 @@ def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Pa
         heading = parser.add_argument_group(group.title)
         for entry in group.flags:
             heading.add_argument(*entry.spellings, **_argparse_settings(entry))
+    taken = {spelling for entry in _flags(groups) for spelling in entry.spellings}
+    for entry in _flags(groups):
+        if variants := _swapped(entry.spellings) - taken:
+            settings = {**_argparse_settings(entry), "help": argparse.SUPPRESS}
+            parser.add_argument(*sorted(variants), **settings)
+            taken |= variants
     return parser
+
+
+def _swapped(spellings: Iterable[str]) -> set[str]:
+    """Spellings with `_` for `-`, and the other way round."""
+    names = [spelling[2:] for spelling in spellings if spelling.startswith("--")]
+    return {f"--{name.replace(*pair)}" for name in names for pair in (("-", "_"), ("_", "-"))}
 
 
 def _argparse_settings(entry: Flag) -> dict[str, Any]:
     settings: dict[str, Any] = {"dest": entry.dest, "help": _help_text(entry)}
     kind = entry.kind
-    if kind is SWITCH:
-        return {**settings, "action": "store_true"}
     settings |= {"type": kind.parse, "choices": kind.choices, "metavar": kind.metavar}
     return settings | {"nargs": kind.nargs, "const": kind.const}
 
@@ -460,6 +483,16 @@ def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: _Parser) 
             )
 
 
+def check_metrics(args: argparse.Namespace, evaluated: Iterable[dataset.DataSet]) -> None:
+    """Raises InputError where `--metrics official` was given and no data set has that protocol."""
+    asked = "metrics" in args.given and "official" in args.metrics
+    if asked and not any(entry.protocol.sizes for entry in evaluated):
+        raise InputError(
+            "--metrics official is the protocol of VehicleID (--dataset vid) and of no other data "
+            "set; leave it out"
+        )
+
+
 def _unread(args: argparse.Namespace, entries: Sequence[Flag]) -> list[Flag]:
     """The given flags that nobody listens to."""
     return [entry for entry in entries if entry.dest in args.given and not entry.is_read(args)]
@@ -492,6 +525,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
         _check_loss(args, entries, parser)
+        check_metrics(args, [dataset.find(args.dataset)])
         return resolved(args)
     except InputError as error:
         parser.error(str(error))

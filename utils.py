@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,16 @@ def sentence_errors() -> Iterator[None]:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def plain_number(value: float, digits: int) -> str:
+    """So many significant digits, without an exponent: 100, not 1e+02."""
+    return f"{float(f'{value:.{digits}g}'):.12f}".rstrip("0").rstrip(".")
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that is printed to; None where output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
 
 
 def close_names(name: str, known: Iterable[str]) -> list[str]:

@@ -286,6 +286,11 @@ def _query(subject: Subject, paths: Sequence[str]) -> str:
     embeddings = embed(subject.network, queries, subject.precision, once, title="queries")
     asked = (subject.folder, queries, embeddings, subject.embedded, subject.top)
     written, answer = _in_main(write_answers, *asked)
+    searched = subject.embedded.searched[0]
+    answer += (
+        f"\nsearched: the {len(searched):,} evaluated images of {searched.num_classes:,} classes; "
+        "an image of another class, such as those trained on, has no right answer among them"
+    )
     return f"{answer}\nanswers written to {_listed(written)}"
 
 

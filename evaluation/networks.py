@@ -20,7 +20,7 @@ from runs import RunFolder, load_checkpoint
 from utils import InputError
 
 KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
-KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size")
+KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images")
 """What an evaluation takes over from the run that made the checkpoint, unless it is given."""
 LISTED = 5  # files or runs of a folder that an error names
 
@@ -68,7 +68,16 @@ def open_checkpoint(path: str | Path, asked: argparse.Namespace | None = None) -
     chosen = argparse.Namespace(**{**vars(asked), **own, **given})
     chosen = options.resolved(chosen)
     network = _network(content, path, chosen.image_size, given)
-    return Opened(path, content, trained, dataset.Choice.of(chosen), Viewing.of(chosen), network)
+    return Opened(path, content, trained, _data(chosen, given), Viewing.of(chosen), network)
+
+
+def _data(chosen: argparse.Namespace, given: Mapping[str, Any]) -> dataset.Choice:
+    """The data of the options; to other data than the run's the run's split need not apply."""
+    choice = dataset.Choice.of(chosen)
+    if "dataset" not in given:
+        return choice
+    split = {name: given[name] for name in ("eval_classes", "split_seed") if name in given}
+    return replace(choice.of_other_data(choice.name, choice.root), **split)
 
 
 def _nothing_asked() -> argparse.Namespace:

@@ -19,7 +19,7 @@ from metrics import comparison
 from page import records
 from page.document import as_text, document, section, warnings
 from page.records import Numbers, Record
-from utils import InputError, human_seconds, write_atomically, write_table
+from utils import InputError, human_seconds, terminal_width, write_atomically, write_table
 
 logger = logging.getLogger("report")
 
@@ -218,7 +218,7 @@ def screen(lines: Sequence[Line]) -> str:
         cells += [_cell(line, name) for name in SHOWN]
         cells.append(_percent(line.final.get(SHOWN[0])))
         made.append((line.name, cells))
-    return tables.aligned(heads, made)
+    return tables.aligned(heads, made, terminal_width())
 
 
 def _cell(line: Line, name: str) -> str:

@@ -228,3 +228,45 @@ def test_every_method_says_what_leaves_it_out():
             assert method.off, f"{method.name} adds a term and nothing leaves it out"
             on = options.parse_train([])
             assert not method.wanted(on), f"{method.name} is on by default"
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--weight_decay 0.5", "weight_decay", 0.5),
+        ("--batch-size 8", "batch_size", 8),
+        ("--max_steps 3", "max_steps", 3),
+        ("--eval_every=2", "eval_every", 2),
+        ("--experiment_id run", "name", "run"),
+        ("--lr_gamma 0.25", "lr_decay_gamma", 0.25),  # of two flags spelled alike each is itself
+        ("--compile", "compile", True),
+        ("--compile=True", "compile", True),
+        ("--compile true", "compile", True),
+        ("--compile --compile=False", "compile", False),
+    ],
+)
+def test_separators_and_switches_are_written_as_people_write_them(words, name, value):
+    assert getattr(options.parse_train(words.split()), name) == value
+
+
+def test_a_switch_takes_no_other_word(capsys):
+    with pytest.raises(SystemExit) as stop:
+        options.parse_train(["--compile=perhaps"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "neither True nor False" in said
+
+
+def test_training_needs_two_images_a_batch_and_evaluation_one(capsys):
+    assert options.parse_evaluate(["--resume", "x", "--batch-size", "1"]).batch_size == 1
+    with pytest.raises(SystemExit):
+        options.parse_train(["--batch-size", "1"])
+    assert "smallest useful value, 2" in capsys.readouterr().err
+
+
+def test_vehicleids_protocol_is_asked_for_where_it_exists(capsys):
+    assert "official" in options.parse_train("--dataset vid --metrics official".split()).metrics
+    assert "official" in options.parse_train("--dataset cub".split()).metrics  # all, by default
+    with pytest.raises(SystemExit) as stop:
+        options.parse_train("--dataset cub --metrics retrieval official".split())
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "VehicleID" in said and said.count("\n") == 1

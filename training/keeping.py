@@ -17,14 +17,13 @@ import processes
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
 from evaluation.measuring import Result, print_doubts, table
-from evaluation.tasks import Task
 from options import METRICS
 from page.making import make as page_of_runs
 from runs import RunFolder
 from training.faults import CollapseWarning, NonFinite
 from training.state import Training
 from training.tracking import Tracker
-from utils import InputError, human_seconds
+from utils import InputError, human_seconds, terminal_width
 
 logger = logging.getLogger("train")
 
@@ -98,7 +97,7 @@ class Keeper:
         for name, values in training.objective.class_values().items():
             self.tracker.log_histogram(f"{name}s", values.cpu().numpy(), step)
         if self._picture_due(epoch):
-            draw = partial(_neighbours, training.data.selection[0], result)
+            draw = partial(_neighbours, result)
             self.tracker.log_picture("neighbours", draw, step)
 
     def _picture_due(self, epoch: int) -> bool:
@@ -130,16 +129,23 @@ class Keeper:
         self.run.classes.append(row["epoch"], row["step"], train.class_names, counts, values)
 
     def line(self, row: Row) -> str:
-        """One line of results."""
+        """One line of results; what matters least is left out where a terminal is narrow."""
         clock = self.training.clock
-        parts = [f"epoch {row['epoch']:>3}/{self.training.length.epochs}"]
-        parts += [f"loss {row['loss']:<7.4g}"]
+        parts = [self.training.length.place(row["epoch"], row["step"])]
+        parts += [f"  loss {row['loss']:<7.4g}"]
+        dispensable = [f"  waiting {row['data_wait']:.0%}"]
+        dispensable += [f"  {row['images_per_second']:.0f} img/s"]
         if "R@1" in row:
-            parts += [f"R@1 {row['R@1']:.4f}"]
-            parts += [f"MAP@R {row['MAP@R']:.4f}"] if math.isfinite(row["MAP@R"]) else []
-            parts += [f"best {clock.best:.4f} (epoch {clock.best_epoch})"]
-        parts += [f"{row['images_per_second']:.0f} img/s", f"waiting {row['data_wait']:.0%}"]
-        return "  ".join([*parts, human_seconds(clock.seconds)])
+            parts += [f"  R@1 {row['R@1']:.4f}"]
+            parts += [f"  MAP@R {row['MAP@R']:.4f}"] if math.isfinite(row["MAP@R"]) else []
+            dispensable += [f" (epoch {clock.best_epoch})"]
+            parts += [f"  best {clock.best:.4f}", dispensable[-1]]
+        parts += [dispensable[1], dispensable[0], f"  {human_seconds(clock.seconds)}"]
+        room = terminal_width() or math.inf
+        for part in dispensable:
+            if sum(map(len, parts)) > room:
+                parts.remove(part)
+        return "".join(parts)
 
     # -- going wrong, and the end
 
@@ -225,7 +231,7 @@ def flat(results: Sequence[Result]) -> dict[str, float]:
     return found
 
 
-def _neighbours(task: Task, result: Result) -> Image.Image:
+def _neighbours(result: Result) -> Image.Image:
     """Ten random queries, the same in every epoch, and what is nearest to them."""
-    shown = Embedded(task, result.embeddings, result.gallery)
+    shown = Embedded(result.task, result.embeddings, result.gallery)
     return random_neighbours(shown, seed=1, top=10)

@@ -13,6 +13,7 @@ from methods.base import Options
 from runs import RunFolder, find_run, run_name
 from training.state import Training
 from training.tracking import Tracker, wandb_mode
+from utils import InputError
 
 
 def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
@@ -70,12 +71,29 @@ def go_back(run: RunFolder, training: Training, state: dict[str, Any]) -> None:
     """Puts a checkpoint into the run, and forgets what came after it."""
     training.load_state(state)
     clock = training.clock
+    _check_length(training)
     if processes.from_main(partial(run.forget_best_after, clock.step)):
         clock.best = -1.0  # the next evaluation is the best one there is
     first_to_go = clock.step + (state["row"] is None)
     run.metrics.keep_before(first_to_go)
     run.classes.keep_before(first_to_go)
     print(f"continuing after epoch {clock.epoch}, step {clock.step}")
+
+
+def _check_length(training: Training) -> None:
+    """Raises InputError where a continued run is to be shorter than it is."""
+    clock, length = training.clock, training.length
+    done = clock.epoch + (clock.step_in_epoch > 0)
+    if not length.steps and done > length.epochs:
+        raise InputError(
+            f"--epochs {length.epochs} is less than the {done} epochs that the run has begun; "
+            "choose more, or leave --epochs out"
+        )
+    if length.max_steps is not None and clock.step > length.max_steps:
+        raise InputError(
+            f"--max-steps {length.max_steps} is less than the {clock.step} steps that the run has "
+            "done; choose more, or leave --max-steps out"
+        )
 
 
 def open_tracker(

@@ -86,13 +86,18 @@ class Training:
             represent=self.network.features if pooled else None,
         )
 
-    def evaluate(self, tasks: Sequence[Task], chosen: Sequence[str] = ()) -> list[Result]:
-        """Evaluates the network as it is: by what --metrics chooses, or as told here."""
+    def evaluate(self, tasks: list[Task], chosen: Sequence[str] = ()) -> list[Result]:
+        """Evaluates the network as it is: by what --metrics chooses, or as told here.
+
+        Images that cannot be read are taken out of `tasks`.
+        """
         chosen = chosen or ("retrieval", *self.chosen)
-        return [
+        results = [
             measure(self.network, task, self.precision, self.viewing, seed=self.seed, chosen=chosen)
             for task in tasks
         ]
+        tasks[:] = [result.task for result in results]
+        return results
 
     # -- what is kept
 
