@@ -617,7 +617,18 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
-    """Options that a run has kept; those that its version did not have are at their defaults."""
+    """Options that a run has kept; those that its version did not have are at their defaults.
+
+    Raises:
+        InputError: an option has a value that its flag cannot have: the run's file is damaged.
+    """
+    for entry in train_flags():
+        if entry.dest in stored and not _can_have(entry, stored[entry.dest]):
+            raise InputError(
+                f"the option {entry.dest} of the run is {str(stored[entry.dest])[:40]!r}, which "
+                f"{entry.spellings[0]} cannot be; args.json or its checkpoint is damaged, so use "
+                "another copy"
+            )
     unknown_then = {**defaults(TRAIN_GROUPS), "given": [], "recipe": None}
     args = argparse.Namespace(**{**unknown_then, **stored})
     args.loss_args = tuple(tuple(item) for item in args.loss_args)
@@ -625,6 +636,28 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
     with contextlib.suppress(InputError):
         args = resolved(args)
     return args
+
+
+def _can_have(entry: Flag, value: Any) -> bool:
+    """Whether a flag can come out with this value; which words it takes may differ by version."""
+    kind = entry.kind
+    if value is None or kind is SWITCH:
+        return value is entry.default or isinstance(value, bool)
+    if kind.nargs not in ("+", "*"):
+        return _is_of(kind, value)
+    if not isinstance(value, list | tuple):
+        return False
+    if kind.parse is key_value:
+        return all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
+    return all(_is_of(kind, item) for item in value)
+
+
+def _is_of(kind: Kind, value: Any) -> bool:
+    try:
+        parsed = kind.parse(str(value))
+    except (argparse.ArgumentTypeError, ValueError):
+        return False
+    return isinstance(value, int | float if isinstance(parsed, float) else type(parsed))
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace | None:

@@ -147,8 +147,10 @@ class Keeper:
         """The fault as a sentence that says where its record, images included, was written."""
         paths = self.training.data.train.paths
         record = {**fault.record, "images": [paths[i] for i in fault.record["index"]]}
-        self.run.write_fault(record)
-        return InputError(f"{fault}; its images are listed in {self.run.fault_path}")
+        with self.run.forgiving(self.run.fault_path.name):
+            self.run.write_fault(record)
+            return InputError(f"{fault}; its images are listed in {self.run.fault_path}")
+        return fault
 
     def conclude(self, *, look_at_test: bool = True, page: bool = True) -> None:
         """The last words of a run, and its page.
