@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import shlex
+import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import criteria
@@ -48,7 +49,7 @@ from flags import (
     positive,
     whole,
 )
-from utils import InputError, close_names
+from utils import InputError, close_names, decoded, say, speak_to_any_terminal
 
 # --- who listens ----------------------------------------------------------------------------------
 
@@ -354,13 +355,10 @@ _FORMATTER = partial(argparse.HelpFormatter, max_help_position=30, width=100)
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with argument files that allow comments, and errors of one sentence."""
-
-    def convert_arg_line_to_args(self, line: str) -> list[str]:
-        return shlex.split(line, comments=True)
+    """argparse with errors of one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
+        say(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -378,7 +376,6 @@ def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Pa
         usage=f"{program} [@FILE] [--flag VALUE] ...",
         description=description,
         formatter_class=_FORMATTER,
-        fromfile_prefix_chars="@",
         argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
         allow_abbrev=False,
     )
@@ -417,7 +414,13 @@ def _parse(
     parser = _make_parser(program, description, groups)
     if positional:
         parser.add_argument(positional, nargs="*", default=[], metavar="RUN", help="run folders")
-    given, unknown = parser.parse_known_args(argv)
+    if argv is None:  # this is a command that somebody has typed
+        speak_to_any_terminal()
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        given, unknown = parser.parse_known_args(list(_expanded(words)))
+    except InputError as error:
+        parser.error(str(error))
     entries = _flags(groups)
     if unknown:
         known = [spelling for entry in entries for spelling in entry.spellings]
@@ -426,9 +429,70 @@ def _parse(
         parser.error(f"unknown argument {unknown[0]}{hint}")
     args = argparse.Namespace(**{**defaults(groups), **vars(given)})
     args.given = sorted(vars(given))
-    words = sys.argv[1:] if argv is None else list(argv)
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
     return args, entries, parser
+
+
+# A word is made of these: what stands in quotes, a sign behind a backslash, any other sign. A
+# backslash is one itself, as in C:\\photos, unless a blank, a quote or # follows.
+_PIECE = re.compile(
+    r"""'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)"|\\(?P<sign>[\s'"#])|(?P<other>[^\s'"])"""
+)
+
+
+def _expanded(words: Sequence[str], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The words of a command line, with files of flags (`@FILE`) as the words in them.
+
+    Raises:
+        InputError: a file cannot be read, or names itself.
+    """
+    for word in words:
+        if not word.startswith("@"):
+            yield word
+        elif word in above:
+            raise InputError(f"{word[1:]} names itself as a file of flags; remove that line")
+        else:
+            yield from _expanded(list(_words_of(Path(word[1:]))), (*above, word))
+
+
+def _words_of(file: Path) -> Iterator[str]:
+    """The words of a file of flags."""
+    try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file} is no plain file; a file of flags follows @")
+        text = decoded(file.read_bytes())
+    except (OSError, ValueError) as error:
+        why = "it is no text in UTF-8" if isinstance(error, UnicodeError) else str(error)
+        raise InputError(
+            f"the file of flags {file} cannot be read ({why}); check its name"
+        ) from error
+    for count, line in enumerate(text.splitlines(), 1):
+        try:
+            yield from _words_in(line)
+        except ValueError as error:
+            raise InputError(f"{file} line {count}: {error}") from error
+
+
+def _words_in(line: str) -> Iterator[str]:
+    """The words of a line: separated by blanks, quoted as in a shell; `#` begins a comment."""
+    word, place, line = None, 0, line.strip()
+    while place < len(line):
+        if line[place].isspace():
+            if word is not None:
+                yield word
+            word, place = None, place + 1
+            continue
+        if word is None and line[place] == "#":
+            return
+        piece = _PIECE.match(line, place)
+        if piece is None:
+            raise ValueError(f"the quotation mark {line[place]} has no partner; add or remove one")
+        inside = piece[piece.lastgroup]
+        if piece.lastgroup == "double":
+            inside = inside.replace('\\"', '"')
+        word, place = (word or "") + inside, piece.end()
+    if word is not None:
+        yield word
 
 
 def _check_needs(
@@ -514,7 +578,7 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "Evaluate a checkpoint on the classes it never saw."
     args, _, parser = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
     if not args.resume:
-        print("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
+        say("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
         raise SystemExit(2)
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
     _check_needs(args, _flags((EVALUATION, FILES, SINGLE_IMAGES)), parser)

@@ -51,6 +51,7 @@ logger = logging.getLogger("train")
 
 FORMAT = 1
 """Version of the checkpoints' layout; a newer one is refused with a sentence."""
+LONGEST_PART = 40  # bytes that one word gets of a file's name
 LONGEST_COUNT = 15  # digits of an epoch or step
 NOT_A_STATE = "it holds weights, and not the state of a training that could go on"
 
@@ -91,7 +92,8 @@ class RunFolder:
                 if error.errno == errno.EROFS:
                     return cls._elsewhere(wanted)
                 raise InputError(
-                    f"cannot make the run folder {path}: {error.strerror}; choose another --LOG_DIR"
+                    f"cannot make the run folder {path}: {error.strerror}; choose another "
+                    "--LOG_DIR or --name"
                 ) from error
             return cls(path)
         raise InputError(f"{wanted} and 998 folders named after it exist; choose another --name")
@@ -321,8 +323,10 @@ class RunFolder:
     def save_best(self, state: dict) -> None:
         """Replaces the best checkpoint, whole or not at all."""
         args = state["args"]
-        name = f"{args['dataset']}_{args['model']}".replace("/", "-").replace(":", "-")
-        save_tensors(self.path / f"{name}_best.pth", {"format": FORMAT, **state})
+        name = f"{data_name(args['dataset'])}_{_file_name_part(args['model'])}_best.pth"
+        # A run of an older version goes on with the name that it has.
+        path = self.best_checkpoint() or self.path / name
+        save_tensors(path, {"format": FORMAT, **state})
 
     def load_best(self) -> dict:
         """What `save_best` wrote.
@@ -564,12 +568,23 @@ def find_run(
 
 def run_name(dataset: str, model: str, loss: str, remark: str) -> str:
     """`emoji_resnet18_AMLoss_20261121-141502`, and the remark where there is one."""
-    parts = [dataset, model, loss, *([remark] if remark else []), time.strftime("%Y%m%d-%H%M%S")]
-    return "_".join(_file_name_part(part) for part in parts)
+    parts = [model, loss, *([remark] if remark else []), time.strftime("%Y%m%d-%H%M%S")]
+    return "_".join([data_name(dataset), *map(_file_name_part, parts)])
+
+
+def data_name(dataset: str) -> str:
+    """What files call a data set: its name, or of one's own images that of the folder or table."""
+    kind, colon, place = dataset.partition(":")
+    if colon:
+        path = Path(place).expanduser().absolute()
+        dataset = (path.stem if kind.lower() == "csv" else path.name) or kind
+    return _file_name_part(dataset)
 
 
 def _file_name_part(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "-" for c in text)
+    """Letters, digits and a few signs; at most 40 bytes, since a file name has 255 in all."""
+    plain = "".join(c if c.isalnum() or c in "-." else "-" for c in text)
+    return plain.encode()[:LONGEST_PART].decode(errors="ignore")
 
 
 def load_checkpoint(path: str | Path) -> dict:

@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 import tempfile
 import unicodedata
@@ -379,6 +380,34 @@ def _escaped(character: str) -> str:
     return (
         character.encode("ascii", "backslashreplace").decode() if code > 127 else f"\\x{code:02x}"
     )
+
+
+def as_shell(*words: object) -> str:
+    """Words as one pastes them into a shell: quoted where they must be, and printable."""
+    return " ".join(map(_shell_word, map(str, words)))
+
+
+def _shell_word(word: str) -> str:
+    if "`" not in word and all(_is_shown(character, False) for character in word):
+        return shlex.quote(word)
+
+    def spelt(character: str) -> str:
+        code = ord(character)
+        if character in "`'\\" or code < 32 or _is_raw_byte(character):
+            return f"\\x{code & 0xFF:02x}"
+        return character if _is_shown(character, False) else f"\\U{code:08x}"
+
+    return f"$'{''.join(map(spelt, word))}'"
+
+
+def decoded(content: bytes) -> str:
+    """Text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Raises:
+        UnicodeDecodeError: it is something else.
+    """
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
 
 
 def printable_lines(text: str) -> str:

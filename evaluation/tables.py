@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from metrics import about_ties
 from metrics.comparison import Difference
+from utils import printable
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 
@@ -103,6 +104,8 @@ def difference_text(differences: Mapping[str, Difference]) -> str:
 
 def aligned(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
     """Lines of a title and cells under column heads; cells stand on the right."""
+    heads = [printable(head) for head in heads]
+    lines = [(printable(title), [printable(cell) for cell in cells]) for title, cells in lines]
     widths = [
         max(6, len(head), *(len(cells[i]) for _, cells in lines)) for i, head in enumerate(heads)
     ]
@@ -207,7 +210,10 @@ def escaped(words: str) -> str:
     """Plain text as LaTeX prints it."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$"}
-    return "".join(special.get(character, character) for character in words)
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "…": r"\dots{}"}
+    # In front of a cell these would be arguments of the line break before it.
+    special |= {"[": "{[}", "]": "{]}", "*": "{*}", "`": r"\`{}"}
+    return "".join(special.get(character, character) for character in printable(words))
 
 
 # --- what the numbers mean ------------------------------------------------------------------------
