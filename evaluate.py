@@ -46,6 +46,7 @@ from evaluation.tasks import Task, images_of, tasks_of
 from utils import (
     InputError,
     human_seconds,
+    say,
     sentence_errors,
     write_atomically,
     write_json,
@@ -155,7 +156,7 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
         )
         results.append(result)
         about = f"{task.title}: {result.task.describe()}, {human_seconds(result.seconds)}"
-        print(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
+        say(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
     # The candidates on these data share the list, so that all see the images that can be read.
     candidate.tasks[:] = [result.task for result in results]
     return replace(candidate, results=results)
@@ -190,19 +191,19 @@ def print_results(
     resamples: int | None,
 ) -> None:
     """The table, what its columns mean, and how sure the numbers are."""
-    print(tables.text(rows))
-    print(tables.footnote(rows))
+    say(tables.text(rows))
+    say(tables.footnote(rows))
     print_doubts(candidates[0].results)
     if resamples:
-        print(
+        say(
             f"\n95 % intervals over the queries, the network as it is ({resamples:,} "
             "bootstrap resamples):"
         )
-        print(tables.interval_text([row for row in rows if row.intervals]))
+        say(tables.interval_text([row for row in rows if row.intervals]))
     for test in tests:
-        print(f"\nIs B = {test.b} better than A = {test.a} on {test.task}? (paired bootstrap;")
-        print("p: share of the resamples in which it is not)")
-        print(tables.difference_text(test.differences))
+        say(f"\nIs B = {test.b} better than A = {test.a} on {test.task}? (paired bootstrap;")
+        say("p: share of the resamples in which it is not)")
+        say(tables.difference_text(test.differences))
 
 
 def write_tables(
@@ -215,14 +216,14 @@ def write_tables(
     if args.json:
         content = json_content(rows, tests, seed=args.seed, bootstrap=args.bootstrap)
         write_json(Path(args.json), content)
-        print(f"numbers written to {args.json}")
+        say(f"numbers written to {args.json}")
     if args.csv:
         write_table(Path(args.csv), *tables.csv_table(rows))
-        print(f"table written to {args.csv}")
+        say(f"table written to {args.csv}")
     if args.latex:
         content = tables.latex(rows, caption(candidates, rows))
         write_atomically(Path(args.latex), lambda file: file.write(content.encode()))
-        print(f"table for a paper written to {args.latex}")
+        say(f"table for a paper written to {args.latex}")
 
 
 def write_single_images(
@@ -242,7 +243,7 @@ def write_single_images(
     )
     for option, write in files.WRITERS.items():
         if asked := getattr(args, option):
-            print(write(subject, asked))
+            say(write(subject, asked))
 
 
 # --- the command ----------------------------------------------------------------------------------

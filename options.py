@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import shlex
+import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import criteria
@@ -47,7 +48,14 @@ from flags import (
     positive,
     whole,
 )
-from utils import InputError, close_names, terminal_width
+from utils import (
+    InputError,
+    close_names,
+    decoded,
+    say,
+    speak_to_any_terminal,
+    terminal_width,
+)
 
 # --- who listens ----------------------------------------------------------------------------------
 
@@ -367,13 +375,10 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with argument files that allow comments, and errors of one sentence."""
-
-    def convert_arg_line_to_args(self, line: str) -> list[str]:
-        return shlex.split(line, comments=True)
+    """argparse with errors of one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
+        say(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -391,7 +396,6 @@ def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Pa
         usage=f"{program} [@FILE] [--flag VALUE] ...",
         description=description,
         formatter_class=_Formatter,
-        fromfile_prefix_chars="@",
         argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
         allow_abbrev=False,
     )
@@ -440,7 +444,13 @@ def _parse(
     parser = _make_parser(program, description, groups)
     if positional:
         parser.add_argument(positional, nargs="*", default=[], metavar="RUN", help="run folders")
-    given, unknown = parser.parse_known_args(argv)
+    if argv is None:  # this is a command that somebody has typed
+        speak_to_any_terminal()
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        given, unknown = parser.parse_known_args(list(_expanded(words)))
+    except InputError as error:
+        parser.error(str(error))
     entries = _flags(groups)
     if unknown:
         known = [spelling for entry in entries for spelling in entry.spellings]
@@ -449,9 +459,70 @@ def _parse(
         parser.error(f"unknown argument {unknown[0]}{hint}")
     args = argparse.Namespace(**{**defaults(groups), **vars(given)})
     args.given = sorted(vars(given))
-    words = sys.argv[1:] if argv is None else list(argv)
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
     return args, entries, parser
+
+
+# A word is made of these: what stands in quotes, a sign behind a backslash, any other sign. A
+# backslash is one itself, as in C:\\photos, unless a blank, a quote or # follows.
+_PIECE = re.compile(
+    r"""'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)"|\\(?P<sign>[\s'"#])|(?P<other>[^\s'"])"""
+)
+
+
+def _expanded(words: Sequence[str], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The words of a command line, with files of flags (`@FILE`) as the words in them.
+
+    Raises:
+        InputError: a file cannot be read, or names itself.
+    """
+    for word in words:
+        if not word.startswith("@"):
+            yield word
+        elif word in above:
+            raise InputError(f"{word[1:]} names itself as a file of flags; remove that line")
+        else:
+            yield from _expanded(list(_words_of(Path(word[1:]))), (*above, word))
+
+
+def _words_of(file: Path) -> Iterator[str]:
+    """The words of a file of flags."""
+    try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file} is no plain file; a file of flags follows @")
+        text = decoded(file.read_bytes())
+    except (OSError, ValueError) as error:
+        why = "it is no text in UTF-8" if isinstance(error, UnicodeError) else str(error)
+        raise InputError(
+            f"the file of flags {file} cannot be read ({why}); check its name"
+        ) from error
+    for count, line in enumerate(text.splitlines(), 1):
+        try:
+            yield from _words_in(line)
+        except ValueError as error:
+            raise InputError(f"{file} line {count}: {error}") from error
+
+
+def _words_in(line: str) -> Iterator[str]:
+    """The words of a line: separated by blanks, quoted as in a shell; `#` begins a comment."""
+    word, place, line = None, 0, line.strip()
+    while place < len(line):
+        if line[place].isspace():
+            if word is not None:
+                yield word
+            word, place = None, place + 1
+            continue
+        if word is None and line[place] == "#":
+            return
+        piece = _PIECE.match(line, place)
+        if piece is None:
+            raise ValueError(f"the quotation mark {line[place]} has no partner; add or remove one")
+        inside = piece[piece.lastgroup]
+        if piece.lastgroup == "double":
+            inside = inside.replace('\\"', '"')
+        word, place = (word or "") + inside, piece.end()
+    if word is not None:
+        yield word
 
 
 def _check_needs(
@@ -548,7 +619,7 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "Evaluate a checkpoint on the classes it never saw."
     args, _, parser = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
     if not args.resume:
-        print("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
+        say("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
         raise SystemExit(2)
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
     _check_needs(args, _flags((EVALUATION, FILES, SINGLE_IMAGES)), parser)
@@ -651,7 +722,18 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
-    """Options that a run has kept; those that its version did not have are at their defaults."""
+    """Options that a run has kept; those that its version did not have are at their defaults.
+
+    Raises:
+        InputError: an option has a value that its flag cannot have: the run's file is damaged.
+    """
+    for entry in train_flags():
+        if entry.dest in stored and not _can_have(entry, stored[entry.dest]):
+            raise InputError(
+                f"the option {entry.dest} of the run is {str(stored[entry.dest])[:40]!r}, which "
+                f"{entry.spellings[0]} cannot be; args.json or its checkpoint is damaged, so use "
+                "another copy"
+            )
     unknown_then = {**defaults(TRAIN_GROUPS), "given": [], "recipe": None}
     args = argparse.Namespace(**{**unknown_then, **stored})
     args.loss_args = tuple(tuple(item) for item in args.loss_args)
@@ -659,6 +741,28 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
     with contextlib.suppress(InputError):
         args = resolved(args)
     return args
+
+
+def _can_have(entry: Flag, value: Any) -> bool:
+    """Whether a flag can come out with this value; which words it takes may differ by version."""
+    kind = entry.kind
+    if value is None or kind is SWITCH:
+        return value is entry.default or isinstance(value, bool)
+    if kind.nargs not in ("+", "*"):
+        return _is_of(kind, value)
+    if not isinstance(value, list | tuple):
+        return False
+    if kind.parse is key_value:
+        return all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
+    return all(_is_of(kind, item) for item in value)
+
+
+def _is_of(kind: Kind, value: Any) -> bool:
+    try:
+        parsed = kind.parse(str(value))
+    except (argparse.ArgumentTypeError, ValueError):
+        return False
+    return isinstance(value, int | float if isinstance(parsed, float) else type(parsed))
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace | None:

@@ -15,7 +15,6 @@ ARGS = options.parse_train() if __name__ == "__main__" else None
 
 import argparse
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ from training.keeping import Keeper, Row
 from training.progress import progress_bar, show
 from training.setup import build_network, build_objective, build_optimisers, describe
 from training.state import Training
-from utils import InputError, sentence_errors
+from utils import InputError, as_shell, say, sentence_errors
 
 
 def prepare(args: argparse.Namespace) -> Training:
@@ -255,12 +254,12 @@ def main(args: argparse.Namespace) -> None:
     with memory_in_words(args.batch_size, args.image_size):
         training = prepare(args)
     if args.dry_run:
-        print(describe(training))
+        say(describe(training))
         return
     if run is None and (run := start.to_find(args, training.options)) and start.is_finished(run):
-        print(f"this run is finished: {run.path}")
+        say(f"this run is finished: {run.path}")
         return
-    print(describe(training), flush=True)
+    say(describe(training), flush=True)
     logging.getLogger().setLevel(logging.WARNING)
     run, state = start.open_folder(args, run, training)
     if state is not None:
@@ -268,16 +267,16 @@ def main(args: argparse.Namespace) -> None:
     row = None if state is None else state["row"]
     tracker = start.open_tracker(args, run, training, state)
     keeper = Keeper(training, run, tracker, kept=args.keep, picture_every=args.wandb_images)
-    print(f"run folder  {run.path}\n{tracker.describe()}\n", flush=True)
+    say(f"run folder  {run.path}\n{tracker.describe()}\n", flush=True)
     try:
         with Signals() as signals, memory_in_words(args.batch_size, args.image_size):
             keeper.save(row)  # so that there is something to continue from the start
             fit(training, keeper, signals, row)
             keeper.conclude(look_at_test=not args.no_test, page=not args.no_report)
     except Interrupted as interrupted:
-        print(
+        say(
             f"\nstopped by {interrupted.name} at step {training.clock.step}; continue with:\n"
-            f"  python train.py --resume-run {shlex.quote(str(run.path))}",
+            f"  python train.py --resume-run {as_shell(run.path)}",
             flush=True,
         )
         raise SystemExit(interrupted.status) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dataset.decoding import BadImageError, central_part, decode, need_file, reason, to_rgb
-from utils import InputError
+from utils import InputError, as_shell
 
 __all__ = [
     "SPLITS",
@@ -121,7 +120,7 @@ class ImageSet:
     @property
     def check_command(self) -> str:
         """The command that examines the data set."""
-        return f"python -m dataset check {shlex.quote(self.given or self.name)}"
+        return f"python -m dataset check {as_shell(self.given or self.name)}"
 
     def read(self, index: int) -> np.ndarray:
         """Image `index` as (H, W, 3) uint8 RGB, upright, cut to its box (see `decode`).

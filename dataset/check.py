@@ -40,8 +40,8 @@ from dataset.decoding import (
 from dataset.files import join_words, said_anew
 from dataset.layouts import NotFoundError, counts_logger
 from dataset.own import classes_logger, notes_logger
-from dataset.wording import plain, wrapped
-from utils import InputError, write_atomically
+from dataset.wording import wrapped
+from utils import InputError, plain, write_atomically
 
 CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
 _EXAMPLES = 3

@@ -19,7 +19,7 @@ from evaluation import tables
 from evaluation.embedding import Viewing, embed_readable, progress_bar
 from evaluation.tables import Row
 from evaluation.tasks import Task
-from utils import InputError
+from utils import InputError, say
 
 if TYPE_CHECKING:
     from net import EmbeddingNet
@@ -174,7 +174,7 @@ def print_doubts(results: Sequence[Result]) -> None:
     """Prints what is to be said beside the numbers, where they say less than they seem to."""
     for result in results:
         for about in tables.doubts(result.numbers):
-            print(f"{result.title}: {about}")
+            say(f"{result.title}: {about}")
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:

@@ -17,7 +17,7 @@ import net
 import options
 from evaluation.embedding import Viewing
 from runs import RunFolder, load_checkpoint
-from utils import InputError
+from utils import InputError, damage_in_words
 
 KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
 KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images")
@@ -57,7 +57,15 @@ def open_checkpoint(path: str | Path, asked: argparse.Namespace | None = None) -
     """
     path = checkpoint_file(path)
     content = load_checkpoint(path)
+    with damage_in_words(f"checkpoint {path}", "use another copy of it, or another checkpoint"):
+        return _opened(path, content, asked)
+
+
+def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | None) -> Opened:
+    """What a checkpoint holds, opened; see `open_checkpoint`."""
     trained = content.get("args", {})
+    if trained:
+        options.kept(trained)  # its values are what such options can be
     held = net.architecture_of(content, path)
     own = {name: trained[name] for name in KEPT_FLAGS if trained.get(name) is not None}
     # A released file says at most what its input is, and published commands say the rest.

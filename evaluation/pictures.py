@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset.base import ImageSet
-from utils import write_atomically
+from utils import printable, write_atomically
 
 # 900 pixels wide with ten neighbours: a README shows it pixel by pixel.
 EDGE, NAME, CELL, GAP, AFTER_QUERY, LEGEND = 8, 114, 66, 4, 14, 30
@@ -214,7 +214,7 @@ def _write_name(canvas: Image.Image, top: int, name: str, font: ImageFont.FreeTy
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """A class name as a few lines; breaks after blanks, `_` and `-`, or inside a word too long."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = printable(text)
     lines = [""]
     for word in re.findall(r"[^\s_-]*[\s_-]?", text[:LONGEST_NAME]):
         if lines[-1] and font.getlength(lines[-1] + word.rstrip()) > width:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from metrics import about_ties
 from metrics.comparison import Difference
-from utils import terminal_width
+from utils import printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 LEFT_OUT = "queries_left_out"  # images of either side that could not be read
@@ -124,6 +124,8 @@ def aligned(
     Args:
         room: the width of the terminal. Columns that do not fit stand below, under the same titles.
     """
+    heads = [printable(head) for head in heads]
+    lines = [(printable(title), [printable(cell) for cell in cells]) for title, cells in lines]
     widths = [
         max(6, len(head), *(len(cells[i]) for _, cells in lines)) for i, head in enumerate(heads)
     ]
@@ -240,7 +242,10 @@ def escaped(words: str) -> str:
     """Plain text as LaTeX prints it."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$"}
-    return "".join(special.get(character, character) for character in words)
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "…": r"\dots{}"}
+    # In front of a cell these would be arguments of the line break before it.
+    special |= {"[": "{[}", "]": "{]}", "*": "{*}", "`": r"\`{}"}
+    return "".join(special.get(character, character) for character in printable(words))
 
 
 # --- what the numbers mean ------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from evaluation.networks import open_checkpoint
 from evaluation.tasks import Task, tasks_of
 from page.findings import TOP
 from page.records import Record
-from utils import InputError
+from utils import InputError, load_arrays
 
 
 @dataclass(frozen=True)
@@ -110,26 +110,30 @@ def judge(source: Source, file: str | None = None) -> Embedded:
 
 
 def _exported(task: Task, path: Path) -> Embedded:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content = dict(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--embeddings {path} cannot be read ({error})") from error
+    content = load_arrays(path, "--embeddings")
     gallery = None if task.gallery is None else _of_export(content, "gallery_", task.gallery)
     task = task.narrowed(_of_export(content, "", task.queries), gallery)
+    found = {}
     for prefix, images in (("", task.queries), ("gallery_", task.gallery)):
-        labels = content.get(f"{prefix}labels")
-        if images is not None and not np.array_equal(labels, images.labels):
+        if images is None:
+            continue
+        if not np.array_equal(content.get(f"{prefix}labels"), images.labels):
             raise InputError(
                 f"--embeddings {path} is not of this run's evaluation ({task.title}): the labels "
                 "differ; make it with evaluate.py --export"
             )
-    arrays = {name: torch.from_numpy(value) for name, value in content.items() if value.ndim == 2}
+        for name in ("embeddings", "uncertainty"):
+            found[prefix + name] = _vectors(content, prefix + name, len(images), path)
+    if found["embeddings"] is None or (task.gallery and found["gallery_embeddings"] is None):
+        raise InputError(
+            f"--embeddings {path} holds no embeddings of all images; make it with evaluate.py "
+            "--export"
+        )
     return Embedded(
         task,
-        arrays["embeddings"],
-        arrays.get("gallery_embeddings"),
-        arrays.get("uncertainty"),
+        found["embeddings"],
+        found.get("gallery_embeddings"),
+        found["uncertainty"],
         unit=True,
     )
 
@@ -141,6 +145,22 @@ def _of_export(content: Mapping[str, np.ndarray], prefix: str, images: ImageSet)
         return images
     held = set(paths.tolist())
     return images.subset(np.array([images.paths[index] in held for index in range(len(images))]))
+
+
+def _vectors(
+    content: Mapping[str, np.ndarray], name: str, count: int, path: Path
+) -> torch.Tensor | None:
+    """The array `name` (count, d) of a file of embeddings; None where it is not in it."""
+    if name not in content:
+        return None
+    vectors = content[name]
+    fine = vectors.ndim == 2 and len(vectors) == count and vectors.dtype.kind == "f"
+    if not (fine and np.isfinite(vectors).all()):
+        raise InputError(
+            f"--embeddings {path}: its {name} are no finite vectors, one for each of the {count} "
+            "images; make it anew with evaluate.py --export"
+        )
+    return torch.from_numpy(vectors.astype(np.float32))
 
 
 def neighbours_picture(source: Source, seed: int) -> Image.Image:

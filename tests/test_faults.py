@@ -207,6 +207,7 @@ def test_half_written_files_of_a_killed_run_are_removed(images, tmp_path) -> Non
 
 def test_a_run_is_not_continued_on_other_images(images, tmp_path) -> None:
     folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    (folder / "checksums.json").unlink()  # as of an older version: its files may be changed
     kept = (folder / "environment.json").read_text()
     for side, words in (("train", "training images"), ("eval", "evaluation images")):
         content = json.loads(kept)

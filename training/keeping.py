@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,7 +22,7 @@ from runs import RunFolder
 from training.faults import CollapseWarning, NonFinite
 from training.state import Training
 from training.tracking import Tracker
-from utils import InputError, human_seconds, terminal_width
+from utils import InputError, as_shell, human_seconds, say, terminal_width
 
 logger = logging.getLogger("train")
 
@@ -77,7 +76,7 @@ class Keeper:
         with self.run.forgiving("classes.npz"):
             self._remember_classes(row)
         self.tracker.log(row, self.training.clock.step)
-        print(self.line(row), flush=True)
+        say(self.line(row), flush=True)
 
     def _judge(self, epoch: int, results: Sequence[Result]) -> None:
         """Keeps the best checkpoint, and warns of a collapse."""
@@ -153,8 +152,10 @@ class Keeper:
         """The fault as a sentence that says where its record, images included, was written."""
         paths = self.training.data.train.paths
         record = {**fault.record, "images": [paths[i] for i in fault.record["index"]]}
-        self.run.write_fault(record)
-        return InputError(f"{fault}; its images are listed in {self.run.fault_path}")
+        with self.run.forgiving(self.run.fault_path.name):
+            self.run.write_fault(record)
+            return InputError(f"{fault}; its images are listed in {self.run.fault_path}")
+        return fault
 
     def conclude(self, *, look_at_test: bool = True, page: bool = True) -> None:
         """The last words of a run, and its page.
@@ -175,19 +176,19 @@ class Keeper:
         try:
             with processes.alone():
                 made = page_of_runs([self.run.path], gpu_id=max(0, self.training.options["gpu_id"]))
-                print(f"report:     {made}", flush=True)
+                say(f"report:     {made}", flush=True)
         except Exception as error:  # it touches data, network, disk: none may fail a finished run
             logger.warning(
                 "no report page (%s); python report.py %s makes it",
                 " ".join(str(error).split()) or type(error).__name__,
-                shlex.quote(str(self.run.path)),
+                as_shell(self.run.path),
             )
 
     def _say_results(self, look_at_test: bool) -> None:
         """The best checkpoint's numbers, and where everything lies."""
         training, run = self.training, self.run
         checkpoint = processes.from_main(run.load_best)
-        print(f"\n{self._picked(look_at_test)}")
+        say(f"\n{self._picked(look_at_test)}")
         judged = training.data.selects_on_test
         judged = judged and set(METRICS) <= {"retrieval", *training.chosen}
         if judged or not look_at_test:
@@ -203,10 +204,10 @@ class Keeper:
                 "results": {result.title: result.numbers for result in results},
             }
         )
-        print(table(results))
+        say(table(results))
         print_doubts(results)
-        print(f"run folder: {run.path}")
-        print(f"evaluate:   python evaluate.py --resume {run.best_checkpoint()}")
+        say(f"run folder: {run.path}")
+        say(f"evaluate:   python evaluate.py --resume {as_shell(run.best_checkpoint())}")
 
     def _picked(self, look_at_test: bool) -> str:
         """Which epoch the last words are about, and by what it was picked."""

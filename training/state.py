@@ -20,6 +20,7 @@ from training.clock import Clock, Lap, Length
 from training.data import Data
 from training.faults import Watch
 from training.optim import Optimisers
+from utils import damage_in_words
 
 
 @dataclass
@@ -142,7 +143,15 @@ class Training:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continues from `state()`."""
+        """Continues from `state()`.
+
+        Raises:
+            InputError: it is damaged, or not the state of such a training.
+        """
+        with damage_in_words("the last checkpoint", "use an older one (step_N.pth), or start anew"):
+            self._load_state(state)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
         vars(self.clock).update(state["clock"])
         vars(self.lap).update(state["lap"])
         device = self.precision.device
