@@ -32,6 +32,8 @@ from utils import InputError
 
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
 _NO_LONGER_KEPT = ("l2_norm",)
+_UNSAID = {"bn_momentum": 0.1}
+"""What held for our own checkpoints before they said it, where that is not the default."""
 _NORM_COUNTER = "num_batches_tracked"
 
 
@@ -76,6 +78,7 @@ def description_of(checkpoint: dict, source: str | Path) -> dict[str, Any] | Non
         said = _described_by_flags(checkpoint)
     else:
         return None
+    said = {**_UNSAID, **said}
     described = {entry: value for entry, value in said.items() if entry not in _NO_LONGER_KEPT}
     known = {*(field.name for field in fields(Architecture)), *_MASK_ENTRIES}
     if unknown := sorted(described.keys() - known):
