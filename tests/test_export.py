@@ -127,7 +127,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on files, with a batch of its own to look at: a folder with run, images, .npz."""
     root = tmp_path_factory.mktemp("export")
     images = tiny.write_images(root / "data")
-    run = tiny.run(images, root, "run", "--epochs 2 --warm 0 --amp off --disent True")
+    run = tiny.run(images, root, "run", "--epochs 2 --warm 0 --amp off --disent True --be 1")
     flags = ["--amp", "off", "--export", str(root / "e.npz"), "--workers", "0"]
     done = run_cli("evaluate.py", "--resume", tiny.best_checkpoint(run), *flags, cwd=root)
     assert done.returncode == 0, done.stderr

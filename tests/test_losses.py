@@ -131,7 +131,7 @@ def test_amloss_is_the_released_one(name, strip_elements, monkeypatch):
     agree(criterion.margins.grad, data["grad_margins"])
 
 
-@pytest.mark.parametrize("name", names("ddml*"))
+@pytest.mark.parametrize("name", names("ddml[01]*"))
 def test_ddml_is_the_released_one(name):
     data = fixture(name)
     base = ProxyAnchorLoss(*data["proxies"].shape, data["margin"], data["alpha"])
@@ -245,7 +245,7 @@ GRADCHECKED = {
     "amloss": lambda x, y: AMLoss(6, 5, alphap=8.0, alphan=8.0).double()(x, y),
     "introspective": lambda x, y: ProxyAnchorLoss(6, 5, alpha=8.0).double()(x, y, x.flip(0)),
     "disentangling": lambda x, y: DisentanglingLoss(
-        ProxyAnchorLoss(6, 5, alpha=8.0).double(), gam=0.1
+        ProxyAnchorLoss(6, 5, alpha=8.0).double(), al=1.0, be=0.1, gam=0.1
     )(x.repeat(1, 2), x.flip(0).repeat(1, 2), y),
     "triplet": lambda x, y: TripletLoss()(x, y),
     "semihard": lambda x, y: SemihardTripletLoss(squared=False, soft=True)(x, y),
@@ -458,7 +458,7 @@ def test_ddml_draws_the_main_noise_first():
 
 
 def test_ddml_wraps_amloss_too():
-    criterion = DisentanglingLoss(AMLoss(CLASSES, SIZE))
+    criterion = DisentanglingLoss(AMLoss(CLASSES, SIZE), 1.0, 0.1, 1e-5)
     embeddings, labels = batch(size=2 * SIZE)
     criterion(embeddings, embeddings.flip(0), labels).backward()
     assert {"positive", "negative", "margin", "agnostic", "specific", "split"} <= set(
@@ -1109,7 +1109,7 @@ ATTACHED = {
     "paper": {"introspective": {"variant": "paper"}},
     "disentangled": {"disentangled": {"be": 1.0}},
     "masks": {"masks": {"weight": 0.01}},
-    "disentangled+sec": {"disentangled": {}, "sec": {}},
+    "disentangled+sec": {"disentangled": {"al": 1.0, "be": 0.1}, "sec": {}},
     "introspective+sec+masks": {"introspective": {}, "sec": {}, "masks": {}},
 }
 

@@ -705,7 +705,7 @@ def test_wrappings_are_taken_off(prefix: str, wrapped: bool) -> None:
     held = net.architecture_of(checkpoint)
     assert (held.embedding_size, held.heads) == (8, ("embedding", "specific"))
     network = tiny(heads=("embedding", "specific")).eval()
-    nn.init.zeros_(network.model.specific.weight)
+    nn.init.zeros_(network.model.embedding_specific.weight)
     net.load_checkpoint(network, checkpoint)
     assert torch.equal(network(images()).specific, saved(images()).specific)
 

@@ -20,7 +20,7 @@ from training.clock import Clock, Lap, Length
 from training.data import Data
 from training.faults import Watch
 from training.optim import Optimisers
-from utils import damage_in_words
+from utils import InputError, damage_in_words
 
 
 @dataclass
@@ -146,7 +146,8 @@ class Training:
         """Continues from `state()`.
 
         Raises:
-            InputError: it is damaged, or not the state of such a training.
+            InputError: it is damaged, or not the state of such a training; or the options gave
+                another network in the version that began the run.
         """
         with damage_in_words("the last checkpoint", "use an older one (step_N.pth), or start anew"):
             self._load_state(state)
@@ -159,7 +160,19 @@ class Training:
         self.watch.skipped = state["skipped"]
         for routine, content in zip(self.routines, state["routines"], strict=True):
             routine.load_state_dict(content, self)
-        self.network.load_state_dict(state["model_state_dict"])
+        self._load_network(state["model_state_dict"])
         self.objective.load_state_dict(state["criterion_state_dict"])
         self.optimisers.load_state_dict(state["optimisers"])
         restore_random_states(state["random"])
+
+    def _load_network(self, weights: dict[str, torch.Tensor]) -> None:
+        own = {key: value.shape for key, value in self.network.state_dict().items()}
+        stored = {key: value.shape for key, value in weights.items()}
+        for key in [*stored, *own]:
+            if stored.get(key) != own.get(key):
+                raise InputError(
+                    "this run was begun by a version of the code that built another network from "
+                    f"the same options ({key} differs); continue it with that version, or start a "
+                    "new run"
+                )
+        self.network.load_state_dict(weights)
