@@ -183,6 +183,7 @@ def digest(content: bytes) -> str:
 
 _SEAL = b"checksum blake2b-128 "
 _SEAL_LENGTH = len(_SEAL) + 32
+_ARCHIVE_BEGIN = b"PK\x03\x04"
 _ARCHIVE_END = b"PK\x05\x06"  # 22 bytes, the last two of which are the length of the comment
 _LONGEST_TAIL = 22 + 2**16 - 1
 
@@ -213,13 +214,16 @@ def check_archive(file: BinaryIO, what: str) -> None:
         what: the file, in the error.
 
     Raises:
-        InputError: its bytes are not those that were written.
+        InputError: its bytes are not those that were written, or its end is missing.
     """
+    begins_well = file.read(4) == _ARCHIVE_BEGIN
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _LONGEST_TAIL))
     tail = file.read()
     end = tail.rfind(_ARCHIVE_END)
     comment = int.from_bytes(tail[end + 20 : end + 22], "little") if end >= 0 else 0
+    if begins_well and end < 0:
+        raise InputError(f"{what} cannot be read, because its end is missing; copy it again")
     # One of its two traces remains, whichever byte is damaged.
     if _SEAL in tail or comment == _SEAL_LENGTH:
         end = max(0, size - _SEAL_LENGTH)
