@@ -26,6 +26,7 @@ import torch
 
 import dataset
 import processes
+from dataset.wording import printable
 from devices import Precision, pick_device
 from evaluation import files, tables
 from evaluation.candidates import (
@@ -40,7 +41,7 @@ from evaluation.candidates import (
 )
 from evaluation.embedding import Embedded
 from evaluation.measuring import measure, print_doubts
-from evaluation.networks import checkpoint_file, open_checkpoint
+from evaluation.networks import checkpoint_files, open_checkpoint
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, tasks_of
 from utils import (
@@ -78,7 +79,7 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
     Raises:
         InputError: a checkpoint cannot be used, or the data are not there.
     """
-    paths = [str(checkpoint_file(path)) if Path(path).is_dir() else path for path in args.resume]
+    paths = [str(file) for path in args.resume for file in checkpoint_files(path)]
     loaded: dict[dataset.Choice, list[Task]] = {}
     candidates = []
     for path, label in zip(paths, labels_of(paths), strict=True):
@@ -123,7 +124,11 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 
 def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) -> None:
-    """Raises InputError when a checkpoint lacks what is asked about it, or a query is no image."""
+    """Raises InputError when a checkpoint lacks what is asked about it, or a query is no image.
+
+    So it does where something is asked about one checkpoint, and there are several.
+    """
+    options.check_one_checkpoint(args, len(candidates))
     if args.uncertain and "uncertainty" not in candidates[0].network.heads:
         raise InputError(
             f"--uncertain: {args.resume[0]} has no uncertainty head; evaluate a checkpoint that "
@@ -176,7 +181,7 @@ def conclude(args: argparse.Namespace, candidates: list[Candidate]) -> None:
         candidates = bootstrapped(candidates, args.bootstrap, args.seed)
         tests = paired_tests(candidates)
     rows = [row for candidate in candidates for row in candidate.rows()] + averages(candidates)
-    print_results(candidates, rows, tests, args.bootstrap)
+    print_results(candidates, rows, tests, args.bootstrap, args.remark)
     write_tables(args, candidates, rows, tests)
 
 
@@ -185,8 +190,11 @@ def print_results(
     rows: Sequence[Row],
     tests: Sequence[Test],
     resamples: int | None,
+    remark: str = "",
 ) -> None:
     """The table, what its columns mean, and how sure the numbers are."""
+    if remark:
+        print(printable(remark))
     print(tables.text(rows))
     print(tables.footnote(rows))
     print_doubts(candidates[0].results)
@@ -211,6 +219,7 @@ def write_tables(
     """--json, --csv and --latex."""
     if args.json:
         content = json_content(rows, tests, seed=args.seed, bootstrap=args.bootstrap)
+        content |= {"remark": args.remark} if args.remark else {}
         write_json(Path(args.json), content)
         print(f"numbers written to {args.json}")
     if args.csv:

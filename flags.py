@@ -43,6 +43,9 @@ class Change(Enum):
 
 MATTERS, CONTINUED, SEED, LABEL, NOTHING = Change
 
+AS_TODAY: Any = object()
+"""Of a flag that came later: runs begun without it did what its default does."""
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -50,7 +53,8 @@ class Flag:
 
     `need` says which method reads it (all do, without one); `argument` is what that method's
     criterion calls it; `shown` is the default in words, where it depends on something; `change` is
-    what another value changes; `dead` flags are accepted and change nothing.
+    what another value changes; `dead` flags are accepted and change nothing; `before` is what runs
+    did that were begun before there was the flag.
     """
 
     spellings: tuple[str, ...]
@@ -62,6 +66,7 @@ class Flag:
     shown: str | None = None
     change: Change = Change.MATTERS
     dead: bool = False
+    before: Any = AS_TODAY
 
     @property
     def dest(self) -> str:

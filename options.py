@@ -24,6 +24,7 @@ import dataset
 import methods
 import net
 from flags import (
+    AS_TODAY,
     BINARY,
     CONTINUED,
     COUNT,
@@ -70,7 +71,9 @@ HELD_OUT = Need(
     "--val-classes or --val-fold", lambda args: args.val_classes or args.val_fold is not None
 )
 NO_FOLD = Need("runs without --val-fold", lambda args: args.val_fold is None)
+BALANCED = Need("--IPC, without --nb-clusters", lambda args: args.IPC and args.nb_clusters is None)
 SOME_DECAY = Need("--decay-vectors 0", lambda args: not args.decay_vectors)
+NORMS_TRAIN = Need("--bn-freeze 0", lambda args: (args.bn_freeze or _bn_freeze(args)) == "0")
 
 RETRIEVAL = Need("--metrics with retrieval in it", lambda args: "retrieval" in args.metrics)
 CLUSTERING = Need(
@@ -139,6 +142,9 @@ DATA = Group("data", (
 SELECTION = Group("batches and model selection", (
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
          "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
+    flag("--IPC-repeat", 0, BINARY,
+         "1: the images of a class are drawn with repetition, as Proxy-Anchor's released sampler "
+         "does; 0: each once, unless the class has fewer than N, as SEC's does", need=BALANCED),
     flag("--augment --album", None,
          Kind(str, "NAME", ("crop", "sec", "emoji", "none", "Geom", "GeomColor", "ColorHeavy")),
          "crop: random resized crop and flip; sec: the same from an image of 256 pixels; emoji: "
@@ -187,9 +193,14 @@ NETWORK = Group("network", (
          "train after the warm-up (as the released code does); affine: all fixed; statistics: "
          "running statistics fixed, scale and shift train",
          shown="1 with pretrained weights, else 0"),
+    flag("--bn-momentum", None, Kind(number(0.0, 1.0, above=True), "M"),
+         "share of the batch in the running statistics of the backbone's BatchNorms",
+         need=NORMS_TRAIN, shown="0.9 for bn_inception, except with SEC's losses; else 0.1",
+         before=0.1),
 ))
 LOSS = Group("loss", (
-    flag("--loss --use_loss --criterion", "Proxy_Anchor", any_text("NAME"), LOSSES_TEXT),
+    flag("--loss --use_loss --criterion", "Proxy_Anchor", Kind(criteria.name_of, "NAME"),
+         LOSSES_TEXT),
     flag("--loss-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
          "arguments of any loss, by the names in its class: margin=0.3 soft=true"),
 ))
@@ -270,9 +281,10 @@ RUN = Group("run", (
          "TensorBoard, as evaluations allow; 0 is none", need=TRACKED, change=NOTHING),
 ))
 EVALUATION = Group("evaluation", (
-    flag("--resume", None, Kind(str, "FILE", nargs="+"),
-         "a run folder, or a checkpoint of ours or released; several are compared in one "
-         "table, and those that differ in the seed alone are averaged"),
+    flag("--resume --test_sop_model", None, Kind(str, "FILE", nargs="+"),
+         "a run folder, a checkpoint of ours or released, or a folder of them; several are "
+         "compared in one table, and those that differ in the seed alone are averaged"),
+    flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
     flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
@@ -518,16 +530,20 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
         raise SystemExit(2)
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
     _check_needs(args, _flags((EVALUATION, FILES, SINGLE_IMAGES)), parser)
-    _check_one_checkpoint(args, parser)
+    try:
+        check_one_checkpoint(args, len(args.resume))
+    except InputError as error:
+        parser.error(str(error))
     return args
 
 
-def _check_one_checkpoint(args: argparse.Namespace, parser: _Parser) -> None:
+def check_one_checkpoint(args: argparse.Namespace, count: int) -> None:
+    """Raises InputError where something is asked about one checkpoint, and there are several."""
     given = [entry for entry in SINGLE_IMAGES.flags if entry.dest in args.given]
-    if len(args.resume) > 1 and given:
-        parser.error(
-            f"{given[0].spellings[0]} describes one checkpoint and --resume names "
-            f"{len(args.resume)}; leave one of them"
+    if count > 1 and given:
+        raise InputError(
+            f"{given[0].spellings[0]} describes one checkpoint and --resume names {count}; leave "
+            "one of them"
         )
 
 
@@ -563,17 +579,28 @@ def resolved(args: argparse.Namespace) -> argparse.Namespace:
             f"--eval-resize {args.eval_resize} is less than the {size} pixels that are cut out of "
             f"the image; choose at least {size}"
         )
-    pretrained = protocol.pretrained if args.pretrained is None else args.pretrained
     decided = {
         "image_size": size,
-        "pretrained": pretrained,
+        "pretrained": _pretrained(args),
         "stem": net.find_backbone(args.model).default_stem(size),
-        "bn_freeze": "0" if pretrained == "none" else "1",
+        "bn_freeze": _bn_freeze(args),
+        "bn_momentum": net.find_backbone(args.model).bn_momentum,
         "augment": protocol.augment,
     }
     return _changed(
         args, {name: value for name, value in decided.items() if getattr(args, name, 0) is None}
     )
+
+
+def _pretrained(args: argparse.Namespace) -> str:
+    if args.pretrained is not None:
+        return args.pretrained
+    return dataset.protocol(args.dataset).pretrained
+
+
+def _bn_freeze(args: argparse.Namespace) -> str:
+    """What `--bn-freeze` is where it is not given."""
+    return "0" if _pretrained(args) == "none" else "1"
 
 
 def notices(args: argparse.Namespace) -> list[str]:
@@ -617,8 +644,15 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
-    """Options that a run has kept; those that its version did not have are at their defaults."""
-    unknown_then = {**defaults(TRAIN_GROUPS), "given": [], "recipe": None}
+    """Options that a run has kept; those that its version did not have are as they were then."""
+    unknown_then = {
+        **{
+            entry.dest: entry.default if entry.before is AS_TODAY else entry.before
+            for entry in train_flags()
+        },
+        "given": [],
+        "recipe": None,
+    }
     args = argparse.Namespace(**{**unknown_then, **stored})
     args.loss_args = tuple(tuple(item) for item in args.loss_args)
     # A run of another version may name a data set or a model that there is not here.
@@ -668,6 +702,26 @@ def same_command(stored: Mapping[str, Any]) -> dict[str, Any]:
     """What two starts of one run share, for `--resume auto`."""
     # It is looked for in --LOG_DIR, which may itself have been moved.
     return {k: v for k, v in settings(stored, Change.NOTHING).items() if k != "LOG_DIR"}
+
+
+def same_words(stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What stood on the command line of a start, for `--resume auto`; None where that is not kept.
+
+    Two versions may differ in what they do where nothing is said.
+    """
+    if "given" not in stored:
+        return None
+    known = {**kept(stored).__dict__, "LOG_DIR": None, "resume": None}
+    said = (entry.dest for entry in train_flags() if entry.change is not Change.NOTHING)
+    return {name: _hashable(known[name]) for name in said if name in stored["given"]}
+
+
+def as_begun(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:
+    """The options of a command, and of the run that it began where it says nothing."""
+    before = kept(stored)
+    unsaid = [entry.dest for entry in train_flags() if entry.change is not Change.NOTHING]
+    unsaid = [name for name in unsaid if name != "LOG_DIR" and name not in args.given]
+    return _changed(args, {name: getattr(before, name) for name in unsaid})
 
 
 def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:

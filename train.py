@@ -64,7 +64,13 @@ def prepare(args: argparse.Namespace) -> Training:
     loader = train_loader(
         data.train,
         methods.sampler(args, labels)
-        or make_sampler(labels, args.batch_size, instances=args.IPC, seed=args.seed),
+        or make_sampler(
+            labels,
+            args.batch_size,
+            instances=args.IPC,
+            repeat=bool(args.IPC_repeat),
+            seed=args.seed,
+        ),
         augment=args.augment,
         spec=network.input,
         device=device,
@@ -257,7 +263,7 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(describe(training))
         return
-    if run is None and (run := start.to_find(args, training.options)) and start.is_finished(run):
+    if args.resume == "auto" and run is not None and start.is_finished(run):
         print(f"this run is finished: {run.path}")
         return
     print(describe(training), flush=True)

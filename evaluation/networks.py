@@ -7,6 +7,7 @@ here, and the run's own options decide whatever the caller leaves open.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ import options
 from evaluation.embedding import Viewing
 from runs import RunFolder, load_checkpoint
 from utils import InputError
+
+logger = logging.getLogger("evaluate")
 
 KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
 KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size")
@@ -118,6 +121,29 @@ def checkpoint_file(path: str | Path) -> Path:
     raise InputError(
         f"{path} holds no checkpoint (*.pth) and no run; give a run folder, or a checkpoint itself"
     )
+
+
+def checkpoint_files(path: str | Path) -> list[Path]:
+    """All checkpoints that `path` means: as `checkpoint_file`, and of any other folder each one.
+
+    In a folder that is no run's, these are its files of weights, and the best checkpoints of the
+    runs in it; a run that was not evaluated yet is left out with a warning.
+
+    Raises:
+        InputError: as `checkpoint_file`, for a run, and for a folder that holds none.
+    """
+    path = Path(path)
+    is_run = (path / "args.json").is_file() or len(list(path.glob("*_best.pth"))) == 1
+    if is_run or not path.is_dir():
+        return [checkpoint_file(path)]
+    found = sorted(path.glob("*.pth"))
+    for run in sorted(file.parent for file in path.glob("*/args.json")):
+        best = RunFolder(run).best_checkpoint()
+        if best is None:
+            logger.warning("%s has no best checkpoint yet and is left out", run)
+        else:
+            found.append(best)
+    return found or [checkpoint_file(path)]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -36,6 +36,8 @@ from utils import InputError
 
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
 _NO_LONGER_KEPT = ("l2_norm",)
+_UNSAID = {"bn_momentum": 0.1}
+"""What held for our own checkpoints before they said it, where that is not the default."""
 _NORM_COUNTER = "num_batches_tracked"
 _FORMER_SPECIFIC = "model.specific."
 
@@ -81,6 +83,7 @@ def description_of(checkpoint: dict, source: str | Path) -> dict[str, Any] | Non
         said = _described_by_flags(checkpoint)
     else:
         return None
+    said = {**_UNSAID, **said}
     described = {entry: value for entry, value in said.items() if entry not in _NO_LONGER_KEPT}
     if _has_former_specific(_unwrapped(checkpoint)):
         described["heads"] = tuple(head for head in described["heads"] if head != "specific")

@@ -50,7 +50,8 @@ def head_init(name: str) -> tuple[Init | None, float | None]:
     if name == "trunc_normal":
         return partial(nn.init.trunc_normal_, std=0.1, a=-0.2, b=0.2), 0.1
     if name in ("kaiming_normal_fan_in", "kaiming_normal_fan_out"):
-        return partial(nn.init.kaiming_normal_, mode=name.removeprefix("kaiming_normal_")), None
+        mode = name.removeprefix("kaiming_normal_")
+        return partial(nn.init.kaiming_normal_, mode=mode, nonlinearity="linear"), None
     kinds = {"xavier_uniform": nn.init.xavier_uniform_, "xavier_normal": nn.init.xavier_normal_}
     match = re.fullmatch(r"(xavier_uniform|xavier_normal)(?:_(\d*\.?\d+))?", name)
     if match is None:

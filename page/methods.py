@@ -412,7 +412,7 @@ def norms(learned: Learned) -> Iterator[Section]:
             f"{deviation / max(mean, 1e-12):.1%}."
         ),
         "histogram": histogram(lengths),
-        "columns": ["norm_mean", "norm_var", "sec", "l2"],
+        "columns": ["norm_mean", "norm_ema", "norm_var", "sec", "l2"],
     }
 
 

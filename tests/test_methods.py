@@ -43,7 +43,7 @@ TERMS = {
     "AMLoss": {"positive", "negative", "margin"},
     "MS": set(),
     "plain": set(),
-    "SEC": {"sec", "norm_mean", "norm_var", "cos_positive", "cos_negative"},
+    "SEC": {"sec", "norm_mean", "norm_var", "norm_ema", "cos_positive", "cos_negative"},
     "introspective": set(),
     "disentangled": {"metric", "agnostic", "specific", "split"},
     "masks": {"masks"},

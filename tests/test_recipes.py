@@ -484,7 +484,7 @@ DIVIDE = """
     ("command", "name", "differing"),
     [
         (PROXY_ANCHOR, "proxy_anchor_sop_bn_inception", set()),
-        (AMLOSS, "amloss_cub_bn_inception", {"epochs"}),
+        (AMLOSS, "amloss_cub_bn_inception", set()),
         (AMLOSS_RESNET, "amloss_sop_resnet50", set()),
         (DDML, "ddml_cars_bn_inception", set()),
         (IDML, "idml_sop_resnet50", {"introspective", "mixup"}),

@@ -16,23 +16,31 @@ from training.tracking import Tracker, wandb_mode
 
 
 def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
-    """With --resume-run the options of that run, under those that are given now, and its folder.
+    """The options to train with, and the folder of the run that is continued, if one is.
+
+    With --resume-run they are that run's, under those that are given now; with --resume auto those
+    of the run that this very command began.
 
     Raises:
         InputError: there is no run, or a flag would change what it is.
     """
-    if not args.resume_run:
+    if args.resume_run:
+        run = processes.from_main(partial(RunFolder.open, args.resume_run))
+        return options.continued(args, processes.from_main(run.read_args)), run
+    run = _begun_by(args) if args.resume == "auto" else None
+    if run is None:
         return args, None
-    run = processes.from_main(partial(RunFolder.open, args.resume_run))
-    return options.continued(args, processes.from_main(run.read_args)), run
+    return options.as_begun(args, processes.from_main(run.read_args)), run
 
 
-def to_find(args: Options, kept: dict[str, Any]) -> RunFolder | None:
-    """With --resume auto the run that this very command began, if there is one."""
-    if args.resume != "auto":
-        return None
-    wanted = options.same_command(kept)
-    return processes.from_main(partial(find_run, args.LOG_DIR, wanted, options.same_command))
+def _begun_by(args: Options) -> RunFolder | None:
+    """The run that this very command began, by its options, or by its words in another version."""
+    stored = options.plain(args)
+    for identity in (options.same_command, options.same_words):
+        find = partial(find_run, args.LOG_DIR, identity(stored), identity)
+        if run := processes.from_main(find):
+            return run
+    return None
 
 
 def is_finished(run: RunFolder) -> bool:
