@@ -15,7 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import numpy as np
 import official_layouts
 import torch
-from parity_inputs import CLASSES, EPOCHS, IMAGES, SIDE, STEPS, Given, balanced, seed, shuffled
+from parity_inputs import (
+    CLASSES,
+    EPOCHS,
+    IMAGES,
+    SIDE,
+    STEPS,
+    Given,
+    balanced,
+    seed,
+    share,
+    shuffled,
+)
 from parity_inputs import weight as given_weight
 
 import dataset
@@ -51,11 +62,14 @@ class Case:
     Attributes:
         published: its flags. short: what replaces some of them in so short a run.
         batches: epoch → the batches of one.
+        clusters: at the end, in as many epochs as `--mod-epoch 2` needs; step i's batch counts as
+            one from cluster i of those that there are.
     """
 
     published: str
     short: str
     batches: Callable[[int], Iterator[Given]] = shuffled
+    clusters: int | None = None
 
     def flags(self, data: Path) -> list[str]:
         """train.py's command line, on a small copy of the data set."""
@@ -66,6 +80,27 @@ class Case:
 
 FAMILY = f"--epochs {EPOCHS} --batch-size 8 --lr-decay-step 2"
 PROXY_ANCHOR = "--loss Proxy_Anchor --model bn_inception --embedding-size 512 --batch-size 180"
+SPHERICAL = "--use_dataset CUB --lr 0.5e-5 --lr_p 0.25e-5 --lr_gamma 0.1 --use_loss"
+DIVIDED = (
+    "--experiment margin_loss_resnet50 --dataset=sop -i=1 -seed=4 --sz-embedding=512 --mod-epoch=2 "
+    "--nb-clusters=32 --nb-epochs=180 --batch-size=80 --num-samples-per-class=2 "
+    "--backend=faiss-gpu --lr-gamma=0.3 --mod-epoch-freeze=1 --weight-decay=1e-4 "
+    "--batch-sampler=adaptbalanced --force-full-embedding-epoch=80 --masking-lambda=0.01"
+)
+SHORT = f"--steps {EPOCHS * STEPS} --milestones 12"
+
+
+def spherical(loss: str, instances: int, constraint: str = "", short: str = SHORT) -> Case:
+    """A command of the spherical embeddings' authors."""
+    published = f"{SPHERICAL} {loss} --instances {instances} {constraint}"
+    return Case(published, f"{short} --batch_size {4 * instances}", partial(balanced, instances))
+
+
+def divided(options: str) -> Case:
+    """A command of divide and conquer's authors."""
+    short = f"--nb-clusters=4 --nb-epochs={EPOCHS} --batch-size=8 --force-full-embedding-epoch=5"
+    return Case(f"{DIVIDED} {options}", short, partial(balanced, 2), clusters=4)
+
 
 CASES = {
     "proxy_anchor": Case(
@@ -75,6 +110,45 @@ CASES = {
         f"{PROXY_ANCHOR} --lr 6e-4 --dataset SOP --warm 1 --bn-freeze 0 --lr-decay-step 20 "
         "--lr-decay-gamma 0.25",
         FAMILY,
+    ),
+    "amloss": Case(
+        "--loss AMLoss --model bn_inception --embedding-size 512 --batch-size 180 --lr 1e-4 "
+        "--dataset cub --warm 1 --bn-freeze 1 --alphap 48 --alphan 48 --mrg_lr 1e-4",
+        f"{FAMILY} --mrg-lr-decay-step 3",
+    ),
+    "amloss_resnet50": Case(
+        "--loss AMLoss --model resnet50 --embedding-size 512 --batch-size 180 --lr 6e-4 "
+        "--dataset SOP --warm 5 --bn-freeze 0 --lr-decay-gamma 0.5",
+        FAMILY,
+    ),
+    "ddml": Case(
+        f"{PROXY_ANCHOR} --lr 1e-4 --dataset car --warm 1 --bn-freeze 1 --lr-decay-step 20 "
+        "--disent True --al 1.0 --be 0.1 --gam 0.001",
+        FAMILY,
+    ),
+    "ddml_trained_norms": Case(
+        f"{PROXY_ANCHOR} --lr 6e-4 --dataset SOP --warm 1 --bn-freeze 0 --lr-decay-step 20 "
+        "--lr-decay-gamma 0.25 --disent True --al 1.0 --be 1.0 --gam 0.0001",
+        FAMILY,
+    ),
+    "sec_triplet": spherical("triplet", 3, "--sec_wei 1.0"),
+    "sec_triplet_alone": spherical("triplet", 3),
+    "sec_triplet_l2": spherical("triplet", 3, "--l2reg_wei 1e-4"),
+    "sec_semihtriplet": spherical("semihtriplet", 3, "--sec_wei 0.5"),
+    "sec_semihtriplet_ema": spherical("semihtriplet", 3, "--sec_wei 0.5 --norm_momentum 0.5"),
+    "sec_n_npair": spherical("n-npair", 2, "--sec_wei 1.0"),
+    "sec_ms": spherical("ms", 4, "--sec_wei 1.0", SHORT.replace("12", "8 16")),
+    "sec_ms_alone": spherical("ms", 4, "--lr 1e-5 --lr_p 0.5e-5", SHORT.replace("12", "8 16")),
+    "idml": Case(
+        "--loss Proxy_Anchor --model resnet50 --embedding-size 512 --batch-size 120 --lr 0.0006 "
+        "--dataset cub --warm 5 --bn-freeze 1 --lr-decay-step 5 --introspective",
+        f"{FAMILY} --warm 3",
+    ),
+    "divide_learned": divided("--sampler=distanceweighted --mask-lr-mult=100 --mask-wd-mult=1"),
+    "divide_fixed": divided("--sampler=distanceweighted --fixed-mask=1"),
+    "divide_options": divided(
+        "--lr-beta=1e-3 --masks-freeze-one-cluster=1 --mask-relu=0 --stop-recluster "
+        "--optimizer=AdamW --base-lr=1e-4 --mask-lr-mult=10"
     ),
 }
 
@@ -88,7 +162,7 @@ class Record:
 
     Attributes:
         loss: of each step. rates: group → learning rate of each step.
-        norms: released key of a tensor → its norm after each epoch.
+        norms: our key of a tensor → its norm after each epoch.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -100,8 +174,14 @@ class Record:
         """What the released loop did."""
         answers = load(name)
         rates = dict(zip(answers["groups"].tolist(), answers["rates"].T.tolist(), strict=True))
-        norms = dict(zip(answers["keys"].tolist(), answers["norms"].T.tolist(), strict=True))
-        return cls(answers["loss"].tolist(), rates, norms)
+        norms = dict(
+            zip(answers["keys"].tolist(), torch.from_numpy(answers["norms"].T), strict=True)
+        )
+        learned = {key: norms.pop(key) for key in [*norms] if key.startswith("criterion.")}
+        named = {**weights_of(norms), **learned}  # as a released checkpoint is read
+        return cls(
+            answers["loss"].tolist(), rates, {k: v.flatten().tolist() for k, v in named.items()}
+        )
 
 
 def load(name: str) -> dict[str, np.ndarray]:
@@ -118,7 +198,8 @@ def run(name: str) -> Record:
         training = train.prepare(options.parse_train(case.flags(write_data(case, Path(folder)))))
     start_as_given(training, load(name))
     training.loader = Loader(case)
-    with recording(record):
+    training.embed_training_images = partial(features, training)
+    with recording(record), given_shares(training):
         while not training.finished:
             train.advance(training)
             training.end_lap(training.clock.epoch)
@@ -146,18 +227,18 @@ def start_as_given(training: Training, answers: dict[str, np.ndarray]) -> None:
         key: torch.from_numpy(given_weight(key, shape))
         for key, shape in zip(answers["keys"].tolist(), shapes, strict=True)
     }
-    own = criterion_tensors(training)
     with torch.no_grad():
-        for key, value in own.items():
+        for key, value in criterion_tensors(training).items():
             value.copy_(given.pop(key))
-    net.load_checkpoint(training.network, {**given, **counters(training)}, "given weights")
+    # The masks, of which more are made later, are ones as they are.
+    net.load_checkpoint(training.network, given, "given weights", masks=False)
 
 
 def criterion_tensors(training: Training) -> dict[str, torch.Tensor]:
     """What the loss learns, by the last part of its name."""
     return {
-        f"criterion.{key.rpartition('.')[2]}": value
-        for key, value in training.objective.state_dict().items()
+        f"criterion.{name.rpartition('.')[2]}": value.detach()
+        for name, value in training.objective.named_parameters()
     }
 
 
@@ -168,10 +249,10 @@ def tensors(training: Training) -> dict[str, torch.Tensor]:
     return floating | criterion_tensors(training)
 
 
-def counters(training: Training) -> dict[str, torch.Tensor]:
-    """The network's counters of batches, which a release keeps and nothing reads."""
-    state = training.network.state_dict()
-    return {key: value for key, value in state.items() if not value.is_floating_point()}
+def features(training: Training, *, pooled: bool) -> torch.Tensor:
+    """What is clustered, (N, 3): as the batches' clusters are given, any that can be divided."""
+    labels = torch.from_numpy(training.data.train.labels)
+    return torch.stack([labels >> bit & 1 for bit in range(3)], dim=1) + 0.5
 
 
 class Loader:
@@ -194,10 +275,25 @@ class Loader:
         """A run that is not continued has nothing to skip."""
         assert steps == 0
 
+    def set_sampler(self, sampler: object) -> None:
+        """The batches are given."""
+
     def __iter__(self) -> Iterator[Batch]:
+        clusters = self.case.clusters and min(self.case.clusters, 2 ** (self.epoch // 2))
         for step, given in enumerate(self.case.batches(self.epoch)):
             torch.manual_seed(seed(self.epoch, step))
-            yield Batch(*map(torch.from_numpy, given))
+            yield Batch(*map(torch.from_numpy, given), clusters and step % clusters)
+
+
+@contextmanager
+def given_shares(training: Training) -> Iterator[None]:
+    """Draws the share of a mixture where the released code draws it from another generator."""
+
+    def drawn(*_: object) -> torch.Tensor:
+        return torch.tensor(share(training.clock.epoch, training.clock.step_in_epoch))
+
+    with mock.patch.object(torch.distributions.Beta, "sample", drawn):
+        yield
 
 
 @contextmanager
@@ -229,7 +325,7 @@ def differences(name: str, own: Record) -> dict[str, float]:
     found = {"loss": largest(own.loss, released.loss)}
     for what in ("rates", "norms"):
         ours, theirs = getattr(own, what), getattr(released, what)
-        if missing := theirs.keys() ^ ours.keys():
+        if missing := ours.keys() ^ theirs.keys():
             raise InputError(f"{name}: {what} of {', '.join(sorted(missing))} in one loop alone")
         found[what] = max(largest(ours[key], theirs[key]) for key in theirs)
     return found
