@@ -50,7 +50,8 @@ class Flag:
 
     `need` says which method reads it (all do, without one); `argument` is what that method's
     criterion calls it; `shown` is the default in words, where it depends on something; `change` is
-    what another value changes; `dead` flags are accepted and change nothing.
+    what another value changes; `dead` flags are accepted and change nothing; `local` ones may have
+    another value in each of several processes, on machines of their own.
     """
 
     spellings: tuple[str, ...]
@@ -62,6 +63,7 @@ class Flag:
     shown: str | None = None
     change: Change = Change.MATTERS
     dead: bool = False
+    local: bool = False
 
     @property
     def dest(self) -> str:

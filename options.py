@@ -48,7 +48,7 @@ from flags import (
     positive,
     whole,
 )
-from utils import InputError, close_names
+from utils import InputError, close_names, cores
 
 # --- who listens ----------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
 DATA = Group("data", (
     flag("--dataset --use_dataset", "emoji", any_text("NAME"), DATASETS_TEXT),
     flag("--data-root --dataset-dir", "data", any_text("DIR"), "folder that holds the data sets",
-         change=NOTHING),
+         change=NOTHING, local=True),
     flag("--eval-classes", None, Kind(number(0.0, 1.0, above=True), "F"),
          "share of the classes of your own images that is held out", need=OWN_DATA,
          shown="0.5; what the data say themselves comes first"),
@@ -126,13 +126,14 @@ DATA = Group("data", (
          "short side of the images in the cache; 256 gives the evaluation what exact gives it",
          need=CACHED),
     flag("--cache-dir", None, any_text("DIR"), "where caches are kept", need=CACHED,
-         shown="~/.cache/anchorage", change=NOTHING),
+         shown="~/.cache/anchorage", change=NOTHING, local=True),
     flag("--data-device", None, one_of("cpu", "cuda"),
          "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
          "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
          "memory", change=NOTHING),
-    flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images, for each GPU",
-         change=NOTHING),
+    flag("--workers --num-workers", min(4, cores()), COUNT_OR_ZERO,
+         "processes that read images, for each GPU", shown="4, at most one for each core",
+         change=NOTHING, local=True),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
 ))
@@ -232,7 +233,7 @@ RUN = Group("run", (
          "the same numbers on every run on a GPU too, at some cost of speed", change=NOTHING),
     flag("--gpu-id --gpu --cuda-device", 0, Kind(whole(-1), "N"),
          "which GPU; the CPU is used where there is none; -1: all of them, a process each, as with "
-         "torchrun", change=NOTHING),
+         "torchrun", change=NOTHING, local=True),
     flag("--eval-every", 1, EPOCHS, "epochs between evaluations", need=EVALUATED_BY_EPOCHS,
          change=CONTINUED),
     flag("--eval-steps", None, COUNT, "steps between evaluations, instead of --eval-every"),
@@ -286,7 +287,7 @@ EVALUATION = Group("evaluation", (
          need=RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
     flag("--seed", 1, COUNT_OR_ZERO, "of k-means, --bootstrap and --neighbours"),
     flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
-         "which GPU; -1: all of them, a process each, as with torchrun"),
+         "which GPU; -1: all of them, a process each, as with torchrun", local=True),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
 ))
 FILES = Group("what evaluation also writes: tables", (
@@ -603,6 +604,13 @@ def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:
         if entry.argument and entry.need and entry.need.met(args)
     }
     return {**listening, **dict(args.loss_args)}
+
+
+def of_all_processes(args: argparse.Namespace) -> dict[str, Any]:
+    """Flag → value of what has to be the same in processes that work together."""
+    groups = TRAIN_GROUPS if "loss" in args else EVALUATE_GROUPS
+    flags = [entry for entry in _flags(groups) if not entry.local]
+    return {entry.spellings[0]: getattr(args, entry.dest) for entry in flags}
 
 
 # --- options that a run has kept ------------------------------------------------------------------

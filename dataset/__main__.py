@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import door
 from dataset import NAMES, find
 from dataset.check import run
 from dataset.download import SOURCES, download
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A name on disk need not be text in the terminal's encoding, or in any.
             stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
-    with sentence_errors():
+    with sentence_errors(), door.answering():
         if args.command == "check":
             return _check(args)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -99,4 +100,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    door.enter()
     sys.exit(main())

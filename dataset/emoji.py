@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from PIL import Image
 from dataset.base import DataSet, ImageSet, PathTable, Protocol
 from dataset.decoding import need_file, reason
 from dataset.files import find
-from utils import InputError
+from utils import InputError, cores
 
 FILE = "emoji/emoji_retrieval.npz"
 SHA256 = "00eafcbd783dc01bd6ae7ebc3c0fb5e8f158cadfb5cba435cf58d8c75ae08e83"
@@ -116,7 +115,7 @@ def _decode_all(archive: _Archive, chosen: np.ndarray, path: Path) -> np.ndarray
 
     try:
         # Pillow releases the interpreter while it decodes.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for _ in pool.map(decode, range(len(chosen))):
                 pass
     except (OSError, ValueError) as error:

@@ -6,12 +6,10 @@ A command, so it stands above evaluate.py like train.py does; nothing imports it
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.inference import open_model
-from net.export import Graph, describe_input, export_onnx, export_torchscript
+import door
 from utils import InputError, sentence_errors
 
 
@@ -35,6 +33,10 @@ def export(args: argparse.Namespace) -> None:
     """Writes the files that are asked for, and prints what they take and how well they agree."""
     if not (args.onnx or args.torchscript):
         raise InputError("nothing to write; give --onnx FILE, --torchscript FILE or both")
+    # Not before, so that --help and a typing error answer at once.
+    from evaluation.inference import open_model
+    from net.export import Graph, describe_input, export_onnx, export_torchscript
+
     model = open_model(args.run)
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
     note = describe_input(graph.size, model.resize)
@@ -54,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with status 2 and one sentence for bad input, 0 for --help.
     """
     args = _parser().parse_args(argv)
-    with sentence_errors():
+    with sentence_errors(), door.answering():
         export(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    door.enter()
+    main()

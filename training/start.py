@@ -19,12 +19,21 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     """With --resume-run the options of that run, under those that are given now, and its folder.
 
     Raises:
-        InputError: there is no run, or a flag would change what it is.
+        InputError: there is no run, a flag would change what it is, or processes that are to work
+            together were given different flags.
     """
+    processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
     if not args.resume_run:
         return args, None
     run = processes.from_main(partial(RunFolder.open, args.resume_run))
-    return options.continued(args, processes.from_main(run.read_args)), run
+    stored = processes.from_main(run.read_args)
+    args = options.continued(args, stored)
+    if stored.get("max_steps") and args.max_steps is None:
+        print(
+            f"begun with --max-steps {stored['max_steps']}, continued to the end of the run "
+            "(--max-steps N stops it earlier)"
+        )
+    return args, run
 
 
 def to_find(args: Options, kept: dict[str, Any]) -> RunFolder | None:
