@@ -7,7 +7,6 @@ import functools
 import os
 import platform
 import random
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import InputError
+from utils import InputError, as_shell
 
 # --- randomness, device, precision ----------------------------------------------------------------
 
@@ -139,7 +138,7 @@ def environment(device: torch.device) -> dict:
         "cpu_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "git_commit": git_commit(),
-        "command": shlex.join(sys.argv),
+        "command": as_shell(*sys.argv),
     }
 
 

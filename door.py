@@ -17,7 +17,8 @@ import os
 import sys
 from collections.abc import Iterator
 
-from utils import InputError, cores, sentence_errors
+from machine import cores
+from utils import InputError, sentence_errors
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How OpenMP's threads wait: for any runtime, for GNU's (torch on Linux), LLVM's (macOS)."""

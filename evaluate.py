@@ -46,12 +46,13 @@ from evaluation.candidates import (
 )
 from evaluation.embedding import Embedded
 from evaluation.measuring import measure, print_doubts
-from evaluation.networks import checkpoint_file, open_checkpoint
+from evaluation.networks import checkpoint_files, open_checkpoint
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, tasks_of
 from utils import (
     InputError,
     human_seconds,
+    say,
     sentence_errors,
     write_atomically,
     write_json,
@@ -85,7 +86,7 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
     Raises:
         InputError: a checkpoint cannot be used, or the data are not there.
     """
-    paths = [str(checkpoint_file(path)) if Path(path).is_dir() else path for path in args.resume]
+    paths = [str(file) for path in args.resume for file in checkpoint_files(path)]
     loaded: dict[dataset.Choice, list[Task]] = {}
     candidates = []
     for path, label in zip(paths, labels_of(paths), strict=True):
@@ -130,12 +131,17 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 
 def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) -> None:
-    """Raises InputError when a checkpoint lacks what is asked about it, or a query is no image."""
+    """Raises InputError when a checkpoint lacks what is asked about it, or a query is no image.
+
+    So it does where something is asked about one checkpoint, and there are several.
+    """
+    options.check_one_checkpoint(args, len(candidates))
     if args.uncertain and "uncertainty" not in candidates[0].network.heads:
         raise InputError(
             f"--uncertain: {args.resume[0]} has no uncertainty head; evaluate a checkpoint that "
             "was trained with --introspective"
         )
+    options.check_metrics(args, [dataset.find(candidate.data.name) for candidate in candidates])
     if args.query:
         files.own_images(args.query, like=candidates[0].tasks[0].queries)
 
@@ -160,8 +166,10 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
             block_size=args.block_size,
         )
         results.append(result)
-        about = f"{task.title}: {task.describe()}, {human_seconds(result.seconds)}"
-        print(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
+        about = f"{task.title}: {result.task.describe()}, {human_seconds(result.seconds)}"
+        say(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
+    # The candidates on these data share the list, so that all see the images that can be read.
+    candidate.tasks[:] = [result.task for result in results]
     return replace(candidate, results=results)
 
 
@@ -183,7 +191,7 @@ def conclude(args: argparse.Namespace, candidates: list[Candidate]) -> None:
         candidates = bootstrapped(candidates, args.bootstrap, args.seed)
         tests = paired_tests(candidates)
     rows = [row for candidate in candidates for row in candidate.rows()] + averages(candidates)
-    print_results(candidates, rows, tests, args.bootstrap)
+    print_results(candidates, rows, tests, args.bootstrap, args.remark)
     write_tables(args, candidates, rows, tests)
 
 
@@ -192,21 +200,24 @@ def print_results(
     rows: Sequence[Row],
     tests: Sequence[Test],
     resamples: int | None,
+    remark: str = "",
 ) -> None:
     """The table, what its columns mean, and how sure the numbers are."""
-    print(tables.text(rows))
-    print(tables.footnote(rows))
+    if remark:
+        say(remark)
+    say(tables.text(rows))
+    say(tables.footnote(rows))
     print_doubts(candidates[0].results)
     if resamples:
-        print(
+        say(
             f"\n95 % intervals over the queries, the network as it is ({resamples:,} "
             "bootstrap resamples):"
         )
-        print(tables.interval_text([row for row in rows if row.intervals]))
+        say(tables.interval_text([row for row in rows if row.intervals]))
     for test in tests:
-        print(f"\nIs B = {test.b} better than A = {test.a} on {test.task}? (paired bootstrap;")
-        print("p: share of the resamples in which it is not)")
-        print(tables.difference_text(test.differences))
+        say(f"\nIs B = {test.b} better than A = {test.a} on {test.task}? (paired bootstrap;")
+        say("p: share of the resamples in which it is not)")
+        say(tables.difference_text(test.differences))
 
 
 def write_tables(
@@ -218,15 +229,16 @@ def write_tables(
     """--json, --csv and --latex."""
     if args.json:
         content = json_content(rows, tests, seed=args.seed, bootstrap=args.bootstrap)
+        content |= {"remark": args.remark} if args.remark else {}
         write_json(Path(args.json), content)
-        print(f"numbers written to {args.json}")
+        say(f"numbers written to {args.json}")
     if args.csv:
         write_table(Path(args.csv), *tables.csv_table(rows))
-        print(f"table written to {args.csv}")
+        say(f"table written to {args.csv}")
     if args.latex:
         content = tables.latex(rows, caption(candidates, rows))
         write_atomically(Path(args.latex), lambda file: file.write(content.encode()))
-        print(f"table for a paper written to {args.latex}")
+        say(f"table for a paper written to {args.latex}")
 
 
 def write_single_images(
@@ -246,7 +258,7 @@ def write_single_images(
     )
     for option, write in files.WRITERS.items():
         if asked := getattr(args, option):
-            print(write(subject, asked))
+            say(write(subject, asked))
 
 
 # --- the command ----------------------------------------------------------------------------------

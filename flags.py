@@ -43,6 +43,9 @@ class Change(Enum):
 
 MATTERS, CONTINUED, SEED, LABEL, NOTHING = Change
 
+AS_TODAY: Any = object()
+"""Of a flag that came later: runs begun without it did what its default does."""
+
 
 @dataclass(frozen=True)
 class Flag:
@@ -50,8 +53,9 @@ class Flag:
 
     `need` says which method reads it (all do, without one); `argument` is what that method's
     criterion calls it; `shown` is the default in words, where it depends on something; `change` is
-    what another value changes; `dead` flags are accepted and change nothing; `local` ones may have
-    another value in each of several processes, on machines of their own.
+    what another value changes; `dead` flags are accepted and change nothing; `before` is what runs
+    did that were begun before there was the flag; `local` ones may have another value in each of
+    several processes, on machines of their own.
     """
 
     spellings: tuple[str, ...]
@@ -63,6 +67,7 @@ class Flag:
     shown: str | None = None
     change: Change = Change.MATTERS
     dead: bool = False
+    before: Any = AS_TODAY
     local: bool = False
 
     @property
@@ -173,5 +178,5 @@ COUNT_OR_ZERO = Kind(whole(0), "N")
 EPOCHS = Kind(whole(1), "EPOCHS")
 SHARE = Kind(number(0.0, 1.0), "F")
 BINARY = one_of(0, 1)
-SWITCH = Kind(None)
+SWITCH = Kind(truth, nargs="?", const=True)  # `--flag`, or as some commands have it `--flag=True`
 TRUTH = Kind(truth, "True|False")

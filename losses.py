@@ -85,6 +85,7 @@ def options_of(name: str) -> frozenset[str]:
 
 
 def _entry(name: str) -> Callable[..., Criterion]:
+    name = criteria.name_of(name)
     if name in CRITERIA:
         return CRITERIA[name]
     criteria.check_name(name)

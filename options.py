@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import shlex
+import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import criteria
@@ -24,6 +24,7 @@ import dataset
 import methods
 import net
 from flags import (
+    AS_TODAY,
     BINARY,
     CONTINUED,
     COUNT,
@@ -48,7 +49,15 @@ from flags import (
     positive,
     whole,
 )
-from utils import InputError, close_names, cores
+from machine import cores
+from utils import (
+    InputError,
+    close_names,
+    decoded,
+    say,
+    speak_to_any_terminal,
+    terminal_width,
+)
 
 # --- who listens ----------------------------------------------------------------------------------
 
@@ -70,7 +79,9 @@ HELD_OUT = Need(
     "--val-classes or --val-fold", lambda args: args.val_classes or args.val_fold is not None
 )
 NO_FOLD = Need("runs without --val-fold", lambda args: args.val_fold is None)
+BALANCED = Need("--IPC, without --nb-clusters", lambda args: args.IPC and args.nb_clusters is None)
 SOME_DECAY = Need("--decay-vectors 0", lambda args: not args.decay_vectors)
+NORMS_TRAIN = Need("--bn-freeze 0", lambda args: (args.bn_freeze or _bn_freeze(args)) == "0")
 
 RETRIEVAL = Need("--metrics with retrieval in it", lambda args: "retrieval" in args.metrics)
 CLUSTERING = Need(
@@ -131,24 +142,28 @@ DATA = Group("data", (
          "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
          "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
          "memory", change=NOTHING),
+    flag("--max-bad-images", 0.01, Kind(number(0.0, 1.0), "F"),
+         "share of the images of a split that may be unreadable (one at least; 0 is none): a "
+         "training image is replaced by another of its class, an evaluation image left out, and "
+         "each is named"),
     flag("--workers --num-workers", min(4, cores()), COUNT_OR_ZERO,
          "processes that read images, for each GPU", shown="4, at most one for each core",
          change=NOTHING, local=True),
-    flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
-         "images a step, over all processes"),
 ))
 SELECTION = Group("batches and model selection", (
+    flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
+         "images a step, over all processes"),
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
          "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
+    flag("--IPC-repeat", 0, BINARY,
+         "1: the images of a class are drawn with repetition, as Proxy-Anchor's released sampler "
+         "does; 0: each once, unless the class has fewer than N, as SEC's does", need=BALANCED),
     flag("--augment --album", None,
          Kind(str, "NAME", ("crop", "sec", "emoji", "none", "Geom", "GeomColor", "ColorHeavy")),
          "crop: random resized crop and flip; sec: the same from an image of 256 pixels; emoji: "
          "affine and colour, no flip; Geom, GeomColor, ColorHeavy: crop and flip, then turns, "
          "holes and blur; the same with light and contrast; strong colour and grey",
          shown="the data set's"),
-    flag("--max-bad-images", 0.01, Kind(number(0.0, 1.0), "F"),
-         "share of the training images that may be unreadable; each is replaced by another of its "
-         "class, and named"),
     flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
          "share of the training classes that picks the best epoch instead of the test classes, "
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
@@ -188,9 +203,14 @@ NETWORK = Group("network", (
          "train after the warm-up (as the released code does); affine: all fixed; statistics: "
          "running statistics fixed, scale and shift train",
          shown="1 with pretrained weights, else 0"),
+    flag("--bn-momentum", None, Kind(number(0.0, 1.0, above=True), "M"),
+         "share of the batch in the running statistics of the backbone's BatchNorms",
+         need=NORMS_TRAIN, shown="0.9 for bn_inception, except with SEC's losses; else 0.1",
+         before=0.1),
 ))
 LOSS = Group("loss", (
-    flag("--loss --use_loss --criterion", "Proxy_Anchor", any_text("NAME"), LOSSES_TEXT),
+    flag("--loss --use_loss --criterion", "Proxy_Anchor", Kind(criteria.name_of, "NAME"),
+         LOSSES_TEXT),
     flag("--loss-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
          "arguments of any loss, by the names in its class: margin=0.3 soft=true"),
 ))
@@ -271,10 +291,12 @@ RUN = Group("run", (
          "TensorBoard, as evaluations allow; 0 is none", need=TRACKED, change=NOTHING),
 ))
 EVALUATION = Group("evaluation", (
-    flag("--resume", None, Kind(str, "FILE", nargs="+"),
-         "a run folder, or a checkpoint of ours or released; several are compared in one "
-         "table, and those that differ in the seed alone are averaged"),
+    flag("--resume --test_sop_model", None, Kind(str, "FILE", nargs="+"),
+         "a run folder, a checkpoint of ours or released, or a folder of them; several are "
+         "compared in one table, and those that differ in the seed alone are averaged"),
+    flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
     flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),
+    flag("--batch-size --batch_size", 150, COUNT, "images that are embedded at once"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
     flag("--bootstrap", None, Kind(whole(100), "N"),
@@ -310,7 +332,8 @@ SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkp
          "the N worst queries, with their nearest images, to failures.csv and failures.png",
          need=RETRIEVAL),
     flag("--query", None, Kind(str, "IMAGE", nargs="+"),
-         "the images of the evaluated set that are nearest to yours, to query.csv and query.png"),
+         "the evaluated images that are nearest to yours, to query.csv and query.png; only those: "
+         "classes that were trained on are not among them"),
     flag("--top", 10, COUNT, "nearest images that --neighbours, --failures and --query show",
          need=PICTURES),
     flag("--out", None, any_text("DIR"), "folder for what --failures and --query write",
@@ -351,17 +374,25 @@ REPORT_GROUPS = (REPORT, OVERVIEW)
 
 # --- parsing --------------------------------------------------------------------------------------
 
-_FORMATTER = partial(argparse.HelpFormatter, max_help_position=30, width=100)
+
+class _Formatter(argparse.HelpFormatter):
+    """Help that fits the terminal, with switches shown bare."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(100, terminal_width() or 100))
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return "" if action.type is SWITCH.parse else super()._format_args(action, default_metavar)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return super()._format_action_invocation(action).replace(" ,", ",").rstrip()
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with argument files that allow comments, and errors of one sentence."""
-
-    def convert_arg_line_to_args(self, line: str) -> list[str]:
-        return shlex.split(line, comments=True)
+    """argparse with errors of one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
+        say(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -378,8 +409,7 @@ def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Pa
         prog=program,
         usage=f"{program} [@FILE] [--flag VALUE] ...",
         description=description,
-        formatter_class=_FORMATTER,
-        fromfile_prefix_chars="@",
+        formatter_class=_Formatter,
         argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
         allow_abbrev=False,
     )
@@ -387,14 +417,24 @@ def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Pa
         heading = parser.add_argument_group(group.title)
         for entry in group.flags:
             heading.add_argument(*entry.spellings, **_argparse_settings(entry))
+    taken = {spelling for entry in _flags(groups) for spelling in entry.spellings}
+    for entry in _flags(groups):
+        if variants := _swapped(entry.spellings) - taken:
+            settings = {**_argparse_settings(entry), "help": argparse.SUPPRESS}
+            parser.add_argument(*sorted(variants), **settings)
+            taken |= variants
     return parser
+
+
+def _swapped(spellings: Iterable[str]) -> set[str]:
+    """Spellings with `_` for `-`, and the other way round."""
+    names = [spelling[2:] for spelling in spellings if spelling.startswith("--")]
+    return {f"--{name.replace(*pair)}" for name in names for pair in (("-", "_"), ("_", "-"))}
 
 
 def _argparse_settings(entry: Flag) -> dict[str, Any]:
     settings: dict[str, Any] = {"dest": entry.dest, "help": _help_text(entry)}
     kind = entry.kind
-    if kind is SWITCH:
-        return {**settings, "action": "store_true"}
     settings |= {"type": kind.parse, "choices": kind.choices, "metavar": kind.metavar}
     return settings | {"nargs": kind.nargs, "const": kind.const}
 
@@ -418,7 +458,13 @@ def _parse(
     parser = _make_parser(program, description, groups)
     if positional:
         parser.add_argument(positional, nargs="*", default=[], metavar="RUN", help="run folders")
-    given, unknown = parser.parse_known_args(argv)
+    if argv is None:  # this is a command that somebody has typed
+        speak_to_any_terminal()
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        given, unknown = parser.parse_known_args(list(_expanded(words)))
+    except InputError as error:
+        parser.error(str(error))
     entries = _flags(groups)
     if unknown:
         known = [spelling for entry in entries for spelling in entry.spellings]
@@ -427,9 +473,70 @@ def _parse(
         parser.error(f"unknown argument {unknown[0]}{hint}")
     args = argparse.Namespace(**{**defaults(groups), **vars(given)})
     args.given = sorted(vars(given))
-    words = sys.argv[1:] if argv is None else list(argv)
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
     return args, entries, parser
+
+
+# A word is made of these: what stands in quotes, a sign behind a backslash, any other sign. A
+# backslash is one itself, as in C:\\photos, unless a blank, a quote or # follows.
+_PIECE = re.compile(
+    r"""'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)"|\\(?P<sign>[\s'"#])|(?P<other>[^\s'"])"""
+)
+
+
+def _expanded(words: Sequence[str], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The words of a command line, with files of flags (`@FILE`) as the words in them.
+
+    Raises:
+        InputError: a file cannot be read, or names itself.
+    """
+    for word in words:
+        if not word.startswith("@"):
+            yield word
+        elif word in above:
+            raise InputError(f"{word[1:]} names itself as a file of flags; remove that line")
+        else:
+            yield from _expanded(list(_words_of(Path(word[1:]))), (*above, word))
+
+
+def _words_of(file: Path) -> Iterator[str]:
+    """The words of a file of flags."""
+    try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file} is no plain file; a file of flags follows @")
+        text = decoded(file.read_bytes())
+    except (OSError, ValueError) as error:
+        why = "it is no text in UTF-8" if isinstance(error, UnicodeError) else str(error)
+        raise InputError(
+            f"the file of flags {file} cannot be read ({why}); check its name"
+        ) from error
+    for count, line in enumerate(text.splitlines(), 1):
+        try:
+            yield from _words_in(line)
+        except ValueError as error:
+            raise InputError(f"{file} line {count}: {error}") from error
+
+
+def _words_in(line: str) -> Iterator[str]:
+    """The words of a line: separated by blanks, quoted as in a shell; `#` begins a comment."""
+    word, place, line = None, 0, line.strip()
+    while place < len(line):
+        if line[place].isspace():
+            if word is not None:
+                yield word
+            word, place = None, place + 1
+            continue
+        if word is None and line[place] == "#":
+            return
+        piece = _PIECE.match(line, place)
+        if piece is None:
+            raise ValueError(f"the quotation mark {line[place]} has no partner; add or remove one")
+        inside = piece[piece.lastgroup]
+        if piece.lastgroup == "double":
+            inside = inside.replace('\\"', '"')
+        word, place = (word or "") + inside, piece.end()
+    if word is not None:
+        yield word
 
 
 def _check_needs(
@@ -459,6 +566,16 @@ def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: _Parser) 
                 f"{entry.spellings[0]} and --loss-args {entry.argument}={named[entry.argument]} "
                 "are the same argument of the loss; leave one of them out"
             )
+
+
+def check_metrics(args: argparse.Namespace, evaluated: Iterable[dataset.DataSet]) -> None:
+    """Raises InputError where `--metrics official` was given and no data set has that protocol."""
+    asked = "metrics" in args.given and "official" in args.metrics
+    if asked and not any(entry.protocol.sizes for entry in evaluated):
+        raise InputError(
+            "--metrics official is the protocol of VehicleID (--dataset vid) and of no other data "
+            "set; leave it out"
+        )
 
 
 def _unread(args: argparse.Namespace, entries: Sequence[Flag]) -> list[Flag]:
@@ -493,6 +610,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
         _check_loss(args, entries, parser)
+        check_metrics(args, [dataset.find(args.dataset)])
         return resolved(args)
     except InputError as error:
         parser.error(str(error))
@@ -515,20 +633,24 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "Evaluate a checkpoint on the classes it never saw."
     args, _, parser = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
     if not args.resume:
-        print("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
+        say("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
         raise SystemExit(2)
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
     _check_needs(args, _flags((EVALUATION, FILES, SINGLE_IMAGES)), parser)
-    _check_one_checkpoint(args, parser)
+    try:
+        check_one_checkpoint(args, len(args.resume))
+    except InputError as error:
+        parser.error(str(error))
     return args
 
 
-def _check_one_checkpoint(args: argparse.Namespace, parser: _Parser) -> None:
+def check_one_checkpoint(args: argparse.Namespace, count: int) -> None:
+    """Raises InputError where something is asked about one checkpoint, and there are several."""
     given = [entry for entry in SINGLE_IMAGES.flags if entry.dest in args.given]
-    if len(args.resume) > 1 and given:
-        parser.error(
-            f"{given[0].spellings[0]} describes one checkpoint and --resume names "
-            f"{len(args.resume)}; leave one of them"
+    if count > 1 and given:
+        raise InputError(
+            f"{given[0].spellings[0]} describes one checkpoint and --resume names {count}; leave "
+            "one of them"
         )
 
 
@@ -564,17 +686,28 @@ def resolved(args: argparse.Namespace) -> argparse.Namespace:
             f"--eval-resize {args.eval_resize} is less than the {size} pixels that are cut out of "
             f"the image; choose at least {size}"
         )
-    pretrained = protocol.pretrained if args.pretrained is None else args.pretrained
     decided = {
         "image_size": size,
-        "pretrained": pretrained,
+        "pretrained": _pretrained(args),
         "stem": net.find_backbone(args.model).default_stem(size),
-        "bn_freeze": "0" if pretrained == "none" else "1",
+        "bn_freeze": _bn_freeze(args),
+        "bn_momentum": net.find_backbone(args.model).bn_momentum,
         "augment": protocol.augment,
     }
     return _changed(
         args, {name: value for name, value in decided.items() if getattr(args, name, 0) is None}
     )
+
+
+def _pretrained(args: argparse.Namespace) -> str:
+    if args.pretrained is not None:
+        return args.pretrained
+    return dataset.protocol(args.dataset).pretrained
+
+
+def _bn_freeze(args: argparse.Namespace) -> str:
+    """What `--bn-freeze` is where it is not given."""
+    return "0" if _pretrained(args) == "none" else "1"
 
 
 def notices(args: argparse.Namespace) -> list[str]:
@@ -625,14 +758,54 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
-    """Options that a run has kept; those that its version did not have are at their defaults."""
-    unknown_then = {**defaults(TRAIN_GROUPS), "given": [], "recipe": None}
+    """Options that a run has kept; those that its version did not have are as they were then.
+
+    Raises:
+        InputError: an option has a value that its flag cannot have: the run's file is damaged.
+    """
+    for entry in train_flags():
+        if entry.dest in stored and not _can_have(entry, stored[entry.dest]):
+            raise InputError(
+                f"the option {entry.dest} of the run is {str(stored[entry.dest])[:40]!r}, which "
+                f"{entry.spellings[0]} cannot be; args.json or its checkpoint is damaged, so use "
+                "another copy"
+            )
+    unknown_then = {
+        **{
+            entry.dest: entry.default if entry.before is AS_TODAY else entry.before
+            for entry in train_flags()
+        },
+        "given": [],
+        "recipe": None,
+    }
     args = argparse.Namespace(**{**unknown_then, **stored})
     args.loss_args = tuple(tuple(item) for item in args.loss_args)
     # A run of another version may name a data set or a model that there is not here.
     with contextlib.suppress(InputError):
         args = resolved(args)
     return args
+
+
+def _can_have(entry: Flag, value: Any) -> bool:
+    """Whether a flag can come out with this value; which words it takes may differ by version."""
+    kind = entry.kind
+    if value is None or kind is SWITCH:
+        return value is entry.default or isinstance(value, bool)
+    if kind.nargs not in ("+", "*"):
+        return _is_of(kind, value)
+    if not isinstance(value, list | tuple):
+        return False
+    if kind.parse is key_value:
+        return all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
+    return all(_is_of(kind, item) for item in value)
+
+
+def _is_of(kind: Kind, value: Any) -> bool:
+    try:
+        parsed = kind.parse(str(value))
+    except (argparse.ArgumentTypeError, ValueError):
+        return False
+    return isinstance(value, int | float if isinstance(parsed, float) else type(parsed))
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace | None:
@@ -676,6 +849,26 @@ def same_command(stored: Mapping[str, Any]) -> dict[str, Any]:
     """What two starts of one run share, for `--resume auto`."""
     # It is looked for in --LOG_DIR, which may itself have been moved.
     return {k: v for k, v in settings(stored, Change.NOTHING).items() if k != "LOG_DIR"}
+
+
+def same_words(stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What stood on the command line of a start, for `--resume auto`; None where that is not kept.
+
+    Two versions may differ in what they do where nothing is said.
+    """
+    if "given" not in stored:
+        return None
+    known = {**kept(stored).__dict__, "LOG_DIR": None, "resume": None}
+    said = (entry.dest for entry in train_flags() if entry.change is not Change.NOTHING)
+    return {name: _hashable(known[name]) for name in said if name in stored["given"]}
+
+
+def as_begun(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:
+    """The options of a command, and of the run that it began where it says nothing."""
+    before = kept(stored)
+    unsaid = [entry.dest for entry in train_flags() if entry.change is not Change.NOTHING]
+    unsaid = [name for name in unsaid if name != "LOG_DIR" and name not in args.given]
+    return _changed(args, {name: getattr(before, name) for name in unsaid})
 
 
 def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:

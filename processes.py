@@ -35,8 +35,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from machine import cores
 from meeting import PATIENCE, Place
-from utils import InputError, cores
+from utils import InputError
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -27,7 +27,7 @@ from evaluation.pictures import below, class_values_picture, save_picture
 from page import methods, overview, records
 from page.making import make
 from page.source import neighbours_picture, open_best
-from utils import sentence_errors
+from utils import say, sentence_errors
 
 
 def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -> Path:
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
         overview.compare(args)
     elif args.picture:
         out = draw(args.runs[0], args.picture, seed=args.seed, gpu_id=args.gpu_id)
-        print(f"picture written to {out}")
+        say(f"picture written to {out}")
     else:
         out = make(
             args.runs,
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
             seed=args.seed,
             gpu_id=args.gpu_id,
         )
-        print(f"report written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
+        say(f"report written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

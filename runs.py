@@ -10,6 +10,7 @@ non_finite.json    where a loss or gradient was not finite: step, terms, rates, 
 <dataset>_<model>_best.pth             weights and options of the best evaluation so far
 margins.csv        AMLoss: class, learned margin, images
 classes.npz        the training classes in their order; what was learned for each, epoch by epoch
+checksums.json     of the files above that people read (.csv, .json); .pth and .npz carry their own
 report.html        the run, explained (python report.py RUN)
 """
 
@@ -26,7 +27,6 @@ import math
 import os
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,17 +36,23 @@ import numpy as np
 from processes import main_only
 from utils import (
     InputError,
+    as_json,
+    as_table,
+    damage_in_words,
+    digest,
+    load_arrays,
     load_tensors,
+    save_arrays,
     save_tensors,
     write_atomically,
-    write_json,
-    write_table,
 )
 
 logger = logging.getLogger("train")
 
 FORMAT = 1
 """Version of the checkpoints' layout; a newer one is refused with a sentence."""
+LONGEST_PART = 40  # bytes that one word gets of a file's name
+LONGEST_COUNT = 15  # digits of an epoch or step
 NOT_A_STATE = "it holds weights, and not the state of a training that could go on"
 
 
@@ -60,6 +66,7 @@ class RunFolder:
         self.path = path
         self.checkpoint = path / checkpoint
         self._held: TextIO | None = None
+        self.files = TextFiles(path)
         self.metrics = MetricsTable(path / "metrics.csv")
         self.classes = ClassHistory(path / "classes.npz")
         self.trouble: dict[str, InputError] = {}
@@ -85,7 +92,8 @@ class RunFolder:
                 if error.errno == errno.EROFS:
                     return cls._elsewhere(wanted)
                 raise InputError(
-                    f"cannot make the run folder {path}: {error.strerror}; choose another --LOG_DIR"
+                    f"cannot make the run folder {path}: {error.strerror}; choose another "
+                    "--LOG_DIR or --name"
                 ) from error
             return cls(path)
         raise InputError(f"{wanted} and 998 folders named after it exist; choose another --name")
@@ -132,7 +140,13 @@ class RunFolder:
         """
         # On args.json itself, so that no file is left behind; lockf and not flock: what reads data
         # does not inherit it, so it ends with this process.
-        self._held = (self.path / "args.json").open("r+")
+        try:
+            self._held = (self.path / "args.json").open("r+")
+        except OSError as error:
+            raise InputError(
+                f"the run folder {self.path} cannot be written ({error.strerror}), so the run "
+                "cannot go on in it; make it writable, or continue in a copy of it"
+            ) from error
         try:
             fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -143,7 +157,8 @@ class RunFolder:
         except OSError as error:  # a file system without locks
             logger.warning("nothing keeps other processes out of %s (%s)", self.path, error)
         for left_over in self.path.glob(".*.tmp"):
-            left_over.unlink()
+            with contextlib.suppress(OSError):
+                left_over.unlink()
 
     @property
     def is_finished(self) -> bool:
@@ -153,19 +168,31 @@ class RunFolder:
     @main_only
     def write_args(self, args: dict[str, Any]) -> None:
         """Writes args.json."""
-        write_json(self.path / "args.json", args)
+        self.files.write("args.json", as_json(args))
 
     def read_args(self) -> dict[str, Any]:
         """The options the run was started with."""
         return self._read("args.json")
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.path / name} cannot be read ({error}); start a new run"
-            ) from error
+        """A JSON file of the run, checked against its checksum."""
+        path = self.path / name
+        with damage_in_words(str(path), "use another copy of it, or start a new run"):
+            content = json.loads(self.files.read(name))
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds a {type(content).__name__}")
+        return content
+
+    def read_environment(self) -> dict[str, Any]:
+        """Where it ran; empty where that was not written yet."""
+        return self._read_if_there("environment.json")
+
+    def read_results(self) -> dict[str, Any]:
+        """What the best checkpoint reached; empty before the run has ended."""
+        return self._read_if_there("results.json")
+
+    def _read_if_there(self, name: str) -> dict[str, Any]:
+        return self._read(name) if (self.path / name).is_file() else {}
 
     def check_data(self, data: str, images: Mapping[str, str]) -> None:
         """Raises InputError when the images are not those that the run began with.
@@ -176,7 +203,7 @@ class RunFolder:
         """
         kept = self._read("environment.json")
         before, now = kept.get("images"), dict(images)
-        if before is None:  # of an older version
+        if not isinstance(before, dict):  # of an older version
             before, now = {"train": kept.get("data")}, {"train": data}
         changed = [split for split in before if before[split] != now.get(split)]
         if changed or before.keys() != now.keys():
@@ -189,12 +216,12 @@ class RunFolder:
     @main_only
     def write_environment(self, content: dict[str, Any]) -> None:
         """Writes environment.json."""
-        write_json(self.path / "environment.json", content)
+        self.files.write("environment.json", as_json(content))
 
     @main_only
     def write_results(self, content: dict[str, Any]) -> None:
         """Writes results.json: what the best checkpoint reached on the test classes."""
-        write_json(self.path / "results.json", content)
+        self.files.write("results.json", as_json(content))
 
     @property
     def fault_path(self) -> Path:
@@ -205,7 +232,7 @@ class RunFolder:
     def write_fault(self, record: dict[str, Any]) -> None:
         """Writes non_finite.json; which of nan and inf a term was stays to be read."""
         terms = {name: v if math.isfinite(v) else str(v) for name, v in record["terms"].items()}
-        write_json(self.fault_path, {**record, "terms": terms})
+        self.files.write(self.fault_path.name, as_json({**record, "terms": terms}))
 
     @contextlib.contextmanager
     def forgiving(self, what: str) -> Iterator[None]:
@@ -233,13 +260,18 @@ class RunFolder:
         if not keep:
             return
         older = self.path / f"step_{state['clock']['step']:08d}.pth"
-        older.unlink(missing_ok=True)
         try:
-            os.link(last, older)
-        except OSError:  # a file system without links
-            shutil.copyfile(last, older)
-        for path in sorted(self.path.glob("step_*.pth"))[:-keep]:
-            path.unlink()
+            older.unlink(missing_ok=True)
+            try:
+                os.link(last, older)
+            except OSError:  # a file system without links
+                shutil.copyfile(last, older)
+            for path in sorted(self.path.glob("step_*.pth"))[:-keep]:
+                path.unlink()
+        except OSError as error:
+            raise InputError(
+                f"cannot keep {older}: {error.strerror}; free some space, or leave --keep out"
+            ) from error
 
     def load_last(self, identity: Callable[[dict[str, Any]], dict[str, Any]]) -> dict:
         """last.pth as `save_last` wrote it, or the older one that was asked for.
@@ -276,17 +308,25 @@ class RunFolder:
     def forget_best_after(self, step: int) -> bool:
         """Removes a best checkpoint of a later step, where a run goes back to before it."""
         path = self.best_checkpoint()
-        if path is None or load_checkpoint(path)["step"] <= step:
+        if path is None or load_checkpoint(path).get("step", 0) <= step:
             return False
-        path.unlink()
+        try:
+            path.unlink()
+        except OSError as error:
+            raise InputError(
+                f"{path} is of a later step and cannot be removed ({error.strerror}); make the "
+                "run folder writable"
+            ) from error
         return True
 
     @main_only
     def save_best(self, state: dict) -> None:
         """Replaces the best checkpoint, whole or not at all."""
         args = state["args"]
-        name = f"{args['dataset']}_{args['model']}".replace("/", "-").replace(":", "-")
-        save_tensors(self.path / f"{name}_best.pth", {"format": FORMAT, **state})
+        name = f"{data_name(args['dataset'])}_{_file_name_part(args['model'])}_best.pth"
+        # A run of an older version goes on with the name that it has.
+        path = self.best_checkpoint() or self.path / name
+        save_tensors(path, {"format": FORMAT, **state})
 
     def load_best(self) -> dict:
         """What `save_best` wrote.
@@ -302,7 +342,65 @@ class RunFolder:
     @main_only
     def write_table(self, name: str, header: list[str], rows: list[list]) -> None:
         """Replaces a CSV file, whole or not at all."""
-        write_table(self.path / name, header, rows)
+        self.files.write(name, as_table(header, rows))
+
+
+class TextFiles:
+    """The text files of a run, which people open too; their checksums lie in checksums.json.
+
+    There each file has the checksum of the version before and of that after a write, so that a kill
+    between the two files leaves nothing that looks damaged.
+    """
+
+    NOTES = "checksums.json"
+    LOOKS = 3  # where the run goes on, both files may change between two looks
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replaces a file, whole or not at all.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path, noted, before = self.folder / name, self._noted(), []
+        with contextlib.suppress(OSError):
+            before = [digest(path.read_bytes())]
+        notes = as_json({**noted, name: [*before, digest(content)]})
+        write_atomically(self.folder / self.NOTES, lambda file: file.write(notes))
+        write_atomically(path, lambda file: file.write(content))
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; one without a checksum, of an older version, is read as it is.
+
+        Raises:
+            InputError: it cannot be read, or is not as it was written.
+        """
+        path = self.folder / name
+        for _ in range(self.LOOKS):
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise InputError(f"{path} cannot be read ({error.strerror})") from error
+            noted = self._noted().get(name)
+            if noted is None or digest(content) in noted:
+                return content
+        raise InputError(
+            f"{path} is not as the run wrote it (its checksum differs), so it is damaged; use "
+            f"another copy of it, or, if you have changed it yourself, delete {self.NOTES} beside "
+            "it"
+        )
+
+    def _noted(self) -> dict[str, list[str]]:
+        path = self.folder / self.NOTES
+        if not path.is_file():
+            return {}
+        with damage_in_words(str(path), "delete it, and the run's files are read unchecked"):
+            noted = json.loads(path.read_bytes())
+            if not all(isinstance(checksums, list) for checksums in noted.values()):
+                raise ValueError("it lists no checksums")
+        return noted
 
 
 class MetricsTable:
@@ -310,6 +408,7 @@ class MetricsTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files = TextFiles(path.parent)
         self._unwritten: list[dict[str, Any]] = []
 
     @main_only
@@ -322,39 +421,52 @@ class MetricsTable:
             InputError: the disk takes no more; the row comes with the next one.
         """
         self._unwritten.append({name: _short(value) for name, value in row.items()})
-        columns = self._columns()
+        columns, rows = self._read()
         columns += [name for row in self._unwritten for name in row if name not in columns]
-        self._rewrite(list(dict.fromkeys(columns)), [*self.rows(), *self._unwritten])
+        self._rewrite(list(dict.fromkeys(columns)), [*rows, *self._unwritten])
         self._unwritten = []
 
     @main_only
     def keep_before(self, step: int) -> None:
         """Removes the rows from `step` on: they are about to be made again by a continued run."""
-        rows = self.rows()
+        columns, rows = self._read()
         kept = [row for row in rows if int(row["step"]) < step]
-        if len(kept) == len(rows):
-            return
-        self._rewrite(self._columns(), kept)
+        if len(kept) < len(rows):
+            self._rewrite(columns, kept)
 
     def rows(self) -> list[dict[str, str]]:
-        """All rows, as text."""
-        if not self.path.is_file():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if row.get("step")]
+        """All rows, as text; each has a whole number as its epoch and as its step.
 
-    def _columns(self) -> list[str]:
+        Raises:
+            InputError: the file is damaged.
+        """
+        return self._read()[1]
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """The columns and the rows."""
         if not self.path.is_file():
-            return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return next(csv.reader(file), [])
+            return [], []
+        advice = "use another copy of it, or delete it and lose its rows"
+        with damage_in_words(str(self.path), advice):
+            text = self.files.read(self.path.name).decode("utf-8")
+            columns, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+            if len(set(columns)) < len(columns):
+                raise ValueError("two of its columns have one name")
+            rows = []
+            for line, cells in enumerate(lines, 2):
+                if len(cells) != len(columns):
+                    raise ValueError(f"line {line} has {len(cells)} cells of {len(columns)}")
+                row = dict(zip(columns, cells, strict=True))
+                if not (row["epoch"].isdecimal() and row["step"].isdecimal()):
+                    raise ValueError(f"line {line} has no epoch, or no step")
+                if max(len(row["epoch"]), len(row["step"])) > LONGEST_COUNT:
+                    raise ValueError(f"line {line} has an epoch or a step that no run can reach")
+                rows.append(row)
+        return columns, rows
 
     def _rewrite(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+        table = as_table(columns, [[row.get(name, "") for name in columns] for row in rows])
+        self.files.write(self.path.name, table)
 
 
 def _short(value: float | int | str) -> str | int:
@@ -383,11 +495,10 @@ class ClassHistory:
         """
         if not self.path.is_file():
             return {}
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                return dict(file)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{self.path} is damaged ({error}); delete it") from error
+        content = load_arrays(self.path, "the table of classes")
+        with damage_in_words(str(self.path), "delete it, and the run without it is read"):
+            _check_history(content)
+        return content
 
     @main_only
     def append(
@@ -423,7 +534,21 @@ class ClassHistory:
         self._write({k: v if k in fixed else v[kept] for k, v in known.items()})
 
     def _write(self, content: dict[str, np.ndarray]) -> None:
-        write_atomically(self.path, lambda file: np.savez_compressed(file, **content))
+        save_arrays(self.path, content, small=True)
+
+
+def _check_history(content: Mapping[str, np.ndarray]) -> None:
+    """Raises where arrays are not those of a `ClassHistory`."""
+    names, images = content["names"], content["images"]
+    fine = names.dtype.kind == "U" and images.dtype.kind in "iu"
+    fine = fine and names.ndim == 1 and names.shape == images.shape and (images >= 0).all()
+    rows = {name: array for name, array in content.items() if name not in ("names", "images")}
+    for name, array in rows.items():
+        row = () if name in ("epoch", "step") else names.shape
+        fine = fine and array.shape == (len(content["step"]), *row)
+        fine = fine and array.dtype.kind in ("f" if row else "iu")
+    if not fine:
+        raise ValueError("its arrays do not go together")
 
 
 def find_run(
@@ -443,12 +568,23 @@ def find_run(
 
 def run_name(dataset: str, model: str, loss: str, remark: str) -> str:
     """`emoji_resnet18_AMLoss_20261121-141502`, and the remark where there is one."""
-    parts = [dataset, model, loss, *([remark] if remark else []), time.strftime("%Y%m%d-%H%M%S")]
-    return "_".join(_file_name_part(part) for part in parts)
+    parts = [model, loss, *([remark] if remark else []), time.strftime("%Y%m%d-%H%M%S")]
+    return "_".join([data_name(dataset), *map(_file_name_part, parts)])
+
+
+def data_name(dataset: str) -> str:
+    """What files call a data set: its name, or of one's own images that of the folder or table."""
+    kind, colon, place = dataset.partition(":")
+    if colon:
+        path = Path(place).expanduser().absolute()
+        dataset = (path.stem if kind.lower() == "csv" else path.name) or kind
+    return _file_name_part(dataset)
 
 
 def _file_name_part(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-." else "-" for c in text)
+    """Letters, digits and a few signs; at most 40 bytes, since a file name has 255 in all."""
+    plain = "".join(c if c.isalnum() or c in "-." else "-" for c in text)
+    return plain.encode()[:LONGEST_PART].decode(errors="ignore")
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -458,9 +594,24 @@ def load_checkpoint(path: str | Path) -> dict:
         InputError: it cannot be read safely, or was written by a newer version.
     """
     content = load_tensors(Path(path))
+    advice = "use another copy of it, or another checkpoint"
+    with damage_in_words(f"checkpoint {path}", advice):
+        for name, kinds in KINDS.items():
+            if name in content and not isinstance(content[name], kinds):
+                raise ValueError(f"its {name} is a {type(content[name]).__name__}")
     if content.get("format", FORMAT) > FORMAT:
         raise InputError(
             f"checkpoint {path} has format {content['format']}, newer than {FORMAT}, which this "
             "version reads; update the code"
         )
     return content
+
+
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("format", "epoch", "step", "skipped"), int),
+    **dict.fromkeys(("model_state_dict", "criterion_state_dict", "network", "args"), dict),
+    **dict.fromkeys(("clock", "lap", "random", "environment", "metrics"), dict),
+    "row": (dict, type(None)),
+    "wandb_id": (str, type(None)),
+}
+"""What the entries of a checkpoint are."""

@@ -20,7 +20,6 @@ ARGS = options.parse_train() if __name__ == "__main__" else None
 
 import argparse
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -44,7 +43,7 @@ from training.keeping import Keeper, Row
 from training.progress import progress_bar, show
 from training.setup import build_network, build_objective, build_optimisers, describe
 from training.state import Training
-from utils import InputError, sentence_errors
+from utils import InputError, as_shell, say, sentence_errors
 
 
 def prepare(args: argparse.Namespace) -> Training:
@@ -70,7 +69,13 @@ def prepare(args: argparse.Namespace) -> Training:
     loader = train_loader(
         data.train,
         methods.sampler(args, labels)
-        or make_sampler(labels, args.batch_size, instances=args.IPC, seed=args.seed),
+        or make_sampler(
+            labels,
+            args.batch_size,
+            instances=args.IPC,
+            repeat=bool(args.IPC_repeat),
+            seed=args.seed,
+        ),
         augment=args.augment,
         spec=network.input,
         device=device,
@@ -261,12 +266,12 @@ def main(args: argparse.Namespace) -> None:
     with memory_in_words(args.batch_size, args.image_size):
         training = prepare(args)
     if args.dry_run:
-        print(describe(training))
+        say(describe(training))
         return
-    if run is None and (run := start.to_find(args, training.options)) and start.is_finished(run):
-        print(f"this run is finished: {run.path}")
+    if args.resume == "auto" and run is not None and start.is_finished(run):
+        say(f"this run is finished: {run.path}")
         return
-    print(describe(training), flush=True)
+    say(describe(training), flush=True)
     logging.getLogger().setLevel(logging.WARNING)
     run, state = start.open_folder(args, run, training)
     if state is not None:
@@ -274,16 +279,16 @@ def main(args: argparse.Namespace) -> None:
     row = None if state is None else state["row"]
     tracker = start.open_tracker(args, run, training, state)
     keeper = Keeper(training, run, tracker, kept=args.keep, picture_every=args.wandb_images)
-    print(f"run folder  {run.path}\n{tracker.describe()}\n", flush=True)
+    say(f"run folder  {run.path}\n{tracker.describe()}\n", flush=True)
     try:
         with Signals() as signals, memory_in_words(args.batch_size, args.image_size):
             keeper.save(row)  # so that there is something to continue from the start
             fit(training, keeper, signals, row)
             keeper.conclude(look_at_test=not args.no_test, page=not args.no_report)
     except Interrupted as interrupted:
-        print(
+        say(
             f"\nstopped by {interrupted.name} at step {training.clock.step}; continue with:\n"
-            f"  python train.py --resume-run {shlex.quote(str(run.path))}",
+            f"  python train.py --resume-run {as_shell(run.path)}",
             flush=True,
         )
         raise SystemExit(interrupted.status) from None

@@ -1,22 +1,32 @@
-"""What every part of a run needs: clear errors, whole files, times in words.
+"""What every part of a run needs: clear errors, whole files that show their damage, plain words.
 
 Nothing here loads torch before it is needed, so that `--help` and a typing error answer at once.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import difflib
+import hashlib
 import io
 import json
+import logging
 import math
 import os
+import shlex
+import shutil
 import sys
 import tempfile
+import unicodedata
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class InputError(Exception):
@@ -29,8 +39,38 @@ def sentence_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def plain_number(value: float, digits: int) -> str:
+    """So many significant digits, without an exponent: 100, not 1e+02."""
+    return f"{float(f'{value:.{digits}g}'):.12f}".rstrip("0").rstrip(".")
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that is printed to; None where output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
+
+
+@contextlib.contextmanager
+def damage_in_words(what: str, advice: str) -> Iterator[None]:
+    """Around the reading of a file: whatever goes wrong there means that the file is damaged.
+
+    Libraries report damage through dozens of unrelated types, and each version through others.
+
+    Args:
+        what: which file it is. advice: what to do about it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{what} is damaged, or not such a file ({lines[0][:160]}); {advice}"
+        ) from error
 
 
 def close_names(name: str, known: Iterable[str]) -> list[str]:
@@ -93,10 +133,16 @@ def _umask() -> int:
     return mask
 
 
+def as_json(content: object) -> bytes:
+    """Indented JSON; numbers that are not finite become null."""
+    text = json.dumps(_plain(content), indent=2, default=str, allow_nan=False)
+    return f"{text}\n".encode()
+
+
 def write_json(path: Path, content: object) -> None:
-    """Writes `content` as indented JSON, atomically; numbers that are not finite become null."""
-    text = json.dumps(_plain(content), indent=2, default=str, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """Writes `as_json(content)`, atomically."""
+    written = as_json(content)
+    write_atomically(path, lambda file: file.write(written))
 
 
 def _plain(content: object) -> object:
@@ -107,18 +153,118 @@ def _plain(content: object) -> object:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def write_table(path: Path, header: list[str], rows: list[list]) -> None:
-    """Writes a CSV file, atomically."""
+def as_table(header: list[str], rows: list[list]) -> bytes:
+    """CSV; what a terminal would obey is escaped, and bytes of file names stay as they are."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    content = text.getvalue().encode(errors="surrogateescape")  # file names need not be UTF-8
-    write_atomically(path, lambda file: file.write(content))
+    writer.writerow(map(_cell, header))
+    writer.writerows(map(_cell, row) for row in rows)
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def write_table(path: Path, header: list[str], rows: list[list]) -> None:
+    """Writes `as_table(header, rows)`, atomically."""
+    written = as_table(header, rows)
+    write_atomically(path, lambda file: file.write(written))
+
+
+def _cell(value: object) -> object:
+    return printable(value, keep_bytes=True) if isinstance(value, str) else value
+
+
+def digest(content: bytes) -> str:
+    """The checksum of a file's bytes, as 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+# --- archives that carry a checksum ---------------------------------------------------------------
+# .pth and .npz are zip archives. The checksum is the archive's comment: all readers of archives
+# skip it, and it stays with the file wherever that is copied.
+
+_SEAL = b"checksum blake2b-128 "
+_SEAL_LENGTH = len(_SEAL) + 32
+_ARCHIVE_END = b"PK\x05\x06"  # 22 bytes, the last two of which are the length of the comment
+_LONGEST_TAIL = 22 + 2**16 - 1
+
+
+def write_archive(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """As `write_atomically`, for a zip archive, which is given its checksum.
+
+    Args:
+        write: writes an archive without a comment.
+    """
+
+    def write_sealed(file: BinaryIO) -> None:
+        write(file)
+        file.seek(-2, os.SEEK_END)
+        file.write(_SEAL_LENGTH.to_bytes(2, "little"))
+        end = file.tell()
+        found = _digest_of(file, end)
+        file.seek(end)
+        file.write(_SEAL + found)
+
+    write_atomically(path, write_sealed)
+
+
+def check_archive(file: BinaryIO, what: str) -> None:
+    """Compares an open archive with its checksum; one without a checksum is left as it is.
+
+    Args:
+        what: the file, in the error.
+
+    Raises:
+        InputError: its bytes are not those that were written.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LONGEST_TAIL))
+    tail = file.read()
+    end = tail.rfind(_ARCHIVE_END)
+    comment = int.from_bytes(tail[end + 20 : end + 22], "little") if end >= 0 else 0
+    # One of its two traces remains, whichever byte is damaged.
+    if _SEAL in tail or comment == _SEAL_LENGTH:
+        end = max(0, size - _SEAL_LENGTH)
+        if tail[-_SEAL_LENGTH:] != _SEAL + _digest_of(file, end):
+            raise InputError(
+                f"{what} is not as it was written (its checksum differs), so it is damaged; use "
+                "another copy of it, or make it again"
+            )
+    file.seek(0)
+
+
+def _digest_of(file: BinaryIO, end: int) -> bytes:
+    """As `digest`, of the first `end` bytes of an open file."""
+    found, left = hashlib.blake2b(digest_size=16), end
+    file.seek(0)
+    while left and (part := file.read(min(left, 2**20))):
+        found.update(part)
+        left -= len(part)
+    return found.hexdigest().encode()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, what: str) -> Iterator[BinaryIO]:
+    """A file, once its checksum has been looked at.
+
+    Raises:
+        InputError: it is missing, cannot be opened, or differs from its checksum.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "is a folder; give a file" if path.is_dir() else "does not exist; check the path"
+        raise InputError(f"{what} {path} {found}")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(
+            f"{what} {path} cannot be read ({error.strerror}); check its permissions"
+        ) from error
+    with file:
+        check_archive(file, f"{what} {path}")
+        yield file
 
 
 def save_tensors(path: Path, content: dict) -> None:
-    """Saves tensors and plain values with torch.save, atomically."""
+    """Saves tensors and plain values with torch.save, atomically and with a checksum."""
     import torch
 
     def write(file: BinaryIO) -> None:
@@ -131,29 +277,27 @@ def save_tensors(path: Path, content: dict) -> None:
                 cause = cause.__context__
             raise (cause or error) from None
 
-    write_atomically(path, write)
+    write_archive(path, write)
 
 
 def load_tensors(path: Path, what: str = "checkpoint") -> dict:
     """Loads a file of `save_tensors` or a released .pth; never runs code from it.
 
     Raises:
-        InputError: the file is missing, cut short, no such file at all, or needs pickle to load.
+        InputError: the file is missing, differs from its checksum, is no such file at all, or needs
+            pickle to load.
     """
     import torch
 
-    path = Path(path)
-    if not path.is_file():
-        found = "is a folder; give a file" if path.is_dir() else "does not exist; check the path"
-        raise InputError(f"{what} {path} {found}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch reports damage through a dozen unrelated exception types
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise InputError(
-            f"{what} {path} cannot be read safely as tensors ({first_line[:160]}); "
-            "it is damaged, or not a file of weights: save it again or choose another"
-        ) from error
+    with _opened(path, what) as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch reports damage through a dozen unrelated types
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise InputError(
+                f"{what} {path} cannot be read safely as tensors ({first_line[:160]}); "
+                "it is damaged, or not a file of weights: save it again or choose another"
+            ) from error
     if not isinstance(content, dict):
         raise InputError(
             f"{what} {path} holds a {type(content).__name__}, not a dictionary of weights; "
@@ -162,47 +306,43 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
     return content
 
 
-# --- the machine ----------------------------------------------------------------------------------
+def save_arrays(path: Path, content: dict[str, np.ndarray], *, small: bool = False) -> None:
+    """Saves arrays as .npz, atomically and with a checksum; `small` compresses them."""
+    import numpy as np
+
+    save = np.savez_compressed if small else np.savez
+    write_archive(path, lambda file: save(file, **content))
 
 
-def cores(root: Path = Path("/")) -> int:
-    """How many CPU cores this process may use: those it is bound to, or its container's share.
+def load_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
+    """All arrays of a .npz file; never runs code from it.
 
-    Args:
-        root: where `proc` and `sys` lie.
+    Raises:
+        InputError: the file is missing, differs from its checksum, or is none of arrays.
     """
-    bound = getattr(os, "sched_getaffinity", None)  # macOS has no such thing
-    count = len(bound(0)) if bound else os.cpu_count() or 1
-    return max(1, min([count, *(math.ceil(share) for share in _cpu_shares(root))]))
+    import numpy as np
+
+    advice = "use another copy of it, or make it again"
+    with _opened(path, what) as file, damage_in_words(f"{what} {path}", advice):
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                _check_size(archive, member)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
 
 
-def _cpu_shares(root: Path) -> Iterator[float]:
-    """The limits, in cores, that Linux's control groups put on this process."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        above = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        # In a container the group's own folder is the root of what is seen.
-        for folder in {above, *(above / part for part in _prefixes(group))}:
-            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-                if controllers:
-                    quota = int((folder / "cpu.cfs_quota_us").read_text())
-                    period = int((folder / "cpu.cfs_period_us").read_text())
-                else:
-                    quota, period = map(int, (folder / "cpu.max").read_text().split())
-                if quota > 0:
-                    yield quota / period
+def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raises ValueError where an array claims to be larger than its file: before it gets memory."""
+    from numpy.lib import format as npy
 
-
-def _prefixes(group: str) -> Iterator[Path]:
-    """`/a/b` → a, a/b."""
-    parts = group.strip("/").split("/")
-    return (Path(*parts[: end + 1]) for end in range(len(parts)))
+    with archive.open(member) as file:
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        shape, _, kind = read[npy.read_magic(file)](file)
+        claimed = file.tell() + math.prod(shape) * kind.itemsize
+    # No packing makes more than 1,032 bytes of one.
+    if claimed != member.file_size or claimed > 1100 * member.compress_size + 1024:
+        raise ValueError(f"{member.filename} claims to be of shape {shape}, and is not")
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -212,3 +352,118 @@ def human_seconds(seconds: float) -> str:
     """75 → '1 min 15 s'."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def printable(text: str, *, keep_bytes: bool = False) -> str:
+    r"""Text with everything escaped that a terminal does not show or would obey.
+
+    Control characters, marks that turn the direction of writing, and the bytes of file names that
+    are not UTF-8 come out as Python writes them: "\x1b", "\u202e", "\xff".
+
+    Args:
+        keep_bytes: leaves those bytes as they are, for a file in which names are looked up.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if _is_shown(c, keep_bytes) else _escaped(c) for c in text)
+
+
+def _is_shown(character: str, keep_bytes: bool) -> bool:
+    if _is_raw_byte(character):
+        return keep_bytes
+    # Wide blanks, and the joiners that Persian, Hindi and emoji are spelt with, are no surprise.
+    return (
+        character.isprintable()
+        or character in "\u200c\u200d"
+        or unicodedata.category(character) == "Zs"
+    )
+
+
+def _is_raw_byte(character: str) -> bool:
+    """Whether this is how Python keeps a byte of a file name that is not UTF-8."""
+    return 0xDC80 <= ord(character) <= 0xDCFF
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if _is_raw_byte(character):
+        return f"\\x{code - 0xDC00:02x}"
+    return (
+        character.encode("ascii", "backslashreplace").decode() if code > 127 else f"\\x{code:02x}"
+    )
+
+
+def as_shell(*words: object) -> str:
+    """Words as one pastes them into a shell: quoted where they must be, and printable."""
+    return " ".join(map(_shell_word, map(str, words)))
+
+
+def _shell_word(word: str) -> str:
+    if "`" not in word and all(_is_shown(character, False) for character in word):
+        return shlex.quote(word)
+
+    def spelt(character: str) -> str:
+        code = ord(character)
+        if character in "`'\\" or code < 32 or _is_raw_byte(character):
+            return f"\\x{code & 0xFF:02x}"
+        return character if _is_shown(character, False) else f"\\U{code:08x}"
+
+    return f"$'{''.join(map(spelt, word))}'"
+
+
+def decoded(content: bytes) -> str:
+    """Text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Raises:
+        UnicodeDecodeError: it is something else.
+    """
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, for text of several lines: the line ends stay."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+# --- the terminal ---------------------------------------------------------------------------------
+
+_IN_ASCII = {"…": "...", "–": "-", "×": "x", "±": "+-", "→": "->", "≤": "<=", "≥": ">="}
+_IN_ASCII |= {"Σ": "sum", "β": "beta", "‖": "|", "\N{RIGHT SINGLE QUOTATION MARK}": "'"}
+
+
+def say(text: object = "", **more: Any) -> None:
+    """Prints, with whatever a terminal would obey escaped; `more` are the arguments of `print`."""
+    print(printable_lines(str(text)), **more)
+
+
+def plain(text: str) -> str:
+    """Text with the punctuation that a terminal without Unicode lacks written otherwise."""
+    return "".join(_IN_ASCII.get(character, character) for character in text)
+
+
+def speak_to_any_terminal() -> None:
+    """Makes a command survive names and signs that the terminal has no letters for.
+
+    Every front door calls it before it says a word. Where a terminal speaks ASCII or Latin-1 only,
+    "…" becomes "..." and what has no such neighbour its escape; warnings are escaped as `say` does.
+    """
+    codecs.register_error("plain", _in_plain_letters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
+    logging.setLogRecordFactory(_PrintableRecord)
+
+
+def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    return "".join(_IN_ASCII.get(sign) or _escaped(sign) for sign in signs), error.end
+
+
+class _PrintableRecord(logging.LogRecord):
+    """A log message that no name in it can turn into a command to the terminal."""
+
+    def getMessage(self) -> str:
+        return printable_lines(super().getMessage())

@@ -256,7 +256,7 @@ def named(name: str) -> Callable[[int, int], nn.Module]:
 
 def disentangling(classes: int, size: int) -> nn.Module:
     """DDML around Proxy-Anchor."""
-    return losses.DisentanglingLoss(losses.ProxyAnchorLoss(classes, size))
+    return losses.DisentanglingLoss(losses.ProxyAnchorLoss(classes, size), 1.0, 0.1, 1e-5)
 
 
 def sphere(classes: int, size: int) -> nn.Module:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "NPair": "library:N_PAIR",
         "SoftTriple": "library:SOFT_TRIPLE",
         "Circle": "library:CIRCLE",
+        "CircleLoss": "circle:CircleLoss",
         "Margin": "library:MARGIN",
     },
     # SEC's command, --use_loss
@@ -50,6 +51,9 @@ COMMANDS: dict[str, dict[str, str]] = {
 LOSSES: dict[str, str] = {name: at for names in COMMANDS.values() for name, at in names.items()}
 """Every loss: its name → the file and what builds it."""
 
+ALIASES = {"SoftTripleLoss": "SoftTriple", "ProxyAnchorLoss": "Proxy_Anchor"}
+"""What a published command also calls a loss → its name here; AMLoss' command has these."""
+
 LIBRARY = "pml:"
 """What the name of a loss of pytorch-metric-learning begins with."""
 
@@ -72,6 +76,11 @@ def losses_in_words() -> str:
     """The names of the losses for --help, by the command that they come from."""
     groups = (f"{command}: {', '.join(names)}" for command, names in COMMANDS.items())
     return "; ".join(group.removeprefix(": ") for group in groups)
+
+
+def name_of(name: str) -> str:
+    """The name of a loss, where a published command calls it by another one."""
+    return ALIASES.get(name, name)
 
 
 def check_name(name: str) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 class Embeddings(NamedTuple):
     """Raw outputs of a network's heads for one batch; nothing is normalised.
 
-    ``embedding`` (B, d) · ``uncertainty`` (B, d), the introspective head · ``specific``, the
-    class-specific head of DDML; where it is there, it and ``embedding`` are (B, 2d): the means,
-    then the raw spreads.
+    ``embedding`` (B, d) · ``uncertainty`` (B, d), the introspective head · ``specific``, DDML's
+    class-specific head on the main one; where it is there, it and ``embedding`` are (B, 2d): the
+    means, then the raw spreads.
     """
 
     embedding: Tensor

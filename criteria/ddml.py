@@ -33,8 +33,10 @@ def log_softplus(x: Tensor) -> Tensor:
 class DisentanglingLoss(Criterion):
     """DDML: keeps what is common to all classes out of a proxy loss's embedding.
 
-    The main head gives [μ | r], the class-specific head [μ' | r'], each (B, 2d); σ is
-    softplus(r - 5). One sample of each, z = μ + σ·ε and z' = μ' + σ'·ε', ε standard normal, gives
+    The main head gives [μ | r], the class-specific head, which stands on it, [μ' | r'], each
+    (B, 2d); σ is softplus(r - 5). They are used as they come. With --l2-norm 1 ``compose`` divides
+    each by its length over all 2d entries before, so that r lies in [-1, 1] and σ is about .0067.
+    One sample of each, z = μ + σ·ε and z' = μ' + σ'·ε', ε standard normal, gives
 
         agnostic = CE(κ·ẑ·p̂, uniform over the C classes)
         specific = CE(κ·ẑ'·p̂, y)
@@ -50,9 +52,9 @@ class DisentanglingLoss(Criterion):
     def __init__(
         self,
         base: ProxyLoss,
-        al: float = 1.0,
-        be: float = 0.1,
-        gam: float = 1e-5,
+        al: float = 0.0,
+        be: float = 0.0,
+        gam: float = 0.0,
         scale: float = 23.0,
     ) -> None:
         super().__init__()
@@ -115,12 +117,12 @@ def disentangled(
     metric: Term,
     l2_norm: bool,
     *,
-    al: float = 1.0,
-    be: float = 0.1,
-    gam: float = 1e-5,
+    al: float = 0.0,
+    be: float = 0.0,
+    gam: float = 0.0,
     scale: float = 23.0,
 ) -> dict[str, Term]:
-    """DDML around a proxy loss, in its place."""
+    """DDML around a proxy loss, in its place; with an ``l2_norm`` both heads at unit length."""
     if not isinstance(metric.criterion, ProxyLoss):
         raise ValueError(
             f"Disentangling compares samples of the heads with class proxies, which {name} does "
@@ -133,7 +135,8 @@ def disentangled(
         )
 
     def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> tuple[Any, ...]:
-        return outputs.embedding, outputs.specific, labels
+        heads = (outputs.embedding, outputs.specific)
+        return *(map(F.normalize, heads) if l2_norm else heads), labels
 
     criterion = DisentanglingLoss(metric.criterion, al, be, gam, scale)
     return {"metric": Term(criterion, inputs, heads=("embedding", "specific"))}

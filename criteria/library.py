@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from criteria import PROXY_LR_SCALE
 from criteria.arguments import Parameters, arguments_of, check_arguments, unknown
-from criteria.base import Criterion, check_batch, in_float32
+from criteria.base import Criterion, check_batch, check_not_negative, in_float32
 
 LibraryPart = tuple[str, Mapping[str, Any]]
 """A class of the library by its name, and its arguments."""
@@ -21,7 +21,7 @@ class LibraryLoss(Criterion):
     """A loss of pytorch-metric-learning (and a miner) as a criterion.
 
     The library casts its proxies to the type of the embeddings, in place; it is handed float32
-    only, so they keep theirs. Matrices it learns count as proxies (``PROXY_LR_SCALE`` × the
+    only, so they keep theirs. Matrices it learns count as proxies (``proxy_lr_scale`` × the
     learning rate), vectors do not and get no weight decay. ``num_classes`` and ``embedding_size``
     are those the loss was built with, if any, and checked. ``terms`` stays empty.
     """
@@ -33,8 +33,11 @@ class LibraryLoss(Criterion):
         *,
         num_classes: int | None = None,
         embedding_size: int | None = None,
+        proxy_lr_scale: float = PROXY_LR_SCALE,
     ) -> None:
         super().__init__()
+        check_not_negative(proxy_lr_scale=proxy_lr_scale)
+        self.proxy_lr_scale = proxy_lr_scale
         self.loss = loss
         self.miner = miner
         self.num_classes = num_classes
@@ -54,7 +57,7 @@ class LibraryLoss(Criterion):
         proxies = [parameter for parameter in parameters if parameter.ndim > 1]
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
         groups = [
-            {"name": "proxies", "params": proxies, "lr": PROXY_LR_SCALE * lr},
+            {"name": "proxies", "params": proxies, "lr": self.proxy_lr_scale * lr},
             {"name": "library", "params": others, "lr": lr, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
@@ -87,6 +90,7 @@ def library_loss(
     *,
     miner: LibraryPart | str | None = None,
     distance: LibraryPart | str | None = None,
+    proxy_lr_scale: float = PROXY_LR_SCALE,
     **arguments: Any,
 ) -> LibraryLoss:
     """Any loss of pytorch-metric-learning by its class name, e.g. "CircleLoss", with its arguments.
@@ -107,7 +111,7 @@ def library_loss(
         chosen = None if miner is None else _library_part("miners", miner)
     except (TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"pml:{name} cannot be built with these arguments: {error}.") from error
-    return LibraryLoss(built, chosen, **sizes)
+    return LibraryLoss(built, chosen, **sizes, proxy_lr_scale=proxy_lr_scale)
 
 
 class LibraryEntry(NamedTuple):
@@ -116,6 +120,7 @@ class LibraryEntry(NamedTuple):
     name: str
     arguments: Mapping[str, Any] = {}
     miner: LibraryPart | None = None
+    proxy_lr_scale: float = PROXY_LR_SCALE
 
     def __call__(self, num_classes: int, embedding_size: int, **options: Any) -> LibraryLoss:
         """The loss; an option that its miner shares (a margin) goes to both."""
@@ -123,15 +128,17 @@ class LibraryEntry(NamedTuple):
         if miner is not None:
             shared = {key: value for key, value in options.items() if key in miner[1]}
             miner = (miner[0], {**miner[1], **shared})
-        arguments = {**self.arguments, **options}
+        arguments = {"proxy_lr_scale": self.proxy_lr_scale, **self.arguments, **options}
         return library_loss(self.name, num_classes, embedding_size, miner=miner, **arguments)
 
     def options(self) -> Parameters:
         """The arguments that may be given."""
-        return arguments_of(_library("losses", self.name))
+        shared = arguments_of(library_loss)["proxy_lr_scale"]
+        return {**arguments_of(_library("losses", self.name)), "proxy_lr_scale": shared}
 
 
-PROXY_NCA = LibraryEntry("ProxyNCALoss", {"softmax_scale": 32.0})
+# The released Proxy-Anchor loop trains these proxies at the network's own rate.
+PROXY_NCA = LibraryEntry("ProxyNCALoss", {"softmax_scale": 32.0}, proxy_lr_scale=1.0)
 MULTI_SIMILARITY = LibraryEntry(
     "MultiSimilarityLoss",
     {"alpha": 2.0, "beta": 50.0, "base": 0.5},

@@ -47,6 +47,7 @@ class MarginLoss(Criterion):
         *,
         beta_lr: float | None = None,
         miner: Miner | str = "distanceweighted",
+        mining: str = "released",
     ) -> None:
         super().__init__()
         check_positive(beta=beta)
@@ -56,7 +57,7 @@ class MarginLoss(Criterion):
         self.num_classes = num_classes
         self.beta_lr = beta_lr
         self.beta = nn.Parameter(torch.full((num_classes or 1,), float(beta)), beta_lr != 0)
-        self.miner = build_miner(miner, margin) if isinstance(miner, str) else miner
+        self.miner = build_miner(miner, margin, mining) if isinstance(miner, str) else miner
 
     @in_float32
     def forward(
@@ -99,7 +100,8 @@ def margin_loss(
     nu: float = 0.0,
     beta_lr: float = 0.0,
     miner: Miner | str = "easypeasy",
+    mining: str = "released",
 ) -> MarginLoss:
     """Divide and conquer's: one fixed β, or with ``beta_lr`` a learnable one for each class."""
     classes = num_classes if beta_lr else None
-    return MarginLoss(beta, margin, nu, classes, beta_lr=beta_lr, miner=miner)
+    return MarginLoss(beta, margin, nu, classes, beta_lr=beta_lr, miner=miner, mining=mining)

@@ -12,6 +12,8 @@ from criteria.arguments import unknown
 from criteria.base import check_batch, check_not_negative, in_float32, pair_masks
 
 Triplets = tuple[Tensor, Tensor, Tensor]
+Choose = Callable[[Tensor, Tensor], Tensor]
+"""Distances (B, B) and the mask of what is allowed → the index of one image in each row, (B,)."""
 
 
 class Miner:
@@ -52,10 +54,13 @@ class DistanceWeightedMiner(Miner):
     is the inverse density of distances between points on the unit sphere. Negatives at
     ``nonzero_loss_cutoff`` 1.4 or farther, which cost a margin loss nothing, keep a weight of 1e-6.
     An anchor takes its positives in index order when it has as many as negatives, a random subset
-    when it has more, and draws them with replacement when it has fewer.
+    when it has more, and draws them with replacement when it has fewer. The k-th goes with the k-th
+    negative in index order, or with ``in_order`` False with the k-th that was drawn.
     """
 
-    def __init__(self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4) -> None:
+    def __init__(
+        self, cutoff: float = 0.5, nonzero_loss_cutoff: float = 1.4, *, in_order: bool = True
+    ) -> None:
         if not 0 < cutoff < nonzero_loss_cutoff:
             raise ValueError(
                 f"The cutoff {cutoff} must be above 0 and below the distance "
@@ -63,6 +68,7 @@ class DistanceWeightedMiner(Miner):
             )
         self.cutoff = cutoff
         self.nonzero_loss_cutoff = nonzero_loss_cutoff
+        self.in_order = in_order
 
     def weights(self, unit: Tensor, negative: Tensor) -> Tensor:
         """(B, B): how likely each image is drawn as a negative of the row's, up to a factor.
@@ -87,6 +93,8 @@ class DistanceWeightedMiner(Miner):
         if draws == 0 or len(anchors) == 0:
             return anchors[:0], anchors[:0], anchors[:0]
         negatives = torch.multinomial(self.weights(unit, negative)[anchors], draws)
+        if self.in_order:
+            negatives = negatives.sort(dim=1).values
         positives = self._positives(positive[anchors], draws)
         return anchors.repeat_interleave(draws), positives.flatten(), negatives.flatten()
 
@@ -102,24 +110,46 @@ class DistanceWeightedMiner(Miner):
 class NearestNegativeMiner(Miner):
     """The negatives nearest to the anchor among those at ``cutoff`` 0.5 or farther ("easypeasy").
 
-    Deterministic: the k-th positive of an anchor, in index order, goes with its k-th nearest
-    negative, for as many as it has positives, and at most as many as anchors have on average.
+    Deterministic. An anchor is given n negatives, n being the mean number of positives, rounded
+    down, and at least 1: the nearest from ``cutoff`` on, and where these are fewer, the nearest of
+    those before it. Its k-th positive goes with its k-th negative, both in index order.
+
+    (Deviation: among what lies before the cutoff the released code also takes the anchor itself and
+    its positives for negatives.) With ``near`` False, negatives before the cutoff are never taken,
+    and the k-th positive goes with the k-th nearest negative: what this code did at first.
     """
 
-    def __init__(self, cutoff: float = 0.5) -> None:
+    def __init__(self, cutoff: float = 0.5, *, near: bool = True) -> None:
         check_not_negative(cutoff=cutoff)
         self.cutoff = cutoff
+        self.near = near
 
     def choose(self, unit: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
         """The triplets, from unit vectors (B, d) and the masks of positive and negative pairs."""
         draws = max(1, int(positive.sum()) // len(unit))
-        distances = _mining_distances(unit)
-        allowed = negative & (distances >= self.cutoff)
-        nearest = distances.masked_fill(~allowed, torch.inf).argsort(dim=1, stable=True)
-        in_order = (~positive).int().argsort(dim=1, stable=True)
-        pairs = torch.minimum(positive.sum(dim=1), allowed.sum(dim=1)).clamp_max(draws)
-        valid = torch.arange(draws, device=unit.device) < pairs[:, None]
-        return _triplets(valid, in_order[:, :draws], nearest[:, :draws])
+        negatives, found = self._negatives(_mining_distances(unit), negative, draws)
+        positives = _in_index_order(positive)[:, :draws]
+        pairs = torch.minimum(positive.sum(dim=1), found).clamp_max(draws)
+        valid = torch.arange(negatives.shape[1], device=unit.device) < pairs[:, None]
+        return _triplets(valid, positives, negatives)
+
+    def _negatives(self, distances: Tensor, negative: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+        """(B, draws), the negatives of each anchor, and (B,), how many of a row count."""
+        before = distances < self.cutoff
+        # No two unit vectors are farther apart than 2, so all before the cutoff come last.
+        ranks = distances + 4 * before
+        allowed = negative if self.near else negative & ~before
+        nearest = ranks.masked_fill(~allowed, torch.inf).argsort(dim=1, stable=True)[:, :draws]
+        found = allowed.sum(dim=1)
+        if not self.near:
+            return nearest, found
+        chosen = torch.zeros_like(negative).scatter_(1, nearest, True) & allowed
+        return _in_index_order(chosen)[:, :draws], found
+
+
+def _in_index_order(chosen: Tensor) -> Tensor:
+    """(B, B): the images that each row of a mask marks, in index order, before all others."""
+    return (~chosen).int().argsort(dim=1, stable=True)
 
 
 class AnchorMiner(Miner):
@@ -132,8 +162,8 @@ class AnchorMiner(Miner):
 
     def __init__(
         self,
-        positive: Callable[[Tensor, Tensor], Tensor],
-        negative: Callable[[Tensor, Tensor], Tensor],
+        positive: Choose,
+        negative: Choose,
         band: float | None = None,
     ) -> None:
         self.positive = positive
@@ -167,23 +197,42 @@ def at_random(distances: Tensor, allowed: Tensor) -> Tensor:
     return torch.rand_like(distances).masked_fill(~allowed, -1).argmax(dim=1)
 
 
-MINERS: dict[str, Callable[[float], Miner]] = {
-    "distanceweighted": lambda margin: DistanceWeightedMiner(nonzero_loss_cutoff=1.2 + margin),
-    "easypeasy": lambda margin: NearestNegativeMiner(),
-    "HPHN": lambda margin: AnchorMiner(farthest, nearest),
-    "EPHN": lambda margin: AnchorMiner(nearest, nearest),
-    "RPHN": lambda margin: AnchorMiner(at_random, nearest),
-    "EPSHN": lambda margin: AnchorMiner(nearest, at_random, band=margin),
-    "RPSHN": lambda margin: AnchorMiner(at_random, at_random, band=margin),
+def _letters(
+    positive: Choose, negative: Choose, semi_hard: bool = False
+) -> Callable[[float, bool], Miner]:
+    def make(margin: float, released: bool) -> Miner:
+        return AnchorMiner(positive, negative, band=margin if semi_hard else None)
+
+    return make
+
+
+MINERS: dict[str, Callable[[float, bool], Miner]] = {
+    "distanceweighted": lambda margin, released: DistanceWeightedMiner(
+        nonzero_loss_cutoff=1.2 + margin, in_order=released
+    ),
+    "easypeasy": lambda margin, released: NearestNegativeMiner(near=released),
+    "HPHN": _letters(farthest, nearest),
+    "EPHN": _letters(nearest, nearest),
+    "RPHN": _letters(at_random, nearest),
+    "EPSHN": _letters(nearest, at_random, semi_hard=True),
+    "RPSHN": _letters(at_random, at_random, semi_hard=True),
 }
+"""Name → (margin of the loss, whether mining is as released) → the miner."""
+
+MINING = ("released", "earlier")
+"""How `easypeasy` and `distanceweighted` take and pair: as the released code does, or as runs of
+the first versions of this code did."""
 
 
-def build_miner(name: str, margin: float = 0.2) -> Miner:
+def build_miner(name: str, margin: float = 0.2, mining: str = "released") -> Miner:
     """The miner of MINERS called ``name``, for a loss with this margin.
 
     Positive: hard (H, farthest), easy (E, nearest), random (R); negative: hard (HN, nearest),
-    semi-hard (SHN, within the margin behind the positive). Raises ValueError for an unknown name.
+    semi-hard (SHN, within the margin behind the positive). ``mining`` is one of MINING. Raises
+    ValueError for an unknown name.
     """
     if name not in MINERS:
         raise ValueError(unknown("miner", name, MINERS))
-    return MINERS[name](margin)
+    if mining not in MINING:
+        raise ValueError(unknown("way of mining", mining, MINING))
+    return MINERS[name](margin, mining == "released")

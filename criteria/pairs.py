@@ -47,13 +47,14 @@ class TripletLoss(Criterion):
         squared: bool = True,
         soft: bool = False,
         miner: Miner | str | None = None,
+        mining: str = "released",
     ) -> None:
         super().__init__()
         check_not_negative(margin=margin)
         self.margin = margin
         self.squared = squared
         self.soft = soft
-        self.miner = build_miner(miner, margin) if isinstance(miner, str) else miner
+        self.miner = build_miner(miner, margin, mining) if isinstance(miner, str) else miner
 
     @in_float32
     def forward(

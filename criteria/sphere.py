@@ -28,8 +28,8 @@ class SphericalConstraint(Criterion):
     μ is a constant for the gradient and the first batch sets it; with ρ ``momentum`` 1 it is the
     batch's own mean. Buffer ``norm_mean`` holds μ (nan before the first batch) and moves in
     training mode only. Call with raw embeddings (B, d). ``terms``: sec (without the weight),
-    norm_mean and norm_var of the batch, and with ``labels`` the mean cosines cos_positive and
-    cos_negative of its pairs. Raises ValueError for an empty batch.
+    norm_mean and norm_var of the batch, norm_ema (μ), and with ``labels`` the mean cosines
+    cos_positive and cos_negative of its pairs. Raises ValueError for an empty batch.
     """
 
     unit_length = False
@@ -51,7 +51,8 @@ class SphericalConstraint(Criterion):
         batch = norms.detach()
         mean = self._moved(batch.mean())
         constraint = (norms - mean).square().mean()
-        terms = {"sec": constraint, "norm_mean": batch.mean(), "norm_var": batch.var(correction=0)}
+        terms = {"sec": constraint, "norm_mean": batch.mean(), "norm_ema": mean}
+        terms["norm_var"] = batch.var(correction=0)
         if labels is not None:
             terms |= _pair_cosines(embeddings.detach(), check_batch(embeddings, labels))
         self._report(**terms)

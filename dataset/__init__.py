@@ -142,6 +142,15 @@ class Choice:
         """How the papers use the data set; raises InputError for an unknown name."""
         return protocol(self.name)
 
+    @property
+    def query_gallery(self) -> bool:
+        """Whether queries search in a gallery of their own.
+
+        Raises:
+            InputError: unknown name; the user's own images cannot be used.
+        """
+        return find(self.name).query_gallery
+
     def of_other_data(self, name: str, root: str | Path) -> Choice:
         """The same question about images elsewhere, such as those of `evaluate.py --dataset`.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataset import NAMES, find
 from dataset.check import run
 from dataset.download import SOURCES, download
 from dataset.own import EVAL_CLASSES, SEED, OwnData
-from utils import InputError, sentence_errors
+from utils import InputError, say, sentence_errors, speak_to_any_terminal
 
 _TO_STDOUT = "-"
 
@@ -85,17 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with status 2 and one sentence for bad input, 0 for --help.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A name on disk need not be text in the terminal's encoding, or in any.
-            stream.reconfigure(errors="backslashreplace")
+    speak_to_any_terminal()
     args = _parser().parse_args(argv)
     with sentence_errors(), door.answering():
         if args.command == "check":
             return _check(args)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         folder = download(args.name, args.data_root)
-        print(f"{folder} is complete; `python -m dataset check {args.name}` examines it")
+        say(f"{folder} is complete; `python -m dataset check {args.name}` examines it")
     return 0
 
 

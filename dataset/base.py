@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dataset.decoding import BadImageError, central_part, decode, need_file, reason, to_rgb
-from utils import InputError
+from utils import InputError, as_shell
 
 __all__ = [
     "SPLITS",
@@ -121,7 +120,7 @@ class ImageSet:
     @property
     def check_command(self) -> str:
         """The command that examines the data set."""
-        return f"python -m dataset check {shlex.quote(self.given or self.name)}"
+        return f"python -m dataset check {as_shell(self.given or self.name)}"
 
     def read(self, index: int) -> np.ndarray:
         """Image `index` as (H, W, 3) uint8 RGB, upright, cut to its box (see `decode`).
@@ -266,8 +265,6 @@ class Protocol:
 
     Attributes:
         ks: the K of the reported R@K.
-        query_gallery: queries search in a gallery of their own (splits "query" and "gallery");
-            otherwise every image of "eval" searches among the others.
         pretrained: the default of `--pretrained`. image_size: side of the network's input, pixels.
         augment: the training augmentation that suits the pictures.
         group_name: what `ImageSet.groups` stands for, or None.
@@ -275,7 +272,6 @@ class Protocol:
     """
 
     ks: tuple[int, ...] = (1, 2, 4, 8)
-    query_gallery: bool = False
     pretrained: str = "imagenet"
     image_size: int = 224
     augment: str = "crop"
@@ -304,6 +300,9 @@ class DataSet(ABC):
     """One entry of the list of data sets.
 
     Attributes:
+        protocol: how the papers use it; known without looking at the images.
+        query_gallery: queries search in a gallery of their own (splits "query" and "gallery");
+            otherwise every image of "eval" searches among the others.
         options: what `load` takes beside the split.
         published: (images, classes) of each split, keyed by `title`; None where nobody says.
         origin: where to get it and under which licence, in a few sentences.
@@ -313,6 +312,7 @@ class DataSet(ABC):
     name: str
     aliases: ClassVar[tuple[str, ...]] = ()
     protocol: Protocol = Protocol()
+    query_gallery: bool = False
     options: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[Mapping[str, tuple[int | None, int | None]]] = {}
     origin: str = ""
@@ -328,7 +328,7 @@ class DataSet(ABC):
 
     def variants(self) -> list[dict[str, Any]]:
         """The arguments of `load` for every part of an evaluation, training first."""
-        evaluated = ("query", "gallery") if self.protocol.query_gallery else ("eval",)
+        evaluated = ("query", "gallery") if self.query_gallery else ("eval",)
         return [{"split": split} for split in ("train", *evaluated)]
 
     def changed_files(self, root: Path) -> list[Path]:
@@ -337,7 +337,7 @@ class DataSet(ABC):
 
     def check_split(self, split: str) -> None:
         """Raises InputError unless the data set has a split of this name."""
-        known = SPLITS if self.protocol.query_gallery else SPLITS[:2]
+        known = SPLITS if self.query_gallery else SPLITS[:2]
         if split not in known:
             raise InputError(
                 f"{self.name} has no split {split!r}; choose one of {', '.join(known)}"

@@ -19,7 +19,6 @@ import hashlib
 import io
 import logging
 import os
-import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,8 @@ from tqdm import tqdm
 from dataset.base import BadImageError, ImageSet, reason
 from dataset.transforms import PixelStore, with_short_side
 from dataset.workers import deaths_told, with_workers
-from utils import InputError, cores, write_atomically
+from machine import cores
+from utils import InputError, load_arrays, save_arrays, write_atomically
 
 logger = logging.getLogger("dataset")
 
@@ -161,10 +161,10 @@ def _stamps(images: ImageSet, first: int, stop: int) -> np.ndarray:
 def _load(task: _Task, images: ImageSet) -> _Shard | None:
     """The shard of a task if it is finished and up to date."""
     try:
-        with np.load(task.listing) as listing:
-            stamps, shapes, checksum = (listing[name] for name in ("stamps", "shapes", "checksum"))
+        listing = load_arrays(task.listing, "cache")
+        stamps, shapes, checksum = (listing[name] for name in ("stamps", "shapes", "checksum"))
         length = task.pixels.stat().st_size
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, KeyError, InputError):
         return None
     if not np.array_equal(stamps, _stamps(images, task.first, task.stop)):
         return None
@@ -185,7 +185,7 @@ def _build(task: _Task, images: ImageSet) -> None:
     content = pixels.getbuffer()
     write_atomically(task.pixels, lambda file: file.write(content))
     parts = {"stamps": stamps, "shapes": shapes, "checksum": np.int64(zlib.crc32(content))}
-    write_atomically(task.listing, lambda file: np.savez(file, **parts))
+    save_arrays(task.listing, parts)
 
 
 # --- building and opening -------------------------------------------------------------------------

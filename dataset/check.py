@@ -39,8 +39,9 @@ from dataset.decoding import (
 from dataset.files import join_words, said_anew
 from dataset.layouts import NotFoundError, counts_logger
 from dataset.own import classes_logger, notes_logger
-from dataset.wording import plain, wrapped
-from utils import InputError, cores, write_atomically
+from dataset.wording import wrapped
+from machine import cores
+from utils import InputError, plain, write_atomically
 
 CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
 _EXAMPLES = 3
@@ -73,12 +74,13 @@ _MISSING, _CLOSED, _NO_FILE = "missing file", "file that may not be read", "no p
 _UNFIT, _DAMAGED = "picture that cannot be used as it is", "unreadable or truncated file"
 
 # What is wrong with a file → what it means.
+_DONE_WITHOUT = "training replaces it by another image of its class, an evaluation leaves it out"
 _FAULTS = {
     _MISSING: "listed, but not there; put it back, or unpack the archive again",
-    _CLOSED: "training replaces it by another image of its class; change its permissions",
+    _CLOSED: f"{_DONE_WITHOUT}; change its permissions",
     _NO_FILE: "nothing is read from it; remove it",
-    _UNFIT: "training replaces it by another image of its class; the file is sound, convert it",
-    _DAMAGED: "training replaces it by another image of its class; get it again",
+    _UNFIT: f"{_DONE_WITHOUT}; the file is sound, convert it",
+    _DAMAGED: f"{_DONE_WITHOUT}; get it again",
 }
 
 # What is unusual about a file → what happens to it (see decoding.decode).

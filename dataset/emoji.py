@@ -22,7 +22,8 @@ from PIL import Image
 from dataset.base import DataSet, ImageSet, PathTable, Protocol
 from dataset.decoding import need_file, reason
 from dataset.files import find
-from utils import InputError, cores
+from machine import cores
+from utils import InputError
 
 FILE = "emoji/emoji_retrieval.npz"
 SHA256 = "00eafcbd783dc01bd6ae7ebc3c0fb5e8f158cadfb5cba435cf58d8c75ae08e83"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.decoding import need_file, reason
-from utils import InputError
+from utils import InputError, decoded
 
 logger = logging.getLogger("dataset")
 
@@ -164,9 +164,7 @@ def read_text(path: Path) -> str:
         OSError: it cannot be read, or is no plain file. UnicodeDecodeError: it is something else.
     """
     need_file(path)
-    content = path.read_bytes()
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    return content.decode(encoding)
+    return decoded(path.read_bytes())
 
 
 def read_rows(path: Path, columns: int, skip: int = 0) -> list[list[str]]:

@@ -86,7 +86,8 @@ class InShop(Benchmark):
 
     name = "inshop"
     aliases = ("inshopclothes", "inshopclothesretrieval", "deepfashion")
-    protocol = Protocol(ks=(1, 10, 20, 30, 40, 50), query_gallery=True)
+    protocol = Protocol(ks=(1, 10, 20, 30, 40, 50))
+    query_gallery = True
     folders = (
         "Inshop_Clothes",
         "in-shop",

@@ -18,6 +18,11 @@ logger = logging.getLogger("dataset")
 _NAMED = 3
 
 
+def admitted_bad_images(share: float, count: int) -> int:
+    """How many of so many images may be unreadable: this share, but one at least; 0 admits none."""
+    return max(1, int(share * count)) if share else 0
+
+
 def require_files(
     train: ImageSet | None, evaluated: Iterable[ImageSet], max_bad_images: float = 0.0
 ) -> None:
@@ -38,7 +43,7 @@ def require_files(
     if not missing:
         return
     sentence = _sentence(train, missing, "training")
-    if len(missing) > max_bad_images * len(train):
+    if len(missing) > admitted_bad_images(max_bad_images, len(train)):
         raise InputError(sentence)
     logger.warning("%s", f"{sentence}. Until then other images of their classes take their place")
 

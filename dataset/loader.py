@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ from dataset.augment import AUGMENTATIONS, Change, Shrunk
 from dataset.base import BadImageError, ImageSet, InputSpec
 from dataset.cache import open_cache
 from dataset.decoding import central_part
+from dataset.files import warn_once
+from dataset.inventory import admitted_bad_images
 from dataset.samplers import BatchSampler, IndexBatch, SequentialSampler
 from dataset.transforms import (
     CHANGE_STREAM,
@@ -47,6 +50,9 @@ from dataset.workers import deaths_told, with_workers
 from utils import InputError, nearest_names
 
 logger = logging.getLogger("dataset")
+
+# More workers than cores are the user's choice, and torch's advice names no flag of ours.
+warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
 
 DECODE = ("exact", "cache")
 
@@ -378,7 +384,7 @@ class Loader:
         images: the set. plans: what is drawn, shared with a source that reads ahead.
         source: plans → views. rule, change: which views, and what is done to them on the device.
         spec: what the backbone wants. device: where the batches go.
-        max_bad_images: the share of unreadable images that stops the run.
+        max_bad_images: how many images may be unreadable, see `admitted_bad_images`.
         leave_out: unreadable images that no other replaces do not stop it, up to that share; what
             stands in their places in the batches means nothing.
 
@@ -493,8 +499,8 @@ class Loader:
             if index not in self.bad_images:
                 self.bad_images[index] = f"{path} ({reason})"
                 what = "other images of its class take its place" if replaced else "it is left out"
-                logger.warning("%s cannot be read (%s); %s", path, reason, what)
-        if len(self.bad_images) > self._max_bad_images * len(self.images):
+                warn_once(f"{path} cannot be read ({reason}); {what}", logger)
+        if len(self.bad_images) > admitted_bad_images(self._max_bad_images, len(self.images)):
             raise InputError(
                 f"{len(self.bad_images)} of {len(self.images):,} images cannot be read so far, "
                 f"more than --max-bad-images {self._max_bad_images:g} admits; repair or remove: "
@@ -585,8 +591,8 @@ def eval_loader(
     in memory are looked at whole; `zoom` below 1 puts them on white, smaller. `batches` says which
     batches are made, where processes share them. The other arguments are those of `train_loader`.
 
-    An image that cannot be read ends the iteration. With `max_bad_images` above 0, up to that share
-    of them do not: they are named in `Loader.bad_images`, and the caller leaves their rows out.
+    An image that cannot be read ends the iteration. With `max_bad_images` above 0, as many as that
+    admits do not: they are named in `Loader.bad_images`, and the caller leaves their rows out.
 
     Raises:
         InputError: what `_source` raises; while iterating, an image cannot be read.

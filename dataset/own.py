@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset.base import SPLITS, DataSet, ImageSet, PathTable, Protocol
+from dataset.base import SPLITS, DataSet, ImageSet, PathTable
 from dataset.files import in_class_order, is_file, join_words, warn_once
 from utils import InputError
 
@@ -244,9 +244,9 @@ class OwnData(DataSet):
             )
 
     @property
-    def protocol(self) -> Protocol:  # type: ignore[override]
-        """The usual one; with queries and a gallery where the data have them."""
-        return Protocol(query_gallery="query" in self.rows().counts())
+    def query_gallery(self) -> bool:  # type: ignore[override]
+        """Whether some of the images are marked as queries; reads the data."""
+        return "query" in self.rows().counts()
 
     def variants(self) -> list[dict[str, Any]]:
         """Training, where there are training images, and the parts that are evaluated."""

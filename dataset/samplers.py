@@ -151,24 +151,36 @@ class _Classes:
         """Image indices of class number `c` among those present."""
         return self.members[self.starts[c] : self.starts[c + 1]]
 
-    def random(self, rng: np.random.Generator, c: int, count: int) -> np.ndarray:
-        """`count` images of class `c`, with repetition only when the class is smaller."""
-        return rng.choice(self.of(c), count, replace=self.sizes[c] < count)
+    def random(
+        self, rng: np.random.Generator, c: int, count: int, repeat: bool = False
+    ) -> np.ndarray:
+        """`count` images of class `c`, without `repeat` each once as far as the class has them."""
+        return rng.choice(self.of(c), count, replace=repeat or self.sizes[c] < count)
 
 
 class BalancedSampler(BatchSampler):
     """batch/instances classes with `instances` images each, class by class; `--IPC`, and SEC.
 
-    Classes do not repeat in a batch, images only in classes with fewer than `instances`. An epoch
-    is as long as the shuffled one.
+    Classes do not repeat in a batch, images only in classes with fewer than `instances`, or with
+    `repeat`: then each image of a class is drawn from all of them, as the sampler that was released
+    with Proxy-Anchor does. An epoch is as long as the shuffled one.
 
     Raises:
         InputError: the batch is not a multiple of `instances`, or there are too few classes.
     """
 
-    def __init__(self, labels: np.ndarray, batch_size: int, instances: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        instances: int,
+        seed: int = 0,
+        *,
+        repeat: bool = False,
+    ) -> None:
         super().__init__(len(labels), batch_size, seed)
         self.instances = instances
+        self.repeat = repeat
         self._classes = _Classes(np.asarray(labels))
         self._groups = _groups(batch_size, instances)
         if self._groups > len(self._classes):
@@ -186,7 +198,7 @@ class BalancedSampler(BatchSampler):
         rng = self.generator(epoch)
         for _ in range(len(self)):
             chosen = rng.choice(len(self._classes), self._groups, replace=False)
-            parts = [self._classes.random(rng, c, self.instances) for c in chosen]
+            parts = [self._classes.random(rng, c, self.instances, self.repeat) for c in chosen]
             yield np.concatenate(parts), None
 
 
@@ -202,15 +214,20 @@ def _groups(batch_size: int, instances: int) -> int:
 
 
 def make_sampler(
-    labels: np.ndarray, batch_size: int, *, instances: int = 0, seed: int = 0
+    labels: np.ndarray,
+    batch_size: int,
+    *,
+    instances: int = 0,
+    repeat: bool = False,
+    seed: int = 0,
 ) -> BatchSampler:
-    """Shuffled batches, or with `instances` > 0 balanced ones.
+    """Shuffled batches, or with `instances` > 0 balanced ones (`repeat`: see `BalancedSampler`).
 
     Raises:
         InputError: the batch does not fit the data.
     """
     if instances:
-        return BalancedSampler(labels, batch_size, instances, seed)
+        return BalancedSampler(labels, batch_size, instances, seed, repeat=repeat)
     return ShuffledSampler(len(labels), batch_size, seed)
 
 

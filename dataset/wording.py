@@ -1,35 +1,13 @@
-"""Text for a terminal: names without surprises in them, in lines of 80 columns."""
+"""Text for a terminal, in lines of 80 columns."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
 
+from utils import printable
+
 WIDTH = 80
-_PLAIN = str.maketrans({"…": "...", "–": "-", "×": "x"})
-
-
-def printable(text: str) -> str:
-    r"""Text with everything escaped that a terminal does not show or would obey.
-
-    Control characters, marks that turn the direction of writing, and the bytes of file names that
-    are not UTF-8 come out as Python writes them: "\x1b", "\u202e", "\xff".
-    """
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return (
-        character.encode("ascii", "backslashreplace").decode() if code > 127 else f"\\x{code:02x}"
-    )
-
-
-def plain(text: str) -> str:
-    """Text with the punctuation that a terminal without Unicode lacks written otherwise."""
-    return text.translate(_PLAIN)
 
 
 def columns(text: str) -> int:

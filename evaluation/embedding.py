@@ -40,6 +40,7 @@ class Viewing:
     data_device: str | None = None
     cache_dir: str | None = None
     cache_size: int = 256
+    max_bad_images: float = 0.0
 
     @classmethod
     def of(cls, options: Any) -> Viewing:
@@ -54,6 +55,7 @@ class Viewing:
             options.data_device,
             options.cache_dir,
             options.cache_size,
+            options.max_bad_images,
         )
 
     @property
@@ -63,7 +65,6 @@ class Viewing:
         return {name: getattr(self, name) for name in names}
 
 
-@torch.inference_mode()
 def embed(
     network: EmbeddingNet,
     images: ImageSet,
@@ -80,8 +81,41 @@ def embed(
         represent: what else a batch of images (B, 3, S, S) becomes; None is `network.embed`.
 
     Returns:
-        (N, d) float32 on the network's device, raw (the metrics normalise).
+        (N, d) float32 on the network's device, raw (the metrics normalise). Where the viewing
+        admits unreadable images, their rows mean nothing.
+
+    Raises:
+        InputError: more images cannot be read than the viewing admits.
     """
+    return _embed(network, images, precision, viewing, title, represent)[0]
+
+
+def embed_readable(
+    network: EmbeddingNet,
+    images: ImageSet,
+    precision: Precision,
+    viewing: Viewing,
+    *,
+    title: str = "embedding",
+    represent: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[ImageSet, torch.Tensor]:
+    """The images that can be read, and their embeddings as `embed` gives them."""
+    rows, readable = _embed(network, images, precision, viewing, title, represent)
+    if readable.all():
+        return images, rows
+    return images.subset(readable.cpu().numpy()), rows[readable]
+
+
+@torch.inference_mode()
+def _embed(
+    network: EmbeddingNet,
+    images: ImageSet,
+    precision: Precision,
+    viewing: Viewing,
+    title: str,
+    represent: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows (N, d) of all images, and which of these could be read (N,) bool."""
     network.eval()
     represent = represent or network.embed
     size = viewing.batch_size
@@ -100,7 +134,11 @@ def embed(
             with precision.autocast():
                 parts.append(represent(batch.images).float())
             bar.update(len(batch.labels))
-    return _gathered(torch.cat(parts), own, size, len(images))
+    rows = torch.cat(parts)
+    readable = rows.new_ones(len(rows), 1)
+    readable[[index - own.start * size for index in loader.bad_images]] = 0
+    rows, readable = (_gathered(part, own, size, len(images)) for part in (rows, readable))
+    return rows, readable[:, 0] > 0
 
 
 def _gathered(rows: torch.Tensor, own: slice, size: int, total: int) -> torch.Tensor:

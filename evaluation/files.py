@@ -24,7 +24,7 @@ from evaluation.embedding import Embedded, Viewing, embed, nearest
 from evaluation.measuring import worst_queries
 from evaluation.pictures import contact_sheet, neighbours_picture, random_queries, save_picture
 from metrics import comparison
-from utils import InputError, write_atomically, write_table
+from utils import InputError, save_arrays, write_table
 
 if TYPE_CHECKING:
     from net import EmbeddingNet
@@ -66,7 +66,7 @@ def export(
         content[f"{prefix}class_names"] = np.array(images.class_names)
         if uncertain is not None:
             content[f"{prefix}uncertainty"] = uncertain.cpu().numpy()
-    write_atomically(path, lambda file: np.savez(file, **content))
+    save_arrays(path, content)
 
 
 def write_uncertain(path: Path, images: ImageSet, norms: torch.Tensor) -> None:
@@ -286,6 +286,11 @@ def _query(subject: Subject, paths: Sequence[str]) -> str:
     embeddings = embed(subject.network, queries, subject.precision, once, title="queries")
     asked = (subject.folder, queries, embeddings, subject.embedded, subject.top)
     written, answer = _in_main(write_answers, *asked)
+    searched = subject.embedded.searched[0]
+    answer += (
+        f"\nsearched: the {len(searched):,} evaluated images of {searched.num_classes:,} classes; "
+        "an image of another class, such as those trained on, has no right answer among them"
+    )
     return f"{answer}\nanswers written to {_listed(written)}"
 
 

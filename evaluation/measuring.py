@@ -16,10 +16,10 @@ import options
 import processes
 from devices import Precision
 from evaluation import tables
-from evaluation.embedding import Viewing, embed, progress_bar
+from evaluation.embedding import Viewing, embed_readable, progress_bar
 from evaluation.tables import Row
 from evaluation.tasks import Task
-from utils import InputError
+from utils import InputError, say
 
 if TYPE_CHECKING:
     from net import EmbeddingNet
@@ -33,7 +33,8 @@ class Result:
     """The numbers of one task, and the embeddings they were computed from.
 
     `per_query` is what retrieval gave each query (`metrics.retrieval_per_query`), and the second
-    R@1 where the task has one; None where retrieval was not computed.
+    R@1 where the task has one; None where retrieval was not computed. `task` holds the images that
+    could be read; None where the numbers were read from a file.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Result:
     gallery: torch.Tensor | None
     seconds: float
     per_query: dict[str, torch.Tensor] | None = None
+    task: Task | None = None
 
 
 def measure(
@@ -57,15 +59,21 @@ def measure(
 ) -> Result:
     """Embeds the images of a task and measures; `chosen` are those of `options.METRICS` to compute.
 
+    Images that cannot be read are left out, as many as `viewing` admits.
+
     Raises:
-        InputError: the embeddings are not finite, or K exceeds the gallery.
+        InputError: more cannot be read, the embeddings are not finite, or K exceeds the gallery.
     """
     start = time.perf_counter()
-    x = embed(network, task.queries, precision, viewing, title=task.title)
-    y = None
-    if task.gallery is not None:
-        y = embed(network, task.gallery, precision, viewing, title=f"{task.title} gallery")
+    queries, x = embed_readable(network, task.queries, precision, viewing, title=task.title)
+    gallery, y = task.gallery, None
+    if gallery is not None:
+        title = f"{task.title} gallery"
+        gallery, y = embed_readable(network, gallery, precision, viewing, title=title)
+    task = task.narrowed(queries, gallery)
     numbers: dict[str, float] = {}
+    if task.left_out:
+        numbers[tables.LEFT_OUT] = task.left_out
     per_query = None
     try:
         if "retrieval" in chosen:
@@ -81,7 +89,7 @@ def measure(
             numbers |= {name: value for name, value in found.items() if name.lower() in chosen}
     except ValueError as error:
         raise InputError(f"{task.title}: {error}") from error
-    return Result(task.title, numbers, x, y, time.perf_counter() - start, per_query)
+    return Result(task.title, numbers, x, y, time.perf_counter() - start, per_query, task)
 
 
 def _retrieval(
@@ -166,7 +174,7 @@ def print_doubts(results: Sequence[Result]) -> None:
     """Prints what is to be said beside the numbers, where they say less than they seem to."""
     for result in results:
         for about in tables.doubts(result.numbers):
-            print(f"{result.title}: {about}")
+            say(f"{result.title}: {about}")
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:

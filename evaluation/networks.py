@@ -7,6 +7,7 @@ here, and the run's own options decide whatever the caller leaves open.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,12 @@ import net
 import options
 from evaluation.embedding import Viewing
 from runs import RunFolder, load_checkpoint
-from utils import InputError
+from utils import InputError, damage_in_words
+
+logger = logging.getLogger("evaluate")
 
 KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
-KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size")
+KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images")
 """What an evaluation takes over from the run that made the checkpoint, unless it is given."""
 LISTED = 5  # files or runs of a folder that an error names
 
@@ -57,7 +60,15 @@ def open_checkpoint(path: str | Path, asked: argparse.Namespace | None = None) -
     """
     path = checkpoint_file(path)
     content = load_checkpoint(path)
+    with damage_in_words(f"checkpoint {path}", "use another copy of it, or another checkpoint"):
+        return _opened(path, content, asked)
+
+
+def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | None) -> Opened:
+    """What a checkpoint holds, opened; see `open_checkpoint`."""
     trained = content.get("args", {})
+    if trained:
+        options.kept(trained)  # its values are what such options can be
     held = net.architecture_of(content, path)
     own = {name: trained[name] for name in KEPT_FLAGS if trained.get(name) is not None}
     # A released file says at most what its input is, and published commands say the rest.
@@ -68,7 +79,16 @@ def open_checkpoint(path: str | Path, asked: argparse.Namespace | None = None) -
     chosen = argparse.Namespace(**{**vars(asked), **own, **given})
     chosen = options.resolved(chosen)
     network = _network(content, path, chosen.image_size, given)
-    return Opened(path, content, trained, dataset.Choice.of(chosen), Viewing.of(chosen), network)
+    return Opened(path, content, trained, _data(chosen, given), Viewing.of(chosen), network)
+
+
+def _data(chosen: argparse.Namespace, given: Mapping[str, Any]) -> dataset.Choice:
+    """The data of the options; to other data than the run's the run's split need not apply."""
+    choice = dataset.Choice.of(chosen)
+    if "dataset" not in given:
+        return choice
+    split = {name: given[name] for name in ("eval_classes", "split_seed") if name in given}
+    return replace(choice.of_other_data(choice.name, choice.root), **split)
 
 
 def _nothing_asked() -> argparse.Namespace:
@@ -118,6 +138,29 @@ def checkpoint_file(path: str | Path) -> Path:
     raise InputError(
         f"{path} holds no checkpoint (*.pth) and no run; give a run folder, or a checkpoint itself"
     )
+
+
+def checkpoint_files(path: str | Path) -> list[Path]:
+    """All checkpoints that `path` means: as `checkpoint_file`, and of any other folder each one.
+
+    In a folder that is no run's, these are its files of weights, and the best checkpoints of the
+    runs in it; a run that was not evaluated yet is left out with a warning.
+
+    Raises:
+        InputError: as `checkpoint_file`, for a run, and for a folder that holds none.
+    """
+    path = Path(path)
+    is_run = (path / "args.json").is_file() or len(list(path.glob("*_best.pth"))) == 1
+    if is_run or not path.is_dir():
+        return [checkpoint_file(path)]
+    found = sorted(path.glob("*.pth"))
+    for run in sorted(file.parent for file in path.glob("*/args.json")):
+        best = RunFolder(run).best_checkpoint()
+        if best is None:
+            logger.warning("%s has no best checkpoint yet and is left out", run)
+        else:
+            found.append(best)
+    return found or [checkpoint_file(path)]
 
 
 def _some(names: Sequence[str]) -> str:

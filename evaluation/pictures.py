@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset.base import ImageSet
-from utils import write_atomically
+from utils import printable, write_atomically
 
 # 900 pixels wide with ten neighbours: a README shows it pixel by pixel.
 EDGE, NAME, CELL, GAP, AFTER_QUERY, LEGEND = 8, 114, 66, 4, 14, 30
@@ -165,7 +165,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 def _framed(images: ImageSet, index: int, colour: tuple[int, int, int]) -> Image.Image:
     """The image, whole and in its proportions, in a cell with a frame of this colour."""
     inside = CELL - 2 * (max(WIDTH_OF.values()) + 1)
-    picture = Image.fromarray(images.read(int(index)))
+    picture = _picture(images, int(index))
     scale = inside / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     cell = Image.new("RGB", (CELL, CELL), PAPER)
@@ -174,6 +174,14 @@ def _framed(images: ImageSet, index: int, colour: tuple[int, int, int]) -> Image
     box = (0, 0, CELL - 1, CELL - 1)
     ImageDraw.Draw(cell).rectangle(box, outline=colour, width=WIDTH_OF[colour])
     return cell
+
+
+def _picture(images: ImageSet, index: int) -> Image.Image:
+    """The image; a grey square where it can no longer be read."""
+    try:
+        return Image.fromarray(images.read(index))
+    except OSError:
+        return Image.new("RGB", (CELL, CELL), QUERY)
 
 
 def _legend(caption: str, font: ImageFont.FreeTypeFont) -> Image.Image:
@@ -206,7 +214,7 @@ def _write_name(canvas: Image.Image, top: int, name: str, font: ImageFont.FreeTy
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """A class name as a few lines; breaks after blanks, `_` and `-`, or inside a word too long."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = printable(text)
     lines = [""]
     for word in re.findall(r"[^\s_-]*[\s_-]?", text[:LONGEST_NAME]):
         if lines[-1] and font.getlength(lines[-1] + word.rstrip()) > width:

@@ -6,12 +6,16 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from metrics import about_ties
 from metrics.comparison import Difference
+from utils import printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
+LEFT_OUT = "queries_left_out"  # images of either side that could not be read
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,17 @@ def _is_recall(name: str) -> bool:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """An aligned table, one line per row; standard deviations stand below their means."""
+    """An aligned table, one line per row; standard deviations stand below their means.
+
+    Where a terminal is too narrow for all columns, the others follow in a table below.
+    """
     names = columns(rows)
     lines = []
     for row, title in zip(rows, titles(rows), strict=True):
         lines.append((title, [_number(row.numbers.get(name)) for name in names]))
         if row.spread:
             lines.append(("± standard deviation", [_number(row.spread.get(n)) for n in names]))
-    return aligned(names, lines)
+    return aligned(names, lines, terminal_width())
 
 
 def titles(rows: Sequence[Row]) -> list[str]:
@@ -66,7 +73,15 @@ def titles(rows: Sequence[Row]) -> list[str]:
     labels, tasks = ({getattr(row, name) for row in rows} for name in ("label", "task"))
     if len(tasks) == 1 and len(labels) > 1:
         return [row.label for row in rows]
-    return [f"{row.label}, {row.task}" if row.label else row.task for row in rows]
+    brief = {task: _brief(task) for task in tasks}
+    if len(set(brief.values())) < len(tasks):
+        brief = {task: task for task in tasks}
+    return [f"{row.label}, {brief[row.task]}" if row.label else brief[row.task] for row in rows]
+
+
+def _brief(task: str) -> str:
+    """The user's own images without the folders above them: folder:/home/me/photos → photos."""
+    return Path(task).name if task.lower().startswith(("folder:", "csv:")) else task
 
 
 def _number(value: float | None, form: str = ".4f") -> str:
@@ -101,17 +116,37 @@ def difference_text(differences: Mapping[str, Difference]) -> str:
     return aligned(["B - A", "95 % interval", "p"], lines)
 
 
-def aligned(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Lines of a title and cells under column heads; cells stand on the right."""
+def aligned(
+    heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]], room: int | None = None
+) -> str:
+    """Lines of a title and cells under column heads; cells stand on the right.
+
+    Args:
+        room: the width of the terminal. Columns that do not fit stand below, under the same titles.
+    """
+    heads = [printable(head) for head in heads]
+    lines = [(printable(title), [printable(cell) for cell in cells]) for title, cells in lines]
     widths = [
         max(6, len(head), *(len(cells[i]) for _, cells in lines)) for i, head in enumerate(heads)
     ]
     width = max((len(title) for title, _ in lines), default=0)
     printed = [("", heads), *lines]
     return "\n".join(
-        " ".join([title.ljust(width), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))])
+        " ".join([title.ljust(width), *(cells[i].rjust(widths[i]) for i in part)])
+        for part in _fitting(widths, None if room is None else room - width)
         for title, cells in printed
     )
+
+
+def _fitting(widths: Sequence[int], room: int | None) -> list[range]:
+    """Columns of these widths, a blank before each, in parts that fit: one part without a limit."""
+    starts, used = [0], 0
+    for column, width in enumerate(widths):
+        if room is not None and used and used + 1 + width > room:
+            starts.append(column)
+            used = 0
+        used += 1 + width
+    return [range(*ends) for ends in pairwise([*starts, len(widths)])]
 
 
 # --- a file ---------------------------------------------------------------------------------------
@@ -207,7 +242,10 @@ def escaped(words: str) -> str:
     """Plain text as LaTeX prints it."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$"}
-    return "".join(special.get(character, character) for character in words)
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "…": r"\dots{}"}
+    # In front of a cell these would be arguments of the line break before it.
+    special |= {"[": "{[}", "]": "{]}", "*": "{*}", "`": r"\`{}"}
+    return "".join(special.get(character, character) for character in printable(words))
 
 
 # --- what the numbers mean ------------------------------------------------------------------------
@@ -288,12 +326,23 @@ def about_matches(numbers: Mapping[str, float]) -> str:
     )
 
 
+def about_left_out(numbers: Mapping[str, float]) -> str:
+    """What is to be said where images were left out of an evaluation, else ""."""
+    count = numbers.get(LEFT_OUT, 0)
+    if not count:
+        return ""
+    images = "images that cannot be read were" if count > 1 else "image that cannot be read was"
+    return f"{count:,.0f} {images} left out of the evaluation."
+
+
 def doubts(numbers: Mapping[str, float]) -> list[str]:
-    """What is to be said beside metrics: queries that had nothing to find, or tied answers."""
-    return [words for words in (about_matches(numbers), about_ties(numbers)) if words]
+    """What is to be said beside metrics: images left out, nothing to find, or tied answers."""
+    said = (about_left_out(numbers), about_matches(numbers), about_ties(numbers))
+    return [words for words in said if words]
 
 
-def footnote(rows: Sequence[Row], width: int = 100) -> str:
+def footnote(rows: Sequence[Row]) -> str:
     """What the columns of these rows mean, in lines."""
     sentences = " ".join(meaning.text for meaning in meanings_of(columns(rows)))
+    width = min(100, terminal_width() or 100)
     return textwrap.fill(sentences, width, break_long_words=False, break_on_hyphens=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class Task:
             gallery for a second R@1.
         official: whether the protocol of VehicleID's authors is wanted too: one image of each
             class, drawn at random, is the gallery of all the others.
+        left_out: how many images are missing from both sides because they could not be read.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Task:
     ks: tuple[int, ...]
     group_name: str | None = None
     official: bool = False
+    left_out: int = 0
 
     @classmethod
     def published(
@@ -56,6 +58,17 @@ class Task:
         official = bool(protocol.sizes)
         return cls(title, queries, gallery, tuple(wanted), protocol.group_name, official)
 
+    def narrowed(self, queries: ImageSet, gallery: ImageSet | None) -> Task:
+        """The same task with those of its images that can be read."""
+        before, after = (
+            sum(len(side) for side in sides if side is not None)
+            for sides in ((self.queries, self.gallery), (queries, gallery))
+        )
+        if before == after:
+            return self
+        left_out = self.left_out + before - after
+        return replace(self, queries=queries, gallery=gallery, left_out=left_out)
+
     @property
     def without_match(self) -> int:
         """How many queries have no image of their class to find."""
@@ -77,7 +90,7 @@ def tasks_of(choice: dataset.Choice, ks: Sequence[int] | None = None) -> list[Ta
         InputError: the data set is unknown or not there, or a K exceeds a gallery.
     """
     name, protocol = choice.name, choice.protocol
-    if protocol.query_gallery:
+    if choice.query_gallery:
         query, gallery = (choice.load(split) for split in ("query", "gallery"))
         return [Task.published(name, query, gallery, protocol, ks)]
     if protocol.sizes:

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flags import TRUTH, Group, Need, flag, not_negative
-from methods.base import Method
+from methods.base import Method, Options
 
 WANTED = Need("--disent True", lambda options: bool(options.disent))
+
+
+def authors_settings(options: Options) -> dict[str, Any]:
+    """The batch size of its authors' command."""
+    return {"batch_size": 180} if options.disent else {}
+
+
+def note(options: Options) -> str:
+    """What is left when no term has a weight, as in its authors' command without its flags."""
+    if options.disent and not (options.al or options.be or options.gam):
+        return (
+            f"--disent with --al, --be and --gam 0 trains {options.loss} alone, on a wider head; "
+            "its authors use --al 1 --be 0.1 --gam 1e-5 on CUB"
+        )
+    return ""
+
 
 # fmt: off
 METHOD = Method(
@@ -14,11 +32,13 @@ METHOD = Method(
     flags=(Group("DDML: disentangling", (
         flag("--disent", False, TRUTH,
              "True: two heads of twice the width, a class-agnostic and a class-specific term"),
-        flag("--al", 1.0, not_negative("W"), "weight of the class-agnostic term", need=WANTED),
-        flag("--be", 0.1, not_negative("W"), "weight of the class-specific term", need=WANTED),
-        flag("--gam", 1e-5, not_negative("W"), "weight of the split term", need=WANTED),
+        flag("--al", 0.0, not_negative("W"), "weight of the class-agnostic term", need=WANTED),
+        flag("--be", 0.0, not_negative("W"), "weight of the class-specific term", need=WANTED),
+        flag("--gam", 0.0, not_negative("W"), "weight of the split term", need=WANTED),
     )),),
     wanted=WANTED.met,
     attach={"al": "al", "be": "be", "gam": "gam"},
     off={"disent": False},
+    defaults=authors_settings,
+    note=note,
 )

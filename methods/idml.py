@@ -9,15 +9,26 @@ from methods.base import Method, Options
 
 
 def authors_settings(options: Options) -> dict[str, Any]:
-    """Its authors mix the images."""
-    return {"mixup": 1.0} if options.introspective else {}
+    """Its authors mix the images, and train a ResNet-50."""
+    return {"mixup": 1.0, "model": "resnet50"} if options.introspective else {}
 
 
 def note(options: Options) -> str:
-    """What the released variant cannot learn."""
+    """What the released variant cannot learn, and what a printed command leaves unsaid."""
     if options.introspective == "released" and options.l2_norm:
         return "introspective as released: at unit length the uncertainty learns nothing"
+    if not options.introspective and _is_printed(options):
+        return (
+            "IDML's printed commands have these flags, and its code no other method: "
+            "--introspective adds it here"
+        )
     return ""
+
+
+def _is_printed(options: Options) -> bool:
+    """Whether these are the flags of one of its authors' commands, by what only they share."""
+    network = (options.loss, options.model, options.batch_size, options.warm)
+    return network == ("Proxy_Anchor", "resnet50", 120, 5) and options.lr in (6e-4, 2.5e-4)
 
 
 # fmt: off

@@ -7,6 +7,7 @@ from typing import Any
 from flags import SWITCH, Group, flag, not_negative, one_of
 from methods.base import Method, Options, loss_is
 
+MINED = loss_is("MarginLoss", "TripletLoss")
 LOSSES = loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihardLoss", "NPairsLoss")
 
 
@@ -25,8 +26,13 @@ METHOD = Method(
              argument="margin"),
         flag("--sampler", "easypeasy",
              one_of("easypeasy", "distanceweighted", "HPHN", "EPHN", "EPSHN", "RPSHN", "RPHN"),
-             "how triplets are mined from a batch", need=loss_is("MarginLoss", "TripletLoss"),
+             "how triplets are mined from a batch", need=MINED,
              argument="miner"),
+        flag("--mining", "released", one_of("released", "earlier"),
+             "how easypeasy and distanceweighted take and pair images. released: in index order, "
+             "and easypeasy takes nearer negatives where too few are 0.5 away; earlier, as runs of "
+             "older versions did: by distance or as drawn, and none nearer than that",
+             need=MINED, argument="mining", before="earlier"),
         flag("--soft-loss", False, SWITCH, "softplus instead of the hinge",
              need=loss_is("TripletLoss", "TripletSemihardLoss"), argument="soft"),
         flag("--lr-beta", 0.0, not_negative("LR"),

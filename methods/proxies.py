@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from criteria import PROXY_LR_SCALE
 from flags import Group, flag, not_negative, positive
-from methods.base import Method, loss_is
+from methods.base import Method, Options, loss_is
 
 PROXY_LOSSES = loss_is("Proxy_Anchor", "AMLoss")
+RATED = loss_is("Proxy_Anchor", "AMLoss", "Proxy_NCA")
+
+
+def authors_settings(options: Options) -> dict[str, Any]:
+    """Proxy_NCA's proxies learn at the rate of the network."""
+    return {"proxy_lr_scale": 1.0} if options.loss == "Proxy_NCA" else {}
+
 
 # fmt: off
 METHOD = Method(
@@ -19,7 +28,8 @@ METHOD = Method(
              need=loss_is("Proxy_Anchor", "NPairsLoss"), argument="alpha"),
         flag("--proxy-lr-scale", PROXY_LR_SCALE, not_negative("X"),
              "learning rate of the proxies as a multiple of --lr",
-             need=PROXY_LOSSES, argument="proxy_lr_scale"),
+             need=RATED, argument="proxy_lr_scale", shown="100; Proxy_NCA 1"),
     )),),
     wanted=PROXY_LOSSES.met,
+    defaults=authors_settings,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dataset
+import net
 from criteria import COMMANDS
 from flags import Group, Kind, Need, flag, not_negative, number
 from methods.base import Method, Options
@@ -35,11 +36,11 @@ def authors_settings(options: Options) -> dict[str, Any]:
         "schedule": "milestones", "milestones": _milestones(data, options.loss, gamma),
         "steps": 8000 if small else 12000, "eval_steps": {"sop": 500, "inshop": 200}.get(data, 100),
         "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default", "bn_freeze": "affine",
-        "head_norm": int(options.loss != "ms" or constrained), "l2_norm": 0,
+        "head_norm": int(options.loss != "ms" or constrained), "l2_norm": 0, "bn_momentum": 0.1,
     }  # fmt: skip
     if data != "emoji":
         defaults |= {"image_size": 227, "augment": "sec"}
-        if options.model == "bn_inception":
+        if net.find_backbone(options.model).name == "bn_inception":
             defaults["input_spec"] = "spherical"
     else:  # from scratch: what follows from pretraining is left out
         del defaults["bn_freeze"]
@@ -47,6 +48,8 @@ def authors_settings(options: Options) -> dict[str, Any]:
         del defaults["steps"]
     if "eval_every" in options.given:
         del defaults["eval_steps"]
+    if data == "sop":  # k-means of 60,502 images takes long: its authors do it once, at the end
+        defaults["metrics"] = ("retrieval",)
     return defaults
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import door
-from utils import InputError, sentence_errors
+from utils import InputError, say, sentence_errors, speak_to_any_terminal
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,13 +40,13 @@ def export(args: argparse.Namespace) -> None:
     model = open_model(args.run)
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
     note = describe_input(graph.size, model.resize)
-    print(f"input   {note}\noutput  float32 (B, {model.network.embedding_size}), unit length")
+    say(f"input   {note}\noutput  float32 (B, {model.network.embedding_size}), unit length")
     if args.onnx:
         difference = export_onnx(graph, args.onnx, note)
-        print(f"{args.onnx}: onnxruntime and torch differ by at most {difference:.1e}")
+        say(f"{args.onnx}: onnxruntime and torch differ by at most {difference:.1e}")
     if args.torchscript:
         difference = export_torchscript(graph, args.torchscript)
-        print(f"{args.torchscript}: TorchScript and torch differ by at most {difference:.1e}")
+        say(f"{args.torchscript}: TorchScript and torch differ by at most {difference:.1e}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with status 2 and one sentence for bad input, 0 for --help.
     """
+    speak_to_any_terminal()
     args = _parser().parse_args(argv)
     with sentence_errors(), door.answering():
         export(args)

@@ -32,6 +32,8 @@ class Architecture:
         bn_freeze: BatchNorms of the backbone. `0`: trained. `1`: running statistics are fixed,
             scale and shift have no gradient until `freeze_backbone(False)` ends a warm-up.
             `affine`: all are fixed for good. `statistics`: only the running statistics are fixed.
+        bn_momentum: share of the batch in the running statistics of these BatchNorms; None is the
+            backbone's own.
         input_spec: one of `INPUTS`; None is what the backbone's ImageNet weights want.
 
     Raises:
@@ -49,6 +51,7 @@ class Architecture:
     head_parts: int = 1
     dropout: float = 0.0
     bn_freeze: str = "0"
+    bn_momentum: float | None = None
     input_spec: str | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +61,8 @@ class Architecture:
             head_norm=bool(self.head_norm),
             bn_freeze=str(self.bn_freeze),
         )
+        if self.bn_momentum is None:
+            self._set(bn_momentum=self.backbone.bn_momentum)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("stem", self.stem, self.backbone.stems)
         check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
@@ -67,6 +72,8 @@ class Architecture:
         if self.embedding_size < 1:
             raise InputError(f"embedding size {self.embedding_size}: it must be at least 1")
         head_sizes(self.heads, self.embedding_size)
+        if not 0 < self.bn_momentum <= 1:
+            raise InputError(f"bn_momentum {self.bn_momentum:g}: it must be above 0 and at most 1")
         if self.width != 1.0 and not self.backbone.can_widen:
             raise InputError(f"width {self.width:g}: {self.model} cannot be widened; use width 1")
 

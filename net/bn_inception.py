@@ -133,6 +133,8 @@ BACKBONES = (
         lambda stem, width: BNInception(stem),
         stems=tuple(STEMS),
         input_spec="caffe",
+        # The released copies of this network have .9, spherical embeddings' apart (methods/sec.py).
+        bn_momentum=0.9,
         # The released weights were converted from Caffe; their host is slow and often away.
         imagenet_url="http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth",
         weights_fit_all_stems=True,

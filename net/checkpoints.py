@@ -11,6 +11,10 @@ read back. Foreign files are told apart by their keys:
 - ImageNet files: the backbone's keys and nothing else.
 
 All become the first one. Classifiers, which nothing here uses, are dropped where they are loaded.
+
+DDML's class-specific head once stood on the features here (`model.specific.*`), where its authors
+have it on the main head. Of such a file of ours the means of the main head are read, which are its
+embedding; there is nothing to train it on with.
 """
 
 from __future__ import annotations
@@ -32,7 +36,10 @@ from utils import InputError
 
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
 _NO_LONGER_KEPT = ("l2_norm",)
+_UNSAID = {"bn_momentum": 0.1}
+"""What held for our own checkpoints before they said it, where that is not the default."""
 _NORM_COUNTER = "num_batches_tracked"
+_FORMER_SPECIFIC = "model.specific."
 
 
 # --- which network --------------------------------------------------------------------------------
@@ -76,7 +83,10 @@ def description_of(checkpoint: dict, source: str | Path) -> dict[str, Any] | Non
         said = _described_by_flags(checkpoint)
     else:
         return None
+    said = {**_UNSAID, **said}
     described = {entry: value for entry, value in said.items() if entry not in _NO_LONGER_KEPT}
+    if _has_former_specific(_unwrapped(checkpoint)):
+        described["heads"] = tuple(head for head in described["heads"] if head != "specific")
     known = {*(field.name for field in fields(Architecture)), *_MASK_ENTRIES}
     if unknown := sorted(described.keys() - known):
         raise InputError(
@@ -126,7 +136,7 @@ def backbone_of(checkpoint: dict, source: str | Path) -> str | None:
 
 
 def _heads_in(weights: Collection[str]) -> tuple[str, ...]:
-    return tuple(head for head in HEADS if f"model.{head}.weight" in weights)
+    return tuple(head for head, key in HEADS.items() if f"model.{key}.weight" in weights)
 
 
 def _backbone_keys(weights: Iterable[str]) -> set[str]:
@@ -200,7 +210,7 @@ def weights_of(checkpoint: dict) -> dict[str, Tensor]:
     """A checkpoint's weights under our keys, whoever wrote it."""
     weights = _unwrapped(checkpoint)
     if _layout(weights) == "proxy-anchor":
-        return weights
+        return _means_alone(weights) if _has_former_specific(weights) else weights
     masks = [weights[f"masks.{k}"] for k in range(sum(key[:6] == "masks." for key in weights))]
     # Divide and conquer's features.* are copies; without a head they may be the backbone itself.
     aside = ("masks.", "features.") if "embedding.weight" in weights else ("masks.",)
@@ -208,6 +218,21 @@ def weights_of(checkpoint: dict) -> dict[str, Tensor]:
     if masks:
         weights["masks.weight"] = torch.stack([mask.flatten() for mask in masks])
     return weights
+
+
+def _has_former_specific(weights: Collection[str]) -> bool:
+    """Whether this is our DDML from before its specific head stood on the main one."""
+    return f"{_FORMER_SPECIFIC}weight" in weights
+
+
+def _means_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One head, of the rows of the main head that give the means."""
+    main = ("model.embedding.weight", "model.embedding.bias")
+    return {
+        key: value[: len(value) // 2] if key in main else value
+        for key, value in weights.items()
+        if not key.startswith(_FORMER_SPECIFIC)
+    }
 
 
 def _unwrapped(checkpoint: dict) -> dict[str, Tensor]:

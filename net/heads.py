@@ -1,7 +1,8 @@
 """What stands on the backbone: pooling, and the linear heads that turn features into embeddings.
 
-`embedding` is the main head of every method; `uncertainty` is IDML's, `specific` (class-specific)
-DDML's: there both heads are twice as wide, for each gives a mean and a deviation.
+`embedding` is the main head of every method; `uncertainty` is IDML's. `specific` (class-specific)
+is DDML's: there both heads are twice as wide, for each gives a mean and a deviation, and the
+specific head stands on the raw output of the main one.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ from torch import Tensor, nn
 from net.choices import POOLINGS
 from utils import InputError
 
-HEADS = ("embedding", "uncertainty", "specific")
-HEAD_KEYS = tuple(f"{name}." for name in (*HEADS, "head_norm"))
+HEADS = {
+    "embedding": "embedding",
+    "uncertainty": "uncertainty",
+    "specific": "embedding_specific",
+}
+"""Each head's name, and the released name of its layer among the backbone's."""
+HEAD_KEYS = tuple(f"{key}." for key in (*HEADS.values(), "head_norm"))
 """What the keys of the heads, and of the BatchNorm before them, begin with among the backbone's."""
 Init = Callable[[Tensor], object]
 
@@ -44,7 +50,8 @@ def head_init(name: str) -> tuple[Init | None, float | None]:
     if name == "trunc_normal":
         return partial(nn.init.trunc_normal_, std=0.1, a=-0.2, b=0.2), 0.1
     if name in ("kaiming_normal_fan_in", "kaiming_normal_fan_out"):
-        return partial(nn.init.kaiming_normal_, mode=name.removeprefix("kaiming_normal_")), None
+        mode = name.removeprefix("kaiming_normal_")
+        return partial(nn.init.kaiming_normal_, mode=mode, nonlinearity="linear"), None
     kinds = {"xavier_uniform": nn.init.xavier_uniform_, "xavier_normal": nn.init.xavier_normal_}
     match = re.fullmatch(r"(xavier_uniform|xavier_normal)(?:_(\d*\.?\d+))?", name)
     if match is None:
@@ -57,12 +64,12 @@ def head_init(name: str) -> tuple[Init | None, float | None]:
 
 
 def pool(maps: Tensor, pooling: str) -> Tensor:
-    """Feature maps (B, F, h, w) → features (B, F), in float32; (B, 16F) for `grid`.
+    """Feature maps (B, F, h, w) → features (B, F), float32 or wider; (B, 16F) for `grid`.
 
     `avg`: global average; `max`: global maximum; `avg+max`: their sum, as Proxy-Anchor has it;
     `grid`: the average in each cell of 4 × 4, for things that always stand upright.
     """
-    maps, cells = maps.float(), POOLINGS[pooling]
+    maps, cells = maps.to(torch.promote_types(maps.dtype, torch.float32)), POOLINGS[pooling]
     average = F.adaptive_avg_pool2d(maps, cells) if pooling != "max" else 0.0
     maximum = F.adaptive_max_pool2d(maps, cells) if "max" in pooling else 0.0
     return (average + maximum).flatten(1)
@@ -74,7 +81,7 @@ def head_sizes(heads: tuple[str, ...], embedding_size: int) -> dict[str, int]:
     Raises:
         InputError: unknown or repeated heads, or no `embedding` among them.
     """
-    if not set(heads) <= set(HEADS) or "embedding" not in heads or len(set(heads)) < len(heads):
+    if not set(heads) <= HEADS.keys() or "embedding" not in heads or len(set(heads)) < len(heads):
         raise InputError(
             f"heads {', '.join(heads) or '(none)'}: there must be embedding, and beside it at most "
             "uncertainty and specific, each once"

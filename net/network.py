@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from losses import Embeddings
 from net.architecture import Architecture
 from net.choices import POOLINGS, InputSpec
-from net.heads import HEAD_KEYS, UNCERTAINTY_SCALE, classifiers, head_sizes, make_head, pool
+from net.heads import HEAD_KEYS, HEADS, UNCERTAINTY_SCALE, classifiers, head_sizes, make_head, pool
 from net.masks import EmbeddingMasks
 from utils import InputError
 
@@ -21,7 +20,8 @@ class EmbeddingNet(nn.Module):
     """Backbone, pooling, heads and, for divide and conquer, masks. `build` makes one.
 
     The state_dict is that of the released codes: `model.<backbone key>`, `model.embedding.*`,
-    `model.uncertainty.*`, `model.specific.*`; ours are `model.head_norm.*` and `masks.weight`.
+    `model.uncertainty.*`, `model.embedding_specific.*`; ours are `model.head_norm.*` and
+    `masks.weight`.
 
     Attributes:
         architecture: what it was built from.
@@ -42,10 +42,13 @@ class EmbeddingNet(nn.Module):
         init, parts = architecture.head_init, architecture.head_parts
         for head, size in head_sizes(self.heads, self.embedding_size).items():
             scale = UNCERTAINTY_SCALE if head == "uncertainty" else 1.0
-            backbone.add_module(head, make_head(features, size, init, scale, parts))
+            below = size if head == "specific" else features
+            backbone.add_module(HEADS[head], make_head(below, size, init, scale, parts))
         self.dropout = nn.Dropout(architecture.dropout)
         self.masks = masks
         self.register_load_state_dict_pre_hook(_drop_classifiers)
+        for batch_norm in self._backbone_norms():
+            batch_norm.momentum = architecture.bn_momentum
         if architecture.bn_freeze in ("1", "affine"):
             self._train_affine(False)
         self.train()
@@ -83,7 +86,7 @@ class EmbeddingNet(nn.Module):
         features = self.features(images)
         # Heads cost nothing beside the backbone; in bfloat16 they would round the embeddings.
         with torch.autocast(features.device.type, enabled=False):
-            outputs = self._head_outputs(features, self.heads)
+            outputs = self._head_outputs(features)
             if self.masks is not None:
                 outputs["embedding"] = self.masks(outputs["embedding"], cluster)
         return Embeddings(**outputs)
@@ -118,11 +121,16 @@ class EmbeddingNet(nn.Module):
         """Images (B, 3, H, W) → test-time embeddings (B, d), raw; the means where disentangled."""
         return self(images).embedding[:, : self.embedding_size]
 
-    def _head_outputs(self, features: Tensor, heads: Iterable[str]) -> dict[str, Tensor]:
+    def _head_outputs(self, features: Tensor) -> dict[str, Tensor]:
         if self.model.head_norm is not None:
             features = self.model.head_norm(features)
         features = self.dropout(features)
-        return {head: self.model.get_submodule(head)(features) for head in heads}
+        outputs = {"embedding": self.model.embedding(features)}
+        if "uncertainty" in self.heads:
+            outputs["uncertainty"] = self.model.uncertainty(features)
+        if "specific" in self.heads:
+            outputs["specific"] = self.model.embedding_specific(outputs["embedding"])
+        return outputs
 
     # -- what is trained
 

@@ -15,8 +15,12 @@ from net.checkpoints import backbone_of, load_weights, weights_of
 from net.heads import HEAD_KEYS
 from utils import InputError, load_tensors
 
-WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "data" / "weights"
+_REPOSITORY = Path(__file__).resolve().parents[1]
+WEIGHTS_FOLDER = _REPOSITORY / "data" / "weights"
 """Searched before torch's own cache."""
+
+OTHER_FOLDERS = (Path("pretrained_models"), _REPOSITORY / "pretrained_models")
+"""Searched next: where the spherical-embedding code has its weights."""
 
 SECONDS_WITHOUT_ANSWER = 20
 
@@ -54,8 +58,8 @@ def load_pretrained(module: nn.Module, backbone: Backbone, pretrained: str) -> N
 def imagenet_file(backbone: Backbone) -> Path:
     """The file of a backbone's ImageNet weights; downloads it when it is nowhere yet.
 
-    Searched are data/weights/ and torch's cache. A download is checked against the hash in its
-    name, and nothing of one that fails is left behind.
+    Searched are data/weights/, pretrained_models/ and torch's cache. A download is checked against
+    the hash in its name, and nothing of one that fails is left behind.
 
     Raises:
         InputError: there are no such weights, or they cannot be downloaded.
@@ -65,7 +69,7 @@ def imagenet_file(backbone: Backbone) -> Path:
         raise InputError(f"there are no ImageNet weights of {model}; use --pretrained none or FILE")
     name = url.rsplit("/", 1)[1]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / name
-    for place in (WEIGHTS_FOLDER / name, cached):
+    for place in (*(folder / name for folder in (WEIGHTS_FOLDER, *OTHER_FOLDERS)), cached):
         if place.is_file():
             return place
     try:

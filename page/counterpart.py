@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from page import records
 from page.document import percent
 from page.records import Record
 from runs import RunFolder
-from utils import InputError
+from utils import InputError, as_shell
 
 RATES = ("lr", "lr_p")  # each method may have its own
 REPEATED = ("seed", "LOG_DIR", "data_root", *RATES)  # said in the command all the same
@@ -73,7 +72,7 @@ def _described(found: Record, record: Record) -> str:
 
 
 def _compare(*folders: object) -> str:
-    return f"python report.py {shlex.join(map(str, folders))}"
+    return f"python report.py {as_shell(*folders)}"
 
 
 # --- beside it ------------------------------------------------------------------------------------
@@ -121,7 +120,7 @@ def _command(record: Record, plain: argparse.Namespace) -> str | None:
         again = options.parsed(words)
         if again is not None and _training(vars(again)) == _training(vars(plain)):
             words += ["--name", _plain_name(record)]
-            return f"python train.py {shlex.join(words)}"
+            return f"python train.py {as_shell(*words)}"
     return None
 
 

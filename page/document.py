@@ -16,14 +16,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils import printable_lines
+
 HERE = Path(__file__).resolve().parent
 CODE = re.compile("`([^`]+)`")
 
 
 def as_text(value: object) -> str:
     """Any value as HTML text."""
-    words = str(value).encode(errors="replace").decode()  # file names need not be UTF-8
-    return html.escape(words)
+    return html.escape(printable_lines(str(value)))
 
 
 def document(title: str, body: str, data: Mapping[str, Any]) -> str:
@@ -72,7 +73,7 @@ def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return value.encode(errors="replace").decode()
+        return printable_lines(value)
     return value if isinstance(value, (int, bool)) or value is None else _plain(value.item())
 
 

@@ -102,7 +102,7 @@ def explain(
         thumbs=thumbs,
         seed=seed,
     )
-    return look(learned, queries, best.task.describe())
+    return look(learned, queries, search.judged.task.describe())
 
 
 def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explained:

@@ -37,7 +37,7 @@ class Learned:
     """A run's checkpoints and images, for the sections below.
 
     `train` are the training images, with their classes numbered as in the criterion; None where
-    they are not available. `embed` gives the raw embeddings (n, d) of any images by the best
+    they are not available. `embed` gives the raw embeddings (n, d) of readable images by the best
     network. `state` is last.pth, `history` classes.npz; either may be empty.
     """
 
@@ -48,7 +48,7 @@ class Learned:
     judged: Embedded
     search: Search
     train: ImageSet | None
-    embed: Callable[[ImageSet], torch.Tensor] | None
+    embed: Callable[[ImageSet], tuple[ImageSet, torch.Tensor]] | None
     thumbs: Thumbnails
     seed: int
 
@@ -235,11 +235,11 @@ def class_spread(learned: Learned, first: list) -> dict[int, float]:
         if len(chosen) >= SPREAD_IMAGES:
             break
         chosen += np.flatnonzero(learned.train.labels == label)[:SPREAD_PER_CLASS].tolist()
-    images = learned.train.subset(chosen)
     try:
-        unit = F.normalize(learned.embed(images).float().cpu(), dim=1)
-    except InputError:  # an image cannot be read (any more)
+        images, rows = learned.embed(learned.train.subset(chosen))
+    except InputError:  # more images than a few cannot be read (any more)
         return {}
+    unit = F.normalize(rows.float().cpu(), dim=1)
     found = {}
     for label, count in zip(*np.unique(images.labels, return_counts=True), strict=True):
         if count > 1:
@@ -412,7 +412,7 @@ def norms(learned: Learned) -> Iterator[Section]:
             f"{deviation / max(mean, 1e-12):.1%}."
         ),
         "histogram": histogram(lengths),
-        "columns": ["norm_mean", "norm_var", "sec", "l2"],
+        "columns": ["norm_mean", "norm_ema", "norm_var", "sec", "l2"],
     }
 
 

@@ -19,7 +19,7 @@ from metrics import comparison
 from page import records
 from page.document import as_text, document, section, warnings
 from page.records import Numbers, Record
-from utils import InputError, human_seconds, write_atomically, write_table
+from utils import InputError, human_seconds, say, terminal_width, write_atomically, write_table
 
 logger = logging.getLogger("report")
 
@@ -67,18 +67,18 @@ def compare(args: argparse.Namespace) -> None:
         lines = [line for line in lines if line.matches(pattern)]
         if not lines:
             raise InputError(f"--grep {args.grep}: no run under {args.compare} contains that")
-    print("\n".join([screen(lines), *doubts(lines)]))
+    say("\n".join([screen(lines), *doubts(lines)]))
     out = Path(args.out) if args.out else Path(args.compare) / "runs.html"
     content = page(lines, args.compare)
     write_atomically(out, lambda file: file.write(content.encode()))
-    print(f"\npage written to {out}")
+    say(f"\npage written to {out}")
     if args.csv:
         write_table(Path(args.csv), *csv_table(lines))
-        print(f"table written to {args.csv}")
+        say(f"table written to {args.csv}")
     if args.latex:
         made = tables.latex(rows(lines), caption(lines))
         write_atomically(Path(args.latex), lambda file: file.write(made.encode()))
-        print(f"table for a paper written to {args.latex}")
+        say(f"table for a paper written to {args.latex}")
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def screen(lines: Sequence[Line]) -> str:
         cells += [_cell(line, name) for name in SHOWN]
         cells.append(_percent(line.final.get(SHOWN[0])))
         made.append((line.name, cells))
-    return tables.aligned(heads, made)
+    return tables.aligned(heads, made, terminal_width())
 
 
 def _cell(line: Line, name: str) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import options
 from evaluation import tables
 from flags import Change
 from runs import RunFolder
-from utils import InputError
+from utils import InputError, damage_in_words
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 Numbers = dict[str, float]
@@ -115,19 +114,38 @@ def read(path: str | Path) -> Record:
     return Record(
         path,
         folder.read_args(),
-        _json(path / "environment.json"),
+        _environment(folder),
         [_numbers(row) for row in folder.metrics.rows()],
-        _json(path / "results.json"),
+        _outcome(folder),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); delete it") from error
+def _environment(folder: RunFolder) -> dict[str, Any]:
+    found = folder.read_environment()
+    with damage_in_words(str(folder.path / "environment.json"), "delete it"):
+        _need(found, ("command", "git_commit", "device"), str)
+        _need(found, ("packages",), dict)
+    return found
+
+
+def _outcome(folder: RunFolder) -> dict[str, Any]:
+    """results.json: `best_epoch`, `picked_on` and `results`, metrics by evaluation."""
+    found = folder.read_results()
+    if not found:
+        return found
+    with damage_in_words(str(folder.path / "results.json"), "delete it"):
+        _need(found, ("picked_on",), str)
+        int(found.get("best_epoch", 0))
+        for numbers in found["results"].values():
+            _need(numbers, numbers, float | int)
+    return found
+
+
+def _need(found: Mapping[str, Any], names: Iterable[str], kind: Any) -> None:
+    """Raises ValueError where an entry that is there, and not null, is of another kind."""
+    for name in names:
+        if not isinstance(found.get(name), kind | None):
+            raise ValueError(f"its {name} is {str(found[name])[:40]!r}")
 
 
 def _defined(numbers: Mapping[str, float | None]) -> Numbers:

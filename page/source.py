@@ -5,7 +5,7 @@ All that pages need from evaluation comes in through this file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ import dataset
 import net
 from dataset.base import ImageSet
 from devices import Precision, pick_device
-from evaluation.embedding import Embedded, Viewing, embed
+from evaluation.embedding import Embedded, Viewing, embed_readable
 from evaluation.files import random_neighbours
 from evaluation.networks import open_checkpoint
 from evaluation.tasks import Task, tasks_of
 from page.findings import TOP
 from page.records import Record
-from utils import InputError
+from utils import InputError, load_arrays
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,31 @@ class Source:
     precision: Precision
     task: Task
 
-    def embed(self, images: ImageSet, *, title: str = "report") -> torch.Tensor:
-        """Raw embeddings (n, d), on the CPU."""
-        made = embed(self.network, images, self.precision, self.viewing, title=title)
-        return made.float().cpu()
+    def embed(
+        self,
+        images: ImageSet,
+        represent: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> tuple[ImageSet, torch.Tensor]:
+        """The images that can be read, and their raw embeddings (n, d), on the CPU."""
+        images, made = embed_readable(
+            self.network, images, self.precision, self.viewing, title="report", represent=represent
+        )
+        return images, made.float().cpu()
 
-    def embed_with_uncertainty(self, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Raw embeddings (n, d) and, where the network has that head, uncertainties (n, d)."""
+    def embed_with_uncertainty(
+        self, images: ImageSet
+    ) -> tuple[ImageSet, torch.Tensor, torch.Tensor | None]:
+        """As `embed`, and uncertainties (n, d) where the network has that head."""
         if "uncertainty" not in self.network.heads:
-            return self.embed(images), None
+            return *self.embed(images), None
         size = self.network.embedding_size
 
         def both(batch: torch.Tensor) -> torch.Tensor:
             outputs = self.network(batch)
             return torch.cat([outputs.embedding[:, :size], outputs.uncertainty], dim=1)
 
-        made = embed(
-            self.network, images, self.precision, self.viewing, title="report", represent=both
-        )
-        made = made.float().cpu()
-        return made[:, :size], made[:, size:]
+        images, made = self.embed(images, both)
+        return images, made[:, :size], made[:, size:]
 
     def training_images(self, names: Sequence[str]) -> ImageSet | None:
         """The images of the criterion's classes `names`; None where they are gone or not told."""
@@ -99,33 +104,63 @@ def judge(source: Source, file: str | None = None) -> Embedded:
     task = source.task
     if file is not None:
         return _exported(task, Path(file))
-    embeddings, uncertainty = source.embed_with_uncertainty(task.queries)
-    gallery = None if task.gallery is None else source.embed(task.gallery)
-    return Embedded(task, embeddings, gallery, uncertainty)
+    queries, embeddings, uncertainty = source.embed_with_uncertainty(task.queries)
+    searched, gallery = (None, None) if task.gallery is None else source.embed(task.gallery)
+    return Embedded(task.narrowed(queries, searched), embeddings, gallery, uncertainty)
 
 
 def _exported(task: Task, path: Path) -> Embedded:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content = dict(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--embeddings {path} cannot be read ({error})") from error
-    sides = [("", task.queries), ("gallery_", task.gallery)]
-    for prefix, images in sides:
-        labels = content.get(f"{prefix}labels")
-        if images is not None and not np.array_equal(labels, images.labels):
+    content = load_arrays(path, "--embeddings")
+    gallery = None if task.gallery is None else _of_export(content, "gallery_", task.gallery)
+    task = task.narrowed(_of_export(content, "", task.queries), gallery)
+    found = {}
+    for prefix, images in (("", task.queries), ("gallery_", task.gallery)):
+        if images is None:
+            continue
+        if not np.array_equal(content.get(f"{prefix}labels"), images.labels):
             raise InputError(
                 f"--embeddings {path} is not of this run's evaluation ({task.title}): the labels "
                 "differ; make it with evaluate.py --export"
             )
-    arrays = {name: torch.from_numpy(value) for name, value in content.items() if value.ndim == 2}
+        for name in ("embeddings", "uncertainty"):
+            found[prefix + name] = _vectors(content, prefix + name, len(images), path)
+    if found["embeddings"] is None or (task.gallery and found["gallery_embeddings"] is None):
+        raise InputError(
+            f"--embeddings {path} holds no embeddings of all images; make it with evaluate.py "
+            "--export"
+        )
     return Embedded(
         task,
-        arrays["embeddings"],
-        arrays.get("gallery_embeddings"),
-        arrays.get("uncertainty"),
+        found["embeddings"],
+        found.get("gallery_embeddings"),
+        found["uncertainty"],
         unit=True,
     )
+
+
+def _of_export(content: Mapping[str, np.ndarray], prefix: str, images: ImageSet) -> ImageSet:
+    """The images that an export holds: those that could not be read are not in it."""
+    paths = content.get(f"{prefix}paths")
+    if paths is None or len(paths) == len(images):
+        return images
+    held = set(paths.tolist())
+    return images.subset(np.array([images.paths[index] in held for index in range(len(images))]))
+
+
+def _vectors(
+    content: Mapping[str, np.ndarray], name: str, count: int, path: Path
+) -> torch.Tensor | None:
+    """The array `name` (count, d) of a file of embeddings; None where it is not in it."""
+    if name not in content:
+        return None
+    vectors = content[name]
+    fine = vectors.ndim == 2 and len(vectors) == count and vectors.dtype.kind == "f"
+    if not (fine and np.isfinite(vectors).all()):
+        raise InputError(
+            f"--embeddings {path}: its {name} are no finite vectors, one for each of the {count} "
+            "images; make it anew with evaluate.py --export"
+        )
+    return torch.from_numpy(vectors.astype(np.float32))
 
 
 def neighbours_picture(source: Source, seed: int) -> Image.Image:

@@ -9,6 +9,7 @@ from metrics import comparison
 from page import counterpart, methods
 from page.document import percent
 from page.explained import Explained
+from utils import plain_number
 
 
 def summary(run: Explained, first: Explained | None = None, *, alone: bool = True) -> list[str]:
@@ -54,7 +55,7 @@ def _reached(run: Explained) -> list[str]:
         relevant = run.search.per_query["relevant"].double()
         gallery = len(run.search.judged.searched[0]) - (run.search.judged.gallery is None)
         chance = float((relevant / max(1, gallery)).mean())
-        said.append(f"A random image would be right for {100 * chance:.2g} of 100.")
+        said.append(f"A random image would be right for {plain_number(100 * chance, 2)} of 100.")
     return said or ["This run has not been evaluated yet."]
 
 

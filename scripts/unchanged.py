@@ -82,7 +82,7 @@ METHODS = {
     "introspective unmixed": f"{MIXED} paper --mixup 0 --l2-norm 0",
     "introspective proxy-anchor": "--loss Proxy_Anchor --introspective paper",
     "mixup": "--loss MS --mixup 0.4",
-    "disentangled": "--loss Proxy_Anchor --disent True",
+    "disentangled": "--loss Proxy_Anchor --disent True --al 1 --be 0.1 --gam 1e-5",
     "disentangled amloss": "--loss AMLoss --disent True --al 0.5 --be 0.2 --gam 1e-3",
     # SEC
     "sec": "--loss AMLoss --sec_wei 0.5 --norm_momentum 0.1",

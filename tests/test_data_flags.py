@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import run_cli
+from conftest import ROOT, run_cli
 
 import options
 from evaluation.networks import open_checkpoint
@@ -81,18 +81,78 @@ def test_training_from_the_cache_is_the_same_with_any_number_of_workers(
         assert torch.equal(one.images, other.images) and torch.equal(one.index, other.index)
 
 
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:60])
+
+
 def test_bad_images_are_replaced_up_to_the_allowed_share(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images = tiny.write_images(tmp_path / "data")
-    broken = images / "train" / "train3" / "2.png"
-    broken.write_bytes(broken.read_bytes()[:60])
-    folder = tiny.run(images, tmp_path, "run", "--epochs 2 --max-bad-images 0.05")
+    cut_short(images / "train" / "train3" / "2.png")
+    folder = tiny.run(images, tmp_path, "run", "--epochs 2")  # of few images one may be bad
     assert len(tiny.metrics_rows(folder)) == 2
     named = [record.message for record in caplog.records if "2.png" in record.message]
     assert len(named) == 1 and "other images of its class take its place" in named[0]
-    with pytest.raises(InputError, match=r"1 of 48 images cannot be read.*--max-bad-images 0.01"):
+    with pytest.raises(InputError, match=r"1 of 48 images cannot be read.*2\.png"):
+        tiny.run(images, tmp_path, "none", "--epochs 2 --max-bad-images 0")
+    cut_short(images / "train" / "train1" / "2.png")
+    with pytest.raises(InputError, match=r"2 of 48 images cannot be read.*--max-bad-images 0.01"):
         tiny.run(images, tmp_path, "stopped", "--epochs 2")
+
+
+@pytest.mark.parametrize("side", ["eval", "train"])
+def test_an_unreadable_image_stops_neither_a_run_nor_its_page(tmp_path: Path, side: str) -> None:
+    images = tiny.write_images(tmp_path / "data")
+    bad = sorted(images.glob(f"{side}/*/*.png"))[3]
+    cut_short(bad)
+    whole = len(sorted(images.glob("eval/*/*.png")))
+    left_out = int(side == "eval")
+    flags = ("--epochs", "2", "--loss", "AMLoss", "--max-bad-images", "0.05")
+    words = command(f"folder:{images}", tmp_path, *flags)
+    words.remove("--no-report")
+    done = run_cli("train.py", *words, cwd=tmp_path)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and said.count(f"{bad} cannot be read") == 1 + (side == "train"), (
+        said
+    )
+    results = json.loads((tmp_path / "run" / "results.json").read_text())["results"]
+    (numbers,) = results.values()
+    assert numbers["queries"] == whole - left_out
+    assert numbers.get("queries_left_out", 0) == left_out
+    beside = "1 image that cannot be read was left out of the evaluation"
+    assert (beside in done.stdout) == bool(left_out)
+    assert (beside in (tmp_path / "run" / "report.html").read_text()) == bool(left_out)
+    export = tmp_path / "embeddings.npz"
+    asked = ("--export", export, "--neighbours", tmp_path / "n.png", "--failures", "3")
+    again = run_cli("evaluate.py", "--resume", tmp_path / "run", *asked, cwd=tmp_path)
+    assert again.returncode == 0 and (beside in again.stdout) == bool(left_out), again.stderr
+    assert f"{whole - left_out} images" in again.stdout
+    assert len(np.load(export)["embeddings"]) == whole - left_out
+    page = run_cli("report.py", tmp_path / "run", "--embeddings", export, cwd=tmp_path)
+    assert page.returncode == 0, page.stderr
+    strict = run_cli(
+        "evaluate.py", "--resume", tmp_path / "run", "--max-bad-images", "0", cwd=tmp_path
+    )
+    assert strict.returncode == (2 if left_out else 0)
+
+
+@pytest.mark.parametrize("damaged", [0, 3])
+def test_two_checkpoints_are_compared_on_the_images_that_can_be_read(
+    tmp_path: Path, damaged: int
+) -> None:
+    images = tiny.write_images(tmp_path / "data")
+    for seed in (1, 2):
+        tiny.run(images, tmp_path, f"seed{seed}", f"--epochs 1 --seed {seed}")
+    for file in sorted(images.glob("eval/*/*.png"))[:damaged]:
+        cut_short(file)
+    runs = [tmp_path / "seed1", tmp_path / "seed2"]
+    asked = ("--bootstrap", "100", "--max-bad-images", "0.2", "--json", tmp_path / "n.json")
+    done = run_cli("evaluate.py", "--resume", *runs, *asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "n.json").read_text())["results"]
+    assert {row["queries"] for row in rows} == {24 - damaged}
+    assert ("left out of the evaluation" in done.stdout) == bool(damaged)
 
 
 @pytest.mark.parametrize(
@@ -129,3 +189,36 @@ def test_every_log_line_says_how_fast_and_how_much_is_waiting(images: Path, tmp_
     assert len(lines) == 2 and all("img/s" in line and "waiting " in line for line in lines)
     waits = [float(row["data_wait"]) for row in tiny.metrics_rows(tmp_path / "run")]
     assert all(np.isfinite(wait) and 0 <= wait <= 1 for wait in waits)
+
+
+def test_a_checkpoint_is_evaluated_on_other_images_than_its_own(
+    images: Path, tmp_path: Path
+) -> None:
+    photos = f"folder:{images / 'train'}"
+    split = f"--dataset {photos} --eval-classes 0.25 --split-seed 3"
+    run = tiny.run(images, tmp_path, "run", f"--epochs 1 {split}")
+    rows = [f"{p},{p.parent.name}" for p in sorted((images / "eval").rglob("*.png"))]
+    table = tmp_path / "other.csv"
+
+    def evaluated(lines: list[str], *more: object) -> str:
+        table.write_text("\n".join(lines))
+        asked = ("--resume", run, "--dataset", f"csv:{table}", *more)
+        done = run_cli("evaluate.py", *asked, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    marked = ["path,label,split", *(f"{row},eval" for row in rows)]
+    assert "24 images, 8 classes" in evaluated(marked)  # the data say what is held out
+    unmarked = ["path,label", *rows]
+    assert "6 images, 2 classes" in evaluated(unmarked)  # the run's share of the classes
+    assert "12 images, 4 classes" in evaluated(unmarked, "--eval-classes", "0.5")
+    emoji = run_cli("evaluate.py", "--resume", run, "--dataset", "emoji", *EMOJI, cwd=tmp_path)
+    assert emoji.returncode == 0 and "emoji" in emoji.stdout, emoji.stderr
+    refused = run_cli(
+        *("evaluate.py", "--resume", run, "--dataset", "emoji", "--eval-classes", "0.5", *EMOJI),
+        cwd=tmp_path,
+    )
+    assert refused.returncode == 2 and "eval_classes has no effect" in refused.stderr
+
+
+EMOJI = ("--data-root", ROOT / "data", "--ratio-classes", "0.05", "--metrics", "retrieval")

@@ -303,7 +303,7 @@ def test_protocols_are_the_papers() -> None:
         "inshop": (1, 10, 20, 30, 40, 50),
         "vid": (1, 5),
     }
-    assert [name for name in dataset.NAMES if dataset.protocol(name).query_gallery] == ["inshop"]
+    assert [name for name in dataset.NAMES if dataset.find(name).query_gallery] == ["inshop"]
     assert dataset.protocol("vid").sizes == ("large", "medium", "small")
     emoji = dataset.protocol("emoji")
     assert (emoji.pretrained, emoji.image_size, emoji.augment) == ("none", 64, "emoji")
@@ -389,7 +389,7 @@ def test_folder_with_its_own_splits(tmp_path: Path) -> None:
     given = f"folder:{tmp_path}"
     assert dataset.load(given).class_names == ("a", "b", "c")
     assert dataset.load(given, split="eval").class_names == ("d", "e")
-    assert not dataset.protocol(given).query_gallery
+    assert not dataset.find(given).query_gallery
     with pytest.raises(InputError, match="--eval-classes has no effect"):
         dataset.load(given, split="eval", eval_classes=0.5)
 
@@ -402,7 +402,7 @@ def test_folder_with_queries_and_a_gallery(tmp_path: Path) -> None:
     query, gallery = (dataset.load(given, split=split) for split in ("query", "gallery"))
     assert query.class_names == gallery.class_names == ("c", "d")
     assert query.labels.tolist() == [1, 1]
-    assert dataset.protocol(given).query_gallery
+    assert dataset.find(given).query_gallery
     assert len(dataset.load(given, split="eval")) == 6
 
 
@@ -495,7 +495,7 @@ def test_csv_with_queries_and_a_gallery_and_number_labels(tmp_path: Path) -> Non
     assert query.class_names == gallery.class_names == ("9", "10")
     assert query.labels.tolist() == [1, 1]
     assert gallery.labels.tolist() == [1, 1, 0, 0]
-    assert dataset.protocol(given).query_gallery
+    assert dataset.find(given).query_gallery
 
 
 def test_csv_boxes_are_cut_out(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,6 +175,28 @@ ROWS = [
     ),
     Row("cub", "c", {"R@1": 0.661, "R@2": 0.7, "R@10": 0.85}, intervals={"R@1": (0.65, 0.67)}),
 ]
+
+
+@pytest.mark.parametrize("room", [40, 60, 80, 200])
+def test_a_table_fits_the_terminal(room, monkeypatch):
+    heads = [f"R@{k}" for k in (1, 2, 4, 8)] + ["RP", "MAP@R", "mARP", "MRR", "NMI", "F1", "AMI"]
+    lines = [(title, [f"{title[0]}{i:.4f}" for i in range(11)]) for title in ("first", "second")]
+    printed = tables.aligned(heads, lines, room).splitlines()
+    assert max(map(len, printed)) <= room
+    whole = tables.aligned(heads, lines).splitlines()
+    assert len(whole) == 3 and (len(printed) == 3) == (len(whole[0]) <= room)
+    for number, (title, cells) in enumerate([("", heads), *lines]):
+        rows = printed[number::3]
+        assert [word for row in rows for word in row.split() if word != title] == cells
+
+
+def test_own_images_are_called_by_the_name_of_their_folder():
+    rows = [Row("folder:/home/me/birds", "", {"R@1": 0.5}), Row("csv:b/fish.csv", "", {"R@1": 1})]
+    assert tables.titles(rows) == ["birds", "fish.csv"]
+    alike = [
+        replace(row, task=f"folder:{place}/birds") for row, place in zip(rows, "ab", strict=True)
+    ]
+    assert tables.titles(alike) == [row.task for row in alike]
 
 
 def test_screen_table():
@@ -488,6 +511,7 @@ def test_a_query_finds_its_own_file_and_what_is_like_it(runs, command, tmp_path)
         assert cosines == sorted(cosines, reverse=True) and len(set(cosines)) == 4
         assert [row["place"] for row in part] == ["1", "2", "3", "4"]
         assert all(row["path"] in done.out for row in part)
+    assert "searched: the 40 evaluated images of 8 classes" in done.out
     with Image.open(folder / "query.png") as sheet:
         assert sheet.format == "PNG" and sheet.width > 4 * 60
     for name in ("query.csv", "query.png"):

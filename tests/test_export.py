@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on files, with a batch of its own to look at: a folder with run, images, .npz."""
     root = tmp_path_factory.mktemp("export")
     images = tiny.write_images(root / "data")
-    run = tiny.run(images, root, "run", "--epochs 2 --warm 0 --amp off --disent True")
+    run = tiny.run(images, root, "run", "--epochs 2 --warm 0 --amp off --disent True --be 1")
     flags = ["--amp", "off", "--export", str(root / "e.npz"), "--workers", "0"]
     done = run_cli("evaluate.py", "--resume", tiny.best_checkpoint(run), *flags, cwd=root)
     assert done.returncode == 0, done.stderr
@@ -242,3 +243,33 @@ def test_missing_packages_and_targets_are_status_2(trained, tmp_path, monkeypatc
 def test_unknown_names_in_net_are_reported():
     with pytest.raises(AttributeError, match="no attribute 'lode_run'"):
         net.lode_run  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_a_run_stands_on_its_own_when_its_photographs_are_gone(tmp_path, monkeypatch, kind):
+    images = tiny.write_images(tmp_path / "photos")
+    data = f"folder:{images}"
+    if kind == "csv":
+        rows = [f"{p},{p.parent.name},{p.parent.parent.name}" for p in images.rglob("*.png")]
+        (tmp_path / "photos.csv").write_text("\n".join(["path,label,split", *sorted(rows)]))
+        data = f"csv:{tmp_path / 'photos.csv'}"
+    flags = ("--dataset", data, *tiny.NETWORK, "--epochs", "1", "--seed", "2")
+    done = run_cli("train.py", *flags, "--LOG_DIR", tmp_path, "--name", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "elsewhere").mkdir()
+    picture = shutil.copy(next(images.rglob("eval1/*.png")), tmp_path / "elsewhere" / "own.png")
+    before = load_run(tmp_path / "run")([picture])
+    shutil.rmtree(images)
+    (tmp_path / "photos.csv").unlink(missing_ok=True)
+    moved = (tmp_path / "run").rename(tmp_path / "elsewhere" / "moved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for path in ("moved", moved, next(moved.glob("*_best.pth")), moved / "last.pth"):
+        assert load_run(path)([picture]).shape == (1, 8)
+    assert np.array_equal(load_run("moved")([picture]), before)
+    exported = run_python(
+        *("-m", "net", "export", "moved", "--torchscript", "m.pt"), cwd=tmp_path / "elsewhere"
+    )
+    assert exported.returncode == 0, exported.stderr
+    lonely = Path(shutil.copy(next(moved.glob("*_best.pth")), "one file.pth"))
+    shutil.rmtree(moved)
+    assert np.array_equal(load_run(lonely)([picture]), before)

@@ -167,6 +167,31 @@ def test_resume_auto_continues_finds_the_end_and_tells_other_runs_apart(
     assert (tmp_path / "run-2").is_dir()
 
 
+def test_a_run_of_an_older_version_is_found_and_goes_on_as_it_was(images, tmp_path, capsys):
+    """Without the flags that came later, and with the defaults of then."""
+    words = "--loss TripletLoss --IPC 3 --epochs 2 --lr 1e-2 --resume auto"
+    of_then = f"{words} --mining earlier --weight-decay 0.1"
+    then = tiny.run(images, tmp_path / "then", "run", of_then)
+    older = tiny.run(images, tmp_path / "older", "run", f"{of_then} --max-steps 4")
+    state, args = tiny.saved(older), json.loads((older / "args.json").read_text())
+    for kept in (args, state["args"]):
+        for name in ("mining", "bn_momentum", "IPC_repeat"):
+            del kept[name]
+        kept["max_steps"] = None
+        said = set(kept["given"]) - {"mining", "weight_decay", "max_steps"}
+        kept["given"] = sorted(said)
+    torch.save(state, older / "last.pth")
+    (older / "args.json").write_text(json.dumps(args))
+    (older / "results.json").unlink()
+    capsys.readouterr()
+    tiny.run(images, tmp_path / "older", "run", words)
+    assert [path.name for path in (tmp_path / "older").iterdir()] == ["run"]
+    assert "continuing after epoch 0, step 4" in capsys.readouterr().out
+    assert same(weights(older), weights(then))
+    new = tiny.run(images, tmp_path / "new", "run", f"{words} --weight-decay 0.1")
+    assert not same(weights(new), weights(then))
+
+
 def test_a_signal_before_the_first_step_of_a_division_divides_once(
     images, tmp_path, monkeypatch
 ) -> None:
@@ -207,6 +232,7 @@ def test_half_written_files_of_a_killed_run_are_removed(images, tmp_path) -> Non
 
 def test_a_run_is_not_continued_on_other_images(images, tmp_path) -> None:
     folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    (folder / "checksums.json").unlink()  # as of an older version: its files may be changed
     kept = (folder / "environment.json").read_text()
     for side, words in (("train", "training images"), ("eval", "evaluation images")):
         content = json.loads(kept)

@@ -385,6 +385,21 @@ def test_balanced_batches(batch, instances):
                 assert len(set(row)) == instances
 
 
+def test_balanced_batches_with_repetition_draw_each_image_from_all_of_its_class():
+    """Of 25 images of a class three are all different with probability 24/25 · 23/25 = .883."""
+    labels = np.repeat(np.arange(4), 25)
+    batches = [
+        batch.index.reshape(-1, 3)
+        for epoch in range(60)
+        for batch in drawn(make_sampler(labels, 12, instances=3, repeat=True, seed=1), epoch)
+    ]
+    rows = np.concatenate(batches)
+    assert (labels[rows] == labels[rows[:, :1]]).all()
+    assert all(len(set(labels[batch[:, 0]])) == 4 for batch in batches)
+    distinct = np.mean([len(set(row)) == 3 for row in rows.tolist()])
+    assert distinct == pytest.approx(24 / 25 * 23 / 25, abs=0.03)
+
+
 def test_visits_count_earlier_draws_of_the_same_epoch():
     sampler = BalancedSampler(LABELS, 36, 3, seed=0)
     seen = dict.fromkeys(range(len(LABELS)), 0)

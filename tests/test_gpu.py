@@ -96,7 +96,7 @@ def test_one_training_step(amp, tmp_path):
 
 METHODS = {
     "AMLoss": "--loss AMLoss",
-    "disentangled": "--disent True",
+    "disentangled": "--disent True --al 1 --be 0.1 --gam 1e-5",
     "SEC": "--use_loss semihtriplet --instances 2 --sec_wei 1 --norm_momentum 0.5 --steps 16",
     "introspective": "--introspective paper",
     "divided": "--nb-clusters 2 --mod-epoch 1 --IPC 2 --warm 0",

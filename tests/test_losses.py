@@ -3,6 +3,7 @@ what their equations say about special cases."""
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def test_amloss_is_the_released_one(name, strip_elements, monkeypatch):
     agree(criterion.margins.grad, data["grad_margins"])
 
 
-@pytest.mark.parametrize("name", names("ddml*"))
+@pytest.mark.parametrize("name", names("ddml[01]*"))
 def test_ddml_is_the_released_one(name):
     data = fixture(name)
     base = ProxyAnchorLoss(*data["proxies"].shape, data["margin"], data["alpha"])
@@ -244,7 +245,7 @@ GRADCHECKED = {
     "amloss": lambda x, y: AMLoss(6, 5, alphap=8.0, alphan=8.0).double()(x, y),
     "introspective": lambda x, y: ProxyAnchorLoss(6, 5, alpha=8.0).double()(x, y, x.flip(0)),
     "disentangling": lambda x, y: DisentanglingLoss(
-        ProxyAnchorLoss(6, 5, alpha=8.0).double(), gam=0.1
+        ProxyAnchorLoss(6, 5, alpha=8.0).double(), al=1.0, be=0.1, gam=0.1
     )(x.repeat(1, 2), x.flip(0).repeat(1, 2), y),
     "triplet": lambda x, y: TripletLoss()(x, y),
     "semihard": lambda x, y: SemihardTripletLoss(squared=False, soft=True)(x, y),
@@ -457,7 +458,7 @@ def test_ddml_draws_the_main_noise_first():
 
 
 def test_ddml_wraps_amloss_too():
-    criterion = DisentanglingLoss(AMLoss(CLASSES, SIZE))
+    criterion = DisentanglingLoss(AMLoss(CLASSES, SIZE), 1.0, 0.1, 1e-5)
     embeddings, labels = batch(size=2 * SIZE)
     criterion(embeddings, embeddings.flip(0), labels).backward()
     assert {"positive", "negative", "margin", "agnostic", "specific", "split"} <= set(
@@ -743,11 +744,49 @@ def test_cutoffs_of_the_distance_weighted_miner():
     assert row[1] > row[3] > row[4] and 0 < row[4] < 1e-6  # out of reach, yet possible
 
 
-def test_nearest_negative_miner_keeps_its_distance():
+def nearest_negatives(distances, labels, anchor, count, cutoff=0.5):
+    """An anchor's negatives: the nearest from the cutoff on, then those before; in index order."""
+    others = [i for i in range(len(labels)) if labels[i] != labels[anchor]]
+    others.sort(key=lambda i: (bool(distances[anchor, i] < cutoff), float(distances[anchor, i])))
+    return sorted(others[:count])
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.3, 0.6, 5.0])
+def test_nearest_negatives_are_paired_in_index_order_and_near_ones_fill_up(spread):
+    """Embeddings around one point: all nearer than the cutoff, some, and none."""
+    torch.manual_seed(3)
+    labels = torch.tensor([0] * 4 + [1] * 3 + [2, 2, 3] + [4] * 2)
+    embeddings = torch.eye(5)[0] + spread * torch.randn(12, 5)
+    unit = F.normalize(embeddings)
+    distances = (2 - 2 * unit @ unit.T).clamp_min(0).sqrt()
+    count = int((labels[:, None] == labels).sum() - 12) // 12
+    triplets = []
+    for anchor in range(12):
+        positives = [i for i in range(12) if labels[i] == labels[anchor] and i != anchor]
+        negatives = nearest_negatives(distances, labels, anchor, count)
+        triplets += zip([anchor] * 12, positives, negatives, strict=False)
+    found = build_miner("easypeasy")(embeddings, labels)
+    assert list(zip(*(indices.tolist() for indices in found), strict=True)) == triplets
+
+
+@pytest.mark.parametrize("name", ["MarginLoss", "TripletLoss"])
+def test_embeddings_that_all_lie_together_still_give_a_loss_and_a_gradient(name):
+    torch.manual_seed(0)
+    embeddings = (torch.ones(8, 4) + 0.1 * torch.randn(8, 4)).requires_grad_()
+    labels = torch.arange(8) // 4
+    loss = build(name, 2, 4)(F.normalize(embeddings), labels)
+    loss.backward()
+    assert loss > 0.1 and embeddings.grad.norm() > 1e-3
+    assert build(name, 2, 4, mining="earlier")(F.normalize(embeddings), labels) == 0
+
+
+def test_earlier_mining_is_what_the_first_versions_did():
+    """By distance, and nothing nearer than the cutoff: runs of then go on with it."""
     embeddings, labels = batch(6, 3, size=3)
     unit = F.normalize(embeddings.detach())
     distances = torch.cdist(unit, unit)
-    anchors, positives, negatives = build_miner("easypeasy")(embeddings, labels)
+    miner = build_miner("easypeasy", mining="earlier")
+    anchors, positives, negatives = miner(embeddings, labels)
     assert (distances[anchors, negatives] >= 0.5 - 1e-5).all()
     assert torch.bincount(anchors).tolist() == [2] * 18  # as many as positives
     for a in anchors.unique():
@@ -756,6 +795,55 @@ def test_nearest_negative_miner_keeps_its_distance():
         expected = distances[a][allowed].sort().values[: len(chosen)]
         torch.testing.assert_close(chosen, expected)
         assert positives[anchors == a].tolist() == sorted(positives[anchors == a].tolist())
+
+
+def test_distance_weighted_pairs_are_in_index_order():
+    embeddings, labels = batch(8, 4, size=64)
+    anchors, positives, negatives = DistanceWeightedMiner()(embeddings, labels)
+    for a in anchors.unique():
+        own = anchors == a
+        assert positives[own].tolist() == sorted(positives[own].tolist())
+        assert negatives[own].tolist() == sorted(negatives[own].tolist())
+    torch.manual_seed(1)
+    *_, sorted_ones = build_miner("distanceweighted")(embeddings, labels)
+    torch.manual_seed(1)
+    *_, drawn = build_miner("distanceweighted", mining="earlier")(embeddings, labels)
+    assert drawn.tolist() != sorted_ones.tolist() and sorted(drawn) == sorted(sorted_ones)
+
+
+def test_an_unknown_way_of_mining_is_answered_with_names():
+    with pytest.raises(ValueError, match=r"way of mining called 'relased'.*released"):
+        build_miner("easypeasy", mining="relased")
+
+
+def test_the_circle_loss_of_amloss_counts_what_it_leaves_out_as_one():
+    """Two classes of two at unit length, by hand; the library's leaves out what is no pair."""
+    embeddings = F.normalize(torch.tensor([[1.0, 0.2], [1, 0.5], [0.1, 1], [0.4, 1]])).double()
+    labels, m, gamma = torch.tensor([0, 0, 1, 1]), 0.4, 2.0
+    total = 0.0
+    for i in range(4):
+        sums = [0.0, 0.0]
+        for j in range(4):
+            s = float(embeddings[i] @ embeddings[j])
+            own, other = labels[i] == labels[j] and i != j, labels[i] != labels[j]
+            sums[0] += math.exp(-gamma * max(1 + m - s, 0) * (s - 1 + m)) if own else 1.0
+            sums[1] += math.exp(gamma * max(s + m, 0) * (s - m)) if other else 1.0
+        total += math.log1p(sums[0] * sums[1]) / 4
+    loss = build("CircleLoss", 2, 2, gamma=gamma)(embeddings, labels)
+    assert loss.item() == pytest.approx(total, rel=1e-12)
+    assert build("Circle", 2, 2, gamma=gamma)(embeddings.float(), labels) < loss
+
+
+def test_the_circle_loss_of_amloss_takes_its_weights_as_constants():
+    embeddings, labels = batch(3, 2, size=4)
+    embeddings = F.normalize(embeddings.detach().double()).requires_grad_()
+    criterion = build("CircleLoss", 3, 4)
+    criterion(embeddings, labels).backward()
+    step = torch.zeros_like(embeddings)
+    step[0, 0] = 1e-6
+    above, below = (criterion(embeddings.detach() + sign * step, labels) for sign in (1, -1))
+    whole = (above - below).item() / 2e-6  # with the weights' own derivative
+    assert abs(embeddings.grad[0, 0].item() - whole) > 1e-3 * abs(whole)
 
 
 # --- by name --------------------------------------------------------------------------------------
@@ -777,6 +865,28 @@ def test_a_loss_by_its_name_is_what_the_command_line_trains(name):
 
 def test_the_margin_loss_by_its_name_mines_as_divide_and_conquer_does():
     assert isinstance(build("MarginLoss", CLASSES, SIZE).miner, NearestNegativeMiner)
+
+
+@pytest.mark.parametrize("printed, name", sorted(criteria.ALIASES.items()))
+def test_losses_by_the_other_names_of_the_published_commands(printed, name):
+    assert options.parse_train(["--loss", printed]).loss == name
+    torch.manual_seed(0)
+    expected = build(name, CLASSES, SIZE)
+    torch.manual_seed(0)
+    found = build(printed, CLASSES, SIZE)
+    assert type(found) is type(expected)
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_proxies_learn_at_the_rate_of_the_released_loops():
+    rates = {}
+    for name in ("Proxy_Anchor", "AMLoss", "Proxy_NCA", "SoftTriple"):
+        proxies = build(name, CLASSES, SIZE).parameter_groups(1e-4)[0]
+        rates[name] = round(proxies["lr"] / 1e-4)
+    assert rates == {"Proxy_Anchor": 100, "AMLoss": 100, "Proxy_NCA": 1, "SoftTriple": 100}
+    (scaled,) = build("Proxy_NCA", CLASSES, SIZE, proxy_lr_scale=7.0).parameter_groups(1e-4)
+    assert scaled["lr"] == pytest.approx(7e-4)
 
 
 def test_every_name_stands_once_and_keeps_its_place():
@@ -999,7 +1109,7 @@ ATTACHED = {
     "paper": {"introspective": {"variant": "paper"}},
     "disentangled": {"disentangled": {"be": 1.0}},
     "masks": {"masks": {"weight": 0.01}},
-    "disentangled+sec": {"disentangled": {}, "sec": {}},
+    "disentangled+sec": {"disentangled": {"al": 1.0, "be": 0.1}, "sec": {}},
     "introspective+sec+masks": {"introspective": {}, "sec": {}, "masks": {}},
 }
 

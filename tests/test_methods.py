@@ -28,7 +28,7 @@ METHODS = {
     "plain": "",
     "SEC": "--sec_wei 0.5",
     "introspective": "--introspective",
-    "disentangled": "--disent True",
+    "disentangled": "--disent True --al 1 --be 0.1 --gam 1e-5",
     "masks": "--nb-clusters 2 --hierarchy-method none",
 }
 NEEDS_PROXIES = ("introspective", "disentangled")
@@ -43,7 +43,7 @@ TERMS = {
     "AMLoss": {"positive", "negative", "margin"},
     "MS": set(),
     "plain": set(),
-    "SEC": {"sec", "norm_mean", "norm_var", "cos_positive", "cos_negative"},
+    "SEC": {"sec", "norm_mean", "norm_var", "norm_ema", "cos_positive", "cos_negative"},
     "introspective": set(),
     "disentangled": {"metric", "agnostic", "specific", "split"},
     "masks": {"masks"},
@@ -67,7 +67,7 @@ def test_every_sensible_pair_trains(loss: str, method: str, images: Path, tmp_pa
     ]
     assert {"model.conv1.weight", "model.embedding.weight"} <= set(moved)
     assert ("masks.weight" in moved) == (method == "masks")
-    assert ("model.specific.weight" in moved) == (method == "disentangled")
+    assert ("model.embedding_specific.weight" in moved) == (method == "disentangled")
 
 
 @pytest.mark.parametrize(("loss", "method"), PAIRS)
@@ -278,7 +278,7 @@ def test_disentangled_embeddings_are_the_means_of_the_main_head(images: Path) ->
 
 def test_a_seed_reproduces_the_samples_of_ddml(images: Path, tmp_path: Path) -> None:
     first, second, other = (
-        tiny.run(images, tmp_path, name, f"--disent True --epochs 1 --seed {seed}")
+        tiny.run(images, tmp_path, name, f"--disent True --be 1 --epochs 1 --seed {seed}")
         for name, seed in (("a", 4), ("b", 4), ("c", 5))
     )
     assert same(saved(first)["model_state_dict"], saved(second)["model_state_dict"])
@@ -449,7 +449,7 @@ DIVIDED = (
         pytest.param(f"{DIVIDED} --fixed-mask 1", 4, 2, id="division, fixed masks"),
         pytest.param("--introspective --epochs 3 --lr 1e-3", 1, 2, id="mixup"),
         pytest.param("--introspective --epochs 2 --workers 1", 0, 2, id="mixup, worker"),
-        pytest.param("--disent True --dropout 0.2 --epochs 3", 1, 1, id="disentangled"),
+        pytest.param("--disent True --be 1 --dropout 0.2 --epochs 3", 1, 1, id="disentangled"),
         pytest.param(
             "--loss semihtriplet --sec_wei 1 --norm_momentum 0.5 --steps 11 --eval-steps 3 "
             "--milestones 5 8 --augment crop --image-size 32 --lr 1e-3",

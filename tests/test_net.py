@@ -705,7 +705,7 @@ def test_wrappings_are_taken_off(prefix: str, wrapped: bool) -> None:
     held = net.architecture_of(checkpoint)
     assert (held.embedding_size, held.heads) == (8, ("embedding", "specific"))
     network = tiny(heads=("embedding", "specific")).eval()
-    nn.init.zeros_(network.model.specific.weight)
+    nn.init.zeros_(network.model.embedding_specific.weight)
     net.load_checkpoint(network, checkpoint)
     assert torch.equal(network(images()).specific, saved(images()).specific)
 
@@ -735,8 +735,8 @@ def test_files_of_another_network_are_named() -> None:
         ("kaiming", (2 / 64) ** 0.5, 0.0),
         ("xavier_normal_2", 2 * (2 / (16 + 200)) ** 0.5, None),
         ("xavier_uniform_0.5", 0.5 * (2 / (16 + 200)) ** 0.5, None),
-        ("kaiming_normal_fan_in", (2 / 200) ** 0.5, None),
-        ("kaiming_normal_fan_out", (2 / 16) ** 0.5, None),
+        ("kaiming_normal_fan_in", (1 / 200) ** 0.5, None),
+        ("kaiming_normal_fan_out", (1 / 16) ** 0.5, None),
         ("trunc_normal", 0.1 * 0.88, 0.1),
         ("pt_splitted", (1 / 3 / 200) ** 0.5, None),
     ],
@@ -773,12 +773,70 @@ def test_every_architecture_is_told_by_its_keys(name: str) -> None:
     assert net.architecture_of(state).model == name
 
 
+def followed(network: net.EmbeddingNet, momentum: float) -> list[tuple[torch.Tensor, ...]]:
+    """Three batches through a network: running mean and variance of each BatchNorm, and by hand."""
+    norms = [m for m in network.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    expected = {norm: [norm.running_mean.clone(), norm.running_var.clone()] for norm in norms}
+
+    def follow(norm: torch.nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+        seen = inputs[0].transpose(0, 1).flatten(1)
+        mean, variance = expected[norm]
+        mean += momentum * (seen.mean(1) - mean)
+        variance += momentum * (seen.var(1) - variance)
+
+    hooks = [norm.register_forward_pre_hook(follow) for norm in norms]
+    network.train()
+    with torch.no_grad():
+        for batch in torch.randn(3, 4, 3, 64, 64):
+            network(batch)
+    for hook in hooks:
+        hook.remove()
+    return [(norm.running_mean, norm.running_var, *expected[norm]) for norm in norms]
+
+
+@pytest.mark.parametrize(
+    ("described", "momentum"),
+    [
+        ({"model": "bn_inception"}, 0.9),
+        ({"model": "bn_inception", "bn_momentum": 0.1}, 0.1),
+        ({"model": "resnet18", "width": 0.25}, 0.1),
+        ({"model": "resnet10", "bn_momentum": 0.3}, 0.3),
+    ],
+)
+def test_running_statistics_follow_the_momentum(described: dict, momentum: float) -> None:
+    network = tiny(**{"width": 1.0, "stem": "small", "bn_freeze": "0", **described})
+    statistics = followed(network, momentum)
+    assert (
+        len(statistics) == {"bn_inception": 69, "resnet18": 20, "resnet10": 12}[described["model"]]
+    )
+    for mean, variance, by_hand, variance_by_hand in statistics:
+        torch.testing.assert_close(mean, by_hand, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(variance, variance_by_hand, rtol=1e-4, atol=1e-5)
+    read = net.architecture_of({"network": network.description(), "model_state_dict": {}})
+    assert read.bn_momentum == momentum
+
+
+def test_checkpoints_that_say_no_momentum_had_that_of_torch() -> None:
+    network = tiny(model="bn_inception", width=1.0)
+    described = network.description()
+    del described["bn_momentum"]
+    assert net.architecture_of({"network": described, "model_state_dict": {}}).bn_momentum == 0.1
+    assert net.architecture_of(network.state_dict()).bn_momentum == 0.9  # a released one
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.5])
+def test_impossible_momenta_are_refused(momentum: float) -> None:
+    with pytest.raises(InputError, match=r"bn_momentum .* above 0 and at most 1"):
+        Architecture("resnet10", 8, bn_momentum=momentum)
+
+
 # --- pretrained -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def weights_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Empty folders in place of data/weights and torch's cache."""
+    """Empty folders in place of data/weights and torch's cache; the working folder is new too."""
+    monkeypatch.chdir(tmp_path)
     folder, cache_folder = tmp_path / "weights", tmp_path / "hub"
     monkeypatch.setattr(weights, "WEIGHTS_FOLDER", folder)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(cache_folder))

@@ -208,12 +208,45 @@ def test_every_door_says_the_same_sentence(kind, words, logs, tmp_path, capsys):
         load_run(path)
     said = str(refusal.value)
     assert all(word in said for word in words) and str(path) in said and "\n" not in said
-    with pytest.raises(InputError, match=re.escape(said)):
-        evaluated(path, out=tmp_path)
+    if kind not in ("models", "runs"):  # several networks are what evaluate.py compares
+        with pytest.raises(InputError, match=re.escape(said)):
+            evaluated(path, out=tmp_path)
     with pytest.raises(SystemExit) as stop:
         net_command.main(["export", str(path), "--torchscript", str(tmp_path / "net.pt")])
     assert stop.value.code == 2 and capsys.readouterr().err == f"error: {said}\n"
     assert not (tmp_path / "net.pt").exists()
+
+
+@pytest.mark.parametrize("kind", ["models", "runs"])
+def test_evaluate_takes_a_folder_for_every_network_in_it(kind, logs, tmp_path, caplog):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    if kind == "runs":
+        for name in ("heads", "pooling", "masks"):
+            shutil.copytree(logs / name, folder / name)
+        best(folder / "masks").unlink()
+    else:
+        folder_of(kind, logs, folder)
+    results = evaluated(folder, out=tmp_path)
+    expected = ["heads", "pooling"] if kind == "runs" else sorted(RUNS)
+    assert [result["label"] for result in results] == expected
+    for result in results:
+        assert Path(result["checkpoint"]).parent == folder / (
+            result["label"] if kind == "runs" else ""
+        )
+    assert ("masks has no best checkpoint yet" in caplog.text) == (kind == "runs")
+    asked = options.parse_evaluate(["--resume", str(folder), "--failures", "1", "--workers", "0"])
+    with pytest.raises(InputError, match=f"--failures describes one.*names {len(expected)}"):
+        evaluate.run(asked)
+
+
+def test_evaluations_carry_a_remark(logs, tmp_path, capsys):
+    json_file = tmp_path / "remarked.json"
+    command = ["--test_sop_model", str(logs / "heads"), "--remark", "as\x1b printed"]
+    command += ["--json", str(json_file), "--workers", "0", "--metrics", "retrieval"]
+    evaluate.run(options.parse_evaluate(command))
+    assert "as\\x1b printed\n" in capsys.readouterr().out
+    assert json.loads(json_file.read_text())["remark"] == "as\x1b printed"
 
 
 def test_training_does_not_go_on_from_weights_alone(logs, tmp_path):

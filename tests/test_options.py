@@ -190,6 +190,140 @@ def test_every_flag_of_a_run_is_what_it_was_unless_it_may_change():
         options.continued(given, stored)
 
 
+LATER = ("bn_momentum", "mining", "IPC_repeat")
+"""Flags that the first versions did not have."""
+
+
+def of_an_older_version(flags: str, **defaults_then: object) -> dict:
+    """What a run of then has kept."""
+    stored = kept(flags) | defaults_then
+    return {name: value for name, value in stored.items() if name not in LATER}
+
+
+@pytest.mark.parametrize(
+    ("flags", "then", "now"),
+    [
+        ("--dataset cub --bn-freeze 0", {"bn_momentum": 0.1}, {"bn_momentum": 0.9}),
+        ("--loss MarginLoss --IPC 3", {"mining": "earlier"}, {"mining": "released"}),
+        ("--loss Proxy_NCA", {"proxy_lr_scale": 100.0}, {"proxy_lr_scale": 1.0}),
+        ("--loss AMLoss", {"epochs": 60, "batch_size": 150}, {"epochs": 40, "batch_size": 90}),
+        ("--introspective", {"model": "bn_inception"}, {"model": "resnet50"}),
+    ],
+)
+def test_runs_of_older_versions_go_on_as_they_were(flags, then, now):
+    stored = of_an_older_version(flags, **{k: v for k, v in then.items() if k not in LATER})
+    asked = options.parse_train(f"--resume-run x {flags}".split())
+    for args in (
+        options.continued(options.parse_train(["--resume-run", "x"]), stored),
+        options.as_begun(options.parse_train([*flags.split(), "--resume", "auto"]), stored),
+        options.kept(stored),
+    ):
+        assert {name: getattr(args, name) for name in then} == then
+    assert {name: getattr(asked, name) for name in now} == now
+    # --resume auto finds a run by its words, whatever they meant then.
+    assert options.same_words(stored) == options.same_words(kept(f"{flags} --resume auto"))
+    assert options.same_words(stored) != options.same_words(kept(f"{flags} --seed 2"))
+
+
+def test_a_run_that_kept_no_words_is_not_found_by_them():
+    stored = {name: value for name, value in kept("--lr 1").items() if name != "given"}
+    assert options.same_words(stored) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "momentum"),
+    [
+        ("--dataset cub --bn-freeze 0", 0.9),
+        ("--dataset SOP --loss AMLoss --bn-freeze 0", 0.9),
+        ("--dataset cub --loss AMLoss --disent True --bn-freeze 0", 0.9),
+        ("--dataset cub --introspective --model BN-Inception --bn-freeze 0", 0.9),
+        ("--experiment margin_loss_resnet50 --arch bn_inception", 0.9),
+        ("--dataset SOP --loss triplet --bn-freeze 0", 0.1),
+        ("--dataset cub --loss ms --sec_wei 1 --bn-freeze 0", 0.1),
+        ("--dataset cub --introspective --bn-freeze 0", 0.1),
+        ("--dataset cub --model googlenet --bn-freeze 0", 0.1),
+        ("--dataset cub --loss n-npair --bn-freeze 0 --bn-momentum 0.5", 0.5),
+    ],
+)
+def test_the_momentum_of_batch_norm_is_that_of_each_profile(flags, momentum):
+    assert options.parse_train(flags.split()).bn_momentum == momentum
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--dataset cub --bn-momentum 0.5", ["--bn-momentum", "--bn-freeze 0"]),
+        ("--bn-freeze 1 --bn-momentum 0.5", ["--bn-momentum", "--bn-freeze 0"]),
+        ("--bn-momentum 0", ["--bn-momentum", "above 0"]),
+        ("--IPC-repeat 1", ["--IPC-repeat", "--IPC"]),
+        ("--loss TripletLoss --nb-clusters 2 --IPC-repeat 1", ["--IPC-repeat", "--IPC"]),
+        ("--loss MS --mining earlier", ["--mining", "MarginLoss"]),
+    ],
+)
+def test_new_flags_are_refused_where_nobody_reads_them(flags, words, capsys):
+    with pytest.raises(SystemExit):
+        options.parse_train(flags.split())
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(word in said for word in words)
+
+
+def test_divide_and_conquer_trains_the_statistics_of_bn_inception_alone():
+    flags = "--experiment margin_loss_resnet50".split()
+    found = {
+        model: options.parse_train([*flags, "--arch", model]).bn_freeze
+        for model in ("bn_inception", "BN-Inception", "resnet18", "resnet50")
+    }
+    assert found == {
+        "bn_inception": "0", "BN-Inception": "0", "resnet18": "statistics",
+        "resnet50": "statistics",
+    }  # fmt: skip
+    assert options.parse_train(flags).bn_freeze == "statistics"
+
+
+def test_the_defaults_of_amloss_are_its_authors():
+    args = options.parse_train(["--loss", "AMLoss"])
+    assert (args.epochs, args.batch_size, args.workers) == (40, 90, 2)
+    given = "--loss AMLoss --epoch 3 --batch_size 30 --num-workers 1".split()
+    args = options.parse_train(given)
+    assert (args.epochs, args.batch_size, args.workers) == (3, 30, 1)
+    args = options.parse_train([])
+    assert (args.epochs, args.batch_size, args.workers) == (60, 150, 4)
+
+
+def test_clusters_of_sop_are_looked_at_once_with_sec():
+    sop = options.parse_train("--use_dataset SOP --use_loss ms --instances 5".split())
+    assert sop.metrics == ("retrieval",)
+    for flags in ("--use_dataset Inshop --use_loss ms", "--dataset SOP"):
+        assert "nmi" in options.parse_train(flags.split()).metrics
+    args = options.parse_train("--use_dataset SOP --use_loss triplet --metrics nmi".split())
+    assert args.metrics == ["nmi"]
+
+
+def test_the_network_of_idml_is_its_authors():
+    assert options.parse_train(["--introspective"]).model == "resnet50"
+    assert options.parse_train("--introspective --model resnet18".split()).model == "resnet18"
+    assert options.parse_train([]).model == "bn_inception"
+
+
+IDML_PRINTED = (
+    "--gpu -1 --loss Proxy_Anchor --model resnet50 --embedding-size 512 --batch-size 120 "
+    "--lr {lr} --dataset {data} --warm 5 --bn-freeze 1 --lr-decay-step 5"
+)
+
+
+@pytest.mark.parametrize(("lr", "data"), [("6e-4", "cub"), ("2.5e-4", "cars"), ("6e-4", "SOP")])
+def test_the_printed_commands_of_idml_are_told_what_they_lack(lr, data):
+    import methods
+
+    command = IDML_PRINTED.format(lr=lr, data=data).split()
+    (note,) = methods.notes(options.parse_train(command))
+    assert "--introspective adds it" in note
+    (note,) = methods.notes(options.parse_train([*command, "--introspective"]))
+    assert "adds it" not in note
+    # Proxy-Anchor's own ResNet-50 has another rate.
+    assert methods.notes(options.parse_train([*command, "--lr", "1e-4"])) == []
+
+
 # --- the registries -------------------------------------------------------------------------------
 
 
@@ -201,6 +335,7 @@ def choices(flag: str) -> tuple:
 def test_the_choices_of_a_flag_are_those_of_the_library():
     import losses
     import net
+    from criteria.miners import MINING
     from dataset.augment import AUGMENTATIONS
     from dataset.samplers import SMALL_CLASS_ACTIONS
 
@@ -209,6 +344,7 @@ def test_the_choices_of_a_flag_are_those_of_the_library():
     assert set(choices("--small-class-action")) == set(SMALL_CLASS_ACTIONS)
     assert set(choices("--pooling")) == set(net.POOLINGS)
     assert set(choices("--bn-freeze")) == set(net.BN_FREEZE)
+    assert choices("--mining") == MINING
 
 
 def test_no_two_flags_share_a_spelling_or_a_place():
@@ -228,3 +364,45 @@ def test_every_method_says_what_leaves_it_out():
             assert method.off, f"{method.name} adds a term and nothing leaves it out"
             on = options.parse_train([])
             assert not method.wanted(on), f"{method.name} is on by default"
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--weight_decay 0.5", "weight_decay", 0.5),
+        ("--batch-size 8", "batch_size", 8),
+        ("--max_steps 3", "max_steps", 3),
+        ("--eval_every=2", "eval_every", 2),
+        ("--experiment_id run", "name", "run"),
+        ("--lr_gamma 0.25", "lr_decay_gamma", 0.25),  # of two flags spelled alike each is itself
+        ("--compile", "compile", True),
+        ("--compile=True", "compile", True),
+        ("--compile true", "compile", True),
+        ("--compile --compile=False", "compile", False),
+    ],
+)
+def test_separators_and_switches_are_written_as_people_write_them(words, name, value):
+    assert getattr(options.parse_train(words.split()), name) == value
+
+
+def test_a_switch_takes_no_other_word(capsys):
+    with pytest.raises(SystemExit) as stop:
+        options.parse_train(["--compile=perhaps"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and "neither True nor False" in said
+
+
+def test_training_needs_two_images_a_batch_and_evaluation_one(capsys):
+    assert options.parse_evaluate(["--resume", "x", "--batch-size", "1"]).batch_size == 1
+    with pytest.raises(SystemExit):
+        options.parse_train(["--batch-size", "1"])
+    assert "smallest useful value, 2" in capsys.readouterr().err
+
+
+def test_vehicleids_protocol_is_asked_for_where_it_exists(capsys):
+    assert "official" in options.parse_train("--dataset vid --metrics official".split()).metrics
+    assert "official" in options.parse_train("--dataset cub".split()).metrics  # all, by default
+    with pytest.raises(SystemExit) as stop:
+        options.parse_train("--dataset cub --metrics retrieval official".split())
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "VehicleID" in said and said.count("\n") == 1

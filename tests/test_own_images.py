@@ -162,7 +162,7 @@ def test_an_evaluation_needs_no_training_part(tmp_path: Path) -> None:
     assert names_of(one, "eval") == ("c", "d")
     assert len(dataset.load(two, split="query")) == 2
     assert len(dataset.load(two, split="gallery")) == 4
-    assert dataset.protocol(two).query_gallery and not dataset.protocol(one).query_gallery
+    assert dataset.find(two).query_gallery and not dataset.find(one).query_gallery
     for given in (one, two):
         report = check(given)
         assert report.status == "clean", report
@@ -397,7 +397,7 @@ def test_a_folder_is_walked_once_until_it_changes(
     given = f"folder:{folder}"
     choice = dataset.Choice(given)
     for _ in range(3):
-        assert not choice.protocol.query_gallery
+        assert not choice.query_gallery
         assert len(choice.load("train")) == len(choice.load("eval")) == 4
     # Itself twice: whether it can be read, and what is in it.
     assert sorted(walked) == sorted([str(folder), f"{folder}/", *(f"{folder}/{c}" for c in "abcd")])
@@ -419,7 +419,7 @@ def test_a_table_is_read_once_until_it_changes(
         Path, "open", lambda path, *a, **k: opened.append(path.name) or open_(path, *a, **k)
     )
     for split in ("train", "eval", "train"):
-        assert not dataset.protocol(given).query_gallery
+        assert not dataset.find(given).query_gallery
         assert len(dataset.load(given, split=split)) == 4
     assert len(opened) == 2  # its first bytes, and all of it
     table(tmp_path, "path,label", *rows[:-1])
@@ -498,7 +498,7 @@ def test_tables_of_open_metric_learning_are_taken_as_they_are(tmp_path: Path) ->
     assert dataset.load(given).boxes.tolist()[0] == [1, 2, 9, 8]
     held_out = dataset.load(given, split="eval")
     assert held_out.class_names == ("2", "3") and len(held_out) == 4
-    assert not dataset.protocol(given).query_gallery
+    assert not dataset.find(given).query_gallery
     report = check(given)
     assert report.exit_status == 0
     assert any("category is not used" in note for note in notes(report))

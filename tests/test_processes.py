@@ -30,7 +30,7 @@ METHODS = {
     "SEC": "--loss semihtriplet --IPC 3 --sec_wei 0.5 --norm_momentum 0.1",
     # As released, the uncertainty has rounding errors for a gradient, which Adam magnifies.
     "IDML": "--loss Proxy_Anchor --introspective paper --mixup 1",
-    "DDML": "--loss AMLoss --disent True",
+    "DDML": "--loss AMLoss --disent True --al 1 --be 0.1 --gam 1e-5",
     "divide and conquer": "--nb-clusters 4 --mod-epoch 1 --IPC 2 --schedule constant "
     "--loss MarginLoss --lr-beta 1e-3 --sampler distanceweighted --dropout 0.2 --bn-freeze 1",
     "MS": "--loss ms --IPC 3 --head-norm 1",

@@ -135,6 +135,19 @@ def idml(prefix: str = "module.") -> Released:
     return Released(file, "resnet50", resnet_answers(weights, "avg+max"), imagenet_input)
 
 
+def ddml() -> Released:
+    """DDML: the main head's means are the embedding; another head stands on its whole output."""
+    weights, mean = fixture_weights("bn_inception"), {}
+    for part, shape in (("weight", (1024, 1024)), ("bias", (1024,))):
+        for head in ("embedding", "embedding_specific"):
+            weights[f"model.{head}.{part}"] = tensor(f"model.{head}.{part}", shape)
+        mean[f"model.embedding.{part}"] = weights[f"model.embedding.{part}"][:512]
+    answers = inception_answers(
+        {k: v for k, v in weights.items() if ".embedding_specific." not in k} | mean
+    )
+    return Released({"model_state_dict": weights}, "bn_inception", answers, caffe_input)
+
+
 def spherical(name: str) -> Released:
     """SEC: a bare state_dict with a head of its own, with or without a BatchNorm."""
     weights = fixture_weights(name)
@@ -164,6 +177,7 @@ LAYOUTS: dict[str, Callable[[], Released]] = {
     "proxy-anchor": proxy_anchor,
     "proxy-anchor, module.": lambda: proxy_anchor("module."),
     "idml": idml,
+    "ddml": ddml,
     "sec": lambda: spherical("sec_bn_inception"),
     "sec without BatchNorm": lambda: spherical("sec_bn_inception_nobn"),
     "divide and conquer": divide_and_conquer,

@@ -126,7 +126,7 @@ def test_margins_are_ranked_and_their_course_is_that_of_training(page, logs):
     ("flags", "kinds"),
     [
         ("--introspective paper", {"certainty", "pairs"}),
-        ("--disent True", {"courses", "pairs"}),
+        ("--disent True --be 1", {"courses", "pairs"}),
         ("--sec_wei 0.5", {"norms", "pairs"}),
         ("--loss MarginLoss --nb-clusters 2 --hierarchy-method none --batch-size 8", DIVIDED),
     ],

@@ -58,7 +58,17 @@ def test_every_command_is_one_that_train_accepts(study):
 
 def test_methods_differ_in_their_own_flags_alone(study):
     own = {"loss", "IPC", "given", "name", "alpha", "l2_norm", "mixup"}
-    own |= {"disent", "introspective", "sec_wei", "mrg_lr", "sampler", "fixed_mask"}
+    own |= {
+        "disent",
+        "al",
+        "be",
+        "gam",
+        "introspective",
+        "sec_wei",
+        "mrg_lr",
+        "sampler",
+        "fixed_mask",
+    }
     own |= {"nb_clusters", "mod_epoch", "batch_sampler", "force_full_embedding_epoch"}
     own |= {"mask_lr_mult", "masking_lambda", "mask_wd_mult", "command"}
     own |= {"pooling", "head_norm", "head_init"}  # the head of spherical embeddings

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import SMALL, files_in, run_cli
+from conftest import ROOT, SMALL, files_in, run_cli
+
+from utils import InputError
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +117,7 @@ def test_dry_run_tells_and_writes_nothing(workdir):
     before = files_in(workdir)
     done = run_cli("train.py", *SMALL, "--loss", "AMLoss", "--dry-run", cwd=workdir)
     assert done.returncode == 0, done.stderr
-    for said in ("4,417 images, 538 classes", "138 an epoch", "backbone", "proxies", "margins"):
+    for said in ("4,417 images, 538 classes", "138 per epoch", "backbone", "proxies", "margins"):
         assert said in done.stdout
     assert files_in(workdir) == before
 
@@ -174,7 +182,7 @@ def test_bad_input_is_one_sentence_and_status_2(flags, words, workdir):
     ("flags", "words"),
     [
         ("--resume nowhere.pth", ["nowhere.pth", "does not exist"]),
-        ("--resume {logs}", ["no run folder", "give one of these folders"]),
+        ("--resume {text.parent}", ["notes.pth", "cannot be read"]),
         ("--resume {best} --model resnet34", ["resnet34"]),
         ("--resume {best} --embedding-size 32", ["16", "32"]),
         ("--resume {text}", ["notes.pth", "cannot be read"]),
@@ -218,3 +226,58 @@ def test_a_compiled_network_learns_the_same(tmp_path):
     assert list(weights[0]) == list(weights[1])
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def on_a_terminal(columns: int, *arguments: object, cwd: Path) -> list[str]:
+    """The lines that a command prints on a terminal of so many columns, without passing bars."""
+    leader, follower = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=follower,
+        stderr=subprocess.DEVNULL,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": str(columns), "WANDB_MODE": "disabled"},
+    )
+    os.close(follower)
+    parts = []
+    with contextlib.suppress(OSError):  # what a terminal says when its last writer is gone
+        while part := os.read(leader, 4096):
+            parts.append(part)
+    os.close(leader)
+    assert done.wait() == 0
+    return b"".join(parts).decode().replace("\r", "").split("\n")
+
+
+def test_what_training_and_evaluation_print_fits_eighty_columns(tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    flags = ("--dataset", "folder:data", *tiny.NETWORK, "--epochs", "2", "--name", "run")
+    trained = on_a_terminal(80, ROOT / "train.py", *flags, cwd=tmp_path)
+    evaluated = on_a_terminal(80, ROOT / "evaluate.py", "--resume", "logs/run", cwd=tmp_path)
+    assert images.is_dir() and sum(line.startswith("epoch ") for line in trained) == 2
+    paths = ("data ", "run folder", "evaluate:", "report:")
+    for line in (*trained, *evaluated):
+        assert len(line) <= 80 or line.startswith(paths), line
+    for name in ("R@1", "MAP@R", "NMI", "AMI"):
+        assert any(name in line for line in evaluated)
+
+
+def test_a_run_by_steps_says_where_it_stands_in_steps(tmp_path, capsys):
+    images = tiny.write_images(tmp_path / "data")
+    tiny.run(images, tmp_path, "run", "--steps 5 --nb-clusters 2 --mod-epoch 1 --IPC 2")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert lines and all(re.match(r"epoch +\d+, step \d/5 ", line) for line in lines)
+
+
+def test_a_continued_run_is_not_made_shorter_than_it_is(tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    folder = tiny.run(images, tmp_path, "run", "--epochs 3")
+    before = (folder / "metrics.csv").read_bytes()
+    for flags, words in (
+        ("--epochs 2", "--epochs 2 is less than the 3 epochs that the run has begun"),
+        ("--max-steps 5", "--max-steps 5 is less than the 12 steps that the run has done"),
+    ):
+        with pytest.raises(InputError, match=words):
+            tiny.resume(folder, flags)
+    assert (folder / "metrics.csv").read_bytes() == before
+    tiny.resume(folder, "--epochs 4 --no-report")
+    assert len(tiny.metrics_rows(folder)) == 4

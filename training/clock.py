@@ -48,6 +48,12 @@ class Length:
         """Optimisation steps of the whole run."""
         return self.steps or self.epochs * steps_per_epoch
 
+    def place(self, epoch: int, step: int) -> str:
+        """Where a run stands, in words; --steps count, because with clusters epochs differ."""
+        if self.steps:
+            return f"epoch {epoch:>3}, step {step}/{self.steps}"
+        return f"epoch {epoch:>3}/{self.epochs}"
+
     def is_over(self, clock: Clock) -> bool:
         """All epochs, or all of --steps or --max-steps, are done."""
         ended = clock.epoch >= self.epochs and not self.steps

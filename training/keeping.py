@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,14 +16,13 @@ import processes
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
 from evaluation.measuring import Result, print_doubts, table
-from evaluation.tasks import Task
 from options import METRICS
 from page.making import make as page_of_runs
 from runs import RunFolder
 from training.faults import CollapseWarning, NonFinite
 from training.state import Training
 from training.tracking import Tracker
-from utils import InputError, human_seconds
+from utils import InputError, as_shell, human_seconds, say, terminal_width
 
 logger = logging.getLogger("train")
 
@@ -78,7 +76,7 @@ class Keeper:
         with self.run.forgiving("classes.npz"):
             self._remember_classes(row)
         self.tracker.log(row, self.training.clock.step)
-        print(self.line(row), flush=True)
+        say(self.line(row), flush=True)
 
     def _judge(self, epoch: int, results: Sequence[Result]) -> None:
         """Keeps the best checkpoint, and warns of a collapse."""
@@ -98,7 +96,7 @@ class Keeper:
         for name, values in training.objective.class_values().items():
             self.tracker.log_histogram(f"{name}s", values.cpu().numpy(), step)
         if self._picture_due(epoch):
-            draw = partial(_neighbours, training.data.selection[0], result)
+            draw = partial(_neighbours, result)
             self.tracker.log_picture("neighbours", draw, step)
 
     def _picture_due(self, epoch: int) -> bool:
@@ -130,16 +128,23 @@ class Keeper:
         self.run.classes.append(row["epoch"], row["step"], train.class_names, counts, values)
 
     def line(self, row: Row) -> str:
-        """One line of results."""
+        """One line of results; what matters least is left out where a terminal is narrow."""
         clock = self.training.clock
-        parts = [f"epoch {row['epoch']:>3}/{self.training.length.epochs}"]
-        parts += [f"loss {row['loss']:<7.4g}"]
+        parts = [self.training.length.place(row["epoch"], row["step"])]
+        parts += [f"  loss {row['loss']:<7.4g}"]
+        dispensable = [f"  waiting {row['data_wait']:.0%}"]
+        dispensable += [f"  {row['images_per_second']:.0f} img/s"]
         if "R@1" in row:
-            parts += [f"R@1 {row['R@1']:.4f}"]
-            parts += [f"MAP@R {row['MAP@R']:.4f}"] if math.isfinite(row["MAP@R"]) else []
-            parts += [f"best {clock.best:.4f} (epoch {clock.best_epoch})"]
-        parts += [f"{row['images_per_second']:.0f} img/s", f"waiting {row['data_wait']:.0%}"]
-        return "  ".join([*parts, human_seconds(clock.seconds)])
+            parts += [f"  R@1 {row['R@1']:.4f}"]
+            parts += [f"  MAP@R {row['MAP@R']:.4f}"] if math.isfinite(row["MAP@R"]) else []
+            dispensable += [f" (epoch {clock.best_epoch})"]
+            parts += [f"  best {clock.best:.4f}", dispensable[-1]]
+        parts += [dispensable[1], dispensable[0], f"  {human_seconds(clock.seconds)}"]
+        room = terminal_width() or math.inf
+        for part in dispensable:
+            if sum(map(len, parts)) > room:
+                parts.remove(part)
+        return "".join(parts)
 
     # -- going wrong, and the end
 
@@ -147,8 +152,10 @@ class Keeper:
         """The fault as a sentence that says where its record, images included, was written."""
         paths = self.training.data.train.paths
         record = {**fault.record, "images": [paths[i] for i in fault.record["index"]]}
-        self.run.write_fault(record)
-        return InputError(f"{fault}; its images are listed in {self.run.fault_path}")
+        with self.run.forgiving(self.run.fault_path.name):
+            self.run.write_fault(record)
+            return InputError(f"{fault}; its images are listed in {self.run.fault_path}")
+        return fault
 
     def conclude(self, *, look_at_test: bool = True, page: bool = True) -> None:
         """The last words of a run, and its page.
@@ -169,19 +176,19 @@ class Keeper:
         try:
             with processes.alone():
                 made = page_of_runs([self.run.path], gpu_id=max(0, self.training.options["gpu_id"]))
-                print(f"report:     {made}", flush=True)
+                say(f"report:     {made}", flush=True)
         except Exception as error:  # it touches data, network, disk: none may fail a finished run
             logger.warning(
                 "no report page (%s); python report.py %s makes it",
                 " ".join(str(error).split()) or type(error).__name__,
-                shlex.quote(str(self.run.path)),
+                as_shell(self.run.path),
             )
 
     def _say_results(self, look_at_test: bool) -> None:
         """The best checkpoint's numbers, and where everything lies."""
         training, run = self.training, self.run
         checkpoint = processes.from_main(run.load_best)
-        print(f"\n{self._picked(look_at_test)}")
+        say(f"\n{self._picked(look_at_test)}")
         judged = training.data.selects_on_test
         judged = judged and set(METRICS) <= {"retrieval", *training.chosen}
         if judged or not look_at_test:
@@ -197,10 +204,10 @@ class Keeper:
                 "results": {result.title: result.numbers for result in results},
             }
         )
-        print(table(results))
+        say(table(results))
         print_doubts(results)
-        print(f"run folder: {run.path}")
-        print(f"evaluate:   python evaluate.py --resume {run.best_checkpoint()}")
+        say(f"run folder: {run.path}")
+        say(f"evaluate:   python evaluate.py --resume {as_shell(run.best_checkpoint())}")
 
     def _picked(self, look_at_test: bool) -> str:
         """Which epoch the last words are about, and by what it was picked."""
@@ -225,7 +232,7 @@ def flat(results: Sequence[Result]) -> dict[str, float]:
     return found
 
 
-def _neighbours(task: Task, result: Result) -> Image.Image:
+def _neighbours(result: Result) -> Image.Image:
     """Ten random queries, the same in every epoch, and what is nearest to them."""
-    shown = Embedded(task, result.embeddings, result.gallery)
+    shown = Embedded(result.task, result.embeddings, result.gallery)
     return random_neighbours(shown, seed=1, top=10)

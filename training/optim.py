@@ -197,8 +197,8 @@ class Optimisers:
             for group in optimiser.param_groups:
                 count = sum(parameter.numel() for parameter in group["params"])
                 lines.append(
-                    f"{group['name']:<12} {count:>12,} parameters   lr {group['base_lr']:<8g} "
-                    f"weight decay {group['weight_decay']:<8g} {kind}"
+                    f"{group['name']:<10} {count:>11,} parameters  lr {group['base_lr']:<7g} "
+                    f"decay {group['weight_decay']:<7g} {kind}"
                 )
         return lines
 

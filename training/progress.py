@@ -17,7 +17,7 @@ def progress_bar(training: Training) -> tqdm:
     return tqdm(
         total=len(training.loader) * size,
         initial=clock.step_in_epoch * size,
-        desc=f"epoch {clock.epoch + 1}/{training.length.epochs}",
+        desc=" ".join(training.length.place(clock.epoch + 1, clock.step).split()),
         unit="img",
         leave=False,
         disable=None if processes.is_main() else True,

@@ -126,7 +126,8 @@ def describe(training: Training) -> str:
         on = f"on validation: {data.selection[0].describe()}"
     lines = [
         f"data        {args.dataset}: {len(data.train):,} images, "
-        f"{data.train.num_classes:,} classes ({data.train.source})",
+        f"{data.train.num_classes:,} classes"
+        + (f" ({data.train.source})" if data.train.source != args.dataset else ""),
         *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
         f"best epoch  {on}",
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
@@ -136,8 +137,8 @@ def describe(training: Training) -> str:
         *(f"            {words}" for words in methods.notes(args)),
         f"device      {device_name(precision.device)}, precision {precision.name}"
         + (f", {processes.world()} processes" if processes.world() > 1 else ""),
-        f"steps       {len(loader)} an epoch of {args.batch_size} images, "
-        f"{training.length.epochs} epochs",
+        f"steps       {len(loader)} per epoch of {args.batch_size} images each, "
+        f"{training.length.epochs} epoch{'s' if training.length.epochs > 1 else ''}",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
         *(f"note        {line}" for line in options.notices(args)),
     ]

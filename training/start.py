@@ -13,35 +13,44 @@ from methods.base import Options
 from runs import RunFolder, find_run, run_name
 from training.state import Training
 from training.tracking import Tracker, wandb_mode
+from utils import InputError
 
 
 def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
-    """With --resume-run the options of that run, under those that are given now, and its folder.
+    """The options to train with, and the folder of the run that is continued, if one is.
+
+    With --resume-run they are that run's, under those that are given now; with --resume auto those
+    of the run that this very command began.
 
     Raises:
         InputError: there is no run, a flag would change what it is, or processes that are to work
             together were given different flags.
     """
     processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
-    if not args.resume_run:
+    if args.resume_run:
+        run = processes.from_main(partial(RunFolder.open, args.resume_run))
+        stored = processes.from_main(run.read_args)
+        args = options.continued(args, stored)
+        if stored.get("max_steps") and args.max_steps is None:
+            print(
+                f"begun with --max-steps {stored['max_steps']}, continued to the end of the run "
+                "(--max-steps N stops it earlier)"
+            )
+        return args, run
+    run = _begun_by(args) if args.resume == "auto" else None
+    if run is None:
         return args, None
-    run = processes.from_main(partial(RunFolder.open, args.resume_run))
-    stored = processes.from_main(run.read_args)
-    args = options.continued(args, stored)
-    if stored.get("max_steps") and args.max_steps is None:
-        print(
-            f"begun with --max-steps {stored['max_steps']}, continued to the end of the run "
-            "(--max-steps N stops it earlier)"
-        )
-    return args, run
+    return options.as_begun(args, processes.from_main(run.read_args)), run
 
 
-def to_find(args: Options, kept: dict[str, Any]) -> RunFolder | None:
-    """With --resume auto the run that this very command began, if there is one."""
-    if args.resume != "auto":
-        return None
-    wanted = options.same_command(kept)
-    return processes.from_main(partial(find_run, args.LOG_DIR, wanted, options.same_command))
+def _begun_by(args: Options) -> RunFolder | None:
+    """The run that this very command began, by its options, or by its words in another version."""
+    stored = options.plain(args)
+    for identity in (options.same_command, options.same_words):
+        find = partial(find_run, args.LOG_DIR, identity(stored), identity)
+        if run := processes.from_main(find):
+            return run
+    return None
 
 
 def is_finished(run: RunFolder) -> bool:
@@ -79,12 +88,29 @@ def go_back(run: RunFolder, training: Training, state: dict[str, Any]) -> None:
     """Puts a checkpoint into the run, and forgets what came after it."""
     training.load_state(state)
     clock = training.clock
+    _check_length(training)
     if processes.from_main(partial(run.forget_best_after, clock.step)):
         clock.best = -1.0  # the next evaluation is the best one there is
     first_to_go = clock.step + (state["row"] is None)
     run.metrics.keep_before(first_to_go)
     run.classes.keep_before(first_to_go)
     print(f"continuing after epoch {clock.epoch}, step {clock.step}")
+
+
+def _check_length(training: Training) -> None:
+    """Raises InputError where a continued run is to be shorter than it is."""
+    clock, length = training.clock, training.length
+    done = clock.epoch + (clock.step_in_epoch > 0)
+    if not length.steps and done > length.epochs:
+        raise InputError(
+            f"--epochs {length.epochs} is less than the {done} epochs that the run has begun; "
+            "choose more, or leave --epochs out"
+        )
+    if length.max_steps is not None and clock.step > length.max_steps:
+        raise InputError(
+            f"--max-steps {length.max_steps} is less than the {clock.step} steps that the run has "
+            "done; choose more, or leave --max-steps out"
+        )
 
 
 def open_tracker(

@@ -20,6 +20,7 @@ from training.clock import Clock, Lap, Length
 from training.data import Data
 from training.faults import Watch
 from training.optim import Optimisers
+from utils import InputError, damage_in_words
 
 
 @dataclass
@@ -86,13 +87,18 @@ class Training:
             represent=self.network.features if pooled else None,
         )
 
-    def evaluate(self, tasks: Sequence[Task], chosen: Sequence[str] = ()) -> list[Result]:
-        """Evaluates the network as it is: by what --metrics chooses, or as told here."""
+    def evaluate(self, tasks: list[Task], chosen: Sequence[str] = ()) -> list[Result]:
+        """Evaluates the network as it is: by what --metrics chooses, or as told here.
+
+        Images that cannot be read are taken out of `tasks`.
+        """
         chosen = chosen or ("retrieval", *self.chosen)
-        return [
+        results = [
             measure(self.network, task, self.precision, self.viewing, seed=self.seed, chosen=chosen)
             for task in tasks
         ]
+        tasks[:] = [result.task for result in results]
+        return results
 
     # -- what is kept
 
@@ -137,7 +143,16 @@ class Training:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continues from `state()`."""
+        """Continues from `state()`.
+
+        Raises:
+            InputError: it is damaged, or not the state of such a training; or the options gave
+                another network in the version that began the run.
+        """
+        with damage_in_words("the last checkpoint", "use an older one (step_N.pth), or start anew"):
+            self._load_state(state)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
         vars(self.clock).update(state["clock"])
         vars(self.lap).update(state["lap"])
         device = self.precision.device
@@ -145,7 +160,19 @@ class Training:
         self.watch.skipped = state["skipped"]
         for routine, content in zip(self.routines, state["routines"], strict=True):
             routine.load_state_dict(content, self)
-        self.network.load_state_dict(state["model_state_dict"])
+        self._load_network(state["model_state_dict"])
         self.objective.load_state_dict(state["criterion_state_dict"])
         self.optimisers.load_state_dict(state["optimisers"])
         restore_random_states(state["random"])
+
+    def _load_network(self, weights: dict[str, torch.Tensor]) -> None:
+        own = {key: value.shape for key, value in self.network.state_dict().items()}
+        stored = {key: value.shape for key, value in weights.items()}
+        for key in [*stored, *own]:
+            if stored.get(key) != own.get(key):
+                raise InputError(
+                    "this run was begun by a version of the code that built another network from "
+                    f"the same options ({key} differs); continue it with that version, or start a "
+                    "new run"
+                )
+        self.network.load_state_dict(weights)

@@ -131,8 +131,14 @@ def authors_settings(options: Options) -> dict[str, Any]:
         "model": "resnet50", "loss": "MarginLoss", "nb_clusters": 1, "epochs": 100,
         "optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-3, "batch_size": 128, "IPC": 4,
         "schedule": "constant", "warm": 0, "clip": 0.0, "pooling": "avg", "head_init": "default",
-        "dropout": 0.01, "bn_freeze": "statistics", "dataset": "cub",
+        "dropout": 0.01, "bn_freeze": _bn_freeze(options), "dataset": "cub",
     }  # fmt: skip
+
+
+def _bn_freeze(options: Options) -> str:
+    """The released code fixes the running statistics of its ResNets, and of nothing else."""
+    name = net.find_backbone(options.model).name if "model" in options.given else "resnet50"
+    return "statistics" if name.startswith("resnet") else "0"
 
 
 def architecture(options: Options) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""The circle loss as AMLoss' authors wrote it, which is not the library's.
+
+Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, CVPR 2020.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from criteria.base import Criterion, check_batch, check_positive, in_float32, pair_masks
+
+
+class CircleLoss(Criterion):
+    """Circle loss over the pairs of a batch, with s_ij = x_i·x_j and the weights as constants.
+
+        L = mean_i softplus(log Σ_j e^{p_ij} + log Σ_j e^{n_ij})
+        p_ij = -γ [1 + m - s_ij]₊ (s_ij - 1 + m)  for images of one class, else 0
+        n_ij =  γ [s_ij + m]₊ (s_ij - m)          for images of two classes, else 0
+
+    m ``m`` 0.4, γ ``gamma`` 80. As released, a pair that does not belong in a sum adds e⁰ to it;
+    the library's `Circle` leaves it out. Embeddings (B, d) are taken as they come, at unit length
+    with ``--l2-norm 1``. ``terms`` stays empty. Raises ValueError for an empty batch.
+    """
+
+    def __init__(self, m: float = 0.4, gamma: float = 80.0) -> None:
+        super().__init__()
+        check_positive(gamma=gamma)
+        self.m = m
+        self.gamma = gamma
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels)
+        similarity = embeddings @ embeddings.T
+        positive, negative = pair_masks(labels)
+        weights = similarity.detach()
+        own = -(1 + self.m - weights).clamp_min(0) * (similarity - 1 + self.m)
+        other = (weights + self.m).clamp_min(0) * (similarity - self.m)
+        sums = [
+            torch.where(mask, self.gamma * logits, 0.0).logsumexp(dim=1)
+            for mask, logits in ((positive, own), (negative, other))
+        ]
+        return F.softplus(sums[0] + sums[1]).mean()
