@@ -36,6 +36,8 @@ def enter() -> None:
     _open_closed_streams()
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
     settle_threads(os.environ)
+    # What torch's C++ says of lost connections, with its stack, is said in sentences here.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _need_unix() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
+from machine import expanded
+
 # --- what a flag is -------------------------------------------------------------------------------
 
 
@@ -161,6 +163,17 @@ def one_of(*choices: Any) -> Kind:
 def any_text(metavar: str) -> Kind:
     """Any text."""
     return Kind(str, metavar)
+
+
+def a_path(metavar: str) -> Kind:
+    """A file or folder; `~` is the home folder also where no shell has seen it (`--flag=~/x`)."""
+    return Kind(expanded, metavar)
+
+
+def a_data_set(text: str) -> str:
+    """A name, or `folder:PATH` or `csv:PATH`, in which `~` is the home folder."""
+    kind, colon, path = text.partition(":")
+    return f"{kind}:{expanded(path)}" if colon else text
 
 
 def positive(metavar: str) -> Kind:

@@ -9,6 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def expanded(path: str) -> str:
+    """`~/runs` → the path that a shell makes of it; where no home is known it stays as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111 (Path.expanduser would raise there)
+
+
+def home() -> Path | None:
+    """The user's home folder; None where neither $HOME nor the system knows one."""
+    found = Path(expanded("~"))
+    return found if found.is_absolute() else None
+
+
 def cores(root: Path = Path("/")) -> int:
     """How many CPU cores this process may use: those it is bound to, or its container's share.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from utils import InputError
 WORD = 30.0  # seconds after which it is said who is waited for
 LONGEST_WAIT = 600.0  # seconds
 WAIT = "ANCHORAGE_WAIT"  # another limit, in the environment
+ANSWER = 30.0  # seconds that a store has to answer
 PATIENCE = timedelta(hours=2)  # for one collective step: the others may be clustering or decoding
 
 
@@ -91,22 +93,27 @@ class Place:
         """
         if not keeps:
             self._wait(self._closed)
-        try:
-            store = dist.TCPStore(
-                *(self.address, self.port),
-                is_master=keeps,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=WORD),
-            )
-        except RuntimeError as error:
-            taken = "EADDRINUSE" in str(error)
+        opened: list[dist.Store | RuntimeError] = []
+
+        def connect() -> None:
+            try:
+                opened.append(dist.TCPStore(*where, wait_for_workers=False, timeout=PATIENCE))
+            except RuntimeError as error:
+                opened.append(error)
+
+        where = (self.address, self.port, None, keeps)
+        # In a thread, because what listens there may be another program that never answers.
+        thread = threading.Thread(target=connect, daemon=True)
+        thread.start()
+        thread.join(ANSWER)
+        if not opened or isinstance(opened[0], RuntimeError):
+            taken = opened and "EADDRINUSE" in str(opened[0])
+            why = "another program uses that port" if taken else "what listens there is no store"
             raise InputError(
-                f"the processes cannot meet at {self.words}: "
-                + ("another program uses that port" if taken else "what listens there is no store")
-                + "; choose a free MASTER_PORT (torchrun: --master-port)"
-            ) from error
-        store.set_timeout(PATIENCE)
-        return dist.PrefixStore(f"attempt {self.attempt}", store)
+                f"the processes cannot meet at {self.words}: {why}; choose a free MASTER_PORT "
+                "(torchrun: --master-port)"
+            )
+        return dist.PrefixStore(f"attempt {self.attempt}", opened[0])
 
     def _closed(self) -> str:
         """Who is waited for while nobody has opened the store; "" when somebody has."""
@@ -123,6 +130,15 @@ class Place:
             InputError: one does not come in time, there are two of one number, or they do not agree
                 on how many they are.
         """
+        try:
+            self._meet(store)
+        except RuntimeError as error:
+            raise InputError(
+                f"process {self.number} lost the store at {self.words}, which ended with the "
+                "process that kept it; see what that one says"
+            ) from error
+
+    def _meet(self, store: dist.Store) -> None:
         if store.add(f"here {self.number}", 1) > 1:
             raise InputError(
                 f"two processes with RANK={self.number} came to {self.words}; each needs a number "

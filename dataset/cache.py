@@ -34,7 +34,7 @@ from tqdm import tqdm
 from dataset.base import BadImageError, ImageSet, reason
 from dataset.transforms import PixelStore, with_short_side
 from dataset.workers import deaths_told, with_workers
-from machine import cores
+from machine import cores, home
 from utils import InputError, load_arrays, save_arrays, write_atomically
 
 logger = logging.getLogger("dataset")
@@ -47,12 +47,12 @@ _FORMAT = 2  # 1: pictures of any length, and 32 bits or 12 in 16 as if they wer
 def default_folder() -> Path:
     """Where caches go without `--cache-dir`: the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(base or Path.home() / ".cache") / "anchorage"
-    except RuntimeError as error:
+    base = base or (home() and home() / ".cache")
+    if base is None:
         raise InputError(
             "there is no home folder to keep the cache in; name a folder with --cache-dir"
-        ) from error
+        )
+    return Path(base) / "anchorage"
 
 
 class Cache:

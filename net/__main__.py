@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import door
+from machine import expanded
 from utils import InputError, say, sentence_errors, speak_to_any_terminal
 
 
@@ -24,9 +25,13 @@ def _parser() -> argparse.ArgumentParser:
         "the network before it is written.",
     )
     export.add_argument("run", metavar="RUN", help="a run folder, or a checkpoint")
-    export.add_argument("--onnx", metavar="FILE", type=Path, help="checked with onnxruntime")
-    export.add_argument("--torchscript", metavar="FILE", type=Path, help="traced")
+    export.add_argument("--onnx", metavar="FILE", type=_file, help="checked with onnxruntime")
+    export.add_argument("--torchscript", metavar="FILE", type=_file, help="traced")
     return parser
+
+
+def _file(text: str) -> Path:
+    return Path(expanded(text))
 
 
 def export(args: argparse.Namespace) -> None:

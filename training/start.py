@@ -47,7 +47,7 @@ def _begun_by(args: Options) -> RunFolder | None:
     """The run that this very command began, by its options, or by its words in another version."""
     stored = options.plain(args)
     for identity in (options.same_command, options.same_words):
-        find = partial(find_run, args.LOG_DIR, identity(stored), identity)
+        find = partial(find_run, args.LOG_DIR, args.name, identity(stored), identity)
         if run := processes.from_main(find):
             return run
     return None
