@@ -10,6 +10,11 @@ both.
 
 from __future__ import annotations
 
+import door
+
+if __name__ == "__main__":
+    door.enter()
+
 import options
 
 ARGS = options.parse_evaluate() if __name__ == "__main__" else None
@@ -20,6 +25,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,6 +62,7 @@ from utils import (
 
 def run(args: argparse.Namespace) -> None:
     """Evaluates the checkpoints of `args.resume`; prints, and where asked writes, the results."""
+    processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
     check_outputs(args)
     device = pick_device(processes.local_rank() if processes.is_group() else args.gpu_id)
     precision = Precision(args.amp, device)
@@ -268,5 +275,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with sentence_errors():
+    with sentence_errors(), door.answering():
         main(ARGS)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
+from machine import expanded
+
 # --- what a flag is -------------------------------------------------------------------------------
 
 
@@ -54,7 +56,8 @@ class Flag:
     `need` says which method reads it (all do, without one); `argument` is what that method's
     criterion calls it; `shown` is the default in words, where it depends on something; `change` is
     what another value changes; `dead` flags are accepted and change nothing; `before` is what runs
-    did that were begun before there was the flag.
+    did that were begun before there was the flag; `local` ones may have another value in each of
+    several processes, on machines of their own.
     """
 
     spellings: tuple[str, ...]
@@ -67,6 +70,7 @@ class Flag:
     change: Change = Change.MATTERS
     dead: bool = False
     before: Any = AS_TODAY
+    local: bool = False
 
     @property
     def dest(self) -> str:
@@ -159,6 +163,17 @@ def one_of(*choices: Any) -> Kind:
 def any_text(metavar: str) -> Kind:
     """Any text."""
     return Kind(str, metavar)
+
+
+def a_path(metavar: str) -> Kind:
+    """A file or folder; `~` is the home folder also where no shell has seen it (`--flag=~/x`)."""
+    return Kind(expanded, metavar)
+
+
+def a_data_set(text: str) -> str:
+    """A name, or `folder:PATH` or `csv:PATH`, in which `~` is the home folder."""
+    kind, colon, path = text.partition(":")
+    return f"{kind}:{expanded(path)}" if colon else text
 
 
 def positive(metavar: str) -> Kind:

@@ -23,6 +23,7 @@ import criteria
 import dataset
 import methods
 import net
+from dataset.own import OwnData
 from flags import (
     AS_TODAY,
     BINARY,
@@ -40,6 +41,8 @@ from flags import (
     Group,
     Kind,
     Need,
+    a_data_set,
+    a_path,
     any_text,
     flag,
     key_value,
@@ -49,6 +52,7 @@ from flags import (
     positive,
     whole,
 )
+from machine import cores, expanded
 from utils import (
     InputError,
     close_names,
@@ -111,9 +115,9 @@ METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
 
 # fmt: off
 DATA = Group("data", (
-    flag("--dataset --use_dataset", "emoji", any_text("NAME"), DATASETS_TEXT),
-    flag("--data-root --dataset-dir", "data", any_text("DIR"), "folder that holds the data sets",
-         change=NOTHING),
+    flag("--dataset --use_dataset", "emoji", Kind(a_data_set, "NAME"), DATASETS_TEXT),
+    flag("--data-root --dataset-dir", "data", a_path("DIR"), "folder that holds the data sets",
+         change=NOTHING, local=True),
     flag("--eval-classes", None, Kind(number(0.0, 1.0, above=True), "F"),
          "share of the classes of your own images that is held out", need=OWN_DATA,
          shown="0.5; what the data say themselves comes first"),
@@ -135,8 +139,8 @@ DATA = Group("data", (
     flag("--cache-size", 256, Kind(whole(16), "PX"),
          "short side of the images in the cache; 256 gives the evaluation what exact gives it",
          need=CACHED),
-    flag("--cache-dir", None, any_text("DIR"), "where caches are kept", need=CACHED,
-         shown="~/.cache/anchorage", change=NOTHING),
+    flag("--cache-dir", None, a_path("DIR"), "where caches are kept", need=CACHED,
+         shown="~/.cache/anchorage", change=NOTHING, local=True),
     flag("--data-device", None, one_of("cpu", "cuda"),
          "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
          "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
@@ -145,8 +149,9 @@ DATA = Group("data", (
          "share of the images of a split that may be unreadable (one at least; 0 is none): a "
          "training image is replaced by another of its class, an evaluation image left out, and "
          "each is named"),
-    flag("--workers --num-workers", 4, COUNT_OR_ZERO, "processes that read images, for each GPU",
-         change=NOTHING),
+    flag("--workers --num-workers", min(4, cores()), COUNT_OR_ZERO,
+         "processes that read images, for each GPU", shown="4, at most one for each core",
+         change=NOTHING, local=True),
 ))
 SELECTION = Group("batches and model selection", (
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
@@ -175,9 +180,9 @@ SELECTION = Group("batches and model selection", (
 NETWORK = Group("network", (
     flag("--model --arch", "bn_inception", any_text("NAME"), ", ".join(net.MODELS)),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
-    flag("--pretrained", None, any_text("WHAT"), "imagenet (downloads), none, or a FILE of weights",
+    flag("--pretrained", None, a_path("WHAT"), "imagenet (downloads), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
-    flag("--checkpoint", None, any_text("FILE"),
+    flag("--checkpoint", None, a_path("FILE"),
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
          "(to go on with a run: --resume-run)"),
     flag("--l2-norm", 1, BINARY, "1: the embedding is used at unit length"),
@@ -240,7 +245,7 @@ OPTIMISATION = Group("optimisation", (
          "compile the network (torch.compile): minutes at the start, faster steps afterwards"),
 ))
 RUN = Group("run", (
-    flag("--LOG_DIR --log-dir", "logs", any_text("DIR"), "folder that run folders are made in",
+    flag("--LOG_DIR --log-dir", "logs", a_path("DIR"), "folder that run folders are made in",
          change=LABEL),
     flag("--name --experiment-id -i", None, any_text("NAME"), "name of the run and of its folder",
          shown="from data set, model, loss and time", change=LABEL),
@@ -251,7 +256,7 @@ RUN = Group("run", (
          "the same numbers on every run on a GPU too, at some cost of speed", change=NOTHING),
     flag("--gpu-id --gpu --cuda-device", 0, Kind(whole(-1), "N"),
          "which GPU; the CPU is used where there is none; -1: all of them, a process each, as with "
-         "torchrun", change=NOTHING),
+         "torchrun", change=NOTHING, local=True),
     flag("--eval-every", 1, EPOCHS, "epochs between evaluations", need=EVALUATED_BY_EPOCHS,
          change=CONTINUED),
     flag("--eval-steps", None, COUNT, "steps between evaluations, instead of --eval-every"),
@@ -271,7 +276,7 @@ RUN = Group("run", (
     flag("--resume", None, one_of("auto"),
          "auto: continue the run of this very command in --LOG_DIR if there is one, else start it",
          change=NOTHING),
-    flag("--resume-run", None, any_text("DIR"),
+    flag("--resume-run", None, a_path("DIR"),
          "continue the run in DIR from its last checkpoint, or from an older one: DIR/step_N.pth",
          change=NOTHING),
     flag("--dry-run", False, SWITCH, "print what would run, and stop", change=NOTHING),
@@ -289,7 +294,7 @@ RUN = Group("run", (
          "TensorBoard, as evaluations allow; 0 is none", need=TRACKED, change=NOTHING),
 ))
 EVALUATION = Group("evaluation", (
-    flag("--resume --test_sop_model", None, Kind(str, "FILE", nargs="+"),
+    flag("--resume --test_sop_model", None, Kind(expanded, "FILE", nargs="+"),
          "a run folder, a checkpoint of ours or released, or a folder of them; several are "
          "compared in one table, and those that differ in the seed alone are averaged"),
     flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
@@ -307,46 +312,46 @@ EVALUATION = Group("evaluation", (
          need=RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
     flag("--seed", 1, COUNT_OR_ZERO, "of k-means, --bootstrap and --neighbours"),
     flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
-         "which GPU; -1: all of them, a process each, as with torchrun"),
+         "which GPU; -1: all of them, a process each, as with torchrun", local=True),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
 ))
 FILES = Group("what evaluation also writes: tables", (
-    flag("--json", None, any_text("FILE.json"), "all numbers"),
-    flag("--csv", None, any_text("FILE.csv"), "the table"),
-    flag("--latex", None, any_text("FILE.tex"),
+    flag("--json", None, a_path("FILE.json"), "all numbers"),
+    flag("--csv", None, a_path("FILE.csv"), "the table"),
+    flag("--latex", None, a_path("FILE.tex"),
          "the table for a paper (booktabs), in percent; seeds as mean and standard deviation"),
 ))
 SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
-    flag("--per-class", None, any_text("FILE.csv"),
+    flag("--per-class", None, a_path("FILE.csv"),
          "retrieval metrics of each class, the worst first",
          need=RETRIEVAL),
-    flag("--export", None, any_text("FILE.npz"),
+    flag("--export", None, a_path("FILE.npz"),
          "unit-length embeddings, labels, paths, and the uncertainty where the network has it"),
-    flag("--uncertain", None, any_text("FILE.csv"),
+    flag("--uncertain", None, a_path("FILE.csv"),
          "IDML: every image's path, class and uncertainty, the most uncertain first"),
-    flag("--neighbours", None, any_text("FILE.png"),
+    flag("--neighbours", None, a_path("FILE.png"),
          "random queries with their nearest images; --seed chooses the queries"),
     flag("--failures", None, COUNT,
          "the N worst queries, with their nearest images, to failures.csv and failures.png",
          need=RETRIEVAL),
-    flag("--query", None, Kind(str, "IMAGE", nargs="+"),
+    flag("--query", None, Kind(expanded, "IMAGE", nargs="+"),
          "the evaluated images that are nearest to yours, to query.csv and query.png; only those: "
          "classes that were trained on are not among them"),
     flag("--top", 10, COUNT, "nearest images that --neighbours, --failures and --query show",
          need=PICTURES),
-    flag("--out", None, any_text("DIR"), "folder for what --failures and --query write",
+    flag("--out", None, a_path("DIR"), "folder for what --failures and --query write",
          need=OWN_FOLDER, shown="the checkpoint's"),
 ))
 REPORT = Group("the page of one run or several", (
-    flag("--out", None, any_text("FILE.html"), "where the page goes",
+    flag("--out", None, a_path("FILE.html"), "where the page goes",
          shown="report.html in the run's folder, or beside several; with --compare runs.html in "
          "that folder"),
-    flag("--picture", None, any_text("FILE.png"),
+    flag("--picture", None, a_path("FILE.png"),
          "instead of the page, one picture of one run: random queries with their nearest images, "
          "and what was learned for each class", need=ONE_PAGE),
     flag("--queries", (), Kind(str, "TEXT", nargs="+"),
          "also show the queries whose class or file contains TEXT", need=ONE_PAGE),
-    flag("--embeddings", None, any_text("FILE.npz"),
+    flag("--embeddings", None, a_path("FILE.npz"),
          "embeddings of one run, made by evaluate.py --export, instead of the best checkpoint's",
          need=ONE_PAGE),
     flag("--seed", 1, COUNT_OR_ZERO, "of what is drawn at random", need=ONE_PAGE),
@@ -354,12 +359,12 @@ REPORT = Group("the page of one run or several", (
          need=ONE_PAGE),
 ))
 OVERVIEW = Group("all runs under a folder in a table", (
-    flag("--compare", None, any_text("DIR"), "one row per run, and one for those that differ in "
+    flag("--compare", None, a_path("DIR"), "one row per run, and one for those that differ in "
          "the seed alone: mean ± 95 % interval"),
     flag("--grep", None, any_text("TEXT"), "only rows that contain TEXT (a regular expression)",
          need=COMPARED),
-    flag("--csv", None, any_text("FILE.csv"), "the table", need=COMPARED),
-    flag("--latex", None, any_text("FILE.tex"), "the table for a paper (booktabs)", need=COMPARED),
+    flag("--csv", None, a_path("FILE.csv"), "the table", need=COMPARED),
+    flag("--latex", None, a_path("FILE.tex"), "the table for a paper (booktabs)", need=COMPARED),
 ))
 # fmt: on
 
@@ -455,7 +460,9 @@ def _parse(
 ) -> tuple[argparse.Namespace, list[Flag], _Parser]:
     parser = _make_parser(program, description, groups)
     if positional:
-        parser.add_argument(positional, nargs="*", default=[], metavar="RUN", help="run folders")
+        parser.add_argument(
+            positional, nargs="*", type=expanded, default=[], metavar="RUN", help="run folders"
+        )
     if argv is None:  # this is a command that somebody has typed
         speak_to_any_terminal()
     words = sys.argv[1:] if argv is None else list(argv)
@@ -494,7 +501,7 @@ def _expanded(words: Sequence[str], above: tuple[str, ...] = ()) -> Iterator[str
         elif word in above:
             raise InputError(f"{word[1:]} names itself as a file of flags; remove that line")
         else:
-            yield from _expanded(list(_words_of(Path(word[1:]))), (*above, word))
+            yield from _expanded(list(_words_of(Path(expanded(word[1:])))), (*above, word))
 
 
 def _words_of(file: Path) -> Iterator[str]:
@@ -545,10 +552,15 @@ def _check_needs(
 ) -> None:
     for entry in _unread(args, entries):
         if entry.dest not in excused:
-            parser.error(
-                f"{entry.spellings[0]} has no effect here: it belongs to {entry.need.name}; "
-                "remove it or choose that"
-            )
+            parser.error(_useless(entry))
+
+
+def _useless(entry: Flag) -> str:
+    assert entry.need is not None
+    return (
+        f"{entry.spellings[0]} has no effect here: it belongs to {entry.need.name}; remove it or "
+        "choose that"
+    )
 
 
 def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: _Parser) -> None:
@@ -596,7 +608,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of train.py, resolved; see `resolved`.
 
     `given` lists those that stood on the command line, `recipe` is the first file of flags on it
-    (`@FILE`), or None.
+    (`@FILE`), or None. With --resume-run they are not resolved yet; see `continued`.
 
     Raises:
         SystemExit: with status 2 and one sentence for a bad or ineffective flag, 0 for --help.
@@ -604,6 +616,8 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "Train an embedding network and judge it on classes it never saw."
     args, entries, parser = _parse("python train.py", about, TRAIN_GROUPS, argv)
     try:
+        if args.resume_run:  # what its flags mean depends on the run: see `continued`
+            return args
         args = _as_published(args)
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
@@ -735,6 +749,13 @@ def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:
         if entry.argument and entry.need and entry.need.met(args)
     }
     return {**listening, **dict(args.loss_args)}
+
+
+def of_all_processes(args: argparse.Namespace) -> dict[str, Any]:
+    """Flag → value of what has to be the same in processes that work together."""
+    groups = TRAIN_GROUPS if "loss" in args else EVALUATE_GROUPS
+    flags = [entry for entry in _flags(groups) if not entry.local]
+    return {entry.spellings[0]: getattr(args, entry.dest) for entry in flags}
 
 
 # --- options that a run has kept ------------------------------------------------------------------
@@ -870,6 +891,13 @@ def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.N
     """
     before = kept(stored)
     given = {name: getattr(args, name) for name in args.given}
+    if "dataset" in given:
+        one, other = dataset.find(before.dataset), dataset.find(given["dataset"])
+        if one is other:  # another spelling
+            given["dataset"] = before.dataset
+        elif isinstance(one, OwnData) and isinstance(other, OwnData):
+            # They may have moved; whether they are the same images is seen when they are read.
+            before = _changed(before, {"dataset": given["dataset"]})
     for entry in train_flags():
         name = entry.dest
         fixed = entry.change not in (Change.CONTINUED, Change.NOTHING)
@@ -879,4 +907,8 @@ def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.N
                 "new run"
             )
     # How far a start goes is its own business.
-    return _changed(before, {"max_steps": None, "resume": None, "dry_run": args.dry_run, **given})
+    now = {"max_steps": None, "resume": None, "dry_run": args.dry_run, **given}
+    after = _changed(before, now)
+    for entry in _unread(_changed(after, {"given": args.given}), train_flags()):
+        raise InputError(_useless(entry))
+    return after

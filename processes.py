@@ -12,7 +12,8 @@ the loss itself (a proxy, a margin, a mask) has the same gradient everywhere and
 multiplied: `once` lets only the main process's through. The update then equals that of one process.
 
 Processes watch each other through the launcher's key-value store: one that fails or falls silent
-ends the others, on all machines, within `SILENCE` seconds and with a sentence, never in a hang.
+ends the others, on all machines, within `SILENCE` seconds and with a sentence, never in a hang. How
+they find each other at the start stands in meeting.py.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from machine import cores
+from meeting import PATIENCE, Place
 from utils import InputError
 
 T = TypeVar("T")
@@ -42,7 +44,6 @@ P = ParamSpec("P")
 
 BEAT = 3.0  # seconds between two signs of life
 SILENCE = 40.0  # seconds without one after which a process counts as dead
-PATIENCE = timedelta(hours=2)  # for one collective step: the others may be clustering or decoding
 BUCKET_BYTES = 2**25
 LAUNCHER = "ANCHORAGE_LAUNCHER"  # in the environment of processes that `launch` started: its pid
 
@@ -233,6 +234,17 @@ def largest(value: int) -> int:
     return int(asked)
 
 
+def copy_main(tensors: Iterable[Tensor]) -> None:
+    """Gives every process the main one's values, in place; the tensors come in the same order."""
+    if not is_group():
+        return
+    with torch.no_grad():
+        for tensor in tensors:
+            whole = tensor.contiguous()
+            dist.broadcast(whole, src=0)
+            tensor.copy_(whole)
+
+
 def in_all(flag: Tensor) -> Tensor:
     """0-d bool, on its device: whether the flag is set in every process."""
     if not is_group():
@@ -245,6 +257,29 @@ def in_all(flag: Tensor) -> Tensor:
 def barrier() -> None:
     """Waits for all processes."""
     largest(0)
+
+
+def check_alike(own: Callable[[], Mapping[str, Any]], advice: str) -> None:
+    """Makes sure that all processes have the same; all must ask.
+
+    Args:
+        own: gives name → what this process has. advice: what to do where another has other things.
+
+    Raises:
+        InputError: in all processes; the sentence names the first thing that differs.
+    """
+    if not is_group():
+        return
+    found: list[dict[str, str]] = [{}] * world()
+    dist.all_gather_object(found, {name: str(value) for name, value in own().items()})
+    for number, others in enumerate(found):
+        for name in found[0] | others:
+            one, other = found[0].get(name, "none"), others.get(name, "none")
+            if one != other:
+                raise InputError(
+                    f"the processes differ in {name}: it is {one} in process 0 and {other} in "
+                    f"process {number}; {advice}"
+                )
 
 
 @contextlib.contextmanager
@@ -268,15 +303,18 @@ def joined() -> Iterator[None]:
     """Joins the processes that a launcher started; alone without one.
 
     Processes other than the main one lose their standard output. An error in one ends all.
+
+    Raises:
+        InputError: what the launcher has set makes no sense, or the others do not come.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    place = Place.of(os.environ)
+    if place is None:
         yield
         return
-    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    # The launcher keeps the store, or else the main process does.
-    keeps = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = _store(keeps)
-    watch = _Watch(dist.PrefixStore("watch", _store()), number, count)
+    number, count = place.number, place.count
+    store = place.store(place.keeps)
+    place.meet(store)
+    watch = _Watch(dist.PrefixStore("watch", place.store()), number, count)
     watch.start()
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
@@ -293,11 +331,6 @@ def joined() -> Iterator[None]:
         watch.fail(error)
     watch.stop()
     dist.destroy_process_group()
-
-
-def _store(keeps: bool = False) -> dist.TCPStore:
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=keeps, wait_for_workers=False)
 
 
 @contextlib.contextmanager
@@ -432,7 +465,7 @@ def launch(command: Sequence[str], count: int) -> int:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         LAUNCHER: str(os.getpid()),
     }
-    common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    common.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     children: list[subprocess.Popen] = []
     stops: list[int] = []
 

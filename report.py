@@ -10,6 +10,11 @@ or read from a file of `evaluate.py --export`. Training calls `make` when it end
 
 from __future__ import annotations
 
+import door
+
+if __name__ == "__main__":
+    door.enter()
+
 import options
 
 ARGS = options.parse_report() if __name__ == "__main__" else None
@@ -65,5 +70,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    with sentence_errors():
+    with sentence_errors(), door.answering():
         main(ARGS)

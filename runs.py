@@ -33,6 +33,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from machine import home
 from processes import main_only
 from utils import (
     InputError,
@@ -70,6 +71,7 @@ class RunFolder:
         self.metrics = MetricsTable(path / "metrics.csv")
         self.classes = ClassHistory(path / "classes.npz")
         self.trouble: dict[str, InputError] = {}
+        self.images: dict[str, str] | None = None  # fingerprints; in every checkpoint
 
     @classmethod
     def create(cls, parent: str | Path, name: str) -> RunFolder:
@@ -87,10 +89,10 @@ class RunFolder:
             except FileExistsError:
                 continue
             except PermissionError:
-                return cls._elsewhere(wanted)
+                return cls._elsewhere(Path(parent), name)
             except OSError as error:
                 if error.errno == errno.EROFS:
-                    return cls._elsewhere(wanted)
+                    return cls._elsewhere(Path(parent), name)
                 raise InputError(
                     f"cannot make the run folder {path}: {error.strerror}; choose another "
                     "--LOG_DIR or --name"
@@ -99,15 +101,17 @@ class RunFolder:
         raise InputError(f"{wanted} and 998 folders named after it exist; choose another --name")
 
     @classmethod
-    def _elsewhere(cls, wanted: Path) -> RunFolder:
+    def _elsewhere(cls, parent: Path, name: str) -> RunFolder:
         """In the user's home: a night's training is worth more than its place."""
-        home = Path.home() / "anchorage-logs"
-        if wanted.parent == home:
+        folder = home_logs()
+        if folder is None or folder == parent:
             raise InputError(
-                f"neither --LOG_DIR nor {home} can be written; choose another --LOG_DIR"
+                f"--LOG_DIR {parent} cannot be written, and "
+                + (f"{folder} neither" if folder else "there is no home folder to go to instead")
+                + "; choose another --LOG_DIR"
             )
-        logger.warning("%s is read-only; the run goes to %s", wanted.parent, home)
-        return cls.create(home, wanted.name)
+        logger.warning("%s is read-only; the run goes to %s", parent, folder)
+        return cls.create(folder, name)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -210,12 +214,14 @@ class RunFolder:
             which = "training" if "train" in changed else "evaluation"
             raise InputError(
                 f"the {which} images are not those that the run in {self.path} began with; put "
-                "them back, or start a new run"
+                "them back (or name their new place: --dataset, --data-root), or start a new run"
             )
+        self.images = dict(images)
 
     @main_only
     def write_environment(self, content: dict[str, Any]) -> None:
         """Writes environment.json."""
+        self.images = content.get("images")
         self.files.write("environment.json", as_json(content))
 
     @main_only
@@ -288,6 +294,13 @@ class RunFolder:
                 f"--resume-run {self.checkpoint}: {NOT_A_STATE}; give the run folder {self.path}"
             )
         own, found = identity(self.read_args()), identity(state["args"])
+        if self.images and "images" in state:  # then these say which data it is, wherever they lie
+            if state["images"] != self.images:
+                raise InputError(
+                    f"--resume-run {self.checkpoint}: it is a checkpoint of another run, on other "
+                    "images; put the run's own one back, or give the folder that it is from"
+                )
+            own.pop("dataset"), found.pop("dataset")
         for name in sorted(own.keys() | found.keys()):
             if own.get(name) != found.get(name):
                 raise InputError(
@@ -551,14 +564,26 @@ def _check_history(content: Mapping[str, np.ndarray]) -> None:
         raise ValueError("its arrays do not go together")
 
 
+def home_logs() -> Path | None:
+    """Where runs go whose --LOG_DIR is read-only; None without a home folder."""
+    return None if (folder := home()) is None else folder / "anchorage-logs"
+
+
 def find_run(
     parent: str | Path,
+    name: str | None,
     wanted: dict[str, Any],
     identity: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> RunFolder | None:
-    """The newest run under `parent` with a checkpoint whose options have this `identity`."""
+    """The newest run under `parent` with a checkpoint whose options have this `identity`.
+
+    Args:
+        name: what runs were to be called, which may begin with folders (`ablation/first`).
+    """
     found = []
-    for file in Path(parent).glob("*/args.json"):
+    below = Path(name or "").parent
+    folders = [Path(folder) / below for folder in (parent, home_logs()) if folder]
+    for file in (file for folder in folders for file in folder.glob("*/args.json")):
         run = RunFolder(file.parent)
         last = run.path / "last.pth"
         if last.is_file() and identity(run.read_args()) == wanted:

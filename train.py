@@ -9,6 +9,11 @@ an objective is given what the network says, routines do what methods do around 
 parameter groups say how they are trained.
 """
 
+import door
+
+if __name__ == "__main__":
+    door.enter()
+
 import options
 
 ARGS = options.parse_train() if __name__ == "__main__" else None
@@ -53,12 +58,13 @@ def prepare(args: argparse.Namespace) -> Training:
     held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed)
     choice = dataset.Choice.of(args)
     data = run_data.load(choice, held_out, args.batch_size, args.max_bad_images)
+    processes.check_alike(data.fingerprints, "give all of them the same files")
     labels = data.train.labels
     objective = build_objective(args, data.train.num_classes).to(device)
-    if processes.is_group():
-        processes.count_once(objective.parameters())
+    processes.count_once(objective.parameters())
     routines = methods.routines(args, labels)
     network = build_network(args, objective.heads, routines, precision)
+    processes.copy_main([*network.state_dict().values(), *objective.state_dict().values()])
     viewing = Viewing.of(args)
     loader = train_loader(
         data.train,

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import door
 from dataset import NAMES, find
 from dataset.check import run
 from dataset.download import SOURCES, download
 from dataset.own import EVAL_CLASSES, SEED, OwnData
+from machine import expanded
 from utils import InputError, say, sentence_errors, speak_to_any_terminal
 
 _TO_STDOUT = "-"
@@ -52,7 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("name", metavar="NAME", help=f"one of {', '.join(SOURCES)}")
     for command in (check, get):
         command.add_argument(
-            "--data-root", default="data", metavar="DIR", help="(default: %(default)s)"
+            "--data-root",
+            type=expanded,
+            default="data",
+            metavar="DIR",
+            help="(default: %(default)s)",
         )
     return parser
 
@@ -72,7 +78,7 @@ def _check(args: argparse.Namespace) -> int:
             "--eval-classes and --seed are for folder:PATH and csv:FILE; leave them out"
         )
     as_json = args.json == _TO_STDOUT
-    file = Path(args.json).expanduser() if args.json and not as_json else None
+    file = Path(expanded(args.json)) if args.json and not as_json else None
     names = [args.name] if args.name else None
     return run(names, args.data_root, as_json, file, **options)
 
@@ -85,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     speak_to_any_terminal()
     args = _parser().parse_args(argv)
-    with sentence_errors():
+    with sentence_errors(), door.answering():
         if args.command == "check":
             return _check(args)
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -95,4 +101,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    door.enter()
     sys.exit(main())

@@ -28,11 +28,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dataset.base import BadImageError, ImageSet, reason
 from dataset.transforms import PixelStore, with_short_side
+from dataset.workers import deaths_told, with_workers
+from machine import cores, home
 from utils import InputError, load_arrays, save_arrays, write_atomically
 
 logger = logging.getLogger("dataset")
@@ -45,12 +47,12 @@ _FORMAT = 2  # 1: pictures of any length, and 32 bits or 12 in 16 as if they wer
 def default_folder() -> Path:
     """Where caches go without `--cache-dir`: the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(base or Path.home() / ".cache") / "anchorage"
-    except RuntimeError as error:
+    base = base or (home() and home() / ".cache")
+    if base is None:
         raise InputError(
             "there is no home folder to keep the cache in; name a folder with --cache-dir"
-        ) from error
+        )
+    return Path(base) / "anchorage"
 
 
 class Cache:
@@ -231,7 +233,7 @@ def _verify(shards: list[_Shard]) -> list[bool]:
             _verified.add(name)
         return name in _verified
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(intact, shards))
 
 
@@ -291,30 +293,13 @@ def _build_all(tasks: list[_Task], images: ImageSet) -> None:
         return
     total = sum(task.stop - task.first for task in tasks)
     logger.info("decoding %d images once into %s", total, tasks[0].folder)
-    built = DataLoader(
-        _Builder(tasks, images),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=min(os.cpu_count() or 1, len(tasks)),
-        generator=torch.Generator(),  # leaves torch's random state alone
-    )
-    with tqdm(total=total, desc="cache", unit="img", leave=False, disable=None) as bar:
-        try:
-            for outcome in built:
-                if isinstance(outcome, InputError):
-                    raise outcome
-                bar.update(outcome)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                "a process that decodes images died, most often for want of memory; start again "
-                "and the cache is continued"
-            ) from error
-
-
-def _as_it_is(outcome: int | InputError) -> int | InputError:
-    return outcome
+    built = with_workers(_Builder(tasks, images), min(cores(), len(tasks)))
+    bar = tqdm(total=total, desc="cache", unit="img", leave=False, disable=None)
+    with bar, deaths_told("; start again, and the cache is continued"):
+        for outcome in built:
+            if isinstance(outcome, InputError):
+                raise outcome
+            bar.update(outcome)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,6 +40,7 @@ from dataset.files import join_words, said_anew
 from dataset.layouts import NotFoundError, counts_logger
 from dataset.own import classes_logger, notes_logger
 from dataset.wording import wrapped
+from machine import cores
 from utils import InputError, plain, write_atomically
 
 CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
@@ -330,7 +330,7 @@ def _examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
             else:
                 jobs.setdefault(path, lambda pixels=part.pixels[index]: examine_pixels(pixels))
     # Pillow and hashlib release the interpreter, so threads keep all cores busy.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         results = pool.map(lambda job: job(), jobs.values())
         bar = tqdm(
             results, name, len(jobs), unit=" images", disable=not sys.stderr.isatty(), leave=False

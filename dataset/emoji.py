@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 from dataset.base import DataSet, ImageSet, PathTable, Protocol
 from dataset.decoding import need_file, reason
 from dataset.files import find
+from machine import cores
 from utils import InputError
 
 FILE = "emoji/emoji_retrieval.npz"
@@ -116,7 +116,7 @@ def _decode_all(archive: _Archive, chosen: np.ndarray, path: Path) -> np.ndarray
 
     try:
         # Pillow releases the interpreter while it decodes.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             for _ in pool.map(decode, range(len(chosen))):
                 pass
     except (OSError, ValueError) as error:

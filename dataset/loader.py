@@ -11,11 +11,13 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -44,6 +46,7 @@ from dataset.transforms import (
     to_network,
     uniforms,
 )
+from dataset.workers import deaths_told, with_workers
 from utils import InputError, nearest_names
 
 logger = logging.getLogger("dataset")
@@ -262,33 +265,75 @@ class _FromWorkers:
     """Views that processes make ahead of time; with `workers` 0 this one makes them when asked."""
 
     def __init__(self, batch_reader: _BatchReader, plans: _Plans, workers: int, pin: bool) -> None:
-        self._loader = DataLoader(
-            batch_reader,
-            batch_size=None,
-            sampler=plans,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin,
-            persistent_workers=workers > 0,
-            worker_init_fn=processes.ignore_keyboard,
-            # A generator of its own, so that reading data leaves torch's random state alone.
-            generator=torch.Generator(),
-        )
+        self._loader = with_workers(batch_reader, workers, sampler=plans, pin=pin)
 
     def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
-        try:
+        with deaths_told():
             yield from self._loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                "a process that reads images died, most often for want of memory or of shared "
-                f"memory (/dev/shm); use fewer --workers or a smaller --batch-size ({error})"
-            ) from error
 
 
-def _as_it_is(cut: CutBatch) -> CutBatch:
-    return cut
+class _Errand(NamedTuple):
+    """A batch of an evaluation, with all that is needed to make it: `images` are those of it."""
+
+    images: ImageSet
+    rule: _ViewRule
+    plan: Plan
+
+
+class _Errands(Dataset):
+    """Makes batches of any image set; runs in the workers."""
+
+    def __getitem__(self, errand: _Errand) -> CutBatch:
+        images, rule, plan = errand
+        reader = _BatchReader(images, rule, _Substitutes(images.labels, rule.seed, allowed=False))
+        places = plan.batch._replace(index=np.arange(len(images)))
+        made = reader[plan._replace(batch=places)]
+        bad = [each._replace(index=int(plan.batch.index[each.index])) for each in made.bad]
+        return CutBatch(made.pixels, plan, bad)
+
+
+class _Queue:
+    """What workers are to make next."""
+
+    coming: Iterable[_Errand] = ()
+
+    def __iter__(self) -> Iterator[_Errand]:
+        return iter(self.coming)
+
+
+class _FromStandingWorkers:
+    """Views of an evaluation, from processes that serve all evaluations of this process.
+
+    Starting some for each evaluation takes seconds where they cannot be forked. They are told with
+    each batch which files it is made of, so that any image set can be read by them.
+    """
+
+    def __init__(self, images: ImageSet, rule: _ViewRule, workers: int, pin: bool) -> None:
+        self._images = images
+        self._rule = rule
+        self._workers = workers
+        self._pin = pin
+
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
+        queue, loader = _standing(self._workers, self._pin, os.getpid())
+        queue.coming = (self._errand(plan) for plan in plans)
+        try:
+            with deaths_told():
+                yield from loader
+        except InputError:
+            _standing.cache_clear()  # the next evaluation starts others
+            raise
+
+    def _errand(self, plan: Plan) -> _Errand:
+        few = replace(self._images.subset(plan.batch.index), class_names=())
+        return _Errand(few, self._rule, plan)
+
+
+@lru_cache(maxsize=1)
+def _standing(workers: int, pin: bool, process: int) -> tuple[_Queue, DataLoader]:
+    """The queue and its workers; those of the process that this one was forked from are not its."""
+    queue = _Queue()
+    return queue, with_workers(_Errands(), workers, sampler=queue, pin=pin)
 
 
 class _FromThreads:
@@ -327,6 +372,8 @@ class _FromThreads:
         return made._replace(pixels=made.pixels.pin_memory()) if self._pin else made
 
 
+_Source = _FromMemory | _FromThreads | _FromWorkers | _FromStandingWorkers
+
 # --- the loader -----------------------------------------------------------------------------------
 
 
@@ -350,7 +397,7 @@ class Loader:
         self,
         images: ImageSet,
         plans: _Plans,
-        source: _FromMemory | _FromThreads | _FromWorkers,
+        source: _Source,
         rule: _ViewRule,
         change: Change | None,
         spec: InputSpec,
@@ -520,7 +567,7 @@ def train_loader(
     crop, change = AUGMENTATIONS[augment]
     rule = _view_rule(images, crop, spec, image_size, seed)
     plans = _Plans(sampler, shared=True)
-    source = _source(images, plans, rule, device, workers, replace=True, **reading)
+    source = _source(images, plans, rule, device, workers, replace_bad=True, **reading)
     return Loader(images, plans, source, rule, change, spec, device, max_bad_images)
 
 
@@ -554,7 +601,7 @@ def eval_loader(
     if resize is not None and images.pixels is None:
         rule = rule._replace(resize=resize)
     plans = _Plans(SequentialSampler(len(images), batch_size, batches))
-    source = _source(images, plans, rule, device, workers, replace=False, **reading)
+    source = _source(images, plans, rule, device, workers, replace_bad=False, **reading)
     shrunk = None if zoom == 1.0 else Shrunk(zoom)
     leave_out = max_bad_images > 0
     return Loader(
@@ -578,15 +625,16 @@ def _source(
     device: torch.device,
     workers: int,
     *,
-    replace: bool,
+    replace_bad: bool,
     decode: str = "exact",
     data_device: str | None = None,
     cache_dir: str | Path | None = None,
     cache_size: int = 256,
-) -> _FromMemory | _FromThreads | _FromWorkers:
+) -> _Source:
     """Where views come from.
 
     Args:
+        replace_bad: an image that cannot be read is replaced by another of its class.
         decode: "exact" decodes a file each time it is needed; "cache" keeps the pixels of all files
             on disk, their short side brought to `cache_size` (see cache.py).
         data_device: "cuda" keeps the cache's pixels in the GPU's memory. Pictures that are in
@@ -601,7 +649,7 @@ def _source(
         raise InputError(f"--data-device {data_device} does not exist; choose cpu or cuda")
     if data_device == "cuda" and device.type != "cuda":
         raise InputError("--data-device cuda needs a GPU, and the run has none; use cpu")
-    substitutes = _Substitutes(images.labels, rule.seed, replace)
+    substitutes = _Substitutes(images.labels, rule.seed, replace_bad)
     if images.pixels is not None:
         place = torch.device("cpu") if data_device == "cpu" else device
         return _FromMemory(images, PixelStore.of_stack(images.pixels, place), rule, substitutes)
@@ -616,6 +664,8 @@ def _source(
     batch_reader, pin = _BatchReader(reader, rule, substitutes), device.type == "cuda"
     if decode == "cache" and workers:
         return _FromThreads(batch_reader, workers, pin)
+    if workers and not replace_bad:
+        return _FromStandingWorkers(images, rule, workers, pin)
     return _FromWorkers(batch_reader, plans, workers, pin)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from dataset.base import SPLITS, DataSet, ImageSet, PathTable
 from dataset.files import in_class_order, is_file, join_words, warn_once
+from machine import expanded
 from utils import InputError
 
 logger = logging.getLogger("dataset")
@@ -170,10 +171,7 @@ class OwnData(DataSet):
 
     def __init__(self, given: str, path: Path) -> None:
         self.given = given
-        try:
-            self.path = path.expanduser()
-        except RuntimeError:  # no home folder is known; then "~" is a name like any other
-            self.path = path
+        self.path = Path(expanded(str(path)))
         resolved = Path(os.path.realpath(self.path))
         self.name = resolved.stem if is_file(self.path) else resolved.name
         self.origin = "Your own images; nothing is published about them."

@@ -17,6 +17,7 @@ import dataset
 import net
 import options
 from evaluation.embedding import Viewing
+from machine import expanded
 from runs import RunFolder, load_checkpoint
 from utils import InputError, damage_in_words
 
@@ -114,7 +115,7 @@ def checkpoint_file(path: str | Path) -> Path:
     Raises:
         InputError: a folder that holds none, or several; the sentence says what to give.
     """
-    path = Path(path)
+    path = Path(expanded(str(path)))
     if not path.is_dir():
         return path
     best, is_run = RunFolder(path).best_checkpoint(), (path / "args.json").is_file()

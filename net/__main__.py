@@ -6,12 +6,11 @@ A command, so it stands above evaluate.py like train.py does; nothing imports it
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.inference import open_model
-from net.export import Graph, describe_input, export_onnx, export_torchscript
+import door
+from machine import expanded
 from utils import InputError, say, sentence_errors, speak_to_any_terminal
 
 
@@ -26,15 +25,23 @@ def _parser() -> argparse.ArgumentParser:
         "the network before it is written.",
     )
     export.add_argument("run", metavar="RUN", help="a run folder, or a checkpoint")
-    export.add_argument("--onnx", metavar="FILE", type=Path, help="checked with onnxruntime")
-    export.add_argument("--torchscript", metavar="FILE", type=Path, help="traced")
+    export.add_argument("--onnx", metavar="FILE", type=_file, help="checked with onnxruntime")
+    export.add_argument("--torchscript", metavar="FILE", type=_file, help="traced")
     return parser
+
+
+def _file(text: str) -> Path:
+    return Path(expanded(text))
 
 
 def export(args: argparse.Namespace) -> None:
     """Writes the files that are asked for, and prints what they take and how well they agree."""
     if not (args.onnx or args.torchscript):
         raise InputError("nothing to write; give --onnx FILE, --torchscript FILE or both")
+    # Not before, so that --help and a typing error answer at once.
+    from evaluation.inference import open_model
+    from net.export import Graph, describe_input, export_onnx, export_torchscript
+
     model = open_model(args.run)
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
     note = describe_input(graph.size, model.resize)
@@ -55,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     speak_to_any_terminal()
     args = _parser().parse_args(argv)
-    with sentence_errors():
+    with sentence_errors(), door.answering():
         export(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    door.enter()
+    main()

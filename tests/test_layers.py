@@ -17,8 +17,8 @@ from conftest import ROOT, run_python
 
 FRONT_DOORS = "train evaluate report"
 FLOORS = (
-    "utils flags devices",
-    "processes runs criteria metrics",
+    "utils flags devices machine door",
+    "meeting processes runs criteria metrics",
     "losses dataset",
     "net",
     "methods",

@@ -40,6 +40,14 @@ class Data:
         """All images that are evaluated, each set once."""
         return images_of(self.tasks)
 
+    def fingerprints(self) -> dict[str, str]:
+        """What tells these images from others, by their names, sizes and labels, not the pixels."""
+        evaluation = " and ".join(images.fingerprint() for images in self.judged)
+        return {
+            "their training images": f"{len(self.train):,} ({self.train.fingerprint()})",
+            "their evaluation images": f"{sum(map(len, self.judged)):,} ({evaluation})",
+        }
+
     @property
     def picked_on(self) -> str:
         """The classes that pick the best epoch, in words."""

@@ -61,6 +61,7 @@ class Keeper:
     def save(self, row: Row | None = None) -> None:
         """Writes last.pth; `row` is to be completed by what continues from it."""
         state = {**self.training.state(), "row": row, "wandb_id": self.tracker.run_id}
+        state["images"] = self.run.images
         with self.run.forgiving("the last checkpoint"):
             self.run.save_last(state, self.kept)
 

@@ -23,11 +23,20 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     of the run that this very command began.
 
     Raises:
-        InputError: there is no run, or a flag would change what it is.
+        InputError: there is no run, a flag would change what it is, or processes that are to work
+            together were given different flags.
     """
+    processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
     if args.resume_run:
         run = processes.from_main(partial(RunFolder.open, args.resume_run))
-        return options.continued(args, processes.from_main(run.read_args)), run
+        stored = processes.from_main(run.read_args)
+        args = options.continued(args, stored)
+        if stored.get("max_steps") and args.max_steps is None:
+            print(
+                f"begun with --max-steps {stored['max_steps']}, continued to the end of the run "
+                "(--max-steps N stops it earlier)"
+            )
+        return args, run
     run = _begun_by(args) if args.resume == "auto" else None
     if run is None:
         return args, None
@@ -38,7 +47,7 @@ def _begun_by(args: Options) -> RunFolder | None:
     """The run that this very command began, by its options, or by its words in another version."""
     stored = options.plain(args)
     for identity in (options.same_command, options.same_words):
-        find = partial(find_run, args.LOG_DIR, identity(stored), identity)
+        find = partial(find_run, args.LOG_DIR, args.name, identity(stored), identity)
         if run := processes.from_main(find):
             return run
     return None

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from machine import expanded
+
 logger = logging.getLogger(__name__)
 
 # --- where to -------------------------------------------------------------------------------------
@@ -37,7 +39,7 @@ def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    file = Path(expanded(os.environ.get("NETRC") or "~/.netrc"))
     try:
         return netrc.netrc(file).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

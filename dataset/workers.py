@@ -1,0 +1,136 @@
+"""How processes that read images are started, and what is said when they cannot work.
+
+They read files and cut pixels, and touch neither the GPU nor torch's threads. So they are forked
+from this process wherever Linux lets us, as all Pythons before 3.14 did by themselves. A program
+that has set another start method gets it: macOS has "spawn". Such a process loads torch anew, which
+takes seconds; so workers live as long as the run, those of its evaluations too (see loader.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import processes
+from utils import InputError
+
+SOCKET_NAME = 100  # bytes of an address that every system takes: Linux 107, macOS 103
+FOLDER, SOCKET = "/pymp-abcdefgh", "/listener-abcdefgh"  # what multiprocessing adds to TMPDIR
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def with_workers(
+    dataset: Dataset, count: int, *, sampler: Iterable | None = None, pin: bool = False
+) -> DataLoader:
+    """What gives `dataset[item]` for each item of the sampler, in order, made by `count` processes.
+
+    The processes stay when it is exhausted, for its next iteration; 0 makes all in this process.
+
+    Raises:
+        InputError: there is no folder for the sockets by which the processes talk.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=count,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        persistent_workers=count > 0,
+        multiprocessing_context=_context() if count else None,
+        worker_init_fn=processes.ignore_keyboard,
+        # A generator of its own, so that reading data leaves torch's random state alone.
+        generator=torch.Generator(),
+    )
+
+
+def _as_it_is(made: Any) -> Any:
+    return made
+
+
+@contextlib.contextmanager
+def deaths_told(
+    advice: str = "; use fewer --workers or a smaller --batch-size",
+) -> Iterator[None]:
+    """Around what the processes make; `advice` is what helps when they could not.
+
+    Raises:
+        InputError: one of them died, or found no shared memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that reads images died, most often for want of memory or of shared memory"
+            f"{_shared_memory()}{advice} ({str(error).strip().splitlines()[-1]})"
+        ) from error
+
+
+def _shared_memory() -> str:
+    """How much there is, where it is so little that it may be why a process died."""
+    try:
+        size = shutil.disk_usage(SHARED_MEMORY).total
+    except OSError:
+        return ""
+    if size >= 2**30:
+        return f" ({SHARED_MEMORY})"
+    return (
+        f" ({SHARED_MEMORY} has {size / 2**20:.0f} MB here; in a container start it with "
+        "--shm-size=2g)"
+    )
+
+
+# --- how they are started -------------------------------------------------------------------------
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    if chosen is None and sys.platform == "linux":
+        chosen = "fork"
+    context = multiprocessing.get_context(chosen)
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["__main__", "torch"])  # loaded once, not by each
+    _shorten_addresses()
+    return context
+
+
+def _shorten_addresses() -> None:
+    """Puts multiprocessing's sockets where their names are short enough.
+
+    It makes one folder for them, in TMPDIR, when it first needs one. With a longer name a worker
+    fails to send what it has made, says so to nobody, and is waited for without end.
+    """
+    shared = multiprocessing.process.current_process()._config  # children are given a copy
+    folder = shared.get("tempdir") or tempfile.gettempdir() + FOLDER
+    if len(os.fsencode(folder + SOCKET)) <= SOCKET_NAME:
+        return
+    before, tempfile.tempdir = tempfile.gettempdir(), _short_folder()
+    try:
+        shared.pop("tempdir", None)
+        multiprocessing.util.get_temp_dir()
+    finally:
+        tempfile.tempdir = before
+
+
+def _short_folder() -> str:
+    for folder in SHORT_FOLDERS:
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise InputError(
+        f"the name of the folder for temporary files, {tempfile.gettempdir()}, is too long for the "
+        "sockets by which processes talk; set TMPDIR to a shorter one, or use --workers 0"
+    )

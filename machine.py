@@ -1,0 +1,60 @@
+"""The machine that this process runs on, as far as torch is not needed to know it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def expanded(path: str) -> str:
+    """`~/runs` → the path that a shell makes of it; where no home is known it stays as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111 (Path.expanduser would raise there)
+
+
+def home() -> Path | None:
+    """The user's home folder; None where neither $HOME nor the system knows one."""
+    found = Path(expanded("~"))
+    return found if found.is_absolute() else None
+
+
+def cores(root: Path = Path("/")) -> int:
+    """How many CPU cores this process may use: those it is bound to, or its container's share.
+
+    Args:
+        root: where `proc` and `sys` lie.
+    """
+    bound = getattr(os, "sched_getaffinity", None)  # macOS has no such thing
+    count = len(bound(0)) if bound else os.cpu_count() or 1
+    return max(1, min([count, *(math.ceil(share) for share in _cpu_shares(root))]))
+
+
+def _cpu_shares(root: Path) -> Iterator[float]:
+    """The limits, in cores, that Linux's control groups put on this process."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        above = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # In a container the group's own folder is the root of what is seen.
+        for folder in {above, *(above / part for part in _prefixes(group))}:
+            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+                if controllers:
+                    quota = int((folder / "cpu.cfs_quota_us").read_text())
+                    period = int((folder / "cpu.cfs_period_us").read_text())
+                else:
+                    quota, period = map(int, (folder / "cpu.max").read_text().split())
+                if quota > 0:
+                    yield quota / period
+
+
+def _prefixes(group: str) -> Iterator[Path]:
+    """`/a/b` → a, a/b."""
+    parts = group.strip("/").split("/")
+    return (Path(*parts[: end + 1]) for end in range(len(parts)))

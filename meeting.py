@@ -1,0 +1,187 @@
+"""How processes that train together find each other: the launcher's environment, and a store.
+
+The store is torch's key-value store on one port. The launcher keeps it, or else process 0 does. A
+process that never comes is named after `WORD` seconds, and waited for up to $ANCHORAGE_WAIT seconds
+(`LONGEST_WAIT` without it).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from utils import InputError
+
+WORD = 30.0  # seconds after which it is said who is waited for
+LONGEST_WAIT = 600.0  # seconds
+WAIT = "ANCHORAGE_WAIT"  # another limit, in the environment
+ANSWER = 30.0  # seconds that a store has to answer
+PATIENCE = timedelta(hours=2)  # for one collective step: the others may be clustering or decoding
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those that a launcher started, and where they meet.
+
+    Attributes:
+        number: from 0. count: of all. attempt: how often the launcher has started all of them over.
+        keeps: whether this process keeps the store.
+    """
+
+    number: int
+    count: int
+    address: str
+    port: int
+    attempt: int
+    keeps: bool
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Place | None:
+        """What a launcher has set in the environment; None without one.
+
+        Raises:
+            InputError: part of it is missing, or is not a number that it could be.
+        """
+        given = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
+        if not given:
+            return None
+        wanted = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if missing := [name for name in wanted if not environment.get(name)]:
+            raise InputError(
+                f"the environment has {' and '.join(given)}, as for one of several processes, but "
+                f"no {' and no '.join(missing)}; start them with torchrun, or unset "
+                f"{' and '.join(given)} to have one process"
+            )
+
+        def whole(name: str, least: int, most: int) -> int:
+            text = environment.get(name, "0")
+            if not (text.isdecimal() and least <= int(text) <= most):
+                raise InputError(
+                    f"{name} is {text!r} in the environment and has to be a whole number from "
+                    f"{least} to {most}; torchrun sets it for each process"
+                )
+            return int(text)
+
+        count = whole("WORLD_SIZE", 1, 1 << 20)
+        number = whole("RANK", 0, count - 1)
+        whole("LOCAL_RANK", 0, count - 1)
+        port, attempt = whole("MASTER_PORT", 1, 65535), whole("TORCHELASTIC_RESTART_COUNT", 0, 999)
+        keeps = number == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        return cls(number, count, environment["MASTER_ADDR"], port, attempt, keeps)
+
+    @property
+    def words(self) -> str:
+        """Where they meet."""
+        return f"{self.address}, port {self.port}"
+
+    def store(self, keeps: bool = False) -> dist.Store:
+        """A connection to the store.
+
+        Args:
+            keeps: this process opens it first.
+
+        Raises:
+            InputError: it cannot be opened here, or nobody opens it in time.
+        """
+        if not keeps:
+            self._wait(self._closed)
+        opened: list[dist.Store | RuntimeError] = []
+
+        def connect() -> None:
+            try:
+                opened.append(dist.TCPStore(*where, wait_for_workers=False, timeout=PATIENCE))
+            except RuntimeError as error:
+                opened.append(error)
+
+        where = (self.address, self.port, None, keeps)
+        # In a thread, because what listens there may be another program that never answers.
+        thread = threading.Thread(target=connect, daemon=True)
+        thread.start()
+        thread.join(ANSWER)
+        if not opened or isinstance(opened[0], RuntimeError):
+            taken = opened and "EADDRINUSE" in str(opened[0])
+            why = "another program uses that port" if taken else "what listens there is no store"
+            raise InputError(
+                f"the processes cannot meet at {self.words}: {why}; choose a free MASTER_PORT "
+                "(torchrun: --master-port)"
+            )
+        return dist.PrefixStore(f"attempt {self.attempt}", opened[0])
+
+    def _closed(self) -> str:
+        """Who is waited for while nobody has opened the store; "" when somebody has."""
+        try:
+            socket.create_connection((self.address, self.port), timeout=5).close()
+        except OSError as error:
+            return f"process 0 at {self.words} ({error.strerror or error})"
+        return ""
+
+    def meet(self, store: dist.Store) -> None:
+        """Waits until all processes are there.
+
+        Raises:
+            InputError: one does not come in time, there are two of one number, or they do not agree
+                on how many they are.
+        """
+        try:
+            self._meet(store)
+        except RuntimeError as error:
+            raise InputError(
+                f"process {self.number} lost the store at {self.words}, which ended with the "
+                "process that kept it; see what that one says"
+            ) from error
+
+    def _meet(self, store: dist.Store) -> None:
+        if store.add(f"here {self.number}", 1) > 1:
+            raise InputError(
+                f"two processes with RANK={self.number} came to {self.words}; each needs a number "
+                "of its own"
+            )
+        store.set(f"count {self.number}", str(self.count))
+
+        def missing() -> str:
+            absent = [n for n in range(self.count) if not store.check([f"count {n}"])]
+            return f"process {', '.join(map(str, absent))} of {self.count}" if absent else ""
+
+        self._wait(missing)
+        for other in range(self.count):
+            count = int(store.get(f"count {other}"))
+            if count != self.count:
+                raise InputError(
+                    f"process {self.number} was started with WORLD_SIZE={self.count} and process "
+                    f"{other} with WORLD_SIZE={count}; start all with the same"
+                )
+
+    def _wait(self, missing: Callable[[], str]) -> None:
+        """Asks who is missing until nobody is, in words of theirs."""
+        limit, begun, said = longest_wait(os.environ), time.monotonic(), False
+        while whom := missing():
+            waited = time.monotonic() - begun
+            if waited > limit:
+                raise InputError(
+                    f"process {self.number} has waited {waited:.0f} s for {whom}; start all of "
+                    f"them, or set {WAIT}=SECONDS to wait longer"
+                )
+            if waited > WORD and not said:
+                print(f"process {self.number} waits for {whom}", file=sys.stderr, flush=True)
+                said = True
+            time.sleep(0.2)
+
+
+def longest_wait(environment: Mapping[str, str]) -> float:
+    """Seconds to wait for processes to come; raises InputError where what is set is no number."""
+    text = environment.get(WAIT, "")
+    try:
+        seconds = float(text or LONGEST_WAIT)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise InputError(f"{WAIT} is {text!r} and has to be a number of seconds; unset or mend it")
+    return seconds
