@@ -58,7 +58,6 @@ from utils import (
     close_names,
     decoded,
     say,
-    speak_to_any_terminal,
     terminal_width,
 )
 
@@ -463,8 +462,6 @@ def _parse(
         parser.add_argument(
             positional, nargs="*", type=expanded, default=[], metavar="RUN", help="run folders"
         )
-    if argv is None:  # this is a command that somebody has typed
-        speak_to_any_terminal()
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         given, unknown = parser.parse_known_args(list(_expanded(words)))

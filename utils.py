@@ -449,7 +449,7 @@ def plain(text: str) -> str:
 def speak_to_any_terminal() -> None:
     """Makes a command survive names and signs that the terminal has no letters for.
 
-    Every front door calls it before it says a word. Where a terminal speaks ASCII or Latin-1 only,
+    Where a terminal speaks ASCII or Latin-1 only,
     "…" becomes "..." and what has no such neighbour its escape; warnings are escaped as `say` does.
     """
     codecs.register_error("plain", _in_plain_letters)
