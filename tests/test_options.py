@@ -23,7 +23,7 @@ def test_published_amloss_command_is_read_as_printed():
 def test_family_defaults_are_the_published_ones():
     args = options.parse_train([])
     published = {
-        "lr": 1e-4, "epochs": 60, "batch_size": 150, "workers": 4, "embedding_size": 512, "seed": 1,
+        "lr": 1e-4, "epochs": 60, "batch_size": 150, "workers": min(4, cores()), "embedding_size": 512, "seed": 1,
         "alpha": 32.0, "mrg": 0.1, "weight_decay": 1e-4, "clip": 10.0, "proxy_lr_scale": 100.0,
         "warm": 1, "lr_decay_step": 10, "lr_decay_gamma": 0.5, "optimizer": "adamw",
     }  # fmt: skip
