@@ -693,6 +693,13 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
                 f"{entry.spellings[0]} cannot be; args.json or its checkpoint is damaged, so use "
                 "another copy"
             )
+    recipe, given = stored.get("recipe"), stored.get("given", [])
+    words = [*given, recipe or ""] if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(word, str) for word in words):
+        raise InputError(
+            "the flags that the run was given are no words; args.json or its checkpoint is "
+            "damaged, so use another copy"
+        )
     unknown_then = {**defaults(TRAIN_GROUPS), "given": [], "recipe": None}
     args = argparse.Namespace(**{**unknown_then, **stored})
     args.loss_args = tuple(tuple(item) for item in args.loss_args)

@@ -29,6 +29,7 @@ def run_folder(session_workdir: Path) -> Path:
 def test_run_folder_holds_all_there_is_to_know(run_folder):
     assert files_in(run_folder) == [
         "args.json",
+        "checksums.json",
         "classes.npz",
         "emoji_resnet18_best.pth",
         "environment.json",
