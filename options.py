@@ -779,6 +779,13 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
                 f"{entry.spellings[0]} cannot be; args.json or its checkpoint is damaged, so use "
                 "another copy"
             )
+    recipe, given = stored.get("recipe"), stored.get("given", [])
+    words = [*given, recipe or ""] if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(word, str) for word in words):
+        raise InputError(
+            "the flags that the run was given are no words; args.json or its checkpoint is "
+            "damaged, so use another copy"
+        )
     unknown_then = {
         **{
             entry.dest: entry.default if entry.before is AS_TODAY else entry.before
