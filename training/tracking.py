@@ -1,9 +1,9 @@
 """A run shown live: Weights & Biases and TensorBoard, both optional.
 
 wandb is online with a key, offline without or where its server does not answer, and never asks.
-What its own commands have set (`wandb disabled`, $WANDB_MODE) holds. Nothing that goes wrong in either may
-stop a training run: the first failure is reported in one sentence and that one ends. The run folder
-holds the same numbers in any case.
+What its own commands have set (`wandb disabled`, $WANDB_MODE) holds. Nothing that goes wrong in
+either may stop a training run: the first failure is reported in one sentence and that one ends. The
+run folder holds the same numbers in any case.
 """
 
 from __future__ import annotations
@@ -49,12 +49,9 @@ def wandb_mode(flag: str | None) -> str:
 
 def _modes_in_files() -> Iterator[str]:
     """What wandb's own files of settings say, those of the folder first."""
-    environment = os.environ.get
-    folder = environment("WANDB_CONFIG_DIR") or expanded("~/.config/wandb")
-    for file in (
-        Path(environment("WANDB_DIR") or ".") / "wandb" / "settings",
-        Path(folder) / "settings",
-    ):
+    here = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
+    of_user = Path(os.environ.get("WANDB_CONFIG_DIR") or expanded("~/.config/wandb"))
+    for file in (here / "settings", of_user / "settings"):
         settings = configparser.ConfigParser(interpolation=None)
         try:
             settings.read(file, encoding="utf-8")
