@@ -748,6 +748,15 @@ def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {**listening, **dict(args.loss_args)}
 
 
+def by_flag(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run keeps, by the names that a command line or a sweep gives them."""
+    return {
+        entry.spellings[0].lstrip("-"): stored[entry.dest]
+        for entry in train_flags()
+        if entry.dest in stored and not entry.dead
+    }
+
+
 def of_all_processes(args: argparse.Namespace) -> dict[str, Any]:
     """Flag → value of what has to be the same in processes that work together."""
     groups = TRAIN_GROUPS if "loss" in args else EVALUATE_GROUPS

@@ -58,13 +58,10 @@ def prepare(args: argparse.Namespace) -> Training:
     held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed)
     choice = dataset.Choice.of(args)
     data = run_data.load(choice, held_out, args.batch_size, args.max_bad_images)
-    processes.check_alike(data.fingerprints, "give all of them the same files")
     labels = data.train.labels
-    objective = build_objective(args, data.train.num_classes).to(device)
-    processes.count_once(objective.parameters())
+    objective = build_objective(args, data.train.num_classes, device)
     routines = methods.routines(args, labels)
     network = build_network(args, objective.heads, routines, precision)
-    processes.copy_main([*network.state_dict().values(), *objective.state_dict().values()])
     viewing = Viewing.of(args)
     loader = train_loader(
         data.train,

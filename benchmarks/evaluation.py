@@ -8,29 +8,36 @@ Synthetic embeddings (no download): classes on a sphere, noise of varying size, 
 those of a trained network. Every row runs in a process of its own, after a warm-up on a few images;
 the rows take turns, so that a drift of the machine meets all of them. Memory is the peak beyond the
 loaded embeddings: resident memory on a CPU (Linux), allocated memory on a GPU. A row whose package
-is missing (pytorch-metric-learning, faiss-cpu) says so.
+is missing (pytorch-metric-learning, faiss-cpu) says so. On a CPU two rows more tell what other work
+on the machine costs; they mean what they say where nothing else runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import door
+
+door.settle_threads(os.environ)  # as every command does, before torch is loaded
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from metrics import nmi_f1, retrieval_metrics
 from metrics.clustering import kmeans
@@ -149,6 +156,29 @@ CLUSTERING: dict[str, Callable] = {"k-means: ours": our_kmeans, "k-means: faiss-
 ROWS = RETRIEVAL | CLUSTERING
 
 
+class Situation(NamedTuple):
+    """How our retrieval is run: with what in the environment, beside how many busy processes."""
+
+    environment: dict[str, str]
+    busy: int
+
+
+ONE_THREAD, CROWDED = "ours, one thread", "ours, beside two busy processes"
+SITUATIONS = {ONE_THREAD: Situation({"OMP_NUM_THREADS": "1"}, 0), CROWDED: Situation({}, 2)}
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Keeps so many cores at work beside what is measured."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 # One row, in a process of its own ---------------------------------------------------------------
 
 
@@ -197,17 +227,27 @@ def run_row(name: str, data: Path, ks: tuple[int, ...], device: torch.device) ->
 
 def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
     """All the rows of a shape, `repeats` times in turn."""
-    results: dict[str, list[dict]] = {name: [] for name in ROWS}
+    names = [*ROWS, *(SITUATIONS if device == "cpu" else ())]
+    results: dict[str, list[dict]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "embeddings.npz"
         x, labels = embeddings_like(shape)
         np.savez(data, x=x.numpy(), labels=labels.numpy())
         for turn in range(repeats):
-            for name in ROWS:
+            for name in names:
+                environment, count = SITUATIONS.get(name, Situation({}, 0))
                 print(f"{shape.title} {turn + 1}/{repeats}: {name}", file=sys.stderr, flush=True)
-                command = [sys.executable, __file__, "--row", name, "--data", str(data)]
+                row = "ours" if name in SITUATIONS else name
+                command = [sys.executable, __file__, "--row", row, "--data", str(data)]
                 command += ["--device", device, "--ks", *map(str, shape.ks)]
-                answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                with busy(count):
+                    answer = subprocess.run(
+                        command,
+                        stdout=subprocess.PIPE,
+                        text=True,
+                        check=True,
+                        env={**os.environ, **environment},
+                    )
                 results[name].append(json.loads(answer.stdout.splitlines()[-1]))
     return results
 
@@ -227,7 +267,7 @@ def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
         if "missing" in runs[0]:
             lines.append(f"| {name} | needs {runs[0]['missing']} | | | | | | | |")
             continue
-        reference = results["ours" if name in RETRIEVAL else "k-means: ours"]
+        reference = results["k-means: ours" if name in CLUSTERING else "ours"]
         seconds, memory = (median(runs, key) for key in ("seconds", "memory"))
         spread = f"{min(r['seconds'] for r in runs):.2f} to {max(r['seconds'] for r in runs):.2f}"
         cells = [
@@ -276,6 +316,8 @@ def bars(results: dict[str, list[dict]], device: str) -> list[Bar]:
             words = "our retrieval ÷ pytorch-metric-learning"
             found.append(Bar(f"{words}, seconds", ratio("seconds", "ours", peer), 0.75))
             found.append(Bar(f"{words}, memory", ratio("memory", "ours", peer), 1 / 3))
+        crowded = ratio("seconds", CROWDED, ONE_THREAD)
+        found.append(Bar("beside two busy processes ÷ one thread alone", crowded, 2.0))
     if (peer := "k-means: faiss-cpu") in known:
         apart = ratio("inertia", "k-means: ours", peer)
         found.append(Bar("our k-means ÷ faiss-cpu, inertia", apart, 1.01))

@@ -98,7 +98,7 @@ def download(name: str, root: str | Path = "data", source: Source | None = None)
     if target.exists():
         logger.info("%s is there already; nothing is downloaded", target)
         return target
-    root.mkdir(parents=True, exist_ok=True)
+    _check_writable(root)
     archive = root / source.file_name
     was_there = archive.exists()
     if not was_there:
@@ -113,6 +113,17 @@ def download(name: str, root: str | Path = "data", source: Source | None = None)
     if not was_there:
         archive.unlink()
     return target
+
+
+def _check_writable(root: Path) -> None:
+    """Makes the data root; raises InputError where nothing can be written into it."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        raise InputError(
+            f"{root} cannot be written ({reason(error)}); give another folder with --data-root"
+        ) from error
 
 
 def _check_space(root: Path, source: Source) -> None:

@@ -10,11 +10,12 @@ always decoded as with `--decode exact`.)
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from utils import InputError
 if TYPE_CHECKING:
     from net import EmbeddingNet
 
-Picture = str | os.PathLike[str] | Image.Image
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray | BinaryIO | bytes
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,16 @@ class Embedder:
         model.network.to(precision.device, memory_format=precision.memory_format)
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
-        """Image files or Pillow images, one or several → (N, d) float32, unit length.
+        """Pictures, one or several → (N, d) float32, unit length; a single one gives (1, d).
 
-        A single picture gives (1, d). Pictures become upright RGB as in `dataset.base.decode`.
+        A picture is a file's path, a Pillow image, an array (H, W, 3) or grey (H, W) of uint8, an
+        open file or `BytesIO`, or the bytes of a file; an array (N, H, W, 3) is N of them. Pictures
+        become upright RGB as in `dataset.base.decode`.
 
         Raises:
-            InputError: a file is missing or no picture.
+            InputError: a file is missing or no picture; the sentence says which, never its pixels.
         """
-        single = isinstance(pictures, (str, os.PathLike, Image.Image))
-        pictures = [pictures] if single else list(pictures)
+        pictures = [pictures] if _is_one(pictures) else list(pictures)
         if not pictures:
             return np.empty((0, self.model.network.embedding_size), np.float32)
         images = _image_set(pictures, self.model.square)
@@ -125,13 +127,14 @@ class _Given(ImageSet):
     pictures: Sequence[Picture] = ()
 
     def read(self, index: int) -> np.ndarray:
-        return _pixels(self.pictures[index])
+        return _pixels(self.pictures[index], index)
 
 
 def _image_set(pictures: list[Picture], square: int | None) -> ImageSet:
     pixels = None
     if square is not None:
-        pixels = np.stack([on_white(_pixels(each), square, square) for each in pictures])
+        given = (_pixels(each, index) for index, each in enumerate(pictures))
+        pixels = np.stack([on_white(each, square, square) for each in given])
     return _Given(
         name="pictures",
         split="query",
@@ -143,12 +146,45 @@ def _image_set(pictures: list[Picture], square: int | None) -> ImageSet:
     )
 
 
-def _pixels(picture: Picture) -> np.ndarray:
-    """(H, W, 3) uint8 RGB; raises InputError where that cannot be had."""
+def _is_one(pictures: Picture | Sequence[Picture]) -> bool:
+    """Whether this is a single picture, and not several."""
+    if isinstance(pictures, np.ndarray):
+        return pictures.ndim < 4
+    one = isinstance(pictures, (str, bytes, os.PathLike, Image.Image))
+    return one or hasattr(pictures, "read")
+
+
+def _pixels(picture: Picture, index: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of picture number `index`; raises InputError where it cannot be had."""
     try:
-        # A copy: turning it upright would change the caller's own.
-        return to_rgb(picture.copy()) if isinstance(picture, Image.Image) else decode(picture)
+        if isinstance(picture, Image.Image):
+            return to_rgb(picture.copy())  # turning it upright would change the caller's own
+        if isinstance(picture, np.ndarray):
+            return to_rgb(_from_array(picture))
+        if isinstance(picture, bytes):
+            picture = io.BytesIO(picture)
+        if hasattr(picture, "read"):
+            picture.seek(0)  # it may just have been written
+        elif not isinstance(picture, (str, os.PathLike)):
+            raise TypeError(f"it is a {type(picture).__name__}")
+        return decode(picture)
     except Exception as error:  # Pillow reports damage through a dozen unrelated types
         raise InputError(
-            f"{picture} cannot be read ({reason(error)}); give image files or Pillow images"
+            f"{_called(picture, index)} cannot be read ({reason(error)}); give image files, their "
+            "bytes, Pillow images, or arrays (H, W, 3) of uint8, RGB"
         ) from error
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    known = pixels.ndim in (2, 3) and pixels.shape[2:] in ((), (1,), (3,), (4,))
+    if pixels.dtype != np.uint8 or not known:
+        raise TypeError(f"it is an array of shape {pixels.shape} and type {pixels.dtype}")
+    if 0 in pixels.shape:
+        raise ValueError("it has no pixels")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
+def _called(picture: object, index: int) -> str:
+    if isinstance(picture, (str, os.PathLike)):
+        return os.fspath(picture)
+    return f"picture {index + 1}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flags import EPOCHS, SHARE, Group, Kind, flag, not_negative, number, positive
+from machine import cores
 from methods.base import Method, Options, loss_is
 
 WANTED = loss_is("AMLoss")
@@ -12,7 +13,8 @@ WANTED = loss_is("AMLoss")
 
 def authors_settings(options: Options) -> dict[str, Any]:
     """The defaults of its authors' train.py, where they differ from Proxy-Anchor's."""
-    return {"epochs": 40, "batch_size": 90, "workers": 2} if WANTED.met(options) else {}
+    own = {"epochs": 40, "batch_size": 90, "workers": min(2, cores())}
+    return own if WANTED.met(options) else {}
 
 
 # fmt: off

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 
+import door
+
 # Before torch is loaded: on networks this small, threads cost more than they give.
 os.environ["OMP_NUM_THREADS"] = "1"
+door.settle_threads(os.environ)
 
 import subprocess
 import sys

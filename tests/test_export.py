@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -223,6 +224,44 @@ def test_what_cannot_be_opened_is_one_sentence(trained, tmp_path):
     for name in ("text.png", "away.png"):
         with pytest.raises(InputError, match=f"{name} cannot be read"):
             embed(tmp_path / name)
+
+
+def test_pictures_may_be_arrays_and_files_in_memory(trained, tmp_path):
+    embed = load_run(trained / "run", device="cpu", amp="off")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 36, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")  # and it stands at its end now
+    (tmp_path / "picture.png").write_bytes(file.getvalue())
+    expected = embed(tmp_path / "picture.png")
+    with (tmp_path / "picture.png").open("rb") as opened:
+        given = [pixels, Image.fromarray(pixels), file, file.getvalue(), opened]
+        assert all(np.array_equal(embed(picture), expected) for picture in given)
+        np.testing.assert_allclose(embed(given), np.repeat(expected, 5, axis=0), atol=1e-6)
+    stacked = embed(np.stack([pixels] * 2))
+    np.testing.assert_allclose(stacked, np.repeat(expected, 2, axis=0), atol=1e-6)
+    grey = embed(Image.fromarray(pixels[..., 0]))
+    assert np.array_equal(embed(pixels[..., 0]), grey)
+    assert np.array_equal(embed(pixels[..., :1]), grey)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.full((8, 8, 3), 0.123456789),
+        np.full((3, 8, 8), 123, np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+        torch.full((3, 8, 8), 123),
+        b"123, 123, 123",
+        io.BytesIO(b"123, 123, 123"),
+        None,
+    ],
+    ids=lambda picture: type(picture).__name__,
+)
+def test_what_is_no_picture_is_named_without_its_pixels(picture, trained):
+    embed = load_run(trained / "run", device="cpu", amp="off")
+    with pytest.raises(InputError, match="picture 2 cannot be read") as raised:
+        embed([np.zeros((8, 8, 3), np.uint8), picture])
+    assert "123" not in str(raised.value) and len(str(raised.value)) < 300
 
 
 def test_missing_packages_and_targets_are_status_2(trained, tmp_path, monkeypatch, capsys):

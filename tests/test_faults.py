@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +19,12 @@ import torch
 from conftest import ROOT, run_cli, run_python
 from tiny import same, untimed_rows
 
+import machine
 import train
+from dataset.cache import default_folder
 from runs import RunFolder
 from training import faults
+from training.tracking import wandb_mode
 from utils import InputError, save_tensors
 
 SECRET = "a1b2c3d4" * 5
@@ -499,6 +504,82 @@ def test_a_read_only_log_folder_sends_the_run_home(images, tmp_path, monkeypatch
     tiny.run(images, locked, "run", "--epochs 1")
     assert (tmp_path / "home" / "anchorage-logs" / "run" / "results.json").is_file()
     assert "is read-only; the run goes to" in caplog.text
+
+
+def test_without_a_home_folder_a_read_only_log_folder_is_a_sentence(tmp_path, monkeypatch) -> None:
+    def nobody(_: object) -> None:
+        raise KeyError("no such uid")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "NETRC", "WANDB_CONFIG_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert machine.home() is None and wandb_mode(None) == "offline"
+    with pytest.raises(InputError, match="no home folder to keep the cache in"):
+        default_folder()
+    mkdir = Path.mkdir
+
+    def refusing(self, *args, **more):
+        if self.name == "run":
+            raise PermissionError(13, "Permission denied")
+        return mkdir(self, *args, **more)
+
+    monkeypatch.setattr(Path, "mkdir", refusing)
+    with pytest.raises(InputError, match="cannot be written, and there is no home folder"):
+        RunFolder.create(tmp_path / "logs", "run")
+
+
+def test_resume_auto_finds_runs_in_folders_of_their_name_and_at_home(
+    images, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tiny.run(images, tmp_path / "logs", "a/b", "--epochs 1 --resume auto")
+    again = "--epochs 1 --resume auto"
+    tiny.run(images, tmp_path / "logs", "a/b", again)
+    assert [path.name for path in folder.parent.iterdir()] == ["b"]
+    assert f"this run is finished: {folder}" in capsys.readouterr().out
+    (tmp_path / "home").mkdir()
+    (tmp_path / "logs").rename(tmp_path / "home" / "anchorage-logs")
+    tiny.run(images, tmp_path / "logs", "a/b", again)
+    assert "this run is finished" in capsys.readouterr().out
+
+
+def test_a_run_begun_with_max_steps_says_at_once_that_it_goes_on_to_the_end(
+    images, tmp_path, capsys
+) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 2 --max-steps 2")
+    capsys.readouterr()
+    tiny.resume(folder, "--max-steps 3")
+    assert "begun with" not in capsys.readouterr().out
+    tiny.resume(folder, "")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("begun with --max-steps 2, continued to the end of the run")
+
+
+def test_a_run_goes_on_where_its_images_have_moved_and_on_no_others(images, tmp_path) -> None:
+    whole = tiny.run(images, tmp_path, "whole", "--epochs 2")
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    (tmp_path / "link").symlink_to(images)
+    moved = tmp_path / "moved" / "pictures"
+    shutil.copytree(images, moved)
+    for place in (images, f"{images}/", tmp_path / "link"):
+        tiny.resume(folder, f"--epochs 1 --dataset folder:{place} --data-root elsewhere")
+    tiny.resume(folder, f"--epochs 2 --dataset folder:{moved}")
+    assert same(weights(folder), weights(whole))
+    (moved / "train" / "train0" / "0.png").unlink()
+    with pytest.raises(InputError, match=r"training images are not those .*--dataset"):
+        tiny.resume(folder, f"--epochs 3 --dataset folder:{moved}")
+
+
+def test_a_checkpoint_of_the_same_command_on_other_images_is_refused(images, tmp_path) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    other = tiny.write_images(tmp_path / "other" / images.name, images=11)
+    foreign = tiny.run(other, tmp_path / "more", "run", "--epochs 1")
+    shutil.copyfile(foreign / "last.pth", folder / "last.pth")
+    with pytest.raises(InputError, match="checkpoint of another run, on other images"):
+        tiny.resume(folder, "--epochs 2")
 
 
 def test_wandb_that_fails_in_the_middle_does_not_stop_a_run(

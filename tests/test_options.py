@@ -23,7 +23,7 @@ def test_published_amloss_command_is_read_as_printed():
 def test_family_defaults_are_the_published_ones():
     args = options.parse_train([])
     published = {
-        "lr": 1e-4, "epochs": 60, "batch_size": 150, "workers": min(4, cores()), "embedding_size": 512, "seed": 1,
+        "lr": 1e-4, "epochs": 60, "batch_size": 150, "embedding_size": 512, "seed": 1,
         "alpha": 32.0, "mrg": 0.1, "weight_decay": 1e-4, "clip": 10.0, "proxy_lr_scale": 100.0,
         "warm": 1, "lr_decay_step": 10, "lr_decay_gamma": 0.5, "optimizer": "adamw",
     }  # fmt: skip
@@ -191,6 +191,66 @@ def test_every_flag_of_a_run_is_what_it_was_unless_it_may_change():
         options.continued(given, stored)
 
 
+def test_a_continued_run_listens_to_what_the_run_listens_to():
+    stored = kept("--dataset folder:own --decode cache --tensorboard")
+    flags = (
+        "--resume-run x --cache-dir caches --wandb-images 3 --image-size 224 --dataset folder:own"
+    )
+    now = options.continued(options.parse_train(flags.split()), stored)
+    assert (now.cache_dir, now.wandb_images, now.decode) == ("caches", 3, "cache")
+    given = options.parse_train("--resume-run x --milestones 3".split())
+    with pytest.raises(InputError, match="--milestones has no effect here"):
+        options.continued(given, {**stored, "milestones": [3]})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "kept_as"),
+    [
+        ("folder:own", "folder:/moved/own", "folder:/moved/own"),
+        ("csv:a.csv", "csv:/moved/a.csv", "csv:/moved/a.csv"),
+        ("cub", "CUB-200", "cub"),
+    ],
+)
+def test_data_may_have_moved(before, now, kept_as):
+    given = options.parse_train(["--resume-run", "x", "--dataset", now, "--data-root", "else"])
+    found = options.continued(given, kept(f"--dataset {before}"))
+    assert (found.dataset, found.data_root) == (kept_as, "else")
+
+
+def test_another_data_set_is_another_run():
+    given = options.parse_train("--resume-run x --dataset cars".split())
+    with pytest.raises(InputError, match="--dataset cannot change"):
+        options.continued(given, kept("--dataset cub"))
+
+
+def test_every_path_may_begin_with_the_home_folder(monkeypatch, tmp_path):
+    """No shell expands `~` in `--flag=~/x`, nor behind `folder:` or `@`."""
+    monkeypatch.setenv("HOME", "/home/me")
+    kinds = ("DIR", "FILE", "WHAT", "IMAGE")
+    found = set()
+    for groups in (options.TRAIN_GROUPS, options.EVALUATE_GROUPS, options.REPORT_GROUPS):
+        for entry in (entry for group in groups for entry in group.flags):
+            if (entry.kind.metavar or "").split(".")[0] in kinds:
+                assert entry.kind.parse("~/x") == "/home/me/x", entry.spellings
+                found.add(entry.dest)
+    assert {"LOG_DIR", "data_root", "cache_dir", "checkpoint", "resume", "query", "out"} <= found
+    assert options.parse_train(["--LOG_DIR=~/runs"]).LOG_DIR == "/home/me/runs"
+    assert options.parse_train(["--dataset=folder:~/own"]).dataset == "folder:/home/me/own"
+    assert options.parse_report(["~/runs/a"]).runs == ["/home/me/runs/a"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipe.txt").write_text("--lr 0.25\n")
+    assert options.parse_train(["@~/recipe.txt"]).lr == 0.25
+
+
+def test_options_are_shown_by_names_that_set_them():
+    shown = options.by_flag(kept("--loss AMLoss --lr 0.25 --embedding-size 64"))
+    assert (shown["loss"], shown["lr"], shown["embedding-size"]) == ("AMLoss", 0.25, 64)
+    spellings = {spelling for entry in options.train_flags() for spelling in entry.spellings}
+    assert {f"--{name}" for name in shown} <= spellings
+    args = options.parse_train([f"--{name}={shown[name]}" for name in ("loss", "lr", "batch-size")])
+    assert (args.loss, args.lr) == ("AMLoss", 0.25)
+
+
 LATER = ("bn_momentum", "mining", "IPC_repeat")
 """Flags that the first versions did not have."""
 
@@ -283,7 +343,7 @@ def test_divide_and_conquer_trains_the_statistics_of_bn_inception_alone():
 
 def test_the_defaults_of_amloss_are_its_authors():
     args = options.parse_train(["--loss", "AMLoss"])
-    assert (args.epochs, args.batch_size, args.workers) == (40, 90, 2)
+    assert (args.epochs, args.batch_size, args.workers) == (40, 90, min(2, cores()))
     given = "--loss AMLoss --epoch 3 --batch_size 30 --num-workers 1".split()
     args = options.parse_train(given)
     assert (args.epochs, args.batch_size, args.workers) == (3, 30, 1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import http.server
 import io
 import json
+import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import tiny
 from conftest import SMALL, run_cli
 from PIL import Image
 
+from training import tracking
 from training.clock import Length
 from training.keeping import Keeper
 from training.tracking import Tracker, wandb_mode
@@ -248,3 +252,84 @@ def test_without_a_key_wandb_is_offline_and_never_asks(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert wandb_mode(None) == "online"
     assert wandb_mode("disabled") == "disabled"
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """wandb's server, as the environment names it, with a key; it says no to everything."""
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as here:
+        threading.Thread(target=here.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{here.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.chdir(tmp_path)
+        yield here
+        here.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("variable", "in_folder", "of_user", "expected"),
+    [
+        ("dryrun", "", "", "offline"),
+        ("run", "disabled", "", "online"),
+        ("", "disabled", "online", "disabled"),
+        ("", "", "offline", "offline"),
+        ("", "", "", "online"),
+        ("nonsense", "", "", "online"),
+    ],
+)
+def test_what_wandbs_own_commands_have_set_holds(
+    variable, in_folder, of_user, expected, server, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("WANDB_MODE", variable)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    for folder, mode in ((tmp_path / "wandb", in_folder), (tmp_path / "config", of_user)):
+        folder.mkdir()
+        (folder / "settings").write_text(f"[default]\nmode = {mode}\n" if mode else "")
+    assert wandb_mode(None) == expected
+    assert wandb_mode("offline") == "offline"
+
+
+class Begun:
+    """Stands for wandb's run."""
+
+    id = "abc"
+
+    def finish(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("fault", ["gone", "slow", "refuses"])
+def test_a_server_that_does_not_answer_makes_wandb_offline(fault, server, monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb")
+    modes = []
+
+    def init(mode: str, **_: object) -> Begun:
+        modes.append(mode)
+        if mode == "online" and fault == "refuses":
+            raise TimeoutError("run initialization has timed out")
+        return Begun()
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(tracking._Wandb, "ANSWER", 0.5 if fault == "slow" else 20.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        if fault != "refuses":  # either takes the call and says nothing, or is not there
+            port = silent.getsockname()[1] if fault == "slow" else 1
+            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        tracker = Tracker("online", project="p", name="n", folder=tmp_path, config={})
+        tracker.finish()
+    assert modes == (["online", "offline"] if fault == "refuses" else ["offline"])
+    why = "has timed out" if fault == "refuses" else "does not answer"
+    assert tracker.status["wandb"].startswith("offline (") and why in tracker.status["wandb"]
+    assert tracker.run_id == "abc"
+
+
+def test_a_server_that_says_no_is_there(server):
+    assert tracking._answers(tracking._wandb_server(), 20)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import dataset
+import processes
 from dataset.base import ImageSet
 from dataset.overlap import shared_with_training
 from evaluation.tables import about_matches
@@ -110,6 +111,7 @@ def load(
             f"{choice.name}; choose at most {len(train)}"
         )
     data = Data(train, selection, test)
+    processes.check_alike(data.fingerprints, "give all of them the same files")
     dataset.require_files(train, data.judged, max_bad_images)
     _warn_of_evaluation(data)
     return data

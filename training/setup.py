@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 import losses
 import methods
 import net
@@ -24,14 +26,14 @@ if TYPE_CHECKING:
     from training.state import Training
 
 
-def build_objective(args: Options, num_classes: int) -> losses.Objective:
-    """The weighted sum of loss terms that the options ask for.
+def build_objective(args: Options, num_classes: int, device: torch.device) -> losses.Objective:
+    """The weighted sum of loss terms that the options ask for, the same in all processes.
 
     Raises:
         InputError: an unknown loss, or arguments it does not take.
     """
     try:
-        return losses.compose(
+        objective = losses.compose(
             args.loss,
             num_classes,
             args.embedding_size,
@@ -41,12 +43,16 @@ def build_objective(args: Options, num_classes: int) -> losses.Objective:
         )
     except ValueError as error:
         raise InputError(str(error)) from error
+    objective.to(device)
+    processes.copy_main(objective.state_dict().values())
+    processes.count_once(objective.parameters())
+    return objective
 
 
 def build_network(
     args: Options, heads: tuple[str, ...], routines: Sequence[Routine], precision: Precision
 ) -> net.EmbeddingNet:
-    """The network on its device, with its starting weights, ready to train.
+    """The network on its device, with its starting weights, the same in all processes.
 
     Raises:
         InputError: options that exclude each other, weights that cannot be had, or images of a size
@@ -65,6 +71,7 @@ def build_network(
         net.load_checkpoint(network, load_checkpoint(start), start, masks=False)
     network.to(precision.device, memory_format=precision.memory_format)
     network.check_image_size(args.image_size)
+    processes.copy_main(network.state_dict().values())
     if processes.is_group():
         share_batches(network)
     if args.compile:

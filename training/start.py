@@ -123,7 +123,7 @@ def open_tracker(
         project=args.wandb_project,
         name=run.path.name,
         folder=run.path,
-        config=training.options,
+        config=options.by_flag(training.options),
         run_id=None if state is None else state["wandb_id"],
         continued_at=step + first if step else None,
     )

@@ -1,18 +1,23 @@
 """A run shown live: Weights & Biases and TensorBoard, both optional.
 
-wandb is online with a key, offline without, and never asks. Nothing that goes wrong in either may
-stop a training run: the first failure is reported in one sentence and that one ends. The run folder
-holds the same numbers in any case.
+wandb is online with a key, offline without or where its server does not answer, and never asks.
+What its own commands have set (`wandb disabled`, $WANDB_MODE) holds. Nothing that goes wrong in
+either may stop a training run: the first failure is reported in one sentence and that one ends. The
+run folder holds the same numbers in any case.
 """
 
 from __future__ import annotations
 
+import configparser
+import http.client
 import json
 import logging
 import netrc
 import os
 import threading
-from collections.abc import Callable
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,20 +31,64 @@ logger = logging.getLogger(__name__)
 # --- where to -------------------------------------------------------------------------------------
 
 
+WANDB_MODES = {name: name for name in ("online", "offline", "disabled")}
+WANDB_MODES |= {"dryrun": "offline", "run": "online", "shared": "online"}  # its other names
+
+
 def wandb_mode(flag: str | None) -> str:
-    """The flag, else $WANDB_MODE, else online where a key is configured and offline elsewhere."""
-    if flag:
-        return flag
-    asked = os.environ.get("WANDB_MODE", "")
-    if asked in ("online", "offline", "disabled"):
-        return asked
+    """online, offline or disabled.
+
+    The flag decides, else $WANDB_MODE, else what `wandb disabled` and its like have set for this
+    folder or for the user; else it is online where a key is configured and offline elsewhere.
+    """
+    for asked in (flag, os.environ.get("WANDB_MODE"), *_modes_in_files()):
+        if asked in WANDB_MODES:
+            return WANDB_MODES[asked]
     return "online" if _has_key() else "offline"
+
+
+def _modes_in_files() -> Iterator[str]:
+    """What wandb's own files of settings say, those of the folder first."""
+    here = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
+    of_user = Path(os.environ.get("WANDB_CONFIG_DIR") or expanded("~/.config/wandb"))
+    for file in (here / "settings", of_user / "settings"):
+        settings = configparser.ConfigParser(interpolation=None)
+        try:
+            settings.read(file, encoding="utf-8")
+        except (OSError, ValueError, configparser.Error):
+            continue
+        yield settings.get("default", "mode", fallback="")
+
+
+def _wandb_server() -> str:
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def _answers(address: str, seconds: float) -> bool:
+    """Whether a server says anything, also through a proxy, within so many seconds."""
+    said = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(address, timeout=seconds).close()
+        except urllib.error.HTTPError:
+            said.append(True)  # a refusal is an answer
+        except (OSError, ValueError, http.client.HTTPException):
+            pass
+        else:
+            said.append(True)
+
+    # In a thread, because no limit of ours holds for the look-up of a name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(said)
 
 
 def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    host = _wandb_server().split("//")[-1].split("/")[0]
     file = Path(expanded(os.environ.get("NETRC") or "~/.netrc"))
     try:
         return netrc.netrc(file).authenticators(host) is not None
@@ -69,9 +118,14 @@ class _Sink(Protocol):
 
 
 class _Wandb:
-    """Weights & Biases; `id` is that of the run, to be given when it continues."""
+    """Weights & Biases; `id` is that of the run, to be given when it continues.
+
+    Attributes:
+        status: how it stands, in words.
+    """
 
     name = "wandb"
+    ANSWER, LOGIN = 4.0, 8.0  # seconds that the server has to answer at all, and to take the run
 
     def __init__(
         self,
@@ -84,17 +138,30 @@ class _Wandb:
     ) -> None:
         import wandb
 
-        self._wandb = wandb
-        self._run = wandb.init(
-            mode=mode,
-            project=project,
-            name=name,
-            dir=str(folder),
-            config=config,
-            id=run_id,
-            resume="allow" if run_id else None,
-            settings=wandb.Settings(silent=True, console="off", disable_git=True),
-        )
+        def begin(mode: str) -> Any:
+            return wandb.init(
+                mode=mode,
+                project=project,
+                name=name,
+                dir=str(folder),
+                config=config,
+                id=run_id,
+                resume="allow" if run_id else None,
+                settings=wandb.Settings(
+                    silent=True, console="off", disable_git=True, init_timeout=self.LOGIN
+                ),
+            )
+
+        self._wandb, self.status = wandb, mode
+        try:
+            if mode == "online" and not _answers(_wandb_server(), self.ANSWER):
+                raise ConnectionError(f"{_wandb_server()} does not answer")
+            self._run = begin(mode)
+        except Exception as error:  # of many kinds; a night's numbers are not lost for want of it
+            if mode != "online":
+                raise
+            self.status = f"offline ({' '.join(str(error).split())}); `wandb sync` sends it later"
+            self._run = begin("offline")
         self.id = self._run.id
 
     def log(self, row: dict[str, Any], step: int) -> None:
@@ -187,7 +254,8 @@ class Tracker:
         self.status = {"wandb": mode}
         if mode != "disabled":
             opened = self._open("wandb", _Wandb, mode, project, name, folder, config, run_id)
-            self.run_id = opened.id if opened else run_id
+            if opened:
+                self.run_id, self.status["wandb"] = opened.id, opened.status
         if tensorboard:
             self.status["tensorboard"] = str(folder / "tensorboard")
             self._open("tensorboard", _TensorBoard, folder, config, continued_at)

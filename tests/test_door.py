@@ -1,0 +1,180 @@
+"""What every command does first: threads, and output that cannot be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import ROOT, run_python
+
+import door
+import machine
+
+# --- threads --------------------------------------------------------------------------------------
+
+NAMES = (*door.WAITING, "OMP_NUM_THREADS")
+COMMANDS = {
+    "train": "train.py --dataset emoji",
+    "evaluate": "evaluate.py --resume x",
+    "report": "report.py x",
+    "net": "-m net export x --onnx y",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"KMP_BLOCKTIME": "7"}])
+def test_threads_are_settled_before_torch_is_loaded_unless_the_user_has(command, own, tmp_path):
+    told = f"import os; print({{n: os.environ[n] for n in {NAMES} if n in os.environ}}, flush=True)"
+    (tmp_path / "torch.py").write_text(f"{told}; os._exit(7)")
+    known = {k: v for k, v in os.environ.items() if k not in NAMES} | {"OMP_NUM_THREADS": "3"}
+    done = subprocess.run(
+        [sys.executable, *COMMANDS[command].split()],
+        cwd=ROOT,
+        env={**known, **own, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    settled = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": door.BRIEFLY}
+    assert done.returncode == 7, done.stderr
+    assert eval(done.stdout) == {**(own or settled), "OMP_NUM_THREADS": "3"}
+
+
+def test_threads_are_no_more_than_the_cores_there_are(monkeypatch):
+    monkeypatch.setattr(door, "cores", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    environment = {"GOMP_SPINCOUNT": "5"}
+    door.settle_threads(environment)
+    assert environment == {"GOMP_SPINCOUNT": "5", "OMP_NUM_THREADS": "3"}
+    environment = {"OMP_NUM_THREADS": "9"}
+    door.settle_threads(environment)
+    assert environment["OMP_NUM_THREADS"] == "9"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/job/step", {"job/cpu.max": "300000 100000", "job/step/cpu.max": "max 100000"}, 3),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "10000 100000"}, 1),
+        ("3:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "400000", "cpu/cpu.cfs_period_us": "1e5"}, 8),
+        ("3:cpu,cpuacct:/", {"cpu/cpu.cfs_quota_us": "400", "cpu/cpu.cfs_period_us": "100"}, 4),
+        ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("3:memory:/", {"cpu.max": "100000 100000"}, 8),
+    ],
+)
+def test_a_containers_share_counts(groups, files, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"{groups}\n")
+    for name, text in files.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n")
+    assert machine.cores(tmp_path) == expected
+
+
+def test_cores_are_those_that_the_process_is_bound_to(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5}, raising=False)
+    assert machine.cores() == 1
+
+
+# --- output that cannot be written ----------------------------------------------------------------
+
+
+def training(images: Path, logs: Path, **how: object) -> subprocess.Popen[str]:
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(logs)]
+    return subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *command, "--epochs", "2", "--name", "run"],
+        text=True,
+        stderr=subprocess.PIPE,
+        **how,
+    )
+
+
+def test_training_goes_on_when_its_reader_goes_away(images, tmp_path):
+    run = training(images, tmp_path, stdout=subprocess.PIPE)
+    assert run.stdout.readline()
+    run.stdout.close()
+    assert (run.stderr.read(), run.wait(100)) == ("", 0)
+    assert len(tiny.metrics_rows(tmp_path / "run")) == 2
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_training_goes_on_when_the_disk_under_its_output_is_full(images, tmp_path):
+    with Path("/dev/full").open("w") as full:
+        run = training(images, tmp_path, stdout=full)
+        said = run.stderr.read()
+    assert run.wait(100) == 0 and said.count("\n") == 1
+    assert "what is printed is lost from here on (No space left on device)" in said
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+def check(words: str = "-m dataset check emoji", **how: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words.split()], cwd=ROOT, text=True, stderr=subprocess.PIPE, **how
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_an_answer_that_is_lost_is_an_error():
+    with Path("/dev/full").open("w") as full:
+        done = check(stdout=full)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: not all of the output could be written")
+
+
+def test_a_reader_who_has_seen_enough_is_none():
+    read, write = os.pipe()
+    os.close(read)
+    done = check(stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_closed_output_is_not_given_to_the_next_file(tmp_path):
+    code = "import door, os, sys; door.enter(); os._exit(os.open(sys.argv[1], os.O_CREAT))"
+    done = run_python("-c", f"import os; [os.close(n) for n in (0, 1)]; {code}", tmp_path / "file")
+    assert done.returncode > 2
+
+
+def test_where_it_does_not_run_it_says_so():
+    code = "import sys; sys.modules['fcntl'] = None; import door; door.enter()"
+    done = run_python("-c", code)
+    assert done.returncode == 2 and done.stderr.startswith("error: this runs on Linux and macOS")
+    assert "WSL" in done.stderr and done.stderr.count("\n") == 1
+
+
+# --- make -----------------------------------------------------------------------------------------
+
+PYTHON = """#!/bin/sh
+[ "$1" = -m ] && [ "$2" = venv ] || exit 0
+mkdir -p .venv/bin && printf '#!/bin/sh\\nexit %s\\n' {pip} > .venv/bin/python
+chmod +x .venv/bin/python
+exit {status}
+"""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("able", [True, False])
+def test_make_begins_again_after_a_start_without_pip(able, tmp_path):
+    for name in ("Makefile", "requirements.txt", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    python = tmp_path / "python"
+    python.write_text(PYTHON.format(pip=0 if able else 1, status=0 if able else 1))
+    python.chmod(0o755)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    left = tmp_path / ".venv/bin/python"  # as it is left where python3-venv is missing: without pip
+    left.write_text("#!/bin/sh\nexit 1\n")
+    left.chmod(0o755)
+    command = ["make", ".venv/.run", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode == 0) == able, done.stderr
+    assert (tmp_path / ".venv/.run").exists() == able
+    assert ("python3-venv" in done.stdout) != able
