@@ -187,7 +187,8 @@ def test_a_run_of_an_older_version_is_found_and_goes_on_as_it_was(images, tmp_pa
         kept["given"] = sorted(said)
     torch.save(state, older / "last.pth")
     (older / "args.json").write_text(json.dumps(args))
-    (older / "results.json").unlink()
+    for name in ("results.json", "checksums.json"):
+        (older / name).unlink()
     capsys.readouterr()
     tiny.run(images, tmp_path / "older", "run", words)
     assert [path.name for path in (tmp_path / "older").iterdir()] == ["run"]
