@@ -271,7 +271,7 @@ def test_page_names_the_run_that_says_whether_the_method_was_worth_it(images, tm
     ("flags", "words", "plain"),
     [
         ("--loss AMLoss --sec_wei 0.5", "SEC", "--loss AMLoss"),
-        ("--introspective --disent True", "DDML and IDML", ""),
+        ("--introspective --disent True", "DDML and IDML", "--model resnet50"),
         (
             "--loss MarginLoss --nb-clusters 2 --batch-sampler adaptbalanced "
             "--small-class-action sample_other",
