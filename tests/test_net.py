@@ -816,6 +816,20 @@ def test_running_statistics_follow_the_momentum(described: dict, momentum: float
     assert read.bn_momentum == momentum
 
 
+def test_a_backbone_of_your_own_keeps_the_momentum_it_is_built_with(
+    mine: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Normed(Mine):
+        def __init__(self, stem: str, width: float) -> None:
+            super().__init__(stem, width)
+            self.norm = torch.nn.BatchNorm2d(8, momentum=0.01)
+
+    record = backbones.Backbone("mine", Normed)
+    monkeypatch.setattr(sys.modules["net.mine"], "BACKBONES", (record,))
+    assert net.build(mine).model.norm.momentum == 0.01
+    assert net.build(replace(mine, bn_momentum=0.5)).model.norm.momentum == 0.5
+
+
 def test_checkpoints_that_say_no_momentum_had_that_of_torch() -> None:
     network = tiny(model="bn_inception", width=1.0)
     described = network.description()
@@ -841,6 +855,21 @@ def weights_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pat
     monkeypatch.setattr(weights, "WEIGHTS_FOLDER", folder)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(cache_folder))
     return folder, cache_folder / "checkpoints"
+
+
+def test_imagenet_weights_are_found_in_pretrained_models(
+    weights_places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Where the spherical-embedding code has them; data/weights comes first."""
+    name = "bn_inception-52deb4733.pth"
+    theirs = tmp_path / "pretrained_models" / name
+    theirs.parent.mkdir()
+    theirs.touch()
+    backbone = backbones.find_backbone("bn_inception")
+    assert weights.imagenet_file(backbone).resolve() == theirs
+    weights_places[0].mkdir()
+    (weights_places[0] / name).touch()
+    assert weights.imagenet_file(backbone) == weights_places[0] / name
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, model: str, file: Path) -> None:
