@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 
 from machine import cores
-from utils import InputError, sentence_errors
+from utils import InputError, sentence_errors, speak_to_any_terminal
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How OpenMP's threads wait: for any runtime, for GNU's (torch on Linux), LLVM's (macOS)."""
@@ -35,6 +35,7 @@ def enter() -> None:
         _need_unix()
     _open_closed_streams()
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
+    speak_to_any_terminal()
     settle_threads(os.environ)
     # What torch's C++ says of lost connections, with its stack, is said in sentences here.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

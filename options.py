@@ -58,7 +58,6 @@ from utils import (
     close_names,
     decoded,
     say,
-    speak_to_any_terminal,
     terminal_width,
 )
 
@@ -463,8 +462,6 @@ def _parse(
         parser.add_argument(
             positional, nargs="*", type=expanded, default=[], metavar="RUN", help="run folders"
         )
-    if argv is None:  # this is a command that somebody has typed
-        speak_to_any_terminal()
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         given, unknown = parser.parse_known_args(list(_expanded(words)))
@@ -791,6 +788,13 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
                 f"{entry.spellings[0]} cannot be; args.json or its checkpoint is damaged, so use "
                 "another copy"
             )
+    recipe, given = stored.get("recipe"), stored.get("given", [])
+    words = [*given, recipe or ""] if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(word, str) for word in words):
+        raise InputError(
+            "the flags that the run was given are no words; args.json or its checkpoint is "
+            "damaged, so use another copy"
+        )
     unknown_then = {
         **{
             entry.dest: entry.default if entry.before is AS_TODAY else entry.before

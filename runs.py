@@ -36,6 +36,7 @@ import numpy as np
 from machine import home
 from processes import main_only
 from utils import (
+    DamagedError,
     InputError,
     as_json,
     as_table,
@@ -163,6 +164,20 @@ class RunFolder:
         for left_over in self.path.glob(".*.tmp"):
             with contextlib.suppress(OSError):
                 left_over.unlink()
+
+    def begin(self, args: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Writes what a new run begins with, and holds the folder.
+
+        Raises:
+            InputError: the disk takes no files; then the folder is gone again.
+        """
+        try:
+            self.write_args(args)
+            self.write_environment(environment)
+        except InputError:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
+        self.hold()
 
     @property
     def is_finished(self) -> bool:
@@ -388,7 +403,8 @@ class TextFiles:
         """The content of a file; one without a checksum, of an older version, is read as it is.
 
         Raises:
-            InputError: it cannot be read, or is not as it was written.
+            InputError: it cannot be read.
+            DamagedError: it is not as it was written.
         """
         path = self.folder / name
         for _ in range(self.LOOKS):
@@ -399,7 +415,7 @@ class TextFiles:
             noted = self._noted().get(name)
             if noted is None or digest(content) in noted:
                 return content
-        raise InputError(
+        raise DamagedError(
             f"{path} is not as the run wrote it (its checksum differs), so it is damaged; use "
             f"another copy of it, or, if you have changed it yourself, delete {self.NOTES} beside "
             "it"
@@ -624,6 +640,9 @@ def load_checkpoint(path: str | Path) -> dict:
         for name, kinds in KINDS.items():
             if name in content and not isinstance(content[name], kinds):
                 raise ValueError(f"its {name} is a {type(content[name]).__name__}")
+        for title, numbers in content.get("metrics", {}).items():
+            if not all(isinstance(value, int | float) for value in numbers.values()):
+                raise ValueError(f"its metrics of {title} are no numbers")
     if content.get("format", FORMAT) > FORMAT:
         raise InputError(
             f"checkpoint {path} has format {content['format']}, newer than {FORMAT}, which this "

@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import csv
 import difflib
+import errno
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,14 +34,42 @@ class InputError(Exception):
     """Bad input: a sentence that says what is wrong, where, and what to do; exit status 2."""
 
 
+class DamagedError(InputError):
+    """A file is not as it was written, or cannot be what it should be."""
+
+
 @contextlib.contextmanager
 def sentence_errors() -> Iterator[None]:
     """Turns `InputError` into its sentence on standard error and exit status 2."""
     try:
         yield
     except InputError as error:
-        say(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(str(error))
+    except (OSError, RuntimeError) as error:
+        if not _out_of_files(error):
+            raise
+        # What is only half there complains once more when it is put away.
+        sys.unraisablehook = lambda _: None
+        _end(
+            "this process may not open more files or processes; raise the limit (ulimit -n 4096), "
+            "or use fewer --workers"
+        )
+
+
+def _end(sentence: str) -> NoReturn:
+    say(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _out_of_files(error: BaseException | None) -> bool:
+    """Whether the limit on open files is behind an error; torch wraps it into one of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        if "Too many open files" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def plain_number(value: float, digits: int) -> str:
@@ -61,6 +90,9 @@ def damage_in_words(what: str, advice: str) -> Iterator[None]:
 
     Args:
         what: which file it is. advice: what to do about it.
+
+    Raises:
+        DamagedError: something went wrong, other than an `InputError`.
     """
     try:
         yield
@@ -68,7 +100,7 @@ def damage_in_words(what: str, advice: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
+        raise DamagedError(
             f"{what} is damaged, or not such a file ({lines[0][:160]}); {advice}"
         ) from error
 
@@ -183,6 +215,7 @@ def digest(content: bytes) -> str:
 
 _SEAL = b"checksum blake2b-128 "
 _SEAL_LENGTH = len(_SEAL) + 32
+_ARCHIVE_BEGIN = b"PK\x03\x04"
 _ARCHIVE_END = b"PK\x05\x06"  # 22 bytes, the last two of which are the length of the comment
 _LONGEST_TAIL = 22 + 2**16 - 1
 
@@ -213,18 +246,21 @@ def check_archive(file: BinaryIO, what: str) -> None:
         what: the file, in the error.
 
     Raises:
-        InputError: its bytes are not those that were written.
+        DamagedError: its bytes are not those that were written, or its end is missing.
     """
+    begins_well = file.read(4) == _ARCHIVE_BEGIN
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _LONGEST_TAIL))
     tail = file.read()
     end = tail.rfind(_ARCHIVE_END)
     comment = int.from_bytes(tail[end + 20 : end + 22], "little") if end >= 0 else 0
+    if begins_well and end < 0:
+        raise DamagedError(f"{what} cannot be read, because its end is missing; copy it again")
     # One of its two traces remains, whichever byte is damaged.
     if _SEAL in tail or comment == _SEAL_LENGTH:
         end = max(0, size - _SEAL_LENGTH)
         if tail[-_SEAL_LENGTH:] != _SEAL + _digest_of(file, end):
-            raise InputError(
+            raise DamagedError(
                 f"{what} is not as it was written (its checksum differs), so it is damaged; use "
                 "another copy of it, or make it again"
             )
@@ -294,7 +330,7 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch reports damage through a dozen unrelated types
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise InputError(
+            raise DamagedError(
                 f"{what} {path} cannot be read safely as tensors ({first_line[:160]}); "
                 "it is damaged, or not a file of weights: save it again or choose another"
             ) from error
@@ -445,7 +481,7 @@ def plain(text: str) -> str:
 def speak_to_any_terminal() -> None:
     """Makes a command survive names and signs that the terminal has no letters for.
 
-    Every front door calls it before it says a word. Where a terminal speaks ASCII or Latin-1 only,
+    Where a terminal speaks ASCII or Latin-1 only,
     "…" becomes "..." and what has no such neighbour its escape; warnings are escaped as `say` does.
     """
     codecs.register_error("plain", _in_plain_letters)

@@ -90,6 +90,10 @@ class Criterion(nn.Module):
         """What is learnt for each class, by its name in the singular: (C,), detached."""
         return {}
 
+    def cost(self) -> str:
+        """What a step costs on this machine beside the network, in words, where it is long."""
+        return ""
+
     def _report(self, **terms: Tensor) -> None:
         self.terms = {name: value.detach() for name, value in terms.items()}
 

@@ -103,6 +103,10 @@ class Objective(Criterion):
         parts = self.parts.values()
         return [group for part in parts for group in part.criterion.parameter_groups(lr)]
 
+    def cost(self) -> str:
+        """What the terms cost."""
+        return "; ".join(filter(None, (part.criterion.cost() for part in self.parts.values())))
+
     def class_values(self) -> dict[str, Tensor]:
         """What the terms learn for each class."""
         parts = self.parts.values()

@@ -14,7 +14,7 @@ from dataset.check import run
 from dataset.download import SOURCES, download
 from dataset.own import EVAL_CLASSES, SEED, OwnData
 from machine import expanded
-from utils import InputError, say, sentence_errors, speak_to_any_terminal
+from utils import InputError, say, sentence_errors
 
 _TO_STDOUT = "-"
 
@@ -89,7 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: with status 2 and one sentence for bad input, 0 for --help.
     """
-    speak_to_any_terminal()
     args = _parser().parse_args(argv)
     with sentence_errors(), door.answering():
         if args.command == "check":

@@ -166,6 +166,9 @@ def _load(task: _Task, images: ImageSet) -> _Shard | None:
         length = task.pixels.stat().st_size
     except (OSError, KeyError, InputError):
         return None
+    fits = shapes.shape == (task.stop - task.first, 2) and shapes.dtype.kind in "iu"
+    if not fits or (shapes < 0).any() or checksum.shape or checksum.dtype.kind not in "iu":
+        return None
     if not np.array_equal(stamps, _stamps(images, task.first, task.stop)):
         return None
     shard = _Shard(task.pixels, shapes, int(checksum))

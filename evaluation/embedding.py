@@ -18,6 +18,7 @@ from dataset.base import ImageSet
 from dataset.loader import eval_loader
 from devices import Precision
 from evaluation.tasks import Task
+from utils import printable
 
 if TYPE_CHECKING:
     from net import EmbeddingNet
@@ -129,7 +130,9 @@ def _embed(
         **vars(viewing),
     )
     parts, total = [], min(len(loader) * size, len(images))
-    with tqdm(total=total, desc=title, unit="img", leave=False, disable=_no_bars()) as bar:
+    with tqdm(
+        total=total, desc=printable(title), unit="img", leave=False, disable=_no_bars()
+    ) as bar:
         for batch in loader:
             with precision.autocast():
                 parts.append(represent(batch.images).float())
@@ -161,7 +164,9 @@ def _no_bars() -> bool | None:
 def progress_bar(title: str) -> Iterator[metrics.Progress]:
     """A bar for work that tells which share of it is done, in 0..1; nothing off a terminal."""
     look = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with tqdm(total=1.0, desc=title, bar_format=look, leave=False, disable=_no_bars()) as bar:
+    with tqdm(
+        total=1.0, desc=printable(title), bar_format=look, leave=False, disable=_no_bars()
+    ) as bar:
         yield lambda share: bar.update(share - bar.n)
 
 

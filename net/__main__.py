@@ -11,7 +11,7 @@ from pathlib import Path
 
 import door
 from machine import expanded
-from utils import InputError, say, sentence_errors, speak_to_any_terminal
+from utils import InputError, say, sentence_errors
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with status 2 and one sentence for bad input, 0 for --help.
     """
-    speak_to_any_terminal()
     args = _parser().parse_args(argv)
     with sentence_errors(), door.answering():
         export(args)

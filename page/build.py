@@ -147,7 +147,9 @@ def _short(runs: Sequence[Explained]) -> str:
 
 def _setup(run: Explained, several: bool) -> str:
     record, args = run.record, run.record.args
-    given = "\n".join(f"--{name.replace('_', '-')} {args.get(name)}" for name in args["given"])
+    given = "\n".join(
+        f"--{name.replace('_', '-')} {args.get(name)}" for name in args.get("given", [])
+    )
     kept = record.environment.get("command")
     command = f"python {kept}" if kept else f"# the command was not kept; its flags:\n{given}"
     everything = "\n".join(f"{k} = {v}" for k, v in sorted(args.items()) if k != "given")

@@ -16,7 +16,7 @@ from page.findings import Search
 from page.map import embedding_map
 from page.records import Numbers, Published, Record
 from runs import load_checkpoint
-from utils import InputError
+from utils import DamagedError, InputError
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,13 @@ def explain(
         embeddings: a file of `evaluate.py --export`, instead of the network's.
 
     Raises:
-        InputError: what was asked for by name is not there.
+        InputError: what was asked for by name is not there, or a file of the run is damaged.
     """
     try:
         best = source.open_best(record, gpu_id)
         search = Search(source.judge(best, embeddings), seed)
+    except DamagedError:
+        raise
     except InputError as error:
         if embeddings is not None:
             raise

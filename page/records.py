@@ -111,9 +111,11 @@ def read(path: str | Path) -> Record:
     if not (path / "args.json").is_file():
         raise InputError(f"{path} is no run folder: there is no args.json; give logs/NAME")
     folder = RunFolder(path)
+    args = folder.read_args()
+    options.kept(args)  # its values are what options can be
     return Record(
         path,
-        folder.read_args(),
+        args,
         _environment(folder),
         [_numbers(row) for row in folder.metrics.rows()],
         _outcome(folder),

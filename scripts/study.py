@@ -42,14 +42,16 @@ METRICS = ("R@1", "R@8", "RP", "MAP@R", "NMI")
 
 EPOCHS = 5
 NETWORK = "--dataset emoji --model bn_inception --image-size 32 --stem imagenet"
+# What was measured; it was torch's before the flag was there, and the released network has 0.9.
+MOMENTUM = "--bn-momentum 0.1"
 START = (
     f"{NETWORK} --loss pml:NormalizedSoftmaxLoss --batch-size 120 --lr 2e-3 --weight-decay 0.05 "
     "--decay-vectors 0 --schedule constant --warm 0 --epochs 40 --eval-every 40 --val-fold 0 "
-    "--no-test --metrics retrieval"
+    f"--no-test --metrics retrieval {MOMENTUM}"
 )
 SHARED = (
     f"{NETWORK} --pretrained {{start}} --embedding-size 512 --pooling avg+max --head-init kaiming "
-    "--head-norm 0 --bn-freeze 0 --batch-size 60 "
+    f"--head-norm 0 --bn-freeze 0 {MOMENTUM} --batch-size 60 "
     f"--epochs {EPOCHS} --eval-every {EPOCHS} --warm 1 "
     "--optimizer adamw --weight-decay 1e-4 --decay-vectors 0 --decay-biases 0 --schedule cosine "
     "--clip 10"

@@ -102,6 +102,7 @@ METHODS = {
         f"library {loss}": f"--loss {loss} --lr 1e-3"
         for loss in "Proxy_NCA MS Contrastive Triplet NPair SoftTriple Circle Margin".split()
     },
+    "circle loss of amloss": "--loss CircleLoss --IPC 3",
     "pml": "--loss pml:NormalizedSoftmaxLoss --loss-args temperature=0.1",
     "pml pairs": "--loss pml:ContrastiveLoss --IPC 3",
     # divide and conquer's losses
@@ -113,6 +114,7 @@ METHODS = {
     },
     "triplet": "--loss TripletLoss --IPC 3 --lr 1e-3",
     "triplet mined": "--loss TripletLoss --IPC 3 --lr 1e-3 --sampler EPSHN --soft-loss",
+    "triplet earlier": "--loss TripletLoss --IPC 3 --lr 1e-3 --mining earlier",
     "triplet all": "--loss TripletAllLoss --IPC 3 --lr 1e-3 --margin 0.1",
     "triplet semihard": "--loss TripletSemihardLoss --IPC 3 --lr 1e-3 --soft-loss",
     "npairs": "--loss NPairsLoss --IPC 2 --lr 1e-3 --lr-alpha 0.1",
@@ -145,6 +147,7 @@ METHODS = {
     "warm none": "--loss AMLoss --warm 0",
     "warm 3": "--loss AMLoss --warm 3 --bn-freeze 1",
     **{f"bn-freeze {kind}": f"--bn-freeze {kind}" for kind in ("1", "affine", "statistics")},
+    "bn-momentum": "--bn-momentum 0.5",
     "cosine": "--loss AMLoss --schedule cosine --epochs 6",
     "cosine steps": "--loss AMLoss --schedule cosine --steps 18",
     "milestones": "--loss AMLoss --schedule milestones --milestones 6 14 --lr-decay-gamma 0.1",
@@ -154,6 +157,7 @@ METHODS = {
     "decay": "--decay-vectors 0 --decay-biases 1 --weight-decay 1e-2 --lr_p 1e-5 --clip 0.01",
     # batches and selection
     "images per class": "--loss AMLoss --IPC 3",
+    "images per class repeated": "--loss AMLoss --IPC 3 --IPC-repeat 1",
     "validation": "--loss AMLoss --val-classes 0.25",
     "no test": "--loss AMLoss --val-classes 0.25 --no-test",
     "evaluations": "--eval-steps 3 --save-every 4 --keep 2",

@@ -582,6 +582,8 @@ def test_spherical_constraint_keeps_a_running_mean():
     torch.testing.assert_close(constraint.terms["sec"] * 2, first.detach())
     constraint(3 * embeddings)
     torch.testing.assert_close(constraint.norm_mean, 1.5 * norms.mean())
+    torch.testing.assert_close(constraint.terms["norm_ema"], 1.5 * norms.mean())
+    torch.testing.assert_close(constraint.terms["norm_mean"], 3 * norms.mean())
     constraint.eval()
     constraint(embeddings)
     torch.testing.assert_close(constraint.norm_mean, 1.5 * norms.mean())

@@ -843,6 +843,21 @@ def weights_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pat
     return folder, cache_folder / "checkpoints"
 
 
+def test_imagenet_weights_are_found_in_pretrained_models(
+    weights_places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Where the spherical-embedding code has them; data/weights comes first."""
+    name = "bn_inception-52deb4733.pth"
+    theirs = tmp_path / "pretrained_models" / name
+    theirs.parent.mkdir()
+    theirs.touch()
+    backbone = backbones.find_backbone("bn_inception")
+    assert weights.imagenet_file(backbone).resolve() == theirs
+    weights_places[0].mkdir()
+    (weights_places[0] / name).touch()
+    assert weights.imagenet_file(backbone) == weights_places[0] / name
+
+
 def serve(monkeypatch: pytest.MonkeyPatch, model: str, file: Path) -> None:
     """Lets a file stand where the ImageNet weights of a ResNet are downloaded from."""
     records = [

@@ -462,6 +462,14 @@ AMLOSS_RESNET = """
 --gpu-id 0 --loss AMLoss --model resnet50 --embedding-size 512 --batch-size 180 --lr 6e-4
 --dataset SOP --warm 5 --bn-freeze 0 --lr-decay-step 10 --lr-decay-gamma 0.5 --epoch 60
 """
+AMLOSS_FEW = """
+--gpu-id 0 --loss AMLoss --model resnet50 --embedding-size 512 --batch-size 120 --lr 1e-4
+--dataset cub --warm 5 --bn-freeze 1 --lr-decay-step 10 --alphap 48 --alphan 48
+"""
+AMLOSS_SOP = """
+--gpu-id 0 --loss AMLoss --model bn_inception --embedding-size 512 --batch-size 180 --lr 6e-4
+--dataset SOP --warm 1 --bn-freeze 0 --lr-decay-step 20 --lr-decay-gamma 0.25
+"""
 DDML = """
 --gpu-id 0 --loss Proxy_Anchor --model bn_inception --embedding-size 512 --batch-size 180 --lr 1e-4
 --dataset car --warm 1 --bn-freeze 1 --lr-decay-step 20 --disent True --al 1.0 --be 0.1 --gam 0.001
@@ -485,7 +493,12 @@ DIVIDE = """
     [
         (PROXY_ANCHOR, "proxy_anchor_sop_bn_inception", set()),
         (AMLOSS, "amloss_cub_bn_inception", set()),
+        (AMLOSS.replace("dataset cub", "dataset cars"), "amloss_cars_bn_inception", set()),
+        (AMLOSS_FEW, "amloss_cub_resnet50", set()),
+        (AMLOSS_FEW.replace("dataset cub", "dataset cars"), "amloss_cars_resnet50", set()),
+        (AMLOSS_SOP, "amloss_sop_bn_inception", set()),
         (AMLOSS_RESNET, "amloss_sop_resnet50", set()),
+        (AMLOSS_RESNET.replace("dataset SOP", "dataset Inshop"), "amloss_inshop_resnet50", set()),
         (DDML, "ddml_cars_bn_inception", set()),
         (IDML, "idml_sop_resnet50", {"introspective", "mixup"}),
         (SEC, "sec_cub_triplet_plain", set()),

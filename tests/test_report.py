@@ -271,7 +271,7 @@ def test_page_names_the_run_that_says_whether_the_method_was_worth_it(images, tm
     ("flags", "words", "plain"),
     [
         ("--loss AMLoss --sec_wei 0.5", "SEC", "--loss AMLoss"),
-        ("--introspective --disent True", "DDML and IDML", ""),
+        ("--introspective --disent True", "DDML and IDML", "--model resnet50 --batch-size 180"),
         (
             "--loss MarginLoss --nb-clusters 2 --batch-sampler adaptbalanced "
             "--small-class-action sample_other",
@@ -599,7 +599,7 @@ def test_metrics_that_are_undefined_are_left_out(logs, tmp_path):
     outcome = json.loads((tmp_path / "run" / "results.json").read_text())
     (numbers,) = outcome["results"].values()
     numbers |= {"MAP@R": None, "F1": float("nan")}
-    (tmp_path / "run" / "results.json").write_text(json.dumps(outcome))
+    tiny.edit(tmp_path / "run" / "results.json", **outcome)
     (shown,) = records.read(tmp_path / "run").results.values()
     assert shown.keys() == numbers.keys() - {"MAP@R", "F1"}
     table = report.make([tmp_path / "run"]).read_text().split('id="results"')[1]
@@ -719,9 +719,7 @@ def test_every_recipe_tells_its_published_number(path):
 
 def test_published_number_and_changed_flags_are_on_the_page(logs, tmp_path):
     shutil.copytree(logs / "first", tmp_path / "run")
-    args = json.loads((tmp_path / "run" / "args.json").read_text())
-    args["recipe"] = "@recipes/amloss_cub_bn_inception.txt"[1:]
-    (tmp_path / "run" / "args.json").write_text(json.dumps(args))
+    tiny.edit(tmp_path / "run" / "args.json", recipe="recipes/amloss_cub_bn_inception.txt")
     content = report.make([tmp_path / "run"]).read_text()
     assert (
         "published: amloss_cub_bn_inception" in content and "is published with R@1 69.0" in content
@@ -961,9 +959,8 @@ def test_compare_lists_runs_of_another_version_and_leaves_out_damaged_ones(
 ):
     shutil.copytree(logs / "first", tmp_path / "first")
     shutil.copytree(logs / "other", tmp_path / "later")
-    args = json.loads((tmp_path / "later" / "args.json").read_text())
     later = {"loss": "OfAnotherVersion", "dataset": "moon", "model": "net9", "its_weight": 3.0}
-    (tmp_path / "later" / "args.json").write_text(json.dumps(args | later))
+    tiny.edit(tmp_path / "later" / "args.json", **later)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "args.json").write_text("{")
     compare(tmp_path)
@@ -975,8 +972,7 @@ def test_compare_lists_runs_of_another_version_and_leaves_out_damaged_ones(
 def test_a_seed_with_tensorboard_is_averaged_with_one_without(logs, tmp_path, capsys):
     for name, seed, tensorboard in (("a", 1, False), ("b", 2, True)):
         shutil.copytree(logs / "first", tmp_path / name)
-        args = json.loads((tmp_path / name / "args.json").read_text())
-        args |= {"seed": seed, "tensorboard": tensorboard, "name": name}
-        (tmp_path / name / "args.json").write_text(json.dumps(args))
+        changed = {"seed": seed, "tensorboard": tensorboard, "name": name}
+        tiny.edit(tmp_path / name / "args.json", **changed)
     compare(tmp_path)
     assert "mean of 2 seeds" in capsys.readouterr().out

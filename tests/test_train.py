@@ -37,6 +37,7 @@ def run_folder(session_workdir: Path) -> Path:
 def test_run_folder_holds_all_there_is_to_know(run_folder):
     assert files_in(run_folder) == [
         "args.json",
+        "checksums.json",
         "classes.npz",
         "emoji_resnet18_best.pth",
         "environment.json",
@@ -182,11 +183,11 @@ def test_bad_input_is_one_sentence_and_status_2(flags, words, workdir):
     ("flags", "words"),
     [
         ("--resume nowhere.pth", ["nowhere.pth", "does not exist"]),
-        ("--resume {text.parent}", ["notes.pth", "cannot be read"]),
+        ("--resume {text.parent}", ["cut.pth", "cannot be read"]),
         ("--resume {best} --model resnet34", ["resnet34"]),
         ("--resume {best} --embedding-size 32", ["16", "32"]),
         ("--resume {text}", ["notes.pth", "cannot be read"]),
-        ("--resume {cut}", ["cut.pth", "cannot be read"]),
+        ("--resume {cut}", ["cut.pth", "cannot be read", "its end is missing"]),
         ("--resume {best} --ks 5000", ["5000"]),
         ("--resume {best} --json /proc/nowhere/n.json", ["/proc/nowhere"]),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import train
 __all__ = [
     "NETWORK",
     "best_checkpoint",
+    "edit",
     "metrics_rows",
     "parse",
     "prepare",
@@ -52,6 +54,12 @@ def run(root: Path, logs: Path, name: str, flags: str = "") -> Path:
 def resume(folder: Path, flags: str) -> None:
     """Continues a run as `train.py --resume-run FOLDER FLAGS` does."""
     train.main(options.parse_train(["--resume-run", str(folder), *flags.split()]))
+
+
+def edit(file: Path, **changes: Any) -> None:
+    """Changes entries of a run's JSON file by hand, as somebody may who accepts it unchecked."""
+    (file.parent / "checksums.json").unlink(missing_ok=True)
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def metrics_rows(folder: Path) -> list[dict[str, str]]:

@@ -210,7 +210,36 @@ class Optimisers:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continues from `state_dict()`."""
+        """Continues from `state_dict()`.
+
+        Raises:
+            ValueError: it is of other parameters.
+        """
         for optimiser, content in zip(self.optimisers, state["optimisers"], strict=True):
+            groups = zip(optimiser.param_groups, content["param_groups"], strict=True)
+            if not all(_is_like(stored, own) for own, stored in groups):
+                raise ValueError("its parameter groups are others")
             optimiser.load_state_dict(content)
+            for parameter, kept in optimiser.state.items():
+                for name, value in kept.items():
+                    if not _fits(value, parameter):
+                        raise ValueError(f"its {name} does not fit the parameter")
         self.scaler.load_state_dict(state["scaler"])
+
+
+def _is_like(stored: dict, own: dict) -> bool:
+    """Whether a parameter group was stored by such an optimiser, of whichever version of torch."""
+    if stored.get("name") != own["name"] or not {"lr", "base_lr", "weight_decay"} <= stored.keys():
+        return False
+    numbers = (name for name, value in own.items() if type(value) in (int, float))
+    kinds = [type(stored[name]) in (int, float) for name in numbers if name in stored]
+    switches = (name for name, value in own.items() if isinstance(value, bool))
+    return all(kinds) and all(isinstance(stored.get(name, False), bool) for name in switches)
+
+
+def _fits(value: object, parameter: torch.Tensor) -> bool:
+    """Whether an optimiser can have kept this of a parameter: a number, or one for each entry."""
+    if not isinstance(value, torch.Tensor):
+        return value is None or isinstance(value, int | float)
+    sizes = ((), parameter.shape)
+    return value.layout == torch.strided and value.is_floating_point() and value.shape in sizes

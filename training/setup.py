@@ -142,6 +142,7 @@ def describe(training: Training) -> str:
         f"loss        {' + '.join([args.loss, *methods.attachments(args)])}, "
         f"{criterion:,} parameters",
         *(f"            {words}" for words in methods.notes(args)),
+        *(f"            {words}" for words in filter(None, [training.objective.cost()])),
         f"device      {device_name(precision.device)}, precision {precision.name}"
         + (f", {processes.world()} processes" if processes.world() > 1 else ""),
         f"steps       {len(loader)} per epoch of {args.batch_size} images each, "

@@ -78,9 +78,8 @@ def open_folder(
         return run, processes.from_main(partial(run.load_last, options.same_training))
     name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
     run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
-    run.write_args(training.options)
-    run.write_environment({**environment(training.precision.device), **data})
-    run.hold()
+    about = {**environment(training.precision.device), **data}
+    processes.from_main(partial(run.begin, training.options, about))
     return run, None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,8 +154,11 @@ class Training:
             self._load_state(state)
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        vars(self.clock).update(state["clock"])
-        vars(self.lap).update(state["lap"])
+        for part, name in ((self.clock, "clock"), (self.lap, "lap")):
+            stored, own = state[name], vars(part)
+            if not (stored.keys() <= own.keys() and all(alike(stored[k], own[k]) for k in stored)):
+                raise ValueError(f"its {name} is not that of a training")
+            own.update(stored)
         device = self.precision.device
         self.lap.sums = {name: total.to(device) for name, total in self.lap.sums.items()}
         self.watch.skipped = state["skipped"]
@@ -176,3 +180,32 @@ class Training:
                     "new run"
                 )
         self.network.load_state_dict(weights)
+
+
+def alike(stored: Any, own: Any) -> bool:
+    """Whether a plain value that was stored can stand where `own` stands: kind, size and range.
+
+    What `own` has not begun to hold, an empty dictionary, may hold finite numbers.
+    """
+    match own:
+        case dict() if not own:
+            return isinstance(stored, dict) and all(map(_is_number, stored.values()))
+        case dict():
+            return isinstance(stored, dict) and all(
+                name in stored and alike(stored[name], value) for name, value in own.items()
+            )
+        case list() | tuple():
+            same = isinstance(stored, list | tuple) and len(stored) == len(own)
+            return same and all(map(alike, stored, own))
+        case bool() | str() | None:
+            return type(stored) is type(own)
+    return _is_number(stored) and (isinstance(own, float) or isinstance(stored, int))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite number, and no count below zero; 0-d tensors are numbers."""
+    if isinstance(value, torch.Tensor):
+        return value.ndim == 0 and not value.is_complex()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and (isinstance(value, float) or 0 <= value < 2**63)

@@ -189,6 +189,7 @@ class _TensorBoard:
     def __init__(self, folder: Path, config: dict[str, Any], continued_at: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _quieten_threads_of("tensorboard")
         self._writer = SummaryWriter(folder / "tensorboard", purge_step=continued_at)
         if continued_at is None:
             listed = json.dumps(config, indent=2, default=str)
@@ -207,6 +208,17 @@ class _TensorBoard:
 
     def finish(self) -> None:
         self._writer.close()
+
+
+def _quieten_threads_of(package: str) -> None:
+    """Keeps a package's threads from printing tracebacks: its next call raises what ended one."""
+    before = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        if not type(ended.thread).__module__.startswith(package):
+            before(ended)
+
+    threading.excepthook = hook
 
 
 class Tracker:

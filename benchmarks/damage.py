@@ -1,0 +1,502 @@
+"""Files of a run that are damaged, one after the other: is every damage refused in a sentence?
+
+    python benchmarks/damage.py                   # 600 damages, about 20 minutes
+    python benchmarks/damage.py --damages 60 --seed 2
+
+A small run is trained, its embeddings are exported and its pictures cached. Then a copy of it is
+damaged in one file, and everything that reads this file is tried on it: continuing, evaluating,
+the page, the table of runs, exporting, `load_run`. Each either refuses with a sentence, or gives
+what it gives for the whole run; another answer is an accepted change, another error a traceback.
+
+Half of the damages are of files as they are written: bits, cuts, members and files that change
+places. The others are hostile contents in files without a checksum, as an older version wrote them.
+Such a file is believed where it makes sense ("read"), but no traceback may come of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["OMP_NUM_THREADS"] = "1"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import numpy as np
+import torch
+from PIL import Image
+from small_images import write_images
+
+import evaluate
+import options
+import page.map
+import train
+from net import load_run
+from net.__main__ import main as net_command
+from page import overview
+from page.making import make
+from utils import InputError
+
+SMALL = (
+    "--model resnet10 --width 0.125 --stem small --embedding-size 8 --image-size 32 --seed 1 "
+    "--pretrained none --batch-size 12 --workers 0 --wandb disabled --no-report --loss AMLoss "
+    "--warm 0 --epochs 2 --keep 1"
+).split()
+PATIENCE = 120  # seconds that one damage may take
+TIMED = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
+REFUSED, SAME, READ, CHANGED, TRACEBACK = "refused", "no effect", "read", "ACCEPTED", "TRACEBACK"
+OUTCOMES = (REFUSED, SAME, READ, CHANGED, TRACEBACK)
+
+# --- what reads the files -------------------------------------------------------------------------
+# Each gets the run and a folder to write into, and gives something that can be compared.
+
+
+def _continue(run: Path, out: Path, start: str = "") -> object:
+    more = ["--epochs", "3", "--wandb", "disabled", "--no-report", "--workers", "0"]
+    train.main(options.parse_train(["--resume-run", str(run / start), *more]))
+    state = torch.load(run / "last.pth", weights_only=True)["model_state_dict"]
+    rows = train.start.RunFolder(run).metrics.rows()
+    untimed = [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+    return {name: tensor.tolist() for name, tensor in state.items()}, untimed
+
+
+def _continue_older(run: Path, out: Path) -> object:
+    return _continue(run, out, next(run.glob("step_*.pth")).name)
+
+
+def _evaluate(run: Path, out: Path, *more: str) -> object:
+    words = ["--resume", str(run), "--json", str(out / "n.json"), "--metrics", "retrieval", *more]
+    evaluate.run(options.parse_evaluate(words))
+    content = json.loads((out / "n.json").read_bytes())
+    for result in content["results"]:
+        del result["checkpoint"]
+    return content
+
+
+def _evaluate_cached(run: Path, out: Path) -> object:
+    return _evaluate(run, out, *_cached(run))
+
+
+def _cached(run: Path) -> list[str]:
+    return ["--decode", "cache", "--cache-dir", str(run / "cache"), "--eval-resize", "36"]
+
+
+def _page(run: Path, out: Path) -> object:
+    return make([run], out / "page.html").read_text().replace(str(run), "")
+
+
+def _page_of_embeddings(run: Path, out: Path) -> object:
+    made = make([run], out / "page.html", embeddings=str(run / "embeddings.npz"))
+    return made.read_text().replace(str(run), "")
+
+
+def _table(run: Path, out: Path) -> object:
+    words = ["--compare", str(run.parent), "--csv", str(out / "runs.csv")]
+    overview.compare(options.parse_report([*words, "--out", str(out / "runs.html")]))
+    return (out / "runs.csv").read_text()
+
+
+def _export(run: Path, out: Path) -> object:
+    net_command(["export", str(run), "--torchscript", str(out / "net.pt")])
+    pixels = torch.linspace(0, 255, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    return torch.jit.load(out / "net.pt")(pixels).tolist()
+
+
+def _load_run(run: Path, out: Path) -> object:
+    picture = Image.fromarray(np.arange(40 * 40 * 3, dtype=np.uint8).reshape(40, 40, 3))
+    return load_run(run)([picture]).tolist()
+
+
+READERS: dict[str, tuple[Callable[[Path, Path], object], ...]] = {
+    "last.pth": (_continue, _page),
+    "step_*.pth": (_continue_older,),
+    "*_best.pth": (_evaluate, _page, _export, _load_run, _continue),
+    "classes.npz": (_page, _continue),
+    "embeddings.npz": (_page_of_embeddings,),
+    "args.json": (_continue, _page, _table),
+    "environment.json": (_continue, _page, _table),
+    "results.json": (_page, _table),
+    "metrics.csv": (_continue, _page, _table),
+    "checksums.json": (_continue, _page, _table),
+    "cache/*/*.pixels": (_evaluate_cached,),
+    "cache/*/*.npz": (_evaluate_cached,),
+}
+"""The files of a run, and what reads each of them; margins.csv and the page are for people."""
+
+
+# --- damage to a file as it is written ------------------------------------------------------------
+
+
+def flip_a_bit(content: bytes, rng: random.Random) -> bytes:
+    """One bit is another."""
+    changed = bytearray(content)
+    changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def overwrite(content: bytes, rng: random.Random) -> bytes:
+    """A stretch of bytes is noise, or zeros."""
+    start, length = rng.randrange(len(content)), rng.choice([4, 64, 512])
+    noise = rng.choice([b"\0", b"\xff", rng.randbytes(1)]) * length
+    return (content[:start] + noise + content[start + length :])[: len(content)]
+
+
+def cut(content: bytes, rng: random.Random) -> bytes:
+    """The end is missing, or nearly all."""
+    return content[: rng.choice([0, 1, rng.randrange(len(content)), len(content) - 1])]
+
+
+def append(content: bytes, rng: random.Random) -> bytes:
+    """There is more than there was."""
+    return content + rng.choice([b"\0", b"\n", rng.randbytes(200), content])
+
+
+def exchange_parts(content: bytes, rng: random.Random) -> bytes:
+    """Two pieces of equal length change places."""
+    length = max(1, min(256, len(content) // 4))
+    first = rng.randrange(len(content) - 2 * length + 1)
+    second = rng.randrange(first + length, len(content) - length + 1)
+    a, b = content[first : first + length], content[second : second + length]
+    between = content[first + length : second]
+    return content[:first] + b + between + a + content[second + length :]
+
+
+def change_a_digit(content: bytes, rng: random.Random) -> bytes:
+    """One number is another."""
+    digits = [place for place, byte in enumerate(content) if chr(byte).isdigit()]
+    place = rng.choice(digits or [0])
+    return content[:place] + str(rng.randrange(10)).encode() + content[place + 1 :]
+
+
+def exchange_members(content: bytes, rng: random.Random) -> bytes:
+    """Two members of an archive change their names; all of their sums are right."""
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    names = archive.namelist()
+    a, b = rng.sample(names, 2)
+    other = {a: b, b: a}
+    return _archive({other.get(n, n): archive.read(n) for n in names}, archive.comment)
+
+
+def _archive(members: dict[str, bytes], comment: bytes = b"") -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        archive.comment = comment
+    return made.getvalue()
+
+
+DAMAGES = (flip_a_bit, flip_a_bit, overwrite, cut, append, exchange_parts, change_a_digit)
+
+
+# --- hostile contents without a checksum ----------------------------------------------------------
+
+VALUES = (
+    *(None, True, -1, 0, 10**30, 1e308, float("nan"), float("inf"), "", "x", "\0", "\ud800"),
+    *("9" * 5000, [], {}, [[]], {"a": 1}, ["x"] * 9, "nan", "/dev/zero", "folder:/nowhere"),
+)
+
+
+def spoil_value(content: Any, rng: random.Random) -> Any:
+    """A plain value, nested as it is, in which one entry is another, is gone, or has moved."""
+    if isinstance(content, dict) and content and rng.random() < 0.9:
+        key = rng.choice(list(content))
+        match rng.randrange(6):
+            case 0:
+                return {k: v for k, v in content.items() if k != key}
+            case 1:
+                return {**content, f"{key}!": content[key]}
+            case _:
+                return {**content, key: spoil_value(content[key], rng)}
+    return rng.choice(VALUES)
+
+
+def spoil_json(content: bytes, rng: random.Random) -> bytes:
+    """JSON of another shape, encoding or depth."""
+    match rng.randrange(8):
+        case 0:
+            return rng.choice([b"[" * 100_000, b"{}", b"[]", b"3", b"null", b"\xff\xfe{}", b"NaN"])
+        case 1:
+            return content.decode().encode(rng.choice(["utf-16", "utf-8-sig", "utf-32"]))
+        case 2:
+            return flip_a_bit(content, rng)
+    return json.dumps(spoil_value(json.loads(content), rng)).encode()
+
+
+CELLS = ("", "x", "-1", "nan", "inf", "1e999", "9" * 400, "1.5", '"', "\udcff", "\0", "٣", "²")
+
+
+def spoil_csv(content: bytes, rng: random.Random) -> bytes:
+    """Cells that are no numbers, and lines that are no rows."""
+    lines = [line.split(",") for line in content.decode().splitlines()]
+    match rng.randrange(7):
+        case 0:
+            return flip_a_bit(content, rng)
+        case 1:
+            return cut(content, rng)
+        case 2:
+            return rng.choice([b"\n" * 9, b'"' + content, b"a" * 10**6, b"epoch,step\n1,1,1\n"])
+        case 3:
+            lines[0][rng.randrange(len(lines[0]))] = rng.choice(lines[0])
+        case 4:
+            lines[rng.randrange(len(lines))].append("1")
+        case _:
+            line = rng.choice(lines)
+            line[rng.choice([0, rng.randrange(len(line))])] = rng.choice(CELLS)
+    text = "\n".join(map(",".join, lines)) + "\n"
+    return text.encode(errors="surrogateescape")
+
+
+def spoil_npz(content: bytes, rng: random.Random) -> bytes:
+    """Arrays of another kind, shape or size, or none at all."""
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    members = {name: archive.read(name) for name in archive.namelist()}
+    name = rng.choice(list(members))
+    array = np.load(io.BytesIO(members[name]), allow_pickle=False)
+    match rng.randrange(9):
+        case 0:
+            del members[name]
+        case 1:
+            members[name] = members[name].replace(b"'shape': (", b"'shape': (1000000000000, ", 1)
+        case 2:
+            members[name] = _npy(np.array([{"a": 1}], dtype=object))
+        case 3:
+            members[name] = _npy(array.astype("U") if array.dtype.kind != "U" else np.arange(3))
+        case 4:
+            members[name] = _npy(array[:-1] if array.ndim else array[None])
+        case 5:
+            members[name] = _npy(np.full(array.shape, rng.choice([np.nan, np.inf, -1, 1e300])))
+        case 6:
+            members[name] = rng.choice([b"", b"no array", members[name][:-1]])
+        case 7:
+            return flip_a_bit(content, rng)
+        case 8:
+            members[rng.choice(["extra.npy", "notes.txt", "../../x.npy"])] = _npy(np.zeros(2))
+    return _archive(members)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    made = io.BytesIO()
+    np.save(made, array, allow_pickle=True)
+    return made.getvalue()
+
+
+def spoil_pth(content: bytes, rng: random.Random) -> bytes:
+    """A checkpoint in which an entry or a tensor is another."""
+    if rng.random() < 0.2:
+        return flip_a_bit(content, rng)
+    stored = torch.load(io.BytesIO(content), weights_only=True)
+    made = io.BytesIO()
+    torch.save(_spoilt_tensors(stored, rng), made)
+    return made.getvalue()
+
+
+def _spoilt_tensors(content: Any, rng: random.Random) -> Any:
+    if isinstance(content, dict) and content:
+        key = rng.choice(list(content))
+        if rng.randrange(8) == 0:
+            return {k: v for k, v in content.items() if k != key}
+        return {**content, key: _spoilt_tensors(content[key], rng)}
+    if isinstance(content, list) and content:
+        place = rng.randrange(len(content))
+        return [*content[:place], _spoilt_tensors(content[place], rng), *content[place + 1 :]]
+    if isinstance(content, torch.Tensor) and rng.random() < 0.7:
+        choice = [content[..., None], content.flatten()[:1], content.double() * float("nan")]
+        return rng.choice([*choice, content.to(torch.complex64), content.to_sparse()])
+    return rng.choice(VALUES)
+
+
+def spoil_pixels(content: bytes, rng: random.Random) -> bytes:
+    """Pixels have no contents that could be hostile; see above."""
+    return rng.choice(DAMAGES)(content, rng)
+
+
+HOSTILE = {
+    ".pth": spoil_pth,
+    ".npz": spoil_npz,
+    ".json": spoil_json,
+    ".csv": spoil_csv,
+    ".pixels": spoil_pixels,
+}
+
+
+def without_checksum(file: Path, run: Path, content: bytes) -> bytes:
+    """The file as an older version wrote it."""
+    (run / "checksums.json").unlink(missing_ok=True)
+    if file.suffix not in (".pth", ".npz"):
+        return content
+    end = content.rindex(b"PK\x05\x06")
+    return content[: end + 20] + b"\0\0"
+
+
+# --- one damage -----------------------------------------------------------------------------------
+
+
+class Damage(NamedTuple):
+    """Which file is damaged, and how."""
+
+    pattern: str
+    kind: Callable[[bytes, random.Random], bytes]
+    hostile: bool
+    seed: int
+
+    def do(self, run: Path) -> None:
+        """Damages the file in the folder."""
+        file, rng = next(run.glob(self.pattern)), random.Random(self.seed)
+        content = file.read_bytes()
+        if self.hostile:
+            content = without_checksum(file, run, content)
+        changed = content
+        while changed == content:
+            changed = self.kind(content, rng)
+        file.write_bytes(changed)
+
+    def __str__(self) -> str:
+        series = ", without checksums" if self.hostile else ""
+        return f"{self.pattern}: {self.kind.__name__} (seed {self.seed}){series}"
+
+
+def damages(count: int, seed: int) -> Iterator[Damage]:
+    """As many damages, the files in turn; every other one is hostile."""
+    rng = random.Random(seed)
+    patterns = rng.sample(list(READERS), len(READERS))
+    for number in range(count):
+        pattern = patterns[number // 2 % len(patterns)]
+        suffix, hostile = Path(pattern).suffix, number % 2 == 1
+        kinds = DAMAGES
+        if suffix in (".pth", ".npz"):
+            kinds = (*DAMAGES, exchange_members, exchange_members)
+        kind = HOSTILE[suffix] if hostile else rng.choice(kinds)
+        yield Damage(pattern, kind, hostile, rng.randrange(10**9))
+
+
+def answers(run: Path, pattern: str) -> Iterator[tuple[str, object]]:
+    """What each reader of a file says: `REFUSED` and the sentence, "answer", or `TRACEBACK`."""
+    page.map.COMMAND = ["false"]  # t-SNE takes seconds, and is not asked about files
+    for reader in READERS[pattern]:
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch) / "logs" / "run"
+            shutil.copytree(run, copy)
+            out = Path(scratch) / "out"
+            out.mkdir()
+            yield _said_by(reader, copy, out)
+
+
+def _said_by(reader: Callable[[Path, Path], object], run: Path, out: Path) -> tuple[str, object]:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return "answer", json.dumps(reader(run, out))
+    except InputError as error:
+        return REFUSED, str(error)
+    except SystemExit as stop:
+        return (REFUSED if stop.code == 2 else TRACEBACK), said.getvalue()
+    except Exception:
+        return TRACEBACK, traceback.format_exc()
+
+
+def judged(run: Path, damage: Damage, expected: list[object]) -> tuple[str, str]:
+    """The outcome of a damage, in a process of its own, and what is to be said of it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "run"
+        shutil.copytree(run, copy)
+        damage.do(copy)
+        context = multiprocessing.get_context("fork")
+        mine, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=_answer, args=(copy, damage.pattern, theirs))
+        child.start()
+        theirs.close()
+        found = None
+        with contextlib.suppress(EOFError):
+            found = mine.recv() if mine.poll(PATIENCE) else None
+        child.kill()
+        child.join()
+    if found is None:
+        return TRACEBACK, f"the process died (status {child.exitcode}) or hung"
+    words = [str(what) for kind, what in found if kind == TRACEBACK]
+    if words:
+        return TRACEBACK, words[0]
+    refused = [str(what) for kind, what in found if kind == REFUSED]
+    pairs = zip(found, expected, strict=True)
+    if any(kind == "answer" and what != whole for (kind, what), whole in pairs):
+        return (READ, "") if damage.hostile else (CHANGED, "")
+    return (REFUSED, refused[0]) if refused else (SAME, "")
+
+
+def _answer(run: Path, pattern: str, out: Any) -> None:
+    logging.disable(logging.CRITICAL)
+    out.send(list(answers(run, pattern)))
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def whole_run(folder: Path) -> Path:
+    """A finished run with exported embeddings and a cache."""
+    images = write_images(folder / "images", images=6, eval_images=3)
+    words = ["--dataset", f"folder:{images}", *SMALL, "--LOG_DIR", str(folder), "--name", "run"]
+    train.main(options.parse_train(words))
+    run = folder / "run"
+    kept = ["--export", str(run / "embeddings.npz"), *_cached(run)]
+    evaluate.run(options.parse_evaluate(["--resume", str(run), *kept]))
+    return run
+
+
+def table(counts: dict[tuple[str, bool], Counter[str]]) -> str:
+    """Rows for a Markdown table: one for each file and series."""
+    lines = [f"| file | damages | {' | '.join(OUTCOMES)} |", "|---" * (2 + len(OUTCOMES)) + "|"]
+    total: Counter[str] = Counter()
+    for (pattern, hostile), found in sorted(counts.items(), key=lambda pair: pair[0][::-1]):
+        total += found
+        name = f"{pattern}, hostile, without checksum" if hostile else pattern
+        cells = [str(found.total()), *(str(found[outcome]) for outcome in OUTCOMES)]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    cells = [str(total.total()), *(str(total[outcome]) for outcome in OUTCOMES)]
+    return "\n".join([*lines, f"| {' | '.join(['all', *cells])} |"])
+
+
+def main() -> int:
+    """Prints the table, and every change that was accepted and every traceback; 1 if any."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--damages", type=int, default=600, metavar="N")
+    parser.add_argument("--seed", type=int, default=1, metavar="N")
+    parser.add_argument("--sentences", action="store_true", help="print what was said to each")
+    args = parser.parse_args()
+    started = time.perf_counter()
+    counts: dict[tuple[str, bool], Counter[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = whole_run(Path(folder))
+        expected: dict[str, list[object]] = {}
+        for damage in damages(args.damages, args.seed):
+            if damage.pattern not in expected:
+                kinds, whole = zip(*answers(run, damage.pattern), strict=True)
+                assert set(kinds) == {"answer"}, whole
+                expected[damage.pattern] = whole
+            outcome, words = judged(run, damage, expected[damage.pattern])
+            counts.setdefault((damage.pattern, damage.hostile), Counter())[outcome] += 1
+            if outcome in (CHANGED, TRACEBACK) or args.sentences:
+                print(f"{outcome}: {damage}\n  {words.strip()}", flush=True)
+    print(table(counts))
+    print(f"\n{args.damages} damages in {time.perf_counter() - started:.0f} s")
+    return int(any(found[CHANGED] + found[TRACEBACK] for found in counts.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""Files of a run that are damaged or hostile: a sentence, and never another number."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import ROOT, run_python
+
+import runs
+from page import records
+from utils import (
+    DamagedError,
+    InputError,
+    digest,
+    load_arrays,
+    load_tensors,
+    save_arrays,
+    save_tensors,
+)
+
+CHANGED = r"is not as (it was|the run) wr"
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests copy it."""
+    flags = "--loss AMLoss --warm 0 --epochs 2 --seed 3"
+    return tiny.run(images, tmp_path_factory.mktemp("logs"), "run", flags)
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+def save_small(path: Path) -> None:
+    if path.suffix == ".pth":
+        save_tensors(path, {"a": torch.arange(6.0), "args": {"seed": 1}})
+    else:
+        save_arrays(path, {"a": np.arange(6.0), "names": np.array(["x", "yz"])}, small=True)
+
+
+@pytest.mark.parametrize("name", ["small.pth", "small.npz"])
+def test_every_byte_and_every_length_of_an_archive_counts(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    load = load_tensors if name.endswith("pth") else load_arrays
+    save_small(path)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(DamagedError):
+            load(path, "file")
+    for length in (*range(0, len(content), 37), len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(DamagedError):
+            load(path, "file")
+    for more in (b"\0", content, b"x" * 70_000):
+        path.write_bytes(content + more)
+        with pytest.raises(DamagedError):
+            load(path, "file")
+    path.write_bytes(content)
+    assert load(path, "file").keys() >= {"a"}
+
+
+def test_others_read_our_archives_and_we_read_theirs(tmp_path: Path) -> None:
+    save_small(tmp_path / "ours.pth")
+    save_small(tmp_path / "ours.npz")
+    assert torch.load(tmp_path / "ours.pth", weights_only=True)["args"] == {"seed": 1}
+    mapped = torch.load(tmp_path / "ours.pth", weights_only=True, mmap=True)
+    assert mapped["a"].tolist() == list(range(6))
+    with np.load(tmp_path / "ours.npz") as arrays:
+        assert arrays["names"].tolist() == ["x", "yz"]
+    for name in ("ours.pth", "ours.npz"):
+        assert zipfile.ZipFile(tmp_path / name).testzip() is None
+        shutil.copy(tmp_path / name, tmp_path / f"copy_of_{name}")
+    changed = load_tensors(tmp_path / "copy_of_ours.pth")
+    torch.save({**changed, "b": torch.ones(2)}, tmp_path / "theirs.pth")  # averaged, say
+    torch.save(changed, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    np.savez(tmp_path / "theirs.npz", a=np.arange(3))
+    assert load_tensors(tmp_path / "theirs.pth")["b"].sum() == 2
+    assert load_tensors(tmp_path / "old.pth")["a"].sum() == 15
+    assert load_arrays(tmp_path / "theirs.npz", "file")["a"].tolist() == [0, 1, 2]
+
+
+def test_an_array_larger_than_its_file_gets_no_memory(tmp_path: Path) -> None:
+    for name, kind in (("plain", np.savez), ("packed", np.savez_compressed)):
+        path = tmp_path / f"{name}.npz"
+        kind(path, a=np.zeros(4000))
+        archive = zipfile.ZipFile(path)
+        header = archive.read("a.npy").replace(b"'shape': (4000,), ", b"'shape': (10**12,),")
+        header = header.replace(b"10**12", b"999999999999"[:6])
+        with zipfile.ZipFile(path, "w") as out:
+            out.writestr("a.npy", header)
+        with pytest.raises(DamagedError, match=r"claims to be of shape \(999999,\)"):
+            load_arrays(path, "file")
+
+
+@pytest.mark.parametrize("shape", ["(8000000000000,)", "(-1,)", "(2,) + (3,)"])
+def test_a_hostile_header_is_refused(shape: str, tmp_path: Path) -> None:
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (118 - len(header) - 1) + b"\n"
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as out:
+        out.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(DamagedError):
+        load_arrays(tmp_path / "x.npz", "file")
+
+
+# --- text files -----------------------------------------------------------------------------------
+
+
+def test_the_text_files_of_a_run_have_checksums(run: Path) -> None:
+    noted = json.loads((run / "checksums.json").read_text())
+    names = {"args.json", "environment.json", "results.json", "metrics.csv", "margins.csv"}
+    assert noted.keys() == names
+    for name in names:
+        assert noted[name][-1] == digest((run / name).read_bytes())
+    for name in names - {"margins.csv"}:
+        content = (run / name).read_bytes()
+        digit = next(i for i, byte in enumerate(content) if chr(byte) in "12345678")
+        (run / name).write_bytes(content[:digit] + b"9" + content[digit + 1 :])
+        with pytest.raises(DamagedError, match=CHANGED):
+            records.read(run)
+        (run / name).write_bytes(content)
+    records.read(run)
+
+
+@pytest.mark.parametrize("moment", [0, 1])
+def test_a_kill_between_a_file_and_its_checksum_is_no_damage(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, write = runs.MetricsTable(tmp_path / "metrics.csv"), runs.write_atomically
+    table.append({"epoch": 1, "step": 8, "loss": 1.5})
+    left = [moment]
+
+    def dying(path, content):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        write(path, content)
+
+    monkeypatch.setattr(runs, "write_atomically", dying)
+    with pytest.raises(KeyboardInterrupt):
+        table.append({"epoch": 2, "step": 16, "loss": 1.0})
+    monkeypatch.setattr(runs, "write_atomically", write)
+    again = runs.MetricsTable(tmp_path / "metrics.csv")
+    assert [row["epoch"] for row in again.rows()] == ["1"]
+    again.append({"epoch": 2, "step": 16, "loss": 1.0})
+    assert [row["epoch"] for row in again.rows()] == ["1", "2"]
+
+
+def test_files_of_an_older_version_are_read_as_before(run: Path) -> None:
+    (run / "checksums.json").unlink()
+    for name in ("last.pth", tiny.best_checkpoint(run).name, "classes.npz"):
+        content = (run / name).read_bytes()
+        end = content.rindex(b"PK\x05\x06")
+        (run / name).write_bytes(content[: end + 20] + b"\0\0")  # the archive without a comment
+    tiny.resume(run, "--epochs 3")
+    assert [row["epoch"] for row in tiny.metrics_rows(run)] == ["1", "2", "3"]
+    assert len(runs.ClassHistory(run / "classes.npz").load()["epoch"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", b"epoch,step\n1,8\n\xff\xfe,9\n"),
+        ("metrics.csv", b"epoch,step,loss\n1,8\n"),
+        ("metrics.csv", b"epoch,loss\n1,8\n"),
+        ("metrics.csv", b"epoch,step\n1,nan\n"),
+        ("metrics.csv", b"epoch,step\n1," + b"9" * 400 + b"\n"),
+        ("metrics.csv", b'epoch,step\n1,"8\n'),
+        ("metrics.csv", b""),
+        ("args.json", b'{"batch_size": "many"}'),
+        ("args.json", b'{"dataset": 3}'),
+        ("args.json", b'{"lr": NaN}'),
+        ("args.json", b'{"loss_args": 3}'),
+        ("args.json", b'{"recipe": ["x"]}'),
+        ("args.json", b"[" * 100_000),
+        ("args.json", b"\xff\xfe"),
+        ("results.json", b'{"best_epoch": "x", "results": {}}'),
+        ("results.json", b'{"best_epoch": 1}'),
+        ("results.json", b'{"best_epoch": 1, "results": {"a": {"R@1": "1"}}}'),
+        ("environment.json", b'{"packages": 3}'),
+        ("environment.json", b"3"),
+        ("checksums.json", b'{"args.json": 3}'),
+    ],
+)
+def test_contents_that_make_no_sense_are_refused(name: str, content: bytes, run: Path) -> None:
+    (run / "checksums.json").unlink()
+    (run / name).write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        records.read(run)
+
+
+def test_classes_that_do_not_go_together_are_refused(run: Path) -> None:
+    known = runs.ClassHistory(run / "classes.npz").load()
+    for changes in (
+        {"names": known["names"][:-1]},
+        {"images": known["images"].astype(str)},
+        {"epoch": known["epoch"][:1]},
+        {"margin": known["margin"][:, :2]},
+    ):
+        np.savez(run / "classes.npz", **{**known, **changes})
+        with pytest.raises(InputError, match="do not go together"):
+            runs.ClassHistory(run / "classes.npz").load()
+    np.savez(run / "classes.npz", names=known["names"])
+    with pytest.raises(InputError, match="damaged"):
+        runs.ClassHistory(run / "classes.npz").load()
+
+
+@pytest.mark.parametrize("spoil", ["clock", "lap", "optimiser", "group", "random"])
+def test_a_state_that_no_training_can_have_is_refused(spoil: str, run: Path) -> None:
+    state = tiny.saved(run)
+    first = state["optimisers"]["optimisers"][0]
+    match spoil:
+        case "clock":
+            state["clock"]["step"] = "many"
+        case "lap":
+            state["lap"]["counts"] = None
+        case "optimiser":
+            first["state"][0]["exp_avg"] = torch.zeros(1, 2, 3)
+        case "group":
+            first["param_groups"][0]["lr"] = None
+        case "random":
+            state["random"]["torch"] = torch.zeros(3)
+    torch.save(state, run / "last.pth")
+    with pytest.raises(InputError, match="damaged"):
+        tiny.resume(run, "--epochs 3")
+
+
+# --- a sample of all ------------------------------------------------------------------------------
+
+
+def test_a_sample_of_damages_is_refused_in_sentences() -> None:
+    done = run_python("benchmarks/damage.py", "--damages", 8, "--seed", 3)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, total = (line for line in done.stdout.splitlines() if line.startswith("| all |"))
+    cells = total.strip("| ").split(" | ")
+    assert cells[1] == "8" and cells[-2:] == ["0", "0"] and int(cells[2]) >= 4
+
+
+@pytest.mark.slow
+def test_five_hundred_damages_are_refused_in_sentences() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "damage.py"), "--damages", "500"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,66 @@
+"""The project's own loop against the released ones, step by step; see scripts/parity.py."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import parity
+from parity import CASES, Record, differences, load, run
+
+from utils import InputError
+
+TOLERANCE = 1e-6
+"""Relative, of every number; they agree to 1e-9 and better, which is rounding in float64."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order, and no threads that wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_loop_is_the_released_one(name: str) -> None:
+    record = run(name)
+    assert len(record.loss) == 24
+    found = differences(name, record)
+    assert max(found.values()) < TOLERANCE, found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_has_answers_that_move(name: str) -> None:
+    answers = load(name)
+    assert answers["loss"].shape == (24,) and np.isfinite(answers["loss"]).all()
+    assert answers["norms"].shape == (6, len(answers["keys"]))
+    assert answers["rates"].shape == (24, len(answers["groups"]))
+    learned = np.ptp(answers["norms"], axis=0) > 1e-6 * answers["norms"][0]
+    assert learned.mean() > 0.5
+
+
+def test_what_differs_is_measured_and_what_is_missing_is_named() -> None:
+    name = next(iter(CASES))
+    released = Record.released(name)
+    assert max(differences(name, released).values()) == 0
+    other = replace(released, loss=[1.001 * released.loss[0], *released.loss[1:]])
+    assert differences(name, other)["loss"] == pytest.approx(1e-3)
+    with pytest.raises(InputError, match=r"norms of criterion\.proxies in one loop alone"):
+        kept = {k: v for k, v in released.norms.items() if k != "criterion.proxies"}
+        differences(name, replace(released, norms=kept))
+    with pytest.raises(InputError, match="23,"):
+        differences(name, replace(released, loss=released.loss[1:]))
+
+
+def test_an_unknown_case_is_one_sentence() -> None:
+    with pytest.raises(InputError, match="there is no case proxy"):
+        parity.main(["proxy"])
