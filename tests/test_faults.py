@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pwd
 import resource
@@ -444,6 +445,20 @@ def test_a_short_embedding_is_no_zero(caplog) -> None:
     spread = 1e-25 * torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
     faults.CollapseWarning().look(spread, torch.arange(60) // 3, recall=0.03)
     assert not caplog.records
+
+
+def test_the_death_of_a_worker_is_a_sentence_wherever_the_run_stands(
+    images, tmp_path, monkeypatch
+) -> None:
+    def killing(training, batch):
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        time.sleep(20)  # torch tells of it here
+        raise AssertionError("nobody has noticed")
+
+    monkeypatch.setattr(train, "step", killing)
+    with pytest.raises(InputError, match="a process that reads images died"):
+        tiny.run(images, tmp_path, "run", "--epochs 2 --workers 1")
 
 
 def test_a_full_gpu_is_explained_in_terms_of_the_command_line(images, monkeypatch) -> None:
