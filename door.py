@@ -109,7 +109,7 @@ def _lasting(stream: io.TextIOBase) -> io.TextIOBase:
     except io.UnsupportedOperation:  # replaced likewise, by one that keeps what is written
         return stream
     return io.TextIOWrapper(
-        io.BufferedWriter(behind),
+        behind if stream.write_through else io.BufferedWriter(behind),  # python -u
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,
@@ -138,7 +138,7 @@ def answering() -> Iterator[None]:
     if not isinstance(stream, io.TextIOWrapper):
         return
     stream.flush()
-    behind = getattr(stream.buffer, "raw", None)
+    behind = getattr(stream.buffer, "raw", stream.buffer)
     if isinstance(behind, _Lasting) and behind.trouble is not None:
         raise InputError(
             f"not all of the output could be written ({behind.trouble.strerror}); free some space, "

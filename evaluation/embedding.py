@@ -16,6 +16,7 @@ import metrics
 import processes
 from dataset.base import ImageSet
 from dataset.loader import eval_loader
+from dataset.workers import deaths_told
 from devices import Precision
 from evaluation.tasks import Task
 from utils import printable
@@ -130,9 +131,8 @@ def _embed(
         **vars(viewing),
     )
     parts, total = [], min(len(loader) * size, len(images))
-    with tqdm(
-        total=total, desc=printable(title), unit="img", leave=False, disable=_no_bars()
-    ) as bar:
+    bar = tqdm(total=total, desc=printable(title), unit="img", leave=False, disable=_no_bars())
+    with bar, deaths_told():
         for batch in loader:
             with precision.autocast():
                 parts.append(represent(batch.images).float())

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from machine import home
 from net.backbones import Backbone
 from net.checkpoints import backbone_of, load_weights, weights_of
 from net.heads import HEAD_KEYS
@@ -68,7 +69,9 @@ def imagenet_file(backbone: Backbone) -> Path:
     if url is None:
         raise InputError(f"there are no ImageNet weights of {model}; use --pretrained none or FILE")
     name = url.rsplit("/", 1)[1]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    # Without a home folder torch's cache would be a folder called ~.
+    cache = Path(torch.hub.get_dir()) / "checkpoints" if home() else WEIGHTS_FOLDER
+    cached = cache / name
     for place in (*(folder / name for folder in (WEIGHTS_FOLDER, *OTHER_FOLDERS)), cached):
         if place.is_file():
             return place

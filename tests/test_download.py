@@ -272,10 +272,10 @@ def test_a_full_disk_is_noticed_before_the_download(server: Server, tmp_path: Pa
     assert server.asked == []
 
 
-def test_a_data_root_that_cannot_be_written_is_a_sentence(server: Server, tmp_path: Path) -> None:
+def test_a_data_root_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(InputError, match=r"data cannot be written .*--data-root"):
-        download("cub", tmp_path / "file" / "data", server.source)
+        download("cub", tmp_path / "file" / "data")
 
 
 def test_what_has_no_public_link_says_where_to_get_it(tmp_path: Path) -> None:

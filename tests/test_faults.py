@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import pwd
 import resource
@@ -27,7 +28,7 @@ import machine
 import train
 from dataset.cache import default_folder
 from runs import RunFolder
-from training import faults
+from training import faults, tracking
 from training.tracking import wandb_mode
 from utils import InputError, save_tensors
 
@@ -451,6 +452,20 @@ def test_a_short_embedding_is_no_zero(caplog) -> None:
     assert not caplog.records
 
 
+def test_the_death_of_a_worker_is_a_sentence_wherever_the_run_stands(
+    images, tmp_path, monkeypatch
+) -> None:
+    def killing(training, batch):
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        time.sleep(20)  # torch tells of it here
+        raise AssertionError("nobody has noticed")
+
+    monkeypatch.setattr(train, "step", killing)
+    with pytest.raises(InputError, match="a process that reads images died"):
+        tiny.run(images, tmp_path, "run", "--epochs 2 --workers 1")
+
+
 def test_a_full_gpu_is_explained_in_terms_of_the_command_line(images, monkeypatch) -> None:
     def full(args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
@@ -707,6 +722,7 @@ def test_wandb_that_fails_in_the_middle_does_not_stop_a_run(
             if Failing.rows > 1:
                 raise ConnectionError("the network is gone")
 
+    monkeypatch.setattr(tracking, "_answers", lambda *_: True)
     monkeypatch.setattr(wandb, "init", lambda **_: Failing())
     args = tiny.parse(images, f"--epochs 3 --LOG_DIR {tmp_path} --name run")
     args.wandb = "online"

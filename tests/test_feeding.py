@@ -843,8 +843,9 @@ def test_a_large_cache_opens_few_files(photographs, tmp_path, monkeypatch):
     open_cache(photographs, 56, tmp_path)
     assert len(list(tmp_path.rglob("*.pixels"))) == 30
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    last = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208
-    resource.setrlimit(resource.RLIMIT_NOFILE, (last + 16, limit[1]))
+    taken = {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208
+    free = [number for number in range(len(taken) + 16) if number not in taken]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[15] + 1, limit[1]))
     try:
         kept = open_cache(photographs, 56, tmp_path)
         for index in [*range(30), 3, 29, 0, 3]:
@@ -860,11 +861,8 @@ def test_a_large_cache_opens_few_files(photographs, tmp_path, monkeypatch):
 
 
 def test_the_cache_folder_needs_a_home_or_a_name(monkeypatch):
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(cache_module, "home", lambda: None)
     with pytest.raises(InputError, match=r"no home folder.*--cache-dir"):
         cache_module.default_folder()
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import processes
+from dataset.workers import deaths_told
 from utils import InputError
 
 logger = logging.getLogger("train")
@@ -259,13 +260,16 @@ def class_mean_cosine(embeddings: Tensor, labels: Tensor) -> float:
 
 @contextlib.contextmanager
 def memory_in_words(batch_size: int, image_size: int) -> Iterator[None]:
-    """Turns CUDA's out-of-memory error into a sentence.
+    """Turns CUDA's out-of-memory error, and the death of what reads images, into a sentence.
+
+    torch tells of such a death wherever the program stands, not only where a batch is asked for.
 
     Raises:
-        InputError: the GPU's memory is full.
+        InputError: the GPU's memory is full, or a process that reads images died.
     """
     try:
-        yield
+        with deaths_told():
+            yield
     except torch.cuda.OutOfMemoryError as error:
         raise InputError(
             f"the GPU's memory is full with --batch-size {batch_size} at {image_size} "
