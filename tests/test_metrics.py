@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import metrics
 from metrics import (
+    blocks,
     clustering,
     clustering_metrics,
     comparison,
@@ -477,8 +478,8 @@ def test_against_the_oracle(name, count, block_size):
 @pytest.mark.parametrize("name", ["two classes", "many ties"])
 def test_in_runs_when_there_are_many_pairs(name, monkeypatch):
     x, labels = CASES[name]
-    monkeypatch.setattr(metrics, "MAX_PAIRS", 700)
-    monkeypatch.setattr(metrics, "MAX_ENTRIES", 64)
+    monkeypatch.setattr(blocks, "MAX_PAIRS", 700)
+    monkeypatch.setattr(blocks, "MAX_ENTRIES", 64)
     monkeypatch.setattr(ties, "MAX_TERMS", 100)
     assert_same(retrieval_per_query(x, labels, block_size=40), oracle(x, labels))
 
@@ -558,9 +559,9 @@ def test_a_search_in_shares_gives_each_the_whole_answer(name, count, monkeypatch
 def test_shares_divide_the_products(monkeypatch):
     x, labels = clusters_of(300, 16, 2000, 1.0)
     sizes = []
-    product = retrieval.inner_products
+    product = blocks.inner_products
     monkeypatch.setattr(
-        retrieval, "inner_products", lambda a, b: sizes.append(len(a) * len(b)) or product(a, b)
+        blocks, "inner_products", lambda a, b: sizes.append(len(a) * len(b)) or product(a, b)
     )
     work = []
     for number in range(3):
