@@ -46,11 +46,11 @@ class Ranks:
 
     def values(self) -> dict[str, Tensor]:
         """The queries' values, as `retrieval_per_query` describes them."""
-        relevant, rank = self.relevant, self.rank
-        owner = torch.repeat_interleave(torch.arange(len(relevant)), self.offsets.diff())
-        place = torch.arange(1, len(owner) + 1) - self.offsets[owner]  # m
-        hit = (rank <= relevant[owner]).double()
-        precision = hit * place / rank
+        relevant, rank, sizes = self.relevant, self.rank, self.offsets.diff()
+        owner = torch.arange(len(relevant)).repeat_interleave(sizes)
+        place = torch.arange(1, len(owner) + 1) - self.offsets[:-1].repeat_interleave(sizes)  # m
+        hit = (rank <= relevant.repeat_interleave(sizes)).double()
+        precision = place.double().div_(rank).mul_(hit)
 
         query = owner[self.first]
         groups = ties.TieGroups(

@@ -41,7 +41,6 @@ from metrics.sharing import ALONE, Share
 BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, which has 1/8 as many queries
 MAX_BLOCK_SIZE = 8192
 MANY_TIED = 0.01  # share of the queries from which on `about_ties` speaks
-MANY_MATCHES = 24  # matches a query, on average, from which on the search goes by rows
 
 
 def retrieval_metrics(
@@ -316,14 +315,17 @@ def _search(
     """`retrieval_per_query`'s answer, in the order of `queries`."""
     begin = torch.searchsorted(gallery.labels, queries.labels)
     end = torch.searchsorted(gallery.labels, queries.labels, right=True)
-    if _by_rows(queries, gallery, float((end - begin).double().mean())):
+    matches = float((end - begin).double().mean())
+    if _by_rows(matches, gallery.embeddings.shape[1]):
         return rows.search(queries, gallery, begin, end, size, excluding, progress, share)
     return blocks.search(queries, gallery, begin, end, size, excluding, progress, share)
 
 
-def _by_rows(queries: Images, gallery: Images, matches: float) -> bool:
-    import os
+def _by_rows(matches: float, dimension: int) -> bool:
+    """Whether rows.py is faster for so many matches a query, on average.
 
-    if "BYROWS" in os.environ:
-        return os.environ["BYROWS"] == "1"
-    return matches >= MANY_MATCHES
+    It compares all pairs twice, which costs more the longer the embeddings are; blocks.py looks at
+    more images the more matches there are. Measured between 9 and 5,000 matches, 64 and 512
+    dimensions (benchmarks/evaluation.py).
+    """
+    return 6 * matches >= dimension + 32

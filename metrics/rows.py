@@ -24,6 +24,7 @@ from metrics.sharing import Share, in_threads, workers
 
 KEPT = 2**27  # bytes of a gallery up to which it is kept as it is multiplied with
 CHUNK = 2**21  # numbers of a larger one that are converted at once
+LISTED = 2**21  # images that are put in order at once, by all threads together
 SPARE = 8  # images listed beyond the R nearest, which tell where a tie ends
 FEW = 1 / 64  # share of the similarities that is taken again in float64 one by one
 
@@ -40,17 +41,18 @@ def search(
 ) -> dict[str, Tensor]:
     """`retrieval_per_query`'s answer, in the order of `queries`.
 
-    begin, end (Q,): the run of the query's class in the gallery. size: the side of a square of which
-    half are the similarities that are held at once.
+    begin, end (Q,): the run of the query's class in the gallery. size: half its square is the
+    number of similarities that are held at once.
     """
     rows = _Rows(queries, gallery, begin, end, excluding)
     device = queries.embeddings.device
     found = {name: torch.zeros(len(queries), dtype=torch.int64) for name in COUNTS}
     found |= {name: torch.zeros(len(queries), dtype=torch.float64) for name in SCORES}
     searchable = rows.relevant.nonzero().squeeze(1)
-    at_once = size * size // 2 // max(2, workers(device))  # similarities, for each thread
-    step = max(1, at_once // len(gallery))
-    parts = searchable.split(step)[share.number :: share.count] if len(searchable) else ()
+    if len(searchable):
+        parts = searchable.split(rows.step(size))[share.number :: share.count]
+    else:
+        parts = ()
     for done, answers in enumerate(in_threads(rows.answers, parts, device), 1):
         for part, values in answers:
             for name, column in values.items():
@@ -68,72 +70,72 @@ class _Lists:
     """What B queries find, nearest first: (B, K) each, and what the lists do not hold: (B,) each.
 
     Attributes:
-        values: the cosines, float64.
         right: whether an image is of the query's class.
-        edge: the images that are nearer than that are listed, all of them and in their order.
-        more_right, more_wrong: images, all as close, which follow those above the edge.
+        tied: whether it is exactly as close as the one before it.
+        depth: how many places are certain; beyond them images may be missing that are as near.
+        more_right, more_wrong: images, all as close, which follow those places.
     """
 
-    values: Tensor
     right: Tensor
-    edge: Tensor
+    tied: Tensor
+    depth: Tensor
     more_right: Tensor
     more_wrong: Tensor
 
     def __getitem__(self, rows: Tensor) -> _Lists:
         return _Lists(*(values[rows] for values in vars(self).values()))
 
-    def holds(self, relevant: Tensor) -> Tensor:
-        """(B,) whether the R nearest are above the edge."""
-        return self.values.gather(1, relevant[:, None] - 1).squeeze(1) > self.edge
+    @property
+    def places(self) -> Tensor:
+        """0 .. K - 1, (B, K)."""
+        return torch.arange(self.right.shape[1], device=self.right.device).expand_as(self.right)
+
+    def starts(self) -> Tensor:
+        """(B, K) the first place of the images that are as close as one."""
+        if not self.tied.any():
+            return self.places
+        return self.places.masked_fill(self.tied, 0).cummax(dim=1).values
 
     def finds(self) -> Tensor:
         """(B,) whether there is a match."""
-        above = self.values > self.edge[:, None]
-        return (self.right & above).any(dim=1) | (self.more_right > 0)
+        certain = self.places < self.depth[:, None]
+        return (self.right & certain).any(dim=1) | (self.more_right > 0)
 
-    def starts(self, tie: float) -> Tensor:
-        """(B, K) the first place of those that are as close as an image."""
-        place = torch.arange(self.values.shape[1], device=self.values.device)
-        tied = self.values[:, :-1] - self.values[:, 1:] <= tie
-        if not tied.any():
-            return place.expand_as(self.values)
-        return (place * ~F.pad(tied, (1, 0))).cummax(dim=1).values
-
-    def ranks(self, relevant: Tensor, tie: float, nearest: Tensor) -> Ranks:
-        """The ranks of matches among the R nearest.
+    def ranks(self, relevant: Tensor, nearest: Tensor) -> Ranks:
+        """The ranks of the matches.
 
         nearest: (3, B) `closer`, `tied` and `tied_matches` of the queries that do not find any.
         """
-        starts, width = self.starts(tie), self.values.shape[1]
-        above = self.values.gather(1, starts) > self.edge[:, None]
-        row, place = (self.right & above).nonzero(as_tuple=True)
+        starts = self.starts()
+        row, place = (self.right & (starts < self.depth[:, None])).nonzero(as_tuple=True)
         listed = row.bincount(minlength=len(relevant))
-        number = _counted(listed)  # of a match in its row, from 0
-        offsets = F.pad((listed + self.more_right).cumsum(0), (1, 0))
+        begins = listed.cumsum(0) - listed
+        if self.tied.any():
+            # Matches that are as close as each other come before what else is as close.
+            start, width = starts[row, place], starts.shape[1]
+            group, right = (row * width + start).unique_consecutive(return_counts=True)
+            first = right.cumsum(0) - right
+            rank = start + 1 + _counted(right)
+            every = starts + width * torch.arange(len(starts), device=row.device)[:, None]
+            wrong = every.flatten().bincount(minlength=every.numel())[group] - right
+        else:
+            rank = place + 1
+            first = begins[listed > 0]
+            right, wrong = torch.ones_like(first), torch.zeros_like(first)
+        owner = row[first]
 
-        # Matches that are as close as each other come before what else is as close.
-        start = starts[row, place]
-        group, right = (row * width + start).unique_consecutive(return_counts=True)
-        head = right.cumsum(0) - right
-        wrong_before = start - number[head].repeat_interleave(right)
-        size = (torch.arange(len(starts), device=row.device)[:, None] * width + starts)[above]
-        wrong = size.bincount(minlength=starts.numel())[group] - right
-        pair = offsets[row] + number
-        rank = torch.empty(int(offsets[-1]), dtype=torch.int64, device=row.device)
-        rank[pair] = wrong_before + number + 1
-
-        # So do those that are not listed.
         cut = self.more_right.nonzero().squeeze(1)
-        more, after = self.more_right[cut], offsets[cut] + listed[cut]
-        step = _counted(more)
-        rank[after.repeat_interleave(more) + step] = (above.sum(dim=1)[cut] + 1).repeat_interleave(
-            more
-        ) + step
+        if len(cut):  # so do those that are not listed
+            more = self.more_right[cut]
+            begin = len(rank) + more.cumsum(0) - more
+            behind = (self.depth[cut] + 1).repeat_interleave(more) + _counted(more)
+            order = torch.cat([row, cut.repeat_interleave(more)]).argsort(stable=True)
+            rank = torch.cat([rank, behind])[order]
+            first = order.argsort()[torch.cat([first, begin])]
+            right, wrong = torch.cat([right, more]), torch.cat([wrong, self.more_wrong[cut]])
+            owner = torch.cat([owner, cut])
 
-        owner = torch.cat([row[head], cut])
-        first, right = torch.cat([pair[head], after]), torch.cat([right, more])
-        wrong = torch.cat([wrong, self.more_wrong[cut]])
+        offsets = F.pad((listed + self.more_right).cumsum(0), (1, 0))
         leading = first == offsets[owner]
         closer, tied, tied_matches = nearest.clone()
         closer[owner[leading]] = rank[first[leading]] - 1
@@ -174,6 +176,12 @@ class _Rows:
         elif queries is gallery:
             self.relevant = self.relevant - 1
 
+    def step(self, size: int) -> int:
+        """How many rows are worked on at once, by each thread; see `search` for the size."""
+        rows = size * size // 2 // len(self.gallery)
+        listed = LISTED // (int(self.relevant.max()) + SPARE)
+        return max(1, min(rows, listed) // workers(self.relevant.device))
+
     def answers(self, rows: Tensor) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """The values of some queries that have matches (B,), in one or two parts."""
         found = []
@@ -190,21 +198,24 @@ class _Rows:
     def _in_float32(self, rows: Tensor) -> tuple[Tensor, Ranks | None]:
         """(B,) the rows that float32 is enough for, and their ranks."""
         similarities = self._similarities(rows, precise=False)
-        values, columns, edge = self._largest(rows, similarities, 4 * self.doubt)
+        values, columns = self._largest(rows, similarities)
         right = self._same_class(rows, columns)
-        close = values[:, :-1] - values[:, 1:] <= 2 * self.doubt
-        row, place = (F.pad(close, (0, 1)) | F.pad(close, (1, 0))).nonzero(as_tuple=True)
+        depth = _depth(values, similarities, 4 * self.doubt)
+        follows = F.pad(values[:, :-1] - values[:, 1:] <= 2 * self.doubt, (1, 0))
+        row, place = _undecided(right, follows).nonzero(as_tuple=True)
         if len(row) > FEW * similarities.numel():
             return torch.zeros_like(rows, dtype=torch.bool), None
-        values = values.double()
-        if len(row):
-            values[row, place] = self._exact(rows[row], columns[row, place])
-            order = _falling(values)
-            values, right = values.gather(1, order), right.gather(1, order)
+        tied = torch.zeros_like(right)
+        exact = self._exact(rows[row], columns[row, place])
+        order = _falling_in_runs(exact, ~follows[row, place])
+        exact = exact[order]
+        right[row, place] = right[row, place][order]
+        tied[row, place] = F.pad(exact[:-1] - exact[1:] <= self.tie, (1, 0)) & follows[row, place]
+
         nothing = torch.zeros_like(rows)
-        lists = _Lists(values, right, edge, nothing, nothing)
+        lists = _Lists(right, tied, depth, nothing, nothing)
         relevant = self.relevant[rows]
-        settled = lists.holds(relevant)
+        settled = relevant <= depth
         nearest = rows.new_zeros(3, len(rows))
         far = (settled & ~lists.finds()).nonzero().squeeze(1)
         if len(far):
@@ -213,46 +224,37 @@ class _Rows:
                 settled[far] = False
             else:
                 nearest[:, far] = seen
-        return settled, lists[settled].ranks(relevant[settled], self.tie, nearest[:, settled])
+        return settled, lists[settled].ranks(relevant[settled], nearest[:, settled])
 
     def _in_float64(self, rows: Tensor) -> Ranks:
         """The ranks of some queries, in float64 throughout."""
         similarities = self._similarities(rows, precise=True)
-        values, columns, edge = self._largest(rows, similarities, self.tie)
+        values, columns = self._largest(rows, similarities)
         nothing = torch.zeros_like(rows)
-        right = self._same_class(rows, columns)
-        lists = _Lists(values, right, edge, nothing, nothing.clone())
+        depth = _depth(values, similarities, self.tie)
+        tied = F.pad(values[:, :-1] - values[:, 1:] <= self.tie, (1, 0))
+        lists = _Lists(self._same_class(rows, columns), tied, depth, nothing, nothing)
         relevant = self.relevant[rows]
-        beyond = (~lists.holds(relevant)).nonzero().squeeze(1)
-        if len(beyond):
-            # The group that the R-th nearest is of may go on beyond the list.
-            start = lists.starts(self.tie)[beyond].gather(1, relevant[beyond, None] - 1)
-            top = values[beyond].gather(1, start)
-            lists.edge = edge.index_copy(0, beyond, top.squeeze(1))
-            own, everything = self._as_close(rows[beyond], similarities[beyond], top)
-            lists.more_right = nothing.index_copy(0, beyond, own)
-            lists.more_wrong = nothing.index_copy(0, beyond, everything - own)
+        cut = (relevant > depth).nonzero().squeeze(1)
+        if len(cut):
+            # Images that are as close as the R-th nearest may be missing.
+            start = lists.starts()[cut].gather(1, relevant[cut, None] - 1)
+            own, all_ = self._as_close(rows[cut], similarities[cut], values[cut].gather(1, start))
+            lists.depth = depth.index_copy(0, cut, start.squeeze(1))
+            lists.more_right = nothing.index_copy(0, cut, own)
+            lists.more_wrong = nothing.index_copy(0, cut, all_ - own)
         nearest = rows.new_zeros(3, len(rows))
         far = (~lists.finds()).nonzero().squeeze(1)
         if len(far):
             nearest[:, far] = self._nearest_in_float64(rows[far], similarities[far])
-        return lists.ranks(relevant, self.tie, nearest)
+        return lists.ranks(relevant, nearest)
 
     # What is read off the rows --------------------------------------------------------------------
 
-    def _largest(
-        self, rows: Tensor, similarities: Tensor, margin: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The R nearest of each row and a few more, (B, K) values and columns, and the edge (B,).
-
-        margin: how close to the last one what is not listed can be, and still be nearer.
-        """
-        count = min(int(self.relevant[rows].max()) + SPARE, similarities.shape[1])
-        values, columns = _largest(similarities, count)
-        edge = values[:, -1].double() + margin
-        if count == similarities.shape[1]:
-            edge = torch.full_like(edge, -torch.inf)
-        return values, columns, edge
+    def _largest(self, rows: Tensor, similarities: Tensor) -> tuple[Tensor, Tensor]:
+        """The R nearest of each row and a few more: (B, K) values, falling, and columns."""
+        count = int(self.relevant[rows].max()) + SPARE
+        return _largest(similarities, min(count, similarities.shape[1]))
 
     def _nearest_in_float64(self, rows: Tensor, similarities: Tensor) -> Tensor:
         """(3, B) `closer`, `tied` and `tied_matches` of some queries, see `Ranks`."""
@@ -362,26 +364,51 @@ class _Rows:
             return self.kept[precise]
 
 
+def _depth(values: Tensor, similarities: Tensor, margin: float) -> Tensor:
+    """(B,) how many of the largest (B, K) exceed, by the margin, all that is not listed."""
+    if values.shape[1] == similarities.shape[1]:
+        return (values > -torch.inf).sum(dim=1)
+    return (values > values[:, -1:] + margin).sum(dim=1)
+
+
+def _undecided(right: Tensor, follows: Tensor) -> Tensor:
+    """(B, K) whether float32 leaves it open where an image stands among matches and others.
+
+    follows: whether float32 does not tell an image from the one before it. It tells nothing of the
+    order in a run of these; which matters where a run has both sorts, or the nearest match.
+    """
+    found = torch.zeros_like(right)
+    found[:, 1:] = follows[:, 1:] & (right[:, 1:] != right[:, :-1])
+    nearest = right.int().argmax(dim=1, keepdim=True)
+    found.scatter_(1, nearest, True)
+    found &= follows | F.pad(follows[:, 1:], (0, 1))  # not alone
+    while True:  # along the runs, which are short
+        more = found.clone()
+        more[:, :-1] |= found[:, 1:] & follows[:, 1:]
+        more[:, 1:] |= found[:, :-1] & follows[:, 1:]
+        if torch.equal(more, found):
+            return found
+        found = more
+
+
+def _falling_in_runs(values: Tensor, begins: Tensor) -> Tensor:
+    """The order (P,) that sorts the numbers of each run, the largest first."""
+    order = values.argsort(descending=True)
+    return order[begins.cumsum(0)[order].argsort(stable=True)]
+
+
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest numbers of each row (B, N), falling, and where they stand: (B, count) each."""
     if values.device.type != "cpu":
         found = values.topk(count, dim=1)
         return found.values, found.indices
-    # numpy's selection takes 1.5 ns for each number, topk between 1.2 (10 of them) and 31 (5,000).
-    first = values.shape[1] - count
-    columns = np.argpartition(values.numpy(), first, axis=1)[:, first:]
-    columns = torch.from_numpy(np.ascontiguousarray(columns))
+    # numpy's selection takes 1.5 ns for each number, topk between 1.2 (10 of them) and 31 (5,000);
+    # its sorting a tenth of torch's time.
+    numbers, first = values.numpy(), values.shape[1] - count
+    columns = torch.from_numpy(np.argpartition(numbers, first, axis=1)[:, first:].copy())
     found = values.gather(1, columns)
-    order = _falling(found)
+    order = torch.from_numpy(np.argsort(-found.numpy(), axis=1))
     return found.gather(1, order), columns.gather(1, order)
-
-
-def _falling(values: Tensor) -> Tensor:
-    """The order of each row (B, K) that puts the largest first."""
-    if values.device.type != "cpu":
-        return values.argsort(dim=1, descending=True)
-    rising = np.argsort(values.numpy(), axis=1)  # a tenth of torch's time
-    return torch.from_numpy(np.ascontiguousarray(rising[:, ::-1]))
 
 
 def _counted(sizes: Tensor) -> Tensor:
