@@ -22,8 +22,8 @@ class LibraryLoss(Criterion):
 
     The library casts its proxies to the type of the embeddings, in place; ``in_float32`` hands it
     both in one type, so they keep theirs. Matrices it learns count as proxies (``proxy_lr_scale`` ×
-    the learning rate), vectors do not and get no weight decay. ``num_classes`` and ``embedding_size``
-    are those the loss was built with, if any, and checked. ``terms`` stays empty.
+    the learning rate), vectors do not and get no weight decay. ``num_classes`` and
+    ``embedding_size`` are those the loss was built with, if any, and checked. `terms` stays empty.
     """
 
     def __init__(
