@@ -1,8 +1,9 @@
 """The flags that belong to no method, and how a command line becomes options.
 
 Reads nothing but the command line, so `--help` and a mistyped flag answer at once. Published
-commands are accepted as printed. Flags may stand in a file, one or more per line; `#` starts
-a comment: `python train.py @recipes/emoji_amloss.txt --seed 2`; what comes later wins.
+commands are accepted as printed. Flags may stand in a file, one or more per line, what has blanks
+in quotes; `#` starts a comment: `python train.py @recipes/emoji_amloss.txt --seed 2`; what comes
+later wins.
 
 The flags of a method stand in methods/. Options are resolved once, when they are parsed
 (`resolved`); what a run has kept of them is read back by `kept`.

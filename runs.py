@@ -644,6 +644,14 @@ def load_checkpoint(path: str | Path) -> dict:
         for title, numbers in content.get("metrics", {}).items():
             if not all(isinstance(value, int | float) for value in numbers.values()):
                 raise ValueError(f"its metrics of {title} are no numbers")
+        row = content.get("row") or {"epoch": 0, "step": 0}
+        if not all(isinstance(row[name], int) for name in ("epoch", "step")):
+            raise ValueError("its row has no epoch, or no step")
+        if not all(isinstance(value, int | float) for value in row.values()):
+            raise ValueError("its row has other things than numbers")
+        learnt = content.get("criterion_state_dict", {}).values()
+        if not all(hasattr(value, "shape") for value in learnt):
+            raise ValueError("its criterion has other things than tensors")
     if content.get("format", FORMAT) > FORMAT:
         raise InputError(
             f"checkpoint {path} has format {content['format']}, newer than {FORMAT}, which this "

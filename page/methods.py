@@ -61,7 +61,9 @@ class Learned:
     def crowding(self) -> torch.Tensor | None:
         """(C,) the cosine of each class's proxy to the nearest other one, where there are two."""
         weights = self.criterion("proxies")
-        return None if weights is None or len(weights) < 2 else nearest_proxy(weights)
+        if weights is None or weights.ndim != 2 or len(weights) < 2:
+            return None
+        return nearest_proxy(weights)
 
     def class_name(self, label: int) -> str:
         """Of a training class."""

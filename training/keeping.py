@@ -192,7 +192,7 @@ class Keeper:
         say(f"\n{self._picked(look_at_test)}")
         judged = training.data.selects_on_test
         judged = judged and set(METRICS) <= {"retrieval", *training.chosen}
-        if judged or not look_at_test:
+        if "metrics" in checkpoint and (judged or not look_at_test):
             kept = checkpoint["metrics"].items()
             results = [Result(title, n, torch.empty(0), None, 0.0) for title, n in kept]
         else:

@@ -215,15 +215,19 @@ class Optimisers:
         Raises:
             ValueError: it is of other parameters.
         """
+        kinds: dict[type, set[frozenset]] = {}  # what each kind of optimiser keeps of a parameter
         for optimiser, content in zip(self.optimisers, state["optimisers"], strict=True):
             groups = zip(optimiser.param_groups, content["param_groups"], strict=True)
             if not all(_is_like(stored, own) for own, stored in groups):
                 raise ValueError("its parameter groups are others")
             optimiser.load_state_dict(content)
             for parameter, kept in optimiser.state.items():
+                kinds.setdefault(type(optimiser), set()).add(frozenset(kept))
                 for name, value in kept.items():
                     if not _fits(value, parameter):
                         raise ValueError(f"its {name} does not fit the parameter")
+        if any(len(names) > 1 for names in kinds.values()):
+            raise ValueError("it lacks the moments of a parameter")
         self.scaler.load_state_dict(state["scaler"])
 
 
@@ -233,8 +237,8 @@ def _is_like(stored: dict, own: dict) -> bool:
         return False
     numbers = (name for name, value in own.items() if type(value) in (int, float))
     kinds = [type(stored[name]) in (int, float) for name in numbers if name in stored]
-    switches = (name for name, value in own.items() if isinstance(value, bool))
-    return all(kinds) and all(isinstance(stored.get(name, False), bool) for name in switches)
+    switches = ((name, value) for name, value in own.items() if isinstance(value, bool))
+    return all(kinds) and all(stored.get(name, value) is value for name, value in switches)
 
 
 def _fits(value: object, parameter: torch.Tensor) -> bool:
