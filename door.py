@@ -101,10 +101,13 @@ class _Lasting(io.FileIO):
 
 def _lasting(stream: io.TextIOBase) -> io.TextIOBase:
     """The same stream, which raises no error when its reader is gone or the disk under it full."""
-    if not isinstance(stream, io.TextIOWrapper):  # replaced by a test, or by what embeds Python
+    if not isinstance(stream, io.TextIOWrapper):  # replaced by what embeds Python, such as a test
         return stream
     stream.flush()
-    behind = _Lasting(stream.fileno(), "w", closefd=False)
+    try:
+        behind = _Lasting(stream.fileno(), "w", closefd=False)
+    except io.UnsupportedOperation:  # replaced likewise, by one that keeps what is written
+        return stream
     return io.TextIOWrapper(
         behind if stream.write_through else io.BufferedWriter(behind),  # python -u
         encoding=stream.encoding,

@@ -207,8 +207,8 @@ NETWORK = Group("network", (
          shown="1 with pretrained weights, else 0"),
     flag("--bn-momentum", None, Kind(number(0.0, 1.0, above=True), "M"),
          "share of the batch in the running statistics of the backbone's BatchNorms",
-         need=NORMS_TRAIN, shown="0.9 for bn_inception, except with SEC's losses; else 0.1",
-         before=0.1),
+         need=NORMS_TRAIN, before=0.1,
+         shown="the backbone's: 0.9 for bn_inception, else 0.1; 0.1 with SEC's losses"),
 ))
 LOSS = Group("loss", (
     flag("--loss --use_loss --criterion", "Proxy_Anchor", Kind(criteria.name_of, "NAME"),

@@ -571,7 +571,8 @@ def _check_history(content: Mapping[str, np.ndarray]) -> None:
     names, images = content["names"], content["images"]
     fine = names.dtype.kind == "U" and images.dtype.kind in "iu"
     fine = fine and names.ndim == 1 and names.shape == images.shape and (images >= 0).all()
-    rows = {name: array for name, array in content.items() if name not in ("names", "images")}
+    rows = {"epoch": content["epoch"], **content}
+    del rows["names"], rows["images"]
     for name, array in rows.items():
         row = () if name in ("epoch", "step") else names.shape
         fine = fine and array.shape == (len(content["step"]), *row)

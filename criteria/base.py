@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -29,30 +29,59 @@ class Embeddings(NamedTuple):
         return self.embedding if self.specific is None else self.embedding.chunk(2, dim=1)[0]
 
 
-def _float32(value: Any) -> Any:
-    if isinstance(value, Embeddings):
-        return Embeddings(*map(_float32, value))
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    return value
-
-
 def in_float32(function: Callable) -> Callable:
-    """Run ``function`` outside autocast, its half-precision tensors as float32 (float64 stays)."""
+    """Run ``function`` outside autocast, in float32, or in float64 where something is float64.
+
+    That holds for its tensors and, of a method of a module, for the module's parameters, whichever
+    types they have; gradients come back in theirs.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        args = tuple(_float32(value) for value in args)
-        kwargs = {name: _float32(value) for name, value in kwargs.items()}
-        leaves = itertools.chain.from_iterable(
-            value if isinstance(value, Embeddings) else (value,)
-            for value in itertools.chain(args, kwargs.values())
-        )
-        device = next((leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)), "cpu")
-        with torch.autocast(device, enabled=False):
+        owner = args[0] if args and isinstance(args[0], nn.Module) else None
+        given = [leaf for value in (*args, *kwargs.values()) for leaf in _tensors(value)]
+        learnt = [] if owner is None else list(owner.parameters())
+        double = any(tensor.dtype == torch.float64 for tensor in given + learnt)
+        dtype = torch.float64 if double else torch.float32
+        args = tuple(_as(dtype, value) for value in args)
+        kwargs = {name: _as(dtype, value) for name, value in kwargs.items()}
+        device = given[0].device.type if given else "cpu"
+        with torch.autocast(device, enabled=False), _parameters_as(dtype, owner):
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    values = value if isinstance(value, Embeddings) else (value,)
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _as(dtype: torch.dtype, value: Any) -> Any:
+    if isinstance(value, Embeddings):
+        return Embeddings(*(_as(dtype, tensor) for tensor in value))
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@contextmanager
+def _parameters_as(dtype: torch.dtype, owner: nn.Module | None) -> Iterator[None]:
+    """A module's parameters as ``dtype``, as torch.func.functional_call would replace them."""
+    if owner is None or all(parameter.dtype == dtype for parameter in owner.parameters()):
+        yield
+        return
+    replaced = [
+        (module._parameters, name, parameter)
+        for module in owner.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.is_floating_point() and parameter.dtype != dtype
+    ]
+    try:
+        for parameters, name, parameter in replaced:
+            parameters[name] = parameter.to(dtype)
+        yield
+    finally:
+        for parameters, name, parameter in replaced:
+            parameters[name] = parameter
 
 
 class Criterion(nn.Module):

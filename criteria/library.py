@@ -20,10 +20,10 @@ LibraryPart = tuple[str, Mapping[str, Any]]
 class LibraryLoss(Criterion):
     """A loss of pytorch-metric-learning (and a miner) as a criterion.
 
-    The library casts its proxies to the type of the embeddings, in place; it is handed float32
-    only, so they keep theirs. Matrices it learns count as proxies (``proxy_lr_scale`` × the
-    learning rate), vectors do not and get no weight decay. ``num_classes`` and ``embedding_size``
-    are those the loss was built with, if any, and checked. ``terms`` stays empty.
+    The library casts its proxies to the type of the embeddings, in place; ``in_float32`` hands it
+    both in one type, so they keep theirs. Matrices it learns count as proxies (``proxy_lr_scale`` ×
+    the learning rate), vectors do not and get no weight decay. ``num_classes`` and
+    ``embedding_size`` are those the loss was built with, if any, and checked. `terms` stays empty.
     """
 
     def __init__(
@@ -47,7 +47,6 @@ class LibraryLoss(Criterion):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss, 0-d, from embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        embeddings = embeddings.float()
         mined = None if self.miner is None else self.miner(embeddings, labels)
         return self.loss(embeddings, labels, mined)
 

@@ -6,6 +6,7 @@ is one for classification and is not used, so both folders are read. Bounding bo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset import mat
 from dataset.base import Protocol
 from dataset.decoding import need_file, reason
 from dataset.files import find, need, safe_name, subfolders
@@ -42,12 +44,10 @@ _KAGGLE = ("car_data/car_data", "car_data", ".")
 
 
 def _read_mat(path: Path) -> dict[str, Any]:
-    from scipy.io import loadmat  # a second of import that the other data sets do without
-
     try:
         need_file(path)
-        return loadmat(str(path), squeeze_me=True, chars_as_strings=True)
-    except Exception as error:  # scipy reports damage through a dozen unrelated types
+        return mat.read(path)
+    except (OSError, ValueError, mat.MatError) as error:
         raise InputError(
             f"{path} cannot be read ({reason(error)}); get it again from its source"
         ) from error
@@ -55,8 +55,8 @@ def _read_mat(path: Path) -> dict[str, Any]:
 
 def _annotations(path: Path, name_field: str) -> tuple[list[str], np.ndarray]:
     """Image names and class numbers (from 1) in the struct array `annotations` of a .mat file."""
-    rows = np.atleast_1d(_read_mat(path).get("annotations", np.empty(0)))
-    if not {name_field, "class"} <= set(rows.dtype.names or ()):
+    rows = _read_mat(path).get("annotations")
+    if not isinstance(rows, dict) or not {name_field, "class"} <= rows.keys():
         raise InputError(
             f"{path} has no annotations with {name_field} and class; it is not the labelled list, "
             "get that from its source"
@@ -64,13 +64,10 @@ def _annotations(path: Path, name_field: str) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in rows[name_field]], _class_numbers(rows["class"], path)
 
 
-def _class_numbers(values: np.ndarray, path: Path) -> np.ndarray:
-    """(N,) int64; raises InputError where a class is no whole number."""
-    try:
-        numbers = values.astype(np.float64)
-    except (TypeError, ValueError):
-        numbers = np.full(len(values), np.nan)
-    bad = ~((numbers == np.rint(numbers)) & (np.abs(numbers) < 2**53))
+def _class_numbers(values: list[Any], path: Path) -> np.ndarray:
+    """(N,) int64; raises InputError where a class is no whole number from 1 on."""
+    numbers = np.array([_number(value) for value in values], np.float64)
+    bad = ~((numbers == np.rint(numbers)) & (numbers >= 1) & (numbers < 2**53))
     if bad.any():
         raise InputError(
             f"{path} holds {str(values[bad.argmax()])[:40]!r} where the number of a class belongs; "
@@ -79,9 +76,17 @@ def _class_numbers(values: np.ndarray, path: Path) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
+def _number(value: Any) -> float:
+    """What stands in a list, as a number; NaN where it is none."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except (OverflowError, ValueError):
+        return math.nan
+
+
 def _listing(folder: Path, names: list[str], numbers: np.ndarray, titles: Iterable[Any]) -> Listing:
     present, labels = np.unique(numbers, return_inverse=True)
-    titles = [str(title) for title in np.atleast_1d(titles)]
+    titles = [titles] if isinstance(titles, str) else [str(title) for title in titles]
     known = [titles[n - 1] if 0 < n <= len(titles) else str(n) for n in present]
     return Listing(folder, names, labels.astype(np.int64), tuple(known))
 

@@ -23,7 +23,7 @@ from dataset.base import DataSet, ImageSet, PathTable, Protocol
 from dataset.decoding import need_file, reason
 from dataset.files import find
 from machine import cores
-from utils import InputError
+from utils import InputError, damage_in_words
 
 FILE = "emoji/emoji_retrieval.npz"
 SHA256 = "00eafcbd783dc01bd6ae7ebc3c0fb5e8f158cadfb5cba435cf58d8c75ae08e83"
@@ -81,7 +81,11 @@ def _open(path: Path) -> _Archive:
 
 @lru_cache(maxsize=2)
 def _load(path: Path, modified: int, split: str) -> ImageSet:
-    archive = _open(path)
+    with damage_in_words(str(path), "check it out of the repository again"):
+        return _images_of(_open(path), path, split)
+
+
+def _images_of(archive: _Archive, path: Path, split: str) -> ImageSet:
     classes = archive.meta["classes"]
     chosen_classes = [
         i for i, entry in enumerate(classes) if bool(entry["test"]) != (split == "train")

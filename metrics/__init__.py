@@ -17,14 +17,9 @@ from metrics.clustering import (
     nmi_f1,
 )
 from metrics.retrieval import (
-    ALONE,
     BLOCK_SIZE,
     MANY_TIED,
     MAX_BLOCK_SIZE,
-    MAX_ENTRIES,
-    MAX_PAIRS,
-    SHORTEST,
-    Share,
     about_ties,
     check_ks,
     clustering_metrics,
@@ -34,15 +29,13 @@ from metrics.retrieval import (
     retrieval_per_query,
     summarise,
 )
+from metrics.sharing import ALONE, Share
 
 __all__ = [
     "ALONE",
     "BLOCK_SIZE",
     "MANY_TIED",
     "MAX_BLOCK_SIZE",
-    "MAX_ENTRIES",
-    "MAX_PAIRS",
-    "SHORTEST",
     "Array",
     "Clustering",
     "Progress",

@@ -52,10 +52,11 @@ def full_float32(device: torch.device) -> Iterator[None]:
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
     """a (n, d), b (m, d), both float32 -> a·bᵀ (n, m)."""
     # With AVX-512, oneDNN is twice as fast as the BLAS behind `@` on AMD and its equal on Intel;
-    # it copies a first, which pays for wide products.
+    # it copies a first and the result last, which pays for wide products of long vectors.
     if (
         a.device.type == "cpu"
         and len(b) >= 64
+        and a.shape[1] >= 96
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
     ):

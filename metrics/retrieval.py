@@ -17,62 +17,30 @@ Ties: where images of the query's class and of others are exactly as close, a me
 over all orders of these images, computed and not drawn (see ties.py): nothing is right because it
 is tied, and a network that tells nothing apart is as good as chance.
 
-Exactly as close: products are taken in float32, and one that lies within float32's rounding bound
-of the value it is compared with is taken again in float64, from the embeddings as they were given,
-x·y · 1/‖x‖ · 1/‖y‖. Two of these cosines are equal when they differ by no more than rounding can
-make equal ones differ, 8·2^-52, and 1.5·d·2^-52 more where the sums over the d numbers are rounded
-too; sums of whole numbers (codes, quantised embeddings) are not, below 2^53. So y and 5y are the
-same direction where 5y is represented exactly, and the metrics depend neither on the block size,
-nor on the device, nor on the order of the images.
+What is exactly as close is decided in float64, from the embeddings as they were given (images.py),
+and the metrics depend neither on the block size, nor on the device, nor on the order of the images.
 
-Memory: blocks of similarities and counts per image, never N × N. Nothing here knows the rest of
-the project, except for clustering.py, where k-means, NMI and F1 are, and ties.py.
+Memory: blocks of similarities and counts per image, never N × N. Two searches give the same ranks
+(ranks.py): blocks.py compares each pair of images once, which is best for classes of few images;
+rows.py puts in order what is near each query, which is best for large ones.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from metrics import ties
-from metrics.clustering import (
-    Array,
-    Progress,
-    as_numbers,
-    full_float32,
-    inner_products,
-    kmeans,
-    nmi_f1,
-)
+from metrics import blocks, rows, ties
+from metrics.clustering import Array, Progress, as_numbers, full_float32, kmeans, nmi_f1
+from metrics.images import Images
+from metrics.sharing import ALONE, Share
 
 BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, which has 1/8 as many queries
 MAX_BLOCK_SIZE = 8192
-MAX_PAIRS = 2**21  # same-class pairs counted at once; with what it takes to count them 200 MiB
-MAX_ENTRIES = 2**18  # similarities taken out of a block to be looked at, at once
-SHORTEST = 1e-30  # a vector shorter than that counts as zeros
 MANY_TIED = 0.01  # share of the queries from which on `about_ties` speaks
-
-
-class Share(NamedTuple):
-    """What one of several processes does of a search; all of them get the whole answer.
-
-    Each is given all the embeddings, and counts some of the blocks. `total` sums a tensor over the
-    processes, in each of them.
-    """
-
-    number: int
-    count: int
-    total: Callable[[Tensor], Tensor]
-
-
-ALONE = Share(0, 1, lambda counts: counts)
 
 
 def retrieval_metrics(
@@ -167,11 +135,11 @@ def retrieval_per_query(
         if gallery_labels is not None:
             raise ValueError("There are gallery labels but no gallery; give both or neither.")
         groups = torch.arange(len(x)) if groups is None else groups
-        queries = images = _Images(x, labels, groups, "embeddings")
+        queries = images = Images(x, labels, groups, "embeddings")
     else:
-        queries = _Images(x, labels, groups, "embeddings")
+        queries = Images(x, labels, groups, "embeddings")
         y, _ = _embeddings(gallery, "gallery", device)
-        images = _Images(y, gallery_labels, gallery_groups, "gallery")
+        images = Images(y, gallery_labels, gallery_groups, "gallery")
         if x.shape[1] != y.shape[1]:
             raise ValueError(
                 f"The embeddings have {x.shape[1]} dimensions and the gallery's have {y.shape[1]}; "
@@ -293,7 +261,7 @@ def clustering_metrics(
     Raises ValueError as `retrieval_metrics` does.
     """
     x, device = _embeddings(embeddings, "embeddings", device)
-    images = _Images(x, labels, None, "embeddings")
+    images = Images(x, labels, None, "embeddings")
     k = len(images.labels.unique_consecutive())
     clusters = kmeans(
         images.unit(slice(None)), k, seed, restarts, iterations, progress=progress
@@ -336,95 +304,9 @@ def _size(block_size: int | None, device: torch.device) -> int:
     return min(block_size, MAX_BLOCK_SIZE)
 
 
-class _Images:
-    """Embeddings with labels (and groups), in the order of the labels.
-
-    Rows are normalised when asked for: a normalised copy would double the embeddings' memory.
-
-    Attributes:
-        inverse: (N,) float64, 1 / ‖x‖, 0 for zeros. scale: (N, 1) float32, the same.
-        largest: the largest |number| where all are whole numbers, else infinity.
-    """
-
-    def __init__(self, embeddings: Tensor, labels: Array, groups: Array | None, name: str):
-        self.embeddings = embeddings
-        labels = self._integers(labels, f"labels of the {name}")
-        self.order = labels.argsort(stable=True)
-        self.labels = labels[self.order]
-        self.host_labels = self.labels.cpu()
-        self.groups = None
-        if groups is not None:
-            self.groups = self._integers(groups, f"groups of the {name}")[self.order]
-        norms = torch.cat([rows.double().norm(dim=1) for rows in embeddings.split(4096)])
-        broken = norms.isfinite().logical_not().nonzero()
-        if len(broken):
-            raise ValueError(
-                f"{len(broken)} of the {len(norms)} {name} are NaN or infinite, first number "
-                f"{int(broken[0])}; the training may have diverged."
-            )
-        norms = norms[self.order]
-        self.inverse = norms.reciprocal().where(norms >= SHORTEST, 0)
-        self.scale = self.inverse.float()[:, None]
-        self.largest = self._largest()
-
-    def _largest(self) -> float:
-        largest = 0.0
-        for rows in self.embeddings.split(256):  # seldom goes beyond the first ones
-            rows = rows.double()
-            if not torch.equal(rows, rows.round()):
-                return math.inf
-            largest = max(largest, float(rows.abs().max()))
-        return largest
-
-    def _integers(self, values: Array, what: str) -> Tensor:
-        if values is None:
-            raise ValueError(f"{len(self.embeddings)} embeddings but no {what}.")
-        demand = f"The {what} must be integers of shape (N,)."
-        values = as_numbers(values, demand)
-        if values.is_floating_point() or values.ndim != 1:
-            raise ValueError(demand)
-        if len(values) != len(self.embeddings):
-            raise ValueError(f"{len(self.embeddings)} embeddings but {len(values)} {what}.")
-        return values.to(self.embeddings.device).long()
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def unit(self, part: slice) -> Tensor:
-        """L2-normalised float32 embeddings (n, d) of a run of images."""
-        return self.embeddings[self.order[part]].float() * self.scale[part]
-
-    def given(self, part: slice | Tensor) -> Tensor:
-        """The embeddings (n, d) of some images as they were given, in float64."""
-        return self.embeddings[self.order[part]].double()
-
-
-def _cosines(queries: _Images, rows: slice, gallery: _Images, columns: slice) -> Tensor:
-    """Float64 cosines of a run of queries and a run of gallery images."""
-    products = queries.given(rows) @ gallery.given(columns).T
-    return products.mul_(queries.inverse[rows, None]).mul_(gallery.inverse[columns])
-
-
-def _rounding(queries: _Images, gallery: _Images) -> tuple[float, float]:
-    """How far from each other rounding can bring, at most
-
-    1. a float32 product of unit vectors and the float64 cosine. Summing d products, in whatever
-       order, costs d·2^-24 (1 %: second order), the unit vectors' own rounding 6·2^-24; the rest
-       is for the ends of the windows that are compared with.
-    2. two float64 cosines that are equal. A product and a norm cost d·2^-53 and d·2^-54, unless
-       they are sums of whole numbers, and what is done with them 6·2^-53, for each of the two.
-    """
-    d = queries.embeddings.shape[1]
-    exact = d * max(queries.largest, gallery.largest) ** 2 <= 2**53
-    return (1.01 * d + 16) * 2.0**-24, (8 if exact else 1.5 * d + 8) * 2.0**-52
-
-
-# The search --------------------------------------------------------------------------------------
-
-
 def _search(
-    queries: _Images,
-    gallery: _Images,
+    queries: Images,
+    gallery: Images,
     size: int,
     excluding: bool,
     progress: Progress | None,
@@ -433,341 +315,17 @@ def _search(
     """`retrieval_per_query`'s answer, in the order of `queries`."""
     begin = torch.searchsorted(gallery.labels, queries.labels)
     end = torch.searchsorted(gallery.labels, queries.labels, right=True)
-    runs = _runs((end - begin).cpu())
-    # Similarity is symmetric: where the counts of all images fit in memory, a block serves its
-    # columns as queries too, and only pairs (i, j) with i < j are computed.
-    symmetric = queries is gallery and len(runs) == 1
-    rounding = _rounding(queries, gallery)
-    found: dict[str, Tensor] = {}
-    for number, run in enumerate(runs):
-        counts = _Counts(*_matches(queries, gallery, run, begin, end), *rounding)
-        done, total = 0, (run.stop - run.start) * len(gallery) / (2 if symmetric else 1)
-        total /= share.count
-        for block in _blocks(queries, gallery, run, size, symmetric, excluding, share):
-            counts.add(block, block.rows, run.start, along=0)
-            if symmetric:
-                counts.add(block, block.columns, run.start, along=1)
-            done += block.similarities.numel()
-            if progress:
-                progress((number + min(1.0, done / total)) / len(runs))
-        counts.buckets, counts.tied = share.total(counts.buckets), share.total(counts.tied)
-        for name, values in counts.outcome(len(gallery)).items():
-            found.setdefault(name, values.new_empty(len(queries)))[run] = values
-    if progress:
-        progress(1.0)
-    return found
+    matches = float((end - begin).double().mean())
+    if _by_rows(matches, gallery.embeddings.shape[1]):
+        return rows.search(queries, gallery, begin, end, size, excluding, progress, share)
+    return blocks.search(queries, gallery, begin, end, size, excluding, progress, share)
 
 
-def _runs(sizes: Tensor) -> list[slice]:
-    """Cut the queries into runs of about MAX_PAIRS same-class pairs; sizes (Q,) pairs of each."""
-    number = sizes.cumsum(0) // MAX_PAIRS
-    lengths = number.unique_consecutive(return_counts=True)[1].tolist()
-    return [slice(stop - n, stop) for n, stop in zip(lengths, accumulate(lengths), strict=True)]
+def _by_rows(matches: float, dimension: int) -> bool:
+    """Whether rows.py is faster for so many matches a query, on average.
 
-
-def _matches(
-    queries: _Images, gallery: _Images, run: slice, begin: Tensor, end: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Cosines of the queries' same-class images, and where each query's begin.
-
-    Returns (P + 1,) float64, nearest first inside a query, with a last number that belongs to none,
-    and offsets (n + 1,). begin, end (Q,): the run of the query's class in the gallery.
+    It compares all pairs twice, which costs more the longer the embeddings are; blocks.py looks at
+    more images the more matches there are. Measured between 9 and 5,000 matches, 64 and 512
+    dimensions (benchmarks/evaluation.py).
     """
-    sizes = (end - begin).cpu()
-    cosines, counts = [], []
-    top = run.start
-    while top < run.stop:
-        widest = max(1, int(sizes[top : min(top + 256, run.stop)].max()))
-        rows = slice(top, min(top + max(1, min(256, math.isqrt(2**22 // widest))), run.stop))
-        top = rows.stop
-        first = min(int(begin[rows.start]), len(gallery) - 1)
-        last = max(int(end[rows.stop - 1]), first + 1)
-        mate = begin[rows, None] + torch.arange(widest, device=begin.device)
-        found = mate < end[rows, None]
-        mate = mate.clamp_max(last - 1)
-        if queries.groups is not None:
-            found &= gallery.groups[mate] != queries.groups[rows, None]
-        similarities = _cosines(queries, rows, gallery, slice(first, last))
-        nearest = similarities.gather(1, mate - first).masked_fill_(~found, -torch.inf)
-        nearest = nearest.sort(dim=1, descending=True).values
-        cosines.append(nearest[nearest > -torch.inf])
-        counts.append(found.sum(dim=1))
-    offsets = F.pad(torch.cat(counts).cumsum(0), (1, 0))
-    return torch.cat([*cosines, begin.new_full((1,), torch.inf, dtype=torch.float64)]), offsets
-
-
-class _Block:
-    """Similarities of a run of queries (rows) and a run of gallery images (columns).
-
-    Entries that must not be counted are -inf: those of one class, of one excluded group, and, when
-    a block serves both its sides, those on or below the diagonal of the whole matrix.
-    """
-
-    def __init__(self, queries: _Images, rows: slice, gallery: _Images, columns: slice, y: Tensor):
-        self.queries, self.rows = queries, rows
-        self.gallery, self.columns = gallery, columns
-        self.width = len(y)
-        # Masks are read eight bytes at a time, see _count_true.
-        s = inner_products(queries.unit(rows), y)
-        self.similarities = F.pad(s, (0, -len(y) % 8), value=-torch.inf) if len(y) % 8 else s
-        self._doubles: Tensor | None = None
-
-    def hide(self, entries: Tensor) -> None:
-        """Leave out the entries where the mask (rows, columns) is true."""
-        self.similarities[:, : self.width].masked_fill_(entries, -torch.inf)
-
-    def exact(self, row: Tensor, column: Tensor) -> Tensor:
-        """Float64 cosines of the given pairs."""
-        if self._doubles is None and len(row) > len(self.similarities) * self.width // 64:
-            self._doubles = _cosines(self.queries, self.rows, self.gallery, self.columns)
-        if self._doubles is not None:
-            return self._doubles[row, column]
-        step = max(1, 2**21 // self.queries.embeddings.shape[1])
-        pairs = zip(row.split(step), column.split(step), strict=True)
-        return torch.cat([self._pairs(i, j) for i, j in pairs])
-
-    def _pairs(self, row: Tensor, column: Tensor) -> Tensor:
-        row, column = row + self.rows.start, column + self.columns.start
-        products = (self.queries.given(row) * self.gallery.given(column)).sum(dim=1)
-        return products * self.queries.inverse[row] * self.gallery.inverse[column]
-
-
-def _blocks(
-    queries: _Images,
-    gallery: _Images,
-    run: slice,
-    size: int,
-    symmetric: bool,
-    excluding: bool,
-    share: Share,
-) -> Iterator[_Block]:
-    """A share of the blocks of a run of queries and the gallery; each pair once when symmetric."""
-    given = [0] * share.count  # similarities, to each process: a block goes to who has fewest
-    for part in _growing(slice(0, len(gallery)), size):
-        y = gallery.unit(part)
-        seen = slice(0, part.stop) if symmetric else run
-        for rows in _growing(seen, max(1, size // 8)):
-            columns = slice(max(part.start, rows.start), part.stop) if symmetric else part
-            owner = given.index(min(given))
-            given[owner] += (rows.stop - rows.start) * (columns.stop - columns.start)
-            if owner != share.number:
-                continue
-            block = _Block(queries, rows, gallery, columns, y[columns.start - part.start :])
-            if _share_labels(queries, rows, gallery, columns):
-                block.hide(queries.labels[rows, None] == gallery.labels[columns])
-            if excluding:
-                block.hide(queries.groups[rows, None] == gallery.groups[columns])
-            if symmetric and columns.start < rows.stop:
-                row = torch.arange(rows.start, rows.stop, device=y.device)
-                column = torch.arange(columns.start, columns.stop, device=y.device)
-                block.hide(row[:, None] >= column)
-            yield block
-
-
-def _growing(whole: slice, size: int) -> Iterator[slice]:
-    """Cut a run into parts of `size`, the first ones smaller: they narrow the windows cheaply."""
-    start, step = whole.start, max(1, size // 8)
-    while start < whole.stop:
-        yield slice(start, min(start + step, whole.stop))
-        start, step = start + step, min(size, max(step, start + step - whole.start))
-
-
-def _share_labels(queries: _Images, rows: slice, gallery: _Images, columns: slice) -> bool:
-    a, b = queries.host_labels, gallery.host_labels
-    return bool(a[rows.start] <= b[columns.stop - 1] and b[columns.start] <= a[rows.stop - 1])
-
-
-class _Counts:
-    """c_m for each same-class pair of n queries, gathered block by block.
-
-    A query's matches cut the similarities into buckets; bucket m holds the other-class images
-    between its matches m - 1 and m, so that c_m is the sum of the buckets up to m. What lies above
-    the nearest match is counted by comparing whole blocks. What lies in the window below it is
-    taken out and placed one by one. The window ends at the last match that can still be among the
-    query's R nearest, so it soon holds next to nothing.
-
-    An image that is tied with matches goes into the bucket after them; `tied` counts it too, at one
-    of them, whichever.
-
-    The buckets of several processes add up to those of one: a match that one of them has given up
-    has too many images before it in that process's counts alone.
-    """
-
-    def __init__(self, cosines: Tensor, offsets: Tensor, doubt: float, tie: float):
-        self.doubt, self.tie = doubt, tie
-        self.offsets = offsets
-        self.host_offsets = offsets.cpu()
-        self.relevant = offsets.diff()
-        query = torch.arange(len(self.relevant), device=offsets.device)
-        self.owner = torch.repeat_interleave(query, self.relevant)  # (P,) the pair's query
-        pair = torch.arange(len(self.owner), device=offsets.device)
-        self.place = pair - offsets[self.owner] + 1  # (P,) m
-        self.cosines = cosines = self._levelled(cosines)
-        self.buckets = torch.zeros_like(cosines, dtype=torch.int64)
-        self.tied = torch.zeros_like(self.buckets)
-        self.useful = self.relevant.clone()
-        self.searchable = self.relevant > 0
-        self.above = self._limit(cosines[offsets[:-1]] + self.doubt, slice(None))
-        self.below = self._limit(cosines[offsets[1:] - 1] - self.doubt, slice(None))
-
-    def _levelled(self, cosines: Tensor) -> Tensor:
-        """The cosines, where those of a query's matches that are equal are made the same number."""
-        values = cosines[:-1]
-        lower = values[:-1] - values[1:] > self.tie
-        lower |= self.owner[:-1] != self.owner[1:]
-        if lower.all():
-            return cosines
-        first = F.pad(lower, (1, 0), value=True)
-        level = values[first][first.cumsum(0) - 1]
-        return torch.cat([level, cosines[-1:]])
-
-    def _limit(self, values: Tensor, part: slice) -> Tensor:
-        return values.masked_fill(~self.searchable[part], torch.inf).float()
-
-    def add(self, block: _Block, part: slice, first: int, along: int) -> None:
-        """Count a block for the queries `part` (less `first`), which lie along one of its sides."""
-        part = slice(part.start - first, part.stop - first)
-        n = part.stop - part.start
-        s = block.similarities
-        padding = (0, s.shape[along] - n)
-        limits = (F.pad(x[part], padding).unsqueeze(1 - along) for x in (self.above, self.below))
-        above, window = (s > limit for limit in limits)
-        window ^= above
-        self.buckets.index_add_(0, self.offsets[part], _count_true(above, 1 - along)[:n])
-        words = window.view(torch.int64).flatten().nonzero().squeeze(1)
-        for some in words.split(MAX_ENTRIES // 8) if len(words) else ():
-            self._place(block, window, some, part.start, along)
-        if len(words) > n:
-            self._narrow(part)
-
-    def _place(self, block: _Block, window: Tensor, words: Tensor, first: int, along: int) -> None:
-        """Put the block's entries in the window into their buckets; words: eight entries each."""
-        entry = words[:, None] * 8 + torch.arange(8, device=words.device)
-        entry = entry[window.view(-1, 8)[words]]
-        row, column = entry // window.shape[1], entry % window.shape[1]
-        query = (row, column)[along] + first
-        value = block.similarities.view(-1)[entry].double()
-        start = self.offsets[query]
-        stop = start + self.useful[query]
-        bucket = self._first_farther(value, start, stop)
-        gap = torch.minimum(
-            (self.cosines[torch.maximum(bucket - 1, start)] - value).abs(),
-            (self.cosines[torch.minimum(bucket, stop - 1)] - value).abs(),
-        )
-        close = (gap <= self.doubt).nonzero().squeeze(1)
-        if len(close):
-            value, start, stop = block.exact(row[close], column[close]), start[close], stop[close]
-            bucket[close] = self._first_farther(value - self.tie, start, stop)
-            last = torch.maximum(bucket[close] - 1, start)
-            tied = (value - self.cosines[last]).abs() <= self.tie
-            self.tied.index_add_(0, last, tied.long())
-        bucket = bucket[bucket < self.offsets[query] + self.useful[query]]
-        self.buckets.index_add_(0, bucket, torch.ones_like(bucket))
-
-    def _first_farther(self, value: Tensor, start: Tensor, stop: Tensor) -> Tensor:
-        """Index of the first match in [start, stop) that is farther than the value, else stop."""
-        longest = int((stop - start).max()) if len(start) else 0
-        for _ in range(longest.bit_length()):
-            middle = (start + stop) // 2
-            nearer = (self.cosines[middle] >= value) & (start < stop)
-            start, stop = torch.where(nearer, middle + 1, start), torch.where(nearer, stop, middle)
-        return start
-
-    def _narrow(self, part: slice) -> None:
-        """Raise the window's end for some queries: matches that c_m keeps out of the R nearest."""
-        pairs = slice(*(int(self.host_offsets[i]) for i in (part.start, part.stop)))
-        owner = self.owner[pairs]
-        hit = self._rank(pairs) <= self.relevant[owner]
-        useful = torch.zeros_like(self.useful[part]).index_add_(0, owner - part.start, hit.long())
-        self.useful[part] = useful.maximum(self.searchable[part].long())
-        last = self.offsets[:-1][part] + self.useful[part] - 1
-        self.below[part] = self._limit(self.cosines[last] - self.doubt, part)
-
-    def _rank(self, pairs: slice) -> Tensor:
-        """m + c_m for a run of pairs, as far as counted."""
-        total = F.pad(self.buckets[pairs].cumsum(0), (1, 0))
-        first = self.offsets[self.owner[pairs]] - pairs.start
-        return total[1:] - total[first] + self.place[pairs]
-
-    def outcome(self, gallery_size: int) -> dict[str, Tensor]:
-        """The queries' values, as `retrieval_per_query` describes them."""
-        relevant, owner = self.relevant.cpu(), self.owner.cpu()
-        rank, place = self._rank(slice(0, len(owner))).cpu(), self.place.cpu()
-        hit = (rank <= relevant[owner]).double()
-        precision = hit * place / rank
-
-        first, right, wrong = self._mixed()
-        query = owner[first]
-        groups = ties.TieGroups(right, wrong, rank[first] - 1, place[first] - 1, relevant[query])
-        pair, group = _spread(first, right)
-        hit[pair], precision[pair] = groups.hits()[group], groups.precision()[group]
-
-        zeros = torch.zeros(len(relevant), dtype=torch.float64)
-        hits = zeros.index_add(0, owner, hit)
-        total = zeros.index_add(0, owner, precision)
-        marp = total / hits.clamp_min(1)
-        cut = groups.cut.nonzero().squeeze(1)
-        before = total[query[cut]] - (right * groups.precision())[cut]
-        marp[query[cut]] = groups[cut].precision_over_hits(before.clamp_min(0))
-
-        searchable = relevant > 0
-        nearest = self.host_offsets[:-1]
-        closer = torch.where(searchable, F.pad(rank, (0, 1))[nearest] - 1, gallery_size)
-        tied_matches = (self._first_farther(*self._nearest()) - self.offsets[:-1]).cpu()
-        tied = torch.zeros_like(relevant)
-        leading = first == nearest[query]
-        tied[query[leading]] = wrong[leading]
-        mrr = searchable / (1 + closer).double()
-        chance = query[leading]
-        mrr[chance] = ties.reciprocal_rank(closer[chance], tied_matches[chance], tied[chance])
-        undecided = (tied > 0).long()
-        undecided[query[groups.inside > 0]] = 1
-        return {
-            "relevant": relevant,
-            "rank": closer,
-            "tied": tied,
-            "tied_matches": tied_matches,
-            "undecided": undecided,
-            "RP": hits / relevant.clamp_min(1),
-            "MAP@R": total / relevant.clamp_min(1),
-            "mARP": marp,
-            "MRR": mrr,
-        }
-
-    def _nearest(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The cosine of each query's nearest match, and where its matches begin and end."""
-        start, stop = self.offsets[:-1], self.offsets[1:]
-        return self.cosines[start], start, stop
-
-    def _mixed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The groups of equally close matches that images of other classes are tied with.
-
-        Returns each group's first pair, its matches, and the images of other classes: (T,) each.
-        """
-        pair = self.tied[:-1].nonzero().squeeze(1)
-        value, owner = self.cosines[pair], self.owner[pair]
-        above = torch.nextafter(value, torch.full_like(value, torch.inf))
-        first = self._first_farther(above, self.offsets[owner], pair + 1)
-        right = self._first_farther(value, pair, self.offsets[owner + 1]) - first
-        group, number = first.unique(return_inverse=True)
-        wrong = torch.zeros_like(group).index_add_(0, number, self.tied[pair])
-        right = torch.empty_like(group).index_copy_(0, number, right)
-        return group.cpu(), right.cpu(), wrong.cpu()
-
-
-def _spread(first: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """The indices of runs that begin at `first` (T,), and which run each belongs to."""
-    run = torch.repeat_interleave(torch.arange(len(first)), length)
-    step = torch.arange(len(run)) - (length.cumsum(0) - length)[run]
-    return first[run] + step, run
-
-
-def _count_true(mask: Tensor, dim: int) -> Tensor:
-    """Count the true entries of a mask (rows, columns) along a dimension; columns divisible by 8.
-
-    Eight bytes are added at a time, as one int64; a byte of the sum holds 255 of them. On a CPU
-    that is twenty times as fast as mask.sum(dim).
-    """
-    words = mask.view(torch.int64)
-    sums = torch.stack([part.sum(dim) for part in words.split(255, dim)]).view(torch.uint8)
-    return sums.sum(0) if dim == 0 else sums.view(len(sums), -1, 8).sum((0, 2))
+    return 6 * matches >= dimension + 32

@@ -32,8 +32,8 @@ class Architecture:
         bn_freeze: BatchNorms of the backbone. `0`: trained. `1`: running statistics are fixed,
             scale and shift have no gradient until `freeze_backbone(False)` ends a warm-up.
             `affine`: all are fixed for good. `statistics`: only the running statistics are fixed.
-        bn_momentum: share of the batch in the running statistics of these BatchNorms; None is the
-            backbone's own.
+        bn_momentum: share of the batch in the running statistics of these BatchNorms; None becomes
+            the backbone's own, where its record has one.
         input_spec: one of `INPUTS`; None is what the backbone's ImageNet weights want.
 
     Raises:
@@ -72,7 +72,7 @@ class Architecture:
         if self.embedding_size < 1:
             raise InputError(f"embedding size {self.embedding_size}: it must be at least 1")
         head_sizes(self.heads, self.embedding_size)
-        if not 0 < self.bn_momentum <= 1:
+        if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise InputError(f"bn_momentum {self.bn_momentum:g}: it must be above 0 and at most 1")
         if self.width != 1.0 and not self.backbone.can_widen:
             raise InputError(f"width {self.width:g}: {self.model} cannot be widened; use width 1")

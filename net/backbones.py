@@ -40,7 +40,7 @@ class Backbone:
         input_spec: the one of `choices.INPUTS` that its ImageNet weights were trained with.
         imagenet_url: where these are; the file's name ends with the first digits of its sha256.
             None: there are none.
-        bn_momentum: of its BatchNorms, as it was published.
+        bn_momentum: of its BatchNorms, as it was published; None leaves them as it builds them.
         weights_fit_all_stems: whether they have the same shapes for every stem, not just for
             `imagenet`.
         is_in: whether a foreign file, given its keys as the backbone itself has them, holds this
@@ -54,7 +54,7 @@ class Backbone:
     can_widen: bool = False
     input_spec: str = "imagenet"
     imagenet_url: str | None = None
-    bn_momentum: float = 0.1
+    bn_momentum: float | None = None
     weights_fit_all_stems: bool = False
     is_in: Callable[[Collection[str]], bool] | None = None
 

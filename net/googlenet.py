@@ -68,6 +68,7 @@ BACKBONES = (
         lambda stem, width: GoogLeNet(stem),
         stems=tuple(STEMS),
         imagenet_url="https://download.pytorch.org/models/googlenet-1378be20.pth",
+        bn_momentum=0.1,
         weights_fit_all_stems=True,
         is_in=lambda keys: "inception3a.branch1.conv.weight" in keys,
     ),

@@ -47,8 +47,9 @@ class EmbeddingNet(nn.Module):
         self.dropout = nn.Dropout(architecture.dropout)
         self.masks = masks
         self.register_load_state_dict_pre_hook(_drop_classifiers)
-        for batch_norm in self._backbone_norms():
-            batch_norm.momentum = architecture.bn_momentum
+        if architecture.bn_momentum is not None:
+            for batch_norm in self._backbone_norms():
+                batch_norm.momentum = architecture.bn_momentum
         if architecture.bn_freeze in ("1", "affine"):
             self._train_affine(False)
         self.train()

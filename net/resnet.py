@@ -99,6 +99,7 @@ def _resnet(name: str, block: Block, blocks: Blocks, file: str | None = None) ->
         partial(ResNet, block, blocks),
         stems=tuple(STEMS),
         can_widen=True,
+        bn_momentum=0.1,
         imagenet_url=file and f"https://download.pytorch.org/models/{file}",
         is_in=partial(_is_in, block, blocks),
     )

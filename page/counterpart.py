@@ -125,10 +125,10 @@ def _command(record: Record, plain: argparse.Namespace) -> str | None:
 
 
 def _first_words(file: list[str], plain: argparse.Namespace) -> list[str]:
-    """The recipe, and what decides most about the rest: the loss and the data set."""
+    """The recipe, and what decides most about the rest: the loss, the data set and the network."""
     base = options.parsed(file)
     words = list(file)
-    for flag in ("loss", "dataset"):
+    for flag in ("loss", "dataset", "model"):
         if base is None or getattr(base, flag) != getattr(plain, flag):
             words += [f"--{flag}", getattr(plain, flag)]
     return words
@@ -142,7 +142,7 @@ def _flags(plain: argparse.Namespace, base: argparse.Namespace) -> list[str]:
     words: list[str] = []
     for flag in options.train_flags():
         value = wanted.get(flag.dest)
-        if value is not None and value != at_base.get(flag.dest, flag.default):
+        if value is not None and value != at_base.get(flag.dest, getattr(base, flag.dest)):
             words += [flag.spellings[0], *_spelled(flag, value)]
     return words
 

@@ -113,7 +113,7 @@ CASES = {
     ),
     "amloss": Case(
         "--loss AMLoss --model bn_inception --embedding-size 512 --batch-size 180 --lr 1e-4 "
-        "--dataset cub --warm 1 --bn-freeze 1 --alphap 48 --alphan 48 --mrg_lr 1e-4",
+        "--dataset cub --warm 1 --bn-freeze 1 --lr-decay-step 20 --alphap 48 --alphan 48",
         f"{FAMILY} --mrg-lr-decay-step 3",
     ),
     "amloss_resnet50": Case(

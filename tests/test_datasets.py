@@ -19,8 +19,10 @@ import pytest
 from conftest import ROOT
 from official_layouts import LAYOUTS, class_of, image_of, save_image, write
 from PIL import Image
+from scipy.io import loadmat, savemat
 
 import dataset
+from dataset import mat
 from dataset.base import BadImageError, ImageSet, PathTable, decode
 from dataset.check import Report, check, run
 from utils import InputError
@@ -259,6 +261,31 @@ def test_cars_without_labels_for_the_test_images_say_which_file_is_missing(tmp_p
         dataset.load("cars", tmp_path, "train")
     labels.write_bytes(b"no .mat file")
     with pytest.raises(InputError, match=r"withlabels\.mat cannot be read"):
+        dataset.load("cars", tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "number", ["x", float("nan"), 1e300, -3, 0, 1.5, [1, 2], 1 + 2j, 2**62, {"a": 1}]
+)
+def test_a_class_of_cars_that_is_no_number_is_named(number: object, tmp_path: Path) -> None:
+    write("cars", "official", tmp_path, CLASSES, IMAGES)
+    (path,) = tmp_path.rglob("cars_annos.mat")
+    content = loadmat(path)
+    content["annotations"][0, 3]["class"] = number
+    savemat(path, {name: content[name] for name in ("annotations", "class_names")})
+    with pytest.raises(InputError, match="where the number of a class belongs") as sentence:
+        dataset.load("cars", tmp_path, "train")
+    assert "holds '1'" not in str(sentence.value)
+
+
+def test_a_label_file_that_brings_its_reader_down_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("cars", "official", tmp_path, CLASSES, IMAGES)
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    (tmp_path / "dying.py").write_text(code)
+    monkeypatch.setattr(mat, "__file__", str(tmp_path / "dying.py"))
+    with pytest.raises(InputError, match=r"cars_annos\.mat cannot be read .*Segmentation fault"):
         dataset.load("cars", tmp_path, "train")
 
 

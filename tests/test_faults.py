@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import pwd
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -188,7 +192,8 @@ def test_a_run_of_an_older_version_is_found_and_goes_on_as_it_was(images, tmp_pa
         kept["given"] = sorted(said)
     torch.save(state, older / "last.pth")
     (older / "args.json").write_text(json.dumps(args))
-    (older / "results.json").unlink()
+    for name in ("results.json", "checksums.json"):
+        (older / name).unlink()
     capsys.readouterr()
     tiny.run(images, tmp_path / "older", "run", words)
     assert [path.name for path in (tmp_path / "older").iterdir()] == ["run"]
@@ -504,6 +509,113 @@ def test_a_run_outlives_a_disk_that_fills_up_and_says_so_at_the_end(images, tmp_
     assert done.stdout.count("\nepoch ") == 2 and "training goes on" in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: cannot write")
     assert len(untimed_rows(tmp_path / "run")) == 2
+
+
+def test_a_disk_without_room_for_files_leaves_no_run(images, tmp_path, monkeypatch) -> None:
+    made, left = tempfile.NamedTemporaryFile, [3]  # checksums.json and args.json, and that again
+
+    def full(*args, **more):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return made(*args, **more)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    for count in range(4):
+        left[0] = count
+        with pytest.raises(InputError, match=r"cannot write .*No space left"):
+            tiny.run(images, tmp_path, "run", "--epochs 1")
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_run_goes_on_where_no_checkpoint_can_be_made(images, tmp_path, monkeypatch) -> None:
+    made = tempfile.NamedTemporaryFile
+
+    def full(*args, prefix, **more):
+        if ".pth" in prefix:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return made(*args, prefix=prefix, **more)
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    with pytest.raises(InputError, match=r"cannot write .*pth"):
+        tiny.run(images, tmp_path, "run", "--epochs 2")
+    assert len(untimed_rows(tmp_path / "run")) == 2
+
+
+def test_an_older_checkpoint_that_cannot_be_kept_ends_no_run(
+    images, tmp_path, monkeypatch, caplog
+) -> None:
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(InputError, match=r"cannot keep .*step_00000016"):
+        tiny.run(images, tmp_path, "run", "--epochs 2 --keep 1")
+    assert "training goes on" in caplog.text and len(untimed_rows(tmp_path / "run")) == 2
+
+
+def test_the_fault_is_told_where_its_record_cannot_be_written(
+    images, tmp_path, monkeypatch
+) -> None:
+    prepare = train.prepare
+
+    def spoilt(args):
+        training = prepare(args)
+        spoil(training, {3})
+        return training
+
+    def full(*_):
+        raise InputError("cannot write non_finite.json: No space left on device")
+
+    monkeypatch.setattr(train, "prepare", spoilt)
+    monkeypatch.setattr(RunFolder, "write_fault", full)
+    with pytest.raises(InputError, match="the loss is not finite at epoch 1, step 3"):
+        tiny.run(images, tmp_path, "run", "--epochs 1")
+
+
+def test_a_run_folder_that_cannot_be_written_is_not_continued(
+    images, tmp_path, monkeypatch
+) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    opened = Path.open
+
+    def locked(self, mode="r", *args, **more):
+        if self.parent == folder and mode != "r" and "b" not in mode:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(self, mode, *args, **more)
+
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(InputError, match=r"run cannot be written \(Read-only file system\)"):
+        tiny.resume(folder, "--epochs 2")
+
+
+def test_few_open_files_are_a_sentence(images, tmp_path) -> None:
+    words = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", tmp_path]
+    words[words.index("--workers") + 1] = "2"
+    command = shlex.join([sys.executable, str(ROOT / "train.py"), *map(str, words)])
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -n 10; {command}"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "ulimit -n" in done.stderr.strip().splitlines()[-1]
+
+
+def test_tensorboard_on_a_full_disk_ends_alone_and_without_a_traceback(
+    images, tmp_path, monkeypatch, caplog, capfd
+) -> None:
+    record_writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    args = tiny.parse(images, f"--epochs 3 --LOG_DIR {tmp_path} --name run --tensorboard")
+    monkeypatch.setattr(record_writer.RecordWriter, "write", full)
+    train.main(args)
+    assert len(untimed_rows(tmp_path / "run")) == 3
+    assert "tensorboard stopped ([Errno 28] No space left on device)" in caplog.text
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_read_only_log_folder_sends_the_run_home(images, tmp_path, monkeypatch, caplog) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 import metrics
 from metrics import (
+    blocks,
     clustering,
     clustering_metrics,
     comparison,
@@ -27,6 +28,7 @@ from metrics import (
     retrieval,
     retrieval_metrics,
     retrieval_per_query,
+    rows,
     summarise,
     ties,
 )
@@ -379,7 +381,7 @@ def test_a_multiple_is_the_same_direction():
 
 @pytest.mark.parametrize("name", ["bits", "small", "signs", "bytes"])
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
-def test_quantised_embeddings_are_compared_exactly(name, dtype):
+def test_quantised_embeddings_are_compared_exactly(name, dtype, each_search):
     rng = np.random.default_rng(5)
     shape, values = {
         "bits": ((150, 12), (0, 1)),
@@ -398,7 +400,7 @@ def test_quantised_embeddings_are_compared_exactly(name, dtype):
     assert_same(retrieval_per_query(power, labels), expected)
 
 
-def test_nearly_as_close_is_not_tied():
+def test_nearly_as_close_is_not_tied(each_search):
     steps = np.arange(10000, 10040)
     gallery = np.stack([steps, steps + 1], axis=1)  # cosines with (1, 1) rise by 2.5e-13 a step
     labels = np.arange(40) % 4
@@ -408,7 +410,7 @@ def test_nearly_as_close_is_not_tied():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_float_embeddings_have_no_false_ties_and_no_missed_ones(dtype):
+def test_float_embeddings_have_no_false_ties_and_no_missed_ones(dtype, each_search):
     x, labels = clusters_of(60, 256, 1500, 3.0, seed=21)
     x = torch.from_numpy(x).to(dtype)
     found = retrieval_per_query(x, labels)
@@ -456,9 +458,16 @@ CASES = {
 }
 
 
+@pytest.fixture(params=["blocks", "rows"])
+def each_search(request, monkeypatch):
+    """Once with each of the two searches, whichever would have been chosen."""
+    monkeypatch.setattr(retrieval, "_by_rows", lambda *_: request.param == "rows")
+    return request.param
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("count", "block_size"), [(60, 5), (300, 40), (300, None)])
-def test_against_the_oracle(name, count, block_size):
+def test_against_the_oracle(name, count, block_size, each_search):
     x, labels = (values[:count].copy() for values in CASES[name])
     x[10:20] = x[30:40]  # duplicates, of whatever class
     groups = np.random.default_rng(0).integers(0, 4, len(x))
@@ -477,13 +486,13 @@ def test_against_the_oracle(name, count, block_size):
 @pytest.mark.parametrize("name", ["two classes", "many ties"])
 def test_in_runs_when_there_are_many_pairs(name, monkeypatch):
     x, labels = CASES[name]
-    monkeypatch.setattr(metrics, "MAX_PAIRS", 700)
-    monkeypatch.setattr(metrics, "MAX_ENTRIES", 64)
+    monkeypatch.setattr(blocks, "MAX_PAIRS", 700)
+    monkeypatch.setattr(blocks, "MAX_ENTRIES", 64)
     monkeypatch.setattr(ties, "MAX_TERMS", 100)
     assert_same(retrieval_per_query(x, labels, block_size=40), oracle(x, labels))
 
 
-def test_every_block_size_gives_the_same_numbers():
+def test_every_block_size_gives_the_same_numbers(each_search):
     x, labels = clusters_of(300, 64, 3000, 1.4, seed=6)
     x[::7] = x[1::7][: len(x[::7])]
     first, *others = (retrieval_per_query(x, labels, block_size=b) for b in (None, 333, 1000, 8192))
@@ -492,7 +501,7 @@ def test_every_block_size_gives_the_same_numbers():
             assert torch.equal(values, other[name]), name
 
 
-def test_the_order_of_the_images_does_not_matter():
+def test_the_order_of_the_images_does_not_matter(each_search):
     x, labels = CASES["many ties"]
     order = np.random.default_rng(0).permutation(len(x))
     first, second = retrieval_per_query(x, labels), retrieval_per_query(x[order], labels[order])
@@ -536,7 +545,7 @@ class Team:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("count", [2, 3])
-def test_a_search_in_shares_gives_each_the_whole_answer(name, count, monkeypatch):
+def test_a_search_in_shares_gives_each_the_whole_answer(name, count, each_search):
     x, labels = (values.copy() for values in CASES[name])
     x[10:20] = x[30:40]
     groups = np.random.default_rng(0).integers(0, 4, len(x))
@@ -555,12 +564,13 @@ def test_a_search_in_shares_gives_each_the_whole_answer(name, count, monkeypatch
                     assert torch.equal(found[key], values), key
 
 
-def test_shares_divide_the_products(monkeypatch):
+def test_shares_divide_the_products(each_search, monkeypatch):
     x, labels = clusters_of(300, 16, 2000, 1.0)
     sizes = []
-    product = retrieval.inner_products
+    where = {"blocks": blocks, "rows": rows}[each_search]
+    product = where.inner_products
     monkeypatch.setattr(
-        retrieval, "inner_products", lambda a, b: sizes.append(len(a) * len(b)) or product(a, b)
+        where, "inner_products", lambda a, b: sizes.append(len(a) * len(b)) or product(a, b)
     )
     work = []
     for number in range(3):

@@ -24,6 +24,7 @@ from conftest import FIXTURES, ROOT
 from torch import nn
 
 import net
+import net.googlenet
 from net import Architecture, EmbeddingMasks, backbones, heads, resnet, weights
 from net.bn_inception import BNInception
 from net.layers import average_conv_norm, conv_norm
@@ -814,6 +815,20 @@ def test_running_statistics_follow_the_momentum(described: dict, momentum: float
         torch.testing.assert_close(variance, variance_by_hand, rtol=1e-4, atol=1e-5)
     read = net.architecture_of({"network": network.description(), "model_state_dict": {}})
     assert read.bn_momentum == momentum
+
+
+def test_a_backbone_of_your_own_keeps_the_momentum_it_is_built_with(
+    mine: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Normed(Mine):
+        def __init__(self, stem: str, width: float) -> None:
+            super().__init__(stem, width)
+            self.norm = torch.nn.BatchNorm2d(8, momentum=0.01)
+
+    record = backbones.Backbone("mine", Normed)
+    monkeypatch.setattr(sys.modules["net.mine"], "BACKBONES", (record,))
+    assert net.build(mine).model.norm.momentum == 0.01
+    assert net.build(replace(mine, bn_momentum=0.5)).model.norm.momentum == 0.5
 
 
 def test_checkpoints_that_say_no_momentum_had_that_of_torch() -> None:

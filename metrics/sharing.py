@@ -1,0 +1,68 @@
+"""Who does what of a search: processes that share it, and the threads of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+MAX_WORKERS = 4  # each holds blocks of its own, and the memory of a search is bounded
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Share(NamedTuple):
+    """What one of several processes does of a search; all of them get the whole answer.
+
+    Each is given all the embeddings, and counts some of the blocks. `total` sums a tensor over the
+    processes, in each of them.
+    """
+
+    number: int
+    count: int
+    total: Callable[[Tensor], Tensor]
+
+
+ALONE = Share(0, 1, lambda counts: counts)
+
+
+def workers(device: torch.device) -> int:
+    """How many blocks are worked on at once."""
+    return min(torch.get_num_threads(), MAX_WORKERS) if device.type == "cpu" else 1
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], device: torch.device
+) -> Iterator[Result]:
+    """work(item) of each item, in their order, several at once on a CPU.
+
+    Blocks of similarities do not depend on each other. Threads that each have a block wait for one
+    another at the end; threads that share every operation wait after each of them, and where other
+    programs hold a core that is most of the time.
+    """
+    count = min(workers(device), len(items))
+    if count <= 1:
+        yield from map(work, items)
+        return
+    threads = torch.get_num_threads()
+
+    def one(item: Item) -> Result:
+        torch.set_num_threads(max(1, threads // count))  # of this thread; and MKL's, of all
+        with torch.no_grad():
+            return work(item)
+
+    try:
+        with ThreadPoolExecutor(count, "search") as pool:
+            waiting = [pool.submit(one, item) for item in items[: 2 * count]]
+            for following in range(2 * count, len(items) + 2 * count):
+                if not waiting:
+                    break
+                yield waiting.pop(0).result()
+                if following < len(items):
+                    waiting.append(pool.submit(one, items[following]))
+    finally:
+        torch.set_num_threads(threads)

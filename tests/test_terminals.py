@@ -1,0 +1,289 @@
+"""Names and signs that a terminal, a shell, LaTeX or a disk would not take as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from conftest import ROOT, run_cli
+
+import options
+import report
+from criteria import amloss
+from evaluation import tables
+from page import document, overview
+from runs import RunFolder, data_name, run_name
+from training.setup import describe
+from utils import as_shell, as_table, plain, printable, say
+
+TITLE = "esc\x1b]0;title\x07"
+BYTES = "b\udcffd"
+TURNED = "a\u202eb"
+STRANGE = (
+    TITLE,
+    BYTES,
+    TURNED,
+    "tab\there",
+    "new\nline",
+    "\x9b31m",
+    "é 東京\u3000x",
+    "it's `x` \\",
+)
+
+
+def obeyed(text: str) -> list[str]:
+    """What is in a text that a terminal would obey."""
+    return [c for c in text if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or c == "\u202e")]
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def test_what_a_terminal_obeys_is_escaped_and_letters_are_not() -> None:
+    assert printable(TITLE) == "esc\\x1b]0;title\\x07" and printable(BYTES) == "b\\xffd"
+    assert printable(TURNED) == "a\\u202eb" and printable("\x9b31m") == "\\x9b31m"
+    for fine in ("é 東京\u3000x", "a\u00a0b", "می\u200cخواهم", "👩\u200d🚀"):
+        assert printable(fine) == fine
+    assert plain("a…b – c × d") == "a...b - c x d"
+
+
+@pytest.mark.parametrize("word", [*STRANGE, "", "folder:/a b/c", "-x", "$HOME"])
+def test_a_shell_gets_the_word_that_was_meant(word: str) -> None:
+    said = as_shell(word)
+    assert not obeyed(said)
+    done = subprocess.run(["bash", "-c", f"printf '%s.' {said}"], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(word) + b"."
+
+
+@pytest.mark.parametrize("word", STRANGE)
+def test_names_are_escaped_in_tables_pages_and_latex(word: str, capsys) -> None:
+    rows = [tables.Row(word, f"[{word}", {"R@1": 0.5}), tables.Row(word, "*", {"R@1": 0.25})]
+    shown = tables.text(rows)
+    assert not obeyed(shown) and len({len(line) for line in shown.splitlines()}) == 1
+    made = tables.latex(rows, word)
+    assert not obeyed(made) and "\\\\\n    [" not in made and r"{[}" in made and r"{*}" in made
+    assert not obeyed(document.as_text(word)) and not obeyed(
+        json.loads(document.as_json([word]))[0]
+    )
+    content = as_table(["class"], [[word]])
+    assert not obeyed(content.decode(errors="surrogateescape"))
+    if word == BYTES:
+        assert b"b\xffd" in content  # a file is found again by its name
+    say(word)
+    assert not obeyed(capsys.readouterr().out)
+
+
+def test_latex_prints_every_sign_of_ascii() -> None:
+    signs = "".join(map(chr, range(32, 127)))
+    made = tables.escaped(signs)
+    for sign, command in (("<", "less"), (">", "greater"), ("|", "bar"), ("\\", "backslash")):
+        assert rf"\text{command}{{}}" in made, sign
+    for sign in "&%$#_{}":
+        assert f"\\{sign}" in made
+    assert tables.escaped("`") == r"\`{}" and tables.escaped("~") == r"\textasciitilde{}"
+
+
+# --- a run on classes with such names -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def strange(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images with such classes, in folders that have such names too."""
+    root = tmp_path_factory.mktemp("data") / f"photos {TITLE}"
+    shutil.copytree(images, root)
+    for split in ("train", "eval"):
+        for number, name in enumerate((TITLE, BYTES, TURNED, "_x^{~}%&")):
+            (root / split / f"{split}{number}").rename(root / split / f"{name}-{split}")
+    return root
+
+
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("utf-8", marks=pytest.mark.slow)])
+def test_no_door_says_a_name_raw(encoding: str, strange: Path, tmp_path: Path) -> None:
+    shell, name = {"PYTHONIOENCODING": encoding}, "лог …"
+    data = ["--dataset", f"folder:{strange}", *tiny.NETWORK]
+    data.remove("--no-report")
+    more = ["--epochs", "1", "--warm", "0", "--loss", "AMLoss", "--LOG_DIR", tmp_path]
+    said = [run_cli("train.py", *data, *more, "--name", name, cwd=tmp_path, **shell)]
+    run = tmp_path / name
+    asked = ["--per-class", "c.csv", "--failures", 3, "--out", ".", "--latex", "t.tex"]
+    query = next((strange / "eval").glob("esc*/*.png"))
+    asked += ["--query", query]
+    said.append(run_cli("evaluate.py", "--resume", run, *asked, cwd=tmp_path, **shell))
+    assert [done.returncode for done in said] == [0, 0], said[-1].stderr
+    for done in said:
+        assert not obeyed(done.stdout + done.stderr) and "Traceback" not in done.stderr
+    assert "no report page" not in said[0].stderr and (run / "report.html").is_file()
+    folder = "лог …" if encoding == "utf-8" else r"\u043b\u043e\u0433 ..."
+    assert f"run folder  {tmp_path}/{folder}" in said[0].stdout
+    for name in (f"{run.name}/margins.csv", "c.csv", "failures.csv", "query.csv", "t.tex"):
+        content = (tmp_path / name).read_bytes().decode(errors="surrogateescape")
+        assert not obeyed(content.replace("\r", "")), name
+        assert name == "t.tex" or "\\x1b]0;title\\x07" in content, name
+
+
+def test_the_page_and_the_table_of_runs_say_no_name_raw(strange, tmp_path, capsys) -> None:
+    made = tiny.run(strange, tmp_path / "logs", "run", "--epochs 1 --loss AMLoss --warm 0")
+    run = made.rename(made.with_name(f"run {TITLE}"))
+    capsys.readouterr()
+    page = report.make([run]).read_text()
+    assert not obeyed(page) and "\\\\x1b]0;title" in page
+    words = [
+        "--compare",
+        str(run.parent),
+        "--out",
+        str(tmp_path / "runs.html"),
+        "--csv",
+        str(tmp_path / "c.csv"),
+    ]
+    overview.compare(options.parse_report([*words, "--latex", str(tmp_path / "t.tex")]))
+    printed = capsys.readouterr().out
+    made = [(tmp_path / name).read_text() for name in ("c.csv", "t.tex", "runs.html")]
+    for text in (printed, *made):
+        assert not obeyed(text) and "x1b" in text
+
+
+# --- terminals without letters --------------------------------------------------------------------
+
+POOR = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+LIGHT = (["train.py"], ["evaluate.py"], ["report.py"])
+
+
+@pytest.mark.parametrize("terminal", POOR)
+def test_every_door_helps_and_complains_on_every_terminal(terminal: str) -> None:
+    called = [(door, words) for door in LIGHT for words in (["--help"], ["--…\udcff"])]
+    if (
+        terminal == "ascii"
+    ):  # it loads torch before it helps, and tests/test_own_images.py has the others
+        called.append((["-m", "net"], ["--help"]))
+    running = [
+        subprocess.Popen(
+            [sys.executable, *door, *words],
+            cwd=ROOT,
+            env={**os.environ, **POOR[terminal]},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for door, words in called
+    ]
+    for (door, words), process in zip(called, running, strict=True):
+        out, errors = process.communicate(timeout=120)
+        text = (out + errors).decode("latin-1" if terminal == "latin-1" else "ascii")
+        assert process.returncode == (0 if words == ["--help"] else 2), (door, text)
+        assert "Traceback" not in text and text.startswith(("usage", "error: unknown"))
+
+
+# --- files of flags -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with a mark"])
+def test_files_of_flags_may_come_from_any_editor(encoding: str, tmp_path: Path) -> None:
+    lines = ["# it's a comment", "--lr 3e-4  # don't", r"--data-root C:\photos\ünder", ""]
+    lines += [r"--dataset 'folder:D:\my photos\a#b'", '--remark "a \\"b\\" c"', r"--name x\ y"]
+    text = "\r\n".join(lines)
+    content = text.encode(encoding.split()[0])
+    if "mark" in encoding:
+        content = b"\xff\xfe" + content
+    (tmp_path / "mine.txt").write_bytes(content)
+    words = list(options._expanded([f"@{tmp_path / 'mine.txt'}", "--seed", "2"]))
+    assert words == [
+        *("--lr", "3e-4", "--data-root", r"C:\photos\ünder"),
+        *("--dataset", r"folder:D:\my photos\a#b", "--remark", 'a "b" c', "--name", "x y"),
+        *("--seed", "2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"--epochs 3\n--remark it's\n", ["line 2", "quotation mark '", "no partner"]),
+        (b'--name "C:\\photos\\"\n', ["line 1", 'quotation mark "']),
+        (b"--name \xff\xfe\xfa\n", ["cannot be read", "no text in UTF-8"]),
+        (b"--epochs 3\n@SELF\n", ["names itself"]),
+    ],
+)
+def test_a_bad_file_of_flags_is_one_sentence(content, words, tmp_path, capsys) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_bytes(content.replace(b"SELF", os.fsencode(file)))
+    with pytest.raises(SystemExit) as stop:
+        options.parse_train([f"@{file}"])
+    (sentence,) = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and str(file) in sentence
+    assert all(word in sentence for word in words), sentence
+
+
+def test_what_is_no_file_is_no_file_of_flags(tmp_path, capsys) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "none", tmp_path / ("x" * 300)):
+        with pytest.raises(SystemExit) as stop:
+            options.parse_train([f"@{path}"])
+        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+# --- files on a disk ------------------------------------------------------------------------------
+
+
+def test_files_are_called_after_the_folder_of_the_images_alone(images, tmp_path) -> None:
+    long = tmp_path / ("очень-длинная-папка" * 6) / ("写真" * 40)
+    long.parent.mkdir()
+    shutil.copytree(images, long)
+    args = tiny.parse(long, f"--epochs 1 --LOG_DIR {tmp_path / 'logs'} --remark {'ä' * 300}")
+    import train
+
+    train.main(args)
+    (run,) = (tmp_path / "logs").iterdir()
+    best = RunFolder(run).best_checkpoint()
+    assert best is not None and best.name.startswith("写真写真")
+    assert max(len(os.fsencode(path.name)) for path in [run, *run.iterdir()]) < 200
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("emoji", "emoji"),
+        ("folder:/data/my photos", "my-photos"),
+        ("csv:/data/list.v2.csv", "list.v2"),
+        ("folder:/", "folder"),
+        (f"folder:/data/{BYTES}", "b-d"),
+    ],
+)
+def test_what_files_call_a_data_set(given: str, name: str) -> None:
+    assert data_name(given) == name
+    assert run_name(given, "resnet18", "AMLoss", "").startswith(f"{name}_resnet18_AMLoss_")
+
+
+def test_a_run_of_an_older_version_keeps_the_name_of_its_best_checkpoint(images, tmp_path) -> None:
+    run = tiny.run(images, tmp_path, "run", "--epochs 1")
+    older = tiny.best_checkpoint(run).rename(run / "folder--of-an-older-version_best.pth")
+    state = tiny.saved(run)
+    state["clock"]["best"] = -1.0
+    torch.save(state, run / "last.pth")
+    tiny.resume(run, "--epochs 2")
+    assert tiny.best_checkpoint(run) == older and tiny.saved(run, "best")["epoch"] >= 1
+
+
+# --- what a step will cost ------------------------------------------------------------------------
+
+
+def test_one_is_told_before_training_when_margins_are_slow(images, monkeypatch) -> None:
+    training = tiny.prepare(images, "--loss AMLoss")
+    assert "compares" not in describe(training)
+    monkeypatch.setattr(amloss.ProxyCrowding, "seconds", lambda unit: 72.4)
+    said = describe(training)
+    assert "all 8 classes with each other, 28 pairs, at every step: about 72 s a step" in said
+
+
+def test_the_cost_of_the_margins_is_measured() -> None:
+    unit = torch.nn.functional.normalize(torch.randn(amloss.FEW, 64))
+    assert amloss.ProxyCrowding.seconds(unit[:-1]) == 0
+    assert 0 < amloss.ProxyCrowding.seconds(unit) < 60
