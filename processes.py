@@ -343,11 +343,15 @@ def _stdout_of_main() -> Iterator[None]:
 
 
 def _say_once(watch: _Watch, error: BaseException) -> None:
-    """What is wrong for all is said by the main process, whose end ends the others."""
+    """What is wrong for all is said by the main process, whose end ends the others.
+
+    Raises:
+        SystemExit: with status 2, where the main process has said it.
+    """
     if isinstance(error, InputError):
         watch.first_to_fail()
-        if watch.number:
-            time.sleep(2)
+        if watch.said_by_main(str(error)):
+            raise SystemExit(2) from None
 
 
 class _Watch(threading.Thread):
@@ -425,6 +429,20 @@ class _Watch(threading.Thread):
         except RuntimeError:
             return -1
 
+    def said_by_main(self, sentence: str) -> bool:
+        """Whether the main process says this, within two seconds; it is what the main one says."""
+        try:
+            with self._lock:
+                if not self.number:
+                    self._store.set("said", sentence)
+                    return False
+                end = time.monotonic() + 2
+                while not self._store.check(["said"]) and time.monotonic() < end:
+                    time.sleep(0.1)
+                return self._store.check(["said"]) and self._store.get("said").decode() == sentence
+        except RuntimeError:
+            return False
+
     def stop(self) -> None:
         """No more beats; waits for the one that is being given.
 
@@ -432,7 +450,7 @@ class _Watch(threading.Thread):
         """
         self._over.set()
         if threading.current_thread() is not self:
-            self.join(timeout=BEAT)
+            self.join(timeout=5 * BEAT)  # on a busy machine a beat takes a while
 
 
 # --- starting them --------------------------------------------------------------------------------
