@@ -7,8 +7,11 @@ a block of similarities is looked at once and forgotten. rows.py searches for la
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import accumulate
+from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ from torch.nn import functional as F
 from metrics.clustering import Progress, inner_products
 from metrics.images import Images, exact_cosines, pairwise_cosines, rounding
 from metrics.ranks import Ranks
-from metrics.sharing import Share
+from metrics.sharing import Share, in_threads
 
 MAX_PAIRS = 2**21  # same-class pairs counted at once; with what it takes to count them 200 MiB
 MAX_ENTRIES = 2**18  # similarities taken out of a block to be looked at, at once
@@ -47,11 +50,12 @@ def search(
         counts = _Counts(*_matches(queries, gallery, run, begin, end), *bounds)
         done, total = 0, (run.stop - run.start) * len(gallery) / (2 if symmetric else 1)
         total /= share.count
-        for block in _blocks(queries, gallery, run, size, symmetric, excluding, share):
-            counts.add(block, block.rows, run.start, along=0)
-            if symmetric:
-                counts.add(block, block.columns, run.start, along=1)
-            done += block.similarities.numel()
+        sides: Iterable[_Sides] = ()
+        if counts.searchable.any():
+            sides = _blocks(queries, gallery, run, size, symmetric, share)
+        compare = partial(_compare, counts, queries, gallery, run.start, symmetric, excluding)
+        for entries in in_threads(compare, sides, queries.embeddings.device):
+            done += entries
             if progress:
                 progress((number + min(1.0, done / total)) / len(runs))
         counts.buckets, counts.tied = share.total(counts.buckets), share.total(counts.tied)
@@ -60,6 +64,23 @@ def search(
     if progress:
         progress(1.0)
     return found
+
+
+def _compare(
+    counts: _Counts,
+    queries: Images,
+    gallery: Images,
+    first: int,
+    symmetric: bool,
+    excluding: bool,
+    sides: _Sides,
+) -> int:
+    """Count a block for the queries on its sides; returns how many similarities it had."""
+    block = _Block(queries, gallery, sides, symmetric, excluding)
+    counts.add(block, block.rows, first, along=0)
+    if symmetric:
+        counts.add(block, block.columns, first, along=1)
+    return block.similarities.numel()
 
 
 def _runs(sizes: Tensor) -> list[slice]:
@@ -100,6 +121,14 @@ def _matches(
     return torch.cat([*cosines, begin.new_full((1,), torch.inf, dtype=torch.float64)]), offsets
 
 
+class _Sides(NamedTuple):
+    """A run of queries, a run of gallery images, and these at unit length."""
+
+    rows: slice
+    columns: slice
+    unit: Tensor
+
+
 class _Block:
     """Similarities of a run of queries (rows) and a run of gallery images (columns).
 
@@ -107,17 +136,27 @@ class _Block:
     a block serves both its sides, those on or below the diagonal of the whole matrix.
     """
 
-    def __init__(self, queries: Images, rows: slice, gallery: Images, columns: slice, y: Tensor):
-        self.queries, self.rows = queries, rows
-        self.gallery, self.columns = gallery, columns
+    def __init__(
+        self, queries: Images, gallery: Images, sides: _Sides, symmetric: bool, excluding: bool
+    ):
+        self.queries, self.gallery = queries, gallery
+        self.rows, self.columns, y = sides
         self.width = len(y)
         # Masks are read eight bytes at a time, see count_true.
-        s = inner_products(queries.unit(rows), y)
+        s = inner_products(queries.unit(self.rows), y)
         self.similarities = F.pad(s, (0, -len(y) % 8), value=-torch.inf) if len(y) % 8 else s
         self._doubles: Tensor | None = None
+        rows, columns = self.rows, self.columns
+        if _share_labels(queries, rows, gallery, columns):
+            self._hide(queries.labels[rows, None] == gallery.labels[columns])
+        if excluding:
+            self._hide(queries.groups[rows, None] == gallery.groups[columns])
+        if symmetric and columns.start < rows.stop:
+            row = torch.arange(rows.start, rows.stop, device=y.device)
+            column = torch.arange(columns.start, columns.stop, device=y.device)
+            self._hide(row[:, None] >= column)
 
-    def hide(self, entries: Tensor) -> None:
-        """Leave out the entries where the mask (rows, columns) is true."""
+    def _hide(self, entries: Tensor) -> None:
         self.similarities[:, : self.width].masked_fill_(entries, -torch.inf)
 
     def exact(self, row: Tensor, column: Tensor) -> Tensor:
@@ -131,14 +170,8 @@ class _Block:
 
 
 def _blocks(
-    queries: Images,
-    gallery: Images,
-    run: slice,
-    size: int,
-    symmetric: bool,
-    excluding: bool,
-    share: Share,
-) -> Iterator[_Block]:
+    queries: Images, gallery: Images, run: slice, size: int, symmetric: bool, share: Share
+) -> Iterator[_Sides]:
     """A share of the blocks of a run of queries and the gallery; each pair once when symmetric."""
     given = [0] * share.count  # similarities, to each process: a block goes to who has fewest
     for part in _growing(slice(0, len(gallery)), size):
@@ -148,18 +181,8 @@ def _blocks(
             columns = slice(max(part.start, rows.start), part.stop) if symmetric else part
             owner = given.index(min(given))
             given[owner] += (rows.stop - rows.start) * (columns.stop - columns.start)
-            if owner != share.number:
-                continue
-            block = _Block(queries, rows, gallery, columns, y[columns.start - part.start :])
-            if _share_labels(queries, rows, gallery, columns):
-                block.hide(queries.labels[rows, None] == gallery.labels[columns])
-            if excluding:
-                block.hide(queries.groups[rows, None] == gallery.groups[columns])
-            if symmetric and columns.start < rows.stop:
-                row = torch.arange(rows.start, rows.stop, device=y.device)
-                column = torch.arange(columns.start, columns.stop, device=y.device)
-                block.hide(row[:, None] >= column)
-            yield block
+            if owner == share.number:
+                yield _Sides(rows, columns, y[columns.start - part.start :])
 
 
 def _growing(whole: slice, size: int) -> Iterator[slice]:
@@ -204,6 +227,7 @@ class _Counts:
         self.buckets = torch.zeros_like(cosines, dtype=torch.int64)
         self.tied = torch.zeros_like(self.buckets)
         self.useful = self.relevant.clone()
+        self.lock = Lock()  # held where what blocks have in common changes
         self.searchable = self.relevant > 0
         self.above = self._limit(cosines[offsets[:-1]] + self.doubt, slice(None))
         self.below = self._limit(cosines[offsets[1:] - 1] - self.doubt, slice(None))
@@ -231,12 +255,15 @@ class _Counts:
         limits = (F.pad(x[part], padding).unsqueeze(1 - along) for x in (self.above, self.below))
         above, window = (s > limit for limit in limits)
         window ^= above
-        self.buckets.index_add_(0, self.offsets[part], count_true(above, 1 - along)[:n])
+        nearer = count_true(above, 1 - along)[:n]
+        with self.lock:
+            self.buckets.index_add_(0, self.offsets[part], nearer)
         words = window.view(torch.int64).flatten().nonzero().squeeze(1)
         for some in words.split(MAX_ENTRIES // 8) if len(words) else ():
             self._place(block, window, some, part.start, along)
         if len(words) > n:
-            self._narrow(part)
+            with self.lock:
+                self._narrow(part)
 
     def _place(self, block: _Block, window: Tensor, words: Tensor, first: int, along: int) -> None:
         """Put the block's entries in the window into their buckets; words: eight entries each."""
@@ -258,9 +285,11 @@ class _Counts:
             bucket[close] = self._first_farther(value - self.tie, start, stop)
             last = torch.maximum(bucket[close] - 1, start)
             tied = (value - self.cosines[last]).abs() <= self.tie
-            self.tied.index_add_(0, last, tied.long())
+            with self.lock:
+                self.tied.index_add_(0, last, tied.long())
         bucket = bucket[bucket < self.offsets[query] + self.useful[query]]
-        self.buckets.index_add_(0, bucket, torch.ones_like(bucket))
+        with self.lock:
+            self.buckets.index_add_(0, bucket, torch.ones_like(bucket))
 
     def _first_farther(self, value: Tensor, start: Tensor, stop: Tensor) -> Tensor:
         """Index of the first match in [start, stop) that is farther than the value, else stop."""

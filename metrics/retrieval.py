@@ -35,7 +35,7 @@ from torch import Tensor
 
 from metrics import blocks, rows, ties
 from metrics.clustering import Array, Progress, as_numbers, full_float32, kmeans, nmi_f1
-from metrics.images import Images
+from metrics.images import Images, are_crowded
 from metrics.sharing import ALONE, Share
 
 BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, which has 1/8 as many queries
@@ -316,7 +316,7 @@ def _search(
     begin = torch.searchsorted(gallery.labels, queries.labels)
     end = torch.searchsorted(gallery.labels, queries.labels, right=True)
     matches = float((end - begin).double().mean())
-    if _by_rows(matches, gallery.embeddings.shape[1]):
+    if _by_rows(matches, gallery.embeddings.shape[1]) or are_crowded(queries, gallery):
         return rows.search(queries, gallery, begin, end, size, excluding, progress, share)
     return blocks.search(queries, gallery, begin, end, size, excluding, progress, share)
 

@@ -109,7 +109,6 @@ class _Lists:
         starts = self.starts()
         row, place = (self.right & (starts < self.depth[:, None])).nonzero(as_tuple=True)
         listed = row.bincount(minlength=len(relevant))
-        begins = listed.cumsum(0) - listed
         if self.tied.any():
             # Matches that are as close as each other come before what else is as close.
             start, width = starts[row, place], starts.shape[1]
@@ -120,22 +119,25 @@ class _Lists:
             wrong = every.flatten().bincount(minlength=every.numel())[group] - right
         else:
             rank = place + 1
-            first = begins[listed > 0]
+            first = (listed.cumsum(0) - listed)[listed > 0]
             right, wrong = torch.ones_like(first), torch.zeros_like(first)
         owner = row[first]
 
+        offsets = F.pad((listed + self.more_right).cumsum(0), (1, 0))
         cut = self.more_right.nonzero().squeeze(1)
         if len(cut):  # so do those that are not listed
-            more = self.more_right[cut]
-            begin = len(rank) + more.cumsum(0) - more
-            behind = (self.depth[cut] + 1).repeat_interleave(more) + _counted(more)
-            order = torch.cat([row, cut.repeat_interleave(more)]).argsort(stable=True)
-            rank = torch.cat([rank, behind])[order]
-            first = order.argsort()[torch.cat([first, begin])]
+            more, after = self.more_right[cut], offsets[cut] + listed[cut]
+            pair = offsets[row] + _counted(listed)
+            step = _counted(more)
+            every = torch.empty(int(offsets[-1]), dtype=torch.int64, device=row.device)
+            every[pair] = rank
+            every[after.repeat_interleave(more) + step] = (
+                self.depth[cut].repeat_interleave(more) + step + 1
+            )
+            rank, first = every, torch.cat([pair[first], after])
             right, wrong = torch.cat([right, more]), torch.cat([wrong, self.more_wrong[cut]])
             owner = torch.cat([owner, cut])
 
-        offsets = F.pad((listed + self.more_right).cumsum(0), (1, 0))
         leading = first == offsets[owner]
         closer, tied, tied_matches = nearest.clone()
         closer[owner[leading]] = rank[first[leading]] - 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -36,7 +37,7 @@ def workers(device: torch.device) -> int:
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Sequence[Item], device: torch.device
+    work: Callable[[Item], Result], items: Iterable[Item], device: torch.device
 ) -> Iterator[Result]:
     """work(item) of each item, in their order, several at once on a CPU.
 
@@ -44,25 +45,26 @@ def in_threads(
     another at the end; threads that share every operation wait after each of them, and where other
     programs hold a core that is most of the time.
     """
-    count = min(workers(device), len(items))
-    if count <= 1:
+    count = workers(device)
+    if count == 1:
         yield from map(work, items)
         return
     threads = torch.get_num_threads()
 
     def one(item: Item) -> Result:
-        torch.set_num_threads(max(1, threads // count))  # of this thread; and MKL's, of all
+        torch.set_num_threads(threads // count)  # of this thread
         with torch.no_grad():
             return work(item)
 
+    torch.set_num_threads(1)  # of the thread that makes the items
     try:
         with ThreadPoolExecutor(count, "search") as pool:
-            waiting = [pool.submit(one, item) for item in items[: 2 * count]]
-            for following in range(2 * count, len(items) + 2 * count):
-                if not waiting:
-                    break
-                yield waiting.pop(0).result()
-                if following < len(items):
-                    waiting.append(pool.submit(one, items[following]))
+            waiting: deque[Future[Result]] = deque()
+            for item in items:
+                waiting.append(pool.submit(one, item))
+                if len(waiting) > 2 * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
     finally:
         torch.set_num_threads(threads)
