@@ -6,6 +6,7 @@ and released code, not from what options.py answers.
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from collections.abc import Iterator
@@ -164,11 +165,11 @@ def settings(name: str) -> dict[str, float | str]:
     return dict(zip(HEADER[1:], map(number, row[1:]), strict=True))
 
 
-def parse(name: str, flags: str = "") -> options.argparse.Namespace:
+def parse(name: str, flags: str = "") -> argparse.Namespace:
     return options.parse_train([f"@{recipe(name)}", *flags.split()])
 
 
-def schedule_words(args: options.argparse.Namespace) -> str:
+def schedule_words(args: argparse.Namespace) -> str:
     return {
         "step": f"{args.lr_decay_gamma:g}/{args.lr_decay_step}e",
         "milestones": f"{args.lr_decay_gamma:g}@{','.join(map(str, args.milestones))}",
@@ -196,7 +197,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     changed.undo()
 
 
-def cut_down(name: str, root: Path, flags: str = "") -> options.argparse.Namespace:
+def cut_down(name: str, root: Path, flags: str = "") -> argparse.Namespace:
     """The recipe on tiny data: few images a batch, four clusters instead of 32."""
     batch = 10 if parse(name).IPC == 5 else 12
     clusters = "--nb-clusters 4" if (parse(name).nb_clusters or 0) > 4 else ""

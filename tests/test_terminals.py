@@ -18,6 +18,7 @@ import options
 import report
 from criteria import amloss
 from evaluation import tables
+from options.files import words_of
 from page import document, overview
 from runs import RunFolder, data_name, run_name
 from training.setup import describe
@@ -195,7 +196,7 @@ def test_files_of_flags_may_come_from_any_editor(encoding: str, tmp_path: Path) 
     if "mark" in encoding:
         content = b"\xff\xfe" + content
     (tmp_path / "mine.txt").write_bytes(content)
-    words = list(options._expanded([f"@{tmp_path / 'mine.txt'}", "--seed", "2"]))
+    words = list(words_of([f"@{tmp_path / 'mine.txt'}", "--seed", "2"]))
     assert words == [
         *("--lr", "3e-4", "--data-root", r"C:\photos\ünder"),
         *("--dataset", r"folder:D:\my photos\a#b", "--remark", 'a "b" c', "--name", "x y"),

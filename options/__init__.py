@@ -1,0 +1,71 @@
+"""From a command line to options, and back from what a run has kept of them.
+
+declared   the flags that belong to no method      files     `@FILE` on a command line
+parsing    a command line → options                meaning   what they say, and who listens
+stored     what a run has kept of them
+
+Options are resolved once, when they are parsed (`resolved`); what a run has kept of them is read
+back by `kept`. What comes later on a command line wins, so `@recipes/emoji_amloss.txt --seed 2` is
+the recipe with another seed.
+"""
+
+from __future__ import annotations
+
+from options.declared import (
+    EVALUATE_GROUPS,
+    METRICS,
+    REPORT_GROUPS,
+    TRAIN_GROUPS,
+    defaults,
+    train_flags,
+)
+from options.meaning import (
+    by_flag,
+    check_metrics,
+    check_one_checkpoint,
+    criterion_arguments,
+    notices,
+    of_all_processes,
+    resolved,
+)
+from options.parsing import parse_evaluate, parse_report, parse_train, parsed
+from options.stored import (
+    as_begun,
+    configuration,
+    continued,
+    kept,
+    plain,
+    same_command,
+    same_training,
+    same_words,
+    settings,
+)
+
+__all__ = [
+    "EVALUATE_GROUPS",
+    "METRICS",
+    "REPORT_GROUPS",
+    "TRAIN_GROUPS",
+    "as_begun",
+    "by_flag",
+    "check_metrics",
+    "check_one_checkpoint",
+    "configuration",
+    "continued",
+    "criterion_arguments",
+    "defaults",
+    "kept",
+    "notices",
+    "of_all_processes",
+    "parse_evaluate",
+    "parse_report",
+    "parse_train",
+    "parsed",
+    "plain",
+    "resolved",
+    "same_command",
+    "same_training",
+    "same_words",
+    "settings",
+    "train_flags",
+]

@@ -1,0 +1,384 @@
+"""The flags that belong to no method, in the groups that --help shows.
+
+The flags of a method stand in methods/.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import criteria
+import dataset
+import methods
+import net
+from flags import (
+    BINARY,
+    CONTINUED,
+    COUNT,
+    COUNT_OR_ZERO,
+    EPOCHS,
+    LABEL,
+    NOTHING,
+    SEED,
+    SHARE,
+    SWITCH,
+    Flag,
+    Group,
+    Kind,
+    Need,
+    a_data_set,
+    a_path,
+    any_text,
+    flag,
+    key_value,
+    not_negative,
+    number,
+    one_of,
+    positive,
+    whole,
+)
+from machine import cores, expanded
+
+# --- who listens ----------------------------------------------------------------------------------
+
+
+def schedule_is(*names: str) -> Need:
+    """The flag belongs to these schedules."""
+    return Need(f"--schedule {' or '.join(names)}", lambda args: args.schedule in names)
+
+
+PHOTOGRAPHS = Need("photographs", lambda args: args.dataset.lower() != "emoji")
+OWN_DATA = Need(
+    "your own images (--dataset folder:PATH or csv:FILE)",
+    lambda args: args.dataset.lower().startswith(("folder:", "csv:")),
+)
+CACHED = Need("--decode cache", lambda args: args.decode == "cache")
+BY_EPOCHS = Need("runs without --steps", lambda args: args.steps is None)
+EVALUATED_BY_EPOCHS = Need("runs without --eval-steps", lambda args: args.eval_steps is None)
+HELD_OUT = Need(
+    "--val-classes or --val-fold", lambda args: args.val_classes or args.val_fold is not None
+)
+NO_FOLD = Need("runs without --val-fold", lambda args: args.val_fold is None)
+BALANCED = Need("--IPC, without --nb-clusters", lambda args: args.IPC and args.nb_clusters is None)
+SOME_DECAY = Need("--decay-vectors 0", lambda args: not args.decay_vectors)
+NORMS_TRAIN = Need("--bn-freeze 0", lambda args: (args.bn_freeze or bn_freeze_of(args)) == "0")
+
+RETRIEVAL = Need("--metrics with retrieval in it", lambda args: "retrieval" in args.metrics)
+CLUSTERING = Need(
+    "--metrics with nmi, f1 or ami in it", lambda args: {"nmi", "f1", "ami"} & set(args.metrics)
+)
+PICTURES = Need(
+    "--neighbours, --failures or --query",
+    lambda args: args.neighbours or args.failures or args.query,
+)
+TRACKED = Need("wandb or --tensorboard", lambda args: args.wandb != "disabled" or args.tensorboard)
+ONE_PAGE = Need("the page of runs (without --compare)", lambda args: not args.compare)
+COMPARED = Need("--compare", lambda args: args.compare)
+OWN_FOLDER = Need("--failures or --query", lambda args: args.failures or args.query)
+
+# --- the flags ------------------------------------------------------------------------------------
+
+METRICS = ("retrieval", "official", "nmi", "f1", "ami")
+"""What an evaluation can compute."""
+METRICS_TEXT = (
+    "what to compute. retrieval: R@K, RP, MAP@R, mARP, MRR; official: VehicleID's gallery of one "
+    "image per vehicle (10 draws); nmi, f1, ami: k-means with one cluster per class"
+)
+LOSSES_TEXT = f"{criteria.losses_in_words()}; or pml:NAME for any loss of pytorch-metric-learning"
+DATASETS_TEXT = f"{', '.join(dataset.NAMES)} (emoji is in the repository), folder:PATH, csv:FILE"
+AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
+
+METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
+
+# fmt: off
+DATA = Group("data", (
+    flag("--dataset --use_dataset", "emoji", Kind(a_data_set, "NAME"), DATASETS_TEXT),
+    flag("--data-root --dataset-dir", "data", a_path("DIR"), "folder that holds the data sets",
+         change=NOTHING, local=True),
+    flag("--eval-classes", None, Kind(number(0.0, 1.0, above=True), "F"),
+         "share of the classes of your own images that is held out", need=OWN_DATA,
+         shown="0.5; what the data say themselves comes first"),
+    flag("--split-seed", None, COUNT_OR_ZERO, "chooses which classes these are", need=OWN_DATA,
+         shown="1"),
+    flag("--ratio-classes", 1.0, Kind(number(0.0, 1.0, above=True), "F"),
+         "only the first F of the classes of each split, for a quick trial"),
+    flag("--image-size --sz-crop", None, Kind(whole(16), "PX"),
+         "side of the square the network sees",
+         shown="the data set's: 64 for emoji, 224 for photographs"),
+    flag("--eval-resize --sz-resize", None, Kind(whole(16), "PX"),
+         "evaluation brings the short side of a photograph to this and cuts out the centre",
+         need=PHOTOGRAPHS, shown="256 for 224 and 227 pixels, in proportion for others"),
+    flag("--eval-zoom", 1.0, Kind(number(0.5, 1.0), "X"),
+         "evaluation sees pictures at this size, on white; for drawings (emoji)"),
+    flag("--decode", "exact", one_of("exact", "cache"),
+         "exact: a file is decoded whenever it is needed; cache: all are decoded once, and their "
+         "pixels kept on disk", need=PHOTOGRAPHS),
+    flag("--cache-size", 256, Kind(whole(16), "PX"),
+         "short side of the images in the cache; 256 gives the evaluation what exact gives it",
+         need=CACHED),
+    flag("--cache-dir", None, a_path("DIR"), "where caches are kept", need=CACHED,
+         shown="~/.cache/anchorage", change=NOTHING, local=True),
+    flag("--data-device", None, one_of("cpu", "cuda"),
+         "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
+         "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
+         "memory", change=NOTHING),
+    flag("--max-bad-images", 0.01, Kind(number(0.0, 1.0), "F"),
+         "share of the images of a split that may be unreadable (one at least; 0 is none): a "
+         "training image is replaced by another of its class, an evaluation image left out, and "
+         "each is named"),
+    flag("--workers --num-workers", min(4, cores()), COUNT_OR_ZERO,
+         "processes that read images, for each GPU", shown="4, at most one for each core",
+         change=NOTHING, local=True),
+))
+SELECTION = Group("batches and model selection", (
+    flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
+         "images a step, over all processes"),
+    flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
+         "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
+    flag("--IPC-repeat", 0, BINARY,
+         "1: the images of a class are drawn with repetition, as Proxy-Anchor's released sampler "
+         "does; 0: each once, unless the class has fewer than N, as SEC's does", need=BALANCED),
+    flag("--augment --album", None,
+         Kind(str, "NAME", ("crop", "sec", "emoji", "none", "Geom", "GeomColor", "ColorHeavy")),
+         "crop: random resized crop and flip; sec: the same from an image of 256 pixels; emoji: "
+         "affine and colour, no flip; Geom, GeomColor, ColorHeavy: crop and flip, then turns, "
+         "holes and blur; the same with light and contrast; strong colour and grey",
+         shown="the data set's"),
+    flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
+         "share of the training classes that picks the best epoch instead of the test classes, "
+         "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
+         "the test classes", need=NO_FOLD),
+    flag("--val-fold", None, COUNT_OR_ZERO,
+         "like --val-classes, with the data set's own fold N of classes (emoji: 0 to 3)"),
+    flag("--no-test", False, SWITCH,
+         "do not look at the test classes at the end either: for a run that only chooses options",
+         need=HELD_OUT),
+))
+NETWORK = Group("network", (
+    flag("--model --arch", "bn_inception", any_text("NAME"), ", ".join(net.MODELS)),
+    flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
+    flag("--pretrained", None, a_path("WHAT"), "imagenet (downloads), none, or a FILE of weights",
+         shown="none for emoji, imagenet for photographs"),
+    flag("--checkpoint", None, a_path("FILE"),
+         "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
+         "(to go on with a run: --resume-run)"),
+    flag("--l2-norm", 1, BINARY, "1: the embedding is used at unit length"),
+    flag("--pooling --features-pooling", "avg+max", one_of(*net.POOLINGS),
+         "how the last feature map becomes a vector; grid: average of each cell of 4 x 4"),
+    flag("--stem", None, one_of(*net.STEMS),
+         "first layers: as published (stride 4), stride 2, or stride 1",
+         shown="imagenet from 128 pixels on, small below"),
+    flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
+         "channels of a ResNet as a multiple of the published ones"),
+    flag("--head-norm", 0, BINARY, "1: a BatchNorm, which is trained, before the heads"),
+    flag("--head-init --init-method", "kaiming", any_text("NAME"),
+         "start of the heads. kaiming: normal by fan_out with zero bias; default: PyTorch's own; "
+         "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out: "
+         "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)"),
+    flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "on the pooled features"),
+    flag("--input-spec", None, one_of(*net.INPUTS),
+         "colour order, scale and mean of the input", shown="what the model's weights want"),
+    flag("--bn-freeze --freeze_bn", None, one_of(*net.BN_FREEZE),
+         "BatchNorm of the backbone. 0: trained; 1: running statistics fixed, scale and shift "
+         "train after the warm-up (as the released code does); affine: all fixed; statistics: "
+         "running statistics fixed, scale and shift train",
+         shown="1 with pretrained weights, else 0"),
+    flag("--bn-momentum", None, Kind(number(0.0, 1.0, above=True), "M"),
+         "share of the batch in the running statistics of the backbone's BatchNorms",
+         need=NORMS_TRAIN, before=0.1,
+         shown="the backbone's: 0.9 for bn_inception, else 0.1; 0.1 with SEC's losses"),
+))
+LOSS = Group("loss", (
+    flag("--loss --use_loss --criterion", "Proxy_Anchor", Kind(criteria.name_of, "NAME"),
+         LOSSES_TEXT),
+    flag("--loss-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
+         "arguments of any loss, by the names in its class: margin=0.3 soft=true"),
+))
+OPTIMISATION = Group("optimisation", (
+    flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS, change=CONTINUED),
+    flag("--steps", None, COUNT, "length of the run in optimisation steps instead of epochs"),
+    flag("--optimizer", "adamw", Kind(str.lower, choices=("adamw", "adam", "sgd", "rmsprop")),
+         "for everything but the margins of AMLoss"),
+    flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network"),
+    flag("--lr_p --lr-p", None, not_negative("LR"), "learning rate of the backbone",
+         shown="--lr"),
+    flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
+    flag("--decay-vectors", 1, BINARY,
+         "0: no weight decay on biases and BatchNorms of the network"),
+    flag("--decay-biases", 0, BINARY, "1: on the biases there is, on the BatchNorms not",
+         need=SOME_DECAY),
+    flag("--schedule", "step", one_of("step", "milestones", "cosine", "constant"),
+         "step: a decay every few epochs; milestones: decays at given steps; cosine: a linear rise "
+         "over a tenth of the run, then down to zero"),
+    flag("--lr-decay-step", 10, EPOCHS, "epochs between two decays", need=schedule_is("step")),
+    flag("--lr-decay-gamma --lr_gamma", 0.5, SHARE, "factor of a decay",
+         need=schedule_is("step", "milestones")),
+    flag("--milestones", (), Kind(whole(1), "STEP", nargs="+"), "when the rates decay",
+         need=schedule_is("milestones")),
+    flag("--clip", 10.0, not_negative("G"),
+         "limit on the absolute value of each gradient entry; 0 is none"),
+    flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
+    flag("--compile", False, SWITCH,
+         "compile the network (torch.compile): minutes at the start, faster steps afterwards"),
+))
+RUN = Group("run", (
+    flag("--LOG_DIR --log-dir", "logs", a_path("DIR"), "folder that run folders are made in",
+         change=LABEL),
+    flag("--name --experiment-id -i", None, any_text("NAME"), "name of the run and of its folder",
+         shown="from data set, model, loss and time", change=LABEL),
+    flag("--remark", "", any_text("TEXT"), "added to the run's name", change=LABEL),
+    flag("--seed --random-seed -seed", 1, COUNT_OR_ZERO, "of every random draw of the run",
+         change=SEED),
+    flag("--deterministic", False, SWITCH,
+         "the same numbers on every run on a GPU too, at some cost of speed", change=NOTHING),
+    flag("--gpu-id --gpu --cuda-device", 0, Kind(whole(-1), "N"),
+         "which GPU; the CPU is used where there is none; -1: all of them, a process each, as with "
+         "torchrun", change=NOTHING, local=True),
+    flag("--eval-every", 1, EPOCHS, "epochs between evaluations", need=EVALUATED_BY_EPOCHS,
+         change=CONTINUED),
+    flag("--eval-steps", None, COUNT, "steps between evaluations, instead of --eval-every"),
+    flag("--metrics", METRICS, METRIC_NAMES,
+         f"{METRICS_TEXT}. At every evaluation; retrieval is always computed (R@1 picks the best "
+         "epoch), and the final evaluation computes all", shown="all", change=NOTHING),
+    flag("--max-steps", None, COUNT, "stop after N optimisation steps, evaluate and save",
+         shown="no limit", change=CONTINUED),
+    flag("--save-every", None, COUNT,
+         "save last.pth every N steps too, besides every epoch", shown="every epoch only",
+         change=NOTHING),
+    flag("--keep", 0, COUNT_OR_ZERO, "older checkpoints that remain, as step_N.pth",
+         change=NOTHING),
+    flag("--on-nan", "stop", one_of("stop", "skip"),
+         "what a loss or gradient that is not finite does: stop the run, or skip the step (100 "
+         "steps at most)", change=CONTINUED),
+    flag("--resume", None, one_of("auto"),
+         "auto: continue the run of this very command in --LOG_DIR if there is one, else start it",
+         change=NOTHING),
+    flag("--resume-run", None, a_path("DIR"),
+         "continue the run in DIR from its last checkpoint, or from an older one: DIR/step_N.pth",
+         change=NOTHING),
+    flag("--dry-run", False, SWITCH, "print what would run, and stop", change=NOTHING),
+    flag("--no-report", False, SWITCH,
+         "no report.html at the end (python report.py RUN makes it at any time)", change=NOTHING),
+    flag("--wandb", None, one_of("online", "offline", "disabled"),
+         "where Weights & Biases keeps the run",
+         shown="online when a key is configured, else offline", change=NOTHING),
+    flag("--wandb-project", "anchorage", any_text("NAME"), "project there", change=NOTHING),
+    flag("--tensorboard", False, SWITCH,
+         "also write TensorBoard's files, into the run folder (needs the package tensorboard)",
+         change=NOTHING),
+    flag("--wandb-images", 10, COUNT_OR_ZERO,
+         "epochs between pictures of random queries and their nearest images, in wandb and "
+         "TensorBoard, as evaluations allow; 0 is none", need=TRACKED, change=NOTHING),
+))
+EVALUATION = Group("evaluation", (
+    flag("--resume --test_sop_model", None, Kind(expanded, "FILE", nargs="+"),
+         "a run folder, a checkpoint of ours or released, or a folder of them; several are "
+         "compared in one table, and those that differ in the seed alone are averaged"),
+    flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
+    flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),
+    flag("--batch-size --batch_size", 150, COUNT, "images that are embedded at once"),
+    flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
+         shown="the data set's", need=RETRIEVAL),
+    flag("--bootstrap", None, Kind(whole(100), "N"),
+         "95 % intervals of the retrieval metrics from N resamples of the queries; with several "
+         "checkpoints also whether each is better than the first", need=RETRIEVAL, shown="off"),
+    flag("--kmeans-restarts", 1, COUNT, "k-means runs for NMI, F1 and AMI; the best counts",
+         need=CLUSTERING),
+    flag("--block-size", None, COUNT,
+         "images that the search compares at once: memory against speed, never the numbers",
+         need=RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
+    flag("--seed", 1, COUNT_OR_ZERO, "of k-means, --bootstrap and --neighbours"),
+    flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
+         "which GPU; -1: all of them, a process each, as with torchrun", local=True),
+    flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
+))
+FILES = Group("what evaluation also writes: tables", (
+    flag("--json", None, a_path("FILE.json"), "all numbers"),
+    flag("--csv", None, a_path("FILE.csv"), "the table"),
+    flag("--latex", None, a_path("FILE.tex"),
+         "the table for a paper (booktabs), in percent; seeds as mean and standard deviation"),
+))
+SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
+    flag("--per-class", None, a_path("FILE.csv"),
+         "retrieval metrics of each class, the worst first",
+         need=RETRIEVAL),
+    flag("--export", None, a_path("FILE.npz"),
+         "unit-length embeddings, labels, paths, and the uncertainty where the network has it"),
+    flag("--uncertain", None, a_path("FILE.csv"),
+         "IDML: every image's path, class and uncertainty, the most uncertain first"),
+    flag("--neighbours", None, a_path("FILE.png"),
+         "random queries with their nearest images; --seed chooses the queries"),
+    flag("--failures", None, COUNT,
+         "the N worst queries, with their nearest images, to failures.csv and failures.png",
+         need=RETRIEVAL),
+    flag("--query", None, Kind(expanded, "IMAGE", nargs="+"),
+         "the evaluated images that are nearest to yours, to query.csv and query.png; only those: "
+         "classes that were trained on are not among them"),
+    flag("--top", 10, COUNT, "nearest images that --neighbours, --failures and --query show",
+         need=PICTURES),
+    flag("--out", None, a_path("DIR"), "folder for what --failures and --query write",
+         need=OWN_FOLDER, shown="the checkpoint's"),
+))
+REPORT = Group("the page of one run or several", (
+    flag("--out", None, a_path("FILE.html"), "where the page goes",
+         shown="report.html in the run's folder, or beside several; with --compare runs.html in "
+         "that folder"),
+    flag("--picture", None, a_path("FILE.png"),
+         "instead of the page, one picture of one run: random queries with their nearest images, "
+         "and what was learned for each class", need=ONE_PAGE),
+    flag("--queries", (), Kind(str, "TEXT", nargs="+"),
+         "also show the queries whose class or file contains TEXT", need=ONE_PAGE),
+    flag("--embeddings", None, a_path("FILE.npz"),
+         "embeddings of one run, made by evaluate.py --export, instead of the best checkpoint's",
+         need=ONE_PAGE),
+    flag("--seed", 1, COUNT_OR_ZERO, "of what is drawn at random", need=ONE_PAGE),
+    flag("--gpu-id --gpu", 0, Kind(whole(0), "N"), "which GPU embeds; the CPU where there is none",
+         need=ONE_PAGE),
+))
+OVERVIEW = Group("all runs under a folder in a table", (
+    flag("--compare", None, a_path("DIR"), "one row per run, and one for those that differ in "
+         "the seed alone: mean ± 95 % interval"),
+    flag("--grep", None, any_text("TEXT"), "only rows that contain TEXT (a regular expression)",
+         need=COMPARED),
+    flag("--csv", None, a_path("FILE.csv"), "the table", need=COMPARED),
+    flag("--latex", None, a_path("FILE.tex"), "the table for a paper (booktabs)", need=COMPARED),
+))
+# fmt: on
+
+TRAIN_GROUPS = (
+    *(DATA, SELECTION, NETWORK, LOSS, *methods.groups(), OPTIMISATION, RUN),
+    *methods.dead_groups(),
+)
+EVALUATE_GROUPS = (EVALUATION, FILES, SINGLE_IMAGES, DATA, NETWORK)
+REPORT_GROUPS = (REPORT, OVERVIEW)
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def flags_of(groups: Sequence[Group]) -> list[Flag]:
+    """The flags of these groups, in their order."""
+    return [entry for group in groups for entry in group.flags]
+
+
+def train_flags() -> list[Flag]:
+    """Every flag of train.py."""
+    return flags_of(TRAIN_GROUPS)
+
+
+def defaults(groups: Sequence[Group]) -> dict[str, Any]:
+    """Every option of these groups as it is when nothing is given."""
+    return {entry.dest: entry.default for entry in flags_of(groups)}
+
+
+def pretrained_of(args: argparse.Namespace) -> str:
+    """What --pretrained is, given or not."""
+    if args.pretrained is not None:
+        return args.pretrained
+    return dataset.protocol(args.dataset).pretrained
+
+
+def bn_freeze_of(args: argparse.Namespace) -> str:
+    """What `--bn-freeze` is where it is not given."""
+    return "0" if pretrained_of(args) == "none" else "1"

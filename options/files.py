@@ -1,0 +1,74 @@
+"""Files of flags: `@FILE` on a command line stands for the words in it.
+
+One flag or more per line, what has blanks in quotes; `#` starts a comment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from machine import expanded
+from utils import InputError, decoded
+
+# A word is made of these: what stands in quotes, a sign behind a backslash, any other sign. A
+# backslash is one itself, as in C:\\photos, unless a blank, a quote or # follows.
+_PIECE = re.compile(
+    r"""'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)"|\\(?P<sign>[\s'"#])|(?P<other>[^\s'"])"""
+)
+
+
+def words_of(words: Sequence[str], above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The words of a command line, with files of flags (`@FILE`) as the words in them.
+
+    Raises:
+        InputError: a file cannot be read, or names itself.
+    """
+    for word in words:
+        if not word.startswith("@"):
+            yield word
+        elif word in above:
+            raise InputError(f"{word[1:]} names itself as a file of flags; remove that line")
+        else:
+            yield from words_of(list(_words_in_file(Path(expanded(word[1:])))), (*above, word))
+
+
+def _words_in_file(file: Path) -> Iterator[str]:
+    """The words of a file of flags."""
+    try:
+        if file.exists() and not file.is_file():
+            raise InputError(f"{file} is no plain file; a file of flags follows @")
+        text = decoded(file.read_bytes())
+    except (OSError, ValueError) as error:
+        why = "it is no text in UTF-8" if isinstance(error, UnicodeError) else str(error)
+        raise InputError(
+            f"the file of flags {file} cannot be read ({why}); check its name"
+        ) from error
+    for count, line in enumerate(text.splitlines(), 1):
+        try:
+            yield from _words_in_line(line)
+        except ValueError as error:
+            raise InputError(f"{file} line {count}: {error}") from error
+
+
+def _words_in_line(line: str) -> Iterator[str]:
+    """The words of a line: separated by blanks, quoted as in a shell; `#` begins a comment."""
+    word, place, line = None, 0, line.strip()
+    while place < len(line):
+        if line[place].isspace():
+            if word is not None:
+                yield word
+            word, place = None, place + 1
+            continue
+        if word is None and line[place] == "#":
+            return
+        piece = _PIECE.match(line, place)
+        if piece is None:
+            raise ValueError(f"the quotation mark {line[place]} has no partner; add or remove one")
+        inside = piece[piece.lastgroup]
+        if piece.lastgroup == "double":
+            inside = inside.replace('\\"', '"')
+        word, place = (word or "") + inside, piece.end()
+    if word is not None:
+        yield word

@@ -1,0 +1,143 @@
+"""What options mean: what decides where nothing is given, who listens, what does not fit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import dataset
+import methods
+import net
+from flags import Flag
+from options.declared import (
+    EVALUATE_GROUPS,
+    SINGLE_IMAGES,
+    TRAIN_GROUPS,
+    bn_freeze_of,
+    flags_of,
+    pretrained_of,
+    train_flags,
+)
+from utils import InputError
+
+
+def changed(args: argparse.Namespace, values: Mapping[str, Any]) -> argparse.Namespace:
+    """The options with other values of some."""
+    return argparse.Namespace(**{**vars(args), **values})
+
+
+def as_published(args: argparse.Namespace) -> argparse.Namespace:
+    """With the defaults that the published command of a method has, where it is meant."""
+    for method in methods.METHODS:
+        own = method.defaults(args)
+        args = changed(args, {k: v for k, v in own.items() if k not in args.given})
+    return args
+
+
+def resolved(args: argparse.Namespace) -> argparse.Namespace:
+    """The options with what the data set decides: image size, weights, stem, BatchNorm, views.
+
+    Nothing changes them afterwards.
+
+    Raises:
+        InputError: an unknown data set, or evaluation is to cut more out of an image than it has.
+    """
+    protocol = dataset.protocol(args.dataset)
+    size = protocol.image_size if args.image_size is None else args.image_size
+    if args.eval_resize is not None and args.eval_resize < size:
+        raise InputError(
+            f"--eval-resize {args.eval_resize} is less than the {size} pixels that are cut out of "
+            f"the image; choose at least {size}"
+        )
+    decided = {
+        "image_size": size,
+        "pretrained": pretrained_of(args),
+        "stem": net.find_backbone(args.model).default_stem(size),
+        "bn_freeze": bn_freeze_of(args),
+        "bn_momentum": net.find_backbone(args.model).bn_momentum,
+        "augment": protocol.augment,
+    }
+    return changed(
+        args, {name: value for name, value in decided.items() if getattr(args, name, 0) is None}
+    )
+
+
+# --- who listens ----------------------------------------------------------------------------------
+
+
+def unread(args: argparse.Namespace, entries: Sequence[Flag]) -> list[Flag]:
+    """The given flags that nobody listens to."""
+    return [entry for entry in entries if entry.dest in args.given and not entry.is_read(args)]
+
+
+def useless(entry: Flag) -> str:
+    """The sentence about a flag that was given and that nobody listens to."""
+    assert entry.need is not None
+    return (
+        f"{entry.spellings[0]} has no effect here: it belongs to {entry.need.name}; remove it or "
+        "choose that"
+    )
+
+
+def notices(args: argparse.Namespace) -> list[str]:
+    """A sentence for each given flag that changes nothing."""
+    dead = [entry for entry in train_flags() if entry.dead and entry.dest in args.given]
+    return [
+        *(f"{entry.spellings[0]} changes nothing here: {entry.help}" for entry in dead),
+        *(
+            f"{entry.spellings[0]} in the file of flags has no effect: it belongs to "
+            f"{entry.need.name}"
+            for entry in unread(args, train_flags())
+            if entry.need
+        ),
+    ]
+
+
+def check_metrics(args: argparse.Namespace, evaluated: Iterable[dataset.DataSet]) -> None:
+    """Raises InputError where `--metrics official` was given and no data set has that protocol."""
+    asked = "metrics" in args.given and "official" in args.metrics
+    if asked and not any(entry.protocol.sizes for entry in evaluated):
+        raise InputError(
+            "--metrics official is the protocol of VehicleID (--dataset vid) and of no other data "
+            "set; leave it out"
+        )
+
+
+def check_one_checkpoint(args: argparse.Namespace, count: int) -> None:
+    """Raises InputError where something is asked about one checkpoint, and there are several."""
+    given = [entry for entry in SINGLE_IMAGES.flags if entry.dest in args.given]
+    if count > 1 and given:
+        raise InputError(
+            f"{given[0].spellings[0]} describes one checkpoint and --resume names {count}; leave "
+            "one of them"
+        )
+
+
+# --- for those who use them -----------------------------------------------------------------------
+
+
+def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments that the chosen loss is built with."""
+    listening = {
+        entry.argument: getattr(args, entry.dest)
+        for entry in train_flags()
+        if entry.argument and entry.need and entry.need.met(args)
+    }
+    return {**listening, **dict(args.loss_args)}
+
+
+def by_flag(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run keeps, by the names that a command line or a sweep gives them."""
+    return {
+        entry.spellings[0].lstrip("-"): stored[entry.dest]
+        for entry in train_flags()
+        if entry.dest in stored and not entry.dead
+    }
+
+
+def of_all_processes(args: argparse.Namespace) -> dict[str, Any]:
+    """Flag → value of what has to be the same in processes that work together."""
+    groups = TRAIN_GROUPS if "loss" in args else EVALUATE_GROUPS
+    flags = [entry for entry in flags_of(groups) if not entry.local]
+    return {entry.spellings[0]: getattr(args, entry.dest) for entry in flags}

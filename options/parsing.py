@@ -1,0 +1,239 @@
+"""A command line → options; published commands are accepted as printed.
+
+Reads nothing but the command line, so `--help` and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NoReturn
+
+import criteria
+import dataset
+from flags import SWITCH, Flag, Group
+from machine import expanded
+from options.declared import (
+    EVALUATE_GROUPS,
+    EVALUATION,
+    FILES,
+    REPORT_GROUPS,
+    SINGLE_IMAGES,
+    TRAIN_GROUPS,
+    defaults,
+    flags_of,
+)
+from options.files import words_of
+from options.meaning import (
+    as_published,
+    check_metrics,
+    check_one_checkpoint,
+    resolved,
+    unread,
+    useless,
+)
+from utils import InputError, close_names, say, terminal_width
+
+# --- the parser -----------------------------------------------------------------------------------
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help that fits the terminal, with switches shown bare."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(100, terminal_width() or 100))
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return "" if action.type is SWITCH.parse else super()._format_args(action, default_metavar)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return super()._format_action_invocation(action).replace(" ,", ",").rstrip()
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        say(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _help_text(entry: Flag) -> str:
+    shown = entry.shown
+    if shown is None and entry.kind is not SWITCH and entry.default not in (None, "", ()):
+        shown = entry.default
+    words = entry.help if shown is None else f"{entry.help} (default: {shown})"
+    return words.replace("%", "%%")
+
+
+def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Parser:
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} [@FILE] [--flag VALUE] ...",
+        description=description,
+        formatter_class=_Formatter,
+        argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
+        allow_abbrev=False,
+    )
+    for group in groups:
+        heading = parser.add_argument_group(group.title)
+        for entry in group.flags:
+            heading.add_argument(*entry.spellings, **_argparse_settings(entry))
+    taken = {spelling for entry in flags_of(groups) for spelling in entry.spellings}
+    for entry in flags_of(groups):
+        if variants := _swapped(entry.spellings) - taken:
+            settings = {**_argparse_settings(entry), "help": argparse.SUPPRESS}
+            parser.add_argument(*sorted(variants), **settings)
+            taken |= variants
+    return parser
+
+
+def _swapped(spellings: Iterable[str]) -> set[str]:
+    """Spellings with `_` for `-`, and the other way round."""
+    names = [spelling[2:] for spelling in spellings if spelling.startswith("--")]
+    return {f"--{name.replace(*pair)}" for name in names for pair in (("-", "_"), ("_", "-"))}
+
+
+def _argparse_settings(entry: Flag) -> dict[str, Any]:
+    settings: dict[str, Any] = {"dest": entry.dest, "help": _help_text(entry)}
+    kind = entry.kind
+    settings |= {"type": kind.parse, "choices": kind.choices, "metavar": kind.metavar}
+    return settings | {"nargs": kind.nargs, "const": kind.const}
+
+
+def _parse(
+    program: str,
+    description: str,
+    groups: Sequence[Group],
+    argv: Sequence[str] | None,
+    positional: str | None = None,
+) -> tuple[argparse.Namespace, list[Flag], _Parser]:
+    parser = _make_parser(program, description, groups)
+    if positional:
+        parser.add_argument(
+            positional, nargs="*", type=expanded, default=[], metavar="RUN", help="run folders"
+        )
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        given, unknown = parser.parse_known_args(list(words_of(words)))
+    except InputError as error:
+        parser.error(str(error))
+    entries = flags_of(groups)
+    if unknown:
+        known = [spelling for entry in entries for spelling in entry.spellings]
+        near = close_names(unknown[0].split("=")[0], known)
+        hint = f"; did you mean {' or '.join(near[:2])}?" if near else ""
+        parser.error(f"unknown argument {unknown[0]}{hint}")
+    args = argparse.Namespace(**{**defaults(groups), **vars(given)})
+    args.given = sorted(vars(given))
+    args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
+    return args, entries, parser
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of train.py, resolved; see `resolved`.
+
+    `given` lists those that stood on the command line, `recipe` is the first file of flags on it
+    (`@FILE`), or None. With --resume-run they are not resolved yet; see `continued`.
+
+    Raises:
+        SystemExit: with status 2 and one sentence for a bad or ineffective flag, 0 for --help.
+    """
+    about = "Train an embedding network and judge it on classes it never saw."
+    args, entries, parser = _parse("python train.py", about, TRAIN_GROUPS, argv)
+    try:
+        if args.resume_run:  # what its flags mean depends on the run: see `continued`
+            return args
+        args = as_published(args)
+        # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
+        _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
+        _check_loss(args, entries, parser)
+        check_metrics(args, [dataset.find(args.dataset)])
+        return resolved(args)
+    except InputError as error:
+        parser.error(str(error))
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace | None:
+    """The options that words of train.py's command line ask for; None if it refuses them."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return parse_train(words)
+    except SystemExit:  # a file of flags that is gone or older, or flags that do not go together
+        return None
+
+
+def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of evaluate.py; see `parse_train`."""
+    about = "Evaluate a checkpoint on the classes it never saw."
+    args, _, parser = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
+    if not args.resume:
+        say("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
+        raise SystemExit(2)
+    # Who listens to the other groups depends on the checkpoint, which is not read yet.
+    _check_needs(args, flags_of((EVALUATION, FILES, SINGLE_IMAGES)), parser)
+    try:
+        check_one_checkpoint(args, len(args.resume))
+    except InputError as error:
+        parser.error(str(error))
+    return args
+
+
+def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of report.py; `runs` are the folders. See `parse_train`."""
+    about = "One HTML page that explains a run, or compares several; or all runs in a table."
+    args, entries, parser = _parse("python report.py", about, REPORT_GROUPS, argv, "runs")
+    _check_needs(args, entries, parser)
+    if bool(args.runs) == bool(args.compare):
+        parser.error("name the run folders, such as logs/NAME, or give --compare DIR")
+    if args.embeddings and len(args.runs) > 1:
+        parser.error("--embeddings are those of one run; name one")
+    if args.picture and len(args.runs) > 1:
+        parser.error("--picture is of one run; name one")
+    return args
+
+
+# --- what does not go together --------------------------------------------------------------------
+
+
+def _check_needs(
+    args: argparse.Namespace,
+    entries: list[Flag],
+    parser: _Parser,
+    excused: Collection[str] = (),
+) -> None:
+    for entry in unread(args, entries):
+        if entry.dest not in excused:
+            parser.error(useless(entry))
+
+
+def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: _Parser) -> None:
+    """The loss exists, and each of its arguments has one value: by its flag or by its own name."""
+    try:
+        criteria.check_name(args.loss)
+    except ValueError as error:
+        parser.error(str(error))
+    named = dict(args.loss_args)
+    for entry in entries:
+        if entry.argument in named and entry.dest in args.given and entry.is_read(args):
+            parser.error(
+                f"{entry.spellings[0]} and --loss-args {entry.argument}={named[entry.argument]} "
+                "are the same argument of the loss; leave one of them out"
+            )
+
+
+def _only_in_files(
+    parser: _Parser, args: argparse.Namespace, argv: Sequence[str] | None
+) -> set[str]:
+    """The given options that stand in a file of flags and not on the command line itself."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    typed = [word for word in words if not word.startswith("@")]
+    if typed == words:
+        return set()
+    return set(args.given) - set(vars(parser.parse_known_args(typed)[0]))

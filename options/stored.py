@@ -1,0 +1,172 @@
+"""Options that a run has kept: read back, compared with others, continued."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import dataset
+from dataset.own import OwnData
+from flags import AS_TODAY, SWITCH, Change, Flag, Kind, key_value
+from options.declared import train_flags
+from options.meaning import changed, resolved, unread, useless
+from utils import InputError
+
+
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    """The options as JSON and `weights_only` know them."""
+    return {
+        name: [list(item) for item in value] if name == "loss_args" else value
+        for name, value in vars(args).items()
+    }
+
+
+def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
+    """Options that a run has kept; those that its version did not have are as they were then.
+
+    Raises:
+        InputError: an option has a value that its flag cannot have: the run's file is damaged.
+    """
+    for entry in train_flags():
+        if entry.dest in stored and not _can_have(entry, stored[entry.dest]):
+            raise InputError(
+                f"the option {entry.dest} of the run is {str(stored[entry.dest])[:40]!r}, which "
+                f"{entry.spellings[0]} cannot be; args.json or its checkpoint is damaged, so use "
+                "another copy"
+            )
+    recipe, given = stored.get("recipe"), stored.get("given", [])
+    words = [*given, recipe or ""] if isinstance(given, list | tuple) else [given]
+    if not all(isinstance(word, str) for word in words):
+        raise InputError(
+            "the flags that the run was given are no words; args.json or its checkpoint is "
+            "damaged, so use another copy"
+        )
+    unknown_then = {
+        **{
+            entry.dest: entry.default if entry.before is AS_TODAY else entry.before
+            for entry in train_flags()
+        },
+        "given": [],
+        "recipe": None,
+    }
+    args = argparse.Namespace(**{**unknown_then, **stored})
+    args.loss_args = tuple(tuple(item) for item in args.loss_args)
+    # A run of another version may name a data set or a model that there is not here.
+    with contextlib.suppress(InputError):
+        args = resolved(args)
+    return args
+
+
+def _can_have(entry: Flag, value: Any) -> bool:
+    """Whether a flag can come out with this value; which words it takes may differ by version."""
+    kind = entry.kind
+    if value is None or kind is SWITCH:
+        return value is entry.default or isinstance(value, bool)
+    if kind.nargs not in ("+", "*"):
+        return _is_of(kind, value)
+    if not isinstance(value, list | tuple):
+        return False
+    if kind.parse is key_value:
+        return all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
+    return all(_is_of(kind, item) for item in value)
+
+
+def _is_of(kind: Kind, value: Any) -> bool:
+    try:
+        parsed = kind.parse(str(value))
+    except (argparse.ArgumentTypeError, ValueError):
+        return False
+    return isinstance(value, int | float if isinstance(parsed, float) else type(parsed))
+
+
+# --- comparing runs -------------------------------------------------------------------------------
+
+
+def settings(stored: Mapping[str, Any], *less: Change) -> dict[str, Any]:
+    """The options that make a training what it is, without those that nobody listens to.
+
+    Args:
+        stored: as a run keeps them. less: the kinds of flags that are left out as well.
+    """
+    args = kept(stored)
+    return {
+        entry.dest: _hashable(getattr(args, entry.dest))
+        for entry in train_flags()
+        if entry.change not in less and entry.is_read(args)
+    }
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def configuration(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs share that differ in the seed alone."""
+    return settings(stored, Change.SEED, Change.LABEL, Change.NOTHING)
+
+
+def same_training(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What all starts of one run share, the continued ones too."""
+    return settings(stored, Change.CONTINUED, Change.LABEL, Change.NOTHING)
+
+
+def same_command(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What two starts of one run share, for `--resume auto`."""
+    # It is looked for in --LOG_DIR, which may itself have been moved.
+    return {k: v for k, v in settings(stored, Change.NOTHING).items() if k != "LOG_DIR"}
+
+
+def same_words(stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What stood on the command line of a start, for `--resume auto`; None where that is not kept.
+
+    Two versions may differ in what they do where nothing is said.
+    """
+    if "given" not in stored:
+        return None
+    known = {**kept(stored).__dict__, "LOG_DIR": None, "resume": None}
+    said = (entry.dest for entry in train_flags() if entry.change is not Change.NOTHING)
+    return {name: _hashable(known[name]) for name in said if name in stored["given"]}
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+def as_begun(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:
+    """The options of a command, and of the run that it began where it says nothing."""
+    before = kept(stored)
+    unsaid = [entry.dest for entry in train_flags() if entry.change is not Change.NOTHING]
+    unsaid = [name for name in unsaid if name != "LOG_DIR" and name not in args.given]
+    return changed(args, {name: getattr(before, name) for name in unsaid})
+
+
+def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:
+    """The options `stored` of the run that is continued, under those that are given now.
+
+    Raises:
+        InputError: a flag would change what the run is.
+    """
+    before = kept(stored)
+    given = {name: getattr(args, name) for name in args.given}
+    if "dataset" in given:
+        one, other = dataset.find(before.dataset), dataset.find(given["dataset"])
+        if one is other:  # another spelling
+            given["dataset"] = before.dataset
+        elif isinstance(one, OwnData) and isinstance(other, OwnData):
+            # They may have moved; whether they are the same images is seen when they are read.
+            before = changed(before, {"dataset": given["dataset"]})
+    for entry in train_flags():
+        name = entry.dest
+        fixed = entry.change not in (Change.CONTINUED, Change.NOTHING)
+        if name in given and fixed and _hashable(given[name]) != _hashable(getattr(before, name)):
+            raise InputError(
+                f"{entry.spellings[0]} cannot change in a continued run; leave it out, or start a "
+                "new run"
+            )
+    # How far a start goes is its own business.
+    now = {"max_steps": None, "resume": None, "dry_run": args.dry_run, **given}
+    after = changed(before, now)
+    for entry in unread(changed(after, {"given": args.given}), train_flags()):
+        raise InputError(useless(entry))
+    return after
