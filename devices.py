@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import InputError, as_shell
+from terminal import as_shell
+from utils import InputError
 
 # --- randomness, device, precision ----------------------------------------------------------------
 

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Iterator
 
 from machine import cores
-from utils import InputError, sentence_errors, speak_to_any_terminal
+from terminal import speak_to_any_terminal
+from utils import InputError, sentence_errors
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How OpenMP's threads wait: for any runtime, for GNU's (torch on Linux), LLVM's (macOS)."""

@@ -49,15 +49,9 @@ from evaluation.measuring import measure, print_doubts
 from evaluation.networks import checkpoint_files, open_checkpoint
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, tasks_of
-from utils import (
-    InputError,
-    human_seconds,
-    say,
-    sentence_errors,
-    write_atomically,
-    write_json,
-    write_table,
-)
+from storage import write_atomically, write_json, write_table
+from terminal import say
+from utils import InputError, human_seconds, sentence_errors
 
 
 def run(args: argparse.Namespace) -> None:

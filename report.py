@@ -27,7 +27,8 @@ from evaluation.pictures import below, class_values_picture, save_picture
 from page import methods, overview, records
 from page.making import make
 from page.source import neighbours_picture, open_best
-from utils import say, sentence_errors
+from terminal import say
+from utils import sentence_errors
 
 
 def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -> Path:

@@ -35,12 +35,9 @@ import numpy as np
 
 from machine import home
 from processes import main_only
-from utils import (
-    DamagedError,
-    InputError,
+from storage import (
     as_json,
     as_table,
-    damage_in_words,
     digest,
     load_arrays,
     load_tensors,
@@ -48,6 +45,7 @@ from utils import (
     save_tensors,
     write_atomically,
 )
+from utils import DamagedError, InputError, damage_in_words
 
 logger = logging.getLogger("train")
 

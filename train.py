@@ -35,6 +35,7 @@ from dataset.samplers import make_sampler
 from devices import Precision, pick_device, seed_everything
 from evaluation.embedding import Viewing
 from methods.base import Forward
+from terminal import as_shell, say
 from training import data as run_data
 from training import start
 from training.clock import Length
@@ -43,7 +44,7 @@ from training.keeping import Keeper, Row
 from training.progress import progress_bar, show
 from training.setup import build_network, build_objective, build_optimisers, describe
 from training.state import Training
-from utils import InputError, as_shell, say, sentence_errors
+from utils import InputError, sentence_errors
 
 
 def prepare(args: argparse.Namespace) -> Training:

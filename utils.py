@@ -1,33 +1,20 @@
-"""What every part of a run needs: clear errors, whole files that show their damage, plain words.
+"""What every part needs: errors of one sentence, names that were meant, numbers in words.
 
-Nothing here loads torch before it is needed, so that `--help` and a typing error answer at once.
+Nothing here loads torch, so that `--help` and a typing error answer at once.
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import csv
 import difflib
 import errno
-import hashlib
-import io
-import json
-import logging
-import math
-import os
-import shlex
-import shutil
 import sys
-import tempfile
-import unicodedata
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
-if TYPE_CHECKING:
-    import numpy as np
+from terminal import say
+
+# --- errors ---------------------------------------------------------------------------------------
 
 
 class InputError(Exception):
@@ -56,32 +43,6 @@ def sentence_errors() -> Iterator[None]:
         )
 
 
-def _end(sentence: str) -> NoReturn:
-    say(f"error: {sentence}", file=sys.stderr)
-    raise SystemExit(2) from None
-
-
-def _out_of_files(error: BaseException | None) -> bool:
-    """Whether the limit on open files is behind an error; torch wraps it into one of its own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            return True
-        if "Too many open files" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def plain_number(value: float, digits: int) -> str:
-    """So many significant digits, without an exponent: 100, not 1e+02."""
-    return f"{float(f'{value:.{digits}g}'):.12f}".rstrip("0").rstrip(".")
-
-
-def terminal_width() -> int | None:
-    """Columns of the terminal that is printed to; None where output goes elsewhere."""
-    return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
-
-
 @contextlib.contextmanager
 def damage_in_words(what: str, advice: str) -> Iterator[None]:
     """Around the reading of a file: whatever goes wrong there means that the file is damaged.
@@ -105,6 +66,25 @@ def damage_in_words(what: str, advice: str) -> Iterator[None]:
         ) from error
 
 
+def _end(sentence: str) -> NoReturn:
+    say(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _out_of_files(error: BaseException | None) -> bool:
+    """Whether the limit on open files is behind an error; torch wraps it into one of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        if "Too many open files" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+# --- names and numbers ----------------------------------------------------------------------------
+
+
 def close_names(name: str, known: Iterable[str]) -> list[str]:
     """The known names that a misspelt one may have meant, the nearest first."""
     by_folded: dict[str, list[str]] = {}  # names may differ in case alone
@@ -121,385 +101,12 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
     return f"known names: {', '.join(sorted(known, key=str.lower)) or 'none'}"
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes a file whole or not at all: a temporary file beside it, fsync, then rename.
-
-    Args:
-        path: the file to make or replace; its folder is created.
-        write: is given the open binary file.
-
-    Raises:
-        InputError: the folder cannot be written or the disk is full; what was there stays whole.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        # NamedTemporaryFile makes private files; results are for everyone the umask admits.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(
-                f"cannot write {path}: {error.strerror or error}; "
-                "free some space or choose another folder (an older copy is unchanged)"
-            ) from error
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def as_json(content: object) -> bytes:
-    """Indented JSON; numbers that are not finite become null."""
-    text = json.dumps(_plain(content), indent=2, default=str, allow_nan=False)
-    return f"{text}\n".encode()
-
-
-def write_json(path: Path, content: object) -> None:
-    """Writes `as_json(content)`, atomically."""
-    written = as_json(content)
-    write_atomically(path, lambda file: file.write(written))
-
-
-def _plain(content: object) -> object:
-    if isinstance(content, dict):
-        return {key: _plain(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_plain(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def as_table(header: list[str], rows: list[list]) -> bytes:
-    """CSV; what a terminal would obey is escaped, and bytes of file names stay as they are."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_cell, header))
-    writer.writerows(map(_cell, row) for row in rows)
-    return text.getvalue().encode(errors="surrogateescape")
-
-
-def write_table(path: Path, header: list[str], rows: list[list]) -> None:
-    """Writes `as_table(header, rows)`, atomically."""
-    written = as_table(header, rows)
-    write_atomically(path, lambda file: file.write(written))
-
-
-def _cell(value: object) -> object:
-    return printable(value, keep_bytes=True) if isinstance(value, str) else value
-
-
-def digest(content: bytes) -> str:
-    """The checksum of a file's bytes, as 32 hexadecimal digits."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-# --- archives that carry a checksum ---------------------------------------------------------------
-# .pth and .npz are zip archives. The checksum is the archive's comment: all readers of archives
-# skip it, and it stays with the file wherever that is copied.
-
-_SEAL = b"checksum blake2b-128 "
-_SEAL_LENGTH = len(_SEAL) + 32
-_ARCHIVE_BEGIN = b"PK\x03\x04"
-_ARCHIVE_END = b"PK\x05\x06"  # 22 bytes, the last two of which are the length of the comment
-_LONGEST_TAIL = 22 + 2**16 - 1
-
-
-def write_archive(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """As `write_atomically`, for a zip archive, which is given its checksum.
-
-    Args:
-        write: writes an archive without a comment.
-    """
-
-    def write_sealed(file: BinaryIO) -> None:
-        write(file)
-        file.seek(-2, os.SEEK_END)
-        file.write(_SEAL_LENGTH.to_bytes(2, "little"))
-        end = file.tell()
-        found = _digest_of(file, end)
-        file.seek(end)
-        file.write(_SEAL + found)
-
-    write_atomically(path, write_sealed)
-
-
-def check_archive(file: BinaryIO, what: str) -> None:
-    """Compares an open archive with its checksum; one without a checksum is left as it is.
-
-    Args:
-        what: the file, in the error.
-
-    Raises:
-        DamagedError: its bytes are not those that were written, or its end is missing.
-    """
-    begins_well = file.read(4) == _ARCHIVE_BEGIN
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _LONGEST_TAIL))
-    tail = file.read()
-    end = tail.rfind(_ARCHIVE_END)
-    comment = int.from_bytes(tail[end + 20 : end + 22], "little") if end >= 0 else 0
-    if begins_well and end < 0:
-        raise DamagedError(f"{what} cannot be read, because its end is missing; copy it again")
-    # One of its two traces remains, whichever byte is damaged.
-    if _SEAL in tail or comment == _SEAL_LENGTH:
-        end = max(0, size - _SEAL_LENGTH)
-        if tail[-_SEAL_LENGTH:] != _SEAL + _digest_of(file, end):
-            raise DamagedError(
-                f"{what} is not as it was written (its checksum differs), so it is damaged; use "
-                "another copy of it, or make it again"
-            )
-    file.seek(0)
-
-
-def _digest_of(file: BinaryIO, end: int) -> bytes:
-    """As `digest`, of the first `end` bytes of an open file."""
-    found, left = hashlib.blake2b(digest_size=16), end
-    file.seek(0)
-    while left and (part := file.read(min(left, 2**20))):
-        found.update(part)
-        left -= len(part)
-    return found.hexdigest().encode()
-
-
-@contextlib.contextmanager
-def _opened(path: Path, what: str) -> Iterator[BinaryIO]:
-    """A file, once its checksum has been looked at.
-
-    Raises:
-        InputError: it is missing, cannot be opened, or differs from its checksum.
-    """
-    path = Path(path)
-    if not path.is_file():
-        found = "is a folder; give a file" if path.is_dir() else "does not exist; check the path"
-        raise InputError(f"{what} {path} {found}")
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InputError(
-            f"{what} {path} cannot be read ({error.strerror}); check its permissions"
-        ) from error
-    with file:
-        check_archive(file, f"{what} {path}")
-        yield file
-
-
-def save_tensors(path: Path, content: dict) -> None:
-    """Saves tensors and plain values with torch.save, atomically and with a checksum."""
-    import torch
-
-    def write(file: BinaryIO) -> None:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:
-            # torch trips over its own unfinished archive after the disk has refused to take more.
-            cause = error.__context__
-            while cause is not None and not isinstance(cause, OSError):
-                cause = cause.__context__
-            raise (cause or error) from None
-
-    write_archive(path, write)
-
-
-def load_tensors(path: Path, what: str = "checkpoint") -> dict:
-    """Loads a file of `save_tensors` or a released .pth; never runs code from it.
-
-    Raises:
-        InputError: the file is missing, differs from its checksum, is no such file at all, or needs
-            pickle to load.
-    """
-    import torch
-
-    with _opened(path, what) as file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch reports damage through a dozen unrelated types
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise DamagedError(
-                f"{what} {path} cannot be read safely as tensors ({first_line[:160]}); "
-                "it is damaged, or not a file of weights: save it again or choose another"
-            ) from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{what} {path} holds a {type(content).__name__}, not a dictionary of weights; "
-            "choose another file"
-        )
-    return content
-
-
-def save_arrays(path: Path, content: dict[str, np.ndarray], *, small: bool = False) -> None:
-    """Saves arrays as .npz, atomically and with a checksum; `small` compresses them."""
-    import numpy as np
-
-    save = np.savez_compressed if small else np.savez
-    write_archive(path, lambda file: save(file, **content))
-
-
-def load_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
-    """All arrays of a .npz file; never runs code from it.
-
-    Raises:
-        InputError: the file is missing, differs from its checksum, or is none of arrays.
-    """
-    import numpy as np
-
-    advice = "use another copy of it, or make it again"
-    with _opened(path, what) as file, damage_in_words(f"{what} {path}", advice):
-        with zipfile.ZipFile(file) as archive:
-            for member in archive.infolist():
-                _check_size(archive, member)
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-
-
-def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raises ValueError where an array claims to be larger than its file: before it gets memory."""
-    from numpy.lib import format as npy
-
-    with archive.open(member) as file:
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-        shape, _, kind = read[npy.read_magic(file)](file)
-        claimed = file.tell() + math.prod(shape) * kind.itemsize
-    # No packing makes more than 1,032 bytes of one.
-    if claimed != member.file_size or claimed > 1100 * member.compress_size + 1024:
-        raise ValueError(f"{member.filename} claims to be of shape {shape}, and is not")
-
-
-# --- words ----------------------------------------------------------------------------------------
+def plain_number(value: float, digits: int) -> str:
+    """So many significant digits, without an exponent: 100, not 1e+02."""
+    return f"{float(f'{value:.{digits}g}'):.12f}".rstrip("0").rstrip(".")
 
 
 def human_seconds(seconds: float) -> str:
     """75 → '1 min 15 s'."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
-def printable(text: str, *, keep_bytes: bool = False) -> str:
-    r"""Text with everything escaped that a terminal does not show or would obey.
-
-    Control characters, marks that turn the direction of writing, and the bytes of file names that
-    are not UTF-8 come out as Python writes them: "\x1b", "\u202e", "\xff".
-
-    Args:
-        keep_bytes: leaves those bytes as they are, for a file in which names are looked up.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if _is_shown(c, keep_bytes) else _escaped(c) for c in text)
-
-
-def _is_shown(character: str, keep_bytes: bool) -> bool:
-    if _is_raw_byte(character):
-        return keep_bytes
-    # Wide blanks, and the joiners that Persian, Hindi and emoji are spelt with, are no surprise.
-    return (
-        character.isprintable()
-        or character in "\u200c\u200d"
-        or unicodedata.category(character) == "Zs"
-    )
-
-
-def _is_raw_byte(character: str) -> bool:
-    """Whether this is how Python keeps a byte of a file name that is not UTF-8."""
-    return 0xDC80 <= ord(character) <= 0xDCFF
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    if _is_raw_byte(character):
-        return f"\\x{code - 0xDC00:02x}"
-    return (
-        character.encode("ascii", "backslashreplace").decode() if code > 127 else f"\\x{code:02x}"
-    )
-
-
-def as_shell(*words: object) -> str:
-    """Words as one pastes them into a shell: quoted where they must be, and printable."""
-    return " ".join(map(_shell_word, map(str, words)))
-
-
-def _shell_word(word: str) -> str:
-    if "`" not in word and all(_is_shown(character, False) for character in word):
-        return shlex.quote(word)
-
-    def spelt(character: str) -> str:
-        code = ord(character)
-        if character in "`'\\" or code < 32 or _is_raw_byte(character):
-            return f"\\x{code & 0xFF:02x}"
-        return character if _is_shown(character, False) else f"\\U{code:08x}"
-
-    return f"$'{''.join(map(spelt, word))}'"
-
-
-def decoded(content: bytes) -> str:
-    """Text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
-
-    Raises:
-        UnicodeDecodeError: it is something else.
-    """
-    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
-
-
-def printable_lines(text: str) -> str:
-    """As `printable`, for text of several lines: the line ends stay."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
-# --- the terminal ---------------------------------------------------------------------------------
-
-_IN_ASCII = {"…": "...", "–": "-", "×": "x", "±": "+-", "→": "->", "≤": "<=", "≥": ">="}
-_IN_ASCII |= {"Σ": "sum", "β": "beta", "‖": "|", "\N{RIGHT SINGLE QUOTATION MARK}": "'"}
-
-
-def say(text: object = "", **more: Any) -> None:
-    """Prints, with whatever a terminal would obey escaped; `more` are the arguments of `print`."""
-    print(printable_lines(str(text)), **more)
-
-
-def plain(text: str) -> str:
-    """Text with the punctuation that a terminal without Unicode lacks written otherwise."""
-    return "".join(_IN_ASCII.get(character, character) for character in text)
-
-
-def speak_to_any_terminal() -> None:
-    """Makes a command survive names and signs that the terminal has no letters for.
-
-    Where a terminal speaks ASCII or Latin-1 only,
-    "…" becomes "..." and what has no such neighbour its escape; warnings are escaped as `say` does.
-    """
-    codecs.register_error("plain", _in_plain_letters)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="plain")
-    logging.setLogRecordFactory(_PrintableRecord)
-
-
-def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    signs = error.object[error.start : error.end]
-    return "".join(_IN_ASCII.get(sign) or _escaped(sign) for sign in signs), error.end
-
-
-class _PrintableRecord(logging.LogRecord):
-    """A log message that no name in it can turn into a command to the terminal."""
-
-    def getMessage(self) -> str:
-        return printable_lines(super().getMessage())

@@ -53,7 +53,8 @@ from net import load_run
 from net.__main__ import main as net_command
 from page import overview
 from page.making import make
-from utils import InputError, load_tensors, save_tensors, write_atomically
+from storage import load_tensors, save_tensors, write_atomically
+from utils import InputError
 
 SMALL = (
     "--model resnet10 --width 0.125 --stem small --embedding-size 8 --image-size 32 --seed 1 "

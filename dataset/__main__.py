@@ -14,7 +14,8 @@ from dataset.check import run
 from dataset.download import SOURCES, download
 from dataset.own import EVAL_CLASSES, SEED, OwnData
 from machine import expanded
-from utils import InputError, say, sentence_errors
+from terminal import say
+from utils import InputError, sentence_errors
 
 _TO_STDOUT = "-"
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dataset.decoding import BadImageError, central_part, decode, need_file, reason, to_rgb
-from utils import InputError, as_shell
+from terminal import as_shell
+from utils import InputError
 
 __all__ = [
     "SPLITS",

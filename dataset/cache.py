@@ -35,7 +35,8 @@ from dataset.base import BadImageError, ImageSet, reason
 from dataset.transforms import PixelStore, with_short_side
 from dataset.workers import deaths_told, with_workers
 from machine import cores, home
-from utils import InputError, load_arrays, save_arrays, write_atomically
+from storage import load_arrays, save_arrays, write_atomically
+from utils import InputError
 
 logger = logging.getLogger("dataset")
 

@@ -41,7 +41,9 @@ from dataset.layouts import NotFoundError, counts_logger
 from dataset.own import classes_logger, notes_logger
 from dataset.wording import wrapped
 from machine import cores
-from utils import InputError, plain, write_atomically
+from storage import write_atomically
+from terminal import plain
+from utils import InputError
 
 CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
 _EXAMPLES = 3

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.decoding import need_file, reason
-from utils import InputError, decoded
+from storage import decoded
+from utils import InputError
 
 logger = logging.getLogger("dataset")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 
-from utils import printable
+from terminal import printable
 
 WIDTH = 80
 

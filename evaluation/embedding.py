@@ -19,7 +19,7 @@ from dataset.loader import eval_loader
 from dataset.workers import deaths_told
 from devices import Precision
 from evaluation.tasks import Task
-from utils import printable
+from terminal import printable
 
 if TYPE_CHECKING:
     from net import EmbeddingNet

@@ -24,7 +24,8 @@ from evaluation.embedding import Embedded, Viewing, embed, nearest
 from evaluation.measuring import worst_queries
 from evaluation.pictures import contact_sheet, neighbours_picture, random_queries, save_picture
 from metrics import comparison
-from utils import InputError, save_arrays, write_table
+from storage import save_arrays, write_table
+from utils import InputError
 
 if TYPE_CHECKING:
     from net import EmbeddingNet

@@ -19,7 +19,8 @@ from evaluation import tables
 from evaluation.embedding import Viewing, embed_readable, progress_bar
 from evaluation.tables import Row
 from evaluation.tasks import Task
-from utils import InputError, say
+from terminal import say
+from utils import InputError
 
 if TYPE_CHECKING:
     from net import EmbeddingNet

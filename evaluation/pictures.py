@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset.base import ImageSet
-from utils import printable, write_atomically
+from storage import write_atomically
+from terminal import printable
 
 # 900 pixels wide with ten neighbours: a README shows it pixel by pixel.
 EDGE, NAME, CELL, GAP, AFTER_QUERY, LEGEND = 8, 114, 66, 4, 14, 30

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from metrics import about_ties
 from metrics.comparison import Difference
-from utils import printable, terminal_width
+from terminal import printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 LEFT_OUT = "queries_left_out"  # images of either side that could not be read

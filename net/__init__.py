@@ -6,7 +6,7 @@
 `load_checkpoint` fills that network with its weights. Outputs are raw and in float32: whoever needs
 unit length normalises them. A new backbone costs one file and one line: see backbones.py.
 
-Importing this package does not load torch, so that options.py can read the choices for --help.
+Importing this package does not load torch, so that options/ can read the choices for --help.
 """
 
 from __future__ import annotations

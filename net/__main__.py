@@ -11,7 +11,8 @@ from pathlib import Path
 
 import door
 from machine import expanded
-from utils import InputError, say, sentence_errors
+from terminal import say
+from utils import InputError, sentence_errors
 
 
 def _parser() -> argparse.ArgumentParser:

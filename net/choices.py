@@ -1,6 +1,6 @@
 """What the flags of a network, and the checkpoints that remember them, may say.
 
-Needs no torch: options.py reads the choices for --help.
+Needs no torch: options/ reads the choices for --help.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net import EmbeddingNet
-from utils import InputError, write_atomically
+from storage import write_atomically
+from utils import InputError
 
 TOLERANCE = 1e-4
 """Largest difference of an entry of a unit embedding that an exported file may show."""

@@ -14,7 +14,8 @@ from machine import home
 from net.backbones import Backbone
 from net.checkpoints import backbone_of, load_weights, weights_of
 from net.heads import HEAD_KEYS
-from utils import InputError, load_tensors
+from storage import load_tensors
+from utils import InputError
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 WEIGHTS_FOLDER = _REPOSITORY / "data" / "weights"

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from machine import expanded
-from utils import InputError, decoded
+from storage import decoded
+from utils import InputError
 
 # A word is made of these: what stands in quotes, a sign behind a backslash, any other sign. A
 # backslash is one itself, as in C:\\photos, unless a blank, a quote or # follows.

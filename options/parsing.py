@@ -35,7 +35,8 @@ from options.meaning import (
     unread,
     useless,
 )
-from utils import InputError, close_names, say, terminal_width
+from terminal import say, terminal_width
+from utils import InputError, close_names
 
 # --- the parser -----------------------------------------------------------------------------------
 

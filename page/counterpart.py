@@ -14,7 +14,8 @@ from page import records
 from page.document import percent
 from page.records import Record
 from runs import RunFolder
-from utils import InputError, as_shell
+from terminal import as_shell
+from utils import InputError
 
 RATES = ("lr", "lr_p")  # each method may have its own
 REPEATED = ("seed", "LOG_DIR", "data_root", *RATES)  # said in the command all the same

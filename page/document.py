@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import printable_lines
+from terminal import printable_lines
 
 HERE = Path(__file__).resolve().parent
 CODE = re.compile("`([^`]+)`")

@@ -8,7 +8,7 @@ from pathlib import Path
 from page import records
 from page.build import build, thumbnails
 from page.explained import explain
-from utils import write_atomically
+from storage import write_atomically
 
 
 def make(

@@ -19,7 +19,9 @@ from metrics import comparison
 from page import records
 from page.document import as_text, document, section, warnings
 from page.records import Numbers, Record
-from utils import InputError, human_seconds, say, terminal_width, write_atomically, write_table
+from storage import write_atomically, write_table
+from terminal import say, terminal_width
+from utils import InputError, human_seconds
 
 logger = logging.getLogger("report")
 

@@ -24,7 +24,8 @@ from evaluation.networks import open_checkpoint
 from evaluation.tasks import Task, tasks_of
 from page.findings import TOP
 from page.records import Record
-from utils import InputError, load_arrays
+from storage import load_arrays
+from utils import InputError
 
 
 @dataclass(frozen=True)

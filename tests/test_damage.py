@@ -17,15 +17,8 @@ from conftest import ROOT, run_python
 
 import runs
 from page import records
-from utils import (
-    DamagedError,
-    InputError,
-    digest,
-    load_arrays,
-    load_tensors,
-    save_arrays,
-    save_tensors,
-)
+from storage import digest, load_arrays, load_tensors, save_arrays, save_tensors
+from utils import DamagedError, InputError
 
 CHANGED = r"is not as (it was|the run) wr"
 

@@ -34,7 +34,7 @@ from evaluation import files, tables
 from evaluation.tables import Row
 from metrics import comparison, retrieval_per_query, summarise
 from metrics.comparison import Scores, query_scores, replicates
-from utils import write_json
+from storage import write_json
 
 # --- statistics -----------------------------------------------------------------------------------
 

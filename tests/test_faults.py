@@ -28,9 +28,10 @@ import machine
 import train
 from dataset.cache import default_folder
 from runs import RunFolder
+from storage import save_tensors
 from training import faults, tracking
 from training.tracking import wandb_mode
-from utils import InputError, save_tensors
+from utils import InputError
 
 SECRET = "a1b2c3d4" * 5
 

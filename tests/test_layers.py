@@ -17,7 +17,7 @@ from conftest import ROOT, run_python
 
 FRONT_DOORS = "train evaluate report"
 FLOORS = (
-    "utils flags devices machine door",
+    "utils terminal storage flags devices machine door",
     "meeting processes runs criteria metrics",
     "losses dataset",
     "net",

@@ -1,7 +1,7 @@
 """Every recipe is read, and two steps of it run; the published ones ask for what was published.
 
 The recipes are those in the folder. The table of published settings comes from the papers' READMEs
-and released code, not from what options.py answers.
+and released code, not from what options/ answers.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from evaluation import tables
 from options.files import words_of
 from page import document, overview
 from runs import RunFolder, data_name, run_name
+from storage import as_table
+from terminal import as_shell, plain, printable, say
 from training.setup import describe
-from utils import as_shell, as_table, plain, printable, say
 
 TITLE = "esc\x1b]0;title\x07"
 BYTES = "b\udcffd"

@@ -19,10 +19,11 @@ from evaluation.measuring import Result, print_doubts, table
 from options import METRICS
 from page.making import make as page_of_runs
 from runs import RunFolder
+from terminal import as_shell, say, terminal_width
 from training.faults import CollapseWarning, NonFinite
 from training.state import Training
 from training.tracking import Tracker
-from utils import InputError, as_shell, human_seconds, say, terminal_width
+from utils import InputError, human_seconds
 
 logger = logging.getLogger("train")
 
