@@ -1,6 +1,6 @@
 """What a flag of the command line is: its spellings, default, kind of value, and who listens to it.
 
-Every flag stands once, in the file that reads it: a method's in methods/, the others in options/declared.py.
+Every flag stands once, in the file that reads it: a method's in methods/, the others in options/.
 """
 
 from __future__ import annotations
