@@ -4,7 +4,8 @@ Notation: batch B, embedding size d, classes C; x_i the raw head output of image
 y_i its label; p_c the raw proxy of class c, p̂_c at unit length; s_ic = x̂_i·p̂_c.
 
 build: a loss by its name; compose: a loss by its name with its attachments, as an Objective, which
-is a weighted sum of terms over the same Embeddings; criteria/__init__.py has the names.
+is a weighted sum of terms over the same Embeddings; try_out: whether it can be trained;
+criteria/__init__.py has the names.
 
 Every criterion is called as ``criterion(embeddings, labels)``, says how its parameters are
 optimised (``parameter_groups``), and keeps what it saw (``terms``, detached 0-d tensors,
@@ -19,8 +20,14 @@ the anchor itself or a same-class image as a negative.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 import criteria
 from criteria.amloss import AMLoss, ProxyCrowding
@@ -130,6 +137,57 @@ def compose(
             check_arguments(attachment, attach[attachment], _keywords(make))
             terms.update(make(name, terms["metric"], l2_norm, **attach[attachment]))
     return Objective(terms)
+
+
+def try_out(
+    name: str,
+    labels: Tensor,
+    embedding_size: int,
+    attach: Mapping[str, Mapping[str, Any]] | None = None,
+    l2_norm: bool = True,
+    **options: Any,
+) -> None:
+    """Two steps of ``compose(name, ...)`` on random embeddings of a batch with these labels (B,).
+
+    The classes are those of the batch. Random numbers that follow are what they would have been.
+    Raises ValueError for a loss that is not finite there, or has no gradient, and what ``compose``
+    and the loss raise.
+    """
+    classes, labels = labels.unique(return_inverse=True)
+    with _own_random_numbers():
+        objective = compose(name, len(classes), embedding_size, attach, l2_norm, **options)
+        wide = 2 * embedding_size if "specific" in objective.heads else embedding_size
+        for _ in range(2):
+            outputs = Embeddings(
+                **{h: torch.randn(len(labels), wide, requires_grad=True) for h in objective.heads}
+            )
+            loss = objective(outputs, labels)
+            about = f"on random embeddings of {len(labels)} images of {len(classes)} classes"
+            if not loss.isfinite():
+                raise ValueError(f"The loss {name} is {loss.item()} {about}: change its arguments.")
+            if loss.requires_grad:
+                loss.backward()
+            gradients = (head.grad for head in outputs if head is not None)
+            if not any(each is not None and each.any() for each in gradients):
+                raise ValueError(
+                    f"The loss {name} teaches the network nothing {about}, where it is "
+                    f"{loss.item():g} and has no gradient: change its arguments, or the batches."
+                )
+
+
+@contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """The same ones each time; those of torch, numpy and Python go on afterwards as before."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            np.random.seed(0)
+            random.seed(0)
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
 
 
 def _keywords(make: Callable[..., dict[str, Term]]) -> Parameters:

@@ -42,7 +42,7 @@ from training.clock import Length
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
 from training.keeping import Keeper, Row
 from training.progress import progress_bar, show
-from training.setup import build_network, build_objective, build_optimisers, describe
+from training.setup import build_network, build_objective, build_optimisers, describe, rehearse
 from training.state import Training
 from utils import InputError, sentence_errors
 
@@ -64,16 +64,17 @@ def prepare(args: argparse.Namespace) -> Training:
     routines = methods.routines(args, labels)
     network = build_network(args, objective.heads, routines, precision)
     viewing = Viewing.of(args)
+    batches = methods.sampler(args, labels) or make_sampler(
+        labels,
+        args.batch_size,
+        instances=args.IPC,
+        repeat=bool(args.IPC_repeat),
+        seed=args.seed,
+    )
+    rehearse(args, objective, data.train, batches)
     loader = train_loader(
         data.train,
-        methods.sampler(args, labels)
-        or make_sampler(
-            labels,
-            args.batch_size,
-            instances=args.IPC,
-            repeat=bool(args.IPC_repeat),
-            seed=args.seed,
-        ),
+        batches,
         augment=args.augment,
         spec=network.input,
         device=device,

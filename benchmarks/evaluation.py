@@ -2,22 +2,22 @@
 
     python benchmarks/evaluation.py                  # SOP's and CUB's shapes, medians of 3
     python benchmarks/evaluation.py --shapes cub --repeats 5
+    python benchmarks/evaluation.py --shapes classes       # 10,000 images in few to many classes
+    python benchmarks/evaluation.py --shapes more-classes  # 60,000 images: an hour
     python benchmarks/evaluation.py --quick          # a tenth of SOP, once: does it run?
 
 Synthetic embeddings (no download): classes on a sphere, noise of varying size, so that recalls are
 those of a trained network. Every row runs in a process of its own, after a warm-up on a few images;
-the rows take turns, so that a drift of the machine meets all of them. Memory is the peak beyond the
+the rows take turns, so that a drift of the machine meets all of them. "Beside two busy processes"
+are two more that count for ever, as other people's jobs do. Memory is the peak beyond the
 loaded embeddings: resident memory on a CPU (Linux), allocated memory on a GPU. A row whose package
-is missing (pytorch-metric-learning, faiss-cpu) says so. On a CPU two rows more tell what other work
-on the machine costs; they mean what they say where nothing else runs.
+is missing (pytorch-metric-learning, faiss-cpu) says so.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -25,19 +25,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import door
-
-door.settle_threads(os.environ)  # as every command does, before torch is loaded
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from metrics import nmi_f1, retrieval_metrics
 from metrics.clustering import kmeans
@@ -54,20 +51,47 @@ class Shape(NamedTuple):
     noise: float
     ks: tuple[int, ...]
     judged: bool = False  # whether the bars are meant for it
+    dimension: int = 512
+    rows: tuple[str, ...] = ()  # all but those for other shapes
+
+
+FEW_ROWS = ("ours", "pytorch-metric-learning, faiss-cpu", "plain topk")
+CLASSES = {"2": 2, "10": 10, "100": 100, "1,000": 1000, "single": 0}
+
+
+def in_classes(images: int) -> dict[str, Shape]:
+    """Images of 64 dimensions in few large classes, in many small ones, and each by itself."""
+    return {
+        f"{images // 1000}k-{name}": Shape(
+            f"{name} classes", images, classes or images, 1.5, (1, 10), True, 64, FEW_ROWS
+        )
+        for name, classes in CLASSES.items()
+    }
 
 
 SHAPES = {
     "sop": Shape("SOP", 60_502, 11_316, 1.15, (1, 10, 100, 1000), judged=True),
     "cub": Shape("CUB", 5_924, 100, 2.2, (1, 2, 4, 8, 16, 32)),
     "quick": Shape("SOP / 10", 6_050, 1_132, 1.0, (1, 10, 100, 1000)),
+    **in_classes(10_000),
+    **in_classes(60_000),
+}
+GROUPS = {
+    "sop": ["sop"],
+    "cub": ["cub"],
+    "all": ["sop", "cub"],
+    "classes": list(in_classes(10_000)),
+    "more-classes": list(in_classes(60_000)),
+    "quick": ["quick"],
 }
 
 
-def embeddings_like(shape: Shape, dimension: int = 512, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Unit embeddings (N, 512) float32 and labels (N,), classes of at least two images.
+def embeddings_like(shape: Shape, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Unit embeddings (N, d) float32 and labels (N,), classes of two images or more where there
+    are fewer classes than images.
 
-    Class centres gather in 12 super-classes and 600 groups, in a space of 64 of the 512
-    dimensions; an image lies about its centre with noise whose size differs from image to image.
+    Class centres gather in 12 super-classes and 600 groups, in a space of 64 of the dimensions;
+    an image lies about its centre with noise whose size differs from image to image.
     """
     generator = torch.Generator().manual_seed(seed)
     effective = 64
@@ -76,9 +100,10 @@ def embeddings_like(shape: Shape, dimension: int = 512, seed: int = 0) -> tuple[
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, effective, generator=generator) * spectrum
 
-    count, classes = shape.images, shape.classes
-    extra = torch.randint(classes, (count - 2 * classes,), generator=generator)
-    labels = torch.arange(classes).repeat_interleave(2 + extra.bincount(minlength=classes))
+    count, classes, dimension = shape.images, shape.classes, shape.dimension
+    least = min(2, count // classes)
+    extra = torch.randint(classes, (count - least * classes,), generator=generator)
+    labels = torch.arange(classes).repeat_interleave(least + extra.bincount(minlength=classes))
     superclass = torch.arange(classes) * 12 // classes
     group = torch.randint(600, (classes,), generator=generator)
     centres = normal(classes) + 0.6 * normal(12)[superclass] + 0.7 * normal(600)[group]
@@ -119,6 +144,50 @@ def published(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float
     return {f"R@{k}": count / len(x) for k, count in hits.items()}
 
 
+def plain_topk(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """R@1 and MAP@R from the R nearest of full rows, 256 queries at a time."""
+    relevant = labels.bincount()[labels] - 1
+    most = max(1, int(relevant.max()))
+    places = torch.arange(1, most + 1, device=x.device)
+    first, precision = 0, 0.0
+    for start in range(0, len(x), 256):
+        rows = torch.arange(start, min(start + 256, len(x)), device=x.device)
+        similarities = x[rows] @ x.T
+        similarities[torch.arange(len(rows)), rows] = -torch.inf
+        hit = labels[similarities.topk(most).indices] == labels[rows, None]
+        first += int(hit[:, 0].sum())
+        hit &= places <= relevant[rows, None]
+        found = (hit.cumsum(1) / places * hit).sum(1) / relevant[rows].clamp_min(1)
+        precision += float(found.sum())
+    return {"R@1": first / len(x), "MAP@R": precision / max(1, int((relevant > 0).sum()))}
+
+
+def ours_alone(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
+    """Ours, of one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return ours(x, labels, ks)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def two_busy_processes() -> Iterator[None]:
+    """Two that count for ever, and have begun to."""
+    code = "print(flush=True)\nwhile True: pass"
+    command = [sys.executable, "-c", code]
+    busy = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for process in busy:
+            process.stdout.readline()
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.communicate()
+
+
 def one_product(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, float]:
     """One float32 product N × N × d in row blocks, nothing else."""
     out = x.new_empty(4096, len(x))
@@ -146,37 +215,19 @@ def faiss_kmeans(x: Tensor, labels: Tensor, ks: tuple[int, ...]) -> dict[str, fl
     return {"inertia": inertia, "NMI": nmi_f1(labels, clusters[:, 0])["NMI"]}
 
 
+BESIDE = "ours, beside two busy processes"
+ALONE = "ours, one thread"
 RETRIEVAL: dict[str, Callable] = {
     "ours": ours,
+    ALONE: ours_alone,
+    BESIDE: ours,
     "pytorch-metric-learning, faiss-cpu": pytorch_metric_learning,
     "published: topk and a loop": published,
+    "plain topk": plain_topk,
     "one float32 product": one_product,
 }
 CLUSTERING: dict[str, Callable] = {"k-means: ours": our_kmeans, "k-means: faiss-cpu": faiss_kmeans}
 ROWS = RETRIEVAL | CLUSTERING
-
-
-class Situation(NamedTuple):
-    """How our retrieval is run: with what in the environment, beside how many busy processes."""
-
-    environment: dict[str, str]
-    busy: int
-
-
-ONE_THREAD, CROWDED = "ours, one thread", "ours, beside two busy processes"
-SITUATIONS = {ONE_THREAD: Situation({"OMP_NUM_THREADS": "1"}, 0), CROWDED: Situation({}, 2)}
-
-
-@contextlib.contextmanager
-def busy(count: int) -> Iterator[None]:
-    """Keeps so many cores at work beside what is measured."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
 
 
 # One row, in a process of its own ---------------------------------------------------------------
@@ -216,38 +267,30 @@ def run_row(name: str, data: Path, ks: tuple[int, ...], device: torch.device) ->
         function(x[few], labels[few], (1,))  # libraries, threads and kernels wake up
     except ModuleNotFoundError as missing:
         return {"missing": missing.name}
-    memory = Memory(device)
-    start = time.perf_counter()
-    found = function(x, labels, ks)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
+    with two_busy_processes() if name == BESIDE else nullcontext():
+        memory = Memory(device)
+        start = time.perf_counter()
+        found = function(x, labels, ks)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
     return {"seconds": seconds, "memory": memory.peak(), **found}
 
 
 def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
     """All the rows of a shape, `repeats` times in turn."""
-    names = [*ROWS, *(SITUATIONS if device == "cpu" else ())]
-    results: dict[str, list[dict]] = {name: [] for name in names}
+    rows = shape.rows or tuple(name for name in ROWS if name != "plain topk")
+    results: dict[str, list[dict]] = {name: [] for name in rows}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "embeddings.npz"
         x, labels = embeddings_like(shape)
         np.savez(data, x=x.numpy(), labels=labels.numpy())
         for turn in range(repeats):
-            for name in names:
-                environment, count = SITUATIONS.get(name, Situation({}, 0))
+            for name in rows:
                 print(f"{shape.title} {turn + 1}/{repeats}: {name}", file=sys.stderr, flush=True)
-                row = "ours" if name in SITUATIONS else name
-                command = [sys.executable, __file__, "--row", row, "--data", str(data)]
+                command = [sys.executable, __file__, "--row", name, "--data", str(data)]
                 command += ["--device", device, "--ks", *map(str, shape.ks)]
-                with busy(count):
-                    answer = subprocess.run(
-                        command,
-                        stdout=subprocess.PIPE,
-                        text=True,
-                        check=True,
-                        env={**os.environ, **environment},
-                    )
+                answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 results[name].append(json.loads(answer.stdout.splitlines()[-1]))
     return results
 
@@ -258,7 +301,7 @@ def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
 def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
     """Markdown: medians and ratios to our row, recalls, and the bars with their verdicts."""
     lines = [
-        f"### {shape.title}: {shape.images:,} × 512, {shape.classes:,} classes, {device}",
+        f"### {shape.title}: {shape.images:,} × {shape.dimension}, {shape.classes:,} classes, {device}",
         "",
         "| | seconds (min to max) | ÷ ours | memory, MB | ÷ ours | R@1 | MAP@R | inertia | NMI |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -267,7 +310,7 @@ def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
         if "missing" in runs[0]:
             lines.append(f"| {name} | needs {runs[0]['missing']} | | | | | | | |")
             continue
-        reference = results["k-means: ours" if name in CLUSTERING else "ours"]
+        reference = results["ours" if name in RETRIEVAL else "k-means: ours"]
         seconds, memory = (median(runs, key) for key in ("seconds", "memory"))
         spread = f"{min(r['seconds'] for r in runs):.2f} to {max(r['seconds'] for r in runs):.2f}"
         cells = [
@@ -281,7 +324,9 @@ def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     recalls = ", ".join(f"R@{k} {results['ours'][0][f'R@{k}']:.4f}" for k in shape.ks)
     lines += ["", f"Our row's recalls: {recalls}."]
-    if shape.judged:
+    if shape.rows:
+        lines += ["", str(bar_of_classes(results))]
+    elif shape.judged:
         lines += ["", *map(str, bars(results, device))]
     return "\n".join(lines)
 
@@ -306,6 +351,9 @@ def bars(results: dict[str, list[dict]], device: str) -> list[Bar]:
         return median(known[ours], key) / max(1e-9, median(known[other], key))
 
     found = []
+    if device == "cpu":
+        beside = ratio("seconds", BESIDE, ALONE)
+        found.append(Bar("ours beside two busy processes ÷ ours of one thread", beside, 2))
     if device == "cuda":
         found.append(Bar("seconds of our retrieval", median(known["ours"], "seconds"), 1.5))
         found.append(Bar("seconds of our k-means", median(known["k-means: ours"], "seconds"), 10))
@@ -316,12 +364,19 @@ def bars(results: dict[str, list[dict]], device: str) -> list[Bar]:
             words = "our retrieval ÷ pytorch-metric-learning"
             found.append(Bar(f"{words}, seconds", ratio("seconds", "ours", peer), 0.75))
             found.append(Bar(f"{words}, memory", ratio("memory", "ours", peer), 1 / 3))
-        crowded = ratio("seconds", CROWDED, ONE_THREAD)
-        found.append(Bar("beside two busy processes ÷ one thread alone", crowded, 2.0))
     if (peer := "k-means: faiss-cpu") in known:
         apart = ratio("inertia", "k-means: ours", peer)
         found.append(Bar("our k-means ÷ faiss-cpu, inertia", apart, 1.01))
     return found
+
+
+def bar_of_classes(results: dict[str, list[dict]]) -> Bar:
+    """No slower than the fastest peer."""
+    known = {
+        name: median(runs, "seconds") for name, runs in results.items() if "missing" not in runs[0]
+    }
+    ours = known.pop("ours")
+    return Bar("our retrieval ÷ the fastest peer, seconds", ours / min(known.values()), 1.0)
 
 
 def median(runs: list[dict], key: str) -> float:
@@ -343,7 +398,7 @@ def processor(device: str) -> str:
 def main() -> None:
     """Run the rows and print the table, or (--row) run one of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", choices=["sop", "cub", "all"], default="all")
+    parser.add_argument("--shapes", choices=[*GROUPS], default="all")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each row; medians count")
     parser.add_argument("--quick", action="store_true", help="a tenth of SOP, once")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -358,7 +413,7 @@ def main() -> None:
     if args.row:
         print(json.dumps(run_row(args.row, args.data, tuple(args.ks), torch.device(args.device))))
         return
-    chosen = ["quick"] if args.quick else ["sop", "cub"] if args.shapes == "all" else [args.shapes]
+    chosen = GROUPS["quick" if args.quick else args.shapes]
     print(
         f"{processor(args.device)}; torch {torch.__version__}; Python {platform.python_version()}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -37,24 +38,31 @@ def _constructors(make: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 
 def check_arguments(owner: str, given: Mapping[str, Any], known: Parameters) -> None:
-    """Raise ValueError for an argument unknown to ``owner``, or a word where a number belongs."""
+    """Raise ValueError for an argument unknown to ``owner``, a word where a number belongs, or a
+    number that is none."""
     for name, value in given.items():
         if name not in known:
             raise ValueError(unknown(f"option of {owner}", name, known))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"The option {name} of {owner} must be a finite number, not {value}.")
         default = known[name].default
-        if _is_plain(value) and _is_plain(default) and _is_word(value) != _is_word(default):
+        if not _fits(value, default):
             raise ValueError(
                 f"The option {name} of {owner} cannot be {value!r}: "
                 f"give it a value like its default, {default!r}."
             )
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float)
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value can stand where a default does: words for words, numbers for the rest.
 
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str)
+    0 and 1 stand for false and true, but true is no number. What is neither says nothing.
+    """
+    if not isinstance(value, str | int | float) or not isinstance(default, str | int | float):
+        return True
+    if isinstance(value, bool):
+        return isinstance(default, bool)
+    return isinstance(value, str) == isinstance(default, str)
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

@@ -90,9 +90,11 @@ class Criterion(nn.Module):
     ``terms`` holds detached 0-d tensors of the latest call; nothing waits for the device until they
     are read. ``unit_length`` is what an Objective feeds it: True unit vectors, False raw ones, None
     whatever the run's l2_norm says (no matter to a loss that normalises by itself).
+    ``needs_pairs``: it learns nothing from batches without two images of one class and two classes.
     """
 
     unit_length: ClassVar[bool | None] = None
+    needs_pairs: bool = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from criteria import PROXY_LR_SCALE
+from criteria import LIBRARY, PROXY_LR_SCALE
 from criteria.arguments import Parameters, arguments_of, check_arguments, unknown
 from criteria.base import Criterion, check_batch, check_not_negative, in_float32
+from flags import key_value
+from utils import InputError
 
 LibraryPart = tuple[str, Mapping[str, Any]]
 """A class of the library by its name, and its arguments."""
+
+PARTS = {
+    "miner": "miners",
+    "distance": "distances",
+    "reducer": "reducers",
+    "embedding_regularizer": "regularizers",
+    "weight_regularizer": "regularizers",
+}
+"""The arguments of a loss that are classes of the library → where these stand."""
+
+SIZE_NAMES = {"descriptors_dim": "embedding_size"}
+"""What the library sometimes calls a size."""
+
+OUT_OF_REACH = {
+    "CrossBatchMemory": "it remembers images of earlier steps, which a continued run would not",
+    "DynamicSoftMarginLoss": "it keeps the graph of a step for the next one",
+    "ManifoldLoss": "it learns without labels",
+    "MultipleLosses": "it is made of other losses",
+    "SelfSupervisedLoss": "it learns from two views of each image, without labels",
+    "VICRegLoss": "it learns from two views of each image, without labels",
+}
+"""The losses of the library that cannot be trained here, and why."""
 
 
 class LibraryLoss(Criterion):
@@ -23,7 +49,9 @@ class LibraryLoss(Criterion):
     The library casts its proxies to the type of the embeddings, in place; ``in_float32`` hands it
     both in one type, so they keep theirs. Matrices it learns count as proxies (``proxy_lr_scale`` ×
     the learning rate), vectors do not and get no weight decay. ``num_classes`` and
-    ``embedding_size`` are those the loss was built with, if any, and checked. `terms` stays empty.
+    ``embedding_size`` are those the loss was built with, if any, and checked; a loss without a size
+    has no proxies and ``needs_pairs``. ``terms`` stays empty. What the library raises becomes an
+    InputError.
     """
 
     def __init__(
@@ -42,13 +70,37 @@ class LibraryLoss(Criterion):
         self.miner = miner
         self.num_classes = num_classes
         self.embedding_size = embedding_size
+        self.needs_pairs = embedding_size is None
 
     @in_float32
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss, 0-d, from embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        mined = None if self.miner is None else self.miner(embeddings, labels)
-        return self.loss(embeddings, labels, mined)
+        try:
+            mined = None if self.miner is None else self._mined(embeddings, labels)
+            loss = self.loss(embeddings, labels, mined)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{_named(self.loss)} cannot use a batch of {len(labels)} images of "
+                f"{len(labels.unique())} classes, or not with these arguments: {_words(error)}"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.ndim:
+            raise InputError(
+                f"{_named(self.loss)} with {_named(self.loss.reducer)} does not give one number; "
+                "choose another reducer"
+            )
+        return loss
+
+    def _mined(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """The miner's pairs or triplets.
+
+        The library gives 0 where one pair is all there is. The same pair twice is that pair to it:
+        it marks pairs in a matrix, or takes a mean over them.
+        """
+        mined = self.miner(embeddings, labels)
+        return tuple(part.repeat(2) for part in mined) if max(map(len, mined)) == 1 else mined
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Matrices as proxies at theirs, the rest at ``lr`` without weight decay."""
@@ -62,24 +114,99 @@ class LibraryLoss(Criterion):
         return [group for group in groups if group["params"]]
 
 
-def _library(kind: str, name: str) -> type[nn.Module]:
-    """The class ``name`` of pytorch_metric_learning's losses, miners or distances."""
+def _named(part: nn.Module) -> str:
+    return f"{LIBRARY}{type(part).__name__}"
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}, {' '.join(str(error).split())}".rstrip(", ").rstrip(".")
+
+
+def _classes(kind: str) -> dict[str, type[nn.Module]]:
+    """The classes of pytorch_metric_learning's losses, miners, distances, ... that can be used."""
     try:
         module = importlib.import_module(f"pytorch_metric_learning.{kind}")
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{name} comes from pytorch-metric-learning, which is not installed: "
+            f"{LIBRARY}NAME comes from pytorch-metric-learning, which is not installed: "
             "run pip install pytorch-metric-learning."
         ) from error
-    classes = dict(inspect.getmembers(module, inspect.isclass))
+    found = dict(inspect.getmembers(module, inspect.isclass))
+    if kind == "losses":
+        loss, parts = module.BaseMetricLossFunction, {"GenericPairLoss", *OUT_OF_REACH}
+        found = {
+            name: each
+            for name, each in found.items()
+            if issubclass(each, loss) and name not in parts
+        }
+    return {name: each for name, each in found.items() if not name.startswith("Base")}
+
+
+def _library(kind: str, name: str) -> type[nn.Module]:
+    """The class ``name`` among them; ValueError with the nearest ones, or all, if there is none."""
+    classes = _classes(kind)
+    if kind == "losses" and name in OUT_OF_REACH:
+        raise ValueError(
+            f"{LIBRARY}{name} cannot be trained here: {OUT_OF_REACH[name]}; "
+            f"choose one of {', '.join(classes)}."
+        )
     if name not in classes:
         raise ValueError(unknown(f"class of pytorch_metric_learning.{kind}", name, classes))
     return classes[name]
 
 
-def _library_part(kind: str, part: LibraryPart | str) -> nn.Module:
-    name, arguments = (part, {}) if isinstance(part, str) else part
-    return _library(kind, name)(**arguments)
+def read_part(text: str) -> LibraryPart:
+    """`LpDistance(p=1, power=2)`, or a name alone → the name and its arguments."""
+    name, bracket, rest = text.partition("(")
+    if not bracket:
+        return name, {}
+    if not rest.endswith(")"):
+        raise ValueError(f"{text!r} has no closing bracket: write it as NAME(key=value,key=value).")
+    words = [word.strip() for word in rest[:-1].split(",") if word.strip()]
+    try:
+        return name, dict(key_value(word) for word in words)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{text!r}: {error}.") from error
+
+
+def _library_part(argument: str, part: LibraryPart | str | nn.Module) -> nn.Module:
+    """What an argument of PARTS names, built."""
+    if isinstance(part, nn.Module):
+        return part
+    if isinstance(part, str):
+        part = read_part(part)
+    if not isinstance(part, tuple):
+        raise ValueError(
+            f"The option {argument} is the name of a class of pytorch_metric_learning."
+            f"{PARTS[argument]}, not {part!r}."
+        )
+    name, arguments = part
+    make = _library(PARTS[argument], name)
+    check_arguments(name, arguments, arguments_of(make))
+    return _built(name, make, arguments)
+
+
+def _check_complete(name: str, loss: type[nn.Module], given: set[str]) -> None:
+    """Raise ValueError for arguments that have no default and are not given."""
+    needed = [
+        key
+        for key, one in inspect.signature(loss).parameters.items()
+        if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and key not in given
+    ]
+    if needed:
+        raise ValueError(
+            f"{LIBRARY}{name} needs a value for {' and '.join(needed)}: give it as an option, "
+            f"{' '.join(f'{key}=VALUE' for key in needed)}."
+        )
+
+
+def _built(name: str, make: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        return make(**arguments)
+    except Exception as error:
+        raise ValueError(
+            f"{name} cannot be built with these arguments: {_words(error)}."
+        ) from error
 
 
 def library_loss(
@@ -88,29 +215,30 @@ def library_loss(
     embedding_size: int,
     *,
     miner: LibraryPart | str | None = None,
-    distance: LibraryPart | str | None = None,
     proxy_lr_scale: float = PROXY_LR_SCALE,
     **arguments: Any,
 ) -> LibraryLoss:
     """Any loss of pytorch-metric-learning by its class name, e.g. "CircleLoss", with its arguments.
 
-    ``num_classes`` and ``embedding_size`` reach it when it takes them; ``miner`` and ``distance``
-    are a class name of the library, alone or with its arguments. Raises ValueError when the
-    library is missing, has no such loss, or the loss does not take the arguments.
+    ``num_classes`` and ``embedding_size`` reach it when it takes them. ``miner``, and an argument
+    that is a class of the library (PARTS), is a class name, alone or with its arguments:
+    ``distance="LpDistance(p=1)"``; the miner "none" is none. Raises ValueError when the library is
+    missing, has no such loss, or the loss does not take the arguments.
     """
     loss = _library("losses", name)
     options = arguments_of(loss)
-    check_arguments(f"pml:{name}", arguments, options)
-    sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
-    sizes = {key: size for key, size in sizes.items() if key in options}
-    try:
-        if distance is not None:
-            arguments["distance"] = _library_part("distances", distance)
-        built = loss(**sizes, **arguments)
-        chosen = None if miner is None else _library_part("miners", miner)
-    except (TypeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"pml:{name} cannot be built with these arguments: {error}.") from error
-    return LibraryLoss(built, chosen, **sizes, proxy_lr_scale=proxy_lr_scale)
+    check_arguments(f"{LIBRARY}{name}", arguments, options)
+    values = {"num_classes": num_classes, "embedding_size": embedding_size}
+    _check_complete(name, loss, {*arguments, *SIZE_NAMES, *values})
+    sizes = {SIZE_NAMES.get(key, key): key for key in options}
+    sizes = {size: name for size, name in sizes.items() if size in values}
+    given = {name: values[size] for size, name in sizes.items()}
+    for key, value in arguments.items():
+        given[key] = _library_part(key, value) if key in PARTS and value is not None else value
+    built = _built(f"{LIBRARY}{name}", loss, given)
+    chosen = None if miner in (None, "none") else _library_part("miner", miner)
+    known = {size: values[size] for size in sizes}
+    return LibraryLoss(built, chosen, **known, proxy_lr_scale=proxy_lr_scale)
 
 
 class LibraryEntry(NamedTuple):
@@ -127,13 +255,16 @@ class LibraryEntry(NamedTuple):
         if miner is not None:
             shared = {key: value for key, value in options.items() if key in miner[1]}
             miner = (miner[0], {**miner[1], **shared})
-        arguments = {"proxy_lr_scale": self.proxy_lr_scale, **self.arguments, **options}
-        return library_loss(self.name, num_classes, embedding_size, miner=miner, **arguments)
+        arguments = {"miner": miner, "proxy_lr_scale": self.proxy_lr_scale, **self.arguments}
+        return library_loss(self.name, num_classes, embedding_size, **{**arguments, **options})
 
     def options(self) -> Parameters:
         """The arguments that may be given."""
-        shared = arguments_of(library_loss)["proxy_lr_scale"]
-        return {**arguments_of(_library("losses", self.name)), "proxy_lr_scale": shared}
+        found = arguments_of(_library("losses", self.name))
+        sizes = set(SIZE_NAMES)
+        miner = inspect.Parameter("miner", inspect.Parameter.KEYWORD_ONLY, default=None)
+        more = {"miner": miner, "proxy_lr_scale": arguments_of(library_loss)["proxy_lr_scale"]}
+        return {name: one for name, one in found.items() if name not in sizes} | more
 
 
 # The released Proxy-Anchor loop trains these proxies at the network's own rate.

@@ -37,6 +37,7 @@ class MarginLoss(Criterion):
     """
 
     unit_length = True
+    needs_pairs = True
 
     def __init__(
         self,

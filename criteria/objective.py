@@ -84,6 +84,11 @@ class Objective(Criterion):
         needed = {head for part in self.parts.values() for head in part.heads}
         return tuple(head for head in Embeddings._fields if head in needed)
 
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether one of the terms does."""
+        return any(part.criterion.needs_pairs for part in self.parts.values())
+
     @in_float32
     def forward(self, outputs: Embeddings, labels: Tensor, **context: Any) -> Tensor:
         """The sum, 0-d. Raises ValueError when a head is missing, and what its terms raise."""

@@ -40,6 +40,8 @@ class TripletLoss(Criterion):
     active triplets. Raises ValueError for an empty batch; one without triplets gives 0.
     """
 
+    needs_pairs = True
+
     def __init__(
         self,
         margin: float = 1.0,
@@ -105,6 +107,8 @@ class SemihardTripletLoss(Criterion):
     ValueError for an empty batch; one without triplets gives 0.
     """
 
+    needs_pairs = True
+
     def __init__(self, margin: float = 0.2, *, squared: bool = True, soft: bool = False) -> None:
         super().__init__()
         check_not_negative(margin=margin)
@@ -141,6 +145,8 @@ class NPairLoss(Criterion):
     whose own second image is the nearest. Raises ValueError for an empty batch; one without a pair
     gives 0.
     """
+
+    needs_pairs = True
 
     def __init__(self, scale: float = 5.0) -> None:
         super().__init__()
@@ -181,6 +187,8 @@ class MultiSimilarityLoss(Criterion):
     ``beta`` 40, λ ``base`` 0.5, ε ``epsilon`` 0.1. ``terms``: active, the share of images with
     mined pairs. Raises ValueError for an empty batch.
     """
+
+    needs_pairs = True
 
     def __init__(
         self, alpha: float = 2.0, beta: float = 40.0, base: float = 0.5, epsilon: float = 0.1
@@ -231,6 +239,8 @@ class SoftmaxPairLoss(Criterion):
     learning rate, without weight decay. Call with embeddings (B, d) and labels (B,). ``terms``:
     alpha. Raises ValueError for an empty batch; one without a pair gives 0.
     """
+
+    needs_pairs = True
 
     def __init__(self, alpha: float = 1.0, *, alpha_lr: float = 1.0) -> None:
         super().__init__()

@@ -988,7 +988,7 @@ def test_options_are_those_of_the_loss():
         build("Proxy_Anchor", CLASSES, SIZE, alhpa=3)
     with pytest.raises(ValueError, match="gamma"):
         build("pml:CircleLoss", CLASSES, SIZE, gama=3)
-    with pytest.raises(ValueError, match="cannot be built"):
+    with pytest.raises(ValueError, match="cannot be trained here"):
         build("pml:CrossBatchMemory", CLASSES, SIZE)
 
 

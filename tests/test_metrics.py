@@ -543,8 +543,8 @@ def test_both_searches_give_the_same_numbers_to_the_bit(name, threads, monkeypat
                 monkeypatch.setattr(retrieval, "are_crowded", lambda *_: False)
                 found[by_rows] = retrieval_per_query(*arguments, **options, block_size=700)
             for key, values in found[False].items():
-                # A sum over many hits is rounded differently beside longer ones.
-                near = 1e-14 if key == "mARP" and name == "codes" else 0
+                # Sums over the orders of ties are rounded differently beside longer ones.
+                near = 1e-14 if values.is_floating_point() and name == "codes" else 0
                 torch.testing.assert_close(found[True][key], values, rtol=0, atol=near)
     finally:
         torch.set_num_threads(before)

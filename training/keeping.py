@@ -68,6 +68,12 @@ class Keeper:
 
     def complete(self, row: Row, results: Sequence[Result] | None) -> None:
         """Adds what an evaluation gave, where there was one, then writes and prints the row."""
+        if row["loss"] == 0:
+            logger.warning(
+                "the loss was exactly 0 in every step of epoch %d, so the network learned nothing; "
+                "look at the margin of the loss, and at --IPC and --batch-size",
+                row["epoch"],
+            )
         if results is not None:
             row["evaluation_seconds"] = sum(result.seconds for result in results)
             row |= flat(results)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 import losses
@@ -12,6 +15,8 @@ import methods
 import net
 import options
 import processes
+from dataset.base import ImageSet
+from dataset.samplers import BatchSampler
 from devices import Precision, device_name
 from evaluation.networks import checkpoint_file
 from methods import Routine
@@ -25,6 +30,8 @@ from utils import InputError
 if TYPE_CHECKING:
     from training.state import Training
 
+BATCHES_LOOKED_AT = 100  # for one from which the loss can learn
+
 
 def build_objective(args: Options, num_classes: int, device: torch.device) -> losses.Objective:
     """The weighted sum of loss terms that the options ask for, the same in all processes.
@@ -32,21 +39,61 @@ def build_objective(args: Options, num_classes: int, device: torch.device) -> lo
     Raises:
         InputError: an unknown loss, or arguments it does not take.
     """
-    try:
-        objective = losses.compose(
-            args.loss,
-            num_classes,
-            args.embedding_size,
-            attach=methods.attachments(args),
-            l2_norm=bool(args.l2_norm),
-            **options.criterion_arguments(args),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    with _loss_errors():
+        objective = losses.compose(args.loss, num_classes, **_recipe(args))
     objective.to(device)
     processes.copy_main(objective.state_dict().values())
     processes.count_once(objective.parameters())
     return objective
+
+
+def rehearse(
+    args: Options, objective: losses.Objective, data: ImageSet, batches: BatchSampler
+) -> None:
+    """Makes sure that the loss can learn from the batches of a run, before there is a run.
+
+    Raises:
+        InputError: there is one class, or no batch has the pairs that the loss needs, or the loss
+            fails, is not finite or has no gradient on random embeddings of such a batch.
+    """
+    if len(np.unique(data.labels)) < 2:
+        raise InputError(
+            f"all training images are of one class, {data.class_names[data.labels[0]]}, so there "
+            "is nothing to tell apart; give the training data two classes or more"
+        )
+    batch = None
+    for index, _ in itertools.islice(batches.draw(0), BATCHES_LOOKED_AT):
+        labels = data.labels[index]
+        if not objective.needs_pairs or 1 < len(np.unique(labels)) < len(labels):
+            batch = labels
+            break
+    if batch is None:
+        raise InputError(
+            f"--loss {args.loss} learns from pairs, and no batch of {len(labels)} images has "
+            "both two images of one class and images of two classes; choose --IPC 2 or more, and "
+            "at least twice as large a --batch-size"
+        )
+    with _loss_errors():
+        losses.try_out(args.loss, torch.from_numpy(batch), **_recipe(args))
+
+
+def _recipe(args: Options) -> dict[str, Any]:
+    """What `losses` is told besides the name of the loss and the classes."""
+    return {
+        "embedding_size": args.embedding_size,
+        "attach": methods.attachments(args),
+        "l2_norm": bool(args.l2_norm),
+        **options.criterion_arguments(args),
+    }
+
+
+@contextlib.contextmanager
+def _loss_errors() -> Iterator[None]:
+    """A loss's complaints are about what was asked for on the command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def build_network(
