@@ -174,7 +174,7 @@ def test_bad_input_is_one_sentence_and_status_2(flags, words, workdir):
     ("flags", "words"),
     [
         ("--resume nowhere.pth", ["nowhere.pth", "does not exist"]),
-        ("--resume {text.parent}", ["notes.pth", "cannot be read"]),
+        ("--resume {text.parent}", ["cut.pth", "cannot be read"]),
         ("--resume {best} --model resnet34", ["resnet34"]),
         ("--resume {best} --embedding-size 32", ["16", "32"]),
         ("--resume {text}", ["notes.pth", "cannot be read"]),
