@@ -147,8 +147,8 @@ CASES = {
     "divide_learned": divided("--sampler=distanceweighted --mask-lr-mult=100 --mask-wd-mult=1"),
     "divide_fixed": divided("--sampler=distanceweighted --fixed-mask=1"),
     "divide_options": divided(
-        "--lr-beta=1e-3 --masks-freeze-one-cluster=1 --mask-relu=0 --stop-recluster "
-        "--optimizer=AdamW --base-lr=1e-4 --mask-lr-mult=10"
+        "--sampler=distanceweighted --lr-beta=1e-3 --masks-freeze-one-cluster=1 --mask-relu=0 "
+        "--stop-recluster --optimizer=AdamW --base-lr=1e-4 --mask-lr-mult=10"
     ),
 }
 
@@ -250,9 +250,13 @@ def tensors(training: Training) -> dict[str, torch.Tensor]:
 
 
 def features(training: Training, *, pooled: bool) -> torch.Tensor:
-    """What is clustered, (N, 3): as the batches' clusters are given, any that can be divided."""
+    """What is clustered, (N, 2): classes on an arc, far apart by halves, less by quarters.
+
+    The batches' clusters are given; these only need to be ones that can be divided.
+    """
     labels = torch.from_numpy(training.data.train.labels)
-    return torch.stack([labels >> bit & 1 for bit in range(3)], dim=1) + 0.5
+    angle = (labels >> 2 & 1) * 1.0 + (labels >> 1 & 1) * 0.3 + (labels & 1) * 0.1
+    return torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
 class Loader:
@@ -325,7 +329,9 @@ def differences(name: str, own: Record) -> dict[str, float]:
     found = {"loss": largest(own.loss, released.loss)}
     for what in ("rates", "norms"):
         ours, theirs = getattr(own, what), getattr(released, what)
-        if missing := ours.keys() ^ theirs.keys():
+        # Those of divide and conquer's masks and β were not noted: groups come and go there.
+        missing = (ours.keys() ^ theirs.keys()) - ({"masks", "beta"} if what == "rates" else set())
+        if missing:
             raise InputError(f"{name}: {what} of {', '.join(sorted(missing))} in one loop alone")
         found[what] = max(largest(ours[key], theirs[key]) for key in theirs)
     return found

@@ -17,7 +17,7 @@ STEPS = 4  # an epoch
 CLASSES = 8
 IMAGES = 4  # a class
 SIDE = 64  # pixels
-STARTS = {"criterion.margins": 0.1, "criterion.beta": 1.2, "masks.0": 1.0}
+STARTS = {"criterion.margins": 0.1, "criterion.beta": float(np.float32(1.2)), "masks.0": 1.0}
 
 
 def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
