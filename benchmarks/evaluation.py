@@ -301,7 +301,8 @@ def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
 def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
     """Markdown: medians and ratios to our row, recalls, and the bars with their verdicts."""
     lines = [
-        f"### {shape.title}: {shape.images:,} × {shape.dimension}, {shape.classes:,} classes, {device}",
+        f"### {shape.title}: {shape.images:,} × {shape.dimension}, {shape.classes:,} classes, "
+        f"{device}",
         "",
         "| | seconds (min to max) | ÷ ours | memory, MB | ÷ ours | R@1 | MAP@R | inertia | NMI |",
         "|---|---|---|---|---|---|---|---|---|",
