@@ -168,7 +168,10 @@ def try_out(
             if loss.requires_grad:
                 loss.backward()
             gradients = (head.grad for head in outputs if head is not None)
-            if not any(each is not None and each.any() for each in gradients):
+            # Cosines of one dimension have no gradient; what it comes to, the run says itself.
+            if embedding_size > 1 and not any(
+                each is not None and each.any() for each in gradients
+            ):
                 raise ValueError(
                     f"The loss {name} teaches the network nothing {about}, where it is "
                     f"{loss.item():g} and has no gradient: change its arguments, or the batches."

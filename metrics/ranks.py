@@ -47,21 +47,22 @@ class Ranks:
     def values(self) -> dict[str, Tensor]:
         """The queries' values, as `retrieval_per_query` describes them."""
         relevant, rank, sizes = self.relevant, self.rank, self.offsets.diff()
-        owner = torch.arange(len(relevant)).repeat_interleave(sizes)
-        place = torch.arange(1, len(owner) + 1) - self.offsets[:-1].repeat_interleave(sizes)  # m
+        # m of each match
+        place = torch.arange(1, len(rank) + 1) - self.offsets[:-1].repeat_interleave(sizes)
         hit = (rank <= relevant.repeat_interleave(sizes)).double()
         precision = place.double().div_(rank).mul_(hit)
 
-        query = owner[self.first]
+        query = torch.searchsorted(self.offsets, self.first, right=True) - 1
         groups = ties.TieGroups(
             self.right, self.wrong, rank[self.first] - 1, place[self.first] - 1, relevant[query]
         )
         pair, group = _spread(self.first, self.right)
         hit[pair], precision[pair] = groups.hits()[group], groups.precision()[group]
 
-        zeros = torch.zeros(len(relevant), dtype=torch.float64)
-        hits = zeros.index_add(0, owner, hit)
-        total = zeros.index_add(0, owner, precision)
+        hits, total = (
+            torch.segment_reduce(values, "sum", offsets=self.offsets, initial=0.0)
+            for values in (hit, precision)
+        )
         marp = total / hits.clamp_min(1)
         cut = groups.cut.nonzero().squeeze(1)
         before = total[query[cut]] - (self.right * groups.precision())[cut]

@@ -328,4 +328,4 @@ def _by_rows(matches: float, dimension: int) -> bool:
     more images the more matches there are. Measured between 9 and 5,000 matches, 64 and 512
     dimensions (benchmarks/evaluation.py).
     """
-    return 6 * matches >= dimension + 32
+    return 16 * matches >= dimension + 80

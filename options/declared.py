@@ -194,7 +194,8 @@ LOSS = Group("loss", (
     flag("--loss --use_loss --criterion", "Proxy_Anchor", Kind(criteria.name_of, "NAME"),
          LOSSES_TEXT),
     flag("--loss-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
-         "arguments of any loss, by the names in its class: margin=0.3 soft=true"),
+         "arguments of any loss, by the names in its class: margin=0.3 soft=true; of pml: losses "
+         "also distance, reducer, miner by their class: distance=LpDistance(p=1)"),
 ))
 OPTIMISATION = Group("optimisation", (
     flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS, change=CONTINUED),

@@ -74,7 +74,10 @@ def rehearse(
             "at least twice as large a --batch-size"
         )
     with _loss_errors():
-        losses.try_out(args.loss, torch.from_numpy(batch), **_recipe(args))
+        # One dimension, at unit length, has no gradient whatever the loss; the collapse warning says so.
+        width = max(2, args.embedding_size)
+        recipe = {**_recipe(args), "embedding_size": width}
+        losses.try_out(args.loss, torch.from_numpy(batch), **recipe)
 
 
 def _recipe(args: Options) -> dict[str, Any]:
