@@ -74,10 +74,7 @@ def rehearse(
             "at least twice as large a --batch-size"
         )
     with _loss_errors():
-        # One dimension at unit length has no gradient, whatever the loss: see CollapseWarning.
-        width = max(2, args.embedding_size)
-        recipe = {**_recipe(args), "embedding_size": width}
-        losses.try_out(args.loss, torch.from_numpy(batch), **recipe)
+        losses.try_out(args.loss, torch.from_numpy(batch), **_recipe(args))
 
 
 def _recipe(args: Options) -> dict[str, Any]:
