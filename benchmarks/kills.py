@@ -99,7 +99,7 @@ def die_at(moment: str) -> None:
     else:
         from evaluation import measuring
 
-        _die_in_call(measuring, "embed", int(number))
+        _die_in_call(measuring, "embed_readable", int(number))
 
 
 def _die_in_call(module: Any, name: str, number: int, half_written: bool = False) -> None:

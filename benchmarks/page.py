@@ -91,7 +91,7 @@ def synthetic_page(record: Record, queries: int, classes: int, epochs: int) -> s
         judged=judged,
         search=findings.Search(judged),
         train=trained,
-        embed=lambda found: torch.randn(len(found), SIZE),
+        embed=lambda found: (found, torch.randn(len(found), SIZE)),
         thumbs=thumbs,
         seed=1,
     )
