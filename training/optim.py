@@ -197,8 +197,8 @@ class Optimisers:
             for group in optimiser.param_groups:
                 count = sum(parameter.numel() for parameter in group["params"])
                 lines.append(
-                    f"{group['name']:<10} {count:>11,} parameters  lr {group['base_lr']:<7g} "
-                    f"decay {group['weight_decay']:<7g} {kind}"
+                    f"{group['name']:<16}{count:>10,} parameters lr {group['base_lr']:<6g} "
+                    f"decay {group['weight_decay']:<6g} {kind}"
                 )
         return lines
 
