@@ -33,7 +33,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from machine import home
+from machine import expanded, home
 from processes import main_only
 from storage import (
     as_json,
@@ -616,7 +616,7 @@ def data_name(dataset: str) -> str:
     """What files call a data set: its name, or of one's own images that of the folder or table."""
     kind, colon, place = dataset.partition(":")
     if colon:
-        path = Path(place).expanduser().absolute()
+        path = Path(expanded(place)).absolute()
         dataset = (path.stem if kind.lower() == "csv" else path.name) or kind
     return _file_name_part(dataset)
 

@@ -256,6 +256,7 @@ def test_files_are_called_after_the_folder_of_the_images_alone(images, tmp_path)
         ("folder:/data/my photos", "my-photos"),
         ("csv:/data/list.v2.csv", "list.v2"),
         ("folder:/", "folder"),
+        ("folder:~nobody-of-this-name/photos", "photos"),
         (f"folder:/data/{BYTES}", "b-d"),
     ],
 )
