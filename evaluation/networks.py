@@ -118,10 +118,9 @@ def checkpoint_file(path: str | Path) -> Path:
     path = Path(expanded(str(path)))
     if not path.is_dir():
         return path
-    best, is_run = RunFolder(path).best_checkpoint(), (path / "args.json").is_file()
-    if best is not None and (is_run or len(list(path.glob("*_best.pth"))) == 1):
-        return best
-    if is_run:
+    if _counts_as_run(path):
+        if best := RunFolder(path).best_checkpoint():
+            return best
         raise InputError(
             f"the run in {path} has no best checkpoint, because it has not been evaluated yet; "
             f"give {path / 'last.pth'}, or wait for its first evaluation"
@@ -151,8 +150,7 @@ def checkpoint_files(path: str | Path) -> list[Path]:
         InputError: as `checkpoint_file`, for a run, and for a folder that holds none.
     """
     path = Path(path)
-    is_run = (path / "args.json").is_file() or len(list(path.glob("*_best.pth"))) == 1
-    if is_run or not path.is_dir():
+    if _counts_as_run(path) or not path.is_dir():
         return [checkpoint_file(path)]
     found = sorted(path.glob("*.pth"))
     for run in sorted(file.parent for file in path.glob("*/args.json")):
@@ -162,6 +160,10 @@ def checkpoint_files(path: str | Path) -> list[Path]:
         else:
             found.append(best)
     return found or [checkpoint_file(path)]
+
+
+def _counts_as_run(folder: Path) -> bool:
+    return (folder / "args.json").is_file() or len(list(folder.glob("*_best.pth"))) == 1
 
 
 def _some(names: Sequence[str]) -> str:
