@@ -67,6 +67,7 @@ class Viewing:
         return {name: getattr(self, name) for name in names}
 
 
+@torch.inference_mode()
 def embed(
     network: EmbeddingNet,
     images: ImageSet,
@@ -75,7 +76,7 @@ def embed(
     *,
     title: str = "embedding",
     represent: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Test-time embeddings of all images, in their order; several processes share the batches.
 
     Args:
@@ -83,41 +84,12 @@ def embed(
         represent: what else a batch of images (B, 3, S, S) becomes; None is `network.embed`.
 
     Returns:
-        (N, d) float32 on the network's device, raw (the metrics normalise). Where the viewing
-        admits unreadable images, their rows mean nothing.
+        (N, d) float32 on the network's device, raw (the metrics normalise), and which of the images
+        could be read, (N,) bool. Where the viewing admits unreadable ones, their rows mean nothing.
 
     Raises:
         InputError: more images cannot be read than the viewing admits.
     """
-    return _embed(network, images, precision, viewing, title, represent)[0]
-
-
-def embed_readable(
-    network: EmbeddingNet,
-    images: ImageSet,
-    precision: Precision,
-    viewing: Viewing,
-    *,
-    title: str = "embedding",
-    represent: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> tuple[ImageSet, torch.Tensor]:
-    """The images that can be read, and their embeddings as `embed` gives them."""
-    rows, readable = _embed(network, images, precision, viewing, title, represent)
-    if readable.all():
-        return images, rows
-    return images.subset(readable.cpu().numpy()), rows[readable]
-
-
-@torch.inference_mode()
-def _embed(
-    network: EmbeddingNet,
-    images: ImageSet,
-    precision: Precision,
-    viewing: Viewing,
-    title: str,
-    represent: Callable[[torch.Tensor], torch.Tensor] | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows (N, d) of all images, and which of these could be read (N,) bool."""
     network.eval()
     represent = represent or network.embed
     size = viewing.batch_size
@@ -142,6 +114,16 @@ def _embed(
     readable[[index - own.start * size for index in loader.bad_images]] = 0
     rows, readable = (_gathered(part, own, size, len(images)) for part in (rows, readable))
     return rows, readable[:, 0] > 0
+
+
+def embed_readable(
+    network: EmbeddingNet, images: ImageSet, *how: Any, **more: Any
+) -> tuple[ImageSet, torch.Tensor]:
+    """The images that can be read, and their embeddings; the arguments are those of `embed`."""
+    rows, readable = embed(network, images, *how, **more)
+    if readable.all():
+        return images, rows
+    return images.subset(readable.cpu().numpy()), rows[readable]
 
 
 def _gathered(rows: torch.Tensor, own: slice, size: int, total: int) -> torch.Tensor:

@@ -234,7 +234,7 @@ class Subject:
         """(N, d) raw, by all processes together; None without images, or without that head."""
         if images is None or "uncertainty" not in self.network.heads:
             return None
-        return embed(
+        vectors, _ = embed(
             self.network,
             images,
             self.precision,
@@ -242,6 +242,7 @@ class Subject:
             title="uncertainty",
             represent=lambda batch: self.network(batch).uncertainty,
         )
+        return vectors
 
 
 def _in_main(function: Callable, *arguments: Any) -> Any:
@@ -284,7 +285,7 @@ def _failures(subject: Subject, count: int) -> str:
 def _query(subject: Subject, paths: Sequence[str]) -> str:
     queries = own_images(paths, like=subject.embedded.images)
     once = replace(subject.viewing, decode="exact", data_device=None)
-    embeddings = embed(subject.network, queries, subject.precision, once, title="queries")
+    embeddings, _ = embed(subject.network, queries, subject.precision, once, title="queries")
     asked = (subject.folder, queries, embeddings, subject.embedded, subject.top)
     written, answer = _in_main(write_answers, *asked)
     searched = subject.embedded.searched[0]

@@ -97,7 +97,7 @@ class Embedder:
         if not pictures:
             return np.empty((0, self.model.network.embedding_size), np.float32)
         images = _image_set(pictures, self.model.square)
-        raw = embed(self.model.network, images, self.precision, self.model.viewing)
+        raw, _ = embed(self.model.network, images, self.precision, self.model.viewing)
         return torch.nn.functional.normalize(raw, dim=1).cpu().numpy()
 
 

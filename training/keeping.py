@@ -138,21 +138,23 @@ class Keeper:
     def line(self, row: Row) -> str:
         """One line of results; what matters least is left out where a terminal is narrow."""
         clock = self.training.clock
-        parts = [self.training.length.place(row["epoch"], row["step"])]
-        parts += [f"  loss {row['loss']:<7.4g}"]
-        dispensable = [f"  waiting {row['data_wait']:.0%}"]
-        dispensable += [f"  {row['images_per_second']:.0f} img/s"]
+        found = best = ""
         if "R@1" in row:
-            parts += [f"  R@1 {row['R@1']:.4f}"]
-            parts += [f"  MAP@R {row['MAP@R']:.4f}"] if math.isfinite(row["MAP@R"]) else []
-            dispensable += [f" (epoch {clock.best_epoch})"]
-            parts += [f"  best {clock.best:.4f}", dispensable[-1]]
-        parts += [dispensable[1], dispensable[0], f"  {human_seconds(clock.seconds)}"]
+            found = f"  R@1 {row['R@1']:.4f}"
+            found += f"  MAP@R {row['MAP@R']:.4f}" if math.isfinite(row["MAP@R"]) else ""
+            found += f"  best {clock.best:.4f}"
+            best = f" (epoch {clock.best_epoch})"
+        begin = f"{self.training.length.place(row['epoch'], row['step'])}  loss {row['loss']:<7.4g}"
+        speed = f"  {row['images_per_second']:.0f} img/s"
+        waiting, end = f"  waiting {row['data_wait']:.0%}", f"  {human_seconds(clock.seconds)}"
+        lines = [
+            begin + found + best + speed + waiting + end,
+            begin + found + best + speed + end,
+            begin + found + best + end,
+            begin + found + end,
+        ]
         room = terminal_width() or math.inf
-        for part in dispensable:
-            if sum(map(len, parts)) > room:
-                parts.remove(part)
-        return "".join(parts)
+        return next((line for line in lines if len(line) <= room), lines[-1])
 
     # -- going wrong, and the end
 

@@ -79,7 +79,7 @@ class Training:
 
     def embed_training_images(self, *, pooled: bool) -> torch.Tensor:
         """Training images as evaluation sees them: pooled features (N, F), or embeddings (N, d)."""
-        return embed(
+        made, _ = embed(
             self.network,
             self.data.train,
             self.precision,
@@ -87,6 +87,7 @@ class Training:
             title="clustering",
             represent=self.network.features if pooled else None,
         )
+        return made
 
     def evaluate(self, tasks: list[Task], chosen: Sequence[str] = ()) -> list[Result]:
         """Evaluates the network as it is: by what --metrics chooses, or as told here.
