@@ -23,11 +23,13 @@ STARTS = {"criterion.margins": 0.1, "criterion.beta": float(np.float32(1.2)), "m
 def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
     """The tensor that a network or a loss starts with under its released key, float64.
 
-    As the README of the fixtures rebuilds weights, to float32's precision; margins, boundaries and
-    masks start as their authors have them.
+    Margins, boundaries and masks start as their authors have them.
     """
-    if key in STARTS:
-        return np.full(shape, STARTS[key])
+    return np.full(shape, STARTS[key]) if key in STARTS else rebuilt(key, shape)
+
+
+def rebuilt(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A weight as the README of the fixtures rebuilds it from its key, to float32's precision."""
     rng = np.random.default_rng(zlib.crc32(key.encode()))
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape)

@@ -12,6 +12,7 @@ door.settle_threads(os.environ)
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def run_cli(
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python SCRIPT ARGUMENTS` as a user would, from the folder `cwd`; see `run_python`."""
     return run_python(ROOT / script, *arguments, cwd=cwd, **variables)
+
+
+def refusal(
+    capsys: pytest.CaptureFixture[str], parse: Callable[..., object], *arguments: object
+) -> str:
+    """The one sentence, with status 2, with which `parse(*arguments)` refuses a command line."""
+    with pytest.raises(SystemExit) as stop:
+        parse(*arguments)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    return said
 
 
 def files_in(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 from conftest import FIXTURES, run_cli
-from test_released import tensor
+from released_weights import released_tensor
 
 import net
 import train
@@ -42,7 +42,7 @@ def network() -> net.EmbeddingNet:
     """With the weights of the fixture, by key; after the warm-up of bn-freeze 1."""
     heads = ("embedding", "specific")
     built = net.build(net.Architecture("bn_inception", 64, heads, bn_freeze="1"))
-    weights = {key: tensor(key, value.shape) for key, value in built.state_dict().items()}
+    weights = {key: released_tensor(key, value.shape) for key, value in built.state_dict().items()}
     built.load_state_dict(weights)
     built.freeze_backbone(True)
     built.freeze_backbone(False)

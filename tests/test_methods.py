@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, SMALL, files_in
+from conftest import ROOT, SMALL, files_in, refusal
 from PIL import Image
 from tiny import same, saved
 
@@ -165,10 +165,7 @@ def test_pairs_without_a_meaning_are_refused(
 def test_flags_nobody_reads_and_impossible_values_stop_at_once(
     flags: str, words: list[str], images: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        tiny.parse(images, flags)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    said = refusal(capsys, tiny.parse, images, flags)
     for word in words:
         assert word in said
 

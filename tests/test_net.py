@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import types
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import FIXTURES, ROOT
+from released_weights import released_tensor
 from torch import nn
 
 import net
@@ -31,22 +31,6 @@ from net.layers import average_conv_norm, conv_norm
 from utils import InputError
 
 TINY = {"model": "resnet10", "embedding_size": 8, "width": 0.125, "stem": "small"}
-
-
-def released_tensor(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """A weight as the fixtures' README rebuilds it from its key."""
-    rng = np.random.default_rng(zlib.crc32(key.encode()))
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.long)
-    if key.endswith("running_var"):
-        values = rng.uniform(0.5, 1.5, shape)
-    elif key.endswith(("running_mean", "bias")):
-        values = 0.1 * rng.standard_normal(shape)
-    elif len(shape) == 1:
-        values = rng.uniform(0.5, 1.5, shape)
-    else:
-        values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    return torch.from_numpy(values.astype(np.float32))
 
 
 @cache

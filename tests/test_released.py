@@ -6,7 +6,6 @@ expected is computed here from the same weights with torchvision's transforms.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 import torchvision
 from conftest import FIXTURES, run_cli
 from PIL import Image
+from released_weights import released_tensor
 from torch import Tensor, nn
 from torchvision.transforms import functional as tv
 
@@ -46,27 +46,11 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- weights, layouts and answers -----------------------------------------------------------------
 
 
-def tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """A weight as the fixtures' README rebuilds it from its key."""
-    rng = np.random.default_rng(zlib.crc32(key.encode()))
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.long)
-    if key.endswith("running_var"):
-        values = rng.uniform(0.5, 1.5, shape)
-    elif key.endswith(("running_mean", "bias")):
-        values = 0.1 * rng.standard_normal(shape)
-    elif len(shape) == 1:
-        values = rng.uniform(0.5, 1.5, shape)
-    else:
-        values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    return torch.from_numpy(values.astype(np.float32))
-
-
 def fixture_weights(name: str) -> State:
     """The released state_dict of a network fixture."""
     archive = np.load(FIXTURES / f"net_{name}_0.npz")
     shapes = [tuple(int(n) for n in text.split(",") if n) for text in archive["shapes"].tolist()]
-    return {k: tensor(k, s) for k, s in zip(archive["keys"].tolist(), shapes, strict=True)}
+    return {k: released_tensor(k, s) for k, s in zip(archive["keys"].tolist(), shapes, strict=True)}
 
 
 def torchvision_resnet(weights: State) -> nn.Module:
@@ -140,7 +124,7 @@ def ddml() -> Released:
     weights, mean = fixture_weights("bn_inception"), {}
     for part, shape in (("weight", (1024, 1024)), ("bias", (1024,))):
         for head in ("embedding", "embedding_specific"):
-            weights[f"model.{head}.{part}"] = tensor(f"model.{head}.{part}", shape)
+            weights[f"model.{head}.{part}"] = released_tensor(f"model.{head}.{part}", shape)
         mean[f"model.embedding.{part}"] = weights[f"model.embedding.{part}"][:512]
     answers = inception_answers(
         {k: v for k, v in weights.items() if ".embedding_specific." not in k} | mean
@@ -169,7 +153,7 @@ def divide_and_conquer() -> Released:
                 file[f"features.{number}{bare.removeprefix(child)}"] = value
     file |= {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
     file |= {f"embedding.{part}": weights[f"model.embedding.{part}"] for part in ("weight", "bias")}
-    file |= {f"masks.{k}": tensor(f"masks.{k}", (512,)) for k in range(32)}
+    file |= {f"masks.{k}": released_tensor(f"masks.{k}", (512,)) for k in range(32)}
     return Released(file, "resnet50", resnet_answers(weights, "avg"), imagenet_input)
 
 
