@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -84,6 +85,9 @@ def _total_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
 class Optimisers:
     """One or more torch optimisers that step together, each group on its own schedule.
 
+    torch's are made when they are first asked for: the first one of a process loads torch's
+    compiler, which takes a second or two that nobody has to wait for to see what would run.
+
     Args:
         groups: parameter groups (see the file's header); empty groups are dropped.
         optimizer: adamw, adam, sgd (momentum .9, Nesterov) or rmsprop (alpha .9, momentum .9), for
@@ -106,7 +110,9 @@ class Optimisers:
     ) -> None:
         self.clip = clip
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-        by_optimizer: dict[str, list[dict]] = {}
+        self._weight_decay = weight_decay
+        # Groups of one kind share an optimiser; a second one is made only for another kind.
+        self._members: dict[str, list[dict]] = {}
         self._schedules: dict[str, Schedule] = {}
         self._holds: dict[str, float] = {}
         for group in groups:
@@ -117,13 +123,17 @@ class Optimisers:
             own = every is not None
             self._schedules[group["name"]] = step_decay(every, gamma) if own else schedule
             group["base_lr"] = group["lr"]
-            kind = group.pop("optimizer", optimizer)
-            # Groups of one kind share an optimiser; a second one is made only for another kind.
-            by_optimizer.setdefault(kind, []).append(group)
-        self.kinds = list(by_optimizer)
-        self.optimisers = [
-            _make(kind, members, weight_decay) for kind, members in by_optimizer.items()
-        ]
+            self._members.setdefault(group.pop("optimizer", optimizer), []).append(group)
+
+    @cached_property
+    def optimisers(self) -> list[torch.optim.Optimizer]:
+        """torch's, one for each kind."""
+        return [_make(kind, part, self._weight_decay) for kind, part in self._members.items()]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each."""
+        return list(self._members)
 
     @property
     def groups(self) -> list[dict]:
@@ -193,12 +203,13 @@ class Optimisers:
     def describe(self) -> list[str]:
         """One line per group: name, parameters, learning rate, weight decay, optimiser."""
         lines = []
-        for kind, optimiser in zip(self.kinds, self.optimisers, strict=True):
-            for group in optimiser.param_groups:
+        for kind, members in self._members.items():
+            for group in members:
                 count = sum(parameter.numel() for parameter in group["params"])
+                decay = group.get("weight_decay", self._weight_decay)
                 lines.append(
                     f"{group['name']:<16}{count:>10,} parameters lr {group['base_lr']:<6g} "
-                    f"decay {group['weight_decay']:<6g} {kind}"
+                    f"decay {decay:<6g} {kind}"
                 )
         return lines
 

@@ -23,7 +23,7 @@ from methods import Routine
 from methods.base import Options
 from net.shared import share_batches
 from runs import load_checkpoint
-from training import optim
+from training import compiling, optim
 from training.clock import Length
 from utils import InputError
 
@@ -123,6 +123,7 @@ def build_network(
         share_batches(network)
     if args.compile:
         network.compile()
+        compiling.tell()
     for routine in routines:
         routine.start(network)
     return network
