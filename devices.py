@@ -28,8 +28,7 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    # Batches have one shape, so that trying cuDNN's algorithms out once pays; they round unlike.
-    torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.benchmark = False
 
 
 def random_states() -> dict:

@@ -80,16 +80,19 @@ PARTS = {
 
 
 class Paper:
-    """The screen and gpu_check.log: what is printed goes to both, at once."""
+    """The screen and gpu_check.log: what is printed goes to both, at once.
+
+    The file also has, before each line, the seconds that have passed.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
+        self.start = time.perf_counter()
 
-    def write(self, text: str) -> None:
-        """Adds a piece of text."""
-        for stream in (sys.stdout, self.file):
-            stream.write(text)
-            stream.flush()
+    def write(self, line: str = "") -> None:
+        """Adds a line."""
+        print(line, flush=True)
+        print(f"{time.perf_counter() - self.start:6.1f}  {line}", file=self.file, flush=True)
 
 
 def run(arguments: str, limit: float, paper: Paper) -> dict[str, object]:
@@ -123,12 +126,12 @@ def run(arguments: str, limit: float, paper: Paper) -> dict[str, object]:
 def _read(process: subprocess.Popen[str], paper: Paper, said: list[str]) -> None:
     for line in process.stdout:
         said.append(line)
-        paper.write(line)
+        paper.write(line.rstrip("\n"))
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends a part and all that it has started; each Python among them prints its stacks."""
-    os.killpg(process.pid, signal.SIGABRT)
+    """Ends a part, which prints its stacks, and then all that it has started."""
+    process.send_signal(signal.SIGABRT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(LAST_WORDS)
     with contextlib.suppress(ProcessLookupError):
@@ -168,19 +171,19 @@ def main() -> None:
     results: dict[str, dict] = {}
     with (given.out / "gpu_check.log").open("w") as file:
         paper = Paper(file)
-        paper.write(f"{about()}\n\n")
+        paper.write(f"{about()}\n")
         for name, (arguments, limit) in chosen_parts(given.only, given.quick).items():
-            paper.write(f"## {name}: python {arguments}\n\n")
+            paper.write(f"## {name}: python {arguments}\n")
             left = over - time.monotonic() - LAST_WORDS
             if left > LAST_WORDS:
                 results[name] = run(arguments, min(limit, left), paper)
             else:
                 results[name] = {"arguments": arguments, "ended": "not run: no time left"}
             write_json(given.out / "gpu_check.json", {"machine": about(), "parts": results})
-            paper.write("\n")
-        paper.write("| part | result | seconds |\n|---|---|---|\n")
+            paper.write()
+        paper.write("| part | result | seconds |\n|---|---|---|")
         for name, result in results.items():
-            paper.write(f"| {name} | {result['ended']} | {result.get('seconds', 0):.0f} |\n")
+            paper.write(f"| {name} | {result['ended']} | {result.get('seconds', 0):.0f} |")
     sys.exit(any(result["ended"] != "passed" for result in results.values()))
 
 

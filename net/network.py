@@ -13,6 +13,7 @@ from net.architecture import Architecture
 from net.choices import POOLINGS, InputSpec
 from net.heads import HEAD_KEYS, HEADS, UNCERTAINTY_SCALE, classifiers, head_sizes, make_head, pool
 from net.masks import EmbeddingMasks
+from net.replay import Replay
 from utils import InputError
 
 
@@ -34,6 +35,7 @@ class EmbeddingNet(nn.Module):
         super().__init__()
         self.architecture = architecture
         self._frozen = False
+        self._replay: Replay | None = None
         self.model = backbone
         features = backbone.num_features * POOLINGS[architecture.pooling] ** 2
         norm = nn.BatchNorm1d(features) if architecture.head_norm else None
@@ -94,7 +96,18 @@ class EmbeddingNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → pooled features (B, F) float32; (B, 16F) with pooling `grid`."""
+        if self._replay is None or not self.training:
+            return self._pooled(images)
+        return self._replay(images)
+
+    def _pooled(self, images: Tensor) -> Tensor:
         return pool(self.model(images), self.architecture.pooling)
+
+    def record(self) -> None:
+        """Lets the training steps of the backbone be recorded on the GPU, see replay.py."""
+        self._replay = Replay(
+            self._pooled, self.backbone_parameters, lambda: list(self.model.buffers())
+        )
 
     @torch.no_grad()
     def check_image_size(self, size: int) -> None:

@@ -18,6 +18,7 @@ import dataset
 import losses
 import metrics
 import net
+import net.replay
 import options
 from dataset.augment import AUGMENTATIONS
 from dataset.base import ImageSet
@@ -132,6 +133,31 @@ def test_a_continued_run_ends_like_an_uninterrupted_one(method, tmp_path):
         for path in (whole, folder)
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+RECORDED = {
+    "AMLoss": "--loss AMLoss",
+    "trained BatchNorms": "--bn-freeze 0 --dropout 0.2",
+    "frozen BatchNorms": "--bn-freeze 1 --warm 0",
+    "introspective": METHODS["introspective"],
+    "divided": METHODS["divided"],
+    "bf16": "--amp bf16",
+}
+
+
+@pytest.mark.parametrize("what", RECORDED)
+def test_a_recorded_step_gives_the_same_bits(what, tmp_path, monkeypatch):
+    images = tiny.write_images(tmp_path / "data", images=12)
+    flags = f"--epochs 3 --deterministic --amp off {RECORDED[what]}"
+    plain = tiny.saved(tiny.run(images, tmp_path, "plain", f"{flags} --cuda-graphs 0"))
+    played = []
+    play = net.replay._Tape.play
+    monkeypatch.setattr(
+        net.replay._Tape, "play", lambda tape, batch: played.append(1) or play(tape, batch)
+    )
+    recorded = tiny.saved(tiny.run(images, tmp_path, "recorded", flags))
+    assert played
+    assert tiny.same(plain["model_state_dict"], recorded["model_state_dict"])
 
 
 def test_bf16_is_close_to_float32():
