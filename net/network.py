@@ -105,11 +105,14 @@ class EmbeddingNet(nn.Module):
     def _pooled(self, images: Tensor) -> Tensor:
         return pool(self.model(images), self.architecture.pooling)
 
-    def record(self) -> None:
-        """Lets the training steps of the backbone be recorded on the GPU, see replay.py."""
-        self._replay = Replay(
-            self._pooled, self.backbone_parameters, lambda: list(self.model.buffers())
-        )
+    def record(self, recorded: bool = True) -> None:
+        """Lets the training steps of the backbone be recorded on the GPU, or not; see replay.py."""
+        self._replay = None
+        if recorded:
+            self._replay = Replay(self._pooled, self.backbone_parameters, self._running_statistics)
+
+    def _running_statistics(self) -> list[Tensor]:
+        return list(self.model.buffers())
 
     @torch.no_grad()
     def check_image_size(self, size: int) -> None:

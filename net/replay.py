@@ -128,6 +128,8 @@ class _Tape:
         self._gradient = torch.zeros_like(self._features)
         with torch.cuda.graph(self._backward, pool=self._forward.pool(), **how):
             self._gradients = gradients()
+        # With its graph, every later backward would wait for the stream of the recording.
+        self._features = self._features.detach()
         torch.cuda.current_stream(images.device).wait_stream(stream)
 
     def play(self, images: Tensor) -> Tensor:
@@ -139,7 +141,7 @@ class _Tape:
         self._images.copy_(images)
         self._forward.replay()
         self.waits_for_backward = True
-        return self._features.detach()
+        return self._features.detach()  # another tensor in the same memory, with no graph
 
     def backward(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Replays the backward pass."""
