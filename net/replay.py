@@ -9,6 +9,7 @@ computed as usual, and recorded in its turn when it comes often enough.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 CALLS_BEFORE = 3
 """Calls of one kind that are computed as usual before it is recorded: a short run never is."""
+MOST = 2
+"""Recordings at a time, as methods that mix images have two batches under way in a step."""
 WARM_UPS = 2
 """Passes on the recording's stream before it: libraries set themselves up in the first."""
 
@@ -40,9 +43,9 @@ class Replay:
         self._compute = compute
         self._parameters = parameters
         self._buffers = buffers
-        self._kind: tuple | None = None
-        self._calls = 0
-        self._tape: _Tape | None = None
+        self._setting: tuple | None = None
+        self._calls: Counter[tuple] = Counter()
+        self._tapes: list[_Tape] = []
         self._failed = False
 
     def __deepcopy__(self, memo: dict) -> None:
@@ -54,35 +57,41 @@ class Replay:
         trained = [p for p in self._parameters() if p.requires_grad]
         if self._failed or not trained or not torch.is_grad_enabled() or images.requires_grad:
             return self._compute(images)
-        kind = (images.shape, images.stride(), images.dtype, _autocast(), *map(_place, trained))
-        if kind != self._kind:
-            self._kind, self._calls, self._tape = kind, 0, None
-        self._calls += 1
-        if self._tape is None and self._calls > CALLS_BEFORE:
-            self._record(images, trained)
+        setting = (_autocast(), *(parameter.data_ptr() for parameter in trained))
+        if setting != self._setting:
+            self._setting, self._tapes = setting, []
+            self._calls.clear()
+        kind = _kind(images)
         # A second batch before the backward of the first would overwrite what that still needs.
-        if self._tape is None or self._tape.waits_for_backward:
-            return self._compute(images)
-        return self._tape.play(images)
+        tape = next((t for t in self._tapes if t.kind == kind and not t.waits_for_backward), None)
+        if tape is None:
+            self._calls[kind] += 1
+            if self._calls[kind] > CALLS_BEFORE and len(self._tapes) < MOST:
+                tape = self._recorded(images, trained)
+        return self._compute(images) if tape is None else tape.play(images)
 
-    def _record(self, images: Tensor, trained: list[nn.Parameter]) -> None:
+    def _recorded(self, images: Tensor, trained: list[nn.Parameter]) -> _Tape | None:
+        """A new tape; None, now and in future, where this network cannot be recorded."""
         states = [buffer.clone() for buffer in self._buffers()]
         random_state = torch.cuda.get_rng_state(images.device)
+        tape = None
         try:
             torch.cuda.empty_cache()  # a recording has memory of its own
-            self._tape = _Tape(self._compute, images, trained)
+            tape = _Tape(self._compute, images, trained)
+            self._tapes.append(tape)
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            self._failed, self._tape = True, None
+            self._failed, self._tapes = True, []
             torch.cuda.empty_cache()
             reason = str(error).strip().splitlines()[0]
-            logger.warning("the step is not recorded on the GPU (%s); it is slower so", reason)
+            logger.warning("the step is not recorded on the GPU, and slower for it: %s", reason)
         for buffer, state in zip(self._buffers(), states, strict=True):
             buffer.copy_(state)
         torch.cuda.set_rng_state(random_state, images.device)
+        return tape
 
 
-def _place(parameter: nn.Parameter) -> int:
-    return parameter.data_ptr()
+def _kind(images: Tensor) -> tuple:
+    return images.shape, images.stride(), images.dtype
 
 
 def _autocast() -> tuple[bool, torch.dtype]:
@@ -99,6 +108,7 @@ class _Tape:
     def __init__(
         self, compute: Callable[[Tensor], Tensor], images: Tensor, trained: list[nn.Parameter]
     ) -> None:
+        self.kind = _kind(images)
         self.trained = trained
         self.waits_for_backward = False
         self._images = images.clone()
