@@ -17,6 +17,8 @@ from utils import InputError, nearest_names
 if TYPE_CHECKING:
     from torch import nn
 
+    from net.choices import InputSpec
+
 FAMILIES = {
     "bn_inception": ("bn_inception",),
     "resnet": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
@@ -25,7 +27,10 @@ FAMILIES = {
 """File in this folder → the backbones whose records it holds."""
 
 MODELS = tuple(name for names in FAMILIES.values() for name in names)
-"""What --model may name."""
+"""What --model may name, beside the models of timm."""
+
+TIMM = "timm:"
+"""What the names of the models begin with that timm_models.py finds."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,14 @@ class Backbone:
         name: what --model calls it.
         build: (stem, width) → a module that maps images (B, 3, H, W) to feature maps (B, F, h, w)
             and has F as `num_features`. None of its children is named like a head (net/heads.py).
+            One that has something behind its pooling also has `pooled(images, pool)` → (B, F).
+        takes: what else of an `Architecture` `build` is given, by name.
+        poolings: those of `choices.POOLINGS` that make sense for it, the usual one first.
         stems: those of `choices.STEMS` that it can have.
         can_widen: whether width may be other than 1.
-        input_spec: the one of `choices.INPUTS` that its ImageNet weights were trained with.
+        input_spec: what its weights were trained with: one of `choices.INPUTS`, or its own.
+        image_size: side in pixels of the photographs that it sees where nothing is said; None
+            leaves that to the data set.
         imagenet_url: where these are; the file's name ends with the first digits of its sha256.
             None: there are none.
         bn_momentum: of its BatchNorms, as it was published; None leaves them as it builds them.
@@ -51,10 +61,13 @@ class Backbone:
     """
 
     name: str
-    build: Callable[[str, float], nn.Module]
+    build: Callable[..., nn.Module]
+    takes: tuple[str, ...] = ()
+    poolings: tuple[str, ...] = ("avg+max", "avg", "max", "grid", "gem")
     stems: tuple[str, ...] = ("imagenet",)
     can_widen: bool = False
-    input_spec: str = "imagenet"
+    input_spec: str | InputSpec = "imagenet"
+    image_size: int | None = None
     imagenet_url: str | None = None
     bn_momentum: float | None = None
     weights_fit_all_stems: bool = False
@@ -73,6 +86,8 @@ def find_backbone(name: str) -> Backbone:
     Raises:
         InputError: there is none.
     """
+    if name.lower().startswith(TIMM):
+        return importlib.import_module("net.timm_models").find(name)
     files = _files()
     by_letters = {_letters(known): known for known in files}
     if _letters(name) not in by_letters:
