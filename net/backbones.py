@@ -51,6 +51,9 @@ class Backbone:
             leaves that to the data set.
         imagenet_url: where these are; the file's name ends with the first digits of its sha256.
             None: there are none.
+        hub: where its weights are on the Hugging Face hub: `timm/resnet50.a1_in1k`.
+        adapt: (what `build` made, the content of a file that is not ours or weights of its own for
+            another image size) → the weights under its own keys, in its own shapes.
         bn_momentum: of its BatchNorms, as it was published; None leaves them as it builds them.
         weights_fit_all_stems: whether they have the same shapes for every stem, not just for
             `imagenet`.
@@ -69,6 +72,8 @@ class Backbone:
     input_spec: str | InputSpec = "imagenet"
     image_size: int | None = None
     imagenet_url: str | None = None
+    hub: str | None = None
+    adapt: Callable[[nn.Module, dict], dict] | None = None
     bn_momentum: float | None = None
     weights_fit_all_stems: bool = False
     is_in: Callable[[Collection[str]], bool] | None = None

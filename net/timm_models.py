@@ -186,6 +186,8 @@ def _record(name: str) -> Backbone:
         poolings=_poolings(name, body, size),
         input_spec=_input_of(config),
         image_size=size,
+        hub=config.get("hf_hub_id"),
+        adapt=partial(_adapt, name),
         blocks=_blocks,
     )
 
@@ -195,6 +197,52 @@ def _input_of(config: Mapping[str, Any]) -> InputSpec:
     resize = max(size, int(size / config["crop_pct"]))
     return InputSpec(mean=tuple(config["mean"]), std=tuple(config["std"]), size=size, resize=resize)
 
+
+# --- weights --------------------------------------------------------------------------------------
+
+_WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "teacher")
+"""Under what training codes keep the weights; the first that is there counts."""
+
+_PREFIXES = ("module.", "_orig_mod.", "backbone.", "body.")
+"""What they put in front of their names."""
+
+
+def _adapt(name: str, module: Body, content: dict) -> dict[str, Tensor]:
+    """The weights of a file for a model; position embeddings are resized to the model's images.
+
+    The translation is timm's own of that model's family, so it takes what timm takes: timm's files,
+    and those of most families' authors. All that the model has must be in the file; what else is
+    there (classifiers, projections, mask tokens) is left aside.
+    """
+    body = module.body
+    weights = _bare(_unwrapped(content), {child for child, _ in body.named_children()})
+    family = importlib.import_module(_timm().model_entrypoint(name.partition(".")[0]).__module__)
+    translate = getattr(family, "checkpoint_filter_fn", None)
+    if translate is not None:
+        weights = translate(weights, body)
+    own = body.state_dict()
+    return {f"body.{key}": value for key, value in weights.items() if key in own}
+
+
+def _unwrapped(content: dict) -> dict:
+    while inside := next((content[key] for key in _WRAPPERS if _is_dict(content, key)), None):
+        content = inside
+    return {key: value for key, value in content.items() if isinstance(value, Tensor | dict)}
+
+
+def _is_dict(content: dict, key: str) -> bool:
+    return isinstance(content.get(key), dict)
+
+
+def _bare(weights: dict, children: Collection[str]) -> dict:
+    for prefix in _PREFIXES:
+        inside = [key for key in weights if str(key).startswith(prefix)]
+        if inside and prefix.rstrip(".") not in children:
+            weights = {key.removeprefix(prefix): weights[key] for key in inside}
+    return weights
+
+
+# --- building -------------------------------------------------------------------------------------
 
 _DECIDED_ELSEWHERE = {
     "img_size": "--image-size",
