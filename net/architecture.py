@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from net.backbones import Backbone, find_backbone
-from net.choices import BN_FREEZE, HEAD_NORMS, INPUTS, POOLINGS, InputSpec, check_choice
+from net.choices import BN_FREEZE, HEAD_NORMS, INPUTS, POOLINGS, InputSpec, Peft, check_choice
 from net.heads import head_init, head_sizes
 from utils import InputError
 
@@ -36,6 +36,12 @@ class Architecture:
             `affine`: all are fixed for good. `statistics`: only the running statistics are fixed.
         bn_momentum: share of the batch in the running statistics of these BatchNorms; None becomes
             the backbone's own, where its record has one.
+        freeze_stem: whether the modules before the first block rest (the patch embedding; not the
+            position embeddings and class tokens).
+        freeze_blocks: the stem, tokens included, and so many of the first blocks rest, or `all`:
+            they have no gradient and are in evaluation mode.
+        drop_path: stochastic depth of the last block; that of the others rises to it from 0.
+        peft: what trains of the backbone while its own weights rest, as `Peft.of` reads it.
         input_spec: one of `INPUTS`; None is what the backbone's ImageNet weights want.
 
     Raises:
@@ -54,6 +60,10 @@ class Architecture:
     dropout: float = 0.0
     bn_freeze: str = "0"
     bn_momentum: float | None = None
+    freeze_stem: bool = False
+    freeze_blocks: int | str = 0
+    drop_path: float = 0.0
+    peft: str = "none"
     input_spec: str | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +72,8 @@ class Architecture:
             heads=tuple(self.heads),
             head_norm=self.head_norm if isinstance(self.head_norm, str) else bool(self.head_norm),
             bn_freeze=str(self.bn_freeze),
+            freeze_stem=bool(self.freeze_stem),
+            peft=str(Peft.of(self.peft)),
         )
         if self.bn_momentum is None:
             self._set(bn_momentum=self.backbone.bn_momentum)
@@ -77,6 +89,8 @@ class Architecture:
         head_sizes(self.heads, self.embedding_size)
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise InputError(f"bn_momentum {self.bn_momentum:g}: it must be above 0 and at most 1")
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"drop_path {self.drop_path:g}: it must be from 0 to below 1")
         if self.width != 1.0 and not self.backbone.can_widen:
             raise InputError(f"width {self.width:g}: {self.model} cannot be widened; use width 1")
 

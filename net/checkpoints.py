@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from net.architecture import Architecture
 from net.backbones import find_backbone, recognised
-from net.choices import MASKS_AT_TEST, check_choice
+from net.choices import MASKS_AT_TEST, Peft, check_choice
 from net.heads import HEADS, classifiers
 from net.network import EmbeddingNet
+from net.peft import ADDED_KEYS, merged
 from utils import InputError
 
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
@@ -167,8 +168,11 @@ def load_checkpoint(
     Raises:
         InputError: it holds no such network; names both architectures, sizes or heads.
     """
-    _check_same(architecture_of(checkpoint, source), network.architecture, source)
+    held = architecture_of(checkpoint, source)
+    _check_same(held, network.architecture, source)
     weights = weights_of(checkpoint)
+    if held.peft != network.architecture.peft:
+        weights = _with_other_peft(weights, Peft.of(held.peft), network, source)
     if not masks:
         own = {k: v for k, v in network.state_dict().items() if k.startswith("masks.")}
         weights = {k: v for k, v in weights.items() if not k.startswith("masks.")} | own
@@ -181,6 +185,18 @@ def load_checkpoint(
         check_choice("masks_at_test", at_test, MASKS_AT_TEST)
         network.masks.full = at_test
         network.masks.relu = described.get("mask_relu", network.masks.relu)
+
+
+def _with_other_peft(
+    weights: dict[str, Tensor], held: Peft, network: EmbeddingNet, source: str | Path
+) -> dict[str, Tensor]:
+    """Weights as those of a network that has another PEFT, or none; what that adds is its own."""
+    if held.prompts:
+        raise InputError(
+            f"{source} holds prompts, without which its network is another one; use --peft {held}"
+        )
+    added = {k: v for k, v in network.state_dict().items() if k.endswith(ADDED_KEYS)}
+    return merged(weights, held) | added
 
 
 def _check_same(held: Architecture, wanted: Architecture, source: str | Path) -> None:
