@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import urllib.error
@@ -144,7 +145,5 @@ def _file_of_hub(model: str, repository: str) -> Path:
 
 def _answers(address: str) -> None:
     """Raises OSError at once where a host is out of reach; the hub would try for half a minute."""
-    try:
+    with contextlib.suppress(urllib.error.HTTPError):  # that is an answer too
         urllib.request.urlopen(address, timeout=SECONDS_WITHOUT_ANSWER).close()
-    except urllib.error.HTTPError:
-        pass  # an answer too
