@@ -21,7 +21,7 @@ The last map is 32, 16 or 8 times smaller than the image. With `small` and `tiny
 kernel is 3×3 instead of 7×7; the inceptions keep theirs, so that ImageNet weights fit every stem.
 """
 
-POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4}
+POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4, "gem": 1, "cls": 1, "attention": 1}
 """Name → cells along each side of the pooled map; the features of all cells follow each other."""
 
 BN_FREEZE = ("0", "1", "affine", "statistics")

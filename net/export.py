@@ -69,12 +69,13 @@ def _zoom_grid(size: int, zoom: float) -> Tensor:
     return F.affine_grid(scaling, [1, 3, size, size], align_corners=False)
 
 
-def describe_input(size: int, resize: int | None) -> str:
+def describe_input(size: int, resize: int | None, cubic: bool = False) -> str:
     """What is to be fed, in words; `resize` is the short side first, None takes pictures whole."""
     if resize is None:
         cut = f"the whole picture, made square on white, {size} pixels a side"
     else:
-        cut = f"short side to {resize} pixels (bilinear, antialiased), then the central {size}"
+        how = "bicubic" if cubic else "bilinear"
+        cut = f"short side to {resize} pixels ({how}, antialiased), then the central {size}"
     return f"float32 (B, 3, {size}, {size}), RGB, 0..255: {cut}"
 
 
