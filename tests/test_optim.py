@@ -11,6 +11,7 @@ import torch
 from conftest import refusal
 from torch import nn
 
+import net
 import options
 import processes
 from training import optim
@@ -220,6 +221,61 @@ def test_a_rule_is_not_that_of_a_criterion_with_a_kind_of_its_own():
     groups = [group([one]), group([other], "margins", optimizer="adamw")]
     made = optimisers(groups, rule=optim.Rule("adam", eps=1e-2))
     assert [g["eps"] for g in made.groups] == [1e-2, 1e-8]
+
+
+# --- layer-wise rates -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["resnet10", "bn_inception"])
+def test_every_block_learns_a_factor_slower_than_the_one_above_it(model):
+    network = net.build(net.Architecture(model, 8))
+    blocks = network.block_parameters()
+    for decay_all in (True, False):
+        groups = network.parameter_groups(0.1, 0.2, decay_all=decay_all, layer_decay=0.5)
+        rate_of = {p: group["lr"] for group in groups for p in group["params"]}
+        for above, block in enumerate(reversed(blocks)):
+            assert {rate_of[p] for p in block} == {0.1 * 0.5**above}
+        assert {rate_of[p] for p in network.head_parameters()} == {0.2}
+        assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+        undecayed = {p for g in groups for p in g["params"] if g.get("weight_decay") == 0.0}
+        vectors = {p for p in network.parameters() if p.dim() < 2}
+        assert undecayed == (set() if decay_all else vectors)
+    assert len(blocks) > 4
+
+
+def test_layer_wise_rates_are_listed_in_a_line_and_logged_in_a_column(images):
+    made = tiny.prepare(images, "--layer-decay 0.5 --lr 1e-3 --decay-vectors 0 --warm 0")
+    lines = made.optimisers.describe()
+    assert [line.split()[0] for line in lines if line[0] != " "] == [
+        "backbone",
+        "backbone",
+        "head",
+        "head",
+        "proxies",
+    ]
+    count = len(made.network.blocks())
+    words = f"at {count} rates, the lowest lr {1e-3 * 0.5 ** (count - 1):.3g}"
+    assert sum(words in line for line in lines) == 2
+    assert all(len(f"optimiser   {line}") <= 80 for line in lines)
+    made.optimisers.hold("backbone", 0.5)
+    made.optimisers.set_learning_rates(0, 0)
+    assert made.optimisers.learning_rates() == pytest.approx(
+        {
+            "backbone": 5e-4, "backbone vectors": 5e-4, "head": 1e-3, "head vectors": 1e-3,
+            "proxies": 0.1,
+        }
+    )  # fmt: skip
+    lowest = min(g["lr"] for g in made.optimisers.groups)
+    assert lowest == pytest.approx(5e-4 * 0.5 ** (count - 1))
+
+
+def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):
+    flags = "--layer-decay 0.7 --clip-norm 1 --schedule onecycle --optimizer sgd --epochs 2"
+    whole = tiny.run(images, tmp_path, "whole", flags)
+    half = tiny.run(images, tmp_path, "half", f"{flags} --max-steps 3")
+    tiny.resume(half, "--max-steps 8 --no-report")
+    assert tiny.same(tiny.saved(whole)["optimisers"], tiny.saved(half)["optimisers"])
+    assert tiny.same(tiny.saved(whole)["model_state_dict"], tiny.saved(half)["model_state_dict"])
 
 
 # --- flags ----------------------------------------------------------------------------------------

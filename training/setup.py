@@ -143,6 +143,7 @@ def build_optimisers(
         args.lr,
         decay_all=bool(args.decay_vectors),
         decay_biases=bool(args.decay_biases),
+        layer_decay=args.layer_decay,
     )
     for routine in routines:
         groups = routine.parameter_groups(groups)
