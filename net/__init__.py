@@ -15,12 +15,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from net.backbones import MODELS, Backbone, find_backbone
-from net.choices import BN_FREEZE, INPUTS, MASK_INITS, POOLINGS, STEMS, InputSpec
+from net.choices import BN_FREEZE, INPUTS, MASK_INITS, POOLINGS, STEMS, WEIGHTS, InputSpec
 
 if TYPE_CHECKING:
     from net.architecture import Architecture
     from net.building import build
-    from net.checkpoints import architecture_of, load_checkpoint
+    from net.checkpoints import architecture_of, load_checkpoint, with_weights
     from net.masks import EmbeddingMasks
     from net.network import EmbeddingNet
 
@@ -31,6 +31,7 @@ __all__ = [
     "MODELS",
     "POOLINGS",
     "STEMS",
+    "WEIGHTS",
     "Architecture",
     "Backbone",
     "EmbeddingMasks",
@@ -40,6 +41,7 @@ __all__ = [
     "build",
     "find_backbone",
     "load_checkpoint",
+    "with_weights",
 ]
 
 _HOMES = {
@@ -49,6 +51,7 @@ _HOMES = {
     "architecture_of": "net.checkpoints",
     "build": "net.building",
     "load_checkpoint": "net.checkpoints",
+    "with_weights": "net.checkpoints",
     # A run as a function from pictures to embeddings. It looks at pictures as evaluation does and
     # so stands above this package, which offers it under the name that README gives.
     "load_run": "evaluation.inference",

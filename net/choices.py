@@ -23,6 +23,9 @@ POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4}
 BN_FREEZE = ("0", "1", "affine", "statistics")
 """What rests in the backbone's BatchNorms: see `EmbeddingNet` in network.py, which does it."""
 
+WEIGHTS = ("ema", "raw")
+"""Of a run that keeps a running mean of its weights: the mean, and the weights that train."""
+
 MASK_INITS = ("ones", "normal")
 """How the first of divide and conquer's masks starts: see `EmbeddingMasks`."""
 

@@ -15,6 +15,7 @@ import net
 import options
 import processes
 from training import optim
+from training.setup import describe
 
 STEPS = 60
 
@@ -267,6 +268,12 @@ def test_layer_wise_rates_are_listed_in_a_line_and_logged_in_a_column(images):
     )  # fmt: skip
     lowest = min(g["lr"] for g in made.optimisers.groups)
     assert lowest == pytest.approx(5e-4 * 0.5 ** (count - 1))
+
+
+def test_a_warm_up_longer_than_the_run_is_noticed(images):
+    said = describe(tiny.prepare(images, "--lr-warmup 9 --epochs 2"))
+    assert "note        --lr-warmup 9: the run has 8 steps, so its rates only rise" in said
+    assert "note" not in describe(tiny.prepare(images, "--lr-warmup 7 --epochs 2"))
 
 
 def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):

@@ -115,7 +115,8 @@ def build_network(
         )
     if args.checkpoint:
         start = checkpoint_file(args.checkpoint)
-        net.load_checkpoint(network, load_checkpoint(start), start, masks=False)
+        begun = net.with_weights(load_checkpoint(start))
+        net.load_checkpoint(network, begun, start, masks=False)
     network.to(precision.device, memory_format=precision.memory_format)
     network.check_image_size(args.image_size)
     processes.copy_main(network.state_dict().values())
@@ -178,6 +179,20 @@ def build_schedules(
     return optim.constant, None
 
 
+def _about_warmup(training: Training) -> list[str]:
+    rising = training.optimisers.warmup
+    steps = training.length.total_steps(len(training.loader))
+    few = f"--lr-warmup {rising}: the run has {steps} steps, so its rates only rise"
+    return [few] if rising >= steps else []
+
+
+def _about_average(training: Training) -> str:
+    average = training.average
+    return (
+        "" if average is None else f"{average.decay:g}: a mean of the weights picks the best epoch"
+    )
+
+
 def describe(training: Training) -> str:
     """What would run: data counts, parameters, optimiser groups, steps per epoch."""
     args = options.kept(training.options)
@@ -204,6 +219,7 @@ def describe(training: Training) -> str:
         f"steps       {len(loader)} per epoch of {args.batch_size} images each, "
         f"{training.length.epochs} epoch{'s' if training.length.epochs > 1 else ''}",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
-        *(f"note        {line}" for line in options.notices(args)),
+        *(f"ema         {words}" for words in filter(None, [_about_average(training)])),
+        *(f"note        {line}" for line in [*options.notices(args), *_about_warmup(training)]),
     ]
     return "\n".join(lines)
