@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import tiny
 import together
 import torch
-from conftest import refusal
+from conftest import ROOT, refusal
 from torch import nn
 
 import net
 import options
 import processes
+from options.declared import OPTIMISATION
 from training import optim
 from training.setup import describe
 
@@ -303,6 +305,24 @@ def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):
 def test_flags_that_cannot_act_are_refused(flags, words, capsys):
     said = refusal(capsys, options.parse_train, flags.split())
     assert all(word in said for word in words)
+
+
+def test_the_commands_of_the_page_on_optimisation_are_accepted():
+    text = (ROOT / "docs" / "optimisation.md").read_text(encoding="utf-8")
+    block = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", "")
+    commands = [line for line in block.splitlines() if line.startswith("python train.py")]
+    assert commands
+    for command in commands:
+        args = options.parse_train(command.split()[2:])
+        assert args.layer_decay == 0.75 and args.ema == 0.999
+
+
+def test_the_page_on_optimisation_names_every_flag_of_its_group():
+    text = (ROOT / "docs" / "optimisation.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"--[a-zA-Z_-]+", text))
+    elsewhere = {"--epochs", "--steps", "--amp", "--compile"}  # lengths and precision
+    for entry in OPTIMISATION.flags:
+        assert named & set(entry.spellings) or elsewhere & set(entry.spellings), entry.spellings
 
 
 def test_the_command_line_reaches_the_optimisers(images):
