@@ -124,6 +124,8 @@ def build_network(
         share_batches(network)
     if args.compile:
         network.compile()
+    elif args.cuda_graphs and precision.device.type == "cuda" and not processes.is_group():
+        network.record()
     for routine in routines:
         routine.start(network)
     return network
