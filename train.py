@@ -27,7 +27,6 @@ from collections.abc import Iterator
 import torch
 
 import dataset
-import losses
 import methods
 import processes
 from dataset.loader import Batch, train_loader
@@ -99,6 +98,7 @@ def prepare(args: argparse.Namespace) -> Training:
         options.plain(args),
         args.metrics,
         args.seed,
+        args.micro_batch,
         Average(network, args.ema) if args.ema else None,
     )
 
@@ -143,20 +143,11 @@ def loss_of(training: Training, batch: Batch) -> tuple[torch.Tensor, dict[str, t
         context |= routine.context()
     loss, terms = 0.0, None
     for images, targets in forwards:
-        with training.precision.autocast():
-            outputs = training.network(images, cluster=batch.cluster)
-        outputs = _of_all_processes(outputs, len(batch.labels))
+        outputs = training.outputs(images, batch)
         for weight, labels in targets:
             loss = loss + weight * training.objective(outputs, labels, **context)
             terms = terms or training.objective.terms
     return loss, terms
-
-
-def _of_all_processes(outputs: losses.Embeddings, total: int) -> losses.Embeddings:
-    """The network's outputs for the whole batch of `total` images, from each process's share."""
-    return losses.Embeddings(
-        *(None if rows is None else processes.gather_rows(rows, total) for rows in outputs)
-    )
 
 
 # --- the steps between two looks ------------------------------------------------------------------

@@ -14,6 +14,7 @@ from net.blocks import Block, belongs
 from net.choices import POOLINGS, InputSpec
 from net.heads import HEAD_KEYS, HEADS, UNCERTAINTY_SCALE, Pool, classifiers, head_sizes, make_head
 from net.masks import EmbeddingMasks
+from net.pieces import in_pieces
 from net.replay import Replay
 from utils import InputError
 
@@ -85,13 +86,14 @@ class EmbeddingNet(nn.Module):
 
     # -- forward
 
-    def forward(self, images: Tensor, cluster: int | None = None) -> Embeddings:
+    def forward(self, images: Tensor, cluster: int | None = None, pieces: int = 1) -> Embeddings:
         """Images (B, 3, H, W), normalised as `input` says → raw head outputs (B, d), float32.
 
         With a `specific` head, it and the embedding are (B, 2d). With masks, the embedding is
-        multiplied by the mask of `cluster`, or by what their `full` says when there is none.
+        multiplied by the mask of `cluster`, or by what their `full` says when there is none. With
+        `pieces` the backbone is computed in as many, twice, with the memory of one: see pieces.py.
         """
-        features = self.features(images)
+        features = self.features(images, pieces)
         # Heads cost nothing beside the backbone; in bfloat16 they would round the embeddings.
         with torch.autocast(features.device.type, enabled=False):
             outputs = self._head_outputs(features)
@@ -99,8 +101,11 @@ class EmbeddingNet(nn.Module):
                 outputs["embedding"] = self.masks(outputs["embedding"], cluster)
         return Embeddings(**outputs)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, pieces: int = 1) -> Tensor:
         """Images (B, 3, H, W) → pooled features (B, F) float32; (B, 16F) with pooling `grid`."""
+        if pieces > 1:
+            parts = self._below_heads(), self._running_statistics()
+            return in_pieces(self._pooled, images, pieces, *parts)
         if self._replay is None or not self.training:
             return self._pooled(images)
         return self._replay(images)

@@ -58,6 +58,7 @@ SGD = Need(
     "--optimizer sgd with a --momentum above 0",
     lambda args: args.optimizer == "sgd" and args.momentum > 0,
 )
+NOT_COMPILED = Need("runs without --compile", lambda args: not args.compile)
 PHOTOGRAPHS = Need("photographs", lambda args: args.dataset.lower() != "emoji")
 OWN_DATA = Need(
     "your own images (--dataset folder:PATH or csv:FILE)",
@@ -147,6 +148,10 @@ DATA = Group("data", (
 SELECTION = Group("batches and model selection", (
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
+    flag("--micro-batch", None, COUNT,
+         "embed a batch N images at a time (in each process), and then again with the gradient of "
+         "the loss of all: the memory of N images, and a forward pass more", need=NOT_COMPILED,
+         shown="all at once"),
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
          "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
     flag("--IPC-repeat", 0, BINARY,

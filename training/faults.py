@@ -284,6 +284,6 @@ def memory_in_words(batch_size: int, image_size: int) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         raise InputError(
             f"the GPU's memory is full with --batch-size {batch_size} at {image_size} "
-            "pixels; lower --batch-size or --image-size, use --amp bf16, or keep the data off the "
-            "GPU (--data-device cpu)"
+            "pixels; give a --micro-batch, lower --batch-size or --image-size, use --amp bf16, or "
+            "keep the data off the GPU (--data-device cpu)"
         ) from error

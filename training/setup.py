@@ -188,6 +188,14 @@ def _about_warmup(training: Training) -> list[str]:
     return [few] if rising >= steps else []
 
 
+def _about_pieces(training: Training) -> list[str]:
+    norms = (m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    size = training.micro_batch
+    if size is None or not any(norm.training for norm in norms):
+        return []
+    return [f"--micro-batch {size}: a BatchNorm that trains sees {size} images at a time"]
+
+
 def _about_average(training: Training) -> str:
     average = training.average
     return (
@@ -222,6 +230,9 @@ def describe(training: Training) -> str:
         f"{training.length.epochs} epoch{'s' if training.length.epochs > 1 else ''}",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
         *(f"ema         {words}" for words in filter(None, [_about_average(training)])),
-        *(f"note        {line}" for line in [*options.notices(args), *_about_warmup(training)]),
+        *(
+            f"note        {line}"
+            for line in [*options.notices(args), *_about_warmup(training), *_about_pieces(training)]
+        ),
     ]
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import torch
 
 import losses
 import net
+import processes
 from dataset.loader import Batch, Loader
 from devices import Precision, environment, random_states, restore_random_states
 from evaluation.embedding import Viewing, embed
@@ -34,6 +35,7 @@ class Training:
         options: as args.json and checkpoints keep them; nothing is decided by them here.
         chosen: what evaluations compute, see `options.METRICS`.
         seed: of the evaluations' draws.
+        micro_batch: how many images a process embeds at once in a step; None is all it has.
         average: the running mean of the network's weights; None without --ema.
         batches: the rest of the running epoch.
     """
@@ -51,6 +53,7 @@ class Training:
     options: dict[str, Any]
     chosen: Sequence[str]
     seed: int
+    micro_batch: int | None = None
     average: Average | None = None
     clock: Clock = field(default_factory=Clock)
     lap: Lap = field(default_factory=Lap)
@@ -78,6 +81,19 @@ class Training:
         """Whether a row ends here: with the epoch, at an evaluation, or with the run."""
         at_an_end = self.epoch_ended or self.finished or self.length.evaluates_at(self.clock)
         return bool(self.lap.images) and at_an_end
+
+    # -- what a step does with images
+
+    def outputs(self, images: torch.Tensor, batch: Batch) -> losses.Embeddings:
+        """The network's outputs for a whole batch, in every process, from each one's `images`."""
+        total = len(batch.labels)
+        most = math.ceil(total / processes.world())  # images that a process has
+        pieces = 1 if self.micro_batch is None else math.ceil(most / self.micro_batch)
+        with self.precision.autocast():
+            made = self.network(images, cluster=batch.cluster, pieces=pieces)
+        return losses.Embeddings(
+            *(None if rows is None else processes.gather_rows(rows, total) for rows in made)
+        )
 
     # -- looking at images
 
