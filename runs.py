@@ -672,9 +672,10 @@ def load_checkpoint(path: str | Path) -> dict:
             raise ValueError("its row has no epoch, or no step")
         if not all(isinstance(value, int | float) for value in row.values()):
             raise ValueError("its row has other things than numbers")
-        learnt = content.get("criterion_state_dict", {}).values()
-        if not all(hasattr(value, "shape") for value in learnt):
-            raise ValueError("its criterion has other things than tensors")
+        for name, what in (("criterion", "criterion"), ("ema", "running mean")):
+            held = content.get(f"{name}_state_dict", {}).values()
+            if not all(hasattr(value, "shape") for value in held):
+                raise ValueError(f"its {what} has other things than tensors")
     if content.get("format", FORMAT) > FORMAT:
         raise InputError(
             f"checkpoint {path} has format {content['format']}, newer than {FORMAT}, which this "
@@ -704,6 +705,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("model_state_dict", "criterion_state_dict", "network", "args"), dict),
     **dict.fromkeys(("clock", "lap", "random", "environment", "metrics"), dict),
     **dict.fromkeys(("base", "base_state_dict"), dict),
+    **{"ema_state_dict": dict, "ema_updates": int},
     "row": (dict, type(None)),
     "wandb_id": (str, type(None)),
 }

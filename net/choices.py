@@ -118,6 +118,9 @@ def peft_of(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+WEIGHTS = ("ema", "raw")
+"""Of a run that keeps a running mean of its weights: the mean, and the weights that train."""
+
 MASK_INITS = ("ones", "normal")
 """How the first of divide and conquer's masks starts: see `EmbeddingMasks`."""
 
