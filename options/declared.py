@@ -115,6 +115,9 @@ DATA = Group("data", (
     flag("--decode", "exact", one_of("exact", "cache"),
          "exact: a file is decoded whenever it is needed; cache: all are decoded once, and their "
          "pixels kept on disk", need=PHOTOGRAPHS),
+    flag("--exif", "apply", one_of("apply", "ignore"),
+         "orientation that a file's EXIF data give. apply: the picture is turned upright; ignore: "
+         "its pixels are taken as stored, as the released programs do", need=PHOTOGRAPHS),
     flag("--cache-size", 256, Kind(whole(16), "PX"),
          "short side of the images in the cache; 256 gives the evaluation what exact gives it",
          need=CACHED),

@@ -68,8 +68,9 @@ def open_folder(
             not those that the run began with.
     """
     images = [training.data.train, *training.data.judged]
+    train = training.data.train
     data = {
-        "data": training.data.train.fingerprint(),
+        "data": train.fingerprint(),
         "images": processes.from_main(partial(dataset.fingerprints, *images)),
     }
     if run is not None:
@@ -79,6 +80,7 @@ def open_folder(
     name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
     run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     about = {**environment(training.precision.device), **data}
+    about |= {"source": train.source, "concern": train.concern}
     processes.from_main(partial(run.begin, training.options, about))
     return run, None
 
