@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from net.blocks import Block, numbered_blocks
 from utils import InputError, nearest_names
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Backbone:
         is_in: whether a foreign file, given its keys as the backbone itself has them, holds this
             backbone. None: it cannot be told. Our own checkpoints name their network and need no
             such test.
+        blocks: what `build` made → its blocks from the input to the output, see blocks.py.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Backbone:
     bn_momentum: float | None = None
     weights_fit_all_stems: bool = False
     is_in: Callable[[Collection[str]], bool] | None = None
+    blocks: Callable[[nn.Module], list[Block]] = numbered_blocks
 
     def default_stem(self, image_size: int) -> str:
         """`imagenet` from 128 pixels on and `small` below, as far as it has them."""

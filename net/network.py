@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from losses import Embeddings
 from net.architecture import Architecture
+from net.blocks import Block, belongs
 from net.choices import POOLINGS, InputSpec
 from net.heads import HEAD_KEYS, HEADS, UNCERTAINTY_SCALE, classifiers, head_sizes, make_head, pool
 from net.masks import EmbeddingMasks
@@ -34,6 +35,7 @@ class EmbeddingNet(nn.Module):
         super().__init__()
         self.architecture = architecture
         self._frozen = False
+        self._blocks = architecture.backbone.blocks(backbone)  # while it is alone
         self.model = backbone
         features = backbone.num_features * POOLINGS[architecture.pooling] ** 2
         norm = nn.BatchNorm1d(features) if architecture.head_norm else None
@@ -165,6 +167,15 @@ class EmbeddingNet(nn.Module):
     def _backbone_norms(self) -> list[nn.BatchNorm2d]:
         # The BatchNorm before the heads is a BatchNorm1d.
         return [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def blocks(self) -> list[Block]:
+        """The backbone's blocks from the input to the output, by names below `model`: blocks.py."""
+        return self._blocks
+
+    def block_parameters(self) -> list[list[nn.Parameter]]:
+        """The parameters of each of `blocks`; together they are the backbone's."""
+        named = [(n, p) for n, p in self.model.named_parameters() if not n.startswith(HEAD_KEYS)]
+        return [[p for n, p in named if belongs(n, block)] for block in self.blocks()]
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """All parameters of the backbone, frozen ones too (they may be released later)."""
