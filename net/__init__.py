@@ -15,7 +15,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from net.backbones import MODELS, Backbone, find_backbone
-from net.choices import BN_FREEZE, INPUTS, MASK_INITS, POOLINGS, STEMS, InputSpec
+from net.choices import (
+    BN_FREEZE,
+    HEAD_NORMS,
+    INPUTS,
+    MASK_INITS,
+    POOLINGS,
+    STEMS,
+    InputSpec,
+    head_norm_of,
+)
 
 if TYPE_CHECKING:
     from net.architecture import Architecture
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BN_FREEZE",
+    "HEAD_NORMS",
     "INPUTS",
     "MASK_INITS",
     "MODELS",
@@ -39,6 +49,7 @@ __all__ = [
     "architecture_of",
     "build",
     "find_backbone",
+    "head_norm_of",
     "load_checkpoint",
 ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from net.backbones import Backbone, find_backbone
-from net.choices import BN_FREEZE, INPUTS, POOLINGS, InputSpec, check_choice
+from net.choices import BN_FREEZE, HEAD_NORMS, INPUTS, POOLINGS, InputSpec, check_choice
 from net.heads import head_init, head_sizes
 from utils import InputError
 
@@ -24,7 +24,9 @@ class Architecture:
         stem: `imagenet`, as published, reduces an image 32 times; `small` 16 times (no max pooling
             after the first convolution), `tiny` 8 times (and that convolution has stride 1).
         width: channels of a ResNet as a multiple of the published ones.
-        head_norm: a trained BatchNorm before the heads (spherical embeddings).
+        head_norm: what stands before the heads: nothing (False); a trained BatchNorm (True:
+            spherical embeddings); `layer`, a trained LayerNorm (RS@k), or `layer-plain`, one
+            without scale and shift (HIER).
         head_init: `kaiming`, or PyTorch's `default` (spherical embeddings, divide and conquer), and
             others: see `heads.head_init`.
         head_parts: runs of a head's rows that start separately (divide and conquer).
@@ -46,7 +48,7 @@ class Architecture:
     pooling: str = "avg+max"
     stem: str = "imagenet"
     width: float = 1.0
-    head_norm: bool = False
+    head_norm: bool | str = False
     head_init: str = "kaiming"
     head_parts: int = 1
     dropout: float = 0.0
@@ -58,7 +60,7 @@ class Architecture:
         self._set(
             model=find_backbone(self.model).name,
             heads=tuple(self.heads),
-            head_norm=bool(self.head_norm),
+            head_norm=self.head_norm if isinstance(self.head_norm, str) else bool(self.head_norm),
             bn_freeze=str(self.bn_freeze),
         )
         if self.bn_momentum is None:
@@ -66,6 +68,7 @@ class Architecture:
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("stem", self.stem, self.backbone.stems)
         check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
+        check_choice("head_norm", self.head_norm, HEAD_NORMS)
         if self.input_spec is not None:
             check_choice("input_spec", self.input_spec, INPUTS)
         head_init(self.head_init)

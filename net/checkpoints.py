@@ -202,8 +202,9 @@ def _check_same(held: Architecture, wanted: Architecture, source: str | Path) ->
 
 
 def _heads_in_words(architecture: Architecture) -> str:
-    behind = " behind a BatchNorm" if architecture.head_norm else ""
-    return " and ".join(architecture.heads) + behind
+    norms = {False: "", True: " behind a BatchNorm", "layer": " behind a LayerNorm"}
+    norms["layer-plain"] = " behind a LayerNorm without scale and shift"
+    return " and ".join(architecture.heads) + norms[architecture.head_norm]
 
 
 def weights_of(checkpoint: dict) -> dict[str, Tensor]:

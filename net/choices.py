@@ -23,6 +23,19 @@ POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4}
 BN_FREEZE = ("0", "1", "affine", "statistics")
 """What rests in the backbone's BatchNorms: see `EmbeddingNet` in network.py, which does it."""
 
+
+HEAD_NORMS = (0, 1, "layer", "layer-plain")
+"""What stands before the heads: nothing, a BatchNorm, a LayerNorm, or one without scale and shift.
+
+A checkpoint calls the first two False and True, as it did when there were no others.
+"""
+
+
+def head_norm_of(text: str) -> int | str:
+    """`0` and `1` are numbers, as runs keep them."""
+    return int(text) if text in ("0", "1") else text
+
+
 MASK_INITS = ("ones", "normal")
 """How the first of divide and conquer's masks starts: see `EmbeddingMasks`."""
 
@@ -40,7 +53,7 @@ INPUTS = {
 spherical-embedding code feeds it; `white`: drawings, the white background becomes 0."""
 
 
-def check_choice(option: str, value: str, known: Iterable[str]) -> None:
+def check_choice(option: str, value: object, known: Iterable[object]) -> None:
     """Raises InputError unless `value` is one of `known`."""
     if value not in known:
-        raise InputError(f"{option} {value!r} is unknown; use {', '.join(known)}")
+        raise InputError(f"{option} {value!r} is unknown; use {', '.join(map(str, known))}")

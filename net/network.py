@@ -12,7 +12,16 @@ from losses import Embeddings
 from net.architecture import Architecture
 from net.blocks import Block, belongs
 from net.choices import POOLINGS, InputSpec
-from net.heads import HEAD_KEYS, HEADS, UNCERTAINTY_SCALE, classifiers, head_sizes, make_head, pool
+from net.heads import (
+    HEAD_KEYS,
+    HEADS,
+    UNCERTAINTY_SCALE,
+    classifiers,
+    head_sizes,
+    make_head,
+    make_norm,
+    pool,
+)
 from net.masks import EmbeddingMasks
 from utils import InputError
 
@@ -38,9 +47,8 @@ class EmbeddingNet(nn.Module):
         self._blocks = architecture.backbone.blocks(backbone)  # while it is alone
         self.model = backbone
         features = backbone.num_features * POOLINGS[architecture.pooling] ** 2
-        norm = nn.BatchNorm1d(features) if architecture.head_norm else None
         # The heads are the backbone's children because the released state_dicts have them there.
-        backbone.add_module("head_norm", norm)
+        backbone.add_module("head_norm", make_norm(architecture.head_norm, features))
         init, parts = architecture.head_init, architecture.head_parts
         for head, size in head_sizes(self.heads, self.embedding_size).items():
             scale = UNCERTAINTY_SCALE if head == "uncertainty" else 1.0
@@ -182,7 +190,7 @@ class EmbeddingNet(nn.Module):
         return [p for name, p in self.model.named_parameters() if not name.startswith(HEAD_KEYS)]
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the heads and of the BatchNorm before them."""
+        """The parameters of the heads and of the norm before them."""
         return [p for name, p in self.model.named_parameters() if name.startswith(HEAD_KEYS)]
 
     def parameter_groups(
@@ -195,9 +203,9 @@ class EmbeddingNet(nn.Module):
     ) -> list[dict]:
         """Optimiser groups: `backbone` at `lr`, `head` and, if there are any, `masks` at `head_lr`.
 
-        With `decay_all=False` biases and BatchNorms stand in groups of their own, `backbone
+        With `decay_all=False` biases and norms stand in groups of their own, `backbone
         vectors` and `head vectors`, which have no weight decay; with `decay_biases` only
-        BatchNorms do (spherical embeddings).
+        norms do (spherical embeddings).
         """
         head_lr = lr if head_lr is None else head_lr
         groups = [
@@ -214,7 +222,8 @@ class EmbeddingNet(nn.Module):
     def _undecayed(self, decay_biases: bool) -> set[nn.Parameter]:
         if not decay_biases:
             return {p for p in self.parameters() if p.dim() < 2}
-        norms = (m for m in self.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)))
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+        norms = (module for module in self.modules() if isinstance(module, kinds))
         return {p for norm in norms for p in norm.parameters()}
 
     def ensure_masks(self) -> None:

@@ -175,9 +175,12 @@ NETWORK = Group("network", (
          shown="imagenet from 128 pixels on, small below"),
     flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
          "channels of a ResNet as a multiple of the published ones"),
-    flag("--head-norm", 0, BINARY, "1: a BatchNorm, which is trained, before the heads"),
+    flag("--head-norm", 0, Kind(net.head_norm_of, choices=net.HEAD_NORMS),
+         "before the heads: 1: a BatchNorm, which is trained; layer: a LayerNorm; layer-plain: one "
+         "without scale and shift; 0: nothing"),
     flag("--head-init --init-method", "kaiming", any_text("NAME"),
          "start of the heads. kaiming: normal by fan_out with zero bias; default: PyTorch's own; "
+         "orthogonal: with zero bias; "
          "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out: "
          "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)"),
     flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "on the pooled features"),
