@@ -25,6 +25,8 @@ from net.heads import (
 from net.masks import EmbeddingMasks
 from utils import InputError
 
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+
 
 class EmbeddingNet(nn.Module):
     """Backbone, pooling, heads and, for divide and conquer, masks. `build` makes one.
@@ -200,16 +202,18 @@ class EmbeddingNet(nn.Module):
         *,
         decay_all: bool = True,
         decay_biases: bool = False,
+        layer_decay: float = 1.0,
     ) -> list[dict]:
         """Optimiser groups: `backbone` at `lr`, `head` and, if there are any, `masks` at `head_lr`.
 
-        With `decay_all=False` biases and norms stand in groups of their own, `backbone
-        vectors` and `head vectors`, which have no weight decay; with `decay_biases` only
-        norms do (spherical embeddings).
+        With `decay_all=False` biases and norms stand in groups of their own, `backbone vectors` and
+        `head vectors`, which have no weight decay; with `decay_biases` only norms do (spherical
+        embeddings). With a `layer_decay` F below 1 each block of the backbone has a group of its
+        own, all of one name, at lr × Fⁿ where n blocks stand above it.
         """
         head_lr = lr if head_lr is None else head_lr
         groups = [
-            {"name": "backbone", "params": self.backbone_parameters(), "lr": lr},
+            *self._backbone_groups(lr, layer_decay),
             {"name": "head", "params": self.head_parameters(), "lr": head_lr},
         ]
         if not decay_all:
@@ -219,11 +223,19 @@ class EmbeddingNet(nn.Module):
             groups.append({"name": "masks", "params": list(self.masks.parameters()), "lr": head_lr})
         return groups
 
+    def _backbone_groups(self, lr: float, layer_decay: float) -> list[dict]:
+        if layer_decay == 1.0:
+            return [{"name": "backbone", "params": self.backbone_parameters(), "lr": lr}]
+        blocks = self.block_parameters()
+        return [
+            {"name": "backbone", "params": block, "lr": lr * layer_decay ** (len(blocks) - place)}
+            for place, block in enumerate(blocks, 1)
+        ]
+
     def _undecayed(self, decay_biases: bool) -> set[nn.Parameter]:
         if not decay_biases:
             return {p for p in self.parameters() if p.dim() < 2}
-        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
-        norms = (module for module in self.modules() if isinstance(module, kinds))
+        norms = (m for m in self.modules() if isinstance(m, NORMS))
         return {p for norm in norms for p in norm.parameters()}
 
     def ensure_masks(self) -> None:

@@ -49,6 +49,15 @@ def schedule_is(*names: str) -> Need:
     return Need(f"--schedule {' or '.join(names)}", lambda args: args.schedule in names)
 
 
+NO_RISE = Need(
+    "--schedule step, milestones, cosine or constant", lambda args: args.schedule != "onecycle"
+)
+ADAM = Need("--optimizer adamw or adam", lambda args: args.optimizer in ("adamw", "adam"))
+MOMENTUM = Need("--optimizer sgd or rmsprop", lambda args: args.optimizer in ("sgd", "rmsprop"))
+SGD = Need(
+    "--optimizer sgd with a --momentum above 0",
+    lambda args: args.optimizer == "sgd" and args.momentum > 0,
+)
 PHOTOGRAPHS = Need("photographs", lambda args: args.dataset.lower() != "emoji")
 OWN_DATA = Need(
     "your own images (--dataset folder:PATH or csv:FILE)",
@@ -211,21 +220,38 @@ OPTIMISATION = Group("optimisation", (
     flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network"),
     flag("--lr_p --lr-p", None, not_negative("LR"), "learning rate of the backbone",
          shown="--lr"),
+    flag("--layer-decay", 1.0, Kind(number(0.0, 1.0, above=True), "F"),
+         "each block of the backbone learns F times as fast as the one above it; the last one and "
+         "the heads at the full rate"),
     flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
     flag("--decay-vectors", 1, BINARY,
-         "0: no weight decay on biases and BatchNorms of the network"),
-    flag("--decay-biases", 0, BINARY, "1: on the biases there is, on the BatchNorms not",
+         "0: no weight decay on biases and norms (BatchNorm, LayerNorm) of the network"),
+    flag("--decay-biases", 0, BINARY, "1: on the biases there is, on the norms not",
          need=SOME_DECAY),
-    flag("--schedule", "step", one_of("step", "milestones", "cosine", "constant"),
+    flag("--adam-eps", 1e-8, positive("EPS"), "what Adam adds to its denominators", need=ADAM),
+    flag("--momentum", 0.9, Kind(number(0.0, 0.9999), "M"), "of sgd and rmsprop; 0 is none",
+         need=MOMENTUM),
+    flag("--nesterov", 1, BINARY, "0: plain momentum, without Nesterov's look ahead", need=SGD),
+    flag("--schedule", "step", one_of("step", "milestones", "cosine", "onecycle", "constant"),
          "step: a decay every few epochs; milestones: decays at given steps; cosine: a linear rise "
-         "over a tenth of the run, then down to zero"),
+         "over a tenth of the run, then down to zero; onecycle: the same in cosines from 1/25 to "
+         "1/250,000, while the momentum goes from .95 to .85 and back"),
+    flag("--lr-warmup", None, COUNT_OR_ZERO,
+         "optimisation steps in which all rates rise linearly to what the schedule says; a cosine "
+         "begins after them (0: at once)", need=NO_RISE,
+         shown="none; with --schedule cosine its own rise"),
+    flag("--lr-floor", 0.0, SHARE, "the cosine ends at F times the rates",
+         need=schedule_is("cosine")),
     flag("--lr-decay-step", 10, EPOCHS, "epochs between two decays", need=schedule_is("step")),
     flag("--lr-decay-gamma --lr_gamma", 0.5, SHARE, "factor of a decay",
          need=schedule_is("step", "milestones")),
     flag("--milestones", (), Kind(whole(1), "STEP", nargs="+"), "when the rates decay",
          need=schedule_is("milestones")),
+    flag("--clip-norm", 0.0, not_negative("G"),
+         "limit on the norm of all gradients together, those of the loss included; 0 is none",
+         shown="none"),
     flag("--clip", 10.0, not_negative("G"),
-         "limit on the absolute value of each gradient entry; 0 is none"),
+         "limit on the absolute value of each gradient entry, after --clip-norm; 0 is none"),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
     flag("--compile", False, SWITCH,
          "compile the network (torch.compile): minutes at the start, faster steps afterwards"),

@@ -143,30 +143,39 @@ def build_optimisers(
         args.lr,
         decay_all=bool(args.decay_vectors),
         decay_biases=bool(args.decay_biases),
+        layer_decay=args.layer_decay,
     )
     for routine in routines:
         groups = routine.parameter_groups(groups)
+    schedule, momentum = build_schedules(args, length, steps_per_epoch)
     return optim.Optimisers(
         [*groups, *objective.parameter_groups(args.lr)],
-        optimizer=args.optimizer,
+        rule=optim.Rule(args.optimizer, args.adam_eps, args.momentum, bool(args.nesterov)),
         weight_decay=args.weight_decay,
-        schedule=build_schedule(args, length, steps_per_epoch),
+        schedule=schedule,
+        momentum=momentum,
+        warmup=args.lr_warmup or 0,
+        clip_norm=args.clip_norm,
         clip=args.clip,
         scaler=precision.scaler,
     )
 
 
-def build_schedule(args: Options, length: Length, steps_per_epoch: int) -> optim.Schedule:
-    """The schedule of --schedule."""
+def build_schedules(
+    args: Options, length: Length, steps_per_epoch: int
+) -> tuple[optim.Schedule, optim.Schedule | None]:
+    """What --schedule does to the rates, and to the momentum where it does something."""
+    total = length.total_steps(steps_per_epoch), None if length.steps else steps_per_epoch
     match args.schedule:
         case "step":
-            return optim.step_decay(args.lr_decay_step, args.lr_decay_gamma)
+            return optim.step_decay(args.lr_decay_step, args.lr_decay_gamma), None
         case "milestones":
-            return optim.milestones(args.milestones, args.lr_decay_gamma)
+            return optim.milestones(args.milestones, args.lr_decay_gamma), None
         case "cosine":
-            by_epochs = None if length.steps else steps_per_epoch
-            return optim.cosine(length.total_steps(steps_per_epoch), by_epochs)
-    return optim.constant
+            return optim.cosine(*total, warmup=args.lr_warmup, floor=args.lr_floor), None
+        case "onecycle":
+            return optim.one_cycle(*total)
+    return optim.constant, None
 
 
 def describe(training: Training) -> str:
