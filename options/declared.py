@@ -63,6 +63,10 @@ OWN_DATA = Need(
     "your own images (--dataset folder:PATH or csv:FILE)",
     lambda args: args.dataset.lower().startswith(("folder:", "csv:")),
 )
+CROPPED = Need(
+    "--augment crop, sec, Geom, GeomColor or ColorHeavy",
+    lambda args: (args.augment or dataset.protocol(args.dataset).augment) not in ("none", "emoji"),
+)
 CACHED = Need("--decode cache", lambda args: args.decode == "cache")
 BY_EPOCHS = Need("runs without --steps", lambda args: args.steps is None)
 EVALUATED_BY_EPOCHS = Need("runs without --eval-steps", lambda args: args.eval_steps is None)
@@ -158,6 +162,9 @@ SELECTION = Group("batches and model selection", (
          "affine and colour, no flip; Geom, GeomColor, ColorHeavy: crop and flip, then turns, "
          "holes and blur; the same with light and contrast; strong colour and grey",
          shown="the data set's"),
+    flag("--crop-scale", None, Kind(number(0.0, 1.0, above=True), "F"),
+         "smallest share of a picture's area that a random crop shows", need=CROPPED,
+         shown="0.08; 0.16 with --augment sec"),
     flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
          "share of the training classes that picks the best epoch instead of the test classes, "
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
