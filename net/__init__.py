@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from net.backbones import MODELS, Backbone, find_backbone
+from net.backbones import MODELS, TIMM, Backbone, find_backbone
 from net.choices import (
     BN_FREEZE,
     HEAD_NORMS,
@@ -41,6 +41,7 @@ __all__ = [
     "MODELS",
     "POOLINGS",
     "STEMS",
+    "TIMM",
     "Architecture",
     "Backbone",
     "EmbeddingMasks",

@@ -16,11 +16,11 @@ from net.heads import (
     HEAD_KEYS,
     HEADS,
     UNCERTAINTY_SCALE,
+    Pool,
     classifiers,
     head_sizes,
     make_head,
     make_norm,
-    pool,
 )
 from net.masks import EmbeddingMasks
 from utils import InputError
@@ -48,6 +48,7 @@ class EmbeddingNet(nn.Module):
         self._frozen = False
         self._blocks = architecture.backbone.blocks(backbone)  # while it is alone
         self.model = backbone
+        self.pool = Pool(architecture.pooling)
         features = backbone.num_features * POOLINGS[architecture.pooling] ** 2
         # The heads are the backbone's children because the released state_dicts have them there.
         backbone.add_module("head_norm", make_norm(architecture.head_norm, features))
@@ -106,7 +107,9 @@ class EmbeddingNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → pooled features (B, F) float32; (B, 16F) with pooling `grid`."""
-        return pool(self.model(images), self.architecture.pooling)
+        if hasattr(self.model, "pooled"):
+            return self.model.pooled(images, self.pool)
+        return self.pool(self.model(images))
 
     @torch.no_grad()
     def check_image_size(self, size: int) -> None:
@@ -192,8 +195,9 @@ class EmbeddingNet(nn.Module):
         return [p for name, p in self.model.named_parameters() if not name.startswith(HEAD_KEYS)]
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the heads and of the norm before them."""
-        return [p for name, p in self.model.named_parameters() if name.startswith(HEAD_KEYS)]
+        """The parameters of the heads, of the norm before them and of the pooling."""
+        heads = [p for name, p in self.model.named_parameters() if name.startswith(HEAD_KEYS)]
+        return [*heads, *self.pool.parameters()]
 
     def parameter_groups(
         self,
