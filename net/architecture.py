@@ -96,7 +96,10 @@ class Architecture:
 
     def _fit_to_backbone(self) -> None:
         """Leaves out what the backbone is not built by: it would tell equal networks apart."""
-        arguments = tuple((str(name), value) for name, value in self.model_args)
+        arguments = tuple(
+            (name, tuple(value) if isinstance(value, list) else value)
+            for name, value in self.model_args
+        )
         if arguments and "model_args" not in self.backbone.takes:
             raise InputError(f"--model-args are for models of timm; {self.model} takes none")
         sized = "image_size" in self.backbone.takes
