@@ -23,7 +23,9 @@ from net.choices import (
     POOLINGS,
     STEMS,
     InputSpec,
+    blocks_of,
     head_norm_of,
+    peft_of,
 )
 
 if TYPE_CHECKING:
@@ -48,10 +50,12 @@ __all__ = [
     "EmbeddingNet",
     "InputSpec",
     "architecture_of",
+    "blocks_of",
     "build",
     "find_backbone",
     "head_norm_of",
     "load_checkpoint",
+    "peft_of",
 ]
 
 _HOMES = {

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from net.backbones import Backbone, find_backbone
-from net.choices import BN_FREEZE, HEAD_NORMS, INPUTS, POOLINGS, InputSpec, check_choice
+from net.choices import BN_FREEZE, HEAD_NORMS, INPUTS, POOLINGS, InputSpec, Peft, check_choice
 from net.heads import head_init, head_sizes
 from utils import InputError
 
@@ -38,6 +38,12 @@ class Architecture:
             `affine`: all are fixed for good. `statistics`: only the running statistics are fixed.
         bn_momentum: share of the batch in the running statistics of these BatchNorms; None becomes
             the backbone's own, where its record has one.
+        freeze_stem: whether the modules before the first block rest (the patch embedding; not the
+            position embeddings and class tokens).
+        freeze_blocks: the stem, tokens included, and so many of the first blocks rest, or `all`:
+            they have no gradient and are in evaluation mode.
+        drop_path: stochastic depth of the last block; that of the others rises to it from 0.
+        peft: what trains of the backbone while its own weights rest, as `Peft.of` reads it.
         input_spec: one of `INPUTS`; None is what the backbone's ImageNet weights want.
         image_size: side in pixels of the images that it is built for; None where any will do.
         model_args: what timm is told beside that, as pairs of a name and a value.
@@ -58,6 +64,10 @@ class Architecture:
     dropout: float = 0.0
     bn_freeze: str = "0"
     bn_momentum: float | None = None
+    freeze_stem: bool = False
+    freeze_blocks: int | str = 0
+    drop_path: float = 0.0
+    peft: str = "none"
     input_spec: str | None = None
     image_size: int | None = None
     model_args: tuple[tuple[str, Any], ...] = ()
@@ -68,6 +78,8 @@ class Architecture:
             heads=tuple(self.heads),
             head_norm=self.head_norm if isinstance(self.head_norm, str) else bool(self.head_norm),
             bn_freeze=str(self.bn_freeze),
+            freeze_stem=bool(self.freeze_stem),
+            peft=str(Peft.of(self.peft)),
         )
         if self.bn_momentum is None:
             self._set(bn_momentum=self.backbone.bn_momentum)
@@ -91,6 +103,8 @@ class Architecture:
         head_sizes(self.heads, self.embedding_size)
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise InputError(f"bn_momentum {self.bn_momentum:g}: it must be above 0 and at most 1")
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"drop_path {self.drop_path:g}: it must be from 0 to below 1")
         if self.width != 1.0 and not self.backbone.can_widen:
             raise InputError(f"width {self.width:g}: {self.model} cannot be widened; use width 1")
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net import EmbeddingNet
+from net.peft import merge_lora
 from storage import write_atomically
 from utils import InputError
 
@@ -35,13 +36,14 @@ class Graph(nn.Module):
     """Pixels (B, 3, S, S) float32, RGB, 0..255 → unit-length test-time embeddings (B, d) float32.
 
     Args:
-        network: is put into evaluation mode.
+        network: is put into evaluation mode; its LoRA becomes part of its weights.
         size: S in pixels.
         zoom: below 1 the picture is made smaller, on white, as `--eval-zoom` does.
     """
 
     def __init__(self, network: EmbeddingNet, size: int, zoom: float = 1.0) -> None:
         super().__init__()
+        merge_lora(network)
         self.network = network
         self.size = size
         spec = network.input

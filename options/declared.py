@@ -223,6 +223,23 @@ NETWORK = Group("network", (
          need=NORMS_TRAIN, before=0.1,
          shown="the backbone's: 0.9 for bn_inception, else 0.1; 0.1 with SEC's losses"),
 ))
+FINETUNING = Group("fine-tuning: what of a pretrained network rests", (
+    flag("--freeze-stem", False, SWITCH,
+         "the patch embedding of a ViT, or what a CNN has before its first block, rests"),
+    flag("--freeze-blocks", 0, Kind(net.blocks_of, "N"),
+         "the stem, tokens and position embeddings included, and the first N blocks rest; all: "
+         "only the heads train"),
+    flag("--peft", "none", Kind(net.peft_of, "PARTS"),
+         "the network rests, and what is added to it trains: lora:RANK (or lora:RANK:ALPHA), "
+         "prompts:N (tokens in front of each block's), bitfit (biases, and scales and shifts of "
+         "norms), or several: prompts:10,bitfit; checkpoints hold that alone"),
+    flag("--drop-path", 0.0, Kind(number(0.0, 0.99), "P"),
+         "stochastic depth: share of the images for which the last block's branches are left out, "
+         "rising to it from 0 at the first block"),
+    flag("--grad-checkpointing", False, SWITCH,
+         "compute the blocks once more in the backward instead of keeping their inner results: "
+         "less memory, a third more time, the same numbers", change=NOTHING),
+))
 LOSS = Group("loss", (
     flag("--loss --use_loss --criterion", "Proxy_Anchor", Kind(criteria.name_of, "NAME"),
          LOSSES_TEXT),
@@ -399,7 +416,7 @@ OVERVIEW = Group("all runs under a folder in a table", (
 # fmt: on
 
 TRAIN_GROUPS = (
-    *(DATA, SELECTION, NETWORK, LOSS, *methods.groups(), OPTIMISATION, RUN),
+    *(DATA, SELECTION, NETWORK, FINETUNING, LOSS, *methods.groups(), OPTIMISATION, RUN),
     *methods.dead_groups(),
 )
 EVALUATE_GROUPS = (EVALUATION, FILES, SINGLE_IMAGES, DATA, NETWORK)
