@@ -50,6 +50,12 @@ COMMANDS: dict[str, dict[str, str]] = {
         "Hyp": "hyperbolic:HyperbolicPairLoss",
         "Sph": "hyperbolic:SphericalPairLoss",
         "RecallAtK": "recall:RecallAtKLoss",
+        "SupAP": "average_precision:SupAPLoss",
+        "NormSoftmax": "softmax:NormalisedSoftmaxLoss",
+        "ProxyNCA_pp": "softmax:ProxyNCAPlusPlusLoss",
+        "ArcFace": "softmax:ArcFaceLoss",
+        "CosFace": "softmax:CosFaceLoss",
+        "SupCon": "supcon:SupConLoss",
     },
 }
 """The published command that a loss is named by → the loss's name → the file and what builds it."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from test_losses import batch, fixture, leaf, names
 
 import criteria
-from criteria import recall
+from criteria import average_precision, recall, softmax
 from criteria.poincare import ball_distances, to_ball
 from criteria.recall import with_mixtures
 from losses import Embeddings, build, compose
@@ -47,6 +47,24 @@ def step(name, embeddings, labels, classes=30, **options):
     return loss, embeddings.grad
 
 
+def agree_with(name, data, tolerance=1e-6, **options):
+    """A loss with the proxies of a fixture, its gradients too, against the answers; its terms."""
+    embeddings = leaf(data["embeddings"])
+    classes, size = (*data["proxies"].shape,) if "proxies" in data else (30, embeddings.shape[1])
+    objective = compose(name, classes, size, **options).double()
+    parameters = dict(objective.named_parameters())
+    (proxies,) = [p for key, p in parameters.items() if key.endswith("proxies")] or [None]
+    if proxies is not None:
+        proxies.data = data["proxies"].clone()
+    loss = objective(Embeddings(embeddings), data["labels"])
+    loss.backward()
+    agree(loss, data["loss"], tolerance)
+    agree(embeddings.grad, data["grad_embeddings"], tolerance)
+    if proxies is not None:
+        agree(proxies.grad, data["grad_proxies"], tolerance)
+    return objective.terms
+
+
 # --- the authors' code ----------------------------------------------------------------------------
 
 
@@ -75,6 +93,49 @@ def test_recall_at_k_is_the_released_one(name, strip_elements, monkeypatch):
     )
     agree(loss, data["loss"])
     agree(gradient, data["grad_embeddings"])
+
+
+@pytest.mark.parametrize("strip_elements", [2**24, 300])
+@pytest.mark.parametrize("name", names("sup_ap*"))
+def test_sup_ap_is_the_released_one(name, strip_elements, monkeypatch):
+    monkeypatch.setattr(average_precision, "STRIP_ELEMENTS", strip_elements)
+    data = answers(name)
+    terms = agree_with("SupAP", data)
+    agree(1 - terms["ap"], data["ap"])
+    agree(terms["softmax"], data["softmax"])
+
+
+@pytest.mark.parametrize("name", names("norm_softmax*"))
+def test_normalised_softmax_is_the_released_one(name):
+    agree_with("NormSoftmax", answers(name))
+
+
+@pytest.mark.parametrize("name", names("proxy_nca_pp*"))
+def test_proxy_nca_plus_plus_is_the_released_one(name):
+    agree_with("ProxyNCA_pp", answers(name))
+
+
+@pytest.mark.parametrize("name", names("supcon*"))
+def test_supcon_is_the_released_one(name):
+    data = answers(name)
+    agree_with("SupCon", data, temperature=data["temperature"])
+
+
+@pytest.mark.parametrize("name", names("arcface_[01]") + names("cosface*"))
+def test_softmax_with_a_margin_is_the_released_one(name):
+    agree_with({"a": "ArcFace", "c": "CosFace"}[name[0]], answers(name))
+
+
+@pytest.mark.parametrize("name", names("arcface_exact*"))
+def test_the_true_gradient_of_arcface_is_that_of_the_older_release(name):
+    agree_with("ArcFace", answers(name), exact_gradient=True)
+
+
+@pytest.mark.parametrize("name", names("partial_fc*"))
+def test_a_sample_of_the_classes_is_compared_as_released(name, monkeypatch):
+    data = answers(name)
+    monkeypatch.setattr(softmax, "sampled_classes", lambda *_: data["classes"])
+    agree_with("CosFace", data, sample_rate=0.5)
 
 
 # --- batches from which there is little to learn --------------------------------------------------
@@ -221,3 +282,124 @@ def test_ks_that_are_no_whole_numbers_are_one_sentence(ks):
 @pytest.mark.parametrize("ks", ["1,4", (1, 4), [1, 4]])
 def test_ks_as_words_and_as_numbers(ks):
     assert build("RecallAtK", 5, 4, ks=ks).ks == (1, 4)
+
+
+# --- average precision ----------------------------------------------------------------------------
+
+
+def test_sup_ap_is_never_below_one_minus_average_precision():
+    embeddings, labels = batch(6, 4, size=6, seed=2, dtype=torch.float64)
+    unit = F.normalize(embeddings.detach())
+    similarity = unit @ unit.T  # the query is a positive of its own, as released
+    precision = []
+    for q in range(len(labels)):
+        hits = (labels[similarity[q].argsort(descending=True)] == labels[q]).double()
+        at = hits.cumsum(0) / torch.arange(1, len(labels) + 1)
+        precision.append((hits * at).sum() / hits.sum())
+    exact = 1 - torch.stack(precision).mean()
+    for temperature in (1e-6, 0.01, 0.1):
+        loss = build("SupAP", 6, 6, weight=1.0, temperature=temperature)(unit, labels)
+        assert loss >= exact - 1e-9
+    # Where only what is on the right side counts, and a wrong image in front counts once, it is it.
+    sharp = {"temperature": 1e-9, "start": 0.0, "delta": 3.0}
+    torch.testing.assert_close(build("SupAP", 6, 6, weight=1.0, **sharp)(unit, labels), exact)
+
+
+def test_sup_ap_alone_has_no_proxies():
+    assert list(build("SupAP", 6, 4, weight=1).parameters()) == []
+    (group,) = build("SupAP", 6, 4).parameter_groups(1e-4)
+    assert (group["name"], group["lr"], group["weight_decay"]) == ("proxies", 10.0, 0.0)
+
+
+# --- classification -------------------------------------------------------------------------------
+
+
+def test_label_smoothing_by_hand():
+    embeddings, labels = batch(3, 2, size=4, dtype=torch.float64)
+    criterion = build("NormSoftmax", 5, 4, temperature=0.5, smoothing=0.2).double()
+    logs = (criterion.similarity(embeddings) / 0.5).log_softmax(dim=1)
+    target = 0.2 / 5 + 0.8 * F.one_hot(labels, 5)
+    torch.testing.assert_close(criterion(embeddings, labels), -(target * logs).sum(dim=1).mean())
+
+
+def test_the_nearest_of_the_proxies_of_a_class_counts():
+    embeddings, labels = batch(3, 2, size=4, dtype=torch.float64)
+    criterion = build("CosFace", 5, 4, sub_centers=3).double()
+    assert criterion.proxies.shape == (15, 4)
+    cosines = F.normalize(embeddings) @ F.normalize(criterion.proxies).T
+    nearest = torch.stack([cosines[:, 3 * c : 3 * c + 3].amax(dim=1) for c in range(5)], dim=1)
+    torch.testing.assert_close(criterion.similarity(embeddings), nearest)
+    own = F.one_hot(labels, 5)
+    expected = F.cross_entropy(64 * (nearest - 0.4 * own), labels)
+    torch.testing.assert_close(criterion(embeddings, labels), expected)
+
+
+def test_sub_centers_and_sampling_go_together():
+    embeddings, labels = batch(3, 2, size=4, dtype=torch.float64)
+    criterion = build("ArcFace", 50, 4, sub_centers=2, sample_rate=0.2).double()
+    criterion(embeddings, labels).backward()
+    learnt = criterion.proxies.grad.unflatten(0, (50, 2)).abs().sum(dim=(1, 2)) > 0
+    assert learnt[:3].all() and learnt.sum() <= 10
+    assert criterion.similarity(embeddings).shape == (6, 50)  # what DDML compares with: all
+
+
+def test_the_classes_of_a_batch_are_always_in_the_sample():
+    labels = torch.tensor([40, 3, 3, 17])
+    seen = torch.zeros(50)
+    for seed in range(200):
+        torch.manual_seed(seed)
+        classes = softmax.sampled_classes(labels, 50, 0.2)
+        assert len(classes) == 10 and {3, 17, 40} <= set(classes.tolist())
+        assert torch.equal(classes, classes.unique())
+        seen[classes] += 1
+    others = seen[[c for c in range(50) if c not in (3, 17, 40)]]
+    assert others.min() > 10 and others.max() < 60  # 30 on average
+    assert softmax.sampled_classes(labels, 50, 0.01).tolist() == [3, 17, 40]
+
+
+def test_a_sample_of_all_classes_is_the_whole_loss():
+    embeddings, labels = batch(3, 2, size=4, dtype=torch.float64)
+    whole = build("ArcFace", 9, 4).double()
+    almost = build("ArcFace", 9, 4, sample_rate=0.999).double()
+    almost.proxies = whole.proxies
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(softmax, "sampled_classes", lambda *_: torch.arange(9))
+        torch.testing.assert_close(almost(embeddings, labels), whole(embeddings, labels))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("ArcFace", {"sub_centers": 0}, "sub_centers must be above 0"),
+        ("ArcFace", {"sub_centers": 1.5}, "sub_centers must be a whole number"),
+        ("CosFace", {"sample_rate": 1.5}, "sample_rate must be above 0 and at most 1"),
+        ("CosFace", {"margin": -1.0}, "margin must be 0 or more"),
+        ("NormSoftmax", {"smoothing": 1.0}, "smoothing must be at least 0 and below 1"),
+        ("NormSoftmax", {"temperature": 0}, "temperature must be above 0"),
+        ("SupAP", {"weight": 0}, "weight must be above 0 and at most 1"),
+        ("SupAP", {"slope": -1}, "slope must be 0 or more"),
+        ("SupCon", {"temperature": 0}, "temperature must be above 0"),
+        ("Hyp", {"clip": -1}, "clip must be 0 or more"),
+        ("Hyp", {"curvature": 0}, "curvature must be above 0"),
+        ("RecallAtK", {"temperature": 0}, "temperature must be above 0"),
+    ],
+)
+def test_impossible_constants_are_one_sentence(name, options, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        build(name, 5, 4, **options)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_rates_of_the_released_codes():
+    groups = {}
+    for name in ("NormSoftmax", "ProxyNCA_pp", "ArcFace", "CosFace"):
+        (group,) = build(name, 6, 4).parameter_groups(1e-4)
+        groups[name] = round(group["lr"] / 1e-4), group.get("weight_decay"), group.get("eps")
+    assert groups == {
+        "NormSoftmax": (1, None, None),
+        "ProxyNCA_pp": (100_000, 0.0, 1.0),
+        "ArcFace": (1, None, None),
+        "CosFace": (1, None, None),
+    }
+    (group,) = build("ProxyNCA_pp", 6, 4).torch_groups(1e-4)
+    assert group["eps"] == 1.0
