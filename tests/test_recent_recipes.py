@@ -286,3 +286,21 @@ def test_a_dry_run_without_its_weights_says_where_they_go(data: Path, tmp_path: 
     (said,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "vit_small_patch14_reg4_dinov2" in said and "cannot be downloaded" in said
     assert "--pretrained" in said and not list(tmp_path.glob("logs"))
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def test_the_table_of_recipes_has_every_family_and_the_numbers_of_the_recipes() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    told = {row[0].strip(" `"): [cell.strip() for cell in row[2:6]] for row in rows}
+    assert told == {
+        **{name.replace("*", "DATA"): values.split() for name, values in NUMBERS.items()},
+        "unicom_DATA_clip": ["", "", "88.8", "95.5"],
+        "rsk_DATA_vitb16": ["", "89.5", "88.0", ""],
+    }
+    for name in NAMES:
+        family = name.replace(f"_{data_of(name)}_", "_DATA_")
+        last = f"`_{name.rsplit('_', 1)[1]}`"
+        assert family in text or name in text or last in text, name
