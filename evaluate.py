@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates the checkpoints of `args.resume`; prints, and where asked writes, the results."""
     processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
     check_outputs(args)
-    device = pick_device(processes.local_rank() if processes.is_group() else args.gpu_id)
+    device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(args.amp, device)
     candidates = open_candidates(args)
     check_requests(args, candidates)

@@ -53,7 +53,7 @@ def prepare(args: argparse.Namespace) -> Training:
     Raises:
         InputError: options that do not go together, or data or weights that are not there.
     """
-    device = pick_device(processes.local_rank() if processes.is_group() else args.gpu_id)
+    device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(args.amp, device)
     seed_everything(args.seed, args.deterministic)
     held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed)

@@ -43,6 +43,7 @@ from dataset.transforms import (
     Views,
     centre_views,
     cut,
+    on_device,
     to_network,
     uniforms,
 )
@@ -487,10 +488,9 @@ class Loader:
             draws = self._change.draws
             u = uniforms(self._rule.seed, made.plan.epoch, index, draws, CHANGE_STREAM, visit)
         pixels = made.pixels.to(self._device, non_blocking=True)
-        labels = torch.from_numpy(self.images.labels[whole])
         return Batch(
             to_network(pixels, self._spec, self._change, u),
-            labels.to(self._device, non_blocking=True),
+            on_device(self.images.labels[whole], self._device),
             torch.from_numpy(whole),
             cluster,
         )

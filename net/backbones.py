@@ -66,7 +66,7 @@ class Backbone:
         image_size: side in pixels of the photographs that it sees where nothing is said; None
             leaves that to the data set.
         imagenet_url: where these are; the file's name ends with the first digits of its sha256.
-            None: they are nowhere to be downloaded.
+            None: there are none to be downloaded.
         imagenet_package: the package that carries them, where one does.
         hub: where its weights are on the Hugging Face hub: `timm/resnet50.a1_in1k`.
         adapt: (what `build` made, the content of a file that is not ours or weights of its own for

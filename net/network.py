@@ -24,6 +24,7 @@ from net.heads import (
     make_norm,
 )
 from net.masks import EmbeddingMasks
+from net.replay import Replay
 from net.rest import prepare
 from utils import InputError
 
@@ -48,6 +49,7 @@ class EmbeddingNet(nn.Module):
         super().__init__()
         self.architecture = architecture
         self._frozen = False
+        self._replay: Replay | None = None
         self._blocks = architecture.backbone.blocks(backbone)  # while it is alone
         self._rest = prepare(backbone, self._blocks, architecture)
         self.model = backbone
@@ -121,9 +123,26 @@ class EmbeddingNet(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → pooled features (B, F) float32; (B, 16F) with pooling `grid`."""
+        if self._replay is None or not self.training:
+            return self._pooled(images)
+        return self._replay(images)
+
+    def _pooled(self, images: Tensor) -> Tensor:
         if hasattr(self.model, "pooled"):
             return self.model.pooled(images, self.pool)
         return self.pool(self.model(images))
+
+    def record(self, recorded: bool = True) -> None:
+        """Lets the training steps of the backbone be recorded on the GPU, or not; see replay.py."""
+        self._replay = None
+        if recorded:
+            self._replay = Replay(self._pooled, self._below_heads, self._running_statistics)
+
+    def _below_heads(self) -> list[nn.Parameter]:
+        return [*self.backbone_parameters(), *self.pool.parameters()]
+
+    def _running_statistics(self) -> list[Tensor]:
+        return list(self.model.buffers())
 
     @torch.no_grad()
     def check_image_size(self, size: int) -> None:

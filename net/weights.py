@@ -175,5 +175,5 @@ def _file_of_hub(model: str, repository: str) -> Path:
 
 def _answers(address: str) -> None:
     """Raises OSError at once where a host is out of reach; the hub would try for half a minute."""
-    with contextlib.suppress(urllib.error.HTTPError):  # that is an answer too
+    with contextlib.suppress(urllib.error.HTTPError):  # an answer too
         urllib.request.urlopen(address, timeout=SECONDS_WITHOUT_ANSWER).close()

@@ -290,6 +290,9 @@ OPTIMISATION = Group("optimisation", (
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
     flag("--compile", False, SWITCH,
          "compile the network (torch.compile): minutes at the start, faster steps afterwards"),
+    flag("--cuda-graphs", 1, BINARY,
+         "1: record the backbone's step on the GPU and replay it, which spares the host the start "
+         "of a thousand kernels; 0: do not, which takes less memory", change=NOTHING),
 ))
 RUN = Group("run", (
     flag("--LOG_DIR --log-dir", "logs", a_path("DIR"), "folder that run folders are made in",

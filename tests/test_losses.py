@@ -46,6 +46,7 @@ from losses import (
     options_of,
 )
 
+pytest.importorskip("pytorch_metric_learning")
 FIXTURES = Path(__file__).parent / "fixtures"
 CLASSES, SIZE = 20, 16
 

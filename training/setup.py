@@ -126,6 +126,8 @@ def build_network(
         network.recompute_blocks()
     if args.compile:
         network.compile()
+    elif args.cuda_graphs and precision.device.type == "cuda" and not processes.is_group():
+        network.record()
     for routine in routines:
         routine.start(network)
     return network
