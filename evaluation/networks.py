@@ -25,7 +25,7 @@ from utils import InputError, damage_in_words
 logger = logging.getLogger("evaluate")
 
 KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
-KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images")
+KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images", "exif")
 """What an evaluation takes over from the run that made the checkpoint, unless it is given."""
 LISTED = 5  # files or runs of a folder that an error names
 

@@ -65,6 +65,10 @@ OWN_DATA = Need(
     "your own images (--dataset folder:PATH or csv:FILE)",
     lambda args: args.dataset.lower().startswith(("folder:", "csv:")),
 )
+CROPPED = Need(
+    "--augment crop, sec, Geom, GeomColor or ColorHeavy",
+    lambda args: (args.augment or dataset.protocol(args.dataset).augment) not in ("none", "emoji"),
+)
 OF_TIMM = Need(
     "models of timm (--model timm:NAME)", lambda args: args.model.lower().startswith(net.TIMM)
 )
@@ -129,6 +133,9 @@ DATA = Group("data", (
     flag("--decode", "exact", one_of("exact", "cache"),
          "exact: a file is decoded whenever it is needed; cache: all are decoded once, and their "
          "pixels kept on disk", need=PHOTOGRAPHS),
+    flag("--exif", "apply", one_of("apply", "ignore"),
+         "orientation that a file's EXIF data give. apply: the picture is turned upright; ignore: "
+         "its pixels are taken as stored, as the released programs do", need=PHOTOGRAPHS),
     flag("--cache-size", 256, Kind(whole(16), "PX"),
          "short side of the images in the cache; 256 gives the evaluation what exact gives it",
          need=CACHED),
@@ -164,6 +171,9 @@ SELECTION = Group("batches and model selection", (
          "affine and colour, no flip; Geom, GeomColor, ColorHeavy: crop and flip, then turns, "
          "holes and blur; the same with light and contrast; strong colour and grey",
          shown="the data set's"),
+    flag("--crop-scale", None, Kind(number(0.0, 1.0, above=True), "F"),
+         "smallest share of a picture's area that a random crop shows", need=CROPPED,
+         shown="0.08; 0.16 with --augment sec"),
     flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
          "share of the training classes that picks the best epoch instead of the test classes, "
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "

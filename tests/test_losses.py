@@ -257,6 +257,16 @@ GRADCHECKED = {
     "margin": lambda x, y: MarginLoss().double()(F.normalize(x), y, triplets_of(y)),
     "softmax pairs": lambda x, y: SoftmaxPairLoss().double()(x, y),
     "masks": lambda x, y: mask_orthogonality(x),
+    "Hyp": lambda x, y: build("Hyp", 6, 5)(x, y),
+    "Sph": lambda x, y: build("Sph", 6, 5)(x, y),
+    "RecallAtK": lambda x, y: build("RecallAtK", 6, 5, temperature=0.1)(F.normalize(x), y),
+    "SupAP": lambda x, y: build("SupAP", 6, 5, temperature=0.1).double()(F.normalize(x), y),
+    "NormSoftmax": lambda x, y: build("NormSoftmax", 6, 5, smoothing=0.1).double()(x, y),
+    "ProxyNCA_pp": lambda x, y: build("ProxyNCA_pp", 6, 5).double()(x, y),
+    "ArcFace": lambda x, y: build("ArcFace", 6, 5, scale=4, exact_gradient=True).double()(x, y),
+    "CosFace": lambda x, y: build("CosFace", 6, 5, scale=4, sub_centers=2).double()(x, y),
+    "SupCon": lambda x, y: build("SupCon", 6, 5)(x, y),
+    "SiMix": lambda x, y: build("RecallAtK", 6, 5, temperature=0.1, simix=True)(x, y),
 }
 
 
@@ -360,8 +370,8 @@ def test_log_one_plus_sum_exp_is_exact_in_the_easy_range():
 
 # --- properties -----------------------------------------------------------------------------------
 
-# The first and the second image of a class; a miner that pairs by index.
-ORDERED = {"n-npair", "NPair", "TripletLoss", "MarginLoss"}
+# The first and the second image of a class, or the i-th of all; a miner that pairs by index.
+ORDERED = {"n-npair", "NPair", "TripletLoss", "MarginLoss", "Hyp", "Sph"}
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY_LOSS) - ORDERED))
@@ -1117,13 +1127,16 @@ ATTACHED = {
 }
 
 
+RECENT = list(criteria.COMMANDS["of 2018 to 2025"])
+
+
 @pytest.mark.parametrize("attached", ATTACHED)
-@pytest.mark.parametrize("name", ["Proxy_Anchor", "AMLoss", "MS"])
+@pytest.mark.parametrize("name", ["Proxy_Anchor", "AMLoss", "MS", *RECENT])
 def test_the_matrix_of_combinations(name, attached):
     attach = ATTACHED[attached]
-    if name == "MS" and {"introspective", "disentangled"} & set(attach):
+    if name not in PROXY_LOSSES and {"introspective", "disentangled"} & set(attach):
         offered = re.escape(", ".join(PROXY_LOSSES))
-        with pytest.raises(ValueError, match=rf"which MS .* combine it with {offered}\.$"):
+        with pytest.raises(ValueError, match=rf"which {name} .* combine it with {offered}\.$"):
             compose(name, CLASSES, SIZE, attach)
         return
     objective = compose(name, CLASSES, SIZE, attach)

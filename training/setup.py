@@ -219,6 +219,7 @@ def describe(training: Training) -> str:
         f"data        {args.dataset}: {len(data.train):,} images, "
         f"{data.train.num_classes:,} classes"
         + (f" ({data.train.source})" if data.train.source != args.dataset else ""),
+        *([] if data.train.upright else ["pictures    as stored, EXIF orientation ignored"]),
         *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
         f"best epoch  {on}",
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
