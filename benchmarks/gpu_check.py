@@ -49,33 +49,40 @@ class Part(NamedTuple):
 
 
 # Many tests start programs of their own, so that a few at once still share the card.
-AT_ONCE = "-n 6" if importlib.util.find_spec("xdist") else ""
-TESTS = f"-m pytest -m gpu {AT_ONCE} -rfEs --durations 8 -o faulthandler_timeout=60"
+AT_ONCE = "-n 6 --dist worksteal" if importlib.util.find_spec("xdist") else ""
+TESTS = f"-m pytest -m gpu {AT_ONCE} -vv -rfEs --tb short --durations 8 -o faulthandler_timeout=90"
+JPEG = "--sizes 224 --batch-size 180 --bn-freeze 1 --data jpeg"
+NETWORKS = "bn_inception resnet50 timm:vit_small_patch16_224"
 PARTS = {
-    "tests": Part(TESTS, 150, TESTS, 100),
-    "training": Part(
-        "benchmarks/training.py --models bn_inception resnet50 --sizes 224 --bn-freeze 1 "
-        "--batches 10 --repeats 3",
-        130,
-        "benchmarks/training.py --models resnet50 --sizes 224 --bn-freeze 1 --batches 5 "
-        "--repeats 2",
+    "tests": Part(TESTS, 160, TESTS, 120),
+    "profile": Part(
+        f"benchmarks/training.py --profile --models {NETWORKS} {JPEG} --images 800 "
+        "--readings cuda --batches 10 --limit 55",
+        60,
+        f"benchmarks/training.py --profile --models bn_inception {JPEG} --images 800 "
+        "--readings cuda --batches 10 --limit 35",
         40,
     ),
-    "data": Part("benchmarks/data.py --images 2000 --memory-images 3000 --repeats 2", 60),
+    "training": Part(
+        f"benchmarks/training.py --models {NETWORKS} {JPEG} --images 1400 --readings exact cuda "
+        "--batches 8 --repeats 3 --limit 145",
+        150,
+    ),
     "evaluation": Part(
-        "benchmarks/evaluation.py --shapes all --repeats 2",
-        80,
-        "benchmarks/evaluation.py --shapes cub --repeats 1",
-        40,
+        "benchmarks/evaluation.py --ours --shapes all",
+        30,
+        "benchmarks/evaluation.py --ours --shapes all --repeats 2",
+        25,
     ),
     "losses": Part(
         "benchmarks/losses.py --device cuda --repeats 7",
-        60,
-        "benchmarks/losses.py --device cuda --repeats 3 --classes 11318 --only Proxy_Anchor AMLoss",
         30,
+        "benchmarks/losses.py --device cuda --repeats 3 --classes 11318 --only Proxy_Anchor AMLoss",
+        20,
     ),
     "processes": Part("benchmarks/processes.py --device cuda", 60),
-    "precision": Part("benchmarks/precision.py --jobs 5", 120),
+    "precision": Part("benchmarks/precision.py --jobs 5 --epochs 4", 90),
+    "data": Part("benchmarks/data.py --images 2000 --memory-images 3000 --repeats 2", 60),
 }
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from net.backbones import MODELS, Backbone, find_backbone
+from net.backbones import MODELS, TIMM, Backbone, find_backbone
 from net.choices import BN_FREEZE, INPUTS, MASK_INITS, POOLINGS, STEMS, InputSpec
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "MODELS",
     "POOLINGS",
     "STEMS",
+    "TIMM",
     "Architecture",
     "Backbone",
     "EmbeddingMasks",

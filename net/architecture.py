@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from torch import nn
+
 from net.backbones import Backbone, find_backbone
 from net.choices import BN_FREEZE, INPUTS, POOLINGS, InputSpec, check_choice
 from net.heads import head_init, head_sizes
@@ -20,7 +22,7 @@ class Architecture:
         model: one of `MODELS`; becomes the name as it stands there, whatever the spelling.
         embedding_size: d, at least 1.
         heads: `embedding`, and beside it `uncertainty` (IDML) or `specific` (DDML).
-        pooling: `avg+max`, `avg` or `max`; `grid` averages each cell of 4 × 4.
+        pooling: one of `POOLINGS`, see `heads.Pool`; None becomes the backbone's usual one.
         stem: `imagenet`, as published, reduces an image 32 times; `small` 16 times (no max pooling
             after the first convolution), `tiny` 8 times (and that convolution has stride 1).
         width: channels of a ResNet as a multiple of the published ones.
@@ -35,6 +37,8 @@ class Architecture:
         bn_momentum: share of the batch in the running statistics of these BatchNorms; None becomes
             the backbone's own, where its record has one.
         input_spec: one of `INPUTS`; None is what the backbone's ImageNet weights want.
+        image_size: side in pixels of the images that it is built for; None where any will do.
+        model_args: what timm is told beside that, as pairs of a name and a value.
 
     Raises:
         InputError: an unknown name, a bad value, or what the backbone cannot have.
@@ -43,7 +47,7 @@ class Architecture:
     model: str
     embedding_size: int
     heads: tuple[str, ...] = ("embedding",)
-    pooling: str = "avg+max"
+    pooling: str | None = None
     stem: str = "imagenet"
     width: float = 1.0
     head_norm: bool = False
@@ -53,6 +57,8 @@ class Architecture:
     bn_freeze: str = "0"
     bn_momentum: float | None = None
     input_spec: str | None = None
+    image_size: int | None = None
+    model_args: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         self._set(
@@ -63,7 +69,15 @@ class Architecture:
         )
         if self.bn_momentum is None:
             self._set(bn_momentum=self.backbone.bn_momentum)
+        if self.pooling is None:
+            self._set(pooling=self.backbone.poolings[0])
         check_choice("pooling", self.pooling, POOLINGS)
+        if self.pooling not in self.backbone.poolings:
+            raise InputError(
+                f"pooling {self.pooling}: {self.model} has nothing to pool like that; use "
+                f"{', '.join(self.backbone.poolings)}"
+            )
+        self._fit_to_backbone()
         check_choice("stem", self.stem, self.backbone.stems)
         check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
         if self.input_spec is not None:
@@ -77,6 +91,17 @@ class Architecture:
         if self.width != 1.0 and not self.backbone.can_widen:
             raise InputError(f"width {self.width:g}: {self.model} cannot be widened; use width 1")
 
+    def _fit_to_backbone(self) -> None:
+        """Leaves out what the backbone is not built by: it would tell equal networks apart."""
+        arguments = tuple((str(name), value) for name, value in self.model_args)
+        if arguments and "model_args" not in self.backbone.takes:
+            raise InputError(f"--model-args are for models of timm; {self.model} takes none")
+        sized = "image_size" in self.backbone.takes
+        self._set(
+            model_args=arguments,
+            image_size=(self.image_size or self.backbone.image_size) if sized else None,
+        )
+
     def _set(self, **values: object) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)  # the way into a frozen dataclass
@@ -86,10 +111,16 @@ class Architecture:
         """The record of `model`."""
         return find_backbone(self.model)
 
+    def build_backbone(self) -> nn.Module:
+        """The backbone, with random weights and without heads."""
+        more = {name: getattr(self, name) for name in self.backbone.takes}
+        return self.backbone.build(self.stem, self.width, **more)
+
     @property
     def input(self) -> InputSpec:
         """What the network wants to be fed."""
-        return INPUTS[self.input_spec or self.backbone.input_spec]
+        wanted = self.input_spec or self.backbone.input_spec
+        return INPUTS[wanted] if isinstance(wanted, str) else wanted
 
     @classmethod
     def entries(cls, options: Mapping[str, Any]) -> dict[str, Any]:

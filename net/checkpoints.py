@@ -157,6 +157,7 @@ def load_checkpoint(
 
     - A network without masks is given those of the file, and what they do at test time.
     - With `masks=False` those of the file are left aside, and the network keeps its own.
+    - Position embeddings are resized where the network is built for images of another size.
 
     Args:
         network: of the same backbone, embedding size and heads.
@@ -167,8 +168,11 @@ def load_checkpoint(
     Raises:
         InputError: it holds no such network; names both architectures, sizes or heads.
     """
-    _check_same(architecture_of(checkpoint, source), network.architecture, source)
+    held = architecture_of(checkpoint, source)
+    _check_same(held, network.architecture, source)
     weights = weights_of(checkpoint)
+    if held.image_size != network.architecture.image_size:
+        weights = _for_other_size(network, weights)
     if not masks:
         own = {k: v for k, v in network.state_dict().items() if k.startswith("masks.")}
         weights = {k: v for k, v in weights.items() if not k.startswith("masks.")} | own
@@ -181,6 +185,13 @@ def load_checkpoint(
         check_choice("masks_at_test", at_test, MASKS_AT_TEST)
         network.masks.full = at_test
         network.masks.relu = described.get("mask_relu", network.masks.relu)
+
+
+def _for_other_size(network: EmbeddingNet, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network for images of another size."""
+    backbone = {key.removeprefix("model."): value for key, value in weights.items()}
+    fitted = network.architecture.backbone.adapt(network.model, backbone)
+    return weights | {f"model.{key}": value for key, value in fitted.items()}
 
 
 def _check_same(held: Architecture, wanted: Architecture, source: str | Path) -> None:

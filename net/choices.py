@@ -19,7 +19,7 @@ EfficientNet has no max pooling: `small` takes the stride from its first convolu
 its second stage too.
 """
 
-POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4}
+POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4, "gem": 1, "cls": 1, "attention": 1}
 """Name → cells along each side of the pooled map; the features of all cells follow each other."""
 
 BN_FREEZE = ("0", "1", "affine", "statistics")

@@ -63,16 +63,35 @@ def head_init(name: str) -> tuple[Init | None, float | None]:
     return partial(kinds[match[1]], gain=float(match[2] or 1)), None
 
 
-def pool(maps: Tensor, pooling: str) -> Tensor:
+class Pool(nn.Module):
     """Feature maps (B, F, h, w) → features (B, F), float32 or wider; (B, 16F) for `grid`.
 
     `avg`: global average; `max`: global maximum; `avg+max`: their sum, as Proxy-Anchor has it;
-    `grid`: the average in each cell of 4 × 4, for things that always stand upright.
+    `grid`: the average in each cell of 4 × 4, for things that always stand upright; `gem`:
+    generalised mean (Radenović et al., TPAMI 2019), (mean x^p)^(1/p) over x ≥ 1e-6, with one
+    trained p that starts at 3. `cls` and `attention` come as maps of one cell.
     """
-    maps, cells = maps.to(torch.promote_types(maps.dtype, torch.float32)), POOLINGS[pooling]
-    average = F.adaptive_avg_pool2d(maps, cells) if pooling != "max" else 0.0
-    maximum = F.adaptive_max_pool2d(maps, cells) if "max" in pooling else 0.0
-    return (average + maximum).flatten(1)
+
+    def __init__(self, pooling: str) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.p = nn.Parameter(torch.tensor([GEM_START])) if pooling == "gem" else None
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, F, h, w) → (B, F)."""
+        maps, cells = (
+            maps.to(torch.promote_types(maps.dtype, torch.float32)),
+            POOLINGS[self.pooling],
+        )
+        if self.p is not None:
+            return maps.clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
+        cells = POOLINGS[self.pooling]
+        average = F.adaptive_avg_pool2d(maps, cells) if self.pooling != "max" else 0.0
+        maximum = F.adaptive_max_pool2d(maps, cells) if "max" in self.pooling else 0.0
+        return (average + maximum).flatten(1)
+
+
+GEM_START = 3.0
 
 
 def head_sizes(heads: tuple[str, ...], embedding_size: int) -> dict[str, int]:

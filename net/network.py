@@ -12,7 +12,7 @@ from losses import Embeddings
 from net.architecture import Architecture
 from net.blocks import Block, belongs
 from net.choices import POOLINGS, InputSpec
-from net.heads import HEAD_KEYS, HEADS, UNCERTAINTY_SCALE, classifiers, head_sizes, make_head, pool
+from net.heads import HEAD_KEYS, HEADS, UNCERTAINTY_SCALE, Pool, classifiers, head_sizes, make_head
 from net.masks import EmbeddingMasks
 from net.replay import Replay
 from utils import InputError
@@ -39,6 +39,7 @@ class EmbeddingNet(nn.Module):
         self._replay: Replay | None = None
         self._blocks = architecture.backbone.blocks(backbone)  # while it is alone
         self.model = backbone
+        self.pool = Pool(architecture.pooling)
         features = backbone.num_features * POOLINGS[architecture.pooling] ** 2
         norm = nn.BatchNorm1d(features) if architecture.head_norm else None
         # The heads are the backbone's children because the released state_dicts have them there.
@@ -103,13 +104,18 @@ class EmbeddingNet(nn.Module):
         return self._replay(images)
 
     def _pooled(self, images: Tensor) -> Tensor:
-        return pool(self.model(images), self.architecture.pooling)
+        if hasattr(self.model, "pooled"):
+            return self.model.pooled(images, self.pool)
+        return self.pool(self.model(images))
 
     def record(self, recorded: bool = True) -> None:
         """Lets the training steps of the backbone be recorded on the GPU, or not; see replay.py."""
         self._replay = None
         if recorded:
-            self._replay = Replay(self._pooled, self.backbone_parameters, self._running_statistics)
+            self._replay = Replay(self._pooled, self._below_heads, self._running_statistics)
+
+    def _below_heads(self) -> list[nn.Parameter]:
+        return [*self.backbone_parameters(), *self.pool.parameters()]
 
     def _running_statistics(self) -> list[Tensor]:
         return list(self.model.buffers())
@@ -198,8 +204,9 @@ class EmbeddingNet(nn.Module):
         return [p for name, p in self.model.named_parameters() if not name.startswith(HEAD_KEYS)]
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the heads and of the BatchNorm before them."""
-        return [p for name, p in self.model.named_parameters() if name.startswith(HEAD_KEYS)]
+        """The parameters of the heads, of the BatchNorm before them and of the pooling."""
+        heads = [p for name, p in self.model.named_parameters() if name.startswith(HEAD_KEYS)]
+        return [*heads, *self.pool.parameters()]
 
     def parameter_groups(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 CALLS_BEFORE = 3
 """Calls of one kind that are computed as usual before it is recorded: a short run never is."""
 MOST = 2
-"""Recordings at a time, as methods that mix images have two batches under way in a step."""
+"""Recordings at a time, one for each shape: the last batch of an epoch may be a smaller one."""
 WARM_UPS = 2
 """Passes on the recording's stream before it: libraries set themselves up in the first."""
 
@@ -32,6 +32,7 @@ class Replay:
     Args:
         compute: images (B, 3, H, W) → features (B, F), what is recorded.
         parameters: what it may train. buffers: what it changes by being called (running means).
+        record: makes a recording; see `recorded`.
     """
 
     def __init__(
@@ -39,14 +40,17 @@ class Replay:
         compute: Callable[[Tensor], Tensor],
         parameters: Callable[[], Sequence[nn.Parameter]],
         buffers: Callable[[], Sequence[Tensor]],
+        record: Callable[..., Tape] | None = None,
     ) -> None:
         self._compute = compute
         self._parameters = parameters
         self._buffers = buffers
+        self._record = record or recorded
         self._setting: tuple | None = None
         self._calls: Counter[tuple] = Counter()
-        self._tapes: list[_Tape] = []
-        self._failed = False
+        self._tapes: dict[tuple, Tape] = {}
+        self._under_way = 0  # batches whose backward has not come yet
+        self._over = False
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copy of the network computes as usual: recordings write to the parameters they know."""
@@ -55,39 +59,63 @@ class Replay:
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → features (B, F)."""
         trained = [p for p in self._parameters() if p.requires_grad]
-        if self._failed or not trained or not torch.is_grad_enabled() or images.requires_grad:
+        if self._over or not trained or not torch.is_grad_enabled() or images.requires_grad:
             return self._compute(images)
+        if self._under_way:
+            # A replay would overwrite what the backward of the first batch still needs, and while
+            # that one's graph lives nothing can be recorded: no more of it (mixup, for one).
+            self._over, self._tapes = True, {}
+            return self._compute(images)
+        tape = self._tape(images, trained)
+        features = self._compute(images) if tape is None else tape.play(images)
+        if features.requires_grad:
+            self._under_way += 1
+            features.register_hook(self._arrived)
+        else:
+            self._over = True  # nothing of what it may train has part in the features
+        return features
+
+    def _arrived(self, gradient: Tensor) -> None:
+        self._under_way -= 1
+
+    def _tape(self, images: Tensor, trained: list[nn.Parameter]) -> Tape | None:
         setting = (_autocast(), *(parameter.data_ptr() for parameter in trained))
         if setting != self._setting:
-            self._setting, self._tapes = setting, []
+            self._setting, self._tapes = setting, {}
             self._calls.clear()
         kind = _kind(images)
-        # A second batch before the backward of the first would overwrite what that still needs.
-        tape = next((t for t in self._tapes if t.kind == kind and not t.waits_for_backward), None)
-        if tape is None:
-            self._calls[kind] += 1
-            if self._calls[kind] > CALLS_BEFORE and len(self._tapes) < MOST:
-                tape = self._recorded(images, trained)
-        return self._compute(images) if tape is None else tape.play(images)
+        self._calls[kind] += 1
+        wanted = self._calls[kind] > CALLS_BEFORE and len(self._tapes) < MOST
+        if kind not in self._tapes and wanted:
+            try:
+                self._tapes[kind] = self._record(self._compute, images, trained, self._buffers())
+            except (RuntimeError, torch.OutOfMemoryError) as error:
+                self._over, self._tapes = True, {}
+                reason = str(error).strip().splitlines()[0]
+                logger.warning("the step is not recorded on the GPU, and slower for it: %s", reason)
+        return self._tapes.get(kind)
 
-    def _recorded(self, images: Tensor, trained: list[nn.Parameter]) -> _Tape | None:
-        """A new tape; None, now and in future, where this network cannot be recorded."""
-        states = [buffer.clone() for buffer in self._buffers()]
-        random_state = torch.cuda.get_rng_state(images.device)
-        tape = None
-        try:
-            torch.cuda.empty_cache()  # a recording has memory of its own
-            tape = _Tape(self._compute, images, trained)
-            self._tapes.append(tape)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
-            self._failed, self._tapes = True, []
-            torch.cuda.empty_cache()
-            reason = str(error).strip().splitlines()[0]
-            logger.warning("the step is not recorded on the GPU, and slower for it: %s", reason)
-        for buffer, state in zip(self._buffers(), states, strict=True):
+
+def recorded(
+    compute: Callable[[Tensor], Tensor],
+    images: Tensor,
+    trained: list[nn.Parameter],
+    buffers: Sequence[Tensor],
+) -> Tape:
+    """A recording of `compute` on such images; buffers and random state stay what they were.
+
+    Raises:
+        RuntimeError: something in `compute` cannot be recorded, or there is no memory for it.
+    """
+    states = [buffer.clone() for buffer in buffers]
+    random_state = torch.cuda.get_rng_state(images.device)
+    torch.cuda.empty_cache()  # a recording has memory of its own
+    try:
+        return Tape(compute, images, trained)
+    finally:
+        for buffer, state in zip(buffers, states, strict=True):
             buffer.copy_(state)
         torch.cuda.set_rng_state(random_state, images.device)
-        return tape
 
 
 def _kind(images: Tensor) -> tuple:
@@ -98,7 +126,7 @@ def _autocast() -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
 
-class _Tape:
+class Tape:
     """One recording: forward and backward of a batch, on tensors that stay where they are.
 
     Raises:
@@ -108,9 +136,7 @@ class _Tape:
     def __init__(
         self, compute: Callable[[Tensor], Tensor], images: Tensor, trained: list[nn.Parameter]
     ) -> None:
-        self.kind = _kind(images)
         self.trained = trained
-        self.waits_for_backward = False
         self._images = images.clone()
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         enabled, dtype = _autocast()
@@ -150,20 +176,18 @@ class _Tape:
         """Replays the forward pass."""
         self._images.copy_(images)
         self._forward.replay()
-        self.waits_for_backward = True
         return self._features.detach()  # another tensor in the same memory, with no graph
 
     def backward(self, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Replays the backward pass."""
         self._gradient.copy_(gradient)
         self._backward.replay()
-        self.waits_for_backward = False
         return tuple(None if each is None else each.detach() for each in self._gradients)
 
 
 class _Played(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tape: _Tape, images: Tensor, *trained: nn.Parameter) -> Tensor:
+    def forward(ctx: Any, tape: Tape, images: Tensor, *trained: nn.Parameter) -> Tensor:
         ctx.tape = tape
         return tape.forward(images)
 

@@ -54,6 +54,9 @@ OWN_DATA = Need(
     "your own images (--dataset folder:PATH or csv:FILE)",
     lambda args: args.dataset.lower().startswith(("folder:", "csv:")),
 )
+OF_TIMM = Need(
+    "models of timm (--model timm:NAME)", lambda args: args.model.lower().startswith(net.TIMM)
+)
 CACHED = Need("--decode cache", lambda args: args.decode == "cache")
 BY_EPOCHS = Need("runs without --steps", lambda args: args.steps is None)
 EVALUATED_BY_EPOCHS = Need("runs without --eval-steps", lambda args: args.eval_steps is None)
@@ -106,7 +109,7 @@ DATA = Group("data", (
          "only the first F of the classes of each split, for a quick trial"),
     flag("--image-size --sz-crop", None, Kind(whole(16), "PX"),
          "side of the square the network sees",
-         shown="the data set's: 64 for emoji, 224 for photographs"),
+         shown="64 for emoji; for photographs 224, for timm: what its weights were trained at"),
     flag("--eval-resize --sz-resize", None, Kind(whole(16), "PX"),
          "evaluation brings the short side of a photograph to this and cuts out the centre",
          need=PHOTOGRAPHS, shown="256 for 224 and 227 pixels, in proportion for others"),
@@ -157,7 +160,10 @@ SELECTION = Group("batches and model selection", (
          need=HELD_OUT),
 ))
 NETWORK = Group("network", (
-    flag("--model --arch", "bn_inception", any_text("NAME"), ", ".join(net.MODELS)),
+    flag("--model --arch", "bn_inception", any_text("NAME"),
+         f"{', '.join(net.MODELS)}; timm:NAME or timm:NAME.TAG for any model of timm"),
+    flag("--model-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
+         "what timm builds the model with, by its own names: patch_drop_rate=0.5", need=OF_TIMM),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
     flag("--pretrained", None, a_path("WHAT"), "imagenet (downloads), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
@@ -165,8 +171,11 @@ NETWORK = Group("network", (
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
          "(to go on with a run: --resume-run)"),
     flag("--l2-norm", 1, BINARY, "1: the embedding is used at unit length"),
-    flag("--pooling --features-pooling", "avg+max", one_of(*net.POOLINGS),
-         "how the last feature map becomes a vector; grid: average of each cell of 4 x 4"),
+    flag("--pooling --features-pooling", None, Kind(str, "NAME", tuple(net.POOLINGS)),
+         "how the last feature map becomes a vector: avg+max, avg, max; grid: average of each cell "
+         "of 4 x 4; gem: generalised mean with a trained power; cls: a transformer's class token; "
+         "attention: the trained pooling that the model comes with (SigLIP)",
+         shown="avg+max; for timm: what its family uses"),
     flag("--stem", None, one_of(*net.STEMS),
          "first layers: as published (stride 4), stride 2, or stride 1",
          shown="imagenet from 128 pixels on, small below"),
