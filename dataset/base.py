@@ -286,7 +286,8 @@ class InputSpec:
 
     An image, channels in the order `color`, values in 0..`scale`, is normalised by
     (image - mean) / std; `mean` and `std` are in the order of `color`. At test time its short side
-    is brought to `resize` pixels and its centre, `size` pixels square, is cut out.
+    is brought to `resize` pixels and its centre, `size` pixels square, is cut out. All resizing is
+    antialiased, bilinear or `cubic`.
     """
 
     color: str = "RGB"
@@ -295,6 +296,7 @@ class InputSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     size: int = 224
     resize: int = 256
+    cubic: bool = False
 
 
 class DataSet(ABC):

@@ -120,21 +120,24 @@ class _ViewRule(NamedTuple):
     Attributes:
         crop: random views, or None for the evaluation's. size: side of a view in pixels.
         resize: short side to which evaluation brings an image first; 0 for pictures in memory,
-            which are looked at whole.
+            which are looked at whole. cubic: resize like that, not bilinear.
     """
 
     crop: RandomCrop | None
     size: int
     resize: int
     seed: int
+    cubic: bool = False
 
     def __call__(self, shapes: np.ndarray, plan: Plan) -> Views:
         """Views of images with these (B, 2) heights and widths."""
         if self.crop is None:
-            return centre_views(shapes, self.resize, self.size)
-        index, _, visit = plan.batch
-        u = uniforms(self.seed, plan.epoch, index, self.crop.draws, VIEW_STREAM, visit)
-        return self.crop.views(shapes, u, self.resize)
+            views = centre_views(shapes, self.resize, self.size)
+        else:
+            index, _, visit = plan.batch
+            u = uniforms(self.seed, plan.epoch, index, self.crop.draws, VIEW_STREAM, visit)
+            views = self.crop.views(shapes, u, self.resize)
+        return views._replace(cubic=self.cubic)
 
 
 class BadImage(NamedTuple):
@@ -615,7 +618,7 @@ def _view_rule(
     size, resize = spec.size, spec.resize
     if image_size is not None and image_size != spec.size:
         size, resize = image_size, round(image_size * spec.resize / spec.size)
-    return _ViewRule(crop, size, 0 if images.pixels is not None else resize, seed)
+    return _ViewRule(crop, size, 0 if images.pixels is not None else resize, seed, spec.cubic)
 
 
 def _source(

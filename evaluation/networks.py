@@ -18,6 +18,7 @@ import net
 import options
 from evaluation.embedding import Viewing
 from machine import expanded
+from net.base import whole
 from runs import RunFolder, load_checkpoint
 from utils import InputError, damage_in_words
 
@@ -67,6 +68,7 @@ def open_checkpoint(path: str | Path, asked: argparse.Namespace | None = None) -
 
 def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | None) -> Opened:
     """What a checkpoint holds, opened; see `open_checkpoint`."""
+    content = whole(content, path)
     trained = content.get("args", {})
     if trained:
         options.kept(trained)  # its values are what such options can be

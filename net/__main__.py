@@ -45,7 +45,7 @@ def export(args: argparse.Namespace) -> None:
 
     model = open_model(args.run)
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
-    note = describe_input(graph.size, model.resize)
+    note = describe_input(graph.size, model.resize, model.network.input.cubic)
     say(f"input   {note}\noutput  float32 (B, {model.network.embedding_size}), unit length")
     if args.onnx:
         difference = export_onnx(graph, args.onnx, note)

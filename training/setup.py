@@ -21,6 +21,7 @@ from devices import Precision, device_name
 from evaluation.networks import checkpoint_file
 from methods import Routine
 from methods.base import Options
+from net.base import whole
 from net.shared import share_batches
 from runs import load_checkpoint
 from training import optim
@@ -115,12 +116,14 @@ def build_network(
         )
     if args.checkpoint:
         start = checkpoint_file(args.checkpoint)
-        net.load_checkpoint(network, load_checkpoint(start), start, masks=False)
+        net.load_checkpoint(network, whole(load_checkpoint(start), start), start, masks=False)
     network.to(precision.device, memory_format=precision.memory_format)
     network.check_image_size(args.image_size)
     processes.copy_main(network.state_dict().values())
     if processes.is_group():
         share_batches(network)
+    if args.grad_checkpointing:
+        network.recompute_blocks()
     if args.compile:
         network.compile()
     elif args.cuda_graphs and precision.device.type == "cuda" and not processes.is_group():
@@ -188,6 +191,7 @@ def describe(training: Training) -> str:
         f"best epoch  {on}",
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
         f"{parameters:,} parameters, pretrained {args.pretrained}",
+        *_what_rests(training.network),
         f"loss        {' + '.join([args.loss, *methods.attachments(args)])}, "
         f"{criterion:,} parameters",
         *(f"            {words}" for words in methods.notes(args)),
@@ -200,3 +204,11 @@ def describe(training: Training) -> str:
         *(f"note        {line}" for line in options.notices(args)),
     ]
     return "\n".join(lines)
+
+
+def _what_rests(network: net.EmbeddingNet) -> list[str]:
+    """A line about what trains of the network, where that is not all of it."""
+    if not network.rests_in_part:
+        return []
+    trained, total = network.counts()
+    return [f"            {trained:,} of them train ({trained / total:.2%})"]

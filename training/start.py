@@ -10,6 +10,7 @@ import options
 import processes
 from devices import environment
 from methods.base import Options
+from net.base import describe_base
 from runs import RunFolder, find_run, run_name
 from training.state import Training
 from training.tracking import Tracker, wandb_mode
@@ -79,7 +80,10 @@ def open_folder(
     name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
     run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     about = {**environment(training.precision.device), **data}
-    processes.from_main(partial(run.begin, training.options, about))
+    network, chosen = training.network, training.options
+    training.base = describe_base(network, chosen["pretrained"], chosen["checkpoint"])
+    base = training.base and {**training.base, "base_state_dict": network.base_state()}
+    processes.from_main(partial(run.begin, training.options, about, base))
     return run, None
 
 
