@@ -236,7 +236,7 @@ def save_tensors(path: Path, content: dict) -> None:
 
 
 def load_tensors(path: Path, what: str = "checkpoint") -> dict:
-    """Loads a file of `save_tensors` or a released .pth; never runs code from it.
+    """Loads a file of `save_tensors`, a released .pth or .safetensors; never runs code from it.
 
     Raises:
         InputError: the file is missing, differs from its checksum, is no such file at all, or needs
@@ -246,7 +246,11 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
 
     with _opened(path, what) as file:
         try:
+            if Path(path).suffix == ".safetensors":
+                return _load_safetensors(Path(path))
             content = torch.load(file, map_location="cpu", weights_only=True)
+        except InputError:
+            raise
         except Exception as error:  # torch reports damage through a dozen unrelated types
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise DamagedError(
@@ -259,6 +263,17 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
             "choose another file"
         )
     return content
+
+
+def _load_safetensors(path: Path) -> dict:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise InputError(
+            f"{path} needs the package safetensors, which is not installed here; "
+            "pip install safetensors -c constraints.txt"
+        ) from error
+    return load_file(path)
 
 
 def save_arrays(path: Path, content: dict[str, np.ndarray], *, small: bool = False) -> None:

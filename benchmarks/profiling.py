@@ -128,6 +128,7 @@ def flops_of(training: Training, batch: Batch) -> int:
     Counted by torch from the shapes of convolutions, matrix products and attention.
     """
     training.network.zero_grad(set_to_none=True)
+    training.network.record(False)  # a recording runs unseen
     with FlopCounterMode(display=False) as counter:
         with training.precision.autocast():
             # forward itself, so that a compiled network is counted as the plain one it computes.

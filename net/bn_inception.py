@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net.backbones import Backbone
+from net.blocks import Block as NamedBlock
+from net.blocks import sorted_blocks
 from net.choices import STEMS
 from net.layers import average_conv_norm, conv_norm, init_convolutions
 
@@ -127,6 +129,14 @@ class BNInception(nn.Module):
         return F.relu(average_conv_norm(x, *self._layer(name)), inplace=True)
 
 
+def _blocks(module: nn.Module) -> list[NamedBlock]:
+    places = {block.prefix: place for place, block in enumerate(BLOCKS, 1)}
+    return sorted_blocks(
+        module,
+        lambda name: next((at for prefix, at in places.items() if name.startswith(prefix)), 0),
+    )
+
+
 BACKBONES = (
     Backbone(
         "bn_inception",
@@ -139,5 +149,6 @@ BACKBONES = (
         imagenet_url="http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth",
         weights_fit_all_stems=True,
         is_in=lambda keys: "inception_3a_1x1.weight" in keys,
+        blocks=_blocks,
     ),
 )

@@ -34,7 +34,7 @@ def build(
         )
     if pretrained == "imagenet":
         _check_imagenet_fits(architecture)
-    backbone = architecture.backbone.build(architecture.stem, architecture.width)
+    backbone = architecture.build_backbone()
     if pretrained not in (None, "none"):
         load_pretrained(backbone, architecture.backbone, pretrained)
     return EmbeddingNet(architecture, backbone, masks)

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from net.architecture import Architecture
 from net.backbones import find_backbone, recognised
-from net.choices import MASKS_AT_TEST, check_choice
+from net.choices import MASKS_AT_TEST, WEIGHTS, Peft, check_choice
 from net.heads import HEADS, classifiers
 from net.network import EmbeddingNet
+from net.peft import ADDED_KEYS, merged
 from utils import InputError
 
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
@@ -146,6 +147,32 @@ def _backbone_keys(weights: Iterable[str]) -> set[str]:
 # --- its weights ----------------------------------------------------------------------------------
 
 
+def with_weights(
+    checkpoint: dict, weights: str | None = None, source: str | Path = "checkpoint"
+) -> dict:
+    """The checkpoint with the weights that are asked for as its `model_state_dict`.
+
+    Args:
+        checkpoint: ours or released; it stays as it is.
+        weights: `ema`, the running mean that a run has kept; `raw`, the weights that trained; None
+            is the mean where there is one.
+
+    Raises:
+        InputError: there is no running mean in it, or `weights` are of another name.
+    """
+    if weights is not None:
+        check_choice("weights", weights, WEIGHTS)
+    mean = checkpoint.get("ema_state_dict")
+    if mean is None and weights == "ema":
+        raise InputError(
+            f"{source} holds no running mean of weights, because its run kept none (--ema); leave "
+            "out which weights are meant"
+        )
+    if mean is None or weights == "raw":
+        return checkpoint
+    return {**checkpoint, "model_state_dict": mean}
+
+
 def load_checkpoint(
     network: EmbeddingNet,
     checkpoint: dict,
@@ -157,6 +184,7 @@ def load_checkpoint(
 
     - A network without masks is given those of the file, and what they do at test time.
     - With `masks=False` those of the file are left aside, and the network keeps its own.
+    - Position embeddings are resized where the network is built for images of another size.
 
     Args:
         network: of the same backbone, embedding size and heads.
@@ -167,8 +195,13 @@ def load_checkpoint(
     Raises:
         InputError: it holds no such network; names both architectures, sizes or heads.
     """
-    _check_same(architecture_of(checkpoint, source), network.architecture, source)
+    held = architecture_of(checkpoint, source)
+    _check_same(held, network.architecture, source)
     weights = weights_of(checkpoint)
+    if held.image_size != network.architecture.image_size:
+        weights = _for_other_size(network, weights)
+    if held.peft != network.architecture.peft:
+        weights = _with_other_peft(weights, Peft.of(held.peft), network, source)
     if not masks:
         own = {k: v for k, v in network.state_dict().items() if k.startswith("masks.")}
         weights = {k: v for k, v in weights.items() if not k.startswith("masks.")} | own
@@ -181,6 +214,25 @@ def load_checkpoint(
         check_choice("masks_at_test", at_test, MASKS_AT_TEST)
         network.masks.full = at_test
         network.masks.relu = described.get("mask_relu", network.masks.relu)
+
+
+def _for_other_size(network: EmbeddingNet, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network for images of another size."""
+    backbone = {key.removeprefix("model."): value for key, value in weights.items()}
+    fitted = network.architecture.backbone.adapt(network.model, backbone)
+    return weights | {f"model.{key}": value for key, value in fitted.items()}
+
+
+def _with_other_peft(
+    weights: dict[str, Tensor], held: Peft, network: EmbeddingNet, source: str | Path
+) -> dict[str, Tensor]:
+    """Weights as those of a network that has another PEFT, or none; what that adds is its own."""
+    if held.prompts:
+        raise InputError(
+            f"{source} holds prompts, without which its network is another one; use --peft {held}"
+        )
+    added = {k: v for k, v in network.state_dict().items() if k.endswith(ADDED_KEYS)}
+    return merged(weights, held) | added
 
 
 def _check_same(held: Architecture, wanted: Architecture, source: str | Path) -> None:
@@ -202,8 +254,9 @@ def _check_same(held: Architecture, wanted: Architecture, source: str | Path) ->
 
 
 def _heads_in_words(architecture: Architecture) -> str:
-    behind = " behind a BatchNorm" if architecture.head_norm else ""
-    return " and ".join(architecture.heads) + behind
+    norms = {False: "", True: " behind a BatchNorm", "layer": " behind a LayerNorm"}
+    norms["layer-plain"] = " behind a LayerNorm without scale and shift"
+    return " and ".join(architecture.heads) + norms[architecture.head_norm]
 
 
 def weights_of(checkpoint: dict) -> dict[str, Tensor]:

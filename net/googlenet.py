@@ -14,6 +14,7 @@ from torchvision import models
 from torchvision.models.googlenet import BasicConv2d, Inception, InceptionAux
 
 from net.backbones import Backbone
+from net.blocks import Block, sorted_blocks
 from net.choices import STEMS
 from net.layers import conv_norm, init_convolutions
 
@@ -62,6 +63,12 @@ class GoogLeNet(models.GoogLeNet):
         return x
 
 
+def _blocks(module: nn.Module) -> list[Block]:
+    inceptions = [name for name in LAYERS if name.startswith("inception")]
+    places = {name: place for place, name in enumerate(inceptions, 1)}
+    return sorted_blocks(module, lambda name: places.get(name.partition(".")[0], 0))
+
+
 BACKBONES = (
     Backbone(
         "googlenet",
@@ -71,5 +78,6 @@ BACKBONES = (
         bn_momentum=0.1,
         weights_fit_all_stems=True,
         is_in=lambda keys: "inception3a.branch1.conv.weight" in keys,
+        blocks=_blocks,
     ),
 )

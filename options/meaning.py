@@ -12,6 +12,7 @@ import net
 from flags import Flag
 from options.declared import (
     EVALUATE_GROUPS,
+    PHOTOGRAPHS,
     SINGLE_IMAGES,
     TRAIN_GROUPS,
     bn_freeze_of,
@@ -36,15 +37,16 @@ def as_published(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def resolved(args: argparse.Namespace) -> argparse.Namespace:
-    """The options with what the data set decides: image size, weights, stem, BatchNorm, views.
+    """The options with what data set and network decide: image size, weights, pooling, views, …
 
     Nothing changes them afterwards.
 
     Raises:
         InputError: an unknown data set, or evaluation is to cut more out of an image than it has.
     """
-    protocol = dataset.protocol(args.dataset)
-    size = protocol.image_size if args.image_size is None else args.image_size
+    protocol, backbone = dataset.protocol(args.dataset), net.find_backbone(args.model)
+    usual = backbone.image_size if PHOTOGRAPHS.met(args) else None
+    size = args.image_size or usual or protocol.image_size
     if args.eval_resize is not None and args.eval_resize < size:
         raise InputError(
             f"--eval-resize {args.eval_resize} is less than the {size} pixels that are cut out of "
@@ -53,9 +55,10 @@ def resolved(args: argparse.Namespace) -> argparse.Namespace:
     decided = {
         "image_size": size,
         "pretrained": pretrained_of(args),
-        "stem": net.find_backbone(args.model).default_stem(size),
+        "stem": backbone.default_stem(size),
+        "pooling": backbone.poolings[0],
         "bn_freeze": bn_freeze_of(args),
-        "bn_momentum": net.find_backbone(args.model).bn_momentum,
+        "bn_momentum": backbone.bn_momentum,
         "augment": protocol.augment,
     }
     return changed(

@@ -9,16 +9,19 @@ from typing import Any
 
 import dataset
 from dataset.own import OwnData
-from flags import AS_TODAY, SWITCH, Change, Flag, Kind, key_value
+from flags import AS_TODAY, SWITCH, Change, Flag, Kind, key_value, key_values
 from options.declared import train_flags
 from options.meaning import changed, resolved, unread, useless
 from utils import InputError
+
+PAIRS = ("loss_args", "model_args")
+"""The options that are pairs of a name and a value."""
 
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
     """The options as JSON and `weights_only` know them."""
     return {
-        name: [list(item) for item in value] if name == "loss_args" else value
+        name: [list(item) for item in value] if name in PAIRS else value
         for name, value in vars(args).items()
     }
 
@@ -52,7 +55,8 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
         "recipe": None,
     }
     args = argparse.Namespace(**{**unknown_then, **stored})
-    args.loss_args = tuple(tuple(item) for item in args.loss_args)
+    for name in PAIRS:
+        setattr(args, name, tuple(tuple(item) for item in getattr(args, name)))
     # A run of another version may name a data set or a model that there is not here.
     with contextlib.suppress(InputError):
         args = resolved(args)
@@ -68,7 +72,7 @@ def _can_have(entry: Flag, value: Any) -> bool:
         return _is_of(kind, value)
     if not isinstance(value, list | tuple):
         return False
-    if kind.parse is key_value:
+    if kind.parse in (key_value, key_values):
         return all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
     return all(_is_of(kind, item) for item in value)
 

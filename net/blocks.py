@@ -1,0 +1,84 @@
+"""The blocks of a backbone, in order from the input to the output.
+
+Freezing, layer-wise rates and whatever else treats the depth of a network speak of blocks, and this
+is what a block is to all of them: the names of the modules and parameters that it consists of. The
+first one is what comes before the first repeated block (the stem; patch embedding, position
+embeddings and class tokens), and what comes after the last one (the final norm) belongs to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Block = tuple[str, ...]
+"""Names of modules and of parameters that lie in none of these modules: `("stem", "cls_token")`."""
+
+
+def belongs(name: str, block: Block) -> bool:
+    """Whether a parameter or module of this name lies in a block."""
+    return any(name == part or name.startswith(f"{part}.") for part in block)
+
+
+def numbered_blocks(module: nn.Module) -> list[Block]:
+    """The blocks of a backbone whose modules are numbered, as those of containers are.
+
+    - `layer1.0`, `blocks.2.1`, `layers.3` are a block each: a name up to its first number, and the
+      numbers that follow it at once.
+    - What has no number is the stem, or belongs to the last block where it comes after one.
+    - Vectors alone are no block: a BatchNorm after its convolution belongs to the block before.
+    """
+    matrices = {name for name, parameter in module.named_parameters() if parameter.dim() > 1}
+    groups: dict[str, list[str]] = {"": []}
+    for name, _ in module.named_parameters():
+        groups.setdefault(_numbered_part(name) or list(groups)[-1], []).append(name)
+    merged: list[list[str]] = []
+    for names in groups.values():
+        if not merged or matrices.intersection(names):
+            merged.append(names)
+        else:
+            merged[-1].extend(names)
+    return as_blocks(module, [names for names in merged if names])
+
+
+def _numbered_part(name: str) -> str:
+    """`layer1.0.conv2.weight` → `layer1.0`; empty where there is no number."""
+    parts = name.split(".")
+    first = next((at for at, part in enumerate(parts) if part.isdigit()), None)
+    if first is None:
+        return ""
+    last = first
+    while parts[last + 1].isdigit():
+        last += 1
+    return ".".join(parts[: last + 1])
+
+
+def sorted_blocks(module: nn.Module, place: Callable[[str], int]) -> list[Block]:
+    """The blocks of a backbone whose parameters' names say their place, 0 being the stem's."""
+    groups: dict[int, list[str]] = {}
+    for name, _ in module.named_parameters():
+        groups.setdefault(place(name), []).append(name)
+    return as_blocks(module, [groups[at] for at in sorted(groups)])
+
+
+def as_blocks(module: nn.Module, groups: Iterable[Iterable[str]]) -> list[Block]:
+    """Groups of parameter names as blocks: whole modules by their names."""
+    groups = [list(group) for group in groups]
+    place = {name: at for at, group in enumerate(groups) for name in group}
+    return [
+        tuple(dict.fromkeys(_largest_module(name, place) for name in group)) for group in groups
+    ]
+
+
+def _largest_module(name: str, place: Mapping[str, int]) -> str:
+    """The largest module around a parameter that lies in its group with all its parameters."""
+    parts = name.split(".")
+    for length in range(1, len(parts)):
+        module = ".".join(parts[:length])
+        inside = {at for other, at in place.items() if other.startswith(f"{module}.")}
+        if inside == {place[name]}:
+            return module
+    return name

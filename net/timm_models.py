@@ -1,0 +1,295 @@
+"""Any model of timm (`--model timm:NAME` or `timm:NAME.TAG`): features without its classifier.
+
+    python train.py --model timm:vit_small_patch14_reg4_dinov2.lvd142m --image-size 224
+
+timm's own configuration of the name says what the model is fed, where its weights are and how its
+features are pooled. The package is loaded when such a model is named, and not before: everything
+else runs without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Mapping
+from functools import cache, partial
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from net.backbones import TIMM, Backbone
+from net.blocks import Block, as_blocks, numbered_blocks
+from net.choices import InputSpec
+from net.heads import Pool
+from utils import InputError, close_names, nearest_names
+
+# --- the module -----------------------------------------------------------------------------------
+
+
+class Body(nn.Module):
+    """A timm model between images and the heads: images (B, 3, S, S) → features (B, F).
+
+    Args:
+        body: the model, without a classifier.
+        pooling: one of those that its record admits.
+    """
+
+    def __init__(self, body: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.body = body
+        self.num_features = body.head_hidden_size
+        self._as_timm = pooling == _own_pooling(body)
+
+    def forward(self, images: Tensor) -> Tensor | list[Tensor]:
+        """(B, 3, S, S) → what timm calls features: maps (B, F, h, w), (B, h, w, F) or (B, N, F)."""
+        return self.body.forward_features(images)
+
+    def pooled(self, images: Tensor, pool: Pool) -> Tensor:
+        """(B, 3, S, S) → (B, F): pooled, and through what the model has behind its pooling.
+
+        Its own pooling is done by its own code, and equals what `num_classes=0` gives in timm.
+        """
+        seen = self(images)
+        with torch.autocast(images.device.type, enabled=False):  # as the heads
+            seen = _in_float32(seen)
+            if self._as_timm:
+                return self.body.forward_head(seen, pre_logits=True)
+            if seen.dim() == 3:
+                return _after_tokens(self.body, pool(_laid_out(self.body, seen, pool.pooling)))
+            last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+            pooled = pool(seen.movedim(3, 1) if last else seen)[:, :, None, None]
+            # A map of one cell is pooled to itself, so only what comes after pooling is left.
+            return self.body.forward_head(pooled.movedim(1, 3) if last else pooled, pre_logits=True)
+
+
+def _in_float32(seen: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    if isinstance(seen, Tensor):
+        return seen.to(torch.promote_types(seen.dtype, torch.float32))
+    return [_in_float32(part) for part in seen]
+
+
+def _laid_out(body: nn.Module, tokens: Tensor, pooling: str) -> Tensor:
+    """Tokens (B, N, F) as maps: those of the patches in one row, or the class token alone."""
+    start = body.num_prefix_tokens  # class token and registers
+    chosen = tokens[:, :1] if pooling == "cls" else tokens[:, start:]
+    return chosen.transpose(1, 2)[..., None]
+
+
+def _after_tokens(body: nn.Module, features: Tensor) -> Tensor:
+    norm = getattr(body, "fc_norm", None)
+    return features if norm is None else norm(features)
+
+
+# --- what kind of model it is ---------------------------------------------------------------------
+
+
+OF_MAPS = ("avg", "max", "avg+max", "gem")
+
+
+def _poolings(name: str, body: nn.Module, size: int) -> tuple[str, ...]:
+    """Those that a model can have, the one that its family uses first.
+
+    `body` is on the meta device, where looking at an image computes nothing.
+    """
+    own = _own_pooling(body)
+    with torch.no_grad():
+        seen = body.forward_features(torch.empty(1, 3, size, size, device="meta"))
+    if not isinstance(seen, Tensor):
+        return (own,)
+    if seen.dim() == 4:
+        return tuple(dict.fromkeys((own, *OF_MAPS)))
+    if getattr(body, "num_prefix_tokens", None) is None:
+        return (own,)
+    has_class = getattr(body, "cls_token", None) is not None
+    # timm averages DINOv3's patches; its authors take the class token, as for DINO and DINOv2.
+    first = "cls" if has_class and "dinov3" in name else own
+    class_token = ("cls",) if has_class else ()
+    return tuple(dict.fromkeys((first, own, *class_token, *OF_MAPS)))
+
+
+def _own_pooling(body: nn.Module) -> str:
+    """The one of our poolings that timm's own code of this model carries out."""
+    own = getattr(body, "global_pool", None)
+    return {"token": "cls", "map": "attention"}.get(own if isinstance(own, str) else "", "avg")
+
+
+def _blocks(module: Body) -> list[Block]:
+    """timm's own grouping of the layers; what it has after the last block belongs to that one."""
+    body = module.body
+    if not hasattr(body, "group_matcher"):
+        return numbered_blocks(module)
+    from timm.models import group_parameters
+
+    groups = group_parameters(body, body.group_matcher(coarse=False), reverse=False)
+    blocks: list[list[str]] = []
+    for at in sorted(groups):
+        numbered = any(part.isdigit() for name in groups[at] for part in name.split("."))
+        if len(blocks) > 1 and not numbered:
+            blocks[-1].extend(groups[at])
+        else:
+            blocks.append(list(groups[at]))
+    return as_blocks(module, [[f"body.{name}" for name in group] for group in blocks])
+
+
+# --- by name --------------------------------------------------------------------------------------
+
+
+def find(name: str) -> Backbone:
+    """The record of `timm:NAME` or `timm:NAME.TAG`; without a tag it has timm's default one.
+
+    Raises:
+        InputError: timm is not installed, or has no such model or weights.
+    """
+    return _record(_full_name(name.lower().removeprefix(TIMM)))
+
+
+def _timm() -> ModuleType:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise InputError(
+            f"--model {TIMM}NAME needs the package timm, which cannot be loaded here ({error}); "
+            "pip install timm -c constraints.txt"
+        ) from error
+
+
+def _full_name(name: str) -> str:
+    timm = _timm()
+    model, _, tag = name.partition(".")
+    if not timm.is_model(model):
+        near = nearest_names(model, timm.list_models())
+        if not close_names(model, timm.list_models()):
+            near = 'python -c "import timm; print(timm.list_models())" lists them all'
+        raise InputError(f"timm has no model {model!r}; {near}")
+    tags = {full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")}
+    if tag and tag not in tags:
+        raise InputError(
+            f"timm has no weights {tag!r} of {model}; "
+            f"{nearest_names(tag, tags) if tags else 'leave the tag out'}"
+        )
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    tag = tag or (config.tag if config else None) or ""
+    return f"{model}.{tag}" if tag else model
+
+
+@cache
+def _record(name: str) -> Backbone:
+    with torch.device("meta"):
+        body = _timm().create_model(name, num_classes=0)
+    config = body.pretrained_cfg
+    size = config["input_size"][-1]
+    return Backbone(
+        f"{TIMM}{name}",
+        partial(_build, name),
+        takes=("image_size", "pooling", "model_args"),
+        poolings=_poolings(name, body, size),
+        input_spec=_input_of(config),
+        image_size=size,
+        hub=config.get("hf_hub_id"),
+        adapt=partial(_adapt, name),
+        blocks=_blocks,
+    )
+
+
+def _input_of(config: Mapping[str, Any]) -> InputSpec:
+    """What the weights were trained with. (Deviation: of a picture that timm would squash to a
+    square, the centre is taken, as of all others.)
+    """
+    size = config["input_size"][-1]
+    return InputSpec(
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        size=size,
+        resize=max(size, int(size / config["crop_pct"])),
+        cubic=config["interpolation"] == "bicubic",
+    )
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+_WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "teacher")
+"""Under what training codes keep the weights; the first that is there counts."""
+
+_PREFIXES = ("module.", "_orig_mod.", "backbone.", "body.")
+"""What they put in front of their names."""
+
+
+def _adapt(name: str, module: Body, content: dict) -> dict[str, Tensor]:
+    """The weights of a file for a model; position embeddings are resized to the model's images.
+
+    The translation is timm's own of that model's family, so it takes what timm takes: timm's files,
+    and those of most families' authors. All that the model has must be in the file; what else is
+    there (classifiers, projections, mask tokens) is left aside.
+    """
+    body = module.body
+    weights = _bare(_unwrapped(content), {child for child, _ in body.named_children()})
+    family = importlib.import_module(_timm().model_entrypoint(name.partition(".")[0]).__module__)
+    translate = getattr(family, "checkpoint_filter_fn", None)
+    if translate is not None:
+        weights = translate(weights, body)
+    own = body.state_dict()
+    return {f"body.{key}": value for key, value in weights.items() if key in own}
+
+
+def _unwrapped(content: dict) -> dict:
+    while inside := next((content[key] for key in _WRAPPERS if _is_dict(content, key)), None):
+        content = inside
+    return {key: value for key, value in content.items() if isinstance(value, Tensor | dict)}
+
+
+def _is_dict(content: dict, key: str) -> bool:
+    return isinstance(content.get(key), dict)
+
+
+def _bare(weights: dict, children: Collection[str]) -> dict:
+    for prefix in _PREFIXES:
+        inside = [key for key in weights if str(key).startswith(prefix)]
+        if inside and prefix.rstrip(".") not in children:
+            weights = {key.removeprefix(prefix): weights[key] for key in inside}
+    return weights
+
+
+# --- building -------------------------------------------------------------------------------------
+
+_DECIDED_ELSEWHERE = {
+    "img_size": "--image-size",
+    "global_pool": "--pooling",
+    "num_classes": "--embedding-size",
+    "in_chans": "pictures, which have three channels",
+    "drop_path_rate": "--drop-path",
+    "pretrained": "--pretrained",
+    "pretrained_cfg": "--pretrained",
+    "features_only": "--pooling",
+}
+
+
+def _build(
+    name: str,
+    stem: str,
+    width: float,
+    *,
+    image_size: int | None,
+    pooling: str,
+    model_args: Collection[tuple[str, Any]] = (),
+) -> Body:
+    chosen = dict(model_args)
+    for argument in chosen:
+        if argument in _DECIDED_ELSEWHERE:
+            raise InputError(
+                f"--model-args {argument} is decided by {_DECIDED_ELSEWHERE[argument]}; leave it "
+                "out"
+            )
+    timm = _timm()
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if image_size is not None and config is not None and config.fixed_input_size:
+        chosen["img_size"] = image_size
+    try:
+        body = timm.create_model(name, num_classes=0, **chosen)
+    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+        words = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise InputError(
+            f"{TIMM}{name} cannot be built for images of {image_size} pixels with "
+            f"{dict(model_args) or 'its own arguments'}: {words[:200]}"
+        ) from error
+    return Body(body, pooling)
