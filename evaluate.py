@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates the checkpoints of `args.resume`; prints, and where asked writes, the results."""
     processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
     check_outputs(args)
-    device = pick_device(processes.local_rank() if processes.is_group() else args.gpu_id)
+    device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(args.amp, device)
     candidates = open_candidates(args)
     check_requests(args, candidates)
@@ -84,7 +84,7 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
     loaded: dict[dataset.Choice, list[Task]] = {}
     candidates = []
     for path, label in zip(paths, labels_of(paths), strict=True):
-        opened = open_checkpoint(path, args)
+        opened = open_checkpoint(path, args, weights=args.weights)
         if opened.data not in loaded:
             loaded[opened.data] = tasks_of(opened.data, args.ks)
             dataset.require_files(None, images_of(loaded[opened.data]))
@@ -98,6 +98,7 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
                 opened.network,
                 loaded[opened.data],
                 args.kmeans_restarts,
+                opened.weights,
             )
         )
     return candidates
@@ -160,7 +161,9 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
             block_size=args.block_size,
         )
         results.append(result)
-        about = f"{task.title}: {result.task.describe()}, {human_seconds(result.seconds)}"
+        kept = {"ema": ", running mean of the weights", "raw": ", raw weights"}
+        about = f"{task.title}: {result.task.describe()}{kept.get(candidate.weights, '')}"
+        about += f", {human_seconds(result.seconds)}"
         say(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
     # The candidates on these data share the list, so that all see the images that can be read.
     candidate.tasks[:] = [result.task for result in results]
