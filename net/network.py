@@ -162,7 +162,7 @@ class EmbeddingNet(nn.Module):
             self.features(torch.zeros(1, 3, size, size, device=device))
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             raise InputError(
                 f"{self.architecture.model} cannot take images of {size} pixels: its maps do not "
                 "fit together; choose an --image-size that 32 divides, such as "
