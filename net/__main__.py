@@ -46,7 +46,7 @@ def export(args: argparse.Namespace) -> None:
     model = open_model(args.run)
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
     note = describe_input(graph.size, model.resize, model.network.input.cubic)
-    say(f"input   {note}\noutput  float32 (B, {model.network.embedding_size}), unit length")
+    say(f"input   {note}\noutput  float32 (B, {model.network.test_size}), unit length")
     if args.onnx:
         difference = export_onnx(graph, args.onnx, note)
         say(f"{args.onnx}: onnxruntime and torch differ by at most {difference:.1e}")

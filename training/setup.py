@@ -149,8 +149,14 @@ def build_optimisers(
     )
     for routine in routines:
         groups = routine.parameter_groups(groups)
+    groups = [*groups, *objective.parameter_groups(args.lr)]
+    if not any(parameter.requires_grad for group in groups for parameter in group["params"]):
+        raise InputError(
+            "nothing would train: the backbone rests (--freeze-blocks, --warm), and neither a head "
+            "nor the loss has parameters; use --head linear, or --warm 0"
+        )
     return optim.Optimisers(
-        [*groups, *objective.parameter_groups(args.lr)],
+        groups,
         optimizer=args.optimizer,
         weight_decay=args.weight_decay,
         schedule=build_schedule(args, length, steps_per_epoch),
