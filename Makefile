@@ -1,6 +1,7 @@
 # make demo   trains AMLoss on the embedded data and evaluates it: the tour
 # make test   lint and the fast tests;  make test-all  the long ones too
-# make gpu-check   every GPU test and benchmark, on a machine with a CUDA GPU (any python with torch)
+# make gpu-check   every GPU test and benchmark, on a machine with a CUDA GPU (GPU_PYTHON: any python
+#   with torch), in under ten minutes; make gpu-check QUICK=1  the short form, in under four
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -9,7 +10,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
 .PHONY: help demo test test-all gpu-check lint format clean
 
 help:
-	@grep -E '^# make' Makefile | sed 's/^# //'
+	@sed -n 's/^# \(make\|  with\)/\1/p' Makefile
 
 # One stamp per requirements file, so that a second call installs nothing.
 $(VENV)/.run: requirements.txt constraints.txt
@@ -50,7 +51,7 @@ test-all: lint
 # No installation here: a GPU machine brings its own torch. GPU_PYTHON chooses it.
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 gpu-check:
-	@$(GPU_PYTHON) benchmarks/gpu_check.py
+	@$(GPU_PYTHON) benchmarks/gpu_check.py $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

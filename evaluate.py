@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates the checkpoints of `args.resume`; prints, and where asked writes, the results."""
     processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
     check_outputs(args)
-    device = pick_device(processes.local_rank() if processes.is_group() else args.gpu_id)
+    device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(args.amp, device)
     candidates = open_candidates(args)
     check_requests(args, candidates)
@@ -84,7 +84,7 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
         InputError: a checkpoint cannot be used, or the data are not there.
     """
     paths = [str(file) for path in args.resume or () for file in checkpoint_files(path)]
-    openers = [partial(open_checkpoint, path, args) for path in paths]
+    openers = [partial(open_checkpoint, path, args, weights=args.weights) for path in paths]
     if not paths:
         paths, openers = [args.model], [partial(open_untrained, args)]
     loaded: dict[dataset.Choice, list[Task]] = {}
@@ -104,6 +104,7 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
                 opened.network,
                 loaded[opened.data],
                 args.kmeans_restarts,
+                opened.weights,
             )
         )
     return candidates
@@ -166,7 +167,9 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
             block_size=args.block_size,
         )
         results.append(result)
-        about = f"{task.title}: {result.task.describe()}, {human_seconds(result.seconds)}"
+        kept = {"ema": ", running mean of the weights", "raw": ", raw weights"}
+        about = f"{task.title}: {result.task.describe()}{kept.get(candidate.weights, '')}"
+        about += f", {human_seconds(result.seconds)}"
         say(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
     # The candidates on these data share the list, so that all see the images that can be read.
     candidate.tasks[:] = [result.task for result in results]

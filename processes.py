@@ -80,8 +80,23 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """This process's number on its machine: the GPU it takes."""
+    """This process's number on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if is_group() else 0
+
+
+def gpu(asked: int) -> int:
+    """The number of the GPU that this process takes: the one `asked` for, where it is alone.
+
+    Of several processes each takes its own; where there are fewer GPUs, they share them.
+    """
+    if not is_group():
+        return asked
+    return local_rank() % max(1, torch.cuda.device_count())
+
+
+def _gpus_are_shared() -> bool:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
+    return here > torch.cuda.device_count()
 
 
 def is_main() -> bool:
@@ -316,8 +331,9 @@ def joined() -> Iterator[None]:
     place.meet(store)
     watch = _Watch(dist.PrefixStore("watch", place.store()), number, count)
     watch.start()
-    gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    # NCCL is the faster one between GPUs, and refuses two processes on one GPU.
+    nccl = torch.cuda.is_available() and dist.is_nccl_available() and not _gpus_are_shared()
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     try:
         with _stdout_of_main():

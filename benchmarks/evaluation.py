@@ -5,6 +5,7 @@
     python benchmarks/evaluation.py --shapes classes       # 10,000 images in few to many classes
     python benchmarks/evaluation.py --shapes more-classes  # 60,000 images: an hour
     python benchmarks/evaluation.py --quick          # a tenth of SOP, once: does it run?
+    python benchmarks/evaluation.py --ours           # our rows alone, in this process: seconds
 
 Synthetic embeddings (no download): classes on a sphere, noise of varying size, so that recalls are
 those of a trained network. Every row runs in a process of its own, after a warm-up on a few images;
@@ -41,7 +42,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metrics import nmi_f1, retrieval_metrics
+from metrics import clustering_metrics, nmi_f1, retrieval_metrics
 from metrics.clustering import kmeans
 
 ITERATIONS = 20  # of k-means, ours and faiss's
@@ -284,7 +285,8 @@ def run_row(name: str, data: Path, ks: tuple[int, ...], device: torch.device) ->
 
 def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
     """All the rows of a shape, `repeats` times in turn."""
-    rows = shape.rows or tuple(name for name in ROWS if name != "plain topk")
+    others = {"plain topk", ALONE, BESIDE} if device == "cuda" else {"plain topk"}
+    rows = shape.rows or tuple(name for name in ROWS if name not in others)
     results: dict[str, list[dict]] = {name: [] for name in rows}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "embeddings.npz"
@@ -298,6 +300,32 @@ def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
                 answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 results[name].append(json.loads(answer.stdout.splitlines()[-1]))
     return results
+
+
+def print_ours(shape: Shape, repeats: int, device: torch.device) -> None:
+    """A line for each thing that an evaluation computes: seconds, and the memory it adds."""
+    x, labels = (tensor.to(device) for tensor in embeddings_like(shape))
+    few = slice(1000)
+    ours(x[few], labels[few], (1,))  # libraries, threads and kernels wake up
+    what: dict[str, Callable[[], dict[str, float]]] = {
+        "retrieval": lambda: ours(x, labels, shape.ks),
+        "k-means, NMI and F1": lambda: clustering_metrics(x, labels),
+        "one float32 product": lambda: one_product(x, labels, shape.ks),
+    }
+    for name, compute in what.items():
+        seconds, peak = [], 0.0
+        for _ in range(repeats):
+            memory, start = Memory(device), time.perf_counter()
+            compute()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+            peak = memory.peak()
+        print(
+            f"{shape.title} {name}: {statistics.median(seconds):.3f} s ({min(seconds):.3f} to "
+            f"{max(seconds):.3f}), {peak:.0f} MB",
+            flush=True,
+        )
 
 
 # The table --------------------------------------------------------------------------------------
@@ -407,6 +435,7 @@ def main() -> None:
     parser.add_argument("--shapes", choices=[*GROUPS], default="all")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each row; medians count")
     parser.add_argument("--quick", action="store_true", help="a tenth of SOP, once")
+    parser.add_argument("--ours", action="store_true", help="our rows alone, without peers")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
@@ -424,6 +453,9 @@ def main() -> None:
         f"{processor(args.device)}; torch {torch.__version__}; Python {platform.python_version()}"
     )
     for key in chosen:
+        if args.ours:
+            print_ours(SHAPES[key], args.repeats, torch.device(args.device))
+            continue
         results = measure(SHAPES[key], 1 if args.quick else args.repeats, args.device)
         print(f"\n{table(SHAPES[key], results, args.device)}", flush=True)
 

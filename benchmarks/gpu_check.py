@@ -1,20 +1,27 @@
 """Every GPU test and benchmark in one go, in under ten minutes: what `make gpu-check` runs.
 
-    python benchmarks/gpu_check.py [--only tests losses]
+    python benchmarks/gpu_check.py [--quick] [--only tests losses] [--out FOLDER]
 
-Each part runs in a process of its own with a limit of its own and prints its table; one that fails
-does not stop the others. The last table says how each ended. Works without wandb and without
+Each part runs in a process of its own, with a limit of its own, and says what it finds as it goes.
+A part that fails does not stop the others; one that hangs prints where each of its threads stands.
+FOLDER (logs/gpu-check) gets gpu_check.log, all that was printed, and gpu_check.json, how each part
+ended and what it printed, written anew after every part. Works without wandb, faiss and
 pytorch-metric-learning (what needs them is skipped and named).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 try:
     import torch
@@ -25,59 +32,166 @@ except ImportError:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from storage import write_json
 from utils import InputError, sentence_errors
+
+LAST_WORDS = 10  # seconds that a part which is over its limit has to print its stacks and end
+PACKAGES = ("torchvision", "timm", "sklearn", "faiss", "pytorch_metric_learning", "wandb")
 
 
 class Part(NamedTuple):
-    """A command of its own: what `python` is given, and its limit in seconds."""
+    """What `python` is given, and the limit in seconds; the same for --quick, where it is in it."""
 
     arguments: str
     limit: int
+    quick: str | None = None
+    quick_limit: int = 0
 
 
+# Many tests start programs of their own, so that a few at once still share the card.
+AT_ONCE = "-n 6 --dist worksteal" if importlib.util.find_spec("xdist") else ""
+TESTS = f"-m pytest -m gpu {AT_ONCE} -vv -rfEs --tb short --durations 8 -o faulthandler_timeout=90"
+JPEG = "--sizes 224 --batch-size 180 --bn-freeze 1 --data jpeg"
+NETWORKS = "bn_inception resnet50 timm:vit_small_patch16_224"
 PARTS = {
-    "tests": Part("-m pytest -m gpu -rs", 200),
-    "training": Part(
-        "benchmarks/training.py --models bn_inception resnet50 --sizes 64 224 --bn-freeze 1 "
-        "--batches 10 --repeats 3",
-        130,
+    "tests": Part(TESTS, 160, TESTS, 120),
+    "profile": Part(
+        f"benchmarks/training.py --profile --models {NETWORKS} {JPEG} --images 800 "
+        "--readings cuda --batches 10 --limit 55",
+        60,
+        f"benchmarks/training.py --profile --models bn_inception {JPEG} --images 800 "
+        "--readings cuda --batches 10 --limit 35",
+        40,
     ),
-    "data": Part("benchmarks/data.py --images 2000 --memory-images 3000 --repeats 2", 90),
-    "losses": Part("benchmarks/losses.py --device cuda --repeats 5", 60),
-    "evaluation": Part("benchmarks/evaluation.py --shapes all", 110),
+    "training": Part(
+        f"benchmarks/training.py --models {NETWORKS} {JPEG} --images 1400 --readings exact cuda "
+        "--batches 8 --repeats 3 --limit 145",
+        150,
+    ),
+    "evaluation": Part(
+        "benchmarks/evaluation.py --ours --shapes all",
+        30,
+        "benchmarks/evaluation.py --ours --shapes all --repeats 2",
+        25,
+    ),
+    "losses": Part(
+        "benchmarks/losses.py --device cuda --repeats 7",
+        30,
+        "benchmarks/losses.py --device cuda --repeats 3 --classes 11318 --only Proxy_Anchor AMLoss",
+        20,
+    ),
+    "processes": Part("benchmarks/processes.py --device cuda", 60),
+    "precision": Part("benchmarks/precision.py --jobs 5 --epochs 4", 90),
+    "data": Part("benchmarks/data.py --images 2000 --memory-images 3000 --repeats 2", 60),
 }
 
 
-def run(part: Part) -> tuple[str, float]:
-    """How a part ended, in a word, and its seconds; its output goes to the screen."""
+class Paper:
+    """The screen and gpu_check.log: what is printed goes to both, at once.
+
+    The file also has, before each line, the seconds that have passed.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.start = time.perf_counter()
+
+    def write(self, line: str = "") -> None:
+        """Adds a line."""
+        print(line, flush=True)
+        print(f"{time.perf_counter() - self.start:6.1f}  {line}", file=self.file, flush=True)
+
+
+def run(arguments: str, limit: float, paper: Paper) -> dict[str, object]:
+    """Runs a part to its end or its limit: how it ended, its seconds, and its output."""
     start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *arguments.split()],
+        cwd=ROOT,
+        # Its output comes as it is printed, and an abort prints the stacks.
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    said: list[str] = []
+    reader = threading.Thread(target=_read, args=(process, paper, said), daemon=True)
+    reader.start()
     try:
-        done = subprocess.run(
-            [sys.executable, *part.arguments.split()], cwd=ROOT, timeout=part.limit
-        )
-        ended = "passed" if done.returncode == 0 else f"FAILED ({done.returncode})"
+        status = process.wait(limit)
+        ended = "passed" if status == 0 else f"FAILED ({status})"
     except subprocess.TimeoutExpired:
-        ended = f"FAILED (over {part.limit} s)"
-    return ended, time.perf_counter() - start
+        ended = f"FAILED (over {limit:.0f} s)"
+        _end(process)
+    reader.join(LAST_WORDS)
+    seconds = round(time.perf_counter() - start, 1)
+    return {"arguments": arguments, "ended": ended, "seconds": seconds, "output": "".join(said)}
+
+
+def _read(process: subprocess.Popen[str], paper: Paper, said: list[str]) -> None:
+    for line in process.stdout:
+        said.append(line)
+        paper.write(line.rstrip("\n"))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends a part, which prints its stacks, and then all that it has started."""
+    process.send_signal(signal.SIGABRT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(LAST_WORDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def chosen_parts(only: list[str], quick: bool) -> dict[str, tuple[str, int]]:
+    """Name → arguments and limit of the parts that are to run."""
+    parts = {name: PARTS[name] for name in only}
+    if not quick:
+        return {name: (part.arguments, part.limit) for name, part in parts.items()}
+    return {name: (part.quick, part.quick_limit) for name, part in parts.items() if part.quick}
+
+
+def about() -> str:
+    """The card, the versions, and the packages that are missing."""
+    found = {name: importlib.util.find_spec(name) is not None for name in PACKAGES}
+    missing = ", ".join(name for name, there in found.items() if not there) or "none"
+    return (
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, "
+        f"Python {sys.version.split()[0]}, {os.cpu_count()} cores; packages missing: {missing}"
+    )
 
 
 def main() -> None:
     """Runs the parts; exit status 1 when one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    chosen = parser.parse_args().only
+    parser.add_argument("--quick", action="store_true", help="the short form, under four minutes")
+    parser.add_argument("--limit", type=float, help="seconds for all (default: 540; quick: 220)")
+    parser.add_argument("--out", type=Path, default=ROOT / "logs" / "gpu-check")
+    given = parser.parse_args()
     if not torch.cuda.is_available():
         raise InputError(f"{sys.executable} sees no CUDA GPU; run this where there is one")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n", flush=True)
-    rows = []
-    for name in chosen:
-        print(f"## {name}: python {PARTS[name].arguments}\n", flush=True)
-        rows.append((name, *run(PARTS[name])))
-        print(flush=True)
-    print("| part | result | seconds |\n|---|---|---|")
-    for name, ended, seconds in rows:
-        print(f"| {name} | {ended} | {seconds:.0f} |")
-    sys.exit(any(ended != "passed" for _, ended, _ in rows))
+    over = time.monotonic() + (given.limit or (220 if given.quick else 540))
+    given.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict] = {}
+    with (given.out / "gpu_check.log").open("w") as file:
+        paper = Paper(file)
+        paper.write(f"{about()}\n")
+        for name, (arguments, limit) in chosen_parts(given.only, given.quick).items():
+            paper.write(f"## {name}: python {arguments}\n")
+            left = over - time.monotonic() - LAST_WORDS
+            if left > LAST_WORDS:
+                results[name] = run(arguments, min(limit, left), paper)
+            else:
+                results[name] = {"arguments": arguments, "ended": "not run: no time left"}
+            write_json(given.out / "gpu_check.json", {"machine": about(), "parts": results})
+            paper.write()
+        paper.write("| part | result | seconds |\n|---|---|---|")
+        for name, result in results.items():
+            paper.write(f"| {name} | {result['ended']} | {result.get('seconds', 0):.0f} |")
+    sys.exit(any(result["ended"] != "passed" for result in results.values()))
 
 
 if __name__ == "__main__":

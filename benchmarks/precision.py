@@ -2,6 +2,7 @@
 
     python benchmarks/precision.py                    # 5 seeds each, 8 epochs; continues
     python benchmarks/precision.py --seeds 2 --epochs 1
+    python benchmarks/precision.py --jobs 5           # so many runs at once, on a GPU
 
 Every run is train.py's own; a run that has its results.json is not made again. The table has R@1
 and MAP@R on the unseen classes: mean, standard deviation and range over the seeds, and seconds.
@@ -15,6 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,19 +62,22 @@ def row(precision: str, runs: list[dict[str, float]]) -> str:
 def main() -> None:
     """Trains what is missing, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="recipes/emoji_amloss.txt")
+    parser.add_argument("--recipe", default="recipes/emoji_scratch.txt")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--folder", type=Path, default=ROOT / "logs" / "precision")
     args = parser.parse_args()
     runs: dict[str, list[dict[str, float]]] = {precision: [] for precision in PRECISIONS}
-    for seed in range(1, args.seeds + 1):
-        for precision, done in runs.items():
-            done.append(train(args.folder, args.recipe, precision, seed, args.epochs))
-            print(f"{precision} seed {seed}: {done[-1]}", file=sys.stderr, flush=True)
+    wanted = [(name, seed) for seed in range(1, args.seeds + 1) for name in PRECISIONS]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        done = pool.map(lambda run: train(args.folder, args.recipe, *run, args.epochs), wanted)
+        for (precision, seed), found in zip(wanted, done, strict=True):
+            runs[precision].append(found)
+            print(f"{precision} seed {seed}: {found}", file=sys.stderr, flush=True)
     print("| precision | seeds | R@1 | MAP@R | seconds of training |\n|---|---|---|---|---|")
-    for precision, done in runs.items():
-        print(row(precision, done))
+    for precision, found in runs.items():
+        print(row(precision, found))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,37 @@
 """Images per second of our training loop against the plain published way, in one run.
 
     python benchmarks/training.py [--models bn_inception resnet50] [--batches 20] [--repeats 3]
+    python benchmarks/training.py --data jpeg --sizes 224 --bn-freeze 1      # from JPEG files
+    python benchmarks/training.py --profile                       # where the time of a step goes
 
-Both sides train the same network on the same embedded pictures, from the same start, with the same
-loss (Proxy-Anchor) and batch size, from stored picture to updated weights. The plain way is what
-the published codes do: float32, contiguous memory, each image opened with PIL and transformed by
-torchvision, a DataLoader with one worker per core, BatchNorm and convolution as separate modules.
-Ours is `train.step` with train.py's defaults. Rounds of the two alternate, so that a change of
-the machine's speed hits both; the table has the medians.
+Both sides train the same network on the same pictures, from the same start, with the same loss
+(Proxy-Anchor), batch size and number of workers, from stored picture to updated weights. The plain
+way is what the published codes do: float32, contiguous memory, each image opened with PIL and
+transformed by torchvision in a DataLoader's workers, BatchNorm and convolution as separate modules.
+Ours is `train.step` with train.py's defaults. The pictures are the embedded ones, or, with `--data
+jpeg`, generated photographs of 500×375 in files, which ours reads in each way of `--readings`.
+Rounds of all take turns, so that a change of the machine's speed hits all; the table has the
+medians. A round begins with empty queues: what workers made ahead while nobody trained is no speed.
+
+Every row is printed, and written to --json, when it is ready. A row that fails is told and the
+others go on; exit status 1. After --limit seconds the program ends, and says where it stood.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import contextlib
+import faulthandler
+import itertools
+import json
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+import tempfile
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -29,191 +41,238 @@ import door
 door.settle_threads(os.environ)  # as every command does, before torch is loaded
 
 import torch
-from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
-import losses
-import net
 import options
-import train
-from benchmarks.plain import modules_one_by_one
-from dataset.base import ImageSet
+from benchmarks.data import make_photographs
+from benchmarks.loops import READINGS, OurWay, PlainWay, Way, run
+from benchmarks.profiling import profile_step, told
 from devices import device_name
+from machine import cores
+from utils import sentence_errors
+
+NORMS = {"0": "trained", "1": "frozen"}
+WARM_UP = 2  # steps of a round that are not timed
+HEADINGS = (
+    *("network", "pixels", "batch", "BatchNorm", "data"),
+    *("plain, images/s", "ours, images/s", "ratio", "waiting: plain", "ours"),
+)
+GPU_HEADINGS = ("GiB: plain", "ours")
 
 
-class PngFiles(Dataset):
-    """The pictures as encoded files, opened and transformed one by one."""
+class Setting(NamedTuple):
+    """What the two sides have in common."""
 
-    def __init__(self, images: ImageSet, transform: Callable) -> None:
-        self.files = [_encoded(picture) for picture in images.pixels]
-        self.labels = images.labels.tolist()
-        self.transform = transform
+    model: str
+    size: int
+    batch: int
+    freeze: str
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        picture = Image.open(io.BytesIO(self.files[index])).convert("RGB")
-        return self.transform(picture), self.labels[index]
-
-
-def _encoded(picture) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def plain_transform(size: int, spec: net.InputSpec) -> transforms.Compose:
-    """Random affine and colour on PIL images, then a normalised tensor."""
-    steps = [
-        transforms.RandomAffine(10, translate=(0.08, 0.08), scale=(0.75, 1.2), fill=255),
-        transforms.ColorJitter(0.3, 0.3, 0.3, 0.1),
-        transforms.RandomGrayscale(0.3),
-        transforms.Resize((size, size)),
-        transforms.ToTensor(),
-        transforms.Lambda(_BgrScaled(spec)) if spec.color == "BGR" else nn.Identity(),
-        transforms.Normalize(spec.mean, spec.std),
-    ]
-    return transforms.Compose(steps)
-
-
-class _BgrScaled:
-    """Blue first, in 0..255, as BN-Inception's weights want it."""
-
-    def __init__(self, spec: net.InputSpec) -> None:
-        self.scale = spec.scale
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        return image.flip(0) * self.scale
-
-
-class PlainWay:
-    """The published loop."""
-
-    def __init__(self, args: argparse.Namespace, images: ImageSet, device: torch.device) -> None:
-        self.network = net.build(
-            net.Architecture(
-                args.model, args.embedding_size, stem=args.stem, bn_freeze=args.bn_freeze
-            )
+    def flags(self, given: argparse.Namespace, reading: str) -> list[str]:
+        """train.py's command line for it; `reading` is one of `READINGS`."""
+        command = (
+            f"--model {self.model} --stem {given.stem} --image-size {self.size} "
+            f"--batch-size {self.batch} --bn-freeze {self.freeze} --workers {given.workers} "
+            f"--pretrained none --warm 0 --wandb disabled --data-root {given.folder} "
+            f"{READINGS[reading].format(folder=given.folder)}"
         )
-        self.network.to(device).freeze_backbone(False)
-        self.criterion = losses.ProxyAnchorLoss(images.num_classes, args.embedding_size).to(device)
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": self.network.parameters(), "lr": args.lr},
-                {"params": self.criterion.parameters(), "lr": 100 * args.lr},
-            ],
-            weight_decay=args.weight_decay,
-        )
-        self.device = device
-        files = PngFiles(images, plain_transform(args.image_size, self.network.input))
-        loader = DataLoader(
-            files,
-            args.batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=torch.get_num_threads(),
-            persistent_workers=True,
-            pin_memory=device.type == "cuda",
-        )
-        self.batches = _endless(loader)
+        command += " --dataset cub" * (given.data == "jpeg") + " --compile" * given.compile
+        return command.split()
 
-    def step(self) -> None:
-        """One step, with the network's modules called one by one."""
-        images, labels = next(self.batches)
-        images, labels = images.to(self.device), labels.to(self.device)
-        with modules_one_by_one():
-            loss = self.criterion(self.network(images).embedding, labels)
-        self.optimiser.zero_grad()
-        loss.backward()
-        for parameters in (self.network.parameters(), self.criterion.parameters()):
-            torch.nn.utils.clip_grad_value_(parameters, 10)
-        self.optimiser.step()
-        loss.item()
+    def cells(self) -> list[str]:
+        """The first of a row."""
+        return [self.model, f"{self.size}", f"{self.batch}", NORMS[self.freeze]]
 
 
-def _endless(loader: DataLoader) -> Iterator:
-    while True:
-        yield from loader
+class Rounds:
+    """One way's rounds.
+
+    Attributes:
+        rates: images per second of each. waiting: the share of the time in which it waited for
+            data. memory: bytes of the GPU that it needs at most, what it keeps between its rounds
+            included.
+    """
+
+    def __init__(self, way: Way, batch: int, held: int) -> None:
+        self.way = way
+        self.batch = batch
+        self.held = held
+        self.rates: list[float] = []
+        self.waiting: list[float] = []
+        self.memory = 0
+
+    def add(self, batches: int, device: torch.device) -> None:
+        """Runs one more."""
+        self.way.begin()
+        run(self.way, WARM_UP, device)
+        before = _allocated(device)
+        if before:
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds, _ = run(self.way, batches, device)
+        if before:
+            peak = torch.cuda.max_memory_allocated(device) - before + self.held
+            self.memory = max(self.memory, peak)
+        self.way.end()
+        self.rates.append(batches * self.batch / seconds)
+        self.waiting.append(self.way.waited / seconds)
+
+    @property
+    def rate(self) -> float:
+        """Median images per second."""
+        return statistics.median(self.rates)
+
+    def record(self) -> dict[str, Any]:
+        """For --json."""
+        record = {"images_per_second": self.rates, "waiting": self.waiting}
+        return record | ({"peak_bytes": self.memory} if self.memory else {})
 
 
-class OurWay:
-    """train.py's loop."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.training = train.prepare(args)
-        self.training.network.freeze_backbone(False)
-        self.training.network.train()
-        self.batches = self._endless()
-
-    def _endless(self) -> Iterator:
-        epoch = 0
-        while True:
-            self.training.loader.set_epoch(epoch)
-            yield from self.training.loader
-            epoch += 1
-
-    def step(self) -> None:
-        """One step; the loss is read, as the progress bar does."""
-        float(train.step(self.training, next(self.batches))["loss"])
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def seconds(step: Callable[[], None], batches: int, device: torch.device) -> float:
-    """Time of so many steps."""
-    start = time.perf_counter()
-    for _ in range(batches):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+# --- a table's rows, a profile --------------------------------------------------------------------
 
 
-def measure(model: str, size: int, batch: int, freeze: str, given: argparse.Namespace) -> list[str]:
-    """One row: images/s of both ways and their ratio."""
-    command = f"--model {model} --stem {given.stem} --image-size {size} --batch-size {batch} "
-    command += f"--bn-freeze {freeze} --pretrained none --warm 0 --wandb disabled"
-    command += " --compile" * given.compile
-    args = options.parse_train([*command.split(), "--data-root", str(ROOT / "data")])
-    ours = OurWay(args)
-    device = ours.training.precision.device
-    plain = PlainWay(args, ours.training.data.train, device)
-    for way in (plain, ours):
-        seconds(way.step, 3, device)
-    taken: dict[str, list[float]] = {"plain": [], "ours": []}
+def compare(setting: Setting, given: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A row for each way in which ours reads: its line of the table, and its record."""
+    device, sides = given.device, {}
+
+    def make(name: str, build) -> None:
+        before = _allocated(device)
+        way = build()
+        way.begin()
+        run(way, 1, device)  # gradients and moments are there from now on
+        way.end()
+        sides[name] = Rounds(way, setting.batch, _allocated(device) - before)
+
+    parsed = {name: options.parse_train(setting.flags(given, name)) for name in given.readings}
+    for name, args in parsed.items():
+        make(name, lambda args=args: OurWay(args))
+    first = given.readings[0]
+    images = sides[first].way.training.data.train
+    make("plain", lambda: PlainWay(parsed[first], images, device))
     for _ in range(given.repeats):
-        taken["plain"].append(seconds(plain.step, given.batches, device))
-        taken["ours"].append(seconds(ours.step, given.batches, device))
-    images = given.batches * batch
-    rate = {name: images / statistics.median(times) for name, times in taken.items()}
-    norm = {"0": "trained", "1": "frozen"}[freeze]
-    cells = [model, f"{size}", f"{batch}", norm, f"{rate['plain']:.0f}", f"{rate['ours']:.0f}"]
-    return [*cells, f"{rate['ours'] / rate['plain']:.2f} ×"]
+        for side in ("plain", *given.readings):
+            sides[side].add(given.batches, device)
+    plain = sides["plain"]
+    for name in given.readings:
+        ours = sides[name]
+        ratio = ours.rate / plain.rate
+        cells = [
+            *setting.cells(),
+            name,
+            f"{plain.rate:,.0f}",
+            f"{ours.rate:,.0f}",
+            f"{ratio:.2f} ×",
+        ]
+        cells += [f"{statistics.median(side.waiting):.1%}" for side in (plain, ours)]
+        if device.type == "cuda":
+            cells += [f"{side.memory / 2**30:.1f}" for side in (plain, ours)]
+        sides_recorded = {"plain": plain.record(), "ours": ours.record()}
+        yield row(cells), {**setting._asdict(), "data": name, "ratio": ratio, **sides_recorded}
 
 
-def main() -> None:
-    """Prints the table."""
+def profiled(setting: Setting, given: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The profile of each way in which ours reads: what is printed, and its record."""
+    for name in given.readings:
+        found = profile_step(OurWay(options.parse_train(setting.flags(given, name))), given.batches)
+        title = ", ".join(
+            f"{head} {cell}" for head, cell in zip(HEADINGS, setting.cells(), strict=False)
+        )
+        yield (
+            f"\n{title}, data {name}\n{told(found)}",
+            {
+                **setting._asdict(),
+                "data": name,
+                "profile": found.record(),
+            },
+        )
+
+
+def row(cells: list[str] | tuple[str, ...]) -> str:
+    """A line of the table."""
+    return f"| {' | '.join(cells)} |"
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def data_of(given: argparse.Namespace) -> Iterator[None]:
+    """Makes the files that --data wants; `given.folder` says where they are."""
+    if given.data == "emoji":
+        given.folder = ROOT / "data"
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        given.folder = Path(folder)
+        make_photographs(given.folder, given.images)
+        yield
+
+
+def parsed_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["bn_inception"])
     parser.add_argument("--sizes", nargs="+", type=int, default=[64])
     parser.add_argument("--stem", default="imagenet", help="the published first layers")
-    parser.add_argument("--batch-size", type=int, default=150)
-    parser.add_argument("--bn-freeze", nargs="+", default=["0", "1"], choices=["0", "1"])
+    parser.add_argument("--batch-size", nargs="+", type=int, default=[150])
+    parser.add_argument("--bn-freeze", nargs="+", default=["0", "1"], choices=[*NORMS])
+    parser.add_argument("--data", default="emoji", choices=["emoji", "jpeg"])
+    parser.add_argument("--images", type=int, default=4000, help="photographs to train on")
+    parser.add_argument(
+        "--readings",
+        nargs="+",
+        choices=["exact", "cache", "cuda"],
+        help="how ours reads the files; all there are",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=cores(), help="of either side; one for each core"
+    )
     parser.add_argument("--compile", action="store_true", help="ours with --compile")
     parser.add_argument("--batches", type=int, default=6, help="steps a round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts")
+    parser.add_argument("--profile", action="store_true", help="where the time of our step goes")
+    parser.add_argument("--json", type=Path, help="a line for each row, as soon as it is ready")
+    parser.add_argument("--limit", type=int, default=3600, help="seconds the whole may take")
     given = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{device_name(device)}, torch {torch.__version__}\n")
-    print("| network | pixels | batch | BatchNorm | plain, images/s | ours, images/s | ratio |")
-    print("|---|---|---|---|---|---|---|")
-    for model in given.models:
-        for size in given.sizes:
-            for freeze in given.bn_freeze:
-                row = measure(model, size, given.batch_size, freeze, given)
-                print(f"| {' | '.join(row)} |", flush=True)
+    given.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = given.device.type == "cuda"
+    if given.data == "emoji":
+        given.readings = ["memory"]
+    else:
+        given.readings = given.readings or ["exact", "cache", *(["cuda"] if on_gpu else [])]
+    return given
+
+
+def main() -> None:
+    """Prints the table, or the profiles."""
+    given = parsed_arguments()
+    faulthandler.dump_traceback_later(given.limit, exit=True)
+    machine = {"device": device_name(given.device), "torch": torch.__version__}
+    print(f"{machine['device']}, torch {machine['torch']}, {given.workers} workers\n", flush=True)
+    if not given.profile:
+        headings = HEADINGS + GPU_HEADINGS * (given.device.type == "cuda")
+        print(f"{row(headings)}\n{row(['---'] * len(headings))}", flush=True)
+    failed = False
+    with data_of(given):
+        for chosen in itertools.product(
+            given.models, given.sizes, given.batch_size, given.bn_freeze
+        ):
+            setting = Setting(*chosen)
+            try:
+                for line, record in (profiled if given.profile else compare)(setting, given):
+                    print(line, flush=True)
+                    if given.json:
+                        with given.json.open("a") as file:
+                            print(json.dumps(machine | record), file=file)
+            except (Exception, SystemExit):
+                failed = True
+                print(f"{' '.join(map(str, chosen))} failed:", file=sys.stderr)
+                traceback.print_exc()
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
-    main()
+    with sentence_errors():
+        main()

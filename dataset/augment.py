@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dataset.transforms import Change, RandomCrop, between
+from dataset.transforms import Change, RandomCrop, between, on_device
 
 # --- redrawing: drawn pictures in another hand ----------------------------------------------------
 
@@ -228,7 +228,7 @@ class Album:
         for radius in (1, 2, 3):
             rows = np.flatnonzero(blurred & (reach == radius))
             if len(rows):
-                index = torch.from_numpy(rows).to(images.device)
+                index = on_device(rows, images.device)
                 padded = F.pad(images[index], (radius,) * 4, mode="reflect")
                 images[index] = F.avg_pool2d(padded, 2 * radius + 1, stride=1)
 
@@ -280,11 +280,11 @@ class _Draws:
     def rows(self, probability: float) -> list[torch.Tensor]:
         """The images with `chance`: one index tensor, or nothing where there are none."""
         rows = np.flatnonzero(self.chance(probability))
-        return [torch.from_numpy(rows).to(self._device, non_blocking=True)] if len(rows) else []
+        return [on_device(rows, self._device)] if len(rows) else []
 
     def tensor(self, values: np.ndarray) -> torch.Tensor:
         """As float32 on the device."""
-        return torch.from_numpy(values.astype(np.float32)).to(self._device, non_blocking=True)
+        return on_device(values.astype(np.float32), self._device)
 
 
 @lru_cache(maxsize=8)

@@ -43,6 +43,7 @@ from dataset.transforms import (
     Views,
     centre_views,
     cut,
+    on_device,
     to_network,
     uniforms,
 )
@@ -487,10 +488,9 @@ class Loader:
             draws = self._change.draws
             u = uniforms(self._rule.seed, made.plan.epoch, index, draws, CHANGE_STREAM, visit)
         pixels = made.pixels.to(self._device, non_blocking=True)
-        labels = torch.from_numpy(self.images.labels[whole])
         return Batch(
             to_network(pixels, self._spec, self._change, u),
-            labels.to(self._device, non_blocking=True),
+            on_device(self.images.labels[whole], self._device),
             torch.from_numpy(whole),
             cluster,
         )
@@ -546,6 +546,7 @@ def train_loader(
     workers: int,
     seed: int,
     image_size: int | None = None,
+    crop_scale: float | None = None,
     max_bad_images: float = 0.01,
     **reading: Any,
 ) -> Loader:
@@ -556,6 +557,8 @@ def train_loader(
         workers: processes that read files, or threads that cut the cache's pixels; pictures in
             memory need none.
         image_size: side of the network's input in pixels; the spec's without it.
+        crop_scale: the smallest share of a picture's area that a random crop has; the
+            augmentation's own without it.
         max_bad_images: the share of images that may be unreadable; each is replaced by others of
             its class and named in a warning.
         reading: where pixels come from, see `_source`.
@@ -568,6 +571,8 @@ def train_loader(
             f"--augment {augment} does not exist; {nearest_names(augment, AUGMENTATIONS)}"
         )
     crop, change = AUGMENTATIONS[augment]
+    if crop is not None and crop_scale is not None:
+        crop = replace(crop, scale=(crop_scale, crop.scale[1]))
     rule = _view_rule(images, crop, spec, image_size, seed)
     plans = _Plans(sampler, shared=True)
     source = _source(images, plans, rule, device, workers, replace_bad=True, **reading)

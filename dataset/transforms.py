@@ -289,6 +289,17 @@ def _row_of_constants(
     )
 
 
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A small array as a tensor on the device, without waiting for a GPU that is busy.
+
+    From ordinary memory a copy waits until its stream has done all that was asked of it before.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 # --- views on the device --------------------------------------------------------------------------
 
 
@@ -357,7 +368,7 @@ class PixelStore:
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         array = array.astype(np.float32) if array.dtype == np.float64 else array
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return on_device(array, self.device)
 
     def _windows(self, index: np.ndarray, low: np.ndarray, high: np.ndarray) -> torch.Tensor:
         """Rows and columns low..high of each image: (B, 3, h, w) uint8, as large as the largest."""

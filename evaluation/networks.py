@@ -27,7 +27,7 @@ from utils import InputError, damage_in_words
 logger = logging.getLogger("evaluate")
 
 KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
-KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images")
+KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images", "exif")
 """What an evaluation takes over from the run that made the checkpoint, unless it is given."""
 LISTED = 5  # files or runs of a folder that an error names
 
@@ -37,7 +37,10 @@ class Opened:
     """A trained network and what its run says of it.
 
     Attributes:
-        path: the file that was read. content: all that is in it.
+        path: the file that was read. content: all that is in it, with the weights that are used as
+            its `model_state_dict`.
+        weights: which they are, where a run has kept a running mean of them: `ema`, the mean, or
+            `raw`; else empty.
         trained: the options of its training; empty for a released file.
         data, viewing: what it is evaluated on, and how images are looked at.
         network: on the CPU.
@@ -49,23 +52,29 @@ class Opened:
     data: dataset.Choice
     viewing: Viewing
     network: net.EmbeddingNet
+    weights: str = ""
 
 
-def open_checkpoint(path: str | Path, asked: argparse.Namespace | None = None) -> Opened:
+def open_checkpoint(
+    path: str | Path, asked: argparse.Namespace | None = None, *, weights: str | None = None
+) -> Opened:
     """The network at `path`, built as its run built it.
 
     Args:
         path: see `checkpoint_file`.
         asked: the options of evaluate.py; those that were given go over the run's own. Without any,
             a released network sees images of the size that it was made for.
+        weights: see `net.with_weights`.
 
     Raises:
         InputError: there is no such network, it cannot be read, or the options describe another.
     """
     path = checkpoint_file(path)
     content = load_checkpoint(path)
+    chosen = net.with_weights(content, weights, path)
     with damage_in_words(f"checkpoint {path}", "use another copy of it, or another checkpoint"):
-        return _opened(path, content, asked)
+        opened = _opened(path, chosen, asked)
+    return replace(opened, weights=(weights or "ema") if "ema_state_dict" in content else "")
 
 
 def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | None) -> Opened:

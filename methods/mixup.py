@@ -32,6 +32,7 @@ class Mixup(Routine):
         partners = order[processes.shard(len(order))]
         images = processes.gather_rows(batch.images, len(order))
         mixed = torch.lerp(images[partners], batch.images, share)
+        mixed = mixed.contiguous(memory_format=torch.channels_last)  # as the images are
         targets = [(share, batch.labels), (1 - share, batch.labels[order])]
         return [*planned, Forward(mixed, targets)]
 

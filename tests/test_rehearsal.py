@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from pytorch_metric_learning import losses as library
 
 import criteria
 import losses
@@ -18,6 +17,8 @@ from criteria.library import OUT_OF_REACH
 from criteria.margin import MarginLoss
 from losses import build, try_out
 from utils import InputError
+
+library = pytest.importorskip("pytorch_metric_learning.losses")
 
 LABELS = torch.arange(6).repeat_interleave(3)
 SIZE = 8

@@ -3,6 +3,7 @@
 The network and every criterion say how their parameters are trained (`parameter_groups(lr)`); this
 file turns the groups into optimisers. A group is a dict with `name`, `params`, `lr` and, where it
 differs from the rest, `weight_decay`, `optimizer`, or `step` and `gamma` (a step decay of its own).
+Groups of one name, such as the layers of a backbone, share a schedule and differ in their rates.
 A schedule is a plain function of the epochs and optimisation steps done, so a resumed run needs no
 scheduler state.
 """
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 import processes
+
+# --- schedules ------------------------------------------------------------------------------------
 
 Schedule = Callable[[float, int], float]
 """(epochs done, with the part of the present one; optimisation steps done) → factor on a group's
@@ -37,38 +41,98 @@ def milestones(steps: Sequence[int], gamma: float) -> Schedule:
     return lambda epoch, step: gamma ** sum(step >= milestone for milestone in steps)
 
 
-def cosine(total_steps: int, steps_per_epoch: int | None = None, rise: float = 0.1) -> Schedule:
-    """Linear from 0 during the share `rise` of all steps, then half a cosine down to 0.
+def cosine(
+    total_steps: int,
+    steps_per_epoch: int | None = None,
+    *,
+    warmup: int | None = None,
+    floor: float = 0.0,
+) -> Schedule:
+    """Linear from 0 during a tenth of all steps, then half a cosine from 1 down to `floor`.
 
     With `steps_per_epoch` it follows the epochs, which may turn out longer or shorter (those of
-    divide and conquer do): it reaches 0 at the end of the last, not before and not never.
+    divide and conquer do): it reaches its end with the last, not before and not never.
+
+    Args:
+        warmup: steps of a warm-up of all groups (see `Optimisers`), which takes the place of the
+            rise: the cosine begins after it. 0 is neither.
     """
-    rising = max(1, round(rise * total_steps))
+    rising = max(1, round(0.1 * total_steps)) if warmup is None else warmup
 
     def factor(epoch: float, step: int) -> float:
         position = step if steps_per_epoch is None else epoch * steps_per_epoch
         if position < rising:
-            return min(1.0, (position + 1) / rising)
+            return min(1.0, (position + 1) / rising) if warmup is None else 1.0
         done = min(1.0, (position - rising) / max(1, total_steps - rising))
-        return 0.5 * (1 + math.cos(math.pi * done))
+        return floor + (1 - floor) * (0.5 * (1 + math.cos(math.pi * done)))
 
     return factor
 
 
-def _make(name: str, groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
-    fused = {"fused": True} if _can_fuse(groups) else {}
-    match name:
-        case "adamw":
-            return torch.optim.AdamW(groups, weight_decay=weight_decay, **fused)
-        case "adam":
-            return torch.optim.Adam(groups, weight_decay=weight_decay, **fused)
-        case "sgd":
-            return torch.optim.SGD(
-                groups, lr=0.0, momentum=0.9, nesterov=True, weight_decay=weight_decay, **fused
-            )
-        case "rmsprop":
-            return torch.optim.RMSprop(groups, alpha=0.9, momentum=0.9, weight_decay=weight_decay)
-    raise ValueError(f"unknown optimizer {name!r}; choose adamw, adam, sgd or rmsprop")
+def one_cycle(total_steps: int, steps_per_epoch: int | None = None) -> tuple[Schedule, Schedule]:
+    """The rate and the momentum of torch's `OneCycleLR` with `pct_start` .1, as UNICOM has it.
+
+    The factor on the rate goes from 1/25 up to 1 in the first tenth and down to 1/250,000 at the
+    end, the momentum from .95 down to .85 and back, each in half cosines. `steps_per_epoch` is that
+    of `cosine`. (Smith and Topin, Super-Convergence, 2017.)
+
+    Returns:
+        Two schedules: factors on the rate, and the momentum itself.
+    """
+
+    def cycle(begin: float, top: float, end: float) -> Schedule:
+        peak = 0.1 * total_steps - 1
+
+        def value(epoch: float, step: int) -> float:
+            position = step if steps_per_epoch is None else epoch * steps_per_epoch
+            if position < peak:
+                return _half_cosine(begin, top, position / peak)
+            return _half_cosine(top, end, (position - peak) / max(1, total_steps - 1 - peak))
+
+        return value
+
+    return cycle(1 / 25, 1.0, 1 / 25e4), cycle(0.95, 0.85, 0.95)
+
+
+def _half_cosine(start: float, end: float, done: float) -> float:
+    """From `start` to `end`, of which the share `done` lies behind."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+# --- optimisers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How parameters are updated.
+
+    Attributes:
+        name: adamw, adam, sgd or rmsprop (alpha .9).
+        eps: of adamw and adam. momentum: of sgd and rmsprop. nesterov: of sgd with momentum.
+    """
+
+    name: str
+    eps: float = 1e-8
+    momentum: float = 0.9
+    nesterov: bool = True
+
+    def optimiser(self, groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
+        """Makes the optimiser of these groups."""
+        fused = {"fused": True} if _can_fuse(groups) else {}
+        common = {"weight_decay": weight_decay, **fused}
+        match self.name:
+            case "adamw":
+                return torch.optim.AdamW(groups, eps=self.eps, **common)
+            case "adam":
+                return torch.optim.Adam(groups, eps=self.eps, **common)
+            case "sgd":
+                nesterov = self.nesterov and self.momentum > 0
+                more = {"lr": 0.0, "momentum": self.momentum, "nesterov": nesterov}
+                return torch.optim.SGD(groups, **more, **common)
+            case "rmsprop":
+                more = {"alpha": 0.9, "momentum": self.momentum}
+                return torch.optim.RMSprop(groups, weight_decay=weight_decay, **more)
+        raise ValueError(f"unknown optimizer {self.name!r}; choose adamw, adam, sgd or rmsprop")
 
 
 def _can_fuse(groups: list[dict]) -> bool:
@@ -86,11 +150,13 @@ class Optimisers:
 
     Args:
         groups: parameter groups (see the file's header); empty groups are dropped.
-        optimizer: adamw, adam, sgd (momentum .9, Nesterov) or rmsprop (alpha .9, momentum .9), for
-            the groups that name none.
+        rule: for the groups that name no optimizer, or the same.
         weight_decay: for the groups that name none.
         schedule: for the groups without a `step` and `gamma` of their own.
-        clip: limit on the absolute value of each gradient entry; 0 is none.
+        momentum: a schedule of Adam's first beta, or of the momentum, of the same groups.
+        warmup: steps in which the rates of all groups rise linearly to what their schedules say.
+        clip_norm: limit on the norm of all gradients together, the criterion's included; 0 is none.
+        clip: limit on the absolute value of each gradient entry after that; 0 is none.
         scaler: of the mixed precision; disabled unless fp16.
     """
 
@@ -98,16 +164,22 @@ class Optimisers:
         self,
         groups: Iterable[dict],
         *,
-        optimizer: str,
+        rule: Rule,
         weight_decay: float,
         schedule: Schedule,
+        momentum: Schedule | None = None,
+        warmup: int = 0,
+        clip_norm: float = 0.0,
         clip: float = 0.0,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
+        self.warmup = warmup
+        self.clip_norm = clip_norm
         self.clip = clip
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         by_optimizer: dict[str, list[dict]] = {}
         self._schedules: dict[str, Schedule] = {}
+        self._momenta: dict[str, Schedule] = {}
         self._holds: dict[str, float] = {}
         for group in groups:
             group = {**group, "params": list(group["params"])}
@@ -116,13 +188,16 @@ class Optimisers:
             every, gamma = group.pop("step", None), group.pop("gamma", None)
             own = every is not None
             self._schedules[group["name"]] = step_decay(every, gamma) if own else schedule
+            if momentum is not None and not own:
+                self._momenta[group["name"]] = momentum
             group["base_lr"] = group["lr"]
-            kind = group.pop("optimizer", optimizer)
+            kind = group.pop("optimizer", rule.name)
             # Groups of one kind share an optimiser; a second one is made only for another kind.
             by_optimizer.setdefault(kind, []).append(group)
         self.kinds = list(by_optimizer)
         self.optimisers = [
-            _make(kind, members, weight_decay) for kind, members in by_optimizer.items()
+            (rule if kind == rule.name else Rule(kind)).optimiser(members, weight_decay)
+            for kind, members in by_optimizer.items()
         ]
 
     @property
@@ -145,10 +220,13 @@ class Optimisers:
 
     def set_learning_rates(self, epoch: float, step: int) -> None:
         """Sets every group's rate for the step that follows `step` done ones, after `epoch`s."""
+        risen = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         for group in self.groups:
             name = group["name"]
-            factor = self._schedules[name](epoch, step) * self._holds.get(name, 1.0)
+            factor = self._schedules[name](epoch, step) * self._holds.get(name, 1.0) * risen
             group["lr"] = group["base_lr"] * factor
+            if name in self._momenta:
+                _set_momentum(group, self._momenta[name](epoch, step))
 
     def step(
         self, loss: torch.Tensor, epoch: float, step: int, *, careful: bool = False
@@ -173,12 +251,17 @@ class Optimisers:
         for optimiser in self.optimisers:
             self.scaler.unscale_(optimiser)
         parameters = [p for group in self.groups for p in group["params"] if p.grad is not None]
-        finite = loss.detach().isfinite()
-        if parameters and not self.scaler.is_enabled():
-            finite = finite & _total_norm(parameters).isfinite()
+        finite, scaled = loss.detach().isfinite(), self.scaler.is_enabled()
+        norm = _total_norm(parameters) if parameters and (self.clip_norm or not scaled) else None
+        if norm is not None and not scaled:
+            finite = finite & norm.isfinite()
         finite = processes.in_all(finite)
         if careful and not finite:
             return finite
+        if self.clip_norm and norm is not None:
+            # Gradients that overflow are the scaler's business, and must not spoil the others.
+            norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
         if self.clip:
             nn.utils.clip_grad_value_(parameters, self.clip)
         for optimiser in self.optimisers:
@@ -187,19 +270,31 @@ class Optimisers:
         return finite
 
     def learning_rates(self) -> dict[str, float]:
-        """Group name → its current learning rate."""
-        return {group["name"]: float(group["lr"]) for group in self.groups}
+        """Group name → its current learning rate; of several groups of one name the highest."""
+        rates: dict[str, float] = {}
+        for group in self.groups:
+            rates[group["name"]] = max(rates.get(group["name"], 0.0), float(group["lr"]))
+        return rates
 
     def describe(self) -> list[str]:
-        """One line per group: name, parameters, learning rate, weight decay, optimiser."""
+        """One line per name of groups: parameters, highest rate, weight decay, optimiser.
+
+        Where groups of one name have several rates, another line says how many and how low.
+        """
         lines = []
         for kind, optimiser in zip(self.kinds, self.optimisers, strict=True):
+            by_name: dict[str, list[dict]] = {}
             for group in optimiser.param_groups:
-                count = sum(parameter.numel() for parameter in group["params"])
+                by_name.setdefault(group["name"], []).append(group)
+            for name, members in by_name.items():
+                count = sum(p.numel() for group in members for p in group["params"])
+                rates = sorted({group["base_lr"] for group in members})
                 lines.append(
-                    f"{group['name']:<16}{count:>10,} parameters lr {group['base_lr']:<6g} "
-                    f"decay {group['weight_decay']:<6g} {kind}"
+                    f"{name:<16}{count:>10,} parameters lr {rates[-1]:<6g} "
+                    f"decay {members[0]['weight_decay']:<6g} {kind}"
                 )
+                if len(rates) > 1:
+                    lines.append(f"{'':<16}at {len(rates)} rates, the lowest lr {rates[0]:.3g}")
         return lines
 
     def state_dict(self) -> dict:
@@ -229,6 +324,14 @@ class Optimisers:
         if any(len(names) > 1 for names in kinds.values()):
             raise ValueError("it lacks the moments of a parameter")
         self.scaler.load_state_dict(state["scaler"])
+
+
+def _set_momentum(group: dict, value: float) -> None:
+    """Sets Adam's first beta, or the momentum."""
+    if "betas" in group:
+        group["betas"] = (value, group["betas"][1])
+    else:
+        group["momentum"] = value
 
 
 def _is_like(stored: dict, own: dict) -> bool:

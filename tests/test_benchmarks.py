@@ -1,0 +1,108 @@
+"""The training benchmark: what it counts, what it prints, and that one bad row ends nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+import torch
+from conftest import run_python
+
+from benchmarks import profiling
+from benchmarks.loops import OurWay
+
+
+def event(category: str, name: str, start: float, length: float, thread: int = 1) -> dict:
+    times = {"ts": start, "dur": length}  # microseconds
+    return {"ph": "X", "cat": category, "name": name, "pid": 0, "tid": thread, **times}
+
+
+def test_a_gpu_is_busy_while_any_of_its_streams_computes():
+    trace = [
+        event("kernel", "conv", 0, 100, thread=7),
+        event("kernel", "copy", 50, 100, thread=8),  # beside conv for 50
+        event("kernel", "conv", 400, 100, thread=7),
+        event("gpu_memcpy", "Memcpy HtoD", 600, 10, thread=8),
+        event("gpu_user_annotation", "Optimizer.step", 0, 5000, thread=7),
+        event("cuda_runtime", "cudaLaunchKernel", 0, 5000),
+        {"ph": "M", "name": "process_name", "pid": 0},
+    ]
+    found = profiling.busy(trace, profiling.ON_DEVICE)
+    assert found.seconds == pytest.approx(260e-6)
+    assert {name: calls for name, (_, calls) in found.kernels.items()} == {
+        "conv": 2,
+        "copy": 1,
+        "Memcpy HtoD": 1,
+    }
+    assert found.kernels["conv"][0] == pytest.approx(200e-6)
+    assert next(iter(found.kernels)) == "conv"
+
+
+def test_an_operator_is_not_charged_for_those_it_calls():
+    trace = [
+        event("cpu_op", "conv2d", 0, 100),
+        event("cpu_op", "convolution", 10, 80),
+        event("cpu_op", "copy", 20, 30),
+        event("cpu_op", "copy", 60, 20),
+        event("cpu_op", "add", 100, 5),
+        event("cpu_op", "copy", 0, 40, thread=2),
+    ]
+    found = profiling.busy(trace, {"cpu_op"})
+    own = {name: round(seconds * 1e6) for name, (seconds, _) in found.kernels.items()}
+    assert own == {"copy": 90, "convolution": 30, "conv2d": 20, "add": 5}
+    assert found.seconds == pytest.approx(105e-6)
+
+
+def test_the_parts_of_a_step(tmp_path):
+    images = tiny.write_images(tmp_path, images=12)
+    way = OurWay(tiny.parse(images, "--warm 0"))
+    found = profiling.profile_step(way, 2)
+    assert 0 < found.waited < found.step and found.bare > 0 and 0 < found.asked <= found.step
+    assert 0 < found.busy <= found.step
+    assert sum(seconds for seconds, _ in found.kernels.values()) == pytest.approx(
+        found.busy, rel=0.05
+    )
+    batch = next(iter(way.training.loader))
+    half = batch._replace(images=batch.images[: len(batch.images) // 2])
+    assert found.flops == 2 * profiling.flops_of(way.training, half)
+    assert found.flops / found.bare < found.peak
+
+
+def test_flops_are_those_of_the_layers(tmp_path):
+    """Forward, and backward to the weights and to what came in; the first layer's came from us."""
+    training = OurWay(tiny.parse(tiny.write_images(tmp_path, images=12), "--warm 0")).training
+    batch = next(iter(training.loader))
+    counted = []
+
+    def count(layer: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        per_output = layer.weight[0].numel()
+        times = 3 if inputs[0].requires_grad else 2
+        counted.append(2 * times * per_output * output.numel())
+
+    for layer in training.network.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(count)
+    training.network(batch.images)
+    expected = sum(counted)
+    assert profiling.flops_of(training, batch) == expected
+
+
+def test_rows_from_jpeg_files_and_a_network_that_does_not_exist(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    done = run_python(
+        *("benchmarks/training.py", "--models", "resnet00", "resnet10", "--data", "jpeg"),
+        *("--images", 200, "--readings", "cache", "--sizes", 32, "--batch-size", 12),
+        *("--bn-freeze", 1, "--batches", 1, "--repeats", 1, "--workers", 1, "--json", rows),
+    )
+    assert done.returncode == 1
+    assert "resnet00 32 12 1 failed" in done.stderr
+    (record,) = map(json.loads, rows.read_text().splitlines())
+    assert record["model"] == "resnet10" and record["data"] == "cache" and record["ratio"] > 0
+    assert "| resnet10 | 32 | 12 | frozen | cache | " in done.stdout
+
+
+def test_the_limit_ends_it_and_says_where_it_stood():
+    done = run_python("benchmarks/training.py", "--models", "bn_inception", "--limit", 1)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr and "in main" in done.stderr

@@ -1,0 +1,99 @@
+"""When a step is replayed from a recording, and when it is computed.
+
+That both give the same bits on a GPU is tested in test_gpu.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from net.replay import CALLS_BEFORE, Replay
+
+
+class Machine:
+    """A layer, how often it was computed, and recordings that only count how often they play."""
+
+    def __init__(self) -> None:
+        self.layer = nn.Linear(4, 3)
+        self.computed = self.played = self.made = 0
+        self.fails = False
+        self.replay = Replay(self.compute, lambda: list(self.layer.parameters()), list, self.record)
+
+    def compute(self, images: torch.Tensor) -> torch.Tensor:
+        self.computed += 1
+        return self.layer(images)
+
+    def record(self, compute, images, trained, buffers) -> Machine:
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.made += 1
+        return self
+
+    def play(self, images: torch.Tensor) -> torch.Tensor:
+        self.played += 1
+        return self.layer(images)
+
+    def step(self, size: int = 5) -> None:
+        self.replay(torch.ones(size, 4)).sum().backward()
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def test_what_comes_often_is_recorded_once_and_replayed(machine):
+    for _ in range(CALLS_BEFORE + 4):
+        machine.step()
+    assert (machine.computed, machine.made, machine.played) == (CALLS_BEFORE, 1, 4)
+
+
+def test_each_shape_has_its_recording(machine):
+    for size in (5, 3) * (CALLS_BEFORE + 1):
+        machine.step(size)
+    assert (machine.made, machine.played) == (2, 2)
+    for _ in range(CALLS_BEFORE + 1):
+        machine.step(2)
+    assert machine.made == 2
+
+
+def test_other_trained_parameters_are_recorded_anew(machine):
+    for _ in range(CALLS_BEFORE + 1):
+        machine.step()
+    machine.layer.bias.requires_grad_(False)
+    for _ in range(CALLS_BEFORE + 1):
+        machine.step()
+    assert machine.made == 2
+
+
+def test_two_batches_under_way_end_it(machine):
+    for _ in range(CALLS_BEFORE + 1):
+        machine.step()
+    computed = machine.computed
+    first, second = machine.replay(torch.ones(5, 4)), machine.replay(torch.ones(5, 4))
+    (first + second).sum().backward()
+    machine.step()
+    assert machine.computed == computed + 2 and machine.played == 2
+
+
+def test_without_gradients_nothing_is_recorded(machine):
+    for _ in range(CALLS_BEFORE + 1):
+        with torch.no_grad():
+            machine.replay(torch.ones(5, 4))
+    machine.layer.requires_grad_(False)
+    for _ in range(CALLS_BEFORE + 1):
+        machine.replay(torch.ones(5, 4))
+    assert not machine.made and not machine.played
+
+
+def test_what_cannot_be_recorded_is_computed_and_said_once(machine, caplog):
+    machine.fails = True
+    for _ in range(CALLS_BEFORE + 3):
+        machine.step()
+    assert machine.computed == CALLS_BEFORE + 3 and not machine.played
+    assert [record.message for record in caplog.records] == [
+        "the step is not recorded on the GPU, and slower for it: "
+        "operation not permitted when stream is capturing"
+    ]
