@@ -207,6 +207,10 @@ NETWORK = Group("network", (
          shown="imagenet from 128 pixels on, small below"),
     flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
          "channels of a ResNet as a multiple of the published ones"),
+    flag("--head", "linear", one_of(*net.HEAD_USES),
+         "linear: a linear head gives the embedding; training: the losses see that head, and "
+         "evaluation compares the pooled features before it; none: there is no head, and the "
+         "pooled features are the embedding"),
     flag("--head-norm", 0, Kind(net.head_norm_of, choices=net.HEAD_NORMS),
          "before the heads: 1: a BatchNorm, which is trained; layer: a LayerNorm; layer-plain: one "
          "without scale and shift; 0: nothing"),
@@ -354,7 +358,8 @@ RUN = Group("run", (
 ))
 EVALUATION = Group("evaluation", (
     flag("--resume --test_sop_model", None, Kind(expanded, "FILE", nargs="+"),
-         "a run folder, a checkpoint of ours or released, or a folder of them; several are "
+         "a run folder, a checkpoint of ours or released, or a folder of them (without it, --model "
+         "is evaluated as it starts, by its pooled features); several are "
          "compared in one table, and those that differ in the seed alone are averaged"),
     flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
     flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),

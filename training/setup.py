@@ -160,9 +160,15 @@ def build_optimisers(
     )
     for routine in routines:
         groups = routine.parameter_groups(groups)
+    groups = [*groups, *objective.parameter_groups(args.lr)]
+    if not any(parameter.requires_grad for group in groups for parameter in group["params"]):
+        raise InputError(
+            "nothing would train: the backbone rests (--freeze-blocks, --warm), and neither a head "
+            "nor the loss has parameters; use --head linear, or --warm 0"
+        )
     schedule, momentum = build_schedules(args, length, steps_per_epoch)
     return optim.Optimisers(
-        [*groups, *objective.parameter_groups(args.lr)],
+        groups,
         rule=optim.Rule(args.optimizer, args.adam_eps, args.momentum, bool(args.nesterov)),
         weight_decay=args.weight_decay,
         schedule=schedule,
