@@ -155,6 +155,14 @@ def key_value(text: str) -> tuple[str, Any]:
     return key, value
 
 
+def key_values(text: str) -> tuple[str, Any]:
+    """As `key_value`; `depths=1,1,2` → ("depths", (1, 1, 2))."""
+    key, value = key_value(text)
+    if not isinstance(value, str) or "," not in value:
+        return key, value
+    return key, tuple(key_value(f"{key}={part}")[1] for part in value.split(",") if part)
+
+
 def one_of(*choices: Any) -> Kind:
     """One of a few words or numbers."""
     return Kind(type(choices[0]), choices=choices)

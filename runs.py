@@ -6,6 +6,7 @@ args.json          every option        environment.json   versions, hardware, da
 metrics.csv        one row per epoch, and per evaluation inside an epoch, as it happens
 results.json       what the best checkpoint reached, when the run has ended
 last.pth           all that is needed to continue; step_00001200.pth: older ones (--keep)
+base.pth           --peft: the resting weights, which the checkpoints beside it leave out
 non_finite.json    where a loss or gradient was not finite: step, terms, rates, images
 <dataset>_<model>_best.pth             weights and options of the best evaluation so far
 margins.csv        AMLoss: class, learned margin, images
@@ -51,6 +52,7 @@ logger = logging.getLogger("train")
 
 FORMAT = 1
 """Version of the checkpoints' layout; a newer one is refused with a sentence."""
+BASE = "base.pth"
 LONGEST_PART = 40  # bytes that one word gets of a file's name
 LONGEST_COUNT = 15  # digits of an epoch or step
 NOT_A_STATE = "it holds weights, and not the state of a training that could go on"
@@ -163,8 +165,16 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 left_over.unlink()
 
-    def begin(self, args: dict[str, Any], environment: dict[str, Any]) -> None:
+    def begin(
+        self,
+        args: dict[str, Any],
+        environment: dict[str, Any],
+        base: dict[str, Any] | None = None,
+    ) -> None:
         """Writes what a new run begins with, and holds the folder.
+
+        Args:
+            base: the content of base.pth, where there is one.
 
         Raises:
             InputError: the disk takes no files; then the folder is gone again.
@@ -172,10 +182,16 @@ class RunFolder:
         try:
             self.write_args(args)
             self.write_environment(environment)
+            if base is not None:
+                self._write_base(base)
         except InputError:
             shutil.rmtree(self.path, ignore_errors=True)
             raise
         self.hold()
+
+    @main_only
+    def _write_base(self, base: dict[str, Any]) -> None:
+        save_tensors(self.path / BASE, {"format": FORMAT, **base})
 
     @property
     def is_finished(self) -> bool:
@@ -302,6 +318,11 @@ class RunFolder:
             InputError: it holds nothing to continue from, or is another run's.
         """
         state = load_checkpoint(self.checkpoint)
+        if "base" in state:
+            raise InputError(
+                f"--resume-run {self.checkpoint}: {BASE} with the weights that it was trained on "
+                "top of is not in its folder; put it back"
+            )
         if "clock" not in state:
             raise InputError(
                 f"--resume-run {self.checkpoint}: {NOT_A_STATE}; give the run folder {self.path}"
@@ -630,8 +651,12 @@ def _file_name_part(text: str) -> str:
 def load_checkpoint(path: str | Path) -> dict:
     """A checkpoint of ours or a released file of weights, as a dictionary.
 
+    One that leaves out its base gets the weights of base.pth beside it, and what it says of them
+    goes from `base` to `joined_base`. Where there is no such file, it stays as it is.
+
     Raises:
-        InputError: it cannot be read safely, or was written by a newer version.
+        InputError: it cannot be read safely, or was written by a newer version; or base.pth is
+            another run's.
     """
     content = load_tensors(Path(path))
     advice = "use another copy of it, or another checkpoint"
@@ -656,13 +681,30 @@ def load_checkpoint(path: str | Path) -> dict:
             f"checkpoint {path} has format {content['format']}, newer than {FORMAT}, which this "
             "version reads; update the code"
         )
-    return content
+    if "base_state_dict" in content:
+        raise InputError(
+            f"{path} holds the weights that a run left as they were; give the run folder, or one "
+            "of the checkpoints in it"
+        )
+    beside = Path(path).parent / BASE
+    return _joined(content, path, beside) if "base" in content and beside.is_file() else content
+
+
+def _joined(content: dict, path: str | Path, beside: Path) -> dict:
+    """A checkpoint with the weights of its base."""
+    base, held = content["base"], load_tensors(beside, "the base")
+    if held.get("fingerprint") != base["fingerprint"]:
+        raise InputError(f"{beside} is not the base of {path}; put that of its own run there")
+    content = {name: value for name, value in content.items() if name != "base"}
+    weights = held["base_state_dict"] | content["model_state_dict"]
+    return {**content, "model_state_dict": weights, "joined_base": base}
 
 
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("format", "epoch", "step", "skipped"), int),
     **dict.fromkeys(("model_state_dict", "criterion_state_dict", "network", "args"), dict),
     **dict.fromkeys(("clock", "lap", "random", "environment", "metrics"), dict),
+    **dict.fromkeys(("base", "base_state_dict"), dict),
     **{"ema_state_dict": dict, "ema_updates": int},
     "row": (dict, type(None)),
     "wandb_id": (str, type(None)),

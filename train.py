@@ -77,6 +77,7 @@ def prepare(args: argparse.Namespace) -> Training:
         workers=args.workers,
         seed=args.seed,
         image_size=args.image_size,
+        crop_scale=args.crop_scale,
         max_bad_images=args.max_bad_images,
         **viewing.reading,
     )

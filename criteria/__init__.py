@@ -45,14 +45,33 @@ COMMANDS: dict[str, dict[str, str]] = {
         "TripletSemihardLoss": "pairs:semihard_triplet_loss",
         "NPairsLoss": "pairs:SoftmaxPairLoss",
     },
+    # the references of 2018 to 2025, each by the name it goes by
+    "of 2018 to 2025": {
+        "Hyp": "hyperbolic:HyperbolicPairLoss",
+        "Sph": "hyperbolic:SphericalPairLoss",
+        "RecallAtK": "recall:RecallAtKLoss",
+        "SupAP": "average_precision:SupAPLoss",
+        "NormSoftmax": "softmax:NormalisedSoftmaxLoss",
+        "ProxyNCA_pp": "softmax:ProxyNCAPlusPlusLoss",
+        "ArcFace": "softmax:ArcFaceLoss",
+        "CosFace": "softmax:CosFaceLoss",
+        "SupCon": "supcon:SupConLoss",
+        "HIST": "hypergraph:HistLoss",
+        "HIER": "hierarchy:HierLoss",
+        "PFML": "potential:PotentialFieldLoss",
+    },
 }
 """The published command that a loss is named by → the loss's name → the file and what builds it."""
 
 LOSSES: dict[str, str] = {name: at for names in COMMANDS.values() for name, at in names.items()}
 """Every loss: its name → the file and what builds it."""
 
-ALIASES = {"SoftTripleLoss": "SoftTriple", "ProxyAnchorLoss": "Proxy_Anchor"}
-"""What a published command also calls a loss → its name here; AMLoss' command has these."""
+ALIASES = {
+    "SoftTripleLoss": "SoftTriple",  # AMLoss' command
+    "ProxyAnchorLoss": "Proxy_Anchor",
+    "recallatk": "RecallAtK",  # RS@k's
+}
+"""What a published command also calls a loss → its name here."""
 
 LIBRARY = "pml:"
 """What the name of a loss of pytorch-metric-learning begins with."""

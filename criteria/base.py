@@ -104,16 +104,16 @@ class Criterion(nn.Module):
         """Groups for a torch optimiser, given the network's learning rate; [] if nothing is learnt.
 
         Each has a "name"; "optimizer", "step" and "gamma" mark a group with an optimiser and a
-        StepLR schedule of its own.
+        StepLR schedule of its own, "eps" is Adam's.
         """
         return []
 
     def torch_groups(self, lr: float) -> list[dict[str, Any]]:
-        """``parameter_groups(lr)`` for a plain torch optimiser: "params", "lr" and "weight_decay".
+        """``parameter_groups(lr)`` for a plain torch optimiser, without what is ours alone.
 
         An optimiser and a schedule of a group's own are left out: it shares those of the others.
         """
-        known = ("params", "lr", "weight_decay")
+        known = ("params", "lr", "weight_decay", "eps")
         groups = self.parameter_groups(lr)
         return [{key: group[key] for key in known if key in group} for group in groups]
 

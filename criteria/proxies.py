@@ -20,7 +20,7 @@ from criteria.base import (
     in_float32,
     log_one_plus_sum_exp,
 )
-from criteria.similarity import cosine_similarity, introspective_similarity
+from criteria.similarity import compare
 
 
 def positive_term(
@@ -67,9 +67,7 @@ class ProxyLoss(Criterion):
     @in_float32
     def similarity(self, embeddings: Tensor, uncertainty: Tensor | None = None) -> Tensor:
         """(B, C): the cosine s_ic, or IDML's s'_ic when there is an ``uncertainty``."""
-        if uncertainty is None:
-            return cosine_similarity(embeddings, self.proxies)
-        return introspective_similarity(embeddings, uncertainty, self.proxies)
+        return compare(embeddings, self.proxies, uncertainty)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The proxies, at ``proxy_lr_scale`` × ``lr``."""

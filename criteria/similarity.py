@@ -42,3 +42,10 @@ def introspective_similarity(embeddings: Tensor, uncertainty: Tensor, proxies: T
     distance = (length.square() + proxy_length.square() - 2 * product).clamp_min(1e-12)
     spread = uncertainty.square().sum(dim=1, keepdim=True) + 4
     return 1 - (1 - cosine) * torch.exp(-spread / (5 * distance))
+
+
+def compare(embeddings: Tensor, proxies: Tensor, uncertainty: Tensor | None = None) -> Tensor:
+    """(B, C): the cosine s_ic, or IDML's s'_ic when there is an ``uncertainty``."""
+    if uncertainty is None:
+        return cosine_similarity(embeddings, proxies)
+    return introspective_similarity(embeddings, uncertainty, proxies)

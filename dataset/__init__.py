@@ -118,6 +118,8 @@ class Choice:
         eval_classes, split_seed: which share of the classes of the user's own images is held out,
             and which ones; None stands for the default.
         ratio_classes: only this share of the classes of each split is used, the first ones.
+        exif: "apply" turns pictures as their EXIF orientation says, "ignore" takes the pixels as
+            they are stored.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Choice:
     eval_classes: float | None = None
     split_seed: int | None = None
     ratio_classes: float = 1.0
+    exif: str = "apply"
 
     @classmethod
     def of(cls, options: Any) -> Choice:
@@ -135,6 +138,7 @@ class Choice:
             options.eval_classes,
             options.split_seed,
             options.ratio_classes,
+            options.exif,
         )
 
     @property
@@ -168,6 +172,7 @@ class Choice:
         """One split; `options` and errors are those of `load`."""
         own = {"eval_classes": self.eval_classes, "seed": self.split_seed}
         images = load(self.name, self.root, split, **own, **options)
+        images = replace(images, upright=self.exif == "apply")
         if self.ratio_classes == 1.0:
             return images
         count = math.ceil(self.ratio_classes * images.num_classes)

@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--seed", type=int, metavar="N", help=f"own images: of that draw (default: {SEED})"
     )
+    check.add_argument(
+        "--exif",
+        choices=("apply", "ignore"),
+        default="apply",
+        help="as of train.py: turn pictures as their EXIF data say, or not (default: %(default)s)",
+    )
     get = commands.add_parser(
         "download", help="fetch a data set, check it and unpack it under the data root"
     )
@@ -81,7 +87,7 @@ def _check(args: argparse.Namespace) -> int:
     as_json = args.json == _TO_STDOUT
     file = Path(expanded(args.json)) if args.json and not as_json else None
     names = [args.name] if args.name else None
-    return run(names, args.data_root, as_json, file, **options)
+    return run(names, args.data_root, as_json, file, exif=args.exif, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -91,6 +91,9 @@ class ImageSet:
         pixels: (N, H, W, 3) uint8 RGB when the set lives in memory, else None.
         folds: (N,) int64 class-disjoint fold of each training image, or None.
         source: which layout was found and where, in words.
+        concern: why results on these pictures cannot be compared with published ones, in words; ""
+            where nothing is known against it.
+        upright: whether files are turned as their EXIF orientation says (`--exif`).
         given: what to call the data set by (`dataset.find`), where that is not its name.
     """
 
@@ -105,6 +108,8 @@ class ImageSet:
     folds: np.ndarray | None = None
     source: str = ""
     given: str = ""
+    concern: str = ""
+    upright: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -124,7 +129,7 @@ class ImageSet:
         return f"python -m dataset check {as_shell(self.given or self.name)}"
 
     def read(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, 3) uint8 RGB, upright, cut to its box (see `decode`).
+        """Image `index` as (H, W, 3) uint8 RGB, cut to its box (see `decode`).
 
         Of a picture more than 32 times as long as it is wide, the centre (see `central_part`).
 
@@ -136,7 +141,7 @@ class ImageSet:
             return self.pixels[index]
         path = self.paths[index]
         try:
-            image = decode(path)
+            image = decode(path, self.upright)
         except MemoryError:
             raise
         except Exception as error:  # Pillow reports damage through a dozen unrelated types
@@ -286,7 +291,8 @@ class InputSpec:
 
     An image, channels in the order `color`, values in 0..`scale`, is normalised by
     (image - mean) / std; `mean` and `std` are in the order of `color`. At test time its short side
-    is brought to `resize` pixels and its centre, `size` pixels square, is cut out.
+    is brought to `resize` pixels and its centre, `size` pixels square, is cut out. All resizing is
+    antialiased, bilinear or `cubic`.
     """
 
     color: str = "RGB"
@@ -295,6 +301,7 @@ class InputSpec:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     size: int = 224
     resize: int = 256
+    cubic: bool = False
 
 
 class DataSet(ABC):
@@ -306,6 +313,7 @@ class DataSet(ABC):
             otherwise every image of "eval" searches among the others.
         options: what `load` takes beside the split.
         published: (images, classes) of each split, keyed by `title`; None where nobody says.
+        longest_side: of the published pictures, in pixels; None where they vary.
         origin: where to get it and under which licence, in a few sentences.
         tree: the arrangement of files to aim at, as text.
     """
@@ -316,6 +324,7 @@ class DataSet(ABC):
     query_gallery: bool = False
     options: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[Mapping[str, tuple[int | None, int | None]]] = {}
+    longest_side: ClassVar[int | None] = None
     origin: str = ""
     tree: str = ""
 

@@ -217,8 +217,9 @@ def open_cache(images: ImageSet, size: int = 256, folder: str | Path | None = No
 
 
 def _folder_name(images: ImageSet, size: int) -> str:
-    """A name of its own for every list of images, box and size."""
-    digest = hashlib.blake2b(repr((_FORMAT, SHARD, size)).encode(), digest_size=6)
+    """A name of its own for every list of images, box, size and way of decoding."""
+    kind = (_FORMAT, SHARD, size) if images.upright else (_FORMAT, SHARD, size, "as stored")
+    digest = hashlib.blake2b(repr(kind).encode(), digest_size=6)
     digest.update(os.fsencode(images.paths.prefix) + b"\0")
     digest.update(b"\0".join(os.fsencode(name) for name in images.paths.names()))
     if images.boxes is not None:

@@ -15,7 +15,8 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,9 @@ _FAULTS = {
     _DAMAGED: f"{_DONE_WITHOUT}; get it again",
 }
 
+_ROTATION = "EXIF rotation"
+_AS_STORED = "taken as stored, as the released programs do (--exif ignore)"
+
 # What is unusual about a file → what happens to it (see decoding.decode).
 _CONVERSIONS = {
     "grey": "repeated over the three channels",
@@ -95,14 +99,14 @@ _CONVERSIONS = {
     "palette": "colours looked up",
     "other colour space": "converted to RGB",
     "transparent": "laid on white",
-    "EXIF rotation": "turned upright",
+    _ROTATION: "turned upright, which the released programs do not do (--exif ignore)",
     "damaged metadata": "its pixels are used as they are, without the metadata",
     "animated": "the first frame is used",
 }
 
 
-def examine(path: str) -> FileFacts:
-    """Reads and decodes one file."""
+def examine(path: str, upright: bool = True) -> FileFacts:
+    """Reads and decodes one file, turned as its EXIF data say unless `upright` is False."""
     try:
         need_file(path)
         content = Path(path).read_bytes()
@@ -114,7 +118,7 @@ def examine(path: str) -> FileFacts:
     try:
         with opened(io.BytesIO(content), path) as (image, left_out):
             traits = tuple(_traits(image, content, left_out))
-            height, width, _ = to_rgb(image).shape
+            height, width, _ = to_rgb(image, upright).shape
     except UnfitImageError as error:
         return FileFacts(digest, fault=_UNFIT, error=reason(error))
     except Exception as error:  # Pillow reports damage through a dozen unrelated types
@@ -150,7 +154,7 @@ def _traits(image: Image.Image, content: bytes, left_out: bool) -> Iterable[str]
         yield "transparent"
     turn, readable = orientation(image)
     if turn in _TURNED:
-        yield "EXIF rotation"
+        yield _ROTATION
     if left_out or not readable:
         yield "damaged metadata"
     if getattr(image, "is_animated", False):
@@ -231,8 +235,11 @@ class Report:
         return {"clean": CLEAN, "findings": FINDINGS}.get(self.status, UNUSABLE)
 
 
-def check(name: str, root: str | Path = "data", **options: Any) -> Report:
-    """Examines a data set; `options` go to `dataset.load`.
+def check(name: str, root: str | Path = "data", *, exif: str = "apply", **options: Any) -> Report:
+    """Examines a data set.
+
+    Args:
+        exif: as `--exif` of train.py. options: go to `dataset.load`.
 
     Raises:
         InputError: there is no data set of this name.
@@ -242,7 +249,7 @@ def check(name: str, root: str | Path = "data", **options: Any) -> Report:
     remarks = _Remarks()
     try:
         with remarks:
-            parts = _load_parts(entry, name, root, options)
+            parts = _load_parts(entry, name, root, exif == "apply", options)
     except NotFoundError as error:
         report.status, report.problem = "absent", f"not found: {error.detail}"
         report.origin, report.tree = entry.origin, entry.tree
@@ -260,13 +267,15 @@ def check(name: str, root: str | Path = "data", **options: Any) -> Report:
     facts = _examine_all(parts, name)
     report.findings = [
         *_checksum_findings(entry, Path(root)),
+        *_concern_findings(parts),
+        *_size_findings(entry, parts, facts),
         *_count_findings(entry, parts),
         *_some("remark", remarks.messages, "training goes without them"),
         *_file_findings(facts),
         *_shape_findings(parts, facts),
         *_duplicate_findings(parts, facts),
         *_class_findings(parts),
-        *_conversion_notes(facts),
+        *_conversion_notes(facts, exif == "apply"),
         *(Finding(_READING, 1, text, note=True) for text in remarks.notes),
     ]
     if any(not finding.note for finding in report.findings):
@@ -314,12 +323,13 @@ class _Remarks(logging.Handler):
 
 
 def _load_parts(
-    entry: DataSet, name: str, root: str | Path, options: dict[str, Any]
+    entry: DataSet, name: str, root: str | Path, upright: bool, options: dict[str, Any]
 ) -> dict[str, ImageSet]:
-    return {
+    parts = {
         entry.title(**arguments): dataset.load(name, root, **arguments, **options)
         for arguments in entry.variants()
     }
+    return {title: replace(part, upright=upright) for title, part in parts.items()}
 
 
 def _examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
@@ -328,7 +338,7 @@ def _examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
     for part in parts.values():
         for index, path in enumerate(part.paths):
             if part.pixels is None:
-                jobs.setdefault(path, lambda path=path: examine(path))
+                jobs.setdefault(path, partial(examine, path, part.upright))
             else:
                 jobs.setdefault(path, lambda pixels=part.pixels[index]: examine_pixels(pixels))
     # Pillow and hashlib release the interpreter, so threads keep all cores busy.
@@ -346,6 +356,24 @@ def _checksum_findings(entry: DataSet, root: Path) -> Iterable[Finding]:
         "file with another checksum than the published one",
         changed,
         "results on it cannot be compared; get it again",
+    )
+
+
+def _concern_findings(parts: dict[str, ImageSet]) -> Iterable[Finding]:
+    for concern in dict.fromkeys(part.concern for part in parts.values() if part.concern):
+        yield Finding("other pictures than the published ones", 1, concern)
+
+
+def _size_findings(
+    entry: DataSet, parts: dict[str, ImageSet], facts: dict[str, FileFacts]
+) -> Iterable[Finding]:
+    if entry.longest_side is None or any(part.concern for part in parts.values()):
+        return
+    large = [path for path, fact in facts.items() if max(fact.size) > entry.longest_side]
+    yield from _some(
+        f"picture of more than the published {entry.longest_side} pixels",
+        [_short(path) for path in large],
+        "results on others cannot be compared with papers'; get the published ones",
     )
 
 
@@ -522,8 +550,9 @@ def _class_findings(parts: dict[str, ImageSet]) -> Iterable[Finding]:
     )
 
 
-def _conversion_notes(facts: dict[str, FileFacts]) -> Iterable[Finding]:
-    for trait, conversion in _CONVERSIONS.items():
+def _conversion_notes(facts: dict[str, FileFacts], upright: bool) -> Iterable[Finding]:
+    as_stored = {} if upright else {_ROTATION: _AS_STORED}
+    for trait, conversion in (_CONVERSIONS | as_stored).items():
         paths = [_short(path) for path, fact in facts.items() if trait in fact.traits]
         yield from _some(f"{trait} file", paths, conversion, note=True)
 

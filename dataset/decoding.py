@@ -160,19 +160,20 @@ _UPRIGHT = {
 }
 
 
-def decode(source: Source) -> np.ndarray:
-    """An image file → (H, W, 3) uint8 RGB, upright.
+def decode(source: Source, upright: bool = True) -> np.ndarray:
+    """An image file → (H, W, 3) uint8 RGB.
 
-    The EXIF orientation is applied, where it can be read; grey, palette and CMYK pictures are
-    converted; of 16-bit samples the high byte is kept, or of 12 bits in 16 the high ones (see
-    `few_bits`); transparency is laid on white. Animations give their first frame.
+    The EXIF orientation is applied, where it can be read (not with `upright` False); grey, palette
+    and CMYK pictures are converted; of 16-bit samples the high byte is kept, or of 12 bits in 16
+    the high ones (see `few_bits`); transparency is laid on white. Animations give their first
+    frame. docs/data.md says where the loaders of published code do otherwise.
 
     Raises:
         UnfitImageError: a sound picture of a kind that is not taken.
         Exception: the file is missing, cut short, or no picture (Pillow has no common type).
     """
     with opened(source) as (image, _):
-        return to_rgb(image)
+        return to_rgb(image, upright)
 
 
 @contextlib.contextmanager
@@ -187,10 +188,16 @@ def opened(source: Source, name: str = "") -> Iterator[tuple[Image.Image, bool]]
 
 
 def _load(source: Source, name: str) -> tuple[Image.Image, bool]:
-    if not hasattr(source, "read"):
+    content = None
+    if hasattr(source, "read"):
+        source.seek(0)
+        content = source.read()
+    else:
         need_file(source)
+        name = os.fsdecode(source)
     try:
-        return _attempt(source), False
+        # A copy, because Pillow closes what it cannot read.
+        return _attempt(source if content is None else io.BytesIO(content)), False
     except (UnfitImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -198,13 +205,13 @@ def _load(source: Source, name: str) -> tuple[Image.Image, bool]:
     except Exception as error:  # Pillow reports damage through a dozen unrelated types
         if getattr(error, "errno", None):
             raise
-        content = _content(source)
+        content = Path(source).read_bytes() if content is None else content
         bare = without_metadata(content)
         if bare is not None:
             with contextlib.suppress(Exception):
                 return _attempt(io.BytesIO(bare)), True
         if isinstance(error, UnidentifiedImageError):
-            _check_support(content, name if hasattr(source, "read") else os.fsdecode(source))
+            _check_support(content, name)
         raise
 
 
@@ -237,16 +244,9 @@ def _too_large(text: str) -> str:
     return f"{millions} pixels that are decoded at most; save it smaller"
 
 
-def _content(source: Source) -> bytes:
-    if not hasattr(source, "read"):
-        return Path(source).read_bytes()
-    source.seek(0)
-    return source.read()
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
     """A loaded Pillow image → (H, W, 3) uint8 RGB; see `decode`."""
-    turn = _UPRIGHT.get(orientation(image)[0])
+    turn = _UPRIGHT.get(orientation(image)[0]) if upright else None
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "F":

@@ -38,12 +38,14 @@ class Layout(NamedTuple):
     """One arrangement of files on disk.
 
     `matches(folder)` looks at names only; `read(folder, …)` gives a `Listing` and is called with
-    whatever the data set's `list_split` passes on.
+    whatever the data set's `list_split` passes on. `concern` says why results on the pictures of
+    this layout cannot be compared with published ones, where they are other pictures.
     """
 
     title: str
     matches: Callable[[Path], bool]
     read: Callable[..., Listing]
+    concern: str = ""
 
 
 class NotFoundError(InputError):
@@ -90,7 +92,9 @@ class Benchmark(DataSet):
             class_names=listing.class_names,
             paths=PathTable(listing.names, f"{listing.folder}/"),
             source=f"{layout.title} in {folder}",
+            concern=layout.concern,
         )
+        self._say_concern(images)
         self._compare_counts(images, self.title(split, **options))
         return images
 
@@ -132,6 +136,10 @@ class Benchmark(DataSet):
                 f"{listing.folder}; unpack the images there, or see `python -m dataset check "
                 f"{self.name}`"
             )
+
+    def _say_concern(self, images: ImageSet) -> None:
+        if images.concern:
+            warn_once(f"{self.name} ({images.source}): {images.concern}", counts_logger)
 
     def _compare_counts(self, images: ImageSet, title: str) -> None:
         differences = self.count_differences(title, len(images), images.num_classes)

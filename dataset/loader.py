@@ -120,21 +120,24 @@ class _ViewRule(NamedTuple):
     Attributes:
         crop: random views, or None for the evaluation's. size: side of a view in pixels.
         resize: short side to which evaluation brings an image first; 0 for pictures in memory,
-            which are looked at whole.
+            which are looked at whole. cubic: resize like that, not bilinear.
     """
 
     crop: RandomCrop | None
     size: int
     resize: int
     seed: int
+    cubic: bool = False
 
     def __call__(self, shapes: np.ndarray, plan: Plan) -> Views:
         """Views of images with these (B, 2) heights and widths."""
         if self.crop is None:
-            return centre_views(shapes, self.resize, self.size)
-        index, _, visit = plan.batch
-        u = uniforms(self.seed, plan.epoch, index, self.crop.draws, VIEW_STREAM, visit)
-        return self.crop.views(shapes, u, self.resize)
+            views = centre_views(shapes, self.resize, self.size)
+        else:
+            index, _, visit = plan.batch
+            u = uniforms(self.seed, plan.epoch, index, self.crop.draws, VIEW_STREAM, visit)
+            views = self.crop.views(shapes, u, self.resize)
+        return views._replace(cubic=self.cubic)
 
 
 class BadImage(NamedTuple):
@@ -543,6 +546,7 @@ def train_loader(
     workers: int,
     seed: int,
     image_size: int | None = None,
+    crop_scale: float | None = None,
     max_bad_images: float = 0.01,
     **reading: Any,
 ) -> Loader:
@@ -553,6 +557,8 @@ def train_loader(
         workers: processes that read files, or threads that cut the cache's pixels; pictures in
             memory need none.
         image_size: side of the network's input in pixels; the spec's without it.
+        crop_scale: the smallest share of a picture's area that a random crop has; the
+            augmentation's own without it.
         max_bad_images: the share of images that may be unreadable; each is replaced by others of
             its class and named in a warning.
         reading: where pixels come from, see `_source`.
@@ -565,6 +571,8 @@ def train_loader(
             f"--augment {augment} does not exist; {nearest_names(augment, AUGMENTATIONS)}"
         )
     crop, change = AUGMENTATIONS[augment]
+    if crop is not None and crop_scale is not None:
+        crop = replace(crop, scale=(crop_scale, crop.scale[1]))
     rule = _view_rule(images, crop, spec, image_size, seed)
     plans = _Plans(sampler, shared=True)
     source = _source(images, plans, rule, device, workers, replace_bad=True, **reading)
@@ -615,7 +623,7 @@ def _view_rule(
     size, resize = spec.size, spec.resize
     if image_size is not None and image_size != spec.size:
         size, resize = image_size, round(image_size * spec.resize / spec.size)
-    return _ViewRule(crop, size, 0 if images.pixels is not None else resize, seed)
+    return _ViewRule(crop, size, 0 if images.pixels is not None else resize, seed, spec.cubic)
 
 
 def _source(

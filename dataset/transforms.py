@@ -4,9 +4,9 @@ Two steps, wherever they run. A *view* says which part of an image is looked at:
 uint8 pixels, resized and perhaps mirrored. Then the stack of equally large views is finished on the
 device in float32: changed (augment.py), put into the backbone's colour order and scale, normalised.
 
-All resizing is bilinear with antialiasing. The evaluation's is Pillow's, bit for bit what
-torchvision makes of a PIL image; crops are resized by torch, which is several times as fast and
-differs from it by at most one of 255 levels.
+All resizing is antialiased: bilinear, or cubic where the backbone wants that. The evaluation's is
+Pillow's, bit for bit what torchvision makes of a PIL image; crops are resized by torch, which is
+several times as fast and differs from it by at most one of 255 levels.
 
 Every random number is a hash of (seed, epoch, image, visit): the number of workers, the order of
 the batches and restarts do not change it.
@@ -79,11 +79,13 @@ class Views(NamedTuple):
         resize: the short side to which every image is brought first, in pixels; 0 leaves it.
         boxes: (B, 4) int64 top, left, height, width, in pixels of the resized image.
         flip: (B,) bool, whether the view is mirrored left to right.
+        cubic: whether resizing is cubic, not bilinear.
     """
 
     resize: int
     boxes: np.ndarray
     flip: np.ndarray
+    cubic: bool = False
 
 
 def resized_shape(shapes: np.ndarray, short_side: int) -> np.ndarray:
@@ -177,32 +179,34 @@ def cut(image: np.ndarray, views: Views, position: int, size: int) -> torch.Tens
         (size, size, 3) uint8.
     """
     if views.resize:
-        image = with_short_side(image, views.resize)
+        image = with_short_side(image, views.resize, views.cubic)
     top, left, height, width = views.boxes[position].tolist()
     box = torch.from_numpy(image[top : top + height, left : left + width])
     # Dense pixels with the channels last are resized twice as fast, to the same values.
-    pixels = resize(box.contiguous()[None].permute(0, 3, 1, 2), (size, size))
+    pixels = resize(box.contiguous()[None].permute(0, 3, 1, 2), (size, size), views.cubic)
     if views.flip[position]:
         pixels = pixels.flip(3)
     return pixels[0].permute(1, 2, 0)
 
 
-def with_short_side(image: np.ndarray, size: int) -> np.ndarray:
+def with_short_side(image: np.ndarray, size: int, cubic: bool = False) -> np.ndarray:
     """(H, W, 3) uint8 with its short side brought to `size` pixels by Pillow."""
     height, width = resized_shape(np.array([image.shape[:2]]), size)[0].tolist()
     if (height, width) == image.shape[:2]:
         return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    how = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+    return np.array(Image.fromarray(image).resize((width, height), how))
 
 
-def resize(pixels: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """(B, 3, H, W) → (B, 3, *shape), bilinear with antialiasing; uint8 stays uint8."""
+def resize(pixels: torch.Tensor, shape: tuple[int, int], cubic: bool = False) -> torch.Tensor:
+    """(B, 3, H, W) → (B, 3, *shape) with antialiasing; uint8 stays uint8."""
     if tuple(pixels.shape[2:]) == shape:
         return pixels
+    mode = "bicubic" if cubic else "bilinear"
     if pixels.dtype == torch.uint8 and pixels.device.type != "cpu":
-        exact = F.interpolate(pixels.float(), shape, mode="bilinear", antialias=True)
+        exact = F.interpolate(pixels.float(), shape, mode=mode, antialias=True)
         return exact.round_().clamp_(0, 255).to(torch.uint8)
-    return F.interpolate(pixels, shape, mode="bilinear", antialias=True)
+    return F.interpolate(pixels, shape, mode=mode, antialias=True)
 
 
 # --- what the network gets ------------------------------------------------------------------------
@@ -336,7 +340,7 @@ class PixelStore:
         boxes = views.boxes
         if self._stack is not None and (boxes[:, 2:] == shapes).all() and not views.flip.any():
             whole = self._stack.index_select(0, self._upload(index))
-            return resize(whole.permute(0, 3, 1, 2), (size, size))
+            return resize(whole.permute(0, 3, 1, 2), (size, size), views.cubic)
         resized = resized_shape(shapes, views.resize)
         ratio = shapes / resized
         start, extent = boxes[:, :2] * ratio, boxes[:, 2:] * ratio
@@ -355,10 +359,12 @@ class PixelStore:
                 self._upload(views.flip & (axis == 1)),
                 window.shape[2 + axis],
                 size,
+                views.cubic,
             )
             for axis in (0, 1)
         )
-        return down[:, None] @ window.float() @ across.transpose(1, 2)[:, None]
+        result = down[:, None] @ window.float() @ across.transpose(1, 2)[:, None]
+        return result.clamp_(0, 255) if views.cubic else result  # a cubic overshoots
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         array = array.astype(np.float32) if array.dtype == np.float64 else array
@@ -384,8 +390,9 @@ def _weights(
     mirror: torch.Tensor,
     length: int,
     size: int,
+    cubic: bool = False,
 ) -> torch.Tensor:
-    """Antialiased bilinear resizing along one axis as matrices.
+    """Antialiased resizing along one axis as matrices.
 
     Args:
         start, extent: (B,) where each view begins and how long it is, in pixels of windows of
@@ -399,6 +406,14 @@ def _weights(
     place = torch.where(mirror[:, None, None], size - place, place)
     pixel = torch.arange(length, device=start.device)
     distance = (pixel + 0.5 - start[:, None, None] - place * scale).abs_()
-    weights = (1 - distance / scale.clamp(min=1)).clamp_(min=0)
+    distance /= scale.clamp(min=1)
+    weights = _cubic(distance) if cubic else (1 - distance).clamp_(min=0)
     weights *= pixel < valid[:, None, None]
     return weights / weights.sum(dim=2, keepdim=True)
+
+
+def _cubic(x: torch.Tensor) -> torch.Tensor:
+    """Keys' cubic of distances x ≥ 0, with the slope of Pillow's and of torch's antialiasing."""
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

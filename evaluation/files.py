@@ -159,7 +159,7 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
     pictures = []
     for path in paths:
         try:
-            pictures.append(central_part(decode(path)))
+            pictures.append(central_part(decode(path, like.upright)))
         except Exception as error:  # Pillow reports damage through a dozen unrelated types
             raise InputError(
                 f"--query {path} cannot be read ({reason(error)}); give image files"
@@ -176,6 +176,7 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
         paths=PathTable(map(str, paths)),
         pixels=pixels,
         source="--query",
+        upright=like.upright,
     )
 
 

@@ -43,11 +43,13 @@ class Model:
     Attributes:
         square: side in pixels of the drawings that the run's data set keeps in memory; pictures are
             fitted into it whole, on white. None: they are resized and cut.
+        upright: whether pictures are turned as their EXIF orientation says, as the run's were.
     """
 
     network: EmbeddingNet
     viewing: Viewing
     square: int | None
+    upright: bool
 
     @property
     def resize(self) -> int | None:
@@ -71,7 +73,7 @@ def open_model(path: str | Path, weights: str | None = None) -> Model:
     drawn = bool(opened.trained) and isinstance(dataset.find(opened.data.name), Emoji)
     square = opened.data.protocol.image_size if drawn else None
     viewing = replace(opened.viewing, workers=0, decode="exact", data_device=None)
-    return Model(opened.network.eval(), viewing, square)
+    return Model(opened.network.eval(), viewing, square, opened.data.exif == "apply")
 
 
 class Embedder:
@@ -91,7 +93,7 @@ class Embedder:
 
         A picture is a file's path, a Pillow image, an array (H, W, 3) or grey (H, W) of uint8, an
         open file or `BytesIO`, or the bytes of a file; an array (N, H, W, 3) is N of them. Pictures
-        become upright RGB as in `dataset.base.decode`.
+        become RGB as in `dataset.base.decode`, upright unless the run had `--exif ignore`.
 
         Raises:
             InputError: a file is missing or no picture; the sentence says which, never its pixels.
@@ -99,7 +101,7 @@ class Embedder:
         pictures = [pictures] if _is_one(pictures) else list(pictures)
         if not pictures:
             return np.empty((0, self.model.network.embedding_size), np.float32)
-        images = _image_set(pictures, self.model.square)
+        images = _image_set(pictures, self.model.square, self.model.upright)
         raw, _ = embed(self.model.network, images, self.precision, self.model.viewing)
         return torch.nn.functional.normalize(raw, dim=1).cpu().numpy()
 
@@ -136,13 +138,13 @@ class _Given(ImageSet):
     pictures: Sequence[Picture] = ()
 
     def read(self, index: int) -> np.ndarray:
-        return _pixels(self.pictures[index], index)
+        return _pixels(self.pictures[index], index, self.upright)
 
 
-def _image_set(pictures: list[Picture], square: int | None) -> ImageSet:
+def _image_set(pictures: list[Picture], square: int | None, upright: bool) -> ImageSet:
     pixels = None
     if square is not None:
-        given = (_pixels(each, index) for index, each in enumerate(pictures))
+        given = (_pixels(each, index, upright) for index, each in enumerate(pictures))
         pixels = np.stack([on_white(each, square, square) for each in given])
     return _Given(
         name="pictures",
@@ -151,6 +153,7 @@ def _image_set(pictures: list[Picture], square: int | None) -> ImageSet:
         class_names=("unknown",),
         paths=PathTable("" for _ in pictures),
         pixels=pixels,
+        upright=upright,
         pictures=pictures,
     )
 
@@ -163,11 +166,12 @@ def _is_one(pictures: Picture | Sequence[Picture]) -> bool:
     return one or hasattr(pictures, "read")
 
 
-def _pixels(picture: Picture, index: int) -> np.ndarray:
+def _pixels(picture: Picture, index: int, upright: bool) -> np.ndarray:
     """(H, W, 3) uint8 RGB of picture number `index`; raises InputError where it cannot be had."""
     try:
         if isinstance(picture, Image.Image):
-            return to_rgb(picture.copy())  # turning it upright would change the caller's own
+            # A copy, because turning it upright would change the caller's own.
+            return to_rgb(picture.copy(), upright)
         if isinstance(picture, np.ndarray):
             return to_rgb(_from_array(picture))
         if isinstance(picture, bytes):
@@ -176,7 +180,7 @@ def _pixels(picture: Picture, index: int) -> np.ndarray:
             picture.seek(0)  # it may just have been written
         elif not isinstance(picture, (str, os.PathLike)):
             raise TypeError(f"it is a {type(picture).__name__}")
-        return decode(picture)
+        return decode(picture, upright)
     except Exception as error:  # Pillow reports damage through a dozen unrelated types
         raise InputError(
             f"{_called(picture, index)} cannot be read ({reason(error)}); give image files, their "

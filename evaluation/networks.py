@@ -18,13 +18,14 @@ import net
 import options
 from evaluation.embedding import Viewing
 from machine import expanded
+from net.base import whole
 from runs import RunFolder, load_checkpoint
 from utils import InputError, damage_in_words
 
 logger = logging.getLogger("evaluate")
 
 KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
-KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images")
+KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images", "exif")
 """What an evaluation takes over from the run that made the checkpoint, unless it is given."""
 LISTED = 5  # files or runs of a folder that an error names
 
@@ -76,6 +77,7 @@ def open_checkpoint(
 
 def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | None) -> Opened:
     """What a checkpoint holds, opened; see `open_checkpoint`."""
+    content = whole(content, path)
     trained = content.get("args", {})
     if trained:
         options.kept(trained)  # its values are what such options can be

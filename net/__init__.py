@@ -15,7 +15,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from net.backbones import MODELS, TIMM, Backbone, find_backbone
-from net.choices import BN_FREEZE, INPUTS, MASK_INITS, POOLINGS, STEMS, WEIGHTS, InputSpec
+from net.choices import (
+    BN_FREEZE,
+    HEAD_NORMS,
+    INPUTS,
+    MASK_INITS,
+    POOLINGS,
+    STEMS,
+    WEIGHTS,
+    InputSpec,
+    blocks_of,
+    head_norm_of,
+    peft_of,
+)
 
 if TYPE_CHECKING:
     from net.architecture import Architecture
@@ -26,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BN_FREEZE",
+    "HEAD_NORMS",
     "INPUTS",
     "MASK_INITS",
     "MODELS",
@@ -39,9 +52,12 @@ __all__ = [
     "EmbeddingNet",
     "InputSpec",
     "architecture_of",
+    "blocks_of",
     "build",
     "find_backbone",
+    "head_norm_of",
     "load_checkpoint",
+    "peft_of",
     "with_weights",
 ]
 

@@ -52,7 +52,8 @@ def export(args: argparse.Namespace) -> None:
 
     model = open_model(args.run, args.weights)
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
-    note = describe_input(graph.size, model.resize)
+    cubic = model.network.input.cubic
+    note = describe_input(graph.size, model.resize, cubic=cubic, upright=model.upright)
     say(f"input   {note}\noutput  float32 (B, {model.network.embedding_size}), unit length")
     if args.onnx:
         difference = export_onnx(graph, args.onnx, note)

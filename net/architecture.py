@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from net.backbones import Backbone, find_backbone
-from net.choices import BN_FREEZE, INPUTS, POOLINGS, InputSpec, check_choice
+from net.choices import BN_FREEZE, HEAD_NORMS, INPUTS, POOLINGS, InputSpec, Peft, check_choice
 from net.heads import head_init, head_sizes
 from utils import InputError
 
@@ -26,7 +26,9 @@ class Architecture:
         stem: `imagenet`, as published, reduces an image 32 times; `small` 16 times (no max pooling
             after the first convolution), `tiny` 8 times (and that convolution has stride 1).
         width: channels of a ResNet as a multiple of the published ones.
-        head_norm: a trained BatchNorm before the heads (spherical embeddings).
+        head_norm: what stands before the heads: nothing (False); a trained BatchNorm (True:
+            spherical embeddings); `layer`, a trained LayerNorm (RS@k), or `layer-plain`, one
+            without scale and shift (HIER).
         head_init: `kaiming`, or PyTorch's `default` (spherical embeddings, divide and conquer), and
             others: see `heads.head_init`.
         head_parts: runs of a head's rows that start separately (divide and conquer).
@@ -36,6 +38,12 @@ class Architecture:
             `affine`: all are fixed for good. `statistics`: only the running statistics are fixed.
         bn_momentum: share of the batch in the running statistics of these BatchNorms; None becomes
             the backbone's own, where its record has one.
+        freeze_stem: whether the modules before the first block rest (the patch embedding; not the
+            position embeddings and class tokens).
+        freeze_blocks: the stem, tokens included, and so many of the first blocks rest, or `all`:
+            they have no gradient and are in evaluation mode.
+        drop_path: stochastic depth of the last block; that of the others rises to it from 0.
+        peft: what trains of the backbone while its own weights rest, as `Peft.of` reads it.
         input_spec: one of `INPUTS`; None is what the backbone's ImageNet weights want.
         image_size: side in pixels of the images that it is built for; None where any will do.
         model_args: what timm is told beside that, as pairs of a name and a value.
@@ -50,12 +58,16 @@ class Architecture:
     pooling: str | None = None
     stem: str = "imagenet"
     width: float = 1.0
-    head_norm: bool = False
+    head_norm: bool | str = False
     head_init: str = "kaiming"
     head_parts: int = 1
     dropout: float = 0.0
     bn_freeze: str = "0"
     bn_momentum: float | None = None
+    freeze_stem: bool = False
+    freeze_blocks: int | str = 0
+    drop_path: float = 0.0
+    peft: str = "none"
     input_spec: str | None = None
     image_size: int | None = None
     model_args: tuple[tuple[str, Any], ...] = ()
@@ -64,8 +76,10 @@ class Architecture:
         self._set(
             model=find_backbone(self.model).name,
             heads=tuple(self.heads),
-            head_norm=bool(self.head_norm),
+            head_norm=self.head_norm if isinstance(self.head_norm, str) else bool(self.head_norm),
             bn_freeze=str(self.bn_freeze),
+            freeze_stem=bool(self.freeze_stem),
+            peft=str(Peft.of(self.peft)),
         )
         if self.bn_momentum is None:
             self._set(bn_momentum=self.backbone.bn_momentum)
@@ -80,6 +94,7 @@ class Architecture:
         self._fit_to_backbone()
         check_choice("stem", self.stem, self.backbone.stems)
         check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
+        check_choice("head_norm", self.head_norm, HEAD_NORMS)
         if self.input_spec is not None:
             check_choice("input_spec", self.input_spec, INPUTS)
         head_init(self.head_init)
@@ -88,12 +103,17 @@ class Architecture:
         head_sizes(self.heads, self.embedding_size)
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise InputError(f"bn_momentum {self.bn_momentum:g}: it must be above 0 and at most 1")
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"drop_path {self.drop_path:g}: it must be from 0 to below 1")
         if self.width != 1.0 and not self.backbone.can_widen:
             raise InputError(f"width {self.width:g}: {self.model} cannot be widened; use width 1")
 
     def _fit_to_backbone(self) -> None:
         """Leaves out what the backbone is not built by: it would tell equal networks apart."""
-        arguments = tuple((str(name), value) for name, value in self.model_args)
+        arguments = tuple(
+            (name, tuple(value) if isinstance(value, list) else value)
+            for name, value in self.model_args
+        )
         if arguments and "model_args" not in self.backbone.takes:
             raise InputError(f"--model-args are for models of timm; {self.model} takes none")
         sized = "image_size" in self.backbone.takes

@@ -29,9 +29,10 @@ from torch import Tensor, nn
 
 from net.architecture import Architecture
 from net.backbones import find_backbone, recognised
-from net.choices import MASKS_AT_TEST, WEIGHTS, check_choice
+from net.choices import MASKS_AT_TEST, WEIGHTS, Peft, check_choice
 from net.heads import HEADS, classifiers
 from net.network import EmbeddingNet
+from net.peft import ADDED_KEYS, merged
 from utils import InputError
 
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
@@ -199,6 +200,8 @@ def load_checkpoint(
     weights = weights_of(checkpoint)
     if held.image_size != network.architecture.image_size:
         weights = _for_other_size(network, weights)
+    if held.peft != network.architecture.peft:
+        weights = _with_other_peft(weights, Peft.of(held.peft), network, source)
     if not masks:
         own = {k: v for k, v in network.state_dict().items() if k.startswith("masks.")}
         weights = {k: v for k, v in weights.items() if not k.startswith("masks.")} | own
@@ -220,6 +223,18 @@ def _for_other_size(network: EmbeddingNet, weights: dict[str, Tensor]) -> dict[s
     return weights | {f"model.{key}": value for key, value in fitted.items()}
 
 
+def _with_other_peft(
+    weights: dict[str, Tensor], held: Peft, network: EmbeddingNet, source: str | Path
+) -> dict[str, Tensor]:
+    """Weights as those of a network that has another PEFT, or none; what that adds is its own."""
+    if held.prompts:
+        raise InputError(
+            f"{source} holds prompts, without which its network is another one; use --peft {held}"
+        )
+    added = {k: v for k, v in network.state_dict().items() if k.endswith(ADDED_KEYS)}
+    return merged(weights, held) | added
+
+
 def _check_same(held: Architecture, wanted: Architecture, source: str | Path) -> None:
     if held.model != wanted.model:
         raise InputError(
@@ -239,8 +254,9 @@ def _check_same(held: Architecture, wanted: Architecture, source: str | Path) ->
 
 
 def _heads_in_words(architecture: Architecture) -> str:
-    behind = " behind a BatchNorm" if architecture.head_norm else ""
-    return " and ".join(architecture.heads) + behind
+    norms = {False: "", True: " behind a BatchNorm", "layer": " behind a LayerNorm"}
+    norms["layer-plain"] = " behind a LayerNorm without scale and shift"
+    return " and ".join(architecture.heads) + norms[architecture.head_norm]
 
 
 def weights_of(checkpoint: dict) -> dict[str, Tensor]:

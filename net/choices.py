@@ -5,7 +5,11 @@ Needs no torch: options/ reads the choices for --help.
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from dataset.base import InputSpec
 from utils import InputError
@@ -24,6 +28,95 @@ POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4, "gem": 1, "cls": 1, "at
 
 BN_FREEZE = ("0", "1", "affine", "statistics")
 """What rests in the backbone's BatchNorms: see `EmbeddingNet` in network.py, which does it."""
+
+HEAD_NORMS = (0, 1, "layer", "layer-plain")
+"""What stands before the heads: nothing, a BatchNorm, a LayerNorm, or one without scale and shift.
+
+A checkpoint calls the first two False and True, as it did when there were no others.
+"""
+
+
+def head_norm_of(text: str) -> int | str:
+    """`0` and `1` are numbers, as runs keep them."""
+    return int(text) if text in ("0", "1") else text
+
+
+ALL_BLOCKS = "all"
+
+
+def blocks_of(text: str) -> int | str:
+    """A number of blocks, or `all`.
+
+    Raises:
+        ArgumentTypeError: it is neither.
+    """
+    if text == ALL_BLOCKS:
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of blocks nor all")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Peft:
+    """What trains of a backbone whose own weights rest (`--peft`): see peft.py, which adds it.
+
+    Attributes:
+        rank: of the two factors beside each linear layer (LoRA); 0 adds none.
+        alpha: their product counts alpha / rank; None is the rank, so that it counts 1.
+        prompts: learned tokens in front of each block's (VPT-deep).
+        biases: whether the biases, and the scales and shifts of norms, train (BitFit).
+    """
+
+    rank: int = 0
+    alpha: int | None = None
+    prompts: int = 0
+    biases: bool = False
+
+    @classmethod
+    def of(cls, text: str) -> Peft:
+        """`none`, or parts joined by commas: `lora:8` or `lora:8:16`, `prompts:10`, `bitfit`.
+
+        Raises:
+            InputError: it says something else.
+        """
+        found: dict[str, Any] = {}
+        for part in [] if text == "none" else text.split(","):
+            if lora := re.fullmatch(r"lora:([1-9]\d*)(?::([1-9]\d*))?", part):
+                own = {"rank": int(lora[1]), "alpha": int(lora[2]) if lora[2] else None}
+            elif prompts := re.fullmatch(r"prompts:([1-9]\d*)", part):
+                own = {"prompts": int(prompts[1])}
+            elif part == "bitfit":
+                own = {"biases": True}
+            else:
+                raise InputError(
+                    f"{part!r} is unknown; use lora:RANK (or lora:RANK:ALPHA), "
+                    "prompts:N, bitfit, several of them joined by commas, or none"
+                )
+            if own.keys() & found.keys():
+                raise InputError(f"{text!r} names {part.partition(':')[0]} twice")
+            found |= own
+        return cls(**found)
+
+    def __str__(self) -> str:
+        """As `of` reads it."""
+        alpha = "" if self.alpha is None else f":{self.alpha}"
+        parts = [f"lora:{self.rank}{alpha}"] if self.rank else []
+        parts += [f"prompts:{self.prompts}"] if self.prompts else []
+        return ",".join(parts + ["bitfit"] * self.biases) or "none"
+
+
+def peft_of(text: str) -> str:
+    """What `--peft` says, in the order and spelling that runs keep.
+
+    Raises:
+        ArgumentTypeError: it says something unknown.
+    """
+    try:
+        return str(Peft.of(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
 
 WEIGHTS = ("ema", "raw")
 """Of a run that keeps a running mean of its weights: the mean, and the weights that train."""
@@ -47,7 +140,7 @@ spherical-embedding code feeds it; `lite`: EfficientNet-Lite's; `white`: drawing
 background becomes 0."""
 
 
-def check_choice(option: str, value: str, known: Iterable[str]) -> None:
+def check_choice(option: str, value: object, known: Iterable[object]) -> None:
     """Raises InputError unless `value` is one of `known`."""
     if value not in known:
-        raise InputError(f"{option} {value!r} is unknown; use {', '.join(known)}")
+        raise InputError(f"{option} {value!r} is unknown; use {', '.join(map(str, known))}")

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net import EmbeddingNet
+from net.peft import merge_lora
 from storage import write_atomically
 from utils import InputError
 
@@ -35,13 +36,14 @@ class Graph(nn.Module):
     """Pixels (B, 3, S, S) float32, RGB, 0..255 → unit-length test-time embeddings (B, d) float32.
 
     Args:
-        network: is put into evaluation mode.
+        network: is put into evaluation mode; its LoRA becomes part of its weights.
         size: S in pixels.
         zoom: below 1 the picture is made smaller, on white, as `--eval-zoom` does.
     """
 
     def __init__(self, network: EmbeddingNet, size: int, zoom: float = 1.0) -> None:
         super().__init__()
+        merge_lora(network)
         self.network = network
         self.size = size
         spec = network.input
@@ -67,13 +69,22 @@ def _zoom_grid(size: int, zoom: float) -> Tensor:
     return F.affine_grid(scaling, [1, 3, size, size], align_corners=False)
 
 
-def describe_input(size: int, resize: int | None) -> str:
-    """What is to be fed, in words; `resize` is the short side first, None takes pictures whole."""
+def describe_input(
+    size: int, resize: int | None, *, cubic: bool = False, upright: bool = True
+) -> str:
+    """What is to be fed, in words.
+
+    Args:
+        resize: the short side first; None takes pictures whole. cubic: how they are resized.
+        upright: whether they are turned as their EXIF orientation says.
+    """
     if resize is None:
         cut = f"the whole picture, made square on white, {size} pixels a side"
     else:
-        cut = f"short side to {resize} pixels (bilinear, antialiased), then the central {size}"
-    return f"float32 (B, 3, {size}, {size}), RGB, 0..255: {cut}"
+        how = "bicubic" if cubic else "bilinear"
+        cut = f"short side to {resize} pixels ({how}, antialiased), then the central {size}"
+    turned = "turned as their EXIF data say" if upright else "as stored, EXIF data ignored"
+    return f"float32 (B, 3, {size}, {size}), RGB, 0..255: pictures {turned}; {cut}"
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -92,7 +103,7 @@ def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
         InputError: a package is missing, onnxruntime disagrees, or the file cannot be written.
     """
     runtime = _needed("onnx", "onnxscript", "onnxruntime")[-1]
-    with _quiet():
+    with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph,
             (_sample(graph, 2),),

@@ -25,7 +25,7 @@ HEADS = {
 }
 """Each head's name, and the released name of its layer among the backbone's."""
 HEAD_KEYS = tuple(f"{key}." for key in (*HEADS.values(), "head_norm"))
-"""What the keys of the heads, and of the BatchNorm before them, begin with among the backbone's."""
+"""What the keys of the heads, and of the norm before them, begin with among the backbone's."""
 Init = Callable[[Tensor], object]
 
 
@@ -33,6 +33,7 @@ def head_init(name: str) -> tuple[Init | None, float | None]:
     """How a head's weights start, and its biases, by the name of `--head-init`.
 
     `kaiming`: normal by fan_out with zero bias (Proxy-Anchor and all that is built on it);
+    `orthogonal`: orthonormal rows (columns, where there are fewer) with zero bias (Hyp-ViT, HIER);
     `default` and `pt_splitted`: PyTorch's own; `xavier_uniform_GAIN`, `xavier_normal_GAIN`,
     `kaiming_normal_fan_in`, `kaiming_normal_fan_out` with PyTorch's own biases; `trunc_normal`:
     standard deviation .1, cut at two of them, biases .1.
@@ -47,6 +48,8 @@ def head_init(name: str) -> tuple[Init | None, float | None]:
         return None, None
     if name == "kaiming":
         return partial(nn.init.kaiming_normal_, mode="fan_out"), 0.0
+    if name == "orthogonal":
+        return nn.init.orthogonal_, 0.0
     if name == "trunc_normal":
         return partial(nn.init.trunc_normal_, std=0.1, a=-0.2, b=0.2), 0.1
     if name in ("kaiming_normal_fan_in", "kaiming_normal_fan_out"):
@@ -56,9 +59,9 @@ def head_init(name: str) -> tuple[Init | None, float | None]:
     match = re.fullmatch(r"(xavier_uniform|xavier_normal)(?:_(\d*\.?\d+))?", name)
     if match is None:
         raise InputError(
-            f"--head-init {name} is unknown; use kaiming, default, xavier_uniform_GAIN, "
-            "xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out, trunc_normal or "
-            "pt_splitted"
+            f"--head-init {name} is unknown; use kaiming, default, orthogonal, "
+            "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, "
+            "kaiming_normal_fan_out, trunc_normal or pt_splitted"
         )
     return partial(kinds[match[1]], gain=float(match[2] or 1)), None
 
@@ -79,16 +82,21 @@ class Pool(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, F, h, w) → (B, F)."""
-        maps, cells = (
-            maps.to(torch.promote_types(maps.dtype, torch.float32)),
-            POOLINGS[self.pooling],
-        )
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         if self.p is not None:
             return maps.clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
         cells = POOLINGS[self.pooling]
         average = F.adaptive_avg_pool2d(maps, cells) if self.pooling != "max" else 0.0
-        maximum = F.adaptive_max_pool2d(maps, cells) if "max" in self.pooling else 0.0
+        maximum = _maximum(maps) if "max" in self.pooling else 0.0
         return (average + maximum).flatten(1)
+
+
+def _maximum(maps: Tensor) -> Tensor:
+    # The same numbers. Only the first has one place of the maximum take the whole gradient where
+    # there are several, and the ONNX export of torch 2.11 knows only the second.
+    if torch.is_grad_enabled():
+        return F.adaptive_max_pool2d(maps, 1)
+    return maps.amax((2, 3), keepdim=True)
 
 
 GEM_START = 3.0
@@ -107,6 +115,13 @@ def head_sizes(heads: tuple[str, ...], embedding_size: int) -> dict[str, int]:
         )
     doubled = {"embedding", "specific"} if "specific" in heads else set()
     return {head: embedding_size * (2 if head in doubled else 1) for head in heads}
+
+
+def make_norm(kind: bool | str, features: int) -> nn.Module | None:
+    """What `Architecture.head_norm` puts before the heads; None is nothing. (B, F) → (B, F)."""
+    if isinstance(kind, str):
+        return nn.LayerNorm(features, elementwise_affine=kind == "layer")
+    return nn.BatchNorm1d(features) if kind else None
 
 
 UNCERTAINTY_SCALE = 0.01

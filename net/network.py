@@ -12,10 +12,21 @@ from losses import Embeddings
 from net.architecture import Architecture
 from net.blocks import Block, belongs
 from net.choices import POOLINGS, InputSpec
-from net.heads import HEAD_KEYS, HEADS, UNCERTAINTY_SCALE, Pool, classifiers, head_sizes, make_head
+from net.depth import recompute_blocks
+from net.heads import (
+    HEAD_KEYS,
+    HEADS,
+    UNCERTAINTY_SCALE,
+    Pool,
+    classifiers,
+    head_sizes,
+    make_head,
+    make_norm,
+)
 from net.masks import EmbeddingMasks
 from net.pieces import in_pieces
 from net.replay import Replay
+from net.rest import prepare
 from utils import InputError
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
@@ -41,12 +52,12 @@ class EmbeddingNet(nn.Module):
         self._frozen = False
         self._replay: Replay | None = None
         self._blocks = architecture.backbone.blocks(backbone)  # while it is alone
+        self._rest = prepare(backbone, self._blocks, architecture)
         self.model = backbone
         self.pool = Pool(architecture.pooling)
         features = backbone.num_features * POOLINGS[architecture.pooling] ** 2
-        norm = nn.BatchNorm1d(features) if architecture.head_norm else None
         # The heads are the backbone's children because the released state_dicts have them there.
-        backbone.add_module("head_norm", norm)
+        backbone.add_module("head_norm", make_norm(architecture.head_norm, features))
         init, parts = architecture.head_init, architecture.head_parts
         for head, size in head_sizes(self.heads, self.embedding_size).items():
             scale = UNCERTAINTY_SCALE if head == "uncertainty" else 1.0
@@ -83,6 +94,17 @@ class EmbeddingNet(nn.Module):
         if self.masks is not None:
             described |= {"masks_at_test": self.masks.full, "mask_relu": self.masks.relu}
         return described
+
+    def base_state(self) -> dict[str, Tensor]:
+        """What rests for good beside PEFT, which checkpoints leave out; empty without PEFT."""
+        return {k: v for k, v in self.state_dict().items() if self._is_base(k)}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The rest of the state_dict: what checkpoints keep."""
+        return {k: v for k, v in self.state_dict().items() if not self._is_base(k)}
+
+    def _is_base(self, key: str) -> bool:
+        return key.removeprefix("model.") in self._rest.base
 
     # -- forward
 
@@ -166,9 +188,34 @@ class EmbeddingNet(nn.Module):
 
     # -- what is trained
 
+    def recompute_blocks(self) -> None:
+        """Saves memory in training at the cost of a second forward of the blocks that train."""
+        rested = self._rest.modules
+        recompute_blocks(self.model, [b for b in self._blocks[1:] if not belongs(b[0], rested)])
+
+    @property
+    def rests_in_part(self) -> bool:
+        """Whether parameters of the backbone rest for good, BatchNorms aside."""
+        return bool(self._rest.parameters)
+
+    def counts(self) -> tuple[int, int]:
+        """How many numbers the network learns once no warm-up holds it, and how many it has."""
+        fixed = self._rest.parameters | set(self._affine_for_good())
+        named = [(name.removeprefix("model."), p.numel()) for name, p in self.named_parameters()]
+        return sum(n for name, n in named if name not in fixed), sum(n for _, n in named)
+
+    def _affine_for_good(self) -> list[str]:
+        """The names of the BatchNorms' scales and shifts, where these never train."""
+        norms = [(n, m) for n, m in self.model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+        names = [f"{name}.{own}" for name, norm in norms for own, _ in norm.named_parameters()]
+        return names if self.architecture.bn_freeze == "affine" else []
+
     def train(self, mode: bool = True) -> EmbeddingNet:
-        """As `Module.train`, but frozen BatchNorms of the backbone stay in evaluation mode."""
+        """As `Module.train`, but what is frozen for good stays in evaluation mode."""
         super().train(mode)
+        for name, module in self.model.named_modules():
+            if self._rest.holds(name, module):
+                module.eval()
         if self.architecture.bn_freeze != "0":
             for norm in self._backbone_norms():
                 norm.eval()
@@ -190,8 +237,10 @@ class EmbeddingNet(nn.Module):
             self._train_affine(False)
 
     def _train_affine(self, trained: bool) -> None:
-        for norm in self._backbone_norms():
-            norm.requires_grad_(trained)
+        norms = {p for norm in self._backbone_norms() for p in norm.parameters()}
+        for parameter in self.backbone_parameters():
+            if parameter in norms:
+                parameter.requires_grad_(trained)
 
     def _backbone_norms(self) -> list[nn.BatchNorm2d]:
         # The BatchNorm before the heads is a BatchNorm1d.
@@ -202,16 +251,23 @@ class EmbeddingNet(nn.Module):
         return self._blocks
 
     def block_parameters(self) -> list[list[nn.Parameter]]:
-        """The parameters of each of `blocks`; together they are the backbone's."""
-        named = [(n, p) for n, p in self.model.named_parameters() if not n.startswith(HEAD_KEYS)]
+        """Those of `backbone_parameters` in each of `blocks`."""
+        named = self._trained_backbone()
         return [[p for n, p in named if belongs(n, block)] for block in self.blocks()]
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """All parameters of the backbone, frozen ones too (they may be released later)."""
-        return [p for name, p in self.model.named_parameters() if not name.startswith(HEAD_KEYS)]
+        """The backbone's parameters, those of a warm-up too, without those that rest for good."""
+        return [parameter for _, parameter in self._trained_backbone()]
+
+    def _trained_backbone(self) -> list[tuple[str, nn.Parameter]]:
+        return [
+            (name, parameter)
+            for name, parameter in self.model.named_parameters()
+            if not name.startswith(HEAD_KEYS) and name not in self._rest.parameters
+        ]
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the heads, of the BatchNorm before them and of the pooling."""
+        """The parameters of the heads, of the norm before them and of the pooling."""
         heads = [p for name, p in self.model.named_parameters() if name.startswith(HEAD_KEYS)]
         return [*heads, *self.pool.parameters()]
 

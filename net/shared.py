@@ -1,4 +1,4 @@
-"""BatchNorm and dropout that see the whole batch when several processes share it.
+"""BatchNorm, dropout and stochastic depth that see the whole batch when several processes share it.
 
 A BatchNorm normalises with the statistics of all images of the batch (Ioffe and Szegedy, 2015), and
 a dropout draws for all of them; each process holds a part. On GPUs torch's SyncBatchNorm does the
@@ -7,16 +7,19 @@ former; it has no CPU version.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import processes
+from net.depth import DropPath
 
 
 def share_batches(network: nn.Module) -> None:
-    """Turns every BatchNorm and Dropout of a network into one for several processes, in place."""
+    """Turns what looks at the whole batch into what does so in several processes, in place."""
     for module in network.modules():
         for plain, shared in SHARED.items():
             if type(module) is plain:
@@ -66,16 +69,30 @@ class SharedDropout(nn.Dropout):
         """(n, …), this process's part of the batch → the same shape."""
         if not self.training or self.p == 0:
             return x
-        sizes = torch.zeros(processes.world(), dtype=torch.int64)
-        sizes[processes.rank()] = len(x)
-        dist.all_reduce(sizes)
-        before = int(sizes[: processes.rank()].sum())
-        whole = F.dropout(x.new_ones(int(sizes.sum()), *x.shape[1:]), self.p)
-        return x * whole[before : before + len(x)]
+        return x * _own_draws(x, x.shape[1:], self.p)
+
+
+class SharedDropPath(DropPath):
+    """`DropPath` whose draws are those of the whole batch, in every process."""
+
+    def draw(self, x: Tensor) -> Tensor:
+        """What each image of this process is multiplied with, (n, 1, …)."""
+        return _own_draws(x, [1] * (x.dim() - 1), self.p)
+
+
+def _own_draws(x: Tensor, shape: Sequence[int], p: float) -> Tensor:
+    """This process's part (n, *shape) of a dropout's factors for the whole batch."""
+    sizes = torch.zeros(processes.world(), dtype=torch.int64)
+    sizes[processes.rank()] = len(x)
+    dist.all_reduce(sizes)
+    before = int(sizes[: processes.rank()].sum())
+    whole = F.dropout(x.new_ones(int(sizes.sum()), *shape), p)
+    return whole[before : before + len(x)]
 
 
 SHARED: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: SharedBatchNorm1d,
     nn.BatchNorm2d: SharedBatchNorm2d,
     nn.Dropout: SharedDropout,
+    DropPath: SharedDropPath,
 }

@@ -193,9 +193,17 @@ def _record(name: str) -> Backbone:
 
 
 def _input_of(config: Mapping[str, Any]) -> InputSpec:
+    """What the weights were trained with. (Deviation: of a picture that timm would squash to a
+    square, the centre is taken, as of all others.)
+    """
     size = config["input_size"][-1]
-    resize = max(size, int(size / config["crop_pct"]))
-    return InputSpec(mean=tuple(config["mean"]), std=tuple(config["std"]), size=size, resize=resize)
+    return InputSpec(
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        size=size,
+        resize=max(size, int(size / config["crop_pct"])),
+        cubic=config["interpolation"] == "bicubic",
+    )
 
 
 # --- weights --------------------------------------------------------------------------------------

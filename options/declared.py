@@ -33,6 +33,7 @@ from flags import (
     any_text,
     flag,
     key_value,
+    key_values,
     not_negative,
     number,
     one_of,
@@ -63,6 +64,10 @@ PHOTOGRAPHS = Need("photographs", lambda args: args.dataset.lower() != "emoji")
 OWN_DATA = Need(
     "your own images (--dataset folder:PATH or csv:FILE)",
     lambda args: args.dataset.lower().startswith(("folder:", "csv:")),
+)
+CROPPED = Need(
+    "--augment crop, sec, Geom, GeomColor or ColorHeavy",
+    lambda args: (args.augment or dataset.protocol(args.dataset).augment) not in ("none", "emoji"),
 )
 OF_TIMM = Need(
     "models of timm (--model timm:NAME)", lambda args: args.model.lower().startswith(net.TIMM)
@@ -128,6 +133,9 @@ DATA = Group("data", (
     flag("--decode", "exact", one_of("exact", "cache"),
          "exact: a file is decoded whenever it is needed; cache: all are decoded once, and their "
          "pixels kept on disk", need=PHOTOGRAPHS),
+    flag("--exif", "apply", one_of("apply", "ignore"),
+         "orientation that a file's EXIF data give. apply: the picture is turned upright; ignore: "
+         "its pixels are taken as stored, as the released programs do", need=PHOTOGRAPHS),
     flag("--cache-size", 256, Kind(whole(16), "PX"),
          "short side of the images in the cache; 256 gives the evaluation what exact gives it",
          need=CACHED),
@@ -163,6 +171,9 @@ SELECTION = Group("batches and model selection", (
          "affine and colour, no flip; Geom, GeomColor, ColorHeavy: crop and flip, then turns, "
          "holes and blur; the same with light and contrast; strong colour and grey",
          shown="the data set's"),
+    flag("--crop-scale", None, Kind(number(0.0, 1.0, above=True), "F"),
+         "smallest share of a picture's area that a random crop shows", need=CROPPED,
+         shown="0.08; 0.16 with --augment sec"),
     flag("--val-classes", 0.0, Kind(number(0.0, 0.5), "F"),
          "share of the training classes that picks the best epoch instead of the test classes, "
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
@@ -176,8 +187,9 @@ SELECTION = Group("batches and model selection", (
 NETWORK = Group("network", (
     flag("--model --arch", "bn_inception", any_text("NAME"),
          f"{', '.join(net.MODELS)}; timm:NAME or timm:NAME.TAG for any model of timm"),
-    flag("--model-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
-         "what timm builds the model with, by its own names: patch_drop_rate=0.5", need=OF_TIMM),
+    flag("--model-args", (), Kind(key_values, "KEY=VALUE", nargs="+"),
+         "what timm builds the model with, by its own names: patch_drop_rate=0.5 depths=2,2,6,2",
+         need=OF_TIMM),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
     flag("--pretrained", None, a_path("WHAT"), "imagenet (downloads), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
@@ -195,9 +207,12 @@ NETWORK = Group("network", (
          shown="imagenet from 128 pixels on, small below"),
     flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
          "channels of a ResNet as a multiple of the published ones"),
-    flag("--head-norm", 0, BINARY, "1: a BatchNorm, which is trained, before the heads"),
+    flag("--head-norm", 0, Kind(net.head_norm_of, choices=net.HEAD_NORMS),
+         "before the heads: 1: a BatchNorm, which is trained; layer: a LayerNorm; layer-plain: one "
+         "without scale and shift; 0: nothing"),
     flag("--head-init --init-method", "kaiming", any_text("NAME"),
          "start of the heads. kaiming: normal by fan_out with zero bias; default: PyTorch's own; "
+         "orthogonal: with zero bias; "
          "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out: "
          "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)"),
     flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "on the pooled features"),
@@ -212,6 +227,23 @@ NETWORK = Group("network", (
          "share of the batch in the running statistics of the backbone's BatchNorms",
          need=NORMS_TRAIN, before=0.1,
          shown="the backbone's: 0.9 for bn_inception, else 0.1; 0.1 with SEC's losses"),
+))
+FINETUNING = Group("fine-tuning: what of a pretrained network rests", (
+    flag("--freeze-stem", False, SWITCH,
+         "the patch embedding of a ViT, or what a CNN has before its first block, rests"),
+    flag("--freeze-blocks", 0, Kind(net.blocks_of, "N"),
+         "the stem, tokens and position embeddings included, and the first N blocks rest; all: "
+         "only the heads train"),
+    flag("--peft", "none", Kind(net.peft_of, "PARTS"),
+         "the network rests, and what is added to it trains: lora:RANK (or lora:RANK:ALPHA), "
+         "prompts:N (tokens in front of each block's), bitfit (biases, and scales and shifts of "
+         "norms), or several: prompts:10,bitfit; checkpoints hold that alone"),
+    flag("--drop-path", 0.0, Kind(number(0.0, 0.99), "P"),
+         "stochastic depth: share of the images for which the last block's branches are left out, "
+         "rising to it from 0 at the first block"),
+    flag("--grad-checkpointing", False, SWITCH,
+         "compute the blocks once more in the backward instead of keeping their inner results: "
+         "less memory, a third more time, the same numbers", change=NOTHING),
 ))
 LOSS = Group("loss", (
     flag("--loss --use_loss --criterion", "Proxy_Anchor", Kind(criteria.name_of, "NAME"),
@@ -399,7 +431,7 @@ OVERVIEW = Group("all runs under a folder in a table", (
 # fmt: on
 
 TRAIN_GROUPS = (
-    *(DATA, SELECTION, NETWORK, LOSS, *methods.groups(), OPTIMISATION, RUN),
+    *(DATA, SELECTION, NETWORK, FINETUNING, LOSS, *methods.groups(), OPTIMISATION, RUN),
     *methods.dead_groups(),
 )
 EVALUATE_GROUPS = (EVALUATION, FILES, SINGLE_IMAGES, DATA, NETWORK)

@@ -9,7 +9,7 @@ from typing import Any
 
 import dataset
 from dataset.own import OwnData
-from flags import AS_TODAY, SWITCH, Change, Flag, Kind, key_value
+from flags import AS_TODAY, SWITCH, Change, Flag, Kind, key_value, key_values
 from options.declared import train_flags
 from options.meaning import changed, resolved, unread, useless
 from utils import InputError
@@ -72,7 +72,7 @@ def _can_have(entry: Flag, value: Any) -> bool:
         return _is_of(kind, value)
     if not isinstance(value, list | tuple):
         return False
-    if kind.parse is key_value:
+    if kind.parse in (key_value, key_values):
         return all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
     return all(_is_of(kind, item) for item in value)
 

@@ -172,6 +172,7 @@ def _facts(run: Explained) -> list[tuple[str, Any]]:
         ("network", f"{args.get('model')}, {args.get('embedding_size')} dimensions"),
         ("weights", f"running mean (--ema {args['ema']:g})" if args.get("ema") else ""),
         ("data", args.get("dataset")),
+        ("pictures", _pictures(run)),
         ("trained on", trained),
         ("judged on", run.counts),
         ("best epoch picked on", _picked_on(record)),
@@ -186,6 +187,15 @@ def _facts(run: Explained) -> list[tuple[str, Any]]:
         ("recipe", args.get("recipe")),
         ("folder", str(record.path)),
     ]
+
+
+def _pictures(run: Explained) -> str:
+    """Which copy of the data set they are from, and how files are turned, where it is unusual."""
+    record = run.record
+    source = record.environment.get("source") or ""
+    as_stored = "EXIF orientation ignored" if record.options.exif == "ignore" else ""
+    known = source if source != record.args.get("dataset") else ""
+    return ", ".join(filter(None, (known, as_stored)))
 
 
 def _picked_on(record: Record) -> str | None:

@@ -48,13 +48,20 @@ class Explained:
     @property
     def doubts(self) -> list[str]:
         """What keeps the numbers of the first evaluation from saying what they seem to say."""
-        said = [self.shared.warning()] if self.shared is not None else []
+        said = [self._concern]
+        said += [self.shared.warning()] if self.shared is not None else []
         said += tables.doubts(self.numbers)
         if self.search is not None and self.search.found.size:
             judged = self.search.judged
             if len(np.union1d(judged.images.labels, judged.searched[0].labels)) == 1:
                 said.append("All images are of one class: whatever is found is right.")
         return [sentence for sentence in said if sentence]
+
+    @property
+    def _concern(self) -> str:
+        """What is known against the pictures that the run looked at."""
+        concern, data = self.record.environment.get("concern"), self.record.args.get("dataset")
+        return f"About the pictures of {data}: {concern}." if concern else ""
 
     def intervals(self, title: str) -> dict[str, list[float]]:
         """95 % intervals of the metrics of an evaluation, where its queries were searched for."""

@@ -131,7 +131,7 @@ def read(path: str | Path) -> Record:
 def _environment(folder: RunFolder) -> dict[str, Any]:
     found = folder.read_environment()
     with damage_in_words(str(folder.path / "environment.json"), "delete it"):
-        _need(found, ("command", "git_commit", "device"), str)
+        _need(found, ("command", "git_commit", "device", "source", "concern"), str)
         _need(found, ("packages",), dict)
     return found
 

@@ -21,6 +21,7 @@ import csv
 import difflib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -320,11 +321,17 @@ def same_recipe(name: str, data: Path, trees: Trees, folder: Path) -> Verdict:
     there = [(tree.root / "recipes" / name).is_file() for tree in trees]
     if there != [True, True]:
         return Verdict(*(("different", "it is gone") if there[0] else ("new", "a new recipe")))
-    batch = 10 if "_ms_" in name else 12  # images per class: 5 there, 2 or 3 elsewhere
+    batch = {9: 18, 5: 10, 1: 6}.get(_per_class(trees.now.root / "recipes" / name), 12)
     flags = f"--dry-run --data-root {data} --pretrained none --workers 0 --batch-size {batch}"
     if name.startswith("divide_"):
         flags += " --nb-clusters 4"
     return same_output(["train.py", f"@recipes/{name}", *flags.split()], trees, folder)
+
+
+def _per_class(recipe: Path) -> int:
+    """Images per class in the batches of a recipe; 0 where it does not say."""
+    found = re.search(r"--(?:IPC|instances) (\d+)", recipe.read_text(encoding="utf-8"))
+    return int(found[1]) if found else 0
 
 
 class Training(NamedTuple):

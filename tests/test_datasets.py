@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import official_layouts as layouts
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL, run_cli, run_python
 from official_layouts import LAYOUTS, class_of, image_of, save_image, write
 from PIL import Image
 from scipy.io import loadmat, savemat
@@ -905,3 +905,55 @@ def test_command_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: cars cannot be downloaded")
     assert len(done.stderr.splitlines()) == 1
+
+
+# --- the same names, other pictures ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["highres", "highres in Img"])
+def test_check_finds_the_pictures_of_inshop_that_papers_do_not_use(
+    layout: str, tmp_path: Path
+) -> None:
+    write("inshop", layout, tmp_path, CLASSES, IMAGES)
+    done = run_python("-m", "dataset", "check", "Inshop", "--data-root", tmp_path)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 1
+    assert "FINDING 1 x other pictures than the published ones" in said
+    assert "img_highres" in said and "put img beside it" in said
+
+
+def test_inshop_uses_img_where_both_are_there(tmp_path: Path) -> None:
+    write("inshop", "highres", tmp_path, CLASSES, IMAGES)
+    write("inshop", "flat", tmp_path, CLASSES, IMAGES)
+    images = dataset.load("inshop", tmp_path, "query")
+    assert "/img/" in images.paths[0] and not images.concern
+    report = check("inshop", tmp_path)
+    assert "other pictures than the published ones" not in findings(report)
+    (note,) = (found for found in report.findings if "both there" in found.meaning)
+    assert note.note and "img is used" in note.meaning
+
+
+def test_check_finds_large_pictures_that_are_called_img(tmp_path: Path) -> None:
+    write("inshop", "official", tmp_path, CLASSES, IMAGES)
+    kind = "picture of more than the published 256 pixels"
+    assert kind not in findings(check("inshop", tmp_path))
+    for path in list((tmp_path / "Inshop_Clothes" / "Img" / "img").rglob("*.jpg"))[:2]:
+        Image.new("RGB", (300, 400)).save(path)
+    assert findings(check("inshop", tmp_path))[kind] == (2, False)
+
+
+def test_a_run_says_which_pictures_of_inshop_it_used(tmp_path: Path) -> None:
+    write("inshop", "highres", tmp_path, CLASSES, IMAGES)
+    flags = [*SMALL, "--dataset", "Inshop", "--data-root", tmp_path, "--image-size", "32"]
+    flags += ["--pretrained", "none", "--batch-size", "4", "--epochs", "1"]
+    flags += ["--metrics", "retrieval", "--LOG_DIR", tmp_path, "--name", "run"]
+    flags.remove("--no-report")
+    done = run_cli("train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "with img_highres/ in" in done.stdout.splitlines()[0]
+    assert "R@1 has been seen to differ" in done.stderr
+    kept = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert "with img_highres/ in" in kept["source"] and "R@1 has been seen" in kept["concern"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "About the pictures of Inshop: these are the pictures of img_highres" in page
+    assert kept["source"] in page

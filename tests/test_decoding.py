@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms as T
 from conftest import ROOT
 from PIL import Image, PngImagePlugin
 
@@ -24,6 +25,7 @@ from dataset.check import as_text, check, examine
 from dataset.decoding import UnfitImageError, central_part, decode, to_rgb, without_metadata
 from dataset.loader import eval_loader, train_loader
 from dataset.samplers import SequentialSampler
+from dataset.transforms import Views, centre_views, cut
 from net import INPUTS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -392,3 +394,82 @@ def test_extreme_shapes_cost_no_memory_anywhere(tmp_path: Path) -> None:
     report = check(f"folder:{tmp_path / 'f'}")
     assert [f.kind for f in report.findings] == [report_kind] and report.exit_status == 1
     assert "only the centre" in as_text(report)
+
+
+# --- beside the loaders of published code ---------------------------------------------------------
+
+
+def as_published(path: Path) -> np.ndarray:
+    """What `Image.open(path).convert("RGB")` gives: how the released programs read a file."""
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def saved(path: Path, image: Image.Image, **how: object) -> Path:
+    image.save(path, **how)
+    return path
+
+
+def test_files_of_the_benchmarks_kinds_are_read_as_published_code_reads_them(
+    tmp_path: Path,
+) -> None:
+    image = Image.fromarray(PIXELS)
+    files = [saved(tmp_path / f"{mode}.jpg", image.convert(mode)) for mode in ("RGB", "L", "CMYK")]
+    files += [saved(tmp_path / f"{mode}.png", image.convert(mode)) for mode in ("RGB", "P", "1")]
+    for path in files:
+        assert np.array_equal(decode(path), as_published(path)), path.name
+
+
+def test_transparency_is_laid_on_white_where_published_code_drops_it(tmp_path: Path) -> None:
+    clear = np.dstack([PIXELS, np.zeros(PIXELS.shape[:2], np.uint8)])
+    path = saved(tmp_path / "x.png", Image.fromarray(clear))
+    assert (decode(path) == 255).all()
+    assert np.array_equal(as_published(path), PIXELS)
+
+
+def test_deep_grey_is_scaled_where_published_code_cuts_it_off(tmp_path: Path) -> None:
+    grey = PIXELS[..., :1].repeat(3, axis=2)
+    path = saved(tmp_path / "x.png", Image.fromarray(grey[..., 0].astype(np.uint16) * 256))
+    assert np.array_equal(decode(path), grey)
+    assert np.array_equal(as_published(path), np.where(grey, 255, 0))
+
+
+def test_a_turned_file_can_be_taken_as_published_code_takes_it(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.jpg", Image.fromarray(PIXELS), exif=turned_right())
+    assert decode(path).shape == (24, 16, 3)
+    assert np.array_equal(decode(path, upright=False), as_published(path))
+    assert examine(str(path)).size == (16, 24) and examine(str(path), False).size == (24, 16)
+
+
+def turned_right() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_evaluation_cuts_to_the_bit_what_torchvision_cuts(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (375, 500, 3), np.uint8)
+    theirs = T.CenterCrop(224)(T.Resize(256)(Image.fromarray(pixels)))
+    views = centre_views(np.array([pixels.shape[:2]]), 256, 224)
+    assert np.array_equal(cut(pixels, views, 0, 224).numpy(), np.asarray(theirs))
+
+
+def test_training_crops_are_within_a_level_of_torchvisions_bilinear_ones() -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (375, 500, 3), np.uint8)
+    for box in ((30, 40, 200, 260), (0, 0, 370, 480), (100, 7, 90, 120)):
+        theirs = T.functional.resized_crop(Image.fromarray(pixels), *box, (224, 224))
+        views = Views(0, np.array([box]), np.array([False]))
+        ours = cut(pixels, views, 0, 224).numpy().astype(int)
+        assert np.abs(ours - np.asarray(theirs)).max() <= 1
+
+
+def test_a_file_cut_short_is_said_to_be_cut_short_by_check_too(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.jpg", Image.fromarray(PIXELS), quality=95)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(BadImageError, match="truncated"):
+        image_set(path).read(0)
+    assert "truncated" in examine(str(path)).error
+    with path.open("rb") as file:
+        with pytest.raises(OSError, match="truncated"):
+            decode(file)
+        assert not file.closed

@@ -26,10 +26,11 @@ from dataset import cache as cache_module
 from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import ImageSet, PathTable
 from dataset.cache import open_cache
-from dataset.loader import Loader, eval_loader, train_loader
+from dataset.loader import Loader, Plan, eval_loader, train_loader
 from dataset.samplers import (
     BalancedSampler,
     ClusterSampler,
+    IndexBatch,
     SequentialSampler,
     ShuffledSampler,
     make_sampler,
@@ -1016,3 +1017,15 @@ def test_names_of_augmentations():
     assert set(AUGMENTATIONS) == {"crop", "sec", "emoji", "none", "Geom", "GeomColor", "ColorHeavy"}
     assert AUGMENTATIONS["emoji"].crop is None and AUGMENTATIONS["sec"].crop.scale == (0.16, 1.0)
     assert logging.getLogger("dataset").level == logging.NOTSET
+
+
+def test_crop_scale_is_the_smallest_share_of_a_picture_that_is_shown(drawings) -> None:
+    index = np.arange(2000)
+    plan = Plan(0, IndexBatch(index, None, np.zeros_like(index)), index)
+
+    def shares(**changes: float) -> np.ndarray:
+        rule = loader_of(drawings, **changes)._rule
+        return rule(np.tile([300, 400], (2000, 1)), plan).boxes[:, 2:].prod(axis=1) / 120_000
+
+    for least, found in ((0.08, shares()), (0.5, shares(crop_scale=0.5))):
+        assert least - 0.01 < found.min() < least + 0.03 and found.max() > 0.95

@@ -84,7 +84,7 @@ def test_help_names_it(copy: Path) -> None:
     [
         ("--loss Mnie", "did you mean Mine"),
         ("--loss Mine --loss-args volme=2", "did you mean volume"),
-        ("--loss MS --disent True", "combine it with Proxy_Anchor, AMLoss, Mine."),
+        ("--loss MS --disent True", "combine it with Proxy_Anchor, AMLoss, Mine, NormSoftmax,"),
     ],
 )
 def test_a_misspelling_and_a_bad_combination_are_answered_with_it(

@@ -21,6 +21,7 @@ from devices import Precision, device_name
 from evaluation.networks import checkpoint_file
 from methods import Routine
 from methods.base import Options
+from net.base import whole
 from net.shared import share_batches
 from runs import load_checkpoint
 from training import optim
@@ -115,20 +116,28 @@ def build_network(
         )
     if args.checkpoint:
         start = checkpoint_file(args.checkpoint)
-        begun = net.with_weights(load_checkpoint(start))
+        begun = net.with_weights(whole(load_checkpoint(start), start))
         net.load_checkpoint(network, begun, start, masks=False)
     network.to(precision.device, memory_format=precision.memory_format)
     network.check_image_size(args.image_size)
     processes.copy_main(network.state_dict().values())
     if processes.is_group():
         share_batches(network)
+    if args.grad_checkpointing:
+        network.recompute_blocks()
     if args.compile:
         network.compile()
-    elif args.cuda_graphs and precision.device.type == "cuda" and not processes.is_group():
+    elif _can_be_recorded(args, precision):
         network.record()
     for routine in routines:
         routine.start(network)
     return network
+
+
+def _can_be_recorded(args: Options, precision: Precision) -> bool:
+    """Whether a step is the same kernels each time, on one GPU."""
+    alone = precision.device.type == "cuda" and not processes.is_group()
+    return bool(args.cuda_graphs) and alone and not args.grad_checkpointing
 
 
 def build_optimisers(
@@ -216,10 +225,12 @@ def describe(training: Training) -> str:
         f"data        {args.dataset}: {len(data.train):,} images, "
         f"{data.train.num_classes:,} classes"
         + (f" ({data.train.source})" if data.train.source != args.dataset else ""),
+        *([] if data.train.upright else ["pictures    as stored, EXIF orientation ignored"]),
         *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
         f"best epoch  {on}",
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
         f"{parameters:,} parameters, pretrained {args.pretrained}",
+        *_what_rests(training.network),
         f"loss        {' + '.join([args.loss, *methods.attachments(args)])}, "
         f"{criterion:,} parameters",
         *(f"            {words}" for words in methods.notes(args)),
@@ -236,3 +247,11 @@ def describe(training: Training) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _what_rests(network: net.EmbeddingNet) -> list[str]:
+    """A line about what trains of the network, where that is not all of it."""
+    if not network.rests_in_part:
+        return []
+    trained, total = network.counts()
+    return [f"            {trained:,} of them train ({trained / total:.2%})"]

@@ -10,6 +10,7 @@ import options
 import processes
 from devices import environment
 from methods.base import Options
+from net.base import describe_base
 from runs import RunFolder, find_run, run_name
 from training.state import Training
 from training.tracking import Tracker, wandb_mode
@@ -68,8 +69,9 @@ def open_folder(
             not those that the run began with.
     """
     images = [training.data.train, *training.data.judged]
+    train = training.data.train
     data = {
-        "data": training.data.train.fingerprint(),
+        "data": train.fingerprint(),
         "images": processes.from_main(partial(dataset.fingerprints, *images)),
     }
     if run is not None:
@@ -79,7 +81,11 @@ def open_folder(
     name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
     run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     about = {**environment(training.precision.device), **data}
-    processes.from_main(partial(run.begin, training.options, about))
+    about |= {"source": train.source, "concern": train.concern}
+    network, chosen = training.network, training.options
+    training.base = describe_base(network, chosen["pretrained"], chosen["checkpoint"])
+    base = training.base and {**training.base, "base_state_dict": network.base_state()}
+    processes.from_main(partial(run.begin, training.options, about, base))
     return run, None
 
 

@@ -38,6 +38,7 @@ class Training:
         micro_batch: how many images a process embeds at once in a step; None is all it has.
         average: the running mean of the network's weights; None without --ema.
         batches: the rest of the running epoch.
+        base: what the weights are that checkpoints leave out, see `net.base`; None: there are none.
     """
 
     data: Data
@@ -58,6 +59,7 @@ class Training:
     clock: Clock = field(default_factory=Clock)
     lap: Lap = field(default_factory=Lap)
     batches: Iterator[Batch] | None = None
+    base: dict[str, Any] | None = None
 
     # -- where it stands
 
@@ -144,12 +146,19 @@ class Training:
         self.lap = Lap()
         return row
 
+    def _network_state(self) -> dict[str, Any]:
+        """The network as a checkpoint keeps it: without its base where PEFT trains beside one."""
+        entries = {
+            "model_state_dict": self.network.trained_state(),
+            "network": self.network.description(),
+        }
+        return entries | ({"base": self.base} if self.base else {})
+
     def best_checkpoint(self, results: Sequence[Result]) -> dict[str, Any]:
         """The content of the best checkpoint: weights, options and what they reached."""
         return {
-            "model_state_dict": self.network.state_dict(),
+            **self._network_state(),
             "criterion_state_dict": self.objective.state_dict(),
-            "network": self.network.description(),
             "args": self.options,
             "epoch": self.clock.epoch,
             "step": self.clock.step,
@@ -170,9 +179,8 @@ class Training:
     def state(self) -> dict[str, Any]:
         """The content of last.pth: all that a continued run needs."""
         return {
-            "model_state_dict": self.network.state_dict(),
+            **self._network_state(),
             "criterion_state_dict": self.objective.state_dict(),
-            "network": self.network.description(),
             "optimisers": self.optimisers.state_dict(),
             "routines": [routine.state_dict() for routine in self.routines],
             "clock": vars(self.clock).copy(),
@@ -206,6 +214,7 @@ class Training:
         for routine, content in zip(self.routines, state["routines"], strict=True):
             routine.load_state_dict(content, self)
         self._load_network(state["model_state_dict"])
+        self.base = state.get("joined_base")
         if self.average is not None:
             self.average.load(state)
         self.objective.load_state_dict(state["criterion_state_dict"])

@@ -1,0 +1,106 @@
+"""Average precision made smooth from above.
+
+Ramzi et al., Optimization of Rank Losses for Image Retrieval, TPAMI 2025 (SupAP, ROADMAP++), after
+Robust and Decomposable Average Precision for Image Retrieval, NeurIPS 2021.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from criteria.base import Criterion, check_batch, check_not_negative, check_positive, in_float32
+from criteria.softmax import NormalisedSoftmaxLoss
+from criteria.strips import made_again, rows_of_strip
+
+
+class SupAPLoss(Criterion):
+    """SupAP: 1 - average precision, of ranks that are too large and never too small.
+
+        L_AP = 1 - mean_q 1/|P_q| Σ_{p∈P_q} r⁺_qp / (r⁺_qp + Σ_{n∉P_q} H(s_qn - s_qp))
+        H(x) = σ(x/τ) for x ≤ 0,  start + σ(x/τ) for 0 < x ≤ δ,  ρ(x - δ) + offset beyond
+        L    = weight · L_AP + (1 - weight) · CE(s_i / T, y_i)
+
+    r⁺_qp is the rank of p among the positives P_q, which carries no gradient; as released the query
+    is one of them. τ ``temperature`` 0.01, ρ ``slope`` 100, δ ``delta`` 0.05, ``start`` 0.5,
+    ``offset`` 1.44. ``weight`` 0.9; the rest is the normalised softmax over proxies of its own, T
+    ``softmax_temperature`` 0.05, whose rate is ``proxy_lr`` 10 whatever the network's, without
+    weight decay. With ``weight`` 1 there are none. Expects unit vectors (B, d); ranks are computed
+    strip by strip. ``terms``: ap, and softmax. Raises ValueError for an empty batch.
+    """
+
+    unit_length = True
+    needs_pairs = True
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        weight: float = 0.9,
+        temperature: float = 0.01,
+        slope: float = 100.0,
+        delta: float = 0.05,
+        start: float = 0.5,
+        offset: float = 1.44,
+        *,
+        softmax_temperature: float = 0.05,
+        proxy_lr: float = 10.0,
+    ) -> None:
+        super().__init__()
+        check_positive(temperature=temperature)
+        check_not_negative(slope=slope, delta=delta, start=start, offset=offset, proxy_lr=proxy_lr)
+        if not 0 < weight <= 1:
+            raise ValueError(f"weight must be above 0 and at most 1, not {weight}.")
+        self.weight = weight
+        self.temperature = temperature
+        self.slope = slope
+        self.delta = delta
+        self.start = start
+        self.offset = offset
+        self.proxy_lr = proxy_lr
+        self.softmax = None
+        if weight < 1:
+            self.softmax = NormalisedSoftmaxLoss(num_classes, embedding_size, softmax_temperature)
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels)
+        same = labels[:, None] == labels
+        rows = rows_of_strip(len(labels) * int(same.sum(dim=1).max()))
+        strips = [*zip((embeddings @ embeddings.T).split(rows), same.split(rows), strict=True)]
+        precision_of = made_again(self._precision, len(strips))
+        precision = torch.cat([precision_of(*strip) for strip in strips]).mean()
+        loss, terms = self.weight * (1 - precision), {"ap": precision}
+        if self.softmax is not None:
+            terms["softmax"] = self.softmax(embeddings, labels)
+            loss = loss + (1 - self.weight) * terms["softmax"]
+        self._report(**terms)
+        return loss
+
+    def _precision(self, similarity: Tensor, same: Tensor) -> Tensor:
+        """Average precision of the queries whose rows these are, both (n, B): (n,)."""
+        queries, positives = same.nonzero(as_tuple=True)
+        gaps = similarity[queries] - similarity[queries, positives][:, None]
+        own = same[queries]
+        # The positive itself, at a distance of 0, is the 1 that the rank begins with.
+        rank = ((gaps.detach() >= 0) & own).sum(dim=1)
+        wrong = self._step(gaps).masked_fill(own, 0.0).sum(dim=1)
+        shares = rank / (rank + wrong)
+        sums = shares.new_zeros(len(similarity)).index_add(0, queries, shares)
+        return sums / same.sum(dim=1)
+
+    def _step(self, gaps: Tensor) -> Tensor:
+        sigmoid = torch.sigmoid(gaps / self.temperature)
+        steep = self.slope * (gaps - self.delta) + self.offset
+        step = torch.where(gaps > 0, self.start + sigmoid, sigmoid)
+        return torch.where(gaps > self.delta, steep, step)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The proxies at ``proxy_lr``, without weight decay."""
+        if self.softmax is None:
+            return []
+        (proxies,) = self.softmax.parameter_groups(lr)
+        return [proxies | {"lr": self.proxy_lr, "weight_decay": 0.0}]

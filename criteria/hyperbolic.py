@@ -1,0 +1,99 @@
+"""Cross-entropy over pairs, on the sphere and in the Poincaré ball.
+
+Ermolov et al., Hyperbolic Vision Transformers, CVPR 2022.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from criteria.base import (
+    Criterion,
+    check_batch,
+    check_not_negative,
+    check_positive,
+    in_float32,
+    pair_masks,
+)
+from criteria.poincare import ball_distances, to_ball
+
+
+class PairCrossEntropy(Criterion):
+    """Every image has to find another one of its class among two images of every other class.
+
+        L = 1/N Σ_{(a, p)} -log( e^{s_ap/T} / (Σ_{n∈M_j} e^{s_an/T} + Σ_{n∈M_i, n≠a} e^{s_an/T}) )
+
+    a is the i-th image of its class in the batch and p, another one, the j-th; M_j are the j-th
+    images of all classes, p among them; N are the classes with two images or more. The pairs are
+    ordered, so a class of m images adds m(m - 1) of them. T is ``temperature``, and a subclass says
+    what s is. ``terms``: positive and negative, the mean s of the pairs of one class and of two.
+    Raises ValueError for an empty batch; one without a pair gives 0.
+    """
+
+    unit_length = False
+    needs_pairs = True
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        check_positive(temperature=temperature)
+        self.temperature = temperature
+
+    def similarity(self, embeddings: Tensor) -> Tensor:
+        """s of any two images, (B, B), from raw embeddings (B, d)."""
+        raise NotImplementedError
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels)
+        positive, negative = pair_masks(labels)
+        place = positive.tril(-1).sum(dim=1)  # of an image among those of its class
+        similarity = self.similarity(embeddings)
+        logits = similarity / self.temperature
+        # Not -∞: where an image is alone in its place, the gradient would be 0 · ∞.
+        others = logits.diagonal_scatter(torch.full_like(logits[0], -1e9))
+        columns = others[:, place.argsort(stable=True)].split(place.bincount().tolist(), dim=1)
+        sums = torch.stack([column.logsumexp(dim=1) for column in columns], dim=1)
+        anchors, positives = positive.nonzero(as_tuple=True)
+        across, within = sums[anchors, place[positives]], sums[anchors, place[anchors]]
+        losses = torch.logaddexp(across, within) - logits[anchors, positives]
+        self._report(positive=_mean(similarity, positive), negative=_mean(similarity, negative))
+        return losses.sum() / (place == 1).sum().clamp_min(1)
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values.detach() * mask).sum() / mask.sum().clamp_min(1)
+
+
+class HyperbolicPairLoss(PairCrossEntropy):
+    """Hyp: ``PairCrossEntropy`` with s = -d(x, y), the distance of the Poincaré ball.
+
+    T ``temperature`` 0.2, curvature c ``curvature`` 0.1, clipping radius r ``clip`` 2.3 (0: none);
+    criteria/poincare.py has the equations.
+    """
+
+    def __init__(self, temperature: float = 0.2, curvature: float = 0.1, clip: float = 2.3) -> None:
+        super().__init__(temperature)
+        check_positive(curvature=curvature)
+        check_not_negative(clip=clip)
+        self.curvature = curvature
+        self.clip = clip
+
+    def similarity(self, embeddings: Tensor) -> Tensor:
+        """-d(x_i, x_j)."""
+        points = to_ball(embeddings, self.curvature, self.clip)
+        return -ball_distances(points, points, self.curvature)
+
+
+class SphericalPairLoss(PairCrossEntropy):
+    """Sph: ``PairCrossEntropy`` with the cosine, s = x̂·ŷ. T ``temperature`` 0.1."""
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__(temperature)
+
+    def similarity(self, embeddings: Tensor) -> Tensor:
+        """x̂_i·x̂_j."""
+        unit = F.normalize(embeddings)
+        return unit @ unit.T

@@ -1,0 +1,103 @@
+"""Recall@k made smooth, over large batches.
+
+Patel et al., Recall@k Surrogate Loss with Large Batches and Similarity Mixup, CVPR 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from criteria.base import Criterion, check_batch, check_positive, in_float32, pair_masks
+from criteria.strips import made_again, rows_of_strip
+
+
+class RecallAtKLoss(Criterion):
+    """RS@k: 1 - recall@k of every image of the batch among the others, with sigmoids for steps.
+
+        L    = 1 - mean_q 1/|K| Σ_{k∈K} min(k, Σ_{p∈P_q} σ((k - r_qp)/τ_k)) / min(k, |P_q|)
+        r_qp = 1 + Σ_{j≠p} σ((s_qj - s_qp)/τ)
+
+    K ``ks`` 1, 2, 4, 8, 16 (none above the size of the batch), τ ``temperature`` 0.01 of the ranks,
+    τ_k ``rank_temperature`` 1 of the steps. As released the query itself counts among the images j,
+    so that the best rank is 2. Images without a positive are no queries.
+
+    ``simix``: with every pair of images of a class comes a mixture of them, λ·x_i + (1 - λ)·x_j
+    with its own λ ~ U(0, 1), which is of the class too (not brought to unit length: its similarity
+    to another image is the mixture of theirs). Expects unit vectors (B, d). The ranks are computed
+    strip by strip, and again in the backward pass. ``terms``: recall, the mean over K. Raises
+    ValueError for an empty batch; one without a pair gives 0.
+    """
+
+    unit_length = True
+    needs_pairs = True
+
+    def __init__(
+        self,
+        ks: Sequence[int] | str | int = (1, 2, 4, 8, 16),
+        temperature: float = 0.01,
+        rank_temperature: float = 1.0,
+        simix: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive(temperature=temperature, rank_temperature=rank_temperature)
+        self.ks = whole_numbers(ks)
+        self.temperature = temperature
+        self.rank_temperature = rank_temperature
+        self.simix = simix
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels)
+        ks = [min(k, len(labels)) for k in self.ks]
+        if self.simix:
+            embeddings, labels = with_mixtures(embeddings, labels)
+        positive, _ = pair_masks(labels)
+        most = max(1, int(positive.sum(dim=1).max()))
+        rows = rows_of_strip(len(labels) * most)
+        strips = [*zip((embeddings @ embeddings.T).split(rows), positive.split(rows), strict=True)]
+        recall_of = made_again(self._recall, len(strips))
+        recalls = [recall_of(*strip, ks) for strip in strips]
+        count = positive.any(dim=1).sum()
+        recall = torch.cat(recalls).sum() / count.clamp_min(1)
+        self._report(recall=recall)
+        return count.clamp_max(1) - recall
+
+    def _recall(self, similarity: Tensor, positive: Tensor, ks: Sequence[int]) -> Tensor:
+        """Recall@k of the queries whose rows these are, both (n, B), mean over ``ks``: (n,)."""
+        queries, positives = positive.nonzero(as_tuple=True)
+        gaps = similarity[queries] - similarity[queries, positives][:, None]
+        # The positive itself is as near as it is: σ(0) = 1/2, the rest is 1 + Σ over the others.
+        ranks = 0.5 + torch.sigmoid(gaps / self.temperature).sum(dim=1)
+        levels = torch.tensor(ks, dtype=ranks.dtype, device=ranks.device)
+        found = torch.sigmoid((levels - ranks[:, None]) / self.rank_temperature)
+        hits = found.new_zeros(len(similarity), len(ks)).index_add(0, queries, found)
+        most = torch.minimum(levels, positive.sum(dim=1, keepdim=True).clamp_min(1))
+        return (torch.minimum(hits, levels) / most).mean(dim=1)
+
+
+def with_mixtures(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The images (B, d), and after them a mixture of every two of one class; and the labels."""
+    first, second = (labels[:, None] == labels).triu(1).nonzero(as_tuple=True)
+    # Drawn on the CPU, so that a seed gives the same on any device.
+    shares = torch.rand(len(first), 1, dtype=embeddings.dtype).to(embeddings.device)
+    mixed = torch.lerp(embeddings[second], embeddings[first], shares)
+    return torch.cat([embeddings, mixed]), torch.cat([labels, labels[first]])
+
+
+def whole_numbers(text: Sequence[int] | str | int) -> tuple[int, ...]:
+    """`1,2,4`, or numbers, as a tuple; ValueError for anything but whole numbers above 0."""
+    words = text.split(",") if isinstance(text, str) else text
+    words = [words] if isinstance(words, int | float) else words
+    try:
+        numbers = tuple(int(word) for word in words)
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1 or [*numbers] != [float(word) for word in words]:
+        raise ValueError(
+            f"ks must be whole numbers above 0 with commas between them, as in 1,2,4, not {text!r}."
+        )
+    return numbers

@@ -1,0 +1,245 @@
+"""Classification by the cosine between an image and the proxies of the classes.
+
+Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019 (NormSoftmax).
+Teh et al., ProxyNCA++, ECCV 2020.
+Deng et al., ArcFace, CVPR 2019, and Sub-center ArcFace, ECCV 2020. Wang et al., CosFace, CVPR 2018.
+An et al., Killing Two Birds with One Stone: Efficient and Robust Training (PartialFC), CVPR 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from criteria.base import check_batch, check_not_negative, check_positive, in_float32
+from criteria.proxies import ProxyLoss
+from criteria.similarity import compare
+
+
+def _check_share(**values: float) -> None:
+    """Raise ValueError, with its name, for a value outside 0..1 (1 left out)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, not {value}.")
+
+
+def _accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    return (logits.detach().argmax(dim=1) == target).to(logits.dtype).mean()
+
+
+class NormalisedSoftmaxLoss(ProxyLoss):
+    """Normalised softmax: cross-entropy over the cosines with the proxies.
+
+        L = mean_i CE(s_i / T, y_i)
+
+    T ``temperature`` 0.05. With ``smoothing`` ε the target is 1 - ε for the class itself and ε/C
+    for every class. The proxies start uniform in ±1/√d, and learn at the network's rate. With
+    ``uncertainty`` (B, d) IDML's similarity takes the cosine's place. ``terms``: accuracy. Raises
+    ValueError like ProxyAnchorLoss.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        temperature: float = 0.05,
+        smoothing: float = 0.0,
+        *,
+        proxy_lr_scale: float = 1.0,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, proxy_lr_scale)
+        check_positive(temperature=temperature)
+        _check_share(smoothing=smoothing)
+        self.temperature = temperature
+        self.smoothing = smoothing
+        nn.init.uniform_(self.proxies, -(embedding_size**-0.5), embedding_size**-0.5)
+
+    @in_float32
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, uncertainty: Tensor | None = None
+    ) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
+        logits = self.similarity(embeddings, uncertainty) / self.temperature
+        self._report(accuracy=_accuracy(logits, labels))
+        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+
+
+class ProxyNCAPlusPlusLoss(ProxyLoss):
+    """ProxyNCA++: the probability of an image's own proxy among all, by squared distances.
+
+        L = mean_i CE(-‖x̂_i - p̂‖² / T, y_i),   ‖x̂_i - p̂_c‖² = 2 - 2 s_ic
+
+    T ``temperature`` 1/9. The proxies start as N(0, 1/64). As released they learn at
+    ``proxy_lr_scale`` 100,000 × the network's rate, without weight decay and with Adam's ε at
+    ``proxy_eps`` 1, so that a step is as long as the gradient and not as the rate. ``terms``:
+    accuracy. Raises ValueError like ProxyAnchorLoss.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        temperature: float = 1 / 9,
+        *,
+        proxy_lr_scale: float = 1e5,
+        proxy_eps: float = 1.0,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, proxy_lr_scale)
+        check_positive(temperature=temperature, proxy_eps=proxy_eps)
+        self.temperature = temperature
+        self.proxy_eps = proxy_eps
+        nn.init.normal_(self.proxies, std=1 / 8)
+
+    @in_float32
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, uncertainty: Tensor | None = None
+    ) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
+        logits = 2 * (self.similarity(embeddings, uncertainty) - 1) / self.temperature
+        self._report(accuracy=_accuracy(logits, labels))
+        return F.cross_entropy(logits, labels)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The proxies with a rate and an ε of their own, without weight decay."""
+        (proxies,) = super().parameter_groups(lr)
+        return [proxies | {"weight_decay": 0.0, "eps": self.proxy_eps}]
+
+
+class MarginSoftmaxLoss(ProxyLoss):
+    """Cross-entropy over cosines of which that of the own class has to be larger by a margin.
+
+        L = mean_i CE(κ·s'_i, y_i),   s'_ic = s_ic for c ≠ y_i,   s_ic = max_k x̂_i·p̂_ck
+
+    κ ``scale``; the subclass says what becomes of s_ic at c = y_i. Each class has ``sub_centers`` K
+    proxies, of which the nearest counts. With ``sample_rate`` below 1 (PartialFC) an image is
+    compared with that share of the classes only, new ones in each step: the batch's own, and as
+    many others at random. The proxies (C·K, d), class by class, start as N(0, 0.01²) and learn at
+    ``proxy_lr_scale`` × the network's rate. With ``uncertainty`` (B, d) IDML's similarity takes the
+    cosine's place. ``terms``: own, the mean similarity to the own class; accuracy. Raises
+    ValueError like ProxyAnchorLoss.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: float,
+        scale: float,
+        *,
+        sub_centers: int = 1,
+        sample_rate: float = 1.0,
+        proxy_lr_scale: float = 1.0,
+    ) -> None:
+        check_positive(scale=scale, sub_centers=sub_centers, sample_rate=sample_rate)
+        check_not_negative(margin=margin)
+        if sub_centers != int(sub_centers):
+            raise ValueError(f"sub_centers must be a whole number, not {sub_centers}.")
+        if sample_rate > 1:
+            raise ValueError(f"sample_rate must be above 0 and at most 1, not {sample_rate}.")
+        super().__init__(num_classes, embedding_size, proxy_lr_scale)
+        self.margin = margin
+        self.scale = scale
+        self.sub_centers = int(sub_centers)
+        self.sample_rate = sample_rate
+        self.proxies = nn.Parameter(torch.empty(num_classes * self.sub_centers, embedding_size))
+        nn.init.normal_(self.proxies, std=0.01)
+
+    def with_margin(self, own: Tensor) -> Tensor:
+        """What takes the place of the similarities (B,) of the images to their own classes."""
+        raise NotImplementedError
+
+    @in_float32
+    def similarity(
+        self,
+        embeddings: Tensor,
+        uncertainty: Tensor | None = None,
+        classes: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C), or (B, S) to ``classes`` (S,): that of the nearest of a class's proxies."""
+        proxies = self.proxies
+        if classes is not None:
+            proxies = proxies.unflatten(0, (-1, self.sub_centers))[classes].flatten(0, 1)
+        similarity = compare(embeddings, proxies, uncertainty)
+        if self.sub_centers == 1:
+            return similarity
+        return similarity.unflatten(1, (-1, self.sub_centers)).amax(dim=2)
+
+    @in_float32
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, uncertainty: Tensor | None = None
+    ) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
+        classes = None
+        if self.sample_rate < 1:
+            classes = sampled_classes(labels, self.num_classes, self.sample_rate)
+            labels = torch.searchsorted(classes, labels)
+        similarity = self.similarity(embeddings, uncertainty, classes)
+        target = labels[:, None]
+        own = similarity.gather(1, target)
+        self._report(own=own.mean(), accuracy=_accuracy(similarity, labels))
+        logits = self.scale * similarity.scatter(1, target, self.with_margin(own))
+        return F.cross_entropy(logits, labels)
+
+
+def sampled_classes(labels: Tensor, num_classes: int, rate: float) -> Tensor:
+    """The classes of a batch, and others at random up to a share ``rate`` of all, sorted."""
+    order = torch.rand(num_classes).to(labels.device)  # on the CPU: the same on any device
+    order[labels] = 2.0
+    count = max(int(rate * num_classes), int((order == 2.0).sum()))
+    return order.topk(count).indices.sort().values
+
+
+class ArcFaceLoss(MarginSoftmaxLoss):
+    """ArcFace: ``MarginSoftmaxLoss`` with a margin on the angle, s' = cos(arccos s + m).
+
+    m ``margin`` 0.5, κ ``scale`` 64. As released, the gradient of s' is taken for that of s;
+    ``exact_gradient`` has the true one, cos m + sin m · s/√(1 - s²) times as large.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: float = 0.5,
+        scale: float = 64.0,
+        *,
+        exact_gradient: bool = False,
+        **more: Any,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, margin, scale, **more)
+        self.exact_gradient = exact_gradient
+
+    def with_margin(self, own: Tensor) -> Tensor:
+        """cos(arccos s + m)."""
+        cosine = own if self.exact_gradient else own.detach()
+        sine = (1 - cosine.square()).clamp_min(1e-12).sqrt()
+        moved = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
+        return moved if self.exact_gradient else own + (moved - cosine)
+
+
+class CosFaceLoss(MarginSoftmaxLoss):
+    """CosFace: ``MarginSoftmaxLoss`` with a margin on the cosine, s' = s - m.
+
+    m ``margin`` 0.4, κ ``scale`` 64.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: float = 0.4,
+        scale: float = 64.0,
+        **more: Any,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, margin, scale, **more)
+
+    def with_margin(self, own: Tensor) -> Tensor:
+        """s - m."""
+        return own - self.margin

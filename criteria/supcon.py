@@ -1,0 +1,48 @@
+"""Supervised contrastive learning: Khosla et al., NeurIPS 2020."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from criteria.base import Criterion, check_batch, check_positive, in_float32, pair_masks
+
+
+class SupConLoss(Criterion):
+    """SupCon: each image's softmax over the others, averaged over its positives.
+
+        L = T/T₀ · mean_i -1/|P_i| Σ_{p∈P_i} log softmax_{j≠i}(x̂_i·x̂_j / T)_p
+
+    T ``temperature`` 0.07, T₀ ``base_temperature`` 0.07. As released the mean is over all images;
+    one without a positive adds 0. The images of a class take the place of the two views of an image
+    that the released loop has besides. ``terms``: positive and negative, the mean cosine of the
+    pairs of one class and of two. Raises ValueError for an empty batch.
+    """
+
+    needs_pairs = True
+
+    def __init__(self, temperature: float = 0.07, base_temperature: float = 0.07) -> None:
+        super().__init__()
+        check_positive(temperature=temperature, base_temperature=base_temperature)
+        self.temperature = temperature
+        self.base_temperature = base_temperature
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
+        labels = check_batch(embeddings, labels)
+        unit = F.normalize(embeddings)
+        cosines = unit @ unit.T
+        positive, negative = pair_masks(labels)
+        logits = cosines / self.temperature
+        # Not -∞, which would leave an image that is alone without a finite gradient.
+        logits = logits.diagonal_scatter(torch.full_like(logits[0], -1e9))
+        own = F.log_softmax(logits, dim=1).masked_fill(~positive, 0.0).sum(dim=1)
+        losses = -own / positive.sum(dim=1).clamp_min(1)
+        seen = cosines.detach()
+        self._report(
+            positive=(seen * positive).sum() / positive.sum().clamp_min(1),
+            negative=(seen * negative).sum() / negative.sum().clamp_min(1),
+        )
+        return self.temperature / self.base_temperature * losses.mean()
