@@ -100,7 +100,7 @@ def prepare(args: argparse.Namespace) -> Training:
         args.metrics,
         args.seed,
         args.micro_batch,
-        Average(network, args.ema) if args.ema else None,
+        Average(network.trained_state, args.ema) if args.ema else None,
     )
 
 
