@@ -1,8 +1,8 @@
 """Words while torch.compile works, which itself says nothing for minutes.
 
-A network becomes dozens of kernels, on a CPU each a file for the C++ compiler, forward and backward
-apart, and once more for the evaluation. On two cores that is a quarter of an hour for BN-Inception,
-in which nothing moves. What is compiled is kept, so an interrupted start goes on where it stood.
+A network becomes dozens of kernels, on a CPU each a file for the C++ compiler, as many at a time as
+there are cores: first those of the forward pass, then those of the backward pass, and others again
+for the evaluation. What is compiled is kept, so an interrupted start goes on where it stood.
 """
 
 from __future__ import annotations
