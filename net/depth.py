@@ -52,9 +52,10 @@ def set_drop_path(module: nn.Module, blocks: Sequence[Block], rate: float) -> No
     found = False
     for place, parts in enumerate(inner):
         share = rate * place / max(1, len(inner) - 1)
-        for part in (part for each in parts for part in each.modules()):
+        for part in [part for each in parts for part in each.modules()]:
             for name in [*part.__dict__, *dict(part.named_children())]:
-                if _BRANCH.fullmatch(name):
+                # None or a module, that is: of some blocks it is the rate's name too.
+                if _BRANCH.fullmatch(name) and isinstance(getattr(part, name), nn.Module | None):
                     setattr(part, name, DropPath(share))
                     found = True
     if not found:
