@@ -191,7 +191,8 @@ NETWORK = Group("network", (
          "what timm builds the model with, by its own names: patch_drop_rate=0.5 depths=2,2,6,2",
          need=OF_TIMM),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
-    flag("--pretrained", None, a_path("WHAT"), "imagenet (downloads), none, or a FILE of weights",
+    flag("--pretrained", None, a_path("WHAT"),
+         "imagenet (downloads; of timm: the weights of the tag), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
     flag("--checkpoint", None, a_path("FILE"),
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
