@@ -84,7 +84,6 @@ def _after_tokens(body: nn.Module, features: Tensor) -> Tensor:
 
 # --- what kind of model it is ---------------------------------------------------------------------
 
-
 OF_MAPS = ("avg", "max", "avg+max", "gem")
 
 
@@ -312,6 +311,8 @@ def _build(
             f"{dict(model_args) or 'its own arguments'}: {words[:200]}"
         ) from error
     _check_patches(name, body, image_size)
+    if pooling != "attention" and getattr(body, "attn_pool", None) is not None:
+        body.attn_pool = None  # nothing would train it
     return Body(body, pooling)
 
 

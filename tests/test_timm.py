@@ -60,7 +60,7 @@ FAMILIES = {
     "DINO": Member("vit_small_patch8_224.dino", SMALL_VIT, 32, "cls", 3),
     "DINOv2": Member("vit_small_patch14_reg4_dinov2.lvd142m", SMALL_VIT, 28, "cls", 3),
     "DINOv3": Member("vit_small_patch16_dinov3.lvd1689m", SMALL_VIT, 32, "cls", 3),
-    "CLIP": Member("vit_base_patch16_clip_224.openai", SMALL_VIT, 32, "cls", 3),
+    "CLIP": Member("vit_base_patch16_clip_quickgelu_224.openai", SMALL_VIT, 32, "cls", 3),
     "SigLIP2": Member("vit_base_patch16_siglip_224.v2_webli", SMALL_VIT, 32, "attention", 3),
     "ConvNeXt": Member("convnext_tiny.fb_in22k", "depths=1,1,2,1 dims=8,8,16,32", 32, "avg", 6),
     "MobileNetV4": Member("mobilenetv4_conv_small_035", "", 32, "avg", 18),
