@@ -221,6 +221,11 @@ class EmbeddingNet(nn.Module):
         recompute_blocks(self.model, [b for b in self._blocks[1:] if not belongs(b[0], rested)])
 
     @property
+    def updates_statistics(self) -> bool:
+        """Whether BatchNorms of the backbone take in the batches of the training."""
+        return any(norm.training for norm in self._backbone_norms())
+
+    @property
     def rests_in_part(self) -> bool:
         """Whether parameters of the backbone rest for good, BatchNorms aside."""
         return bool(self._rest.parameters)
