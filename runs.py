@@ -695,9 +695,16 @@ def _joined(content: dict, path: str | Path, beside: Path) -> dict:
     base, held = content["base"], load_tensors(beside, "the base")
     if held.get("fingerprint") != base["fingerprint"]:
         raise InputError(f"{beside} is not the base of {path}; put that of its own run there")
-    content = {name: value for name, value in content.items() if name != "base"}
-    weights = held["base_state_dict"] | content["model_state_dict"]
-    return {**content, "model_state_dict": weights, "joined_base": base}
+    return with_base(content, held["base_state_dict"])
+
+
+def with_base(content: dict, weights: dict) -> dict:
+    """A checkpoint that leaves out its base, and its running mean, with the base's weights."""
+    whole = {name: value for name, value in content.items() if name != "base"}
+    for name in ("model_state_dict", "ema_state_dict"):
+        if name in content:
+            whole[name] = weights | content[name]
+    return {**whole, "joined_base": content["base"]}
 
 
 KINDS: dict[str, type | tuple[type, ...]] = {

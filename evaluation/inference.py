@@ -100,7 +100,7 @@ class Embedder:
         """
         pictures = [pictures] if _is_one(pictures) else list(pictures)
         if not pictures:
-            return np.empty((0, self.model.network.embedding_size), np.float32)
+            return np.empty((0, self.model.network.test_size), np.float32)
         images = _image_set(pictures, self.model.square, self.model.upright)
         raw, _ = embed(self.model.network, images, self.precision, self.model.viewing)
         return torch.nn.functional.normalize(raw, dim=1).cpu().numpy()

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import dataset
 import net
 import options
@@ -94,6 +96,22 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     return Opened(path, content, trained, _data(chosen, given), Viewing.of(chosen), network)
 
 
+def open_untrained(asked: argparse.Namespace) -> Opened:
+    """The network that the flags describe, at its start; its embeddings are its pooled features.
+
+    Raises:
+        InputError: the flags do not go together, or the weights cannot be had.
+    """
+    if asked.checkpoint:
+        raise InputError("--checkpoint is for training; name the checkpoint by --resume")
+    chosen = options.resolved(asked)
+    torch.manual_seed(chosen.seed)  # for what starts at random
+    entries = net.Architecture.entries(vars(chosen)) | {"head": "training"}
+    network = net.build(net.Architecture(**entries), pretrained=chosen.pretrained)
+    given = {name: getattr(asked, name) for name in asked.given}
+    return Opened(Path(chosen.model), {}, {}, _data(chosen, given), Viewing.of(chosen), network)
+
+
 def _data(chosen: argparse.Namespace, given: Mapping[str, Any]) -> dataset.Choice:
     """The data of the options; to other data than the run's the run's split need not apply."""
     choice = dataset.Choice.of(chosen)
@@ -113,7 +131,10 @@ def _network(
 ) -> net.EmbeddingNet:
     """The network that a checkpoint holds, with what the flags `given` say otherwise."""
     held = net.architecture_of(content, path, image_size=image_size)
-    network = net.build(replace(held, **net.Architecture.entries(given)))
+    chosen = net.Architecture.entries(given)
+    if chosen.get("head") == "none" and held.head != "none":
+        chosen["head"] = "training"  # the head that there is is left aside
+    network = net.build(replace(held, **chosen))
     net.load_checkpoint(network, content, source=path)
     return network
 

@@ -18,6 +18,7 @@ from net.backbones import MODELS, TIMM, Backbone, find_backbone
 from net.choices import (
     BN_FREEZE,
     HEAD_NORMS,
+    HEAD_USES,
     INPUTS,
     MASK_INITS,
     POOLINGS,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BN_FREEZE",
     "HEAD_NORMS",
+    "HEAD_USES",
     "INPUTS",
     "MASK_INITS",
     "MODELS",

@@ -54,7 +54,7 @@ def export(args: argparse.Namespace) -> None:
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
     cubic = model.network.input.cubic
     note = describe_input(graph.size, model.resize, cubic=cubic, upright=model.upright)
-    say(f"input   {note}\noutput  float32 (B, {model.network.embedding_size}), unit length")
+    say(f"input   {note}\noutput  float32 (B, {model.network.test_size}), unit length")
     if args.onnx:
         difference = export_onnx(graph, args.onnx, note)
         say(f"{args.onnx}: onnxruntime and torch differ by at most {difference:.1e}")

@@ -191,7 +191,8 @@ NETWORK = Group("network", (
          "what timm builds the model with, by its own names: patch_drop_rate=0.5 depths=2,2,6,2",
          need=OF_TIMM),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
-    flag("--pretrained", None, a_path("WHAT"), "imagenet (downloads), none, or a FILE of weights",
+    flag("--pretrained", None, a_path("WHAT"),
+         "imagenet (downloaded where they are not here yet), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
     flag("--checkpoint", None, a_path("FILE"),
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
@@ -207,6 +208,10 @@ NETWORK = Group("network", (
          shown="imagenet from 128 pixels on, small below"),
     flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
          "channels of a ResNet as a multiple of the published ones"),
+    flag("--head", "linear", one_of(*net.HEAD_USES),
+         "linear: a linear head gives the embedding; training: the losses see that head, and "
+         "evaluation compares the pooled features before it; none: there is no head, and the "
+         "pooled features are the embedding"),
     flag("--head-norm", 0, Kind(net.head_norm_of, choices=net.HEAD_NORMS),
          "before the heads: 1: a BatchNorm, which is trained; layer: a LayerNorm; layer-plain: one "
          "without scale and shift; 0: nothing"),
@@ -226,7 +231,8 @@ NETWORK = Group("network", (
     flag("--bn-momentum", None, Kind(number(0.0, 1.0, above=True), "M"),
          "share of the batch in the running statistics of the backbone's BatchNorms",
          need=NORMS_TRAIN, before=0.1,
-         shown="the backbone's: 0.9 for bn_inception, else 0.1; 0.1 with SEC's losses"),
+         shown="the backbone's: 0.9 for bn_inception, 0.01 for efficientnet_lite0, else 0.1; 0.1 "
+         "with SEC's losses"),
 ))
 FINETUNING = Group("fine-tuning: what of a pretrained network rests", (
     flag("--freeze-stem", False, SWITCH,
@@ -354,7 +360,8 @@ RUN = Group("run", (
 ))
 EVALUATION = Group("evaluation", (
     flag("--resume --test_sop_model", None, Kind(expanded, "FILE", nargs="+"),
-         "a run folder, a checkpoint of ours or released, or a folder of them; several are "
+         "a run folder, a checkpoint of ours or released, or a folder of them (without it, --model "
+         "is evaluated as it starts, by its pooled features); several are "
          "compared in one table, and those that differ in the seed alone are averaged"),
     flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
     flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),

@@ -18,6 +18,7 @@ import evaluate
 import net
 import net.__main__ as command
 import options
+from evaluation.networks import open_checkpoint
 from net import Architecture
 from net.blocks import belongs
 from net.depth import DropPath
@@ -82,6 +83,55 @@ def test_what_stands_before_a_head_has_to_be_the_same(tmp_path: Path) -> None:
         net.load_checkpoint(built(), content)
     with pytest.raises(InputError, match="head_norm 'batch' is unknown; use 0, 1, layer"):
         built(head_norm="batch")
+
+
+# --- with and without a head ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["training", "none"])
+def test_pooled_features_are_compared(head: str, images: Path, tmp_path: Path) -> None:
+    """`training`: only the losses see the head. `none`: there is none."""
+    flags = f"--head {head} --embedding-size 64 --pooling avg --warm 0 --epochs 1 --amp off"
+    run = tiny.run(images, tmp_path, "run", flags)
+    network = net.load_run(run).model.network
+    with torch.no_grad():
+        features = network.features(pictures())
+        assert torch.equal(network.embed(pictures()), features) and network.test_size == 64
+        outputs = network(pictures()).embedding
+    assert torch.equal(outputs, features) == (head == "none")
+    weights = tiny.saved(run, "best")["model_state_dict"]
+    assert ("model.embedding.weight" in weights) == (head == "training")
+    tiny.resume(run, "--epochs 2")
+
+
+def test_a_trained_head_can_be_left_aside(images: Path, tmp_path: Path) -> None:
+    run = tiny.run(images, tmp_path, "run", "--epochs 1 --amp off")
+    line = ["--resume", str(run), "--head", "none"]
+    opened = open_checkpoint(run, options.parse_evaluate(line)).network.eval()
+    assert opened.embed(pictures()).shape == (4, opened.test_size) == (4, 64)
+
+
+def test_a_network_is_evaluated_as_it_starts(images: Path, weights: Path, tmp_path: Path) -> None:
+    words = f"--dataset folder:{images} --model timm:vit_tiny_patch16_224 --image-size 32"
+    words += " --model-args depth=3 embed_dim=32 num_heads=2 --metrics retrieval --workers 0"
+    words += f" --pretrained {weights} --amp off --export {tmp_path / 'e.npz'}"
+    evaluate.run(options.parse_evaluate(words.split()))
+    with np.load(tmp_path / "e.npz") as exported:
+        assert exported["embeddings"].shape == (24, 32)
+        names, found = exported["paths"].tolist(), exported["embeddings"]
+    trained = tiny.run(images, tmp_path, "run", f"{TINY_VIT}--head training --freeze-blocks all "
+                       f"--epochs 1 --pretrained {weights} --amp off")  # fmt: skip
+    np.testing.assert_allclose(net.load_run(trained, amp="off")(names), found, atol=1e-6)
+
+
+def test_a_head_that_cannot_be_left_out(images: Path, capsys) -> None:
+    with pytest.raises(InputError, match="resnet10 have 64 dimensions; use --embedding-size 64"):
+        built(head="none")
+    with pytest.raises(InputError, match="head none: the method needs the heads embedding, unc"):
+        tiny.prepare(images, "--head none --introspective paper")
+    with pytest.raises(InputError, match=r"nothing would train: .*--warm 0"):
+        tiny.prepare(images, "--head none --embedding-size 64 --loss MS --IPC 3 --warm 1")
+    assert "--model NAME" in refusal(capsys, options.parse_evaluate, [])
 
 
 # --- frozen blocks --------------------------------------------------------------------------------
@@ -465,6 +515,18 @@ def test_a_killed_peft_run_goes_on_bit_for_bit(images, weights, tuned, tmp_path)
     for part in ("model_state_dict", "criterion_state_dict", "optimisers", "random", "base"):
         assert same(first[part], second[part]), part
     assert tiny.untimed_rows(run)[-1] == tiny.untimed_rows(tuned)[-1]
+
+
+def test_the_running_mean_of_a_peft_run_leaves_out_the_base_too(images, weights, tmp_path) -> None:
+    flags = f"{TINY_VIT}--peft lora:2 --ema 0.9 --amp off --pretrained {weights}"
+    run = tiny.run(images, tmp_path, "run", f"{flags} --max-steps 3")
+    held = tiny.saved(run)
+    assert held["ema_state_dict"].keys() == held["model_state_dict"].keys()
+    tiny.resume(run, "")
+    undisturbed = tiny.saved(tiny.run(images, tmp_path, "whole", flags))
+    assert same(tiny.saved(run)["ema_state_dict"], undisturbed["ema_state_dict"])
+    alone = Path(shutil.copy(tiny.best_checkpoint(run), tmp_path))
+    np.testing.assert_array_equal(embeddings(alone), embeddings(run))
 
 
 def embeddings(path: Path) -> np.ndarray:

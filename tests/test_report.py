@@ -279,7 +279,7 @@ def test_page_names_the_run_that_says_whether_the_method_was_worth_it(images, tm
             "--loss MarginLoss --IPC 2",
         ),
         ("--loss ms --sec_wei 1 --clip 3", "SEC", "--loss ms --clip 3 --head-norm 1"),
-        ("@recipes/emoji_scratch.txt", "learning the margins", "@recipes/emoji_amloss.txt"),
+        ("@recipes/emoji_scratch.txt", "learning the margins", "@recipes/emoji_scratch.txt"),
     ],
 )
 def test_counterpart_is_the_same_without_the_method(flags, words, plain, tmp_path):

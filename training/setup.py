@@ -24,7 +24,7 @@ from methods.base import Options
 from net.base import whole
 from net.shared import share_batches
 from runs import load_checkpoint
-from training import optim
+from training import compiling, optim
 from training.clock import Length
 from utils import InputError
 
@@ -127,6 +127,7 @@ def build_network(
         network.recompute_blocks()
     if args.compile:
         network.compile()
+        compiling.tell()
     elif _can_be_recorded(args, precision):
         network.record()
     for routine in routines:
@@ -159,9 +160,15 @@ def build_optimisers(
     )
     for routine in routines:
         groups = routine.parameter_groups(groups)
+    groups = [*groups, *objective.parameter_groups(args.lr)]
+    if not any(parameter.requires_grad for group in groups for parameter in group["params"]):
+        raise InputError(
+            "nothing would train: the backbone rests (--freeze-blocks, --warm), and neither a head "
+            "nor the loss has parameters; use --head linear, or --warm 0"
+        )
     schedule, momentum = build_schedules(args, length, steps_per_epoch)
     return optim.Optimisers(
-        [*groups, *objective.parameter_groups(args.lr)],
+        groups,
         rule=optim.Rule(args.optimizer, args.adam_eps, args.momentum, bool(args.nesterov)),
         weight_decay=args.weight_decay,
         schedule=schedule,
