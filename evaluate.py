@@ -2,6 +2,7 @@
 
     python evaluate.py --resume logs/RUN
     python evaluate.py --resume logs/*/emoji_resnet18_best.pth --bootstrap 1000 --latex table.tex
+    python evaluate.py --model resnet50 --pooling avg --dataset cub
 
 Options → checkpoints are opened → each is measured → the numbers are concluded from, printed and
 written. A checkpoint of ours knows its own data set and network; a released one needs the flags of
@@ -46,7 +47,7 @@ from evaluation.candidates import (
 )
 from evaluation.embedding import Embedded
 from evaluation.measuring import measure, print_doubts
-from evaluation.networks import checkpoint_files, open_checkpoint
+from evaluation.networks import checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, tasks_of
 from storage import write_atomically, write_json, write_table
@@ -75,16 +76,21 @@ def run(args: argparse.Namespace) -> None:
 
 
 def open_candidates(args: argparse.Namespace) -> list[Candidate]:
-    """Reads all checkpoints of --resume, before the first is evaluated; a data set is read once.
+    """Opens the checkpoints of --resume, or --model as it starts, before the first is evaluated.
+
+    A data set is read once.
 
     Raises:
         InputError: a checkpoint cannot be used, or the data are not there.
     """
-    paths = [str(file) for path in args.resume for file in checkpoint_files(path)]
+    paths = [str(file) for path in args.resume or () for file in checkpoint_files(path)]
+    openers = [partial(open_checkpoint, path, args, weights=args.weights) for path in paths]
+    if not paths:
+        paths, openers = [args.model], [partial(open_untrained, args)]
     loaded: dict[dataset.Choice, list[Task]] = {}
     candidates = []
-    for path, label in zip(paths, labels_of(paths), strict=True):
-        opened = open_checkpoint(path, args)
+    for path, label, open_network in zip(paths, labels_of(paths), openers, strict=True):
+        opened = open_network()
         if opened.data not in loaded:
             loaded[opened.data] = tasks_of(opened.data, args.ks)
             dataset.require_files(None, images_of(loaded[opened.data]))
@@ -98,6 +104,7 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
                 opened.network,
                 loaded[opened.data],
                 args.kmeans_restarts,
+                opened.weights,
             )
         )
     return candidates
@@ -132,8 +139,8 @@ def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) ->
     options.check_one_checkpoint(args, len(candidates))
     if args.uncertain and "uncertainty" not in candidates[0].network.heads:
         raise InputError(
-            f"--uncertain: {args.resume[0]} has no uncertainty head; evaluate a checkpoint that "
-            "was trained with --introspective"
+            f"--uncertain: {candidates[0].path} has no uncertainty head; evaluate a checkpoint "
+            "that was trained with --introspective"
         )
     options.check_metrics(args, [dataset.find(candidate.data.name) for candidate in candidates])
     if args.query:
@@ -160,7 +167,9 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
             block_size=args.block_size,
         )
         results.append(result)
-        about = f"{task.title}: {result.task.describe()}, {human_seconds(result.seconds)}"
+        kept = {"ema": ", running mean of the weights", "raw": ", raw weights"}
+        about = f"{task.title}: {result.task.describe()}{kept.get(candidate.weights, '')}"
+        about += f", {human_seconds(result.seconds)}"
         say(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
     # The candidates on these data share the list, so that all see the images that can be read.
     candidate.tasks[:] = [result.task for result in results]

@@ -672,9 +672,10 @@ def load_checkpoint(path: str | Path) -> dict:
             raise ValueError("its row has no epoch, or no step")
         if not all(isinstance(value, int | float) for value in row.values()):
             raise ValueError("its row has other things than numbers")
-        learnt = content.get("criterion_state_dict", {}).values()
-        if not all(hasattr(value, "shape") for value in learnt):
-            raise ValueError("its criterion has other things than tensors")
+        for name, what in (("criterion", "criterion"), ("ema", "running mean")):
+            held = content.get(f"{name}_state_dict", {}).values()
+            if not all(hasattr(value, "shape") for value in held):
+                raise ValueError(f"its {what} has other things than tensors")
     if content.get("format", FORMAT) > FORMAT:
         raise InputError(
             f"checkpoint {path} has format {content['format']}, newer than {FORMAT}, which this "
@@ -694,9 +695,16 @@ def _joined(content: dict, path: str | Path, beside: Path) -> dict:
     base, held = content["base"], load_tensors(beside, "the base")
     if held.get("fingerprint") != base["fingerprint"]:
         raise InputError(f"{beside} is not the base of {path}; put that of its own run there")
-    content = {name: value for name, value in content.items() if name != "base"}
-    weights = held["base_state_dict"] | content["model_state_dict"]
-    return {**content, "model_state_dict": weights, "joined_base": base}
+    return with_base(content, held["base_state_dict"])
+
+
+def with_base(content: dict, weights: dict) -> dict:
+    """A checkpoint that leaves out its base, and its running mean, with the base's weights."""
+    whole = {name: value for name, value in content.items() if name != "base"}
+    for name in ("model_state_dict", "ema_state_dict"):
+        if name in content:
+            whole[name] = weights | content[name]
+    return {**whole, "joined_base": content["base"]}
 
 
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -704,6 +712,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("model_state_dict", "criterion_state_dict", "network", "args"), dict),
     **dict.fromkeys(("clock", "lap", "random", "environment", "metrics"), dict),
     **dict.fromkeys(("base", "base_state_dict"), dict),
+    **{"ema_state_dict": dict, "ema_updates": int},
     "row": (dict, type(None)),
     "wandb_id": (str, type(None)),
 }

@@ -1,6 +1,6 @@
 """Train an embedding network, judge it on classes it never saw, keep everything in a run folder.
 
-    python train.py @recipes/emoji_amloss.txt
+    python train.py @recipes/emoji_scratch.txt
     python train.py --dataset cub --model bn_inception --loss AMLoss --batch-size 180 --alphap 48 …
 
 Read it from top to bottom: options become the parts of a run (`prepare`), which are used in one
@@ -27,7 +27,6 @@ from collections.abc import Iterator
 import torch
 
 import dataset
-import losses
 import methods
 import processes
 from dataset.loader import Batch, train_loader
@@ -38,13 +37,14 @@ from methods.base import Forward
 from terminal import as_shell, say
 from training import data as run_data
 from training import start
+from training.average import Average
 from training.clock import Length
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
 from training.keeping import Keeper, Row
 from training.progress import progress_bar, show
 from training.setup import build_network, build_objective, build_optimisers, describe, rehearse
 from training.state import Training
-from utils import InputError, sentence_errors
+from utils import sentence_errors
 
 
 def prepare(args: argparse.Namespace) -> Training:
@@ -65,11 +65,7 @@ def prepare(args: argparse.Namespace) -> Training:
     network = build_network(args, objective.heads, routines, precision)
     viewing = Viewing.of(args)
     batches = methods.sampler(args, labels) or make_sampler(
-        labels,
-        args.batch_size,
-        instances=args.IPC,
-        repeat=bool(args.IPC_repeat),
-        seed=args.seed,
+        labels, args.batch_size, instances=args.IPC, repeat=bool(args.IPC_repeat), seed=args.seed
     )
     rehearse(args, objective, data.train, batches)
     loader = train_loader(
@@ -103,6 +99,8 @@ def prepare(args: argparse.Namespace) -> Training:
         options.plain(args),
         args.metrics,
         args.seed,
+        args.micro_batch,
+        Average(network.trained_state, args.ema) if args.ema else None,
     )
 
 
@@ -128,6 +126,8 @@ def step(training: Training, batch: Batch) -> dict[str, torch.Tensor] | None:
     clock.step_in_epoch += 1
     rates = training.optimisers.learning_rates()
     if watch.saw(Step(clock.epoch, clock.step, batch.index, values, rates, finite)):
+        if training.average is not None:
+            training.average.update()
         return values
     for buffer, value in zip(training.running_statistics(), before, strict=True):
         buffer.copy_(value)
@@ -144,20 +144,11 @@ def loss_of(training: Training, batch: Batch) -> tuple[torch.Tensor, dict[str, t
         context |= routine.context()
     loss, terms = 0.0, None
     for images, targets in forwards:
-        with training.precision.autocast():
-            outputs = training.network(images, cluster=batch.cluster)
-        outputs = _of_all_processes(outputs, len(batch.labels))
+        outputs = training.outputs(images, batch)
         for weight, labels in targets:
             loss = loss + weight * training.objective(outputs, labels, **context)
             terms = terms or training.objective.terms
     return loss, terms
-
-
-def _of_all_processes(outputs: losses.Embeddings, total: int) -> losses.Embeddings:
-    """The network's outputs for the whole batch of `total` images, from each process's share."""
-    return losses.Embeddings(
-        *(None if rows is None else processes.gather_rows(rows, total) for rows in outputs)
-    )
 
 
 # --- the steps between two looks ------------------------------------------------------------------
@@ -179,7 +170,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
     started, waited = time.perf_counter(), lap.waited - loader.wait_seconds
     with progress_bar(training) as bar:
         while not (stop := training.stops_here):
-            batch = _next(batches, signals)
+            batch = signals.next_of(batches)
             if batch is None:
                 break
             values = step(training, batch)
@@ -213,17 +204,6 @@ def rest_of_epoch(training: Training) -> Iterator[Batch]:
         training.loader.skip(training.clock.step_in_epoch)
         training.batches = iter(training.loader)
     return training.batches
-
-
-def _next(batches: Iterator[Batch], signals: Signals) -> Batch | None:
-    """The next batch; None when a signal has come, to this process or another."""
-    try:
-        batch = next(batches)
-    except InputError:
-        if signals.requested is None:
-            raise
-        batch = None  # what read the data has got the signal too
-    return None if signals.agreed() is not None else batch
 
 
 # --- the whole run --------------------------------------------------------------------------------

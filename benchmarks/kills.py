@@ -6,8 +6,8 @@
 For each method one run goes through undisturbed, and one is killed with SIGKILL time after time, at
 random moments, in the middle of a save and in the middle of an evaluation, and is started again
 with the same command and --resume auto. At the end the weights of network and criterion must be
-equal bit for bit, and metrics.csv the same but for its timings. Small pictures of noise, a small
-network.
+equal bit for bit, a running mean of them too, and metrics.csv the same but for its timings. Small
+pictures of noise, a small network.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ METHODS = {
     "IDML": "--loss Proxy_Anchor --introspective paper --epochs 12",
     "divide and conquer": "--loss MarginLoss --sampler distanceweighted --nb-clusters 4 "
     "--mod-epoch 3 --mod-epoch-freeze 1 --epochs 12 --IPC 2 --warm 0",
+    "running mean": "--loss AMLoss --epochs 12 --ema 0.99 --clip-norm 1 --layer-decay 0.8 "
+    "--schedule onecycle",
 }
 PREPARING = 0.5  # seconds between the imports and the first step
 TIMED = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
@@ -179,11 +181,11 @@ def same(first: Any, second: Any) -> bool:
 
 
 def final(folder: Path) -> dict[str, Any]:
-    """Weights of network and criterion, and where the run ended."""
+    """Weights of network and criterion, their running mean, and where the run ended."""
     state = torch.load(folder / "run" / "last.pth", weights_only=True)
-    kept = ("model_state_dict", "criterion_state_dict")
+    kept = ("model_state_dict", "criterion_state_dict", "ema_state_dict")
     clock = {name: value for name, value in state["clock"].items() if name != "seconds"}
-    return {**{name: state[name] for name in kept}, "clock": clock}
+    return {**{name: state.get(name) for name in kept}, "clock": clock}
 
 
 def experiment(name: str, data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:

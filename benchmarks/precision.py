@@ -62,7 +62,7 @@ def row(precision: str, runs: list[dict[str, float]]) -> str:
 def main() -> None:
     """Trains what is missing, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="recipes/emoji_amloss.txt")
+    parser.add_argument("--recipe", default="recipes/emoji_scratch.txt")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")

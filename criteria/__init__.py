@@ -56,6 +56,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "ArcFace": "softmax:ArcFaceLoss",
         "CosFace": "softmax:CosFaceLoss",
         "SupCon": "supcon:SupConLoss",
+        "HIST": "hypergraph:HistLoss",
+        "HIER": "hierarchy:HierLoss",
+        "PFML": "potential:PotentialFieldLoss",
     },
 }
 """The published command that a loss is named by → the loss's name → the file and what builds it."""

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from criteria.base import Criterion, check_batch, check_not_negative, check_positive, in_float32
-from criteria.recall import STRIP_ELEMENTS
 from criteria.softmax import NormalisedSoftmaxLoss
+from criteria.strips import made_again, rows_of_strip
 
 
 class SupAPLoss(Criterion):
@@ -70,13 +69,10 @@ class SupAPLoss(Criterion):
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels)
         same = labels[:, None] == labels
-        rows = max(1, STRIP_ELEMENTS // (len(labels) * int(same.sum(dim=1).max())))
-        strips = zip((embeddings @ embeddings.T).split(rows), same.split(rows), strict=True)
-        precisions = [
-            checkpoint(self._precision, *strip, use_reentrant=False, preserve_rng_state=False)
-            for strip in strips
-        ]
-        precision = torch.cat(precisions).mean()
+        rows = rows_of_strip(len(labels) * int(same.sum(dim=1).max()))
+        strips = [*zip((embeddings @ embeddings.T).split(rows), same.split(rows), strict=True)]
+        precision_of = made_again(self._precision, len(strips))
+        precision = torch.cat([precision_of(*strip) for strip in strips]).mean()
         loss, terms = self.weight * (1 - precision), {"ap": precision}
         if self.softmax is not None:
             terms["softmax"] = self.softmax(embeddings, labels)

@@ -44,3 +44,15 @@ def ball_distances(points: Tensor, others: Tensor, curvature: float) -> Tensor:
     )
     ratio = (curvature * squared / (inner * outer)).clamp_min(1e-12)
     return 2 / curvature**0.5 * ratio.sqrt().asinh()
+
+
+def riemannian(points: Tensor, curvature: float) -> Tensor:
+    """The points themselves, with the gradient by the metric of the ball: (1 - c‖x‖²)²/4 times it.
+
+    Near the edge, where a step of the same length leads far, it is smaller.
+    """
+    if points.requires_grad:
+        inner = 1 - curvature * points.detach().square().sum(dim=-1, keepdim=True)
+        scale = inner.square() / 4
+        points.register_hook(lambda gradient: gradient * scale)
+    return points

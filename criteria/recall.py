@@ -9,12 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from criteria.base import Criterion, check_batch, check_positive, in_float32, pair_masks
-
-STRIP_ELEMENTS = 2**24
-"""Entries of the (queries, positives, images) table that are made at a time, 64 MiB of float32."""
+from criteria.strips import made_again, rows_of_strip
 
 
 class RecallAtKLoss(Criterion):
@@ -60,12 +57,10 @@ class RecallAtKLoss(Criterion):
             embeddings, labels = with_mixtures(embeddings, labels)
         positive, _ = pair_masks(labels)
         most = max(1, int(positive.sum(dim=1).max()))
-        rows = max(1, STRIP_ELEMENTS // (len(labels) * most))
-        strips = zip((embeddings @ embeddings.T).split(rows), positive.split(rows), strict=True)
-        recalls = [
-            checkpoint(self._recall, *strip, ks, use_reentrant=False, preserve_rng_state=False)
-            for strip in strips
-        ]
+        rows = rows_of_strip(len(labels) * most)
+        strips = [*zip((embeddings @ embeddings.T).split(rows), positive.split(rows), strict=True)]
+        recall_of = made_again(self._recall, len(strips))
+        recalls = [recall_of(*strip, ks) for strip in strips]
         count = positive.any(dim=1).sum()
         recall = torch.cat(recalls).sum() / count.clamp_min(1)
         self._report(recall=recall)

@@ -35,6 +35,7 @@ class Candidate:
         data, viewing, network: see `networks.Opened`.
         tasks: of `data`; candidates on the same data share them.
         kmeans_restarts: how often k-means starts.
+        weights: see `networks.Opened`.
         results: one per task. replicates: a bootstrap for each of them.
     """
 
@@ -46,6 +47,7 @@ class Candidate:
     network: EmbeddingNet
     tasks: list[Task]
     kmeans_restarts: int = 1
+    weights: str = ""
     results: list[Result] = field(default_factory=list)
     replicates: list[torch.Tensor] = field(default_factory=list)
 
@@ -70,6 +72,7 @@ class Candidate:
                 "images": len(task.queries),
                 "classes": task.queries.num_classes,
                 "kmeans_restarts": self.kmeans_restarts,
+                **({"weights": self.weights} if self.weights else {}),
             }
             found += rows_of(result, self.label, intervals=intervals, about=about)
         return found

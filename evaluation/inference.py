@@ -60,13 +60,16 @@ class Model:
         return self.viewing.resize or round(size * spec.resize / spec.size)
 
 
-def open_model(path: str | Path) -> Model:
+def open_model(path: str | Path, weights: str | None = None) -> Model:
     """The network of a run, a folder or a file, as `networks.open_checkpoint` finds it.
+
+    Args:
+        weights: see `net.with_weights`.
 
     Raises:
         InputError: there is none at `path`, or it cannot be used.
     """
-    opened = open_checkpoint(path)
+    opened = open_checkpoint(path, weights=weights)
     drawn = bool(opened.trained) and isinstance(dataset.find(opened.data.name), Emoji)
     square = opened.data.protocol.image_size if drawn else None
     viewing = replace(opened.viewing, workers=0, decode="exact", data_device=None)
@@ -97,26 +100,32 @@ class Embedder:
         """
         pictures = [pictures] if _is_one(pictures) else list(pictures)
         if not pictures:
-            return np.empty((0, self.model.network.embedding_size), np.float32)
+            return np.empty((0, self.model.network.test_size), np.float32)
         images = _image_set(pictures, self.model.square, self.model.upright)
         raw, _ = embed(self.model.network, images, self.precision, self.model.viewing)
         return torch.nn.functional.normalize(raw, dim=1).cpu().numpy()
 
 
 def load_run(
-    path: str | Path, *, device: str | torch.device | None = None, amp: str = "auto"
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    amp: str = "auto",
+    weights: str | None = None,
 ) -> Embedder:
     """The function from pictures to embeddings that a run has learned.
 
     Args:
         path: a run folder (its best checkpoint is taken), or a checkpoint of a run or released.
         device: None is the GPU where there is one. amp: as evaluate.py's --amp.
+        weights: of a run that kept a running mean of them (--ema), `ema` or `raw`; None is the mean
+            where there is one.
 
     Raises:
         InputError: there is no usable checkpoint at `path`.
     """
     device = pick_device(0) if device is None else torch.device(device)
-    return Embedder(open_model(path), Precision(amp, device))
+    return Embedder(open_model(path, weights), Precision(amp, device))
 
 
 # --- pictures -------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import dataset
 import net
 import options
@@ -35,7 +37,10 @@ class Opened:
     """A trained network and what its run says of it.
 
     Attributes:
-        path: the file that was read. content: all that is in it.
+        path: the file that was read. content: all that is in it, with the weights that are used as
+            its `model_state_dict`.
+        weights: which they are, where a run has kept a running mean of them: `ema`, the mean, or
+            `raw`; else empty.
         trained: the options of its training; empty for a released file.
         data, viewing: what it is evaluated on, and how images are looked at.
         network: on the CPU.
@@ -47,23 +52,29 @@ class Opened:
     data: dataset.Choice
     viewing: Viewing
     network: net.EmbeddingNet
+    weights: str = ""
 
 
-def open_checkpoint(path: str | Path, asked: argparse.Namespace | None = None) -> Opened:
+def open_checkpoint(
+    path: str | Path, asked: argparse.Namespace | None = None, *, weights: str | None = None
+) -> Opened:
     """The network at `path`, built as its run built it.
 
     Args:
         path: see `checkpoint_file`.
         asked: the options of evaluate.py; those that were given go over the run's own. Without any,
             a released network sees images of the size that it was made for.
+        weights: see `net.with_weights`.
 
     Raises:
         InputError: there is no such network, it cannot be read, or the options describe another.
     """
     path = checkpoint_file(path)
     content = load_checkpoint(path)
+    chosen = net.with_weights(content, weights, path)
     with damage_in_words(f"checkpoint {path}", "use another copy of it, or another checkpoint"):
-        return _opened(path, content, asked)
+        opened = _opened(path, chosen, asked)
+    return replace(opened, weights=(weights or "ema") if "ema_state_dict" in content else "")
 
 
 def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | None) -> Opened:
@@ -85,6 +96,22 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     return Opened(path, content, trained, _data(chosen, given), Viewing.of(chosen), network)
 
 
+def open_untrained(asked: argparse.Namespace) -> Opened:
+    """The network that the flags describe, at its start; its embeddings are its pooled features.
+
+    Raises:
+        InputError: the flags do not go together, or the weights cannot be had.
+    """
+    if asked.checkpoint:
+        raise InputError("--checkpoint is for training; name the checkpoint by --resume")
+    chosen = options.resolved(asked)
+    torch.manual_seed(chosen.seed)  # for what starts at random
+    entries = net.Architecture.entries(vars(chosen)) | {"head": "training"}
+    network = net.build(net.Architecture(**entries), pretrained=chosen.pretrained)
+    given = {name: getattr(asked, name) for name in asked.given}
+    return Opened(Path(chosen.model), {}, {}, _data(chosen, given), Viewing.of(chosen), network)
+
+
 def _data(chosen: argparse.Namespace, given: Mapping[str, Any]) -> dataset.Choice:
     """The data of the options; to other data than the run's the run's split need not apply."""
     choice = dataset.Choice.of(chosen)
@@ -104,7 +131,10 @@ def _network(
 ) -> net.EmbeddingNet:
     """The network that a checkpoint holds, with what the flags `given` say otherwise."""
     held = net.architecture_of(content, path, image_size=image_size)
-    network = net.build(replace(held, **net.Architecture.entries(given)))
+    chosen = net.Architecture.entries(given)
+    if chosen.get("head") == "none" and held.head != "none":
+        chosen["head"] = "training"  # the head that there is is left aside
+    network = net.build(replace(held, **chosen))
     net.load_checkpoint(network, content, source=path)
     return network
 

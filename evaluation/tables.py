@@ -15,6 +15,7 @@ from metrics.comparison import Difference
 from terminal import printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
+RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
 LEFT_OUT = "queries_left_out"  # images of either side that could not be read
 
 

@@ -18,10 +18,12 @@ from net.backbones import MODELS, TIMM, Backbone, find_backbone
 from net.choices import (
     BN_FREEZE,
     HEAD_NORMS,
+    HEAD_USES,
     INPUTS,
     MASK_INITS,
     POOLINGS,
     STEMS,
+    WEIGHTS,
     InputSpec,
     blocks_of,
     head_norm_of,
@@ -31,19 +33,21 @@ from net.choices import (
 if TYPE_CHECKING:
     from net.architecture import Architecture
     from net.building import build
-    from net.checkpoints import architecture_of, load_checkpoint
+    from net.checkpoints import architecture_of, load_checkpoint, with_weights
     from net.masks import EmbeddingMasks
     from net.network import EmbeddingNet
 
 __all__ = [
     "BN_FREEZE",
     "HEAD_NORMS",
+    "HEAD_USES",
     "INPUTS",
     "MASK_INITS",
     "MODELS",
     "POOLINGS",
     "STEMS",
     "TIMM",
+    "WEIGHTS",
     "Architecture",
     "Backbone",
     "EmbeddingMasks",
@@ -56,6 +60,7 @@ __all__ = [
     "head_norm_of",
     "load_checkpoint",
     "peft_of",
+    "with_weights",
 ]
 
 _HOMES = {
@@ -65,6 +70,7 @@ _HOMES = {
     "architecture_of": "net.checkpoints",
     "build": "net.building",
     "load_checkpoint": "net.checkpoints",
+    "with_weights": "net.checkpoints",
     # A run as a function from pictures to embeddings. It looks at pictures as evaluation does and
     # so stands above this package, which offers it under the name that README gives.
     "load_run": "evaluation.inference",

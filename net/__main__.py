@@ -11,6 +11,7 @@ from pathlib import Path
 
 import door
 from machine import expanded
+from net.choices import WEIGHTS
 from terminal import say
 from utils import InputError, sentence_errors
 
@@ -28,6 +29,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", metavar="RUN", help="a run folder, or a checkpoint")
     export.add_argument("--onnx", metavar="FILE", type=_file, help="checked with onnxruntime")
     export.add_argument("--torchscript", metavar="FILE", type=_file, help="traced")
+    export.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="of a run that kept a running mean of its weights: the mean (ema, the default) or the "
+        "weights themselves (raw)",
+    )
     return parser
 
 
@@ -43,11 +50,11 @@ def export(args: argparse.Namespace) -> None:
     from evaluation.inference import open_model
     from net.export import Graph, describe_input, export_onnx, export_torchscript
 
-    model = open_model(args.run)
+    model = open_model(args.run, args.weights)
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
     cubic = model.network.input.cubic
     note = describe_input(graph.size, model.resize, cubic=cubic, upright=model.upright)
-    say(f"input   {note}\noutput  float32 (B, {model.network.embedding_size}), unit length")
+    say(f"input   {note}\noutput  float32 (B, {model.network.test_size}), unit length")
     if args.onnx:
         difference = export_onnx(graph, args.onnx, note)
         say(f"{args.onnx}: onnxruntime and torch differ by at most {difference:.1e}")

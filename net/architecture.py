@@ -9,7 +9,16 @@ from typing import Any
 from torch import nn
 
 from net.backbones import Backbone, find_backbone
-from net.choices import BN_FREEZE, HEAD_NORMS, INPUTS, POOLINGS, InputSpec, Peft, check_choice
+from net.choices import (
+    BN_FREEZE,
+    HEAD_NORMS,
+    HEAD_USES,
+    INPUTS,
+    POOLINGS,
+    InputSpec,
+    Peft,
+    check_choice,
+)
 from net.heads import head_init, head_sizes
 from utils import InputError
 
@@ -22,6 +31,7 @@ class Architecture:
         model: one of `MODELS`; becomes the name as it stands there, whatever the spelling.
         embedding_size: d, at least 1.
         heads: `embedding`, and beside it `uncertainty` (IDML) or `specific` (DDML).
+        head: one of `HEAD_USES`; with `none`, embedding_size is that of the pooled features.
         pooling: one of `POOLINGS`, see `heads.Pool`; None becomes the backbone's usual one.
         stem: `imagenet`, as published, reduces an image 32 times; `small` 16 times (no max pooling
             after the first convolution), `tiny` 8 times (and that convolution has stride 1).
@@ -55,6 +65,7 @@ class Architecture:
     model: str
     embedding_size: int
     heads: tuple[str, ...] = ("embedding",)
+    head: str = "linear"
     pooling: str | None = None
     stem: str = "imagenet"
     width: float = 1.0
@@ -94,6 +105,7 @@ class Architecture:
         self._fit_to_backbone()
         check_choice("stem", self.stem, self.backbone.stems)
         check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
+        check_choice("head", self.head, HEAD_USES)
         check_choice("head_norm", self.head_norm, HEAD_NORMS)
         if self.input_spec is not None:
             check_choice("input_spec", self.input_spec, INPUTS)
@@ -101,6 +113,11 @@ class Architecture:
         if self.embedding_size < 1:
             raise InputError(f"embedding size {self.embedding_size}: it must be at least 1")
         head_sizes(self.heads, self.embedding_size)
+        if self.head != "linear" and self.heads != ("embedding",):
+            raise InputError(
+                f"head {self.head}: the method needs the heads {', '.join(self.heads)}; use head "
+                "linear"
+            )
         if self.bn_momentum is not None and not 0 < self.bn_momentum <= 1:
             raise InputError(f"bn_momentum {self.bn_momentum:g}: it must be above 0 and at most 1")
         if not 0 <= self.drop_path < 1:

@@ -11,10 +11,11 @@ from typing import Any
 
 from machine import expanded
 from net.building import build
-from net.checkpoints import architecture_of, load_checkpoint, weights_of
+from net.checkpoints import architecture_of, load_checkpoint, with_weights
 from net.network import EmbeddingNet
 from net.peft import fingerprint
 from runs import load_checkpoint as read
+from runs import with_base
 from utils import InputError
 
 
@@ -62,15 +63,14 @@ def whole(content: dict[str, Any], source: str | Path) -> dict[str, Any]:
     try:
         network = build(architecture_of(content, source), pretrained=base["pretrained"])
         if base["checkpoint"] is not None:
-            start = whole(read(base["checkpoint"]), base["checkpoint"])
+            start = with_weights(whole(read(base["checkpoint"]), base["checkpoint"]))
             load_checkpoint(network, start, base["checkpoint"], masks=False)
     except InputError as error:
         raise InputError(f"{lacking}, or make that available ({error})") from error
     weights = network.base_state()
     if fingerprint(weights) != base["fingerprint"]:
         raise InputError(f"{lacking}, because the {_in_words(base)} that is here is another one")
-    del content["base"]
-    return {**content, "model_state_dict": weights | weights_of(content), "joined_base": base}
+    return with_base(content, weights)
 
 
 def _in_words(base: dict[str, Any]) -> str:

@@ -32,6 +32,8 @@ def build(
             f"masks of {masks.weight.shape[1]} dimensions cannot be laid on heads "
             f"{', '.join(heads)} of size {size}; choose equal sizes and no disentangling"
         )
+    if masks is not None and architecture.head != "linear":
+        raise InputError(f"masks lie on a linear head; use --head linear, not {architecture.head}")
     if pretrained == "imagenet":
         _check_imagenet_fits(architecture)
     backbone = architecture.build_backbone()

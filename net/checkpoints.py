@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from net.architecture import Architecture
 from net.backbones import find_backbone, recognised
-from net.choices import MASKS_AT_TEST, Peft, check_choice
+from net.choices import MASKS_AT_TEST, WEIGHTS, Peft, check_choice
 from net.heads import HEADS, classifiers
 from net.network import EmbeddingNet
 from net.peft import ADDED_KEYS, merged
@@ -145,6 +145,32 @@ def _backbone_keys(weights: Iterable[str]) -> set[str]:
 
 
 # --- its weights ----------------------------------------------------------------------------------
+
+
+def with_weights(
+    checkpoint: dict, weights: str | None = None, source: str | Path = "checkpoint"
+) -> dict:
+    """The checkpoint with the weights that are asked for as its `model_state_dict`.
+
+    Args:
+        checkpoint: ours or released; it stays as it is.
+        weights: `ema`, the running mean that a run has kept; `raw`, the weights that trained; None
+            is the mean where there is one.
+
+    Raises:
+        InputError: there is no running mean in it, or `weights` are of another name.
+    """
+    if weights is not None:
+        check_choice("weights", weights, WEIGHTS)
+    mean = checkpoint.get("ema_state_dict")
+    if mean is None and weights == "ema":
+        raise InputError(
+            f"{source} holds no running mean of weights, because its run kept none (--ema); leave "
+            "out which weights are meant"
+        )
+    if mean is None or weights == "raw":
+        return checkpoint
+    return {**checkpoint, "model_state_dict": checkpoint.get("model_state_dict", {}) | mean}
 
 
 def load_checkpoint(

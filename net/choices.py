@@ -29,6 +29,11 @@ POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4, "gem": 1, "cls": 1, "at
 BN_FREEZE = ("0", "1", "affine", "statistics")
 """What rests in the backbone's BatchNorms: see `EmbeddingNet` in network.py, which does it."""
 
+HEAD_USES = ("linear", "training", "none")
+"""Where the embedding comes from. `linear`: from a linear head. `training`: in training from that
+head, and in evaluation from the pooled features before it. `none`: from these, without a head.
+"""
+
 HEAD_NORMS = (0, 1, "layer", "layer-plain")
 """What stands before the heads: nothing, a BatchNorm, a LayerNorm, or one without scale and shift.
 
@@ -117,6 +122,9 @@ def peft_of(text: str) -> str:
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
+
+WEIGHTS = ("ema", "raw")
+"""Of a run that keeps a running mean of its weights: the mean, and the weights that train."""
 
 MASK_INITS = ("ones", "normal")
 """How the first of divide and conquer's masks starts: see `EmbeddingMasks`."""

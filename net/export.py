@@ -103,7 +103,7 @@ def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
         InputError: a package is missing, onnxruntime disagrees, or the file cannot be written.
     """
     runtime = _needed("onnx", "onnxscript", "onnxruntime")[-1]
-    with _quiet():
+    with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph,
             (_sample(graph, 2),),

@@ -82,16 +82,21 @@ class Pool(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, F, h, w) → (B, F)."""
-        maps, cells = (
-            maps.to(torch.promote_types(maps.dtype, torch.float32)),
-            POOLINGS[self.pooling],
-        )
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         if self.p is not None:
             return maps.clamp(min=1e-6).pow(self.p).mean((2, 3)).pow(1 / self.p)
         cells = POOLINGS[self.pooling]
         average = F.adaptive_avg_pool2d(maps, cells) if self.pooling != "max" else 0.0
-        maximum = F.adaptive_max_pool2d(maps, cells) if "max" in self.pooling else 0.0
+        maximum = _maximum(maps) if "max" in self.pooling else 0.0
         return (average + maximum).flatten(1)
+
+
+def _maximum(maps: Tensor) -> Tensor:
+    # The same numbers. Only the first has one place of the maximum take the whole gradient where
+    # there are several, and the ONNX export of torch 2.11 knows only the second.
+    if torch.is_grad_enabled():
+        return F.adaptive_max_pool2d(maps, 1)
+    return maps.amax((2, 3), keepdim=True)
 
 
 GEM_START = 3.0

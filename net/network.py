@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +25,7 @@ from net.heads import (
     make_norm,
 )
 from net.masks import EmbeddingMasks
+from net.pieces import in_pieces
 from net.replay import Replay
 from net.rest import prepare
 from utils import InputError
@@ -62,6 +64,8 @@ class EmbeddingNet(nn.Module):
             scale = UNCERTAINTY_SCALE if head == "uncertainty" else 1.0
             below = size if head == "specific" else features
             backbone.add_module(HEADS[head], make_head(below, size, init, scale, parts))
+        if architecture.head == "none":
+            self._without_head(features)
         self.dropout = nn.Dropout(architecture.dropout)
         self.masks = masks
         self.register_load_state_dict_pre_hook(_drop_classifiers)
@@ -72,10 +76,25 @@ class EmbeddingNet(nn.Module):
             self._train_affine(False)
         self.train()
 
+    def _without_head(self, features: int) -> None:
+        if features != self.embedding_size:
+            raise InputError(
+                f"--head none: the pooled features of {self.architecture.model} have {features} "
+                f"dimensions; use --embedding-size {features}"
+            )
+        self.model.embedding = nn.Identity()
+
     @property
     def embedding_size(self) -> int:
-        """d."""
+        """d, of what the losses see."""
         return self.architecture.embedding_size
+
+    @property
+    def test_size(self) -> int:
+        """d of the test-time embeddings."""
+        if self.architecture.head == "training":
+            return self.model.embedding.in_features
+        return self.embedding_size
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -100,20 +119,25 @@ class EmbeddingNet(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The rest of the state_dict: what checkpoints keep."""
-        return {k: v for k, v in self.state_dict().items() if not self._is_base(k)}
+        return self.without_base(self.state_dict())
+
+    def without_base(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of this network without those of its base."""
+        return {k: v for k, v in weights.items() if not self._is_base(k)}
 
     def _is_base(self, key: str) -> bool:
         return key.removeprefix("model.") in self._rest.base
 
     # -- forward
 
-    def forward(self, images: Tensor, cluster: int | None = None) -> Embeddings:
+    def forward(self, images: Tensor, cluster: int | None = None, pieces: int = 1) -> Embeddings:
         """Images (B, 3, H, W), normalised as `input` says → raw head outputs (B, d), float32.
 
         With a `specific` head, it and the embedding are (B, 2d). With masks, the embedding is
-        multiplied by the mask of `cluster`, or by what their `full` says when there is none.
+        multiplied by the mask of `cluster`, or by what their `full` says when there is none. With
+        `pieces` the backbone is computed in as many, twice, with the memory of one: see pieces.py.
         """
-        features = self.features(images)
+        features = self.features(images, pieces)
         # Heads cost nothing beside the backbone; in bfloat16 they would round the embeddings.
         with torch.autocast(features.device.type, enabled=False):
             outputs = self._head_outputs(features)
@@ -121,8 +145,11 @@ class EmbeddingNet(nn.Module):
                 outputs["embedding"] = self.masks(outputs["embedding"], cluster)
         return Embeddings(**outputs)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, pieces: int = 1) -> Tensor:
         """Images (B, 3, H, W) → pooled features (B, F) float32; (B, 16F) with pooling `grid`."""
+        if pieces > 1:
+            parts = self._below_heads(), self._running_statistics()
+            return in_pieces(self._pooled, images, pieces, *parts)
         if self._replay is None or not self.training:
             return self._pooled(images)
         return self._replay(images)
@@ -157,7 +184,7 @@ class EmbeddingNet(nn.Module):
             self.features(torch.zeros(1, 3, size, size, device=device))
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             raise InputError(
                 f"{self.architecture.model} cannot take images of {size} pixels: its maps do not "
                 "fit together; choose an --image-size that 32 divides, such as "
@@ -167,7 +194,12 @@ class EmbeddingNet(nn.Module):
             self.train(training)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) → test-time embeddings (B, d), raw; the means where disentangled."""
+        """Images (B, 3, H, W) → test-time embeddings (B, d), raw; the means where disentangled.
+
+        With a head for `training` alone they are the pooled features before it.
+        """
+        if self.architecture.head == "training":
+            return self.features(images)
         return self(images).embedding[:, : self.embedding_size]
 
     def _head_outputs(self, features: Tensor) -> dict[str, Tensor]:
@@ -312,6 +344,8 @@ class EmbeddingNet(nn.Module):
     def ensure_masks(self) -> None:
         """Gives a network without masks one (of ones), so that a file's masks have a place."""
         if self.masks is None:
+            if self.architecture.head != "linear":
+                raise InputError("masks lie on a linear head; use --head linear")
             weight = self.model.embedding.weight
             self.masks = EmbeddingMasks(self.embedding_size).to(weight.device)
 

@@ -179,7 +179,8 @@ def _prepend_prompts(block: nn.Module, inputs: tuple) -> tuple:
     tokens = inputs[0]
     if tokens.dim() != 3:
         raise InputError(NO_TOKENS)
-    prompts = block.prompts.to(tokens.dtype).expand(len(tokens), -1, -1)
+    # Not len(tokens), which would be a constant of an exported network.
+    prompts = block.prompts.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
     return (torch.cat([prompts, tokens], dim=1), *inputs[1:])
 
 

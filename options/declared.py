@@ -59,6 +59,7 @@ SGD = Need(
     "--optimizer sgd with a --momentum above 0",
     lambda args: args.optimizer == "sgd" and args.momentum > 0,
 )
+NOT_COMPILED = Need("runs without --compile", lambda args: not args.compile)
 PHOTOGRAPHS = Need("photographs", lambda args: args.dataset.lower() != "emoji")
 OWN_DATA = Need(
     "your own images (--dataset folder:PATH or csv:FILE)",
@@ -155,6 +156,10 @@ DATA = Group("data", (
 SELECTION = Group("batches and model selection", (
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
+    flag("--micro-batch", None, COUNT,
+         "embed a batch N images at a time (in each process), and then again with the gradient of "
+         "the loss of all: the memory of N images, and a forward pass more", need=NOT_COMPILED,
+         shown="all at once"),
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
          "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
     flag("--IPC-repeat", 0, BINARY,
@@ -186,7 +191,8 @@ NETWORK = Group("network", (
          "what timm builds the model with, by its own names: patch_drop_rate=0.5 depths=2,2,6,2",
          need=OF_TIMM),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
-    flag("--pretrained", None, a_path("WHAT"), "imagenet (downloads), none, or a FILE of weights",
+    flag("--pretrained", None, a_path("WHAT"),
+         "imagenet (downloaded where they are not here yet), none, or a FILE of weights",
          shown="none for emoji, imagenet for photographs"),
     flag("--checkpoint", None, a_path("FILE"),
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
@@ -202,6 +208,10 @@ NETWORK = Group("network", (
          shown="imagenet from 128 pixels on, small below"),
     flag("--width", 1.0, Kind(number(0.0, 4.0, above=True), "X"),
          "channels of a ResNet as a multiple of the published ones"),
+    flag("--head", "linear", one_of(*net.HEAD_USES),
+         "linear: a linear head gives the embedding; training: the losses see that head, and "
+         "evaluation compares the pooled features before it; none: there is no head, and the "
+         "pooled features are the embedding"),
     flag("--head-norm", 0, Kind(net.head_norm_of, choices=net.HEAD_NORMS),
          "before the heads: 1: a BatchNorm, which is trained; layer: a LayerNorm; layer-plain: one "
          "without scale and shift; 0: nothing"),
@@ -221,7 +231,8 @@ NETWORK = Group("network", (
     flag("--bn-momentum", None, Kind(number(0.0, 1.0, above=True), "M"),
          "share of the batch in the running statistics of the backbone's BatchNorms",
          need=NORMS_TRAIN, before=0.1,
-         shown="the backbone's: 0.9 for bn_inception, else 0.1; 0.1 with SEC's losses"),
+         shown="the backbone's: 0.9 for bn_inception, 0.01 for efficientnet_lite0, else 0.1; 0.1 "
+         "with SEC's losses"),
 ))
 FINETUNING = Group("fine-tuning: what of a pretrained network rests", (
     flag("--freeze-stem", False, SWITCH,
@@ -287,6 +298,10 @@ OPTIMISATION = Group("optimisation", (
          shown="none"),
     flag("--clip", 10.0, not_negative("G"),
          "limit on the absolute value of each gradient entry, after --clip-norm; 0 is none"),
+    flag("--ema", 0.0, Kind(number(0.0, 0.99999), "D"),
+         "keep a running mean of the network's weights, of which a step replaces 1 - D; it is "
+         "evaluated beside the weights themselves, and its R@1 picks the best epoch; 0 is none",
+         shown="none"),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
     flag("--compile", False, SWITCH,
          "compile the network (torch.compile): minutes at the start, faster steps afterwards"),
@@ -345,11 +360,15 @@ RUN = Group("run", (
 ))
 EVALUATION = Group("evaluation", (
     flag("--resume --test_sop_model", None, Kind(expanded, "FILE", nargs="+"),
-         "a run folder, a checkpoint of ours or released, or a folder of them; several are "
+         "a run folder, a checkpoint of ours or released, or a folder of them (without it, --model "
+         "is evaluated as it starts, by its pooled features); several are "
          "compared in one table, and those that differ in the seed alone are averaged"),
     flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
     flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),
     flag("--batch-size --batch_size", 150, COUNT, "images that are embedded at once"),
+    flag("--weights", None, one_of(*net.WEIGHTS),
+         "of a run that kept a running mean of its weights: the mean (ema) or the weights (raw)",
+         shown="ema where there is one"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
     flag("--bootstrap", None, Kind(whole(100), "N"),

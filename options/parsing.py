@@ -174,13 +174,17 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of evaluate.py; see `parse_train`."""
     about = "Evaluate a checkpoint on the classes it never saw."
     args, _, parser = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
-    if not args.resume:
-        say("error: --resume FILE is needed: the checkpoint to evaluate", file=sys.stderr)
+    if not args.resume and "model" not in args.given:
+        say(
+            "error: --resume FILE is needed: the checkpoint to evaluate; or --model NAME, which is "
+            "evaluated as it starts",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
     _check_needs(args, flags_of((EVALUATION, FILES, SINGLE_IMAGES)), parser)
     try:
-        check_one_checkpoint(args, len(args.resume))
+        check_one_checkpoint(args, len(args.resume or [args.model]))
     except InputError as error:
         parser.error(str(error))
     return args

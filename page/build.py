@@ -170,6 +170,7 @@ def _facts(run: Explained) -> list[tuple[str, Any]]:
     return [
         ("method", record.method),
         ("network", f"{args.get('model')}, {args.get('embedding_size')} dimensions"),
+        ("weights", f"running mean (--ema {args['ema']:g})" if args.get("ema") else ""),
         ("data", args.get("dataset")),
         ("pictures", _pictures(run)),
         ("trained on", trained),

@@ -24,8 +24,8 @@ def groups(runs: Sequence[Record]) -> list[dict[str, Any]]:
     speed = [name for name in shown if name in SPEED]
     loss = [name for name in shown if name not in {*measured, *rates, *speed}]
     measured = tables.columns([tables.Row("", "", dict.fromkeys(measured, 0.0))])
-    more = [name for name in measured if name not in MAIN_METRICS]
-    main = [name for name in measured if name in MAIN_METRICS]
+    main = [name for name in measured if name.removeprefix("raw ") in MAIN_METRICS]
+    more = [name for name in measured if name not in main]
     return [
         {"title": "Metrics", "columns": main, "percent": True},
         {"title": "Loss and its terms", "columns": loss},

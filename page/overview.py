@@ -148,12 +148,14 @@ def _line(record: Record, folder: Path) -> Line:
     sort = {"epoch": float(best or 0), "time": record.seconds}
     name = str(record.path.relative_to(folder)) if record.path != folder else record.name
     doubt = " ".join(tables.doubts(first))
-    return Line(name, about, _shown(first), _shown(final), sort=sort, doubt=doubt)
+    beside = {f"raw {name}": record.raw[name] for name in ("R@1",) if name in record.raw}
+    return Line(name, about, _shown(first) | beside, _shown(final), sort=sort, doubt=doubt)
 
 
 def _settings(record: Record) -> dict[str, str]:
     args = record.args
     network = f"{args.get('model')}, {args.get('embedding_size')}"
+    network += ", EMA" if record.options.ema else ""
     return {"method": record.method, "network": network, "data": str(args.get("dataset"))}
 
 

@@ -90,6 +90,12 @@ class Record:
         return {} if best is None else {title: metrics_in(best)}
 
     @property
+    def raw(self) -> Numbers:
+        """What the weights themselves reached, where `results` are those of their running mean."""
+        title = next(iter(self.results), "")
+        return self.results.get(title + tables.RAW, {})
+
+    @property
     def seconds(self) -> float:
         """Training time, evaluations apart."""
         return self.rows[-1].get("seconds", 0.0) if self.rows else 0.0

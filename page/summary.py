@@ -26,6 +26,7 @@ def summary(run: Explained, first: Explained | None = None, *, alone: bool = Tru
         *run.doubts,
         *_reached(run),
         *_picked(run),
+        *_averaged(run),
         *_against_published(run),
         *_against(run, first),
         *([worth] if worth else []),
@@ -79,6 +80,19 @@ def _picked(run: Explained) -> list[str]:
     if record.outcome.get("picked_on") == "test classes":
         how = ", picked on the test classes themselves, as the papers do: a little optimistic."
     return [f"Best epoch {record.best_epoch} of {last}{how}"]
+
+
+def _averaged(run: Explained) -> list[str]:
+    """Whether the running mean of the weights was worth it, where one was kept."""
+    raw, mean = run.record.raw.get("R@1"), run.numbers.get("R@1")
+    if raw is None or mean is None:
+        return []
+    apart = 100 * (mean - raw)
+    return [
+        f"The numbers are those of the running mean of the weights (--ema "
+        f"{run.record.options.ema:g}): R@1 is {abs(apart):.1f} points "
+        f"{'above' if apart >= 0 else 'below'} that of the weights themselves at the same step."
+    ]
 
 
 # --- against others -------------------------------------------------------------------------------

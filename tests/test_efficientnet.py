@@ -231,3 +231,33 @@ def test_it_trains_continues_and_is_exported(tmp_path, released):
     pytest.importorskip("onnxscript")
     export_onnx(Graph(opened.network, 32), tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx").stat().st_size > 1e7
+
+
+# --- precision ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frozen", [0, 4])
+def test_depthwise_kernels_that_train_on_a_cpu_do_so_in_float32(frozen, monkeypatch):
+    """Those that rest, and all of them in evaluation, use bfloat16, which is faster forward."""
+    network = net.build(Architecture(**WHOLE, bn_freeze="1"))
+    resting = [network.model._conv_stem, network.model._bn0, *network.model._blocks[:frozen]]
+    for module in resting if frozen else []:
+        module.requires_grad_(False)
+    seen = []
+    convolve = F.conv2d
+
+    def spy(x, weight, *rest, groups=1):
+        out = convolve(x, weight, *rest, groups=groups)
+        seen.extend([out.dtype] if groups > 1 else [])
+        return out
+
+    monkeypatch.setattr(F, "conv2d", spy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network(images()).embedding.sum().backward()
+        trained, seen = seen[:], []
+        with torch.no_grad():
+            network.embed(images())
+    half, single = torch.bfloat16, torch.float32
+    assert trained == [half] * frozen + [single] * (16 - frozen)
+    assert seen == [half] * 16
+    assert network.model._blocks[-1]._depthwise_conv.weight.grad.abs().sum() > 0

@@ -208,15 +208,15 @@ def test_a_signal_before_the_first_step_of_a_division_divides_once(
 ) -> None:
     flags = "--epochs 4 --warm 0 --nb-clusters 2 --mod-epoch 2 --IPC 2 -crs 3"
     whole = tiny.run(images, tmp_path, "whole", flags)
-    following = train._next
+    following = faults.Signals.next_of
 
-    def interrupted(batches, signals):
+    def interrupted(signals, batches):
         if following.__dict__.setdefault("asked", 0) == 8 * 2:  # the first batch of epoch 3
             os.kill(os.getpid(), signal.SIGTERM)
         following.__dict__["asked"] += 1
-        return following(batches, signals)
+        return following(signals, batches)
 
-    monkeypatch.setattr(train, "_next", interrupted)
+    monkeypatch.setattr(faults.Signals, "next_of", interrupted)
     with pytest.raises(SystemExit):
         tiny.run(images, tmp_path, "run", flags)
     state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)

@@ -107,6 +107,8 @@ METHODS = {
     "divided": "--nb-clusters 2 --mod-epoch 1 --IPC 2 --warm 0",
     "margin": "--experiment margin_loss_resnet50 --model resnet10 --IPC 2 --warm 0",
     "fp16": "--amp fp16",
+    "fp16, by norm": "--amp fp16 --clip-norm 1 --ema 0.9 --layer-decay 0.7 --lr-warmup 2",
+    "mean": "--ema 0.9 --schedule onecycle --clip-norm 1",
     "compiled": "--compile --amp off",
     "vit": "--model timm:test_vit --width 1 --stem imagenet --image-size 32",
 }
@@ -121,7 +123,7 @@ def test_every_method_trains(method, tmp_path):
     assert all(np.isfinite(float(row["loss"])) for row in rows) and float(rows[-1]["R@1"]) > 0
 
 
-@pytest.mark.parametrize("method", ["AMLoss", "SEC", "introspective", "divided"])
+@pytest.mark.parametrize("method", ["AMLoss", "SEC", "introspective", "divided", "mean"])
 def test_a_continued_run_ends_like_an_uninterrupted_one(method, tmp_path):
     images = tiny.write_images(tmp_path / "data", images=12)
     flags = f"{METHODS[method]} --deterministic --amp off"
@@ -129,11 +131,10 @@ def test_a_continued_run_ends_like_an_uninterrupted_one(method, tmp_path):
     whole = tiny.run(images, tmp_path, "whole", flags)
     folder = tiny.run(images, tmp_path, "run", f"{flags} --max-steps 5")
     tiny.resume(folder, "")
-    first, second = (
-        torch.load(path / "last.pth", weights_only=True)["model_state_dict"]
-        for path in (whole, folder)
-    )
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (torch.load(p / "last.pth", weights_only=True) for p in (whole, folder))
+    for part in ("model_state_dict", "ema_state_dict"):
+        held = first.get(part, {})
+        assert all(torch.equal(held[name], second[part][name]) for name in held)
 
 
 RECORDED = {

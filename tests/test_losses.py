@@ -266,6 +266,8 @@ GRADCHECKED = {
     "ArcFace": lambda x, y: build("ArcFace", 6, 5, scale=4, exact_gradient=True).double()(x, y),
     "CosFace": lambda x, y: build("CosFace", 6, 5, scale=4, sub_centers=2).double()(x, y),
     "SupCon": lambda x, y: build("SupCon", 6, 5)(x, y),
+    "HIST": lambda x, y: build("HIST", 6, 5, tau=2, hidden=4).double()(x, y),
+    "PFML": lambda x, y: build("PFML", 6, 5, delta=0.7, proxies_per_class=2).double()(x, y),
     "SiMix": lambda x, y: build("RecallAtK", 6, 5, temperature=0.1, simix=True)(x, y),
 }
 
@@ -308,12 +310,14 @@ def test_crowding_is_the_logarithm_of_the_matrix_form():
 
 
 EVERY_LOSS = list(criteria.LOSSES)
+SMALL = {"HIER": {"ancestors": 16}}
+"""Arguments with which a loss takes no longer than the others."""
 PROXY_LOSSES = [name for name in EVERY_LOSS if isinstance(build(name, CLASSES, SIZE), ProxyLoss)]
 
 
 @pytest.mark.parametrize("name", EVERY_LOSS)
 def test_every_loss_is_float32_under_autocast(name):
-    criterion = build(name, CLASSES, SIZE)
+    criterion = build(name, CLASSES, SIZE, **SMALL.get(name, {}))
     criterion.train()
     embeddings, labels = batch()
     head = leaf(embeddings.detach().bfloat16())
@@ -330,7 +334,7 @@ def test_every_loss_is_float32_under_autocast(name):
 
 @pytest.mark.parametrize("name", EVERY_LOSS)
 def test_every_loss_reports_and_lists_its_parameters_once(name):
-    criterion = build(name, CLASSES, SIZE)
+    criterion = build(name, CLASSES, SIZE, **SMALL.get(name, {}))
     embeddings, labels = batch()
     loss = criterion(embeddings, labels)
     assert loss.requires_grad
@@ -370,8 +374,8 @@ def test_log_one_plus_sum_exp_is_exact_in_the_easy_range():
 
 # --- properties -----------------------------------------------------------------------------------
 
-# The first and the second image of a class, or the i-th of all; a miner that pairs by index.
-ORDERED = {"n-npair", "NPair", "TripletLoss", "MarginLoss", "Hyp", "Sph"}
+# The first and the second image of a class, or the i-th of all; a miner that pairs by index; draws.
+ORDERED = {"n-npair", "NPair", "TripletLoss", "MarginLoss", "Hyp", "Sph", "HIER"}
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY_LOSS) - ORDERED))
@@ -576,7 +580,9 @@ def test_batches_without_pairs_cost_nothing(name, labels):
 @pytest.mark.parametrize("name", [name for name in EVERY_LOSS if name != "NPairsLoss"])
 def test_batches_of_one_class_are_finite(name):
     embeddings = torch.randn(6, SIZE, requires_grad=True)
-    loss = build(name, CLASSES, SIZE)(embeddings, torch.zeros(6, dtype=torch.long))
+    loss = build(name, CLASSES, SIZE, **SMALL.get(name, {}))(
+        embeddings, torch.zeros(6, dtype=torch.long)
+    )
     loss.backward()
     assert loss.isfinite() and embeddings.grad.isfinite().all()
 
@@ -868,7 +874,7 @@ def test_a_loss_by_its_name_is_what_the_command_line_trains(name):
     seen = []
     for arguments in ({}, asked):
         torch.manual_seed(0)
-        criterion = build(name, CLASSES, SIZE, **arguments)
+        criterion = build(name, CLASSES, SIZE, **{**SMALL.get(name, {}), **arguments})
         embeddings, labels = batch(size=SIZE)
         loss = criterion(F.normalize(embeddings), labels)
         groups = [{**group, "params": None} for group in criterion.parameter_groups(1e-4)]
@@ -1139,7 +1145,7 @@ def test_the_matrix_of_combinations(name, attached):
         with pytest.raises(ValueError, match=rf"which {name} .* combine it with {offered}\.$"):
             compose(name, CLASSES, SIZE, attach)
         return
-    objective = compose(name, CLASSES, SIZE, attach)
+    objective = compose(name, CLASSES, SIZE, attach, **SMALL.get(name, {}))
     labels = torch.arange(8).repeat_interleave(3)
     outputs = outputs_for(objective, labels)
     masks = torch.rand(4, SIZE, requires_grad=True)

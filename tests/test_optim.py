@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import tiny
 import together
 import torch
-from conftest import refusal
+from conftest import ROOT, refusal
 from torch import nn
 
 import net
 import options
 import processes
 from training import optim
+from training.setup import describe
 
 STEPS = 60
 
@@ -269,6 +271,12 @@ def test_layer_wise_rates_are_listed_in_a_line_and_logged_in_a_column(images):
     assert lowest == pytest.approx(5e-4 * 0.5 ** (count - 1))
 
 
+def test_a_warm_up_longer_than_the_run_is_noticed(images):
+    said = describe(tiny.prepare(images, "--lr-warmup 9 --epochs 2"))
+    assert "note        --lr-warmup 9: the run has 8 steps, so its rates only rise" in said
+    assert "note" not in describe(tiny.prepare(images, "--lr-warmup 7 --epochs 2"))
+
+
 def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):
     flags = "--layer-decay 0.7 --clip-norm 1 --schedule onecycle --optimizer sgd --epochs 2"
     whole = tiny.run(images, tmp_path, "whole", flags)
@@ -296,6 +304,23 @@ def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):
 def test_flags_that_cannot_act_are_refused(flags, words, capsys):
     said = refusal(capsys, options.parse_train, flags.split())
     assert all(word in said for word in words)
+
+
+def test_the_commands_of_the_page_on_optimisation_are_accepted():
+    text = (ROOT / "docs" / "optimisation.md").read_text(encoding="utf-8")
+    block = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).replace("\\\n", "")
+    commands = [line for line in block.splitlines() if line.startswith("python train.py")]
+    assert commands
+    for command in commands:
+        args = options.parse_train(command.split()[2:])
+        assert args.layer_decay == 0.75 and args.ema == 0.999
+
+
+def test_every_flag_on_the_page_on_optimisation_exists():
+    text = (ROOT / "docs" / "optimisation.md").read_text(encoding="utf-8")
+    groups = (*options.TRAIN_GROUPS, *options.EVALUATE_GROUPS, *options.REPORT_GROUPS)
+    known = {spelling for group in groups for flag in group.flags for spelling in flag.spellings}
+    assert set(re.findall(r"`(--[a-zA-Z][a-zA-Z_-]+)", text)) <= known
 
 
 def test_the_command_line_reaches_the_optimisers(images):

@@ -107,7 +107,7 @@ def demo(folder: Path) -> Path:
     """The same folder with the runs of the demo, and pictures of one's own."""
     for seed, name in enumerate(("demo", "demo2"), 1):
         if not (folder / "logs" / name).exists():
-            flags = ["@recipes/emoji_amloss.txt", "--name", name, "--seed", str(seed), *SHORT]
+            flags = ["@recipes/emoji_scratch.txt", "--name", name, "--seed", str(seed), *SHORT]
             assert run_cli("train.py", *flags, cwd=folder).returncode == 0
     for name in ("drawing.png", "photo.jpg"):
         Image.new("RGB", (30, 40), "red").save(folder / name)

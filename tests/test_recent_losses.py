@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from test_losses import batch, fixture, leaf, names
 
 import criteria
-from criteria import average_precision, recall, softmax
+from criteria import hierarchy, potential, softmax, strips
 from criteria.poincare import ball_distances, to_ball
 from criteria.recall import with_mixtures
 from losses import Embeddings, build, compose
@@ -81,7 +81,7 @@ def test_cross_entropy_of_pairs_is_the_released_one(name):
 @pytest.mark.parametrize("strip_elements", [2**24, 300])
 @pytest.mark.parametrize("name", names("recall_at_k*"))
 def test_recall_at_k_is_the_released_one(name, strip_elements, monkeypatch):
-    monkeypatch.setattr(recall, "STRIP_ELEMENTS", strip_elements)
+    monkeypatch.setattr(strips, "STRIP_ELEMENTS", strip_elements)
     data = answers(name)
     monkeypatch.setattr(torch, "rand", lambda *_, **__: data["shares"][:, None])
     loss, gradient = step(
@@ -98,7 +98,7 @@ def test_recall_at_k_is_the_released_one(name, strip_elements, monkeypatch):
 @pytest.mark.parametrize("strip_elements", [2**24, 300])
 @pytest.mark.parametrize("name", names("sup_ap*"))
 def test_sup_ap_is_the_released_one(name, strip_elements, monkeypatch):
-    monkeypatch.setattr(average_precision, "STRIP_ELEMENTS", strip_elements)
+    monkeypatch.setattr(strips, "STRIP_ELEMENTS", strip_elements)
     data = answers(name)
     terms = agree_with("SupAP", data)
     agree(1 - terms["ap"], data["ap"])
@@ -138,6 +138,68 @@ def test_a_sample_of_the_classes_is_compared_as_released(name, monkeypatch):
     agree_with("CosFace", data, sample_rate=0.5)
 
 
+@pytest.mark.parametrize("name", names("hist_*"))
+def test_hist_is_the_released_one(name):
+    data = answers(name)
+    objective = compose("HIST", 20, 16, tau=data["tau"], alpha=data["alpha"], hidden=8).double()
+    parameters = {key.split("criterion.")[1]: p for key, p in objective.named_parameters()}
+    for key, parameter in parameters.items():
+        parameter.data = data[key.replace(".", "_")].clone()
+    embeddings = leaf(data["embeddings"])
+    loss = objective(Embeddings(embeddings), data["labels"])
+    loss.backward()
+    agree(loss, data["loss"])
+    for term in ("distribution", "hypergraph"):
+        agree(objective.terms[term], data[term])
+    agree(embeddings.grad, data["grad_embeddings"])
+    for key, parameter in parameters.items():
+        expected = data[f"grad_{key.replace('.', '_')}"]
+        # The BatchNorm takes a constant away: the bias before it has no gradient.
+        assert expected.abs().max() > 1e-12 or key == "first.bias"
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", names("hier_*"))
+def test_hier_is_the_released_one(name, monkeypatch):
+    data = answers(name)
+    triplets = iter((data["triplets_images"], data["triplets_ancestors"]))
+    monkeypatch.setattr(hierarchy, "reciprocal_triplets", lambda *_: tuple(next(triplets)))
+    objective = compose("HIER", 20, 16, ancestors=12).double()
+    criterion = objective.parts["metric"].criterion
+    criterion.proxies.data = data["proxies"].clone()
+    criterion.ancestors.data = data["ancestors"].clone()
+    embeddings = leaf(data["embeddings"])
+    torch.manual_seed(data["rng_seed"])
+    loss = objective(Embeddings(embeddings), data["labels"])
+    loss.backward()
+    terms, tolerance = objective.terms, 5e-4  # the released distance has an ε, as Hyp's
+    agree(loss, data["loss"], tolerance)
+    agree(terms["positive"] + terms["negative"], data["metric"], tolerance)
+    agree(terms["images"] + terms["ancestors"], data["hierarchy"], tolerance)
+    agree(embeddings.grad, data["grad_embeddings"], tolerance)
+    agree(criterion.proxies.grad, data["grad_proxies"], tolerance)
+    agree(criterion.ancestors.grad, data["grad_ancestors"], tolerance)
+
+
+@pytest.mark.parametrize("name", names("hier_*"))
+def test_triplets_are_drawn_from_those_that_the_released_code_draws_from(name):
+    """Its i with all of their j, and no i, j or k besides; from the fixture's 50 draws of each."""
+    data = answers(name)
+    labels, points = data["labels"], to_ball(data["embeddings"], 0.1, 2.3)
+    likeness = torch.exp(-ball_distances(points, points, 0.1)) + (labels[:, None] == labels)
+    drawn = [set(), set()]
+    for seed in range(40):
+        torch.manual_seed(seed)
+        i, j, k = hierarchy.reciprocal_triplets(likeness, data["topk"])
+        drawn[0] |= set(zip(i.tolist(), j.tolist(), strict=True))
+        drawn[1] |= set(zip(i.tolist(), k.tolist(), strict=True))
+    i, j, k = data["triplets_images"].tolist()
+    released = set(zip(i, j, strict=True)), set(zip(i, k, strict=True))
+    assert drawn[0] == released[0]  # few: 50 draws meet all of them
+    assert drawn[1] >= released[1] and not drawn[1] & released[0]
+    assert {a for a, _ in drawn[1]} == set(i)
+
+
 # --- batches from which there is little to learn --------------------------------------------------
 
 RECENT = list(criteria.COMMANDS["of 2018 to 2025"])
@@ -166,7 +228,7 @@ def test_poor_batches_give_finite_numbers(name, poor, dtype):
     torch.manual_seed(0)
     vectors, labels = POOR[poor]
     vectors = leaf(vectors.to(dtype))
-    objective = compose(name, 6, 8)
+    objective = compose(name, 6, 8, **({"ancestors": 16} if name == "HIER" else {}))
     loss = objective(Embeddings(vectors), labels)
     assert loss.isfinite()
     if not loss.requires_grad:
@@ -267,7 +329,7 @@ def test_strips_of_recall_give_the_same_numbers(monkeypatch):
     embeddings, labels = batch(12, 4, dtype=torch.float64)
     torch.manual_seed(0)
     whole = step("RecallAtK", embeddings, labels, simix=True)
-    monkeypatch.setattr(recall, "STRIP_ELEMENTS", 5000)
+    monkeypatch.setattr(strips, "STRIP_ELEMENTS", 5000)
     torch.manual_seed(0)
     for one, other in zip(whole, step("RecallAtK", embeddings, labels, simix=True), strict=True):
         torch.testing.assert_close(one, other)
@@ -382,6 +444,13 @@ def test_a_sample_of_all_classes_is_the_whole_loss():
         ("Hyp", {"clip": -1}, "clip must be 0 or more"),
         ("Hyp", {"curvature": 0}, "curvature must be above 0"),
         ("RecallAtK", {"temperature": 0}, "temperature must be above 0"),
+        ("HIST", {"hidden": 2.5}, "hidden must be a whole number"),
+        ("HIST", {"tau": 0}, "tau must be above 0"),
+        ("HIER", {"ancestors": 0}, "ancestors must be above 0"),
+        ("HIER", {"topk": 2.5}, "topk must be a whole number"),
+        ("HIER", {"clip": 0}, "clip must be above 0"),
+        ("PFML", {"alpha": 0}, "alpha must be above 0"),
+        ("PFML", {"proxies_per_class": 1.5}, "proxies_per_class must be a whole number"),
     ],
 )
 def test_impossible_constants_are_one_sentence(name, options, words):
@@ -403,3 +472,115 @@ def test_rates_of_the_released_codes():
     }
     (group,) = build("ProxyNCA_pp", 6, 4).torch_groups(1e-4)
     assert group["eps"] == 1.0
+
+
+def test_rates_of_hist_and_hier():
+    rates = {g["name"]: g["lr"] for g in build("HIST", 6, 4).parameter_groups(1e-4)}
+    assert rates == {"distributions": 0.1, "hypergraph": pytest.approx(1e-3)}
+    rates = {g["name"]: g["lr"] for g in build("HIER", 6, 4).parameter_groups(1e-4)}
+    assert rates == {"proxies": pytest.approx(1.0), "ancestors": pytest.approx(5e-3)}
+    (group,) = build("PFML", 6, 4).parameter_groups(1e-4)
+    assert group["lr"] == pytest.approx(1e-2)
+
+
+# --- hypergraphs, hierarchies ---------------------------------------------------------------------
+
+
+def test_distances_from_the_distributions_by_hand():
+    embeddings, _ = batch(3, 2, size=4, dtype=torch.float64)
+    criterion = build("HIST", 5, 4).double()
+    gaps = F.normalize(embeddings)[:, None] - F.normalize(criterion.means)
+    expected = (gaps.square() / criterion.log_variances.clamp(0, 6).exp()).sum(dim=2)
+    torch.testing.assert_close(criterion.distances(embeddings), expected)
+
+
+def test_the_gradient_of_the_ball_is_smaller_towards_its_edge():
+    points = torch.tensor([[0.0, 0.0], [0.6, 0.0], [0.0, 0.99]]).requires_grad_()
+    hierarchy.riemannian(points * 1, 1.0).sum().backward()
+    expected = (1 - torch.tensor([0.0, 0.36, 0.99**2])) ** 2 / 4
+    torch.testing.assert_close(points.grad, expected[:, None].expand(3, 2))
+
+
+# --- potential fields -----------------------------------------------------------------------------
+
+
+def energy(points, charges, alpha, delta):
+    """The sum of ψ over all ordered pairs, one after the other."""
+    total = 0.0
+    for i, one in enumerate(points):
+        for j, other in enumerate(points):
+            r = math.sqrt(float((one - other).square().sum()) + (delta / 100) ** 2)
+            if i != j and charges[i] == charges[j]:
+                total -= max(r, delta) ** -alpha
+            elif i != j:
+                total += min(r, delta) ** -alpha - delta**-alpha
+    return total
+
+
+@pytest.mark.parametrize("strip_elements", [2**24, 60, 1])
+@pytest.mark.parametrize(("alpha", "delta"), [(1.0, 0.2), (4.0, 0.6), (6.0, 1.2)])
+def test_the_potential_field_by_hand(alpha, delta, strip_elements, monkeypatch):
+    monkeypatch.setattr(strips, "STRIP_ELEMENTS", strip_elements)
+    embeddings, labels = batch(3, 2, size=3, dtype=torch.float64)
+    criterion = build("PFML", 4, 3, alpha=alpha, delta=delta, proxies_per_class=2).double()
+    points = F.normalize(torch.cat([embeddings, criterion.proxies])).detach()
+    charges = [*labels.tolist(), 0, 0, 1, 1, 2, 2, 3, 3]
+    loss = criterion(embeddings, labels)
+    assert loss.item() == pytest.approx(energy(points, charges, alpha, delta) / 6, rel=1e-9)
+    parts = criterion.terms["attraction"] + criterion.terms["repulsion"]
+    torch.testing.assert_close(parts, loss.detach())
+
+
+def test_forces_of_the_potential_field_are_those_of_finite_differences():
+    embeddings, labels = batch(3, 2, size=3, dtype=torch.float64)
+    criterion = build("PFML", 4, 3, alpha=3.0, delta=0.7, proxies_per_class=2).double()
+
+    def loss(values, proxies):
+        return torch.func.functional_call(criterion, {"proxies": proxies}, (values, labels))
+
+    assert torch.autograd.gradcheck(loss, (embeddings, leaf(criterion.proxies.detach())))
+
+
+def pair_force(angle, same, alpha=4.0, delta=0.2):
+    """How the energy of two points on a circle changes with the angle between them."""
+    angle = torch.tensor(angle, dtype=torch.float64, requires_grad=True)
+    points = torch.stack(
+        [torch.stack([angle * 0 + 1, angle * 0]), torch.stack([angle.cos(), angle.sin()])]
+    )
+    criterion = build("PFML", 2, 2, alpha=alpha, delta=delta, proxies_per_class=1).double()
+    charges = torch.tensor([0, 0 if same else 1])
+    criterion._energy(points, charges, 0, 2).sum().backward()
+    return angle.grad.item()
+
+
+def test_attraction_acts_beyond_delta_and_repulsion_within():
+    assert pair_force(0.1, same=True) == 0 and pair_force(0.3, same=True) > 0
+    assert pair_force(0.3, same=False) == 0 and pair_force(0.1, same=False) < 0
+    # Both weaken with the distance.
+    assert pair_force(0.3, same=True) > pair_force(0.6, same=True) > pair_force(2.0, same=True)
+    assert pair_force(0.05, same=False) < pair_force(0.1, same=False)
+
+
+def test_charges_find_their_classes():
+    """Gradient descent brings a class's points together and other classes' beyond delta."""
+    torch.manual_seed(1)
+    labels = torch.arange(3).repeat_interleave(4)
+    points = torch.randn(12, 3, requires_grad=True)
+    criterion = build("PFML", 3, 3, alpha=2.0, delta=0.3, proxies_per_class=2)
+    optimiser = torch.optim.Adam([points, *criterion.parameters()], lr=0.02)
+    for _ in range(200):
+        optimiser.zero_grad()
+        criterion(points, labels).backward()
+        optimiser.step()
+    unit = F.normalize(points.detach())
+    distances = torch.cdist(unit, unit)
+    same = labels[:, None] == labels
+    assert distances[~same].min() > 0.29
+    assert distances[same].median() < 0.3  # not all: what is far away is hardly attracted
+
+
+def test_many_proxies_are_told_what_they_cost(monkeypatch):
+    assert build("PFML", 100, 4).cost() == ""
+    monkeypatch.setattr(potential, "LONG", 0.0)
+    said = build("PFML", 3000, 4, proxies_per_class=2).cost()
+    assert said.startswith("PFML compares all 6,000 proxies with each other") and "\n" not in said

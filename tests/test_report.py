@@ -279,7 +279,7 @@ def test_page_names_the_run_that_says_whether_the_method_was_worth_it(images, tm
             "--loss MarginLoss --IPC 2",
         ),
         ("--loss ms --sec_wei 1 --clip 3", "SEC", "--loss ms --clip 3 --head-norm 1"),
-        ("@recipes/emoji_amloss.txt", "learning the margins", "@recipes/emoji_amloss.txt"),
+        ("@recipes/emoji_scratch.txt", "learning the margins", "@recipes/emoji_scratch.txt"),
     ],
 )
 def test_counterpart_is_the_same_without_the_method(flags, words, plain, tmp_path):
@@ -729,7 +729,7 @@ def test_published_number_and_changed_flags_are_on_the_page(logs, tmp_path):
 
 
 def test_a_recipe_is_remembered():
-    path = str(records.RECIPES / "emoji_amloss.txt")
+    path = str(records.RECIPES / "emoji_scratch.txt")
     assert options.parse_train([f"@{path}", "--seed", "3"]).recipe == path
     assert options.parse_train(["--seed", "3"]).recipe is None
 

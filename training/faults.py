@@ -13,7 +13,7 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from utils import InputError
 
 logger = logging.getLogger("train")
 
+T = TypeVar("T")
 CHECK_EVERY_ON_GPU = 50  # steps between two looks at the loss: each look waits for the GPU
 MAX_SKIPPED = 100  # steps that --on-nan skip leaves out, in a whole run
 COLLAPSED = 0.98  # mean cosine between class means from which on a network tells nothing apart
@@ -71,6 +72,16 @@ class Signals:
         """What `requested` is in this process, or in any other; all must ask together."""
         self.requested = processes.largest(self.requested or 0) or None
         return self.requested
+
+    def next_of(self, batches: Iterator[T]) -> T | None:
+        """The next batch; None when a signal has come, to this process or another."""
+        try:
+            batch = next(batches)
+        except InputError:
+            if self.requested is None:
+                raise
+            batch = None  # what read the data has got the signal too
+        return None if self.agreed() is not None else batch
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         if self._at_once or self.requested is not None:
@@ -273,6 +284,6 @@ def memory_in_words(batch_size: int, image_size: int) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         raise InputError(
             f"the GPU's memory is full with --batch-size {batch_size} at {image_size} "
-            "pixels; lower --batch-size or --image-size, use --amp bf16, or keep the data off the "
-            "GPU (--data-device cpu)"
+            "pixels; give a --micro-batch, lower --batch-size or --image-size, use --amp bf16, or "
+            "keep the data off the GPU (--data-device cpu)"
         ) from error

@@ -16,8 +16,8 @@ import processes
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
 from evaluation.measuring import Result, print_doubts, table
+from evaluation.tables import RAW
 from options import METRICS
-from page.making import make as page_of_runs
 from runs import RunFolder
 from terminal import as_shell, say, terminal_width
 from training.faults import CollapseWarning, NonFinite
@@ -142,6 +142,7 @@ class Keeper:
         if "R@1" in row:
             found = f"  R@1 {row['R@1']:.4f}"
             found += f"  MAP@R {row['MAP@R']:.4f}" if math.isfinite(row["MAP@R"]) else ""
+            found += f"  raw R@1 {row['raw R@1']:.4f}" if "raw R@1" in row else ""
             found += f"  best {clock.best:.4f}"
             best = f" (epoch {clock.best_epoch})"
         begin = f"{self.training.length.place(row['epoch'], row['step'])}  loss {row['loss']:<7.4g}"
@@ -183,6 +184,9 @@ class Keeper:
     @processes.main_only
     def _write_page(self) -> None:
         """report.html; whatever goes wrong with it, the run has ended well."""
+        # Loaded with scipy, which takes half a second: at the end nobody waits for it.
+        from page.making import make as page_of_runs
+
         try:
             with processes.alone():
                 made = page_of_runs([self.run.path], gpu_id=max(0, self.training.options["gpu_id"]))
@@ -205,7 +209,7 @@ class Keeper:
             kept = checkpoint["metrics"].items()
             results = [Result(title, n, torch.empty(0), None, 0.0) for title, n in kept]
         else:
-            training.network.load_state_dict(checkpoint["model_state_dict"])
+            training.load_best(checkpoint)
             results = training.evaluate(training.data.test, METRICS)
         run.write_results(
             {
@@ -234,11 +238,15 @@ class Keeper:
 
 
 def flat(results: Sequence[Result]) -> dict[str, float]:
-    """The first evaluation's numbers by name, the others' with their title before it."""
-    first, *others = results
-    found = dict(first.numbers)
-    for result in others:
-        found |= {f"{result.title} {name}": value for name, value in result.numbers.items()}
+    """The first evaluation's numbers by name, the others' with their title before it.
+
+    Those of the raw weights, where a running mean of them is evaluated too, have `raw` before it.
+    """
+    found: dict[str, float] = {}
+    for result in results:
+        title, raw, _ = result.title.partition(RAW)
+        words = [*([title] if title != results[0].title else []), *(["raw"] if raw else [])]
+        found |= {" ".join([*words, name]): value for name, value in result.numbers.items()}
     return found
 
 

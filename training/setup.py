@@ -24,7 +24,7 @@ from methods.base import Options
 from net.base import whole
 from net.shared import share_batches
 from runs import load_checkpoint
-from training import optim
+from training import compiling, optim
 from training.clock import Length
 from utils import InputError
 
@@ -116,7 +116,8 @@ def build_network(
         )
     if args.checkpoint:
         start = checkpoint_file(args.checkpoint)
-        net.load_checkpoint(network, whole(load_checkpoint(start), start), start, masks=False)
+        begun = net.with_weights(whole(load_checkpoint(start), start))
+        net.load_checkpoint(network, begun, start, masks=False)
     network.to(precision.device, memory_format=precision.memory_format)
     network.check_image_size(args.image_size)
     processes.copy_main(network.state_dict().values())
@@ -126,11 +127,18 @@ def build_network(
         network.recompute_blocks()
     if args.compile:
         network.compile()
-    elif args.cuda_graphs and precision.device.type == "cuda" and not processes.is_group():
+        compiling.tell()
+    elif _can_be_recorded(args, precision):
         network.record()
     for routine in routines:
         routine.start(network)
     return network
+
+
+def _can_be_recorded(args: Options, precision: Precision) -> bool:
+    """Whether a step is the same kernels each time, on one GPU."""
+    alone = precision.device.type == "cuda" and not processes.is_group()
+    return bool(args.cuda_graphs) and alone and not args.grad_checkpointing
 
 
 def build_optimisers(
@@ -152,9 +160,15 @@ def build_optimisers(
     )
     for routine in routines:
         groups = routine.parameter_groups(groups)
+    groups = [*groups, *objective.parameter_groups(args.lr)]
+    if not any(parameter.requires_grad for group in groups for parameter in group["params"]):
+        raise InputError(
+            "nothing would train: the backbone rests (--freeze-blocks, --warm), and neither a head "
+            "nor the loss has parameters; use --head linear, or --warm 0"
+        )
     schedule, momentum = build_schedules(args, length, steps_per_epoch)
     return optim.Optimisers(
-        [*groups, *objective.parameter_groups(args.lr)],
+        groups,
         rule=optim.Rule(args.optimizer, args.adam_eps, args.momentum, bool(args.nesterov)),
         weight_decay=args.weight_decay,
         schedule=schedule,
@@ -181,6 +195,28 @@ def build_schedules(
         case "onecycle":
             return optim.one_cycle(*total)
     return optim.constant, None
+
+
+def _about_warmup(training: Training) -> list[str]:
+    rising = training.optimisers.warmup
+    steps = training.length.total_steps(len(training.loader))
+    few = f"--lr-warmup {rising}: the run has {steps} steps, so its rates only rise"
+    return [few] if rising >= steps else []
+
+
+def _about_pieces(training: Training) -> list[str]:
+    norms = (m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    size = training.micro_batch
+    if size is None or not any(norm.training for norm in norms):
+        return []
+    return [f"--micro-batch {size}: a BatchNorm that trains sees {size} images at a time"]
+
+
+def _about_average(training: Training) -> str:
+    average = training.average
+    return (
+        "" if average is None else f"{average.decay:g}: a mean of the weights picks the best epoch"
+    )
 
 
 def describe(training: Training) -> str:
@@ -211,7 +247,11 @@ def describe(training: Training) -> str:
         f"steps       {len(loader)} per epoch of {args.batch_size} images each, "
         f"{training.length.epochs} epoch{'s' if training.length.epochs > 1 else ''}",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
-        *(f"note        {line}" for line in options.notices(args)),
+        *(f"ema         {words}" for words in filter(None, [_about_average(training)])),
+        *(
+            f"note        {line}"
+            for line in [*options.notices(args), *_about_warmup(training), *_about_pieces(training)]
+        ),
     ]
     return "\n".join(lines)
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 import losses
 import net
+import processes
 from dataset.loader import Batch, Loader
 from devices import Precision, environment, random_states, restore_random_states
 from evaluation.embedding import Viewing, embed
 from evaluation.measuring import Result, measure
+from evaluation.tables import HIDDEN, RAW
 from evaluation.tasks import Task
 from methods import Routine
+from training.average import Average
 from training.clock import Clock, Lap, Length
 from training.data import Data
 from training.faults import Watch
@@ -32,6 +35,8 @@ class Training:
         options: as args.json and checkpoints keep them; nothing is decided by them here.
         chosen: what evaluations compute, see `options.METRICS`.
         seed: of the evaluations' draws.
+        micro_batch: how many images a process embeds at once in a step; None is all it has.
+        average: the running mean of the network's weights; None without --ema.
         batches: the rest of the running epoch.
         base: what the weights are that checkpoints leave out, see `net.base`; None: there are none.
     """
@@ -49,6 +54,8 @@ class Training:
     options: dict[str, Any]
     chosen: Sequence[str]
     seed: int
+    micro_batch: int | None = None
+    average: Average | None = None
     clock: Clock = field(default_factory=Clock)
     lap: Lap = field(default_factory=Lap)
     batches: Iterator[Batch] | None = None
@@ -77,6 +84,19 @@ class Training:
         at_an_end = self.epoch_ended or self.finished or self.length.evaluates_at(self.clock)
         return bool(self.lap.images) and at_an_end
 
+    # -- what a step does with images
+
+    def outputs(self, images: torch.Tensor, batch: Batch) -> losses.Embeddings:
+        """The network's outputs for a whole batch, in every process, from each one's `images`."""
+        total = len(batch.labels)
+        most = math.ceil(total / processes.world())  # images that a process has
+        pieces = 1 if self.micro_batch is None else math.ceil(most / self.micro_batch)
+        with self.precision.autocast():
+            made = self.network(images, cluster=batch.cluster, pieces=pieces)
+        return losses.Embeddings(
+            *(None if rows is None else processes.gather_rows(rows, total) for rows in made)
+        )
+
     # -- looking at images
 
     def embed_training_images(self, *, pooled: bool) -> torch.Tensor:
@@ -94,8 +114,16 @@ class Training:
     def evaluate(self, tasks: list[Task], chosen: Sequence[str] = ()) -> list[Result]:
         """Evaluates the network as it is: by what --metrics chooses, or as told here.
 
-        Images that cannot be read are taken out of `tasks`.
+        Where a running mean of the weights is kept, it comes first, and then the weights themselves
+        (`TITLE, raw weights`). Images that cannot be read are taken out of `tasks`.
         """
+        if self.average is None:
+            return self._evaluated(tasks, chosen)
+        with self.average.in_place():
+            results = self._evaluated(tasks, chosen)
+        return results + [_of_raw_weights(result) for result in self._evaluated(tasks, chosen)]
+
+    def _evaluated(self, tasks: list[Task], chosen: Sequence[str]) -> list[Result]:
         chosen = chosen or ("retrieval", *self.chosen)
         results = [
             measure(self.network, task, self.precision, self.viewing, seed=self.seed, chosen=chosen)
@@ -135,7 +163,21 @@ class Training:
             "epoch": self.clock.epoch,
             "step": self.clock.step,
             "metrics": {result.title: result.numbers for result in results},
+            **self._mean(),
         }
+
+    def _mean(self) -> dict[str, Any]:
+        """The entries of a checkpoint that hold the running mean, where there is one."""
+        if self.average is None:
+            return {}
+        kept = self.average.state()  # the mean of what rests is what rests
+        return {**kept, "ema_state_dict": self.network.without_base(kept["ema_state_dict"])}
+
+    def load_best(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the weights of a `best_checkpoint` into the network; training is over then."""
+        self.network.load_state_dict(checkpoint["model_state_dict"])
+        if self.average is not None:
+            self.average.load(checkpoint)
 
     def state(self) -> dict[str, Any]:
         """The content of last.pth: all that a continued run needs."""
@@ -150,6 +192,7 @@ class Training:
             "random": random_states(),
             "args": self.options,
             "environment": environment(self.precision.device),
+            **self._mean(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -175,6 +218,8 @@ class Training:
             routine.load_state_dict(content, self)
         self._load_network(state["model_state_dict"])
         self.base = state.get("joined_base")
+        if self.average is not None:
+            self.average.load(state)
         self.objective.load_state_dict(state["criterion_state_dict"])
         self.optimisers.load_state_dict(state["optimisers"])
         restore_random_states(state["random"])
@@ -190,6 +235,13 @@ class Training:
                     "new run"
                 )
         self.network.load_state_dict(weights)
+
+
+def _of_raw_weights(result: Result) -> Result:
+    """What the weights themselves reached, without what it shares with the mean's result."""
+    numbers = {k: v for k, v in result.numbers.items() if not k.startswith(HIDDEN)}
+    bare = replace(result, embeddings=torch.empty(0), gallery=None, per_query=None)
+    return replace(bare, title=result.title + RAW, numbers=numbers)
 
 
 def alike(stored: Any, own: Any) -> bool:

@@ -1,0 +1,107 @@
+"""What resting blocks, PEFT and recomputation save: images a second, and memory for the backward.
+
+    python benchmarks/finetuning.py [--model timm:vit_small_patch16_224] [--batch-size 8]
+
+A step is forward, backward and AdamW on random images, float32, random weights. Kept for the
+backward is what autograd saves between the two, parameters aside, each tensor once. `no_grad` is
+the same network with the forward of its resting blocks under torch.no_grad by hand: what resting
+could cost at the least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import net
+from net import Architecture
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "all of it trains": {},
+    "--grad-checkpointing": {"recompute": True},
+    "--freeze-stem": {"freeze_stem": True},
+    "--freeze-blocks 6": {"freeze_blocks": 6},
+    "--freeze-blocks 6, no_grad": {"freeze_blocks": 6, "no_grad": True},
+    "--freeze-blocks all": {"freeze_blocks": "all"},
+    "--peft lora:8": {"peft": "lora:8"},
+    "--peft bitfit": {"peft": "bitfit"},
+    "--peft prompts:10,bitfit": {"peft": "prompts:10,bitfit"},
+}
+
+
+def build(model: str, recompute: bool = False, no_grad: bool = False, **described: Any) -> Any:
+    """A network in training mode."""
+    torch.manual_seed(0)
+    network = net.build(Architecture(model, 128, **described))
+    if recompute:
+        network.recompute_blocks()
+    if no_grad:
+        parts = dict(network.model.named_modules())
+        rested = network.blocks()[: described["freeze_blocks"] + 1]
+        for name in (name for block in rested for name in block if name in parts):
+            parts[name].forward = torch.no_grad()(parts[name].forward)
+    return network
+
+
+def kept_for_backward(network: Any, images: torch.Tensor) -> int:
+    """Bytes that a forward keeps, parameters aside."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    alive = []  # so that no address is used twice
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (alive.append(tensor), pack(tensor))[1], lambda tensor: tensor
+    ):
+        network(images).embedding.square().sum()
+    return sum(seen.values())
+
+
+def milliseconds(network: Any, images: torch.Tensor, repeats: int) -> float:
+    """The median of a few steps."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        optimiser.zero_grad()
+        network(images).embedding.square().sum().backward()
+        optimiser.step()
+        seconds.append(time.perf_counter() - started)
+    return 1000 * median(seconds[1:])
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="timm:vit_small_patch16_224")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    print("| setting | numbers that train | images a second | kept for the backward, MB an image |")
+    print("|---|---|---|---|")
+    for name, setting in SETTINGS.items():
+        network = build(args.model, **setting)
+        size = network.architecture.image_size or network.input.size
+        images = torch.randn(args.batch_size, 3, size, size)
+        speed = 1000 * args.batch_size / milliseconds(network, images, args.repeats)
+        kept = kept_for_backward(network, images) / args.batch_size / 1e6
+        trained, total = network.counts()
+        print(f"| `{name}` | {trained:,} ({trained / total:.1%}) | {speed:.1f} | {kept:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

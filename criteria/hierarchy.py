@@ -1,0 +1,135 @@
+"""HIER: a hierarchy over the images that nobody has labelled, beside Proxy-Anchor.
+
+Kim et al., HIER: Metric Learning Beyond Class Labels via Hierarchical Regularization, CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from criteria.base import check_not_negative, check_positive, in_float32
+from criteria.poincare import ball_distances, riemannian, to_ball
+from criteria.proxies import ProxyAnchorLoss
+
+Triplets = tuple[Tensor, Tensor, Tensor]
+
+TRIPLETS = 50  # of each anchor
+
+
+class HierLoss(ProxyAnchorLoss):
+    """HIER: Proxy-Anchor, and ancestors in the Poincaré ball that relate what is alike.
+
+        L    = L_ProxyAnchor + weight · (L_h(images) + L_h(ancestors))
+        L_h  = mean over (i, j, k) of [d(i, a) - d(i, b) + δ]₊ + [d(j, a) - d(j, b) + δ]₊
+                                    + [d(k, b) - d(k, a) + δ]₊  where a ≠ b, else 0
+
+    i and j are alike and k is not like i (``reciprocal_triplets``). a is the ancestor of i and j,
+    drawn from the softmax of -max(d(i, ·), d(j, ·)) / τ over all ancestors with Gumbel noise and a
+    straight-through gradient; b that of i, j and k, by the maximum of all three. ``weight`` 0.5, δ
+    ``hierarchy_margin`` 0.1, τ ``tau`` 0.1, ``topk`` 20, ``ancestors`` 512; the ball's
+    ``curvature`` 0.1 and ``clip`` 2.3; ``margin`` and ``alpha`` are Proxy-Anchor's. As released,
+    gradients pass the ball by its own metric (``riemannian``), those of Proxy-Anchor too, the
+    proxies learn at ``proxy_lr_scale`` 10,000 × the network's rate and the ancestors at
+    ``ancestor_lr_scale`` 50 ×. Call with raw embeddings. ``terms``: positive, negative, images,
+    ancestors. Raises ValueError like ProxyAnchorLoss.
+    """
+
+    unit_length = False
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: float = 0.1,
+        alpha: float = 32.0,
+        weight: float = 0.5,
+        hierarchy_margin: float = 0.1,
+        tau: float = 0.1,
+        topk: int = 20,
+        ancestors: int = 512,
+        curvature: float = 0.1,
+        clip: float = 2.3,
+        *,
+        proxy_lr_scale: float = 1e4,
+        ancestor_lr_scale: float = 50.0,
+    ) -> None:
+        super().__init__(num_classes, embedding_size, margin, alpha, proxy_lr_scale=proxy_lr_scale)
+        check_positive(tau=tau, topk=topk, ancestors=ancestors, curvature=curvature, clip=clip)
+        check_not_negative(
+            weight=weight, hierarchy_margin=hierarchy_margin, ancestor_lr_scale=ancestor_lr_scale
+        )
+        for name, value in (("topk", topk), ("ancestors", ancestors)):
+            if value != int(value):
+                raise ValueError(f"{name} must be a whole number, not {value}.")
+        self.weight = weight
+        self.hierarchy_margin = hierarchy_margin
+        self.tau = tau
+        self.topk = int(topk)
+        self.curvature = curvature
+        self.clip = clip
+        self.ancestor_lr_scale = ancestor_lr_scale
+        start = torch.randn(int(ancestors), embedding_size) * 0.9 * clip / embedding_size**0.5
+        self.ancestors = nn.Parameter(start)
+
+    @in_float32
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, uncertainty: Tensor | None = None
+    ) -> Tensor:
+        """The loss, 0-d."""
+        points = riemannian(to_ball(embeddings, self.curvature, self.clip), self.curvature)
+        metric = super().forward(points, labels, uncertainty)
+        ancestors = to_ball(self.ancestors, self.curvature, self.clip)
+        ancestors = riemannian(ancestors, self.curvature)
+        with torch.no_grad():
+            likeness = torch.exp(-ball_distances(points, points, self.curvature))
+            likeness += labels[:, None] == labels  # images of one class before all others
+        images = self._hierarchy(ball_distances(points, ancestors, self.curvature), likeness)
+        between = ball_distances(ancestors, ancestors, self.curvature)
+        above = self._hierarchy(between, torch.exp(-between.detach()))
+        self._report(**self.terms, images=images, ancestors=above)
+        return metric + self.weight * (images + above)
+
+    def _hierarchy(self, distances: Tensor, likeness: Tensor) -> Tensor:
+        """L_h of nodes with these distances from the ancestors (n, A) and each other (n, n)."""
+        i, j, k = reciprocal_triplets(likeness, self.topk)
+        if len(i) == 0:
+            return distances.sum() * 0
+        to_i, to_j, to_k = distances[i], distances[j], distances[k]
+        farther = torch.maximum(to_i, to_j)
+        of_two = F.gumbel_softmax(-farther / self.tau, hard=True)
+        of_three = F.gumbel_softmax(-torch.maximum(to_k, farther) / self.tau, hard=True)
+        apart = of_two - of_three
+        losses = (
+            F.relu((to_i * apart).sum(dim=1) + self.hierarchy_margin)
+            + F.relu((to_j * apart).sum(dim=1) + self.hierarchy_margin)
+            + F.relu(self.hierarchy_margin - (to_k * apart).sum(dim=1))
+        )
+        return (losses * (of_two.argmax(dim=1) != of_three.argmax(dim=1))).mean()
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The proxies and the ancestors, each at their multiple of ``lr``."""
+        ancestors = {"name": "ancestors", "params": [self.ancestors]}
+        return [*super().parameter_groups(lr), ancestors | {"lr": self.ancestor_lr_scale * lr}]
+
+
+def reciprocal_triplets(likeness: Tensor, topk: int) -> Triplets:
+    """(i, j, k) of which i and j are among each other's ``topk`` most alike, and i and k are not.
+
+    A node is the most like itself. One with fewer than two such j is no i; of every other, TRIPLETS
+    are drawn with repetition. As released k may be i.
+    """
+    nearest = likeness.topk(min(topk, len(likeness)), dim=1).indices
+    near = torch.zeros_like(likeness, dtype=torch.bool).scatter_(1, nearest, True)
+    mutual = (near & near.T).fill_diagonal_(False)
+    anchors = (mutual.sum(dim=1) > 1).nonzero().squeeze(1)
+    if len(anchors) == 0:
+        return anchors, anchors, anchors
+    alike, unlike = (
+        torch.multinomial(mask[anchors].float(), TRIPLETS, replacement=True).flatten()
+        for mask in (mutual, ~mutual)
+    )
+    return anchors.repeat_interleave(TRIPLETS), alike, unlike

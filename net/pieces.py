@@ -1,0 +1,87 @@
+"""A batch embedded in pieces: the loss of all of its images, the memory of a few.
+
+The features are first computed without a graph, piece by piece; heads and loss are those of the
+whole batch, and so is the gradient at the features. Then each piece is computed again, with a
+graph, and handed its part of that gradient. (Gao et al., Scaling Deep Contrastive Learning Batch
+Size under Memory Limited Setup, 2021.) The gradients are those of the whole batch at once, as long
+as no image sees the others inside the backbone: a BatchNorm that trains there normalises each piece
+by itself.
+
+A piece that is computed again draws what it drew at first (stochastic depth), and moves no running
+statistics a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Compute = Callable[[Tensor], Tensor]
+
+
+def in_pieces(
+    compute: Compute,
+    images: Tensor,
+    count: int,
+    parameters: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+) -> Tensor:
+    """What `compute` makes of images (n, 3, H, W), in `count` pieces whose sizes differ by one.
+
+    Args:
+        compute: features (n, F) of some images, with a graph where gradients are on.
+        count: in several processes the same, because they compute together; a piece may be empty.
+        parameters: what `compute` may train. buffers: what it moves (running statistics).
+    """
+    pieces = images.tensor_split(count)
+    if not any(parameter.requires_grad for parameter in parameters):
+        return torch.cat([compute(piece) for piece in pieces])
+    anchor = torch.zeros((), device=images.device, requires_grad=True)  # asks for a backward
+    return _Pieces.apply(anchor, compute, buffers, *pieces)
+
+
+class _Pieces(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, compute: Compute, buffers: Sequence[Tensor], *pieces: Tensor
+    ) -> Tensor:
+        device = pieces[0].device
+        ctx.compute, ctx.buffers, ctx.pieces, ctx.states = compute, buffers, pieces, []
+        enabled = torch.is_autocast_enabled(device.type)
+        ctx.autocast = device.type, torch.get_autocast_dtype(device.type), enabled
+        made = []
+        for piece in pieces:
+            ctx.states.append(_random_state(device))
+            made.append(compute(piece))
+        return torch.cat(made)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        device, statistics = gradient.device, [buffer.clone() for buffer in ctx.buffers]
+        after = _random_state(device)
+        parts = gradient.split([len(piece) for piece in ctx.pieces])
+        for piece, state, part in zip(ctx.pieces, ctx.states, parts, strict=True):
+            _set_random_state(state, device)
+            with torch.enable_grad(), torch.autocast(*ctx.autocast):
+                features = ctx.compute(piece)
+            torch.autograd.backward(features, part.to(features.dtype))
+        _set_random_state(after, device)
+        for buffer, value in zip(ctx.buffers, statistics, strict=True):
+            buffer.copy_(value)
+        return (None,) * (3 + len(ctx.pieces))
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """That of the CPU, and of the device where it is a GPU."""
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_gpu
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
