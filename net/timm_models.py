@@ -175,7 +175,7 @@ def _full_name(name: str) -> str:
 @cache
 def _record(name: str) -> Backbone:
     with torch.device("meta"):
-        body = _timm().create_model(name, num_classes=0)
+        body = _timm().create_model(name, num_classes=0).eval()
     config = body.pretrained_cfg
     size = config["input_size"][-1]
     return Backbone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from pathlib import Path
@@ -398,6 +399,29 @@ def test_blocks_are_the_backbone_in_order(family: str) -> None:
     for norm in ("body.norm", "body.head.norm", "body.conv_head", "body.attn_pool"):
         if any(n.startswith(f"{norm}.") for n, _ in network.model.named_parameters()):
             assert belongs(norm, blocks[-1])
+
+
+@pytest.mark.slow
+def test_a_model_of_every_file_of_timm_is_pooled_and_divided_into_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With shapes alone: the meta device computes nothing, and knows no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    files: dict[str, list[str]] = {}
+    for name in timm.list_models():
+        files.setdefault(timm.models.model_entrypoint(name).__module__, []).append(name)
+    assert len(files) > 80
+    for names in files.values():
+        name = f"timm:{min(names, key=len)}"
+        for pooling in net.find_backbone(name).poolings:
+            with torch.device("meta"):
+                network = net.build(Architecture(name, 8, pooling=pooling)).eval()
+                size = network.input.size
+                features = network.features(torch.empty(2, 3, size, size))
+            assert features.shape == (2, network.model.num_features), (name, pooling)
+        listed = [id(p) for block in network.block_parameters() for p in block]
+        assert sorted(listed) == sorted(map(id, network.backbone_parameters())), name
+        assert len(network.blocks()) > 1, name
 
 
 def test_batchnorms_of_timm_rest_and_follow_the_momentum() -> None:
