@@ -29,7 +29,7 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	@touch $@
 
 demo: $(VENV)/.run
-	@$(PY) train.py @recipes/emoji_amloss.txt --name demo
+	@$(PY) train.py @recipes/emoji_scratch.txt --name demo
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -128,7 +128,15 @@ def environment(device: torch.device) -> dict:
     packages = {}
     from importlib import metadata
 
-    for name in ("torch", "torchvision", "numpy", "scipy", "pillow", "pytorch-metric-learning"):
+    for name in (
+        "torch",
+        "torchvision",
+        "numpy",
+        "scipy",
+        "pillow",
+        "pytorch-metric-learning",
+        "timm",
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)
     return {

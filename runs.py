@@ -699,12 +699,10 @@ def _joined(content: dict, path: str | Path, beside: Path) -> dict:
 
 
 def with_base(content: dict, weights: dict) -> dict:
-    """A checkpoint that leaves out its base, and its running mean, with the base's weights."""
-    whole = {name: value for name, value in content.items() if name != "base"}
-    for name in ("model_state_dict", "ema_state_dict"):
-        if name in content:
-            whole[name] = weights | content[name]
-    return {**whole, "joined_base": content["base"]}
+    """A checkpoint that leaves out its base, with the base's weights; a mean stays what trains."""
+    rest = {name: value for name, value in content.items() if name != "base"}
+    joined = weights | content["model_state_dict"]
+    return {**rest, "model_state_dict": joined, "joined_base": content["base"]}
 
 
 KINDS: dict[str, type | tuple[type, ...]] = {

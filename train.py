@@ -1,6 +1,6 @@
 """Train an embedding network, judge it on classes it never saw, keep everything in a run folder.
 
-    python train.py @recipes/emoji_amloss.txt
+    python train.py @recipes/emoji_scratch.txt
     python train.py --dataset cub --model bn_inception --loss AMLoss --batch-size 180 --alphap 48 …
 
 Read it from top to bottom: options become the parts of a run (`prepare`), which are used in one
@@ -100,7 +100,7 @@ def prepare(args: argparse.Namespace) -> Training:
         args.metrics,
         args.seed,
         args.micro_batch,
-        Average(network, args.ema) if args.ema else None,
+        Average(network.trained_state, args.ema) if args.ema else None,
     )
 
 

@@ -27,6 +27,7 @@ from utils import InputError, damage_in_words
 
 FILE = "emoji/emoji_retrieval.npz"
 SHA256 = "00eafcbd783dc01bd6ae7ebc3c0fb5e8f158cadfb5cba435cf58d8c75ae08e83"
+AT_ONCE = 64  # images that a thread decodes before it asks for more; one by one, asking costs more
 _REPOSITORY_DATA = Path(__file__).resolve().parent.parent / "data"
 
 
@@ -115,13 +116,14 @@ def _decode_all(archive: _Archive, chosen: np.ndarray, path: Path) -> np.ndarray
     size = archive.meta["size"]
     pixels = np.empty((len(chosen), size, size, 3), np.uint8)
 
-    def decode(position: int) -> None:
-        pixels[position] = archive.decode(chosen[position])
+    def decode(first: int) -> None:
+        for position in range(first, min(first + AT_ONCE, len(chosen))):
+            pixels[position] = archive.decode(chosen[position])
 
     try:
         # Pillow releases the interpreter while it decodes.
         with ThreadPoolExecutor(cores()) as pool:
-            for _ in pool.map(decode, range(len(chosen))):
+            for _ in pool.map(decode, range(0, len(chosen), AT_ONCE)):
                 pass
     except (OSError, ValueError) as error:
         raise InputError(

@@ -6,7 +6,7 @@ device in float32: changed (augment.py), put into the backbone's colour order an
 
 All resizing is antialiased: bilinear, or cubic where the backbone wants that. The evaluation's is
 Pillow's, bit for bit what torchvision makes of a PIL image; crops are resized by torch, which is
-several times as fast and differs from it by at most one of 255 levels.
+several times as fast and differs from it by at most one of 255 levels, two where it is cubic.
 
 Every random number is a hash of (seed, epoch, image, visit): the number of workers, the order of
 the batches and restarts do not change it.

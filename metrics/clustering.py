@@ -25,6 +25,10 @@ Progress = Callable[[float], None]
 DRAWN_ALONE = 2**20  # k-means++ draws this / N centres one by one, then several at a time
 BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**25}  # floats in one block of scores: 16 and 128 MiB
 
+# torch's way to oneDNN's float32 product, which its compiler takes too: it copies neither what is
+# multiplied nor the result, as `F.linear(a.to_mkldnn(), b).to_dense()` does for the same numbers.
+ONEDNN_PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
 
 class Clustering(NamedTuple):
     """What `kmeans` returns."""
@@ -51,16 +55,15 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 def inner_products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a (n, d), b (m, d), both float32 -> a·bᵀ (n, m), in `out` where that is given."""
-    # With AVX-512, oneDNN is twice as fast as the BLAS behind `@` on AMD and its equal on Intel;
-    # it copies a first and the result last, which pays for wide products of long vectors.
+    # With AVX-512, oneDNN is twice as fast as the BLAS behind `@` on AMD and its equal on Intel.
     if (
-        a.device.type == "cpu"
+        ONEDNN_PRODUCT is not None
+        and a.device.type == "cpu"
         and len(b) >= 64
-        and a.shape[1] >= 96
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
     ):
-        found = F.linear(a.to_mkldnn(), b).to_dense()
+        found = ONEDNN_PRODUCT(a, b, None, "none", [], "")
         return found if out is None else out.copy_(found)
     return torch.mm(a, b.T, out=out)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from machine import expanded
 from net.building import build
-from net.checkpoints import architecture_of, load_checkpoint
+from net.checkpoints import architecture_of, load_checkpoint, with_weights
 from net.network import EmbeddingNet
 from net.peft import fingerprint
 from runs import load_checkpoint as read
@@ -63,7 +63,7 @@ def whole(content: dict[str, Any], source: str | Path) -> dict[str, Any]:
     try:
         network = build(architecture_of(content, source), pretrained=base["pretrained"])
         if base["checkpoint"] is not None:
-            start = whole(read(base["checkpoint"]), base["checkpoint"])
+            start = with_weights(whole(read(base["checkpoint"]), base["checkpoint"]))
             load_checkpoint(network, start, base["checkpoint"], masks=False)
     except InputError as error:
         raise InputError(f"{lacking}, or make that available ({error})") from error

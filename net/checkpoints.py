@@ -170,7 +170,7 @@ def with_weights(
         )
     if mean is None or weights == "raw":
         return checkpoint
-    return {**checkpoint, "model_state_dict": mean}
+    return {**checkpoint, "model_state_dict": checkpoint.get("model_state_dict", {}) | mean}
 
 
 def load_checkpoint(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -119,11 +118,7 @@ class EmbeddingNet(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The rest of the state_dict: what checkpoints keep."""
-        return self.without_base(self.state_dict())
-
-    def without_base(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of this network without those of its base."""
-        return {k: v for k, v in weights.items() if not self._is_base(k)}
+        return {k: v for k, v in self.state_dict().items() if not self._is_base(k)}
 
     def _is_base(self, key: str) -> bool:
         return key.removeprefix("model.") in self._rest.base
@@ -184,7 +179,7 @@ class EmbeddingNet(nn.Module):
             self.features(torch.zeros(1, 3, size, size, device=device))
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
             raise InputError(
                 f"{self.architecture.model} cannot take images of {size} pixels: its maps do not "
                 "fit together; choose an --image-size that 32 divides, such as "

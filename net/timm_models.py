@@ -22,6 +22,7 @@ from net.backbones import TIMM, Backbone
 from net.blocks import Block, as_blocks, numbered_blocks
 from net.choices import InputSpec
 from net.heads import Pool
+from net.shared import SHARED, SharedBatchNorm2d
 from utils import InputError, close_names, nearest_names
 
 # --- the module -----------------------------------------------------------------------------------
@@ -82,7 +83,6 @@ def _after_tokens(body: nn.Module, features: Tensor) -> Tensor:
 
 
 # --- what kind of model it is ---------------------------------------------------------------------
-
 
 OF_MAPS = ("avg", "max", "avg+max", "gem")
 
@@ -168,15 +168,14 @@ def _full_name(name: str) -> str:
             f"timm has no weights {tag!r} of {model}; "
             f"{nearest_names(tag, tags) if tags else 'leave the tag out'}"
         )
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    tag = tag or (config.tag if config else None) or ""
-    return f"{model}.{tag}" if tag else model
+    tag = tag or timm.get_pretrained_cfg(model).tag
+    return f"{model}.{tag}" if tag in tags else model
 
 
 @cache
 def _record(name: str) -> Backbone:
     with torch.device("meta"):
-        body = _timm().create_model(name, num_classes=0)
+        body = _timm().create_model(name, num_classes=0).eval()
     config = body.pretrained_cfg
     size = config["input_size"][-1]
     return Backbone(
@@ -216,7 +215,7 @@ _PREFIXES = ("module.", "_orig_mod.", "backbone.", "body.")
 
 
 def _adapt(name: str, module: Body, content: dict) -> dict[str, Tensor]:
-    """The weights of a file for a model; position embeddings are resized to the model's images.
+    """The weights of a file, for a model; position embeddings are resized to its images.
 
     The translation is timm's own of that model's family, so it takes what timm takes: timm's files,
     and those of most families' authors. All that the model has must be in the file; what else is
@@ -248,6 +247,24 @@ def _bare(weights: dict, children: Collection[str]) -> dict:
         if inside and prefix.rstrip(".") not in children:
             weights = {key.removeprefix(prefix): weights[key] for key in inside}
     return weights
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+@cache
+def _share_norms() -> None:
+    """Says how timm's BatchNorm with an activation looks at the batch of several processes."""
+    from timm.layers import BatchNormAct2d
+
+    class SharedNormAct(BatchNormAct2d, SharedBatchNorm2d):
+        """`BatchNormAct2d` over the images of all processes."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            """(n, C, h, w), this process's part of the batch → the same shape."""
+            return self.act(self.drop(SharedBatchNorm2d.forward(self, x)))
+
+    SHARED[BatchNormAct2d] = SharedNormAct
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -284,6 +301,7 @@ def _build(
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if image_size is not None and config is not None and config.fixed_input_size:
         chosen["img_size"] = image_size
+    _share_norms()
     try:
         body = timm.create_model(name, num_classes=0, **chosen)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
@@ -292,4 +310,18 @@ def _build(
             f"{TIMM}{name} cannot be built for images of {image_size} pixels with "
             f"{dict(model_args) or 'its own arguments'}: {words[:200]}"
         ) from error
+    _check_patches(name, body, image_size)
+    if pooling != "attention" and getattr(body, "attn_pool", None) is not None:
+        body.attn_pool = None  # nothing would train it
     return Body(body, pooling)
+
+
+def _check_patches(name: str, body: nn.Module, image_size: int | None) -> None:
+    """Raises InputError where patches would leave a margin of the image unseen."""
+    patch = getattr(getattr(body, "patch_embed", None), "patch_size", None)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    if image_size is not None and isinstance(side, int) and image_size % side:
+        raise InputError(
+            f"{TIMM}{name} sees patches of {side} pixels, and {image_size} is no multiple of that; "
+            f"choose --image-size {max(1, round(image_size / side)) * side}"
+        )

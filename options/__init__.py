@@ -5,7 +5,7 @@ parsing    a command line → options                meaning   what they say, an
 stored     what a run has kept of them
 
 Options are resolved once, when they are parsed (`resolved`); what a run has kept of them is read
-back by `kept`. What comes later on a command line wins, so `@recipes/emoji_amloss.txt --seed 2` is
+back by `kept`. What comes later on a command line wins, so `@recipes/emoji_scratch.txt --seed 2` is
 the recipe with another seed.
 """
 

@@ -191,7 +191,9 @@ NETWORK = Group("network", (
          "what timm builds the model with, by its own names: patch_drop_rate=0.5 depths=2,2,6,2",
          need=OF_TIMM),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
-    flag("--pretrained", None, a_path("WHAT"), "imagenet (downloads), none, or a FILE of weights",
+    flag("--pretrained", None, a_path("WHAT"),
+         "imagenet (downloaded where they are not here yet; of timm: those of the tag), none, or a "
+         "FILE of weights",
          shown="none for emoji, imagenet for photographs"),
     flag("--checkpoint", None, a_path("FILE"),
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
@@ -230,7 +232,8 @@ NETWORK = Group("network", (
     flag("--bn-momentum", None, Kind(number(0.0, 1.0, above=True), "M"),
          "share of the batch in the running statistics of the backbone's BatchNorms",
          need=NORMS_TRAIN, before=0.1,
-         shown="the backbone's: 0.9 for bn_inception, else 0.1; 0.1 with SEC's losses"),
+         shown="the backbone's: 0.9 for bn_inception, 0.01 for efficientnet_lite0, else 0.1; 0.1 "
+         "with SEC's losses"),
 ))
 FINETUNING = Group("fine-tuning: what of a pretrained network rests", (
     flag("--freeze-stem", False, SWITCH,

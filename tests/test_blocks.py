@@ -11,7 +11,7 @@ from net import Architecture
 from net.blocks import belongs, numbered_blocks
 
 COUNTS = {"bn_inception": 11, "googlenet": 10, "resnet10": 5, "resnet18": 9, "resnet34": 17}
-COUNTS |= {"resnet50": 17, "resnet101": 34, "resnet152": 51}
+COUNTS |= {"resnet50": 17, "resnet101": 34, "resnet152": 51, "efficientnet_lite0": 17}
 
 
 @pytest.mark.parametrize("model", COUNTS)

@@ -47,7 +47,7 @@ def network_of_numbers() -> torch.nn.Module:
 def test_the_mean_is_its_closed_form():
     """After T steps the weights of step t count (1 - dₜ) times all later d."""
     network, decay, count = network_of_numbers(), 0.6, 40
-    mean = Average(network, decay)
+    mean = Average(network.state_dict, decay)
     history = [{k: v.clone() for k, v in network.state_dict().items()}]
     draws = torch.Generator().manual_seed(0)
     for _ in range(count):
@@ -74,7 +74,7 @@ def test_the_mean_is_its_closed_form():
 
 def test_the_weights_come_back_bit_by_bit_after_an_evaluation():
     network = network_of_numbers().float()
-    mean = Average(network, 0.9)
+    mean = Average(network.state_dict, 0.9)
     with torch.no_grad():
         network[0].weight.normal_()
     mean.update()
@@ -88,7 +88,7 @@ def test_the_weights_come_back_bit_by_bit_after_an_evaluation():
 
 def test_weights_that_rest_are_left_exactly_as_they_are():
     network = network_of_numbers().float()
-    mean = Average(network, 0.99)
+    mean = Average(network.state_dict, 0.99)
     for _ in range(5):
         mean.update()
     assert tiny.same(mean.tensors, dict(network.state_dict()))
@@ -206,6 +206,26 @@ def test_the_page_and_the_comparison_show_both(run, capsys):
     assert "raw R@1" in page
     record = records.read(run)
     assert record.raw["R@1"] == list(tiny.saved(run, "best")["metrics"].values())[1]["R@1"]
+
+
+def test_a_mean_beside_a_base_that_rests_holds_what_trains(run, images, tmp_path):
+    """The base is the mean of another run, in the folder or built anew from that run."""
+    flags = f"--checkpoint {run} --peft bitfit {RUN} --warm 0"
+    tuned = tiny.run(images, tmp_path, "tuned", flags)
+    half = tiny.run(images, tmp_path, "half", f"{flags} --max-steps 4")
+    tiny.resume(half, "--max-steps 100 --no-report")
+    best, last = tiny.saved(tuned, "best"), tiny.saved(tuned)
+    assert last["ema_state_dict"].keys() == last["model_state_dict"].keys()
+    assert tiny.same(last["ema_state_dict"], tiny.saved(half)["ema_state_dict"])
+    start = tiny.saved(run, "best")["ema_state_dict"]
+    assert 0 < len(best["ema_state_dict"]) < len(start)
+    for weights, part in (("ema", "ema_state_dict"), ("raw", "model_state_dict")):
+        network = open_checkpoint(tuned, weights=weights).network
+        assert tiny.same(dict(network.state_dict()), start | best[part])
+    (tuned / "base.pth").unlink()
+    assert tiny.same(
+        dict(open_checkpoint(tuned).network.state_dict()), start | best["ema_state_dict"]
+    )
 
 
 # --- continuing -----------------------------------------------------------------------------------

@@ -565,6 +565,24 @@ def test_which_search_is_chosen(monkeypatch):
     assert chosen == [by_blocks, by_rows, by_rows, by_blocks]
 
 
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("shape", [(100, 64, 512), (3, 200, 70), (50, 63, 8), (0, 80, 16)])
+def test_products_are_float32_whichever_library_makes_them(fast, shape, monkeypatch):
+    if not fast:
+        monkeypatch.setattr(clustering, "ONEDNN_PRODUCT", None)
+    rows, columns, dimension = shape
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(rows, dimension, generator=generator)
+    b = torch.randn(columns, 2 * dimension, generator=generator)[:, ::2]
+    expected = (a.double() @ b.double().T).float()
+    with clustering.full_float32(a.device):
+        torch.testing.assert_close(clustering.inner_products(a, b), expected, rtol=0, atol=2e-4)
+        out = torch.full((rows, columns + 8), 7.0)
+        found = clustering.inner_products(a, b, out=out[:, :columns])
+    assert found.data_ptr() == out.data_ptr() and (out[:, columns:] == 7).all()
+    torch.testing.assert_close(out[:, :columns], expected, rtol=0, atol=2e-4)
+
+
 def test_images_of_their_own_are_not_compared(monkeypatch):
     monkeypatch.setattr(blocks, "inner_products", None)
     found = retrieval_per_query(np.eye(50), np.arange(50))

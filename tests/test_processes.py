@@ -112,6 +112,13 @@ def test_five_steps_are_those_of_one_process(method, count, images, tmp_path):
         assert all(torch.equal(result[key], results[0][key]) for key in result)
 
 
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets everything be computed in float64."""
+    to_network = dataset.loader.to_network
+    monkeypatch.setattr(dataset.loader, "to_network", lambda *given: to_network(*given).double())
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
 @METHOD
 @COUNT
 def test_nothing_but_rounding_makes_the_difference(method, count, images, tmp_path, monkeypatch):
@@ -119,15 +126,24 @@ def test_nothing_but_rounding_makes_the_difference(method, count, images, tmp_pa
 
     A batch of two images is among them: of three processes one has none.
     """
-    to_network = dataset.loader.to_network
-    monkeypatch.setattr(dataset.loader, "to_network", lambda *given: to_network(*given).double())
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    in_float64(monkeypatch)
     steps = partial(
         five_steps, images, f"{METHODS[method]} --lr 1e-3 --lr_p 1e-3", (12, 12, 2, 12, 7)
     )
     alone = steps()
     for result in together.run(count, steps, tmp_path):
         assert largest_difference(alone, result) < 1e-9
+
+
+def test_the_batchnorms_of_timm_see_the_whole_batch(images, tmp_path, monkeypatch):
+    """They have an activation inside, and are not torch's own class."""
+    in_float64(monkeypatch)
+    steps = partial(
+        five_steps, images, "--model timm:test_efficientnet --width 1 --stem imagenet --bn-freeze 0"
+    )
+    alone = steps()
+    for result in together.run(2, steps, tmp_path):
+        assert largest_difference(alone, result) < 1e-8
 
 
 def test_rows_are_gathered_in_order_and_their_gradient_is_counted_once(tmp_path):

@@ -10,14 +10,16 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, SMALL, files_in, run_cli
+from conftest import ROOT, SMALL, files_in, run_cli, run_python
 
+from training import compiling
 from utils import InputError
 
 
@@ -29,6 +31,28 @@ def run_folder(session_workdir: Path) -> Path:
     assert done.returncode == 0, done.stderr
     (session_workdir / "printed.txt").write_text(done.stdout)
     return session_workdir / "logs" / "short"
+
+
+# --- how soon a run speaks ------------------------------------------------------------------------
+
+HEAVY = "torch._dynamo torch._inductor sympy scipy sklearn torchvision timm wandb page".split()
+FIRST_LINE = """
+import runpy, sys, terminal
+
+def first_line(text, **more):
+    print(*sorted(sys.modules), sep="\\n")
+    raise SystemExit
+
+terminal.say = first_line
+sys.argv = ["train.py"]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_what_the_first_line_does_not_need_is_loaded_after_it():
+    loaded = run_python("-c", FIRST_LINE).stdout.split()
+    assert {"torch", "training.optim", "net.bn_inception"} <= set(loaded)
+    assert not set(HEAVY) & set(loaded)
 
 
 # --- a run and what it leaves ---------------------------------------------------------------------
@@ -227,6 +251,30 @@ def test_a_compiled_network_learns_the_same(tmp_path):
     assert list(weights[0]) == list(weights[1])
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_whoever_waits_for_the_compiler_is_told(monkeypatch, capsys):
+    """As long as it takes, and not afterwards."""
+    monkeypatch.setattr(compiling, "FIRST", 0.05)
+    monkeypatch.setattr(compiling, "EVERY", 0.05)
+    monkeypatch.setattr(compiling, "LONG", 0.2)
+    compiling.tell()
+    compiling.tell()  # a second training in the same process tells nothing twice
+
+    def slow(graph, _):
+        time.sleep(0.4)
+        return graph.forward
+
+    compiled, start = torch.compile(torch.sin, backend=slow), time.perf_counter()
+    compiled(torch.ones(2))
+    seconds = time.perf_counter() - start
+    told = capsys.readouterr().err.splitlines()
+    assert 2 <= len(told) <= seconds / 0.05 + 1
+    assert told[0] == "compiling the network, 0.1 s so far"
+    assert "without --compile it starts at once" in told[-1]
+    compiled(torch.ones(2))
+    time.sleep(0.2)
+    assert not capsys.readouterr().err
 
 
 def on_a_terminal(columns: int, *arguments: object, cwd: Path) -> list[str]:

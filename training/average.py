@@ -7,43 +7,42 @@ random weights of its start after 1,000 steps, which is a whole run on a small d
 none are left after the first hundred.
 
 BatchNorm's running statistics are averaged like the weights they belong to; whole numbers are
-copied. The criterion is not evaluated and has no mean.
+copied. The criterion is not evaluated and has no mean, and neither has a base that never trains.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Average:
-    """The mean of the weights and buffers of a network, on its device; starts as a copy.
+    """The mean of the weights and buffers of a network, on their device; starts as a copy.
 
     A tensor that has changed its shape, as masks do that are split, begins its mean anew. Several
     processes have the same weights, and so the same mean.
 
     Args:
-        network: stays what it is. decay: d, above 0 and below 1.
+        weights: gives them as they are, by name: `EmbeddingNet.trained_state`.
+        decay: d, above 0 and below 1.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network = network
+    def __init__(self, weights: Callable[[], Mapping[str, Tensor]], decay: float) -> None:
+        self.weights = weights
         self.decay = decay
         self.updates = 0
-        self.tensors: dict[str, Tensor] = {
-            name: value.clone() for name, value in network.state_dict().items()
-        }
+        self.tensors = {name: value.clone() for name, value in weights().items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Takes in the weights as they are after a step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         means, values = [], []
-        for name, value in self.network.state_dict().items():
+        for name, value in self.weights().items():
             if value.shape != self.tensors[name].shape:
                 self.tensors[name] = value.clone()
             elif value.is_floating_point():
@@ -65,7 +64,7 @@ class Average:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for name, value in self.network.state_dict().items():
+        for name, value in self.weights().items():
             kept = value.clone()
             value.copy_(self.tensors[name])
             self.tensors[name].copy_(kept)
@@ -80,7 +79,7 @@ class Average:
         Raises:
             ValueError: it is the mean of another network.
         """
-        stored, own = checkpoint["ema_state_dict"], self.network.state_dict()
+        stored, own = checkpoint["ema_state_dict"], self.weights()
         if stored.keys() != own.keys():
             raise ValueError("its running mean is of another network")
         for name, value in own.items():

@@ -18,7 +18,6 @@ from evaluation.files import random_neighbours
 from evaluation.measuring import Result, print_doubts, table
 from evaluation.tables import RAW
 from options import METRICS
-from page.making import make as page_of_runs
 from runs import RunFolder
 from terminal import as_shell, say, terminal_width
 from training.faults import CollapseWarning, NonFinite
@@ -185,6 +184,9 @@ class Keeper:
     @processes.main_only
     def _write_page(self) -> None:
         """report.html; whatever goes wrong with it, the run has ended well."""
+        # Loaded with scipy, which takes half a second: at the end nobody waits for it.
+        from page.making import make as page_of_runs
+
         try:
             with processes.alone():
                 made = page_of_runs([self.run.path], gpu_id=max(0, self.training.options["gpu_id"]))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -148,6 +149,9 @@ def _total_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
 class Optimisers:
     """One or more torch optimisers that step together, each group on its own schedule.
 
+    torch's are made when they are first asked for: the first one of a process loads torch's
+    compiler, which takes a second or two that nobody has to wait for to see what would run.
+
     Args:
         groups: parameter groups (see the file's header); empty groups are dropped.
         rule: for the groups that name no optimizer, or the same.
@@ -177,7 +181,9 @@ class Optimisers:
         self.clip_norm = clip_norm
         self.clip = clip
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-        by_optimizer: dict[str, list[dict]] = {}
+        self._rule, self._weight_decay = rule, weight_decay
+        # Groups of one kind share an optimiser; a second one is made only for another kind.
+        self._members: dict[str, list[dict]] = {}
         self._schedules: dict[str, Schedule] = {}
         self._momenta: dict[str, Schedule] = {}
         self._holds: dict[str, float] = {}
@@ -191,14 +197,22 @@ class Optimisers:
             if momentum is not None and not own:
                 self._momenta[group["name"]] = momentum
             group["base_lr"] = group["lr"]
-            kind = group.pop("optimizer", rule.name)
-            # Groups of one kind share an optimiser; a second one is made only for another kind.
-            by_optimizer.setdefault(kind, []).append(group)
-        self.kinds = list(by_optimizer)
-        self.optimisers = [
-            (rule if kind == rule.name else Rule(kind)).optimiser(members, weight_decay)
-            for kind, members in by_optimizer.items()
+            self._members.setdefault(group.pop("optimizer", rule.name), []).append(group)
+
+    @cached_property
+    def optimisers(self) -> list[torch.optim.Optimizer]:
+        """torch's, one for each kind."""
+        return [
+            (self._rule if kind == self._rule.name else Rule(kind)).optimiser(
+                members, self._weight_decay
+            )
+            for kind, members in self._members.items()
         ]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each."""
+        return list(self._members)
 
     @property
     def groups(self) -> list[dict]:
@@ -282,16 +296,16 @@ class Optimisers:
         Where groups of one name have several rates, another line says how many and how low.
         """
         lines = []
-        for kind, optimiser in zip(self.kinds, self.optimisers, strict=True):
+        for kind, part in self._members.items():
             by_name: dict[str, list[dict]] = {}
-            for group in optimiser.param_groups:
+            for group in part:
                 by_name.setdefault(group["name"], []).append(group)
             for name, members in by_name.items():
                 count = sum(p.numel() for group in members for p in group["params"])
                 rates = sorted({group["base_lr"] for group in members})
+                decay = members[0].get("weight_decay", self._weight_decay)
                 lines.append(
-                    f"{name:<16}{count:>10,} parameters lr {rates[-1]:<6g} "
-                    f"decay {members[0]['weight_decay']:<6g} {kind}"
+                    f"{name:<16}{count:>10,} parameters lr {rates[-1]:<6g} decay {decay:<6g} {kind}"
                 )
                 if len(rates) > 1:
                     lines.append(f"{'':<16}at {len(rates)} rates, the lowest lr {rates[0]:.3g}")

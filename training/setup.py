@@ -24,7 +24,7 @@ from methods.base import Options
 from net.base import whole
 from net.shared import share_batches
 from runs import load_checkpoint
-from training import optim
+from training import compiling, optim
 from training.clock import Length
 from utils import InputError
 
@@ -132,6 +132,7 @@ def build_network(
         network.recompute_blocks()
     if args.compile:
         network.compile()
+        compiling.tell()
     elif _can_be_recorded(args, precision):
         network.record()
     for routine in routines:

@@ -9,6 +9,7 @@ import dataset
 import options
 import processes
 from devices import environment
+from evaluation.networks import checkpoint_file
 from methods.base import Options
 from net.base import describe_base
 from runs import RunFolder, find_run, run_name
@@ -83,7 +84,8 @@ def open_folder(
     about = {**environment(training.precision.device), **data}
     about |= {"source": train.source, "concern": train.concern}
     network, chosen = training.network, training.options
-    training.base = describe_base(network, chosen["pretrained"], chosen["checkpoint"])
+    begun = chosen["checkpoint"] and str(checkpoint_file(chosen["checkpoint"]))
+    training.base = describe_base(network, chosen["pretrained"], begun)
     base = training.base and {**training.base, "base_state_dict": network.base_state()}
     processes.from_main(partial(run.begin, training.options, about, base))
     return run, None

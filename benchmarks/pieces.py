@@ -1,0 +1,87 @@
+"""Memory and time of one step with a batch embedded at once and in pieces (--micro-batch).
+
+    python benchmarks/pieces.py
+    python benchmarks/pieces.py --device cuda --model resnet50 --image-size 224 --micro-batch 100
+
+Forward, Proxy-Anchor and backward of random images, each batch size in a process of its own. Memory
+is the highest there was above that of the process with its network and images. What goes beyond
+--limit GiB is not tried with the larger batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import losses
+import net
+
+CLASSES = 100
+
+
+def step(args: argparse.Namespace, batch: int, pieces: int) -> tuple[float, float]:
+    """Peak memory in GiB above the start's, and seconds, of one step."""
+    device = torch.device(args.device)
+    network = net.build(net.Architecture(args.model, 128, bn_freeze="affine", stem=args.stem))
+    network.to(device, memory_format=torch.channels_last)
+    objective = losses.compose("Proxy_Anchor", CLASSES, embedding_size=128).to(device)
+    images = torch.randn(batch, 3, args.image_size, args.image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=device) % CLASSES
+    before = memory(device)
+    start = time.perf_counter()
+    objective(network(images, pieces=pieces), labels).backward()
+    peak = memory(device)
+    return (peak - before) / 2**30, time.perf_counter() - start
+
+
+def memory(device: torch.device) -> int:
+    """The highest use so far, in bytes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Prints a table, a row as it comes."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--stem", default="small")
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--micro-batch", type=int, default=64)
+    parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--limit", type=float, default=4.0)
+    parser.add_argument("--one", type=int, nargs=2, metavar=("BATCH", "PIECES"))
+    args = parser.parse_args()
+    if args.one:
+        print(*step(args, *args.one))
+        return
+    print("| batch | at once, GiB | seconds | in pieces, GiB | seconds |\n|---|---|---|---|---|")
+    fits = True
+    for batch in args.batches:
+        cells = []
+        for pieces in (1, -(-batch // args.micro_batch)):
+            if pieces == 1 and not fits:
+                cells += ["–", "–"]
+                continue
+            command = [sys.executable, __file__, *sys.argv[1:], "--one", str(batch), str(pieces)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            peak, seconds = map(float, done.stdout.split())
+            cells += [f"{peak:.2f}", f"{seconds:.1f}"]
+            if pieces == 1:
+                fits = 4 * peak < args.limit
+        print(f"| {batch:,} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
