@@ -51,23 +51,25 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    Row("BN-Inception", "bn_inception", "proxy_anchor_cub_bn_inception", licence="none stated"),
+    Row("BN-Inception", "bn_inception", "proxy_anchor_cub_bn_inception", licence="not stated"),
     Row("GoogLeNet", "googlenet", licence="bsd-3-clause"),
     Row("ResNet", "resnet50", "proxy_anchor_cub_resnet50", licence="bsd-3-clause"),
+    Row("EfficientNet-Lite", "efficientnet_lite0", licence="apache-2.0"),
     Row("ResNet", "timm:resnet50.tv_in1k"),
     Row("ConvNeXt, IN-22k", "timm:convnext_tiny.fb_in22k"),
     Row("MobileNetV4", "timm:mobilenetv4_conv_small.e2400_r224_in1k"),
     Row("Swin, IN-22k", "timm:swin_tiny_patch4_window7_224.ms_in22k"),
-    Row("DeiT", "timm:deit_small_patch16_224.fb_in1k"),
-    Row("ViT-S, IN-21k", "timm:vit_small_patch16_224.augreg_in21k"),
-    Row("ViT-B, IN-21k", "timm:vit_base_patch16_224.augreg_in21k"),
-    Row("DINO", "timm:vit_small_patch16_224.dino"),
-    Row("DINOv2, registers", "timm:vit_small_patch14_reg4_dinov2.lvd142m", size=224),
-    Row("DINOv2, registers", "timm:vit_base_patch14_reg4_dinov2.lvd142m", size=224),
-    Row("DINOv3", "timm:vit_small_patch16_dinov3.lvd1689m"),
-    Row("DINOv3", "timm:vit_base_patch16_dinov3.lvd1689m"),
-    Row("CLIP", "timm:vit_base_patch16_clip_quickgelu_224.openai"),
-    Row("SigLIP 2", "timm:vit_base_patch16_siglip_224.v2_webli"),
+    Row("DeiT, distilled", "timm:deit_small_distilled_patch16_224.fb_in1k", "hyp_cub_deit"),
+    Row("ViT, IN-21k", "timm:vit_small_patch16_224.augreg_in21k", "vptsp_cub_vits"),
+    Row("ViT, IN-21k then 1k", "timm:vit_small_patch16_224.augreg_in21k_ft_in1k", "hyp_cub_vit"),
+    Row("ViT, IN-21k", "timm:vit_base_patch16_224.augreg_in21k", "rsk_cub_vitb16"),
+    Row("DINO", "timm:vit_small_patch16_224.dino", "hyp_cub_dino"),
+    Row("DINOv2", "timm:vit_small_patch14_reg4_dinov2.lvd142m", "dinov2_cub", size=224),
+    Row("DINOv2", "timm:vit_base_patch14_reg4_dinov2.lvd142m", size=224),
+    Row("DINOv3", "timm:vit_small_patch16_dinov3.lvd1689m", "frozen_cub_dinov3", size=224),
+    Row("DINOv3", "timm:vit_base_patch16_dinov3.lvd1689m", size=224),
+    Row("CLIP", "timm:vit_base_patch16_clip_quickgelu_224.openai", "frozen_cub_clip"),
+    Row("SigLIP 2", "timm:vit_base_patch16_siglip_224.v2_webli", "frozen_cub_siglip2"),
 )
 
 COLUMNS = (

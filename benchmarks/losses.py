@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -212,6 +212,76 @@ def plain_masks(batch: Batch) -> Tensor:
     return sum(F.cosine_similarity(masks[i], masks[j], dim=0) for i, j in pairs) / len(pairs)
 
 
+def plain_pair_cross_entropy(batch: Batch) -> Tensor:
+    """Sph, a pair of places at a time; a class with fewer images has none in the later ones."""
+    unit = F.normalize(batch.embeddings)
+    rows = [(batch.labels == c).nonzero()[:, 0] for c in batch.labels.unique()]
+    total = torch.zeros((), device=unit.device)
+    for i in range(INSTANCES):
+        for j in range(INSTANCES):
+            if i == j:
+                continue
+            first, second = (torch.stack([row[place] for row in rows]) for place in (i, j))
+            across, within = unit[first] @ unit[second].T, unit[first] @ unit[first].T
+            within = within - 1e9 * torch.eye(len(within), device=within.device)
+            target = torch.arange(len(first), device=first.device)
+            total = total + F.cross_entropy(torch.cat([across, within], dim=1) / 0.1, target)
+    return total
+
+
+def plain_ranks(batch: Batch) -> tuple[Tensor, Tensor]:
+    """What is how much nearer to image q than p is, (q, p, j), and whose class is that of q."""
+    unit = F.normalize(batch.embeddings)
+    similarity = unit @ unit.T
+    gaps = similarity[:, None] - similarity[:, :, None]
+    return gaps, batch.labels[:, None] == batch.labels
+
+
+def plain_recall(batch: Batch) -> Tensor:
+    """RS@k with the whole (B, B, B) table."""
+    gaps, same = plain_ranks(batch)
+    itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    ranks = 1 + torch.sigmoid(gaps / 0.01).masked_fill(itself, 0).sum(dim=2)
+    positive, total = same & ~itself, 0.0
+    for k in (1, 2, 4, 8, 16):
+        hits = (torch.sigmoid(k - ranks) * positive).sum(dim=1).clamp_max(k)
+        total = total + hits / positive.sum(dim=1).clamp_max(k) / 5
+    return 1 - total.mean()
+
+
+def plain_average_precision(batch: Batch) -> Tensor:
+    """SupAP with the whole (B, B, B) table."""
+    gaps, same = plain_ranks(batch)
+    ranks = ((gaps >= 0) & same[:, None]).sum(dim=2)
+    sigmoid = torch.sigmoid(gaps / 0.01)
+    step = torch.where(gaps > 0, 0.5 + sigmoid, sigmoid)
+    step = torch.where(gaps > 0.05, 100 * (gaps - 0.05) + 1.44, step)
+    shares = ranks / (ranks + (step * ~same[:, None]).sum(dim=2))
+    return 1 - ((shares * same).sum(dim=1) / same.sum(dim=1)).mean()
+
+
+def plain_softmax(batch: Batch) -> Tensor:
+    """Normalised softmax."""
+    cosines = F.normalize(batch.embeddings) @ F.normalize(batch.proxies).T
+    return F.cross_entropy(cosines / 0.05, batch.labels)
+
+
+def plain_arcface(batch: Batch) -> Tensor:
+    """ArcFace by its angles."""
+    cosines = F.normalize(batch.embeddings) @ F.normalize(batch.proxies).T
+    own = F.one_hot(batch.labels, len(batch.proxies))
+    return F.cross_entropy(64 * torch.cos(torch.arccos(cosines) + 0.5 * own), batch.labels)
+
+
+def plain_contrast(batch: Batch) -> Tensor:
+    """SupCon."""
+    unit = F.normalize(batch.embeddings)
+    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    logs = (unit @ unit.T / 0.1).masked_fill(itself, -1e9).log_softmax(dim=1)
+    positive = (batch.labels[:, None] == batch.labels) & ~itself
+    return -(0.1 / 0.07 * (logs * positive).sum(dim=1) / positive.sum(dim=1)).mean()
+
+
 # --- the rows -------------------------------------------------------------------------------------
 
 Step = Callable[[], Tensor]
@@ -249,9 +319,14 @@ def margin_inputs(batch: Batch) -> tuple:
     return F.normalize(batch.embeddings), batch.labels, every_triplet(batch.labels)
 
 
-def named(name: str) -> Callable[[int, int], nn.Module]:
+def unit_inputs(batch: Batch) -> tuple:
+    """(unit embeddings, labels)."""
+    return F.normalize(batch.embeddings), batch.labels
+
+
+def named(name: str, **options: Any) -> Callable[[int, int], nn.Module]:
     """Our loss of this name."""
-    return functools.partial(losses.build, name)
+    return functools.partial(losses.build, name, **options)
 
 
 def disentangling(classes: int, size: int) -> nn.Module:
@@ -284,6 +359,26 @@ CASES = (
     Case("ms", named("ms"), pair_inputs, plain_multi_similarity, "MS"),
     Case("MarginLoss", named("MarginLoss"), margin_inputs, plain_margin),
     Case("SEC", sphere, lambda batch: (batch.embeddings,), plain_sphere),
+    Case("Sph", named("Sph"), pair_inputs, plain_pair_cross_entropy),
+    Case("RecallAtK", named("RecallAtK"), unit_inputs, plain_recall),
+    Case("SupAP", named("SupAP", weight=1.0), unit_inputs, plain_average_precision),
+    Case("SupCon", named("SupCon", temperature=0.1), pair_inputs, plain_contrast, "pml:SupConLoss"),
+    Case(
+        "NormSoftmax",
+        named("NormSoftmax"),
+        pair_inputs,
+        plain_softmax,
+        "pml:NormalizedSoftmaxLoss",
+        by_class=True,
+    ),
+    Case(
+        "ArcFace",
+        named("ArcFace", exact_gradient=True),
+        pair_inputs,
+        plain_arcface,
+        "pml:ArcFaceLoss",
+        by_class=True,
+    ),
     Case("masks", lambda *_: losses.MaskOrthogonality(), lambda batch: (batch.masks,), plain_masks),
 )
 

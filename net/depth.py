@@ -52,9 +52,10 @@ def set_drop_path(module: nn.Module, blocks: Sequence[Block], rate: float) -> No
     found = False
     for place, parts in enumerate(inner):
         share = rate * place / max(1, len(inner) - 1)
-        for part in (part for each in parts for part in each.modules()):
+        for part in [part for each in parts for part in each.modules()]:
             for name in [*part.__dict__, *dict(part.named_children())]:
-                if _BRANCH.fullmatch(name):
+                # None or a module, that is: of some blocks it is the rate's name too.
+                if _BRANCH.fullmatch(name) and isinstance(getattr(part, name), nn.Module | None):
                     setattr(part, name, DropPath(share))
                     found = True
     if not found:
@@ -95,25 +96,21 @@ class _Recomputed:
     """The forward of a block, whose inner results are computed again when they are needed."""
 
     def __init__(self, block: nn.Module) -> None:
-        self.block = block
         self.inner = block.forward
+        kind = nn.modules.batchnorm._BatchNorm
+        self.norms = [part for part in block.modules() if isinstance(part, kind)]
 
     def __call__(self, *inputs: object, **named: object) -> object:
         if not torch.is_grad_enabled():
             return self.inner(*inputs, **named)
-        return checkpoint(
-            self.inner,
-            *inputs,
-            use_reentrant=False,
-            context_fn=lambda: (contextlib.nullcontext(), _statistics_at_rest(self.block)),
-            **named,
-        )
+        if any(norm.training for norm in self.norms):  # torch.compile takes no contexts
+            named["context_fn"] = lambda: (contextlib.nullcontext(), _put_back(self.norms))
+        return checkpoint(self.inner, *inputs, use_reentrant=False, **named)
 
 
 @contextlib.contextmanager
-def _statistics_at_rest(block: nn.Module) -> Iterator[None]:
+def _put_back(norms: Sequence[nn.Module]) -> Iterator[None]:
     """BatchNorms have taken the batch into their running statistics already: these are put back."""
-    norms = [part for part in block.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     before = [dict(norm._buffers) for norm in norms]
     for norm, buffers in zip(norms, before, strict=True):
         norm._buffers |= {name: b if b is None else b.clone() for name, b in buffers.items()}

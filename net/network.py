@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -119,11 +118,7 @@ class EmbeddingNet(nn.Module):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The rest of the state_dict: what checkpoints keep."""
-        return self.without_base(self.state_dict())
-
-    def without_base(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of this network without those of its base."""
-        return {k: v for k, v in weights.items() if not self._is_base(k)}
+        return {k: v for k, v in self.state_dict().items() if not self._is_base(k)}
 
     def _is_base(self, key: str) -> bool:
         return key.removeprefix("model.") in self._rest.base
@@ -219,6 +214,11 @@ class EmbeddingNet(nn.Module):
         """Saves memory in training at the cost of a second forward of the blocks that train."""
         rested = self._rest.modules
         recompute_blocks(self.model, [b for b in self._blocks[1:] if not belongs(b[0], rested)])
+
+    @property
+    def updates_statistics(self) -> bool:
+        """Whether BatchNorms of the backbone take in the batches of the training."""
+        return any(norm.training for norm in self._backbone_norms())
 
     @property
     def rests_in_part(self) -> bool:

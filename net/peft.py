@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -127,6 +128,7 @@ def merged(weights: Mapping[str, Tensor], peft: Peft) -> dict[str, Tensor]:
 
 # --- prompts --------------------------------------------------------------------------------------
 
+_PAIRWISE = re.compile("rel_pos|relative_position")
 NO_TOKENS = (
     "--peft prompts: the blocks of this network do not pass on tokens (B, T, C) that all see each "
     "other, which prompts are for; choose a plain ViT (vit, deit, dino, dinov3), or lora"
@@ -162,7 +164,8 @@ def _token_block(module: nn.Module, block: Block) -> nn.Module:
     """
     modules = dict(module.named_modules())
     found = [modules[name] for name in block if hasattr(modules.get(name), "attn")]
-    if len(found) != 1 or any("rel" in name for name, _ in found[0].named_parameters()):
+    names = [name for name, _ in found[0].named_parameters()] if found else []
+    if len(found) != 1 or any(map(_PAIRWISE.search, names)):
         raise InputError(NO_TOKENS)
     return found[0]
 

@@ -84,7 +84,6 @@ def _after_tokens(body: nn.Module, features: Tensor) -> Tensor:
 
 # --- what kind of model it is ---------------------------------------------------------------------
 
-
 OF_MAPS = ("avg", "max", "avg+max", "gem")
 
 
@@ -176,7 +175,7 @@ def _full_name(name: str) -> str:
 @cache
 def _record(name: str) -> Backbone:
     with torch.device("meta"):
-        body = _timm().create_model(name, num_classes=0)
+        body = _timm().create_model(name, num_classes=0).eval()
     config = body.pretrained_cfg
     size = config["input_size"][-1]
     return Backbone(
@@ -312,6 +311,8 @@ def _build(
             f"{dict(model_args) or 'its own arguments'}: {words[:200]}"
         ) from error
     _check_patches(name, body, image_size)
+    if pooling != "attention" and getattr(body, "attn_pool", None) is not None:
+        body.attn_pool = None  # nothing would train it
     return Body(body, pooling)
 
 

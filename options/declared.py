@@ -192,7 +192,8 @@ NETWORK = Group("network", (
          need=OF_TIMM),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
     flag("--pretrained", None, a_path("WHAT"),
-         "imagenet (downloaded where they are not here yet), none, or a FILE of weights",
+         "imagenet (downloaded where they are not here yet; of timm: those of the tag), none, or a "
+         "FILE of weights",
          shown="none for emoji, imagenet for photographs"),
     flag("--checkpoint", None, a_path("FILE"),
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "

@@ -248,6 +248,25 @@ def test_a_run_with_recomputation_is_the_same_run(images: Path, tmp_path: Path) 
         assert same(plain[part], recomputed[part]), part
 
 
+def test_trained_statistics_are_not_compiled_and_recomputed(images: Path) -> None:
+    with pytest.raises(InputError, match=r"--compile cannot compute .* use --bn-freeze 1"):
+        tiny.prepare(images, "--grad-checkpointing --compile --bn-freeze 0")
+
+
+def test_a_recomputed_transformer_can_be_compiled() -> None:
+    found = []
+    for compiled in (False, True):
+        network = drawn(transformer(peft="lora:2"))
+        network.recompute_blocks()
+        if compiled:
+            network.compile(backend="aot_eager")
+        network(shown(network)).embedding.square().sum().backward()
+        found.append({n: p.grad for n, p in network.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
 def test_blocks_that_are_no_modules_are_not_recomputed(images: Path) -> None:
     network = built(model="bn_inception", width=1.0)
     with pytest.raises(InputError, match=r"--grad-checkpointing: .* not modules"):

@@ -16,6 +16,7 @@ from tiny import same, saved
 import evaluate
 import options
 import train
+from criteria import COMMANDS
 from dataset.loader import Batch, eval_loader
 from evaluation.networks import open_checkpoint
 from evaluation.tasks import tasks_of
@@ -79,6 +80,45 @@ def test_every_sensible_pair_trains_on_the_embedded_data(
     train.main(options.parse_train([*SMALL, *flags.split(), *where.split()]))
     (row,) = tiny.metrics_rows(tmp_path / "run")
     assert np.isfinite(float(row["loss"])) and float(row["R@1"]) > 1 / 54  # chance
+
+
+RECENT_TERMS = {
+    "Hyp": {"positive", "negative"},
+    "Sph": {"positive", "negative"},
+    "RecallAtK --loss-args simix=true ks=1,2": {"recall"},
+    "SupAP": {"ap", "softmax"},
+    "NormSoftmax --loss-args smoothing=0.1": {"accuracy"},
+    "ProxyNCA_pp": {"accuracy"},
+    "ArcFace --loss-args sub_centers=2 sample_rate=0.5": {"own", "accuracy"},
+    "CosFace": {"own", "accuracy"},
+    "SupCon": {"positive", "negative"},
+    "HIST --loss-args hidden=8": {"distribution", "hypergraph"},
+    "HIER --loss-args ancestors=16": {"positive", "negative", "images", "ancestors"},
+    "PFML --loss-args proxies_per_class=2": {"attraction", "repulsion"},
+}
+
+
+@pytest.mark.parametrize("loss", RECENT_TERMS)
+def test_every_recent_loss_trains_and_goes_on_bit_by_bit(
+    loss: str, images: Path, tmp_path: Path
+) -> None:
+    flags = f"--epochs 2 --warm 0 --IPC 2 --loss {loss}"
+    whole = tiny.run(images, tmp_path, "whole", flags)
+    rows = tiny.metrics_rows(whole)
+    for term in {"loss", "R@1"} | RECENT_TERMS[loss]:
+        assert np.isfinite(float(rows[-1][term])), term
+    start = tiny.prepare(images, flags).network.state_dict()
+    end = saved(whole)["model_state_dict"]
+    for key in ("model.conv1.weight", "model.embedding.weight"):
+        assert (start[key] != end[key]).any()
+    parts = tiny.run(images, tmp_path, "parts", f"{flags} --max-steps {int(rows[0]['step']) + 1}")
+    tiny.resume(parts, "")
+    for part in ("model_state_dict", "criterion_state_dict", "optimisers", "random"):
+        assert same(saved(whole)[part], saved(parts)[part]), part
+
+
+def test_every_recent_loss_is_tried_from_the_command_line() -> None:
+    assert [words.split()[0] for words in RECENT_TERMS] == [*COMMANDS["of 2018 to 2025"]]
 
 
 @pytest.mark.parametrize("loss", ["triplet", "semihtriplet", "n-npair", "ms"])

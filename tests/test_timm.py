@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ FAMILIES = {
     "DINO": Member("vit_small_patch8_224.dino", SMALL_VIT, 32, "cls", 3),
     "DINOv2": Member("vit_small_patch14_reg4_dinov2.lvd142m", SMALL_VIT, 28, "cls", 3),
     "DINOv3": Member("vit_small_patch16_dinov3.lvd1689m", SMALL_VIT, 32, "cls", 3),
-    "CLIP": Member("vit_base_patch16_clip_224.openai", SMALL_VIT, 32, "cls", 3),
+    "CLIP": Member("vit_base_patch16_clip_quickgelu_224.openai", SMALL_VIT, 32, "cls", 3),
     "SigLIP2": Member("vit_base_patch16_siglip_224.v2_webli", SMALL_VIT, 32, "attention", 3),
     "ConvNeXt": Member("convnext_tiny.fb_in22k", "depths=1,1,2,1 dims=8,8,16,32", 32, "avg", 6),
     "MobileNetV4": Member("mobilenetv4_conv_small_035", "", 32, "avg", 18),
@@ -398,6 +399,29 @@ def test_blocks_are_the_backbone_in_order(family: str) -> None:
     for norm in ("body.norm", "body.head.norm", "body.conv_head", "body.attn_pool"):
         if any(n.startswith(f"{norm}.") for n, _ in network.model.named_parameters()):
             assert belongs(norm, blocks[-1])
+
+
+@pytest.mark.slow
+def test_a_model_of_every_file_of_timm_is_pooled_and_divided_into_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With shapes alone: the meta device computes nothing, and knows no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    files: dict[str, list[str]] = {}
+    for name in timm.list_models():
+        files.setdefault(timm.models.model_entrypoint(name).__module__, []).append(name)
+    assert len(files) > 80
+    for names in files.values():
+        name = f"timm:{min(names, key=len)}"
+        for pooling in net.find_backbone(name).poolings:
+            with torch.device("meta"):
+                network = net.build(Architecture(name, 8, pooling=pooling)).eval()
+                size = network.input.size
+                features = network.features(torch.empty(2, 3, size, size))
+            assert features.shape == (2, network.model.num_features), (name, pooling)
+        listed = [id(p) for block in network.block_parameters() for p in block]
+        assert sorted(listed) == sorted(map(id, network.backbone_parameters())), name
+        assert len(network.blocks()) > 1, name
 
 
 def test_batchnorms_of_timm_rest_and_follow_the_momentum() -> None:

@@ -124,6 +124,11 @@ def build_network(
     if processes.is_group():
         share_batches(network)
     if args.grad_checkpointing:
+        if args.compile and network.updates_statistics:
+            raise InputError(
+                "--compile cannot compute BatchNorms that train once more; leave it or "
+                "--grad-checkpointing out, or use --bn-freeze 1"
+            )
         network.recompute_blocks()
     if args.compile:
         network.compile()

@@ -168,10 +168,7 @@ class Training:
 
     def _mean(self) -> dict[str, Any]:
         """The entries of a checkpoint that hold the running mean, where there is one."""
-        if self.average is None:
-            return {}
-        kept = self.average.state()  # the mean of what rests is what rests
-        return {**kept, "ema_state_dict": self.network.without_base(kept["ema_state_dict"])}
+        return {} if self.average is None else self.average.state()
 
     def load_best(self, checkpoint: dict[str, Any]) -> None:
         """Puts the weights of a `best_checkpoint` into the network; training is over then."""
