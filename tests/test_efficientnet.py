@@ -11,8 +11,11 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 
 import net
+import options
+import train
 from evaluation.networks import open_checkpoint
 from net import Architecture, weights
 from net.checkpoints import backbone_of
@@ -287,3 +290,25 @@ def test_depthwise_kernels_that_train_on_a_cpu_do_so_in_float32(frozen, monkeypa
     assert trained == [half] * frozen + [single] * (16 - frozen)
     assert seen == [half] * 16
     assert network.model._blocks[-1]._depthwise_conv.weight.grad.abs().sum() > 0
+
+
+# --- the demo -------------------------------------------------------------------------------------
+
+FEW_CLASSES = "--ratio-classes 0.1 --wandb disabled --no-report --workers 0 --metrics retrieval"
+
+
+def retrieved(flags: str, folder: Path, name: str) -> float:
+    """R@1 in percent on a few test classes of the emoji at the end of a run of train.py."""
+    line = f"{flags} {FEW_CLASSES} --LOG_DIR {folder} --name {name}"
+    train.main(options.parse_train(line.split()))
+    return 100 * float(tiny.metrics_rows(folder / name)[-1]["R@1"])
+
+
+def test_the_demos_recipe_goes_on_from_what_imagenet_knows(tmp_path, released):
+    """A few steps of it are worth more than the same steps of the same network from nothing."""
+    del released
+    recipe = f"@{ROOT / 'recipes' / 'emoji_imagenet.txt'} --max-steps 8 --batch-size 32 --epochs 1"
+    recipe += " --eval-every 1"
+    known = retrieved(recipe, tmp_path, "imagenet")
+    nothing = retrieved(f"{recipe} --pretrained none --freeze-blocks 0", tmp_path, "none")
+    assert known > nothing + 5
