@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from criteria import PROXY_LR_SCALE
-from criteria.base import check_batch, check_not_negative, check_positive, in_float32
+from criteria.base import check_batch, check_not_negative, check_positive, in_float32, unit_rows
 from criteria.proxies import ProxyLoss, negative_term, positive_term
 
 LONG = 1.0  # seconds a step from which on one is told before training
@@ -69,7 +69,7 @@ class AMLoss(ProxyLoss):
         similarity = self.similarity(embeddings, uncertainty)
         positive = positive_term(similarity, labels, self.margins, self.alphap)
         negative = negative_term(similarity, labels, self.margin, self.alphan)
-        crowding = ProxyCrowding.apply(F.normalize(self.proxies))
+        crowding = ProxyCrowding.apply(unit_rows(self.proxies))
         margin = F.softplus(crowding - self.margins + self.delta).mean()
         self._report(positive=positive, negative=negative, margin=margin)
         return positive + negative + self.lam * margin
@@ -85,7 +85,7 @@ class AMLoss(ProxyLoss):
 
     def cost(self) -> str:
         """The third term compares all proxies with each other, at every step."""
-        seconds = ProxyCrowding.seconds(F.normalize(self.proxies.detach()).float())
+        seconds = ProxyCrowding.seconds(unit_rows(self.proxies.detach()).float())
         if seconds < LONG:
             return ""
         count, about = len(self.proxies), float(f"{seconds:.2g}")

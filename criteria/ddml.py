@@ -19,6 +19,7 @@ from criteria.base import (
     check_not_negative,
     check_positive,
     in_float32,
+    unit_rows,
 )
 from criteria.objective import Term
 from criteria.proxies import ProxyLoss, proxy_losses
@@ -136,7 +137,7 @@ def disentangled(
 
     def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> tuple[Any, ...]:
         heads = (outputs.embedding, outputs.specific)
-        return *(map(F.normalize, heads) if l2_norm else heads), labels
+        return *(map(unit_rows, heads) if l2_norm else heads), labels
 
     criterion = DisentanglingLoss(metric.criterion, al, be, gam, scale)
     return {"metric": Term(criterion, inputs, heads=("embedding", "specific"))}

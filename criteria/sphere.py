@@ -6,7 +6,6 @@ Zhang et al., Deep Metric Learning with Spherical Embedding, NeurIPS 2020.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from criteria.base import (
@@ -16,6 +15,7 @@ from criteria.base import (
     check_not_negative,
     in_float32,
     pair_masks,
+    unit_rows,
 )
 from criteria.objective import Term
 
@@ -67,7 +67,7 @@ class SphericalConstraint(Criterion):
 
 
 def _pair_cosines(embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    unit = F.normalize(embeddings)
+    unit = unit_rows(embeddings)
     cosines = unit @ unit.T
     masks = zip(("cos_positive", "cos_negative"), pair_masks(labels), strict=True)
     return {name: (cosines * mask).sum() / mask.sum().clamp_min(1) for name, mask in masks}
