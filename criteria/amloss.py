@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from criteria import PROXY_LR_SCALE
 from criteria.base import check_batch, check_not_negative, check_positive, in_float32, unit_rows
-from criteria.proxies import ProxyLoss, negative_term, positive_term
+from criteria.proxies import ProxyLoss, pull, push
+from criteria.strips import Strip, total
 
 LONG = 1.0  # seconds a step from which on one is told before training
 FEW = 5_000  # classes, which are compared in no time
@@ -66,13 +67,16 @@ class AMLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        similarity = self.similarity(embeddings, uncertainty)
-        positive = positive_term(similarity, labels, self.margins, self.alphap)
-        negative = negative_term(similarity, labels, self.margin, self.alphan)
+        own, pushes = self.by_strips(self._terms, embeddings, labels, uncertainty)
+        positive = pull(total(own), labels, self.margins, self.alphap)
+        negative = total(pushes) / self.num_classes
         crowding = ProxyCrowding.apply(unit_rows(self.proxies))
         margin = F.softplus(crowding - self.margins + self.delta).mean()
         self._report(positive=positive, negative=negative, margin=margin)
         return positive + negative + self.lam * margin
+
+    def _terms(self, strip: Strip) -> tuple[Tensor, Tensor]:
+        return strip.own(), push(strip, self.margin, self.alphan)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The proxies, and the margins with the optimiser and the schedule of their own."""

@@ -191,12 +191,13 @@ class _UnitRows(torch.autograd.Function):
     """x̂ = x/‖x‖ of each row, with the gradient (g - x̂·(x̂·g))/‖x‖ written out.
 
     F.normalize gives the same bits with more than twice the operators, whose number is what a small
-    loss costs.
+    loss costs. The rows are given twice, once for their lengths: the two halves of the gradient are
+    added to what else there is of theirs one after the other, as autograd adds F.normalize's.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        lengths = rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    def forward(ctx: Any, rows: Tensor, measured: Tensor) -> Tensor:
+        lengths = measured.norm(dim=1, keepdim=True).clamp_min(1e-12)
         unit = rows / lengths
         ctx.save_for_backward(unit, lengths)
         return unit
@@ -204,15 +205,15 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     @in_float32
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         unit, lengths = ctx.saved_tensors
-        along = (grad * (unit / lengths)).sum(dim=1, keepdim=True)
-        return grad / lengths - unit * along
+        along = (unit / lengths).mul_(grad).sum(dim=1, keepdim=True).neg_()
+        return grad / lengths, unit * along
 
 
 def unit_rows(rows: Tensor) -> Tensor:
     """x̂ = x/‖x‖₂ of every row of (n, d); a row of zeros stays one."""
-    return _UnitRows.apply(rows)
+    return _UnitRows.apply(rows, rows)
 
 
 def log_one_plus_sum_exp(exponents: Tensor, dim: int) -> Tensor:
