@@ -117,7 +117,8 @@ class ProxyCrowding(torch.autograd.Function):
         sums = unit.new_zeros(len(unit))
         for start, stop, strip in ProxyCrowding._strips(unit):
             sums[start:stop] += strip.sum(dim=1)
-            sums[stop:] += strip[:, stop - start :].sum(dim=0)
+            if stop < len(unit):
+                sums[stop:] += strip[:, stop - start :].sum(dim=0)
         ctx.save_for_backward(unit, sums)
         return sums.log()
 
@@ -132,7 +133,8 @@ class ProxyCrowding(torch.autograd.Function):
         for start, stop, strip in ProxyCrowding._strips(unit):
             strip *= weight[start:stop, None] + weight[start:]
             gradient[start:stop] += strip @ unit[start:]
-            gradient[stop:] += strip[:, stop - start :].T @ unit[start:stop]
+            if stop < len(unit):
+                gradient[stop:] += strip[:, stop - start :].T @ unit[start:stop]
         return gradient
 
     @staticmethod

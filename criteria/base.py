@@ -41,11 +41,13 @@ def in_float32(function: Callable) -> Callable:
         owner = args[0] if args and isinstance(args[0], nn.Module) else None
         given = [leaf for value in (*args, *kwargs.values()) for leaf in _tensors(value)]
         learnt = [] if owner is None else list(owner.parameters())
-        double = any(tensor.dtype == torch.float64 for tensor in given + learnt)
-        dtype = torch.float64 if double else torch.float32
+        types = {tensor.dtype for tensor in given + learnt if tensor.is_floating_point()}
+        dtype = torch.float64 if torch.float64 in types else torch.float32
+        device = given[0].device.type if given else "cpu"
+        if types <= {dtype} and not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)  # which a small loss would wait for otherwise
         args = tuple(_as(dtype, value) for value in args)
         kwargs = {name: _as(dtype, value) for name, value in kwargs.items()}
-        device = given[0].device.type if given else "cpu"
         with torch.autocast(device, enabled=False), _parameters_as(dtype, owner):
             return function(*args, **kwargs)
 
@@ -143,7 +145,7 @@ def check_batch(
         raise ValueError(f"Labels must be integers, not {labels.dtype}: convert them with .long().")
     labels = labels.long()
     if classes is not None and labels.device.type == "cpu":
-        low, high = labels.aminmax()
+        low, high = (int(label) for label in labels.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
                 f"Labels run from {low} to {high} but the loss was built for {classes} classes: "

@@ -49,9 +49,10 @@ class SphericalConstraint(Criterion):
         check_embeddings(embeddings)
         norms = embeddings.norm(dim=1)
         batch = norms.detach()
-        mean = self._moved(batch.mean())
+        batch_mean = batch.mean()
+        mean = self._moved(batch_mean)
         constraint = (norms - mean).square().mean()
-        terms = {"sec": constraint, "norm_mean": batch.mean(), "norm_ema": mean}
+        terms = {"sec": constraint, "norm_mean": batch_mean, "norm_ema": mean}
         terms["norm_var"] = batch.var(correction=0)
         if labels is not None:
             terms |= _pair_cosines(embeddings.detach(), check_batch(embeddings, labels))
