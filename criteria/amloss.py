@@ -104,9 +104,9 @@ class ProxyCrowding(torch.autograd.Function):
     """log Σ_{k≠c} e^{p̂_c·p̂_k} of every class c: unit proxies (C, d) → (C,).
 
     AMLoss' third term is softplus(crowding_c - m_c + δ). The matrix E_ck = e^{p̂_c·p̂_k} takes
-    512 MB at C = 11,318, so it is made strip by strip, and again in the backward pass. E is
-    symmetric: only its upper half is computed, and with w_c the incoming gradient over the row sum,
-    the gradient of p̂_c is Σ_k (w_c + w_k) E_ck p̂_k.
+    512 MB at C = 11,318, so it is made strip by strip, and again in the backward pass; one that is
+    a single strip is kept. E is symmetric: only its upper half is computed, and with w_c the
+    incoming gradient over the row sum, the gradient of p̂_c is Σ_k (w_c + w_k) E_ck p̂_k.
     """
 
     strip_elements = 2**24  # 64 MiB of float32
@@ -114,12 +114,13 @@ class ProxyCrowding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, unit: Tensor) -> Tensor:
         """Row sums of E without its diagonal, as logarithms."""
-        sums = unit.new_zeros(len(unit))
+        sums, whole = unit.new_zeros(len(unit)), []
         for start, stop, strip in ProxyCrowding._strips(unit):
             sums[start:stop] += strip.sum(dim=1)
             if stop < len(unit):
                 sums[stop:] += strip[:, stop - start :].sum(dim=0)
-        ctx.save_for_backward(unit, sums)
+            whole = [strip] if stop - start == len(unit) else []
+        ctx.save_for_backward(unit, sums, *whole)
         return sums.log()
 
     @staticmethod
@@ -127,14 +128,15 @@ class ProxyCrowding(torch.autograd.Function):
     @in_float32
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Gradient of the unit proxies, (C, d)."""
-        unit, sums = ctx.saved_tensors
+        unit, sums, *whole = ctx.saved_tensors
         weight = grad / sums.clamp_min(torch.finfo(sums.dtype).tiny)
         gradient = torch.zeros_like(unit)
-        for start, stop, strip in ProxyCrowding._strips(unit):
-            strip *= weight[start:stop, None] + weight[start:]
-            gradient[start:stop] += strip @ unit[start:]
+        strips = [(0, len(unit), whole[0])] if whole else ProxyCrowding._strips(unit)
+        for start, stop, strip in strips:
+            weighted = (weight[start:stop, None] + weight[start:]).mul_(strip)
+            gradient[start:stop] += weighted @ unit[start:]
             if stop < len(unit):
-                gradient[stop:] += strip[:, stop - start :].T @ unit[start:stop]
+                gradient[stop:] += weighted[:, stop - start :].T @ unit[start:stop]
         return gradient
 
     @staticmethod

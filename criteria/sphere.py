@@ -60,8 +60,10 @@ class SphericalConstraint(Criterion):
         return self.weight * constraint
 
     def _moved(self, batch_mean: Tensor) -> Tensor:
-        moved = torch.lerp(self.norm_mean.to(batch_mean), batch_mean, self.momentum)
-        moved = torch.where(self.norm_mean.isnan(), batch_mean, moved)
+        moved = batch_mean
+        if self.momentum < 1:
+            moved = torch.lerp(self.norm_mean.to(batch_mean), batch_mean, self.momentum)
+            moved = torch.where(self.norm_mean.isnan(), batch_mean, moved)
         if self.training:
             self.norm_mean.copy_(moved)
         return moved
