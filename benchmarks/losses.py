@@ -1,14 +1,18 @@
 """Forward + backward of every loss, against pytorch-metric-learning and the plain formula.
 
     python benchmarks/losses.py [--repeats 9] [--only Proxy_Anchor AMLoss] [--device cuda]
+    python benchmarks/losses.py --classes 1000000 --batch 512 --only Proxy_Anchor ArcFace --alone
 
 All variants of a row are called in turn, in one run, on the same batch in float32; the table has
 the median and, because other programs on the machine only ever slow a step down, the fastest call.
 Before anything is timed, ours and the plain formula must give the same loss. The plain formula is
 what the paper's equation becomes in PyTorch when one writes it down directly: full matrices, masks,
-exponentials before logarithms. "Memory" is the peak a step adds, where the system tells it. Pair
-losses do not depend on the number of classes and are timed once. On a machine that is not idle, set
-OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait for each other would be timed instead.
+exponentials before logarithms. "Operators" are those of PyTorch that compute something, of which
+each starts a kernel on a GPU, and little else takes time there. "Memory" is the peak a step adds,
+gradients included, where the system tells it. Pair losses do not depend on the number of classes
+and are timed once. ``--alone`` leaves the others out, for sizes that they have no memory for. On a
+machine that is not idle, set OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait for each
+other would be timed instead.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -199,6 +204,49 @@ def plain_margin(batch: Batch) -> Tensor:
     return total / active
 
 
+def plain_softmax(batch: Batch) -> Tensor:
+    """Normalised softmax."""
+    cosines = F.normalize(batch.embeddings) @ F.normalize(batch.proxies).T
+    return F.cross_entropy(cosines / 0.05, batch.labels)
+
+
+def plain_arcface(batch: Batch) -> Tensor:
+    """ArcFace, with the margin added to every angle and taken where the class is the own."""
+    cosines = F.normalize(batch.embeddings) @ F.normalize(batch.proxies).T
+    own = F.one_hot(batch.labels, len(batch.proxies)).bool()
+    moved = torch.cos(torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7)) + 0.5)
+    return F.cross_entropy(64 * torch.where(own, moved, cosines), batch.labels)
+
+
+def plain_pair_softmax(cosines: Tensor, positive: Tensor, itself: Tensor) -> Tensor:
+    """Minus the logarithm of each pair's softmax over the others, mean over the pairs of images."""
+    shares = torch.exp(cosines) * ~itself
+    logarithms = cosines - torch.log(shares.sum(dim=1, keepdim=True))
+    return -((logarithms * positive).sum(dim=1) / positive.sum(dim=1)).mean()
+
+
+def plain_supcon(batch: Batch) -> Tensor:
+    """Supervised contrastive learning."""
+    unit = F.normalize(batch.embeddings)
+    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    positive = (batch.labels[:, None] == batch.labels) & ~itself
+    return plain_pair_softmax(unit @ unit.T / 0.07, positive, itself)
+
+
+def plain_recall(batch: Batch) -> Tensor:
+    """Recall@k with the (B, B, B) tensor of all gaps."""
+    similarity = F.normalize(batch.embeddings) @ F.normalize(batch.embeddings).T
+    itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    positive = (batch.labels[:, None] == batch.labels) & ~itself
+    above = torch.sigmoid((similarity[:, None, :] - similarity[:, :, None]) / 0.01)
+    ranks = 1 + (above * ~itself).sum(dim=2)
+    recalls = []
+    for k in (1, 2, 4, 8, 16):
+        found = (torch.sigmoid(k - ranks) * positive).sum(dim=1).clamp(max=k)
+        recalls.append(found / positive.sum(dim=1).clamp(max=k))
+    return 1 - torch.stack(recalls).mean()
+
+
 def plain_sphere(batch: Batch) -> Tensor:
     """SEC's constraint."""
     norms = batch.embeddings.norm(dim=1)
@@ -304,6 +352,11 @@ def pair_inputs(batch: Batch) -> tuple:
     return batch.embeddings, batch.labels
 
 
+def unit_inputs(batch: Batch) -> tuple:
+    """(unit embeddings, labels)."""
+    return F.normalize(batch.embeddings), batch.labels
+
+
 def introspective_inputs(batch: Batch) -> tuple:
     """(embeddings, labels, uncertainty) at unit length."""
     return F.normalize(batch.embeddings), batch.labels, F.normalize(batch.second)
@@ -334,6 +387,11 @@ def disentangling(classes: int, size: int) -> nn.Module:
     return losses.DisentanglingLoss(losses.ProxyAnchorLoss(classes, size), 1.0, 0.1, 1e-5)
 
 
+def exact_arcface(classes: int, size: int) -> nn.Module:
+    """ArcFace with the gradient that the plain formula has."""
+    return losses.build("ArcFace", classes, size, exact_gradient=True)
+
+
 def sphere(classes: int, size: int) -> nn.Module:
     """SEC's constraint."""
     return losses.SphericalConstraint()
@@ -358,6 +416,10 @@ CASES = (
     Case("n-npair", named("n-npair"), pair_inputs, plain_n_pair, "pml:NPairsLoss"),
     Case("ms", named("ms"), pair_inputs, plain_multi_similarity, "MS"),
     Case("MarginLoss", named("MarginLoss"), margin_inputs, plain_margin),
+    Case("NormSoftmax", named("NormSoftmax"), pair_inputs, plain_softmax, by_class=True),
+    Case("ArcFace", exact_arcface, pair_inputs, plain_arcface, by_class=True),
+    Case("SupCon", named("SupCon"), pair_inputs, plain_supcon, "pml:SupConLoss"),
+    Case("RecallAtK", named("RecallAtK"), unit_inputs, plain_recall),
     Case("SEC", sphere, lambda batch: (batch.embeddings,), plain_sphere),
     Case("Sph", named("Sph"), pair_inputs, plain_pair_cross_entropy),
     Case("RecallAtK", named("RecallAtK"), unit_inputs, plain_recall),
@@ -383,14 +445,16 @@ CASES = (
 )
 
 
-def variants(case: Case, batch: Batch, size: int, device: str) -> dict[str, Step]:
+def variants(
+    case: Case, batch: Batch, size: int, device: str, alone: bool = False
+) -> dict[str, Step]:
     """The steps to be timed: ours, the plain formula, the library's, on the same parameters."""
     criterion = case.ours(len(batch.proxies), size).to(device)
-    steps: dict[str, Step] = {
-        "ours": lambda: criterion(*case.inputs(batch)),
-        "plain": lambda: case.plain(batch),
-    }
+    steps: dict[str, Step] = {"ours": lambda: criterion(*case.inputs(batch))}
     share_parameters(criterion, batch)
+    if alone:
+        return steps
+    steps["plain"] = lambda: case.plain(batch)
     if case.library:
         library = losses.build(case.library, len(batch.proxies), size).to(device)
         share_parameters(library, batch)
@@ -403,7 +467,8 @@ def share_parameters(criterion: nn.Module, batch: Batch) -> None:
     shared = {"proxies": batch.proxies, "margins": batch.margins}
     for module in criterion.modules():
         for name in shared.keys() & dict(module.named_parameters(recurse=False)).keys():
-            setattr(module, name, nn.Parameter(shared[name].detach().clone()))
+            del module._parameters[name]
+            setattr(module, name, shared[name])  # the leaf itself, so that its gradient is cleared
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -444,6 +509,32 @@ def peak_mebibytes(step: Step, clear: Callable[[], None], device: str) -> float 
         return None
 
 
+class OperatorCount(TorchDispatchMode):
+    """Counts the operators that compute something: neither views nor empty memory."""
+
+    IDLE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count it, and do it."""
+        name = function.overloadpacket.__name__
+        self.count += not function.is_view and name not in self.IDLE
+        return function(*args, **(kwargs or {}))
+
+
+def operators(step: Step, clear: Callable[[], None]) -> int:
+    """Operators of one forward and backward pass."""
+    clear()
+    with OperatorCount() as counter:
+        step().backward()
+    return counter.count
+
+
 def status_mebibytes(key: str) -> float:
     """A memory line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -465,13 +556,15 @@ def check_agreement(case: Case, steps: dict[str, Step]) -> None:
 def measure(case: Case, classes: int, args: argparse.Namespace) -> str:
     """One line of the table."""
     batch = make_batch(classes, args.dim, args.batch, args.device, case.wide)
-    steps = variants(case, batch, args.dim, args.device)
-    check_agreement(case, steps)
+    steps = variants(case, batch, args.dim, args.device, args.alone)
+    if not args.alone:
+        check_agreement(case, steps)
 
     def clear() -> None:
         for leaf in batch.leaves:
             leaf.grad = None
 
+    counts = {} if args.alone else {kind: operators(step, clear) for kind, step in steps.items()}
     memory = {kind: peak_mebibytes(step, clear, args.device) for kind, step in steps.items()}
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     for _ in range(args.repeats):
@@ -484,7 +577,8 @@ def measure(case: Case, classes: int, args: argparse.Namespace) -> str:
         f"{1e3 * medians[kind]:.2f} ({1e3 * fastest[kind]:.2f})" if kind in steps else "–"
         for kind in COLUMNS
     ]
-    cells += [f"{gain(medians):.2f}× ({gain(fastest):.2f}×)"]
+    cells += [f"{gain(medians):.2f}× ({gain(fastest):.2f}×)" if len(steps) > 1 else "–"]
+    cells += [f"{counts[kind]}" if kind in counts else "–" for kind in ("ours", "plain")]
     cells += [f"{memory[kind]:.0f}" if memory.get(kind) is not None else "–" for kind in COLUMNS]
     return "| " + " | ".join(cells) + " |"
 
@@ -497,7 +591,8 @@ def gain(times: dict[str, float]) -> float:
 COLUMNS = ("ours", "plain", "library")
 HEADER = (
     "| loss | C | ours, ms | plain formula, ms | library, ms | faster other / ours "
-    "| memory ours, MiB | plain | library |\n|---|---|---|---|---|---|---|---|---|"
+    "| operators ours | plain | memory ours, MiB | plain | library "
+    "|\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -510,6 +605,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=180)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--alone", action="store_true", help="time ours and nothing else")
     parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
