@@ -48,6 +48,7 @@ class Architecture:
             `affine`: all are fixed for good. `statistics`: only the running statistics are fixed.
         bn_momentum: share of the batch in the running statistics of these BatchNorms; None becomes
             the backbone's own, where its record has one.
+        keep_blocks: the backbone ends after so many of its blocks; None keeps it whole.
         freeze_stem: whether the modules before the first block rest (the patch embedding; not the
             position embeddings and class tokens).
         freeze_blocks: the stem, tokens included, and so many of the first blocks rest, or `all`:
@@ -75,6 +76,7 @@ class Architecture:
     dropout: float = 0.0
     bn_freeze: str = "0"
     bn_momentum: float | None = None
+    keep_blocks: int | None = None
     freeze_stem: bool = False
     freeze_blocks: int | str = 0
     drop_path: float = 0.0
@@ -133,6 +135,8 @@ class Architecture:
         )
         if arguments and "model_args" not in self.backbone.takes:
             raise InputError(f"--model-args are for models of timm; {self.model} takes none")
+        if self.keep_blocks is not None and "keep_blocks" not in self.backbone.takes:
+            raise InputError(f"keep_blocks {self.keep_blocks}: {self.model} can only be whole")
         sized = "image_size" in self.backbone.takes
         self._set(
             model_args=arguments,

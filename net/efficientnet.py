@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net.backbones import Backbone, Package
+from net.checkpoints import weights_of
 from net.choices import STEMS
+from net.heads import HEAD_KEYS
 from net.layers import conv_norm, init_convolutions
+from utils import InputError
 
 
 class Stage(NamedTuple):
@@ -38,6 +41,7 @@ STAGES = (
     Stage(1, 3, 1, 6, 320),
 )
 STEM_CHANNELS, FEATURES = 32, 1280
+BLOCKS = sum(stage.blocks for stage in STAGES)
 
 
 class EfficientNetLite(nn.Module):
@@ -46,12 +50,19 @@ class EfficientNetLite(nn.Module):
     Args:
         stem: one of `STEMS`. There is no max pooling to leave out, so `small` takes the stride from
             the first convolution, and `tiny` from the second stage too; weights fit all of them.
+        keep_blocks: the maps are those of block N, without the convolution to 1280 channels that
+            the classifier stood on; None is the whole network.
+
+    Raises:
+        InputError: there are not so many blocks.
     """
 
-    num_features = FEATURES
-
-    def __init__(self, stem: str = "imagenet") -> None:
+    def __init__(self, stem: str = "imagenet", keep_blocks: int | None = None) -> None:
         super().__init__()
+        if keep_blocks is not None and not 1 <= keep_blocks <= BLOCKS:
+            raise InputError(
+                f"keep_blocks {keep_blocks}: efficientnet_lite0 has {BLOCKS}; use 1 to {BLOCKS}"
+            )
         stride, pool = STEMS[stem]
         self._conv_stem = _conv(3, STEM_CHANNELS, 3, 2 if pool else 1)
         self._bn0 = _norm(STEM_CHANNELS)
@@ -62,15 +73,19 @@ class EfficientNetLite(nn.Module):
             for step in (reduced, *[1] * (stage.blocks - 1)):
                 blocks.append(_Block(inputs, stage, step))
                 inputs = stage.channels
-        self._blocks = nn.Sequential(*blocks)
-        self._conv_head = _conv(inputs, FEATURES, 1)
-        self._bn1 = _norm(FEATURES)
+        self._blocks = nn.Sequential(*blocks[:keep_blocks])
+        self.num_features = self._blocks[-1].num_features
+        self._is_whole = keep_blocks is None
+        if self._is_whole:
+            self._conv_head = _conv(inputs, FEATURES, 1)
+            self._bn1 = _norm(FEATURES)
+            self.num_features = FEATURES
         init_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, 1280, h, w)."""
-        x = _same(images, self._conv_stem, self._bn0)
-        return _same(self._blocks(x), self._conv_head, self._bn1)
+        """(B, 3, H, W) → (B, F, h, w)."""
+        x = self._blocks(_same(images, self._conv_stem, self._bn0))
+        return _same(x, self._conv_head, self._bn1) if self._is_whole else x
 
 
 class _Block(nn.Module):
@@ -79,6 +94,7 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, stage: Stage, stride: int) -> None:
         super().__init__()
         wide = inputs * stage.expansion
+        self.num_features = stage.channels
         if stage.expansion > 1:
             self._expand_conv, self._bn0 = _conv(inputs, wide, 1), _norm(wide)
         self._depthwise_conv = _conv(wide, wide, stage.kernel, stride, groups=wide)
@@ -122,15 +138,22 @@ def _same(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
 def _is_in(keys: Collection[str]) -> bool:
     # Lite1 to Lite4 have more blocks, the EfficientNets that are not Lite a squeeze.
     blocks = {key.split(".")[1] for key in keys if key.startswith("_blocks.")}
-    return len(blocks) == sum(stage.blocks for stage in STAGES) and not any(
-        "._se_" in key for key in keys
-    )
+    return len(blocks) == BLOCKS and not any("._se_" in key for key in keys)
+
+
+def _adapt(module: nn.Module, content: dict) -> dict[str, Tensor]:
+    """The weights in a file without those behind the last block that is kept."""
+    weights = {key.removeprefix("model."): value for key, value in weights_of(content).items()}
+    kept = module.state_dict().keys()
+    behind = ("_blocks.", "_conv_head.", "_bn1.", *HEAD_KEYS)
+    return {k: v for k, v in weights.items() if k in kept or not k.startswith(behind)}
 
 
 BACKBONES = (
     Backbone(
         "efficientnet_lite0",
-        lambda stem, width: EfficientNetLite(stem),
+        lambda stem, width, keep_blocks: EfficientNetLite(stem, keep_blocks),
+        takes=("keep_blocks",),
         stems=tuple(STEMS),
         input_spec="lite",
         bn_momentum=0.01,
@@ -141,6 +164,7 @@ BACKBONES = (
             "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         ),
         weights_fit_all_stems=True,
+        adapt=_adapt,
         is_in=_is_in,
     ),
 )

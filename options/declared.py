@@ -235,7 +235,10 @@ NETWORK = Group("network", (
          shown="the backbone's: 0.9 for bn_inception, 0.01 for efficientnet_lite0, else 0.1; 0.1 "
          "with SEC's losses"),
 ))
-FINETUNING = Group("fine-tuning: what of a pretrained network rests", (
+FINETUNING = Group("fine-tuning: what of a pretrained network is kept and what rests", (
+    flag("--keep-blocks", None, COUNT,
+         "the network ends after its first N blocks, for small images or drawings, to which its "
+         "last layers have little to say (efficientnet_lite0)", shown="all"),
     flag("--freeze-stem", False, SWITCH,
          "the patch embedding of a ViT, or what a CNN has before its first block, rests"),
     flag("--freeze-blocks", 0, Kind(net.blocks_of, "N"),

@@ -122,6 +122,32 @@ def test_every_stem_starts_from_the_same_weights(stem, side, released):
     assert Architecture(**WHOLE).backbone.default_stem(64) == "small"
 
 
+@pytest.mark.parametrize(("kept", "channels", "side"), [(11, 112, 8), (15, 192, 4), (16, 320, 4)])
+def test_it_can_end_early(kept, channels, side, released, tmp_path):
+    """With the same weights, from the package, from a file of ours, and back from a checkpoint."""
+    del released
+    whole, cut = start(stem="small").eval(), start(stem="small", keep_blocks=kept).eval()
+    batch = images()
+    seen = []
+    whole.model._blocks[kept - 1].register_forward_hook(lambda *call: seen.append(call[-1]))
+    whole.embed(batch)
+    maps = cut.model(batch)
+    assert maps.shape == (2, channels, side, side) and len(cut.blocks()) == kept + 1
+    torch.testing.assert_close(maps, seen[0])
+    checkpoint = {"network": cut.description(), "model_state_dict": cut.state_dict()}
+    assert net.architecture_of(checkpoint) == cut.architecture
+    torch.save(checkpoint, tmp_path / "cut.pth")
+    again = net.build(cut.architecture, pretrained=str(tmp_path / "cut.pth")).eval()
+    torch.testing.assert_close(again.model(batch), maps)
+
+
+def test_blocks_that_are_not_there_cannot_be_kept():
+    with pytest.raises(InputError, match=r"keep_blocks 17.*has 16"):
+        net.build(Architecture(**WHOLE, keep_blocks=17))
+    with pytest.raises(InputError, match="resnet18 can only be whole"):
+        Architecture("resnet18", 8, keep_blocks=3)
+
+
 def test_a_fresh_one_keeps_the_size_of_its_signal():
     """Depthwise kernels have few outputs each; torch's fan would count those of all groups."""
     torch.manual_seed(0)
