@@ -14,8 +14,9 @@ input raises a ValueError of one sentence; a label's range is checked on the CPU
 accelerator the check would wait for the device in every step.
 
 Deviations from the released code: every exponential sits in a log-sum-exp, so alpha up to 128 and
-beyond stays finite; AMLoss' proxy-proxy term never holds the (C, C) matrix; a miner never returns
-the anchor itself or a same-class image as a negative.
+beyond stays finite; a table of images and classes (B, C) of more than 64 MiB is made in strips, and
+AMLoss' proxy-proxy term never holds the (C, C) matrix; a miner never returns the anchor itself or a
+same-class image as a negative.
 """
 
 from __future__ import annotations

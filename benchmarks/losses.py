@@ -1,14 +1,18 @@
 """Forward + backward of every loss, against pytorch-metric-learning and the plain formula.
 
     python benchmarks/losses.py [--repeats 9] [--only Proxy_Anchor AMLoss] [--device cuda]
+    python benchmarks/losses.py --classes 1000000 --batch 512 --only Proxy_Anchor ArcFace --alone
 
 All variants of a row are called in turn, in one run, on the same batch in float32; the table has
 the median and, because other programs on the machine only ever slow a step down, the fastest call.
 Before anything is timed, ours and the plain formula must give the same loss. The plain formula is
 what the paper's equation becomes in PyTorch when one writes it down directly: full matrices, masks,
-exponentials before logarithms. "Memory" is the peak a step adds, where the system tells it. Pair
-losses do not depend on the number of classes and are timed once. On a machine that is not idle, set
-OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait for each other would be timed instead.
+exponentials before logarithms. "Operators" are those of PyTorch that compute something, of which
+each starts a kernel on a GPU, and little else takes time there. "Memory" is the peak a step adds,
+gradients included, where the system tells it. Pair losses do not depend on the number of classes
+and are timed once. ``--alone`` leaves the others out, for sizes that they have no memory for. On a
+machine that is not idle, set OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait for each
+other would be timed instead.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -304,6 +309,11 @@ def pair_inputs(batch: Batch) -> tuple:
     return batch.embeddings, batch.labels
 
 
+def unit_inputs(batch: Batch) -> tuple:
+    """(unit embeddings, labels)."""
+    return F.normalize(batch.embeddings), batch.labels
+
+
 def introspective_inputs(batch: Batch) -> tuple:
     """(embeddings, labels, uncertainty) at unit length."""
     return F.normalize(batch.embeddings), batch.labels, F.normalize(batch.second)
@@ -317,11 +327,6 @@ def disentangling_inputs(batch: Batch) -> tuple:
 def margin_inputs(batch: Batch) -> tuple:
     """(unit embeddings, labels, triplets)."""
     return F.normalize(batch.embeddings), batch.labels, every_triplet(batch.labels)
-
-
-def unit_inputs(batch: Batch) -> tuple:
-    """(unit embeddings, labels)."""
-    return F.normalize(batch.embeddings), batch.labels
 
 
 def named(name: str, **options: Any) -> Callable[[int, int], nn.Module]:
@@ -383,14 +388,16 @@ CASES = (
 )
 
 
-def variants(case: Case, batch: Batch, size: int, device: str) -> dict[str, Step]:
+def variants(
+    case: Case, batch: Batch, size: int, device: str, alone: bool = False
+) -> dict[str, Step]:
     """The steps to be timed: ours, the plain formula, the library's, on the same parameters."""
     criterion = case.ours(len(batch.proxies), size).to(device)
-    steps: dict[str, Step] = {
-        "ours": lambda: criterion(*case.inputs(batch)),
-        "plain": lambda: case.plain(batch),
-    }
+    steps: dict[str, Step] = {"ours": lambda: criterion(*case.inputs(batch))}
     share_parameters(criterion, batch)
+    if alone:
+        return steps
+    steps["plain"] = lambda: case.plain(batch)
     if case.library:
         library = losses.build(case.library, len(batch.proxies), size).to(device)
         share_parameters(library, batch)
@@ -403,7 +410,8 @@ def share_parameters(criterion: nn.Module, batch: Batch) -> None:
     shared = {"proxies": batch.proxies, "margins": batch.margins}
     for module in criterion.modules():
         for name in shared.keys() & dict(module.named_parameters(recurse=False)).keys():
-            setattr(module, name, nn.Parameter(shared[name].detach().clone()))
+            del module._parameters[name]
+            setattr(module, name, shared[name])  # the leaf itself, so that its gradient is cleared
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -444,6 +452,32 @@ def peak_mebibytes(step: Step, clear: Callable[[], None], device: str) -> float 
         return None
 
 
+class OperatorCount(TorchDispatchMode):
+    """Counts the operators that compute something: neither views nor empty memory."""
+
+    IDLE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count it, and do it."""
+        name = function.overloadpacket.__name__
+        self.count += not function.is_view and name not in self.IDLE
+        return function(*args, **(kwargs or {}))
+
+
+def operators(step: Step, clear: Callable[[], None]) -> int:
+    """Operators of one forward and backward pass."""
+    clear()
+    with OperatorCount() as counter:
+        step().backward()
+    return counter.count
+
+
 def status_mebibytes(key: str) -> float:
     """A memory line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -465,13 +499,15 @@ def check_agreement(case: Case, steps: dict[str, Step]) -> None:
 def measure(case: Case, classes: int, args: argparse.Namespace) -> str:
     """One line of the table."""
     batch = make_batch(classes, args.dim, args.batch, args.device, case.wide)
-    steps = variants(case, batch, args.dim, args.device)
-    check_agreement(case, steps)
+    steps = variants(case, batch, args.dim, args.device, args.alone)
+    if not args.alone:
+        check_agreement(case, steps)
 
     def clear() -> None:
         for leaf in batch.leaves:
             leaf.grad = None
 
+    counts = {} if args.alone else {kind: operators(step, clear) for kind, step in steps.items()}
     memory = {kind: peak_mebibytes(step, clear, args.device) for kind, step in steps.items()}
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     for _ in range(args.repeats):
@@ -484,7 +520,8 @@ def measure(case: Case, classes: int, args: argparse.Namespace) -> str:
         f"{1e3 * medians[kind]:.2f} ({1e3 * fastest[kind]:.2f})" if kind in steps else "–"
         for kind in COLUMNS
     ]
-    cells += [f"{gain(medians):.2f}× ({gain(fastest):.2f}×)"]
+    cells += [f"{gain(medians):.2f}× ({gain(fastest):.2f}×)" if len(steps) > 1 else "–"]
+    cells += [f"{counts[kind]}" if kind in counts else "–" for kind in ("ours", "plain")]
     cells += [f"{memory[kind]:.0f}" if memory.get(kind) is not None else "–" for kind in COLUMNS]
     return "| " + " | ".join(cells) + " |"
 
@@ -497,7 +534,8 @@ def gain(times: dict[str, float]) -> float:
 COLUMNS = ("ours", "plain", "library")
 HEADER = (
     "| loss | C | ours, ms | plain formula, ms | library, ms | faster other / ours "
-    "| memory ours, MiB | plain | library |\n|---|---|---|---|---|---|---|---|---|"
+    "| operators ours | plain | memory ours, MiB | plain | library "
+    "|\n|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -510,6 +548,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=180)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--alone", action="store_true", help="time ours and nothing else")
     parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

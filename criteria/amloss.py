@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from criteria import PROXY_LR_SCALE
-from criteria.base import check_batch, check_not_negative, check_positive, in_float32
-from criteria.proxies import ProxyLoss, negative_term, positive_term
+from criteria.base import check_batch, check_not_negative, check_positive, in_float32, unit_rows
+from criteria.proxies import ProxyLoss, pull, push
+from criteria.strips import Strip, total
 
 LONG = 1.0  # seconds a step from which on one is told before training
 FEW = 5_000  # classes, which are compared in no time
@@ -66,13 +67,16 @@ class AMLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        similarity = self.similarity(embeddings, uncertainty)
-        positive = positive_term(similarity, labels, self.margins, self.alphap)
-        negative = negative_term(similarity, labels, self.margin, self.alphan)
-        crowding = ProxyCrowding.apply(F.normalize(self.proxies))
+        own, pushes = self.by_strips(self._terms, embeddings, labels, uncertainty)
+        positive = pull(total(own), labels, self.margins, self.alphap)
+        negative = total(pushes) / self.num_classes
+        crowding = ProxyCrowding.apply(unit_rows(self.proxies))
         margin = F.softplus(crowding - self.margins + self.delta).mean()
         self._report(positive=positive, negative=negative, margin=margin)
         return positive + negative + self.lam * margin
+
+    def _terms(self, strip: Strip) -> tuple[Tensor, Tensor]:
+        return strip.own(), push(strip, self.margin, self.alphan)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The proxies, and the margins with the optimiser and the schedule of their own."""
@@ -85,7 +89,7 @@ class AMLoss(ProxyLoss):
 
     def cost(self) -> str:
         """The third term compares all proxies with each other, at every step."""
-        seconds = ProxyCrowding.seconds(F.normalize(self.proxies.detach()).float())
+        seconds = ProxyCrowding.seconds(unit_rows(self.proxies.detach()).float())
         if seconds < LONG:
             return ""
         count, about = len(self.proxies), float(f"{seconds:.2g}")
@@ -100,9 +104,9 @@ class ProxyCrowding(torch.autograd.Function):
     """log Σ_{k≠c} e^{p̂_c·p̂_k} of every class c: unit proxies (C, d) → (C,).
 
     AMLoss' third term is softplus(crowding_c - m_c + δ). The matrix E_ck = e^{p̂_c·p̂_k} takes
-    512 MB at C = 11,318, so it is made strip by strip, and again in the backward pass. E is
-    symmetric: only its upper half is computed, and with w_c the incoming gradient over the row sum,
-    the gradient of p̂_c is Σ_k (w_c + w_k) E_ck p̂_k.
+    512 MB at C = 11,318, so it is made strip by strip, and again in the backward pass; one that is
+    a single strip is kept. E is symmetric: only its upper half is computed, and with w_c the
+    incoming gradient over the row sum, the gradient of p̂_c is Σ_k (w_c + w_k) E_ck p̂_k.
     """
 
     strip_elements = 2**24  # 64 MiB of float32
@@ -110,11 +114,13 @@ class ProxyCrowding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, unit: Tensor) -> Tensor:
         """Row sums of E without its diagonal, as logarithms."""
-        sums = unit.new_zeros(len(unit))
+        sums, whole = unit.new_zeros(len(unit)), []
         for start, stop, strip in ProxyCrowding._strips(unit):
             sums[start:stop] += strip.sum(dim=1)
-            sums[stop:] += strip[:, stop - start :].sum(dim=0)
-        ctx.save_for_backward(unit, sums)
+            if stop < len(unit):
+                sums[stop:] += strip[:, stop - start :].sum(dim=0)
+            whole = [strip] if stop - start == len(unit) else []
+        ctx.save_for_backward(unit, sums, *whole)
         return sums.log()
 
     @staticmethod
@@ -122,13 +128,15 @@ class ProxyCrowding(torch.autograd.Function):
     @in_float32
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Gradient of the unit proxies, (C, d)."""
-        unit, sums = ctx.saved_tensors
+        unit, sums, *whole = ctx.saved_tensors
         weight = grad / sums.clamp_min(torch.finfo(sums.dtype).tiny)
         gradient = torch.zeros_like(unit)
-        for start, stop, strip in ProxyCrowding._strips(unit):
-            strip *= weight[start:stop, None] + weight[start:]
-            gradient[start:stop] += strip @ unit[start:]
-            gradient[stop:] += strip[:, stop - start :].T @ unit[start:stop]
+        strips = [(0, len(unit), whole[0])] if whole else ProxyCrowding._strips(unit)
+        for start, stop, strip in strips:
+            weighted = (weight[start:stop, None] + weight[start:]).mul_(strip)
+            gradient[start:stop] += weighted @ unit[start:]
+            if stop < len(unit):
+                gradient[stop:] += weighted[:, stop - start :].T @ unit[start:stop]
         return gradient
 
     @staticmethod

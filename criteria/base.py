@@ -41,11 +41,13 @@ def in_float32(function: Callable) -> Callable:
         owner = args[0] if args and isinstance(args[0], nn.Module) else None
         given = [leaf for value in (*args, *kwargs.values()) for leaf in _tensors(value)]
         learnt = [] if owner is None else list(owner.parameters())
-        double = any(tensor.dtype == torch.float64 for tensor in given + learnt)
-        dtype = torch.float64 if double else torch.float32
+        types = {tensor.dtype for tensor in given + learnt if tensor.is_floating_point()}
+        dtype = torch.float64 if torch.float64 in types else torch.float32
+        device = given[0].device.type if given else "cpu"
+        if types <= {dtype} and not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)  # which a small loss would wait for otherwise
         args = tuple(_as(dtype, value) for value in args)
         kwargs = {name: _as(dtype, value) for name, value in kwargs.items()}
-        device = given[0].device.type if given else "cpu"
         with torch.autocast(device, enabled=False), _parameters_as(dtype, owner):
             return function(*args, **kwargs)
 
@@ -143,7 +145,7 @@ def check_batch(
         raise ValueError(f"Labels must be integers, not {labels.dtype}: convert them with .long().")
     labels = labels.long()
     if classes is not None and labels.device.type == "cpu":
-        low, high = labels.aminmax()
+        low, high = (int(label) for label in labels.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(
                 f"Labels run from {low} to {high} but the loss was built for {classes} classes: "
@@ -185,6 +187,35 @@ def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
     """(B, B) each: pairs of two images of one class, and pairs of two classes."""
     same = labels[:, None] == labels
     return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
+
+
+class _UnitRows(torch.autograd.Function):
+    """x̂ = x/‖x‖ of each row, with the gradient (g - x̂·(x̂·g))/‖x‖ written out.
+
+    F.normalize gives the same bits with more than twice the operators, whose number is what a small
+    loss costs. The rows are given twice, once for their lengths: the two halves of the gradient are
+    added to what else there is of theirs one after the other, as autograd adds F.normalize's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, measured: Tensor) -> Tensor:
+        lengths = measured.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        unit = rows / lengths
+        ctx.save_for_backward(unit, lengths)
+        return unit
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @in_float32
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        unit, lengths = ctx.saved_tensors
+        along = (unit / lengths).mul_(grad).sum(dim=1, keepdim=True).neg_()
+        return grad / lengths, unit * along
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """x̂ = x/‖x‖₂ of every row of (n, d); a row of zeros stays one."""
+    return _UnitRows.apply(rows, rows)
 
 
 def log_one_plus_sum_exp(exponents: Tensor, dim: int) -> Tensor:

@@ -19,9 +19,12 @@ from criteria.base import (
     check_not_negative,
     check_positive,
     in_float32,
+    unit_rows,
 )
 from criteria.objective import Term
 from criteria.proxies import ProxyLoss, proxy_losses
+from criteria.softmax import cross_entropy
+from criteria.strips import Strip
 
 
 def log_softplus(x: Tensor) -> Tensor:
@@ -86,10 +89,8 @@ class DisentanglingLoss(Criterion):
         specific_sample = specific_mean + specific_sigma * specific_noise
 
         metric = self.base(mean, labels)
-        uniform = F.log_softmax(self.scale * self.base.similarity(sample), dim=1)
-        agnostic = -uniform.mean()
-        logits = self.scale * self.base.similarity(specific_sample)
-        specific = F.cross_entropy(logits, labels)
+        agnostic = cross_entropy(self.base, self._logits, sample, labels, smoothing=1.0)
+        specific = cross_entropy(self.base, self._logits, specific_sample, labels)
         # (z' - μ')/σ' is the noise itself and the constants of the two densities cancel.
         densities = (specific_sample.square() - specific_noise.square()) / 2 - log_sigma
         split = densities.sum(dim=1).mean()
@@ -97,6 +98,9 @@ class DisentanglingLoss(Criterion):
         self._report(metric=metric, agnostic=agnostic, specific=specific, split=split)
         self.terms |= self.base.terms
         return metric + self.al * agnostic + self.be * specific + self.gam * split
+
+    def _logits(self, strip: Strip) -> Tensor:
+        return self.scale * strip.similarity
 
     @staticmethod
     def _normal(params: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,7 +140,7 @@ def disentangled(
 
     def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> tuple[Any, ...]:
         heads = (outputs.embedding, outputs.specific)
-        return *(map(F.normalize, heads) if l2_norm else heads), labels
+        return *(map(unit_rows, heads) if l2_norm else heads), labels
 
     criterion = DisentanglingLoss(metric.criterion, al, be, gam, scale)
     return {"metric": Term(criterion, inputs, heads=("embedding", "specific"))}

@@ -6,7 +6,6 @@ Ermolov et al., Hyperbolic Vision Transformers, CVPR 2022.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from criteria.base import (
@@ -16,6 +15,7 @@ from criteria.base import (
     check_positive,
     in_float32,
     pair_masks,
+    unit_rows,
 )
 from criteria.poincare import ball_distances, to_ball
 
@@ -95,5 +95,5 @@ class SphericalPairLoss(PairCrossEntropy):
 
     def similarity(self, embeddings: Tensor) -> Tensor:
         """x̂_i·x̂_j."""
-        unit = F.normalize(embeddings)
+        unit = unit_rows(embeddings)
         return unit @ unit.T

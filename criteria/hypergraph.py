@@ -17,6 +17,7 @@ from criteria.base import (
     check_not_negative,
     check_positive,
     in_float32,
+    unit_rows,
 )
 
 
@@ -91,7 +92,7 @@ class HistLoss(Criterion):
 
     def distances(self, embeddings: Tensor) -> Tensor:
         """Squared Mahalanobis distances D of the images from the classes, (B, C)."""
-        unit, means = F.normalize(embeddings), F.normalize(self.means)
+        unit, means = unit_rows(embeddings), unit_rows(self.means)
         precisions = torch.exp(-F.relu6(self.log_variances))
         # The square multiplied out, so that no (B, C, d) is made.
         squares = unit.square() @ precisions.T - 2 * unit @ (means * precisions).T

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from criteria.arguments import unknown
-from criteria.base import Embeddings
+from criteria.base import Embeddings, unit_rows
 from criteria.objective import Term
 from criteria.proxies import ProxyLoss, proxy_losses
 
@@ -36,9 +35,9 @@ def introspective(
     def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> tuple[Any, ...]:
         embedding, uncertainty = outputs.embedding, outputs.uncertainty
         if l2_norm:
-            embedding = F.normalize(embedding)
+            embedding = unit_rows(embedding)
         if l2_norm and variant == "released":
-            uncertainty = F.normalize(uncertainty)
+            uncertainty = unit_rows(uncertainty)
         return embedding, labels, uncertainty
 
     return {"metric": Term(metric.criterion, inputs, heads=("embedding", "uncertainty"))}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from criteria.arguments import unknown
-from criteria.base import check_batch, check_not_negative, in_float32, pair_masks
+from criteria.base import check_batch, check_not_negative, in_float32, pair_masks, unit_rows
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 Choose = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +28,7 @@ class Miner:
     def __call__(self, embeddings: Tensor, labels: Tensor) -> Triplets:
         """Indices of anchors, positives and negatives."""
         labels = check_batch(embeddings, labels)
-        return self.choose(F.normalize(embeddings), *pair_masks(labels))
+        return self.choose(unit_rows(embeddings), *pair_masks(labels))
 
     def choose(self, unit: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
         """The triplets, from unit vectors (B, d) and the masks of positive and negative pairs."""

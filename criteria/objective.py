@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from criteria.base import Criterion, Embeddings, in_float32
+from criteria.base import Criterion, Embeddings, in_float32, unit_rows
 
 Inputs = Callable[[Embeddings, Tensor, Mapping[str, Any]], tuple[Any, ...] | None]
 
@@ -25,7 +24,7 @@ def unit_retrieval(
     outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
 ) -> tuple[Any, ...]:
     """The retrieval embedding at unit length, and the labels."""
-    return F.normalize(outputs.retrieval), labels
+    return unit_rows(outputs.retrieval), labels
 
 
 class Term(nn.Module):

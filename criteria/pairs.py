@@ -17,13 +17,14 @@ from criteria.base import (
     in_float32,
     log_one_plus_sum_exp,
     pair_masks,
+    unit_rows,
 )
 from criteria.miners import Miner, Triplets, build_miner
 
 
 def _distances(embeddings: Tensor, squared: bool) -> Tensor:
     """‖x̂_i - x̂_j‖², or its root, (B, B)."""
-    unit = F.normalize(embeddings)
+    unit = unit_rows(embeddings)
     distances = (2 - 2 * unit @ unit.T).clamp_min(0)
     return distances if squared else (distances + 1e-8).sqrt()
 
@@ -158,7 +159,7 @@ class NPairLoss(Criterion):
         """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels)
         first, second = self._pairs(labels)
-        vectors = self.scale * F.normalize(embeddings)
+        vectors = self.scale * unit_rows(embeddings)
         logits = vectors[first] @ vectors[second].T
         target = torch.arange(len(first), device=labels.device)
         pairs = max(len(first), 1)
@@ -204,7 +205,7 @@ class MultiSimilarityLoss(Criterion):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels)
-        unit = F.normalize(embeddings)
+        unit = unit_rows(embeddings)
         similarity = unit @ unit.T
         positive, negative = self._mine(similarity.detach(), *pair_masks(labels))
         used = positive.any(dim=1) & negative.any(dim=1)
@@ -253,7 +254,7 @@ class SoftmaxPairLoss(Criterion):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels)
-        unit = F.normalize(embeddings)
+        unit = unit_rows(embeddings)
         positive, negative = pair_masks(labels)
         logits = (self.alpha * unit @ unit.T).masked_fill(~(positive | negative), -torch.inf)
         used = positive.any(dim=1)

@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from criteria import PROXY_LR_SCALE
@@ -19,6 +18,7 @@ from criteria.base import (
     check_not_negative,
     check_positive,
     in_float32,
+    unit_rows,
 )
 from criteria.strips import made_again, rows_of_strip
 
@@ -75,7 +75,7 @@ class PotentialFieldLoss(Criterion):
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
         classes = torch.arange(self.num_classes, device=labels.device)
         charges = torch.cat([labels, classes.repeat_interleave(self.proxies_per_class)])
-        points = F.normalize(torch.cat([embeddings, self.proxies]))
+        points = unit_rows(torch.cat([embeddings, self.proxies]))
         rows = rows_of_strip(len(points))
         starts = range(0, len(points), rows)
         energy_of = made_again(self._energy, len(starts))
@@ -113,7 +113,7 @@ class PotentialFieldLoss(Criterion):
         charges = torch.arange(count, device=self.proxies.device) // self.proxies_per_class
         times = []
         with torch.no_grad():
-            points = F.normalize(self.proxies).float()
+            points = unit_rows(self.proxies).float()
             for _ in range(3):
                 started = time.perf_counter()
                 float(self._energy(points, charges, 0, rows).sum())  # reading it waits for a GPU

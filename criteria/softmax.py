@@ -9,6 +9,7 @@ An et al., Killing Two Birds with One Stone: Efficient and Robust Training (Part
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from criteria.base import check_batch, check_not_negative, check_positive, in_float32
 from criteria.proxies import ProxyLoss
-from criteria.similarity import compare
+from criteria.strips import Strip, total
 
 
 def _check_share(**values: float) -> None:
@@ -27,8 +28,68 @@ def _check_share(**values: float) -> None:
             raise ValueError(f"{name} must be at least 0 and below 1, not {value}.")
 
 
-def _accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    return (logits.detach().argmax(dim=1) == target).to(logits.dtype).mean()
+def cross_entropy(
+    loss: ProxyLoss,
+    logits_of: Callable[[Strip], Tensor],
+    embeddings: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """The mean cross-entropy, 0-d, of what ``logits_of`` makes of every Strip of a loss's table.
+
+    The target is 1 - ε for the class itself and ε/C for every class, ε the ``smoothing``.
+    """
+
+    def terms(strip: Strip) -> tuple[Tensor, ...]:
+        return _entropy_terms(strip, logits_of(strip), smoothing)
+
+    return _entropy(loss.by_strips(terms, embeddings, labels), loss.num_classes, smoothing)
+
+
+def classify(
+    loss: ProxyLoss,
+    logits_of: Callable[[Strip], Tensor],
+    embeddings: Tensor,
+    labels: Tensor,
+    uncertainty: Tensor | None = None,
+    proxies: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``cross_entropy``, and what is seen in the table, 0-d each.
+
+    That is the share of images whose own class is the most similar, and the mean similarity to the
+    own class. ``uncertainty`` and ``proxies`` as in ProxyLoss.by_strips.
+    """
+
+    def terms(strip: Strip) -> tuple[Tensor, ...]:
+        seen = strip.similarity.detach()
+        own, largest = strip.own(seen), seen.max(dim=1)
+        is_own = (largest.indices == strip.target.squeeze(1)).to(seen.dtype)
+        return own, largest.values, is_own, *_entropy_terms(strip, logits_of(strip), smoothing)
+
+    own, largest, is_own, *entropy = loss.by_strips(terms, embeddings, labels, uncertainty, proxies)
+    classes = len(loss.proxies if proxies is None else proxies) // loss.per_class
+    own = total(own)
+    hits = is_own[0] if len(is_own) == 1 else (own >= torch.stack(largest).amax(dim=0)).to(own)
+    return _entropy(entropy, classes, smoothing), hits.mean(), own.mean()
+
+
+def _entropy_terms(strip: Strip, logits: Tensor, smoothing: float) -> tuple[Tensor, ...]:
+    """The cross-entropy of all logits; of a strip of them log Σ e^z, own z and Σ z, (B,) each."""
+    if strip.inside is not None:
+        return logits.logsumexp(dim=1), strip.own(logits), logits.sum(dim=1)
+    if smoothing == 1:  # whatever the own class
+        return (-F.log_softmax(logits, dim=1).mean(),)
+    return (F.cross_entropy(logits, strip.target.squeeze(1), label_smoothing=smoothing),)
+
+
+def _entropy(found: list[tuple[Tensor, ...]], classes: int, smoothing: float) -> Tensor:
+    """The mean over the images of what ``_entropy_terms`` found in the strips."""
+    if len(found) == 1:
+        return found[0][0]
+    logarithms, own, sums = (torch.stack(parts) for parts in found)
+    expected = (1 - smoothing) * own.sum(dim=0) + smoothing / classes * sums.sum(dim=0)
+    return (logarithms.logsumexp(dim=0) - expected).mean()
 
 
 class NormalisedSoftmaxLoss(ProxyLoss):
@@ -64,9 +125,14 @@ class NormalisedSoftmaxLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        logits = self.similarity(embeddings, uncertainty) / self.temperature
-        self._report(accuracy=_accuracy(logits, labels))
-        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        loss, accuracy, _ = classify(
+            self, self._logits, embeddings, labels, uncertainty, smoothing=self.smoothing
+        )
+        self._report(accuracy=accuracy)
+        return loss
+
+    def _logits(self, strip: Strip) -> Tensor:
+        return strip.similarity / self.temperature
 
 
 class ProxyNCAPlusPlusLoss(ProxyLoss):
@@ -101,9 +167,12 @@ class ProxyNCAPlusPlusLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        logits = 2 * (self.similarity(embeddings, uncertainty) - 1) / self.temperature
-        self._report(accuracy=_accuracy(logits, labels))
-        return F.cross_entropy(logits, labels)
+        loss, accuracy, _ = classify(self, self._logits, embeddings, labels, uncertainty)
+        self._report(accuracy=accuracy)
+        return loss
+
+    def _logits(self, strip: Strip) -> Tensor:
+        return 2 * (strip.similarity - 1) / self.temperature
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The proxies with a rate and an ε of their own, without weight decay."""
@@ -145,7 +214,7 @@ class MarginSoftmaxLoss(ProxyLoss):
         super().__init__(num_classes, embedding_size, proxy_lr_scale)
         self.margin = margin
         self.scale = scale
-        self.sub_centers = int(sub_centers)
+        self.per_class = self.sub_centers = int(sub_centers)
         self.sample_rate = sample_rate
         self.proxies = nn.Parameter(torch.empty(num_classes * self.sub_centers, embedding_size))
         nn.init.normal_(self.proxies, std=0.01)
@@ -154,18 +223,9 @@ class MarginSoftmaxLoss(ProxyLoss):
         """What takes the place of the similarities (B,) of the images to their own classes."""
         raise NotImplementedError
 
-    @in_float32
-    def similarity(
-        self,
-        embeddings: Tensor,
-        uncertainty: Tensor | None = None,
-        classes: Tensor | None = None,
-    ) -> Tensor:
-        """(B, C), or (B, S) to ``classes`` (S,): that of the nearest of a class's proxies."""
-        proxies = self.proxies
-        if classes is not None:
-            proxies = proxies.unflatten(0, (-1, self.sub_centers))[classes].flatten(0, 1)
-        similarity = compare(embeddings, proxies, uncertainty)
+    def compared(self, embeddings: Tensor, proxies: Tensor, uncertainty: Tensor | None) -> Tensor:
+        """(B, S): the similarity to the nearest of a class's proxies (S·K, d)."""
+        similarity = super().compared(embeddings, proxies, uncertainty)
         if self.sub_centers == 1:
             return similarity
         return similarity.unflatten(1, (-1, self.sub_centers)).amax(dim=2)
@@ -176,16 +236,18 @@ class MarginSoftmaxLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        classes = None
+        proxies = None
         if self.sample_rate < 1:
             classes = sampled_classes(labels, self.num_classes, self.sample_rate)
             labels = torch.searchsorted(classes, labels)
-        similarity = self.similarity(embeddings, uncertainty, classes)
-        target = labels[:, None]
-        own = similarity.gather(1, target)
-        self._report(own=own.mean(), accuracy=_accuracy(similarity, labels))
-        logits = self.scale * similarity.scatter(1, target, self.with_margin(own))
-        return F.cross_entropy(logits, labels)
+            proxies = self.proxies.unflatten(0, (-1, self.sub_centers))[classes].flatten(0, 1)
+        loss, accuracy, own = classify(self, self._logits, embeddings, labels, uncertainty, proxies)
+        self._report(own=own, accuracy=accuracy)
+        return loss
+
+    def _logits(self, strip: Strip) -> Tensor:
+        own = self.with_margin(strip.own())[:, None]
+        return self.scale * strip.put(strip.similarity.clone(), own)
 
 
 def sampled_classes(labels: Tensor, num_classes: int, rate: float) -> Tensor:

@@ -6,7 +6,6 @@ Zhang et al., Deep Metric Learning with Spherical Embedding, NeurIPS 2020.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from criteria.base import (
@@ -16,6 +15,7 @@ from criteria.base import (
     check_not_negative,
     in_float32,
     pair_masks,
+    unit_rows,
 )
 from criteria.objective import Term
 
@@ -49,9 +49,10 @@ class SphericalConstraint(Criterion):
         check_embeddings(embeddings)
         norms = embeddings.norm(dim=1)
         batch = norms.detach()
-        mean = self._moved(batch.mean())
+        batch_mean = batch.mean()
+        mean = self._moved(batch_mean)
         constraint = (norms - mean).square().mean()
-        terms = {"sec": constraint, "norm_mean": batch.mean(), "norm_ema": mean}
+        terms = {"sec": constraint, "norm_mean": batch_mean, "norm_ema": mean}
         terms["norm_var"] = batch.var(correction=0)
         if labels is not None:
             terms |= _pair_cosines(embeddings.detach(), check_batch(embeddings, labels))
@@ -59,15 +60,17 @@ class SphericalConstraint(Criterion):
         return self.weight * constraint
 
     def _moved(self, batch_mean: Tensor) -> Tensor:
-        moved = torch.lerp(self.norm_mean.to(batch_mean), batch_mean, self.momentum)
-        moved = torch.where(self.norm_mean.isnan(), batch_mean, moved)
+        moved = batch_mean
+        if self.momentum < 1:
+            moved = torch.lerp(self.norm_mean.to(batch_mean), batch_mean, self.momentum)
+            moved = torch.where(self.norm_mean.isnan(), batch_mean, moved)
         if self.training:
             self.norm_mean.copy_(moved)
         return moved
 
 
 def _pair_cosines(embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    unit = F.normalize(embeddings)
+    unit = unit_rows(embeddings)
     cosines = unit @ unit.T
     masks = zip(("cos_positive", "cos_negative"), pair_masks(labels), strict=True)
     return {name: (cosines * mask).sum() / mask.sum().clamp_min(1) for name, mask in masks}

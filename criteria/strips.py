@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 STRIP_ELEMENTS = 2**24
@@ -23,3 +25,38 @@ def made_again(function: Callable[..., Tensor], strips: int) -> Callable[..., Te
     from torch.utils.checkpoint import checkpoint  # its first call takes seconds
 
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+
+
+class Strip(NamedTuple):
+    """How a batch compares with S classes of all, which follow each other.
+
+    ``similarity`` (B, S); ``target`` (B, 1) the column of an image's own class. Where that class is
+    in another strip, ``inside`` (B, 1) is False and the column is any; None: all classes are here.
+    """
+
+    similarity: Tensor
+    target: Tensor
+    inside: Tensor | None = None
+
+    def own(self, table: Tensor | None = None) -> Tensor:
+        """(B,): an image's entry for its own class, 0 where that is in another strip.
+
+        Of the similarities, or of another ``table`` (B, S).
+        """
+        own = (self.similarity if table is None else table).gather(1, self.target)
+        return (own if self.inside is None else own.masked_fill(~self.inside, 0)).squeeze(1)
+
+    def put(self, table: Tensor, own: Tensor | float) -> Tensor:
+        """``table`` (B, S), changed in place: ``own`` (B, 1), or a number, at the own class."""
+        if self.inside is not None:
+            own = torch.where(self.inside, own, table.gather(1, self.target))
+        return table.scatter_(1, self.target, own)
+
+
+Terms = Callable[[Strip], tuple[Tensor, ...]]
+"""What a loss makes of a strip."""
+
+
+def total(parts: Sequence[Tensor]) -> Tensor:
+    """The sum over the strips."""
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from criteria.base import Criterion, check_batch, check_positive, in_float32, pair_masks
+from criteria.base import Criterion, check_batch, check_positive, in_float32, pair_masks, unit_rows
 
 
 class SupConLoss(Criterion):
@@ -32,7 +32,7 @@ class SupConLoss(Criterion):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels)
-        unit = F.normalize(embeddings)
+        unit = unit_rows(embeddings)
         cosines = unit @ unit.T
         positive, negative = pair_masks(labels)
         logits = cosines / self.temperature

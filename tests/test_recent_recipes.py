@@ -19,9 +19,12 @@ import pytest
 import tiny
 from conftest import ROOT, run_cli
 
+import criteria
 import dataset
+import evaluate
 import options
 import train
+from evaluation.networks import open_checkpoint
 from training.setup import describe
 
 DATA_SETS = ("cub", "cars", "sop", "inshop")
@@ -29,7 +32,7 @@ SMALL_VITS = ("deit", "dino", "vit")
 FROZEN = ("dino", "vit", "dinov2", "dinov3", "clip", "siglip2")
 NAMES = sorted(
     (
-        *(f"{k}_{d}_{n}" for k in ("sph", "hyp", "hier_pa") for d in DATA_SETS for n in SMALL_VITS),
+        *(f"{k}_{d}_{n}" for k in ("sph", "hyp", "hier") for d in DATA_SETS for n in SMALL_VITS),
         *(f"rsk_{d}_{n}" for d in ("cub", "cars", "sop", "vid") for n in ("resnet50", "vitb16")),
         *(f"vptsp_{d}_{n}" for d in DATA_SETS for n in ("vits", "vitb")),
         *(f"unicom_{d}_clip" for d in ("sop", "inshop")),
@@ -37,7 +40,7 @@ NAMES = sorted(
         "dinov2_cub",
     )
 )
-RUN_IN_THE_FAST_SET = {"sph_cub_dino", "hier_pa_cub_deit", "vptsp_cub_vits", "dinov2_cub"}
+RUN_IN_THE_FAST_SET = {"sph_cub_dino", "hier_cub_deit", "vptsp_cub_vits", "dinov2_cub"}
 
 # --- the authors' constants -----------------------------------------------------------------------
 
@@ -52,12 +55,12 @@ recipe                loss         batch IPC length lr     backbone decay  sched
 [hs][yp][ph]_sop_*    pairs        900   2   5000s  3e-5   3e-5     1e-2   constant  0    0    3    adamw     128 0.2
 [hs][yp][ph]_inshop_dino pairs        900   2   3200s  1e-5   1e-5     1e-2   constant  0    0    3    adamw     128 0.2
 [hs][yp][ph]_inshop_* pairs        900   2   3200s  3e-5   3e-5     1e-2   constant  0    0    3    adamw     128 0.2
-hier_pa_cub_dino      Proxy_Anchor 180   2   100e   5e-6   5e-6     1e-2   constant  1    10   0    adamw     128 0.2
-hier_pa_cars_dino     Proxy_Anchor 180   2   100e   5e-6   5e-6     1e-2   constant  1    10   0    adamw     128 0.2
-hier_pa_cub_*         Proxy_Anchor 180   2   100e   1e-5   1e-5     1e-2   constant  1    10   0    adamw     128 0.2
-hier_pa_cars_*        Proxy_Anchor 180   2   100e   1e-5   1e-5     1e-2   constant  1    10   0    adamw     128 0.2
-hier_pa_*_dino        Proxy_Anchor 180   2   150e   5e-4   5e-6     1e-4   constant  5    10   0    adamw     128 0.2
-hier_pa_*             Proxy_Anchor 180   2   150e   1e-3   1e-5     1e-4   constant  5    10   0    adamw     128 0.2
+hier_cub_dino         HIER         180   2   100e   5e-6   5e-6     1e-2   constant  1    10   0    adamw     128 0.2
+hier_cars_dino        HIER         180   2   100e   5e-6   5e-6     1e-2   constant  1    10   0    adamw     128 0.2
+hier_cub_*            HIER         180   2   100e   1e-5   1e-5     1e-2   constant  1    10   0    adamw     128 0.2
+hier_cars_*           HIER         180   2   100e   1e-5   1e-5     1e-2   constant  1    10   0    adamw     128 0.2
+hier_*_dino           HIER         180   2   150e   5e-4   5e-6     1e-4   constant  5    10   0    adamw     128 0.2
+hier_*                HIER         180   2   150e   1e-3   1e-5     1e-4   constant  5    10   0    adamw     128 0.2
 rsk_sop_resnet50      RecallAtK    4000  4   55e    2e-4   2e-4     4e-4   25,50     0    0    0    adam      512 None
 rsk_sop_vitb16        RecallAtK    4000  4   55e    5e-5   5e-5     4e-4   25,50     0    0    0    adamw     512 None
 rsk_vid_resnet50      RecallAtK    4000  4   90e    1e-4   1e-4     4e-4   40,70     0    0    0    adam      512 None
@@ -86,13 +89,17 @@ STEPS_AN_EPOCH = {
 }
 
 OTHERS = {
-    "sph": {"loss": "Sph", "freeze_stem": True, "head_init": "orthogonal", "head_norm": 0},
-    "hyp": {"loss": "Hyp", "freeze_stem": True, "head_init": "orthogonal", "head_norm": 0},
-    "hier_pa": {
+    "sph": {"loss": "Sph", "freeze_stem": True, "head_init": "orthogonal", "head": "training"},
+    "hyp": {"loss": "Hyp", "freeze_stem": True, "head_init": "orthogonal", "head": "training"},
+    "hier": {
         **{"head_norm": "layer-plain", "head_init": "orthogonal", "freeze_stem": True},
-        **{"IPC_repeat": 1, "adam_eps": 1e-4, "alpha": 32, "mrg": 0.1, "eval_resize": 256},
+        **{"IPC_repeat": 1, "adam_eps": 1e-4, "eval_resize": 256, "head": "linear"},
     },
     "rsk": {"head_norm": "layer", "head_init": "default", "lr_decay_gamma": 0.3},
+    "rsk_sop_resnet50": {"micro_batch": 200},
+    "rsk_vid_resnet50": {"micro_batch": 200},
+    "rsk_sop_vitb16": {"micro_batch": 100},
+    "rsk_vid_vitb16": {"micro_batch": 100},
     "rsk_*_resnet50": {"pooling": "gem", "bn_freeze": "statistics", "model": "resnet50"},
     "rsk_*_vitb16": {"pooling": "cls", "input_spec": "imagenet", "eval_resize": 256},
     "vptsp": {"alpha": 32, "mrg": 0.1, "head_norm": "layer", "lr_warmup": 0},
@@ -112,19 +119,20 @@ NUMBERS = {
     "sph_*_deit": "76.2 81.7 82.5 89.6",
     "sph_*_dino": "78.7 86.6 82.2 90.1",
     "sph_*_vit": "85.1 81.7 82.1 90.4",
-    "hyp_*_deit": "74.7 82.1 83.0 90.9",  # 128 dimensions
-    "hyp_*_dino": "78.3 86.0 84.6 92.6",
-    "hyp_*_vit": "84.0 82.7 85.5 92.7",
-    "hier_pa_*_deit": "75.2 85.1 82.5 91.0",
-    "hier_pa_*_dino": "78.5 88.4 84.9 92.6",
-    "hier_pa_*_vit": "84.2 86.4 85.6 92.7",
+    "hyp_*_deit": "77.8 86.4 83.3 90.5",
+    "hyp_*_dino": "80.9 89.2 85.1 92.4",
+    "hyp_*_vit": "85.6 86.5 85.9 92.5",
+    "hier_*_deit": "75.2 85.1 82.5 91.0",
+    "hier_*_dino": "78.5 88.4 84.9 92.6",
+    "hier_*_vit": "84.2 86.4 85.6 92.7",
     "vptsp_*_vits": "86.6 87.7 84.4 91.2",
     "vptsp_*_vitb": "88.5 91.2 86.8 92.5",
     "frozen_*_dino": "70.8 42.9 63.4 46.1",
     "frozen_*_vit": "83.1 47.8 62.1 43.2",
 }
+RSK_PUBLISHED = {"rsk_sop_vitb16": "88.0", "rsk_cars_vitb16": "89.5"}
 OTHER_NUMBERS = {
-    **{"rsk_sop_vitb16": "88.0", "rsk_cars_vitb16": "89.5"},
+    **RSK_PUBLISHED,
     **{"unicom_sop_clip": "88.8", "unicom_inshop_clip": "95.5"},
 }
 
@@ -180,11 +188,19 @@ def test_recipes_ask_for_the_authors_settings(name: str) -> None:
             assert {option: getattr(args, option) for option in wanted} == wanted, pattern
 
 
-def test_proxies_of_hier_learn_ten_thousand_times_as_fast_as_the_network() -> None:
-    for name in (name for name in NAMES if name.startswith("hier_pa")):
+def test_the_loss_of_hier_has_the_authors_constants() -> None:
+    """Proxies learn 10,000 times as fast as the network and ancestors 50 times, whatever --lr."""
+    for name in (name for name in NAMES if name.startswith("hier")):
         args = parse(name)
+        loss = criteria.load(criteria.LOSSES[args.loss])(
+            4, args.embedding_size, **dict(args.loss_args or ())
+        )
+        told = (loss.weight, loss.hierarchy_margin, loss.tau, loss.topk, len(loss.ancestors))
+        assert told == (0.5, 0.1, 0.1, 20, 512), name
+        assert (loss.curvature, loss.clip, loss.margin, loss.alpha) == (0.1, 2.3, 0.1, 32), name
         backbone = args.lr if args.lr_p is None else args.lr_p
-        assert args.proxy_lr_scale * args.lr == pytest.approx(1e4 * backbone), name
+        rates = [group["lr"] / backbone for group in loss.parameter_groups(args.lr)]
+        assert rates == pytest.approx([1e4, 50]), name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -196,7 +212,7 @@ def test_recipes_say_what_was_published_and_hold_no_flag_that_nobody_reads(name:
     assert all(len(line) <= 100 for line in text.splitlines())
     assert not [note for note in options.notices(parse(name)) if "file of flags" in note]
     # The page compares a run with what is called published: only where the whole method is here.
-    compared = name.startswith("hyp_") or name in ("rsk_sop_vitb16", "rsk_cars_vitb16")
+    compared = name.startswith(("sph", "hyp", "hier")) or name in RSK_PUBLISHED
     assert published.startswith("# Published: ") == compared
     ours = name.startswith(("frozen", "dinov2"))
     assert any(line.startswith("# Deviation: ") for line in notes) != ours
@@ -261,17 +277,48 @@ def test_a_dry_run_builds_the_recipes_own_network(name: str, data: Path) -> None
         assert trained == total
 
 
+SMALL = {"cls": "timm:test_vit", "attention": "timm:test_vit3", "gem": "resnet10 --width 0.125"}
+
+
+def in_small(name: str, data: Path, logs: Path, flags: str) -> Path:
+    """The folder of two steps of the recipe with a small network in its place."""
+    short = f"--model {SMALL[parse(name).pooling]} --max-steps 2 --image-size 64 --LOG_DIR {logs}"
+    train.main(cut_down(name, data, f"{short} --metrics retrieval {flags}"))
+    return next(logs.iterdir())
+
+
 @pytest.mark.parametrize("name", fast_or_slow(NAMES))
 def test_recipes_run_with_a_small_network_in_its_place(
     name: str, data: Path, tmp_path: Path
 ) -> None:
-    pooling = parse(name).pooling
-    small = {"cls": "timm:test_vit", "attention": "timm:test_vit3", "gem": "resnet10 --width 0.125"}
-    short = f"--model {small[pooling]} --max-steps 2 --image-size 64 --LOG_DIR {tmp_path}"
-    train.main(cut_down(name, data, f"{short} --name {name} --metrics retrieval"))
-    *_, row = tiny.metrics_rows(tmp_path / name)
+    *_, row = tiny.metrics_rows(in_small(name, data, tmp_path, ""))
     assert int(row["step"]) == 2 and math.isfinite(float(row["loss"]))
     assert 0 <= float(row["R@1"]) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if parse(name).micro_batch])
+def test_a_batch_of_four_thousand_is_embedded_in_pieces(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    """A batch of eight in threes: the losses of both steps are those of all eight at once."""
+    assert parse(name, "--micro-batch 100").batch_size == 4000
+    pieces, whole = (
+        tiny.metrics_rows(in_small(name, data, tmp_path / size, f"--amp off --micro-batch {size}"))
+        for size in ("3", "8")
+    )
+    assert [float(row["loss"]) for row in pieces] == pytest.approx(
+        [float(row["loss"]) for row in whole], rel=1e-4
+    )
+
+
+def test_hyp_and_sph_rank_the_features_and_the_head_can_be_asked_for(
+    data: Path, tmp_path: Path
+) -> None:
+    run = in_small("sph_cub_dino", data, tmp_path, "")
+    for words, size in (("", 64), ("--head linear", 128), ("--head none", 64)):
+        asked = options.parse_evaluate(["--resume", str(run), *words.split()])
+        assert open_checkpoint(run, asked).network.test_size == size
 
 
 def test_a_dry_run_without_its_weights_says_where_they_go(data: Path, tmp_path: Path) -> None:
@@ -304,3 +351,28 @@ def test_the_table_of_recipes_has_every_family_and_the_numbers_of_the_recipes() 
         family = name.replace(f"_{data_of(name)}_", "_DATA_")
         last = f"`_{name.rsplit('_', 1)[1]}`"
         assert family in text or name in text or last in text, name
+
+
+# --- networks as they start -----------------------------------------------------------------------
+
+
+def starts() -> list[str]:
+    """The commands of the page that evaluate a network as it starts."""
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    return re.findall(r"^python evaluate.py (--dataset .*)$", text, flags=re.MULTILINE)
+
+
+def test_every_frozen_start_has_a_command_that_evaluates_it() -> None:
+    asked = [options.parse_evaluate(command.split()) for command in starts()]
+    frozen = [parse(f"frozen_cub_{name}") for name in FROZEN]
+    for start, recipe_of_it in zip(asked, frozen, strict=True):
+        assert (start.model, start.image_size) == (recipe_of_it.model, recipe_of_it.image_size)
+        assert start.dataset == "cub" and not start.resume
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", starts(), ids=lambda command: command.split()[3])
+def test_a_start_is_evaluated_by_its_command(command: str, data: Path, tmp_path: Path) -> None:
+    small = f"--data-root {data} --pretrained none --workers 0 --csv {tmp_path / 'table.csv'}"
+    evaluate.run(options.parse_evaluate([*command.split(), *small.split()]))
+    assert "R@1" in (tmp_path / "table.csv").read_text()
