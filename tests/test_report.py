@@ -39,7 +39,6 @@ from page.build import build
 from page.explained import explain, look
 from page.map import embedding_map
 from runs import ClassHistory, RunFolder
-from training import keeping
 from utils import InputError
 
 EVIL = "<script>alert(1)</script>"
@@ -695,7 +694,7 @@ def test_a_page_that_fails_does_not_fail_the_run(images, tmp_path, monkeypatch, 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of\nink")
 
-    monkeypatch.setattr(keeping, "page_of_runs", broken)
+    monkeypatch.setattr("page.making.make", broken)
     args = tiny.parse(images, f"--epochs 1 --LOG_DIR {tmp_path} --name run")
     args.no_report = False
     train.main(args)
