@@ -19,6 +19,7 @@ from training.setup import describe
 
 METHODS = {
     **{f"loss {name}": f"--loss {name} --IPC 3" for name in criteria.LOSSES},
+    "loss HIER": "--loss HIER --IPC 3 --loss-args ancestors=24",
     "SEC": "--loss semihtriplet --IPC 3 --sec_wei 0.5 --norm_momentum 0.1",
     "IDML": "--loss Proxy_Anchor --introspective paper --mixup 1",
     "IDML as released": "--loss AMLoss --introspective",
