@@ -1,5 +1,5 @@
 # make demo   trains AMLoss on the embedded data and evaluates it: the tour
-# make demo-imagenet   the same from ImageNet weights, which are installed with the packages
+# make demo-scratch   the same without weights from anywhere
 # make test   lint and the fast tests;  make test-all  the long ones too
 # make gpu-check   every GPU test and benchmark, on a machine with a CUDA GPU (GPU_PYTHON: any python
 #   with torch), in under ten minutes; make gpu-check QUICK=1  the short form, in under four
@@ -8,7 +8,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo demo-imagenet test test-all gpu-check lint format clean
+.PHONY: help demo demo-scratch test test-all gpu-check lint format clean
 
 help:
 	@sed -n 's/^# \(make\|  with\)/\1/p' Makefile
@@ -30,10 +30,10 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	@touch $@
 
 demo: $(VENV)/.run
-	@$(PY) train.py @recipes/emoji_scratch.txt --name demo
+	@$(PY) train.py @recipes/emoji_imagenet.txt --name demo
 
-demo-imagenet: $(VENV)/.run
-	@$(PY) train.py @recipes/emoji_imagenet.txt --name demo-imagenet
+demo-scratch: $(VENV)/.run
+	@$(PY) train.py @recipes/emoji_scratch.txt --name demo-scratch
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
