@@ -474,7 +474,7 @@ def test_a_full_gpu_is_explained_in_terms_of_the_command_line(images, monkeypatc
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(train, "prepare", full)
-    with pytest.raises(InputError, match=r"--batch-size 12 at 32 pixels; give a --micro-batch, lower"):
+    with pytest.raises(InputError, match=r"--batch-size 12 at 32 pixels; give a --micro"):
         train.main(tiny.parse(images))
 
 
