@@ -183,6 +183,13 @@ def check_not_negative(**values: float) -> None:
             raise ValueError(f"{name} must be 0 or more, not {value}.")
 
 
+def check_whole(**values: float) -> None:
+    """Raise ValueError, with its name, for a value that is not a whole number."""
+    for name, value in values.items():
+        if value != int(value):
+            raise ValueError(f"{name} must be a whole number, not {value}.")
+
+
 def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
     """(B, B) each: pairs of two images of one class, and pairs of two classes."""
     same = labels[:, None] == labels

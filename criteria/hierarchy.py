@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from criteria.base import check_not_negative, check_positive, in_float32
+from criteria.base import check_not_negative, check_positive, check_whole, in_float32
 from criteria.poincare import ball_distances, riemannian, to_ball
 from criteria.proxies import ProxyAnchorLoss
 
@@ -62,9 +62,7 @@ class HierLoss(ProxyAnchorLoss):
         check_not_negative(
             weight=weight, hierarchy_margin=hierarchy_margin, ancestor_lr_scale=ancestor_lr_scale
         )
-        for name, value in (("topk", topk), ("ancestors", ancestors)):
-            if value != int(value):
-                raise ValueError(f"{name} must be a whole number, not {value}.")
+        check_whole(topk=topk, ancestors=ancestors)
         self.weight = weight
         self.hierarchy_margin = hierarchy_margin
         self.tau = tau

@@ -16,6 +16,7 @@ from criteria.base import (
     check_batch,
     check_not_negative,
     check_positive,
+    check_whole,
     in_float32,
     unit_rows,
 )
@@ -58,8 +59,7 @@ class HistLoss(Criterion):
         check_not_negative(
             alpha=alpha, lam=lam, distribution_lr=distribution_lr, layer_lr_scale=layer_lr_scale
         )
-        if hidden != int(hidden):
-            raise ValueError(f"hidden must be a whole number, not {hidden}.")
+        check_whole(hidden=hidden)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.tau = tau

@@ -17,6 +17,7 @@ from criteria.base import (
     check_batch,
     check_not_negative,
     check_positive,
+    check_whole,
     in_float32,
     unit_rows,
 )
@@ -57,8 +58,7 @@ class PotentialFieldLoss(Criterion):
             num_classes=num_classes, alpha=alpha, delta=delta, proxies_per_class=proxies_per_class
         )
         check_not_negative(proxy_lr_scale=proxy_lr_scale)
-        if proxies_per_class != int(proxies_per_class):
-            raise ValueError(f"proxies_per_class must be a whole number, not {proxies_per_class}.")
+        check_whole(proxies_per_class=proxies_per_class)
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.alpha = alpha

@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from criteria.base import check_batch, check_not_negative, check_positive, in_float32
+from criteria.base import (
+    check_batch,
+    check_not_negative,
+    check_positive,
+    check_whole,
+    in_float32,
+)
 from criteria.proxies import ProxyLoss
 from criteria.strips import Strip, total
 
@@ -207,8 +213,7 @@ class MarginSoftmaxLoss(ProxyLoss):
     ) -> None:
         check_positive(scale=scale, sub_centers=sub_centers, sample_rate=sample_rate)
         check_not_negative(margin=margin)
-        if sub_centers != int(sub_centers):
-            raise ValueError(f"sub_centers must be a whole number, not {sub_centers}.")
+        check_whole(sub_centers=sub_centers)
         if sample_rate > 1:
             raise ValueError(f"sample_rate must be above 0 and at most 1, not {sample_rate}.")
         super().__init__(num_classes, embedding_size, proxy_lr_scale)

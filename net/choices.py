@@ -103,6 +103,11 @@ class Peft:
             found |= own
         return cls(**found)
 
+    @property
+    def scale(self) -> float:
+        """What LoRA's product of factors counts; `rank` is above 0."""
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
     def __str__(self) -> str:
         """As `of` reads it."""
         alpha = "" if self.alpha is None else f":{self.alpha}"

@@ -96,7 +96,7 @@ def _add_lora(module: nn.Module, upper: Sequence[Block], peft: Peft) -> None:
     for layer in layers:
         weight, rank = layer.weight, peft.rank
         layer.__class__ = LoraLinear
-        layer.scale = (rank if peft.alpha is None else peft.alpha) / rank
+        layer.scale = peft.scale
         layer.lora_a = nn.Parameter(weight.new_empty(rank, weight.shape[1]))
         layer.lora_b = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
         nn.init.kaiming_uniform_(layer.lora_a, a=math.sqrt(5))  # as the authors start it
@@ -117,12 +117,11 @@ def merged(weights: Mapping[str, Tensor], peft: Peft) -> dict[str, Tensor]:
     """The weights of a network with LoRA as those of the plain network that it equals."""
     plain = {name: w for name, w in weights.items() if not name.endswith(LORA_KEYS)}
     if peft.rank:
-        scale = (peft.rank if peft.alpha is None else peft.alpha) / peft.rank
         for name in weights:
             if name.endswith("lora_a"):
                 layer = name.removesuffix("lora_a")
                 change = weights[f"{layer}lora_b"] @ weights[name]
-                plain[f"{layer}weight"] = weights[f"{layer}weight"] + scale * change
+                plain[f"{layer}weight"] = weights[f"{layer}weight"] + peft.scale * change
     return plain
 
 
