@@ -12,7 +12,7 @@ door.settle_threads(os.environ)
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,17 @@ def refusal(
 def files_in(folder: Path) -> list[str]:
     """Relative paths of all files under a folder, sorted."""
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they give on layers and matrices as small as the tests'."""
+    import torch  # not before a test wants it
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -51,13 +51,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 CLASSES, SIZE = 20, 16
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they give on matrices this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def fixture(name):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -44,13 +43,7 @@ def fixture(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]
     return state, arrays
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small layers on a shared machine: threads would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,7 @@ from criteria.poincare import ball_distances, to_ball
 from criteria.recall import with_mixtures
 from losses import Embeddings, build, compose
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they give on matrices this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def answers(name):
