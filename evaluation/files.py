@@ -152,7 +152,7 @@ def write_failures(
         embedded.task.gallery,
         caption,
         cosines=scores[: len(shown)],
-        notes=[f"nearest right image: place {rank:,}" for rank in ranks],
+        notes=[f"nearest right: place {rank:,}" for rank in ranks],
     )
     table, drawing = folder / "failures.csv", folder / "failures.png"
     write_table(table, header, rows)

@@ -84,8 +84,11 @@ class Lettering:
 
     def _runs(self, text: str) -> Iterator[tuple[Font, str]]:
         """The parts of a text that one font writes."""
-        plain = ImageFont.load_default(size=self.size)
-        named = ((self._font_of(letter) or plain, letter) for letter in clusters(text))
+        font, named = ImageFont.load_default(size=self.size), []
+        for letter in clusters(text):
+            if not letter.isspace():  # a blank parts no words that are written from the right
+                font = self._font_of(letter) or font
+            named.append((font, letter))
         for _, run in groupby(named, key=lambda found: id(found[0])):
             fonts, letters = zip(*run, strict=True)
             yield fonts[0], "".join(letters)
