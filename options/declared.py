@@ -376,8 +376,10 @@ EVALUATION = Group("evaluation", (
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
     flag("--bootstrap", None, Kind(whole(100), "N"),
-         "95 % intervals of the retrieval metrics from N resamples of the queries; with several "
-         "checkpoints also whether each is better than the first", need=RETRIEVAL, shown="off"),
+         "95 % intervals of the retrieval metrics from N resamples of the classes, each with its "
+         "queries; with several checkpoints also how each differs from the first (those that "
+         "differ in the seed alone are one, and groups of seeds are tested over the seeds)",
+         need=RETRIEVAL, shown="off"),
     flag("--kmeans-restarts", 1, COUNT, "k-means runs for NMI, F1 and AMI; the best counts",
          need=CLUSTERING),
     flag("--block-size", None, COUNT,
@@ -392,7 +394,7 @@ FILES = Group("what evaluation also writes: tables", (
     flag("--json", None, a_path("FILE.json"), "all numbers"),
     flag("--csv", None, a_path("FILE.csv"), "the table"),
     flag("--latex", None, a_path("FILE.tex"),
-         "the table for a paper (booktabs), in percent; seeds as mean and standard deviation"),
+         "the table for a paper (booktabs), in percent; seeds as mean ± half of its 95 % interval"),
 ))
 SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
     flag("--per-class", None, a_path("FILE.csv"),
