@@ -162,6 +162,7 @@ def _line(record: Record, folder: Path) -> Line:
 def _settings(record: Record) -> dict[str, str]:
     args = record.args
     network = f"{args.get('model')}, {args.get('embedding_size')}"
+    network += f", {record.options.peft}" if record.options.peft != "none" else ""
     network += ", EMA" if record.options.ema else ""
     return {"method": record.method, "network": network, "data": str(args.get("dataset"))}
 
@@ -280,8 +281,10 @@ def page(lines: Sequence[Line], folder: str) -> str:
         about = "The best checkpoint of each, in percent; in small print the last evaluation."
         content = _table(single) + warnings(doubts(single))
         parts.append(section("runs", "Runs", content, f"{about} Click on a column's head to sort."))
-    counts = [f"{len(single)} runs"] if single else []
-    counts += [f"{len(groups)} groups of seeds"] if groups else []
+    counts = [f"{len(single)} {'runs' if len(single) > 1 else 'run'}"] if single else []
+    counts += (
+        [f"{len(groups)} {'groups' if len(groups) > 1 else 'group'} of seeds"] if groups else []
+    )
     links = ['<a href="#seeds">Over seeds</a>'] if groups else []
     links += ['<a href="#runs">Runs</a>'] if single else []
     names = tables.columns(rows(lines))
