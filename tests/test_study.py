@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 import pytest
 import tiny
 import torch
-from conftest import ROOT
 from scipy import stats
 
 import options
