@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from conftest import ROOT, run_python
 
-FRONT_DOORS = "train evaluate report"
+FRONT_DOORS = "train evaluate report study"
 FLOORS = (
     "utils terminal storage flags devices machine door",
     "meeting processes runs criteria metrics",
@@ -25,6 +25,7 @@ FLOORS = (
     "options",
     "evaluation",
     "page training",
+    "studies",
     FRONT_DOORS,
 )
 """The rooms (top-level modules and packages) by floor, from the ground up. Rooms of one floor may

@@ -83,7 +83,8 @@ class Keeper:
             self.run.metrics.append(row)
         with self.run.forgiving("classes.npz"):
             self._remember_classes(row)
-        self.tracker.log(row, self.training.clock.step)
+        best = {"best R@1": self.training.clock.best} if "R@1" in row else {}
+        self.tracker.log(row | best, self.training.clock.step)
         say(self.line(row), flush=True)
 
     def _judge(self, epoch: int, results: Sequence[Result]) -> None:
