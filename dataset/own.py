@@ -176,6 +176,11 @@ class OwnData(DataSet):
         self.name = resolved.stem if is_file(self.path) else resolved.name
         self.origin = "Your own images; nothing is published about them."
 
+    @property
+    def place(self) -> Path:
+        """The folder or file, as an absolute path."""
+        return self.path.absolute()
+
     def rows(self) -> Rows:
         """All images; raises InputError when the data cannot be used."""
         raise NotImplementedError

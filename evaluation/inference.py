@@ -27,7 +27,7 @@ from dataset.emoji import Emoji
 from devices import Precision, pick_device
 from evaluation.embedding import Viewing, embed
 from evaluation.files import on_white
-from evaluation.networks import open_checkpoint
+from evaluation.networks import Opened, open_checkpoint
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -44,12 +44,14 @@ class Model:
         square: side in pixels of the drawings that the run's data set keeps in memory; pictures are
             fitted into it whole, on white. None: they are resized and cut.
         upright: whether pictures are turned as their EXIF orientation says, as the run's were.
+        trained_on: its training data, as far as its file says.
     """
 
     network: EmbeddingNet
     viewing: Viewing
     square: int | None
     upright: bool
+    trained_on: dataset.TrainedOn | None = None
 
     @property
     def resize(self) -> int | None:
@@ -70,10 +72,16 @@ def open_model(path: str | Path, weights: str | None = None) -> Model:
         InputError: there is none at `path`, or it cannot be used.
     """
     opened = open_checkpoint(path, weights=weights)
-    drawn = bool(opened.trained) and isinstance(dataset.find(opened.data.name), Emoji)
-    square = opened.data.protocol.image_size if drawn else None
+    known = opened.trained_on
+    square = _square_of_older(opened) if known is None else known.square
     viewing = replace(opened.viewing, workers=0, decode="exact", data_device=None)
-    return Model(opened.network.eval(), viewing, square, opened.data.exif == "apply")
+    return Model(opened.network.eval(), viewing, square, opened.data.exif == "apply", known)
+
+
+def _square_of_older(opened: Opened) -> int | None:
+    """What `Model.square` is for a checkpoint that does not say it: the data set's name tells."""
+    drawn = bool(opened.trained) and isinstance(dataset.find(opened.data.name), Emoji)
+    return opened.data.protocol.image_size if drawn else None
 
 
 class Embedder:

@@ -12,6 +12,7 @@ import torch
 import losses
 import net
 import processes
+from dataset import TrainedOn
 from dataset.loader import Batch, Loader
 from devices import Precision, environment, random_states, restore_random_states
 from evaluation.embedding import Viewing, embed
@@ -147,10 +148,14 @@ class Training:
         return row
 
     def _network_state(self) -> dict[str, Any]:
-        """The network as a checkpoint keeps it: without its base where PEFT trains beside one."""
+        """The network and what is needed to use it, as a checkpoint keeps them.
+
+        Without the network's base where PEFT trains beside one.
+        """
         entries = {
             "model_state_dict": self.network.trained_state(),
             "network": self.network.description(),
+            "data": TrainedOn.of(self.data.train).as_entry(),
         }
         return entries | ({"base": self.base} if self.base else {})
 
