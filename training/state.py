@@ -21,7 +21,7 @@ from evaluation.tables import HIDDEN, RAW
 from evaluation.tasks import Task
 from methods import Routine
 from training.average import Average
-from training.clock import Clock, Lap, Length
+from training.clock import Clock, Estimate, Lap, Length
 from training.data import Data
 from training.faults import Watch
 from training.optim import Optimisers
@@ -60,6 +60,7 @@ class Training:
     clock: Clock = field(default_factory=Clock)
     lap: Lap = field(default_factory=Lap)
     batches: Iterator[Batch] | None = None
+    estimate: Estimate = field(default_factory=Estimate)
     base: dict[str, Any] | None = None
 
     # -- where it stands
