@@ -50,7 +50,7 @@ from evaluation.embedding import Embedded
 from evaluation.measuring import measure, print_doubts, print_thresholds
 from evaluation.networks import checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
-from evaluation.tasks import Task, images_of, tasks_of
+from evaluation.tasks import Task, images_of
 from storage import write_atomically, write_json, write_table
 from terminal import say
 from utils import InputError, human_seconds, sentence_errors
@@ -93,7 +93,7 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
     for path, label, open_network in zip(paths, labels_of(paths), openers, strict=True):
         opened = open_network()
         if opened.data not in loaded:
-            loaded[opened.data] = tasks_of(opened.data, args.ks)
+            loaded[opened.data] = opened.tasks(args.ks)
             dataset.require_files(None, images_of(loaded[opened.data]))
         candidates.append(
             Candidate(

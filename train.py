@@ -41,7 +41,7 @@ from training.average import Average
 from training.clock import Length
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
 from training.keeping import Keeper, Row
-from training.progress import progress_bar, show
+from training.progress import progress_bar, show, tell_time
 from training.setup import build_network, build_objective, build_optimisers, describe, rehearse
 from training.state import Training
 from utils import sentence_errors
@@ -177,12 +177,14 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
             if values is not None:
                 lap.add(values)
             now = time.perf_counter()
-            lap.seconds += now - started
-            clock.seconds += now - started
+            took = now - started
+            lap.seconds += took
+            clock.seconds += took
             lap.waited = waited + loader.wait_seconds
             lap.images += len(batch.labels)
             started = now
             show(bar, training, batch, values)
+            tell_time(bar, training, took)
             if training.length.saves_at(clock):
                 stop = training.stops_here
                 break

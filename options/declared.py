@@ -167,6 +167,12 @@ DATA = Group("data", (
          change=NOTHING, local=True),
 ))
 SELECTION = Group("batches and model selection", (
+    flag("--defaults", None, one_of("suited", "published"),
+         "what is not given. suited: what suits the images and the machine, told with its reasons; "
+         "published: the papers' settings, and the defaults that stand here",
+         need=OWN_DATA, before="published", change=NOTHING,
+         shown="suited for your own images where no --model, --checkpoint or file of flags is "
+         "given, else published"),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
     flag("--micro-batch", None, COUNT,

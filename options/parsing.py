@@ -29,6 +29,7 @@ from options.declared import (
 from options.files import words_of
 from options.meaning import (
     as_published,
+    as_suited,
     changed,
     check_metrics,
     check_one_checkpoint,
@@ -152,12 +153,11 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     try:
         if args.resume_run:  # what its flags mean depends on the run: see `continued`
             return args
-        args = as_published(args)
+        args = as_published(as_suited(_settled(args, entries, parser)))
         if args.sweep:
             args = _without_unread(args, entries)
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
-        _check_loss(args, entries, parser)
         check_metrics(args, [dataset.find(args.dataset)])
         return resolved(args)
     except InputError as error:
@@ -227,6 +227,13 @@ def _without_unread(args: argparse.Namespace, entries: list[Flag]) -> argparse.N
         say(f"note: {useless(entry).split(';')[0]}; left out (--sweep)")
         given = [name for name in args.given if name != entry.dest]
         args = changed(args, {entry.dest: entry.default, "given": given})
+    return args
+
+
+def _settled(args: argparse.Namespace, entries: list[Flag], parser: _Parser) -> argparse.Namespace:
+    """The options, after a look at what can be wrong before any image is read."""
+    dataset.find(args.dataset)
+    _check_loss(args, entries, parser)
     return args
 
 

@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+import dataset
 import processes
+from dataset.own import OwnData
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
 from evaluation.measuring import Result, print_doubts, print_thresholds, table
 from evaluation.tables import RAW
 from metrics.verification import NAMES as VERIFICATION
 from options import EVALUATED, METRICS
-from runs import RunFolder
+from runs import RunFolder, data_name
 from terminal import as_shell, say, terminal_width
 from training.faults import CollapseWarning, NonFinite
 from training.state import Training
@@ -230,6 +232,20 @@ class Keeper:
         print_thresholds(verified[:1])
         say(f"run folder: {run.path}")
         say(f"evaluate:   python evaluate.py --resume {as_shell(run.best_checkpoint())}")
+        for line in self._about_search():
+            say(line)
+
+    def _about_search(self) -> list[str]:
+        """How one's own images become searchable, as commands to be pasted."""
+        data = dataset.find(self.training.options["dataset"])
+        if not isinstance(data, OwnData):
+            return []
+        index = f"{data_name(self.training.options['dataset'])}.index"
+        build = as_shell("search.py", "build", self.run.path, "--images", data.path)
+        return [
+            f"search:     python {build} --index {as_shell(index)}",
+            f"            python search.py serve {as_shell(index)}",
+        ]
 
     def _picked(self, look_at_test: bool) -> str:
         """Which epoch the last words are about, and by what it was picked."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,10 @@ from methods.base import Options
 from net.base import whole
 from net.shared import share_batches
 from runs import load_checkpoint
+from terminal import terminal_width
 from training import compiling, optim
 from training.clock import Length
+from training.doubts import doubts
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -234,6 +237,7 @@ def describe(training: Training) -> str:
     if not data.selects_on_test:
         on = f"on validation: {data.selection[0].describe()}"
     lines = [
+        *_about_choice(args.chosen),
         f"data        {args.dataset}: {len(data.train):,} images, "
         f"{data.train.num_classes:,} classes"
         + (f" ({data.train.source})" if data.train.source != args.dataset else ""),
@@ -257,8 +261,26 @@ def describe(training: Training) -> str:
             f"note        {line}"
             for line in [*options.notices(args), *_about_warmup(training), *_about_pieces(training)]
         ),
+        *(f"warning     {line}" for line in doubts(training)),
     ]
     return "\n".join(lines)
+
+
+def _about_choice(chosen: Sequence[Sequence[str]]) -> list[str]:
+    """What was set to suit the images, and why; the first line says for what."""
+    lines = []
+    for number, (settings, why) in enumerate(chosen):
+        words = f"{settings}: {why}" if settings else why
+        begin = f"{'chosen' if number == 0 else '':<12}"
+        width = min(terminal_width() or 100, 100)
+        lines += textwrap.wrap(
+            words,
+            max(40, width),
+            initial_indent=begin,
+            subsequent_indent=" " * 14,
+            break_on_hyphens=False,
+        )
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def _what_rests(network: net.EmbeddingNet) -> list[str]:
