@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.pictures import below, class_values_picture, save_picture
-from page import methods, overview, records
+from page import overview, records, values
 from page.making import make
 from page.source import neighbours_picture, open_best, without_images
 from terminal import say
@@ -45,7 +45,7 @@ def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -
     history = record.folder.classes.load()
     train = source.training_images(history["names"].tolist()) if history else None
     if train is not None:
-        learned = methods.values_by_name(record, history)
+        learned = values.values_by_name(record, history)
         parts += [class_values_picture(name, values, train) for name, values in learned.items()]
     save_picture(below(parts), Path(out))
     return Path(out)
