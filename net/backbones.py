@@ -110,13 +110,13 @@ def find_backbone(name: str) -> Backbone:
         InputError: there is none.
     """
     if name.lower().startswith(TIMM):
-        return importlib.import_module("net.timm_models").find(name)
+        return importlib.import_module(".timm_models", __package__).find(name)
     files = _files()
     by_letters = {_letters(known): known for known in files}
     if _letters(name) not in by_letters:
         raise InputError(f"unknown model {name!r}; {nearest_names(name, files)}")
     known = by_letters[_letters(name)]
-    records = importlib.import_module(f"net.{files[known]}").BACKBONES
+    records = importlib.import_module(f".{files[known]}", __package__).BACKBONES
     return {record.name: record for record in records}[known]
 
 
