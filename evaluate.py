@@ -38,6 +38,7 @@ from evaluation import files, tables
 from evaluation.candidates import (
     Candidate,
     Test,
+    about_tests,
     averages,
     bootstrapped,
     caption,
@@ -189,10 +190,9 @@ def without_images(candidate: Candidate) -> Candidate:
 @processes.main_only
 def conclude(args: argparse.Namespace, candidates: list[Candidate]) -> None:
     """Tables and tests, on the screen and in files."""
-    tests = []
     if args.bootstrap:
         candidates = bootstrapped(candidates, args.bootstrap, args.seed)
-        tests = paired_tests(candidates)
+    tests = paired_tests(candidates)
     rows = [row for candidate in candidates for row in candidate.rows()] + averages(candidates)
     print_results(candidates, rows, tests, args.bootstrap, args.remark)
     write_tables(args, candidates, rows, tests)
@@ -213,14 +213,15 @@ def print_results(
     print_doubts(candidates[0].results)
     if resamples:
         say(
-            f"\n95 % intervals over the queries, the network as it is ({resamples:,} "
+            f"\n95 % intervals over the classes, the network as it is ({resamples:,} "
             "bootstrap resamples):"
         )
         say(tables.interval_text([row for row in rows if row.intervals]))
     for test in tests:
-        say(f"\nIs B = {test.b} better than A = {test.a} on {test.task}? (paired bootstrap;")
-        say("p: share of the resamples in which it is not)")
-        say(tables.difference_text(test.differences))
+        say(f"\nB = {test.b} less A = {test.a} on {test.task}")
+        say(tables.difference_text(test.differences, test.corrected))
+    if tests:
+        say(tables.in_lines(about_tests(tests, resamples)))
 
 
 def write_tables(

@@ -36,7 +36,7 @@ from evaluation.embedding import Viewing
 from methods.base import Forward
 from terminal import as_shell, say
 from training import data as run_data
-from training import start
+from training import folds, start
 from training.average import Average
 from training.clock import Length
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
@@ -56,7 +56,7 @@ def prepare(args: argparse.Namespace) -> Training:
     device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(args.amp, device)
     seed_everything(args.seed, args.deterministic)
-    held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed)
+    held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed, args.val_folds)
     choice = dataset.Choice.of(args)
     data = run_data.load(choice, held_out, args.batch_size, args.max_bad_images)
     labels = data.train.labels
@@ -278,6 +278,8 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     with sentence_errors():
+        if ARGS.folds:
+            folds.start(ARGS)
         if (count := processes.wanted(ARGS.gpu_id)) > 1:
             sys.exit(processes.launch([sys.executable, *sys.orig_argv[1:]], count))
         with processes.joined():

@@ -82,7 +82,7 @@ def write_uncertain(path: Path, images: ImageSet, norms: torch.Tensor) -> None:
 
 def write_classes(path: Path, images: ImageSet, scores: comparison.Scores) -> None:
     """Every class with its queries and retrieval metrics, the lowest R@1 (then MAP@R) first."""
-    classes, sizes, metrics = comparison.by_class(scores, torch.from_numpy(images.labels))
+    classes, sizes, metrics = comparison.by_class(scores)
     keys = [scores.names.index(name) for name in scores.names if name.startswith("R@")][:1]
     keys.append(scores.names.index("MAP@R"))
     order = np.lexsort([metrics[:, key].nan_to_num(-1).numpy() for key in reversed(keys)])
@@ -253,7 +253,7 @@ def _in_main(function: Callable, *arguments: Any) -> Any:
 
 def _per_class(subject: Subject, path: str) -> str:
     task = subject.embedded.task
-    scores = comparison.query_scores(subject.per_query, task.ks)
+    scores = comparison.query_scores(subject.per_query, task.ks, task.queries.labels)
     _in_main(write_classes, Path(path), task.queries, scores)
     return f"metrics of each class written to {path}"
 

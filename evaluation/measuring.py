@@ -160,9 +160,12 @@ def rows_of(result: Result, label: str = "", **more: Any) -> list[Row]:
     rows = [Row(result.title, label, plain, **more)]
     if official:
         means = {name: value for name, value in official.items() if not name.endswith("_sd")}
-        spread = {name: official[f"{name}_sd"] for name in means}
+        deviation = {name: official[f"{name}_sd"] for name in means}
         title = f"{result.title}, one image a class as gallery ({DRAWS} draws)"
-        rows.append(Row(title, label, means, spread, about=more.get("about", {})))
+        about = more.get("about", {})
+        rows.append(
+            Row(title, label, means, deviation, about=about, repeats=DRAWS, repeated="draws")
+        )
     return rows
 
 

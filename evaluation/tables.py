@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metrics import about_ties
-from metrics.comparison import Difference
+from metrics.comparison import Difference, half_width
 from terminal import printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
@@ -25,18 +25,26 @@ class Row:
 
     Attributes:
         task: what was evaluated on. label: what was evaluated; empty where there is one thing only.
-        numbers: metrics in 0..1. spread: their standard deviation, where several are averaged.
+        numbers: metrics in 0..1. deviation: their standard deviation, where several are averaged.
         intervals: 95 % intervals. about: what a file keeps beside them.
-        members: the labels of the rows that this one averages.
+        members: the labels of the rows that this one averages. repeats: how many values a mean is
+            over, and `repeated` of what.
     """
 
     task: str
     label: str
     numbers: Mapping[str, float]
-    spread: Mapping[str, float] = field(default_factory=dict)
+    deviation: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     members: tuple[str, ...] = ()
+    repeats: int = 0
+    repeated: str = "seeds"
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """What is printed behind ±: half of the 95 % interval of each mean."""
+        return {name: half_width(value, self.repeats) for name, value in self.deviation.items()}
 
 
 def columns(rows: Iterable[Row]) -> list[str]:
@@ -56,7 +64,7 @@ def _is_recall(name: str) -> bool:
 
 
 def text(rows: Sequence[Row]) -> str:
-    """An aligned table, one line per row; standard deviations stand below their means.
+    """An aligned table, one line per row; below a mean stands half of its 95 % interval.
 
     Where a terminal is too narrow for all columns, the others follow in a table below.
     """
@@ -64,8 +72,9 @@ def text(rows: Sequence[Row]) -> str:
     lines = []
     for row, title in zip(rows, titles(rows), strict=True):
         lines.append((title, [_number(row.numbers.get(name)) for name in names]))
-        if row.spread:
-            lines.append(("± standard deviation", [_number(row.spread.get(n)) for n in names]))
+        if row.deviation:
+            spread = row.spread
+            lines.append(("±", [_number(spread.get(n)) for n in names]))
     return aligned(names, lines, terminal_width())
 
 
@@ -108,13 +117,22 @@ def _interval_cell(row: Row, name: str) -> str:
     return f"{row.numbers[name]:.4f} [{_number(low)}, {_number(high)}]"
 
 
-def difference_text(differences: Mapping[str, Difference]) -> str:
-    """One line per metric: difference, its 95 % interval, p."""
+def about_spread(rows: Iterable[Row]) -> str:
+    """What ± means in a table, as a sentence after others; "" where there is none."""
+    repeated = " or ".join(dict.fromkeys(row.repeated for row in rows if row.deviation))
+    if not repeated:
+        return ""
+    return f" ±: half of the 95 % interval of the mean over {repeated} (Student's t)."
+
+
+def difference_text(differences: Mapping[str, Difference], corrected: Mapping[str, float]) -> str:
+    """One line per metric: difference, its 95 % interval, p and p corrected."""
     lines = []
     for name, found in differences.items():
         difference, low, high = (_number(value, "+.4f") for value in found[:3])
-        lines.append((name, [difference, f"[{low}, {high}]", _number(found.p)]))
-    return aligned(["B - A", "95 % interval", "p"], lines)
+        cells = [difference, f"[{low}, {high}]", _number(found.p), _number(corrected[name])]
+        lines.append((name, cells))
+    return aligned(["B - A", "95 % interval", "p", "corrected"], lines)
 
 
 def aligned(
@@ -156,7 +174,7 @@ def _fitting(widths: Sequence[int], room: int | None) -> list[range]:
 def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and lines: what a row is about, then each metric with its spread and interval."""
     about = dict.fromkeys(name for row in rows for name in row.about)
-    spreads = {name for row in rows for name in row.spread}
+    spreads = {name for row in rows for name in row.deviation}
     intervals = {name for row in rows for name in row.intervals}
     records = []
     for row in rows:
@@ -165,7 +183,8 @@ def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         for name in columns(rows):
             record[name] = _short(row.numbers.get(name))
             if name in spreads:
-                record[f"{name} sd"] = _short(row.spread.get(name))
+                record[f"{name} sd"] = _short(row.deviation.get(name))
+                record[f"{name} ±"] = _short(row.spread.get(name))
             if name in intervals:
                 low, high = row.intervals.get(name, (None, None))
                 record |= {f"{name} low": _short(low), f"{name} high": _short(high)}
@@ -236,7 +255,8 @@ def _percent(row: Row, name: str, best: str | None) -> str:
         return "--"
     value = f"{100 * row.numbers[name]:.1f}"
     value = rf"\textbf{{{value}}}" if value == best else value
-    return f"{value} $\\pm$ {100 * row.spread[name]:.1f}" if name in row.spread else value
+    half = row.spread.get(name)
+    return value if half is None else f"{value} $\\pm$ {100 * half:.1f}"
 
 
 def escaped(words: str) -> str:
@@ -343,7 +363,12 @@ def doubts(numbers: Mapping[str, float]) -> list[str]:
 
 
 def footnote(rows: Sequence[Row]) -> str:
-    """What the columns of these rows mean, in lines."""
+    """What the columns of these rows and ± mean, in lines."""
     sentences = " ".join(meaning.text for meaning in meanings_of(columns(rows)))
+    return in_lines(sentences + about_spread(rows))
+
+
+def in_lines(sentences: str) -> str:
+    """Text as lines that fit the terminal, and are not too long to read."""
     width = min(100, terminal_width() or 100)
     return textwrap.fill(sentences, width, break_long_words=False, break_on_hyphens=False)

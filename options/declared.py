@@ -75,6 +75,11 @@ OF_TIMM = Need(
 CACHED = Need("--decode cache", lambda args: args.decode == "cache")
 BY_EPOCHS = Need("runs without --steps", lambda args: args.steps is None)
 EVALUATED_BY_EPOCHS = Need("runs without --eval-steps", lambda args: args.eval_steps is None)
+FOLDED = Need("--val-fold", lambda args: args.val_fold is not None)
+NOT_FOLDED = Need(
+    "runs without --val-fold and --val-classes",
+    lambda args: not args.folds or (args.val_fold is None and not args.val_classes),
+)
 HELD_OUT = Need(
     "--val-classes or --val-fold", lambda args: args.val_classes or args.val_fold is not None
 )
@@ -179,7 +184,15 @@ SELECTION = Group("batches and model selection", (
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
          "the test classes", need=NO_FOLD),
     flag("--val-fold", None, COUNT_OR_ZERO,
-         "like --val-classes, with the data set's own fold N of classes (emoji: 0 to 3)"),
+         "like --val-classes, with fold N of the training classes: of those that the data set "
+         "brings along (emoji: 0 to 3), or of --val-folds"),
+    flag("--val-folds", 0, COUNT_OR_ZERO,
+         "deal the training classes into K folds of about as many images, for --val-fold",
+         need=FOLDED, shown="the data set's own"),
+    flag("--folds", 0, COUNT_OR_ZERO,
+         "cross-validation: train K times, each time without one of K folds of the training "
+         "classes, on which it is judged, and say the mean; the test classes are not looked at",
+         need=NOT_FOLDED, shown="off", change=NOTHING),
     flag("--no-test", False, SWITCH,
          "do not look at the test classes at the end either: for a run that only chooses options",
          need=HELD_OUT),
@@ -376,8 +389,10 @@ EVALUATION = Group("evaluation", (
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
     flag("--bootstrap", None, Kind(whole(100), "N"),
-         "95 % intervals of the retrieval metrics from N resamples of the queries; with several "
-         "checkpoints also whether each is better than the first", need=RETRIEVAL, shown="off"),
+         "95 % intervals of the retrieval metrics from N resamples of the classes, each with its "
+         "queries; with several checkpoints also how each differs from the first (those that "
+         "differ in the seed alone are one, and groups of seeds are tested over the seeds)",
+         need=RETRIEVAL, shown="off"),
     flag("--kmeans-restarts", 1, COUNT, "k-means runs for NMI, F1 and AMI; the best counts",
          need=CLUSTERING),
     flag("--block-size", None, COUNT,
@@ -392,7 +407,7 @@ FILES = Group("what evaluation also writes: tables", (
     flag("--json", None, a_path("FILE.json"), "all numbers"),
     flag("--csv", None, a_path("FILE.csv"), "the table"),
     flag("--latex", None, a_path("FILE.tex"),
-         "the table for a paper (booktabs), in percent; seeds as mean and standard deviation"),
+         "the table for a paper (booktabs), in percent; seeds as mean ± half of its 95 % interval"),
 ))
 SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
     flag("--per-class", None, a_path("FILE.csv"),

@@ -63,11 +63,13 @@ class Search:
         except ValueError as error:
             raise InputError(f"{judged.task.title}: {error}") from error
         self.found, self.cosines = judged.nearest(self.queries, TOP)
-        self.scores = comparison.query_scores(self.per_query, judged.task.ks)
+        labels = judged.images.labels
+        self.scores = comparison.query_scores(self.per_query, judged.task.ks, labels[self.queries])
         (drawn,) = comparison.replicates([self.scores], RESAMPLES, seed)
         means = torch.tensor(list(self.scores.means().values()), dtype=drawn.dtype)
-        # A part of the queries varies more than all of them would.
-        self.replicates = means + (drawn - means) * math.sqrt(len(self.queries) / total)
+        # A part of the classes varies more than all of them would.
+        share = len(np.unique(labels[self.queries])) / len(np.unique(labels))
+        self.replicates = means + (drawn - means) * math.sqrt(share)
 
     @property
     def sampled(self) -> str:
@@ -78,7 +80,7 @@ class Search:
         return f"{len(self.queries):,} of the {total:,} queries, drawn at random"
 
     def intervals(self, numbers: Mapping[str, float]) -> dict[str, list[float]]:
-        """95 % intervals over the queries around those numbers that retrieval gives."""
+        """95 % intervals over the classes around those numbers that retrieval gives."""
         found = {}
         for name, values in zip(self.scores.names, self.replicates.T, strict=True):
             if name in numbers:
@@ -220,8 +222,7 @@ def confusions(search: Search, thumbs: Thumbnails) -> list[dict]:
 def class_scores(search: Search, thumbs: Thumbnails) -> dict[str, Any]:
     """R@1 of every class, as a histogram, and the classes with the lowest."""
     images = search.judged.images
-    labels = torch.from_numpy(images.labels[search.queries])
-    classes, sizes, values = comparison.by_class(search.scores, labels)
+    classes, sizes, values = comparison.by_class(search.scores)
     names = search.scores.names
     recall = values[:, names.index("R@1")].numpy() if "R@1" in names else np.zeros(0)
     precision = values[:, names.index("MAP@R")].nan_to_num(0).numpy()

@@ -115,7 +115,7 @@ def _against(run: Explained, first: Explained | None) -> list[str]:
     if test is None:
         return []
     low, high = 100 * test.low, 100 * test.high
-    sure = "could be chance" if low <= 0 <= high else "more than chance among the queries"
+    sure = "could be chance" if low <= 0 <= high else "more than chance among the classes"
     return [
         f"R@1 is {100 * test.difference:+.1f} points against {first.record.name} on the same "
         f"queries (95 % interval {low:+.1f} to {high:+.1f}): {sure}. Other seeds may differ."
@@ -130,7 +130,9 @@ def paired(first: Explained, run: Explained) -> comparison.Difference | None:
     same = a.judged.images.fingerprint() == b.judged.images.fingerprint()
     if not same or not np.array_equal(a.queries, b.queries):
         return None
-    made = comparison.paired_differences(a.scores, b.scores, a.replicates, b.replicates)
+    made = comparison.paired_differences(
+        a.scores.means(), b.scores.means(), a.replicates, b.replicates
+    )
     return made.get("R@1")
 
 
