@@ -10,51 +10,14 @@ its --help. In the repository `python -m anchorage train …` does the same as `
 
 from __future__ import annotations
 
-import importlib.util
-import runpy
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import door
 from anchorage import __version__
+from anchorage.commands import Command, commands, run
 from terminal import say
-from utils import InputError, nearest_names, our_name, sentence_errors
-
-
-class Command(NamedTuple):
-    """A subcommand: the module that is run, the words that it is given first, and what it does."""
-
-    module: str
-    about: str
-    words: tuple[str, ...] = ()
-
-
-COMMANDS = {
-    "train": Command("train", "train a network, and judge it on classes it never saw"),
-    "evaluate": Command("evaluate", "measure checkpoints, compare them, look at single images"),
-    "report": Command("report", "one HTML page that explains a run, or compares several"),
-    "search": Command("search", "an index of your own images, and what is nearest in it"),
-    "dataset": Command("dataset", "check what a data set holds, or download a public one"),
-    "export": Command(
-        "net", "write a network for use elsewhere, a model card, or to the Hub", ("export",)
-    ),
-    "completion": Command("anchorage.completion", "print the completion of a shell"),
-}
-
-
-def commands() -> dict[str, Command]:
-    """The subcommands whose module is here."""
-    return {
-        name: command
-        for name, command in COMMANDS.items()
-        if importlib.util.find_spec(_module(command)) is not None
-    }
-
-
-def _module(command: Command) -> str:
-    ours = command.module.startswith(f"{__package__}.")
-    return command.module if ours else our_name(command.module)
+from utils import InputError, nearest_names, sentence_errors
 
 
 def usage() -> str:
@@ -70,7 +33,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "`anchorage COMMAND --help` lists the flags of a command; `anchorage --version`.",
+            "`anchorage COMMAND --help` lists the flags of a command.",
+            "`anchorage --version` prints the version.",
         ]
     )
 
@@ -99,17 +63,6 @@ def _found(name: str) -> Command:
     if name not in known:
         raise InputError(f"there is no command {name}; {nearest_names(name, known)}")
     return known[name]
-
-
-def run(command: Command, words: Sequence[str]) -> None:
-    """Runs a script with these words on its command line, as `python SCRIPT WORDS` does."""
-    before = sys.argv
-    sys.argv = [before[0], *command.words, *words]
-    try:
-        # As __main__, also for the processes that read images where they load it once more.
-        runpy.run_module(_module(command), run_name="__main__", alter_sys=True)
-    finally:
-        sys.argv = before
 
 
 if __name__ == "__main__":

@@ -13,19 +13,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
 import criteria
 import dataset
 import net
-from anchorage.__main__ import COMMANDS, Command, commands, run
+from anchorage.commands import COMMANDS, Command, commands, run
 from options.files import RECIPES
 from terminal import say
 from utils import sentence_errors
 
 OF_PATHS = ("FILE", "DIR", "RUN", "IMAGE", "WHAT", "PATH", "INDEX")
 """How the names of values begin that are paths."""
+LONGEST = 70  # characters of what is said of a flag beside it
 
 
 class Option(NamedTuple):
@@ -123,6 +125,7 @@ def _option(action: argparse.Action) -> Option:
     takes = action.nargs not in (0, "?")
     about = re.sub(r"\s+", " ", (action.help or "").replace("%%", "%"))
     about = re.sub(r"%\(\w+\)s", str(action.default), about)
+    about = textwrap.shorten(about, LONGEST, placeholder=" …")
     return Option(
         tuple(action.option_strings), about, takes, _words(action), takes and _is_path(action)
     )
