@@ -309,6 +309,11 @@ FISH = r"""function __anchorage_in
         contains -- $longer $__anchorage_commands; and set command $longer
     end
     test "$command" = "$argv"
+end
+function __anchorage_recipes
+    set -l typed (commandline -ct)
+    string match -q '@*' -- $typed
+    and __fish_complete_path (string sub -s 2 -- $typed) | string replace -r '^' '@'
 end"""
 
 
@@ -328,6 +333,7 @@ def fish(found: Sequence[Syntax]) -> str:
             lines.append(f"{asked} -F")
         if syntax.recipes:
             lines.append(f"{asked} -a {_fish(' '.join(_recipes()))} -d recipe")
+            lines.append(f"{asked} -a '(__anchorage_recipes)'")
         for option in syntax.options:
             lines.append(" ".join([asked, *_fish_option(option)]))
     return "\n".join(lines)
