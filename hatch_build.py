@@ -133,6 +133,31 @@ def write_package(root: Path, out: Path) -> dict[str, str]:
     return placed
 
 
+# --- what it needs --------------------------------------------------------------------------------
+
+EXTRAS = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "search": ("faiss-cpu", "usearch"),
+    "tensorboard": ("tensorboard",),
+}
+"""What is used where it is installed: the name of the extra, and its packages."""
+
+
+def requirements(file: Path) -> list[str]:
+    """The packages that a file lists itself, with their versions."""
+    lines = (line.partition("#")[0].strip() for line in file.read_text("utf-8").splitlines())
+    return [line for line in lines if line and not line.startswith("-")]
+
+
+def extras(file: Path) -> dict[str, list[str]]:
+    """The extras of `EXTRAS`, as far as the file lists their packages, and `dev`: all of it."""
+    listed = {re.split(r"[<>=!~\[ ]", line)[0]: line for line in requirements(file)}
+    found = {
+        extra: [listed[name] for name in names if name in listed] for extra, names in EXTRAS.items()
+    }
+    return {**found, "dev": list(listed.values())}
+
+
 # --- what the builder calls -----------------------------------------------------------------------
 
 
@@ -153,10 +178,10 @@ class BuildHook(BuildHookInterface):
 
 
 class MetadataHook(MetadataHookInterface):
-    """Reads the dependencies from requirements.txt, which is where they are listed."""
+    """Reads the dependencies from requirements*.txt, which is where they are listed."""
 
     def update(self, metadata: dict[str, Any]) -> None:
         """Called with the metadata of pyproject.toml."""
-        text = (Path(self.root) / "requirements.txt").read_text("utf-8")
-        lines = (line.partition("#")[0].strip() for line in text.splitlines())
-        metadata["dependencies"] = [line for line in lines if line]
+        root = Path(self.root)
+        metadata["dependencies"] = requirements(root / "requirements.txt")
+        metadata["optional-dependencies"] = extras(root / "requirements-dev.txt")

@@ -113,6 +113,16 @@ def test_no_module_is_loaded_by_a_name_that_is_another_one_there(build):
     assert not found
 
 
+def test_the_requirements_are_those_of_the_files(build):
+    needed = build.requirements(ROOT / "requirements.txt")
+    assert "torch>=2.11" in needed and not [line for line in needed if "#" in line]
+    found = build.extras(ROOT / "requirements-dev.txt")
+    assert found["onnx"][0].startswith("onnx>=") and len(found["onnx"]) == 3
+    assert all(found.values()) and {line for lines in found.values() for line in lines} == set(
+        found["dev"]
+    )
+
+
 # --- what is installed ----------------------------------------------------------------------------
 
 
