@@ -23,7 +23,7 @@ from net import export, load_run
 from utils import InputError
 
 # What the tests do to look at a file of TorchScript; the command itself is silent.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
 
 
 def write_blobs(folder: Path, count: int) -> list[Path]:
