@@ -29,6 +29,7 @@ COMMANDS = {
     "train": Command("train", "train a network, and judge it on classes it never saw"),
     "evaluate": Command("evaluate", "measure checkpoints, compare them, look at single images"),
     "report": Command("report", "one HTML page that explains a run, or compares several"),
+    "study": Command("study", "compare methods fairly: one budget, folds, seeds, a table"),
     "search": Command("search", "an index of your own images, and what is nearest in it"),
     "dataset": Command("dataset", "check what a data set holds, or download a public one"),
     "export": Command(

@@ -22,6 +22,7 @@ from evaluation.embedding import Viewing
 from machine import expanded
 from net import hub
 from net.base import whole
+from net.peft import fingerprint
 from runs import RunFolder, load_checkpoint
 from utils import InputError, damage_in_words
 
@@ -140,6 +141,11 @@ def _network(
     network = net.build(replace(held, **chosen))
     net.load_checkpoint(network, content, source=path)
     return network
+
+
+def fingerprint_of(network: net.EmbeddingNet) -> str:
+    """32 hexadecimal digits that tell this network's weights from any others."""
+    return fingerprint(network.state_dict())
 
 
 def checkpoint_file(path: str | Path) -> Path:

@@ -29,6 +29,7 @@ from options.declared import (
 from options.files import words_of
 from options.meaning import (
     as_published,
+    changed,
     check_metrics,
     check_one_checkpoint,
     resolved,
@@ -152,6 +153,8 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if args.resume_run:  # what its flags mean depends on the run: see `continued`
             return args
         args = as_published(args)
+        if args.sweep:
+            args = _without_unread(args, entries)
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
         _check_loss(args, entries, parser)
@@ -216,6 +219,15 @@ def _check_needs(
     for entry in unread(args, entries):
         if entry.dest not in excused:
             parser.error(useless(entry))
+
+
+def _without_unread(args: argparse.Namespace, entries: list[Flag]) -> argparse.Namespace:
+    """The options of a drawn command without the flags that nobody reads; it notes each."""
+    while entry := next(iter(unread(args, entries)), None):
+        say(f"note: {useless(entry).split(';')[0]}; left out (--sweep)")
+        given = [name for name in args.given if name != entry.dest]
+        args = changed(args, {entry.dest: entry.default, "given": given})
+    return args
 
 
 def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: _Parser) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from conftest import ROOT, run_python
 
-FRONT_DOORS = "train evaluate report"
+FRONT_DOORS = "train evaluate report study"
 FLOORS = (
     "utils terminal storage flags devices machine door",
     "meeting processes runs criteria metrics",
@@ -25,7 +25,7 @@ FLOORS = (
     "options",
     "evaluation",
     "page training",
-    "sharing",
+    "sharing studies",
     f"{FRONT_DOORS} anchorage",
 )
 """The rooms (top-level modules and packages) by floor, from the ground up. Rooms of one floor may
