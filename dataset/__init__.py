@@ -43,7 +43,7 @@ FILES = (
 """The files of this folder that hold a `DATA_SET`; a new one costs its file and a line here."""
 
 _ALL: tuple[DataSet, ...] = tuple(
-    importlib.import_module(f"dataset.{name}").DATA_SET for name in FILES
+    importlib.import_module(f".{name}", __name__).DATA_SET for name in FILES
 )
 NAMES = tuple(entry.name for entry in _ALL)
 _BY_NAME = {alias: entry for entry in _ALL for alias in (entry.name, *entry.aliases)}
