@@ -93,7 +93,8 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
         opened = open_network()
         if opened.data not in loaded:
             loaded[opened.data] = tasks_of(opened.data, args.ks)
-            dataset.require_files(None, images_of(loaded[opened.data]))
+            share = opened.viewing.max_bad_images
+            dataset.require_files(None, images_of(loaded[opened.data]), share)
         candidates.append(
             Candidate(
                 path,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import logging
 import shlex
 import shutil
 import sys
+import threading
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 _IN_ASCII = {"…": "...", "–": "-", "×": "x", "±": "+-", "→": "->", "≤": "<=", "≥": ">="}
@@ -23,6 +26,34 @@ def terminal_width() -> int | None:
 def say(text: object = "", **more: Any) -> None:
     """Prints, with whatever a terminal would obey escaped; `more` are the arguments of `print`."""
     print(printable_lines(str(text)), **more)
+
+
+PATIENCE = 1.5  # seconds after which one wants to know what is waited for
+_said_by = {"this process": True}
+
+
+@contextlib.contextmanager
+def told(what: str, bar: bool = False) -> Iterator[None]:
+    """Around work that may take long and says nothing itself: names it where it does.
+
+    The line goes to standard error, so that what is printed stays what it is. With `bar` there is
+    a progress bar, which a terminal shows and a file does not.
+    """
+    if not _said_by["this process"] or (bar and sys.stderr.isatty()):
+        yield
+        return
+    timer = threading.Timer(PATIENCE, lambda: say(f"{what} ...", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def leave_telling_to_others() -> None:
+    """From now on `told` says nothing here: of several processes one speaks."""
+    _said_by["this process"] = False
 
 
 def speak_to_any_terminal() -> None:

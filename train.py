@@ -68,6 +68,7 @@ def prepare(args: argparse.Namespace) -> Training:
         labels, args.batch_size, instances=args.IPC, repeat=bool(args.IPC_repeat), seed=args.seed
     )
     rehearse(args, objective, data.train, batches)
+    data = run_data.look_through(data, viewing)
     loader = train_loader(
         data.train,
         batches,

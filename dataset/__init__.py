@@ -13,6 +13,7 @@ from dataset.base import BadImageError, DataSet, ImageSet, Protocol
 from dataset.folders import FolderData
 from dataset.inventory import fingerprints, require_files
 from dataset.own import OwnData
+from dataset.readable import Reading, require_readable
 from dataset.table import CsvData
 from utils import InputError, nearest_names
 
@@ -23,11 +24,13 @@ __all__ = [
     "DataSet",
     "ImageSet",
     "Protocol",
+    "Reading",
     "find",
     "fingerprints",
     "load",
     "protocol",
     "require_files",
+    "require_readable",
 ]
 
 FILES = (
@@ -43,6 +46,8 @@ FILES = (
 _ALL: tuple[DataSet, ...] = tuple(
     importlib.import_module(f"dataset.{name}").DATA_SET for name in FILES
 )
+ROOT = "data"
+"""The usual data root."""
 NAMES = tuple(entry.name for entry in _ALL)
 _BY_NAME = {alias: entry for entry in _ALL for alias in (entry.name, *entry.aliases)}
 
@@ -67,7 +72,7 @@ def find(name: str) -> DataSet:
     return entry
 
 
-def load(name: str, root: str | Path = "data", split: str = "train", **options: Any) -> ImageSet:
+def load(name: str, root: str | Path = ROOT, split: str = "train", **options: Any) -> ImageSet:
     """One split of a data set.
 
     Args:
@@ -89,7 +94,8 @@ def load(name: str, root: str | Path = "data", split: str = "train", **options: 
         raise InputError(f"{', '.join(useless)} has no effect on data set {name}; leave it out")
     images = entry.load(Path(root), split, **given)
     _refuse_one_class(images, name)
-    return images
+    elsewhere = str(root) != ROOT and not isinstance(entry, OwnData)
+    return replace(images, root=str(root)) if elsewhere else images
 
 
 def _refuse_one_class(images: ImageSet, name: str, why: str = "has") -> None:

@@ -29,6 +29,7 @@ from training.clock import Length
 from utils import InputError
 
 if TYPE_CHECKING:
+    from training.data import Data
     from training.state import Training
 
 BATCHES_LOOKED_AT = 100  # for one from which the loss can learn
@@ -239,6 +240,7 @@ def describe(training: Training) -> str:
         + (f" ({data.train.source})" if data.train.source != args.dataset else ""),
         *([] if data.train.upright else ["pictures    as stored, EXIF orientation ignored"]),
         *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
+        *_what_is_left_out(data),
         f"best epoch  {on}",
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
         f"{parameters:,} parameters, pretrained {args.pretrained}",
@@ -259,6 +261,14 @@ def describe(training: Training) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _what_is_left_out(data: Data) -> list[str]:
+    """A line about the images that are known not to be readable."""
+    train, judged = (data.unreadable.get(side, 0) for side in ("train", "eval"))
+    parts = [f"{train:,} for training, others take their place"] if train else []
+    parts += [f"{judged:,} for evaluation, left out"] if judged else []
+    return [f"unreadable  {'; '.join(parts)}"] if parts else []
 
 
 def _what_rests(network: net.EmbeddingNet) -> list[str]:
