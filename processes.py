@@ -37,7 +37,6 @@ from torch import Tensor
 
 from machine import cores
 from meeting import PATIENCE, Place
-from terminal import leave_telling_to_others
 from utils import InputError
 
 T = TypeVar("T")
@@ -332,8 +331,6 @@ def joined() -> Iterator[None]:
     place.meet(store)
     watch = _Watch(dist.PrefixStore("watch", place.store()), number, count)
     watch.start()
-    if number:
-        leave_telling_to_others()
     # NCCL is the faster one between GPUs, and refuses two processes on one GPU.
     nccl = torch.cuda.is_available() and dist.is_nccl_available() and not _gpus_are_shared()
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import door
 
 if __name__ == "__main__":
-    door.enter()
+    door.enter(loads_torch=True)
 
 import options
 
@@ -27,7 +27,7 @@ from evaluation.pictures import below, class_values_picture, save_picture
 from page import methods, overview, records
 from page.making import make
 from page.source import neighbours_picture, open_best
-from terminal import say
+from terminal import hear, say
 from utils import sentence_errors
 
 
@@ -52,7 +52,7 @@ def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -
 
 def main(args: argparse.Namespace) -> None:
     """Runs report.py with parsed options."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    hear(logging.WARNING)
     if args.compare:
         overview.compare(args)
     elif args.picture:
@@ -71,5 +71,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    door.loaded()
     with sentence_errors(), door.answering():
         main(ARGS)

@@ -62,7 +62,7 @@ def near_duplicates(
 
     Args:
         first, second: thumbnails (N, 32, 32, 3) and (M, 32, 32, 3).
-        progress: told how many of `first` are done.
+        progress: is given how many of `first` are done, in proportion.
 
     Returns:
         for each image of `first` the image of `second` that it is most like, where there is one.
@@ -77,6 +77,8 @@ def near_duplicates(
     rows, columns = rows[order], columns[order]
     for part in _parts(len(rows), _AT_ONCE):
         remains = _what_remains(first[rows[part]], second[columns[part]])
+        if progress is not None:  # the second half of the work
+            progress(len(first) * (len(rows) + part.stop) // (2 * len(rows)))
         for row, column, rest in zip(rows[part], columns[part], remains, strict=True):
             if np.isfinite(rest) and (row not in found or rest < found[row].remains):
                 found[row] = Pair(int(row), int(column), float(rest))
@@ -120,7 +122,7 @@ def _candidates(
         rows.append(np.full(len(near), row))
         columns.append(near)
         if progress is not None and row % 256 == 0:
-            progress(row)
+            progress(row // 2)
     return np.concatenate(rows), np.concatenate(columns)
 
 

@@ -26,18 +26,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dataset.base import BadImageError, ImageSet, reason
+from dataset.decoding import LONGEST, need_file
 from dataset.kept import default_folder, name_of, stamps_of
 from dataset.transforms import PixelStore, with_short_side
 from dataset.workers import deaths_told, with_workers
 from machine import cores
-from storage import load_arrays, save_arrays, write_atomically
+from storage import load_arrays, need_room, save_arrays, write_atomically
+from terminal import told
 from utils import InputError
 
 logger = logging.getLogger("dataset")
+size_logger = logging.getLogger("dataset.disk")  # how much a cache takes is always said
+size_logger.setLevel(logging.INFO)
 
 SHARD = 256  # images; what a kill can cost each core
 MAPPED = 128  # shards that are open at a time; a process may often have no more than 256 files
@@ -205,7 +210,8 @@ def _verify(shards: list[_Shard]) -> list[bool]:
             _verified.add(name)
         return name in _verified
 
-    with ThreadPoolExecutor(cores()) as pool:
+    gigabytes = sum(int(shard.shapes.prod(axis=1).sum()) for shard in shards) * 3e-9
+    with told(f"checking the cache, {gigabytes:.1f} GB"), ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(intact, shards))
 
 
@@ -232,6 +238,17 @@ def _complete(tasks: list[_Task], images: ImageSet) -> list[_Shard]:
             "while they were cached; start again when nothing writes to them"
         )
     return shards
+
+
+def bytes_of_one(images: ImageSet, size: int, sample: int = 64) -> float:
+    """How much the cache keeps of one image, by the proportions of some: their headers are read."""
+    longer = []
+    for index in np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int).tolist():
+        with contextlib.suppress(Exception):  # what cannot be read is told elsewhere
+            need_file(images.paths[index])
+            with Image.open(images.paths[index]) as image:
+                longer.append(min(LONGEST, max(image.size) / min(image.size)))
+    return 3 * size**2 * (float(np.mean(longer)) if longer else 4 / 3)
 
 
 class _Builder(Dataset):
@@ -261,7 +278,10 @@ def _build_all(tasks: list[_Task], images: ImageSet) -> None:
     if not tasks:
         return
     total = sum(task.stop - task.first for task in tasks)
-    logger.info("decoding %d images once into %s", total, tasks[0].folder)
+    needed = total * bytes_of_one(images, tasks[0].size)
+    advice = "choose another --cache-dir, a smaller --cache-size or --decode exact"
+    room = need_room(tasks[0].folder, needed, f"the cache of {total:,} images", advice)
+    size_logger.info("decoding %s images once into %s: %s", f"{total:,}", tasks[0].folder, room)
     built = with_workers(_Builder(tasks, images), min(cores(), len(tasks)))
     bar = tqdm(total=total, desc="cache", unit="img", leave=False, disable=None)
     with bar, deaths_told("; start again, and the cache is continued"):

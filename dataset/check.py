@@ -42,7 +42,7 @@ from dataset.files import join_words, said_anew
 from dataset.inventory import BAD_IMAGES, admitted_bad_images, share_admitting
 from dataset.layouts import NotFoundError, counts_logger
 from dataset.own import classes_logger, notes_logger
-from dataset.wording import wrapped
+from dataset.wording import width, wrapped
 from machine import cores
 from storage import write_atomically
 from terminal import as_shell, plain, printable, told
@@ -257,7 +257,7 @@ def check(name: str, root: str | Path = "data", *, exif: str = "apply", **option
     report = Report(name)
     remarks = _Remarks()
     try:
-        with remarks:
+        with remarks, told(f"looking for the images of {name}"):
             parts = _load_parts(entry, name, root, exif == "apply", options)
     except NotFoundError as error:
         report.status, report.problem = "absent", f"not found: {error.detail}"
@@ -427,7 +427,7 @@ def _examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
     # Pillow and hashlib release the interpreter, so threads keep all cores busy.
     with ThreadPoolExecutor(cores()) as pool:
         results = pool.map(lambda job: job(), jobs.values())
-        with _bar(name, len(jobs)) as bar, told(f"{name}: decoding {len(jobs):,} images", bar=True):
+        with _bar(name, len(jobs)) as bar:
             found = {}
             for path, fact in zip(jobs, results, strict=True):
                 found[path] = fact
@@ -638,7 +638,7 @@ def _near_duplicate_notes(
         [one[digest] for digest in side] for one, side in zip((tested, trained), sides, strict=True)
     ]
     first, second = (np.stack([facts[path].thumbnail for path in side]) for side in names)
-    with _bar("near duplicates", len(first)) as bar, told("looking for near duplicates", bar=True):
+    with _bar("near duplicates", len(first)) as bar:
         pairs = near_duplicates(first, second, lambda done: bar.update(done - bar.n))
     yield from _some(
         "near duplicate across train and test",
@@ -727,12 +727,8 @@ def _table(report: Report) -> str:
         )
         for row in report.splits
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [wrapped(": ".join(filter(None, (report.dataset, plain(report.found)))), "", "  ")]
-    for first, *rest in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  " + "   ".join(cells))
+    lines += _counts(rows)
     for row in report.splits:
         if row.outcome:
             lines.append(wrapped(row.outcome, f"  {row.split:<7}  ", " " * 11))
@@ -742,6 +738,23 @@ def _table(report: Report) -> str:
     kinds = Counter(finding.note for finding in report.findings)
     lines.append(f"  {report.status}: {kinds[False]} finding(s), {kinds[True]} note(s)")
     return "\n".join([*lines, *_commands(report)])
+
+
+def _counts(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """The splits as a table; one below the other where the terminal is too narrow for it."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if sum(widths) + 3 * len(widths) - 1 > width():
+        return [
+            wrapped(f"{images} images ({p} published), {classes} classes ({q} published)",
+                    f"  {split:<7}  ", " " * 11)
+            for split, images, p, classes, q in rows[1:]
+        ]  # fmt: skip
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(most) for cell, most in zip(rest, widths[1:], strict=True)]
+        lines.append("  " + "   ".join(cells))
+    return lines
 
 
 def _commands(report: Report) -> list[str]:

@@ -32,7 +32,7 @@ from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.kept import default_folder, name_of, stamps_of
 from machine import cores
 from storage import load_arrays, save_arrays
-from terminal import printable, told
+from terminal import printable
 from utils import InputError
 
 logger = logging.getLogger("dataset")
@@ -180,11 +180,7 @@ def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int
         total=len(indices), desc=printable(title), unit="img", leave=False, disable=None, delay=1
     )
     # Pillow releases the interpreter while it decodes, so threads keep all cores busy.
-    with (
-        told(f"{title}: {len(indices):,}, once", bar=True),
-        ThreadPoolExecutor(cores()) as pool,
-        bar,
-    ):
+    with ThreadPoolExecutor(cores()) as pool, bar:
         for part, found in zip(parts, pool.map(look, parts), strict=True):
             bad |= found
             bar.update(len(part))

@@ -19,7 +19,7 @@ from evaluation import tables
 from evaluation.embedding import Viewing, embed_readable, progress_bar
 from evaluation.tables import Row
 from evaluation.tasks import Task
-from terminal import say
+from terminal import fitted, say
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def print_doubts(results: Sequence[Result]) -> None:
     """Prints what is to be said beside the numbers, where they say less than they seem to."""
     for result in results:
         for about in tables.doubts(result.numbers):
-            say(f"{result.title}: {about}")
+            say(fitted(f"{result.title}: {about}", "  "))
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 import door
 from machine import expanded
 from net.choices import WEIGHTS
-from terminal import say
+from terminal import Wait, fitted, say, told
 from utils import InputError, sentence_errors
 
 
@@ -47,19 +47,26 @@ def export(args: argparse.Namespace) -> None:
     if not (args.onnx or args.torchscript):
         raise InputError("nothing to write; give --onnx FILE, --torchscript FILE or both")
     # Not before, so that --help and a typing error answer at once.
+    loading = Wait("loading PyTorch")
     from evaluation.inference import open_model
     from net.export import Graph, describe_input, export_onnx, export_torchscript
 
     model = open_model(args.run, args.weights)
+    loading.over()
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
     cubic = model.network.input.cubic
     note = describe_input(graph.size, model.resize, cubic=cubic, upright=model.upright)
-    say(f"input   {note}\noutput  float32 (B, {model.network.test_size}), unit length")
+    say(
+        fitted(f"input   {note}", " " * 8)
+        + f"\noutput  float32 (B, {model.network.test_size}), unit length"
+    )
     if args.onnx:
-        difference = export_onnx(graph, args.onnx, note)
+        with told("writing ONNX, and comparing it with the network"):
+            difference = export_onnx(graph, args.onnx, note)
         say(f"{args.onnx}: onnxruntime and torch differ by at most {difference:.1e}")
     if args.torchscript:
-        difference = export_torchscript(graph, args.torchscript)
+        with told("writing TorchScript, and comparing it with the network"):
+            difference = export_torchscript(graph, args.torchscript)
         say(f"{args.torchscript}: TorchScript and torch differ by at most {difference:.1e}")
 
 

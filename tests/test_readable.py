@@ -215,7 +215,7 @@ def test_images_are_named_before_a_run_and_left_out_of_it(
     assert told[side] in dry.stdout and not (tmp_path / "logs").exists()
     second = cut(sorted(images.glob(f"{side}/*/*.png"))[9])
     refused = run_cli("train.py", *flags, "--epochs", 1, cwd=tmp_path)
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+    assert refused.returncode == 2 and refused.stderr.count("error:") == 1, refused.stderr
     for word in (bad, second, "--max-bad-images 0.01 admits 1", "check folder:"):
         assert str(word) in refused.stderr
     assert not (tmp_path / "logs").exists() and "epoch" not in refused.stdout

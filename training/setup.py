@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from methods.base import Options
 from net.base import whole
 from net.shared import share_batches
 from runs import load_checkpoint
+from storage import need_room
 from training import compiling, optim
 from training.clock import Length
 from utils import InputError
@@ -254,6 +256,7 @@ def describe(training: Training) -> str:
         f"steps       {len(loader)} per epoch of {args.batch_size} images each, "
         f"{training.length.epochs} epoch{'s' if training.length.epochs > 1 else ''}",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
+        f"disk        {_about_disk(training)}",
         *(f"ema         {words}" for words in filter(None, [_about_average(training)])),
         *(
             f"note        {line}"
@@ -261,6 +264,18 @@ def describe(training: Training) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _about_disk(training: Training) -> str:
+    """How much of the disk the run will take.
+
+    Raises:
+        InputError: that much is not free.
+    """
+    args = options.kept(training.options)
+    needed = training.bytes_on_disk(args.keep)
+    advice = "choose another --LOG_DIR" + (", or a smaller --keep" if args.keep else "")
+    return f"the run keeps {need_room(Path(args.LOG_DIR), needed, 'what the run keeps', advice)}"
 
 
 def _what_is_left_out(data: Data) -> list[str]:
