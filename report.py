@@ -13,7 +13,7 @@ from __future__ import annotations
 import door
 
 if __name__ == "__main__":
-    door.enter()
+    door.enter(loads_torch=True)
 
 import options
 
@@ -28,7 +28,7 @@ from evaluation.pictures import below, class_values_picture, save_picture
 from page import overview, records, values
 from page.making import make
 from page.source import neighbours_picture, open_best, without_images
-from terminal import say
+from terminal import hear, say
 from utils import InputError, sentence_errors
 
 
@@ -69,7 +69,7 @@ def keep_pictures(args: argparse.Namespace, without: Sequence[str]) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Runs report.py with parsed options."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    hear(logging.WARNING)
     if args.compare:
         overview.compare(args)
     elif args.picture:
@@ -90,5 +90,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    door.loaded()
     with sentence_errors(), door.answering():
         main(ARGS)

@@ -76,15 +76,19 @@ def need_file(path: str | os.PathLike[str]) -> None:
 
 
 class _Plugin(NamedTuple):
-    """What adds formats to Pillow: an installable package, its module and how that is told to."""
+    """What adds formats to Pillow: an installable package, its module and how that is told to.
+
+    `itself` is the Pillow that needs none.
+    """
 
     package: str
     module: str
     register: str | None
+    itself: str = ""
 
 
 _HEIF = _Plugin("pillow-heif", "pillow_heif", "register_heif_opener")
-_AVIF = _Plugin("pillow-avif-plugin", "pillow_avif", None)
+_AVIF = _Plugin("pillow-avif-plugin", "pillow_avif", None, "Pillow 11.3 or newer")
 _JXL = _Plugin("pillow-jxl-plugin", "pillow_jxl", None)
 _PLUGINS = {"HEIC": _HEIF, "AVIF": _AVIF, "JPEG XL": _JXL}
 
@@ -139,10 +143,14 @@ def _check_support(content: bytes, name: str) -> None:
         return
     if known not in _PLUGINS:
         raise UnfitImageError(f"{known} pictures have no pixels; save it as PNG")
-    package = _PLUGINS[known].package
-    raise UnfitImageError(
-        f"{known} pictures need {package}; `pip install {package}`, or save it as JPEG or PNG"
-    )
+    package, itself = _PLUGINS[known].package, _PLUGINS[known].itself
+    install = f"`pip install {package}`"
+    if itself:
+        package, install = (
+            f"{itself}, or {package}",
+            f"`pip install --upgrade pillow`, or {install}",
+        )
+    raise UnfitImageError(f"{known} pictures need {package}; {install}, or save it as JPEG or PNG")
 
 
 # --- pixels ---------------------------------------------------------------------------------------

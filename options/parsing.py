@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import sys
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -37,7 +38,7 @@ from options.meaning import (
     unread,
     useless,
 )
-from terminal import say, terminal_width
+from terminal import fitted, say, terminal_width
 from utils import InputError, close_names
 
 # --- the parser -----------------------------------------------------------------------------------
@@ -53,7 +54,15 @@ class _Formatter(argparse.HelpFormatter):
         return "" if action.type is SWITCH.parse else super()._format_args(action, default_metavar)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        return super()._format_action_invocation(action).replace(" ,", ",").rstrip()
+        words = super()._format_action_invocation(action).replace(" ,", ",").rstrip()
+        room = self._width - self._current_indent
+        return words if len(words) <= room else words.replace(", ", f",\n{self._blanks()}")
+
+    def _blanks(self) -> str:
+        return " " * self._current_indent
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section(heading and textwrap.fill(heading, self._width - 1))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,7 +84,7 @@ def _help_text(entry: Flag) -> str:
 def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Parser:
     parser = _Parser(
         prog=program,
-        usage=f"{program} [@FILE] [--flag VALUE] ...",
+        usage=fitted(f"{program} [@FILE] [--flag VALUE] ...", "  "),
         description=description,
         formatter_class=_Formatter,
         argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default

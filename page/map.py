@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from evaluation.embedding import Embedded
 from evaluation.pictures import Thumbnails
+from terminal import told
 from utils import our_name, top_folder
 
 MOST_IMAGES, MOST_PER_CLASS, FEWEST_IMAGES = 1000, 12, 5
@@ -132,7 +133,8 @@ def _places(axes: _Axes, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
             "principal": True,
         }
     try:
-        places = _tsne(axes.points(COMPONENTS), seed)
+        with told("drawing the map of the embedding (t-SNE)"):
+            places = _tsne(axes.points(COMPONENTS), seed)
     except TSNEError as error:
         note = f"{error}; shown instead are the first two principal components."
         return axes.plane(), {"note": note, "principal": True}

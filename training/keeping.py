@@ -23,7 +23,7 @@ from evaluation.tables import RAW
 from metrics.verification import NAMES as VERIFICATION
 from options import EVALUATED, METRICS
 from runs import RunFolder, data_name
-from terminal import as_shell, say, terminal_width
+from terminal import as_shell, fitted, say, terminal_width, told
 from training.faults import CollapseWarning, NonFinite
 from training.state import Training
 from training.tracking import Tracker
@@ -160,7 +160,7 @@ class Keeper:
             begin + found + end,
         ]
         room = terminal_width() or math.inf
-        return next((line for line in lines if len(line) <= room), lines[-1])
+        return next((line for line in lines if len(line) <= room), fitted(lines[-1], "  "))
 
     # -- going wrong, and the end
 
@@ -193,7 +193,7 @@ class Keeper:
         from page.making import make as page_of_runs
 
         try:
-            with processes.alone():
+            with processes.alone(), told("making the report page"):
                 made = page_of_runs([self.run.path], gpu_id=max(0, self.training.options["gpu_id"]))
                 say(f"report:     {made}", flush=True)
         except Exception as error:  # it touches data, network, disk: none may fail a finished run
@@ -207,7 +207,7 @@ class Keeper:
         """The best checkpoint's numbers, and where everything lies."""
         training, run = self.training, self.run
         checkpoint = processes.from_main(run.load_best)
-        say(f"\n{self._picked(look_at_test)}")
+        say(fitted(f"\n{self._picked(look_at_test)}"))
         judged = training.data.selects_on_test
         judged = judged and set(METRICS) <= {"retrieval", *training.chosen}
         if "metrics" in checkpoint and (judged or not look_at_test):
