@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from conftest import ROOT, run_python
 
-FRONT_DOORS = "train evaluate report study"
+FRONT_DOORS = "train evaluate report search study"
 FLOORS = (
     "utils terminal storage flags devices machine door",
     "meeting processes runs criteria metrics",
@@ -24,6 +24,7 @@ FLOORS = (
     "methods",
     "options",
     "evaluation",
+    "index",
     "page training",
     "sharing studies",
     f"{FRONT_DOORS} anchorage",
