@@ -196,11 +196,55 @@ def _query(args: argparse.Namespace) -> None:
         showing.write_answers(args.json, answers, index)
 
 
+# --- serve ----------------------------------------------------------------------------------------
+
+
+def _declare_serve(parser: argparse.ArgumentParser) -> None:
+    _index(parser)
+    parser.add_argument(
+        "--port",
+        metavar="N",
+        type=_port,
+        default=8000,
+        help="where the page is on this machine; 0 is any free one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        help="the address to listen at; 0.0.0.0 lets every machine of the network search here, "
+        "without a password (default: %(default)s, this machine alone)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a further name that the page may be opened by, such as that of a proxy",
+    )
+    _network(parser)
+
+
+def _port(text: str) -> int:
+    value = whole(0)(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{value} is no port; the last one is 65535")
+    return value
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from serving.server import serve
+
+    names = {"host": args.host, "port": args.port, "allow_host": args.allow_host}
+    serve(args.index, **names, device=args.device, run=args.run)
+
+
 COMMANDS = (
     Command("build", "make an index of images", _declare_build, _build),
     Command("add", "add images to an index", _declare_add, _add),
     Command("remove", "take images out of an index", _declare_remove, _remove),
     Command("query", "find the images nearest to some others", _declare_query, _query),
+    Command("serve", "open a page in the browser to search on", _declare_serve, _serve),
 )
 
 

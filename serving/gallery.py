@@ -54,7 +54,7 @@ class Gallery:
         InputError: there is no usable index, or its network is not to be had.
     """
 
-    def __init__(self, path: Path, device: str | None = None, run: Path | None = None) -> None:
+    def __init__(self, path: Path, device: str | None = None, run: str | None = None) -> None:
         self.path = path
         self._opening = threading.Lock()
         self._told = ""

@@ -119,7 +119,7 @@ def serve(
     port: int = 8000,
     allow_host: Iterable[str] = (),
     device: str | None = None,
-    run: Path | None = None,
+    run: str | None = None,
 ) -> None:
     """Serves the index at `path` until the process is interrupted or told to end.
 

@@ -25,7 +25,7 @@ FLOORS = (
     "options",
     "evaluation",
     "index",
-    "page training",
+    "page training serving",
     FRONT_DOORS,
 )
 """The rooms (top-level modules and packages) by floor, from the ground up. Rooms of one floor may
