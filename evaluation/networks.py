@@ -21,6 +21,7 @@ import options
 from evaluation.embedding import Viewing
 from machine import expanded
 from net.base import whole
+from net.peft import fingerprint
 from runs import RunFolder, load_checkpoint
 from utils import InputError, damage_in_words
 
@@ -137,6 +138,11 @@ def _network(
     network = net.build(replace(held, **chosen))
     net.load_checkpoint(network, content, source=path)
     return network
+
+
+def fingerprint_of(network: net.EmbeddingNet) -> str:
+    """32 hexadecimal digits that tell this network's weights from any others."""
+    return fingerprint(network.state_dict())
 
 
 def checkpoint_file(path: str | Path) -> Path:
