@@ -137,10 +137,10 @@ def _declare_add(parser: argparse.ArgumentParser) -> None:
 
 
 def _add(args: argparse.Namespace) -> None:
-    from index import Index, making, network, showing, sources
+    from index import Index, making, showing, sources
 
     photos = sources.photos_of(args.images)
-    embedder = network.embedder_of(Index.open(args.index), args.device, args.run)
+    embedder = Index.open(args.index).embedder(args.device, args.run)
     outcome = making.add(args.index, photos, embedder, **_how(args))
     showing.tell_outcome(outcome, args.index)
 
@@ -186,10 +186,10 @@ def _declare_query(parser: argparse.ArgumentParser) -> None:
 
 
 def _query(args: argparse.Namespace) -> None:
-    from index import Index, asking, network, showing
+    from index import Index, asking, showing
 
     index = Index.open(args.index)
-    embedder = network.embedder_of(index, args.device, args.run)
+    embedder = index.embedder(args.device, args.run)
     answers = asking.ask(index, embedder, args.images, args.top, without_self=args.without_self)
     showing.tell_answers(answers, index)
     if args.json:

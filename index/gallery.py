@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from index import scanning
+from index import network, scanning
 from index.journal import ADVICE, Mark, Record, read_mark, read_records
 from index.scanning import Block, Hits
 from machine import expanded
@@ -326,12 +326,15 @@ class Index:
         """From which cosine on two images show the same; None where the run does not say."""
         return None
 
-    def embedder(self, device: str | torch.device | None = None) -> Embedder:
+    def embedder(
+        self, device: str | torch.device | None = None, run: str | Path | None = None
+    ) -> Embedder:
         """The network that made the index, from pictures to embeddings.
 
-        Raises:
-            InputError: its run is not there any more, or has another network by now.
-        """
-        from index.network import embedder_of
+        Args:
+            run: where its run is now, if it is no longer where it was.
 
-        return embedder_of(self, device)
+        Raises:
+            InputError: the run is not there, or has another network by now.
+        """
+        return network.embedder_of(self.path, self.about, device, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,9 +13,6 @@ from evaluation.inference import Embedder, Model, load_run
 from machine import expanded
 from net.peft import fingerprint
 from utils import InputError
-
-if TYPE_CHECKING:
-    from index.gallery import Index
 
 
 def description(run: str | Path, embedder: Embedder, weights: str | None, index: Path) -> dict:
@@ -50,40 +47,43 @@ def identity(model: Model) -> str:
 
 
 def embedder_of(
-    index: Index, device: str | torch.device | None = None, run: str | Path | None = None
+    index: Path,
+    about: dict[str, Any],
+    device: str | torch.device | None = None,
+    run: str | Path | None = None,
 ) -> Embedder:
     """The network that made an index.
 
     Args:
-        run: where its run is now; None is where it was, from the index or absolutely.
+        index: its file. about: what it keeps of the network, see `description`.
+        run: where its run is now; None is where it was, as seen from the index or from the root.
 
     Raises:
         InputError: the run is not there, or its network is another one.
     """
-    place = Path(expanded(str(run))) if run else _run_of(index)
-    embedder = load_run(place, device=device, weights=index.about["weights"])
-    check_same(index, embedder, place)
+    place = Path(expanded(str(run))) if run else _run_of(index, about)
+    embedder = load_run(place, device=device, weights=about["weights"])
+    if identity(embedder.model) != about["fingerprint"]:
+        raise InputError(
+            f"{place} holds another network than the one that made {index}, and embeddings of two "
+            "networks cannot be compared; give the run it was made with (--run), or build it again "
+            "with this one"
+        )
     return embedder
 
 
-def check_same(index: Index, embedder: Embedder, place: str | Path) -> None:
-    """Raises InputError unless the network is the one that made the index."""
-    if identity(embedder.model) != index.about["fingerprint"]:
-        raise InputError(
-            f"{place} holds another network than the one that made {index.path}, and embeddings of "
-            "two networks cannot be compared; give the run it was made with, or build it again "
-            "with this one"
-        )
+def places_of(index: Path, about: dict[str, Any]) -> list[Path]:
+    """Where the run may be: as seen from the index, and where it was when the index was made."""
+    folders = (index.absolute().parent, Path(about["folder"]))
+    return [Path(os.path.normpath(folder / about["run"])) for folder in folders]
 
 
-def _run_of(index: Index) -> Path:
-    kept = index.about["run"]
-    folders = (index.path.absolute().parent, Path(index.about["folder"]))
-    places = [Path(os.path.normpath(folder / kept)) for folder in folders]
+def _run_of(index: Path, about: dict[str, Any]) -> Path:
+    places = places_of(index, about)
     for place in places:
         if place.exists():
             return place
     raise InputError(
-        f"the network that made {index.path} was in {places[-1]}, which is not there any more; "
-        "say where it is now with --run"
+        f"the network that made {index} was in {places[-1]}, which is not there any more; say "
+        "where it is now with --run"
     )
