@@ -25,6 +25,7 @@ from flags import number, whole
 from machine import expanded
 from net.choices import WEIGHTS
 from options.parsing import Formatter, Parser
+from terminal import say
 from utils import InputError, sentence_errors
 
 # What needs torch is imported by each command, so that --help and a typing error answer at once.
@@ -233,6 +234,7 @@ def _port(text: str) -> int:
 
 
 def _serve(args: argparse.Namespace) -> None:
+    say("reading the index and its network ...", flush=True)
     from serving.server import serve
 
     names = {"host": args.host, "port": args.port, "allow_host": args.allow_host}

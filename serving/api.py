@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,9 +72,7 @@ class Api:
         if stamp is None:
             raise Refused(HTTPStatus.NOT_FOUND, f"the file of {_name(entry)} is gone")
         tag = digest(f"{stamp} {state.upright} {kind} {entry.path!r}".encode())
-        return Picture(
-            tag, lambda: self.shown.jpeg(entry.path, stamp, SIDES[kind], state.upright)
-        )
+        return Picture(tag, lambda: self.shown.jpeg(entry.path, stamp, SIDES[kind], state.upright))
 
     def search(self, query: Mapping[str, str], body: bytes) -> dict[str, Any]:
         """What is nearest to the picture in `body`, or to an entry (`entry`), or to a part of it.
@@ -118,7 +117,8 @@ class Api:
         entry = state.index.entry(number)
         if query.get("check", _check(entry)) != _check(entry):
             raise Refused(
-                HTTPStatus.NOT_FOUND, "the index has changed and this row is another's; search again"
+                HTTPStatus.NOT_FOUND,
+                "this row is another picture's since the index changed; search again",
             )
         return entry, number
 
@@ -150,8 +150,22 @@ def _check(entry: Entry) -> str:
 
 
 def _thresholds(state: State) -> dict[str, Any] | None:
+    """The two cosines, how often each is wrong, and whether of pairs or of queries (`searched`)."""
     found = state.index.thresholds
-    return None if found is None else {"same": found.same, "different": found.different}
+    if found is None:
+        return None
+    return {
+        "same": found.same,
+        "different": found.different,
+        "false_same": _rate(found.false_same.expected),
+        "false_different": _rate(found.false_different.expected),
+        "searched": found.index_size,
+        "measured_on": printable(found.title),
+    }
+
+
+def _rate(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _verdict(state: State, cosine: float) -> str | None:

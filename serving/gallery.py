@@ -6,14 +6,12 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from index import Index
-from index.network import embedder_of
 from serving.pictures import Crop, query_pixels
 from utils import InputError
 
@@ -59,10 +57,10 @@ class Gallery:
         self._opening = threading.Lock()
         self._told = ""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="search")
-        self._embedder_of = partial(embedder_of, device=device, run=run)
+        self._how = {"device": device, "run": run}
         self._file = self._file_now()
         index = Index.open(path)
-        self._state = State(index, self._embedder_of(index))
+        self._state = State(index, index.embedder(**self._how))
 
     def now(self) -> State:
         """The index as it is on disk; as it was, where it is gone or damaged since."""
@@ -70,11 +68,10 @@ class Gallery:
             file = self._file_now()
             try:
                 if not (file == self._file and self._state.index.is_current):
-                    self._state = self._opened_again()
+                    self._state, self._file = self._opened_again(), file
                 self._told = ""
             except InputError as error:
                 self._tell(str(error))
-            self._file = file
             return self._state
 
     def _file_now(self) -> tuple[int, int] | None:
@@ -88,7 +85,7 @@ class Gallery:
     def _opened_again(self) -> State:
         index, before = Index.open(self.path), self._state
         same = index.about["fingerprint"] == before.index.about["fingerprint"]
-        return State(index, before.embedder if same else self._embedder_of(index))
+        return State(index, before.embedder if same else index.embedder(**self._how))
 
     def _tell(self, sentence: str) -> None:
         """Says once, not for every request, why the index is as it was before."""

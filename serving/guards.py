@@ -14,7 +14,7 @@ from email.message import Message
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-MOST_BYTES = 32 * 2**20  # of an uploaded picture
+MOST_BYTES = 32_000_000  # of an uploaded picture
 _NAME_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
 
 

@@ -4,7 +4,7 @@
     GET  /api/info               what is searched
     GET  /api/entries?count=12   some entries; &label=TEXT those with TEXT in their label or name
     GET  /api/entries/ROW        one; /thumbnail and /image give its picture as JPEG
-    POST /api/search             the body is a picture, or ?entry=ROW says which entry is searched for
+    POST /api/search             the body is a picture, or ?entry=ROW names an entry
 
 Paths lead to functions and rows, never to files.
 """
@@ -136,7 +136,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self._unread = self._announced()
             guards.check_host(self.headers, self.names)
-            guards.check_site(self.headers)
+            if self.path.startswith("/api/"):  # a link to the page may stand anywhere
+                guards.check_site(self.headers)
             answer = self._answer()
         except Refused as refused:
             answer = as_answer({"error": refused.sentence}, refused.status, refused.headers)
@@ -152,9 +153,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _announced(self) -> int:
         """How much of a body may follow the head; the connection ends where it is left unread."""
+        unsaid = "0" if self.command in ("GET", "HEAD") else ""
+        length = self.headers.get("Content-Length", unsaid).strip()
         if "Transfer-Encoding" in self.headers:
             return DRAINED_BYTES
-        length = self.headers.get("Content-Length", "0").strip()
         return int(length) if re.fullmatch("[0-9]{1,18}", length) else DRAINED_BYTES
 
     def _answer(self) -> Answer:
@@ -204,13 +206,11 @@ class Handler(BaseHTTPRequestHandler):
 
     # --- what the library would do otherwise ------------------------------------------------------
 
-    def send_error(
-        self, code: int, message: str | None = None, explain: str | None = None
-    ) -> None:
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """A request that could not even be parsed; nothing of it is repeated."""
         self.close_connection = True
-        if not hasattr(self, "headers"):
-            self.command = ""
+        self.request_version = self.protocol_version
+        self.command = ""
         sentence = f"this is no request that is answered here ({HTTPStatus(code).phrase})"
         self._send(as_answer({"error": sentence}, HTTPStatus(code)))
 

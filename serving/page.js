@@ -112,11 +112,20 @@ function show(answer, label) {
   $("neighbours").replaceChildren(...found.map(card));
 }
 
-function explain(any, thresholds) {
+const percent = (rate) => `${Number((100 * rate).toPrecision(2))} %`;
+
+// What the verdicts mean, and how often they are expected to be wrong.
+function explain(any, limits) {
   if (!any) { $("legend").textContent = ""; return; }
-  $("legend").textContent = thresholds
-    ? `Scores are cosines. Same: ${cosine(thresholds.same)} or more; different: less than ${cosine(thresholds.different)}; between them, unsure.`
-    : "Scores are cosines, 1 for the same picture. This index has no threshold, so nothing is called same or different.";
+  if (!limits) {
+    $("legend").textContent = "Scores are cosines, 1 for the same picture. This index has no threshold, so nothing is called same or different.";
+    return;
+  }
+  const wrong = (rate, pairs, queries) =>
+    (rate === null ? "" : ` (wrong for ${percent(rate)} of the ${limits.searched === null ? pairs : queries})`);
+  const same = `Same: ${cosine(limits.same)} or more${wrong(limits.false_same, "pairs that differ", "queries with nothing of their kind here")}`;
+  const different = `different: less than ${cosine(limits.different)}${wrong(limits.false_different, "pairs that match", "queries with something of their kind here")}`;
+  $("legend").textContent = `Scores are cosines. ${same}; ${different}; between them, unsure.`;
 }
 
 function thumbnail(entry) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -58,10 +59,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Starts the thread of a connection, or sends it away where there are too many."""
         if not self._connections.acquire(blocking=False):
             request.settimeout(1)
-            try:
+            with contextlib.suppress(OSError):
                 request.sendall(_BUSY)
-            except OSError:
-                pass
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
@@ -125,8 +124,8 @@ def serve(
 
     Args:
         host: the address to listen at. port: 0 is any free one. allow_host: further names that the
-            page is opened by. device: of the network; None is the GPU where there is one. run: where
-            the run is now, if it has moved.
+            page is opened by. device: of the network; None is the GPU where there is one.
+        run: where the run is now, if it has moved.
 
     Raises:
         InputError: there is no usable index, or the address cannot be had.
@@ -163,9 +162,6 @@ def _until_told(server: Server) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever(poll_interval=0.2)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, before)
