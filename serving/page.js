@@ -72,6 +72,7 @@ function complain(sentence, again) {
   $("neighbours").replaceChildren();
   const button = again ? el("button", {type: "button", onclick: again}, "Try again") : null;
   $("trouble").replaceChildren(el("p", {}, sentence), ...(button ? [button] : []));
+  $("trouble").scrollIntoView({block: "nearest"});
 }
 
 const refresh = () => (query ? search() : browse());
