@@ -2,9 +2,10 @@
 
     python search.py build logs/RUN --images photos/ --index shop.index
     python search.py query shop.index picture.jpg
-    python search.py add shop.index new/ ; python search.py remove shop.index new/17.jpg
+    python search.py add shop.index new/
+    python search.py remove shop.index new/17.jpg
 
-An index is one file. It holds ids, labels, paths and embeddings, not the images.
+An index is one file. It holds ids, labels, paths and embeddings of images, not the images.
 """
 
 from __future__ import annotations
@@ -18,12 +19,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from flags import number, whole
-from machine import expanded
-from net.choices import WEIGHTS
+from options import searching
 from options.parsing import Formatter, Parser
 from terminal import say
 from utils import InputError, sentence_errors
@@ -40,87 +38,32 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace], None]
 
 
-def _file(text: str) -> Path:
-    return Path(expanded(text))
-
-
-def _index(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("index", metavar="INDEX", type=_file, help="the file that build wrote")
-
-
-def _network(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", metavar="RUN", help="where the run is now, if it has moved")
-    _device(parser)
-
-
-def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", metavar="NAME", help="cpu or cuda (default: the GPU where there is one)"
-    )
-
-
-def _reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-bad-images",
-        metavar="F",
-        type=number(0.0, 1.0),
-        default=0.1,
-        help="the share of the images that may be unreadable; they are named and left out "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers",
-        metavar="N",
-        type=whole(0),
-        help="processes that read images (default: one for each core)",
-    )
-    parser.add_argument(
-        "--keep-copies",
-        action="store_true",
-        help="take in pictures that the index holds already under another path",
-    )
-
-
-# --- build, add, remove ---------------------------------------------------------------------------
-
-
-def _declare_build(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder, or a checkpoint")
-    parser.add_argument(
-        "--images",
-        metavar="PATH",
-        nargs="+",
-        action="extend",
-        required=True,
-        help="folders of any depth (their names are the labels), image files, and tables (.csv) "
-        "with a column path and, if you like, id and label",
-    )
-    parser.add_argument(
-        "--index", metavar="FILE", type=_file, required=True, help="the file to write"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an index of that name")
-    parser.add_argument(
-        "--weights",
-        choices=WEIGHTS,
-        help="of a run that kept a running mean of its weights: the mean (ema, the default) or the "
-        "weights themselves (raw)",
-    )
-    _reading(parser)
-    _device(parser)
-
-
-def _build(args: argparse.Namespace) -> None:
-    if args.index.exists() and not args.overwrite:
-        raise InputError(
-            f"{args.index} is there already; `add` adds images to it, and --overwrite makes it anew"
-        )
+def build(args: argparse.Namespace) -> None:
+    """Makes an index of images."""
     from index import making, network, showing, sources
 
+    making.check_place(args.index, args.overwrite)
     photos = sources.photos_of(args.images)
-    embedder = network.load_run(args.run, device=args.device, weights=args.weights)
-    about = network.description(args.run, embedder, args.weights, args.index)
+    say(f"{showing.counted(len(photos))}; opening {args.run}")
+    embedder = network.opened(args.run, args.device, args.weights)
+    about = network.description(args.run, embedder, args.weights, args.index, args.codes)
     outcome = making.build(args.index, photos, embedder, about, **_how(args))
     showing.tell_outcome(outcome, args.index)
+    showing.speed_up(args.index, args.approximate)
+    showing.tell_next(args.index)
+
+
+def add(args: argparse.Namespace) -> None:
+    """Adds images to an index."""
+    from index import Index, making, network, showing, sources
+
+    index, photos = Index.open(args.index), sources.photos_of(args.images)
+    say(f"{showing.counted(len(photos))}; opening the network of {args.index}")
+    embedder = index.embedder(args.device, args.run)
+    thresholds = network.measured(network.run_of(args.index, index.about, args.run), embedder)
+    outcome = making.add(args.index, photos, embedder, thresholds, **_how(args))
+    showing.tell_outcome(outcome, args.index)
+    showing.speed_up(args.index, args.approximate)
 
 
 def _how(args: argparse.Namespace) -> dict:
@@ -128,35 +71,8 @@ def _how(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names}
 
 
-def _declare_add(parser: argparse.ArgumentParser) -> None:
-    _index(parser)
-    parser.add_argument(
-        "images", metavar="PATH", nargs="+", help="folders, image files and tables, as for build"
-    )
-    _reading(parser)
-    _network(parser)
-
-
-def _add(args: argparse.Namespace) -> None:
-    from index import Index, making, showing, sources
-
-    photos = sources.photos_of(args.images)
-    embedder = Index.open(args.index).embedder(args.device, args.run)
-    outcome = making.add(args.index, photos, embedder, **_how(args))
-    showing.tell_outcome(outcome, args.index)
-
-
-def _declare_remove(parser: argparse.ArgumentParser) -> None:
-    _index(parser)
-    parser.add_argument(
-        "names", metavar="NAME", nargs="*", help="ids, image files, or folders for all below them"
-    )
-    parser.add_argument(
-        "--missing", action="store_true", help="remove the images whose files are gone"
-    )
-
-
-def _remove(args: argparse.Namespace) -> None:
+def remove(args: argparse.Namespace) -> None:
+    """Takes images out of an index."""
     if not args.names and not args.missing:
         raise InputError("nothing to remove; give ids, files or folders, or --missing")
     from index import making, showing
@@ -164,98 +80,85 @@ def _remove(args: argparse.Namespace) -> None:
     showing.tell_removed(making.remove(args.index, args.names, args.missing), args.index)
 
 
-# --- query ----------------------------------------------------------------------------------------
+def compact(args: argparse.Namespace) -> None:
+    """Writes an index anew without what was removed."""
+    from index import making
+
+    freed = making.compact(args.index)
+    say(f"{args.index} written anew, {freed / 1e6:.1f} MB smaller")
 
 
-def _declare_query(parser: argparse.ArgumentParser) -> None:
-    _index(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", type=expanded, help="image files")
-    parser.add_argument(
-        "--top",
-        metavar="N",
-        type=whole(1),
-        default=10,
-        help="how many are shown for each (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--without-self",
-        action="store_true",
-        help="leave out what is the very same file as the query",
-    )
-    parser.add_argument("--json", metavar="FILE", type=_file, help="write the answers as JSON")
-    _network(parser)
+def approximate(args: argparse.Namespace) -> None:
+    """Makes or extends the graph of an index."""
+    from index import showing
+
+    showing.speed_up(args.index, "yes")
 
 
-def _query(args: argparse.Namespace) -> None:
+def query(args: argparse.Namespace) -> None:
+    """Finds the images nearest to some others."""
     from index import Index, asking, showing
 
-    index = Index.open(args.index)
+    index = Index.open(args.index, exact=args.exact)
     embedder = index.embedder(args.device, args.run)
     answers = asking.ask(index, embedder, args.images, args.top, without_self=args.without_self)
     showing.tell_answers(answers, index)
     if args.json:
         showing.write_answers(args.json, answers, index)
+    if args.picture:
+        showing.draw_answers(args.picture, answers, embedder.model.upright)
 
 
-# --- serve ----------------------------------------------------------------------------------------
+def duplicates(args: argparse.Namespace) -> None:
+    """Finds the pairs of images that are nearest to each other."""
+    from index import Index, showing
+    from index.duplicates import pairs_above
+
+    index = Index.open(args.index, exact=True)
+    pairs = pairs_above(index, args.above)
+    showing.tell_pairs(pairs, index, args.above, args.top)
+    if args.json:
+        showing.write_pairs(args.json, pairs, index, args.above)
 
 
-def _declare_serve(parser: argparse.ArgumentParser) -> None:
-    _index(parser)
-    parser.add_argument(
-        "--port",
-        metavar="N",
-        type=_port,
-        default=8000,
-        help="where the page is on this machine; 0 is any free one (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--host",
-        metavar="ADDRESS",
-        default="127.0.0.1",
-        help="the address to listen at; 0.0.0.0 lets every machine of the network search here, "
-        "without a password (default: %(default)s, this machine alone)",
-    )
-    parser.add_argument(
-        "--allow-host",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="a further name that the page may be opened by, such as that of a proxy",
-    )
-    _network(parser)
+def info(args: argparse.Namespace) -> None:
+    """Says what an index holds, and whether all of it is as it was written."""
+    from index import Index, showing
+
+    facts = showing.facts(Index.open(args.index))
+    showing.tell_facts(facts)
+    if args.json:
+        showing.write_json(args.json, facts)
 
 
-def _port(text: str) -> int:
-    value = whole(0)(text)
-    if value > 65535:
-        raise argparse.ArgumentTypeError(f"{value} is no port; the last one is 65535")
-    return value
-
-
-def _serve(args: argparse.Namespace) -> None:
+def serve(args: argparse.Namespace) -> None:
+    """Opens a page to search on, until it is interrupted."""
     say("reading the index and its network ...", flush=True)
-    from serving.server import serve
+    from serving import server
 
-    names = {"host": args.host, "port": args.port, "allow_host": args.allow_host}
-    serve(args.index, **names, device=args.device, run=args.run)
+    where = {"host": args.host, "port": args.port, "allow_host": args.allow_host}
+    server.serve(args.index, **where, device=args.device, run=args.run)
 
 
 COMMANDS = (
-    Command("build", "make an index of images", _declare_build, _build),
-    Command("add", "add images to an index", _declare_add, _add),
-    Command("remove", "take images out of an index", _declare_remove, _remove),
-    Command("query", "find the images nearest to some others", _declare_query, _query),
-    Command("serve", "open a page in the browser to search on", _declare_serve, _serve),
+    Command("build", "make an index of images", searching.build, build),
+    Command("add", "add images to an index", searching.add, add),
+    Command("remove", "take images out of an index", searching.remove, remove),
+    Command("query", "find the images nearest to some others", searching.query, query),
+    Command("duplicates", "find images that look alike", searching.duplicates, duplicates),
+    Command("info", "what an index holds, and whether it is sound", searching.info, info),
+    Command("approximate", "make searching a large index fast", searching.index, approximate),
+    Command("compact", "write an index anew without the removed", searching.index, compact),
+    Command("serve", "open a page in the browser to search on", searching.serve, serve),
 )
 
 
-# --- the command ----------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """A command line → options; `carry_out` is what carries them out."""
-    parser = Parser(prog="search.py", description=__doc__.split("\n")[0])
+    """A command line → options; `carry_out` is the command's function."""
+    parser = Parser(prog="search.py", description=__doc__.split("\n")[0], formatter_class=Formatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         own = commands.add_parser(

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from index import network, scanning
-from index.journal import ADVICE, Mark, Record, read_mark, read_records
+from evaluation.thresholds import Thresholds
+from index import codes, journal, network, scanning
+from index.graph import Graph
+from index.graph import search as search_graph
+from index.journal import Reading, Record
 from index.scanning import Block, Hits
 from machine import expanded
 from utils import DamagedError, InputError, nearest_names
@@ -118,43 +121,61 @@ class Index:
     Images are numbered 0, 1, … in the order in which they were added; removed ones leave no gap.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, exact: bool = False) -> None:
         self.path = path
-        self.mark: Mark | None = None
-        self.about: dict[str, Any] = {}
-        self.segments: list[Segment] = []
-        self.added = 0  # images ever, with the removed ones; they are numbered in this order
-        self.live: np.ndarray | None = None  # (added,) bool; None where nothing was removed
-        self._removed = np.empty(0, np.int64)
+        self.exact = exact
+        self._reading: Reading | None = None
         self.refresh()
 
     @classmethod
-    def open(cls, path: str | Path) -> Index:
+    def open(cls, path: str | Path, *, exact: bool = False) -> Index:
         """The index at `path`.
+
+        Args:
+            exact: every search compares with every vector, codes or not.
 
         Raises:
             InputError: there is none, it is damaged, or of a newer version.
         """
-        return cls(Path(expanded(str(path))))
+        return cls(Path(expanded(str(path))), exact=exact)
 
     def refresh(self) -> None:
         """Takes in what was added to the file, or removed, since it was opened."""
-        mark = read_mark(self.path)
-        records = read_records(self.path, mark, self.mark)
-        if self.mark is None:
-            first = records.pop(0).content if records else {}
-            if first.get("kind") != "network":
-                raise DamagedError(
-                    f"index {self.path} does not say which network made it; {ADVICE}"
-                )
-            self.about = first
+        reading = journal.read(self.path, self._reading)
+        records = reading.records
+        if reading.anew:
+            self._begin(records)
+            records = records[1:]
         for record in records:
-            if "removed" in record.arrays:
-                record.check("removed")
-                self._removed = np.concatenate([self._removed, record.arrays["removed"]])
-            if "vectors" in record.arrays:
-                self.segments.append(Segment.of(self.added, record))
-                self.added += len(self.segments[-1])
+            self._take(record)
+        self._settle()
+        self._reading = reading
+
+    def _begin(self, records: Sequence[Record]) -> None:
+        """An index without images, of the network that the first record names."""
+        first = records[0].content if records else {}
+        if first.get("kind") != "network":
+            raise DamagedError(f"index {self.path} does not name its network; {journal.ADVICE}")
+        self.about: dict[str, Any] = dict(first)
+        self.segments: list[Segment] = []
+        self.added = 0  # images ever, with the removed ones; they are numbered in this order
+        self.centre: np.ndarray | None = None  # (d,) see codes.py; from the first images on
+        self._removed = np.empty(0, np.int64)
+
+    def _take(self, record: Record) -> None:
+        self.about |= {k: v for k, v in record.content.items() if k == "thresholds"}
+        record.check("centre", "removed")
+        if "centre" in record.arrays:
+            self.centre = np.array(record.arrays["centre"])
+        if "removed" in record.arrays:
+            self._removed = np.concatenate([self._removed, record.arrays["removed"]])
+        if "vectors" in record.arrays:
+            self.segments.append(Segment.of(self.added, record))
+            self.added += len(self.segments[-1])
+
+    def _settle(self) -> None:
+        """Works out what follows from the records."""
+        self.live: np.ndarray | None = None  # (added,) bool; None where nothing was removed
         if len(self._removed):
             self.live = np.ones(self.added, bool)
             self.live[self._removed] = False
@@ -162,8 +183,9 @@ class Index:
             self._rows = np.cumsum(self.live) - 1
         self._firsts = np.array([segment.first for segment in self.segments], np.int64)
         self._blocks: list[Block] | None = None
+        self._graph: Graph | None = None
+        self._graph_sought = False
         self._by_id: dict[str, int] | None = None
-        self.mark = mark
 
     @property
     def size(self) -> int:
@@ -178,8 +200,8 @@ class Index:
 
     @property
     def is_current(self) -> bool:
-        """Whether nobody has changed the file since it was opened."""
-        return read_mark(self.path) == self.mark
+        """Whether nobody has changed the file since it was read."""
+        return journal.read_mark(self.path) == (self._reading.mark, self._reading.identity)
 
     # --- entries ---
 
@@ -209,6 +231,16 @@ class Index:
     def embedding(self, row: int) -> np.ndarray:
         """(d,) float32, unit length: the embedding of the image in a row."""
         return self.embedding_of(self.number(row))
+
+    def rows(self, part: slice) -> np.ndarray:
+        """(n, d) float32, unit length: the embeddings of some rows that follow each other."""
+        numbers = self.numbers()[part]
+        parts, segments = [], np.searchsorted(self._firsts, numbers, side="right") - 1
+        for place in np.unique(segments):
+            segment = self.segments[place]
+            segment.record.check("vectors")
+            parts.append(segment.vectors[numbers[segments == place] - segment.first])
+        return np.concatenate(parts) if parts else np.empty((0, self.size), np.float32)
 
     # --- by number: among all images ever added, which no removal changes ---
 
@@ -280,8 +312,26 @@ class Index:
             InputError: they are not of the index's size.
         """
         queries = self._unit(embeddings)
-        found = scanning.exact(self.blocks(), queries, top)
+        if (graph := self.graph) is not None:
+            found = search_graph(graph, self.blocks(), self.live, queries, top)
+        elif self.codes != "none":
+            found = scanning.coded(self.blocks(), queries, top, self.codes, self.centre)
+        else:
+            found = scanning.exact(self.blocks(), queries, top)
         return found._replace(rows=self.rows_of(found.rows))
+
+    @property
+    def graph(self) -> Graph | None:
+        """What finds candidates without looking at all images; None where every one is compared."""
+        if not self._graph_sought:
+            self._graph_sought = True
+            self._graph = None if self.exact else Graph.open(self.path, self.about["made"])
+        return self._graph
+
+    @property
+    def codes(self) -> str:
+        """What chooses candidates: "int8" or "binary"; "none" where every vector is compared."""
+        return "none" if self.exact or self.centre is None else self.about["codes"]
 
     def _unit(self, embeddings: np.ndarray) -> np.ndarray:
         given = np.asarray(embeddings, np.float32)
@@ -293,7 +343,11 @@ class Index:
         return torch.nn.functional.normalize(torch.from_numpy(given), dim=1).numpy()
 
     def blocks(self) -> list[Block]:
-        """All vectors, as few long blocks; checked when they are first asked for."""
+        """All vectors, as few long blocks.
+
+        What a search goes through is compared with its checksum when it is first asked for: the
+        vectors, or the codes, or what the graph lacks.
+        """
         if self._blocks is None:
             self._blocks = list(self._in_blocks())
         return self._blocks
@@ -301,30 +355,53 @@ class Index:
     def _in_blocks(self) -> Iterator[Block]:
         waiting: list[Segment] = []
         for segment in self.segments:
-            segment.record.check("vectors")
-            if len(segment) < SMALL:
+            if self.graph is None or segment.first + len(segment) > self.graph.covers:
+                segment.record.check(*(("vectors",) if self.codes == "none" else ("codes", "step")))
+            if len(segment) >= SMALL:
+                yield from self._block(waiting)
+                yield from self._block([segment])
+                waiting = []
+            else:
                 waiting.append(segment)
-                continue
-            yield from self._together(waiting)
-            waiting = []
-            yield self._block(segment.first, segment.vectors)
-        yield from self._together(waiting)
+        yield from self._block(waiting)
 
-    def _together(self, segments: Sequence[Segment]) -> Iterator[Block]:
-        if segments:
+    def _block(self, segments: Sequence[Segment]) -> Iterator[Block]:
+        """Some segments that follow each other as one block; a single one stays in the file."""
+        if not segments:
+            return
+        first, vectors = segments[0].first, segments[0].vectors
+        if len(segments) > 1:
             vectors = np.concatenate([segment.vectors for segment in segments])
-            yield self._block(segments[0].first, vectors)
-
-    def _block(self, first: int, vectors: np.ndarray) -> Block:
         live = None if self.live is None else self.live[first : first + len(vectors)]
-        return Block(first, vectors, None if live is None or live.all() else live)
+        coded = None
+        if self.codes != "none":
+            parts = [codes.of_arrays(segment.record.arrays) for segment in segments]
+            coded = codes.together(self.codes, parts) if len(parts) > 1 else parts[0]
+        yield Block(first, vectors, None if live is None or live.all() else live, coded)
+
+    def check(self) -> None:
+        """Compares everything with its checksum.
+
+        Raises:
+            DamagedError: something differs.
+        """
+        for segment in self.segments:
+            segment.record.check(*segment.record.arrays)
 
     # --- the network ---
 
     @property
-    def thresholds(self) -> Any:
-        """From which cosine on two images show the same; None where the run does not say."""
-        return None
+    def thresholds(self) -> Thresholds | None:
+        """From which cosines on what a query finds is the same, or different, as its run measured.
+
+        They speak of an index of this size (see `Thresholds.in_index`) where the run has searched;
+        None where it has measured nothing.
+        """
+        kept = self.about.get("thresholds")
+        if not kept:
+            return None
+        thresholds = Thresholds.of_dict(kept)
+        return thresholds if thresholds.found is None else thresholds.in_index(len(self))
 
     def embedder(
         self, device: str | torch.device | None = None, run: str | Path | None = None

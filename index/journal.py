@@ -57,47 +57,97 @@ class Record:
 
     content: dict[str, Any]
     arrays: dict[str, np.ndarray]
-    _digests: dict[str, str]
+    _digests: dict[str, str]  # of those that have not been checked yet
     _file: Path
 
     def check(self, *names: str) -> None:
-        """Compares arrays with their checksums.
+        """Compares arrays with their checksums, each once.
 
         Raises:
             DamagedError: one of them differs.
         """
         for name in names:
-            if name in self.arrays and digest(_bytes_of(self.arrays[name])) != self._digests[name]:
+            if (expected := self._digests.get(name)) is None:
+                continue
+            if digest(_bytes_of(self.arrays[name])) != expected:
                 raise DamagedError(
                     f"index {self._file} is not as it was written (the checksum of some of its "
                     f"{name} differs), so it is damaged; {ADVICE}"
                 )
+            del self._digests[name]
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_mark(path: Path) -> Mark:
-    """How far the file at `path` counts just now.
+class Reading(NamedTuple):
+    """What was read of a file.
+
+    Attributes:
+        mark: how far it counted. identity: which file it was: another one may take its place.
+        records: those that were read. anew: whether they are all, and not the new ones alone.
+    """
+
+    mark: Mark
+    identity: tuple[int, int]
+    records: list[Record]
+    anew: bool
+
+
+def read(path: Path, since: Reading | None = None) -> Reading:
+    """The records of the file at `path`; with `since`, only those that were added after it.
+
+    Their JSON is compared with its checksum; arrays are when they are asked to (`check`).
 
     Raises:
-        InputError: there is none, it is no index, or one of a newer version.
-        DamagedError: its first bytes are not as they were written.
+        InputError: there is no such file, it is no index, or one of a newer version.
+        DamagedError: it is not as it was written.
     """
+    with _opened(path) as file:
+        status = os.fstat(file.fileno())
+        identity = (status.st_dev, status.st_ino)
+        mark = _mark_of(file, path)
+        size = os.fstat(file.fileno()).st_size
+        if size < mark.end:
+            raise DamagedError(
+                f"index {path} has {size:,} of its {mark.end:,} bytes: its end is missing; copy it "
+                "again"
+            )
+        # Not mode "r": torch warns of arrays that cannot be written; "c" keeps all from the file.
+        content = np.memmap(file, mode="c", shape=(mark.end,))
+    anew = since is None or since.identity != identity
+    start = Mark(ALIGNMENT, 0) if anew else since.mark
+    records = list(_records(content, start.end, path))
+    if start.records + len(records) != mark.records:
+        raise _misshapen(path)
+    return Reading(mark, identity, records, anew)
+
+
+def read_mark(path: Path) -> tuple[Mark, tuple[int, int]]:
+    """How far the file at `path` counts just now, and which file it is; raises as `read`."""
+    with _opened(path) as file:
+        status = os.fstat(file.fileno())
+        return _mark_of(file, path), (status.st_dev, status.st_ino)
+
+
+def _opened(path: Path) -> BinaryIO:
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an index; give the file that `build` wrote")
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise InputError(
+            f"index {path} does not exist; check the path, or make it with `build`"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"index {path} cannot be read ({error.strerror}); check its permissions"
+        ) from error
+
+
+def _mark_of(file: BinaryIO, path: Path) -> Mark:
     for _ in range(_PATIENCE):
-        try:
-            with path.open("rb") as file:
-                first = file.read(_MARK.size)
-        except FileNotFoundError:
-            raise InputError(
-                f"index {path} does not exist; check the path, or make it with `build`"
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"index {path} cannot be read ({error.strerror}); check its permissions"
-            ) from error
+        first = os.pread(file.fileno(), _MARK.size, 0)
         if not first.startswith(MAGIC):
             raise InputError(f"{path} is no index of ours; give the file that `build` wrote")
         if len(first) == _MARK.size:
@@ -113,29 +163,12 @@ def read_mark(path: Path) -> Mark:
     raise DamagedError(f"the beginning of index {path} is damaged; {ADVICE}")
 
 
-def read_records(path: Path, mark: Mark, since: Mark | None = None) -> list[Record]:
-    """The records up to `mark`; with `since`, those that were added after it.
-
-    The JSON of each is compared with its checksum; arrays are when they are asked to (`check`).
-
-    Raises:
-        DamagedError: the file ends before its mark, or a record cannot be what was written.
-    """
-    size = path.stat().st_size
-    if size < mark.end:
-        raise DamagedError(
-            f"index {path} has {size:,} of its {mark.end:,} bytes: its end is missing; copy it "
-            "again"
-        )
-    content = np.memmap(path, mode="r", shape=(mark.end,))
-    at, count = since or Mark(ALIGNMENT, 0)
-    found = []
-    while at < mark.end:
+def _records(content: np.ndarray, at: int, path: Path) -> Iterator[Record]:
+    while at < len(content):
         record, at = _record(content, at, path)
-        found.append(record)
-    if at != mark.end or count + len(found) != mark.records:
+        yield record
+    if at != len(content):
         raise _misshapen(path)
-    return found
 
 
 def _record(content: np.ndarray, at: int, path: Path) -> tuple[Record, int]:
@@ -250,7 +283,7 @@ def writing(path: Path) -> Iterator[Writer]:
         InputError: another process has it, or the file cannot be written.
     """
     with held(path):
-        mark = read_mark(path)
+        mark, _ = read_mark(path)
         try:
             # Unbuffered: what was written is at once the system's, whatever becomes of us.
             file = path.open("r+b", buffering=0)

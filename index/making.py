@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +23,13 @@ from dataset.inventory import admitted_bad_images
 from evaluation.embedding import embed
 from evaluation.files import on_white
 from evaluation.inference import Embedder
-from index import journal
+from index import codes, graph, journal
 from index.gallery import CONTENT_SIZE, Entry, Index, entry_arrays
 from index.journal import Writer
 from index.sources import Photo, absolute
 from machine import cores, expanded
 from terminal import say, terminal_width
-from utils import InputError, close_names, human_seconds
+from utils import DamagedError, InputError, close_names, human_seconds
 
 logger = logging.getLogger("index")
 
@@ -344,8 +346,10 @@ class Adding:
             return
         first = self.index.added
         contents = b"".join(new.file.content for new in news)
+        vectors = np.stack([new.vector for new in news])
         arrays = {
-            "vectors": np.stack([new.vector for new in news]),
+            "vectors": vectors,
+            **self._codes(vectors),
             **entry_arrays([new.photo for new in news], self.folder),
             "contents": np.frombuffer(contents, np.uint8).reshape(-1, CONTENT_SIZE),
             "stamps": np.array([new.file.stamp for new in news], np.int64),
@@ -359,6 +363,16 @@ class Adding:
         self.index.refresh()
         for number, new in enumerate(news, first):
             self._know(number, new.file)
+
+    def _codes(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """The codes of a record's vectors; the first record says what they are about."""
+        kind, centre = self.index.about["codes"], self.index.centre
+        if kind == "none":
+            return {}
+        if centre is not None:
+            return codes.as_arrays(kind, vectors, centre)
+        centre = vectors.mean(axis=0)
+        return {**codes.as_arrays(kind, vectors, centre), "centre": centre}
 
     def keep_only(self, photos: Sequence[Photo]) -> None:
         """Removes all images but these."""
@@ -381,6 +395,20 @@ def content_of(path: str | os.PathLike[str]) -> bytes:
 # --- the three commands ---------------------------------------------------------------------------
 
 
+def check_place(path: Path, overwrite: bool) -> None:
+    """Raises InputError unless an index may be made at `path`: what is no index stays."""
+    if path.is_dir():
+        raise InputError(f"--index {path} is a folder; name a file")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise InputError(
+            f"{path} is there already; `add` adds images to it, and --overwrite makes it anew"
+        )
+    with contextlib.suppress(DamagedError):
+        journal.read_mark(path)
+
+
 def build(
     path: Path,
     photos: Sequence[Photo],
@@ -399,6 +427,8 @@ def build(
         InputError: see `Adding.run`, or no image could be read.
     """
     part = path.with_name(f"{path.name}.part")
+    with contextlib.suppress(OSError):  # said by the next line
+        path.parent.mkdir(parents=True, exist_ok=True)
     with journal.held(path):
         if not _goes_on(part, about):
             journal.create(part)
@@ -414,6 +444,7 @@ def build(
             part.unlink()
             raise InputError("none of the images could be read, so there is nothing to search in")
         part.replace(path)
+        graph.file_of(path).unlink(missing_ok=True)  # of an index that stood here before
     return outcome
 
 
@@ -423,17 +454,31 @@ def _goes_on(part: Path, about: dict[str, Any]) -> bool:
         index = Index.open(part)
     except InputError:
         return False
-    return {**index.about, "run": None} == {**about, "run": None}
+    apart = {"made": None, "run": None, "thresholds": None}
+    return {**index.about, **apart} == {**about, **apart}
 
 
-def add(path: Path, photos: Sequence[Photo], embedder: Embedder, **how: Any) -> Outcome:
+def add(
+    path: Path,
+    photos: Sequence[Photo],
+    embedder: Embedder,
+    thresholds: dict[str, Any] | None = None,
+    **how: Any,
+) -> Outcome:
     """Adds images to an index; see `Adding`.
+
+    Args:
+        thresholds: what the run has measured by now; the index takes it over.
 
     Raises:
         InputError: see `Adding.run`; another process changes the index.
     """
     with journal.writing(path) as writer:
-        return Adding(writer, embedder, **how).run(photos)
+        adding = Adding(writer, embedder, **how)
+        if thresholds and thresholds != adding.index.about["thresholds"]:
+            writer.add({"thresholds": thresholds}, {})
+            adding.index.refresh()
+        return adding.run(photos)
 
 
 def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entry]:
@@ -456,6 +501,63 @@ def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entr
         if rows:
             writer.add({}, {"removed": index.numbers()[rows].astype(np.int64)})
         return [entries[row] for row in rows]
+
+
+def compact(path: Path) -> int:
+    """Writes an index anew without what was removed; returns how many bytes that frees.
+
+    The new file takes the place of the old one when it is complete.
+
+    Raises:
+        InputError: another process changes the index; it is damaged; or the disk is full.
+    """
+    with journal.held(path):
+        index = Index.open(path)
+        index.check()
+        part = path.with_name(f"{path.name}.part")
+        journal.create(part)
+        with journal.writing(part) as writer:
+            writer.add({**index.about, "made": secrets.token_hex(8)}, {})
+            for start in range(0, len(index), CHUNKS[1]):
+                writer.add(*_copied(index, slice(start, start + CHUNKS[1]), first=start == 0))
+        freed = path.stat().st_size - part.stat().st_size
+        part.replace(path)
+        graph.file_of(path).unlink(missing_ok=True)  # it numbers images as they were
+        return freed
+
+
+def _copied(index: Index, part: slice, *, first: bool) -> tuple[dict, dict[str, np.ndarray]]:
+    """Some rows of an index as a record."""
+    numbers = index.numbers()[part]
+    entries = [index.entry_of(number) for number in numbers.tolist()]
+    folder = str(index.path.parent.absolute())
+    vectors, kind = index.rows(part), index.about["codes"]
+    arrays = {
+        "vectors": vectors,
+        **entry_arrays(entries, folder),
+        "contents": index.contents()[numbers],
+        "stamps": index.stamps()[numbers],
+    }
+    if index.centre is not None:
+        arrays |= codes.as_arrays(kind, vectors, index.centre)
+        arrays |= {"centre": index.centre} if first else {}
+    return {"folder": folder}, arrays
+
+
+def approximate(path: Path) -> float:
+    """Makes or extends the graph of an index, so that it covers all images; returns the seconds.
+
+    Raises:
+        InputError: usearch is not installed; another process changes the index.
+    """
+    with journal.held(path):
+        began = time.perf_counter()
+        index = Index.open(path, exact=True)
+        made = index.about["made"]
+        found = graph.Graph.open(path, made, writable=True) or graph.Graph.empty(index.size)
+        found.extend(index.blocks())
+        found.save(path, made, index.size)
+        return time.perf_counter() - began
 
 
 def _meant(name: str, entries: Sequence[Entry], path: Path) -> list[int]:

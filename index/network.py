@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from evaluation.inference import Embedder, Model, load_run
+from evaluation.networks import fingerprint_of
+from evaluation.thresholds import thresholds_of
 from machine import expanded
-from net.peft import fingerprint
+from storage import as_json
 from utils import InputError
 
 
-def description(run: str | Path, embedder: Embedder, weights: str | None, index: Path) -> dict:
+def description(
+    run: str | Path, embedder: Embedder, weights: str | None, index: Path, codes: str = "none"
+) -> dict[str, Any]:
     """What an index keeps of the network that makes its embeddings.
 
     Args:
         run: the run folder or checkpoint, as it was given. index: the index that is made.
+        codes: see `codes.CODINGS`.
     """
     model = embedder.model
     return {
         "kind": "network",
+        "made": secrets.token_hex(8),
         "size": model.network.test_size,
         "fingerprint": identity(model),
         "run": os.path.relpath(Path(expanded(str(run))).absolute(), index.absolute().parent),
         "folder": str(index.absolute().parent),
         "weights": weights,
         "model": model.network.architecture.model,
+        "codes": codes,
+        "thresholds": measured(run, embedder),
     }
+
+
+def measured(run: str | Path, embedder: Embedder) -> dict[str, Any] | None:
+    """The thresholds that a run has measured for this network, as JSON keeps them."""
+    found = thresholds_of(run, embedder.model.network)
+    return None if found is None else json.loads(as_json(found.as_dict()))
 
 
 def identity(model: Model) -> str:
@@ -42,8 +58,21 @@ def identity(model: Model) -> str:
         "square": model.square,
         "upright": model.upright,
     }
-    held = f"{fingerprint(model.network.state_dict())} {sorted(looks.items())}"
+    held = f"{fingerprint_of(model.network)} {sorted(looks.items())}"
     return hashlib.blake2b(held.encode(), digest_size=16).hexdigest()
+
+
+def opened(
+    run: str | Path, device: str | torch.device | None = None, weights: str | None = None
+) -> Embedder:
+    """The network of a run; see `load_run`.
+
+    Raises:
+        InputError: there is none, or no GPU where one is asked for.
+    """
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no GPU that torch can use; leave it out")
+    return load_run(run, device=device, weights=weights)
 
 
 def embedder_of(
@@ -61,8 +90,8 @@ def embedder_of(
     Raises:
         InputError: the run is not there, or its network is another one.
     """
-    place = Path(expanded(str(run))) if run else _run_of(index, about)
-    embedder = load_run(place, device=device, weights=about["weights"])
+    place = run_of(index, about, run)
+    embedder = opened(place, device, about["weights"])
     if identity(embedder.model) != about["fingerprint"]:
         raise InputError(
             f"{place} holds another network than the one that made {index}, and embeddings of two "
@@ -78,7 +107,10 @@ def places_of(index: Path, about: dict[str, Any]) -> list[Path]:
     return [Path(os.path.normpath(folder / about["run"])) for folder in folders]
 
 
-def _run_of(index: Path, about: dict[str, Any]) -> Path:
+def run_of(index: Path, about: dict[str, Any], run: str | Path | None = None) -> Path:
+    """Where the run of an index is, see `embedder_of`; raises InputError where it is nowhere."""
+    if run:
+        return Path(expanded(str(run)))
     places = places_of(index, about)
     for place in places:
         if place.exists():

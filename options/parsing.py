@@ -47,6 +47,13 @@ class Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(100, terminal_width() or 100))
 
+    def add_argument(self, action: argparse.Action) -> None:
+        """Makes room for commands, too, which argparse indents further than it reckons with."""
+        super().add_argument(action)
+        for command in self._iter_indented_subactions(action):
+            width = len(self._format_action_invocation(command)) + self._current_indent
+            self._action_max_length = max(self._action_max_length, width)
+
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         return "" if action.type is SWITCH.parse else super()._format_args(action, default_metavar)
 

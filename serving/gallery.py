@@ -58,29 +58,19 @@ class Gallery:
         self._told = ""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._how = {"device": device, "run": run}
-        self._file = self._file_now()
         index = Index.open(path)
         self._state = State(index, index.embedder(**self._how))
 
     def now(self) -> State:
         """The index as it is on disk; as it was, where it is gone or damaged since."""
         with self._opening:
-            file = self._file_now()
             try:
-                if not (file == self._file and self._state.index.is_current):
-                    self._state, self._file = self._opened_again(), file
+                if not self._state.index.is_current:
+                    self._state = self._opened_again()
                 self._told = ""
             except InputError as error:
                 self._tell(str(error))
             return self._state
-
-    def _file_now(self) -> tuple[int, int] | None:
-        """Which file the path leads to; it is another one when the index was built anew."""
-        try:
-            found = self.path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
 
     def _opened_again(self) -> State:
         index, before = Index.open(self.path), self._state
