@@ -46,7 +46,7 @@ from evaluation.candidates import (
     paired_tests,
 )
 from evaluation.embedding import Embedded
-from evaluation.measuring import measure, print_doubts
+from evaluation.measuring import measure, print_doubts, print_thresholds
 from evaluation.networks import checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, tasks_of
@@ -194,8 +194,10 @@ def conclude(args: argparse.Namespace, candidates: list[Candidate]) -> None:
         candidates = bootstrapped(candidates, args.bootstrap, args.seed)
         tests = paired_tests(candidates)
     rows = [row for candidate in candidates for row in candidate.rows()] + averages(candidates)
-    print_results(candidates, rows, tests, args.bootstrap, args.remark)
-    write_tables(args, candidates, rows, tests)
+    named = "metrics" in args.given and "verification" in args.metrics
+    shown = rows if named else tables.without_verification(rows)
+    print_results(candidates, shown, tests, args.bootstrap, args.remark)
+    write_tables(args, candidates, rows, shown, tests)
 
 
 def print_results(
@@ -211,6 +213,8 @@ def print_results(
     say(tables.text(rows))
     say(tables.footnote(rows))
     print_doubts(candidates[0].results)
+    for candidate in candidates:
+        print_thresholds(candidate.results)
     if resamples:
         say(
             f"\n95 % intervals over the queries, the network as it is ({resamples:,} "
@@ -227,9 +231,10 @@ def write_tables(
     args: argparse.Namespace,
     candidates: Sequence[Candidate],
     rows: Sequence[Row],
+    shown: Sequence[Row],
     tests: Sequence[Test],
 ) -> None:
-    """--json, --csv and --latex."""
+    """--json and --csv, which have all there is; and --latex, which has what is shown."""
     if args.json:
         content = json_content(rows, tests, seed=args.seed, bootstrap=args.bootstrap)
         content |= {"remark": args.remark} if args.remark else {}
@@ -239,7 +244,7 @@ def write_tables(
         write_table(Path(args.csv), *tables.csv_table(rows))
         say(f"table written to {args.csv}")
     if args.latex:
-        content = tables.latex(rows, caption(candidates, rows))
+        content = tables.latex(shown, caption(candidates, shown))
         write_atomically(Path(args.latex), lambda file: file.write(content.encode()))
         say(f"table for a paper written to {args.latex}")
 

@@ -192,6 +192,8 @@ def json_content(
             content["standard_deviation"] = row.spread
         if row.intervals:
             content["interval_95"] = row.intervals
+        if row.thresholds:
+            content["thresholds"] = row.thresholds
         if row.members:
             content["mean_of"] = row.members
         results.append(content)

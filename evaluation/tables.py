@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metrics import about_ties
 from metrics.comparison import Difference
+from metrics.verification import NAMES as VERIFICATION
 from terminal import printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
+LOWER_IS_BETTER = ("EER",)
 LEFT_OUT = "queries_left_out"  # images of either side that could not be read
 
 
@@ -28,6 +30,7 @@ class Row:
         numbers: metrics in 0..1. spread: their standard deviation, where several are averaged.
         intervals: 95 % intervals. about: what a file keeps beside them.
         members: the labels of the rows that this one averages.
+        thresholds: what verification recommends, as a dictionary; empty where it does not.
     """
 
     task: str
@@ -37,6 +40,15 @@ class Row:
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     members: tuple[str, ...] = ()
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
+
+
+def without_verification(rows: Iterable[Row]) -> list[Row]:
+    """The rows without the columns of verification."""
+    return [
+        replace(row, numbers={k: v for k, v in row.numbers.items() if k not in VERIFICATION})
+        for row in rows
+    ]
 
 
 def columns(rows: Iterable[Row]) -> list[str]:
@@ -50,6 +62,10 @@ def columns(rows: Iterable[Row]) -> list[str]:
 
 def _is_recall(name: str) -> bool:
     return name.startswith("R@") and name[2:].isdigit()
+
+
+def _is_tar(name: str) -> bool:
+    return name.startswith("TAR@")
 
 
 # --- the screen -----------------------------------------------------------------------------------
@@ -158,10 +174,14 @@ def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     about = dict.fromkeys(name for row in rows for name in row.about)
     spreads = {name for row in rows for name in row.spread}
     intervals = {name for row in rows for name in row.intervals}
+    thresholds = any(row.thresholds for row in rows)
     records = []
     for row in rows:
         record = {"label": row.label, "evaluation": row.task}
         record |= {name: str(row.about.get(name, "")) for name in about}
+        if thresholds:
+            record["same from"] = _short(row.thresholds.get("same"))
+            record["different below"] = _short(row.thresholds.get("different"))
         for name in columns(rows):
             record[name] = _short(row.numbers.get(name))
             if name in spreads:
@@ -219,11 +239,12 @@ def latex(rows: Sequence[Row], caption: str) -> str:
 
 
 def _best(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str | None]:
-    """The highest printed value of each column; None where there is nothing to compare."""
+    """The best printed value of each column; None where there is nothing to compare."""
     best = {}
     for name in names:
         values = [row.numbers[name] for row in rows if _is_known(row, name)]
-        best[name] = f"{100 * max(values):.1f}" if len(values) > 1 else None
+        choose = min if name in LOWER_IS_BETTER else max
+        best[name] = f"{100 * choose(values):.1f}" if len(values) > 1 else None
     return best
 
 
@@ -292,12 +313,29 @@ MEANINGS = {
         "F1: of same-cluster pairs for same-class pairs.",
     ),
     "AMI": Meaning("AMI: adjusted for chance, arithmetic.", "AMI: adjusted for chance."),
+    "TAR@F": Meaning(
+        "TAR@F: share of the pairs of one class that are accepted by the threshold that accepts at "
+        "most the share F of the pairs of two classes (–: too few of these).",
+        "TAR@$F$: share of the same-class pairs accepted where at most $F$ of the others are.",
+    ),
+    "EER": Meaning(
+        "EER: error where both kinds of pairs have the same one; lower is better.",
+        "EER: equal error rate of pairs; lower is better.",
+    ),
+    "AUC": Meaning(
+        "AUC: probability that a same-class pair is nearer than another.",
+        "AUC: area under the ROC curve of pairs.",
+    ),
 }
 
 
 def meanings_of(names: Iterable[str]) -> list[Meaning]:
     """The definitions of those of the metrics that have one."""
-    known = {"R@K" if _is_recall(name) else name for name in names}
+    families = {"R@": "R@K", "TAR@": "TAR@F"}
+    known = {
+        families[name[: name.index("@") + 1]] if _is_recall(name) or _is_tar(name) else name
+        for name in names
+    }
     return [meaning for name, meaning in MEANINGS.items() if name in known]
 
 

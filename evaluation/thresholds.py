@@ -25,7 +25,7 @@ from utils import damage_in_words
 if TYPE_CHECKING:
     from net import EmbeddingNet
 
-FALSE_FOUND = 0.01  # queries without a right answer that may be told "same", see `in_index`
+FALSE_FOUND = 0.05  # queries without a right answer that may be told "same", see `in_index`
 
 Verdict = Literal["same", "unsure", "different"]
 
@@ -40,7 +40,11 @@ class Rate(NamedTuple):
     @classmethod
     def of_dict(cls, content: Mapping[str, Any]) -> Rate:
         """What JSON has kept; null is NaN."""
-        return cls(*(math.nan if content[name] is None else content[name] for name in cls._fields))
+        return cls(*(_number(content[name]) for name in cls._fields))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,19 @@ class Found:
     Attributes:
         images: the size of that index.
         queries: how many searched it.
-        same: (rate, cosine), the rates falling: that share of the queries, had nothing of their
-            class been in the index, would have found an image at or above the cosine.
+        same: (rate, cosine, low, high), the rates falling: that share of the queries, had nothing
+            of their class been in the index, would have found an image at or above the cosine; and
+            its 95 % interval.
         different: below it lies the nearest image of the query's class, for a share `missed` of the
             queries that have one.
-        missed: see `different`. right: the share of those queries whose nearest image of their
-            class is at or above the cosine of each entry of `same`.
+        missed: see `different`.
+        right: the share of those queries whose nearest image of their class is at or above the
+            cosine of each entry of `same`.
     """
 
     images: int
     queries: int
-    same: tuple[tuple[float, float], ...]
+    same: tuple[tuple[float, float, float, float], ...]
     different: float
     missed: float
     right: tuple[float, ...]
@@ -105,12 +111,12 @@ class Thresholds:
         return "different" if cosine < self.different else "unsure"
 
     def in_index(self, size: int) -> Thresholds:
-        """Those for what a query finds among `size` images: `same` is wrong for 1 query in 100.
+        """Those for what a query finds among `size` images: `same` is wrong for 5 in 100 queries.
 
         That is of queries that have nothing of their class in the index; `different` is wrong for
         `found.missed` of those that have. An index of G' images that was measured with G has the
         rate 1 - (1 - rate)^(G'/G), as if it were searched in parts; one of fewer images counts as
-        the one measured. Where too few queries were measured for 1 in 100, the rate is the lowest
+        the one measured. Where too few queries were measured for so low a rate, it is the lowest
         that they carry, and `false_same` says it.
 
         Raises:
@@ -120,14 +126,18 @@ class Thresholds:
             raise ValueError("these thresholds were measured on pairs alone")
         found, size = self.found, max(size, self.found.images)
         parts = size / found.images
-        rates = [1 - (1 - rate) ** parts for rate, _ in found.same]
-        place = next((i for i, rate in enumerate(rates) if rate <= FALSE_FOUND), len(rates) - 1)
+        rates = [
+            Rate(*(1 - (1 - rate) ** parts for rate in (expected, low, high)))
+            for expected, _, low, high in found.same
+        ]
+        fitting = (i for i, rate in enumerate(rates) if rate.expected <= FALSE_FOUND)
+        place = next(fitting, len(rates) - 1)
         same, different = apart(found.same[place][1], found.different)
         return replace(
             self,
             same=same,
             different=different,
-            false_same=Rate(rates[place]),
+            false_same=rates[place],
             false_different=Rate(found.missed),
             found_same=Rate(found.right[place]),
             found_different=Rate(math.nan),
@@ -155,10 +165,9 @@ class Thresholds:
         for name in RATES:
             known[name] = Rate.of_dict(content[name])
         if (found := content.get("found")) is not None:
-            pairs = tuple((float(rate), float(cosine)) for rate, cosine in found["same"])
             known["found"] = replace(
                 Found(**{name: found[name] for name in Found.__dataclass_fields__}),
-                same=pairs,
+                same=tuple(tuple(map(_number, entry)) for entry in found["same"]),
                 right=tuple(map(float, found["right"])),
             )
         return cls(**known)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from options.declared import (
     EVALUATE_GROUPS,
+    EVALUATED,
     METRICS,
     REPORT_GROUPS,
     TRAIN_GROUPS,
@@ -42,6 +43,7 @@ from options.stored import (
 )
 
 __all__ = [
+    "EVALUATED",
     "EVALUATE_GROUPS",
     "METRICS",
     "REPORT_GROUPS",

@@ -99,16 +99,23 @@ OWN_FOLDER = Need("--failures or --query", lambda args: args.failures or args.qu
 # --- the flags ------------------------------------------------------------------------------------
 
 METRICS = ("retrieval", "official", "nmi", "f1", "ami")
-"""What an evaluation can compute."""
+"""What an evaluation of a run computes."""
+EVALUATED = (*METRICS, "verification")
+"""What evaluate.py can compute; training does the rest of it once, at its end."""
 METRICS_TEXT = (
     "what to compute. retrieval: R@K, RP, MAP@R, mARP, MRR; official: VehicleID's gallery of one "
     "image per vehicle (10 draws); nmi, f1, ami: k-means with one cluster per class"
+)
+VERIFICATION_TEXT = (
+    "; verification: ROC of all pairs of images (TAR at FAR 1e-2, 1e-3, 1e-4, EER, AUC), and the "
+    "thresholds it recommends (its columns are printed where it is named here)"
 )
 LOSSES_TEXT = f"{criteria.losses_in_words()}; or pml:NAME for any loss of pytorch-metric-learning"
 DATASETS_TEXT = f"{', '.join(dataset.NAMES)} (emoji is in the repository), folder:PATH, csv:FILE"
 AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
 
 METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
+EVALUATED_NAMES = METRIC_NAMES._replace(choices=EVALUATED)
 
 # fmt: off
 DATA = Group("data", (
@@ -368,7 +375,7 @@ EVALUATION = Group("evaluation", (
          "is evaluated as it starts, by its pooled features); several are "
          "compared in one table, and those that differ in the seed alone are averaged"),
     flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
-    flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),
+    flag("--metrics", EVALUATED, EVALUATED_NAMES, METRICS_TEXT + VERIFICATION_TEXT, shown="all"),
     flag("--batch-size --batch_size", 150, COUNT, "images that are embedded at once"),
     flag("--weights", None, one_of(*net.WEIGHTS),
          "of a run that kept a running mean of its weights: the mean (ema) or the weights (raw)",
@@ -383,7 +390,8 @@ EVALUATION = Group("evaluation", (
     flag("--block-size", None, COUNT,
          "images that the search compares at once: memory against speed, never the numbers",
          need=RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
-    flag("--seed", 1, COUNT_OR_ZERO, "of k-means, --bootstrap and --neighbours"),
+    flag("--seed", 1, COUNT_OR_ZERO,
+         "of k-means, --bootstrap, --neighbours, and the intervals of verification"),
     flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
          "which GPU; -1: all of them, a process each, as with torchrun", local=True),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,10 @@ from PIL import Image
 import processes
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
-from evaluation.measuring import Result, print_doubts, table
+from evaluation.measuring import Result, print_doubts, print_thresholds, table
 from evaluation.tables import RAW
-from options import METRICS
+from metrics.verification import NAMES as VERIFICATION
+from options import EVALUATED, METRICS
 from runs import RunFolder
 from terminal import as_shell, say, terminal_width
 from training.faults import CollapseWarning, NonFinite
@@ -208,18 +210,23 @@ class Keeper:
         if "metrics" in checkpoint and (judged or not look_at_test):
             kept = checkpoint["metrics"].items()
             results = [Result(title, n, torch.empty(0), None, 0.0) for title, n in kept]
+            training.load_best(checkpoint)
+            verified = training.evaluate(training.data.selection, ["verification"])
         else:
             training.load_best(checkpoint)
-            results = training.evaluate(training.data.test, METRICS)
+            verified = training.evaluate(training.data.test, EVALUATED)
+            results = [_without_verification(result) for result in verified]
         run.write_results(
             {
                 "best_epoch": training.clock.best_epoch,
                 "picked_on": training.data.picked_on,
                 "results": {result.title: result.numbers for result in results},
+                **_verification(verified),
             }
         )
         say(table(results))
         print_doubts(results)
+        print_thresholds(verified[:1])
         say(f"run folder: {run.path}")
         say(f"evaluate:   python evaluate.py --resume {as_shell(run.best_checkpoint())}")
 
@@ -235,6 +242,20 @@ class Keeper:
             f"Epoch {clock.best_epoch} had the best R@1 on the validation classes "
             f"({clock.best:.4f}). {last}"
         )
+
+
+def _without_verification(result: Result) -> Result:
+    kept = {name: v for name, v in result.numbers.items() if name not in VERIFICATION}
+    return replace(result, numbers=kept)
+
+
+def _verification(results: Sequence[Result]) -> dict[str, Any]:
+    """What results.json keeps of the comparison of all pairs, by the results' titles."""
+    numbers = {
+        result.title: {name: result.numbers[name] for name in VERIFICATION} for result in results
+    }
+    found = {result.title: result.thresholds.as_dict() for result in results if result.thresholds}
+    return {"verification": numbers, "thresholds": found}
 
 
 def flat(results: Sequence[Result]) -> dict[str, float]:
