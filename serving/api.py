@@ -17,6 +17,7 @@ from storage import digest
 from terminal import printable
 
 if TYPE_CHECKING:
+    from evaluation.thresholds import Thresholds
     from index import Entry
 
 MOST_RESULTS = 200
@@ -48,7 +49,7 @@ class Api:
             "name": printable(self.gallery.path.name),
             "entries": len(state.index),
             "dimensions": state.index.size,
-            "thresholds": _thresholds(state),
+            "thresholds": _limits(state.index.thresholds),
             "upright": state.upright,
             "most_results": MOST_RESULTS,
         }
@@ -93,16 +94,18 @@ class Api:
         else:
             raise Refused(HTTPStatus.BAD_REQUEST, "the picture has no bytes; send one, or an entry")
         hits, looked_at = self.gallery.nearest(state, source, crop, top, _wanted(query), own)
+        limits = state.index.thresholds
         found = []
         for row, cosine in hits:
+            verdict = None if limits is None else limits.verdict(cosine)
             described = _described(state.index.entry(row), row)
-            found.append({**described, "cosine": cosine, "verdict": _verdict(state, cosine)})
+            found.append({**described, "cosine": cosine, "verdict": verdict})
         return {
             "query": None if own is None else _described(entry, own),
             "neighbours": found,
             "entries": len(state.index),
             "looked_at": looked_at,
-            "thresholds": _thresholds(state),
+            "thresholds": _limits(limits),
             "seconds": round(time.perf_counter() - start, 4),
         }
 
@@ -149,9 +152,8 @@ def _check(entry: Entry) -> str:
     return digest(entry.id.encode("utf-8", "surrogateescape"))[:8]
 
 
-def _thresholds(state: State) -> dict[str, Any] | None:
+def _limits(found: Thresholds | None) -> dict[str, Any] | None:
     """The two cosines, how often each is wrong, and whether of pairs or of queries (`searched`)."""
-    found = state.index.thresholds
     if found is None:
         return None
     return {
@@ -166,11 +168,6 @@ def _thresholds(state: State) -> dict[str, Any] | None:
 
 def _rate(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _verdict(state: State, cosine: float) -> str | None:
-    found = state.index.thresholds
-    return None if found is None else found.verdict(cosine)
 
 
 def _count(text: str, name: str) -> int:

@@ -166,8 +166,14 @@ def test_a_picture_finds_itself_and_what_the_index_finds(shop, server):
     assert [one["cosine"] for one in found] == pytest.approx(hits.scores[0].tolist(), abs=1e-6)
     first = found[0]
     assert (first["name"], first["label"]) == (photo.name, photo.parent.name)
-    assert first["cosine"] == pytest.approx(1, abs=1e-5) and first["verdict"] is None
-    assert answer.json["thresholds"] is None
+    assert first["cosine"] == pytest.approx(1, abs=1e-5)
+
+
+def test_without_thresholds_there_is_no_verdict(shop, server, monkeypatch):
+    monkeypatch.setattr(Index, "thresholds", None)
+    answer = find(server, shop.photo(3).read_bytes(), top=100).json
+    assert answer["thresholds"] is None
+    assert {one["verdict"] for one in answer["neighbours"]} == {None}
 
 
 def test_verdicts_are_those_of_the_thresholds(shop, server, monkeypatch):
@@ -855,7 +861,8 @@ def test_choose_crop_and_search_on(browser, shop, server, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_dropped_picture_and_a_pasted_one_are_searched_for(browser, shop, server):
+def test_a_dropped_picture_and_a_pasted_one_are_searched_for(browser, shop, server, monkeypatch):
+    monkeypatch.setattr(Index, "thresholds", None)
     with opened(browser, server) as (window, said):
         chosen = choose(window, shop.photo(5))
         window.reload()
@@ -895,7 +902,8 @@ def test_results_and_labels_are_asked_for(browser, shop, server):
 
 
 @pytest.mark.slow
-def test_keys_alone_are_enough(browser, shop, server):
+def test_keys_alone_are_enough(browser, shop, server, monkeypatch):
+    monkeypatch.setattr(Index, "thresholds", None)
     with opened(browser, server) as (window, said):
         choose(window, shop.photo(3))
         whole = scores(window)
