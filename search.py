@@ -131,6 +131,15 @@ def info(args: argparse.Namespace) -> None:
         showing.write_json(args.json, facts)
 
 
+def serve(args: argparse.Namespace) -> None:
+    """Opens a page to search on, until it is interrupted."""
+    say("reading the index and its network ...", flush=True)
+    from serving import server
+
+    where = {"host": args.host, "port": args.port, "allow_host": args.allow_host}
+    server.serve(args.index, **where, device=args.device, run=args.run)
+
+
 COMMANDS = (
     Command("build", "make an index of images", searching.build, build),
     Command("add", "add images to an index", searching.add, add),
@@ -140,6 +149,7 @@ COMMANDS = (
     Command("info", "what an index holds, and whether it is sound", searching.info, info),
     Command("approximate", "make searching a large index fast", searching.index, approximate),
     Command("compact", "write an index anew without the removed", searching.index, compact),
+    Command("serve", "open a page in the browser to search on", searching.serve, serve),
 )
 
 

@@ -69,6 +69,7 @@ class Formatter(argparse.HelpFormatter):
         return " " * self._current_indent
 
     def start_section(self, heading: str | None) -> None:
+        """A heading that fits, too."""
         super().start_section(heading and textwrap.fill(heading, self._width - 1))
 
 

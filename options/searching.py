@@ -188,3 +188,37 @@ def info(parser: argparse.ArgumentParser) -> None:
     """`search.py info`."""
     index(parser)
     written(parser)
+
+
+def serve(parser: argparse.ArgumentParser) -> None:
+    """`search.py serve`."""
+    index(parser)
+    parser.add_argument(
+        "--port",
+        metavar="N",
+        type=_port,
+        default=8000,
+        help="where the page is on this machine; 0 is any free one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        help="the address to listen at; 0.0.0.0 lets every machine of the network search here, "
+        "without a password (default: %(default)s, this machine alone)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a further name that the page may be opened by, such as that of a proxy",
+    )
+    network(parser)
+
+
+def _port(text: str) -> int:
+    value = whole(0)(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{value} is no port; the last one is 65535")
+    return value

@@ -25,7 +25,7 @@ FLOORS = (
     "options",
     "evaluation",
     "index",
-    "page training",
+    "page training serving",
     "sharing studies",
     f"{FRONT_DOORS} anchorage",
 )
