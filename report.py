@@ -13,7 +13,7 @@ from __future__ import annotations
 import door
 
 if __name__ == "__main__":
-    door.enter()
+    door.enter(loads_torch=True)
 
 import options
 
@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.pictures import below, class_values_picture, save_picture
-from page import methods, overview, records
+from page import overview, records, values
 from page.making import make
 from page.source import neighbours_picture, open_best, without_images
-from terminal import say
+from terminal import hear, say
 from utils import InputError, sentence_errors
 
 
@@ -45,7 +45,7 @@ def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -
     history = record.folder.classes.load()
     train = source.training_images(history["names"].tolist()) if history else None
     if train is not None:
-        learned = methods.values_by_name(record, history)
+        learned = values.values_by_name(record, history)
         parts += [class_values_picture(name, values, train) for name, values in learned.items()]
     save_picture(below(parts), Path(out))
     return Path(out)
@@ -69,7 +69,7 @@ def keep_pictures(args: argparse.Namespace, without: Sequence[str]) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Runs report.py with parsed options."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    hear(logging.WARNING)
     if args.compare:
         overview.compare(args)
     elif args.picture:
@@ -90,5 +90,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    door.loaded()
     with sentence_errors(), door.answering():
         main(ARGS)

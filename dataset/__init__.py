@@ -13,6 +13,7 @@ from dataset.base import BadImageError, DataSet, ImageSet, Protocol
 from dataset.folders import FolderData
 from dataset.inventory import fingerprints, require_files
 from dataset.own import OwnData
+from dataset.readable import Reading, require_readable
 from dataset.table import CsvData
 from dataset.trained_on import TrainedOn
 from utils import InputError, nearest_names
@@ -24,12 +25,14 @@ __all__ = [
     "DataSet",
     "ImageSet",
     "Protocol",
+    "Reading",
     "TrainedOn",
     "find",
     "fingerprints",
     "load",
     "protocol",
     "require_files",
+    "require_readable",
 ]
 
 FILES = (
@@ -43,8 +46,10 @@ FILES = (
 """The files of this folder that hold a `DATA_SET`; a new one costs its file and a line here."""
 
 _ALL: tuple[DataSet, ...] = tuple(
-    importlib.import_module(f"dataset.{name}").DATA_SET for name in FILES
+    importlib.import_module(f".{name}", __name__).DATA_SET for name in FILES
 )
+ROOT = "data"
+"""The usual data root."""
 NAMES = tuple(entry.name for entry in _ALL)
 _BY_NAME = {alias: entry for entry in _ALL for alias in (entry.name, *entry.aliases)}
 
@@ -69,7 +74,7 @@ def find(name: str) -> DataSet:
     return entry
 
 
-def load(name: str, root: str | Path = "data", split: str = "train", **options: Any) -> ImageSet:
+def load(name: str, root: str | Path = ROOT, split: str = "train", **options: Any) -> ImageSet:
     """One split of a data set.
 
     Args:
@@ -91,7 +96,8 @@ def load(name: str, root: str | Path = "data", split: str = "train", **options: 
         raise InputError(f"{', '.join(useless)} has no effect on data set {name}; leave it out")
     images = entry.load(Path(root), split, **given)
     _refuse_one_class(images, name)
-    return images
+    elsewhere = str(root) != ROOT and not isinstance(entry, OwnData)
+    return replace(images, root=str(root)) if elsewhere else images
 
 
 def _refuse_one_class(images: ImageSet, name: str, why: str = "has") -> None:

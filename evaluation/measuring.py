@@ -17,9 +17,12 @@ import processes
 from devices import Precision
 from evaluation import tables
 from evaluation.embedding import Viewing, embed_readable, progress_bar
+from evaluation.networks import fingerprint_of
 from evaluation.tables import Row
 from evaluation.tasks import Task
-from terminal import say
+from evaluation.thresholds import Thresholds
+from evaluation.verifying import in_words, verify
+from terminal import fitted, say
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +38,8 @@ class Result:
 
     `per_query` is what retrieval gave each query (`metrics.retrieval_per_query`), and the second
     R@1 where the task has one; None where retrieval was not computed. `task` holds the images that
-    could be read; None where the numbers were read from a file.
+    could be read; None where the numbers were read from a file. `thresholds` are those that
+    verification recommends; None where it was not computed, or there are too few pairs.
     """
 
     title: str
@@ -45,6 +49,7 @@ class Result:
     seconds: float
     per_query: dict[str, torch.Tensor] | None = None
     task: Task | None = None
+    thresholds: Thresholds | None = None
 
 
 def measure(
@@ -75,7 +80,7 @@ def measure(
     numbers: dict[str, float] = {}
     if task.left_out:
         numbers[tables.LEFT_OUT] = task.left_out
-    per_query = None
+    per_query = thresholds = None
     try:
         if "retrieval" in chosen:
             per_query = _retrieval(task, x, y, block_size)
@@ -88,9 +93,15 @@ def measure(
             cluster = partial(_agreement, task, x, y, seed, kmeans_restarts, "ami" in chosen)
             found = processes.from_main(cluster)
             numbers |= {name: value for name, value in found.items() if name.lower() in chosen}
+        if "verification" in chosen:
+            with progress_bar(f"{task.title} pairs") as bar:
+                named = {"seed": seed, "network": fingerprint_of(network)}
+                found, thresholds = verify(task, x, y, **named, progress=bar, share=_share())
+            numbers |= found
     except ValueError as error:
         raise InputError(f"{task.title}: {error}") from error
-    return Result(task.title, numbers, x, y, time.perf_counter() - start, per_query, task)
+    seconds = time.perf_counter() - start
+    return Result(task.title, numbers, x, y, seconds, per_query, task, thresholds)
 
 
 def _retrieval(
@@ -157,12 +168,16 @@ def rows_of(result: Result, label: str = "", **more: Any) -> list[Row]:
         if name.startswith(OFFICIAL)
     }
     plain = {name: v for name, v in result.numbers.items() if not name.startswith(OFFICIAL)}
-    rows = [Row(result.title, label, plain, **more)]
+    thresholds = result.thresholds.as_dict() if result.thresholds else {}
+    rows = [Row(result.title, label, plain, thresholds=thresholds, **more)]
     if official:
         means = {name: value for name, value in official.items() if not name.endswith("_sd")}
-        spread = {name: official[f"{name}_sd"] for name in means}
+        deviation = {name: official[f"{name}_sd"] for name in means}
         title = f"{result.title}, one image a class as gallery ({DRAWS} draws)"
-        rows.append(Row(title, label, means, spread, about=more.get("about", {})))
+        about = more.get("about", {})
+        rows.append(
+            Row(title, label, means, deviation, about=about, repeats=DRAWS, repeated="draws")
+        )
     return rows
 
 
@@ -175,7 +190,14 @@ def print_doubts(results: Sequence[Result]) -> None:
     """Prints what is to be said beside the numbers, where they say less than they seem to."""
     for result in results:
         for about in tables.doubts(result.numbers):
-            say(f"{result.title}: {about}")
+            say(fitted(f"{result.title}: {about}", "  "))
+
+
+def print_thresholds(results: Sequence[Result]) -> None:
+    """Prints the thresholds that verification recommends, and what they are worth."""
+    for result in results:
+        if "EER" in result.numbers:
+            say(f"\n{in_words(result.title, result.numbers, result.thresholds)}")
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:

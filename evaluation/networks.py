@@ -21,7 +21,9 @@ import options
 from evaluation.embedding import Viewing
 from evaluation.tasks import Task, tasks_of
 from machine import expanded
+from net import hub
 from net.base import whole
+from net.peft import fingerprint
 from runs import RunFolder, load_checkpoint
 from utils import InputError, damage_in_words
 
@@ -30,6 +32,8 @@ logger = logging.getLogger("evaluate")
 KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
 KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images", "exif")
 """What an evaluation takes over from the run that made the checkpoint, unless it is given."""
+WEIGHTS_FILE = "model.safetensors"
+"""The weights in a folder that was made to be shared: `python -m net export --push-to-hub`."""
 LISTED = 5  # files or runs of a folder that an error names
 
 
@@ -183,17 +187,27 @@ def _network(
     return network
 
 
+def fingerprint_of(network: net.EmbeddingNet) -> str:
+    """32 hexadecimal digits that tell this network's weights from any others."""
+    return fingerprint(network.state_dict())
+
+
 def checkpoint_file(path: str | Path) -> Path:
     """The checkpoint that `path` means: a file itself, of a run folder the best one.
 
-    A folder without args.json counts as a run's where it holds a single `*_best.pth`.
+    - A folder without args.json counts as a run's where it holds a single `*_best.pth`.
+    - Of a folder that was made to be shared it is the weights, and of `hf:USER/NAME` those of that
+      model on the Hub, which are fetched where they are not here yet.
 
     Raises:
         InputError: a folder that holds none, or several; the sentence says what to give.
     """
-    path = Path(expanded(str(path)))
+    name = str(path)
+    path = hub.download(name) if name.startswith(hub.PREFIX) else Path(expanded(name))
     if not path.is_dir():
         return path
+    if (path / WEIGHTS_FILE).is_file():
+        return path / WEIGHTS_FILE
     if _counts_as_run(path):
         if best := RunFolder(path).best_checkpoint():
             return best
@@ -225,9 +239,10 @@ def checkpoint_files(path: str | Path) -> list[Path]:
     Raises:
         InputError: as `checkpoint_file`, for a run, and for a folder that holds none.
     """
-    path = Path(path)
-    if _counts_as_run(path) or not path.is_dir():
+    path = str(path)
+    if path.startswith(hub.PREFIX) or _counts_as_run(Path(path)) or not Path(path).is_dir():
         return [checkpoint_file(path)]
+    path = Path(path)
     found = sorted(path.glob("*.pth"))
     for run in sorted(file.parent for file in path.glob("*/args.json")):
         best = RunFolder(run).best_checkpoint()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from options.declared import (
     EVALUATE_GROUPS,
+    EVALUATED,
     METRICS,
     REPORT_GROUPS,
     TRAIN_GROUPS,
@@ -43,6 +44,7 @@ from options.stored import (
 )
 
 __all__ = [
+    "EVALUATED",
     "EVALUATE_GROUPS",
     "METRICS",
     "REPORT_GROUPS",

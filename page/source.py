@@ -89,7 +89,8 @@ def open_best(record: Record, gpu_id: int) -> Source:
     if record.options.no_test:
         raise InputError(f"{record.name} was trained with --no-test: its test classes stay unseen")
     opened = open_checkpoint(path)
-    viewing = replace(opened.viewing, workers=record.options.workers)
+    # A page shows what can still be read, however little; the numbers were written by the run.
+    viewing = replace(opened.viewing, workers=record.options.workers, max_bad_images=1.0)
     task = opened.tasks()[0]
     precision = Precision("auto", pick_device(gpu_id))
     opened.network.to(precision.device, memory_format=precision.memory_format)
@@ -109,13 +110,19 @@ def judge(source: Source, file: str | None = None) -> Embedded:
     """Embeds the evaluation, or takes its embeddings from a file of `evaluate.py --export`.
 
     Raises:
-        InputError: the file cannot be read, or is of another evaluation.
+        InputError: the file cannot be read, or is of another evaluation; or none of its images can
+            be read.
     """
     task = source.task
     if file is not None:
         return _exported(task, Path(file))
     queries, embeddings, uncertainty = source.embed_with_uncertainty(task.queries)
     searched, gallery = (None, None) if task.gallery is None else source.embed(task.gallery)
+    if not len(queries) or len(queries if searched is None else searched) < 2:
+        raise InputError(
+            f"no images of the evaluation ({task.title}) can be read any more; put them back, and "
+            "python report.py makes the whole page"
+        )
     return Embedded(task.narrowed(queries, searched), embeddings, gallery, uncertainty)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from functools import partial
 from typing import Any
 
 import dataset
+import methods
 import options
 import processes
 from devices import environment
 from evaluation.networks import checkpoint_file, found_again, looked_for
 from methods.base import Options
 from net.base import describe_base
-from runs import RunFolder, find_run, run_name
+from runs import RunFolder, data_name, find_run, run_name
 from training.state import Training
-from training.tracking import Tracker, wandb_mode
+from training.tracking import About, Tracker, wandb_mode
 from utils import InputError
 
 
@@ -161,4 +164,17 @@ def open_tracker(
         config=options.by_flag(training.options),
         run_id=None if state is None else state["wandb_id"],
         continued_at=step + first if step else None,
+        about=_about(run, training),
     )
+
+
+def _about(run: RunFolder, training: Training) -> About:
+    """How the trackers tell the run from others; its seeds have a group in common."""
+    chosen, began = training.options, run.read_environment()
+    title = methods.title(options.kept(chosen))
+    data = data_name(chosen["dataset"])
+    words = json.dumps(options.configuration(chosen), sort_keys=True, default=str)
+    group = f"{title} on {data} ({hashlib.sha256(words.encode()).hexdigest()[:6]})"
+    facts = {"commit": began.get("git_commit"), "data fingerprint": began.get("data")}
+    tags = (title, data, f"seed {chosen['seed']}")
+    return About(group[-128:], tuple(tag[:64] for tag in tags), facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -176,6 +176,14 @@ class Training:
         """The entries of a checkpoint that hold the running mean, where there is one."""
         return {} if self.average is None else self.average.state()
 
+    def bytes_on_disk(self, kept: int = 0) -> int:
+        """What the run's checkpoints take: the best, the last, and `kept` older ones."""
+        weights = _bytes(self.network.trained_state())
+        mean = 0 if self.average is None else weights
+        weights += mean + _bytes(self.objective.state_dict())
+        last = weights + self.optimisers.bytes_of_state()
+        return _bytes(self.network.base_state()) + weights + last * (1 + kept)
+
     def load_best(self, checkpoint: dict[str, Any]) -> None:
         """Puts the weights of a `best_checkpoint` into the network; training is over then."""
         self.network.load_state_dict(checkpoint["model_state_dict"])
@@ -238,6 +246,10 @@ class Training:
                     "new run"
                 )
         self.network.load_state_dict(weights)
+
+
+def _bytes(state: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def _of_raw_weights(result: Result) -> Result:
