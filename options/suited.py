@@ -237,10 +237,8 @@ def choose(
 
 
 def _as_flag(entry: Flag, value: Any) -> str:
-    """The flag and its value, held together by a blank at which no line is broken."""
-    return f"{entry.spellings[0]}\N{NO-BREAK SPACE}{value:g}" if isinstance(value, float) else (
-        f"{entry.spellings[0]}\N{NO-BREAK SPACE}{value}"
-    )  # fmt: skip
+    shown = f"{value:g}" if isinstance(value, float) else value
+    return f"{entry.spellings[0]} {shown}"
 
 
 def _megabytes(size: float) -> str:

@@ -65,7 +65,7 @@ def test_what_is_chosen_fits_any_number_of_images(
 def test_each_setting_is_told_with_its_reason() -> None:
     told = chosen(SHOP).told
     assert "464 training images of 58 classes, 8 each, on 2 CPU cores" in told[0][1]
-    words = " ".join(settings for settings, _ in told).replace("\N{NO-BREAK SPACE}", " ")
+    words = " ".join(settings for settings, _ in told)
     for setting in ("--model efficientnet_lite0", "--pretrained imagenet", "--decode cache"):
         assert setting in words
     assert all(why for _, why in told)
