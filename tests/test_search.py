@@ -7,9 +7,11 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +23,7 @@ from PIL import Image
 
 import search
 from evaluation.inference import load_run
-from index import Index, codes, graph, journal, making, scanning, sources
+from index import Index, adding, codes, graph, journal, making, sources
 from index.duplicates import pairs_above
 from index.gallery import entry_arrays
 from utils import DamagedError, InputError
@@ -531,8 +533,8 @@ def shop(tmp_path: Path, run: Path, images: Path) -> Path:
 
 def command(words: str) -> None:
     """A command of search.py, in this process."""
-    added = " --workers 0" if words.startswith(("build", "add")) else ""
-    search.main((words + added).split())
+    added = ["--workers", "0"] if words.startswith(("build ", "add ")) else []
+    search.main([*words.split(), *added])
 
 
 def said_by(words: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -560,6 +562,10 @@ def test_an_index_holds_what_load_run_says_of_every_photo(shop: Path) -> None:
     assert np.allclose(index.embedder()(paths[:3]), embed(paths[:3]))
     found = index.search(index.embedder()(paths[5]), 1)
     assert found.rows[0, 0] == 5 and found.scores[0, 0] > 0.999
+    # Of a run on drawings: pictures are seen whole, on white.
+    embed.model = replace(embed.model, square=48)
+    vectors, readable = adding.embedded(embed, paths, workers=0)
+    assert readable.all() and np.allclose(vectors, embed(paths), atol=1e-5)
 
 
 def test_the_commands_one_after_the_other(workdir: Path, run: Path, images: Path) -> None:
@@ -703,21 +709,21 @@ def test_a_build_goes_on_where_it_was_interrupted(
     shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Index.open(shop / "shop.index")
-    monkeypatch.setattr(making, "CHUNKS", (10, 10))
+    monkeypatch.setattr(adding, "CHUNKS", (10, 10))
     (shop / "extra.png").write_bytes((shop / "photos/eval0/0.png").read_bytes() + b" ")
     again = f"build {shop}/run --images {shop}/photos --index {shop}/again.index"
-    looked = making.embedded
+    looked = adding.embedded
 
     def stops(embedder: object, paths: list[str], *more: object) -> tuple:
         if any("eval4" in path for path in paths):
             raise KeyboardInterrupt
         return looked(embedder, paths, *more)
 
-    monkeypatch.setattr(making, "embedded", stops)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(adding, "embedded", stops)
+    with pytest.raises(SystemExit, match="130"):
         command(again.replace("--images", f"--images {shop}/extra.png"))
     assert not (shop / "again.index").exists() and (shop / "again.index.part").exists()
-    monkeypatch.setattr(making, "embedded", looked)
+    monkeypatch.setattr(adding, "embedded", looked)
     said = said_by(again, capsys)
     assert "going on with the 10 images of an interrupted build" in said
     index = Index.open(shop / "again.index")  # without the image that is no longer asked for
@@ -800,53 +806,64 @@ def test_a_graph_is_made_where_it_is_worth_it(
     assert "needs the package usearch" in refusal_of(f"approximate {index}", capsys)
 
 
+SMALL_CHUNKS = (
+    "import sys, search; from index import making; making.CHUNKS = (16, 16); search.main()"
+)
+
+
+def until_done(folder: Path, rng: random.Random, *words: str) -> int:
+    """Runs a command again and again, and kills it ever later, until it ends; how often it did."""
+    kills = 0
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SMALL_CHUNKS, *words],
+            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        try:
+            said, _ = process.communicate(timeout=rng.uniform(2.5, 5.0) + kills / 3)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            for file in (folder / "shop.index", folder / "shop.index.part"):
+                if file.exists() and file.stat().st_size > 64:
+                    Index.open(file).check()
+            continue
+        assert process.returncode == 0, said
+        return kills
+
+
 @pytest.mark.slow
 def test_the_commands_survive_kill_9(workdir: Path, run: Path) -> None:
     """build, add and remove, each killed again and again, end as if nothing had happened."""
-    import subprocess
-
     shutil.copytree(run, workdir / "run")
-    tiny.write_images(workdir / "photos", classes=8, images=60, eval_images=60)
-    rng = random.Random(0)
-
-    def until_done(*words: str) -> int:
-        kills = 0
-        while True:
-            process = subprocess.Popen(
-                [sys.executable, ROOT / "search.py", *words, "--workers", "1"][: None
-                 if words[0] in ("build", "add") else -2],
-                cwd=workdir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                env={**os.environ, "CHUNK_OF_INDEX": "64"},
-            )  # fmt: skip
-            try:
-                said, _ = process.communicate(timeout=rng.uniform(1.5, 6.0) + kills / 2)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                kills += 1
-                for file in workdir.glob("*.index*"):
-                    if file.suffix in (".index", ".part") and file.stat().st_size > 64:
-                        Index.open(file).check()
-                continue
-            assert process.returncode == 0, said
-            return kills
-
-    kills = until_done("build", "run", "--images", "photos/train", "--index", "shop.index")
-    kills += until_done("add", "shop.index", "photos/eval")
-    kills += until_done("remove", "shop.index", "photos/eval/eval1")
-    assert kills > 2
-    command(f"build {workdir}/run --images {workdir}/photos/train {workdir}/photos/eval --index "
-            f"{workdir}/whole.index")  # fmt: skip
-    command(f"remove {workdir}/whole.index {workdir}/photos/eval/eval1")
-    one, other = Index.open(workdir / "shop.index"), Index.open(workdir / "whole.index")
-    assert sorted(one.entries()) == sorted(other.entries())
-    for row in range(0, len(one), 17):
-        same = other.embedding(other.row(one.id(row)))
-        assert np.allclose(one.embedding(row), same, atol=1e-4)
+    photos = tiny.write_images(workdir / "photos", images=60, eval_images=60)
+    rng, how = random.Random(0), ("--workers", "1")
+    kills = [
+        until_done(workdir, rng, "build", "run", "--images", "photos/train", "--index",
+                   "shop.index", *how),
+        until_done(workdir, rng, "add", "shop.index", "photos/eval", *how),
+        until_done(workdir, rng, "remove", "shop.index", "photos/eval/eval1"),
+    ]  # fmt: skip
+    assert sum(kills) > 2
+    whole = workdir / "whole.index"
+    command(f"build {workdir}/run --images {photos}/train {photos}/eval --index {whole}")
+    command(f"remove {whole} {photos}/eval/eval1")
+    one, other = Index.open(workdir / "shop.index"), Index.open(whole)
+    ids = sorted(one.id(row) for row in range(len(one)))
+    assert len(ids) == 900 == len(other)
+    for id in ids:
+        entry, same = one.entry(one.row(id)), other.entry(other.row(id))
+        assert (entry.id, entry.path) == (same.id, same.path)
+        assert np.allclose(one.embedding(one.row(id)), other.embedding(other.row(id)), atol=1e-4)
 
 
-def test_help_and_typing_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        search.parse(["query", "x.index", "a.png", "--tpo", "3"])
-    assert "unrecognized arguments: --tpo 3" in capsys.readouterr().err
-    assert scanning.SPARE > 0
+def test_typing_errors_are_sentences(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "unrecognized arguments: --tpo" in refusal_of("query x.index a.png --tpo 3", capsys)
+    assert "required: --images" in refusal_of(f"build run --index {tmp_path}/x", capsys)
+    said = refusal_of(f"build run --images {tmp_path} --index {tmp_path}", capsys)
+    assert "is a folder; name a file" in said
+    said = refusal_of(f"build run --images {tmp_path} --index {tmp_path}/x", capsys)
+    assert "holds no picture" in said
+    assert "does not exist" in refusal_of(f"info {tmp_path}/none.index", capsys)
