@@ -115,9 +115,8 @@ class Api:
         """The entry at a row; refuses a row that is none, or has become another's (`check`)."""
         number = int(row) if row.isascii() and row.isdigit() and len(row) <= 12 else -1
         if not 0 <= number < len(state.index):
-            raise Refused(
-                HTTPStatus.NOT_FOUND, f"the index has no such row; give 0 to {len(state.index) - 1}"
-            )
+            rows = f"give 0 to {len(state.index) - 1}" if len(state.index) else "it is empty"
+            raise Refused(HTTPStatus.NOT_FOUND, f"the index has no such row; {rows}")
         entry = state.index.entry(number)
         if query.get("check", _check(entry)) != _check(entry):
             raise Refused(

@@ -127,6 +127,8 @@ class Gallery:
             embedding = state.embedder(query_pixels(source, state.upright, crop))
         most = len(state.index) if wanted is None else min(FARTHEST, len(state.index))
         reach = min(top + (without is not None), most)
+        if reach == 0:
+            return [], 0
         while True:
             rows, scores = (part[0] for part in state.index.search(embedding, reach))
             hits = [

@@ -666,6 +666,16 @@ def test_an_index_built_anew_by_another_network_is_searched_with_that(own_shop):
     assert after[0]["cosine"] == pytest.approx(1, abs=1e-5) and after[1:] != before[1:]
 
 
+def test_an_empty_index_is_served(own_shop):
+    with serving(own_shop.index) as server:
+        ids = [one["id"] for one in ask(server, "/api/entries?count=200").json["entries"]]
+        search.main(["remove", str(own_shop.index), *ids])
+        assert ask(server, "/api/info").json["entries"] == 0
+        assert ask(server, "/api/entries?label=x").json["entries"] == []
+        assert find(server, own_shop.photo(3).read_bytes()).json["neighbours"] == []
+        assert "it is empty" in ask(server, "/api/entries/0").error
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
