@@ -36,6 +36,7 @@ class Candidate:
         tasks: of `data`; candidates on the same data share them.
         kmeans_restarts: how often k-means starts.
         weights: see `networks.Opened`.
+        postprocessing: what was done to its embeddings, in words.
         results: one per task. replicates: a bootstrap for each of them.
     """
 
@@ -48,6 +49,7 @@ class Candidate:
     tasks: list[Task]
     kmeans_restarts: int = 1
     weights: str = ""
+    postprocessing: str = ""
     results: list[Result] = field(default_factory=list)
     replicates: list[torch.Tensor] = field(default_factory=list)
 
@@ -73,6 +75,7 @@ class Candidate:
                 "classes": task.queries.num_classes,
                 "kmeans_restarts": self.kmeans_restarts,
                 **({"weights": self.weights} if self.weights else {}),
+                **({"postprocessing": self.postprocessing} if self.postprocessing else {}),
             }
             found += rows_of(result, self.label, intervals=intervals, about=about)
         return found
@@ -175,8 +178,10 @@ def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
     """What a table shows, in a sentence or two."""
     tasks = {task.title: task for candidate in candidates for task in candidate.tasks}
     sizes = "; ".join(f"{task.title}: {task.describe()}" for task in tasks.values())
+    done = ", ".join(dict.fromkeys(one.postprocessing for one in candidates if one.postprocessing))
+    done = f" With {done}." if done else ""
     spread = " Mean ± standard deviation." if any(row.spread for row in rows) else ""
-    return f"Retrieval of unseen classes, in percent ({sizes}).{spread}"
+    return f"Retrieval of unseen classes, in percent ({sizes}).{done}{spread}"
 
 
 def json_content(
