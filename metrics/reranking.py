@@ -31,8 +31,8 @@ from metrics.images import Images, pairwise_cosines
 from metrics.neighbours import as_images, nearest
 
 MOST_LINKS = 2**26  # of the graph: beyond, most embeddings are the same
-AT_ONCE = 2**14  # images whose neighbours' neighbours are looked at together
-HELD = 2**22  # entries that are put together at once
+AT_ONCE = 2**12  # images or pairs whose neighbours are looked at together
+HELD = 2**20  # entries that are put together at once, by each thread
 
 
 class Links:
