@@ -43,11 +43,18 @@ from utils import InputError, close_names
 # --- the parser -----------------------------------------------------------------------------------
 
 
-class _Formatter(argparse.HelpFormatter):
+class Formatter(argparse.HelpFormatter):
     """Help that fits the terminal, with switches shown bare."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(100, terminal_width() or 100))
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Makes room for commands, too, which argparse indents further than it reckons with."""
+        super().add_argument(action)
+        for command in self._iter_indented_subactions(action):
+            width = len(self._format_action_invocation(command)) + self._current_indent
+            self._action_max_length = max(self._action_max_length, width)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         return "" if action.type is SWITCH.parse else super()._format_args(action, default_metavar)
@@ -56,10 +63,11 @@ class _Formatter(argparse.HelpFormatter):
         return super()._format_action_invocation(action).replace(" ,", ",").rstrip()
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse with errors of one sentence."""
 
     def error(self, message: str) -> NoReturn:
+        """Ends the program with the sentence and status 2."""
         say(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 
@@ -72,12 +80,12 @@ def _help_text(entry: Flag) -> str:
     return words.replace("%", "%%")
 
 
-def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Parser:
-    parser = _Parser(
+def _make_parser(program: str, description: str, groups: Sequence[Group]) -> Parser:
+    parser = Parser(
         prog=program,
         usage=f"{program} [@FILE] [--flag VALUE] ...",
         description=description,
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
         argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
         allow_abbrev=False,
     )
@@ -113,7 +121,7 @@ def _parse(
     groups: Sequence[Group],
     argv: Sequence[str] | None,
     positional: str | None = None,
-) -> tuple[argparse.Namespace, list[Flag], _Parser]:
+) -> tuple[argparse.Namespace, list[Flag], Parser]:
     parser = _make_parser(program, description, groups)
     if positional:
         parser.add_argument(
@@ -213,7 +221,7 @@ def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _check_needs(
     args: argparse.Namespace,
     entries: list[Flag],
-    parser: _Parser,
+    parser: Parser,
     excused: Collection[str] = (),
 ) -> None:
     for entry in unread(args, entries):
@@ -221,7 +229,7 @@ def _check_needs(
             parser.error(useless(entry))
 
 
-def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: _Parser) -> None:
+def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: Parser) -> None:
     """The loss exists, and each of its arguments has one value: by its flag or by its own name."""
     try:
         criteria.check_name(args.loss)
@@ -237,7 +245,7 @@ def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: _Parser) 
 
 
 def _only_in_files(
-    parser: _Parser, args: argparse.Namespace, argv: Sequence[str] | None
+    parser: Parser, args: argparse.Namespace, argv: Sequence[str] | None
 ) -> set[str]:
     """The given options that stand in a file of flags and not on the command line itself."""
     words = sys.argv[1:] if argv is None else list(argv)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from conftest import ROOT, run_python
 
-FRONT_DOORS = "train evaluate report"
+FRONT_DOORS = "train evaluate report search"
 FLOORS = (
     "utils terminal storage flags devices machine door",
     "meeting processes runs criteria metrics",
@@ -24,6 +24,7 @@ FLOORS = (
     "methods",
     "options",
     "evaluation",
+    "index",
     "page training",
     FRONT_DOORS,
 )
