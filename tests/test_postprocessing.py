@@ -16,6 +16,8 @@ from conftest import refusal
 import evaluate
 import metrics
 import options
+import search
+from index import Index
 from metrics import whitening
 from metrics.expansion import expanded
 from metrics.neighbours import as_images, nearest
@@ -336,3 +338,49 @@ def test_nonsense_is_refused(words: str, sentence: str, capsys: pytest.CaptureFi
 def test_more_neighbours_than_images_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="an image can find 63"):
         evaluated(run, tmp_path, "--query-expansion", 64)
+
+
+# --- in search.py ---------------------------------------------------------------------------------
+
+
+def test_search_expands_reranks_and_whitens(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run.parent / "data" / "eval"
+    picture = next(iter(sorted(folder.rglob("*.png"))))
+    plain, white = tmp_path / "plain.index", tmp_path / "white.index"
+    search.main(["build", str(run), "--images", str(folder), "--index", str(plain)])
+    search.main(
+        ["build", str(run), "--images", str(folder), "--index", str(white), "--whiten", "4"]
+    )
+    index = Index.open(plain)
+    x = np.stack([index.embedding(row) for row in range(len(index))]).astype(np.float64)
+    (query,) = index.embedder()([picture])
+
+    def answer(path: Path, *words: str) -> list[dict[str, Any]]:
+        file = tmp_path / "answer.json"
+        search.main(["query", str(path), str(picture), "--top", "64", "--json", str(file), *words])
+        return json.loads(file.read_text())["answers"][0]["hits"]
+
+    moved = expanded(query[None], x, 5, 3.0).numpy()[0].astype(np.float64)
+    ids = [hit["id"] for hit in answer(plain, "--query-expansion", "5")]
+    cosines = x @ moved
+    assert np.all(np.diff(cosines[[index.row(each) for each in ids]]) <= 1e-6)
+
+    score = Reranking(query[None], x, 10, 3, 0.3)(torch.tensor([0]))[0].numpy()
+    hits = answer(plain, "--rerank", "10", "3", "0.3")
+    rows = [index.row(hit["id"]) for hit in hits]
+    assert np.all(np.diff(score[rows]) <= 1e-6) and sorted(rows) == list(range(64))
+    np.testing.assert_allclose([hit["score"] for hit in hits], x[rows] @ query, atol=1e-6)
+
+    whitened = Index.open(white)
+    assert whitened.size == 4 and whitened.thresholds is None and index.thresholds is not None
+    assert answer(white)[0]["score"] == pytest.approx(1, abs=1e-5)
+    for words, sentence in (
+        (["--query-expansion", "65"], "choose at most that"),
+        (["--rerank", "3"], "--rerank takes nothing, or k1, k2 and lambda"),
+        (["--rerank", "--query-expansion", "3"], "--rerank averages neighbours itself"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            answer(plain, *words)
+        assert sentence in capsys.readouterr().err
