@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -137,22 +139,29 @@ def test_the_list_of_near_pairs_is_dropped_as_it_grows(monkeypatch: pytest.Monke
 
 
 def test_processes_share_the_pairs() -> None:
-    """Each of three processes counts its blocks; what `total` would add up is added up here."""
+    """Three that count together, as threads here, have the whole answer each."""
     x, labels = clusters(40, 8, 8)
     whole = count_pairs(x, labels)
-    parts: list[list[torch.Tensor]] = []
-    for number in range(3):
-        seen: list[torch.Tensor] = []
+    meeting, brought = Barrier(3), [torch.empty(0)] * 3
 
-        def total(value: torch.Tensor, seen: list[torch.Tensor] = seen) -> torch.Tensor:
-            seen.append(value.clone())
-            return value
+    def count(number: int) -> verification.PairCounts:
+        def total(value: torch.Tensor) -> torch.Tensor:
+            brought[number] = value
+            meeting.wait()
+            found = torch.stack(brought).sum(dim=0).to(value.dtype)
+            meeting.wait()
+            return found
 
-        count_pairs(x, labels, block_size=64, share=Share(number, 3, total))
-        parts.append(seen)
-    same, different = (sum(part[i] for part in parts) for i in (0, 1))
-    assert torch.equal(same, whole.same) and torch.equal(different, whole.different)
-    assert all((part[0] + part[1]).sum() > 0 for part in parts)
+        return count_pairs(x, labels, block_size=64, share=Share(number, 3, total))
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(count, range(3)))
+    for found in answers:
+        assert torch.equal(found.same, whole.same)
+        assert torch.equal(found.different, whole.different)
+        assert torch.equal(found.nearest_same, whole.nearest_same)
+        assert torch.equal(found.nearest_different, whole.nearest_different)
+        assert str(recommended(found)) == str(recommended(whole))
 
 
 # --- how sure -------------------------------------------------------------------------------------
