@@ -46,8 +46,10 @@ def build(args: argparse.Namespace) -> None:
     making.check_place(args.index, args.overwrite)
     photos = sources.photos_of(args.images)
     say(f"{showing.counted(len(photos))}; opening {args.run}", flush=True)
-    embedder = network.opened(args.run, args.device, args.weights)
-    about = network.description(args.run, embedder, args.weights, args.index, args.codes)
+    embedder = network.opened(args.run, args.device, args.weights, args.whiten)
+    about = network.description(
+        args.run, embedder, args.weights, args.index, args.codes, args.whiten
+    )
     with going_on():
         outcome = making.build(args.index, photos, embedder, about, **_how(args))
     showing.tell_outcome(outcome, args.index)
@@ -110,13 +112,15 @@ def approximate(args: argparse.Namespace) -> None:
 
 def query(args: argparse.Namespace) -> None:
     """Finds the images nearest to some others."""
+    ranking = searching.ranking_of(args)
     from index import Index, asking, showing
 
     index = Index.open(args.index, exact=args.exact)
     if terminal_width() is not None:
         say(f"opening the network of {args.index}", flush=True)
     embedder = index.embedder(args.device, args.run)
-    answers = asking.ask(index, embedder, args.images, args.top, without_self=args.without_self)
+    how = {"without_self": args.without_self, "ranking": ranking}
+    answers = asking.ask(index, embedder, args.images, args.top, **how)
     showing.tell_answers(answers, index)
     if args.json:
         showing.write_answers(args.json, answers, index)

@@ -21,6 +21,7 @@ from options.declared import (
     EVALUATE_GROUPS,
     EVALUATION,
     FILES,
+    POSTPROCESSING,
     REPORT_GROUPS,
     SINGLE_IMAGES,
     TRAIN_GROUPS,
@@ -34,6 +35,7 @@ from options.meaning import (
     changed,
     check_metrics,
     check_one_checkpoint,
+    check_ranking,
     resolved,
     unread,
     useless,
@@ -203,8 +205,9 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
         raise SystemExit(2)
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
-    _check_needs(args, flags_of((EVALUATION, FILES, SINGLE_IMAGES)), parser)
+    _check_needs(args, flags_of((EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES)), parser)
     try:
+        check_ranking(args)
         check_one_checkpoint(args, len(args.resume or [args.model]))
     except InputError as error:
         parser.error(str(error))
