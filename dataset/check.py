@@ -744,17 +744,20 @@ def _counts(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """The splits as a table; one below the other where the terminal is too narrow for it."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if sum(widths) + 3 * len(widths) - 1 > width():
-        return [
-            wrapped(f"{images} images ({p} published), {classes} classes ({q} published)",
-                    f"  {split:<7}  ", " " * 11)
-            for split, images, p, classes, q in rows[1:]
-        ]  # fmt: skip
+        return [wrapped(_count(*row), f"  {split:<7}  ", " " * 11) for split, *row in rows[1:]]
     lines = []
     for first, *rest in rows:
         cells = [first.ljust(widths[0])]
         cells += [cell.rjust(most) for cell, most in zip(rest, widths[1:], strict=True)]
         lines.append("  " + "   ".join(cells))
     return lines
+
+
+def _count(images: str, published_images: str, classes: str, published_classes: str) -> str:
+    text = f"{images} images, {classes} classes"
+    if published_images == published_classes == "-":
+        return text
+    return f"{text} (published: {published_images} and {published_classes})"
 
 
 def _commands(report: Report) -> list[str]:

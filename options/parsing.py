@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import re
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
@@ -64,11 +65,13 @@ class Formatter(argparse.HelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         words = super()._format_action_invocation(action).replace(" ,", ",").rstrip()
-        room = self._width - self._current_indent
-        return words if len(words) <= room else words.replace(", ", f",\n{self._blanks()}")
-
-    def _blanks(self) -> str:
-        return " " * self._current_indent
+        lines, room = [""], self._width - self._current_indent
+        for part in re.split("(?<=,)", words):  # between spellings, or between choices
+            if lines[-1] and len(lines[-1] + part) > room:
+                lines.append(part.lstrip())
+            else:
+                lines[-1] += part
+        return f"\n{' ' * self._current_indent}".join(lines)
 
     def start_section(self, heading: str | None) -> None:
         """A heading that fits, too."""
