@@ -132,7 +132,7 @@ def test_the_package_holds_modules_recipes_and_data_and_nothing_else(site):
     held = {file.split("/")[1] for file in files}
     assert {"train.py", "net", "page", "recipes", "data", "__main__.py"} <= held
     assert not held & {"tests", "benchmarks", "scripts", "docs", "logs", "hatch_build.py"}
-    assert len(list((site / "anchorage/recipes").glob("*.txt"))) == len(list(RECIPES.iterdir()))
+    assert files_in(site / "anchorage/recipes") == files_in(RECIPES)
     texts = [file for file in files if file.endswith(".py") and "/data/" not in file]
     assert not [file for file in texts if "python train.py" in (site / file).read_text("utf-8")]
 
