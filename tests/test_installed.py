@@ -108,8 +108,12 @@ def test_no_module_is_loaded_by_a_name_that_is_another_one_there(build):
             called = isinstance(node, ast.Call) and ast.unparse(node.func)
             if called in ("importlib.import_module", "import_module", "runpy.run_module"):
                 first = ast.unparse(node.args[0]).lstrip("f'\"")
-                if first.partition(".")[0] in ours:
-                    found.append(f"{path.relative_to(ROOT)} line {node.lineno}: {first}")
+            elif isinstance(node, ast.List) and "-m" in (words := list(map(_text, node.elts))):
+                first = dict(zip(words, words[1:], strict=False))["-m"] or ""
+            else:
+                continue
+            if first.partition(".")[0] in ours:
+                found.append(f"{path.relative_to(ROOT)} line {node.lineno}: {first}")
     assert not found
 
 
@@ -121,6 +125,10 @@ def test_the_requirements_are_those_of_the_files(build):
     assert all(found.values()) and {line for lines in found.values() for line in lines} == set(
         found["dev"]
     )
+
+
+def _text(node: ast.expr) -> str | None:
+    return node.value if isinstance(node, ast.Constant) else None
 
 
 # --- what is installed ----------------------------------------------------------------------------
