@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import pty
 import select
@@ -109,7 +110,7 @@ def test_no_module_is_loaded_by_a_name_that_is_another_one_there(build):
             if called in ("importlib.import_module", "import_module", "runpy.run_module"):
                 first = ast.unparse(node.args[0]).lstrip("f'\"")
             elif isinstance(node, ast.List) and "-m" in (words := list(map(_text, node.elts))):
-                first = dict(zip(words, words[1:], strict=False))["-m"] or ""
+                first = dict(itertools.pairwise(words))["-m"] or ""
             else:
                 continue
             if first.partition(".")[0] in ours:
