@@ -14,7 +14,7 @@ from __future__ import annotations
 import door
 
 if __name__ == "__main__":
-    door.enter()
+    door.enter(loads_torch=True)
 
 import options
 
@@ -50,9 +50,9 @@ from evaluation.embedding import Embedded
 from evaluation.measuring import measure, print_doubts, print_thresholds
 from evaluation.networks import checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
-from evaluation.tasks import Task, images_of, tasks_of
+from evaluation.tasks import Task, images_of
 from storage import write_atomically, write_json, write_table
-from terminal import say
+from terminal import fitted, hear, say, told
 from utils import InputError, human_seconds, sentence_errors
 
 
@@ -91,10 +91,12 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
     loaded: dict[dataset.Choice, list[Task]] = {}
     candidates = []
     for path, label, open_network in zip(paths, labels_of(paths), openers, strict=True):
-        opened = open_network()
+        with told(f"loading {path}"):
+            opened = open_network()
         if opened.data not in loaded:
-            loaded[opened.data] = tasks_of(opened.data, args.ks)
-            dataset.require_files(None, images_of(loaded[opened.data]))
+            loaded[opened.data] = opened.tasks(args.ks)
+            share = opened.viewing.max_bad_images
+            dataset.require_files(None, images_of(loaded[opened.data]), share)
         candidates.append(
             Candidate(
                 path,
@@ -171,7 +173,8 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
         kept = {"ema": ", running mean of the weights", "raw": ", raw weights"}
         about = f"{task.title}: {result.task.describe()}{kept.get(candidate.weights, '')}"
         about += f", {human_seconds(result.seconds)}"
-        say(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
+        about = f"{candidate.label}, {about}" if candidate.label else about
+        say(fitted(about, "  "), flush=True)
     # The candidates on these data share the list, so that all see the images that can be read.
     candidate.tasks[:] = [result.task for result in results]
     return replace(candidate, results=results)
@@ -191,7 +194,8 @@ def without_images(candidate: Candidate) -> Candidate:
 def conclude(args: argparse.Namespace, candidates: list[Candidate]) -> None:
     """Tables and tests, on the screen and in files."""
     if args.bootstrap:
-        candidates = bootstrapped(candidates, args.bootstrap, args.seed)
+        with told(f"drawing {args.bootstrap:,} resamples"):
+            candidates = bootstrapped(candidates, args.bootstrap, args.seed)
     tests = paired_tests(candidates)
     rows = [row for candidate in candidates for row in candidate.rows()] + averages(candidates)
     named = "metrics" in args.given and "verification" in args.metrics
@@ -216,13 +220,11 @@ def print_results(
     for candidate in candidates:
         print_thresholds(candidate.results)
     if resamples:
-        say(
-            f"\n95 % intervals over the classes, the network as it is ({resamples:,} "
-            "bootstrap resamples):"
-        )
+        about = "95 % intervals over the classes, the network as it is"
+        say(fitted(f"\n{about} ({resamples:,} bootstrap resamples):"))
         say(tables.interval_text([row for row in rows if row.intervals]))
     for test in tests:
-        say(f"\nB = {test.b} less A = {test.a} on {test.task}")
+        say(fitted(f"\nB = {test.b} less A = {test.a} on {test.task}"))
         say(tables.difference_text(test.differences, test.corrected))
     if tests:
         say(tables.in_lines(about_tests(tests, resamples)))
@@ -267,7 +269,9 @@ def write_single_images(
     )
     for option, write in files.WRITERS.items():
         if asked := getattr(args, option):
-            say(write(subject, asked))
+            with told(f"making what --{option.replace('_', '-')} asks for"):
+                written = write(subject, asked)
+            say(fitted(written, "  "))
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -278,11 +282,11 @@ def main(args: argparse.Namespace) -> None:
     if (count := processes.wanted(args.gpu_id)) > 1:
         sys.exit(processes.launch([sys.executable, *sys.orig_argv[1:]], count))
     with processes.joined():
-        if not processes.is_main():
-            logging.disable(logging.WARNING)  # what the main process says is enough
+        hear(logging.WARNING if processes.is_main() else logging.ERROR)
         run(args)
 
 
 if __name__ == "__main__":
+    door.loaded()
     with sentence_errors(), door.answering():
         main(ARGS)

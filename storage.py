@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,6 +27,35 @@ from utils import DamagedError, InputError, damage_in_words
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    folder = Path(folder).absolute()
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+
+
+def in_bytes(count: float) -> str:
+    """1_530_000_000 → '1.5 GB'."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def need_room(folder: Path, needed: float, what: str, advice: str) -> str:
+    """How much `what` takes and how much is free, in words.
+
+    Raises:
+        InputError: it cannot fit; `advice` is what to do besides freeing some space.
+    """
+    free = free_space(folder)
+    if needed > free:
+        raise InputError(
+            f"{what} takes about {in_bytes(needed)}, and {folder} has {in_bytes(free)} free; free "
+            f"some space, or {advice}"
+        )
+    return f"about {in_bytes(needed)}, {in_bytes(free)} free"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:

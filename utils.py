@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from terminal import say
+from terminal import fitted, say
 
 # --- errors ---------------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ def damage_in_words(what: str, advice: str) -> Iterator[None]:
 
 
 def _end(sentence: str) -> NoReturn:
-    say(f"error: {sentence}", file=sys.stderr)
+    say(fitted(f"error: {sentence}", "  ", sys.stderr), file=sys.stderr)
     raise SystemExit(2) from None
 
 

@@ -100,17 +100,21 @@ def write_classes(path: Path, images: ImageSet, scores: comparison.Scores) -> No
 # --- some of them ---------------------------------------------------------------------------------
 
 
-def random_neighbours(embedded: Embedded, seed: int, top: int) -> Image.Image:
-    """Ten random queries and the images nearest to each, as a picture."""
+def random_neighbours(
+    embedded: Embedded, seed: int, top: int, *, named: bool = False
+) -> Image.Image:
+    """Ten random queries and the images nearest to each, as a picture; `named` with their names."""
     chosen = random_queries(embedded.images.labels, 10, seed)
-    found, _ = embedded.nearest(chosen, top)
+    found, values = embedded.nearest(chosen, top)
     caption = f"{len(chosen)} queries drawn at random (seed {seed}), one a class"
-    return neighbours_picture(embedded.images, chosen, found, embedded.task.gallery, caption)
+    gallery = embedded.task.gallery
+    below = values if named else None
+    return neighbours_picture(embedded.images, chosen, found, gallery, caption, cosines=below)
 
 
 def draw_neighbours(path: Path, embedded: Embedded, seed: int, top: int) -> None:
-    """Draws `random_neighbours` to a file."""
-    save_picture(random_neighbours(embedded, seed, top), path)
+    """Draws `random_neighbours` to a file, with the names of all pictures."""
+    save_picture(random_neighbours(embedded, seed, top, named=True), path)
 
 
 def write_failures(
@@ -140,7 +144,16 @@ def write_failures(
         header += [f"path {place}", f"class {place}", f"cosine {place}"]
     shown = queries[:MOST_ROWS]
     caption = f"The {len(shown)} queries whose nearest right image is farthest down"
-    picture = neighbours_picture(images, shown, found[: len(shown)], embedded.task.gallery, caption)
+    ranks = [int(per_query["rank"][query]) + 1 for query in shown]
+    picture = neighbours_picture(
+        images,
+        shown,
+        found[: len(shown)],
+        embedded.task.gallery,
+        caption,
+        cosines=scores[: len(shown)],
+        notes=[f"nearest right: place {rank:,}" for rank in ranks],
+    )
     table, drawing = folder / "failures.csv", folder / "failures.png"
     write_table(table, header, rows)
     save_picture(picture, drawing)
@@ -292,7 +305,8 @@ def _query(subject: Subject, paths: Sequence[str]) -> str:
     searched = subject.embedded.searched[0]
     answer += (
         f"\nsearched: the {len(searched):,} evaluated images of {searched.num_classes:,} classes; "
-        "an image of another class, such as those trained on, has no right answer among them"
+        "an image of another class, such as those trained on, has no right answer among them "
+        "(python search.py build RUN --images PHOTOS makes any images searchable)"
     )
     return f"{answer}\nanswers written to {_listed(written)}"
 

@@ -29,7 +29,7 @@ from dataset.emoji import Emoji
 from devices import Precision, pick_device
 from evaluation.embedding import Viewing, embed
 from evaluation.files import on_white
-from evaluation.networks import open_checkpoint
+from evaluation.networks import Opened, open_checkpoint
 from evaluation.thresholds import Thresholds, Verdict, thresholds_of
 from utils import InputError
 
@@ -48,6 +48,7 @@ class Model:
             fitted into it whole, on white. None: they are resized and cut.
         upright: whether pictures are turned as their EXIF orientation says, as the run's were.
         path: the checkpoint.
+        trained_on: its training data, as far as its file says.
     """
 
     network: EmbeddingNet
@@ -55,6 +56,7 @@ class Model:
     square: int | None
     upright: bool
     path: Path
+    trained_on: dataset.TrainedOn | None = None
 
     @property
     def resize(self) -> int | None:
@@ -75,11 +77,11 @@ def open_model(path: str | Path, weights: str | None = None) -> Model:
         InputError: there is none at `path`, or it cannot be used.
     """
     opened = open_checkpoint(path, weights=weights)
-    drawn = bool(opened.trained) and isinstance(dataset.find(opened.data.name), Emoji)
-    square = opened.data.protocol.image_size if drawn else None
+    known = opened.trained_on
+    square = _square_of_older(opened) if known is None else known.square
     viewing = replace(opened.viewing, workers=0, decode="exact", data_device=None)
     upright = opened.data.exif == "apply"
-    return Model(opened.network.eval(), viewing, square, upright, opened.path)
+    return Model(opened.network.eval(), viewing, square, upright, opened.path, known)
 
 
 class Comparison(NamedTuple):
@@ -87,6 +89,12 @@ class Comparison(NamedTuple):
 
     cosine: float
     verdict: Verdict
+
+
+def _square_of_older(opened: Opened) -> int | None:
+    """What `Model.square` is for a checkpoint that does not say it: the data set's name tells."""
+    drawn = bool(opened.trained) and isinstance(dataset.find(opened.data.name), Emoji)
+    return opened.data.protocol.image_size if drawn else None
 
 
 class Embedder:

@@ -22,7 +22,7 @@ from evaluation.tables import Row
 from evaluation.tasks import Task
 from evaluation.thresholds import Thresholds
 from evaluation.verifying import in_words, verify
-from terminal import say
+from terminal import fitted, say
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def print_doubts(results: Sequence[Result]) -> None:
     """Prints what is to be said beside the numbers, where they say less than they seem to."""
     for result in results:
         for about in tables.doubts(result.numbers):
-            say(f"{result.title}: {about}")
+            say(fitted(f"{result.title}: {about}", "  "))
 
 
 def print_thresholds(results: Sequence[Result]) -> None:

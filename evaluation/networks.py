@@ -19,6 +19,7 @@ import dataset
 import net
 import options
 from evaluation.embedding import Viewing
+from evaluation.tasks import Task, tasks_of
 from machine import expanded
 from net import hub
 from net.base import whole
@@ -57,6 +58,44 @@ class Opened:
     viewing: Viewing
     network: net.EmbeddingNet
     weights: str = ""
+
+    @property
+    def trained_on(self) -> dataset.TrainedOn | None:
+        """Its training data; None where the file does not say: of an older version, or released."""
+        entry = self.content.get("data")
+        return None if entry is None else dataset.TrainedOn.of_entry(entry)
+
+    def tasks(self, ks: Sequence[int] | None = None) -> list[Task]:
+        """What it is evaluated on; see `tasks_of`.
+
+        Raises:
+            InputError: the images are not there, or cannot be used.
+        """
+        if self.data.is_gone:
+            raise InputError(
+                f"{self.path}: the images that its run was judged on are not there any more "
+                f"({looked_for(self.data, self.path.parent)}); name their new place, or other "
+                "images: --dataset folder:PATH or csv:FILE"
+            )
+        return tasks_of(self.data, ks)
+
+
+def found_again(choice: dataset.Choice, folder: Path) -> dataset.Choice:
+    """The data of the run in `folder`, found from whatever folder this process works in.
+
+    Own images that are not where their name says, read from here, are taken where the run noted
+    that they lay.
+    """
+    if choice.is_gone and (place := RunFolder(folder).noted_place) is not None:
+        return replace(choice, place=place if place.exists() else None)
+    return choice
+
+
+def looked_for(choice: dataset.Choice, folder: Path) -> str:
+    """Where own images were looked for by `found_again`, in words."""
+    places = dict.fromkeys([dataset.find(choice.name).place, RunFolder(folder).noted_place])
+    places.pop(None, None)
+    return f"{choice.name} was looked for in {' and in '.join(map(str, places))}"
 
 
 def open_checkpoint(
@@ -97,7 +136,12 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     chosen = argparse.Namespace(**{**vars(asked), **own, **given})
     chosen = options.resolved(chosen)
     network = _network(content, path, chosen.image_size, given)
-    return Opened(path, content, trained, _data(chosen, given), Viewing.of(chosen), network)
+    data = _data(chosen, given)
+    if "dataset" not in given:
+        data = found_again(data, path.parent)
+    opened = Opened(path, content, trained, data, Viewing.of(chosen), network)
+    opened.trained_on  # noqa: B018 (a damaged entry is met here)
+    return opened
 
 
 def open_untrained(asked: argparse.Namespace) -> Opened:

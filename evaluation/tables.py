@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from metrics import about_ties
 from metrics.comparison import Difference, half_width
 from metrics.verification import NAMES as VERIFICATION
-from terminal import printable, terminal_width
+from terminal import fitted, printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
@@ -122,7 +122,7 @@ def interval_text(rows: Sequence[Row]) -> str:
     """One line per metric, one column per row: the metric and its 95 % interval."""
     names = [name for name in columns(rows) if any(name in row.intervals for row in rows)]
     lines = [(name, [_interval_cell(row, name) for row in rows]) for name in names]
-    return aligned(titles(rows), lines)
+    return aligned(titles(rows), lines, terminal_width())
 
 
 def _interval_cell(row: Row, name: str) -> str:
@@ -149,7 +149,7 @@ def difference_text(differences: Mapping[str, Difference], corrected: Mapping[st
         difference, low, high = (_number(value, "+.4f") for value in found[:3])
         cells = [difference, f"[{low}, {high}]", _number(found.p), _number(corrected[name])]
         lines.append((name, cells))
-    return aligned(["B - A", "95 % interval", "p", "corrected"], lines)
+    return aligned(["B - A", "95 % interval", "p", "corrected"], lines, terminal_width())
 
 
 def aligned(
@@ -158,7 +158,8 @@ def aligned(
     """Lines of a title and cells under column heads; cells stand on the right.
 
     Args:
-        room: the width of the terminal. Columns that do not fit stand below, under the same titles.
+        room: the width of the terminal. Columns that do not fit stand below, under the same titles;
+            titles that take more than half of it stand on lines of their own.
     """
     heads = [printable(head) for head in heads]
     lines = [(printable(title), [printable(cell) for cell in cells]) for title, cells in lines]
@@ -167,11 +168,24 @@ def aligned(
     ]
     width = max((len(title) for title, _ in lines), default=0)
     printed = [("", heads), *lines]
+    if room is not None and width > room // 2:
+        return _with_titles_above(printed, widths, room)
     return "\n".join(
         " ".join([title.ljust(width), *(cells[i].rjust(widths[i]) for i in part)])
         for part in _fitting(widths, None if room is None else room - width)
         for title, cells in printed
     )
+
+
+def _with_titles_above(
+    printed: Sequence[tuple[str, Sequence[str]]], widths: Sequence[int], room: int
+) -> str:
+    lines = []
+    for part in _fitting(widths, room):
+        for title, cells in printed:
+            lines += [fitted(title, "  ")] if title else []
+            lines.append("".join(f" {cells[i].rjust(widths[i])}" for i in part))
+    return "\n".join(lines)
 
 
 def _fitting(widths: Sequence[int], room: int | None) -> list[range]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import door
 from machine import expanded
 from net.choices import WEIGHTS
-from terminal import say
+from terminal import Wait, fitted, say, told
 from utils import InputError, sentence_errors
 
 if TYPE_CHECKING:
@@ -107,9 +107,11 @@ def export(args: argparse.Namespace) -> None:
     """
     _check(args)
     # Not before, so that --help and a typing error answer at once.
+    loading = Wait("loading PyTorch")
     from evaluation.inference import open_model
 
     model = open_model(args.run, args.weights)
+    loading.over()
     if any(getattr(args, name) for name in OTHERS):
         share(args, model)
     if any(getattr(args, name) for name in GRAPHS):
@@ -189,15 +191,21 @@ def write_graphs(args: argparse.Namespace, model: Model) -> None:
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
     cubic = model.network.input.cubic
     note = describe_input(graph.size, model.resize, cubic=cubic, upright=model.upright)
-    say(f"input   {note}\noutput  float32 (B, {model.network.test_size}), unit length")
+    say(
+        fitted(f"input   {note}", " " * 8)
+        + f"\noutput  float32 (B, {model.network.test_size}), unit length"
+    )
     if args.onnx:
-        difference = export_onnx(graph, args.onnx, note)
+        with told("writing ONNX, and comparing it with the network"):
+            difference = export_onnx(graph, args.onnx, note)
         say(f"{args.onnx}: onnxruntime and torch differ by at most {difference:.1e}")
     if args.torch_export:
-        difference = export_program(graph, args.torch_export, note)
+        with told("writing torch.export's program, and comparing it with the network"):
+            difference = export_program(graph, args.torch_export, note)
         say(f"{args.torch_export}: torch.export and torch differ by at most {difference:.1e}")
     if args.torchscript:
-        difference = export_torchscript(graph, args.torchscript)
+        with told("writing TorchScript, and comparing it with the network"):
+            difference = export_torchscript(graph, args.torchscript)
         say(
             f"{args.torchscript}: TorchScript and torch differ by at most {difference:.1e}; "
             "PyTorch has deprecated TorchScript, --torch-export comes after it"

@@ -2,6 +2,7 @@
 
 declared   the flags that belong to no method      files     `@FILE` on a command line
 parsing    a command line → options                meaning   what they say, and who listens
+suited     settings for the user's own images      looking   what is known of these
 stored     what a run has kept of them
 
 Options are resolved once, when they are parsed (`resolved`); what a run has kept of them is read

@@ -13,6 +13,7 @@ import criteria
 import dataset
 import methods
 import net
+from dataset.inventory import BAD_IMAGES
 from flags import (
     BINARY,
     CONTINUED,
@@ -158,7 +159,7 @@ DATA = Group("data", (
          "cuda: the cache's pixels lie in the GPU's memory and are cut there; cpu keeps pictures "
          "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
          "memory", change=NOTHING),
-    flag("--max-bad-images", 0.01, Kind(number(0.0, 1.0), "F"),
+    flag("--max-bad-images", BAD_IMAGES, Kind(number(0.0, 1.0), "F"),
          "share of the images of a split that may be unreadable (one at least; 0 is none): a "
          "training image is replaced by another of its class, an evaluation image left out, and "
          "each is named"),
@@ -167,6 +168,12 @@ DATA = Group("data", (
          change=NOTHING, local=True),
 ))
 SELECTION = Group("batches and model selection", (
+    flag("--defaults", None, one_of("suited", "published"),
+         "what is not given. suited: what suits the images and the machine, told with its reasons; "
+         "published: the papers' settings, and the defaults that stand here",
+         need=OWN_DATA, before="published", change=NOTHING,
+         shown="suited for your own images where no --model, --checkpoint or file of flags is "
+         "given, else published"),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
     flag("--micro-batch", None, COUNT,

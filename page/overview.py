@@ -20,7 +20,7 @@ from page import records
 from page.document import as_text, document, section, warnings
 from page.records import Numbers, Record
 from storage import write_atomically, write_table
-from terminal import say, terminal_width
+from terminal import fitted, say, terminal_width, told
 from utils import InputError, human_seconds
 
 logger = logging.getLogger("report")
@@ -67,7 +67,8 @@ def compare(args: argparse.Namespace) -> None:
     Raises:
         InputError: no runs, no match, a bad pattern, or a file that cannot be written.
     """
-    lines = collect(Path(args.compare))
+    with told(f"reading the runs in {args.compare}"):
+        lines = collect(Path(args.compare))
     if args.grep:
         try:
             pattern = re.compile(args.grep, re.IGNORECASE)
@@ -76,7 +77,7 @@ def compare(args: argparse.Namespace) -> None:
         lines = [line for line in lines if line.matches(pattern)]
         if not lines:
             raise InputError(f"--grep {args.grep}: no run under {args.compare} contains that")
-    say("\n".join([screen(lines), *doubts(lines)]))
+    say("\n".join([screen(lines), *(fitted(doubt, "  ") for doubt in doubts(lines))]))
     out = Path(args.out) if args.out else Path(args.compare) / "runs.html"
     content = page(lines, args.compare)
     write_atomically(out, lambda file: file.write(content.encode()))

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from machine import expanded
+from options.parsing import Formatter, Parser
 from studies.plan import METRICS
-from terminal import say, terminal_width
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        say(f"error: {message} (see --help)", file=sys.stderr)
-        raise SystemExit(2)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,15 +17,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: with status 2 for a flag that there is not, 0 for --help.
     """
-    width = min(100, terminal_width() or 100)
-    parser = _Parser(
+    parser = Parser(
         prog="python study.py",
         usage="python study.py FILE.toml [--jobs N] ...\n"
         '       python study.py --flags "..." --methods NAME ... [--trials N] ...',
         description="Each method gets the same number of trials on class-disjoint folds of the "
         "training classes, then runs with several seeds at its best settings, which are judged on "
         "the test classes. Started again it goes on; started several times it shares the work.",
-        formatter_class=partial(argparse.HelpFormatter, max_help_position=30, width=width),
+        formatter_class=Formatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

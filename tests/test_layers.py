@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from conftest import ROOT, run_python
 
-FRONT_DOORS = "train evaluate report study"
+FRONT_DOORS = "train evaluate report search study"
 FLOORS = (
     "utils terminal storage flags devices machine door",
     "meeting processes runs criteria metrics",
@@ -24,7 +24,8 @@ FLOORS = (
     "methods",
     "options",
     "evaluation",
-    "page training",
+    "index",
+    "page training serving",
     "sharing studies",
     f"{FRONT_DOORS} anchorage",
 )

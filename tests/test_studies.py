@@ -39,7 +39,7 @@ def plan_of(**entries):
 
 def test_eight_lines_of_toml(tmp_path):
     (tmp_path / "shop.toml").write_text(
-        'flags = "--dataset folder:photos --epochs 4"\nfolds = 4\ntrials = 6\nseeds = 3\n'
+        'flags = "--model resnet18 --epochs 4"\nfolds = 4\ntrials = 6\nseeds = 3\n'
         "[methods]\n"
         '"Proxy-Anchor" = "--loss Proxy_Anchor"\n'
         'AMLoss = "--loss AMLoss --alphap 48"\n'
@@ -52,7 +52,7 @@ def test_eight_lines_of_toml(tmp_path):
     assert {"lr", "alphap", "alphan", "mrg_lr"} <= {one.name for one in second.space}
     assert {one.name for one in third.space} == {"lr", "sec_wei"}
     command = second.command({one.name: one.first for one in second.space})
-    assert command[:4] == ["--dataset", "folder:photos", "--epochs", "4"]
+    assert command[:4] == ["--model", "resnet18", "--epochs", "4"]
     assert command[command.index("--alphap", 10) + 1] == "48", "the first trial is as it is given"
 
 

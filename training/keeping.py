@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+import dataset
 import processes
+from dataset.own import OwnData
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
 from evaluation.measuring import Result, print_doubts, print_thresholds, table
 from evaluation.tables import RAW
 from metrics.verification import NAMES as VERIFICATION
 from options import EVALUATED, METRICS
-from runs import RunFolder
-from terminal import as_shell, say, terminal_width
+from runs import RunFolder, data_name
+from terminal import as_shell, fitted, say, terminal_width, told
 from training.faults import CollapseWarning, NonFinite
 from training.state import Training
 from training.tracking import Tracker
@@ -158,7 +160,7 @@ class Keeper:
             begin + found + end,
         ]
         room = terminal_width() or math.inf
-        return next((line for line in lines if len(line) <= room), lines[-1])
+        return next((line for line in lines if len(line) <= room), fitted(lines[-1], "  "))
 
     # -- going wrong, and the end
 
@@ -191,7 +193,7 @@ class Keeper:
         from page.making import make as page_of_runs
 
         try:
-            with processes.alone():
+            with processes.alone(), told("making the report page"):
                 made = page_of_runs([self.run.path], gpu_id=max(0, self.training.options["gpu_id"]))
                 say(f"report:     {made}", flush=True)
         except Exception as error:  # it touches data, network, disk: none may fail a finished run
@@ -205,7 +207,7 @@ class Keeper:
         """The best checkpoint's numbers, and where everything lies."""
         training, run = self.training, self.run
         checkpoint = processes.from_main(run.load_best)
-        say(f"\n{self._picked(look_at_test)}")
+        say(fitted(f"\n{self._picked(look_at_test)}"))
         judged = training.data.selects_on_test
         judged = judged and set(METRICS) <= {"retrieval", *training.chosen}
         if "metrics" in checkpoint and (judged or not look_at_test):
@@ -230,6 +232,20 @@ class Keeper:
         print_thresholds(verified[:1])
         say(f"run folder: {run.path}")
         say(f"evaluate:   python evaluate.py --resume {as_shell(run.best_checkpoint())}")
+        for line in self._about_search():
+            say(line)
+
+    def _about_search(self) -> list[str]:
+        """How one's own images become searchable, as commands to be pasted."""
+        data = dataset.find(self.training.options["dataset"])
+        if not isinstance(data, OwnData):
+            return []
+        index = f"{data_name(self.training.options['dataset'])}.index"
+        build = as_shell("search.py", "build", self.run.path, "--images", data.path)
+        return [
+            f"search:     python {build} --index {as_shell(index)}",
+            f"            python search.py serve {as_shell(index)}",
+        ]
 
     def _picked(self, look_at_test: bool) -> str:
         """Which epoch the last words are about, and by what it was picked."""

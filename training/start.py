@@ -12,7 +12,7 @@ import methods
 import options
 import processes
 from devices import environment
-from evaluation.networks import checkpoint_file
+from evaluation.networks import checkpoint_file, found_again, looked_for
 from methods.base import Options
 from net.base import describe_base
 from runs import RunFolder, data_name, find_run, run_name
@@ -35,6 +35,8 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     if args.resume_run:
         run = processes.from_main(partial(RunFolder.open, args.resume_run))
         stored = processes.from_main(run.read_args)
+        if "dataset" not in args.given:
+            stored = {**stored, "dataset": processes.from_main(partial(_images_of, run, stored))}
         args = options.continued(args, stored)
         if stored.get("max_steps") and args.max_steps is None:
             print(
@@ -46,6 +48,22 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     if run is None:
         return args, None
     return options.as_begun(args, processes.from_main(run.read_args)), run
+
+
+def _images_of(run: RunFolder, stored: dict[str, Any]) -> str:
+    """The name of a run's data set, by which its images are found from here.
+
+    Raises:
+        InputError: they are not there.
+    """
+    choice = found_again(dataset.Choice(stored["dataset"]), run.path)
+    if choice.is_gone:
+        raise InputError(
+            f"--resume-run {run.path}: the images that it was trained on are not there any more "
+            f"({looked_for(choice, run.path)}); name their new place: --dataset "
+            f"{choice.name.partition(':')[0]}:PATH"
+        )
+    return choice.found_by
 
 
 def _begun_by(args: Options) -> RunFolder | None:
@@ -86,6 +104,8 @@ def open_folder(
     run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     about = {**environment(training.precision.device), **data}
     about |= {"source": train.source, "concern": train.concern}
+    if (place := dataset.find(args.dataset).place) is not None:
+        about["place"] = str(place)  # a relative path leads there from this folder alone
     network, chosen = training.network, training.options
     begun = chosen["checkpoint"] and str(checkpoint_file(chosen["checkpoint"]))
     training.base = describe_base(network, chosen["pretrained"], begun)
