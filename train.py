@@ -248,6 +248,7 @@ def main(args: argparse.Namespace) -> None:
     level = logging.WARNING if processes.is_main() else logging.ERROR
     hear(level)
     args, run = start.to_continue(args)
+    start.leave_out_what_is_told(args)
     with memory_in_words(args.batch_size, args.image_size):
         training = prepare(args)
     if args.dry_run:
