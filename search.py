@@ -177,7 +177,9 @@ COMMANDS = (
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """A command line → options; `carry_out` is the command's function."""
-    parser = Parser(prog="search.py", description=__doc__.split("\n")[0], formatter_class=Formatter)
+    parser = Parser(
+        prog="python search.py", description=__doc__.split("\n")[0], formatter_class=Formatter
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         own = commands.add_parser(

@@ -243,9 +243,9 @@ class Keeper:
         if not isinstance(data, OwnData):
             return []
         index = f"{data_name(self.training.options['dataset'])}.index"
-        build = as_shell("search.py", "build", self.run.path, "--images", data.path)
+        build = f"python search.py build {as_shell(self.run.path, '--images', data.path)}"
         return [
-            f"search:     python {build} --index {as_shell(index)}",
+            f"search:     {build} --index {as_shell(index)}",
             f"            python search.py serve {as_shell(index)}",
         ]
 
