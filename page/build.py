@@ -163,7 +163,7 @@ def _setup(run: Explained, several: bool) -> str:
 
 def _facts(run: Explained) -> list[tuple[str, Any]]:
     record, args, known = run.record, run.record.args, run.record.environment
-    rate = record.images_per_second
+    rate, peft = record.images_per_second, record.options.peft
     history = record.folder.classes.load()
     trained = ""
     if history:
@@ -177,7 +177,7 @@ def _facts(run: Explained) -> list[tuple[str, Any]]:
         ("trained on", trained),
         ("judged on", run.counts),
         ("best epoch picked on", _picked_on(record)),
-        ("what trains", f"{args['peft']}, the rest of it rests" if args.get("peft") else ""),
+        ("what trains", f"{peft}, and the network rests" if peft != "none" else ""),
         ("batch", _batch(args)),
         ("seed", str(args.get("seed"))),
         ("epochs", str(int(record.rows[-1]["epoch"])) if record.rows else "none finished"),

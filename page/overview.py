@@ -160,6 +160,7 @@ def _line(record: Record, folder: Path, differs: str) -> Line:
 def _settings(record: Record) -> dict[str, str]:
     args = record.args
     network = f"{args.get('model')}, {args.get('embedding_size')}"
+    network += f", {record.options.peft}" if record.options.peft != "none" else ""
     network += ", EMA" if record.options.ema else ""
     return {"method": record.method, "network": network, "data": str(args.get("dataset"))}
 
@@ -285,8 +286,10 @@ def page(lines: Sequence[Line], folder: str) -> str:
     if charts := _options(single):
         about = "R@1 against the options in which runs of one method differ; each dot is a run."
         parts.append(section("options", "Options", charts, about))
-    counts = [f"{len(single)} runs"] if single else []
-    counts += [f"{len(groups)} groups of seeds"] if groups else []
+    counts = [f"{len(single)} {'runs' if len(single) > 1 else 'run'}"] if single else []
+    counts += (
+        [f"{len(groups)} {'groups' if len(groups) > 1 else 'group'} of seeds"] if groups else []
+    )
     links = ['<a href="#seeds">Over seeds</a>'] if groups else []
     links += ['<a href="#runs">Runs</a>'] if single else []
     names = tables.columns(rows(lines))
