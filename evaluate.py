@@ -46,10 +46,10 @@ from evaluation.candidates import (
     paired_tests,
 )
 from evaluation.embedding import Embedded
-from evaluation.measuring import measure, print_doubts
+from evaluation.measuring import measure_all, print_doubts
 from evaluation.networks import checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
-from evaluation.tasks import Task, images_of, tasks_of
+from evaluation.tasks import Task, images_of, on_the_same_images, tasks_of
 from storage import write_atomically, write_json, write_table
 from terminal import say
 from utils import InputError, human_seconds, sentence_errors
@@ -92,8 +92,13 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
     for path, label, open_network in zip(paths, labels_of(paths), openers, strict=True):
         opened = open_network()
         if opened.data not in loaded:
-            loaded[opened.data] = tasks_of(opened.data, args.ks)
-            dataset.require_files(None, images_of(loaded[opened.data]))
+            tasks = tasks_of(opened.data, args.ks)
+            dataset.require_files(None, images_of(tasks))
+            loaded[opened.data] = [task for one in tasks for task in one.at(args.dims)]
+        try:
+            opened.network.keep(max(args.dims, default=None))
+        except InputError as error:
+            raise InputError(f"--dims: {path}: {error}") from None
         candidates.append(
             Candidate(
                 path,
@@ -155,10 +160,10 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
     network = candidate.network
     network.to(precision.device, memory_format=precision.memory_format)
     results = []
-    for task in candidate.tasks:
-        result = measure(
+    for tasks in on_the_same_images(candidate.tasks):
+        found = measure_all(
             network,
-            task,
+            tasks,
             precision,
             candidate.viewing,
             seed=args.seed,
@@ -166,10 +171,10 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
             chosen=args.metrics,
             block_size=args.block_size,
         )
-        results.append(result)
+        results += found
         kept = {"ema": ", running mean of the weights", "raw": ", raw weights"}
-        about = f"{task.title}: {result.task.describe()}{kept.get(candidate.weights, '')}"
-        about += f", {human_seconds(result.seconds)}"
+        about = f"{tasks[0].name}: {found[0].task.describe()}{kept.get(candidate.weights, '')}"
+        about += f", {human_seconds(sum(result.seconds for result in found))}"
         say(f"{candidate.label}, {about}" if candidate.label else about, flush=True)
     # The candidates on these data share the list, so that all see the images that can be read.
     candidate.tasks[:] = [result.task for result in results]

@@ -72,6 +72,7 @@ class Candidate:
                 "images": len(task.queries),
                 "classes": task.queries.num_classes,
                 "kmeans_restarts": self.kmeans_restarts,
+                **({} if task.dims is None else {"dimensions": task.dims}),
                 **({"weights": self.weights} if self.weights else {}),
             }
             found += rows_of(result, self.label, intervals=intervals, about=about)
@@ -173,8 +174,8 @@ def paired_tests(candidates: Sequence[Candidate]) -> list[Test]:
 
 def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
     """What a table shows, in a sentence or two."""
-    tasks = {task.title: task for candidate in candidates for task in candidate.tasks}
-    sizes = "; ".join(f"{task.title}: {task.describe()}" for task in tasks.values())
+    tasks = {task.name: task for candidate in candidates for task in candidate.tasks}
+    sizes = "; ".join(f"{name}: {task.describe()}" for name, task in tasks.items())
     spread = " Mean ± standard deviation." if any(row.spread for row in rows) else ""
     return f"Retrieval of unseen classes, in percent ({sizes}).{spread}"
 

@@ -112,6 +112,7 @@ def load_run(
     device: str | torch.device | None = None,
     amp: str = "auto",
     weights: str | None = None,
+    dims: int | None = None,
 ) -> Embedder:
     """The function from pictures to embeddings that a run has learned.
 
@@ -120,12 +121,16 @@ def load_run(
         device: None is the GPU where there is one. amp: as evaluate.py's --amp.
         weights: of a run that kept a running mean of them (--ema), `ema` or `raw`; None is the mean
             where there is one.
+        dims: keep the first so many entries of the embeddings, for which a run with --matryoshka is
+            trained; None is all of them.
 
     Raises:
-        InputError: there is no usable checkpoint at `path`.
+        InputError: there is no usable checkpoint at `path`, or its embeddings have fewer entries.
     """
     device = pick_device(0) if device is None else torch.device(device)
-    return Embedder(open_model(path, weights), Precision(amp, device))
+    model = open_model(path, weights)
+    model.network.keep(dims)
+    return Embedder(model, Precision(amp, device))
 
 
 # --- pictures -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import criteria
 import dataset
+import methods
 from flags import SWITCH, Flag, Group
 from machine import expanded
 from options.declared import (
@@ -156,6 +157,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
         _check_loss(args, entries, parser)
         check_metrics(args, [dataset.find(args.dataset)])
+        methods.check(args)
         return resolved(args)
     except InputError as error:
         parser.error(str(error))
