@@ -69,6 +69,7 @@ from criteria.proxies import (
 )
 from criteria.similarity import cosine_similarity, introspective_similarity
 from criteria.sphere import NormPenalty, SphericalConstraint
+from utils import InputError
 
 CRITERIA: dict[str, Callable[..., Criterion]] = {
     name: criteria.load(place) for name, place in criteria.LOSSES.items()
@@ -96,6 +97,17 @@ def build(name: str, num_classes: int, embedding_size: int, **options: Any) -> C
     taken = arguments_of(make)
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
     return make(**{key: size for key, size in sizes.items() if key in taken}, **options)
+
+
+def needs_pairs(name: str) -> bool:
+    """Whether the loss called ``name`` learns from pairs within a batch; False if that is unknown.
+
+    It is unknown where the loss cannot be built without options.
+    """
+    try:
+        return build(name, num_classes=2, embedding_size=2).needs_pairs
+    except (ValueError, TypeError, InputError):
+        return False
 
 
 def options_of(name: str) -> frozenset[str]:

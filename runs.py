@@ -220,6 +220,12 @@ class RunFolder:
         """Where it ran; empty where that was not written yet."""
         return self._read_if_there("environment.json")
 
+    @property
+    def noted_place(self) -> Path | None:
+        """Where the run's own images lay when it began; None where that is not known."""
+        place = self.read_environment().get("place")
+        return Path(place) if isinstance(place, str) else None
+
     def read_results(self) -> dict[str, Any]:
         """What the best checkpoint reached; empty before the run has ended."""
         return self._read_if_there("results.json")
@@ -709,7 +715,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("format", "epoch", "step", "skipped"), int),
     **dict.fromkeys(("model_state_dict", "criterion_state_dict", "network", "args"), dict),
     **dict.fromkeys(("clock", "lap", "random", "environment", "metrics"), dict),
-    **dict.fromkeys(("base", "base_state_dict"), dict),
+    **dict.fromkeys(("base", "base_state_dict", "data"), dict),
     **{"ema_state_dict": dict, "ema_updates": int},
     "row": (dict, type(None)),
     "wandb_id": (str, type(None)),

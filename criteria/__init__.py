@@ -115,4 +115,4 @@ def check_name(name: str) -> None:
 def load(place: str) -> Any:
     """What stands at a place such as "proxies:ProxyAnchorLoss", its file imported now."""
     file, _, name = place.partition(":")
-    return getattr(importlib.import_module(f"criteria.{file}"), name)
+    return getattr(importlib.import_module(f".{file}", __name__), name)

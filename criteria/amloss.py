@@ -95,6 +95,16 @@ class AMLoss(ProxyLoss):
         """The learned margin of each class."""
         return {"margin": self.margins.detach()}
 
+    @staticmethod
+    @torch.no_grad()
+    def raising(proxies: Tensor, margins: Tensor, delta: float) -> Tensor:
+        """How hard the third term raises the margin of each class, of proxies (C, d): (C,) in 0..1.
+
+        It is -∂/∂m_c of the softplus, 1 / (1 + e^{-(crowding_c - m_c + δ)}), without λ/C. Each
+        p̂_c·p̂_k is at least -1, so that with many classes it is near 1 for all of them.
+        """
+        return torch.sigmoid(ProxyCrowding.apply(unit_rows(proxies)) - margins + delta)
+
     def cost(self) -> str:
         """The third term compares all proxies with each other, at every step."""
         seconds = ProxyCrowding.seconds(unit_rows(self.proxies.detach()).float())

@@ -17,9 +17,12 @@ import processes
 from devices import Precision
 from evaluation import tables
 from evaluation.embedding import Viewing, embed_readable, progress_bar
+from evaluation.networks import fingerprint_of
 from evaluation.tables import Row
 from evaluation.tasks import Task
-from terminal import say
+from evaluation.thresholds import Thresholds
+from evaluation.verifying import in_words, verify
+from terminal import fitted, say
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +38,8 @@ class Result:
 
     `per_query` is what retrieval gave each query (`metrics.retrieval_per_query`), and the second
     R@1 where the task has one; None where retrieval was not computed. `task` holds the images that
-    could be read; None where the numbers were read from a file.
+    could be read; None where the numbers were read from a file. `thresholds` are those that
+    verification recommends; None where it was not computed, or there are too few pairs.
     """
 
     title: str
@@ -45,6 +49,7 @@ class Result:
     seconds: float
     per_query: dict[str, torch.Tensor] | None = None
     task: Task | None = None
+    thresholds: Thresholds | None = None
 
 
 def measure(
@@ -92,7 +97,8 @@ def measure_all(
         task = task.narrowed(queries, gallery)
         first = slice(task.dims)
         cut = x[:, first], None if y is None else y[:, first]
-        numbers, per_query = _numbers(
+        numbers, per_query, thresholds = _numbers(
+            network,
             task,
             *cut,
             seed=seed,
@@ -101,12 +107,13 @@ def measure_all(
             block_size=block_size,
         )
         end = time.perf_counter()
-        results.append(Result(task.title, numbers, *cut, end - start, per_query, task))
+        results.append(Result(task.title, numbers, *cut, end - start, per_query, task, thresholds))
         start = end
     return results
 
 
 def _numbers(
+    network: EmbeddingNet,
     task: Task,
     x: torch.Tensor,
     y: torch.Tensor | None,
@@ -115,12 +122,12 @@ def _numbers(
     kmeans_restarts: int,
     chosen: Sequence[str],
     block_size: int | None,
-) -> tuple[dict[str, float], dict[str, torch.Tensor] | None]:
+) -> tuple[dict[str, float], dict[str, torch.Tensor] | None, Thresholds | None]:
     """The numbers of a task whose queries have the embeddings x, and its gallery y."""
     numbers: dict[str, float] = {}
     if task.left_out:
         numbers[tables.LEFT_OUT] = task.left_out
-    per_query = None
+    per_query = thresholds = None
     try:
         if "retrieval" in chosen:
             per_query = _retrieval(task, x, y, block_size)
@@ -133,9 +140,14 @@ def _numbers(
             cluster = partial(_agreement, task, x, y, seed, kmeans_restarts, "ami" in chosen)
             found = processes.from_main(cluster)
             numbers |= {name: value for name, value in found.items() if name.lower() in chosen}
+        if "verification" in chosen:
+            with progress_bar(f"{task.title} pairs") as bar:
+                named = {"seed": seed, "network": fingerprint_of(network)}
+                found, thresholds = verify(task, x, y, **named, progress=bar, share=_share())
+            numbers |= found
     except ValueError as error:
         raise InputError(f"{task.title}: {error}") from error
-    return numbers, per_query
+    return numbers, per_query, thresholds
 
 
 def _retrieval(
@@ -202,12 +214,16 @@ def rows_of(result: Result, label: str = "", **more: Any) -> list[Row]:
         if name.startswith(OFFICIAL)
     }
     plain = {name: v for name, v in result.numbers.items() if not name.startswith(OFFICIAL)}
-    rows = [Row(result.title, label, plain, **more)]
+    thresholds = result.thresholds.as_dict() if result.thresholds else {}
+    rows = [Row(result.title, label, plain, thresholds=thresholds, **more)]
     if official:
         means = {name: value for name, value in official.items() if not name.endswith("_sd")}
-        spread = {name: official[f"{name}_sd"] for name in means}
+        deviation = {name: official[f"{name}_sd"] for name in means}
         title = f"{result.title}, one image a class as gallery ({DRAWS} draws)"
-        rows.append(Row(title, label, means, spread, about=more.get("about", {})))
+        about = more.get("about", {})
+        rows.append(
+            Row(title, label, means, deviation, about=about, repeats=DRAWS, repeated="draws")
+        )
     return rows
 
 
@@ -220,7 +236,14 @@ def print_doubts(results: Sequence[Result]) -> None:
     """Prints what is to be said beside the numbers, where they say less than they seem to."""
     for result in results:
         for about in tables.doubts(result.numbers):
-            say(f"{result.title}: {about}")
+            say(fitted(f"{result.title}: {about}", "  "))
+
+
+def print_thresholds(results: Sequence[Result]) -> None:
+    """Prints the thresholds that verification recommends, and what they are worth."""
+    for result in results:
+        if "EER" in result.numbers:
+            say(f"\n{in_words(result.title, result.numbers, result.thresholds)}")
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:

@@ -38,7 +38,7 @@ FILES = (
 routines act."""
 
 METHODS: tuple[Method, ...] = tuple(
-    importlib.import_module(f"methods.{name}").METHOD for name in FILES
+    importlib.import_module(f".{name}", __name__).METHOD for name in FILES
 )
 
 

@@ -100,6 +100,11 @@ class EmbeddingNet(nn.Module):
             return self.model.embedding.in_features
         return self.embedding_size
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether test-time embeddings lack entries that the network gives them."""
+        return self.test_size < self._whole_size
+
     def keep(self, dims: int | None) -> None:
         """Lets test-time embeddings be their first `dims` entries; None is all of them again.
 

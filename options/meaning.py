@@ -10,6 +10,7 @@ import dataset
 import methods
 import net
 from flags import Flag
+from options import suited
 from options.declared import (
     EVALUATE_GROUPS,
     PHOTOGRAPHS,
@@ -28,11 +29,31 @@ def changed(args: argparse.Namespace, values: Mapping[str, Any]) -> argparse.Nam
     return argparse.Namespace(**{**vars(args), **values})
 
 
+def as_suited(args: argparse.Namespace) -> argparse.Namespace:
+    """With settings that suit the user's own images, where they are wanted; `chosen` tells of them.
+
+    Raises:
+        InputError: the images cannot be used.
+    """
+    if not suited.wanted(args):
+        return changed(args, {"defaults": "published", "chosen": []})
+    from options import looking  # with torch, which training loads anyway
+
+    args, told = suited.choose(args, looking.images_of, looking.this_machine(args))
+    return changed(args, {"defaults": "suited", "chosen": told})
+
+
 def as_published(args: argparse.Namespace) -> argparse.Namespace:
-    """With the defaults that the published command of a method has, where it is meant."""
+    """With the defaults that the published command of a method has, where it is meant.
+
+    Beside settings that suit the user's own images, they are those of the method's own flags.
+    """
+    suited_ones = args.defaults == "suited"
+    own_flags = {entry.dest for entry in flags_of(methods.groups())}
     for method in methods.METHODS:
         own = method.defaults(args)
-        args = changed(args, {k: v for k, v in own.items() if k not in args.given})
+        fixed = args.given if not suited_ones else [*args.given, *(own.keys() - own_flags)]
+        args = changed(args, {k: v for k, v in own.items() if k not in fixed})
     return args
 
 

@@ -53,6 +53,7 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
         },
         "given": [],
         "recipe": None,
+        "chosen": [],
     }
     args = argparse.Namespace(**{**unknown_then, **stored})
     for name in PAIRS:

@@ -12,12 +12,13 @@ from typing import Any
 from evaluation.pictures import Thumbnails
 from page import curves, results
 from page.document import as_text, bullets, document, facts, folded, section
+from page.document import command as as_command
 from page.explained import Explained
 from page.records import Record
 from page.summary import summary
 from utils import human_seconds
 
-PICTURES = 3_400_000  # bytes of thumbnails in the page of one run, so that it stays below 5 MB
+PICTURES = 4_000_000  # bytes of thumbnails in the page of one run, so that it stays below 5 MB
 PICTURES_MORE = 1_200_000  # for each further run
 
 
@@ -59,7 +60,7 @@ def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
         "runs": [_run_data(run) for run in runs],
         "groups": curves.groups([run.record for run in runs]),
     }
-    return document(title, body, {**data, "images": thumbs.encode()})
+    return document(title, body, {**data, "images": thumbs.encode(), "files": thumbs.names()})
 
 
 def _drawn(name: str) -> str:
@@ -155,7 +156,7 @@ def _setup(run: Explained, several: bool) -> str:
     everything = "\n".join(f"{k} = {v}" for k, v in sorted(args.items()) if k != "given")
     title = f"<h3>{as_text(record.name)}</h3>" if several else ""
     return (
-        f'{title}<div class="card">{facts(_facts(run))}<pre>{as_text(command)}</pre>'
+        f'{title}<div class="card">{facts(_facts(run))}<pre>{as_command(command)}</pre>'
         f"{folded('all options', f'<pre>{as_text(everything)}</pre>')}</div>"
     )
 
@@ -176,7 +177,8 @@ def _facts(run: Explained) -> list[tuple[str, Any]]:
         ("trained on", trained),
         ("judged on", run.counts),
         ("best epoch picked on", _picked_on(record)),
-        ("batch", f"{args.get('batch_size')} images"),
+        ("what trains", f"{args['peft']}, the rest of it rests" if args.get("peft") else ""),
+        ("batch", _batch(args)),
         ("seed", str(args.get("seed"))),
         ("epochs", str(int(record.rows[-1]["epoch"])) if record.rows else "none finished"),
         ("training time", human_seconds(record.seconds) if record.rows else ""),
@@ -187,6 +189,11 @@ def _facts(run: Explained) -> list[tuple[str, Any]]:
         ("recipe", args.get("recipe")),
         ("folder", str(record.path)),
     ]
+
+
+def _batch(args: dict[str, Any]) -> str:
+    part = f", {args['micro_batch']} at a time" if args.get("micro_batch") else ""
+    return f"{args.get('batch_size')} images{part}"
 
 
 def _pictures(run: Explained) -> str:
@@ -226,8 +233,8 @@ def _about_map(runs: Sequence[Explained]) -> str:
     if any(run.map is not None and run.map.get("principal") for run in runs):
         by += ", or else the first principal components,"
     return (
-        f"{by} in two dimensions: what is together here is near in the embedding. Distances "
-        "between groups, and the directions, mean nothing."
+        f"{by} in two dimensions, which tries to keep neighbours together. Distances between "
+        "groups, and the directions, mean nothing."
     )
 
 

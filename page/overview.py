@@ -20,7 +20,7 @@ from page import records
 from page.document import as_text, document, section, warnings
 from page.records import Numbers, Record
 from storage import write_atomically, write_table
-from terminal import say, terminal_width
+from terminal import fitted, say, terminal_width, told
 from utils import InputError, human_seconds
 
 logger = logging.getLogger("report")
@@ -35,18 +35,25 @@ class Line:
     """A run, or several that differ only in the seed (`members`).
 
     `best` are the metrics of the best checkpoint on the test classes, `final` those of the last
-    evaluation; `spread` is the half width of the interval of `best`. Metrics that mean nothing are
-    left out, and `doubt` says why; it also says where they rest on a part of the queries.
+    evaluation; `deviation` is the standard deviation of `best` over the members. Metrics that mean
+    nothing are left out, and `doubt` says why; it also says where they rest on a part of the
+    queries.
     """
 
     name: str
     about: dict[str, str]
     best: dict[str, float]
     final: dict[str, float]
-    spread: dict[str, float] = field(default_factory=dict)
+    deviation: dict[str, float] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     sort: dict[str, float] = field(default_factory=dict)
     doubt: str = ""
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Half of the 95 % interval of each mean."""
+        count = len(self.members)
+        return {n: comparison.half_width(value, count) for n, value in self.deviation.items()}
 
     def matches(self, pattern: re.Pattern[str]) -> bool:
         """Whether the name or anything about it contains the pattern."""
@@ -60,7 +67,8 @@ def compare(args: argparse.Namespace) -> None:
     Raises:
         InputError: no runs, no match, a bad pattern, or a file that cannot be written.
     """
-    lines = collect(Path(args.compare))
+    with told(f"reading the runs in {args.compare}"):
+        lines = collect(Path(args.compare))
     if args.grep:
         try:
             pattern = re.compile(args.grep, re.IGNORECASE)
@@ -69,7 +77,7 @@ def compare(args: argparse.Namespace) -> None:
         lines = [line for line in lines if line.matches(pattern)]
         if not lines:
             raise InputError(f"--grep {args.grep}: no run under {args.compare} contains that")
-    say("\n".join([screen(lines), *doubts(lines)]))
+    say("\n".join([screen(lines), *(fitted(doubt, "  ") for doubt in doubts(lines))]))
     out = Path(args.out) if args.out else Path(args.compare) / "runs.html"
     content = page(lines, args.compare)
     write_atomically(out, lambda file: file.write(content.encode()))
@@ -167,11 +175,7 @@ def _shown(numbers: Numbers) -> Numbers:
 
 def _group(first: Record, lines: Sequence[Line], note: str) -> Line:
     """The mean of two or more finished runs, of which `first` is one."""
-    from scipy.stats import t
-
-    factor = float(t.ppf(0.975, len(lines) - 1)) / len(lines) ** 0.5
     best, deviation = comparison.mean_and_deviation([line.best for line in lines])
-    spread = {name: factor * value for name, value in deviation.items()}
     final: dict[str, float] = {}
     ended = [line.final for line in lines if line.final]
     if len(ended) > 1:
@@ -185,7 +189,7 @@ def _group(first: Record, lines: Sequence[Line], note: str) -> Line:
     }
     name = f"mean of {len(lines)} seeds" + (f", {note}" if note else "")
     labels = tuple(line.name for line in lines)
-    return Line(name, about, best, final, spread, labels, {"time": seconds})
+    return Line(name, about, best, final, deviation, labels, {"time": seconds})
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -194,7 +198,14 @@ def _group(first: Record, lines: Sequence[Line], note: str) -> Line:
 def rows(lines: Sequence[Line]) -> list[tables.Row]:
     """The lines as rows of `tables`, best metrics only."""
     return [
-        tables.Row(line.about["data"], _title(line), line.best, line.spread, about=line.about)
+        tables.Row(
+            line.about["data"],
+            _title(line),
+            line.best,
+            line.deviation,
+            about=line.about,
+            repeats=len(line.members),
+        )
         for line in lines
         if line.best
     ]
@@ -237,12 +248,7 @@ def _percent(value: float | None) -> str:
 def caption(lines: Sequence[Line]) -> str:
     """What the table shows."""
     data = ", ".join(dict.fromkeys(line.about["data"] for line in lines if line.best))
-    spread = (
-        " Groups of seeds: mean ± half width of the 95 % interval of the mean (Student's t)."
-        if any(line.spread for line in lines)
-        else ""
-    )
-    return f"Best checkpoints on {data}, in percent.{spread}"
+    return f"Best checkpoints on {data}, in percent.{tables.about_spread(rows(lines))}"
 
 
 def csv_table(lines: Sequence[Line]) -> tuple[list[str], list[list]]:

@@ -19,10 +19,10 @@ import methods
 import options
 from evaluation import tables
 from flags import Change
+from options.files import RECIPES
 from runs import RunFolder
 from utils import InputError, damage_in_words
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 Numbers = dict[str, float]
 
 

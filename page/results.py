@@ -82,7 +82,7 @@ def caption(runs: Sequence[Explained]) -> str:
     words = "Of the best checkpoint, in percent."
     shown = [run for run in runs if not tables.nothing_to_find(run.numbers)]
     if any(run.search is not None for run in shown):
-        words += " Below: 95 % intervals over the queries (bootstrap), taking the network as given"
+        words += " Below: 95 % intervals over the classes (bootstrap), taking the network as given"
         part = sampled(runs)
         words += f", from {part} and scaled to all." if part else "."
     return words

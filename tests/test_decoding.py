@@ -243,7 +243,10 @@ def test_avif_is_called_by_name_where_pillow_lacks_it(
     without = {suffix: kind for suffix, kind in Image.EXTENSION.items() if kind != "AVIF"}
     monkeypatch.setattr(Image, "EXTENSION", without)
     monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "AVIF"])
-    with pytest.raises(UnfitImageError, match="AVIF pictures need pillow-avif-plugin"):
+    with pytest.raises(
+        UnfitImageError,
+        match=r"AVIF pictures need Pillow 11\.3 or newer, or pillow-avif-plugin; `pip install --up",
+    ):
         decode(path)
 
 

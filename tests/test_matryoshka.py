@@ -239,6 +239,7 @@ def test_sizes_that_cannot_be_had_are_refused(run: Path, tmp_path: Path, capsys)
     words = f"--resume {run} --dims 2 4 --export {tmp_path / 'x.npz'}"
     said = refusal(capsys, options.parse_evaluate, words.split())
     assert "--export describes one embedding and --dims names 2" in said
+    assert load_run(run, dims=4).thresholds is None  # the run's are those of all dimensions
     with pytest.raises(InputError, match="9 dimensions"):
         load_run(run, dims=9)
     assert not list(tmp_path.iterdir())

@@ -319,6 +319,16 @@ class Optimisers:
                     lines.append(f"{'':<16}at {len(rates)} rates, the lowest lr {rates[0]:.3g}")
         return lines
 
+    def bytes_of_state(self) -> int:
+        """About what a checkpoint will keep of the optimisers: Adam has two means a parameter."""
+        return sum(
+            (2 if kind.startswith("adam") else 1) * parameter.numel() * parameter.element_size()
+            for kind, members in self._members.items()
+            for group in members
+            for parameter in group["params"]
+            if parameter.requires_grad
+        )
+
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""
         return {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +26,15 @@ from methods.base import Options
 from net.base import whole
 from net.shared import share_batches
 from runs import load_checkpoint
+from storage import need_room
+from terminal import terminal_width
 from training import compiling, optim
 from training.clock import Length
+from training.doubts import doubts
 from utils import InputError
 
 if TYPE_CHECKING:
+    from training.data import Data
     from training.state import Training
 
 BATCHES_LOOKED_AT = 100  # for one from which the loss can learn
@@ -263,11 +269,13 @@ def describe(training: Training) -> str:
     if not data.selects_on_test:
         on = f"on validation: {data.selection[0].describe()}"
     lines = [
+        *_about_choice(args.chosen),
         f"data        {args.dataset}: {len(data.train):,} images, "
         f"{data.train.num_classes:,} classes"
         + (f" ({data.train.source})" if data.train.source != args.dataset else ""),
         *([] if data.train.upright else ["pictures    as stored, EXIF orientation ignored"]),
         *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
+        *_what_is_left_out(data),
         f"best epoch  {on}",
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
         f"{parameters:,} parameters, pretrained {args.pretrained}",
@@ -281,13 +289,52 @@ def describe(training: Training) -> str:
         f"steps       {len(loader)} per epoch of {args.batch_size} images each, "
         f"{training.length.epochs} epoch{'s' if training.length.epochs > 1 else ''}",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
+        f"disk        {_about_disk(training)}",
         *(f"ema         {words}" for words in filter(None, [_about_average(training)])),
         *(
             f"note        {line}"
             for line in [*options.notices(args), *_about_warmup(training), *_about_pieces(training)]
         ),
+        *(f"warning     {line}" for line in doubts(training)),
     ]
     return "\n".join(lines)
+
+
+def _about_choice(chosen: Sequence[Sequence[str]]) -> list[str]:
+    """What was set to suit the images, and why; the first line says for what."""
+    lines = []
+    for number, (settings, why) in enumerate(chosen):
+        words = f"{settings}: {why}" if settings else why
+        begin = f"{'chosen' if number == 0 else '':<12}"
+        width = min(terminal_width() or 100, 100)
+        lines += textwrap.wrap(
+            words,
+            max(40, width),
+            initial_indent=begin,
+            subsequent_indent=" " * 14,
+            break_on_hyphens=False,
+        )
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def _about_disk(training: Training) -> str:
+    """How much of the disk the run will take.
+
+    Raises:
+        InputError: that much is not free.
+    """
+    args = options.kept(training.options)
+    needed = training.bytes_on_disk(args.keep)
+    advice = "choose another --LOG_DIR" + (", or a smaller --keep" if args.keep else "")
+    return f"the run keeps {need_room(Path(args.LOG_DIR), needed, 'what the run keeps', advice)}"
+
+
+def _what_is_left_out(data: Data) -> list[str]:
+    """A line about the images that are known not to be readable."""
+    train, judged = (data.unreadable.get(side, 0) for side in ("train", "eval"))
+    parts = [f"{train:,} for training, others take their place"] if train else []
+    parts += [f"{judged:,} for evaluation, left out"] if judged else []
+    return [f"unreadable  {'; '.join(parts)}"] if parts else []
 
 
 def _what_rests(network: net.EmbeddingNet) -> list[str]:
