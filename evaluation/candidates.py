@@ -76,6 +76,7 @@ class Candidate:
                 "images": len(task.queries),
                 "classes": task.queries.num_classes,
                 "kmeans_restarts": self.kmeans_restarts,
+                **({} if task.dims is None else {"dimensions": task.dims}),
                 **({"weights": self.weights} if self.weights else {}),
                 **({"postprocessing": self.postprocessing} if self.postprocessing else {}),
             }
@@ -307,8 +308,8 @@ def _numbers(counts: Sequence[int]) -> str:
 
 def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
     """What a table shows, in a sentence or two."""
-    tasks = {task.title: task for candidate in candidates for task in candidate.tasks}
-    sizes = "; ".join(f"{task.title}: {task.describe()}" for task in tasks.values())
+    tasks = {task.name: task for candidate in candidates for task in candidate.tasks}
+    sizes = "; ".join(f"{name}: {task.describe()}" for name, task in tasks.items())
     done = ", ".join(dict.fromkeys(one.postprocessing for one in candidates if one.postprocessing))
     done = f" With {done}." if done else ""
     return f"Retrieval of unseen classes, in percent ({sizes}).{done}{tables.about_spread(rows)}"

@@ -137,10 +137,14 @@ class Embedder:
     def thresholds(self) -> Thresholds | None:
         """What the run has measured for this very network; None where it has not.
 
+        It has not where the embeddings are cut short (`dims`).
+
         Raises:
             InputError: the run's results.json is damaged.
         """
-        return thresholds_of(self.model.origin.path, self.model.network)
+        if self.model.network.is_cut:
+            return None
+        return thresholds_of(self.model.path, self.model.network)
 
     def compare(self, a: Picture, b: Picture) -> Comparison:
         """Whether two pictures show the same class: their cosine, and the thresholds' verdict.
@@ -166,6 +170,7 @@ def load_run(
     amp: str = "auto",
     weights: str | None = None,
     whiten: int | None = None,
+    dims: int | None = None,
 ) -> Embedder:
     """The function from pictures to embeddings that a run has learned.
 
@@ -174,14 +179,18 @@ def load_run(
         device: None is the GPU where there is one. amp: as evaluate.py's --amp.
         weights: of a run that kept a running mean of them (--ema), `ema` or `raw`; None is the mean
             where there is one.
+        dims: keep the first so many entries of the embeddings, for which a run with --matryoshka is
+            trained; None is all of them.
         whiten: PCA-whitens the embeddings to so many numbers, 0: as many as vary in the run's
             training images; see evaluation/whitening.py. Thresholds of a run are of what is bare.
 
     Raises:
-        InputError: there is no usable checkpoint at `path`, or nothing to whiten by.
+        InputError: there is no usable checkpoint at `path`, its embeddings have fewer entries, or
+            there is nothing to whiten by.
     """
     device = pick_device(0) if device is None else torch.device(device)
     model, precision = open_model(path, weights), Precision(amp, device)
+    model.network.keep(dims)
     if whiten is not None:
         model.network.to(device)
         looked = replace(model.viewing, workers=0)

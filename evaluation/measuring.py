@@ -59,29 +59,78 @@ def measure(
     task: Task,
     precision: Precision,
     viewing: Viewing,
+    **how: Any,
+) -> Result:
+    """Embeds the images of a task and measures; the arguments are those of `measure_all`."""
+    (result,) = measure_all(network, [task], precision, viewing, **how)
+    return result
+
+
+def measure_all(
+    network: EmbeddingNet,
+    tasks: Sequence[Task],
+    precision: Precision,
+    viewing: Viewing,
     *,
     seed: int = 1,
     kmeans_restarts: int = 1,
     chosen: Sequence[str] = options.METRICS,
     block_size: int | None = None,
     ranking: Ranking | None = None,
-) -> Result:
-    """Embeds the images of a task and measures; `chosen` are those of `options.METRICS` to compute.
+) -> list[Result]:
+    """Measures tasks on the same images, which are embedded once; they differ in `Task.dims`.
 
-    Images that cannot be read are left out, as many as `viewing` admits. `ranking` is what is done
-    before the retrieval metrics; the official protocol is left out then.
+    Images that cannot be read are left out, as many as `viewing` admits. The seconds of the
+    embedding count in the first result.
+
+    Args:
+        chosen: those of `options.METRICS` that are computed.
+        ranking: what is done before the retrieval metrics; the official protocol is left out then.
 
     Raises:
         InputError: more cannot be read, the embeddings are not finite, or K, or the neighbours of
             `ranking`, exceed the gallery.
     """
     start = time.perf_counter()
-    queries, x = embed_readable(network, task.queries, precision, viewing, title=task.title)
-    gallery, y = task.gallery, None
+    title = tasks[0].name
+    queries, x = embed_readable(network, tasks[0].queries, precision, viewing, title=title)
+    gallery, y = tasks[0].gallery, None
     if gallery is not None:
-        title = f"{task.title} gallery"
-        gallery, y = embed_readable(network, gallery, precision, viewing, title=title)
-    task = task.narrowed(queries, gallery)
+        gallery, y = embed_readable(network, gallery, precision, viewing, title=f"{title} gallery")
+    results = []
+    for task in tasks:
+        task = task.narrowed(queries, gallery)
+        first = slice(task.dims)
+        cut = x[:, first], None if y is None else y[:, first]
+        numbers, per_query, thresholds = _numbers(
+            network,
+            task,
+            *cut,
+            seed=seed,
+            kmeans_restarts=kmeans_restarts,
+            chosen=chosen,
+            block_size=block_size,
+            ranking=ranking,
+        )
+        end = time.perf_counter()
+        results.append(Result(task.title, numbers, *cut, end - start, per_query, task, thresholds))
+        start = end
+    return results
+
+
+def _numbers(
+    network: EmbeddingNet,
+    task: Task,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    *,
+    seed: int,
+    kmeans_restarts: int,
+    chosen: Sequence[str],
+    block_size: int | None,
+    ranking: Ranking | None,
+) -> tuple[dict[str, float], dict[str, torch.Tensor] | None, Thresholds | None]:
+    """The numbers of a task whose queries have the embeddings x, and its gallery y."""
     numbers: dict[str, float] = {}
     if task.left_out:
         numbers[tables.LEFT_OUT] = task.left_out
@@ -105,8 +154,7 @@ def measure(
             numbers |= found
     except ValueError as error:
         raise InputError(f"{task.title}: {error}") from error
-    seconds = time.perf_counter() - start
-    return Result(task.title, numbers, x, y, seconds, per_query, task, thresholds)
+    return numbers, per_query, thresholds
 
 
 def _retrieval(

@@ -407,6 +407,9 @@ EVALUATION = Group("evaluation", (
          shown="ema where there is one"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
+    flag("--dims", (), Kind(whole(1), "D", nargs="+"),
+         "compare images by the first D dimensions of the embedding, a row for each D; networks "
+         "are trained for it with --matryoshka", shown="all of them"),
     flag("--bootstrap", None, Kind(whole(100), "N"),
          "95 % intervals of the retrieval metrics from N resamples of the classes, each with its "
          "queries; with several checkpoints also how each differs from the first (those that "

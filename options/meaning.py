@@ -150,12 +150,17 @@ def check_ranking(args: argparse.Namespace) -> None:
 
 
 def check_one_checkpoint(args: argparse.Namespace, count: int) -> None:
-    """Raises InputError where something is asked about one checkpoint, and there are several."""
+    """Raises InputError where something is asked about one embedding, and there are several."""
     given = [entry for entry in SINGLE_IMAGES.flags if entry.dest in args.given]
     if count > 1 and given:
         raise InputError(
             f"{given[0].spellings[0]} describes one checkpoint and --resume names {count}; leave "
             "one of them"
+        )
+    if len(args.dims) > 1 and given:
+        raise InputError(
+            f"{given[0].spellings[0]} describes one embedding and --dims names {len(args.dims)}; "
+            "give one of them"
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import criteria
 import dataset
+import methods
 from flags import SWITCH, Flag, Group
 from machine import expanded
 from options.declared import (
@@ -182,6 +183,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
         check_metrics(args, [dataset.find(args.dataset)])
+        methods.check(args)
         return resolved(args)
     except InputError as error:
         parser.error(str(error))
