@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 
 from machine import cores
-from terminal import speak_to_any_terminal
+from terminal import Wait, leave_telling_to_others, speak_to_any_terminal
 from utils import InputError, sentence_errors
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -26,8 +26,11 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 BRIEFLY = "1000"  # rounds of GNU's loop, some microseconds; its own choice is 300,000
 
 
-def enter() -> None:
+def enter(*, loads_torch: bool = False) -> None:
     """Prepares this process, and all that it will start, for the command.
+
+    Args:
+        loads_torch: the command does, which may take seconds; it calls `loaded` then.
 
     Raises:
         SystemExit: with status 2 and a sentence, on a system that the commands do not run on.
@@ -38,8 +41,21 @@ def enter() -> None:
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
     speak_to_any_terminal()
     settle_threads(os.environ)
+    if os.environ.get("RANK", "0") != "0":
+        leave_telling_to_others()
+    if loads_torch:
+        _loading.append(Wait("loading PyTorch"))
     # What torch's C++ says of lost connections, with its stack, is said in sentences here.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+_loading: list[Wait] = []
+
+
+def loaded() -> None:
+    """What a command needs is there: the user need not be told any more what is waited for."""
+    while _loading:
+        _loading.pop().over()
 
 
 def _need_unix() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import door
 
 if __name__ == "__main__":
-    door.enter()
+    door.enter(loads_torch=True)
 
 import options
 
@@ -21,14 +21,15 @@ ARGS = options.parse_report() if __name__ == "__main__" else None
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.pictures import below, class_values_picture, save_picture
 from page import overview, records, values
 from page.making import make
-from page.source import neighbours_picture, open_best
-from terminal import say
-from utils import sentence_errors
+from page.source import neighbours_picture, open_best, without_images
+from terminal import hear, say
+from utils import InputError, sentence_errors
 
 
 def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -> Path:
@@ -50,15 +51,33 @@ def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -
     return Path(out)
 
 
+def keep_pictures(args: argparse.Namespace, without: Sequence[str]) -> None:
+    """Warns of a page that will have no pictures, because images are gone.
+
+    Raises:
+        InputError: such a page would replace an older one, which may have them.
+    """
+    kept = Path(args.runs[0], "report.html")
+    if without and args.out is None and len(args.runs) == 1 and kept.is_file():
+        raise InputError(
+            f"{without[0]}. A new page would have no pictures, so {kept} stays as it is; --out "
+            "FILE writes one without them"
+        )
+    for why in without:
+        logging.getLogger("report").warning("%s; the page has no pictures of it", why)
+
+
 def main(args: argparse.Namespace) -> None:
     """Runs report.py with parsed options."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    hear(logging.WARNING)
     if args.compare:
         overview.compare(args)
     elif args.picture:
         out = draw(args.runs[0], args.picture, seed=args.seed, gpu_id=args.gpu_id)
         say(f"picture written to {out}")
     else:
+        without = [why for path in args.runs if (why := without_images(path))]
+        keep_pictures(args, without)
         out = make(
             args.runs,
             args.out,
@@ -71,5 +90,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    door.loaded()
     with sentence_errors(), door.answering():
         main(ARGS)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import logging
+import re
 import shlex
 import shutil
 import sys
+import threading
 import unicodedata
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 _IN_ASCII = {"…": "...", "–": "-", "×": "x", "±": "+-", "→": "->", "≤": "<=", "≥": ">="}
 _IN_ASCII |= {"Σ": "sum", "β": "beta", "‖": "|", "\N{RIGHT SINGLE QUOTATION MARK}": "'"}
@@ -17,12 +21,108 @@ _IN_ASCII |= {"Σ": "sum", "β": "beta", "‖": "|", "\N{RIGHT SINGLE QUOTATION 
 
 def terminal_width() -> int | None:
     """Columns of the terminal that is printed to; None where output goes elsewhere."""
-    return shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else None
+    return width_of(sys.stdout)
+
+
+def width_of(stream: TextIO | None) -> int | None:
+    """Columns of the terminal that a stream writes to; None where it is none."""
+    return shutil.get_terminal_size().columns if stream and stream.isatty() else None
+
+
+def fitted(text: str, further: str = "", stream: TextIO | None = None) -> str:
+    """Sentences as a terminal shows them best: lines too long for it are broken at blanks.
+
+    What goes to a file or another program stays as it is. A command between back quotes stays in
+    one piece, and so does every word, so that both can be pasted.
+
+    Args:
+        further: what the further lines begin with. stream: where it goes; None is stdout.
+    """
+    room = width_of(stream or sys.stdout)
+    if room is None:
+        return text
+    return "\n".join(_broken(line, room, further) for line in text.split("\n"))
+
+
+def _broken(line: str, room: int, further: str) -> str:
+    if columns(line) <= room:
+        return line
+    further = further if len(further) < room // 2 else "  "
+    lines, current = [], ""
+    for blank, word in re.findall(r"( *)((?:`[^`]*`|[^ `]|`)+)", line):
+        if current.strip() and columns(current + blank + word) > room:
+            lines.append(current)
+            current = further + word
+        else:
+            current += blank + word
+    return "\n".join([*lines, current])
+
+
+def columns(text: str) -> int:
+    """How many columns a terminal needs for a line; Chinese, Japanese and Korean ones are wide."""
+    return sum(columns_of(character) for character in text)
+
+
+def columns_of(character: str) -> int:
+    """How many columns a terminal needs for a character."""
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+class _Fitted(logging.Formatter):
+    """A log message in lines that fit the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return fitted(super().format(record), "  ", sys.stderr)
+
+
+def hear(level: int, form: str = "%(levelname)s: %(message)s") -> None:
+    """From now on log messages of this level and above are shown on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Fitted(form))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def say(text: object = "", **more: Any) -> None:
     """Prints, with whatever a terminal would obey escaped; `more` are the arguments of `print`."""
     print(printable_lines(str(text)), **more)
+
+
+PATIENCE = 1.5  # seconds after which one wants to know what is waited for
+_said_by = {"this process": True}
+
+
+class Wait:
+    """Names what is waited for, on a terminal, where it takes long; until `over`."""
+
+    def __init__(self, what: str) -> None:
+        self._timer = None
+        if _said_by["this process"] and sys.stderr.isatty():
+            words = fitted(f"{what} ...", stream=sys.stderr)
+            self._timer = threading.Timer(PATIENCE, lambda: say(words, file=sys.stderr, flush=True))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def over(self) -> None:
+        """What was waited for is there."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Around work that may take long and says nothing itself: see `Wait`."""
+    wait = Wait(what)
+    try:
+        yield
+    finally:
+        wait.over()
+
+
+def leave_telling_to_others() -> None:
+    """From now on `told` says nothing here: of several processes one speaks."""
+    _said_by["this process"] = False
 
 
 def speak_to_any_terminal() -> None:

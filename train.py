@@ -12,7 +12,7 @@ parameter groups say how they are trained.
 import door
 
 if __name__ == "__main__":
-    door.enter()
+    door.enter(loads_torch=True)
 
 import options
 
@@ -34,14 +34,14 @@ from dataset.samplers import make_sampler
 from devices import Precision, pick_device, seed_everything
 from evaluation.embedding import Viewing
 from methods.base import Forward
-from terminal import as_shell, say
+from terminal import as_shell, fitted, hear, say, told
 from training import data as run_data
 from training import folds, start
 from training.average import Average
 from training.clock import Length
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
 from training.keeping import Keeper, Row
-from training.progress import progress_bar, show
+from training.progress import progress_bar, show, tell_time
 from training.setup import build_network, build_objective, build_optimisers, describe, rehearse
 from training.state import Training
 from utils import sentence_errors
@@ -58,16 +58,19 @@ def prepare(args: argparse.Namespace) -> Training:
     seed_everything(args.seed, args.deterministic)
     held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed, args.val_folds)
     choice = dataset.Choice.of(args)
-    data = run_data.load(choice, held_out, args.batch_size, args.max_bad_images)
+    with told(f"looking for the images of {args.dataset}"):
+        data = run_data.load(choice, held_out, args.batch_size, args.max_bad_images)
     labels = data.train.labels
     objective = build_objective(args, data.train.num_classes, device)
     routines = methods.routines(args, labels)
-    network = build_network(args, objective.heads, routines, precision)
+    with told(f"building {args.model}"):
+        network = build_network(args, objective.heads, routines, precision)
     viewing = Viewing.of(args)
     batches = methods.sampler(args, labels) or make_sampler(
         labels, args.batch_size, instances=args.IPC, repeat=bool(args.IPC_repeat), seed=args.seed
     )
     rehearse(args, objective, data.train, batches)
+    data = run_data.look_through(data, viewing)
     loader = train_loader(
         data.train,
         batches,
@@ -177,12 +180,14 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
             if values is not None:
                 lap.add(values)
             now = time.perf_counter()
-            lap.seconds += now - started
-            clock.seconds += now - started
+            took = now - started
+            lap.seconds += took
+            clock.seconds += took
             lap.waited = waited + loader.wait_seconds
             lap.images += len(batch.labels)
             started = now
             show(bar, training, batch, values)
+            tell_time(bar, training, took)
             if training.length.saves_at(clock):
                 stop = training.stops_here
                 break
@@ -241,23 +246,26 @@ def main(args: argparse.Namespace) -> None:
     """Runs train.py with parsed options."""
     # What is worth a warning while a run is built is the same in all processes.
     level = logging.WARNING if processes.is_main() else logging.ERROR
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    hear(level)
     args, run = start.to_continue(args)
+    start.leave_out_what_is_told(args)
     with memory_in_words(args.batch_size, args.image_size):
         training = prepare(args)
     if args.dry_run:
-        say(describe(training))
+        say(fitted(describe(training), " " * 12))
         return
     if args.resume == "auto" and run is not None and start.is_finished(run):
         say(f"this run is finished: {run.path}")
         return
-    say(describe(training), flush=True)
+    say(fitted(describe(training), " " * 12), flush=True)
     logging.getLogger().setLevel(logging.WARNING)
-    run, state = start.open_folder(args, run, training)
+    with told("making the run folder, and fingerprints of the images"):
+        run, state = start.open_folder(args, run, training)
     if state is not None:
         start.go_back(run, training, state)
     row = None if state is None else state["row"]
-    tracker = start.open_tracker(args, run, training, state)
+    with told("starting wandb"):
+        tracker = start.open_tracker(args, run, training, state)
     keeper = Keeper(training, run, tracker, kept=args.keep, picture_every=args.wandb_images)
     say(f"run folder  {run.path}\n{tracker.describe()}\n", flush=True)
     try:
@@ -277,6 +285,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    door.loaded()
     with sentence_errors():
         if ARGS.folds:
             folds.start(ARGS)

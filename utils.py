@@ -10,9 +10,10 @@ import difflib
 import errno
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
-from terminal import say
+from terminal import fitted, say
 
 # --- errors ---------------------------------------------------------------------------------------
 
@@ -67,7 +68,7 @@ def damage_in_words(what: str, advice: str) -> Iterator[None]:
 
 
 def _end(sentence: str) -> NoReturn:
-    say(f"error: {sentence}", file=sys.stderr)
+    say(fitted(f"error: {sentence}", "  ", sys.stderr), file=sys.stderr)
     raise SystemExit(2) from None
 
 
@@ -80,6 +81,19 @@ def _out_of_files(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+# --- our own modules ------------------------------------------------------------------------------
+
+
+def our_name(module: str) -> str:
+    """The full name of a module of ours: installed, all of them stand inside `anchorage`."""
+    return f"{__package__}.{module}" if __package__ else module
+
+
+def top_folder() -> Path:
+    """The folder from which `our_name` is found: the repository, or where packages are."""
+    return Path(__file__).resolve().parents[1 if __package__ else 0]
 
 
 # --- names and numbers ----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dataset.check import run
 from dataset.download import SOURCES, download
 from dataset.own import EVAL_CLASSES, SEED, OwnData
 from machine import expanded
-from terminal import say
+from terminal import hear, say
 from utils import InputError, sentence_errors
 
 _TO_STDOUT = "-"
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with sentence_errors(), door.answering():
         if args.command == "check":
             return _check(args)
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        hear(logging.INFO, "%(message)s")
         folder = download(args.name, args.data_root)
         say(f"{folder} is complete; `python -m dataset check {args.name}` examines it")
     return 0

@@ -94,6 +94,7 @@ class ImageSet:
         concern: why results on these pictures cannot be compared with published ones, in words; ""
             where nothing is known against it.
         upright: whether files are turned as their EXIF orientation says (`--exif`).
+        root: the data root, where it is not the usual one.
         given: what to call the data set by (`dataset.find`), where that is not its name.
     """
 
@@ -108,6 +109,7 @@ class ImageSet:
     folds: np.ndarray | None = None
     source: str = ""
     given: str = ""
+    root: str = ""
     concern: str = ""
     upright: bool = True
 
@@ -126,7 +128,8 @@ class ImageSet:
     @property
     def check_command(self) -> str:
         """The command that examines the data set."""
-        return f"python -m dataset check {as_shell(self.given or self.name)}"
+        root = f" --data-root {as_shell(self.root)}" if self.root else ""
+        return f"python -m dataset check {as_shell(self.given or self.name)}{root}"
 
     def read(self, index: int) -> np.ndarray:
         """Image `index` as (H, W, 3) uint8 RGB, cut to its box (see `decode`).
@@ -335,6 +338,11 @@ class DataSet(ABC):
     def title(self, split: str, **options: Any) -> str:
         """What a split is called in tables: its name, and which of several where there are."""
         return split
+
+    @property
+    def place(self) -> Path | None:
+        """Where the user's own images lie, as an absolute path; None for what the root holds."""
+        return None
 
     def variants(self) -> list[dict[str, Any]]:
         """The arguments of `load` for every part of an evaluation, training first."""

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import logging
-import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,14 +26,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from dataset.base import BadImageError, ImageSet, reason
+from dataset.decoding import LONGEST, need_file
+from dataset.files import told_logger
+from dataset.kept import default_folder, name_of, stamps_of
 from dataset.transforms import PixelStore, with_short_side
 from dataset.workers import deaths_told, with_workers
-from machine import cores, home
-from storage import load_arrays, save_arrays, write_atomically
+from machine import cores
+from storage import load_arrays, need_room, save_arrays, write_atomically
+from terminal import told
 from utils import InputError
 
 logger = logging.getLogger("dataset")
@@ -43,17 +46,6 @@ logger = logging.getLogger("dataset")
 SHARD = 256  # images; what a kill can cost each core
 MAPPED = 128  # shards that are open at a time; a process may often have no more than 256 files
 _FORMAT = 2  # 1: pictures of any length, and 32 bits or 12 in 16 as if they were full 16
-
-
-def default_folder() -> Path:
-    """Where caches go without `--cache-dir`: the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    base = base or (home() and home() / ".cache")
-    if base is None:
-        raise InputError(
-            "there is no home folder to keep the cache in; name a folder with --cache-dir"
-        )
-    return Path(base) / "anchorage"
 
 
 class Cache:
@@ -149,16 +141,6 @@ class _Shard(NamedTuple):
         return np.memmap(self.path, np.uint8, mode="c")
 
 
-def _stamps(images: ImageSet, first: int, stop: int) -> np.ndarray:
-    """(n, 2) int64: size in bytes and time in ns of each source file; -1 for missing ones."""
-    stamps = np.full((stop - first, 2), -1, np.int64)
-    for row, index in enumerate(range(first, stop)):
-        with contextlib.suppress(OSError, ValueError):
-            status = os.stat(images.paths[index])  # noqa: PTH116 (a Path costs more than stat)
-            stamps[row] = status.st_size, status.st_mtime_ns
-    return stamps
-
-
 def _load(task: _Task, images: ImageSet) -> _Shard | None:
     """The shard of a task if it is finished and up to date."""
     try:
@@ -170,7 +152,7 @@ def _load(task: _Task, images: ImageSet) -> _Shard | None:
     fits = shapes.shape == (task.stop - task.first, 2) and shapes.dtype.kind in "iu"
     if not fits or (shapes < 0).any() or checksum.shape or checksum.dtype.kind not in "iu":
         return None
-    if not np.array_equal(stamps, _stamps(images, task.first, task.stop)):
+    if not np.array_equal(stamps, stamps_of(images, task.first, task.stop)):
         return None
     shard = _Shard(task.pixels, shapes, int(checksum))
     return shard if length == shapes.prod(axis=1).sum() * 3 else None
@@ -178,7 +160,7 @@ def _load(task: _Task, images: ImageSet) -> _Shard | None:
 
 def _build(task: _Task, images: ImageSet) -> None:
     """Decodes the images of a task and writes their shard, the listing last."""
-    stamps = _stamps(images, task.first, task.stop)
+    stamps = stamps_of(images, task.first, task.stop)
     shapes = np.zeros((task.stop - task.first, 2), np.int64)
     pixels = io.BytesIO()
     for row, index in enumerate(range(task.first, task.stop)):
@@ -206,7 +188,8 @@ def open_cache(images: ImageSet, size: int = 256, folder: str | Path | None = No
     Raises:
         InputError: the folder cannot be written, or the disk is full.
     """
-    folder = Path(folder or default_folder()) / _folder_name(images, size)
+    folder = Path(folder or default_folder())
+    folder /= name_of(images, _FORMAT, SHARD, size, size=size)
     stops = [*range(SHARD, len(images), SHARD), len(images)]
     tasks = [_Task(folder, number, size, number * SHARD, stop) for number, stop in enumerate(stops)]
     shards = [_load(task, images) for task in tasks]
@@ -214,18 +197,6 @@ def open_cache(images: ImageSet, size: int = 256, folder: str | Path | None = No
         with _lock(folder):
             shards = _complete(tasks, images)
     return Cache(images, size, shards)
-
-
-def _folder_name(images: ImageSet, size: int) -> str:
-    """A name of its own for every list of images, box, size and way of decoding."""
-    kind = (_FORMAT, SHARD, size) if images.upright else (_FORMAT, SHARD, size, "as stored")
-    digest = hashlib.blake2b(repr(kind).encode(), digest_size=6)
-    digest.update(os.fsencode(images.paths.prefix) + b"\0")
-    digest.update(b"\0".join(os.fsencode(name) for name in images.paths.names()))
-    if images.boxes is not None:
-        digest.update(np.ascontiguousarray(images.boxes))
-    name = "".join(letter if letter.isalnum() else "-" for letter in images.name)[-40:]
-    return f"{name}-{images.split}-{size}-{digest.hexdigest()}"
 
 
 def _verify(shards: list[_Shard]) -> list[bool]:
@@ -238,7 +209,8 @@ def _verify(shards: list[_Shard]) -> list[bool]:
             _verified.add(name)
         return name in _verified
 
-    with ThreadPoolExecutor(cores()) as pool:
+    gigabytes = sum(int(shard.shapes.prod(axis=1).sum()) for shard in shards) * 3e-9
+    with told(f"checking the cache, {gigabytes:.1f} GB"), ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(intact, shards))
 
 
@@ -264,10 +236,18 @@ def _complete(tasks: list[_Task], images: ImageSet) -> list[_Shard]:
             f"images between {images.paths[lost.first]} and {images.paths[lost.stop - 1]} changed "
             "while they were cached; start again when nothing writes to them"
         )
-    unreadable = sum(int((shard.shapes[:, 0] == 0).sum()) for shard in shards)
-    if unreadable and wanted:
-        logger.warning("%d of %d images cannot be read", unreadable, len(images))
     return shards
+
+
+def bytes_of_one(images: ImageSet, size: int, sample: int = 64) -> float:
+    """How much the cache keeps of one image, by the proportions of some: their headers are read."""
+    longer = []
+    for index in np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int).tolist():
+        with contextlib.suppress(Exception):  # what cannot be read is told elsewhere
+            need_file(images.paths[index])
+            with Image.open(images.paths[index]) as image:
+                longer.append(min(LONGEST, max(image.size) / min(image.size)))
+    return 3 * size**2 * (float(np.mean(longer)) if longer else 4 / 3)
 
 
 class _Builder(Dataset):
@@ -297,7 +277,10 @@ def _build_all(tasks: list[_Task], images: ImageSet) -> None:
     if not tasks:
         return
     total = sum(task.stop - task.first for task in tasks)
-    logger.info("decoding %d images once into %s", total, tasks[0].folder)
+    needed = total * bytes_of_one(images, tasks[0].size)
+    advice = "choose another --cache-dir, a smaller --cache-size or --decode exact"
+    room = need_room(tasks[0].folder, needed, f"the cache of {total:,} images", advice)
+    told_logger.info("decoding %s images once into %s: %s", f"{total:,}", tasks[0].folder, room)
     built = with_workers(_Builder(tasks, images), min(cores(), len(tasks)))
     bar = tqdm(total=total, desc="cache", unit="img", leave=False, disable=None)
     with bar, deaths_told("; start again, and the cache is continued"):

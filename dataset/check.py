@@ -11,9 +11,8 @@ import hashlib
 import io
 import json
 import logging
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import dataset
+from dataset.alike import near_duplicates, thumbnail
 from dataset.base import DataSet, ImageSet
 from dataset.decoding import (
     LONGEST,
@@ -37,13 +37,15 @@ from dataset.decoding import (
     reason,
     to_rgb,
 )
+from dataset.download import SOURCES
 from dataset.files import join_words, said_anew
+from dataset.inventory import BAD_IMAGES, admitted_bad_images, share_admitting
 from dataset.layouts import NotFoundError, counts_logger
 from dataset.own import classes_logger, notes_logger
-from dataset.wording import wrapped
+from dataset.wording import width, wrapped
 from machine import cores
 from storage import write_atomically
-from terminal import plain
+from terminal import as_shell, plain, printable, told
 from utils import InputError
 
 CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
@@ -54,6 +56,7 @@ _READING = "reading"
 _GREY_MODES = ("1", "L", "LA", "La")
 _TURNED = range(2, 9)  # EXIF orientation 1 is upright
 _BITS_PER_SAMPLE = 258  # a TIFF tag
+_MOST_COMPARED = 250_000  # images whose thumbnails are kept: 3 kB each
 _FEWEST_PIXELS = 4  # of a side, for something to be seen
 
 
@@ -71,19 +74,19 @@ class FileFacts(NamedTuple):
     traits: tuple[str, ...] = ()
     fault: str = ""
     error: str = ""
+    thumbnail: np.ndarray | None = None
 
 
 _MISSING, _CLOSED, _NO_FILE = "missing file", "file that may not be read", "no plain file"
 _UNFIT, _DAMAGED = "picture that cannot be used as it is", "unreadable or truncated file"
 
 # What is wrong with a file → what it means.
-_DONE_WITHOUT = "training replaces it by another image of its class, an evaluation leaves it out"
 _FAULTS = {
     _MISSING: "listed, but not there; put it back, or unpack the archive again",
-    _CLOSED: f"{_DONE_WITHOUT}; change its permissions",
+    _CLOSED: "change its permissions",
     _NO_FILE: "nothing is read from it; remove it",
-    _UNFIT: f"{_DONE_WITHOUT}; the file is sound, convert it",
-    _DAMAGED: f"{_DONE_WITHOUT}; get it again",
+    _UNFIT: "the file is sound; convert it, or install what reads it",
+    _DAMAGED: "get it again",
 }
 
 _ROTATION = "EXIF rotation"
@@ -118,12 +121,13 @@ def examine(path: str, upright: bool = True) -> FileFacts:
     try:
         with opened(io.BytesIO(content), path) as (image, left_out):
             traits = tuple(_traits(image, content, left_out))
-            height, width, _ = to_rgb(image, upright).shape
+            pixels = to_rgb(image, upright)
     except UnfitImageError as error:
         return FileFacts(digest, fault=_UNFIT, error=reason(error))
     except Exception as error:  # Pillow reports damage through a dozen unrelated types
         return FileFacts(digest, fault=_DAMAGED, error=reason(error))
-    return FileFacts(digest, (width, height), traits)
+    height, width, _ = pixels.shape
+    return FileFacts(digest, (width, height), traits, thumbnail=thumbnail(pixels))
 
 
 def _fault(error: Exception) -> str:
@@ -173,7 +177,8 @@ def _bits(image: Image.Image, content: bytes) -> int:
 def examine_pixels(pixels: np.ndarray) -> FileFacts:
     """As `examine`, of an image that lives in memory."""
     digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
-    return FileFacts(digest, (pixels.shape[1], pixels.shape[0]))
+    height, width, _ = pixels.shape
+    return FileFacts(digest, (width, height), thumbnail=thumbnail(pixels))
 
 
 # --- a data set -----------------------------------------------------------------------------------
@@ -204,13 +209,15 @@ class Finding:
 
 @dataclass
 class SplitCount:
-    """A row of the table."""
+    """A row of the table; `outcome` says what becomes of images that cannot be read."""
 
     split: str
     images: int
     classes: int
     published_images: int | None
     published_classes: int | None
+    unreadable: int = 0
+    outcome: str = ""
 
 
 @dataclass
@@ -218,6 +225,7 @@ class Report:
     """All that `check` has to say about one data set.
 
     `status`: "clean", "findings", "unusable" (damaged, or in no known layout) or "absent".
+    `commands`: what can be done next, in words, and the command that does it.
     """
 
     dataset: str
@@ -228,6 +236,7 @@ class Report:
     tree: str = ""
     splits: list[SplitCount] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    commands: dict[str, str] = field(default_factory=dict)
 
     @property
     def exit_status(self) -> int:
@@ -248,11 +257,12 @@ def check(name: str, root: str | Path = "data", *, exif: str = "apply", **option
     report = Report(name)
     remarks = _Remarks()
     try:
-        with remarks:
+        with remarks, told(f"looking for the images of {name}"):
             parts = _load_parts(entry, name, root, exif == "apply", options)
     except NotFoundError as error:
         report.status, report.problem = "absent", f"not found: {error.detail}"
         report.origin, report.tree = entry.origin, entry.tree
+        report.commands = _commands_to_get(name, root)
         return report
     except InputError as error:
         report.status, report.problem = "unusable", str(error)
@@ -260,11 +270,11 @@ def check(name: str, root: str | Path = "data", *, exif: str = "apply", **option
         return report
     source = next(iter(parts.values())).source
     report.found = "" if source == name else source
+    facts = _examine_all(parts, name)
     report.splits = [
-        SplitCount(title, len(part), part.num_classes, *entry.published.get(title, (None, None)))
+        _split_count(title, part, facts, entry.published.get(title, (None, None)))
         for title, part in parts.items()
     ]
-    facts = _examine_all(parts, name)
     report.findings = [
         *_checksum_findings(entry, Path(root)),
         *_concern_findings(parts),
@@ -274,13 +284,86 @@ def check(name: str, root: str | Path = "data", *, exif: str = "apply", **option
         *_file_findings(facts),
         *_shape_findings(parts, facts),
         *_duplicate_findings(parts, facts),
+        *_near_duplicate_notes(parts, facts),
         *_class_findings(parts),
         *_conversion_notes(facts, exif == "apply"),
         *(Finding(_READING, 1, text, note=True) for text in remarks.notes),
     ]
     if any(not finding.note for finding in report.findings):
         report.status = "findings"
+    report.commands = _commands_to_go_on(name, root, report.splits, exif, options)
     return report
+
+
+def _commands_to_get(name: str, root: str | Path) -> dict[str, str]:
+    """How to fetch a data set that is not there, where it can be fetched."""
+    if dataset.find(name).name not in SOURCES:
+        return {}
+    words = [name, *_flag("--data-root", str(root), "data")]
+    return {"get it": f"python -m dataset download {as_shell(*words)}"}
+
+
+def _commands_to_go_on(
+    name: str,
+    root: str | Path,
+    splits: Sequence[SplitCount],
+    exif: str,
+    options: Mapping[str, Any],
+) -> dict[str, str]:
+    """How to train on a data set as it is."""
+    if _TRAIN not in [row.split for row in splits]:
+        return {}
+    if not all(row.images > row.unreadable for row in splits):
+        return {}
+    words = ["--dataset", name, *_flag("--data-root", str(root), "data")]
+    for option, flag in (("eval_classes", "--eval-classes"), ("seed", "--split-seed")):
+        words += [flag, str(options[option])] if option in options else []
+    words += _flag("--exif", exif, "apply")
+    shares = [share_admitting(row.unreadable, row.images) for row in splits if _refused(row)]
+    words += ["--max-bad-images", f"{max(shares):g}"] if shares else []
+    return {"train on it": f"python train.py {as_shell(*words)}"}
+
+
+def _flag(name: str, value: str, default: str) -> list[str]:
+    return [] if value == default else [name, value]
+
+
+def _refused(row: SplitCount) -> bool:
+    """Whether a run does not start for the images of a split that cannot be read."""
+    return row.unreadable > admitted_bad_images(BAD_IMAGES, row.images)
+
+
+def _split_count(
+    title: str,
+    part: ImageSet,
+    facts: dict[str, FileFacts],
+    published: tuple[int | None, int | None],
+) -> SplitCount:
+    bad = np.array([facts[path].fault != "" for path in part.paths])
+    row = SplitCount(title, len(part), part.num_classes, *published, int(bad.sum()))
+    if not row.unreadable:
+        return row
+    text = f"{row.unreadable:,} of the {row.images:,} images cannot be read"
+    left = np.bincount(part.labels[~bad], minlength=part.num_classes)
+    emptied = [part.class_names[label] for label in np.unique(part.labels[bad]) if not left[label]]
+    if _refused(row):
+        admitted = admitted_bad_images(BAD_IMAGES, row.images)
+        share = share_admitting(row.unreadable, row.images)
+        text += (
+            f", and --max-bad-images {BAD_IMAGES:g} admits {admitted}: train.py stops before "
+            f"training; repair or remove them, or do without them (--max-bad-images {share:g})"
+        )
+    elif title != _TRAIN:
+        text += ": left out of the metrics, and named"
+    elif not emptied:
+        text += ": training puts other images of their classes in their place, and names them"
+    if title == _TRAIN and emptied:
+        text += (
+            f"; of {join_words(emptied[:_EXAMPLES], 'and')} no image is left, so train.py stops "
+            "before training: repair or remove what is in that class"
+        )
+    row.outcome = text
+    return row
 
 
 class _Remarks(logging.Handler):
@@ -344,10 +427,17 @@ def _examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
     # Pillow and hashlib release the interpreter, so threads keep all cores busy.
     with ThreadPoolExecutor(cores()) as pool:
         results = pool.map(lambda job: job(), jobs.values())
-        bar = tqdm(
-            results, name, len(jobs), unit=" images", disable=not sys.stderr.isatty(), leave=False
-        )
-        return dict(zip(jobs, bar, strict=True))
+        with _bar(name, len(jobs)) as bar:
+            found = {}
+            for path, fact in zip(jobs, results, strict=True):
+                found[path] = fact
+                bar.update()
+    return found
+
+
+def _bar(title: str, count: int) -> tqdm:
+    """A bar for so many images; nothing off a terminal."""
+    return tqdm(total=count, desc=printable(title), unit=" images", disable=None, leave=False)
 
 
 def _checksum_findings(entry: DataSet, root: Path) -> Iterable[Finding]:
@@ -518,6 +608,47 @@ def _named(copies: Sequence[_Copy], how: str, places: Sequence[str]) -> str:
     return f"{_short(paths[0])} {how} {join_words(places, 'and')}"
 
 
+def _near_duplicate_notes(
+    parts: dict[str, ImageSet], facts: dict[str, FileFacts]
+) -> Iterable[Finding]:
+    """Pictures of the evaluation that are in the training once more, changed a little.
+
+    Boxes are left alone: what they cut out of a photograph is not looked at here.
+    """
+    if any(part.boxes is not None for part in parts.values()):
+        return
+    trained, tested = (
+        {
+            facts[path].digest: path
+            for title, part in parts.items()
+            if (title == _TRAIN) == side
+            for path in part.paths
+            if facts[path].thumbnail is not None
+        }
+        for side in (True, False)
+    )
+    sides = [[d for d in a if d not in b] for a, b in ((tested, trained), (trained, tested))]
+    if sum(map(len, sides)) > _MOST_COMPARED:
+        words = f"near duplicates are looked for among {_MOST_COMPARED:,} images at most"
+        yield Finding(_READING, 1, f"{words}, and there are more", note=True)
+        return
+    if not all(sides):
+        return
+    names = [
+        [one[digest] for digest in side] for one, side in zip((tested, trained), sides, strict=True)
+    ]
+    first, second = (np.stack([facts[path].thumbnail for path in side]) for side in names)
+    with _bar("near duplicates", len(first)) as bar:
+        pairs = near_duplicates(first, second, lambda done: bar.update(done - bar.n))
+    yield from _some(
+        "near duplicate across train and test",
+        [f"{_short(names[0][a])} ~ {_short(names[1][b])}" for a, b, _ in pairs],
+        "the same picture in another size, cut or brightness, or one much like it; look at them, "
+        "the most alike first, and remove one of each that is the same",
+        note=True,
+    )
+
+
 def _class_findings(parts: dict[str, ImageSet]) -> Iterable[Finding]:
     query, gallery = parts.get("query"), parts.get("gallery")
     for title, part in parts.items():
@@ -581,7 +712,7 @@ def _help(report: Report) -> str:
         lines += ["", wrapped(plain(report.origin), "  ", "  ")]
     lines += ["", "  Expected arrangement of files:"]
     lines += [f"    {line}" for line in plain(report.tree).splitlines()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_commands(report)])
 
 
 def _table(report: Report) -> str:
@@ -596,18 +727,45 @@ def _table(report: Report) -> str:
         )
         for row in report.splits
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [wrapped(": ".join(filter(None, (report.dataset, plain(report.found)))), "", "  ")]
-    for first, *rest in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  " + "   ".join(cells))
+    lines += _counts(rows)
+    for row in report.splits:
+        if row.outcome:
+            lines.append(wrapped(row.outcome, f"  {row.split:<7}  ", " " * 11))
     for finding in sorted(report.findings, key=lambda finding: finding.note):
         kind = "note     " if finding.note else "FINDING  "
         lines.append(wrapped(finding.sentence(), f"  {kind}", " " * 11))
     kinds = Counter(finding.note for finding in report.findings)
     lines.append(f"  {report.status}: {kinds[False]} finding(s), {kinds[True]} note(s)")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_commands(report)])
+
+
+def _counts(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """The splits as a table; one below the other where the terminal is too narrow for it."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if sum(widths) + 3 * len(widths) - 1 > width():
+        return [wrapped(_count(*row), f"  {split:<7}  ", " " * 11) for split, *row in rows[1:]]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(most) for cell, most in zip(rest, widths[1:], strict=True)]
+        lines.append("  " + "   ".join(cells))
+    return lines
+
+
+def _count(images: str, published_images: str, classes: str, published_classes: str) -> str:
+    text = f"{images} images, {classes} classes"
+    if published_images == published_classes == "-":
+        return text
+    return f"{text} (published: {published_images} and {published_classes})"
+
+
+def _commands(report: Report) -> list[str]:
+    """Each on a line of its own, however long, so that it can be pasted."""
+    lines = []
+    for words, command in report.commands.items():
+        lines += ["", f"  {words}:", f"  {command}"]
+    return lines
 
 
 def _number(value: int | None) -> str:

@@ -31,6 +31,8 @@ from tqdm import tqdm
 
 import dataset
 from dataset.decoding import reason
+from storage import in_bytes
+from terminal import told
 from utils import InputError
 
 logger = logging.getLogger("dataset")
@@ -135,6 +137,10 @@ def _check_space(root: Path, source: Source) -> None:
             f"{root} has {free / 1e9:.1f} GB free and {source.file_name} needs {need / 1e9:.1f} GB "
             "to be fetched and unpacked; free some space or give another --data-root"
         )
+    logger.info(
+        "%s has %s; with what is unpacked it takes %s of the %s that %s has free",
+        *(source.file_name, in_bytes(source.size), in_bytes(need), in_bytes(free), root),
+    )
 
 
 # --- the transfer ---------------------------------------------------------------------------------
@@ -229,7 +235,7 @@ def _copy(source: HTTPResponse, file: IO[bytes], start: int, total: int | None, 
 
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)  # the checksum that the publishers give
-    with path.open("rb") as file:
+    with path.open("rb") as file, told(f"comparing the checksum of {path.name}"):
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
@@ -255,8 +261,9 @@ def unpack(archive: Path, folder: str, root: Path) -> Path:
     target = root / folder
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder}.", suffix=".unpacking", dir=root))
     try:
-        for entry in _entries(archive):
-            _write(entry, temporary)
+        with told(f"unpacking {archive.name}"):
+            for entry in _entries(archive):
+                _write(entry, temporary)
         content = temporary / folder
         if not content.is_dir():
             raise InputError(f"{archive} holds no folder {folder}; it is not the published archive")

@@ -6,16 +6,16 @@ fingerprints(train, *evaluated)     kept with a run, and compared when it is con
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Iterable
 
 from dataset.base import ImageSet
 from dataset.files import join_words
 from utils import InputError
 
-logger = logging.getLogger("dataset")
-
 _NAMED = 3
+BAD_IMAGES = 0.01
+"""The share of a split that may be unreadable where `--max-bad-images` is not given."""
 
 
 def admitted_bad_images(share: float, count: int) -> int:
@@ -23,29 +23,29 @@ def admitted_bad_images(share: float, count: int) -> int:
     return max(1, int(share * count)) if share else 0
 
 
+def share_admitting(bad: int, count: int) -> float:
+    """The `--max-bad-images` with which so many of `count` images may be unreadable."""
+    return math.ceil(1e4 * bad / count) / 1e4
+
+
 def require_files(
     train: ImageSet | None, evaluated: Iterable[ImageSet], max_bad_images: float = 0.0
 ) -> None:
-    """Looks for every file of a run; what is in them is not looked at.
+    """Looks for every file of a run; what is in them is not looked at (see readable.py).
 
     Args:
         train: the training images, or None where nothing is trained.
-        evaluated: queries, galleries, held-out classes: not one of these may be missing.
-        max_bad_images: the share of the training images that may be (`--max-bad-images`).
+        evaluated: queries, galleries, held-out classes.
+        max_bad_images: the share of each of them that may be missing (`--max-bad-images`).
 
     Raises:
-        InputError: files are missing; the sentence counts them and names the first ones.
+        InputError: more files are missing; the sentence counts them and names the first ones.
     """
-    for images in evaluated:
-        if missing := images.missing():
-            raise InputError(_sentence(images, missing, "evaluation"))
-    missing = [] if train is None else train.missing()
-    if not missing:
-        return
-    sentence = _sentence(train, missing, "training")
-    if len(missing) > admitted_bad_images(max_bad_images, len(train)):
-        raise InputError(sentence)
-    logger.warning("%s", f"{sentence}. Until then other images of their classes take their place")
+    sides = [(images, "evaluation") for images in evaluated]
+    for images, side in [*sides, *([] if train is None else [(train, "training")])]:
+        missing = images.missing()
+        if len(missing) > admitted_bad_images(max_bad_images, len(images)):
+            raise InputError(_sentence(images, missing, side))
 
 
 def _sentence(images: ImageSet, missing: list[str], side: str) -> str:

@@ -33,6 +33,7 @@ from dataset.cache import open_cache
 from dataset.decoding import central_part
 from dataset.files import warn_once
 from dataset.inventory import admitted_bad_images
+from dataset.readable import in_words, too_many
 from dataset.samplers import BatchSampler, IndexBatch, SequentialSampler
 from dataset.transforms import (
     CHANGE_STREAM,
@@ -51,6 +52,7 @@ from dataset.workers import deaths_told, with_workers
 from utils import InputError, nearest_names
 
 logger = logging.getLogger("dataset")
+views_logger = logging.getLogger("dataset.views")  # silent where a cache was chosen, and told
 
 # More workers than cores are the user's choice, and torch's advice names no flag of ours.
 warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
@@ -394,7 +396,7 @@ class Loader:
 
     Attributes:
         wait_seconds: how long the consumer of the running epoch has waited for batches.
-        bad_images: index → path and reason of every image that could not be read so far.
+        bad_images: index → reason of every image that could not be read so far.
     """
 
     def __init__(
@@ -500,15 +502,11 @@ class Loader:
             if not replaced and not self._leave_out:
                 raise InputError(self._irreplaceable(path, reason))
             if index not in self.bad_images:
-                self.bad_images[index] = f"{path} ({reason})"
-                what = "other images of its class take its place" if replaced else "it is left out"
-                warn_once(f"{path} cannot be read ({reason}); {what}", logger)
+                self.bad_images[index] = reason
+                warn_once(in_words(path, reason, replaced), logger)
         if len(self.bad_images) > admitted_bad_images(self._max_bad_images, len(self.images)):
-            raise InputError(
-                f"{len(self.bad_images)} of {len(self.images):,} images cannot be read so far, "
-                f"more than --max-bad-images {self._max_bad_images:g} admits; repair or remove: "
-                + ", ".join(self.bad_images.values())
-            )
+            side = "evaluation" if self._leave_out else "training"
+            raise InputError(too_many(self.images, side, self.bad_images, self._max_bad_images))
 
     def _irreplaceable(self, path: str, reason: str) -> str:
         if self._max_bad_images:
@@ -681,13 +679,13 @@ def _source(
 def _say_what_differs(cache_size: int, rule: _ViewRule) -> None:
     """Logs how views of the cache differ from views of the files."""
     if rule.crop is not None and not (rule.crop.resize and rule.resize == cache_size):
-        logger.warning(
+        views_logger.warning(
             "training crops come from the cache's images, whose short side is %d pixels, not from "
             "the files",
             cache_size,
         )
     if rule.crop is None and rule.resize != cache_size:
-        logger.warning(
+        views_logger.warning(
             "evaluation wants images with a short side of %d pixels and the cache has %d: they are "
             "resized twice; --cache-size %d gives what --decode exact gives",
             rule.resize,

@@ -305,7 +305,8 @@ def _query(subject: Subject, paths: Sequence[str]) -> str:
     searched = subject.embedded.searched[0]
     answer += (
         f"\nsearched: the {len(searched):,} evaluated images of {searched.num_classes:,} classes; "
-        "an image of another class, such as those trained on, has no right answer among them"
+        "an image of another class, such as those trained on, has no right answer among them "
+        "(python search.py build RUN --images PHOTOS makes any images searchable)"
     )
     return f"{answer}\nanswers written to {_listed(written)}"
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metrics import about_ties
 from metrics.comparison import Difference, half_width
-from terminal import printable, terminal_width
+from metrics.verification import NAMES as VERIFICATION
+from terminal import fitted, printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
+LOWER_IS_BETTER = ("EER",)
 LEFT_OUT = "queries_left_out"  # images of either side that could not be read
 
 
@@ -29,6 +31,8 @@ class Row:
         intervals: 95 % intervals. about: what a file keeps beside them.
         members: the labels of the rows that this one averages. repeats: how many values a mean is
             over, and `repeated` of what.
+        members: the labels of the rows that this one averages.
+        thresholds: what verification recommends, as a dictionary; empty where it does not.
     """
 
     task: str
@@ -40,11 +44,20 @@ class Row:
     members: tuple[str, ...] = ()
     repeats: int = 0
     repeated: str = "seeds"
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def spread(self) -> dict[str, float]:
         """What is printed behind ±: half of the 95 % interval of each mean."""
         return {name: half_width(value, self.repeats) for name, value in self.deviation.items()}
+
+
+def without_verification(rows: Iterable[Row]) -> list[Row]:
+    """The rows without the columns of verification."""
+    return [
+        replace(row, numbers={k: v for k, v in row.numbers.items() if k not in VERIFICATION})
+        for row in rows
+    ]
 
 
 def columns(rows: Iterable[Row]) -> list[str]:
@@ -58,6 +71,10 @@ def columns(rows: Iterable[Row]) -> list[str]:
 
 def _is_recall(name: str) -> bool:
     return name.startswith("R@") and name[2:].isdigit()
+
+
+def _is_tar(name: str) -> bool:
+    return name.startswith("TAR@")
 
 
 # --- the screen -----------------------------------------------------------------------------------
@@ -105,7 +122,7 @@ def interval_text(rows: Sequence[Row]) -> str:
     """One line per metric, one column per row: the metric and its 95 % interval."""
     names = [name for name in columns(rows) if any(name in row.intervals for row in rows)]
     lines = [(name, [_interval_cell(row, name) for row in rows]) for name in names]
-    return aligned(titles(rows), lines)
+    return aligned(titles(rows), lines, terminal_width())
 
 
 def _interval_cell(row: Row, name: str) -> str:
@@ -132,7 +149,7 @@ def difference_text(differences: Mapping[str, Difference], corrected: Mapping[st
         difference, low, high = (_number(value, "+.4f") for value in found[:3])
         cells = [difference, f"[{low}, {high}]", _number(found.p), _number(corrected[name])]
         lines.append((name, cells))
-    return aligned(["B - A", "95 % interval", "p", "corrected"], lines)
+    return aligned(["B - A", "95 % interval", "p", "corrected"], lines, terminal_width())
 
 
 def aligned(
@@ -141,7 +158,8 @@ def aligned(
     """Lines of a title and cells under column heads; cells stand on the right.
 
     Args:
-        room: the width of the terminal. Columns that do not fit stand below, under the same titles.
+        room: the width of the terminal. Columns that do not fit stand below, under the same titles;
+            titles that take more than half of it stand on lines of their own.
     """
     heads = [printable(head) for head in heads]
     lines = [(printable(title), [printable(cell) for cell in cells]) for title, cells in lines]
@@ -150,11 +168,24 @@ def aligned(
     ]
     width = max((len(title) for title, _ in lines), default=0)
     printed = [("", heads), *lines]
+    if room is not None and width > room // 2:
+        return _with_titles_above(printed, widths, room)
     return "\n".join(
         " ".join([title.ljust(width), *(cells[i].rjust(widths[i]) for i in part)])
         for part in _fitting(widths, None if room is None else room - width)
         for title, cells in printed
     )
+
+
+def _with_titles_above(
+    printed: Sequence[tuple[str, Sequence[str]]], widths: Sequence[int], room: int
+) -> str:
+    lines = []
+    for part in _fitting(widths, room):
+        for title, cells in printed:
+            lines += [fitted(title, "  ")] if title else []
+            lines.append("".join(f" {cells[i].rjust(widths[i])}" for i in part))
+    return "\n".join(lines)
 
 
 def _fitting(widths: Sequence[int], room: int | None) -> list[range]:
@@ -176,10 +207,14 @@ def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     about = dict.fromkeys(name for row in rows for name in row.about)
     spreads = {name for row in rows for name in row.deviation}
     intervals = {name for row in rows for name in row.intervals}
+    thresholds = any(row.thresholds for row in rows)
     records = []
     for row in rows:
         record = {"label": row.label, "evaluation": row.task}
         record |= {name: str(row.about.get(name, "")) for name in about}
+        if thresholds:
+            record["same from"] = _short(row.thresholds.get("same"))
+            record["different below"] = _short(row.thresholds.get("different"))
         for name in columns(rows):
             record[name] = _short(row.numbers.get(name))
             if name in spreads:
@@ -238,11 +273,12 @@ def latex(rows: Sequence[Row], caption: str) -> str:
 
 
 def _best(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str | None]:
-    """The highest printed value of each column; None where there is nothing to compare."""
+    """The best printed value of each column; None where there is nothing to compare."""
     best = {}
     for name in names:
         values = [row.numbers[name] for row in rows if _is_known(row, name)]
-        best[name] = f"{100 * max(values):.1f}" if len(values) > 1 else None
+        choose = min if name in LOWER_IS_BETTER else max
+        best[name] = f"{100 * choose(values):.1f}" if len(values) > 1 else None
     return best
 
 
@@ -312,12 +348,29 @@ MEANINGS = {
         "F1: of same-cluster pairs for same-class pairs.",
     ),
     "AMI": Meaning("AMI: adjusted for chance, arithmetic.", "AMI: adjusted for chance."),
+    "TAR@F": Meaning(
+        "TAR@F: share of the pairs of one class that are accepted by the threshold that accepts at "
+        "most the share F of the pairs of two classes (–: too few of these).",
+        "TAR@$F$: share of the same-class pairs accepted where at most $F$ of the others are.",
+    ),
+    "EER": Meaning(
+        "EER: error where both kinds of pairs have the same one; lower is better.",
+        "EER: equal error rate of pairs; lower is better.",
+    ),
+    "AUC": Meaning(
+        "AUC: probability that a same-class pair is nearer than another.",
+        "AUC: area under the ROC curve of pairs.",
+    ),
 }
 
 
 def meanings_of(names: Iterable[str]) -> list[Meaning]:
     """The definitions of those of the metrics that have one."""
-    known = {"R@K" if _is_recall(name) else name for name in names}
+    families = {"R@": "R@K", "TAR@": "TAR@F"}
+    known = {
+        families[name[: name.index("@") + 1]] if _is_recall(name) or _is_tar(name) else name
+        for name in names
+    }
     return [meaning for name, meaning in MEANINGS.items() if name in known]
 
 

@@ -50,12 +50,24 @@ class Explained:
         """What keeps the numbers of the first evaluation from saying what they seem to say."""
         said = [self._concern]
         said += [self.shared.warning()] if self.shared is not None else []
-        said += tables.doubts(self.numbers)
+        said += [*tables.doubts(self.numbers), self._gone]
         if self.search is not None and self.search.found.size:
             judged = self.search.judged
             if len(np.union1d(judged.images.labels, judged.searched[0].labels)) == 1:
                 said.append("All images are of one class: whatever is found is right.")
         return [sentence for sentence in said if sentence]
+
+    @property
+    def _gone(self) -> str:
+        """What is missing below of the images that the numbers are about."""
+        if self.search is None:
+            return ""
+        shown = len(self.search.judged.images)
+        gone = int(self.numbers.get("queries", shown)) - shown
+        if gone <= 0:
+            return ""
+        images = "images that were evaluated" if gone > 1 else "image that was evaluated"
+        return f"{gone:,} {images} cannot be read any more; what is drawn below is without them."
 
     @property
     def _concern(self) -> str:

@@ -11,7 +11,6 @@ import io
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +19,13 @@ from torch.nn import functional as F
 
 from evaluation.embedding import Embedded
 from evaluation.pictures import Thumbnails
+from terminal import told
+from utils import our_name, top_folder
 
-ROOT = Path(__file__).resolve().parent.parent
 MOST_IMAGES, MOST_PER_CLASS, FEWEST_IMAGES = 1000, 12, 5
 COMPONENTS = 50  # principal ones: all that t-SNE's neighbours need
 SPREAD = 1e-6  # standard deviation below which embeddings of length 1 are the same along an axis
-COMMAND = [sys.executable, "-m", "page.tsne"]
+COMMAND = [sys.executable, "-m", our_name("page.tsne")]
 PATIENCE = 300.0  # seconds; ten are usual
 
 
@@ -133,7 +133,8 @@ def _places(axes: _Axes, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
             "principal": True,
         }
     try:
-        places = _tsne(axes.points(COMPONENTS), seed)
+        with told("drawing the map of the embedding (t-SNE)"):
+            places = _tsne(axes.points(COMPONENTS), seed)
     except TSNEError as error:
         note = f"{error}; shown instead are the first two principal components."
         return axes.plane(), {"note": note, "principal": True}
@@ -186,7 +187,7 @@ def _tsne(points: np.ndarray, seed: int) -> np.ndarray:
             [*COMMAND, str(seed)],
             input=given.getvalue(),
             capture_output=True,
-            cwd=ROOT,
+            cwd=top_folder(),
             timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:

@@ -722,7 +722,7 @@ def test_a_bad_image_is_named_once_and_replaced_by_its_class(
 
 def test_too_many_bad_images_stop_the_run_with_the_list(damaged):
     loader = loader_of(damaged, sampler=SequentialSampler(30, 30), max_bad_images=0.05)
-    with pytest.raises(InputError, match=r"2 of 30 images.*003.jpg.*014.jpg"):
+    with pytest.raises(InputError, match=r"2 of the 30 training images.*003.jpg.*014.jpg"):
         list(loader)
 
 
@@ -754,9 +754,9 @@ def test_an_evaluation_that_admits_bad_images_names_them(
     loader = evaluation(0.1)
     batches = list(loader)
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(30))
-    assert sorted(loader.bad_images) == [3, 14] and "003.jpg" in loader.bad_images[3]
+    assert sorted(loader.bad_images) == [3, 14] and "Truncated" in loader.bad_images[3]
     assert "it is left out" in caplog.text and "take its place" not in caplog.text
-    with pytest.raises(InputError, match="2 of 30 images cannot be read"):
+    with pytest.raises(InputError, match=r"2 of the 30 evaluation images .*cannot be read"):
         list(evaluation(0.05))
 
 

@@ -789,15 +789,18 @@ def test_all_files_of_a_run_are_looked_for(
     for k in range(4):
         (tmp_path / "p" / "c" / f"{k}.jpg").unlink()
     with pytest.raises(InputError) as missing:
-        dataset.require_files(train, [held_out], max_bad_images=0.5)
+        dataset.require_files(train, [held_out], max_bad_images=0.3)
     sentence = str(missing.value)
     assert "4 of the 10 evaluation images of csv:" in sentence and "c/0.jpg" in sentence
     assert "others" in sentence and f"check {given} --json" in sentence and "\n" not in sentence
+    dataset.require_files(train, [held_out], max_bad_images=0.4)
+    assert dataset.require_readable(train, [held_out], 0.4) == {"train": 0, "eval": 4}
+    assert caplog.text.count("No such file or directory); it is left out") == 4
     (tmp_path / "p" / "a" / "0.jpg").unlink()
     with pytest.raises(InputError, match="1 of the 10 training images"):
         dataset.require_files(train, [])
-    dataset.require_files(train, [], max_bad_images=0.1)
-    assert "1 of the 10 training images" in caplog.text
+    assert dataset.require_readable(train, [], max_bad_images=0.1) == {"train": 1, "eval": 0}
+    assert "a/0.jpg cannot be read (No such file or directory); other images" in caplog.text
     dataset.require_files(dataset.load("emoji"), [dataset.load("emoji", split="eval")])
 
 

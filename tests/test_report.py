@@ -960,6 +960,26 @@ def test_compare_counts_a_seed_once_and_a_run_that_has_ended(logs, tmp_path):
     assert (mean.name, mean.members) == ("mean of 2 seeds", ("b", "c"))
 
 
+def test_numbers_that_differ_between_runs_are_charted(tmp_path, capsys):
+    for lr, seed in (("1e-4", 1), ("1e-3", 1), ("1e-3", 2)):
+        folder = tmp_path / f"{lr}-{seed}"
+        folder.mkdir()
+        asked = options.parse_train(["--lr", lr, "--seed", str(seed)])
+        (folder / "args.json").write_text(json.dumps(vars(asked)))
+        (folder / "results.json").write_text(json.dumps(RESULT))
+    compare(tmp_path)
+    made = (tmp_path / "runs.html").read_text()
+    (chart,) = re.findall(r'<svg[^>]*aria-label="lr: [^"]*">.*?</svg>', made)
+    assert chart.count("<circle") == 3 and "1e-3-2" in chart
+    seeds = re.findall(r'<svg[^>]*aria-label="R@1, percent: each seed[^"]*">.*?</svg>', made)
+    assert len(seeds) == 1 and seeds[0].count('class="one"') == 2
+    # A part of the runs leaves the page of all as it is.
+    compare(tmp_path, "--grep 1e-4")
+    assert (tmp_path / "runs.html").read_text() == made
+    assert "1e-4" in (tmp_path / "runs-1e-4.html").read_text()
+    assert "runs-1e-4.html" in capsys.readouterr().out
+
+
 def test_compare_tells_groups_of_one_method_apart_and_leaves_out_the_unfinished(tmp_path):
     for pooling, seed in (("avg", 1), ("avg", 2), ("max", 1), ("max", 2), ("max", 3)):
         folder = tmp_path / f"{pooling}{seed}"
@@ -969,10 +989,12 @@ def test_compare_tells_groups_of_one_method_apart_and_leaves_out_the_unfinished(
         if seed < 3:
             (folder / "results.json").write_text(json.dumps(RESULT))
     groups = [line for line in overview.collect(tmp_path) if line.members]
-    assert [(line.name, line.about["seed"], line.members) for line in groups] == [
-        ("mean of 2 seeds, pooling avg", "1, 2", ("avg1", "avg2")),
-        ("mean of 2 seeds, pooling max", "1, 2", ("max1", "max2")),
+    assert [(line.about["differs"], line.about["seed"], line.members) for line in groups] == [
+        ("pooling avg", "1, 2", ("avg1", "avg2")),
+        ("pooling max", "1, 2", ("max1", "max2")),
     ]
+    single = [line for line in overview.collect(tmp_path) if not line.members]
+    assert {line.name: line.about["differs"] for line in single}["max3"] == "pooling max"
 
 
 def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):

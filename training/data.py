@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -11,6 +12,7 @@ import dataset
 import processes
 from dataset.base import ImageSet
 from dataset.overlap import shared_with_training
+from evaluation.embedding import Viewing
 from evaluation.tables import about_matches
 from evaluation.tasks import Task, images_of, tasks_of
 from utils import InputError
@@ -20,11 +22,12 @@ logger = logging.getLogger("train")
 
 @dataclass(frozen=True)
 class Data:
-    """The images of a run."""
+    """The images of a run; `unreadable` are known to be so, by side ("train", "eval")."""
 
     train: ImageSet
     selection: list[Task]
     test: list[Task]
+    unreadable: dict[str, int] = field(default_factory=dict)
 
     @property
     def selects_on_test(self) -> bool:
@@ -134,7 +137,7 @@ def load(
     """The training split and the evaluations, validation classes split off where that is asked.
 
     Args:
-        max_bad_images: the share of the training images whose files may be missing.
+        max_bad_images: the share of each split whose files may be missing.
 
     Raises:
         InputError: the data, or files of them, are not there, or they are too few for a batch.
@@ -158,6 +161,21 @@ def load(
     dataset.require_files(train, data.judged, max_bad_images)
     _warn_of_evaluation(data)
     return data
+
+
+def look_through(data: Data, viewing: Viewing) -> Data:
+    """The data with what is known of images that cannot be read; each is named.
+
+    With `--decode cache` the caches are made here.
+
+    Raises:
+        InputError: they are more than `--max-bad-images` admits.
+    """
+    reading = dataset.Reading(viewing.decode, viewing.cache_size, viewing.cache_dir)
+    look = partial(
+        dataset.require_readable, data.train, data.judged, viewing.max_bad_images, reading
+    )
+    return replace(data, unreadable=processes.from_main(look))
 
 
 def _warn_of_evaluation(data: Data) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +25,14 @@ from methods.base import Options
 from net.base import whole
 from net.shared import share_batches
 from runs import load_checkpoint
+from storage import need_room
 from training import compiling, optim
 from training.clock import Length
+from training.doubts import doubts
 from utils import InputError
 
 if TYPE_CHECKING:
+    from training.data import Data
     from training.state import Training
 
 BATCHES_LOOKED_AT = 100  # for one from which the loss can learn
@@ -42,10 +46,39 @@ def build_objective(args: Options, num_classes: int, device: torch.device) -> lo
     """
     with _loss_errors():
         objective = losses.compose(args.loss, num_classes, **_recipe(args))
-    objective.to(device)
     processes.copy_main(objective.state_dict().values())
+    if args.shard_proxies:
+        _divide_proxies(args, objective)
+    objective.to(device)
     processes.count_once(objective.parameters())
     return objective
+
+
+def _divide_proxies(args: Options, objective: losses.Objective) -> None:
+    """Leaves each process its share of the proxies.
+
+    Raises:
+        InputError: there is one process, or the loss has no proxies that can be divided.
+    """
+    if processes.world() == 1:
+        raise InputError(
+            "--shard-proxies divides the proxies among processes, and there is one, which has them "
+            "all; start several (torchrun, or --gpu-id -1), or leave it out"
+        )
+    if args.amp == "fp16":
+        raise InputError(
+            "--shard-proxies cannot go with --amp fp16, whose scaling has to see all gradients in "
+            "every process; use --amp bf16 or off"
+        )
+    divisible = [part for part in objective.modules() if isinstance(part, losses.ProxyLoss)]
+    if not divisible:
+        raise InputError(
+            f"--shard-proxies: {args.loss} has no proxies that can be divided among processes; "
+            f"losses that have: {losses.proxy_losses()}"
+        )
+    with _loss_errors():
+        for part in divisible:
+            part.divide()
 
 
 def rehearse(
@@ -229,16 +262,18 @@ def describe(training: Training) -> str:
     args = options.kept(training.options)
     data, loader, precision = training.data, training.loader, training.precision
     parameters = sum(p.numel() for p in training.network.parameters())
-    criterion = sum(p.numel() for p in training.objective.parameters())
+    criterion = sum(map(processes.whole_size, training.objective.parameters()))
     on = "on the test classes"
     if not data.selects_on_test:
         on = f"on validation: {data.selection[0].describe()}"
     lines = [
+        *_about_choice(args.chosen),
         f"data        {args.dataset}: {len(data.train):,} images, "
         f"{data.train.num_classes:,} classes"
         + (f" ({data.train.source})" if data.train.source != args.dataset else ""),
         *([] if data.train.upright else ["pictures    as stored, EXIF orientation ignored"]),
         *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
+        *_what_is_left_out(data),
         f"best epoch  {on}",
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
         f"{parameters:,} parameters, pretrained {args.pretrained}",
@@ -252,13 +287,41 @@ def describe(training: Training) -> str:
         f"steps       {len(loader)} per epoch of {args.batch_size} images each, "
         f"{training.length.epochs} epoch{'s' if training.length.epochs > 1 else ''}",
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
+        f"disk        {_about_disk(training)}",
         *(f"ema         {words}" for words in filter(None, [_about_average(training)])),
         *(
             f"note        {line}"
             for line in [*options.notices(args), *_about_warmup(training), *_about_pieces(training)]
         ),
+        *(f"warning     {line}" for line in doubts(training)),
     ]
     return "\n".join(lines)
+
+
+def _about_choice(chosen: Sequence[Sequence[str]]) -> list[str]:
+    """What was set to suit the images, and why; the first line says for what."""
+    words = [f"{settings}: {why}" if settings else why for settings, why in chosen]
+    return [f"{'' if number else 'chosen':<12}{line}" for number, line in enumerate(words)]
+
+
+def _about_disk(training: Training) -> str:
+    """How much of the disk the run will take.
+
+    Raises:
+        InputError: that much is not free.
+    """
+    args = options.kept(training.options)
+    needed = training.bytes_on_disk(args.keep)
+    advice = "choose another --LOG_DIR" + (", or a smaller --keep" if args.keep else "")
+    return f"the run keeps {need_room(Path(args.LOG_DIR), needed, 'what the run keeps', advice)}"
+
+
+def _what_is_left_out(data: Data) -> list[str]:
+    """A line about the images that are known not to be readable."""
+    train, judged = (data.unreadable.get(side, 0) for side in ("train", "eval"))
+    parts = [f"{train:,} for training, others take their place"] if train else []
+    parts += [f"{judged:,} for evaluation, left out"] if judged else []
+    return [f"unreadable  {'; '.join(parts)}"] if parts else []
 
 
 def _what_rests(network: net.EmbeddingNet) -> list[str]:

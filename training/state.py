@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import losses
 import net
 import processes
+from dataset import TrainedOn
 from dataset.loader import Batch, Loader
 from devices import Precision, environment, random_states, restore_random_states
 from evaluation.embedding import Viewing, embed
@@ -20,7 +21,7 @@ from evaluation.tables import HIDDEN, RAW
 from evaluation.tasks import Task
 from methods import Routine
 from training.average import Average
-from training.clock import Clock, Lap, Length
+from training.clock import Clock, Estimate, Lap, Length
 from training.data import Data
 from training.faults import Watch
 from training.optim import Optimisers
@@ -59,6 +60,7 @@ class Training:
     clock: Clock = field(default_factory=Clock)
     lap: Lap = field(default_factory=Lap)
     batches: Iterator[Batch] | None = None
+    estimate: Estimate = field(default_factory=Estimate)
     base: dict[str, Any] | None = None
 
     # -- where it stands
@@ -147,10 +149,14 @@ class Training:
         return row
 
     def _network_state(self) -> dict[str, Any]:
-        """The network as a checkpoint keeps it: without its base where PEFT trains beside one."""
+        """The network and what is needed to use it, as a checkpoint keeps them.
+
+        Without the network's base where PEFT trains beside one.
+        """
         entries = {
             "model_state_dict": self.network.trained_state(),
             "network": self.network.description(),
+            "data": TrainedOn.of(self.data.train).as_entry(),
         }
         return entries | ({"base": self.base} if self.base else {})
 
@@ -169,6 +175,14 @@ class Training:
     def _mean(self) -> dict[str, Any]:
         """The entries of a checkpoint that hold the running mean, where there is one."""
         return {} if self.average is None else self.average.state()
+
+    def bytes_on_disk(self, kept: int = 0) -> int:
+        """What the run's checkpoints take: the best, the last, and `kept` older ones."""
+        weights = _bytes(self.network.trained_state())
+        mean = 0 if self.average is None else weights
+        weights += mean + _bytes(self.objective.state_dict())
+        last = weights + self.optimisers.bytes_of_state()
+        return _bytes(self.network.base_state()) + weights + last * (1 + kept)
 
     def load_best(self, checkpoint: dict[str, Any]) -> None:
         """Puts the weights of a `best_checkpoint` into the network; training is over then."""
@@ -232,6 +246,10 @@ class Training:
                     "new run"
                 )
         self.network.load_state_dict(weights)
+
+
+def _bytes(state: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def _of_raw_weights(result: Result) -> Result:

@@ -1,0 +1,99 @@
+"""Whether a file looks like a whole picture, told without decoding it.
+
+Its header is read by Pillow, and its end compared with how its format ends: what was cut short on
+its way, or is of zeros after a disk that was full, ends otherwise. A file that does not look whole
+may still be one (cameras write more behind a JPEG's end), and one that does may be damaged in its
+middle: only decoding tells.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from dataset.decoding import need_file
+
+_TAIL = 64  # bytes
+
+
+def looks_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether Pillow knows the file's header, and the file ends as its format does.
+
+    False where that cannot be told (TIFF, and other formats without a mark at their end).
+    """
+    try:
+        need_file(path)
+        with Path(path).open("rb") as file:
+            with Image.open(file) as image:  # leaves a file that it was given open
+                ends = _ENDS.get(image.format or "")
+            return ends is not None and ends(file)
+    except Exception:  # Pillow reports damage through a dozen unrelated types
+        return False
+
+
+def _tail(file: BinaryIO) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL))
+    return file.read()
+
+
+def _jpeg(file: BinaryIO) -> bool:
+    """Ends in its marker, or in zeros behind it."""
+    return _tail(file).rstrip(b"\0").endswith(b"\xff\xd9")
+
+
+def _png(file: BinaryIO) -> bool:
+    return _tail(file).endswith(b"IEND\xaeB`\x82")
+
+
+def _gif(file: BinaryIO) -> bool:
+    return _tail(file).rstrip(b"\0").endswith(b"\0;")  # the end of the last block, and the trailer
+
+
+def _riff(file: BinaryIO) -> bool:
+    """WebP says in its header how long it is."""
+    file.seek(4)
+    (length,) = struct.unpack("<I", file.read(4))
+    return length + 8 <= file.seek(0, os.SEEK_END)
+
+
+def _bmp(file: BinaryIO) -> bool:
+    file.seek(2)
+    (length,) = struct.unpack("<I", file.read(4))
+    return 0 < length <= file.seek(0, os.SEEK_END)
+
+
+def _boxes(file: BinaryIO) -> bool:
+    """AVIF and HEIC are boxes, one behind the other, each with its length in front."""
+    size, start = file.seek(0, os.SEEK_END), 0
+    while start < size:
+        file.seek(start)
+        head = file.read(16)
+        if len(head) < 8:
+            return False
+        length = struct.unpack(">I", head[:4])[0]
+        if length == 1:  # it has 64 bits
+            length = int.from_bytes(head[8:16], "big")
+        if length == 0:  # as far as the file goes
+            return True
+        if length < 8:
+            return False
+        start += length
+    return start == size
+
+
+_ENDS: dict[str, Callable[[BinaryIO], bool]] = {
+    "JPEG": _jpeg,
+    "MPO": _jpeg,
+    "PNG": _png,
+    "GIF": _gif,
+    "WEBP": _riff,
+    "BMP": _bmp,
+    "AVIF": _boxes,
+    "HEIF": _boxes,
+}

@@ -1,0 +1,222 @@
+"""Which images of a run can be read: found out before it starts, not after an epoch.
+
+There are three looks, each dearer than the one before. Of a photograph of 640 x 480 on one core:
+
+    is there a file?                         6 µs    every image, at every start
+    does it look like a whole picture?      75 µs    every image, once (see glance.py)
+    can it be decoded?                     4.3 ms    what does not look whole; and every image of an
+                                                     evaluation of up to `DECODED_AT_ONCE`, once
+
+What was found sound is written down with the size and time of its file, so that a later start looks
+again only at what has changed. `--decode cache` decodes all images anyway, and its cache knows.
+What damage remains (in the middle of a training image) is met when the image is read: loader.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.base import BadImageError, ImageSet
+from dataset.files import join_words, told_logger, warn_once
+from dataset.glance import looks_whole
+from dataset.inventory import admitted_bad_images, share_admitting
+from dataset.kept import default_folder, name_of, stamps_of
+from machine import cores
+from storage import load_arrays, save_arrays
+from terminal import printable
+from utils import InputError
+
+logger = logging.getLogger("dataset")
+
+DECODED_AT_ONCE = 20_000  # images of an evaluation: 45 s of two cores
+REMEMBERED = 500  # images from which on it pays to write down what was found
+_LOOKED_AT, _DECODED = 1, 2  # how much is known of an image that is sound
+_AT_ONCE = 64  # images that a thread looks at before it takes others
+_NAMED = 3
+
+_SIDES = {"train": "training", "eval": "evaluation"}
+REPLACED, LEFT_OUT = "other images of its class take its place", "it is left out"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a run reads its images, as far as it matters here: see the flags of the same names."""
+
+    decode: str = "exact"
+    cache_size: int = 256
+    cache_dir: str | Path | None = None
+
+
+def require_readable(
+    train: ImageSet | None,
+    evaluated: Iterable[ImageSet],
+    max_bad_images: float = 0.0,
+    reading: Reading | None = None,
+) -> dict[str, int]:
+    """Names every image that is known not to be readable, and refuses too many.
+
+    Args:
+        train: the training images, or None. evaluated: queries, galleries, held-out classes.
+        max_bad_images: the share of each of them that may be unreadable (`--max-bad-images`).
+
+    Returns:
+        how many there are on the two sides, "train" and "eval".
+
+    Raises:
+        InputError: more are unreadable than that, or all images of a training class are.
+    """
+    reading = reading or Reading()
+    counts = {"train": 0, "eval": 0}
+    for images in ([] if train is None else [train]) + list(evaluated):
+        side = "train" if images is train else "eval"
+        bad = unreadable(images, whole=side == "eval", reading=reading)
+        counts[side] += len(bad)
+        if len(bad) > admitted_bad_images(max_bad_images, len(images)):
+            raise InputError(too_many(images, _SIDES[side], bad, max_bad_images))
+        if side == "train":
+            _need_others(images, bad)
+        for index, reason in bad.items():
+            warn_once(in_words(images.paths[index], reason, side == "train"), logger)
+    return counts
+
+
+def in_words(path: str, reason: str, replaced: bool) -> str:
+    """What is said of one image that cannot be read, and of what becomes of it."""
+    return f"{path} cannot be read ({reason}); {REPLACED if replaced else LEFT_OUT}"
+
+
+def too_many(images: ImageSet, side: str, bad: dict[int, str], share: float) -> str:
+    """Why images that cannot be read (place → reason) keep a run from starting, and what to do."""
+    named = [f"{images.paths[index]} ({reason})" for index, reason in list(bad.items())[:_NAMED]]
+    named += ["others"] if len(bad) > _NAMED else []
+    which = join_words(named, "and")
+    admits = f"{admitted_bad_images(share, len(images)):,}" if share else "none"
+    return (
+        f"{len(bad):,} of the {len(images):,} {side} images of {images.given or images.name} "
+        f"cannot be read, and --max-bad-images {share:g} admits {admits}: {which}; "
+        f"repair or remove them (`{images.check_command} --json FILE` lists all), or do without "
+        f"them (--max-bad-images {share_admitting(len(bad), len(images)):g})"
+    )
+
+
+def _need_others(images: ImageSet, bad: dict[int, str]) -> None:
+    """Raises InputError where no other image of its class can stand in for one."""
+    left = np.bincount(images.labels, minlength=images.num_classes)
+    left -= np.bincount(images.labels[list(bad)], minlength=images.num_classes)
+    for index, reason in bad.items():
+        if left[images.labels[index]] == 0:
+            raise InputError(
+                f"{images.paths[index]} cannot be read ({reason}) and no other image of its class "
+                "can take its place; repair or remove it "
+                f"(`{images.check_command} --json FILE` lists all)"
+            )
+
+
+# --- finding them ---------------------------------------------------------------------------------
+
+
+def unreadable(images: ImageSet, *, whole: bool, reading: Reading | None = None) -> dict[int, str]:
+    """Place → reason of the images that cannot be read, as far as is found out here.
+
+    Args:
+        whole: decode them all, unless they are more than `DECODED_AT_ONCE`.
+    """
+    reading = reading or Reading()
+    if images.pixels is not None:
+        return {}
+    if reading.decode == "cache":
+        return _of_cache(images, reading)
+    level = _DECODED if whole and len(images) <= DECODED_AT_ONCE else _LOOKED_AT
+    with _memory(images) as known:
+        unsure = np.flatnonzero(known < level)
+        bad = _looked_at(images, unsure, level == _DECODED)
+        known[np.setdiff1d(unsure, list(bad))] = level
+    return bad
+
+
+def _of_cache(images: ImageSet, reading: Reading) -> dict[int, str]:
+    """Those that the cache could not decode, which is made first where it is not there yet."""
+    from dataset.cache import open_cache  # loads torch
+
+    cache = open_cache(images, reading.cache_size, reading.cache_dir)
+    found = ((index, _reason(images, index)) for index in np.flatnonzero(cache.shapes[:, 0] == 0))
+    return {int(index): reason for index, reason in found if reason is not None}
+
+
+def _reason(images: ImageSet, index: int) -> str | None:
+    """Why an image cannot be read; None where it can."""
+    try:
+        images.read(index)
+    except BadImageError as error:
+        return error.reason
+    return None
+
+
+def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int, str]:
+    """Looks at some images; those that can't be read."""
+
+    def look(part: np.ndarray) -> dict[int, str]:
+        found = {}
+        for index in part.tolist():
+            if decoded or not looks_whole(images.paths[index]):
+                reason = _reason(images, index)
+                if reason is not None:
+                    found[index] = reason
+        return found
+
+    if decoded and len(indices) >= REMEMBERED:
+        told_logger.info(
+            "decoding %s evaluation images once, to see that all can be", f"{len(indices):,}"
+        )
+    parts = [indices[start : start + _AT_ONCE] for start in range(0, len(indices), _AT_ONCE)]
+    bad: dict[int, str] = {}
+    title = "looking at the images" if decoded else "looking at the files"
+    bar = tqdm(
+        total=len(indices), desc=printable(title), unit="img", leave=False, disable=None, delay=1
+    )
+    # Pillow releases the interpreter while it decodes, so threads keep all cores busy.
+    with ThreadPoolExecutor(cores()) as pool, bar:
+        for part, found in zip(parts, pool.map(look, parts), strict=True):
+            bad |= found
+            bar.update(len(part))
+    return bad
+
+
+# --- what is remembered ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _memory(images: ImageSet) -> Iterator[np.ndarray]:
+    """(N,) how much is known of each image; what is written into it is kept for the next start.
+
+    Of few images nothing is kept, nor where there is no home folder or nothing can be written.
+    """
+    known = np.zeros(len(images), np.uint8)
+    if len(images) < REMEMBERED:
+        yield known
+        return
+    stamps = stamps_of(images)
+    file = None
+    with contextlib.suppress(InputError):
+        file = default_folder() / "readable" / f"{name_of(images, 'readable', 1)}.npz"
+    if file is not None and file.is_file():
+        with contextlib.suppress(InputError, KeyError):  # damaged: it is made anew
+            kept = load_arrays(file, "what is known of images")
+            if kept["stamps"].shape == stamps.shape and kept["known"].shape == known.shape:
+                same = (kept["stamps"] == stamps).all(axis=1) & (stamps[:, 0] >= 0)
+                known[same] = kept["known"][same]
+    before = known.copy()
+    yield known
+    if file is not None and (known != before).any():
+        write = partial(save_arrays, file, {"stamps": stamps, "known": known}, small=True)
+        with contextlib.suppress(InputError):
+            write()

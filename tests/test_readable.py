@@ -1,0 +1,315 @@
+"""Images that cannot be read are known before a run starts: real files of every kind."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT, run_cli
+from PIL import Image, features
+
+import report
+from dataset import kept, readable
+from dataset.base import ImageSet, PathTable
+from dataset.check import as_text, check
+from dataset.glance import looks_whole
+from dataset.readable import Reading, unreadable
+from utils import InputError
+
+RNG = np.random.default_rng(0)
+
+
+def picture(mode: str = "RGB", side: int = 48) -> Image.Image:
+    coarse = Image.fromarray(RNG.integers(0, 255, (6, 6, 3), np.uint8))
+    return coarse.resize((side, side), Image.Resampling.BICUBIC).convert(mode)
+
+
+def encoded(kind: str, image: Image.Image | None = None, **how: object) -> bytes:
+    file = io.BytesIO()
+    (image or picture()).save(file, kind, **how)
+    return file.getvalue()
+
+
+def moving(kind: str) -> bytes:
+    return encoded(kind, picture(), save_all=True, append_images=[picture(), picture()])
+
+
+SOUND: dict[str, Callable[[], bytes]] = {
+    "plain.jpg": lambda: encoded("JPEG"),
+    "progressive.jpg": lambda: encoded("JPEG", progressive=True),
+    "cmyk.jpg": lambda: encoded("JPEG", picture("CMYK")),
+    "stereo.mpo": lambda: moving("MPO"),
+    "rgb.png": lambda: encoded("PNG"),
+    "deep.png": lambda: encoded("PNG", Image.fromarray(RNG.integers(0, 65535, (9, 9), np.uint16))),
+    "palette.png": lambda: encoded("PNG", picture("P"), transparency=3),
+    "moving.png": lambda: moving("PNG"),
+    "moving.gif": lambda: moving("GIF"),
+    "still.webp": lambda: encoded("WEBP"),
+    "moving.webp": lambda: moving("WEBP"),
+    "x.bmp": lambda: encoded("BMP"),
+}
+if features.check("avif"):
+    SOUND["x.avif"] = lambda: encoded("AVIF")
+OTHERS = {"x.tif": lambda: encoded("TIFF"), "with more.jpg": lambda: encoded("JPEG") + b"trailer"}
+
+
+def image_set(folder: Path, labels: list[int] | None = None) -> ImageSet:
+    paths = sorted(os.fsdecode(path) for path in folder.iterdir())
+    numbers = np.zeros(len(paths), np.int64) if labels is None else np.array(labels)
+    return ImageSet("mine", "eval", numbers, ("a", "b"), PathTable(paths), given=f"folder:{folder}")
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_whole_file_looks_whole_and_one_cut_short_does_not(name: str, tmp_path: Path) -> None:
+    content, file = SOUND[name](), tmp_path / name
+    file.write_bytes(content)
+    assert looks_whole(file)
+    for length in (len(content) - 3, len(content) // 2, 20, 0):
+        file.write_bytes(content[:length])
+        assert not looks_whole(file), length
+    half = len(content) // 2
+    file.write_bytes(content[:half] + bytes(len(content) - half))  # as a full disk leaves it
+    assert not looks_whole(file) or name.endswith((".webp", ".bmp", ".avif"))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_cannot_be_read_is_found_and_nothing_else(whole: bool, tmp_path: Path) -> None:
+    for name, make in (SOUND | OTHERS).items():
+        (tmp_path / name).write_bytes(make())
+    (tmp_path / os.fsdecode(b"b\xfd.jpg")).write_bytes(encoded("JPEG"))
+    bad = {
+        "empty.jpg": b"",
+        "text.png": b"not a picture",
+        "cut.jpg": encoded("JPEG")[:300],
+        "cut.tif": encoded("TIFF")[:900],
+        "phone.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
+        "huge.png": _claiming(100_000, 100_000),
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "link.jpg").symlink_to("/nowhere/x.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    images = image_set(tmp_path)
+    found = {Path(images.paths[i]).name: why for i, why in unreadable(images, whole=whole).items()}
+    assert found.keys() == {*bad, "folder.jpg", "link.jpg", "pipe.jpg"}
+    assert found["empty.jpg"] and found["folder.jpg"] == "it is a folder, not a file"
+    assert "pixels that are decoded at most" in found["huge.png"]
+    assert "pillow-heif" in found["phone.heic"] or ".heic" in Image.EXTENSION
+
+
+def _claiming(width: int, height: int) -> bytes:
+    """A PNG that says it is of this size."""
+    import struct
+    import zlib
+
+    content = bytearray(encoded("PNG"))
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+def damaged_inside() -> bytes:
+    """A PNG that looks whole, and whose pixels are not those that were packed."""
+    content = bytearray(encoded("PNG", picture(side=96)))
+    content[len(content) // 2] ^= 0xFF
+    return bytes(content)
+
+
+def test_damage_inside_a_file_is_found_by_decoding_it(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(damaged_inside())
+    images = image_set(tmp_path)
+    assert looks_whole(images.paths[0])
+    assert unreadable(images, whole=False) == {} and list(unreadable(images, whole=True)) == [0]
+    cached = Reading("cache", 32, tmp_path / "cache")
+    assert list(unreadable(image_set(tmp_path), whole=False, reading=cached)) == [0]
+
+
+def test_a_box_beside_its_picture_is_found(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encoded("PNG"))
+    images = replace(image_set(tmp_path), boxes=np.array([[500, 0, 510, 9]], np.int32))
+    assert "lies outside" in unreadable(images, whole=True)[0]
+
+
+# --- what is remembered ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageSet:
+    """Twelve images, which count as enough to write down what was found."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(readable, "REMEMBERED", 12)
+    (tmp_path / "images").mkdir()
+    for number in range(12):
+        (tmp_path / "images" / f"{number:02d}.png").write_bytes(encoded("PNG"))
+    return image_set(tmp_path / "images")
+
+
+def test_only_what_has_changed_is_looked_at_again(many, tmp_path, monkeypatch) -> None:
+    looked: list[str] = []
+    read = ImageSet.read
+    monkeypatch.setattr(
+        ImageSet, "read", lambda self, i: looked.append(self.paths[i][-6:]) or read(self, i)
+    )
+    Path(many.paths[3]).write_bytes(b"no picture")
+    assert list(unreadable(many, whole=True)) == [3] and len(looked) == 12
+    looked.clear()
+    assert list(unreadable(many, whole=True)) == [3] and looked == ["03.png"]
+    looked.clear()
+    os.utime(many.paths[5], (1, 1))
+    Path(many.paths[7]).unlink()
+    assert list(unreadable(many, whole=True)) == [3, 7]
+    assert sorted(looked) == ["03.png", "05.png", "07.png"]
+    (file,) = (kept.default_folder() / "readable").iterdir()
+    file.write_bytes(file.read_bytes()[:-9])  # damaged: made anew, and no error
+    assert list(unreadable(many, whole=True)) == [3, 7]
+
+
+def test_a_glance_does_not_count_as_decoding(many) -> None:
+    Path(many.paths[2]).write_bytes(damaged_inside())
+    assert unreadable(many, whole=False) == {}
+    assert list(unreadable(many, whole=True)) == [2]
+    assert unreadable(many, whole=False) == {}
+
+
+def test_of_many_evaluation_images_not_all_are_decoded(many, monkeypatch) -> None:
+    monkeypatch.setattr(readable, "DECODED_AT_ONCE", 11)
+    monkeypatch.setattr(ImageSet, "read", lambda *_: pytest.fail("it was decoded"))
+    assert unreadable(many, whole=True) == {}
+
+
+def test_without_a_place_to_write_nothing_is_remembered(many, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    Path(many.paths[3]).write_bytes(b"no picture")
+    for _ in range(2):
+        assert list(unreadable(many, whole=True)) == [3]
+
+
+# --- a run ----------------------------------------------------------------------------------------
+
+
+def cut(file: Path) -> Path:
+    file.write_bytes(file.read_bytes()[:60])
+    return file
+
+
+@pytest.mark.parametrize("decode", ["exact", "cache"])
+@pytest.mark.parametrize("side", ["eval", "train"])
+def test_images_are_named_before_a_run_and_left_out_of_it(
+    side: str, decode: str, tmp_path: Path
+) -> None:
+    images = tiny.write_images(tmp_path / "data")
+    bad = cut(sorted(images.glob(f"{side}/*/*.png"))[3])
+    flags = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--decode", decode]
+    flags += ["--cache-dir", tmp_path / "cache"] if decode == "cache" else []
+    dry = run_cli("train.py", *flags, "--dry-run", cwd=tmp_path)
+    assert dry.returncode == 0 and dry.stderr.count(f"{bad} cannot be read") == 1, dry.stderr
+    told = {"train": "1 for training, others take", "eval": "1 for evaluation, left out"}
+    assert told[side] in dry.stdout and not (tmp_path / "logs").exists()
+    second = cut(sorted(images.glob(f"{side}/*/*.png"))[9])
+    refused = run_cli("train.py", *flags, "--epochs", 1, cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.count("error:") == 1, refused.stderr
+    for word in (bad, second, "--max-bad-images 0.01 admits 1", "check folder:"):
+        assert str(word) in refused.stderr
+    assert not (tmp_path / "logs").exists() and "epoch" not in refused.stdout
+    advised = refused.stderr.rpartition("--max-bad-images ")[2].strip(" )\n")
+    admitted = run_cli("train.py", *flags, "--epochs", 2, "--max-bad-images", advised, cwd=tmp_path)
+    assert admitted.returncode == 0, admitted.stderr
+    assert admitted.stderr.count(f"{second} cannot be read") == 1, admitted.stderr
+
+
+def test_a_missing_evaluation_image_is_met_like_a_damaged_one(tmp_path: Path) -> None:
+    rows = ["path,label,split"]
+    shutil.copytree(tiny.write_images(tmp_path / "data"), tmp_path / "d")
+    for file in sorted((tmp_path / "d").rglob("*.png")):
+        rows.append(f"{file},{file.parent.name},{'train' if '/train/' in str(file) else 'test'}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    gone = sorted((tmp_path / "d").glob("eval/*/*.png"))
+    gone[4].unlink()
+    words = ["--dataset", f"csv:{tmp_path / 'list.csv'}", *tiny.NETWORK, "--epochs", 1]
+    done = run_cli("train.py", *words, "--name", "run", cwd=tmp_path)
+    assert done.returncode == 0 and f"{gone[4]} cannot be read" in done.stderr, done.stderr
+    assert "1 image that cannot be read was left out" in done.stdout
+    again = run_cli("evaluate.py", "--resume", "logs/run", cwd=tmp_path)
+    assert again.returncode == 0 and "left out" in again.stdout, again.stderr
+    strict = run_cli("evaluate.py", "--resume", "logs/run", "--max-bad-images", 0, cwd=tmp_path)
+    assert strict.returncode == 2 and "is not there" in strict.stderr
+
+
+def test_a_class_without_any_readable_image_is_told_before_the_run(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "data")
+    for file in (images / "train" / "train2").iterdir():
+        cut(file)
+    with pytest.raises(InputError, match="no other image of its class can take its place"):
+        tiny.prepare(images, "--max-bad-images 0.5")
+
+
+# --- what check says ------------------------------------------------------------------------------
+
+
+def test_check_says_what_becomes_of_each_split_and_its_command_works(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "my photos")
+    cut(images / "train" / "train2" / "1.png")
+    told = check(f"folder:{images}")
+    by_split = {row.split: row for row in told.splits}
+    assert "puts other images of their classes in their place" in by_split["train"].outcome
+    assert (by_split["eval"].unreadable, by_split["eval"].outcome) == (0, "")
+    for number in range(3):
+        cut(images / "eval" / "eval1" / f"{number}.png")
+    found = check(f"folder:{images}", exif="ignore")
+    by_split = {row.split: row for row in found.splits}
+    assert by_split["eval"].unreadable == 3
+    assert "train.py stops before training" in by_split["eval"].outcome
+    command = found.commands["train on it"]
+    assert f"'folder:{images}'" in command and f"  {command}" in as_text(found).splitlines()
+    assert command.endswith("--exif ignore --max-bad-images 0.125")
+    words = command.replace("python train.py", f"{sys.executable} {ROOT / 'train.py'}")
+    flags = " ".join([*tiny.NETWORK, "--dry-run"])
+    done = subprocess.run(
+        ["bash", "-c", f"{words} {flags}"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0 and "3 for evaluation, left out" in done.stdout, done.stderr
+    for file in (images / "train" / "train2").iterdir():
+        cut(file)
+    found = check(f"folder:{images}")
+    (train, _) = found.splits
+    assert "of train2 no image is left, so train.py stops before training" in train.outcome
+
+
+def test_check_names_the_data_root_in_its_commands(tmp_path: Path) -> None:
+    root = tmp_path / "a b"
+    root.mkdir()
+    (command,) = check("cub", root).commands.values()
+    assert command == f"python -m dataset download cub --data-root '{root}'"
+    images = image_set(root)
+    assert replace(images, root=str(root)).check_command.endswith(f"--data-root '{root}'")
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_the_page_is_made_of_what_can_still_be_read(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "data")
+    run = tiny.run(images, tmp_path, "run", "--epochs 1 --loss AMLoss")
+    for file in [*(images / "train" / "train2").iterdir(), *(images / "eval" / "eval1").iterdir()]:
+        cut(file)
+    (images / "eval" / "eval4" / "1.png").unlink()
+    page = report.make([run]).read_text()
+    assert "4 images that were evaluated cannot be read any more" in page
+    assert "The learned margin of each class" in page and '"missing":""' in page
+    for file in images.glob("*/*/*.png"):
+        cut(file)
+    page = report.make([run]).read_text()
+    assert "no images of the evaluation" in page and "can be read any more" in page
+    shutil.rmtree(images)
+    assert "does not exist" in report.make([run]).read_text()
