@@ -53,6 +53,7 @@ from page.build import build
 from page.explained import explain, look
 from page.learned import nearest_proxy
 from page.map import embedding_map
+from page.pairs import pairs
 from runs import ClassHistory, RunFolder
 from utils import InputError
 
@@ -557,6 +558,33 @@ def test_a_query_says_at_which_place_the_nearest_right_image_stands():
     first = [cell["right"] for cell in groups[0]["rows"][0]["found"]]
     rank = groups[0]["rows"][0]["rank"]
     assert (first.index(True) + 1 == rank) if True in first else rank > 10
+
+
+def test_pairs_have_what_results_json_says_of_them():
+    judged = made_up()
+    search, record = findings.Search(judged), sop.stand_in()
+    assert pairs(record, search) is None  # a run that has compared none
+    numbers = {"TAR@1e-2": 0.5, "TAR@1e-3": None, "EER": 0.125, "AUC": 0.93}
+    kept = replace(record, outcome={"verification": {"x": numbers}})
+    found = pairs(kept, search)
+    assert "12.5 %" in found["said"][0] and "1 in 100 pairs" in found["said"][1]
+    assert "Too few pairs" in found["said"][-1] and not found["marks"]
+    labels = judged.images.labels
+    same = int((labels[:, None] == labels).sum()) - len(labels)
+    assert found["counts"] == [same, len(labels) ** 2 - len(labels) - same]
+    assert sum(found["same"]) == pytest.approx(1, abs=1e-3) == sum(found["different"])
+    middle = [np.average(found["cosines"], weights=found[kind]) for kind in ("same", "different")]
+    assert middle[0] > middle[1]
+
+
+def test_a_page_has_the_thresholds_that_its_run_recommends(page, logs):
+    outcome = json.loads((logs / "first" / "results.json").read_text())
+    (numbers,) = outcome["verification"].values()
+    (run,) = data_of(page)["runs"]
+    assert f"Equal error rate {document.percent(numbers['EER'])} %" in run["pairs"]["said"][0]
+    for kept in outcome["thresholds"].values():
+        assert f"from a cosine of {kept['same']:.3f}" in " ".join(run["pairs"]["said"])
+        assert [mark[1] for mark in run["pairs"]["marks"]] == ["different", "same"]
 
 
 def test_the_map_knows_whose_nearest_image_is_wrong():
