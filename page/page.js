@@ -476,7 +476,7 @@ function drawConfusions(host, run) {
   grid.append(el("div", {class: "card scroll"}, el("table", {class: "ranked"},
     el("thead", {}, el("tr", {}, el("th", {}, "images"), el("th", {}, "class"), el("th", {}, "R@1, %"), el("th", {}, "queries"))),
     el("tbody", {}, run.classes.lowest.map((c) => el("tr", {},
-      el("td", {}, c.images.map((i) => picture(i, c.name))), el("td", {}, c.name),
+      el("td", {}, c.images.map((i) => picture(i, c.name))), el("td", {}, el("div", {class: "named"}, c.name)),
       el("td", {}, (100 * c.score).toFixed(0)), el("td", {}, c.size)))))));
   const side = el("div", {});
   grid.append(side);
@@ -496,7 +496,7 @@ function drawPairs(host, run) {
   lineChart(grid, {title: "cosines of pairs, % of their kind", note: `${found.queries} queries with all images`, xName: "cosine", height: 240,
     marks: found.marks, series: [{name: "one class", colour: "var(--right)", points: points(found.same)},
       {name: "two classes", colour: "var(--wrong)", points: points(found.different)}]});
-  grid.append(el("p", {class: "legend"}, el("span", {}, el("i", {}), "pairs of one class"),
+  host.append(el("p", {class: "legend space"}, el("span", {}, el("i", {}), "pairs of one class"),
     el("span", {}, el("i", {class: "wrong"}), "pairs of two classes"), found.marks.length ? el("span", {}, "dashed: the recommended thresholds") : null));
 }
 
@@ -708,7 +708,7 @@ const kinds = {
     const table = (title, rows) => el("div", {class: "card scroll"}, el("b", {}, title), el("table", {class: "ranked"},
       el("thead", {}, el("tr", {}, el("th", {}, "images"), el("th", {}, "class"), el("th", {}, part.value),
         rows[0].spread === null ? null : el("th", {}, "spread"), rows[0].nearest === null ? null : el("th", {}, "nearest proxy"))),
-      el("tbody", {}, rows.map((r) => el("tr", {}, el("td", {}, r.images.map((i) => picture(i, r.name))), el("td", {}, r.name),
+      el("tbody", {}, rows.map((r) => el("tr", {}, el("td", {}, r.images.map((i) => picture(i, r.name))), el("td", {}, el("div", {class: "named"}, r.name)),
         el("td", {}, show(r.value)), rows[0].spread === null ? null : el("td", {}, show(r.spread)),
         rows[0].nearest === null ? null : el("td", {}, show(r.nearest)))))));
     host.append(el("div", {class: "two"}, table(`largest ${part.value}s`, part.largest), table(`smallest ${part.value}s`, part.smallest)),

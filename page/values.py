@@ -108,8 +108,8 @@ def about_margins(learned: Learned, values: np.ndarray) -> str:
     range_ = " to ".join(ends)
     if most <= ALIKE * least:
         return (
-            f"{said} Among these {len(values):,} classes it pulls at all of them alike ({range_} of its "
-            "full strength), so it is not what tells their margins apart."
+            f"{said} Among these {len(values):,} classes it pulls at all of them alike "
+            f"({range_} of its full strength), so it is not what tells their margins apart."
         )
     return f"{said} Among these {len(values):,} classes it pulls {range_} as hard as it can."
 
