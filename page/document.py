@@ -94,7 +94,7 @@ def named(name: str) -> str:
 
 def breakable(value: object) -> str:
     """Text that may go on in another line after a `/` or a `_`."""
-    return re.sub(r"([/_])(?=\w)", r"\1<wbr>", as_text(value))
+    return re.sub(r"([/_])(?=\w\w)", r"\1<wbr>", as_text(value))
 
 
 def bullets(sentences: Sequence[str]) -> str:

@@ -940,7 +940,7 @@ def test_every_recipe_tells_its_published_number_and_no_reference_as_one(path):
 def test_published_number_and_changed_flags_are_on_the_page(logs, tmp_path):
     shutil.copytree(logs / "first", tmp_path / "run")
     tiny.edit(tmp_path / "run" / "args.json", recipe="recipes/amloss_cub_bn_inception.txt")
-    content = report.make([tmp_path / "run"]).read_text()
+    content = report.make([tmp_path / "run"]).read_text().replace("<wbr>", "")
     assert (
         "published: amloss_cub_bn_inception" in content and "is published with R@1 69.0" in content
     )
