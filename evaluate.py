@@ -47,10 +47,12 @@ from evaluation.candidates import (
     paired_tests,
 )
 from evaluation.embedding import Embedded
-from evaluation.measuring import measure, print_doubts, print_thresholds
+from evaluation.measuring import measure_all, print_doubts, print_thresholds
 from evaluation.networks import checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
-from evaluation.tasks import Task, images_of
+from evaluation.tasks import Task, images_of, on_the_same_images
+from evaluation.whitening import Origin, whitened
+from options.ranking import ranking_of
 from storage import write_atomically, write_json, write_table
 from terminal import fitted, hear, say, told
 from utils import InputError, human_seconds, sentence_errors
@@ -94,9 +96,13 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
         with told(f"loading {path}"):
             opened = open_network()
         if opened.data not in loaded:
-            loaded[opened.data] = opened.tasks(args.ks)
-            share = opened.viewing.max_bad_images
-            dataset.require_files(None, images_of(loaded[opened.data]), share)
+            tasks = opened.tasks(args.ks)
+            dataset.require_files(None, images_of(tasks), opened.viewing.max_bad_images)
+            loaded[opened.data] = [task for one in tasks for task in one.at(args.dims)]
+        try:
+            opened.network.keep(max(args.dims, default=None))
+        except InputError as error:
+            raise InputError(f"--dims: {path}: {error}") from None
         candidates.append(
             Candidate(
                 path,
@@ -155,29 +161,36 @@ def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) ->
 
 def measured(candidate: Candidate, args: argparse.Namespace, precision: Precision) -> Candidate:
     """Evaluates a checkpoint, and says what it was evaluated on."""
-    network = candidate.network
+    network, ranking = candidate.network, ranking_of(args)
     network.to(precision.device, memory_format=precision.memory_format)
+    done = ranking.in_words()
+    if args.whiten is not None:
+        origin = Origin(Path(candidate.path), candidate.data, candidate.trained)
+        network = whitened(network, origin, candidate.viewing, precision, args.whiten)
+        done = f"whitened to {network.test_size}{', ' if done else ''}{done}"
     results = []
-    for task in candidate.tasks:
-        result = measure(
+    for tasks in on_the_same_images(candidate.tasks):
+        found = measure_all(
             network,
-            task,
+            tasks,
             precision,
             candidate.viewing,
             seed=args.seed,
             kmeans_restarts=args.kmeans_restarts,
             chosen=args.metrics,
             block_size=args.block_size,
+            ranking=ranking or None,
         )
-        results.append(result)
+        results += found
         kept = {"ema": ", running mean of the weights", "raw": ", raw weights"}
-        about = f"{task.title}: {result.task.describe()}{kept.get(candidate.weights, '')}"
-        about += f", {human_seconds(result.seconds)}"
+        about = f"{tasks[0].name}: {found[0].task.describe()}{kept.get(candidate.weights, '')}"
+        about += f", {done}" if done else ""
+        about += f", {human_seconds(sum(result.seconds for result in found))}"
         about = f"{candidate.label}, {about}" if candidate.label else about
         say(fitted(about, "  "), flush=True)
     # The candidates on these data share the list, so that all see the images that can be read.
     candidate.tasks[:] = [result.task for result in results]
-    return replace(candidate, results=results)
+    return replace(candidate, network=network, results=results, postprocessing=done)
 
 
 def without_images(candidate: Candidate) -> Candidate:

@@ -134,11 +134,12 @@ def _scores(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The first image's number and scores (Q, n) of some images after others.
 
-    Those that do not count have -inf. The tensor is written anew each time.
+    The blocks follow each other. Those that do not count have -inf. The tensor is written anew each
+    time.
     """
     total = sum(len(block.vectors) for block in blocks)
     found = torch.empty(len(queries), min(WIDTH, total))
-    first, filled = 0, 0
+    first, filled = blocks[0].first if blocks else 0, 0
     for block in blocks:
         for part in _tiles(len(block.vectors)):
             if filled + part.stop - part.start > found.shape[1]:

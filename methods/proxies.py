@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from criteria import PROXY_LR_SCALE
-from flags import Group, Search, flag, not_negative, positive
+from flags import NOTHING, SWITCH, Group, Search, flag, not_negative, positive
 from methods.base import Method, Options, loss_is
 
 PROXY_LOSSES = loss_is("Proxy_Anchor", "AMLoss")
@@ -29,6 +29,9 @@ METHOD = Method(
         flag("--proxy-lr-scale", PROXY_LR_SCALE, not_negative("X"),
              "learning rate of the proxies as a multiple of --lr",
              need=RATED, argument="proxy_lr_scale", shown="100; Proxy_NCA 1"),
+        flag("--shard-proxies", False, SWITCH,
+             "several processes: each holds, and trains, its share of the proxies; the numbers and "
+             "the checkpoints are those of one", change=NOTHING),
     )),),
     wanted=PROXY_LOSSES.met,
     defaults=authors_settings,

@@ -407,6 +407,9 @@ EVALUATION = Group("evaluation", (
          shown="ema where there is one"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
+    flag("--dims", (), Kind(whole(1), "D", nargs="+"),
+         "compare images by the first D dimensions of the embedding, a row for each D; networks "
+         "are trained for it with --matryoshka", shown="all of them"),
     flag("--bootstrap", None, Kind(whole(100), "N"),
          "95 % intervals of the retrieval metrics from N resamples of the classes, each with its "
          "queries; with several checkpoints also how each differs from the first (those that "
@@ -428,6 +431,22 @@ FILES = Group("what evaluation also writes: tables", (
     flag("--csv", None, a_path("FILE.csv"), "the table"),
     flag("--latex", None, a_path("FILE.tex"),
          "the table for a paper (booktabs), in percent; seeds as mean ± half of its 95 % interval"),
+))
+POSTPROCESSING = Group("what is done to the embeddings before they are compared", (
+    flag("--whiten", None, Kind(whole(1), "D", nargs="?", const=0),
+         "PCA-whitening to D numbers (without D: as many as vary), fitted on the run's training "
+         "images and kept beside the checkpoint; for all that is computed and written",
+         shown="off"),
+    flag("--query-expansion", None, Kind(number(0.0), "K", nargs="+"),
+         "each query is moved towards its K nearest images, which count with their cosine to the "
+         "power alpha: --query-expansion K [ALPHA]; here and below for the retrieval metrics alone",
+         need=RETRIEVAL, shown="off; alpha 3"),
+    flag("--database-augmentation", None, Kind(number(0.0), "K", nargs="+"),
+         "each image of the gallery is moved towards its K nearest: "
+         "--database-augmentation K [ALPHA]", need=RETRIEVAL, shown="off; alpha 3"),
+    flag("--rerank", None, Kind(number(0.0), "N", nargs="*"),
+         "k-reciprocal re-ranking: --rerank [K1 K2 LAMBDA]", need=RETRIEVAL,
+         shown="off; 20 6 0.3"),
 ))
 SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
     flag("--per-class", None, a_path("FILE.csv"),
@@ -480,7 +499,7 @@ TRAIN_GROUPS = (
     *(DATA, SELECTION, NETWORK, FINETUNING, LOSS, *methods.groups(), OPTIMISATION, RUN),
     *methods.dead_groups(),
 )
-EVALUATE_GROUPS = (EVALUATION, FILES, SINGLE_IMAGES, DATA, NETWORK)
+EVALUATE_GROUPS = (EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES, DATA, NETWORK)
 REPORT_GROUPS = (REPORT, OVERVIEW)
 
 # --- all of them ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from options.declared import (
     pretrained_of,
     train_flags,
 )
+from options.ranking import ranking_of
 from utils import InputError
 
 
@@ -130,13 +131,38 @@ def check_metrics(args: argparse.Namespace, evaluated: Iterable[dataset.DataSet]
         )
 
 
+def check_ranking(args: argparse.Namespace) -> None:
+    """Raises InputError where post-processing is asked for that cannot be, or not with the rest."""
+    if not ranking_of(args):
+        return
+    flags = ("query_expansion", "database_augmentation", "rerank")
+    asked = next(name for name in flags if getattr(args, name) is not None)
+    asked = f"--{asked.replace('_', '-')}"
+    for name in ("neighbours", "failures", "query"):
+        if getattr(args, name):
+            raise InputError(
+                f"{asked} changes the retrieval metrics alone, and --{name} would show the "
+                "neighbours without it; leave one of them out"
+            )
+    if "metrics" in args.given and "official" in args.metrics:
+        raise InputError(
+            f"--metrics official draws galleries of its own, and {asked} is of one gallery; leave "
+            "one of them out"
+        )
+
+
 def check_one_checkpoint(args: argparse.Namespace, count: int) -> None:
-    """Raises InputError where something is asked about one checkpoint, and there are several."""
+    """Raises InputError where something is asked about one embedding, and there are several."""
     given = [entry for entry in SINGLE_IMAGES.flags if entry.dest in args.given]
     if count > 1 and given:
         raise InputError(
             f"{given[0].spellings[0]} describes one checkpoint and --resume names {count}; leave "
             "one of them"
+        )
+    if len(args.dims) > 1 and given:
+        raise InputError(
+            f"{given[0].spellings[0]} describes one embedding and --dims names {len(args.dims)}; "
+            "give one of them"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import re
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
@@ -15,12 +16,14 @@ from typing import Any, NoReturn
 
 import criteria
 import dataset
+import methods
 from flags import SWITCH, Flag, Group
 from machine import expanded
 from options.declared import (
     EVALUATE_GROUPS,
     EVALUATION,
     FILES,
+    POSTPROCESSING,
     REPORT_GROUPS,
     SINGLE_IMAGES,
     TRAIN_GROUPS,
@@ -34,6 +37,7 @@ from options.meaning import (
     changed,
     check_metrics,
     check_one_checkpoint,
+    check_ranking,
     resolved,
     unread,
     useless,
@@ -62,11 +66,13 @@ class Formatter(argparse.HelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         words = super()._format_action_invocation(action).replace(" ,", ",").rstrip()
-        room = self._width - self._current_indent
-        return words if len(words) <= room else words.replace(", ", f",\n{self._blanks()}")
-
-    def _blanks(self) -> str:
-        return " " * self._current_indent
+        lines, room = [""], self._width - self._current_indent
+        for part in re.split("(?<=,)", words):  # between spellings, or between choices
+            if lines[-1] and len(lines[-1] + part) > room:
+                lines.append(part.lstrip())
+            else:
+                lines[-1] += part
+        return f"\n{' ' * self._current_indent}".join(lines)
 
     def start_section(self, heading: str | None) -> None:
         """A heading that fits, too."""
@@ -177,6 +183,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
         check_metrics(args, [dataset.find(args.dataset)])
+        methods.check(args)
         return resolved(args)
     except InputError as error:
         parser.error(str(error))
@@ -203,8 +210,9 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
         raise SystemExit(2)
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
-    _check_needs(args, flags_of((EVALUATION, FILES, SINGLE_IMAGES)), parser)
+    _check_needs(args, flags_of((EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES)), parser)
     try:
+        check_ranking(args)
         check_one_checkpoint(args, len(args.resume or [args.model]))
     except InputError as error:
         parser.error(str(error))

@@ -67,9 +67,7 @@ class Explained:
         if gone <= 0:
             return ""
         images = "images that were evaluated" if gone > 1 else "image that was evaluated"
-        return (
-            f"{gone:,} {images} cannot be read any more, and what is drawn below is without them."
-        )
+        return f"{gone:,} {images} cannot be read any more; what is drawn below is without them."
 
     @property
     def _concern(self) -> str:

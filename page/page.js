@@ -205,7 +205,7 @@ function frame(host, caption, note, height) {
 // The place of a chart's lines, its axes drawn around it. Options: log, whole (x), xName, noX.
 function axes(root, width, height, x, y, {log, whole, xName, noX} = {}) {
   const top = 8, bottom = height - (xName ? 36 : 22);
-  const most = Math.max(2, Math.min(6, Math.floor((bottom - top) / 30)));
+  const most = Math.max(2, Math.min(6, Math.floor((bottom - top) / 22)));
   const step = log ? null : ticks(y[0], y[1], most);
   const marks = log ? logTicks(y[0], y[1], most).map((v) => [v, logText(v)]) : step.values.map((v) => [v, tickText(v, step.step)]);
   const left = Math.max(30, 12 + 6.6 * Math.max(...marks.map(([, text]) => text.length)));
@@ -299,7 +299,7 @@ function lineChart(host, {title, note, series, xName, log, band, height = 178}) 
 function scatter(host, {title, note, points, xName, yName, joined, height = 230}) {
   frame(host, title, note, height)((root, width) => {
     const x = extent(points.map((p) => p[0]), 0.02), y = extent(points.map((p) => p[1]), 0.06);
-    const box = axes(root, width, height, x, y, {xName, whole: joined});
+    const box = axes(root, width, height, x, y, {xName, whole: points.every((p) => Number.isInteger(p[0]))});
     if (joined) {
       root.append(svg("polyline", {class: "series", style: {stroke: colour(0), opacity: 0.5},
         points: points.map((p) => `${box.x(p[0])},${box.y(p[1])}`).join(" ")}));

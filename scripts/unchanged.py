@@ -85,6 +85,9 @@ METHODS = {
     "mixup": "--loss MS --mixup 0.4",
     "disentangled": "--loss Proxy_Anchor --disent True --al 1 --be 0.1 --gam 1e-5",
     "disentangled amloss": "--loss AMLoss --disent True --al 0.5 --be 0.2 --gam 1e-3",
+    # any loss on prefixes; pairs among earlier batches
+    "matryoshka": "--loss AMLoss --matryoshka 2 8",
+    "memory bank": f"--loss ms {SEC} --batch-size 10 --memory-bank 30 --memory-bank-start 3",
     # SEC
     "sec": "--loss AMLoss --sec_wei 0.5 --norm_momentum 0.1",
     "sec raw": "--loss MS --sec_wei 0.5 --l2-norm 0",

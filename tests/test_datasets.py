@@ -770,7 +770,7 @@ def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
     save_image(folder / "eval" / "a" / "8.jpg", 9, 6)
     save_image(folder / "eval" / "a" / "9.jpg", 9, 7)
     save_image(folder / "eval" / "loose.jpg", 9, 5)
-    (folder / "eval" / "e" / "phone.HEIC").write_bytes(b"not for Pillow")
+    (folder / "eval" / "e" / "phone.jxl").write_bytes(b"not for Pillow")
     report = check(f"folder:{folder}")
     assert findings(report) == {
         "unreadable or truncated file": (1, False),

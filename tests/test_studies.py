@@ -21,6 +21,7 @@ from conftest import ROOT, run_cli
 import metrics
 import study
 from metrics import comparison
+from page import plots
 from storage import write_json
 from studies import asking, judging, pages, results, tables
 from studies.ledger import Ledger, claim_of
@@ -354,7 +355,7 @@ def test_a_rotation_is_undone():
     ("low", "high"), [(0, 1), (37.2, 37.9), (-3, 8), (0, 0), (1e-5, 2e-5), (12, 1200)]
 )
 def test_ticks_are_round_and_few(low, high):
-    marks = pages.ticks(low, high)
+    marks = plots.ticks(low, high)
     assert 2 <= len(marks) <= 10 and marks[0] <= low and marks[-1] >= high
     steps = np.diff(marks)
     assert np.allclose(steps, steps[0])
