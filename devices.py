@@ -147,7 +147,7 @@ def environment(device: torch.device) -> dict:
         "cpu_threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "git_commit": git_commit(),
-        "command": as_shell(*sys.argv),
+        "command": as_shell(*sys.orig_argv[1:]),
     }
 
 
@@ -168,6 +168,8 @@ def device_name(device: torch.device) -> str:
 def git_commit() -> str | None:
     """The commit of the code, with `+changes` when files differ from it; None outside git."""
     here = Path(__file__).resolve().parent
+    if not (here / ".git").exists():  # installed: the repository around it is somebody else's
+        return None
 
     def git(*words: str) -> str:
         return subprocess.run(

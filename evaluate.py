@@ -38,6 +38,7 @@ from evaluation import files, tables
 from evaluation.candidates import (
     Candidate,
     Test,
+    about_tests,
     averages,
     bootstrapped,
     caption,
@@ -46,10 +47,12 @@ from evaluation.candidates import (
     paired_tests,
 )
 from evaluation.embedding import Embedded
-from evaluation.measuring import measure, print_doubts
+from evaluation.measuring import measure_all, print_doubts, print_thresholds
 from evaluation.networks import checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
-from evaluation.tasks import Task, images_of, tasks_of
+from evaluation.tasks import Task, images_of, on_the_same_images
+from evaluation.whitening import Origin, whitened
+from options.ranking import ranking_of
 from storage import write_atomically, write_json, write_table
 from terminal import fitted, hear, say, told
 from utils import InputError, human_seconds, sentence_errors
@@ -93,9 +96,13 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
         with told(f"loading {path}"):
             opened = open_network()
         if opened.data not in loaded:
-            loaded[opened.data] = tasks_of(opened.data, args.ks)
-            share = opened.viewing.max_bad_images
-            dataset.require_files(None, images_of(loaded[opened.data]), share)
+            tasks = opened.tasks(args.ks)
+            dataset.require_files(None, images_of(tasks), opened.viewing.max_bad_images)
+            loaded[opened.data] = [task for one in tasks for task in one.at(args.dims)]
+        try:
+            opened.network.keep(max(args.dims, default=None))
+        except InputError as error:
+            raise InputError(f"--dims: {path}: {error}") from None
         candidates.append(
             Candidate(
                 path,
@@ -154,29 +161,36 @@ def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) ->
 
 def measured(candidate: Candidate, args: argparse.Namespace, precision: Precision) -> Candidate:
     """Evaluates a checkpoint, and says what it was evaluated on."""
-    network = candidate.network
+    network, ranking = candidate.network, ranking_of(args)
     network.to(precision.device, memory_format=precision.memory_format)
+    done = ranking.in_words()
+    if args.whiten is not None:
+        origin = Origin(Path(candidate.path), candidate.data, candidate.trained)
+        network = whitened(network, origin, candidate.viewing, precision, args.whiten)
+        done = f"whitened to {network.test_size}{', ' if done else ''}{done}"
     results = []
-    for task in candidate.tasks:
-        result = measure(
+    for tasks in on_the_same_images(candidate.tasks):
+        found = measure_all(
             network,
-            task,
+            tasks,
             precision,
             candidate.viewing,
             seed=args.seed,
             kmeans_restarts=args.kmeans_restarts,
             chosen=args.metrics,
             block_size=args.block_size,
+            ranking=ranking or None,
         )
-        results.append(result)
+        results += found
         kept = {"ema": ", running mean of the weights", "raw": ", raw weights"}
-        about = f"{task.title}: {result.task.describe()}{kept.get(candidate.weights, '')}"
-        about += f", {human_seconds(result.seconds)}"
+        about = f"{tasks[0].name}: {found[0].task.describe()}{kept.get(candidate.weights, '')}"
+        about += f", {done}" if done else ""
+        about += f", {human_seconds(sum(result.seconds for result in found))}"
         about = f"{candidate.label}, {about}" if candidate.label else about
         say(fitted(about, "  "), flush=True)
     # The candidates on these data share the list, so that all see the images that can be read.
     candidate.tasks[:] = [result.task for result in results]
-    return replace(candidate, results=results)
+    return replace(candidate, network=network, results=results, postprocessing=done)
 
 
 def without_images(candidate: Candidate) -> Candidate:
@@ -192,14 +206,15 @@ def without_images(candidate: Candidate) -> Candidate:
 @processes.main_only
 def conclude(args: argparse.Namespace, candidates: list[Candidate]) -> None:
     """Tables and tests, on the screen and in files."""
-    tests = []
     if args.bootstrap:
         with told(f"drawing {args.bootstrap:,} resamples"):
             candidates = bootstrapped(candidates, args.bootstrap, args.seed)
-            tests = paired_tests(candidates)
+    tests = paired_tests(candidates)
     rows = [row for candidate in candidates for row in candidate.rows()] + averages(candidates)
-    print_results(candidates, rows, tests, args.bootstrap, args.remark)
-    write_tables(args, candidates, rows, tests)
+    named = "metrics" in args.given and "verification" in args.metrics
+    shown = rows if named else tables.without_verification(rows)
+    print_results(candidates, shown, tests, args.bootstrap, args.remark)
+    write_tables(args, candidates, rows, shown, tests)
 
 
 def print_results(
@@ -215,25 +230,27 @@ def print_results(
     say(tables.text(rows))
     say(tables.footnote(rows))
     print_doubts(candidates[0].results)
+    for candidate in candidates:
+        print_thresholds(candidate.results)
     if resamples:
-        about = "95 % intervals over the queries, the network as it is"
+        about = "95 % intervals over the classes, the network as it is"
         say(fitted(f"\n{about} ({resamples:,} bootstrap resamples):"))
         say(tables.interval_text([row for row in rows if row.intervals]))
     for test in tests:
-        question = (
-            f"\nIs B = {test.b} better than A = {test.a} on {test.task}? (paired bootstrap;\n"
-        )
-        say(fitted(f"{question}p: share of the resamples in which it is not)"))
-        say(tables.difference_text(test.differences))
+        say(fitted(f"\nB = {test.b} less A = {test.a} on {test.task}"))
+        say(tables.difference_text(test.differences, test.corrected))
+    if tests:
+        say(tables.in_lines(about_tests(tests, resamples)))
 
 
 def write_tables(
     args: argparse.Namespace,
     candidates: Sequence[Candidate],
     rows: Sequence[Row],
+    shown: Sequence[Row],
     tests: Sequence[Test],
 ) -> None:
-    """--json, --csv and --latex."""
+    """--json and --csv, which have all there is; and --latex, which has what is shown."""
     if args.json:
         content = json_content(rows, tests, seed=args.seed, bootstrap=args.bootstrap)
         content |= {"remark": args.remark} if args.remark else {}
@@ -243,7 +260,7 @@ def write_tables(
         write_table(Path(args.csv), *tables.csv_table(rows))
         say(f"table written to {args.csv}")
     if args.latex:
-        content = tables.latex(rows, caption(candidates, rows))
+        content = tables.latex(shown, caption(candidates, shown))
         write_atomically(Path(args.latex), lambda file: file.write(content.encode()))
         say(f"table for a paper written to {args.latex}")
 

@@ -43,6 +43,14 @@ class Change(Enum):
     NOTHING = "where and how it runs and what is written; its numbers stay"
 
 
+class Search(NamedTuple):
+    """What a study tries for a flag: numbers from `low` to `high`, by factors where `log`."""
+
+    low: float
+    high: float
+    log: bool = True
+
+
 MATTERS, CONTINUED, SEED, LABEL, NOTHING = Change
 
 AS_TODAY: Any = object()
@@ -57,7 +65,8 @@ class Flag:
     criterion calls it; `shown` is the default in words, where it depends on something; `change` is
     what another value changes; `dead` flags are accepted and change nothing; `before` is what runs
     did that were begun before there was the flag; `local` ones may have another value in each of
-    several processes, on machines of their own.
+    several processes, on machines of their own; `search` is what a study tries where the flag is
+    read.
     """
 
     spellings: tuple[str, ...]
@@ -71,6 +80,7 @@ class Flag:
     dead: bool = False
     before: Any = AS_TODAY
     local: bool = False
+    search: Search | None = None
 
     @property
     def dest(self) -> str:

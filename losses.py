@@ -24,6 +24,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,12 @@ from torch import Tensor
 import criteria
 from criteria.amloss import AMLoss, ProxyCrowding
 from criteria.arguments import SIZES, Parameters, arguments_of, check_arguments, unknown
-from criteria.base import Criterion, Embeddings, in_float32, log_one_plus_sum_exp
+from criteria.base import Criterion, Embeddings, References, in_float32, log_one_plus_sum_exp
 from criteria.ddml import DisentanglingLoss
 from criteria.library import LibraryEntry, LibraryLoss, LibraryPart, library_loss
 from criteria.margin import MarginLoss
 from criteria.masks import MaskOrthogonality, mask_orthogonality
+from criteria.memory import MemoryBank
 from criteria.miners import (
     MINERS,
     AnchorMiner,
@@ -58,9 +60,16 @@ from criteria.pairs import (
     SoftmaxPairLoss,
     TripletLoss,
 )
-from criteria.proxies import ProxyAnchorLoss, ProxyLoss, negative_term, positive_term
+from criteria.proxies import (
+    ProxyAnchorLoss,
+    ProxyLoss,
+    negative_term,
+    positive_term,
+    proxy_losses,
+)
 from criteria.similarity import cosine_similarity, introspective_similarity
 from criteria.sphere import NormPenalty, SphericalConstraint
+from utils import InputError
 
 CRITERIA: dict[str, Callable[..., Criterion]] = {
     name: criteria.load(place) for name, place in criteria.LOSSES.items()
@@ -71,6 +80,9 @@ ATTACHMENTS: dict[str, Callable[..., dict[str, Term]]] = {
     name: criteria.load(place) for name, place in criteria.ATTACHMENTS.items()
 }
 """What can be attached to a loss, in the order in which it is done."""
+
+FILLED_IN = ("embedding_size", "metric_of_size")
+"""The keywords of an attachment that are not the user's to give, see criteria/__init__.py."""
 
 
 def build(name: str, num_classes: int, embedding_size: int, **options: Any) -> Criterion:
@@ -85,6 +97,17 @@ def build(name: str, num_classes: int, embedding_size: int, **options: Any) -> C
     taken = arguments_of(make)
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
     return make(**{key: size for key, size in sizes.items() if key in taken}, **options)
+
+
+def needs_pairs(name: str) -> bool:
+    """Whether the loss called ``name`` learns from pairs within a batch; False if that is unknown.
+
+    It is unknown where the loss cannot be built without options.
+    """
+    try:
+        return build(name, num_classes=2, embedding_size=2).needs_pairs
+    except (ValueError, TypeError, InputError):
+        return False
 
 
 def options_of(name: str) -> frozenset[str]:
@@ -119,6 +142,8 @@ def compose(
 
         introspective  variant ("released" or "paper")        losses with proxies of our own only
         disentangled   al, be, gam, scale                     losses with proxies of our own only
+        memory         size, start                            losses on pairs
+        matryoshka     sizes, the last embedding_size         any loss, on each prefix
         sec            weight, momentum                       any loss; raw lengths
         l2             weight                                 any loss; raw lengths
         masks          weight                                 any loss; needs masks= in the call
@@ -133,11 +158,30 @@ def compose(
     criterion = build(name, num_classes, embedding_size, **options)
     unit = l2_norm if criterion.unit_length is None else criterion.unit_length
     terms = {"metric": Term(criterion, unit_retrieval if unit else raw_retrieval)}
+    done: dict[str, Mapping[str, Any]] = {}
     for attachment, make in ATTACHMENTS.items():
         if attachment in attach:
-            check_arguments(attachment, attach[attachment], _keywords(make))
-            terms.update(make(name, terms["metric"], l2_norm, **attach[attachment]))
+            taken = _keywords(make)
+            known = {key: argument for key, argument in taken.items() if key not in FILLED_IN}
+            check_arguments(attachment, attach[attachment], known)
+            again = partial(_metric_of_size, name, num_classes, dict(done), l2_norm, options)
+            filled = dict(zip(FILLED_IN, (embedding_size, again), strict=True))
+            filled = {key: value for key, value in filled.items() if key in taken}
+            terms.update(make(name, terms["metric"], l2_norm, **attach[attachment], **filled))
+            done[attachment] = attach[attachment]
     return Objective(terms)
+
+
+def _metric_of_size(
+    name: str,
+    num_classes: int,
+    attach: Mapping[str, Mapping[str, Any]],
+    l2_norm: bool,
+    options: Mapping[str, Any],
+    size: int,
+) -> Term:
+    """The loss's own term, with what is attached to it, for embeddings of another size."""
+    return compose(name, num_classes, size, attach, l2_norm, **options).parts["metric"]
 
 
 def try_out(

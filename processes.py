@@ -11,6 +11,11 @@ gradients of the network are *summed* over processes (`sum_gradients`). A parame
 the loss itself (a proxy, a margin, a mask) has the same gradient everywhere and must not be
 multiplied: `once` lets only the main process's through. The update then equals that of one process.
 
+A parameter may also be divided (`Share`): each process has some of its rows, their gradient and
+their optimiser's state. What a process computes with its rows is one part of the loss, so the
+embeddings that go in have their gradient summed (`part_of_all`), and the parts that come out are
+gathered. Checkpoints hold the whole.
+
 Processes watch each other through the launcher's key-value store: one that fails or falls silent
 ends the others, on all machines, within `SILENCE` seconds and with a sentence, never in a hang. How
 they find each other at the start stands in meeting.py.
@@ -29,6 +34,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
@@ -153,6 +159,16 @@ class _GatherRows(torch.autograd.Function):
         return gradient[ctx.own].contiguous(), None
 
 
+def from_process(number: int, rows: Tensor, count: int) -> Tensor:
+    """The `count` rows of process `number`, in every process; no gradient passes."""
+    if not is_group():
+        return rows
+    own = number == rank()
+    found = rows.contiguous() if own else rows.new_empty(count, *rows.shape[1:])
+    dist.broadcast(found, src=number)
+    return found
+
+
 def sum_over(value: Tensor) -> Tensor:
     """The sum over processes of a tensor of one shape; so is its gradient."""
     return _Sum.apply(value) if is_group() else value
@@ -168,10 +184,76 @@ class _Sum(torch.autograd.Function):
         return _summed(gradient)
 
 
+def part_of_all(value: Tensor) -> Tensor:
+    """The same tensor, for a part of a loss whose other parts are computed in other processes.
+
+    It is the same in all of them; its gradient is the sum of what each finds for its part.
+    """
+    return _PartOfAll.apply(value) if is_group() else value
+
+
+class _PartOfAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
 def _summed(value: Tensor) -> Tensor:
     total = value.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total
+
+
+# --- divided parameters ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of a parameter this process has.
+
+    Attributes:
+        count: units in the whole parameter, which are dealt out by `shard`. rows: of each unit.
+    """
+
+    count: int
+    rows: int = 1
+
+    @property
+    def own(self) -> slice:
+        """This process's units."""
+        return shard(self.count)
+
+    def of(self, whole: Tensor) -> Tensor:
+        """This process's rows of the whole (count · rows, …)."""
+        own = self.own
+        return whole[own.start * self.rows : own.stop * self.rows]
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The whole, in every process, from each one's rows; all must ask."""
+        units = part.detach().reshape(-1, self.rows, *part.shape[1:])
+        return gather_rows(units, self.count).flatten(0, 1)
+
+
+def divided(parameter: torch.nn.Parameter, share: Share) -> torch.nn.Parameter:
+    """A parameter that holds this process's share of another one."""
+    part = torch.nn.Parameter(share.of(parameter.detach()).clone(), parameter.requires_grad)
+    part.share = share
+    return part
+
+
+def share_of(parameter: Tensor) -> Share | None:
+    """Which rows these are, of a parameter that is divided; None for any other."""
+    return getattr(parameter, "share", None)
+
+
+def whole_size(parameter: Tensor) -> int:
+    """How many numbers the parameter has in all processes together."""
+    share = share_of(parameter)
+    return parameter.numel() if share is None else share.count * share.rows * parameter[0].numel()
 
 
 # --- gradients ------------------------------------------------------------------------------------
@@ -187,11 +269,14 @@ def once(tensor: Tensor) -> Tensor:
 
 
 def count_once(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Lets the gradients of parameters that belong to the loss count in the main process only."""
+    """Lets the gradients of parameters that belong to the loss count in the main process only.
+
+    Those of divided ones are each process's own.
+    """
     if not is_group():
         return
     for parameter in parameters:
-        if parameter.requires_grad:
+        if parameter.requires_grad and share_of(parameter) is None:
             parameter.register_hook(_of_main)
 
 
@@ -200,11 +285,15 @@ def _of_main(gradient: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Sums `.grad` over processes, in place; the parameters come in the same order everywhere."""
+    """Sums `.grad` over processes, in place; the parameters come in the same order everywhere.
+
+    Those of divided ones are left as they are.
+    """
     if not is_group():
         return
     under_way = []
-    for bucket in _buckets(p.grad for p in parameters if p.grad is not None):
+    whole = (p for p in parameters if share_of(p) is None)
+    for bucket in _buckets(p.grad for p in whole if p.grad is not None):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         under_way.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
     for bucket, flat, work in under_way:

@@ -21,14 +21,15 @@ ARGS = options.parse_report() if __name__ == "__main__" else None
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.pictures import below, class_values_picture, save_picture
-from page import methods, overview, records
+from page import overview, records, values
 from page.making import make
-from page.source import neighbours_picture, open_best
+from page.source import neighbours_picture, open_best, without_images
 from terminal import hear, say
-from utils import sentence_errors
+from utils import InputError, sentence_errors
 
 
 def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -> Path:
@@ -44,10 +45,26 @@ def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -
     history = record.folder.classes.load()
     train = source.training_images(history["names"].tolist()) if history else None
     if train is not None:
-        learned = methods.values_by_name(record, history)
+        learned = values.values_by_name(record, history)
         parts += [class_values_picture(name, values, train) for name, values in learned.items()]
     save_picture(below(parts), Path(out))
     return Path(out)
+
+
+def keep_pictures(args: argparse.Namespace, without: Sequence[str]) -> None:
+    """Warns of a page that will have no pictures, because images are gone.
+
+    Raises:
+        InputError: such a page would replace an older one, which may have them.
+    """
+    kept = Path(args.runs[0], "report.html")
+    if without and args.out is None and len(args.runs) == 1 and kept.is_file():
+        raise InputError(
+            f"{without[0]}. A new page would have no pictures, so {kept} stays as it is; --out "
+            "FILE writes one without them"
+        )
+    for why in without:
+        logging.getLogger("report").warning("%s; the page has no pictures of it", why)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -59,6 +76,8 @@ def main(args: argparse.Namespace) -> None:
         out = draw(args.runs[0], args.picture, seed=args.seed, gpu_id=args.gpu_id)
         say(f"picture written to {out}")
     else:
+        without = [why for path in args.runs if (why := without_images(path))]
+        keep_pictures(args, without)
         out = make(
             args.runs,
             args.out,

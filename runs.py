@@ -12,6 +12,7 @@ non_finite.json    where a loss or gradient was not finite: step, terms, rates, 
 margins.csv        AMLoss: class, learned margin, images
 classes.npz        the training classes in their order; what was learned for each, epoch by epoch
 checksums.json     of the files above that people read (.csv, .json); .pth and .npz carry their own
+whitening.npz      what whitens its embeddings, once that was asked for (evaluate.py --whiten)
 report.html        the run, explained (python report.py RUN)
 """
 
@@ -219,6 +220,12 @@ class RunFolder:
     def read_environment(self) -> dict[str, Any]:
         """Where it ran; empty where that was not written yet."""
         return self._read_if_there("environment.json")
+
+    @property
+    def noted_place(self) -> Path | None:
+        """Where the run's own images lay when it began; None where that is not known."""
+        place = self.read_environment().get("place")
+        return Path(place) if isinstance(place, str) else None
 
     def read_results(self) -> dict[str, Any]:
         """What the best checkpoint reached; empty before the run has ended."""
@@ -709,7 +716,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("format", "epoch", "step", "skipped"), int),
     **dict.fromkeys(("model_state_dict", "criterion_state_dict", "network", "args"), dict),
     **dict.fromkeys(("clock", "lap", "random", "environment", "metrics"), dict),
-    **dict.fromkeys(("base", "base_state_dict"), dict),
+    **dict.fromkeys(("base", "base_state_dict", "data"), dict),
     **{"ema_state_dict": dict, "ema_updates": int},
     "row": (dict, type(None)),
     "wandb_id": (str, type(None)),

@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
 from terminal import printable
@@ -25,6 +26,7 @@ from utils import DamagedError, InputError, damage_in_words
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 
 def free_space(folder: Path) -> int:
@@ -245,7 +247,7 @@ def _opened(path: Path, what: str) -> Iterator[BinaryIO]:
         yield file
 
 
-# --- tensors and arrays ---------------------------------------------------------------------------
+# --- tensors --------------------------------------------------------------------------------------
 
 
 def save_tensors(path: Path, content: dict) -> None:
@@ -295,15 +297,48 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
     return content
 
 
+# --- safetensors ----------------------------------------------------------------------------------
+# Tensors and words, and no code. Files of ours keep what is no tensor as JSON among the words.
+
+_NOTE = "anchorage"
+
+
+def save_safetensors(path: Path, tensors: dict[str, torch.Tensor], note: dict) -> None:
+    """Writes the weights of a checkpoint as .safetensors, atomically.
+
+    Args:
+        tensors: become its `model_state_dict`. note: the other entries, which JSON can hold.
+
+    Raises:
+        InputError: the file cannot be written, or the package is missing.
+    """
+    save = _safetensors(path).torch.save
+    # A copy each: the format knows no two tensors that share their memory.
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = save(own, {"format": "pt", _NOTE: as_json(note).decode()})
+    write_atomically(path, lambda file: file.write(content))
+
+
 def _load_safetensors(path: Path) -> dict:
+    """The tensors of a file; of one of ours as a checkpoint, with what it says beside them."""
+    with _safetensors(path).safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        note = (file.metadata() or {}).get(_NOTE)
+    return tensors if note is None else {**json.loads(note), "model_state_dict": tensors}
+
+
+def _safetensors(path: Path) -> ModuleType:
     try:
-        from safetensors.torch import load_file
+        import safetensors.torch
     except ImportError as error:
         raise InputError(
             f"{path} needs the package safetensors, which is not installed here; "
             "pip install safetensors -c constraints.txt"
         ) from error
-    return load_file(path)
+    return safetensors
+
+
+# --- arrays ---------------------------------------------------------------------------------------
 
 
 def save_arrays(path: Path, content: dict[str, np.ndarray], *, small: bool = False) -> None:

@@ -36,12 +36,12 @@ from evaluation.embedding import Viewing
 from methods.base import Forward
 from terminal import as_shell, fitted, hear, say, told
 from training import data as run_data
-from training import start
+from training import folds, start
 from training.average import Average
 from training.clock import Length
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
 from training.keeping import Keeper, Row
-from training.progress import progress_bar, show
+from training.progress import progress_bar, show, tell_time
 from training.setup import build_network, build_objective, build_optimisers, describe, rehearse
 from training.state import Training
 from utils import sentence_errors
@@ -56,7 +56,7 @@ def prepare(args: argparse.Namespace) -> Training:
     device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(args.amp, device)
     seed_everything(args.seed, args.deterministic)
-    held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed)
+    held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed, args.val_folds)
     choice = dataset.Choice.of(args)
     with told(f"looking for the images of {args.dataset}"):
         data = run_data.load(choice, held_out, args.batch_size, args.max_bad_images)
@@ -180,12 +180,14 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
             if values is not None:
                 lap.add(values)
             now = time.perf_counter()
-            lap.seconds += now - started
-            clock.seconds += now - started
+            took = now - started
+            lap.seconds += took
+            clock.seconds += took
             lap.waited = waited + loader.wait_seconds
             lap.images += len(batch.labels)
             started = now
             show(bar, training, batch, values)
+            tell_time(bar, training, took)
             if training.length.saves_at(clock):
                 stop = training.stops_here
                 break
@@ -246,6 +248,7 @@ def main(args: argparse.Namespace) -> None:
     level = logging.WARNING if processes.is_main() else logging.ERROR
     hear(level)
     args, run = start.to_continue(args)
+    start.leave_out_what_is_told(args)
     with memory_in_words(args.batch_size, args.image_size):
         training = prepare(args)
     if args.dry_run:
@@ -284,6 +287,8 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     door.loaded()
     with sentence_errors():
+        if ARGS.folds:
+            folds.start(ARGS)
         if (count := processes.wanted(ARGS.gpu_id)) > 1:
             sys.exit(processes.launch([sys.executable, *sys.orig_argv[1:]], count))
         with processes.joined():

@@ -10,6 +10,7 @@ import difflib
 import errno
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from terminal import fitted, say
@@ -80,6 +81,19 @@ def _out_of_files(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+# --- our own modules ------------------------------------------------------------------------------
+
+
+def our_name(module: str) -> str:
+    """The full name of a module of ours: installed, all of them stand inside `anchorage`."""
+    return f"{__package__}.{module}" if __package__ else module
+
+
+def top_folder() -> Path:
+    """The folder from which `our_name` is found: the repository, or where packages are."""
+    return Path(__file__).resolve().parents[1 if __package__ else 0]
 
 
 # --- names and numbers ----------------------------------------------------------------------------

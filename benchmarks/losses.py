@@ -38,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import losses
 from benchmarks.plain import proxy_terms
+from criteria.hierarchy import reciprocal_triplets
 
 INSTANCES = 3  # images of a class in the batch
 LEARNERS = 32  # masks of divide and conquer
@@ -45,7 +46,10 @@ LEARNERS = 32  # masks of divide and conquer
 
 @dataclass
 class Batch:
-    """What all variants of a row are given; the tensors that learn are leaves."""
+    """What all variants of a row are given; the tensors that learn are leaves.
+
+    ``learnt`` is our criterion, whose other parameters its plain formula uses too.
+    """
 
     embeddings: Tensor
     second: Tensor
@@ -53,11 +57,13 @@ class Batch:
     proxies: Tensor
     margins: Tensor
     masks: Tensor
+    learnt: nn.Module | None = None
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:
         """All tensors that may get a gradient."""
-        return self.embeddings, self.second, self.proxies, self.margins, self.masks
+        own = () if self.learnt is None else self.learnt.parameters()
+        return self.embeddings, self.second, self.proxies, self.margins, self.masks, *own
 
 
 def make_batch(classes: int, size: int, batch: int, device: str, wide: bool) -> Batch:
@@ -217,20 +223,51 @@ def plain_masks(batch: Batch) -> Tensor:
     return sum(F.cosine_similarity(masks[i], masks[j], dim=0) for i, j in pairs) / len(pairs)
 
 
-def plain_pair_cross_entropy(batch: Batch) -> Tensor:
-    """Sph, a pair of places at a time; a class with fewer images has none in the later ones."""
+def plain_sphere_pairs(batch: Batch) -> Tensor:
+    """Sph."""
     unit = F.normalize(batch.embeddings)
+    return plain_pair_cross_entropy(batch, lambda a, b: unit[a] @ unit[b].T / 0.1)
+
+
+def plain_hyperbolic_pairs(batch: Batch) -> Tensor:
+    """Hyp, by Möbius addition in the ball."""
+    points = plain_ball(batch.embeddings)
+    return plain_pair_cross_entropy(
+        batch, lambda a, b: -plain_mobius_distance(points[a][:, None], points[b]) / 0.2
+    )
+
+
+def plain_ball(vectors: Tensor, curvature: float = 0.1) -> Tensor:
+    """The exponential map at the centre, of vectors clipped to a length of 2.3."""
+    length = vectors.norm(dim=1, keepdim=True)
+    vectors = vectors * (2.3 / length).clamp_max(1)
+    reach = curvature**0.5 * vectors.norm(dim=1, keepdim=True)
+    return torch.tanh(reach) * vectors / reach
+
+
+def plain_mobius_distance(x: Tensor, y: Tensor, curvature: float = 0.1) -> Tensor:
+    """2/√c · artanh(√c‖-x ⊕ y‖)."""
+    product = -(x * y).sum(dim=-1, keepdim=True)
+    inner, outer = (v.square().sum(dim=-1, keepdim=True) for v in (x, y))
+    top = (1 + 2 * curvature * product + curvature * outer) * -x + (1 - curvature * inner) * y
+    sum_ = top / (1 + 2 * curvature * product + curvature**2 * inner * outer)
+    reach = curvature**0.5 * sum_.norm(dim=-1)
+    return 2 / curvature**0.5 * torch.atanh(reach.clamp_max(1 - 1e-5))
+
+
+def plain_pair_cross_entropy(batch: Batch, logits: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """A pair of places at a time; a class with fewer images has none in the later ones."""
     rows = [(batch.labels == c).nonzero()[:, 0] for c in batch.labels.unique()]
-    total = torch.zeros((), device=unit.device)
+    total = torch.zeros((), device=batch.labels.device)
     for i in range(INSTANCES):
         for j in range(INSTANCES):
             if i == j:
                 continue
             first, second = (torch.stack([row[place] for row in rows]) for place in (i, j))
-            across, within = unit[first] @ unit[second].T, unit[first] @ unit[first].T
+            across, within = logits(first, second), logits(first, first)
             within = within - 1e9 * torch.eye(len(within), device=within.device)
             target = torch.arange(len(first), device=first.device)
-            total = total + F.cross_entropy(torch.cat([across, within], dim=1) / 0.1, target)
+            total = total + F.cross_entropy(torch.cat([across, within], dim=1), target)
     return total
 
 
@@ -278,6 +315,77 @@ def plain_arcface(batch: Batch) -> Tensor:
     return F.cross_entropy(64 * torch.cos(torch.arccos(cosines) + 0.5 * own), batch.labels)
 
 
+def plain_cosface(batch: Batch) -> Tensor:
+    """CosFace."""
+    cosines = F.normalize(batch.embeddings) @ F.normalize(batch.proxies).T
+    own = F.one_hot(batch.labels, len(batch.proxies))
+    return F.cross_entropy(64 * (cosines - 0.4 * own), batch.labels)
+
+
+def plain_hypergraph(batch: Batch) -> Tensor:
+    """HIST with the (B, C, d) table of differences."""
+    learnt, x = batch.learnt, F.layer_norm(batch.embeddings, batch.embeddings.shape[1:])
+    differences = F.normalize(x)[:, None] - F.normalize(learnt.means)
+    distances = (differences.square() / F.relu6(learnt.log_variances).exp()).sum(dim=2)
+    classes = batch.labels.unique()
+    own = (batch.labels[:, None] == classes).float()
+    edges = own + (1 - own) * torch.exp(-0.9 * distances[:, classes])
+    nodes = torch.diag(edges.sum(dim=1) ** -0.5)
+    graph = nodes @ edges @ torch.diag(1 / edges.sum(dim=0)) @ edges.T @ nodes
+    hidden = F.leaky_relu(learnt.norm(graph @ learnt.first(x)), 0.1)
+    classified = F.cross_entropy(graph @ learnt.second(hidden), batch.labels)
+    return F.cross_entropy(-32 * distances, batch.labels) + classified
+
+
+def plain_hierarchy(batch: Batch) -> Tensor:
+    """HIER; its triplets are drawn as ours are, so that both have the same."""
+    points, ancestors = plain_ball(batch.embeddings), plain_ball(batch.learnt.ancestors)
+    similarity = F.normalize(points) @ F.normalize(batch.proxies).T
+    metric = proxy_terms(similarity, batch.labels, 0.1, 32.0)
+    same = (batch.labels[:, None] == batch.labels).float()
+    likeness = torch.exp(-plain_distance(points, points)).detach() + same
+    images = plain_ancestry(plain_distance(points, ancestors), likeness)
+    between = plain_distance(ancestors, ancestors)
+    return metric + 0.5 * (images + plain_ancestry(between, torch.exp(-between.detach())))
+
+
+def plain_distance(x: Tensor, y: Tensor, curvature: float = 0.1) -> Tensor:
+    """arcosh(1 + 2c‖x - y‖² / ((1 - c‖x‖²)(1 - c‖y‖²))) / √c of all pairs."""
+    inner, outer = (1 - curvature * v.square().sum(dim=1) for v in (x, y))
+    squares = torch.cdist(x, y).square()
+    ratio = 2 * curvature * squares / (inner[:, None] * outer)
+    return torch.acosh(1 + ratio.clamp_min(1e-6)) / curvature**0.5
+
+
+def plain_ancestry(distances: Tensor, likeness: Tensor) -> Tensor:
+    """HIER's triplets with the lowest common ancestors of two and of three."""
+    i, j, k = reciprocal_triplets(likeness, 20)
+    pair = torch.stack([distances[i], distances[j]]).amax(dim=0)
+    three = torch.stack([pair, distances[k]]).amax(dim=0)
+    of_two, of_three = (F.gumbel_softmax(-far / 0.1, hard=True) for far in (pair, three))
+    found = torch.zeros((), device=distances.device)
+    for node, sign in ((i, 1), (j, 1), (k, -1)):
+        to_two, to_three = ((distances[node] * chosen).sum(dim=1) for chosen in (of_two, of_three))
+        found = found + F.relu(sign * (to_two - to_three) + 0.1)
+    other = of_two.argmax(dim=1) != of_three.argmax(dim=1)
+    return (found * other).mean()
+
+
+def plain_field(batch: Batch) -> Tensor:
+    """PFML with the whole table of charges."""
+    per_class = len(batch.learnt.proxies) // len(batch.proxies)
+    classes = torch.arange(len(batch.proxies), device=batch.labels.device)
+    charges = torch.cat([batch.labels, classes.repeat_interleave(per_class)])
+    points = F.normalize(torch.cat([batch.embeddings, batch.learnt.proxies]))
+    distances = ((2 - 2 * points @ points.T).clamp_min(0) + 0.002**2).sqrt()
+    same = charges[:, None] == charges
+    itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    attraction = -1 / distances.clamp_min(0.2) ** 4
+    repulsion = 1 / distances.clamp_max(0.2) ** 4 - 1 / 0.2**4
+    total = (attraction * (same & ~itself)).sum() + (repulsion * ~same).sum()
+    return total / len(batch.labels)
+
+
 def plain_contrast(batch: Batch) -> Tensor:
     """SupCon."""
     unit = F.normalize(batch.embeddings)
@@ -302,6 +410,7 @@ class Case(NamedTuple):
     library: str | None = None
     by_class: bool = False
     wide: bool = False
+    most: int = sys.maxsize  # classes that the plain formula has memory for
 
 
 def pair_inputs(batch: Batch) -> tuple:
@@ -364,7 +473,8 @@ CASES = (
     Case("ms", named("ms"), pair_inputs, plain_multi_similarity, "MS"),
     Case("MarginLoss", named("MarginLoss"), margin_inputs, plain_margin),
     Case("SEC", sphere, lambda batch: (batch.embeddings,), plain_sphere),
-    Case("Sph", named("Sph"), pair_inputs, plain_pair_cross_entropy),
+    Case("Sph", named("Sph"), pair_inputs, plain_sphere_pairs),
+    Case("Hyp", named("Hyp"), pair_inputs, plain_hyperbolic_pairs),
     Case("RecallAtK", named("RecallAtK"), unit_inputs, plain_recall),
     Case("SupAP", named("SupAP", weight=1.0), unit_inputs, plain_average_precision),
     Case("SupCon", named("SupCon", temperature=0.1), pair_inputs, plain_contrast, "pml:SupConLoss"),
@@ -384,6 +494,10 @@ CASES = (
         "pml:ArcFaceLoss",
         by_class=True,
     ),
+    Case("CosFace", named("CosFace"), pair_inputs, plain_cosface, "pml:CosFaceLoss", by_class=True),
+    Case("HIST", named("HIST"), pair_inputs, plain_hypergraph, by_class=True, most=1000),
+    Case("HIER", named("HIER"), pair_inputs, plain_hierarchy, by_class=True),
+    Case("PFML", named("PFML"), pair_inputs, plain_field, by_class=True, most=1000),
     Case("masks", lambda *_: losses.MaskOrthogonality(), lambda batch: (batch.masks,), plain_masks),
 )
 
@@ -395,6 +509,7 @@ def variants(
     criterion = case.ours(len(batch.proxies), size).to(device)
     steps: dict[str, Step] = {"ours": lambda: criterion(*case.inputs(batch))}
     share_parameters(criterion, batch)
+    batch.learnt = criterion
     if alone:
         return steps
     steps["plain"] = lambda: case.plain(batch)
@@ -410,6 +525,8 @@ def share_parameters(criterion: nn.Module, batch: Batch) -> None:
     shared = {"proxies": batch.proxies, "margins": batch.margins}
     for module in criterion.modules():
         for name in shared.keys() & dict(module.named_parameters(recurse=False)).keys():
+            if getattr(module, name).shape != shared[name].shape:
+                continue  # several proxies of a class
             del module._parameters[name]
             setattr(module, name, shared[name])  # the leaf itself, so that its gradient is cleared
 
@@ -561,6 +678,8 @@ def main() -> None:
         if args.only and case.name not in args.only:
             continue
         for classes in args.classes if case.by_class else args.classes[:1]:
+            if classes > case.most and not args.alone:
+                continue
             print(measure(case, classes, args), flush=True)
 
 

@@ -79,6 +79,8 @@ LIBRARY = "pml:"
 ATTACHMENTS: dict[str, str] = {
     "introspective": "idml:introspective",
     "disentangled": "ddml:disentangled",
+    "memory": "memory:memory",
+    "matryoshka": "matryoshka:matryoshka",
     "sec": "sphere:sec",
     "l2": "sphere:l2",
     "masks": "masks:masks",
@@ -87,7 +89,9 @@ ATTACHMENTS: dict[str, str] = {
 
 A function takes the loss's name, its `Term`, whether unit length is asked for (`l2_norm`), and its
 own options by keyword. It returns named Terms, of which "metric" takes the loss's place, and raises
-a ValueError for what makes no sense.
+a ValueError for what makes no sense. Two keywords are not the user's to give, and filled in where
+they are asked for: `embedding_size`, and `metric_of_size`, which makes the Term for embeddings of
+another size, with all that was attached to it before.
 """
 
 
@@ -111,4 +115,4 @@ def check_name(name: str) -> None:
 def load(place: str) -> Any:
     """What stands at a place such as "proxies:ProxyAnchorLoss", its file imported now."""
     file, _, name = place.partition(":")
-    return getattr(importlib.import_module(f"criteria.{file}"), name)
+    return getattr(importlib.import_module(f".{file}", __name__), name)

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import processes
 from criteria import PROXY_LR_SCALE
 from criteria.base import check_batch, check_not_negative, check_positive, in_float32, unit_rows
-from criteria.proxies import ProxyLoss, pull, push
+from criteria.proxies import ProxyLoss, own_and_push, pull
 from criteria.strips import Strip, total
 
 LONG = 1.0  # seconds a step from which on one is told before training
@@ -70,13 +71,20 @@ class AMLoss(ProxyLoss):
         own, pushes = self.by_strips(self._terms, embeddings, labels, uncertainty)
         positive = pull(total(own), labels, self.margins, self.alphap)
         negative = total(pushes) / self.num_classes
-        crowding = ProxyCrowding.apply(unit_rows(self.proxies))
+        crowding = self._crowding(unit_rows(self.proxies))
         margin = F.softplus(crowding - self.margins + self.delta).mean()
         self._report(positive=positive, negative=negative, margin=margin)
         return positive + negative + self.lam * margin
 
+    def _crowding(self, unit: Tensor) -> Tensor:
+        """``ProxyCrowding`` of all classes, (C,), from the unit proxies of this process."""
+        if self.share is None:
+            return ProxyCrowding.apply(unit)
+        own = CrowdingAmongAll.apply(unit, self.num_classes)
+        return processes.gather_rows(own, self.num_classes)
+
     def _terms(self, strip: Strip) -> tuple[Tensor, Tensor]:
-        return strip.own(), push(strip, self.margin, self.alphan)
+        return own_and_push(strip, self.margin, self.alphan)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The proxies, and the margins with the optimiser and the schedule of their own."""
@@ -87,12 +95,24 @@ class AMLoss(ProxyLoss):
         """The learned margin of each class."""
         return {"margin": self.margins.detach()}
 
+    @staticmethod
+    @torch.no_grad()
+    def raising(proxies: Tensor, margins: Tensor, delta: float) -> Tensor:
+        """How hard the third term raises the margin of each class, of proxies (C, d): (C,) in 0..1.
+
+        It is -∂/∂m_c of the softplus, 1 / (1 + e^{-(crowding_c - m_c + δ)}), without λ/C. Each
+        p̂_c·p̂_k is at least -1, so that with many classes it is near 1 for all of them.
+        """
+        return torch.sigmoid(ProxyCrowding.apply(unit_rows(proxies)) - margins + delta)
+
     def cost(self) -> str:
         """The third term compares all proxies with each other, at every step."""
         seconds = ProxyCrowding.seconds(unit_rows(self.proxies.detach()).float())
+        if self.share is not None:  # all of E, in as many processes
+            seconds *= 2 * processes.world()
         if seconds < LONG:
             return ""
-        count, about = len(self.proxies), float(f"{seconds:.2g}")
+        count, about = self.num_classes, float(f"{seconds:.2g}")
         return (
             f"AMLoss compares the proxies of all {count:,} classes with each other, "
             f"{count * (count - 1) // 2:,} pairs, at every step: about {about:,.0f} s a step on "
@@ -114,13 +134,17 @@ class ProxyCrowding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, unit: Tensor) -> Tensor:
         """Row sums of E without its diagonal, as logarithms."""
-        sums, whole = unit.new_zeros(len(unit)), []
+        if len(unit) ** 2 <= ProxyCrowding.strip_elements:
+            _, _, whole = next(ProxyCrowding._strips(unit))
+            sums = whole.sum(dim=1)
+            ctx.save_for_backward(unit, sums, whole)
+            return sums.log()
+        sums = unit.new_zeros(len(unit))
         for start, stop, strip in ProxyCrowding._strips(unit):
             sums[start:stop] += strip.sum(dim=1)
             if stop < len(unit):
                 sums[stop:] += strip[:, stop - start :].sum(dim=0)
-            whole = [strip] if stop - start == len(unit) else []
-        ctx.save_for_backward(unit, sums, *whole)
+        ctx.save_for_backward(unit, sums)
         return sums.log()
 
     @staticmethod
@@ -130,9 +154,10 @@ class ProxyCrowding(torch.autograd.Function):
         """Gradient of the unit proxies, (C, d)."""
         unit, sums, *whole = ctx.saved_tensors
         weight = grad / sums.clamp_min(torch.finfo(sums.dtype).tiny)
+        if whole:
+            return (weight[:, None] + weight).mul_(*whole) @ unit
         gradient = torch.zeros_like(unit)
-        strips = [(0, len(unit), whole[0])] if whole else ProxyCrowding._strips(unit)
-        for start, stop, strip in strips:
+        for start, stop, strip in ProxyCrowding._strips(unit):
             weighted = (weight[start:stop, None] + weight[start:]).mul_(strip)
             gradient[start:stop] += weighted @ unit[start:]
             if stop < len(unit):
@@ -164,3 +189,49 @@ class ProxyCrowding(torch.autograd.Function):
             stop = min(start + rows, len(unit))
             strip = (unit[start:stop] @ unit[start:].T).exp_()
             yield start, stop, strip.fill_diagonal_(0)
+
+
+class CrowdingAmongAll(torch.autograd.Function):
+    """``ProxyCrowding`` where every process has some of the unit proxies: (n, d) → (n,), its own.
+
+    Each process makes the rows of E that belong to its classes. The proxies of the others come one
+    process after the other, and again in the backward pass, so that no process holds them all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, classes: int) -> Tensor:
+        """Row sums of E without its diagonal, as logarithms."""
+        sums = unit.new_zeros(len(unit))
+        for start, stop, strip, _, _ in CrowdingAmongAll._strips(unit, classes):
+            sums[start:stop] += strip.sum(dim=1)
+        ctx.save_for_backward(unit, sums)
+        ctx.classes = classes
+        return sums.log()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @in_float32
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Gradient of this process's unit proxies, (n, d)."""
+        unit, sums = ctx.saved_tensors
+        weight = grad / sums.clamp_min(torch.finfo(sums.dtype).tiny)
+        weights = processes.gather_rows(weight, ctx.classes)
+        gradient = torch.zeros_like(unit)
+        for start, stop, strip, others, whose in CrowdingAmongAll._strips(unit, ctx.classes):
+            weighted = (weight[start:stop, None] + weights[whose]).mul_(strip)
+            gradient[start:stop] += weighted @ others
+        return gradient, None
+
+    @staticmethod
+    def _strips(unit: Tensor, classes: int) -> Iterator[tuple[int, int, Tensor, Tensor, slice]]:
+        """E[start:stop, whose] with a zero diagonal, and the proxies of ``whose`` classes."""
+        for number in range(processes.world()):
+            whose = processes.shard(classes, number)
+            others = processes.from_process(number, unit, whose.stop - whose.start)
+            rows = max(1, ProxyCrowding.strip_elements // len(others))
+            for start in range(0, len(unit), rows):
+                stop = min(start + rows, len(unit))
+                strip = (unit[start:stop] @ others.T).exp_()
+                if number == processes.rank():
+                    strip[:, start:stop].fill_diagonal_(0)
+                yield start, stop, strip, others, whose

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from criteria.base import Criterion, check_batch, check_not_negative, check_positive, in_float32
+from criteria.base import (
+    Criterion,
+    References,
+    check_batch,
+    check_not_negative,
+    check_positive,
+    in_float32,
+)
 from criteria.softmax import NormalisedSoftmaxLoss
 from criteria.strips import made_again, rows_of_strip
 
@@ -33,6 +40,7 @@ class SupAPLoss(Criterion):
 
     unit_length = True
     needs_pairs = True
+    no_memory = ""
 
     def __init__(
         self,
@@ -65,12 +73,15 @@ class SupAPLoss(Criterion):
             self.softmax = NormalisedSoftmaxLoss(num_classes, embedding_size, softmax_temperature)
 
     @in_float32
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, references: References | None = None
+    ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels)
-        same = labels[:, None] == labels
-        rows = rows_of_strip(len(labels) * int(same.sum(dim=1).max()))
-        strips = [*zip((embeddings @ embeddings.T).split(rows), same.split(rows), strict=True)]
+        others = (embeddings, labels) if references is None else references[:2]
+        same = labels[:, None] == others[1]
+        rows = rows_of_strip(len(others[1]) * int(same.sum(dim=1).max()))
+        strips = [*zip((embeddings @ others[0].T).split(rows), same.split(rows), strict=True)]
         precision_of = made_again(self._precision, len(strips))
         precision = torch.cat([precision_of(*strip) for strip in strips]).mean()
         loss, terms = self.weight * (1 - precision), {"ap": precision}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,6 +28,31 @@ class Embeddings(NamedTuple):
         """What images are compared by at test time, (B, d): the embedding, or DDML's main mean."""
         return self.embedding if self.specific is None else self.embedding.chunk(2, dim=1)[0]
 
+    def first(self, size: int) -> Embeddings:
+        """The first ``size`` entries of every head, of means and of spreads alike."""
+        parts = 1 if self.specific is None else 2
+        return Embeddings(*(None if head is None else _first(head, size, parts) for head in self))
+
+
+class References(NamedTuple):
+    """What the images of a batch are compared with, in place of each other.
+
+    ``embeddings`` (R, d) and ``labels`` (R,), without a gradient; ``own`` (B,) is which of them
+    each image of the batch is itself.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    own: Tensor
+
+
+GROUPS = (Embeddings, References)
+"""Tensors that go together as one argument."""
+
+
+def _first(head: Tensor, size: int, parts: int) -> Tensor:
+    return torch.cat([part[:, :size] for part in head.chunk(parts, dim=1)], dim=1)
+
 
 def in_float32(function: Callable) -> Callable:
     """Run ``function`` outside autocast, in float32, or in float64 where something is float64.
@@ -39,9 +64,10 @@ def in_float32(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         owner = args[0] if args and isinstance(args[0], nn.Module) else None
-        given = [leaf for value in (*args, *kwargs.values()) for leaf in _tensors(value)]
-        learnt = [] if owner is None else list(owner.parameters())
-        types = {tensor.dtype for tensor in given + learnt if tensor.is_floating_point()}
+        given = [*_tensors(args), *_tensors(kwargs.values())]
+        types = {tensor.dtype for tensor in given if tensor.is_floating_point()}
+        if owner is not None:
+            types |= {each.dtype for each in _parameters(owner) if each.is_floating_point()}
         dtype = torch.float64 if torch.float64 in types else torch.float32
         device = given[0].device.type if given else "cpu"
         if types <= {dtype} and not torch.is_autocast_enabled(device):
@@ -54,14 +80,24 @@ def in_float32(function: Callable) -> Callable:
     return wrapper
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    values = value if isinstance(value, Embeddings) else (value,)
-    return [value for value in values if isinstance(value, Tensor)]
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, GROUPS):
+            yield from _tensors(value)
+
+
+def _parameters(module: nn.Module) -> Iterator[Tensor]:
+    """``module.parameters()``, without the names, which take longer than a small loss."""
+    yield from (each for each in module._parameters.values() if each is not None)
+    for child in module._modules.values():
+        yield from _parameters(child)
 
 
 def _as(dtype: torch.dtype, value: Any) -> Any:
-    if isinstance(value, Embeddings):
-        return Embeddings(*(_as(dtype, tensor) for tensor in value))
+    if isinstance(value, GROUPS):
+        return type(value)(*(_as(dtype, tensor) for tensor in value))
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -93,10 +129,12 @@ class Criterion(nn.Module):
     are read. ``unit_length`` is what an Objective feeds it: True unit vectors, False raw ones, None
     whatever the run's l2_norm says (no matter to a loss that normalises by itself).
     ``needs_pairs``: it learns nothing from batches without two images of one class and two classes.
+    ``no_memory``: why it takes no ``references`` (References) in the call, "" where it does.
     """
 
     unit_length: ClassVar[bool | None] = None
     needs_pairs: bool = False
+    no_memory: str = "it compares a batch with nothing but itself"
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +166,8 @@ class Criterion(nn.Module):
         return ""
 
     def _report(self, **terms: Tensor) -> None:
-        self.terms = {name: value.detach() for name, value in terms.items()}
+        # Not by nn.Module's own way, which takes as long as three operators.
+        vars(self)["terms"] = {name: value.detach() for name, value in terms.items()}
 
 
 def check_batch(
@@ -190,10 +229,23 @@ def check_whole(**values: float) -> None:
             raise ValueError(f"{name} must be a whole number, not {value}.")
 
 
-def pair_masks(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, B) each: pairs of two images of one class, and pairs of two classes."""
+def pair_masks(labels: Tensor, references: References | None = None) -> tuple[Tensor, Tensor]:
+    """(B, B) each: pairs of two images of one class, and pairs of two classes.
+
+    With ``references`` (B, R): pairs of an image and one of them.
+    """
+    if references is not None:
+        same = labels[:, None] == references.labels
+        return same.scatter(1, references.own[:, None], False), ~same
     same = labels[:, None] == labels
     return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
+
+
+def without_self(table: Tensor, references: References | None, value: float) -> Tensor:
+    """A table (B, B), or (B, R) with ``references``, with ``value`` for an image and itself."""
+    if references is not None:
+        return table.scatter(1, references.own[:, None], value)
+    return table.diagonal_scatter(torch.full_like(table[0], value))
 
 
 class _UnitRows(torch.autograd.Function):
@@ -223,6 +275,11 @@ class _UnitRows(torch.autograd.Function):
 def unit_rows(rows: Tensor) -> Tensor:
     """x̂ = x/‖x‖₂ of every row of (n, d); a row of zeros stays one."""
     return _UnitRows.apply(rows, rows)
+
+
+def unit_others(unit: Tensor, references: References | None) -> Tensor:
+    """What unit vectors are compared with: themselves, or the references at unit length."""
+    return unit if references is None else unit_rows(references.embeddings)
 
 
 def log_one_plus_sum_exp(exponents: Tensor, dim: int) -> Tensor:

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from criteria.base import Criterion, check_batch, check_positive, in_float32, pair_masks
+from criteria.base import (
+    Criterion,
+    References,
+    check_batch,
+    check_positive,
+    in_float32,
+    pair_masks,
+)
 
 
 class CircleLoss(Criterion):
@@ -24,6 +31,8 @@ class CircleLoss(Criterion):
     with ``--l2-norm 1``. ``terms`` stays empty. Raises ValueError for an empty batch.
     """
 
+    no_memory = ""
+
     def __init__(self, m: float = 0.4, gamma: float = 80.0) -> None:
         super().__init__()
         check_positive(gamma=gamma)
@@ -31,11 +40,14 @@ class CircleLoss(Criterion):
         self.gamma = gamma
 
     @in_float32
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, references: References | None = None
+    ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels)
-        similarity = embeddings @ embeddings.T
-        positive, negative = pair_masks(labels)
+        others = embeddings if references is None else references.embeddings
+        similarity = embeddings @ others.T
+        positive, negative = pair_masks(labels, references)
         weights = similarity.detach()
         own = -(1 + self.m - weights).clamp_min(0) * (similarity - 1 + self.m)
         other = (weights + self.m).clamp_min(0) * (similarity - self.m)

@@ -34,6 +34,7 @@ class PairCrossEntropy(Criterion):
 
     unit_length = False
     needs_pairs = True
+    no_memory = "each image competes with one of every class, which a memory has many of"
 
     def __init__(self, temperature: float) -> None:
         super().__init__()

@@ -40,6 +40,7 @@ class HistLoss(Criterion):
     """
 
     unit_length = False
+    no_memory = "it compares images with classes, and those of a batch in one graph"
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from criteria import LIBRARY, PROXY_LR_SCALE
 from criteria.arguments import Parameters, arguments_of, check_arguments, unknown
-from criteria.base import Criterion, check_batch, check_not_negative, in_float32
+from criteria.base import Criterion, References, check_batch, check_not_negative, in_float32
 from flags import key_value
 from utils import InputError
 
@@ -73,12 +73,17 @@ class LibraryLoss(Criterion):
         self.needs_pairs = embedding_size is None
 
     @in_float32
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, references: References | None = None
+    ) -> Tensor:
         """The loss, 0-d, from embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
         try:
-            mined = None if self.miner is None else self._mined(embeddings, labels)
-            loss = self.loss(embeddings, labels, mined)
+            if references is not None:
+                loss = self._among(embeddings, labels, references)
+            else:
+                mined = None if self.miner is None else self._mined(embeddings, labels)
+                loss = self.loss(embeddings, labels, mined)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:
@@ -99,8 +104,31 @@ class LibraryLoss(Criterion):
         The library gives 0 where one pair is all there is. The same pair twice is that pair to it:
         it marks pairs in a matrix, or takes a mean over them.
         """
-        mined = self.miner(embeddings, labels)
-        return tuple(part.repeat(2) for part in mined) if max(map(len, mined)) == 1 else mined
+        return _at_least_two(self.miner(embeddings, labels))
+
+    def _among(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
+        """The loss among the references, without the pairs of an image and itself."""
+        from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
+
+        others, other_labels, own = references
+        if self.miner is None:
+            mined = get_all_pairs_indices(labels, other_labels)
+        else:
+            mined = self.miner(embeddings, labels, others, other_labels)
+        together = 2 if len(mined) == 4 else 3  # pairs (a, p) and (a, n), or triplets
+        kept = own[mined[0]] != mined[1]
+        mined = (*(part[kept] for part in mined[:together]), *mined[together:])
+        return self.loss(embeddings, labels, _at_least_two(mined), others, other_labels)
+
+    @property
+    def no_memory(self) -> str:
+        """Whether the library's own memory takes the loss."""
+        from pytorch_metric_learning.losses import CrossBatchMemory
+
+        known = CrossBatchMemory.supported_losses()
+        if type(self.loss).__name__ in known:
+            return ""
+        return f"the library has one for {', '.join(known)}"
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Matrices as proxies at theirs, the rest at ``lr`` without weight decay."""
@@ -112,6 +140,10 @@ class LibraryLoss(Criterion):
             {"name": "library", "params": others, "lr": lr, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
+
+
+def _at_least_two(mined: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(part.repeat(2) for part in mined) if max(map(len, mined)) == 1 else mined
 
 
 def _named(part: nn.Module) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from criteria.base import (
     Criterion,
+    References,
     check_batch,
     check_not_negative,
     check_positive,
@@ -38,6 +39,7 @@ class MarginLoss(Criterion):
 
     unit_length = True
     needs_pairs = True
+    no_memory = ""
 
     def __init__(
         self,
@@ -62,14 +64,19 @@ class MarginLoss(Criterion):
 
     @in_float32
     def forward(
-        self, embeddings: Tensor, labels: Tensor, triplets: Triplets | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        triplets: Triplets | None = None,
+        references: References | None = None,
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, classes=self.num_classes)
-        anchors, positives, negatives = triplets or self.miner(embeddings, labels)
+        anchors, positives, negatives = triplets or self.miner(embeddings, labels, references)
         beta = self.beta if self.num_classes is None else self.beta[labels[anchors]]
-        to_positive = self._distance(embeddings, anchors, positives)
-        to_negative = self._distance(embeddings, anchors, negatives)
+        others = embeddings if references is None else references.embeddings
+        to_positive = self._distance(embeddings[anchors], others[positives])
+        to_negative = self._distance(embeddings[anchors], others[negatives])
         positive = F.relu(to_positive - beta + self.margin)
         negative = F.relu(beta - to_negative + self.margin)
         active = ((positive > 0).sum() + (negative > 0).sum()).clamp_min(1)
@@ -78,8 +85,8 @@ class MarginLoss(Criterion):
         return positive + negative + self.nu * self.beta.abs().sum() / active
 
     @staticmethod
-    def _distance(embeddings: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        return ((embeddings[left] - embeddings[right]).square().sum(dim=1) + 1e-8).sqrt()
+    def _distance(left: Tensor, right: Tensor) -> Tensor:
+        return ((left - right).square().sum(dim=1) + 1e-8).sqrt()
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """β with its own learning rate and no weight decay; [] when it is fixed."""

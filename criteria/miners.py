@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from criteria.arguments import unknown
-from criteria.base import check_batch, check_not_negative, in_float32, pair_masks, unit_rows
+from criteria.base import (
+    References,
+    check_batch,
+    check_not_negative,
+    in_float32,
+    pair_masks,
+    unit_others,
+    unit_rows,
+)
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 Choose = Callable[[Tensor, Tensor], Tensor]
@@ -19,24 +27,32 @@ class Miner:
     """Chooses triplets: ``miner(embeddings, labels) -> (anchors, positives, negatives)``.
 
     Takes (B, d) and (B,), measures distances between unit vectors, and returns three index tensors
-    of one length, empty when the batch has no triplet. No gradient passes. Random choices come from
-    torch's global generator. Raises ValueError for an empty batch.
+    of one length, empty when the batch has no triplet. With ``references`` positives and negatives
+    are indices of those. No gradient passes. Random choices come from torch's global generator.
+    Raises ValueError for an empty batch.
     """
 
     @torch.no_grad()
     @in_float32
-    def __call__(self, embeddings: Tensor, labels: Tensor) -> Triplets:
+    def __call__(
+        self, embeddings: Tensor, labels: Tensor, references: References | None = None
+    ) -> Triplets:
         """Indices of anchors, positives and negatives."""
         labels = check_batch(embeddings, labels)
-        return self.choose(unit_rows(embeddings), *pair_masks(labels))
+        unit = unit_rows(embeddings)
+        return self.choose(unit, unit_others(unit, references), *pair_masks(labels, references))
 
-    def choose(self, unit: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
-        """The triplets, from unit vectors (B, d) and the masks of positive and negative pairs."""
+    def choose(self, unit: Tensor, others: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
+        """The triplets.
+
+        From unit vectors (B, d), those they are compared with (R, d), usually the same, and the
+        masks of positive and negative pairs (B, R).
+        """
         raise NotImplementedError
 
 
-def _mining_distances(unit: Tensor) -> Tensor:
-    return (2 - 2 * unit @ unit.T).clamp_min(1e-4).sqrt()
+def _mining_distances(unit: Tensor, others: Tensor) -> Tensor:
+    return (2 - 2 * unit @ others.T).clamp_min(1e-4).sqrt()
 
 
 def _triplets(valid: Tensor, positives: Tensor, negatives: Tensor) -> Triplets:
@@ -69,13 +85,14 @@ class DistanceWeightedMiner(Miner):
         self.nonzero_loss_cutoff = nonzero_loss_cutoff
         self.in_order = in_order
 
-    def weights(self, unit: Tensor, negative: Tensor) -> Tensor:
-        """(B, B): how likely each image is drawn as a negative of the row's, up to a factor.
+    def weights(self, unit: Tensor, others: Tensor, negative: Tensor) -> Tensor:
+        """(B, R): how likely each image is drawn as a negative of the row's, up to a factor.
 
-        From unit vectors (B, d) and the mask of negative pairs, outside which the weights are 0.
+        From unit vectors (B, d), those they are compared with (R, d), and the mask of negative
+        pairs, outside which the weights are 0.
         """
         size = unit.shape[1]
-        distances = _mining_distances(unit).clamp_min(self.cutoff)
+        distances = _mining_distances(unit, others).clamp_min(self.cutoff)
         log_weights = (2 - size) * distances.log() - (size - 3) / 2 * torch.log1p(
             -distances.square() / 4
         )
@@ -85,13 +102,13 @@ class DistanceWeightedMiner(Miner):
         weights = weights.masked_fill(distances > self.nonzero_loss_cutoff, 1e-6)
         return weights.masked_fill(~negative, 0)
 
-    def choose(self, unit: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
-        """The triplets, from unit vectors (B, d) and the masks of positive and negative pairs."""
+    def choose(self, unit: Tensor, others: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
+        """The triplets; see Miner."""
         draws = min(max(1, int(positive.sum() / len(unit) + 0.5)), int(negative.sum(dim=1).min()))
         anchors = positive.any(dim=1).nonzero().squeeze(1)
         if draws == 0 or len(anchors) == 0:
             return anchors[:0], anchors[:0], anchors[:0]
-        negatives = torch.multinomial(self.weights(unit, negative)[anchors], draws)
+        negatives = torch.multinomial(self.weights(unit, others, negative)[anchors], draws)
         if self.in_order:
             negatives = negatives.sort(dim=1).values
         positives = self._positives(positive[anchors], draws)
@@ -123,10 +140,10 @@ class NearestNegativeMiner(Miner):
         self.cutoff = cutoff
         self.near = near
 
-    def choose(self, unit: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
-        """The triplets, from unit vectors (B, d) and the masks of positive and negative pairs."""
+    def choose(self, unit: Tensor, others: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
+        """The triplets; see Miner."""
         draws = max(1, int(positive.sum()) // len(unit))
-        negatives, found = self._negatives(_mining_distances(unit), negative, draws)
+        negatives, found = self._negatives(_mining_distances(unit, others), negative, draws)
         positives = _in_index_order(positive)[:, :draws]
         pairs = torch.minimum(positive.sum(dim=1), found).clamp_max(draws)
         valid = torch.arange(negatives.shape[1], device=unit.device) < pairs[:, None]
@@ -169,9 +186,9 @@ class AnchorMiner(Miner):
         self.negative = negative
         self.band = band
 
-    def choose(self, unit: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
-        """The triplets, from unit vectors (B, d) and the masks of positive and negative pairs."""
-        distances = _mining_distances(unit)
+    def choose(self, unit: Tensor, others: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
+        """The triplets; see Miner."""
+        distances = _mining_distances(unit, others)
         positives = self.positive(distances, positive)[:, None]
         if self.band is not None:
             to_positive = distances.gather(1, positives)

@@ -11,21 +11,23 @@ from torch import Tensor, nn
 
 from criteria.base import (
     Criterion,
+    References,
     check_batch,
     check_not_negative,
     check_positive,
     in_float32,
     log_one_plus_sum_exp,
     pair_masks,
+    unit_others,
     unit_rows,
 )
 from criteria.miners import Miner, Triplets, build_miner
 
 
-def _distances(embeddings: Tensor, squared: bool) -> Tensor:
-    """‖x̂_i - x̂_j‖², or its root, (B, B)."""
+def _distances(embeddings: Tensor, squared: bool, references: References | None) -> Tensor:
+    """‖x̂_i - x̂_j‖², or its root, (B, B), or (B, R) from the references."""
     unit = unit_rows(embeddings)
-    distances = (2 - 2 * unit @ unit.T).clamp_min(0)
+    distances = (2 - 2 * unit @ unit_others(unit, references).T).clamp_min(0)
     return distances if squared else (distances + 1e-8).sqrt()
 
 
@@ -42,6 +44,7 @@ class TripletLoss(Criterion):
     """
 
     needs_pairs = True
+    no_memory = ""
 
     def __init__(
         self,
@@ -61,19 +64,22 @@ class TripletLoss(Criterion):
 
     @in_float32
     def forward(
-        self, embeddings: Tensor, labels: Tensor, triplets: Triplets | None = None
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        triplets: Triplets | None = None,
+        references: References | None = None,
     ) -> Tensor:
         """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels)
         if triplets is None and self.miner is not None:
-            triplets = self.miner(embeddings, labels)
-        distances = _distances(embeddings, self.squared)
+            triplets = self.miner(embeddings, labels, references)
+        distances = _distances(embeddings, self.squared, references)
         if triplets is None:
-            return self._over_all(distances, labels)
+            return self._over_all(distances, *pair_masks(labels, references))
         return self._over_mined(distances, *triplets)
 
-    def _over_all(self, distances: Tensor, labels: Tensor) -> Tensor:
-        positive, negative = pair_masks(labels)
+    def _over_all(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         anchors, positives = positive.nonzero(as_tuple=True)
         valid = negative[anchors]
         losses = _hinge(
@@ -109,6 +115,7 @@ class SemihardTripletLoss(Criterion):
     """
 
     needs_pairs = True
+    no_memory = ""
 
     def __init__(self, margin: float = 0.2, *, squared: bool = True, soft: bool = False) -> None:
         super().__init__()
@@ -118,12 +125,14 @@ class SemihardTripletLoss(Criterion):
         self.soft = soft
 
     @in_float32
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, references: References | None = None
+    ) -> Tensor:
         """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels)
-        positive, negative = pair_masks(labels)
+        positive, negative = pair_masks(labels, references)
         anchors, positives = (positive & negative.any(dim=1, keepdim=True)).nonzero(as_tuple=True)
-        distances = _distances(embeddings, self.squared)
+        distances = _distances(embeddings, self.squared, references)
         to_positive, to_all = distances[anchors, positives], distances[anchors]
         negatives = negative[anchors]
         farther = negatives & (to_all > to_positive[:, None])
@@ -148,6 +157,7 @@ class NPairLoss(Criterion):
     """
 
     needs_pairs = True
+    no_memory = "it takes two images of each class of a batch, and no others"
 
     def __init__(self, scale: float = 5.0) -> None:
         super().__init__()
@@ -190,6 +200,7 @@ class MultiSimilarityLoss(Criterion):
     """
 
     needs_pairs = True
+    no_memory = ""
 
     def __init__(
         self, alpha: float = 2.0, beta: float = 40.0, base: float = 0.5, epsilon: float = 0.1
@@ -202,12 +213,14 @@ class MultiSimilarityLoss(Criterion):
         self.epsilon = epsilon
 
     @in_float32
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, references: References | None = None
+    ) -> Tensor:
         """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels)
         unit = unit_rows(embeddings)
-        similarity = unit @ unit.T
-        positive, negative = self._mine(similarity.detach(), *pair_masks(labels))
+        similarity = unit @ unit_others(unit, references).T
+        positive, negative = self._mine(similarity.detach(), *pair_masks(labels, references))
         used = positive.any(dim=1) & negative.any(dim=1)
         offset = similarity - self.base
         pull = (-self.alpha * offset).masked_fill(~positive, -torch.inf)
@@ -242,6 +255,7 @@ class SoftmaxPairLoss(Criterion):
     """
 
     needs_pairs = True
+    no_memory = ""
 
     def __init__(self, alpha: float = 1.0, *, alpha_lr: float = 1.0) -> None:
         super().__init__()
@@ -251,12 +265,15 @@ class SoftmaxPairLoss(Criterion):
         self.alpha = nn.Parameter(torch.tensor(float(alpha)))
 
     @in_float32
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, references: References | None = None
+    ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels)
         unit = unit_rows(embeddings)
-        positive, negative = pair_masks(labels)
-        logits = (self.alpha * unit @ unit.T).masked_fill(~(positive | negative), -torch.inf)
+        positive, negative = pair_masks(labels, references)
+        products = self.alpha * unit @ unit_others(unit, references).T
+        logits = products.masked_fill(~(positive | negative), -torch.inf)
         used = positive.any(dim=1)
         log_shares = F.log_softmax(logits[used], dim=1).masked_fill(~positive[used], 0)
         losses = -log_shares.sum(dim=1) / positive[used].sum(dim=1)

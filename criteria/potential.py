@@ -43,6 +43,8 @@ class PotentialFieldLoss(Criterion):
     ProxyAnchorLoss.
     """
 
+    no_memory = "it compares images with proxies, which stand for earlier images already"
+
     def __init__(
         self,
         num_classes: int,

@@ -6,11 +6,15 @@ Kim et al., Proxy Anchor Loss for Deep Metric Learning, CVPR 2020.
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import processes
 from criteria import LOSSES, PROXY_LR_SCALE, load
 from criteria.base import (
     Criterion,
@@ -18,7 +22,6 @@ from criteria.base import (
     check_not_negative,
     check_positive,
     in_float32,
-    log_one_plus_sum_exp,
 )
 from criteria.similarity import compare
 from criteria.strips import Strip, Terms, made_again, rows_of_strip, total
@@ -36,23 +39,83 @@ def positive_term(
 
 def negative_term(similarity: Tensor, labels: Tensor, margin: float, alpha: float) -> Tensor:
     """1/C Σ_c log(1 + Σ_{i: y_i≠c} e^{α(s_ic + δ)}), ``similarity`` (B, C), δ the ``margin``."""
-    return push(Strip(similarity, labels[:, None]), margin, alpha) / similarity.shape[1]
+    _, pushes = own_and_push(Strip(similarity, labels[:, None]), margin, alpha)
+    return pushes / similarity.shape[1]
 
 
 def pull(own: Tensor, labels: Tensor, margin: float | Tensor, alpha: float) -> Tensor:
     """``positive_term`` of the similarities of the images to their own classes, (B,)."""
     margin = margin[labels] if isinstance(margin, Tensor) else margin
     same = labels[:, None] == labels
-    exponents = torch.where(same, -alpha * (own - margin), -torch.inf)
     # Every image carries its class's logarithm; its share makes a class count once.
     share = same.sum(dim=1, dtype=own.dtype).reciprocal()
-    return (share * log_one_plus_sum_exp(exponents, dim=1)).sum() / share.sum()
+    return (share * _LogOfOwn.apply(-alpha * (own - margin), same)).sum() / share.sum()
 
 
-def push(strip: Strip, margin: float, alpha: float) -> Tensor:
-    """Σ_c log(1 + Σ_{i: y_i≠c} e^{α(s_ic + δ)}) over the classes of a strip, 0-d."""
-    exponents = strip.put((strip.similarity + margin).mul_(alpha), -torch.inf)
-    return log_one_plus_sum_exp(exponents, dim=0).sum()
+class _LogOfOwn(torch.autograd.Function):
+    """log(1 + Σ_{j: same_ij} e^{x_j}) of every row i of ``same`` (B, B): x (B,) → (B,).
+
+    The gradient is written out, for the same bits as autograd's with half the operators.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, exponents: Tensor, same: Tensor) -> Tensor:
+        logs, *kept = _log_one_plus_sum_exp(torch.where(same, exponents, -torch.inf), dim=1)
+        ctx.save_for_backward(*kept)
+        return logs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @in_float32
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        weights, sums = ctx.saved_tensors
+        return (grad[:, None] / sums * weights).sum(dim=0), None
+
+
+def own_and_push(strip: Strip, margin: float, alpha: float) -> tuple[Tensor, Tensor]:
+    """``Strip.own``, and Σ_c log(1 + Σ_{i: y_i≠c} e^{α(s_ic + δ)}) over its classes, 0-d."""
+    return _OwnAndPush.apply(*strip, margin, alpha)
+
+
+class _OwnAndPush(torch.autograd.Function):
+    """Both of one table, and their gradients in one: the same bits as autograd's two."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        similarity: Tensor,
+        target: Tensor,
+        inside: Tensor | None,
+        margin: float,
+        alpha: float,
+    ) -> tuple[Tensor, Tensor]:
+        strip = Strip(similarity, target, inside)
+        exponents = strip.put((similarity + margin).mul_(alpha), -torch.inf)
+        logs, *kept = _log_one_plus_sum_exp(exponents, dim=0)
+        ctx.save_for_backward(*kept, target, inside)
+        ctx.alpha = alpha
+        return strip.own(), logs.sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @in_float32
+    def backward(ctx: Any, of_own: Tensor, of_push: Tensor) -> tuple[Tensor | None, ...]:
+        weights, sums, target, inside = ctx.saved_tensors
+        gradient = (of_push / sums * weights).mul_(ctx.alpha)
+        # The weight of the own class is 0.
+        gradient = Strip(gradient, target, inside).put(gradient, of_own[:, None])
+        return gradient, None, None, None, None
+
+
+def _log_one_plus_sum_exp(exponents: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """log(1 + Σ e^x) along ``dim``, and the two that give its gradient as weights / sums.
+
+    ``exponents`` are overwritten.
+    """
+    top = exponents.amax(dim, keepdim=True).clamp_min(0)
+    weights = exponents.sub_(top).exp_()
+    sums = weights.sum(dim, keepdim=True) + torch.exp(-top)
+    return (top + sums.log()).squeeze(dim), weights, sums
 
 
 class ProxyLoss(Criterion):
@@ -63,6 +126,7 @@ class ProxyLoss(Criterion):
     """
 
     per_class = 1
+    no_memory = "it compares images with proxies, which stand for earlier images already"
 
     def __init__(
         self, num_classes: int, embedding_size: int, proxy_lr_scale: float = PROXY_LR_SCALE
@@ -75,6 +139,23 @@ class ProxyLoss(Criterion):
         self.proxy_lr_scale = proxy_lr_scale
         self.proxies = nn.Parameter(torch.empty(num_classes, embedding_size))
         nn.init.kaiming_normal_(self.proxies, mode="fan_out")
+        self.share: processes.Share | None = None
+        self.register_state_dict_post_hook(_with_whole_proxies)
+        self.register_load_state_dict_pre_hook(_with_own_proxies)
+
+    def divide(self) -> None:
+        """Keeps this process's share of the proxies alone, that of whole classes.
+
+        The losses and gradients stay those of one process, and so do state_dicts, which every
+        process has to ask for and to load. Raises ValueError for fewer classes than processes.
+        """
+        if self.num_classes < processes.world():
+            raise ValueError(
+                f"{self.num_classes} classes cannot be divided among {processes.world()} "
+                "processes: start fewer."
+            )
+        self.share = processes.Share(self.num_classes, self.per_class)
+        self.proxies = processes.divided(self.proxies, self.share)
 
     @in_float32
     def similarity(self, embeddings: Tensor, uncertainty: Tensor | None = None) -> Tensor:
@@ -98,27 +179,68 @@ class ProxyLoss(Criterion):
         A small table is one strip. Of a larger one nothing is kept: a strip is made, and again to
         go backward. ``labels`` number the classes of the ``proxies``, by default all there are.
         """
+        if proxies is None and self.share is not None:
+            return self._by_strips_of_all(terms, embeddings, labels, uncertainty, self.share)
         proxies = self.proxies if proxies is None else proxies
         classes = rows_of_strip(len(embeddings) * self.per_class)
         rows = classes * self.per_class
         pieces = proxies.split(rows) if len(proxies) > rows else [proxies]
+        starts = range(0, len(pieces) * classes, classes)
+        found = self._of_pieces(terms, embeddings, labels, uncertainty, pieces, starts)
+        return [*zip(*found, strict=True)]
+
+    def _of_pieces(
+        self,
+        terms: Terms,
+        embeddings: Tensor,
+        labels: Tensor,
+        uncertainty: Tensor | None,
+        pieces: Sequence[Tensor],
+        starts: Sequence[int],
+        *,
+        alone: bool = True,
+    ) -> list[tuple[Tensor, ...]]:
+        """``terms`` of each of the pieces, whose first classes are ``starts``.
+
+        ``alone``: there are no other classes than theirs.
+        """
+        whole = alone and len(pieces) == 1
 
         def of_piece(
             embeddings: Tensor, uncertainty: Tensor | None, piece: Tensor, column: Tensor
         ) -> tuple[Tensor, ...]:
             similarity = self.compared(embeddings, piece, uncertainty)
-            if len(pieces) == 1:
+            if whole:
                 return terms(Strip(similarity, column))
             inside = (column >= 0) & (column < similarity.shape[1])
             return terms(Strip(similarity, column.clamp(0, similarity.shape[1] - 1), inside))
 
         run = made_again(of_piece, len(pieces))
         columns = labels[:, None]
-        found = [
-            run(embeddings, uncertainty, piece, columns - k * classes if k else columns)
-            for k, piece in enumerate(pieces)
+        return [
+            run(embeddings, uncertainty, piece, columns - start if start else columns)
+            for piece, start in zip(pieces, starts, strict=True)
         ]
-        return [*zip(*found, strict=True)]
+
+    def _by_strips_of_all(
+        self,
+        terms: Terms,
+        embeddings: Tensor,
+        labels: Tensor,
+        uncertainty: Tensor | None,
+        share: processes.Share,
+    ) -> list[tuple[Tensor, ...]]:
+        """``by_strips``, where every process has some of the classes: all strips of all of them."""
+        own, most = share.own, rows_of_strip(len(embeddings) * self.per_class)
+        count = math.ceil(self.num_classes // processes.world() / most)  # as many in each process
+        units = self.proxies.unflatten(0, (-1, self.per_class)).tensor_split(count)
+        pieces = [unit.flatten(0, 1) for unit in units]
+        starts = [*accumulate(map(len, units), initial=own.start)][:-1]
+        given = [None if x is None else processes.part_of_all(x) for x in (embeddings, uncertainty)]
+        found = self._of_pieces(terms, given[0], labels, given[1], pieces, starts, alone=False)
+        total = count * processes.world()
+        parts = (torch.stack(part) for part in zip(*found, strict=True))
+        return [processes.gather_rows(part, total).unbind() for part in parts]
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The proxies, at ``proxy_lr_scale`` × ``lr``."""
@@ -163,7 +285,20 @@ class ProxyAnchorLoss(ProxyLoss):
         return positive + negative
 
     def _terms(self, strip: Strip) -> tuple[Tensor, Tensor]:
-        return strip.own(), push(strip, self.margin, self.alpha)
+        return own_and_push(strip, self.margin, self.alpha)
+
+
+def _with_whole_proxies(loss: ProxyLoss, state: dict, prefix: str, metadata: dict) -> None:
+    """Puts all proxies into a state_dict, where they are divided among processes."""
+    if loss.share is not None:
+        state[f"{prefix}proxies"] = loss.share.whole(loss.proxies)
+
+
+def _with_own_proxies(loss: ProxyLoss, state: dict, prefix: str, *_: Any) -> None:
+    """Leaves this process's share of the proxies in a state_dict that is loaded."""
+    key = f"{prefix}proxies"
+    if loss.share is not None and key in state:
+        state[key] = loss.share.of(state[key])
 
 
 def proxy_losses() -> str:

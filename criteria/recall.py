@@ -10,7 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from criteria.base import Criterion, check_batch, check_positive, in_float32, pair_masks
+from criteria.base import (
+    Criterion,
+    References,
+    check_batch,
+    check_positive,
+    in_float32,
+    pair_masks,
+)
 from criteria.strips import made_again, rows_of_strip
 
 
@@ -47,18 +54,23 @@ class RecallAtKLoss(Criterion):
         self.temperature = temperature
         self.rank_temperature = rank_temperature
         self.simix = simix
+        self.no_memory = "simix mixes the images of a batch alone" if simix else ""
 
     @in_float32
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, references: References | None = None
+    ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels)
-        ks = [min(k, len(labels)) for k in self.ks]
+        images = len(labels if references is None else references.labels)
+        ks = [min(k, images) for k in self.ks]
         if self.simix:
             embeddings, labels = with_mixtures(embeddings, labels)
-        positive, _ = pair_masks(labels)
+        positive, _ = pair_masks(labels, references)
         most = max(1, int(positive.sum(dim=1).max()))
-        rows = rows_of_strip(len(labels) * most)
-        strips = [*zip((embeddings @ embeddings.T).split(rows), positive.split(rows), strict=True)]
+        others = embeddings if references is None else references.embeddings
+        rows = rows_of_strip(len(others) * most)
+        strips = [*zip((embeddings @ others.T).split(rows), positive.split(rows), strict=True)]
         recall_of = made_again(self._recall, len(strips))
         recalls = [recall_of(*strip, ks) for strip in strips]
         count = positive.any(dim=1).sum()

@@ -74,7 +74,7 @@ def classify(
         return own, largest.values, is_own, *_entropy_terms(strip, logits_of(strip), smoothing)
 
     own, largest, is_own, *entropy = loss.by_strips(terms, embeddings, labels, uncertainty, proxies)
-    classes = len(loss.proxies if proxies is None else proxies) // loss.per_class
+    classes = loss.num_classes if proxies is None else len(proxies) // loss.per_class
     own = total(own)
     hits = is_own[0] if len(is_own) == 1 else (own >= torch.stack(largest).amax(dim=0)).to(own)
     return _entropy(entropy, classes, smoothing), hits.mean(), own.mean()
@@ -223,6 +223,15 @@ class MarginSoftmaxLoss(ProxyLoss):
         self.sample_rate = sample_rate
         self.proxies = nn.Parameter(torch.empty(num_classes * self.sub_centers, embedding_size))
         nn.init.normal_(self.proxies, std=0.01)
+
+    def divide(self) -> None:
+        """Keeps this process's share of the proxies; not of sampled ones."""
+        if self.sample_rate < 1:
+            raise ValueError(
+                f"sample_rate {self.sample_rate:g} chooses among all proxies in each step, so they "
+                "cannot be divided among processes: set it to 1."
+            )
+        super().divide()
 
     def with_margin(self, own: Tensor) -> Tensor:
         """What takes the place of the similarities (B,) of the images to their own classes."""

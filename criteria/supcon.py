@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from criteria.base import Criterion, check_batch, check_positive, in_float32, pair_masks, unit_rows
+from criteria.base import (
+    Criterion,
+    References,
+    check_batch,
+    check_positive,
+    in_float32,
+    pair_masks,
+    unit_others,
+    unit_rows,
+    without_self,
+)
 
 
 class SupConLoss(Criterion):
@@ -21,6 +30,7 @@ class SupConLoss(Criterion):
     """
 
     needs_pairs = True
+    no_memory = ""
 
     def __init__(self, temperature: float = 0.07, base_temperature: float = 0.07) -> None:
         super().__init__()
@@ -29,15 +39,17 @@ class SupConLoss(Criterion):
         self.base_temperature = base_temperature
 
     @in_float32
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, references: References | None = None
+    ) -> Tensor:
         """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels)
         unit = unit_rows(embeddings)
-        cosines = unit @ unit.T
-        positive, negative = pair_masks(labels)
+        cosines = unit @ unit_others(unit, references).T
+        positive, negative = pair_masks(labels, references)
         logits = cosines / self.temperature
         # Not -∞, which would leave an image that is alone without a finite gradient.
-        logits = logits.diagonal_scatter(torch.full_like(logits[0], -1e9))
+        logits = without_self(logits, references, -1e9)
         own = F.log_softmax(logits, dim=1).masked_fill(~positive, 0.0).sum(dim=1)
         losses = -own / positive.sum(dim=1).clamp_min(1)
         seen = cosines.detach()

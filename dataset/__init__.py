@@ -15,6 +15,7 @@ from dataset.inventory import fingerprints, require_files
 from dataset.own import OwnData
 from dataset.readable import Reading, require_readable
 from dataset.table import CsvData
+from dataset.trained_on import TrainedOn
 from utils import InputError, nearest_names
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ImageSet",
     "Protocol",
     "Reading",
+    "TrainedOn",
     "find",
     "fingerprints",
     "load",
@@ -44,7 +46,7 @@ FILES = (
 """The files of this folder that hold a `DATA_SET`; a new one costs its file and a line here."""
 
 _ALL: tuple[DataSet, ...] = tuple(
-    importlib.import_module(f"dataset.{name}").DATA_SET for name in FILES
+    importlib.import_module(f".{name}", __name__).DATA_SET for name in FILES
 )
 ROOT = "data"
 """The usual data root."""
@@ -126,6 +128,7 @@ class Choice:
         ratio_classes: only this share of the classes of each split is used, the first ones.
         exif: "apply" turns pictures as their EXIF orientation says, "ignore" takes the pixels as
             they are stored.
+        place: where the user's own images lie, if the path in `name` does not lead there from here.
     """
 
     name: str
@@ -134,6 +137,7 @@ class Choice:
     split_seed: int | None = None
     ratio_classes: float = 1.0
     exif: str = "apply"
+    place: Path | None = None
 
     @classmethod
     def of(cls, options: Any) -> Choice:
@@ -153,13 +157,26 @@ class Choice:
         return protocol(self.name)
 
     @property
+    def found_by(self) -> str:
+        """The name that leads to the images from here."""
+        if self.place is None:
+            return self.name
+        return f"{self.name.partition(':')[0]}:{self.place}"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether these are the user's own images, and nothing lies where they are said to."""
+        entry = find(self.found_by)
+        return isinstance(entry, OwnData) and not entry.path.exists()
+
+    @property
     def query_gallery(self) -> bool:
         """Whether queries search in a gallery of their own.
 
         Raises:
             InputError: unknown name; the user's own images cannot be used.
         """
-        return find(self.name).query_gallery
+        return find(self.found_by).query_gallery
 
     def of_other_data(self, name: str, root: str | Path) -> Choice:
         """The same question about images elsewhere, such as those of `evaluate.py --dataset`.
@@ -171,13 +188,14 @@ class Choice:
         """
         entry = find(name)
         if isinstance(entry, OwnData) and entry.rows().splits is None:
-            return replace(self, name=name, root=root)
-        return replace(self, name=name, root=root, eval_classes=None, split_seed=None)
+            return replace(self, name=name, root=root, place=None)
+        own = {"eval_classes": None, "split_seed": None, "place": None}
+        return replace(self, name=name, root=root, **own)
 
     def load(self, split: str, **options: Any) -> ImageSet:
         """One split; `options` and errors are those of `load`."""
         own = {"eval_classes": self.eval_classes, "seed": self.split_seed}
-        images = load(self.name, self.root, split, **own, **options)
+        images = load(self.found_by, self.root, split, **own, **options)
         images = replace(images, upright=self.exif == "apply")
         if self.ratio_classes == 1.0:
             return images

@@ -339,6 +339,11 @@ class DataSet(ABC):
         """What a split is called in tables: its name, and which of several where there are."""
         return split
 
+    @property
+    def place(self) -> Path | None:
+        """Where the user's own images lie, as an absolute path; None for what the root holds."""
+        return None
+
     def variants(self) -> list[dict[str, Any]]:
         """The arguments of `load` for every part of an evaluation, training first."""
         evaluated = ("query", "gallery") if self.query_gallery else ("eval",)

@@ -299,8 +299,8 @@ def _commands_to_get(name: str, root: str | Path) -> dict[str, str]:
     """How to fetch a data set that is not there, where it can be fetched."""
     if dataset.find(name).name not in SOURCES:
         return {}
-    words = ["python", "-m", "dataset", "download", name, *_flag("--data-root", str(root), "data")]
-    return {"get it": as_shell(*words)}
+    words = [name, *_flag("--data-root", str(root), "data")]
+    return {"get it": f"python -m dataset download {as_shell(*words)}"}
 
 
 def _commands_to_go_on(
@@ -315,13 +315,13 @@ def _commands_to_go_on(
         return {}
     if not all(row.images > row.unreadable for row in splits):
         return {}
-    words = ["python", "train.py", "--dataset", name, *_flag("--data-root", str(root), "data")]
+    words = ["--dataset", name, *_flag("--data-root", str(root), "data")]
     for option, flag in (("eval_classes", "--eval-classes"), ("seed", "--split-seed")):
         words += [flag, str(options[option])] if option in options else []
     words += _flag("--exif", exif, "apply")
     shares = [share_admitting(row.unreadable, row.images) for row in splits if _refused(row)]
     words += ["--max-bad-images", f"{max(shares):g}"] if shares else []
-    return {"train on it": as_shell(*words)}
+    return {"train on it": f"python train.py {as_shell(*words)}"}
 
 
 def _flag(name: str, value: str, default: str) -> list[str]:

@@ -16,7 +16,7 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -168,7 +168,9 @@ _UPRIGHT = {
 }
 
 
-def decode(source: Source, upright: bool = True) -> np.ndarray:
+def decode(
+    source: Source, upright: bool = True, formats: Sequence[str] | None = None
+) -> np.ndarray:
     """An image file → (H, W, 3) uint8 RGB.
 
     The EXIF orientation is applied, where it can be read (not with `upright` False); grey, palette
@@ -180,22 +182,24 @@ def decode(source: Source, upright: bool = True) -> np.ndarray:
         UnfitImageError: a sound picture of a kind that is not taken.
         Exception: the file is missing, cut short, or no picture (Pillow has no common type).
     """
-    with opened(source) as (image, _):
+    with opened(source, formats=formats) as (image, _):
         return to_rgb(image, upright)
 
 
 @contextlib.contextmanager
-def opened(source: Source, name: str = "") -> Iterator[tuple[Image.Image, bool]]:
+def opened(
+    source: Source, name: str = "", formats: Sequence[str] | None = None
+) -> Iterator[tuple[Image.Image, bool]]:
     """A loaded Pillow image, and whether its metadata had to be left out; raises as `decode`.
 
     `name` is the file's, where `source` is what was read from it.
     """
-    image, left_out = _load(source, name)
+    image, left_out = _load(source, name, formats)
     with image:
         yield image, left_out
 
 
-def _load(source: Source, name: str) -> tuple[Image.Image, bool]:
+def _load(source: Source, name: str, formats: Sequence[str] | None) -> tuple[Image.Image, bool]:
     content = None
     if hasattr(source, "read"):
         source.seek(0)
@@ -205,7 +209,7 @@ def _load(source: Source, name: str) -> tuple[Image.Image, bool]:
         name = os.fsdecode(source)
     try:
         # A copy, because Pillow closes what it cannot read.
-        return _attempt(source if content is None else io.BytesIO(content)), False
+        return _attempt(source if content is None else io.BytesIO(content), formats), False
     except (UnfitImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -217,14 +221,14 @@ def _load(source: Source, name: str) -> tuple[Image.Image, bool]:
         bare = without_metadata(content)
         if bare is not None:
             with contextlib.suppress(Exception):
-                return _attempt(io.BytesIO(bare)), True
+                return _attempt(io.BytesIO(bare), formats), True
         if isinstance(error, UnidentifiedImageError):
             _check_support(content, name)
         raise
 
 
-def _attempt(source: Source) -> Image.Image:
-    image = Image.open(source)
+def _attempt(source: Source, formats: Sequence[str] | None) -> Image.Image:
+    image = Image.open(source, formats=formats)
     try:
         # Pillow keeps the high byte of 16-bit colours, and forgets that there was a low one.
         halved = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))

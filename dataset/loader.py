@@ -52,6 +52,7 @@ from dataset.workers import deaths_told, with_workers
 from utils import InputError, nearest_names
 
 logger = logging.getLogger("dataset")
+views_logger = logging.getLogger("dataset.views")  # silent where a cache was chosen, and told
 
 # More workers than cores are the user's choice, and torch's advice names no flag of ours.
 warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
@@ -678,13 +679,13 @@ def _source(
 def _say_what_differs(cache_size: int, rule: _ViewRule) -> None:
     """Logs how views of the cache differ from views of the files."""
     if rule.crop is not None and not (rule.crop.resize and rule.resize == cache_size):
-        logger.warning(
+        views_logger.warning(
             "training crops come from the cache's images, whose short side is %d pixels, not from "
             "the files",
             cache_size,
         )
     if rule.crop is None and rule.resize != cache_size:
-        logger.warning(
+        views_logger.warning(
             "evaluation wants images with a short side of %d pixels and the cache has %d: they are "
             "resized twice; --cache-size %d gives what --decode exact gives",
             rule.resize,

@@ -176,6 +176,11 @@ class OwnData(DataSet):
         self.name = resolved.stem if is_file(self.path) else resolved.name
         self.origin = "Your own images; nothing is published about them."
 
+    @property
+    def place(self) -> Path:
+        """The folder or file, as an absolute path."""
+        return self.path.absolute()
+
     def rows(self) -> Rows:
         """All images; raises InputError when the data cannot be used."""
         raise NotImplementedError
@@ -192,7 +197,7 @@ class OwnData(DataSet):
         for note in rows.notes:
             warn_once(note.text, notes_logger, note.level)
         if rows.splits is None:
-            return self._drawn(rows, eval_classes, seed)
+            return self._told(rows, eval_classes, seed)
         if eval_classes is not None:
             raise InputError(
                 f"--eval-classes has no effect on {self.given}, which says itself what is "
@@ -202,22 +207,33 @@ class OwnData(DataSet):
         self._compare_classes(rows)
         return rows
 
-    def _drawn(self, rows: Rows, eval_classes: float | None, seed: int) -> Rows:
-        share = EVAL_CLASSES if eval_classes is None else eval_classes
-        held_out = ClassSplit(share, seed).held_out(rows.class_names, self.given)
+    def divided(self, eval_classes: float | None, seed: int) -> Rows:
+        """All images with a split each, as `split_rows`, without a word about them."""
+        rows = self.rows()
+        return rows if rows.splits is not None else self._drawn(rows, eval_classes, seed)[0]
+
+    def _told(self, rows: Rows, eval_classes: float | None, seed: int) -> Rows:
+        drawn, held_out = self._drawn(rows, eval_classes, seed)
         note = (
-            f"{self.given} does not say what is held out: {len(held_out)} of its "
+            f"{self.given} does not say what is held out: {held_out} of its "
             f"{len(rows.class_names)} classes are, drawn with seed {seed}"
         )
         asked = eval_classes is not None
         more = "" if asked else "; --eval-classes sets the share"
         warn_once(note + more, notes_logger, logging.INFO if asked else logging.WARNING)
+        return drawn
+
+    def _drawn(self, rows: Rows, eval_classes: float | None, seed: int) -> tuple[Rows, int]:
+        """The images with a split each, and how many classes are held out."""
+        share = EVAL_CLASSES if eval_classes is None else eval_classes
+        held_out = ClassSplit(share, seed).held_out(rows.class_names, self.given)
         is_held_out = np.array([name in held_out for name in rows.class_names])
         splits = np.where(is_held_out, SPLITS.index("eval"), SPLITS.index("train"))
-        return Rows(
+        drawn = Rows(
             rows.paths, rows.labels, rows.class_names, splits[rows.labels].astype(np.int8),
             rows.boxes,
         )  # fmt: skip
+        return drawn, len(held_out)
 
     def _check_splits(self, counts: dict[str, int]) -> None:
         if ("query" in counts) != ("gallery" in counts):

@@ -5,15 +5,16 @@ A candidate has what evaluate.py made of it; here are numbers only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dataset
 import options
+from evaluation import tables
 from evaluation.embedding import Viewing
-from evaluation.measuring import Result, rows_of
+from evaluation.measuring import OFFICIAL, Result, rows_of
 from evaluation.tables import HIDDEN, Row
 from evaluation.tasks import Task
 from metrics import comparison
@@ -36,6 +37,7 @@ class Candidate:
         tasks: of `data`; candidates on the same data share them.
         kmeans_restarts: how often k-means starts.
         weights: see `networks.Opened`.
+        postprocessing: what was done to its embeddings, in words.
         results: one per task. replicates: a bootstrap for each of them.
     """
 
@@ -48,6 +50,7 @@ class Candidate:
     tasks: list[Task]
     kmeans_restarts: int = 1
     weights: str = ""
+    postprocessing: str = ""
     results: list[Result] = field(default_factory=list)
     replicates: list[torch.Tensor] = field(default_factory=list)
 
@@ -55,7 +58,8 @@ class Candidate:
         """The bootstrap's view of one result."""
         per_query = self.results[number].per_query
         assert per_query is not None
-        return comparison.query_scores(per_query, self.tasks[number].ks)
+        task = self.tasks[number]
+        return comparison.query_scores(per_query, task.ks, task.queries.labels)
 
     def rows(self) -> list[Row]:
         """One row per result."""
@@ -72,7 +76,9 @@ class Candidate:
                 "images": len(task.queries),
                 "classes": task.queries.num_classes,
                 "kmeans_restarts": self.kmeans_restarts,
+                **({} if task.dims is None else {"dimensions": task.dims}),
                 **({"weights": self.weights} if self.weights else {}),
+                **({"postprocessing": self.postprocessing} if self.postprocessing else {}),
             }
             found += rows_of(result, self.label, intervals=intervals, about=about)
         return found
@@ -117,23 +123,82 @@ def bootstrapped(candidates: Sequence[Candidate], resamples: int, seed: int) -> 
     return found
 
 
-def averages(candidates: Sequence[Candidate]) -> list[Row]:
-    """One row for each task of each configuration that several of the checkpoints are seeds of."""
-    # Of several checkpoints of one run the best one stands for it.
+@dataclass(frozen=True)
+class Subject:
+    """What a test compares: one checkpoint, or those of one configuration that differ in the seed.
+
+    Attributes:
+        label: what tables call it.
+        members: its checkpoints, each of another seed.
+    """
+
+    label: str
+    members: list[Candidate]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What the members were evaluated on."""
+        return self.members[0].tasks
+
+    def rows(self) -> list[list[Row]]:
+        """For each row of a member, that row of all members."""
+        return [list(parts) for parts in zip(*(one.rows() for one in self.members), strict=True)]
+
+    def of_seeds(self, number: int) -> dict[Any, Mapping[str, float]]:
+        """Seed → the numbers of a task."""
+        return {one.trained.get("seed"): one.results[number].numbers for one in self.members}
+
+    def means(self, number: int) -> dict[str, float]:
+        """What the bootstrap looks at, averaged over the members."""
+        numbers = [one.scores(number).means() for one in self.members]
+        return {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
+
+    def replicates(self, number: int) -> torch.Tensor:
+        """(resamples, M): the mean over the members of the same draws."""
+        return sum(one.replicates[number] for one in self.members) / len(self.members)
+
+
+def subjects_of(candidates: Sequence[Candidate]) -> list[Subject]:
+    """Groups of seeds, and the checkpoints that are in none, as their first checkpoints come.
+
+    Of several checkpoints of one run the best one stands for it in the group; the others are alone.
+    """
     ordered = sorted(candidates, key=lambda one: not one.path.endswith("_best.pth"))
     known = [options.configuration(one.trained) if one.trained else {} for one in ordered]
-    groups = comparison.seeds_of_one(known, [one.trained.get("seed") for one in ordered])
-    groups = [[ordered[position] for position in group] for group in groups]
+    found = comparison.seeds_of_one(known, [one.trained.get("seed") for one in ordered])
+    groups = [[ordered[position] for position in group] for group in found]
     names = [method_name(group[0].trained, len(group)) for group in groups]
+    subjects = [
+        Subject(name if names.count(name) == 1 else f"{name} ({members[0].label}, …)", members)
+        for members, name in zip(groups, names, strict=True)
+    ]
+    grouped = {id(one) for group in groups for one in group}
+    subjects += [Subject(one.label, [one]) for one in candidates if id(one) not in grouped]
+    place = {id(one): number for number, one in enumerate(candidates)}
+    return sorted(subjects, key=lambda subject: min(place[id(one)] for one in subject.members))
+
+
+def averages(candidates: Sequence[Candidate]) -> list[Row]:
+    """One row for each task of each configuration that several of the checkpoints are seeds of."""
     found = []
-    for members, name in zip(groups, names, strict=True):
-        label = name if names.count(name) == 1 else f"{name} ({members[0].label}, …)"
-        for parts in zip(*(member.rows() for member in members), strict=True):
-            numbers, spread = comparison.mean_and_deviation([part.numbers for part in parts])
-            spread = {name: value for name, value in spread.items() if not name.startswith(HIDDEN)}
-            about = {**parts[0].about, "checkpoint": " ".join(member.path for member in members)}
-            labels = tuple(member.label for member in members)
-            found.append(Row(parts[0].task, label, numbers, spread, about=about, members=labels))
+    for subject in subjects_of(candidates):
+        if len(subject.members) < 2:
+            continue
+        for parts in subject.rows():
+            numbers, deviation = comparison.mean_and_deviation([part.numbers for part in parts])
+            deviation = {n: value for n, value in deviation.items() if not n.startswith(HIDDEN)}
+            checkpoints = " ".join(member.path for member in subject.members)
+            found.append(
+                Row(
+                    parts[0].task,
+                    subject.label,
+                    numbers,
+                    deviation,
+                    about={**parts[0].about, "checkpoint": checkpoints},
+                    members=tuple(member.label for member in subject.members),
+                    repeats=len(parts),
+                )
+            )
     return found
 
 
@@ -145,38 +210,109 @@ def method_name(trained: dict[str, Any], seeds: int) -> str:
 
 @dataclass(frozen=True)
 class Test:
-    """Whether B is better than A on one task."""
+    """B less A on one task.
+
+    Attributes:
+        over: "seeds", paired t-tests over the `count` seeds that both have, or "classes", a paired
+            bootstrap over `count` classes of the means of A and B.
+        differences: one per metric, uncorrected. corrected: p of each, for the number of tests.
+    """
 
     a: str
     b: str
     task: str
+    over: str
+    count: int
     differences: dict[str, comparison.Difference]
+    corrected: dict[str, float] = field(default_factory=dict)
 
 
 def paired_tests(candidates: Sequence[Candidate]) -> list[Test]:
-    """The first checkpoint (A) against each other one (B) that saw the same queries."""
-    first, *others = candidates
+    """The first subject (A) against each other one (B) that saw the same queries.
+
+    Checkpoints that differ in the seed alone are one subject, and not compared. Groups that share
+    two seeds or more are tested over these; others over classes, if there are replicates.
+    """
+    first, *others = subjects_of(candidates)
     found = []
-    for other in others:
-        if other.tasks is not first.tasks:
-            continue
-        for number, task in enumerate(first.tasks):
-            differences = comparison.paired_differences(
-                first.scores(number),
-                other.scores(number),
-                first.replicates[number],
-                other.replicates[number],
-            )
-            found.append(Test(first.label, other.label, task.title, differences))
+    for number, task in enumerate(first.tasks):
+        tests = [
+            _test(first, other, number, task.title)
+            for other in others
+            if other.tasks is first.tasks
+        ]
+        found += _corrected([test for test in tests if test is not None])
     return found
+
+
+def _test(a: Subject, b: Subject, number: int, task: str) -> Test | None:
+    seeds = [subject.of_seeds(number) for subject in (a, b)]
+    shared = len(seeds[0].keys() & seeds[1].keys())
+    if min(len(a.members), len(b.members), shared) > 1:
+        differences = comparison.seed_differences(*map(_shown, seeds))
+        return Test(a.label, b.label, task, "seeds", shared, differences)
+    if not (a.members[0].replicates and b.members[0].replicates):
+        return None
+    means = [subject.means(number) for subject in (a, b)]
+    drawn = [subject.replicates(number) for subject in (a, b)]
+    classes = a.tasks[number].queries.num_classes
+    differences = comparison.paired_differences(*means, *drawn)
+    return Test(a.label, b.label, task, "classes", classes, differences)
+
+
+def _shown(seeds: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, float]]:
+    return {
+        seed: {k: v for k, v in numbers.items() if not k.startswith((HIDDEN, OFFICIAL))}
+        for seed, numbers in seeds.items()
+    }
+
+
+def _corrected(tests: Sequence[Test]) -> list[Test]:
+    """The tests of one task with p corrected for their number, each metric by itself (Holm)."""
+    corrected: list[dict[str, float]] = [{} for _ in tests]
+    for name in dict.fromkeys(name for test in tests for name in test.differences):
+        having = [place for place, test in enumerate(tests) if name in test.differences]
+        for place, p in zip(
+            having, comparison.holm([tests[i].differences[name].p for i in having]), strict=True
+        ):
+            corrected[place][name] = p
+    return [replace(test, corrected=p) for test, p in zip(tests, corrected, strict=True)]
+
+
+FEW_CLASSES = 20
+
+
+def about_tests(tests: Sequence[Test], resamples: int | None) -> str:
+    """How the tests were made, in sentences."""
+    said = []
+    counts = {over: [t.count for t in tests if t.over == over] for over in ("seeds", "classes")}
+    if counts["seeds"]:
+        said.append(f"Tested over {_numbers(counts['seeds'])} seeds (paired t-test).")
+    if counts["classes"]:
+        said.append(
+            f"Tested over {_numbers(counts['classes'])} classes (paired bootstrap, {resamples:,} "
+            "resamples), the networks as they are: other seeds may differ."
+        )
+        if min(counts["classes"]) < FEW_CLASSES:
+            said.append(f"With fewer than {FEW_CLASSES} classes that is a rough guess.")
+    said.append("p is two-sided.")
+    if len(tests) > 1:
+        said.append(f"Corrected: for {len(tests)} tests (Holm).")
+    return " ".join(said)
+
+
+def _numbers(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
     """What a table shows, in a sentence or two."""
-    tasks = {task.title: task for candidate in candidates for task in candidate.tasks}
-    sizes = "; ".join(f"{task.title}: {task.describe()}" for task in tasks.values())
-    spread = " Mean ± standard deviation." if any(row.spread for row in rows) else ""
-    return f"Retrieval of unseen classes, in percent ({sizes}).{spread}"
+    tasks = {task.name: task for candidate in candidates for task in candidate.tasks}
+    sizes = "; ".join(f"{name}: {task.describe()}" for name, task in tasks.items())
+    done = ", ".join(dict.fromkeys(one.postprocessing for one in candidates if one.postprocessing))
+    done = f" With {done}." if done else ""
+    return f"Retrieval of unseen classes, in percent ({sizes}).{done}{tables.about_spread(rows)}"
 
 
 def json_content(
@@ -188,10 +324,13 @@ def json_content(
         content = {"title": row.task, **row.about, **row.numbers}
         if row.label:
             content["label"] = row.label
-        if row.spread:
-            content["standard_deviation"] = row.spread
+        if row.deviation:
+            content["standard_deviation"] = row.deviation
+            content["half_width_95"] = row.spread
         if row.intervals:
             content["interval_95"] = row.intervals
+        if row.thresholds:
+            content["thresholds"] = row.thresholds
         if row.members:
             content["mean_of"] = row.members
         results.append(content)
@@ -204,7 +343,12 @@ def json_content(
                 "a": test.a,
                 "b": test.b,
                 "title": test.task,
-                **{name: values._asdict() for name, values in test.differences.items()},
+                "over": test.over,
+                test.over: test.count,
+                **{
+                    name: {**values._asdict(), "p_corrected": test.corrected[name]}
+                    for name, values in test.differences.items()
+                },
             }
             for test in tests
         ]

@@ -82,7 +82,7 @@ def write_uncertain(path: Path, images: ImageSet, norms: torch.Tensor) -> None:
 
 def write_classes(path: Path, images: ImageSet, scores: comparison.Scores) -> None:
     """Every class with its queries and retrieval metrics, the lowest R@1 (then MAP@R) first."""
-    classes, sizes, metrics = comparison.by_class(scores, torch.from_numpy(images.labels))
+    classes, sizes, metrics = comparison.by_class(scores)
     keys = [scores.names.index(name) for name in scores.names if name.startswith("R@")][:1]
     keys.append(scores.names.index("MAP@R"))
     order = np.lexsort([metrics[:, key].nan_to_num(-1).numpy() for key in reversed(keys)])
@@ -100,17 +100,21 @@ def write_classes(path: Path, images: ImageSet, scores: comparison.Scores) -> No
 # --- some of them ---------------------------------------------------------------------------------
 
 
-def random_neighbours(embedded: Embedded, seed: int, top: int) -> Image.Image:
-    """Ten random queries and the images nearest to each, as a picture."""
+def random_neighbours(
+    embedded: Embedded, seed: int, top: int, *, named: bool = False
+) -> Image.Image:
+    """Ten random queries and the images nearest to each, as a picture; `named` with their names."""
     chosen = random_queries(embedded.images.labels, 10, seed)
-    found, _ = embedded.nearest(chosen, top)
+    found, values = embedded.nearest(chosen, top)
     caption = f"{len(chosen)} queries drawn at random (seed {seed}), one a class"
-    return neighbours_picture(embedded.images, chosen, found, embedded.task.gallery, caption)
+    gallery = embedded.task.gallery
+    below = values if named else None
+    return neighbours_picture(embedded.images, chosen, found, gallery, caption, cosines=below)
 
 
 def draw_neighbours(path: Path, embedded: Embedded, seed: int, top: int) -> None:
-    """Draws `random_neighbours` to a file."""
-    save_picture(random_neighbours(embedded, seed, top), path)
+    """Draws `random_neighbours` to a file, with the names of all pictures."""
+    save_picture(random_neighbours(embedded, seed, top, named=True), path)
 
 
 def write_failures(
@@ -140,7 +144,16 @@ def write_failures(
         header += [f"path {place}", f"class {place}", f"cosine {place}"]
     shown = queries[:MOST_ROWS]
     caption = f"The {len(shown)} queries whose nearest right image is farthest down"
-    picture = neighbours_picture(images, shown, found[: len(shown)], embedded.task.gallery, caption)
+    ranks = [int(per_query["rank"][query]) + 1 for query in shown]
+    picture = neighbours_picture(
+        images,
+        shown,
+        found[: len(shown)],
+        embedded.task.gallery,
+        caption,
+        cosines=scores[: len(shown)],
+        notes=[f"nearest right: place {rank:,}" for rank in ranks],
+    )
     table, drawing = folder / "failures.csv", folder / "failures.png"
     write_table(table, header, rows)
     save_picture(picture, drawing)
@@ -253,7 +266,7 @@ def _in_main(function: Callable, *arguments: Any) -> Any:
 
 def _per_class(subject: Subject, path: str) -> str:
     task = subject.embedded.task
-    scores = comparison.query_scores(subject.per_query, task.ks)
+    scores = comparison.query_scores(subject.per_query, task.ks, task.queries.labels)
     _in_main(write_classes, Path(path), task.queries, scores)
     return f"metrics of each class written to {path}"
 
@@ -292,7 +305,8 @@ def _query(subject: Subject, paths: Sequence[str]) -> str:
     searched = subject.embedded.searched[0]
     answer += (
         f"\nsearched: the {len(searched):,} evaluated images of {searched.num_classes:,} classes; "
-        "an image of another class, such as those trained on, has no right answer among them"
+        "an image of another class, such as those trained on, has no right answer among them "
+        "(python search.py build RUN --images PHOTOS makes any images searchable)"
     )
     return f"{answer}\nanswers written to {_listed(written)}"
 

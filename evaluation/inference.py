@@ -3,6 +3,7 @@
     from net import load_run
     embed = load_run("logs/demo")
     embeddings = embed(["one.jpg", "two.png"])  # (2, d), unit length
+    embed.compare("one.jpg", "two.png")         # Comparison(cosine=0.83, verdict='same')
 
 Pictures are looked at as evaluate.py looks at the run's evaluation images. (Deviation: files are
 always decoded as with `--decode exact`.)
@@ -14,8 +15,9 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +29,9 @@ from dataset.emoji import Emoji
 from devices import Precision, pick_device
 from evaluation.embedding import Viewing, embed
 from evaluation.files import on_white
-from evaluation.networks import open_checkpoint
+from evaluation.networks import Opened, open_checkpoint
+from evaluation.thresholds import Thresholds, Verdict, thresholds_of
+from evaluation.whitening import Origin, whitened
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -44,12 +48,21 @@ class Model:
         square: side in pixels of the drawings that the run's data set keeps in memory; pictures are
             fitted into it whole, on white. None: they are resized and cut.
         upright: whether pictures are turned as their EXIF orientation says, as the run's were.
+        origin: the checkpoint, and its run's data.
+        trained_on: its training data, as far as its file says.
     """
 
     network: EmbeddingNet
     viewing: Viewing
     square: int | None
     upright: bool
+    origin: Origin
+    trained_on: dataset.TrainedOn | None = None
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint."""
+        return self.origin.path
 
     @property
     def resize(self) -> int | None:
@@ -70,10 +83,25 @@ def open_model(path: str | Path, weights: str | None = None) -> Model:
         InputError: there is none at `path`, or it cannot be used.
     """
     opened = open_checkpoint(path, weights=weights)
-    drawn = bool(opened.trained) and isinstance(dataset.find(opened.data.name), Emoji)
-    square = opened.data.protocol.image_size if drawn else None
+    known = opened.trained_on
+    square = _square_of_older(opened) if known is None else known.square
     viewing = replace(opened.viewing, workers=0, decode="exact", data_device=None)
-    return Model(opened.network.eval(), viewing, square, opened.data.exif == "apply")
+    upright = opened.data.exif == "apply"
+    origin = Origin(opened.path, opened.data, opened.trained)
+    return Model(opened.network.eval(), viewing, square, upright, origin, known)
+
+
+class Comparison(NamedTuple):
+    """Two pictures: their cosine, and what the run's thresholds call them."""
+
+    cosine: float
+    verdict: Verdict
+
+
+def _square_of_older(opened: Opened) -> int | None:
+    """What `Model.square` is for a checkpoint that does not say it: the data set's name tells."""
+    drawn = bool(opened.trained) and isinstance(dataset.find(opened.data.name), Emoji)
+    return opened.data.protocol.image_size if drawn else None
 
 
 class Embedder:
@@ -105,6 +133,35 @@ class Embedder:
         raw, _ = embed(self.model.network, images, self.precision, self.model.viewing)
         return torch.nn.functional.normalize(raw, dim=1).cpu().numpy()
 
+    @cached_property
+    def thresholds(self) -> Thresholds | None:
+        """What the run has measured for this very network; None where it has not.
+
+        It has not where the embeddings are cut short (`dims`).
+
+        Raises:
+            InputError: the run's results.json is damaged.
+        """
+        if self.model.network.is_cut:
+            return None
+        return thresholds_of(self.model.path, self.model.network)
+
+    def compare(self, a: Picture, b: Picture) -> Comparison:
+        """Whether two pictures show the same class: their cosine, and the thresholds' verdict.
+
+        Raises:
+            InputError: a picture cannot be read, or there are no thresholds for this network.
+        """
+        if self.thresholds is None:
+            raise InputError(
+                f"no thresholds were measured for {self.model.origin.path}, so two pictures cannot "
+                "be called the same or different; compare their embeddings, or ask the best "
+                "checkpoint of a run that has ended"
+            )
+        x, y = self([a, b]).astype(np.float64)
+        cosine = float(x @ y)
+        return Comparison(cosine, self.thresholds.verdict(cosine))
+
 
 def load_run(
     path: str | Path,
@@ -112,6 +169,8 @@ def load_run(
     device: str | torch.device | None = None,
     amp: str = "auto",
     weights: str | None = None,
+    whiten: int | None = None,
+    dims: int | None = None,
 ) -> Embedder:
     """The function from pictures to embeddings that a run has learned.
 
@@ -120,12 +179,24 @@ def load_run(
         device: None is the GPU where there is one. amp: as evaluate.py's --amp.
         weights: of a run that kept a running mean of them (--ema), `ema` or `raw`; None is the mean
             where there is one.
+        dims: keep the first so many entries of the embeddings, for which a run with --matryoshka is
+            trained; None is all of them.
+        whiten: PCA-whitens the embeddings to so many numbers, 0: as many as vary in the run's
+            training images; see evaluation/whitening.py. Thresholds of a run are of what is bare.
 
     Raises:
-        InputError: there is no usable checkpoint at `path`.
+        InputError: there is no usable checkpoint at `path`, its embeddings have fewer entries, or
+            there is nothing to whiten by.
     """
     device = pick_device(0) if device is None else torch.device(device)
-    return Embedder(open_model(path, weights), Precision(amp, device))
+    model, precision = open_model(path, weights), Precision(amp, device)
+    model.network.keep(dims)
+    if whiten is not None:
+        model.network.to(device)
+        looked = replace(model.viewing, workers=0)
+        network = whitened(model.network, model.origin, looked, precision, whiten)
+        model = replace(model, network=network)
+    return Embedder(model, precision)
 
 
 # --- pictures -------------------------------------------------------------------------------------

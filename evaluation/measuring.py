@@ -17,8 +17,13 @@ import processes
 from devices import Precision
 from evaluation import tables
 from evaluation.embedding import Viewing, embed_readable, progress_bar
+from evaluation.networks import fingerprint_of
+from evaluation.postprocessing import Searched, postprocessed
 from evaluation.tables import Row
 from evaluation.tasks import Task
+from evaluation.thresholds import Thresholds
+from evaluation.verifying import in_words, verify
+from options.ranking import Ranking
 from terminal import fitted, say
 from utils import InputError
 
@@ -35,7 +40,8 @@ class Result:
 
     `per_query` is what retrieval gave each query (`metrics.retrieval_per_query`), and the second
     R@1 where the task has one; None where retrieval was not computed. `task` holds the images that
-    could be read; None where the numbers were read from a file.
+    could be read; None where the numbers were read from a file. `thresholds` are those that
+    verification recommends; None where it was not computed, or there are too few pairs.
     """
 
     title: str
@@ -45,6 +51,7 @@ class Result:
     seconds: float
     per_query: dict[str, torch.Tensor] | None = None
     task: Task | None = None
+    thresholds: Thresholds | None = None
 
 
 def measure(
@@ -52,64 +59,146 @@ def measure(
     task: Task,
     precision: Precision,
     viewing: Viewing,
+    **how: Any,
+) -> Result:
+    """Embeds the images of a task and measures; the arguments are those of `measure_all`."""
+    (result,) = measure_all(network, [task], precision, viewing, **how)
+    return result
+
+
+def measure_all(
+    network: EmbeddingNet,
+    tasks: Sequence[Task],
+    precision: Precision,
+    viewing: Viewing,
     *,
     seed: int = 1,
     kmeans_restarts: int = 1,
     chosen: Sequence[str] = options.METRICS,
     block_size: int | None = None,
-) -> Result:
-    """Embeds the images of a task and measures; `chosen` are those of `options.METRICS` to compute.
+    ranking: Ranking | None = None,
+) -> list[Result]:
+    """Measures tasks on the same images, which are embedded once; they differ in `Task.dims`.
 
-    Images that cannot be read are left out, as many as `viewing` admits.
+    Images that cannot be read are left out, as many as `viewing` admits. The seconds of the
+    embedding count in the first result.
+
+    Args:
+        chosen: those of `options.METRICS` that are computed.
+        ranking: what is done before the retrieval metrics; the official protocol is left out then.
 
     Raises:
-        InputError: more cannot be read, the embeddings are not finite, or K exceeds the gallery.
+        InputError: more cannot be read, the embeddings are not finite, or K, or the neighbours of
+            `ranking`, exceed the gallery.
     """
     start = time.perf_counter()
-    queries, x = embed_readable(network, task.queries, precision, viewing, title=task.title)
-    gallery, y = task.gallery, None
+    title = tasks[0].name
+    queries, x = embed_readable(network, tasks[0].queries, precision, viewing, title=title)
+    gallery, y = tasks[0].gallery, None
     if gallery is not None:
-        title = f"{task.title} gallery"
-        gallery, y = embed_readable(network, gallery, precision, viewing, title=title)
-    task = task.narrowed(queries, gallery)
+        gallery, y = embed_readable(network, gallery, precision, viewing, title=f"{title} gallery")
+    results = []
+    for task in tasks:
+        task = task.narrowed(queries, gallery)
+        first = slice(task.dims)
+        cut = x[:, first], None if y is None else y[:, first]
+        numbers, per_query, thresholds = _numbers(
+            network,
+            task,
+            *cut,
+            seed=seed,
+            kmeans_restarts=kmeans_restarts,
+            chosen=chosen,
+            block_size=block_size,
+            ranking=ranking,
+        )
+        end = time.perf_counter()
+        results.append(Result(task.title, numbers, *cut, end - start, per_query, task, thresholds))
+        start = end
+    return results
+
+
+def _numbers(
+    network: EmbeddingNet,
+    task: Task,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    *,
+    seed: int,
+    kmeans_restarts: int,
+    chosen: Sequence[str],
+    block_size: int | None,
+    ranking: Ranking | None,
+) -> tuple[dict[str, float], dict[str, torch.Tensor] | None, Thresholds | None]:
+    """The numbers of a task whose queries have the embeddings x, and its gallery y."""
     numbers: dict[str, float] = {}
     if task.left_out:
         numbers[tables.LEFT_OUT] = task.left_out
-    per_query = None
+    per_query = thresholds = None
     try:
         if "retrieval" in chosen:
-            per_query = _retrieval(task, x, y, block_size)
+            per_query = _retrieval(task, x, y, block_size, ranking)
             numbers |= metrics.summarise(per_query, task.ks)
             extra = [name for name in per_query if name.startswith("R@")]
             numbers |= {name: float(per_query[name].mean()) for name in extra}
-        if "official" in chosen and task.official:
+        if "official" in chosen and task.official and not ranking:
             numbers |= _official(task, x, seed, block_size)
         if {"nmi", "f1", "ami"} & set(chosen):
             cluster = partial(_agreement, task, x, y, seed, kmeans_restarts, "ami" in chosen)
             found = processes.from_main(cluster)
             numbers |= {name: value for name, value in found.items() if name.lower() in chosen}
+        if "verification" in chosen:
+            with progress_bar(f"{task.title} pairs") as bar:
+                named = {"seed": seed, "network": fingerprint_of(network)}
+                found, thresholds = verify(task, x, y, **named, progress=bar, share=_share())
+            numbers |= found
     except ValueError as error:
         raise InputError(f"{task.title}: {error}") from error
-    return Result(task.title, numbers, x, y, time.perf_counter() - start, per_query, task)
+    return numbers, per_query, thresholds
 
 
 def _retrieval(
-    task: Task, x: torch.Tensor, y: torch.Tensor | None, block_size: int | None
+    task: Task,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    block_size: int | None,
+    ranking: Ranking | None,
 ) -> dict[str, torch.Tensor]:
-    gallery_labels = None if task.gallery is None else task.gallery.labels
-    search = {"block_size": block_size, "share": _share()}
+    search = partial(_searched, task, x, y, postprocessed(x, y, ranking) if ranking else None)
+    how = {"block_size": block_size, "share": _share()}
     with progress_bar(f"{task.title} search") as bar:
-        found = metrics.retrieval_per_query(
-            x, task.queries.labels, y, gallery_labels, progress=bar, **search
-        )
+        found = search(None, progress=bar, **how)
     groups = task.queries.groups
     if task.group_name and groups is not None:
         with progress_bar(f"{task.title} other {task.group_name}s") as bar:
-            others = metrics.retrieval_per_query(
-                x, task.queries.labels, exclude=groups, progress=bar, **search
-            )
+            others = search(groups, progress=bar, **how)
         found[f"R@1 other {task.group_name}s"] = metrics.recall_at(others, 1)
     return found
+
+
+def _searched(
+    task: Task,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    searched: Searched | None,
+    groups: np.ndarray | None,
+    **how: Any,
+) -> dict[str, torch.Tensor]:
+    """What each query finds, plainly or post-processed; `groups` are left out of what it sees."""
+    labels = task.queries.labels
+    others = None if task.gallery is None else task.gallery.labels
+    if searched is None:
+        return metrics.retrieval_per_query(x, labels, y, others, exclude=groups, **how)
+    own = np.arange(len(labels)) if groups is None else groups
+    return metrics.retrieval_per_query(
+        searched.queries,
+        labels,
+        searched.gallery,
+        labels if others is None else others,
+        exclude=(own, own) if others is None else None,
+        score=searched.score,
+        **how,
+    )
 
 
 def _share() -> metrics.Share:
@@ -157,12 +246,16 @@ def rows_of(result: Result, label: str = "", **more: Any) -> list[Row]:
         if name.startswith(OFFICIAL)
     }
     plain = {name: v for name, v in result.numbers.items() if not name.startswith(OFFICIAL)}
-    rows = [Row(result.title, label, plain, **more)]
+    thresholds = result.thresholds.as_dict() if result.thresholds else {}
+    rows = [Row(result.title, label, plain, thresholds=thresholds, **more)]
     if official:
         means = {name: value for name, value in official.items() if not name.endswith("_sd")}
-        spread = {name: official[f"{name}_sd"] for name in means}
+        deviation = {name: official[f"{name}_sd"] for name in means}
         title = f"{result.title}, one image a class as gallery ({DRAWS} draws)"
-        rows.append(Row(title, label, means, spread, about=more.get("about", {})))
+        about = more.get("about", {})
+        rows.append(
+            Row(title, label, means, deviation, about=about, repeats=DRAWS, repeated="draws")
+        )
     return rows
 
 
@@ -176,6 +269,13 @@ def print_doubts(results: Sequence[Result]) -> None:
     for result in results:
         for about in tables.doubts(result.numbers):
             say(fitted(f"{result.title}: {about}", "  "))
+
+
+def print_thresholds(results: Sequence[Result]) -> None:
+    """Prints the thresholds that verification recommends, and what they are worth."""
+    for result in results:
+        if "EER" in result.numbers:
+            say(f"\n{in_words(result.title, result.numbers, result.thresholds)}")
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:

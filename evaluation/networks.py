@@ -19,8 +19,11 @@ import dataset
 import net
 import options
 from evaluation.embedding import Viewing
+from evaluation.tasks import Task, tasks_of
 from machine import expanded
+from net import hub
 from net.base import whole
+from net.peft import fingerprint
 from runs import RunFolder, load_checkpoint
 from utils import InputError, damage_in_words
 
@@ -29,6 +32,8 @@ logger = logging.getLogger("evaluate")
 KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
 KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images", "exif")
 """What an evaluation takes over from the run that made the checkpoint, unless it is given."""
+WEIGHTS_FILE = "model.safetensors"
+"""The weights in a folder that was made to be shared: `python -m net export --push-to-hub`."""
 LISTED = 5  # files or runs of a folder that an error names
 
 
@@ -53,6 +58,44 @@ class Opened:
     viewing: Viewing
     network: net.EmbeddingNet
     weights: str = ""
+
+    @property
+    def trained_on(self) -> dataset.TrainedOn | None:
+        """Its training data; None where the file does not say: of an older version, or released."""
+        entry = self.content.get("data")
+        return None if entry is None else dataset.TrainedOn.of_entry(entry)
+
+    def tasks(self, ks: Sequence[int] | None = None) -> list[Task]:
+        """What it is evaluated on; see `tasks_of`.
+
+        Raises:
+            InputError: the images are not there, or cannot be used.
+        """
+        if self.data.is_gone:
+            raise InputError(
+                f"{self.path}: the images that its run was judged on are not there any more "
+                f"({looked_for(self.data, self.path.parent)}); name their new place, or other "
+                "images: --dataset folder:PATH or csv:FILE"
+            )
+        return tasks_of(self.data, ks)
+
+
+def found_again(choice: dataset.Choice, folder: Path) -> dataset.Choice:
+    """The data of the run in `folder`, found from whatever folder this process works in.
+
+    Own images that are not where their name says, read from here, are taken where the run noted
+    that they lay.
+    """
+    if choice.is_gone and (place := RunFolder(folder).noted_place) is not None:
+        return replace(choice, place=place if place.exists() else None)
+    return choice
+
+
+def looked_for(choice: dataset.Choice, folder: Path) -> str:
+    """Where own images were looked for by `found_again`, in words."""
+    places = dict.fromkeys([dataset.find(choice.name).place, RunFolder(folder).noted_place])
+    places.pop(None, None)
+    return f"{choice.name} was looked for in {' and in '.join(map(str, places))}"
 
 
 def open_checkpoint(
@@ -93,7 +136,12 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     chosen = argparse.Namespace(**{**vars(asked), **own, **given})
     chosen = options.resolved(chosen)
     network = _network(content, path, chosen.image_size, given)
-    return Opened(path, content, trained, _data(chosen, given), Viewing.of(chosen), network)
+    data = _data(chosen, given)
+    if "dataset" not in given:
+        data = found_again(data, path.parent)
+    opened = Opened(path, content, trained, data, Viewing.of(chosen), network)
+    opened.trained_on  # noqa: B018 (a damaged entry is met here)
+    return opened
 
 
 def open_untrained(asked: argparse.Namespace) -> Opened:
@@ -139,17 +187,27 @@ def _network(
     return network
 
 
+def fingerprint_of(network: net.EmbeddingNet) -> str:
+    """32 hexadecimal digits that tell this network's weights from any others."""
+    return fingerprint(network.state_dict())
+
+
 def checkpoint_file(path: str | Path) -> Path:
     """The checkpoint that `path` means: a file itself, of a run folder the best one.
 
-    A folder without args.json counts as a run's where it holds a single `*_best.pth`.
+    - A folder without args.json counts as a run's where it holds a single `*_best.pth`.
+    - Of a folder that was made to be shared it is the weights, and of `hf:USER/NAME` those of that
+      model on the Hub, which are fetched where they are not here yet.
 
     Raises:
         InputError: a folder that holds none, or several; the sentence says what to give.
     """
-    path = Path(expanded(str(path)))
+    name = str(path)
+    path = hub.download(name) if name.startswith(hub.PREFIX) else Path(expanded(name))
     if not path.is_dir():
         return path
+    if (path / WEIGHTS_FILE).is_file():
+        return path / WEIGHTS_FILE
     if _counts_as_run(path):
         if best := RunFolder(path).best_checkpoint():
             return best
@@ -181,9 +239,10 @@ def checkpoint_files(path: str | Path) -> list[Path]:
     Raises:
         InputError: as `checkpoint_file`, for a run, and for a folder that holds none.
     """
-    path = Path(path)
-    if _counts_as_run(path) or not path.is_dir():
+    path = str(path)
+    if path.startswith(hub.PREFIX) or _counts_as_run(Path(path)) or not Path(path).is_dir():
         return [checkpoint_file(path)]
+    path = Path(path)
     found = sorted(path.glob("*.pth"))
     for run in sorted(file.parent for file in path.glob("*/args.json")):
         best = RunFolder(run).best_checkpoint()

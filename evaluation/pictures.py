@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import base64
 import io
-import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset.base import ImageSet
+from evaluation.lettering import Lettering
 from storage import write_atomically
-from terminal import printable
 
 # 900 pixels wide with ten neighbours: a README shows it pixel by pixel.
 EDGE, NAME, CELL, GAP, AFTER_QUERY, LEGEND = 8, 114, 66, 4, 14, 30
@@ -25,7 +26,10 @@ RIGHT, WRONG, QUERY = (26, 127, 55), (207, 34, 46), (175, 184, 193)
 # A right frame is also the wider one, for readers who do not tell green from red.
 WIDTH_OF = {RIGHT: 4, WRONG: 2, QUERY: 1}
 INK, PAPER, LINE_COLOUR = (31, 35, 40), (255, 255, 255), (37, 99, 205)
-FONT_SIZE, LINE, MOST_LINES, LONGEST_NAME = 13, 16, 3, 200
+FONT_SIZE, LINE, MOST_LINES = 13, 16, 3
+# With names below the pictures there is more of everything.
+NAMED_CELL, NAMED_NAME, NAME_LINES, FAINT = 96, 150, 2, (101, 109, 118)
+NOTE, SMALL = Lettering(FONT_SIZE), Lettering(11)
 
 
 def random_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -41,6 +45,9 @@ def neighbours_picture(
     found: np.ndarray,
     gallery: ImageSet | None = None,
     caption: str = "",
+    *,
+    cosines: np.ndarray | None = None,
+    notes: Sequence[str] = (),
 ) -> Image.Image:
     """A row a query: its class, the query, and what was found, framed green or red.
 
@@ -48,49 +55,130 @@ def neighbours_picture(
         images: where the queries are from; they and the gallery number their classes alike.
         queries: (Q,) indices. found: (Q, top) indices into the gallery, or into `images` where
             there is no gallery. caption: how the queries were chosen; stands before the legend.
+        cosines: (Q, top); given, each picture has its cosine, class and file below it.
+        notes: (Q,) what stands below the names of the queries, such as a rank.
     """
     gallery = images if gallery is None else gallery
-    font = ImageFont.load_default(size=FONT_SIZE)
-    legend = _legend(caption, font)
-    grid = EDGE + NAME + CELL + AFTER_QUERY + found.shape[1] * (CELL + GAP) - GAP + EDGE
-    height = LEGEND + len(queries) * (CELL + GAP) - GAP + EDGE
-    canvas = Image.new("RGB", (max(grid, legend.width + 2 * EDGE), height), PAPER)
-    canvas.paste(legend, (EDGE, EDGE))
+    legend = _legend(caption)
+    rows = []
     for row, (query, neighbours) in enumerate(zip(queries, found, strict=True)):
-        top = LEGEND + row * (CELL + GAP)
         label = images.labels[query]
-        _write_name(canvas, top, images.class_names[label], font)
-        canvas.paste(_framed(images, query, QUERY), (EDGE + NAME, top))
-        for column, neighbour in enumerate(neighbours):
-            left = EDGE + NAME + CELL + AFTER_QUERY + column * (CELL + GAP)
-            colour = RIGHT if gallery.labels[neighbour] == label else WRONG
-            canvas.paste(_framed(gallery, neighbour, colour), (left, top))
-    return canvas
+        cells = [
+            _Cell(gallery, int(n), RIGHT if gallery.labels[n] == label else WRONG)
+            for n in neighbours
+        ]
+        if cosines is not None:
+            cells = [
+                cell._replace(text=_about(gallery, cell.index, f"{value:.3f}"))
+                for cell, value in zip(cells, cosines[row], strict=True)
+            ]
+        more = [images.paths[int(query)]] if cosines is not None else []
+        more += [notes[row]] if len(notes) else []
+        rows.append(_Row(_Cell(images, int(query), QUERY), cells, more))
+    return _sheet(rows, found.shape[1], legend)
 
 
 def contact_sheet(
     queries: ImageSet, found: np.ndarray, notes: np.ndarray, gallery: ImageSet
 ) -> Image.Image:
-    """A row a query: its name, the query, and what was found, with a note below each.
+    """A row a query: its name, the query, and what was found, with a note and its names below each.
 
     Args:
         queries: any images, named by their classes; nothing is known to be right or wrong.
-        found: (Q, top) indices into the gallery. notes: (Q, top) short texts.
+        found: (Q, top) indices into the gallery. notes: (Q, top) short texts, such as cosines.
     """
-    font = ImageFont.load_default(size=FONT_SIZE)
-    step = CELL + LINE + GAP
-    width = EDGE + NAME + CELL + AFTER_QUERY + found.shape[1] * (CELL + GAP) - GAP + EDGE
-    canvas = Image.new("RGB", (width, EDGE + len(queries) * step - GAP + EDGE), PAPER)
-    for row, (neighbours, texts) in enumerate(zip(found, notes, strict=True)):
-        top = EDGE + row * step
-        _write_name(canvas, top, queries.class_names[queries.labels[row]], font)
-        canvas.paste(_framed(queries, row, QUERY), (EDGE + NAME, top))
-        for column, (neighbour, note) in enumerate(zip(neighbours, texts, strict=True)):
-            left = EDGE + NAME + CELL + AFTER_QUERY + column * (CELL + GAP)
-            canvas.paste(_framed(gallery, neighbour, QUERY), (left, top))
-            place = (left + CELL // 2, top + CELL)
-            ImageDraw.Draw(canvas).text(place, str(note), INK, font=font, anchor="ma")
+    rows = [
+        _Row(
+            _Cell(queries, row, QUERY),
+            [
+                _Cell(gallery, int(n), QUERY, _about(gallery, int(n), str(note)))
+                for n, note in zip(neighbours, texts, strict=True)
+            ],
+            [],
+        )
+        for row, (neighbours, texts) in enumerate(zip(found, notes, strict=True))
+    ]
+    return _sheet(rows, found.shape[1], None)
+
+
+class _Cell(NamedTuple):
+    """A picture in a frame of a colour, and what stands below it: a note, a class and a file."""
+
+    images: ImageSet
+    index: int
+    colour: tuple[int, int, int]
+    text: tuple[str, str, str] | None = None
+
+
+class _Row(NamedTuple):
+    """A query with what it finds; `more` stands below the name of the query."""
+
+    query: _Cell
+    found: list[_Cell]
+    more: list[str]
+
+
+def _about(images: ImageSet, index: int, note: str) -> tuple[str, str, str]:
+    return note, images.class_names[images.labels[index]], images.paths[index]
+
+
+def _sheet(rows: Sequence[_Row], columns: int, legend: Image.Image | None) -> Image.Image:
+    """Rows of pictures; wider ones, with room for names, where something stands below them."""
+    named = any(cell.text is not None for row in rows for cell in row.found)
+    side, name = (NAMED_CELL, NAMED_NAME) if named else (CELL, NAME)
+    step = side + GAP + (NOTE.line + NAME_LINES * SMALL.line + SMALL.line + GAP if named else 0)
+    first = EDGE + name + side + AFTER_QUERY
+    width = first + columns * (side + GAP) - GAP + EDGE
+    top = EDGE
+    if legend is not None:
+        width, top = max(width, legend.width + 2 * EDGE), LEGEND
+    canvas = Image.new("RGB", (width, top + len(rows) * step - GAP + EDGE), PAPER)
+    if legend is not None:
+        canvas.paste(legend, (EDGE, EDGE))
+    for row in rows:
+        _write_query(canvas, (EDGE, top), row, name - GAP - EDGE, side)
+        canvas.paste(_framed(*row.query[:3], side), (EDGE + name, top))
+        for column, cell in enumerate(row.found):
+            left = first + column * (side + GAP)
+            canvas.paste(_framed(*cell[:3], side), (left, top))
+            if cell.text is not None:
+                _write_below(canvas, (left, top + side + 2), cell.text, side)
+        top += step
     return canvas
+
+
+def _write_query(
+    canvas: Image.Image, corner: tuple[int, int], row: _Row, width: int, side: int
+) -> None:
+    """The class of a query, in the middle of its row, and what is known of it in small."""
+    images, index = row.query.images, row.query.index
+    lines = [(NOTE, line) for line in _name_of(images, index, width)]
+    for place, words in enumerate(row.more):
+        file = place == 0 and words == images.paths[index]
+        small = [SMALL.end_of(words, width)] if file else SMALL.wrapped(words, width, MOST_LINES)
+        lines += [(SMALL, line) for line in small]
+    left, top = corner[0], corner[1] + max(0, side - sum(font.line for font, _ in lines)) // 2
+    for font, line in lines:
+        font.draw(canvas, (left, top), line, INK)
+        top += font.line
+
+
+def _name_of(images: ImageSet, index: int, width: int) -> list[str]:
+    return NOTE.wrapped(images.class_names[images.labels[index]], width, MOST_LINES)
+
+
+def _write_below(
+    canvas: Image.Image, corner: tuple[int, int], text: tuple[str, str, str], width: int
+) -> None:
+    """A note, a class in a few lines, and the end of a file's name."""
+    note, name, file = text
+    left, top = corner
+    lines = [(NOTE, note, INK)]
+    lines += [(SMALL, line, INK) for line in SMALL.wrapped(name, width, NAME_LINES)]
+    lines.append((SMALL, SMALL.end_of(file, width), FAINT))
+    for font, line, ink in lines:
+        font.draw(canvas, (left, top), line, ink)
+        top += font.line
 
 
 def class_values_picture(
@@ -114,7 +202,7 @@ def class_values_picture(
     ends = (f"smallest {value}s", order[:shown]), (f"largest {value}s", order[::-1][:shown])
     for number, (name, classes) in enumerate(ends):
         top = LEGEND + curve + number * (row + GAP)
-        _write_name(canvas, top, name, font)
+        _write_name(canvas, top, name)
         for column, label in enumerate(classes):
             corner = (left + column * (CELL + GAP), top)
             canvas.paste(_framed(train, np.flatnonzero(train.labels == label)[0], QUERY), corner)
@@ -163,16 +251,18 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     write_atomically(path, lambda file: file.write(buffer.getvalue()))
 
 
-def _framed(images: ImageSet, index: int, colour: tuple[int, int, int]) -> Image.Image:
+def _framed(
+    images: ImageSet, index: int, colour: tuple[int, int, int], side: int = CELL
+) -> Image.Image:
     """The image, whole and in its proportions, in a cell with a frame of this colour."""
-    inside = CELL - 2 * (max(WIDTH_OF.values()) + 1)
+    inside = side - 2 * (max(WIDTH_OF.values()) + 1)
     picture = _picture(images, int(index))
     scale = inside / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    cell = Image.new("RGB", (CELL, CELL), PAPER)
-    corner = tuple((CELL - side) // 2 for side in size)
+    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    cell = Image.new("RGB", (side, side), PAPER)
+    corner = tuple((side - length) // 2 for length in size)
     cell.paste(picture.resize(size, Image.Resampling.LANCZOS), corner)
-    box = (0, 0, CELL - 1, CELL - 1)
+    box = (0, 0, side - 1, side - 1)
     ImageDraw.Draw(cell).rectangle(box, outline=colour, width=WIDTH_OF[colour])
     return cell
 
@@ -185,77 +275,72 @@ def _picture(images: ImageSet, index: int) -> Image.Image:
         return Image.new("RGB", (CELL, CELL), QUERY)
 
 
-def _legend(caption: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+def _legend(caption: str) -> Image.Image:
     """One line: the caption, how to read a row, and what the two frames mean."""
     parts = [
         (f"{caption}. " if caption else "") + "Nearest images, left to right:",
         *(RIGHT, "same class"),
         *(WRONG, "another class"),
     ]
-    canvas = Image.new("RGB", (2000, LINE), PAPER)
-    draw, left = ImageDraw.Draw(canvas), 0
+    canvas, left = Image.new("RGB", (2000, LINE), PAPER), 0
     for part in parts:
         if isinstance(part, str):
-            draw.text((left, 0), part, INK, font=font)
-            left += round(font.getlength(part)) + 10
+            NOTE.draw(canvas, (left, 0), part, INK)
+            left += round(NOTE.length(part)) + 10
         else:
             box = (left, 1, left + LINE - 3, LINE - 2)
-            draw.rectangle(box, outline=part, width=WIDTH_OF[part])
+            ImageDraw.Draw(canvas).rectangle(box, outline=part, width=WIDTH_OF[part])
             left += LINE + 3
     return canvas.crop((0, 0, left - 10, LINE))
 
 
-def _write_name(canvas: Image.Image, top: int, name: str, font: ImageFont.FreeTypeFont) -> None:
-    lines = _wrapped(name, font, NAME - GAP - EDGE)
+def _write_name(canvas: Image.Image, top: int, name: str) -> None:
+    lines = NOTE.wrapped(name, NAME - GAP - EDGE, MOST_LINES)
     corner = (EDGE, top + (CELL - LINE * len(lines)) // 2)
     for number, line in enumerate(lines):
-        place = (corner[0], corner[1] + number * LINE)
-        ImageDraw.Draw(canvas).text(place, line, INK, font=font)
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """A class name as a few lines; breaks after blanks, `_` and `-`, or inside a word too long."""
-    text = printable(text)
-    lines = [""]
-    for word in re.findall(r"[^\s_-]*[\s_-]?", text[:LONGEST_NAME]):
-        if lines[-1] and font.getlength(lines[-1] + word.rstrip()) > width:
-            lines.append("")
-        for character in word:
-            if lines[-1] and font.getlength((lines[-1] + character).rstrip()) > width:
-                lines.append("")
-            lines[-1] += character
-    if len(lines) > MOST_LINES:
-        lines[MOST_LINES - 1] = lines[MOST_LINES - 1].rstrip()[:-1] + "…"
-    return [line.strip() for line in lines[:MOST_LINES]]
+        NOTE.draw(canvas, (corner[0], corner[1] + number * LINE), line, INK)
 
 
 # --- thumbnails of a page -------------------------------------------------------------------------
 
 
 class Thumbnails:
-    """Small pictures for an HTML page, each once, within a budget of bytes.
+    """Pictures for an HTML page, each once, within a budget of bytes.
 
     `want` gives a picture a number at once; `encode` makes them all at the end. Those that a page
-    cannot do without go first; of the others as many as the budget has room for are made.
+    cannot do without go first; of the others as many as the budget has room for are made. Those to
+    be looked at closely are as large as half of the budget allows, all alike.
     """
 
     side, quality = 64, 72
+    sides, large_quality = (320, 256, 192, 128, 96), 60
+    probed = 24  # pictures by which the bytes of all large ones are estimated
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._numbers: dict[tuple[str, str, str], int] = {}
         self._sources: list[tuple[ImageSet, int]] = []
         self._needed: set[int] = set()
+        self._large: set[int] = set()
 
-    def want(self, images: ImageSet, index: int, *, needed: bool = True) -> int:
-        """The number of the picture of an image."""
+    def want(
+        self, images: ImageSet, index: int, *, needed: bool = True, large: bool = False
+    ) -> int:
+        """The number of the picture of an image; `large` for one to be looked at closely."""
         key = (images.name, images.split, images.paths[int(index)])
         number = self._numbers.setdefault(key, len(self._numbers))
         if number == len(self._sources):
             self._sources.append((images, int(index)))
         if needed:
             self._needed.add(number)
+        if large:
+            self._large.add(number)
         return number
+
+    def names(self) -> list[str]:
+        """By number, the folder and the file that a picture is from."""
+        paths = (images.paths[index] for images, index in self._sources)
+        return ["/".join(PurePath(path).parts[-2:]) for path in paths]
 
     def encode(self) -> list[str | None]:
         """Data addresses by number; None where an image cannot be read, or the budget is spent."""
@@ -263,23 +348,41 @@ class Thumbnails:
         rest = [number for number in range(len(found)) if number not in self._needed]
         left = self.budget
         with ThreadPoolExecutor(4) as threads:
+            side = self._large_side(threads)
             for numbers in (sorted(self._needed), rest):
                 for start in range(0, len(numbers), 64):
                     if left <= 0 and numbers is rest:
                         return found
                     part = numbers[start : start + 64]
-                    for number, address in zip(part, threads.map(self._address, part), strict=True):
+                    made = threads.map(lambda number: self._sized(number, side), part)
+                    for number, address in zip(part, made, strict=True):
                         found[number] = address
                         left -= len(address or "")
         return found
 
-    def _address(self, number: int) -> str | None:
+    def _large_side(self, threads: ThreadPoolExecutor) -> int:
+        """The largest side at which the large pictures fill no more than half of the budget."""
+        large = sorted(self._large)
+        step = max(1, len(large) // self.probed)
+        probe = large[::step][: self.probed]
+        for side in self.sides if large else ():
+            made = threads.map(lambda number, s=side: self._address(number, s), probe)
+            bytes_each = sum(len(address or "") for address in made) / len(probe)
+            if bytes_each * len(large) <= self.budget / 2:
+                return side
+        return self.side
+
+    def _sized(self, number: int, large_side: int) -> str | None:
+        return self._address(number, large_side if number in self._large else self.side)
+
+    def _address(self, number: int, side: int) -> str | None:
         images, index = self._sources[number]
         try:
             picture = Image.fromarray(images.read(index))
         except OSError:
             return None
-        picture.thumbnail((self.side, self.side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
         buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", quality=self.quality, method=2)
+        quality = self.quality if side == self.side else self.large_quality
+        picture.save(buffer, "WEBP", quality=quality, method=2)
         return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metrics import about_ties
-from metrics.comparison import Difference
+from metrics.comparison import Difference, half_width
+from metrics.verification import NAMES as VERIFICATION
 from terminal import fitted, printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
+LOWER_IS_BETTER = ("EER",)
 LEFT_OUT = "queries_left_out"  # images of either side that could not be read
 
 
@@ -25,18 +27,37 @@ class Row:
 
     Attributes:
         task: what was evaluated on. label: what was evaluated; empty where there is one thing only.
-        numbers: metrics in 0..1. spread: their standard deviation, where several are averaged.
+        numbers: metrics in 0..1. deviation: their standard deviation, where several are averaged.
         intervals: 95 % intervals. about: what a file keeps beside them.
+        members: the labels of the rows that this one averages. repeats: how many values a mean is
+            over, and `repeated` of what.
         members: the labels of the rows that this one averages.
+        thresholds: what verification recommends, as a dictionary; empty where it does not.
     """
 
     task: str
     label: str
     numbers: Mapping[str, float]
-    spread: Mapping[str, float] = field(default_factory=dict)
+    deviation: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, Sequence[float]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     members: tuple[str, ...] = ()
+    repeats: int = 0
+    repeated: str = "seeds"
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """What is printed behind ±: half of the 95 % interval of each mean."""
+        return {name: half_width(value, self.repeats) for name, value in self.deviation.items()}
+
+
+def without_verification(rows: Iterable[Row]) -> list[Row]:
+    """The rows without the columns of verification."""
+    return [
+        replace(row, numbers={k: v for k, v in row.numbers.items() if k not in VERIFICATION})
+        for row in rows
+    ]
 
 
 def columns(rows: Iterable[Row]) -> list[str]:
@@ -52,11 +73,15 @@ def _is_recall(name: str) -> bool:
     return name.startswith("R@") and name[2:].isdigit()
 
 
+def _is_tar(name: str) -> bool:
+    return name.startswith("TAR@")
+
+
 # --- the screen -----------------------------------------------------------------------------------
 
 
 def text(rows: Sequence[Row]) -> str:
-    """An aligned table, one line per row; standard deviations stand below their means.
+    """An aligned table, one line per row; below a mean stands half of its 95 % interval.
 
     Where a terminal is too narrow for all columns, the others follow in a table below.
     """
@@ -64,8 +89,9 @@ def text(rows: Sequence[Row]) -> str:
     lines = []
     for row, title in zip(rows, titles(rows), strict=True):
         lines.append((title, [_number(row.numbers.get(name)) for name in names]))
-        if row.spread:
-            lines.append(("± standard deviation", [_number(row.spread.get(n)) for n in names]))
+        if row.deviation:
+            spread = row.spread
+            lines.append(("±", [_number(spread.get(n)) for n in names]))
     return aligned(names, lines, terminal_width())
 
 
@@ -108,13 +134,22 @@ def _interval_cell(row: Row, name: str) -> str:
     return f"{row.numbers[name]:.4f} [{_number(low)}, {_number(high)}]"
 
 
-def difference_text(differences: Mapping[str, Difference]) -> str:
-    """One line per metric: difference, its 95 % interval, p."""
+def about_spread(rows: Iterable[Row]) -> str:
+    """What ± means in a table, as a sentence after others; "" where there is none."""
+    repeated = " or ".join(dict.fromkeys(row.repeated for row in rows if row.deviation))
+    if not repeated:
+        return ""
+    return f" ±: half of the 95 % interval of the mean over {repeated} (Student's t)."
+
+
+def difference_text(differences: Mapping[str, Difference], corrected: Mapping[str, float]) -> str:
+    """One line per metric: difference, its 95 % interval, p and p corrected."""
     lines = []
     for name, found in differences.items():
         difference, low, high = (_number(value, "+.4f") for value in found[:3])
-        lines.append((name, [difference, f"[{low}, {high}]", _number(found.p)]))
-    return aligned(["B - A", "95 % interval", "p"], lines, terminal_width())
+        cells = [difference, f"[{low}, {high}]", _number(found.p), _number(corrected[name])]
+        lines.append((name, cells))
+    return aligned(["B - A", "95 % interval", "p", "corrected"], lines, terminal_width())
 
 
 def aligned(
@@ -170,16 +205,21 @@ def _fitting(widths: Sequence[int], room: int | None) -> list[range]:
 def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and lines: what a row is about, then each metric with its spread and interval."""
     about = dict.fromkeys(name for row in rows for name in row.about)
-    spreads = {name for row in rows for name in row.spread}
+    spreads = {name for row in rows for name in row.deviation}
     intervals = {name for row in rows for name in row.intervals}
+    thresholds = any(row.thresholds for row in rows)
     records = []
     for row in rows:
         record = {"label": row.label, "evaluation": row.task}
         record |= {name: str(row.about.get(name, "")) for name in about}
+        if thresholds:
+            record["same from"] = _short(row.thresholds.get("same"))
+            record["different below"] = _short(row.thresholds.get("different"))
         for name in columns(rows):
             record[name] = _short(row.numbers.get(name))
             if name in spreads:
-                record[f"{name} sd"] = _short(row.spread.get(name))
+                record[f"{name} sd"] = _short(row.deviation.get(name))
+                record[f"{name} ±"] = _short(row.spread.get(name))
             if name in intervals:
                 low, high = row.intervals.get(name, (None, None))
                 record |= {f"{name} low": _short(low), f"{name} high": _short(high)}
@@ -233,11 +273,12 @@ def latex(rows: Sequence[Row], caption: str) -> str:
 
 
 def _best(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str | None]:
-    """The highest printed value of each column; None where there is nothing to compare."""
+    """The best printed value of each column; None where there is nothing to compare."""
     best = {}
     for name in names:
         values = [row.numbers[name] for row in rows if _is_known(row, name)]
-        best[name] = f"{100 * max(values):.1f}" if len(values) > 1 else None
+        choose = min if name in LOWER_IS_BETTER else max
+        best[name] = f"{100 * choose(values):.1f}" if len(values) > 1 else None
     return best
 
 
@@ -250,7 +291,8 @@ def _percent(row: Row, name: str, best: str | None) -> str:
         return "--"
     value = f"{100 * row.numbers[name]:.1f}"
     value = rf"\textbf{{{value}}}" if value == best else value
-    return f"{value} $\\pm$ {100 * row.spread[name]:.1f}" if name in row.spread else value
+    half = row.spread.get(name)
+    return value if half is None else f"{value} $\\pm$ {100 * half:.1f}"
 
 
 def escaped(words: str) -> str:
@@ -306,12 +348,29 @@ MEANINGS = {
         "F1: of same-cluster pairs for same-class pairs.",
     ),
     "AMI": Meaning("AMI: adjusted for chance, arithmetic.", "AMI: adjusted for chance."),
+    "TAR@F": Meaning(
+        "TAR@F: share of the pairs of one class that are accepted by the threshold that accepts at "
+        "most the share F of the pairs of two classes (–: too few of these).",
+        "TAR@$F$: share of the same-class pairs accepted where at most $F$ of the others are.",
+    ),
+    "EER": Meaning(
+        "EER: error where both kinds of pairs have the same one; lower is better.",
+        "EER: equal error rate of pairs; lower is better.",
+    ),
+    "AUC": Meaning(
+        "AUC: probability that a same-class pair is nearer than another.",
+        "AUC: area under the ROC curve of pairs.",
+    ),
 }
 
 
 def meanings_of(names: Iterable[str]) -> list[Meaning]:
     """The definitions of those of the metrics that have one."""
-    known = {"R@K" if _is_recall(name) else name for name in names}
+    families = {"R@": "R@K", "TAR@": "TAR@F"}
+    known = {
+        families[name[: name.index("@") + 1]] if _is_recall(name) or _is_tar(name) else name
+        for name in names
+    }
     return [meaning for name, meaning in MEANINGS.items() if name in known]
 
 
@@ -357,7 +416,12 @@ def doubts(numbers: Mapping[str, float]) -> list[str]:
 
 
 def footnote(rows: Sequence[Row]) -> str:
-    """What the columns of these rows mean, in lines."""
+    """What the columns of these rows and ± mean, in lines."""
     sentences = " ".join(meaning.text for meaning in meanings_of(columns(rows)))
+    return in_lines(sentences + about_spread(rows))
+
+
+def in_lines(sentences: str) -> str:
+    """Text as lines that fit the terminal, and are not too long to read."""
     width = min(100, terminal_width() or 100)
     return textwrap.fill(sentences, width, break_long_words=False, break_on_hyphens=False)

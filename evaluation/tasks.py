@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -24,20 +25,22 @@ class Task:
         official: whether the protocol of VehicleID's authors is wanted too: one image of each
             class, drawn at random, is the gallery of all the others.
         left_out: how many images are missing from both sides because they could not be read.
+        dims: how many entries of the embeddings are compared, from the first on; None is all.
     """
 
-    title: str
+    name: str
     queries: ImageSet
     gallery: ImageSet | None
     ks: tuple[int, ...]
     group_name: str | None = None
     official: bool = False
     left_out: int = 0
+    dims: int | None = None
 
     @classmethod
     def published(
         cls,
-        title: str,
+        name: str,
         queries: ImageSet,
         gallery: ImageSet | None,
         protocol: dataset.Protocol,
@@ -53,10 +56,19 @@ class Task:
         try:
             metrics.check_ks(wanted, size)
         except ValueError as error:
-            raise InputError(f"{title}: {error}") from error
+            raise InputError(f"{name}: {error}") from error
         # The data sets that come in several lists are VehicleID's.
         official = bool(protocol.sizes)
-        return cls(title, queries, gallery, tuple(wanted), protocol.group_name, official)
+        return cls(name, queries, gallery, tuple(wanted), protocol.group_name, official)
+
+    def at(self, sizes: Sequence[int]) -> list[Task]:
+        """One task for each size, which compares the first entries only; without sizes, itself."""
+        return [replace(self, dims=size) for size in sizes] or [self]
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return self.name if self.dims is None else f"{self.name}, {self.dims} dimensions"
 
     def narrowed(self, queries: ImageSet, gallery: ImageSet | None) -> Task:
         """The same task with those of its images that can be read."""
@@ -100,6 +112,12 @@ def tasks_of(choice: dataset.Choice, ks: Sequence[int] | None = None) -> list[Ta
             for size, queries in lists.items()
         ]
     return [Task.published(name, choice.load("eval"), None, protocol, ks)]
+
+
+def on_the_same_images(tasks: Sequence[Task]) -> list[list[Task]]:
+    """The tasks, those together that follow each other and differ in `dims` alone."""
+    groups = groupby(tasks, lambda task: (task.name, id(task.queries), id(task.gallery)))
+    return [list(group) for _, group in groups]
 
 
 def images_of(tasks: Sequence[Task]) -> list[ImageSet]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flags import Group
 from methods.base import Method, Options, Routine
+from utils import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,8 @@ FILES = (
     "amloss",
     "ddml",
     "idml",
+    "memory",
+    "matryoshka",
     "sec",
     "norms",
     "warmup",
@@ -35,7 +38,7 @@ FILES = (
 routines act."""
 
 METHODS: tuple[Method, ...] = tuple(
-    importlib.import_module(f"methods.{name}").METHOD for name in FILES
+    importlib.import_module(f".{name}", __name__).METHOD for name in FILES
 )
 
 
@@ -117,6 +120,17 @@ def sampler(options: Options, labels: np.ndarray) -> BatchSampler | None:
 def notes(options: Options) -> list[str]:
     """What the methods have to say about these options."""
     return [words for method in METHODS if (words := method.note(options))]
+
+
+def check(options: Options) -> None:
+    """Makes sure that the methods can go with the options.
+
+    Raises:
+        InputError: one of them refuses.
+    """
+    for method in wanted(options):
+        if words := method.refuses(options):
+            raise InputError(words)
 
 
 def without(options: Options) -> tuple[Sequence[Method], Mapping[str, Any]]:

@@ -55,6 +55,7 @@ class Method:
         routine: (options, labels (N,) of the training images) → what it does around the steps.
         sampler: the same arguments → the batches to begin with; at most one method has one.
         note: a sentence about these options, or "".
+        refuses: why these options cannot go with it, in a sentence, or "".
     """
 
     name: str
@@ -70,6 +71,7 @@ class Method:
     routine: Callable[[Options, np.ndarray], Routine] | None = None
     sampler: Callable[[Options, np.ndarray], BatchSampler] | None = None
     note: Callable[[Options], str] = lambda options: ""
+    refuses: Callable[[Options], str] = lambda options: ""
 
 
 def loss_is(*names: str) -> Need:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flags import TRUTH, Group, Need, flag, not_negative
+from flags import TRUTH, Group, Need, Search, flag, not_negative
 from methods.base import Method, Options
 
 WANTED = Need("--disent True", lambda options: bool(options.disent))
@@ -32,9 +32,12 @@ METHOD = Method(
     flags=(Group("DDML: disentangling", (
         flag("--disent", False, TRUTH,
              "True: two heads of twice the width, a class-agnostic and a class-specific term"),
-        flag("--al", 0.0, not_negative("W"), "weight of the class-agnostic term", need=WANTED),
-        flag("--be", 0.0, not_negative("W"), "weight of the class-specific term", need=WANTED),
-        flag("--gam", 0.0, not_negative("W"), "weight of the split term", need=WANTED),
+        flag("--al", 0.0, not_negative("W"), "weight of the class-agnostic term", need=WANTED,
+             search=Search(0.1, 10)),
+        flag("--be", 0.0, not_negative("W"), "weight of the class-specific term", need=WANTED,
+             search=Search(0.01, 1)),
+        flag("--gam", 0.0, not_negative("W"), "weight of the split term", need=WANTED,
+             search=Search(1e-7, 1e-3)),
     )),),
     wanted=WANTED.met,
     attach={"al": "al", "be": "be", "gam": "gam"},

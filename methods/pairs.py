@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flags import SWITCH, Group, flag, not_negative, one_of
+from flags import SWITCH, Group, Search, flag, not_negative, one_of
 from methods.base import Method, Options, loss_is
 
 MINED = loss_is("MarginLoss", "TripletLoss")
@@ -23,7 +23,7 @@ METHOD = Method(
     flags=(Group("losses on pairs and triplets", (
         flag("--margin", 0.2, not_negative("M"), "margin of the losses on distances",
              need=loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihardLoss"),
-             argument="margin"),
+             argument="margin", search=Search(0.05, 0.5, log=False)),
         flag("--sampler", "easypeasy",
              one_of("easypeasy", "distanceweighted", "HPHN", "EPHN", "EPSHN", "RPSHN", "RPHN"),
              "how triplets are mined from a batch", need=MINED,

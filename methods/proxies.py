@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from criteria import PROXY_LR_SCALE
-from flags import Group, flag, not_negative, positive
+from flags import NOTHING, SWITCH, Group, Search, flag, not_negative, positive
 from methods.base import Method, Options, loss_is
 
 PROXY_LOSSES = loss_is("Proxy_Anchor", "AMLoss")
@@ -23,12 +23,15 @@ METHOD = Method(
     title="Proxy-Anchor",
     flags=(Group("losses with proxies", (
         flag("--mrg", 0.1, not_negative("M"), "margin; AMLoss starts every class at it",
-             need=PROXY_LOSSES, argument="margin"),
+             need=PROXY_LOSSES, argument="margin", search=Search(0, 0.4, log=False)),
         flag("--alpha", 32.0, positive("A"), "scale of the similarities (NPairsLoss: 1, learned)",
-             need=loss_is("Proxy_Anchor", "NPairsLoss"), argument="alpha"),
+             need=loss_is("Proxy_Anchor", "NPairsLoss"), argument="alpha", search=Search(8, 64)),
         flag("--proxy-lr-scale", PROXY_LR_SCALE, not_negative("X"),
              "learning rate of the proxies as a multiple of --lr",
              need=RATED, argument="proxy_lr_scale", shown="100; Proxy_NCA 1"),
+        flag("--shard-proxies", False, SWITCH,
+             "several processes: each holds, and trains, its share of the proxies; the numbers and "
+             "the checkpoints are those of one", change=NOTHING),
     )),),
     wanted=PROXY_LOSSES.met,
     defaults=authors_settings,

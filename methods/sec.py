@@ -7,7 +7,7 @@ from typing import Any
 import dataset
 import net
 from criteria import COMMANDS
-from flags import Group, Kind, Need, flag, not_negative, number
+from flags import Group, Kind, Need, Search, flag, not_negative, number
 from methods.base import Method, Options
 
 LOSSES = tuple(COMMANDS["spherical embeddings'"])
@@ -66,7 +66,8 @@ METHOD = Method(
     name="sec",
     title="SEC",
     flags=(Group("SEC: spherical embedding constraint, for any loss", (
-        flag("--sec_wei --sec-wei", 0.0, not_negative("W"), "weight of the variance of the norms"),
+        flag("--sec_wei --sec-wei", 0.0, not_negative("W"), "weight of the variance of the norms",
+             search=Search(0.03, 3)),
         flag("--norm_momentum --norm-momentum", 1.0, Kind(number(0.0, 1.0, above=True), "RHO"),
              "share of the batch in the running mean of the norms", need=WANTED),
     )),),

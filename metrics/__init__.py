@@ -1,8 +1,8 @@
 """Metrics: tensors in, numbers out. Nothing here knows the rest of the project.
 
 `retrieval` has R@K, MAP@R and their kin, `clustering` k-means, NMI and F1; `comparison` says how
-sure a number is: intervals, paired tests, seeds. `ties` has what images that are exactly as close
-are worth.
+sure a number is: intervals, paired tests, seeds; `correlation` how two quantities go together over
+classes. `ties` has what images that are exactly as close are worth.
 """
 
 from metrics.clustering import (

@@ -1,13 +1,16 @@
-"""How sure is a number: bootstrap over queries, seeds of one configuration, single classes.
+"""How sure is a number: bootstrap over classes, seeds of one configuration, single classes.
 
 Every retrieval metric is a ratio of sums over the queries, Σ_q w_q·v_q / Σ_q w_q·c_q, where v is
-the query's value, c says whether the query counts, and w is how often it was drawn: 1 for the
-metric itself, the resample's counts for a bootstrap replicate (Efron, 1979). Where no query counts
-the metric is undefined: NaN, in the metric itself, a replicate, a class or a mean over seeds. What
-is drawn from replicates leaves out those that are undefined.
+the query's value, c says whether the query counts, and w is how often its class was drawn: 1 for
+the metric itself, the resample's counts for a bootstrap replicate (Efron, 1979). Where no query
+counts the metric is undefined: NaN, in the metric itself, a replicate, a class or a mean over
+seeds. What is drawn from replicates leaves out those that are undefined.
 
-An interval takes the queries as a sample and the network as given. What another seed of the
-training would give is another question, which only several checkpoints can answer.
+Classes are drawn, each with all its queries, because the queries of a class are found or missed
+together: drawn one by one, as if each told something of its own, they give intervals that are too
+narrow. An interval takes the classes as a sample and the network as given. What another seed of the
+training would give is another question, which only several checkpoints can answer: ± is half of
+the 95 % interval of a mean over seeds, by Student's t, wherever this project prints it.
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metrics import recall_at
+
+if TYPE_CHECKING:
+    import numpy as np
 
 COVERAGE = 0.95
 RATES = ("RP", "MAP@R", "mARP")  # means over the queries that have a match
@@ -35,39 +41,58 @@ class Scores(NamedTuple):
     names: tuple[str, ...]
     values: Tensor  # (Q, M) float64
     counted: Tensor  # (Q, M) float64, 0 or 1
+    labels: Tensor  # (Q,) the queries' classes
 
     def means(self) -> dict[str, float]:
         """The metrics, as `metrics.summarise` has them; NaN where no query counts."""
         totals = self.values.sum(0) / self.counted.sum(0)
         return dict(zip(self.names, totals.tolist(), strict=True))
 
+    def of_classes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Classes (C,), how many queries each has (C,), sums of their values and counts (C, M)."""
+        classes, inverse, sizes = self.labels.unique(return_inverse=True, return_counts=True)
+        zeros = torch.zeros(len(classes), len(self.names), dtype=torch.float64)
+        sums = (zeros.index_add(0, inverse, part) for part in (self.values, self.counted))
+        return classes, sizes, *sums
 
-def query_scores(per_query: Mapping[str, Tensor], ks: Sequence[int]) -> Scores:
-    """From `metrics.retrieval_per_query`'s answer, to which names of plain means may be added."""
+
+def query_scores(
+    per_query: Mapping[str, Tensor], ks: Sequence[int], labels: np.ndarray | Tensor
+) -> Scores:
+    """From `metrics.retrieval_per_query`'s answer, to which names of plain means may be added.
+
+    labels: (Q,) the classes of the queries.
+    """
     matched = (per_query["relevant"] > 0).double()
     columns = {f"R@{k}": recall_at(per_query, k) for k in ks}
     columns |= {name: v.double() for name, v in per_query.items() if name not in COUNTS}
     everyone = torch.ones_like(matched)
     counted = [matched if name in RATES else everyone for name in columns]
-    return Scores(tuple(columns), torch.stack([*columns.values()], 1), torch.stack(counted, 1))
+    parts = torch.stack([*columns.values()], 1), torch.stack(counted, 1)
+    return Scores(tuple(columns), *parts, torch.as_tensor(labels).cpu())
 
 
 # Bootstrap ----------------------------------------------------------------------------------------
 
 
 def replicates(scores: Sequence[Scores], resamples: int, seed: int) -> list[Tensor]:
-    """Each metric on `resamples` random draws of Q among the Q queries, with replacement.
+    """Each metric on `resamples` random draws of C among the C classes, with replacement.
 
     scores: of one or several networks on the same queries; they see the same draws, so that
     replicates can be compared in pairs. Returns a (resamples, M) for each; NaN where no query that
     counts was drawn.
 
-    Raises ValueError: the networks have different numbers of queries.
+    Raises ValueError: the networks have different queries.
     """
-    sizes = {len(each.values) for each in scores}
-    if len(sizes) != 1:
-        raise ValueError(f"a paired bootstrap needs the same queries, got {sorted(sizes)} of them.")
-    (size,) = sizes
+    first = scores[0].labels
+    for each in scores[1:]:
+        if not torch.equal(each.labels, first):
+            raise ValueError(
+                "a paired bootstrap needs the same queries in the same order, got "
+                f"{sorted({len(s.labels) for s in scores})} of them."
+            )
+    sums = [each.of_classes()[2:] for each in scores]
+    size = len(sums[0][0])
     generator = torch.Generator().manual_seed(seed)
     found: list[list[Tensor]] = [[] for _ in scores]
     one = torch.ones((), dtype=torch.float64)
@@ -75,8 +100,8 @@ def replicates(scores: Sequence[Scores], resamples: int, seed: int) -> list[Tens
         draws = torch.randint(size, (len(rows), size), generator=generator)
         weights = torch.zeros(draws.shape, dtype=torch.float64)
         weights.scatter_add_(1, draws, one.expand(draws.shape))
-        for each, parts in zip(scores, found, strict=True):
-            parts.append((weights @ each.values) / (weights @ each.counted))
+        for (values, counted), parts in zip(sums, found, strict=True):
+            parts.append((weights @ values) / (weights @ counted))
     return [torch.cat(parts) for parts in found]
 
 
@@ -94,7 +119,7 @@ def interval(values: Tensor) -> list[float]:
 
 
 class Difference(NamedTuple):
-    """Is B better than A: B - A, its 95 % interval, and p; NaN where the metric is undefined."""
+    """B - A, its 95 % interval, and a two-sided p; NaN where the metric is undefined."""
 
     difference: float
     low: float
@@ -103,22 +128,33 @@ class Difference(NamedTuple):
 
 
 def paired_differences(
-    a: Scores, b: Scores, a_replicates: Tensor, b_replicates: Tensor
+    a: Mapping[str, float], b: Mapping[str, float], a_replicates: Tensor, b_replicates: Tensor
 ) -> dict[str, Difference]:
-    """A paired bootstrap test of each metric that both have, from `replicates` of the two.
+    """A paired bootstrap test of each metric, from `replicates` of two networks (or groups).
 
-    p = (1 + #{replicates in which B is not better than A}) / (1 + replicates): one-sided, and small
-    when B is better. A p above .975 says as much for A. Replicates in which the metric is undefined
-    are left out.
+    p = 2 · (1 + min(#{B ≤ A}, #{B ≥ A})) / (1 + replicates), 1 at most: two-sided. Replicates in
+    which the metric is undefined are left out.
+
+    a, b: the metrics of the two, named alike, in the order of the columns of their replicates.
     """
-    means_a, means_b = a.means(), b.means()
     found = {}
-    for name in (name for name in a.names if name in b.names):
-        apart = b_replicates[:, b.names.index(name)] - a_replicates[:, a.names.index(name)]
+    for column, name in enumerate(a):
+        apart = b_replicates[:, column] - a_replicates[:, column]
         apart = apart[~apart.isnan()]
-        p = (1 + int((apart <= 0).sum())) / (1 + len(apart)) if len(apart) else math.nan
-        found[name] = Difference(means_b[name] - means_a[name], *interval(apart), p)
+        fewer = min(int((apart <= 0).sum()), int((apart >= 0).sum()))
+        p = min(1.0, 2 * (1 + fewer) / (1 + len(apart))) if len(apart) else math.nan
+        found[name] = Difference(b[name] - a[name], *interval(apart), p)
     return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm, 1979); one that is NaN stays so."""
+    order = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    corrected, highest = list(p_values), 0.0
+    for rank, (p, place) in enumerate(order):
+        highest = max(highest, min(1.0, p * (len(order) - rank)))
+        corrected[place] = highest
+    return corrected
 
 
 # Seeds --------------------------------------------------------------------------------------------
@@ -158,15 +194,62 @@ def mean_and_deviation(
     )
 
 
+def half_width(deviation: float, count: int) -> float:
+    """Half of the 95 % interval of the mean of `count` values, by Student's t; ± where printed.
+
+    deviation: their sample standard deviation. NaN where there are fewer than two.
+    """
+    if count < 2:
+        return math.nan
+    from scipy.stats import t
+
+    return float(t.ppf((1 + COVERAGE) / 2, count - 1)) * deviation / math.sqrt(count)
+
+
+def seed_differences(
+    a: Mapping[Any, Mapping[str, float]], b: Mapping[Any, Mapping[str, float]]
+) -> dict[str, Difference]:
+    """Paired t-tests of the metrics of two configurations over the seeds that both have.
+
+    A seed draws the same batches for both where they draw alike, which pairing takes away.
+
+    a, b: seed → metrics. Returns {} where they share fewer than two seeds.
+    """
+    shared = [seed for seed in a if seed in b]
+    if len(shared) < 2:
+        return {}
+    found = {}
+    for name in (
+        name for name in a[shared[0]] if all(name in r[s] for r in (a, b) for s in shared)
+    ):
+        values = [_number(b[seed][name]) - _number(a[seed][name]) for seed in shared]
+        found[name] = _t_test(torch.tensor(values, dtype=torch.float64))
+    return found
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _t_test(values: Tensor) -> Difference:
+    """Whether the mean of these differences (n,) is 0."""
+    from scipy.stats import t
+
+    count, mean, deviation = len(values), float(values.mean()), float(values.std())
+    half = half_width(deviation, count)
+    if deviation == 0:  # seeds that make no difference to the difference
+        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    p = 2 * float(t.sf(abs(mean) * math.sqrt(count) / deviation, count - 1))
+    return Difference(mean, mean - half, mean + half, p)
+
+
 # Classes ------------------------------------------------------------------------------------------
 
 
-def by_class(scores: Scores, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def by_class(scores: Scores) -> tuple[Tensor, Tensor, Tensor]:
     """The metrics of each class that has a query: labels (C,), queries of each (C,), and (C, M).
 
     A metric that no query of the class counts in is NaN.
     """
-    classes, inverse, sizes = labels.unique(return_inverse=True, return_counts=True)
-    zeros = torch.zeros(len(classes), len(scores.names), dtype=torch.float64)
-    values = zeros.index_add(0, inverse, scores.values)
-    return classes, sizes, values / zeros.index_add(0, inverse, scores.counted)
+    classes, sizes, values, counted = scores.of_classes()
+    return classes, sizes, values / counted

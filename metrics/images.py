@@ -21,6 +21,31 @@ from metrics.clustering import Array, as_numbers
 SHORTEST = 1e-30  # a vector shorter than that counts as zeros
 
 
+def embeddings_of(
+    values: Array, name: str, device: torch.device | str | None, *, like: Tensor | None = None
+) -> tuple[Tensor, torch.device]:
+    """Embeddings (N, d) that were given, and where they are computed with.
+
+    Args:
+        name: what errors call them. device: default: where they are. like: must have the same d.
+
+    Raises:
+        ValueError: they are no numbers of that shape, or none at all.
+    """
+    x = as_numbers(values, f"The {name} must be numbers, of shape (N, d).")
+    if x.ndim != 2 or x.numel() == 0:
+        raise ValueError(f"The {name} must be of shape (N, d) and not empty, got {tuple(x.shape)}.")
+    if like is not None and like.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"The embeddings have {like.shape[1]} dimensions and the {name}'s have {x.shape[1]}; "
+            "both must come from the same network."
+        )
+    device = x.device if device is None else torch.device(device)
+    if device.type == "mps":  # it has no float64
+        device = torch.device("cpu")
+    return x.to(device), device
+
+
 class Images:
     """Embeddings with labels (and groups), in the order of the labels.
 

@@ -34,8 +34,9 @@ import torch
 from torch import Tensor
 
 from metrics import blocks, rows, ties
-from metrics.clustering import Array, Progress, as_numbers, full_float32, kmeans, nmi_f1
-from metrics.images import Images, are_crowded
+from metrics.clustering import Array, Progress, full_float32, kmeans, nmi_f1
+from metrics.images import Images, are_crowded, embeddings_of
+from metrics.rows import Score
 from metrics.sharing import ALONE, Share
 
 BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, which has 1/8 as many queries
@@ -101,6 +102,7 @@ def retrieval_per_query(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     share: Share = ALONE,
+    score: Score | None = None,
 ) -> dict[str, Tensor]:
     """What retrieval gives each query: CPU tensors of shape (Q,), in the order of the queries.
 
@@ -111,6 +113,7 @@ def retrieval_per_query(
     block_size: gallery images in a block (at most 8192); trades memory for speed, not results.
     device: where to compute, default: where the embeddings are. progress: called with 0..1.
     share: this process's part of the work, where several search the same embeddings together.
+    score: what nearness is, where it is not the cosine of these embeddings: see `rows.Score`.
 
     Returns
         relevant      R, the same-class images (matches) that the query could find (int64)
@@ -129,7 +132,7 @@ def retrieval_per_query(
     Raises ValueError: nothing to search in, no numbers, lengths or dimensions that differ, NaN or
     infinity, labels that are not integers.
     """
-    x, device = _embeddings(embeddings, "embeddings", device)
+    x, device = embeddings_of(embeddings, "embeddings", device)
     groups, gallery_groups = _groups(exclude, gallery is not None)
     if gallery is None:
         if gallery_labels is not None:
@@ -138,16 +141,11 @@ def retrieval_per_query(
         queries = images = Images(x, labels, groups, "embeddings")
     else:
         queries = Images(x, labels, groups, "embeddings")
-        y, _ = _embeddings(gallery, "gallery", device)
+        y, _ = embeddings_of(gallery, "gallery", device, like=x)
         images = Images(y, gallery_labels, gallery_groups, "gallery")
-        if x.shape[1] != y.shape[1]:
-            raise ValueError(
-                f"The embeddings have {x.shape[1]} dimensions and the gallery's have {y.shape[1]}; "
-                "both must come from the same network."
-            )
     with full_float32(device):
         size = _size(block_size, device)
-        found = _search(queries, images, size, exclude is not None, progress, share)
+        found = _search(queries, images, size, exclude is not None, progress, share, score)
     back = queries.order.cpu().argsort()
     return {name: values[back] for name, values in found.items()}
 
@@ -260,7 +258,7 @@ def clustering_metrics(
     Memory: one normalised copy of the embeddings beside `kmeans`'s.
     Raises ValueError as `retrieval_metrics` does.
     """
-    x, device = _embeddings(embeddings, "embeddings", device)
+    x, device = embeddings_of(embeddings, "embeddings", device)
     images = Images(x, labels, None, "embeddings")
     k = len(images.labels.unique_consecutive())
     clusters = kmeans(
@@ -270,18 +268,6 @@ def clustering_metrics(
 
 
 # The arguments -----------------------------------------------------------------------------------
-
-
-def _embeddings(
-    values: Array, name: str, device: torch.device | str | None
-) -> tuple[Tensor, torch.device]:
-    x = as_numbers(values, f"The {name} must be numbers, of shape (N, d).")
-    if x.ndim != 2 or x.numel() == 0:
-        raise ValueError(f"The {name} must be of shape (N, d) and not empty, got {tuple(x.shape)}.")
-    device = x.device if device is None else torch.device(device)
-    if device.type == "mps":  # it has no float64
-        device = torch.device("cpu")
-    return x.to(device), device
 
 
 def _groups(
@@ -311,13 +297,15 @@ def _search(
     excluding: bool,
     progress: Progress | None,
     share: Share,
+    score: Score | None,
 ) -> dict[str, Tensor]:
     """`retrieval_per_query`'s answer, in the order of `queries`."""
     begin = torch.searchsorted(gallery.labels, queries.labels)
     end = torch.searchsorted(gallery.labels, queries.labels, right=True)
     matches = float((end - begin).double().mean())
-    if _by_rows(matches, gallery.embeddings.shape[1]) or are_crowded(queries, gallery):
-        return rows.search(queries, gallery, begin, end, size, excluding, progress, share)
+    by_rows = score is not None or _by_rows(matches, gallery.embeddings.shape[1])
+    if by_rows or are_crowded(queries, gallery):
+        return rows.search(queries, gallery, begin, end, size, excluding, progress, share, score)
     return blocks.search(queries, gallery, begin, end, size, excluding, progress, share)
 
 

@@ -28,7 +28,11 @@ LISTED = 2**20  # images that are put in order at once, by all threads together
 FOLDS = 16  # see `_chosen`
 SELECTED = 2**20  # similarities from which the largest are selected at once, by each thread
 SPARE = 8  # images listed beyond the R nearest, which tell where a tie ends
+SCORE_TIE = 1e-10  # scores that are no cosines and differ by less are equal
 FEW = 1 / 64  # share of the similarities that is taken again in float64 one by one
+
+Score = Callable[[Tensor], Tensor]
+"""Queries (B,), by their places as they were given → (B, G) float64, the larger the nearer."""
 
 
 def search(
@@ -40,13 +44,17 @@ def search(
     excluding: bool,
     progress: Progress | None,
     share: Share,
+    score: Score | None = None,
 ) -> dict[str, Tensor]:
     """`retrieval_per_query`'s answer, in the order of `queries`.
 
     begin, end (Q,): the run of the query's class in the gallery. size: half its square is the
-    number of similarities that are held at once.
+    number of similarities that are held at once. score: what is searched by, if not the cosine.
     """
-    rows = _Rows(queries, gallery, begin, end, excluding)
+    if score is None:
+        rows = _Rows(queries, gallery, begin, end, excluding)
+    else:
+        rows = _ScoredRows(queries, gallery, begin, end, excluding, score)
     device = queries.embeddings.device
     found = {name: torch.zeros(len(queries), dtype=torch.int64) for name in COUNTS}
     found |= {name: torch.zeros(len(queries), dtype=torch.float64) for name in SCORES}
@@ -259,7 +267,7 @@ class _Rows:
     def _largest(self, rows: Tensor, similarities: Tensor) -> tuple[Tensor, Tensor]:
         """The R nearest of each row and a few more: (B, K) values, falling, and columns."""
         count = int(self.relevant[rows].max()) + SPARE
-        return _largest(similarities, min(count, similarities.shape[1]))
+        return largest(similarities, min(count, similarities.shape[1]))
 
     def _nearest_in_float64(self, rows: Tensor, similarities: Tensor) -> Tensor:
         """(3, B) `closer`, `tied` and `tied_matches` of some queries, see `Ranks`."""
@@ -343,6 +351,11 @@ class _Rows:
         images = found[:, : len(self.gallery)]
         if precise:
             images.mul_(self.queries.inverse[rows, None]).mul_(self.gallery.inverse)
+        return self._seen(rows, found)
+
+    def _seen(self, rows: Tensor, found: Tensor) -> Tensor:
+        """Similarities with -inf where a query does not see an image, and where there is none."""
+        images = found[:, : len(self.gallery)]
         if self.excluding:
             images.masked_fill_(self.queries.groups[rows, None] == self.gallery.groups, -torch.inf)
         elif self.queries is self.gallery:
@@ -381,6 +394,27 @@ class _Rows:
             return self.kept[precise]
 
 
+class _ScoredRows(_Rows):
+    """Rows of scores that somebody else computes."""
+
+    def __init__(
+        self,
+        queries: Images,
+        gallery: Images,
+        begin: Tensor,
+        end: Tensor,
+        excluding: bool,
+        score: Score,
+    ):
+        super().__init__(queries, gallery, begin, end, excluding)
+        self.score, self.tie, self.precise = score, SCORE_TIE, True
+
+    def _similarities(self, rows: Tensor, precise: bool) -> Tensor:
+        found = self._room(len(rows), torch.float64)
+        found[:, : len(self.gallery)] = self.score(self.queries.order[rows])[:, self.gallery.order]
+        return self._seen(rows, found)
+
+
 def _depth(values: Tensor, similarities: Tensor, margin: float) -> Tensor:
     """(B,) how many of the largest (B, K) exceed, by the margin, all that is not listed."""
     if values.shape[1] == similarities.shape[1]:
@@ -414,7 +448,7 @@ def _falling_in_runs(values: Tensor, begins: Tensor) -> Tensor:
     return order[begins.cumsum(0)[order].argsort(stable=True)]
 
 
-def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest numbers of each row (B, N), falling, and where they stand: (B, count) each."""
     if values.device.type != "cpu":
         found = values.topk(count, dim=1)
@@ -427,7 +461,7 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _chosen(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`_largest`, in any order.
+    """`largest`, in any order.
 
     Fold a row and keep the larger of what meets: the count-th largest that is left is no larger
     than that of the row, and little smaller, so that few others come along. Half the time of a

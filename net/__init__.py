@@ -29,6 +29,7 @@ from net.choices import (
     head_norm_of,
     peft_of,
 )
+from utils import our_name
 
 if TYPE_CHECKING:
     from net.architecture import Architecture
@@ -82,4 +83,4 @@ def __getattr__(name: str) -> Any:
     """Loads a name of `_HOMES`."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(our_name(_HOMES[name])), name)

@@ -6,8 +6,10 @@ A command, so it stands above evaluate.py like train.py does; nothing imports it
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import door
 from machine import expanded
@@ -15,27 +17,82 @@ from net.choices import WEIGHTS
 from terminal import Wait, fitted, say, told
 from utils import InputError, sentence_errors
 
+if TYPE_CHECKING:
+    from evaluation.inference import Model
+    from evaluation.networks import Opened
+    from sharing.card import Card
+
+GRAPHS = {
+    "onnx": "ONNX, checked with onnxruntime",
+    "torch_export": "a program of torch.export, for torch without this repository (FILE.pt2)",
+    "torchscript": "TorchScript, traced; PyTorch has deprecated it, so use --torch-export for new "
+    "work",
+}
+"""What is written as a graph from pixels to embeddings."""
+OTHERS = ("safetensors", "card", "push_to_hub")
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m net", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser(
         "export",
-        help="write a network as ONNX or TorchScript",
-        description="The file takes float32 pixels (B, 3, S, S), RGB, 0..255, and gives embeddings "
-        "(B, d) of unit length; normalisation is part of it, and B is free. It is compared with "
-        "the network before it is written.",
+        help="write a network for use elsewhere, a model card, or to the Hugging Face hub",
+        description="Writes the best network of a run, or that of a checkpoint.",
     )
     export.add_argument("run", metavar="RUN", help="a run folder, or a checkpoint")
-    export.add_argument("--onnx", metavar="FILE", type=_file, help="checked with onnxruntime")
-    export.add_argument("--torchscript", metavar="FILE", type=_file, help="traced")
     export.add_argument(
         "--weights",
         choices=WEIGHTS,
         help="of a run that kept a running mean of its weights: the mean (ema, the default) or the "
         "weights themselves (raw)",
     )
+    graphs = export.add_argument_group(
+        "as a graph",
+        "It takes float32 pixels (B, 3, S, S), RGB, 0..255, and gives embeddings (B, d) of unit "
+        "length; normalisation is part of it, and B is free. It is compared with the network "
+        "before it is written.",
+    )
+    for name, about in GRAPHS.items():
+        graphs.add_argument(_flag(name), metavar="FILE", type=_file, help=about)
+    shared = export.add_argument_group("to be shared")
+    shared.add_argument(
+        "--safetensors",
+        metavar="FILE",
+        type=_file,
+        help="the weights and what describes the network, for load_run and evaluate.py",
+    )
+    shared.add_argument(
+        "--card",
+        metavar="FILE",
+        type=_file,
+        help="a model card (README.md) written from the run folder: data, metrics, limits, "
+        "licences, how to load, what to cite",
+    )
+    shared.add_argument(
+        "--push-to-hub",
+        metavar="USER/NAME",
+        help="upload weights, card and results to the Hugging Face hub",
+    )
+    shared.add_argument("--private", action="store_true", help="there, for yourself alone")
+    shared.add_argument(
+        "--licence",
+        metavar="NAME",
+        help="of the weights, for the card: apache-2.0, cc-by-nc-4.0, …; without it the card says "
+        "that none was given",
+    )
+    shared.add_argument(
+        "--numbers",
+        metavar="FILE",
+        type=_file,
+        help="for the card: a file of evaluate.py --bootstrap 1000 --json FILE, whose intervals "
+        "it takes",
+    )
     return parser
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _file(text: str) -> Path:
@@ -43,16 +100,94 @@ def _file(text: str) -> Path:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Writes the files that are asked for, and prints what they take and how well they agree."""
-    if not (args.onnx or args.torchscript):
-        raise InputError("nothing to write; give --onnx FILE, --torchscript FILE or both")
+    """Writes what is asked for, and prints what it takes and how well it agrees.
+
+    Raises:
+        InputError: nothing is asked for, flags do not go together, or something cannot be made.
+    """
+    _check(args)
     # Not before, so that --help and a typing error answer at once.
     loading = Wait("loading PyTorch")
     from evaluation.inference import open_model
-    from net.export import Graph, describe_input, export_onnx, export_torchscript
 
     model = open_model(args.run, args.weights)
     loading.over()
+    if any(getattr(args, name) for name in OTHERS):
+        share(args, model)
+    if any(getattr(args, name) for name in GRAPHS):
+        write_graphs(args, model)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not any(getattr(args, name) for name in (*GRAPHS, *OTHERS)):
+        wanted = [f"{_flag(name)} FILE" for name in (*GRAPHS, *OTHERS) if name != "push_to_hub"]
+        raise InputError(
+            f"nothing to write; give {', '.join(wanted)} or --push-to-hub USER/NAME, or several"
+        )
+    for name in ("licence", "numbers"):
+        if getattr(args, name) and not (args.card or args.push_to_hub):
+            raise InputError(f"--{name} is for the model card; give --card FILE too, or leave it")
+    if args.private and not args.push_to_hub:
+        raise InputError("--private is for --push-to-hub USER/NAME; leave it out")
+    files: dict[Path, str] = {}
+    for name in (*GRAPHS, "safetensors", "card"):
+        if file := getattr(args, name):
+            if file.is_dir():
+                raise InputError(f"{_flag(name)}: {file} is a folder; name a file")
+            if (other := files.setdefault(file.resolve(), _flag(name))) != _flag(name):
+                raise InputError(f"{other} and {_flag(name)} both name {file}; name two files")
+    if args.safetensors and args.safetensors.suffix != ".safetensors":
+        raise InputError(
+            f"--safetensors {args.safetensors}: load_run knows such a file by its ending; call it "
+            f"{args.safetensors.with_suffix('.safetensors').name}"
+        )
+
+
+# --- to be shared ---------------------------------------------------------------------------------
+
+
+def share(args: argparse.Namespace, model: Model) -> None:
+    """Weights, card and upload. (Before any graph is made: that merges LoRA into the weights.)"""
+    from evaluation.networks import open_checkpoint
+    from net import hub
+    from sharing.bundle import write_bundle, write_card, write_weights
+
+    if args.push_to_hub:
+        hub.check_name(args.push_to_hub)
+    opened = open_checkpoint(args.run, weights=args.weights)
+    if args.safetensors:
+        write_weights(opened, args.safetensors)
+        say(f"{args.safetensors}: load_run({str(args.safetensors)!r}) loads it")
+    if args.card:
+        shown = (args.safetensors or Path(args.run)).name  # not the folders of this machine
+        write_card(_card(args, model, opened, shown), args.card)
+        say(f"{args.card}: the model card")
+    if args.push_to_hub:
+        name = args.push_to_hub
+        card = _card(args, model, opened, f"{hub.PREFIX}{name}")
+        with tempfile.TemporaryDirectory() as folder:
+            write_bundle(opened, card, Path(folder))
+            words = f"{card.record.method} on {card.data}, by Anchorage"
+            address = hub.upload(Path(folder), name, private=args.private, message=words)
+        say(f"{address}: load_run('{hub.PREFIX}{name}') loads it")
+
+
+def _card(args: argparse.Namespace, model: Model, opened: Opened, source: str) -> Card:
+    from sharing.card import card_of
+
+    name = args.push_to_hub.partition("/")[2] if args.push_to_hub else None
+    return card_of(
+        opened.path.parent, model, source, name=name, licence=args.licence, numbers=args.numbers
+    )
+
+
+# --- as a graph -----------------------------------------------------------------------------------
+
+
+def write_graphs(args: argparse.Namespace, model: Model) -> None:
+    """The network from pixels to embeddings, in each form that is asked for."""
+    from net.export import Graph, describe_input, export_onnx, export_program, export_torchscript
+
     graph = Graph(model.network, model.viewing.image_size, model.viewing.zoom)
     cubic = model.network.input.cubic
     note = describe_input(graph.size, model.resize, cubic=cubic, upright=model.upright)
@@ -64,10 +199,17 @@ def export(args: argparse.Namespace) -> None:
         with told("writing ONNX, and comparing it with the network"):
             difference = export_onnx(graph, args.onnx, note)
         say(f"{args.onnx}: onnxruntime and torch differ by at most {difference:.1e}")
+    if args.torch_export:
+        with told("writing torch.export's program, and comparing it with the network"):
+            difference = export_program(graph, args.torch_export, note)
+        say(f"{args.torch_export}: torch.export and torch differ by at most {difference:.1e}")
     if args.torchscript:
         with told("writing TorchScript, and comparing it with the network"):
             difference = export_torchscript(graph, args.torchscript)
-        say(f"{args.torchscript}: TorchScript and torch differ by at most {difference:.1e}")
+        say(
+            f"{args.torchscript}: TorchScript and torch differ by at most {difference:.1e}; "
+            "PyTorch has deprecated TorchScript, --torch-export comes after it"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

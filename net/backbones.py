@@ -69,6 +69,8 @@ class Backbone:
             None: there are none to be downloaded.
         imagenet_package: the package that carries them, where one does.
         hub: where its weights are on the Hugging Face hub: `timm/resnet50.a1_in1k`.
+        licence: of its ImageNet weights, as their source states it, by its name on the hub; None
+            where it states none.
         adapt: (what `build` made, the content of a file that is not ours or weights of its own for
             another image size) → the weights under its own keys, in its own shapes.
         bn_momentum: of its BatchNorms, as it was published; None leaves them as it builds them.
@@ -91,6 +93,7 @@ class Backbone:
     imagenet_url: str | None = None
     imagenet_package: Package | None = None
     hub: str | None = None
+    licence: str | None = None
     adapt: Callable[[nn.Module, dict], dict] | None = None
     bn_momentum: float | None = None
     weights_fit_all_stems: bool = False
@@ -110,13 +113,13 @@ def find_backbone(name: str) -> Backbone:
         InputError: there is none.
     """
     if name.lower().startswith(TIMM):
-        return importlib.import_module("net.timm_models").find(name)
+        return importlib.import_module(".timm_models", __package__).find(name)
     files = _files()
     by_letters = {_letters(known): known for known in files}
     if _letters(name) not in by_letters:
         raise InputError(f"unknown model {name!r}; {nearest_names(name, files)}")
     known = by_letters[_letters(name)]
-    records = importlib.import_module(f"net.{files[known]}").BACKBONES
+    records = importlib.import_module(f".{files[known]}", __package__).BACKBONES
     return {record.name: record for record in records}[known]
 
 

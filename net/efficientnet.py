@@ -163,6 +163,7 @@ BACKBONES = (
             "models/efficientnet-lite0-57934424.pth",
             "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         ),
+        licence="apache-2.0",
         weights_fit_all_stems=True,
         adapt=_adapt,
         is_in=_is_in,

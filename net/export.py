@@ -1,4 +1,4 @@
-"""A network as one file that runs without this repository: ONNX or TorchScript.
+"""A network as one file that runs without this repository: ONNX, torch.export or TorchScript.
 
 The graph begins at pixels and ends at unit length, so that whoever runs it needs no constants: the
 colour order, scale, mean and deviation of `InputSpec`, and the evaluation's zoom, are part of it.
@@ -124,6 +124,30 @@ def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
         return torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
 
     return _write_checked(graph, run, content, path, "onnxruntime")
+
+
+def export_program(graph: Graph, path: Path, note: str = "") -> float:
+    """Writes a file of torch.export whose batch size is free, after it has agreed with torch.
+
+    `torch.export.load(path).module()` is the network.
+
+    Args:
+        note: what is to be fed; becomes the extra file `input`.
+
+    Returns:
+        The largest difference of an entry of an embedding.
+
+    Raises:
+        InputError: the program disagrees, or the file cannot be written.
+    """
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    buffer = io.BytesIO()
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(graph, (_sample(graph, 2),), dynamic_shapes=shapes)
+        torch.export.save(program, buffer, extra_files={"input": note})
+        buffer.seek(0)
+        loaded = torch.export.load(buffer).module()
+        return _write_checked(graph, loaded, buffer.getvalue(), path, "torch.export")
 
 
 def export_torchscript(graph: Graph, path: Path) -> float:

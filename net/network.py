@@ -50,6 +50,7 @@ class EmbeddingNet(nn.Module):
         super().__init__()
         self.architecture = architecture
         self._frozen = False
+        self._kept: int | None = None
         self._replay: Replay | None = None
         self._blocks = architecture.backbone.blocks(backbone)  # while it is alone
         self._rest = prepare(backbone, self._blocks, architecture)
@@ -91,9 +92,31 @@ class EmbeddingNet(nn.Module):
     @property
     def test_size(self) -> int:
         """d of the test-time embeddings."""
+        return self._kept or self._whole_size
+
+    @property
+    def _whole_size(self) -> int:
         if self.architecture.head == "training":
             return self.model.embedding.in_features
         return self.embedding_size
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether test-time embeddings lack entries that the network gives them."""
+        return self.test_size < self._whole_size
+
+    def keep(self, dims: int | None) -> None:
+        """Lets test-time embeddings be their first `dims` entries; None is all of them again.
+
+        Raises:
+            InputError: there are not so many.
+        """
+        if dims is not None and not 1 <= dims <= self._whole_size:
+            raise InputError(
+                f"{dims} dimensions cannot be taken of embeddings that have {self._whole_size}; "
+                f"choose 1 to {self._whole_size}"
+            )
+        self._kept = dims
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -191,11 +214,12 @@ class EmbeddingNet(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → test-time embeddings (B, d), raw; the means where disentangled.
 
-        With a head for `training` alone they are the pooled features before it.
+        With a head for `training` alone they are the pooled features before it. After `keep`, the
+        first entries of them.
         """
         if self.architecture.head == "training":
-            return self.features(images)
-        return self(images).embedding[:, : self.embedding_size]
+            return self.features(images)[:, : self.test_size]
+        return self(images).embedding[:, : self.test_size]
 
     def _head_outputs(self, features: Tensor) -> dict[str, Tensor]:
         if self.model.head_norm is not None:

@@ -186,6 +186,7 @@ def _record(name: str) -> Backbone:
         input_spec=_input_of(config),
         image_size=size,
         hub=config.get("hf_hub_id"),
+        licence=config.get("license"),
         adapt=partial(_adapt, name),
         blocks=_blocks,
     )

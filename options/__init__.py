@@ -2,6 +2,7 @@
 
 declared   the flags that belong to no method      files     `@FILE` on a command line
 parsing    a command line → options                meaning   what they say, and who listens
+suited     settings for the user's own images      looking   what is known of these
 stored     what a run has kept of them
 
 Options are resolved once, when they are parsed (`resolved`); what a run has kept of them is read
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from options.declared import (
     EVALUATE_GROUPS,
+    EVALUATED,
     METRICS,
     REPORT_GROUPS,
     TRAIN_GROUPS,
@@ -42,6 +44,7 @@ from options.stored import (
 )
 
 __all__ = [
+    "EVALUATED",
     "EVALUATE_GROUPS",
     "METRICS",
     "REPORT_GROUPS",

@@ -29,6 +29,7 @@ from flags import (
     Group,
     Kind,
     Need,
+    Search,
     a_data_set,
     a_path,
     any_text,
@@ -76,6 +77,11 @@ OF_TIMM = Need(
 CACHED = Need("--decode cache", lambda args: args.decode == "cache")
 BY_EPOCHS = Need("runs without --steps", lambda args: args.steps is None)
 EVALUATED_BY_EPOCHS = Need("runs without --eval-steps", lambda args: args.eval_steps is None)
+FOLDED = Need("--val-fold", lambda args: args.val_fold is not None)
+NOT_FOLDED = Need(
+    "runs without --val-fold and --val-classes",
+    lambda args: not args.folds or (args.val_fold is None and not args.val_classes),
+)
 HELD_OUT = Need(
     "--val-classes or --val-fold", lambda args: args.val_classes or args.val_fold is not None
 )
@@ -100,16 +106,23 @@ OWN_FOLDER = Need("--failures or --query", lambda args: args.failures or args.qu
 # --- the flags ------------------------------------------------------------------------------------
 
 METRICS = ("retrieval", "official", "nmi", "f1", "ami")
-"""What an evaluation can compute."""
+"""What an evaluation of a run computes."""
+EVALUATED = (*METRICS, "verification")
+"""What evaluate.py can compute; training does the rest of it once, at its end."""
 METRICS_TEXT = (
     "what to compute. retrieval: R@K, RP, MAP@R, mARP, MRR; official: VehicleID's gallery of one "
     "image per vehicle (10 draws); nmi, f1, ami: k-means with one cluster per class"
+)
+VERIFICATION_TEXT = (
+    "; verification: ROC of all pairs of images (TAR at FAR 1e-2, 1e-3, 1e-4, EER, AUC), and the "
+    "thresholds it recommends (its columns are printed where it is named here)"
 )
 LOSSES_TEXT = f"{criteria.losses_in_words()}; or pml:NAME for any loss of pytorch-metric-learning"
 DATASETS_TEXT = f"{', '.join(dataset.NAMES)} (emoji is in the repository), folder:PATH, csv:FILE"
 AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the rest is float32"
 
 METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
+EVALUATED_NAMES = METRIC_NAMES._replace(choices=EVALUATED)
 
 # fmt: off
 DATA = Group("data", (
@@ -155,6 +168,12 @@ DATA = Group("data", (
          change=NOTHING, local=True),
 ))
 SELECTION = Group("batches and model selection", (
+    flag("--defaults", None, one_of("suited", "published"),
+         "what is not given. suited: what suits the images and the machine, told with its reasons; "
+         "published: the papers' settings, and the defaults that stand here",
+         need=OWN_DATA, before="published", change=NOTHING,
+         shown="suited for your own images where no --model, --checkpoint or file of flags is "
+         "given, else published"),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
          "images a step, over all processes"),
     flag("--micro-batch", None, COUNT,
@@ -180,7 +199,15 @@ SELECTION = Group("batches and model selection", (
          "which are then looked at once, at the end; 0 follows the papers' protocol: best epoch on "
          "the test classes", need=NO_FOLD),
     flag("--val-fold", None, COUNT_OR_ZERO,
-         "like --val-classes, with the data set's own fold N of classes (emoji: 0 to 3)"),
+         "like --val-classes, with fold N of the training classes: of those that the data set "
+         "brings along (emoji: 0 to 3), or of --val-folds"),
+    flag("--val-folds", 0, COUNT_OR_ZERO,
+         "deal the training classes into K folds of about as many images, for --val-fold",
+         need=FOLDED, shown="the data set's own"),
+    flag("--folds", 0, COUNT_OR_ZERO,
+         "cross-validation: train K times, each time without one of K folds of the training "
+         "classes, on which it is judged, and say the mean; the test classes are not looked at",
+         need=NOT_FOLDED, shown="off", change=NOTHING),
     flag("--no-test", False, SWITCH,
          "do not look at the test classes at the end either: for a run that only chooses options",
          need=HELD_OUT),
@@ -268,7 +295,8 @@ OPTIMISATION = Group("optimisation", (
     flag("--steps", None, COUNT, "length of the run in optimisation steps instead of epochs"),
     flag("--optimizer", "adamw", Kind(str.lower, choices=("adamw", "adam", "sgd", "rmsprop")),
          "for everything but the margins of AMLoss"),
-    flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network"),
+    flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network",
+         search=Search(1e-5, 3e-3)),
     flag("--lr_p --lr-p", None, not_negative("LR"), "learning rate of the backbone",
          shown="--lr"),
     flag("--layer-decay", 1.0, Kind(number(0.0, 1.0, above=True), "F"),
@@ -355,6 +383,9 @@ RUN = Group("run", (
     flag("--wandb", None, one_of("online", "offline", "disabled"),
          "where Weights & Biases keeps the run",
          shown="online when a key is configured, else offline", change=NOTHING),
+    flag("--sweep", False, SWITCH,
+         "the command is drawn by a sweep (recipes/sweep.yaml): a flag that the drawn loss does "
+         "not read is noted and left out, where else it is an error", change=NOTHING),
     flag("--wandb-project", "anchorage", any_text("NAME"), "project there", change=NOTHING),
     flag("--tensorboard", False, SWITCH,
          "also write TensorBoard's files, into the run folder (needs the package tensorboard)",
@@ -369,22 +400,28 @@ EVALUATION = Group("evaluation", (
          "is evaluated as it starts, by its pooled features); several are "
          "compared in one table, and those that differ in the seed alone are averaged"),
     flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
-    flag("--metrics", METRICS, METRIC_NAMES, METRICS_TEXT, shown="all"),
+    flag("--metrics", EVALUATED, EVALUATED_NAMES, METRICS_TEXT + VERIFICATION_TEXT, shown="all"),
     flag("--batch-size --batch_size", 150, COUNT, "images that are embedded at once"),
     flag("--weights", None, one_of(*net.WEIGHTS),
          "of a run that kept a running mean of its weights: the mean (ema) or the weights (raw)",
          shown="ema where there is one"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
+    flag("--dims", (), Kind(whole(1), "D", nargs="+"),
+         "compare images by the first D dimensions of the embedding, a row for each D; networks "
+         "are trained for it with --matryoshka", shown="all of them"),
     flag("--bootstrap", None, Kind(whole(100), "N"),
-         "95 % intervals of the retrieval metrics from N resamples of the queries; with several "
-         "checkpoints also whether each is better than the first", need=RETRIEVAL, shown="off"),
+         "95 % intervals of the retrieval metrics from N resamples of the classes, each with its "
+         "queries; with several checkpoints also how each differs from the first (those that "
+         "differ in the seed alone are one, and groups of seeds are tested over the seeds)",
+         need=RETRIEVAL, shown="off"),
     flag("--kmeans-restarts", 1, COUNT, "k-means runs for NMI, F1 and AMI; the best counts",
          need=CLUSTERING),
     flag("--block-size", None, COUNT,
          "images that the search compares at once: memory against speed, never the numbers",
          need=RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
-    flag("--seed", 1, COUNT_OR_ZERO, "of k-means, --bootstrap and --neighbours"),
+    flag("--seed", 1, COUNT_OR_ZERO,
+         "of k-means, --bootstrap, --neighbours, and the intervals of verification"),
     flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
          "which GPU; -1: all of them, a process each, as with torchrun", local=True),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
@@ -393,7 +430,23 @@ FILES = Group("what evaluation also writes: tables", (
     flag("--json", None, a_path("FILE.json"), "all numbers"),
     flag("--csv", None, a_path("FILE.csv"), "the table"),
     flag("--latex", None, a_path("FILE.tex"),
-         "the table for a paper (booktabs), in percent; seeds as mean and standard deviation"),
+         "the table for a paper (booktabs), in percent; seeds as mean ± half of its 95 % interval"),
+))
+POSTPROCESSING = Group("what is done to the embeddings before they are compared", (
+    flag("--whiten", None, Kind(whole(1), "D", nargs="?", const=0),
+         "PCA-whitening to D numbers (without D: as many as vary), fitted on the run's training "
+         "images and kept beside the checkpoint; for all that is computed and written",
+         shown="off"),
+    flag("--query-expansion", None, Kind(number(0.0), "K", nargs="+"),
+         "each query is moved towards its K nearest images, which count with their cosine to the "
+         "power alpha: --query-expansion K [ALPHA]; here and below for the retrieval metrics alone",
+         need=RETRIEVAL, shown="off; alpha 3"),
+    flag("--database-augmentation", None, Kind(number(0.0), "K", nargs="+"),
+         "each image of the gallery is moved towards its K nearest: "
+         "--database-augmentation K [ALPHA]", need=RETRIEVAL, shown="off; alpha 3"),
+    flag("--rerank", None, Kind(number(0.0), "N", nargs="*"),
+         "k-reciprocal re-ranking: --rerank [K1 K2 LAMBDA]", need=RETRIEVAL,
+         shown="off; 20 6 0.3"),
 ))
 SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
     flag("--per-class", None, a_path("FILE.csv"),
@@ -446,7 +499,7 @@ TRAIN_GROUPS = (
     *(DATA, SELECTION, NETWORK, FINETUNING, LOSS, *methods.groups(), OPTIMISATION, RUN),
     *methods.dead_groups(),
 )
-EVALUATE_GROUPS = (EVALUATION, FILES, SINGLE_IMAGES, DATA, NETWORK)
+EVALUATE_GROUPS = (EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES, DATA, NETWORK)
 REPORT_GROUPS = (REPORT, OVERVIEW)
 
 # --- all of them ----------------------------------------------------------------------------------

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from machine import expanded
 from storage import decoded
-from utils import InputError
+from utils import InputError, close_names
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+"""The recipes that come with the code; `@recipes/NAME.txt` is found there from any folder."""
 
 # A word is made of these: what stands in quotes, a sign behind a backslash, any other sign. A
 # backslash is one itself, as in C:\\photos, unless a blank, a quote or # follows.
@@ -32,7 +35,18 @@ def words_of(words: Sequence[str], above: tuple[str, ...] = ()) -> Iterator[str]
         elif word in above:
             raise InputError(f"{word[1:]} names itself as a file of flags; remove that line")
         else:
-            yield from words_of(list(_words_in_file(Path(expanded(word[1:])))), (*above, word))
+            yield from words_of(list(_words_in_file(_found(word[1:]))), (*above, word))
+
+
+def _found(name: str) -> Path:
+    """The file that `@name` means: the one of that path, or else the recipe of that name."""
+    file = Path(expanded(name))
+    ours = RECIPES / file.name
+    return (
+        ours
+        if str(file.parent) in (".", "recipes") and not file.exists() and ours.is_file()
+        else file
+    )
 
 
 def _words_in_file(file: Path) -> Iterator[str]:
@@ -41,6 +55,10 @@ def _words_in_file(file: Path) -> Iterator[str]:
         if file.exists() and not file.is_file():
             raise InputError(f"{file} is no plain file; a file of flags follows @")
         text = decoded(file.read_bytes())
+    except FileNotFoundError as error:
+        near = close_names(file.name, (path.name for path in RECIPES.glob("*.txt")))[:2]
+        hint = f"did you mean {' or '.join(f'@recipes/{each}' for each in near)}?" if near else ""
+        raise InputError(f"there is no file of flags {file}; {hint or 'check its name'}") from error
     except (OSError, ValueError) as error:
         why = "it is no text in UTF-8" if isinstance(error, UnicodeError) else str(error)
         raise InputError(

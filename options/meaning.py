@@ -10,6 +10,7 @@ import dataset
 import methods
 import net
 from flags import Flag
+from options import suited
 from options.declared import (
     EVALUATE_GROUPS,
     PHOTOGRAPHS,
@@ -20,6 +21,7 @@ from options.declared import (
     pretrained_of,
     train_flags,
 )
+from options.ranking import ranking_of
 from utils import InputError
 
 
@@ -28,11 +30,31 @@ def changed(args: argparse.Namespace, values: Mapping[str, Any]) -> argparse.Nam
     return argparse.Namespace(**{**vars(args), **values})
 
 
+def as_suited(args: argparse.Namespace) -> argparse.Namespace:
+    """With settings that suit the user's own images, where they are wanted; `chosen` tells of them.
+
+    Raises:
+        InputError: the images cannot be used.
+    """
+    if not suited.wanted(args):
+        return changed(args, {"defaults": "published", "chosen": []})
+    from options import looking  # with torch, which training loads anyway
+
+    args, told = suited.choose(args, looking.images_of, looking.this_machine(args))
+    return changed(args, {"defaults": "suited", "chosen": told})
+
+
 def as_published(args: argparse.Namespace) -> argparse.Namespace:
-    """With the defaults that the published command of a method has, where it is meant."""
+    """With the defaults that the published command of a method has, where it is meant.
+
+    Beside settings that suit the user's own images, they are those of the method's own flags.
+    """
+    suited_ones = args.defaults == "suited"
+    own_flags = {entry.dest for entry in flags_of(methods.groups())}
     for method in methods.METHODS:
         own = method.defaults(args)
-        args = changed(args, {k: v for k, v in own.items() if k not in args.given})
+        fixed = args.given if not suited_ones else [*args.given, *(own.keys() - own_flags)]
+        args = changed(args, {k: v for k, v in own.items() if k not in fixed})
     return args
 
 
@@ -107,13 +129,38 @@ def check_metrics(args: argparse.Namespace, evaluated: Iterable[dataset.DataSet]
         )
 
 
+def check_ranking(args: argparse.Namespace) -> None:
+    """Raises InputError where post-processing is asked for that cannot be, or not with the rest."""
+    if not ranking_of(args):
+        return
+    flags = ("query_expansion", "database_augmentation", "rerank")
+    asked = next(name for name in flags if getattr(args, name) is not None)
+    asked = f"--{asked.replace('_', '-')}"
+    for name in ("neighbours", "failures", "query"):
+        if getattr(args, name):
+            raise InputError(
+                f"{asked} changes the retrieval metrics alone, and --{name} would show the "
+                "neighbours without it; leave one of them out"
+            )
+    if "metrics" in args.given and "official" in args.metrics:
+        raise InputError(
+            f"--metrics official draws galleries of its own, and {asked} is of one gallery; leave "
+            "one of them out"
+        )
+
+
 def check_one_checkpoint(args: argparse.Namespace, count: int) -> None:
-    """Raises InputError where something is asked about one checkpoint, and there are several."""
+    """Raises InputError where something is asked about one embedding, and there are several."""
     given = [entry for entry in SINGLE_IMAGES.flags if entry.dest in args.given]
     if count > 1 and given:
         raise InputError(
             f"{given[0].spellings[0]} describes one checkpoint and --resume names {count}; leave "
             "one of them"
+        )
+    if len(args.dims) > 1 and given:
+        raise InputError(
+            f"{given[0].spellings[0]} describes one embedding and --dims names {len(args.dims)}; "
+            "give one of them"
         )
 
 

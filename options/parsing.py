@@ -16,12 +16,14 @@ from typing import Any, NoReturn
 
 import criteria
 import dataset
+import methods
 from flags import SWITCH, Flag, Group
 from machine import expanded
 from options.declared import (
     EVALUATE_GROUPS,
     EVALUATION,
     FILES,
+    POSTPROCESSING,
     REPORT_GROUPS,
     SINGLE_IMAGES,
     TRAIN_GROUPS,
@@ -31,8 +33,11 @@ from options.declared import (
 from options.files import words_of
 from options.meaning import (
     as_published,
+    as_suited,
+    changed,
     check_metrics,
     check_one_checkpoint,
+    check_ranking,
     resolved,
     unread,
     useless,
@@ -43,11 +48,18 @@ from utils import InputError, close_names
 # --- the parser -----------------------------------------------------------------------------------
 
 
-class _Formatter(argparse.HelpFormatter):
+class Formatter(argparse.HelpFormatter):
     """Help that fits the terminal, with switches shown bare."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(100, terminal_width() or 100))
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Makes room for commands, too, which argparse indents further than it reckons with."""
+        super().add_argument(action)
+        for command in self._iter_indented_subactions(action):
+            width = len(self._format_action_invocation(command)) + self._current_indent
+            self._action_max_length = max(self._action_max_length, width)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         return "" if action.type is SWITCH.parse else super()._format_args(action, default_metavar)
@@ -63,13 +75,15 @@ class _Formatter(argparse.HelpFormatter):
         return f"\n{' ' * self._current_indent}".join(lines)
 
     def start_section(self, heading: str | None) -> None:
+        """A heading that fits, too."""
         super().start_section(heading and textwrap.fill(heading, self._width - 1))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse with errors of one sentence."""
 
     def error(self, message: str) -> NoReturn:
+        """Ends the program with the sentence and status 2."""
         say(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
         raise SystemExit(2)
 
@@ -82,12 +96,12 @@ def _help_text(entry: Flag) -> str:
     return words.replace("%", "%%")
 
 
-def _make_parser(program: str, description: str, groups: Sequence[Group]) -> _Parser:
-    parser = _Parser(
+def _make_parser(program: str, description: str, groups: Sequence[Group]) -> Parser:
+    parser = Parser(
         prog=program,
         usage=fitted(f"{program} [@FILE] [--flag VALUE] ...", "  "),
         description=description,
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
         argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
         allow_abbrev=False,
     )
@@ -123,7 +137,7 @@ def _parse(
     groups: Sequence[Group],
     argv: Sequence[str] | None,
     positional: str | None = None,
-) -> tuple[argparse.Namespace, list[Flag], _Parser]:
+) -> tuple[argparse.Namespace, list[Flag], Parser]:
     parser = _make_parser(program, description, groups)
     if positional:
         parser.add_argument(
@@ -163,11 +177,13 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     try:
         if args.resume_run:  # what its flags mean depends on the run: see `continued`
             return args
-        args = as_published(args)
+        args = as_published(as_suited(_settled(args, entries, parser)))
+        if args.sweep:
+            args = _without_unread(args, entries)
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
-        _check_loss(args, entries, parser)
         check_metrics(args, [dataset.find(args.dataset)])
+        methods.check(args)
         return resolved(args)
     except InputError as error:
         parser.error(str(error))
@@ -194,8 +210,9 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
         raise SystemExit(2)
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
-    _check_needs(args, flags_of((EVALUATION, FILES, SINGLE_IMAGES)), parser)
+    _check_needs(args, flags_of((EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES)), parser)
     try:
+        check_ranking(args)
         check_one_checkpoint(args, len(args.resume or [args.model]))
     except InputError as error:
         parser.error(str(error))
@@ -222,7 +239,7 @@ def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _check_needs(
     args: argparse.Namespace,
     entries: list[Flag],
-    parser: _Parser,
+    parser: Parser,
     excused: Collection[str] = (),
 ) -> None:
     for entry in unread(args, entries):
@@ -230,7 +247,23 @@ def _check_needs(
             parser.error(useless(entry))
 
 
-def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: _Parser) -> None:
+def _without_unread(args: argparse.Namespace, entries: list[Flag]) -> argparse.Namespace:
+    """The options of a drawn command without the flags that nobody reads; it notes each."""
+    while entry := next(iter(unread(args, entries)), None):
+        say(f"note: {useless(entry).split(';')[0]}; left out (--sweep)")
+        given = [name for name in args.given if name != entry.dest]
+        args = changed(args, {entry.dest: entry.default, "given": given})
+    return args
+
+
+def _settled(args: argparse.Namespace, entries: list[Flag], parser: Parser) -> argparse.Namespace:
+    """The options, after a look at what can be wrong before any image is read."""
+    dataset.find(args.dataset)
+    _check_loss(args, entries, parser)
+    return args
+
+
+def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: Parser) -> None:
     """The loss exists, and each of its arguments has one value: by its flag or by its own name."""
     try:
         criteria.check_name(args.loss)
@@ -246,7 +279,7 @@ def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: _Parser) 
 
 
 def _only_in_files(
-    parser: _Parser, args: argparse.Namespace, argv: Sequence[str] | None
+    parser: Parser, args: argparse.Namespace, argv: Sequence[str] | None
 ) -> set[str]:
     """The given options that stand in a file of flags and not on the command line itself."""
     words = sys.argv[1:] if argv is None else list(argv)

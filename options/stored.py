@@ -53,6 +53,7 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
         },
         "given": [],
         "recipe": None,
+        "chosen": [],
     }
     args = argparse.Namespace(**{**unknown_then, **stored})
     for name in PAIRS:
@@ -169,7 +170,13 @@ def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.N
                 "new run"
             )
     # How far a start goes is its own business.
-    now = {"max_steps": None, "resume": None, "dry_run": args.dry_run, **given}
+    own = ("dry_run", "shard_proxies")
+    now = {
+        "max_steps": None,
+        "resume": None,
+        **{name: getattr(args, name) for name in own},
+        **given,
+    }
     after = changed(before, now)
     for entry in unread(changed(after, {"given": args.given}), train_flags()):
         raise InputError(useless(entry))

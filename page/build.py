@@ -12,12 +12,13 @@ from typing import Any
 from evaluation.pictures import Thumbnails
 from page import curves, results
 from page.document import as_text, bullets, document, facts, folded, section
+from page.document import command as as_command
 from page.explained import Explained
 from page.records import Record
 from page.summary import summary
 from utils import human_seconds
 
-PICTURES = 3_400_000  # bytes of thumbnails in the page of one run, so that it stays below 5 MB
+PICTURES = 4_000_000  # bytes of thumbnails in the page of one run, so that it stays below 5 MB
 PICTURES_MORE = 1_200_000  # for each further run
 
 
@@ -28,7 +29,7 @@ def thumbnails(runs: int) -> Thumbnails:
 
 def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
     """The HTML of one run or several."""
-    title = runs[0].record.name if len(runs) == 1 else f"{len(runs)} runs"
+    title = runs[0].record.title if len(runs) == 1 else f"{len(runs)} runs"
     methods = any(run.sections for run in runs)
     parts = [
         section("short", "In short", _short(runs)),
@@ -59,7 +60,7 @@ def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
         "runs": [_run_data(run) for run in runs],
         "groups": curves.groups([run.record for run in runs]),
     }
-    return document(title, body, {**data, "images": thumbs.encode()})
+    return document(title, body, {**data, "images": thumbs.encode(), "files": thumbs.names()})
 
 
 def _drawn(name: str) -> str:
@@ -89,7 +90,7 @@ def _switches(runs: Sequence[Explained]) -> str:
     """A button for each run that shows and hides its curves."""
     buttons = [
         f'<button class="run" data-toggle="{i}" aria-pressed="true">'
-        f'<span class="dot" data-colour="{i}"></span>{as_text(run.record.name)}</button>'
+        f'<span class="dot" data-colour="{i}"></span>{as_text(run.record.title)}</button>'
         for i, run in enumerate(runs)
     ]
     return f'<div class="runs">{"".join(buttons)}</div>'
@@ -113,7 +114,7 @@ def _choice(runs: Sequence[Explained]) -> str:
         return ""
     buttons = [
         f'<button data-choose="{i}" aria-pressed="{"true" if i == 0 else "false"}">'
-        f"{as_text(run.record.name)}</button>"
+        f"{as_text(run.record.title)}</button>"
         for i, run in enumerate(runs)
     ]
     return (
@@ -137,7 +138,7 @@ def _short(runs: Sequence[Explained]) -> str:
     parts = []
     for run in runs:
         first = runs[0] if run is not runs[0] else None
-        parts.append(f"<h3>{as_text(run.record.name)}</h3>")
+        parts.append(f"<h3>{as_text(run.record.title)}</h3>")
         parts.append(bullets(summary(run, first, alone=False)))
     return "".join(parts)
 
@@ -153,16 +154,16 @@ def _setup(run: Explained, several: bool) -> str:
     kept = record.environment.get("command")
     command = f"python {kept}" if kept else f"# the command was not kept; its flags:\n{given}"
     everything = "\n".join(f"{k} = {v}" for k, v in sorted(args.items()) if k != "given")
-    title = f"<h3>{as_text(record.name)}</h3>" if several else ""
+    title = f"<h3>{as_text(record.title)}</h3>" if several else ""
     return (
-        f'{title}<div class="card">{facts(_facts(run))}<pre>{as_text(command)}</pre>'
+        f'{title}<div class="card">{facts(_facts(run))}<pre>{as_command(command)}</pre>'
         f"{folded('all options', f'<pre>{as_text(everything)}</pre>')}</div>"
     )
 
 
 def _facts(run: Explained) -> list[tuple[str, Any]]:
     record, args, known = run.record, run.record.args, run.record.environment
-    rate = record.images_per_second
+    rate, peft = record.images_per_second, record.options.peft
     history = record.folder.classes.load()
     trained = ""
     if history:
@@ -176,7 +177,8 @@ def _facts(run: Explained) -> list[tuple[str, Any]]:
         ("trained on", trained),
         ("judged on", run.counts),
         ("best epoch picked on", _picked_on(record)),
-        ("batch", f"{args.get('batch_size')} images"),
+        ("what trains", f"{peft}, and the network rests" if peft != "none" else ""),
+        ("batch", _batch(args)),
         ("seed", str(args.get("seed"))),
         ("epochs", str(int(record.rows[-1]["epoch"])) if record.rows else "none finished"),
         ("training time", human_seconds(record.seconds) if record.rows else ""),
@@ -187,6 +189,11 @@ def _facts(run: Explained) -> list[tuple[str, Any]]:
         ("recipe", args.get("recipe")),
         ("folder", str(record.path)),
     ]
+
+
+def _batch(args: dict[str, Any]) -> str:
+    part = f", {args['micro_batch']} at a time" if args.get("micro_batch") else ""
+    return f"{args.get('batch_size')} images{part}"
 
 
 def _pictures(run: Explained) -> str:
@@ -226,8 +233,8 @@ def _about_map(runs: Sequence[Explained]) -> str:
     if any(run.map is not None and run.map.get("principal") for run in runs):
         by += ", or else the first principal components,"
     return (
-        f"{by} in two dimensions: what is together here is near in the embedding. Distances "
-        "between groups, and the directions, mean nothing."
+        f"{by} in two dimensions, which tries to keep neighbours together. Distances between "
+        "groups, and the directions, mean nothing."
     )
 
 
@@ -239,7 +246,7 @@ def _about_confusions(runs: Sequence[Explained]) -> str:
 
 def _run_data(run: Explained) -> dict[str, Any]:
     return {
-        "name": run.record.name,
+        "name": run.record.title,
         **curves.points(run.record),
         "missing": run.missing,
         "doubts": run.doubts,

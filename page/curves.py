@@ -12,6 +12,7 @@ from page.records import Numbers, Record
 
 NOT_DRAWN = ("epoch", "step", "seconds", tables.HIDDEN)
 MAIN_METRICS = ("R@1", "MAP@R", "NMI")
+TITLES = {"margin": "proxy-proxy term"}  # of AMLoss; the margins have a part of their own
 SPEED = ("images_per_second", "data_wait", "evaluation_seconds")
 
 
@@ -28,7 +29,7 @@ def groups(runs: Sequence[Record]) -> list[dict[str, Any]]:
     more = [name for name in measured if name not in main]
     return [
         {"title": "Metrics", "columns": main, "percent": True},
-        {"title": "Loss and its terms", "columns": loss},
+        {"title": "Loss and its terms", "columns": loss, "titles": TITLES},
         {"title": "More metrics", "columns": more, "percent": True, "folded": True},
         {"title": "Learning rates", "columns": rates, "log": True, "folded": True},
         {"title": "Speed", "columns": speed, "folded": True},

@@ -20,6 +20,7 @@ from terminal import printable_lines
 
 HERE = Path(__file__).resolve().parent
 CODE = re.compile("`([^`]+)`")
+FLAG, FLAG_HTML = re.compile(r"(?<!\S)--?\w[\w-]*"), r'<span class="flag">\g<0></span>'
 
 
 def as_text(value: object) -> str:
@@ -88,8 +89,17 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 
 def bullets(sentences: Sequence[str]) -> str:
     """A list of sentences; what stands between backticks is set as code."""
-    items = (CODE.sub(r"<code>\1</code>", as_text(sentence)) for sentence in sentences)
+    items = (CODE.sub(_code, as_text(sentence)) for sentence in sentences)
     return f'<ul class="short">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
+
+
+def command(words: str) -> str:
+    """A command as HTML text, in which no line ends within a flag's name."""
+    return FLAG.sub(FLAG_HTML, as_text(words))
+
+
+def _code(found: re.Match[str]) -> str:
+    return f"<code>{FLAG.sub(FLAG_HTML, found[1])}</code>"
 
 
 def warnings(sentences: Iterable[str]) -> str:

@@ -63,11 +63,13 @@ class Search:
         except ValueError as error:
             raise InputError(f"{judged.task.title}: {error}") from error
         self.found, self.cosines = judged.nearest(self.queries, TOP)
-        self.scores = comparison.query_scores(self.per_query, judged.task.ks)
+        labels = judged.images.labels
+        self.scores = comparison.query_scores(self.per_query, judged.task.ks, labels[self.queries])
         (drawn,) = comparison.replicates([self.scores], RESAMPLES, seed)
         means = torch.tensor(list(self.scores.means().values()), dtype=drawn.dtype)
-        # A part of the queries varies more than all of them would.
-        self.replicates = means + (drawn - means) * math.sqrt(len(self.queries) / total)
+        # A part of the classes varies more than all of them would.
+        share = len(np.unique(labels[self.queries])) / len(np.unique(labels))
+        self.replicates = means + (drawn - means) * math.sqrt(share)
 
     @property
     def sampled(self) -> str:
@@ -78,7 +80,7 @@ class Search:
         return f"{len(self.queries):,} of the {total:,} queries, drawn at random"
 
     def intervals(self, numbers: Mapping[str, float]) -> dict[str, list[float]]:
-        """95 % intervals over the queries around those numbers that retrieval gives."""
+        """95 % intervals over the classes around those numbers that retrieval gives."""
         found = {}
         for name, values in zip(self.scores.names, self.replicates.T, strict=True):
             if name in numbers:
@@ -110,13 +112,21 @@ def galleries(search: Search, chosen: Sequence[str], thumbs: Thumbnails, seed: i
     part = f" Among {search.sampled}." if search.sampled else ""
     words = f"The queries with the highest MAP@R, one per class.{part}"
     groups.append(("Best", words, best))
-    words = f"The nearest image of the right class is farthest down the list.{part}"
+    words = (
+        "The queries whose nearest image of the right class stands farthest down the list of "
+        f"{_candidates(search):,}, one per class.{part}"
+    )
     groups.append(("Worst", words, worst))
     return [
         {"title": title, "about": about, "rows": _rows(search, queries, thumbs)}
         for title, about, queries in groups
         if len(queries)
     ]
+
+
+def _candidates(search: Search) -> int:
+    """How many images a query is compared with."""
+    return len(search.judged.searched[0]) - (search.judged.gallery is None)
 
 
 def best_queries(search: Search, seed: int) -> np.ndarray:
@@ -167,16 +177,29 @@ def _rows(search: Search, queries: np.ndarray, thumbs: Thumbnails) -> list[dict]
         label = images.labels[query]
         cells = [
             {
-                "image": thumbs.want(gallery, place),
+                "image": thumbs.want(gallery, place, large=True),
                 "name": gallery.class_names[gallery.labels[place]],
                 "cosine": round(float(value), 3),
                 "right": bool(gallery.labels[place] == label),
             }
             for place, value in zip(places, values, strict=True)
         ]
-        row = {"image": thumbs.want(images, query), "name": images.class_names[label]}
-        rows.append({**row, "found": cells})
+        row = {"image": thumbs.want(images, query, large=True), "name": images.class_names[label]}
+        rows.append({**row, "found": cells, "rank": _rank(search, int(query))})
     return rows
+
+
+def _rank(search: Search, query: int) -> int | None:
+    """Where the nearest image of its class stands for a query, from 1.
+
+    None where it has none to find, and where it is not among those that were searched for.
+    """
+    place = int(np.searchsorted(search.queries, query))
+    if place == len(search.queries) or search.queries[place] != query:
+        return None
+    if not search.per_query["relevant"][place]:
+        return None
+    return int(search.per_query["rank"][place]) + 1
 
 
 # --- classes --------------------------------------------------------------------------------------
@@ -202,8 +225,8 @@ def confusions(search: Search, thumbs: Thumbnails) -> list[dict]:
         rows.sort(key=lambda row: -float(search.cosines[row, 0]))
         examples = [
             {
-                "query": thumbs.want(images, search.queries[row]),
-                "found": thumbs.want(gallery, search.found[row, 0]),
+                "query": thumbs.want(images, search.queries[row], large=True),
+                "found": thumbs.want(gallery, search.found[row, 0], large=True),
                 "of": images.class_names[labels[row]],
                 "as": images.class_names[first[row]],
                 "cosine": round(float(search.cosines[row, 0]), 3),
@@ -220,8 +243,7 @@ def confusions(search: Search, thumbs: Thumbnails) -> list[dict]:
 def class_scores(search: Search, thumbs: Thumbnails) -> dict[str, Any]:
     """R@1 of every class, as a histogram, and the classes with the lowest."""
     images = search.judged.images
-    labels = torch.from_numpy(images.labels[search.queries])
-    classes, sizes, values = comparison.by_class(search.scores, labels)
+    classes, sizes, values = comparison.by_class(search.scores)
     names = search.scores.names
     recall = values[:, names.index("R@1")].numpy() if "R@1" in names else np.zeros(0)
     precision = values[:, names.index("MAP@R")].nan_to_num(0).numpy()
@@ -243,6 +265,8 @@ def class_scores(search: Search, thumbs: Thumbnails) -> dict[str, Any]:
     return {
         "histogram": np.bincount(bins, minlength=10).tolist() if len(recall) else [],
         "lowest": lowest,
+        "count": len(enough),
+        "never": int((recall[enough] == 0).sum()) if len(recall) else 0,
     }
 
 

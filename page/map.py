@@ -11,7 +11,6 @@ import io
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +20,12 @@ from torch.nn import functional as F
 from evaluation.embedding import Embedded
 from evaluation.pictures import Thumbnails
 from terminal import told
+from utils import our_name, top_folder
 
-ROOT = Path(__file__).resolve().parent.parent
 MOST_IMAGES, MOST_PER_CLASS, FEWEST_IMAGES = 1000, 12, 5
 COMPONENTS = 50  # principal ones: all that t-SNE's neighbours need
 SPREAD = 1e-6  # standard deviation below which embeddings of length 1 are the same along an axis
-COMMAND = [sys.executable, "-m", "page.tsne"]
+COMMAND = [sys.executable, "-m", our_name("page.tsne")]
 PATIENCE = 300.0  # seconds; ten are usual
 
 
@@ -37,7 +36,11 @@ class TSNEError(Exception):
 def embedding_map(judged: Embedded, thumbs: Thumbnails, seed: int) -> dict[str, Any] | None:
     """Some classes in two dimensions, or None with fewer than 5 images.
 
-    - t-SNE keeps neighbours together; distances between groups and the axes mean nothing.
+    - t-SNE keeps neighbours together, here `neighbours` of them: the share of the images whose
+      nearest on the map is among their ten nearest in the embedding. Distances between groups and
+      the axes mean nothing.
+    - `wrong` are the points whose nearest image is of another class: [place among the points, the
+      class found].
     - `principal` is set where the two dimensions are the first principal components instead: the
       embeddings vary in one direction only (`--embedding-size 1`), or t-SNE failed.
     - Without `points` there is no map, and `note` says why.
@@ -52,7 +55,10 @@ def embedding_map(judged: Embedded, thumbs: Thumbnails, seed: int) -> dict[str, 
     if axes.count == 0:
         return {"note": "Left out: all images have the same embedding."}
     places, about = _places(axes, seed)
+    about["neighbours"] = _kept_neighbours(axes.centred, places)
+    found, wrong = _nearest(judged, chosen)
     shown, classes = np.unique(images.labels[chosen], return_inverse=True)
+    gallery = judged.searched[0]
     if len(chosen) < len(images):
         part = (
             f"{len(chosen):,} of the {len(images):,} images: "
@@ -66,7 +72,32 @@ def embedding_map(judged: Embedded, thumbs: Thumbnails, seed: int) -> dict[str, 
             [round(float(x), 4), round(float(y), 4), int(c), thumbs.want(images, i, needed=False)]
             for (x, y), c, i in zip(places, classes, chosen, strict=True)
         ],
+        "wrong": [
+            [place, str(gallery.class_names[gallery.labels[found[place]]])]
+            for place in np.flatnonzero(wrong).tolist()
+        ],
     }
+
+
+def _nearest(judged: Embedded, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) what is nearest to each, in the searched set, and whether that is of another class.
+
+    An image with no other of its class to find is not called wrong.
+    """
+    gallery, own = judged.searched[0], judged.images.labels[chosen]
+    found = judged.nearest(chosen, 1)[0][:, 0]
+    count = np.bincount(gallery.labels, minlength=judged.images.num_classes)
+    possible = count[own] > (judged.gallery is None)
+    return found, possible & (gallery.labels[found] != own)
+
+
+def _kept_neighbours(points: torch.Tensor, places: np.ndarray) -> float:
+    """Of how many images the nearest on the map is among their ten nearest in the embedding."""
+    near = torch.cdist(points, points).fill_diagonal_(torch.inf)
+    near = near.topk(min(10, len(points) - 1), largest=False).indices
+    flat = torch.from_numpy(np.asarray(places, dtype=np.float32))
+    first = torch.cdist(flat, flat).fill_diagonal_(torch.inf).argmin(dim=1, keepdim=True)
+    return round(float((near == first).any(dim=1).float().mean()), 4)
 
 
 # --- which images ---------------------------------------------------------------------------------
@@ -156,7 +187,7 @@ def _tsne(points: np.ndarray, seed: int) -> np.ndarray:
             [*COMMAND, str(seed)],
             input=given.getvalue(),
             capture_output=True,
-            cwd=ROOT,
+            cwd=top_folder(),
             timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:

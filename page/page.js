@@ -3,6 +3,7 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const RUNS = DATA.runs || [];
 const IMAGES = DATA.images || [];
+const FILES = DATA.files || [];
 const shown = new Set(RUNS.map((_, i) => i));
 const redraws = [];
 let current = 0;
@@ -33,11 +34,72 @@ const show = (value) => {
 };
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
 
-function picture(number, name) {
+// A picture that opens large on a click: `more` are lines about it, beside its name and its file.
+function picture(number, name, ...more) {
   const source = IMAGES[number];
-  if (!source) return el("span", {class: "thumb none"}, name);
-  return el("img", {class: "thumb", src: source, alt: name, decoding: "async"});
+  if (!source) return el("span", {class: "thumb none", title: name}, name);
+  const image = el("img", {class: "thumb", src: source, alt: name, decoding: "async"});
+  const button = el("button", {class: "look", type: "button", "aria-label": `${name}, large`}, image);
+  button.look = {number, name, more};
+  button.addEventListener("click", () => enlarge(button));
+  return button;
 }
+
+// --- pictures shown large ------------------------------------------------------------------------
+
+const large = {
+  image: el("img", {alt: ""}),
+  words: el("div", {class: "words", "aria-live": "polite"}),
+  box: el("dialog", {id: "large", "aria-label": "picture"}),
+  row: [], at: 0,
+};
+large.box.append(
+  el("div", {class: "stage"}, large.image), large.words,
+  el("div", {class: "tabs"},
+    el("button", {type: "button", "aria-label": "previous picture", "data-step": -1}, "←"),
+    el("button", {type: "button", "aria-label": "next picture", "data-step": 1}, "→"),
+    el("button", {type: "button", "data-close": ""}, "close")));
+document.body.append(large.box);
+
+function lookAt(at) {
+  large.at = (at + large.row.length) % large.row.length;
+  const {number, name, more} = large.row[large.at];
+  large.image.src = IMAGES[number];
+  large.image.alt = name;
+  const place = large.row.length > 1 ? el("span", {class: "note"}, `${large.at + 1} of ${large.row.length}`) : null;
+  large.words.replaceChildren(...[el("b", {}, name), ...more.filter(Boolean).map((words) => el("div", {}, words)),
+    el("div", {class: "note"}, FILES[number] || ""), place].filter(Boolean));
+}
+// The pictures around it, of a row or of a card, are a step away.
+function enlarge(button) {
+  const around = button.closest("[data-together]") || button.parentElement;
+  const buttons = [...around.querySelectorAll("button.look")];
+  openLarge(buttons.map((b) => b.look), buttons.indexOf(button), button);
+}
+function openLarge(row, at, button) {
+  hush();
+  large.row = row;
+  lookAt(at);
+  for (const b of large.box.querySelectorAll("[data-step]")) b.hidden = large.row.length < 2;
+  if (!large.box.open) large.box.showModal();
+  large.box.onclose = () => { if (button && button.isConnected) button.focus({preventScroll: true}); };
+}
+large.box.addEventListener("click", (event) => {
+  const step = event.target.dataset && event.target.dataset.step;
+  if (step) lookAt(large.at + Number(step));
+  else if (event.target === large.box || (event.target.dataset && "close" in event.target.dataset)) large.box.close();
+});
+large.box.addEventListener("keydown", (event) => {
+  const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+  if (step && large.row.length > 1) { lookAt(large.at + step); event.preventDefault(); }
+});
+let swipe = null;
+large.box.addEventListener("pointerdown", (event) => { swipe = event.clientX; });
+large.box.addEventListener("pointerup", (event) => {
+  const moved = swipe === null ? 0 : event.clientX - swipe;
+  swipe = null;
+  if (Math.abs(moved) > 60 && large.row.length > 1) lookAt(large.at + (moved < 0 ? 1 : -1));
+});
 
 // --- the tip that follows the pointer ------------------------------------------------------------
 
@@ -62,27 +124,60 @@ const imageTip = (number) => (IMAGES[number] ? el("img", {src: IMAGES[number], a
 
 // --- axes ----------------------------------------------------------------------------------------
 
-function ticks(low, high, count) {
-  const raw = (high - low) / Math.max(1, count);
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
-  const found = [];
-  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-6; v += step) {
-    found.push(Math.abs(v) < step * 1e-9 ? 0 : v);
+// Round numbers from low to high: as many as fit, at most `most` (2 or more), one step apart.
+function ticks(low, high, most, whole) {
+  const span = high - low;
+  if (!(span > 0) || !Number.isFinite(span)) return {values: [low], step: Math.abs(low) || 1};
+  let power = Math.floor(Math.log10(span / Math.max(2, most))) - 1;
+  for (;; power += 1) {
+    for (const factor of [1, 2, 5]) {
+      const step = factor * 10 ** power;
+      if (whole && step < 1) continue;
+      const first = Math.ceil(low / step - 1e-6), last = Math.floor(high / step + 1e-6);
+      if (last - first + 1 > Math.max(2, most)) continue;
+      const values = [];
+      for (let i = first; i <= last; i += 1) values.push(power < 0 ? Number((i * step).toFixed(-power)) : i * step);
+      return {values: values.length ? values : [low], step};
+    }
   }
-  return found;
 }
-function logTicks(low, high) {
-  const found = [];
-  for (let p = Math.ceil(Math.log10(low) - 1e-9); p <= Math.log10(high) + 1e-9; p += 1) found.push(10 ** p);
-  return found.length ? found : [low];
+// Decades; where there are fewer than two of them, 1, 2 and 5 of each; few enough to be read.
+function logTicks(low, high, most) {
+  const between = (factors) => {
+    const found = [];
+    for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p += 1) {
+      for (const factor of factors) found.push(Number(`${factor}e${p}`));
+    }
+    return found.filter((v) => v >= low * (1 - 1e-9) && v <= high * (1 + 1e-9));
+  };
+  const fine = [[1, 2, 5], [1, 3], [1]].map(between).find((found) => found.length <= most && found.length > 1);
+  if (fine) return fine;
+  const decades = between([1]), every = Math.ceil(decades.length / most);
+  return decades.length > 1 ? decades.filter((_, i) => i % every === 0) : ticks(low, high, most).values;
 }
+// The number of a tick: as many digits as its step needs, so that no two read alike.
+function tickText(value, step) {
+  if (value === 0) return "0";
+  const size = Math.abs(value), digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  if (size >= 1e6 || (digits > 5 && size < 1e-3)) return tidy(value.toExponential(Math.max(0, Math.min(6, Math.floor(Math.log10(size) + 1e-9) + digits))));
+  return value.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: size >= 1e4});
+}
+const tidy = (text) => text.replace(/\.?0*e\+?/, "e");
+const logText = (value) => (value >= 1e4 || value < 1e-3 ? tidy(value.toExponential(1)) : String(value));
 function extent(values, around) {
   let low = Infinity, high = -Infinity;
   for (const v of values) { if (v < low) low = v; if (v > high) high = v; }
   if (low === high) { const pad = Math.abs(low) * 0.1 || 1; return [low - pad, high + pad]; }
   const pad = (high - low) * around;
   return [low - pad, high + pad];
+}
+// What a log axis shows: three decades below the highest value. One point far below them all, such
+// as the last of a cosine, would squeeze the others into a line; it is drawn at the lower edge.
+const DECADES = 1e3;
+function logExtent(values) {
+  let low = Infinity, high = 0;
+  for (const v of values) { if (v < low) low = v; if (v > high) high = v; }
+  return [Math.max(low, high / DECADES) / 1.15, high * 1.15];
 }
 
 function frame(host, caption, note, height) {
@@ -107,28 +202,35 @@ function frame(host, caption, note, height) {
   };
 }
 
-function axes(root, box, x, y, options) {
-  const yt = options.log ? logTicks(...y) : ticks(y[0], y[1], 4);
-  for (const value of yt) {
-    const at = box.y(value);
-    if (at < box.top - 1 || at > box.bottom + 1) continue;
-    root.append(svg("line", {class: "grid", x1: box.left, x2: box.right, y1: at, y2: at}),
-      svg("text", {x: box.left - 6, y: at + 4, "text-anchor": "end"}, show(value)));
-  }
-  for (const value of ticks(x[0], x[1], Math.max(2, Math.floor((box.right - box.left) / 70)))) {
-    if (options.whole && value % 1 !== 0) continue;
-    root.append(svg("text", {x: box.x(value), y: box.bottom + 16, "text-anchor": "middle"}, show(value)));
-  }
-  if (options.xName) {
-    root.append(svg("text", {x: box.right, y: box.bottom + 30, "text-anchor": "end"}, options.xName));
-  }
-}
-
-function scale(width, height, x, y, log, below) {
-  const box = {left: 48, right: width - 8, top: 8, bottom: height - (below || 22)};
-  box.x = (v) => box.left + (v - x[0]) / (x[1] - x[0]) * (box.right - box.left);
+// The place of a chart's lines, its axes drawn around it. Options: log, whole (x), xName, noX.
+function axes(root, width, height, x, y, {log, whole, xName, noX} = {}) {
+  const top = 8, bottom = height - (xName ? 36 : 22);
+  const most = Math.max(2, Math.min(6, Math.floor((bottom - top) / 22)));
+  const step = log ? null : ticks(y[0], y[1], most);
+  const marks = log ? logTicks(y[0], y[1], most).map((v) => [v, logText(v)]) : step.values.map((v) => [v, tickText(v, step.step)]);
+  const left = Math.max(30, 12 + 6.6 * Math.max(...marks.map(([, text]) => text.length)));
+  const box = {left, right: width - 12, top, bottom};
   const f = log ? Math.log : (v) => v;
-  box.y = (v) => box.bottom - (f(v) - f(y[0])) / (f(y[1]) - f(y[0])) * (box.bottom - box.top);
+  box.x = (v) => left + (v - x[0]) / (x[1] - x[0]) * (box.right - left);
+  box.y = (v) => bottom - (f(log ? Math.max(v, y[0]) : v) - f(y[0])) / (f(y[1]) - f(y[0])) * (bottom - top);
+  for (const [value, text] of marks) {
+    const at = box.y(value);
+    root.append(svg("line", {class: "grid", x1: left, x2: box.right, y1: at, y2: at}),
+      svg("text", {class: "tick y", x: left - 6, y: at + 4, "text-anchor": "end"}, text));
+  }
+  if (!noX) {
+    // As many as their longest number leaves room for.
+    const room = (found) => 6.6 * Math.max(...found.values.map((v) => tickText(v, found.step).length)) + 16;
+    let count = Math.max(2, Math.floor((box.right - left) / 34)), found = ticks(x[0], x[1], count, whole);
+    while (count > 2 && room(found) * found.values.length > box.right - left + 16) found = ticks(x[0], x[1], count -= 1, whole);
+    for (const value of found.values) {
+      const at = box.x(value), text = tickText(value, found.step);
+      const overhang = Math.max(0, at + 3.3 * text.length - width);
+      root.append(svg("line", {class: "grid", x1: at, x2: at, y1: bottom, y2: bottom + 4}),
+        svg("text", {class: "tick x", x: at - overhang, y: bottom + 16, "text-anchor": "middle"}, text));
+    }
+  }
+  if (xName) root.append(svg("text", {x: box.right, y: bottom + 30, "text-anchor": "end"}, xName));
   return box;
 }
 
@@ -146,11 +248,9 @@ function lineChart(host, {title, note, series, xName, log, band, height = 178}) 
       return;
     }
     const all = [...points, ...area];
-    let x = extent(all.map((p) => p[0]), 0);
-    const y = log ? extent(all.map((p) => p[1]), 0).map((v, i) => (i ? v * 1.15 : Math.max(v / 1.15, 1e-30)))
-      : extent(all.map((p) => p[1]), 0.06);
-    const box = scale(width, height, x, y, log, xName ? 36 : 22);
-    axes(root, box, x, y, {log, xName, whole: xName === "epoch" || xName === "step"});
+    const x = extent(all.map((p) => p[0]), 0), heights = all.map((p) => p[1]);
+    const y = log ? logExtent(heights) : extent(heights, 0.06);
+    const box = axes(root, width, height, x, y, {log, xName, whole: xName === "epoch" || xName === "step"});
     if (band) {
       const up = band.map((b) => `${box.x(b[0])},${box.y(b[2])}`);
       const down = band.slice().reverse().map((b) => `${box.x(b[0])},${box.y(b[1])}`);
@@ -162,10 +262,12 @@ function lineChart(host, {title, note, series, xName, log, band, height = 178}) 
       const style = {stroke: s.colour};
       if (s.dash) style["stroke-dasharray"] = "4 3";
       root.append(svg("polyline", {class: "series", points: path, style}));
-      if (kept.length < 25) {
-        for (const p of kept) {
-          root.append(svg("circle", {cx: box.x(p[0]), cy: box.y(p[1]), r: 2.4, style: {fill: s.colour}}));
-        }
+      for (const p of kept) {
+        const beneath = log && p[1] < y[0];
+        if (!beneath && kept.length >= 25) continue;
+        const place = {cx: box.x(p[0]), cy: box.y(p[1])};
+        if (!beneath) root.append(svg("circle", {...place, r: 2.4, style: {fill: s.colour}}));
+        else root.append(svg("circle", {...place, r: 3, class: "beneath", style: {stroke: s.colour}}, svg("title", {}, "below the axis")));
       }
     }
     const cursor = svg("g", {});
@@ -197,8 +299,7 @@ function lineChart(host, {title, note, series, xName, log, band, height = 178}) 
 function scatter(host, {title, note, points, xName, yName, joined, height = 230}) {
   frame(host, title, note, height)((root, width) => {
     const x = extent(points.map((p) => p[0]), 0.02), y = extent(points.map((p) => p[1]), 0.06);
-    const box = scale(width, height, x, y, false, 36);
-    axes(root, box, x, y, {xName});
+    const box = axes(root, width, height, x, y, {xName, whole: points.every((p) => Number.isInteger(p[0]))});
     if (joined) {
       root.append(svg("polyline", {class: "series", style: {stroke: colour(0), opacity: 0.5},
         points: points.map((p) => `${box.x(p[0])},${box.y(p[1])}`).join(" ")}));
@@ -239,9 +340,9 @@ function bars(host, {title, note, counts, edges, labels, xName, value = (v) => `
   frame(host, title, note, height)((root, width) => {
     const most = Math.max(...counts, 1e-9) * 1.05;
     const x = edges ? [edges[0], edges[edges.length - 1]] : [0, counts.length];
-    const box = scale(width, height, x, [0, most], false, xName ? 36 : 22);
-    axes(root, box, edges ? x : [0, 0], [0, most], {xName});
+    const box = axes(root, width, height, x, [0, most], {xName, noX: !edges});
     const step = (box.right - box.left) / counts.length;
+    const every = labels ? Math.max(1, Math.ceil((6.6 * Math.max(...labels.map((l) => l.length)) + 6) / step)) : 1;
     counts.forEach((count, i) => {
       const where = edges ? `${show(edges[i])} to ${show(edges[i + 1])}` : labels[i];
       const bar = svg("rect", {class: "bar", x: box.left + i * step + 0.5, width: Math.max(1, step - 1),
@@ -249,7 +350,7 @@ function bars(host, {title, note, counts, edges, labels, xName, value = (v) => `
       bar.addEventListener("pointermove", (event) => tell(event, el("b", {}, where), el("div", {}, value(count))));
       bar.addEventListener("pointerleave", hush);
       root.append(bar);
-      if (labels) {
+      if (labels && i % every === 0) {
         root.append(svg("text", {x: box.left + (i + 0.5) * step, y: box.bottom + 16, "text-anchor": "middle"}, labels[i]));
       }
     });
@@ -258,9 +359,9 @@ function bars(host, {title, note, counts, edges, labels, xName, value = (v) => `
 
 // --- courses of all runs -------------------------------------------------------------------------
 
-function seriesOf(column, across, factor) {
+function seriesOf(column, title, across, factor) {
   return RUNS.map((run, i) => ({
-    name: RUNS.length > 1 ? run.name : column, colour: colour(i), run: i,
+    name: RUNS.length > 1 ? run.name : title, colour: colour(i), run: i,
     points: (run.columns[column] || []).map((y, row) => [run.across[across][row], y === null ? null : y * factor]).filter((p) => p[1] !== null),
   })).filter((s) => s.points.length);
 }
@@ -281,9 +382,10 @@ function drawCourses() {
         host.append(fold);
       } else host.append(...content);
       for (const column of several) {
-        const series = seriesOf(column, across, group.percent ? 100 : 1);
+        const title = (group.titles || {})[column] || (group.percent ? `${column}, %` : column);
+        const series = seriesOf(column, title, across, group.percent ? 100 : 1);
         const last = series.length === 1 ? series[0].points[series[0].points.length - 1][1] : null;
-        redraws.push(lineChart(grid, {title: group.percent ? `${column}, %` : column, note: last === null ? "" : `last ${show(last)}`,
+        redraws.push(lineChart(grid, {title, note: last === null ? "" : `last ${show(last)}`,
           series, xName: across, log: group.log}));
       }
     }
@@ -326,15 +428,25 @@ function drawGalleries(host, run) {
   open(groups[0], tabs.firstChild);
 }
 
+// Where the right image stands, for a query whose nearest is wrong.
+function whereRight(row) {
+  if (row.rank === null || row.rank === undefined || row.rank === 1) return null;
+  const seen = row.rank <= row.found.length ? "" : ", not shown";
+  return `nearest right image: place ${row.rank.toLocaleString("en")}${seen}`;
+}
+
 function galleryRow(row) {
-  return el("div", {class: "row"},
-    el("div", {class: "query"}, picture(row.image, row.name), el("span", {class: "name"}, row.name)),
+  const where = whereRight(row);
+  return el("div", {class: "row", "data-together": ""},
+    el("div", {class: "query"}, picture(row.image, row.name, "the query", where),
+      el("div", {class: "name"}, row.name, where ? el("span", {class: "where"}, where) : null)),
     el("div", {class: "found"}, row.found.map((hit, i) => el("div", {
       class: hit.right ? "cell" : "cell wrong",
       onpointermove: (event) => tell(event, imageTip(hit.image), el("b", {}, hit.name),
         line(null, hit.right ? "right" : `wrong, wanted ${row.name}`, ""), line(null, "cosine", show(hit.cosine)), line(null, "place", i + 1)),
       onpointerleave: hush,
-    }, el("div", {class: "frame"}, picture(hit.image, hit.name), el("span", {class: "mark"}, hit.right ? "✓" : "×")),
+    }, el("div", {class: "frame"}, picture(hit.image, hit.name, `place ${i + 1} for ${row.name}: ${hit.right ? "right" : "wrong"}`, `cosine ${hit.cosine.toFixed(3)}`),
+      el("span", {class: "mark"}, hit.right ? "✓" : "×")),
     el("div", {class: "under"}, el("b", {}, hit.cosine.toFixed(3)), el("span", {}, hit.name))))));
 }
 
@@ -350,9 +462,9 @@ function drawConfusions(host, run) {
     host.append(el("div", {class: "pairs"}, run.confusions.map((pair) => el("div", {class: "card pair"},
       el("div", {class: "who"}, `${pair.names[0]} ↔ ${pair.names[1]}`),
       el("div", {class: "how"}, `${pair.counts[0]} of ${pair.sizes[0]} taken for the second, ${pair.counts[1]} of ${pair.sizes[1]} for the first`),
-      el("div", {class: "duos"}, pair.examples.map((e) => el("div", {class: "duo",
+      el("div", {class: "duos"}, pair.examples.map((e) => el("div", {class: "duo", "data-together": "",
         onpointermove: (event) => tell(event, imageTip(e.query), el("b", {}, e.of), line(null, `taken for ${e.as}`, show(e.cosine))),
-        onpointerleave: hush}, picture(e.query, e.of), "→", picture(e.found, e.as))))))));
+        onpointerleave: hush}, picture(e.query, e.of, `taken for ${e.as}`), "→", picture(e.found, e.as, `cosine ${e.cosine.toFixed(3)} to the query`))))))));
   }
   host.append(el("h3", {}, "Classes that are found worst"));
   const grid = el("div", {class: "two"});
@@ -370,38 +482,190 @@ function drawConfusions(host, run) {
   }
 }
 
+const CLOSEST = 40; // times that a map is magnified at most
+const FEW = 150; // points in view of which pictures are shown
+
 function drawMap(host, run) {
   const map = run.map;
   if (!map || !map.points) { host.append(el("p", {class: "note"}, (map && map.note) || run.missing || "Too few images for a map.")); return; }
-  const search = el("input", {type: "search", placeholder: "find a class", list: "map-classes", "aria-label": "find a class"});
-  host.append(el("div", {class: "tabs"}, search, el("datalist", {id: "map-classes"}, map.names.map((n) => el("option", {value: n}))),
-    el("span", {class: "note"}, map.note)));
-  const phone = document.documentElement.clientWidth < 640;
-  let mark = () => {};
-  frame(host, "each point an image, each colour a class", "hover: the image and its class", phone ? 380 : 620)((root, width) => {
-    const height = phone ? 380 : 620, dots = [], places = [];
-    for (const [x, y, c] of map.points) {
-      const px = 8 + x * (width - 16), py = 8 + (1 - y) * (height - 16);
-      places.push([px, py]);
-      dots.push(svg("circle", {class: "point", cx: px.toFixed(1), cy: py.toFixed(1), r: 4,
-        style: {fill: `hsl(${(c * 137.508) % 360} ${58 + (c % 3) * 14}% ${44 + (c % 4) * 7}%)`}}));
-    }
-    mark = (wanted) => {
-      const on = wanted >= 0;
-      root.classList.toggle("dim", on);
-      dots.forEach((dot, i) => dot.classList.toggle("on", on && map.points[i][2] === wanted));
-    };
-    const named = () => map.names.findIndex((n) => n.toLowerCase() === search.value.trim().toLowerCase());
-    const pad = svg("rect", {class: "pad", x: 0, y: 0, width, height, fill: "transparent"});
-    nearest(pad, root, width, places, (i, event) => {
-      if (i < 0) { hush(); mark(named()); return; }
-      const [, , c, image] = map.points[i];
-      mark(c);
-      tell(event, imageTip(image), el("b", {}, map.names[c]));
-    });
-    search.oninput = () => mark(named());
-    root.append(...dots, pad);
+  const phone = document.documentElement.clientWidth < 640, height = phone ? 400 : 640;
+  const wrong = new Map(map.wrong || []);
+  const search = el("input", {type: "search", placeholder: "part of a class's name", "aria-label": "find a class"});
+  const found = el("span", {class: "note", role: "status"});
+  const errors = el("button", {type: "button", "data-errors": "", "aria-pressed": "false"}, `errors (${wrong.size.toLocaleString("en")})`);
+  const button = (words, label, act) => el("button", {type: "button", "aria-label": label, "data-zoom": words, onclick: act}, words);
+  const view = {x: 0.5, y: 0.5, zoom: 1};
+  let redraw = () => {}, size = [1, 1];
+  const set = (x, y, zoom) => {
+    view.zoom = Math.min(CLOSEST, Math.max(1, zoom));
+    const half = 0.5 / view.zoom;
+    view.x = Math.min(1 - half, Math.max(half, x));
+    view.y = Math.min(1 - half, Math.max(half, y));
+    redraw();
+  };
+  // Magnifies around a place of the drawing, in pixels, which stays where it is.
+  const magnify = (factor, px = size[0] / 2, py = size[1] / 2) => {
+    const zoom = Math.min(CLOSEST, Math.max(1, view.zoom * factor));
+    const dx = px / size[0] - 0.5, dy = py / size[1] - 0.5;
+    set(view.x + dx / view.zoom - dx / zoom, view.y + dy / view.zoom - dy / zoom, zoom);
+  };
+  const pan = (px, py) => set(view.x - px / size[0] / view.zoom, view.y - py / size[1] / view.zoom, view.zoom);
+  const all = () => set(0.5, 0.5, 1);
+
+  let classes = null; // those whose names contain what is searched for
+  const look = () => {
+    const words = search.value.trim().toLowerCase();
+    classes = words ? new Set(map.names.flatMap((n, i) => (n.toLowerCase().includes(words) ? [i] : []))) : null;
+    const count = classes ? map.points.filter((p) => classes.has(p[2])).length : 0;
+    found.textContent = !classes ? "" : classes.size ? `${classes.size} of ${map.names.length} classes, ${count} images` : "no class on the map is called that";
+    redraw();
+  };
+  const goThere = () => {
+    if (!classes || !classes.size) return;
+    const own = map.points.filter((p) => classes.has(p[2]));
+    const [left, right] = extent(own.map((p) => p[0]), 0.1), [low, high] = extent(own.map((p) => 1 - p[1]), 0.1);
+    set((left + right) / 2, (low + high) / 2, Math.min(0.8 / Math.max(right - left, high - low, 0.02), CLOSEST));
+  };
+  search.addEventListener("input", look);
+  search.addEventListener("keydown", (event) => { if (event.key === "Enter") goThere(); });
+  errors.addEventListener("click", () => {
+    errors.setAttribute("aria-pressed", String(errors.getAttribute("aria-pressed") !== "true"));
+    redraw();
   });
+  host.append(el("div", {class: "tabs"}, search, wrong.size ? errors : null,
+    button("−", "zoom out", () => magnify(1 / 1.6)), button("+", "zoom in", () => magnify(1.6)), button("all", "the whole map", all), found));
+  if (map.note) host.append(el("p", {class: "note"}, map.note));
+
+  frame(host, "each point an image, each colour a class", phone ? "pinch to zoom, tap a point" : "wheel or + − to zoom, drag to move, click a point", height)((root, width) => {
+    size = [width, height];
+    root.setAttribute("class", "map");
+    root.setAttribute("tabindex", "0");
+    const layer = svg("g", {}), pictures = svg("g", {});
+    const dots = map.points.map((p) => svg("circle", {class: "point", r: 4,
+      style: {fill: `hsl(${(p[2] * 137.508) % 360} ${58 + (p[2] % 3) * 14}% ${44 + (p[2] % 4) * 7}%)`}}));
+    layer.append(...dots);
+    const places = map.points.map(() => [0, 0]);
+    let hovered = -1;
+
+    const mark = () => {
+      const only = errors.getAttribute("aria-pressed") === "true";
+      const here = hovered >= 0 ? map.points[hovered][2] : -1;
+      root.classList.toggle("dim", Boolean(classes) || only || here >= 0);
+      map.points.forEach((p, i) => {
+        const on = here >= 0 ? p[2] === here : (!classes || classes.has(p[2])) && (!only || wrong.has(i));
+        dots[i].classList.toggle("on", on && (here >= 0 || Boolean(classes) || only));
+        dots[i].classList.toggle("bad", wrong.has(i) && (only || view.zoom > 1.5));
+        dots[i].setAttribute("r", on && only ? 5 : 4);
+      });
+    };
+    redraw = () => {
+      const inView = [];
+      map.points.forEach(([x, y], i) => {
+        const px = width / 2 + (0.02 + 0.96 * x - view.x) * width * view.zoom;
+        const py = height / 2 + (0.02 + 0.96 * (1 - y) - view.y) * height * view.zoom;
+        places[i] = [px, py];
+        dots[i].setAttribute("cx", px.toFixed(1));
+        dots[i].setAttribute("cy", py.toFixed(1));
+        if (px > -20 && py > -20 && px < width + 20 && py < height + 20) inView.push(i);
+      });
+      const close = view.zoom > 1 && inView.length <= FEW;
+      const side = Math.max(26, Math.min(64, Math.sqrt(width * height / Math.max(1, inView.length)) * 0.6));
+      pictures.replaceChildren(...(close ? inView : []).filter((i) => IMAGES[map.points[i][3]]).map((i) => {
+        const [px, py] = places[i], x = px - side / 2, y = py - side / 2;
+        return svg("g", {class: wrong.has(i) ? "card-of bad" : "card-of"},
+          svg("rect", {x: x - 2, y: y - 2, width: side + 4, height: side + 4, rx: 4}),
+          svg("image", {href: IMAGES[map.points[i][3]], x, y, width: side, height: side}));
+      }));
+      root.style.touchAction = view.zoom > 1 ? "none" : "pan-y";
+      root.classList.toggle("zoomed", view.zoom > 1);
+      mark();
+    };
+    const tellOf = (i, event) => {
+      hovered = i;
+      mark();
+      if (i < 0) { hush(); return; }
+      const [, , c, image] = map.points[i];
+      tell(event, imageTip(image), el("b", {}, map.names[c]),
+        wrong.has(i) ? line("var(--wrong)", `nearest image: ${wrong.get(i)}`, "") : null);
+    };
+    const at = (event) => {
+      const box = root.getBoundingClientRect();
+      return [(event.clientX - box.left) * width / box.width, (event.clientY - box.top) * height / box.height];
+    };
+    const nearestTo = (event) => {
+      const [x, y] = at(event);
+      let best = -1, least = 22 ** 2;
+      places.forEach(([px, py], i) => {
+        const d = (px - x) ** 2 + (py - y) ** 2;
+        if (d < least) { least = d; best = i; }
+      });
+      return best;
+    };
+
+    // The wheel moves the page until the pointer has moved over the map itself.
+    let awake = false, travelled = 0, pinch = 0;
+    const fingers = new Map();
+    window.addEventListener("scroll", () => { awake = false; }, {passive: true});
+    root.addEventListener("wheel", (event) => {
+      const out = event.deltaY > 0;
+      if ((!awake && !event.ctrlKey) || (out && view.zoom <= 1) || (!out && view.zoom >= CLOSEST)) return;
+      event.preventDefault();
+      tellOf(-1);
+      magnify(Math.exp(-Math.max(-60, Math.min(60, event.deltaY)) * 0.006), ...at(event));
+    }, {passive: false});
+    root.addEventListener("pointerdown", (event) => {
+      fingers.set(event.pointerId, at(event));
+      travelled = fingers.size > 1 ? 99 : 0;
+      pinch = 0;
+      if (event.pointerType !== "mouse") tellOf(nearestTo(event), event);
+    });
+    root.addEventListener("pointermove", (event) => {
+      awake = true;
+      const before = fingers.get(event.pointerId), now = at(event);
+      if (!before) { if (event.pointerType === "mouse") tellOf(nearestTo(event), event); return; }
+      fingers.set(event.pointerId, now);
+      if (fingers.size === 2) {
+        const [[ax, ay], [bx, by]] = [...fingers.values()];
+        const apart = Math.hypot(ax - bx, ay - by);
+        if (pinch) { hush(); magnify(apart / pinch, (ax + bx) / 2, (ay + by) / 2); }
+        pinch = apart;
+        return;
+      }
+      travelled += Math.hypot(now[0] - before[0], now[1] - before[1]);
+      if (travelled > 4 && view.zoom > 1) {
+        if (!root.hasPointerCapture(event.pointerId)) root.setPointerCapture(event.pointerId);
+        tellOf(-1);
+        pan(now[0] - before[0], now[1] - before[1]);
+      }
+    });
+    const lift = (event) => { fingers.delete(event.pointerId); pinch = 0; };
+    root.addEventListener("pointerup", lift);
+    root.addEventListener("pointercancel", lift);
+    root.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") { lift(event); tellOf(-1); } });
+    root.addEventListener("click", (event) => {
+      if (travelled > 4 || event.pointerType === "touch") return;
+      const i = nearestTo(event);
+      if (i < 0 || !IMAGES[map.points[i][3]]) return;
+      const [, , c, image] = map.points[i];
+      openLarge([{number: image, name: map.names[c], more: [wrong.has(i) ? `nearest image: ${wrong.get(i)}` : null]}], 0, null);
+    });
+    root.addEventListener("dblclick", (event) => magnify(2, ...at(event)));
+    root.addEventListener("keydown", (event) => {
+      const act = {"+": () => magnify(1.6), "=": () => magnify(1.6), "-": () => magnify(1 / 1.6), "0": all,
+        ArrowLeft: () => pan(60, 0), ArrowRight: () => pan(-60, 0), ArrowUp: () => pan(0, 60), ArrowDown: () => pan(0, -60)}[event.key];
+      if (!act || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (view.zoom === 1 && event.key.startsWith("Arrow")) return;
+      event.preventDefault();
+      tellOf(-1);
+      act();
+    });
+    root.append(layer, pictures);
+    redraw();
+  });
+  if (map.neighbours !== undefined) {
+    host.append(el("p", {class: "note space"}, `Of ${percent(map.neighbours)} of these images the nearest on the map is among their ten nearest in the embedding.`
+      + (wrong.size ? ` Errors: the ${wrong.size.toLocaleString("en")} of ${map.points.length.toLocaleString("en")} whose nearest image, among all that are searched, is of another class.` : "")));
+  }
 }
 
 // --- what methods learned ------------------------------------------------------------------------
@@ -421,7 +685,7 @@ const kinds = {
           ...part.course.lines.map((l, i) => row(l.values, l.name, colour(i)))]});
     }
     for (const s of part.scatters) {
-      scatter(grid, {title: `${s.y} against ${s.x}`, note: `rank correlation ${s.correlation.toFixed(2)}`, points: s.points, xName: s.x, yName: s.y});
+      scatter(grid, {title: `${s.y} against ${s.x}`, note: `rank correlation ${s.correlation.toFixed(2)} [${s.low.toFixed(2)}, ${s.high.toFixed(2)}]`, points: s.points, xName: s.x, yName: s.y});
     }
     const table = (title, rows) => el("div", {class: "card scroll"}, el("b", {}, title), el("table", {class: "ranked"},
       el("thead", {}, el("tr", {}, el("th", {}, "images"), el("th", {}, "class"), el("th", {}, part.value),
@@ -513,7 +777,8 @@ function courses(host, columns, run, flat) {
 
 function drawMethods(host, run) {
   for (const part of run.sections || []) {
-    const box = el("section", {"data-kind": part.kind}, el("h2", {}, part.title), el("p", {class: "about"}, part.about));
+    const box = el("section", {"data-kind": part.kind}, el("h2", {}, part.title), el("p", {class: "about"}, part.about),
+      (part.said || []).length ? el("ul", {class: "said"}, part.said.map((words) => el("li", {}, words))) : null);
     host.append(box);
     kinds[part.kind](box, part, run);
   }

@@ -19,27 +19,36 @@ import methods
 import options
 from evaluation import tables
 from flags import Change
+from options.files import RECIPES
 from runs import RunFolder
 from utils import InputError, damage_in_words
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 Numbers = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `rows` are those of metrics.csv, as numbers; empty cells are left out."""
+    """One run. `rows` are those of metrics.csv, as numbers; empty cells are left out.
+
+    `differs` says which options set it apart from others beside it.
+    """
 
     path: Path
     args: dict[str, Any]
     environment: dict[str, Any]
     rows: list[Numbers]
     outcome: dict[str, Any]
+    differs: str = ""
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.path.resolve().name
+
+    @property
+    def title(self) -> str:
+        """Its name among others: with what sets it apart from them."""
+        return f"{self.name} ({self.differs})" if self.differs else self.name
 
     @property
     def folder(self) -> RunFolder:
@@ -184,6 +193,21 @@ def metrics_in(row: Numbers) -> Numbers:
     beside = ("R@1 other", tables.HIDDEN)
     names = [name for name in row if METRIC.fullmatch(name) or name.startswith(beside)]
     return {name: row[name] for name in names}
+
+
+def apart(record: Record, others: Iterable[Record]) -> str:
+    """The options that another run has otherwise, but for the seed: `lr 0.001, epochs 40`."""
+    own = record.configuration
+    return ", ".join(
+        f"{name.replace('_', '-')} {_in_brief(value)}"
+        for name, value in own.items()
+        if any(other.configuration.get(name) != value for other in others)
+        and not (name == "lr_p" and value == own["lr"])  # as it is without the flag
+    )
+
+
+def _in_brief(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 # --- published numbers ----------------------------------------------------------------------------

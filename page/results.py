@@ -38,7 +38,7 @@ def _rows(runs: Sequence[Explained]) -> list[tables.Row]:
         for title, numbers in results.items():
             label = title
             if len(runs) > 1:
-                label = run.record.name + (f", {title}" if len(results) > 1 else "")
+                label = run.record.title + (f", {title}" if len(results) > 1 else "")
             rows.append(tables.Row(title, label, numbers, intervals=run.intervals(title)))
         if published is not None and published.recipe not in recipes:
             recipes.add(published.recipe)
@@ -72,7 +72,7 @@ def _doubts(runs: Sequence[Explained]) -> list[str]:
     said: dict[str, None] = {}
     for run in runs:
         more = [words for n in run.record.results.values() for words in tables.doubts(n)]
-        name = f"{run.record.name}: " if len(runs) > 1 else ""
+        name = f"{run.record.title}: " if len(runs) > 1 else ""
         said |= dict.fromkeys(name + words for words in [*run.doubts, *more] if words)
     return list(said)
 
@@ -82,7 +82,7 @@ def caption(runs: Sequence[Explained]) -> str:
     words = "Of the best checkpoint, in percent."
     shown = [run for run in runs if not tables.nothing_to_find(run.numbers)]
     if any(run.search is not None for run in shown):
-        words += " Below: 95 % intervals over the queries (bootstrap), taking the network as given"
+        words += " Below: 95 % intervals over the classes (bootstrap), taking the network as given"
         part = sampled(runs)
         words += f", from {part} and scaled to all." if part else "."
     return words

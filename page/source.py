@@ -20,10 +20,10 @@ from dataset.base import ImageSet
 from devices import Precision, pick_device
 from evaluation.embedding import Embedded, Viewing, embed_readable
 from evaluation.files import random_neighbours
-from evaluation.networks import open_checkpoint
-from evaluation.tasks import Task, tasks_of
+from evaluation.networks import found_again, looked_for, open_checkpoint
+from evaluation.tasks import Task
 from page.findings import TOP
-from page.records import Record
+from page.records import Record, read
 from storage import load_arrays
 from utils import InputError
 
@@ -91,10 +91,19 @@ def open_best(record: Record, gpu_id: int) -> Source:
     opened = open_checkpoint(path)
     # A page shows what can still be read, however little; the numbers were written by the run.
     viewing = replace(opened.viewing, workers=record.options.workers, max_bad_images=1.0)
-    task = tasks_of(opened.data)[0]
+    task = opened.tasks()[0]
     precision = Precision("auto", pick_device(gpu_id))
     opened.network.to(precision.device, memory_format=precision.memory_format)
     return Source(opened.data, viewing, opened.content, opened.network, precision, task)
+
+
+def without_images(path: str | Path) -> str:
+    """Why nothing can be embedded of the run in `path`: its own images are gone; else empty."""
+    record = read(path)
+    choice = found_again(dataset.Choice(record.options.dataset), record.path)
+    if not choice.is_gone:
+        return ""
+    return f"the images of {record.name} are gone ({looked_for(choice, record.path)})"
 
 
 def judge(source: Source, file: str | None = None) -> Embedded:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from evaluation import tables
 from metrics import comparison
-from page import counterpart, methods
+from page import counterpart, values
 from page.document import percent
 from page.explained import Explained
 from utils import plain_number
@@ -76,10 +78,16 @@ def _picked(run: Explained) -> list[str]:
     if record.best_epoch is None or not record.rows:
         return []
     last = int(record.rows[-1]["epoch"])
-    how = "."
-    if record.outcome.get("picked_on") == "test classes":
-        how = ", picked on the test classes themselves, as the papers do: a little optimistic."
-    return [f"Best epoch {record.best_epoch} of {last}{how}"]
+    said = f"Best epoch {record.best_epoch} of {last}"
+    if record.outcome.get("picked_on") != "test classes":
+        return [f"{said}."]
+    end = record.evaluated[-1]
+    beside = (
+        f"the last evaluation, after epoch {int(end['epoch'])}, has R@1 {percent(end['R@1'])} %"
+    )
+    if int(end["epoch"]) == record.best_epoch:
+        beside = "it is also the last one evaluated"
+    return [f"{said}, picked by R@1 on the test classes themselves; {beside}."]
 
 
 def _averaged(run: Explained) -> list[str]:
@@ -115,9 +123,9 @@ def _against(run: Explained, first: Explained | None) -> list[str]:
     if test is None:
         return []
     low, high = 100 * test.low, 100 * test.high
-    sure = "could be chance" if low <= 0 <= high else "more than chance among the queries"
+    sure = "could be chance" if low <= 0 <= high else "more than chance among the classes"
     return [
-        f"R@1 is {100 * test.difference:+.1f} points against {first.record.name} on the same "
+        f"R@1 is {100 * test.difference:+.1f} points against {first.record.title} on the same "
         f"queries (95 % interval {low:+.1f} to {high:+.1f}): {sure}. Other seeds may differ."
     ]
 
@@ -130,7 +138,9 @@ def paired(first: Explained, run: Explained) -> comparison.Difference | None:
     same = a.judged.images.fingerprint() == b.judged.images.fingerprint()
     if not same or not np.array_equal(a.queries, b.queries):
         return None
-    made = comparison.paired_differences(a.scores, b.scores, a.replicates, b.replicates)
+    made = comparison.paired_differences(
+        a.scores.means(), b.scores.means(), a.replicates, b.replicates
+    )
     return made.get("R@1")
 
 
@@ -147,11 +157,22 @@ def _noticed(run: Explained) -> list[str]:
             f"Most confused: {a} and {b} ({sum(pair['counts'])} of {sum(pair['sizes'])} queries)."
         )
     if run.classes and run.classes["lowest"]:
-        worst = run.classes["lowest"][0]
-        right = round(worst["score"] * worst["size"])
-        if right < worst["size"]:
-            said.append(f"Found worst: {worst['name']} ({right} of its {worst['size']} queries).")
+        said += _found_worst(run.classes)
     return said
+
+
+def _found_worst(classes: dict[str, Any]) -> list[str]:
+    """The class with the lowest R@1, or how many share a R@1 of 0."""
+    worst, never = classes["lowest"][0], classes["never"]
+    right = round(worst["score"] * worst["size"])
+    if right == worst["size"]:
+        return []
+    if right or never < 2:
+        return [f"Found worst: {worst['name']} ({right} of its {worst['size']} queries)."]
+    return [
+        f"Of {classes['count']:,} classes with two queries or more {never:,} have no query whose "
+        f"nearest image is right, {worst['name']} among them."
+    ]
 
 
 def _learned(run: Explained) -> list[str]:
@@ -159,7 +180,7 @@ def _learned(run: Explained) -> list[str]:
     said = []
     for part in run.sections:
         if part["kind"] == "class-values":
-            said.append(about_values(part))
+            said.append(values.in_short(part))
         if part["kind"] == "certainty" and part["quintiles"]:
             sure, unsure = part["quintiles"][0], part["quintiles"][-1]
             said.append(
@@ -167,19 +188,3 @@ def _learned(run: Explained) -> list[str]:
                 f"{percent(unsure)} % for the fifth it is least certain of."
             )
     return said
-
-
-def about_values(part: methods.Section) -> str:
-    """The range of the values that classes learned, and what goes with them most, if anything."""
-    low, high, value = part["smallest"][0], part["largest"][0], part["value"]
-    words = f"Learned {value}s go from {low['value']:.3g} ({low['name']}) to {high['value']:.3g}"
-    words += f" ({high['name']})."
-    strongest = max(part["scatters"], key=lambda s: abs(s["correlation"]), default=None)
-    if strongest is None or abs(strongest["correlation"]) < 0.3:
-        return words
-    more = "larger" if strongest["correlation"] > 0 else "smaller"
-    near = "proxy" in strongest["x"]
-    where = "another class's proxy is near" if near else "the images of a class differ most"
-    return (
-        f"{words} They are {more} where {where} (rank correlation {strongest['correlation']:.2f})."
-    )

@@ -378,6 +378,25 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
     return corrected
 
 
+# The picture follows the reader's light or dark, as the page around it does; the attributes beside
+# the classes are for readers of SVG that know no style sheets.
+SVG_LIGHT = {"paper": "#ffffff", "ink": "#1f2328", "soft": "#59636e", "grid": "#e2e2e2"}
+SVG_LIGHT |= {"zero": "#444444", "mean": "#2f62d0"}
+SVG_DARK = {"paper": "#0d1117", "ink": "#e6edf3", "soft": "#9198a1", "grid": "#2a3038"}
+SVG_DARK |= {"zero": "#aab1ba", "mean": "#79a6ff"}
+
+
+def svg_style(colours: dict[str, str]) -> str:
+    """The rules of one scheme."""
+    c = colours
+    return (
+        f".paper{{fill:{c['paper']}}}text{{fill:{c['ink']}}}text.soft{{fill:{c['soft']}}}"
+        f".grid{{stroke:{c['grid']}}}.zero{{stroke:{c['zero']}}}"
+        f"line.mean{{stroke:{c['mean']};stroke-width:2}}circle.mean{{fill:{c['mean']}}}"
+    )
+
+
+SVG_STYLE = f"{svg_style(SVG_LIGHT)}@media (prefers-color-scheme:dark){{{svg_style(SVG_DARK)}}}"
 SVG_TITLE = "R@1 on unseen classes against Proxy-Anchor, points: mean and 95 % interval"
 Runs = dict[str, dict[int, dict[str, float]]]
 """Method → seed → metrics."""
@@ -473,24 +492,28 @@ def picture(runs: Runs) -> str:
 
     parts = [f'<text x="14" y="24" font-weight="600">{SVG_TITLE}</text>']
     for points in range(low, high + 1):
-        colour = "#444" if points == 0 else "#e2e2e2"
+        kind = "zero" if points == 0 else "grid"
         line = f'<line x1="{x(points)}" x2="{x(points)}" y1="{top - 6}" y2="{bottom}"'
-        parts.append(f'{line} stroke="{colour}"/>')
+        parts.append(f'{line} class="{kind}" stroke="{SVG_LIGHT[kind]}"/>')
         label = f"{points:+d}" if points else "0"
         at = f'x="{x(points)}" y="{bottom + 16}"'
-        parts.append(f'<text {at} fill="#666" text-anchor="middle">{label}</text>')
+        parts.append(f'<text {at} class="soft" text-anchor="middle">{label}</text>')
     for row, name in enumerate(order):
         y = top + step * row + step // 2
         ends = [x(middles[name] - halves[name]), x(middles[name] + halves[name])]
         title = html.escape(METHODS[name].title)
         parts.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{title}</text>')
         line = f'<line x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}"'
-        parts.append(f'{line} stroke="#2f62d0" stroke-width="2"/>')
-        parts.append(f'<circle cx="{x(middles[name])}" cy="{y}" r="4" fill="#2f62d0"/>')
+        mean = SVG_LIGHT["mean"]
+        parts.append(f'{line} class="mean" stroke="{mean}"/>')
+        dot = f'<circle cx="{x(middles[name])}" cy="{y}" r="4" class="mean"'
+        parts.append(f'{dot} fill="{mean}"/>')
     size = f'width="{right + 30}" height="{bottom + 28}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">'
-        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
+        f"<style>{SVG_STYLE}</style>"
+        f'<rect width="100%" height="100%" class="paper" fill="#fff"/>'
+        f"{''.join(parts)}</svg>\n"
     )
 
 

@@ -85,6 +85,9 @@ METHODS = {
     "mixup": "--loss MS --mixup 0.4",
     "disentangled": "--loss Proxy_Anchor --disent True --al 1 --be 0.1 --gam 1e-5",
     "disentangled amloss": "--loss AMLoss --disent True --al 0.5 --be 0.2 --gam 1e-3",
+    # any loss on prefixes; pairs among earlier batches
+    "matryoshka": "--loss AMLoss --matryoshka 2 8",
+    "memory bank": f"--loss ms {SEC} --batch-size 10 --memory-bank 30 --memory-bank-start 3",
     # SEC
     "sec": "--loss AMLoss --sec_wei 0.5 --norm_momentum 0.1",
     "sec raw": "--loss MS --sec_wei 0.5 --l2-norm 0",
@@ -379,8 +382,13 @@ def same_continuation(training: Training, trees: Trees, folder: Path) -> Verdict
 
 
 def compare_runs(before: Path, now: Path) -> Verdict:
-    """Weights, criterion, rows and results of two run folders."""
+    """Weights, criterion, rows and results of two run folders.
+
+    Entries that results.json has gained are no change; a chapter of it that is gone is one.
+    """
     contents = [run_contents(path) for path in (before, now)]
+    known, results = (content["results.json"] for content in contents)
+    contents[1]["results.json"] = {name: v for name, v in results.items() if name in known}
     if found := difference(*contents):
         return Verdict("different", found)
     return EQUAL

@@ -45,7 +45,7 @@ def scores_of(count: int = 400, noise: float = 1.0, seed: int = 0) -> tuple[dict
     labels[:5] = np.arange(100, 105)  # without a match
     centres = np.random.default_rng(2).normal(size=(200, 16))
     found = retrieval_per_query(centres[labels] + noise * rng.normal(size=(count, 16)), labels)
-    return found, query_scores(found, (1, 4))
+    return found, query_scores(found, (1, 4), labels)
 
 
 def test_means_of_the_scores_are_the_metrics():
@@ -56,28 +56,38 @@ def test_means_of_the_scores_are_the_metrics():
     assert set(scores.names) == {"R@1", "R@4", "RP", "MAP@R", "mARP", "MRR"}
 
 
-def test_a_replicate_is_the_metric_of_the_drawn_queries(monkeypatch):
+def test_a_replicate_is_the_metric_of_the_drawn_classes(monkeypatch):
     found, scores = scores_of(60)
-    monkeypatch.setattr(comparison, "CHUNK", 60 * 4)  # several draws at once, in several chunks
+    classes = scores.labels.unique()
+    monkeypatch.setattr(comparison, "CHUNK", len(classes) * 4)  # several chunks of several draws
     (drawn,) = replicates([scores], 10, seed=3)
     generator = torch.Generator().manual_seed(3)
     for values in drawn:
-        picked = torch.randint(60, (60,), generator=generator)
+        places = torch.randint(len(classes), (len(classes),), generator=generator)
+        picked = torch.cat([(scores.labels == classes[place]).nonzero()[:, 0] for place in places])
         expected = summarise({name: v[picked] for name, v in found.items()}, (1, 4))
         assert values.tolist() == pytest.approx([expected[name] for name in scores.names])
 
 
 def test_the_interval_is_scipys():
+    """Over the classes: a peer that draws positions of a list of them."""
     peer = pytest.importorskip("scipy.stats")
     _, scores = scores_of(noise=1.6)
     (drawn,) = replicates([scores], 4000, seed=0)
+    _, _, values, counted = scores.of_classes()
     for name in ("R@1", "MAP@R"):
         column = scores.names.index(name)
-        counted = scores.counted[:, column] > 0
-        # A mean over the queries with a match: who they are varies too, which moves it little.
-        data = (scores.values[counted, column].numpy(),)
+
+        def metric(places, column=column):
+            return values[places, column].sum() / counted[places, column].sum()
+
         theirs = peer.bootstrap(
-            data, np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(0)
+            (np.arange(len(values)),),
+            metric,
+            n_resamples=4000,
+            method="percentile",
+            vectorized=False,
+            rng=np.random.default_rng(0),
         ).confidence_interval
         low, high = comparison.interval(drawn[:, column])
         width = theirs.high - theirs.low
@@ -85,17 +95,36 @@ def test_the_interval_is_scipys():
         assert high == pytest.approx(theirs.high, abs=0.05 * width)
 
 
+def test_queries_that_stand_and_fall_together_are_no_more_evidence_than_one():
+    """Each query ten times over: the interval stays as wide as it was."""
+    found, scores = scores_of(noise=1.6)
+    often = {name: values.repeat_interleave(10, 0) for name, values in found.items()}
+    copies = query_scores(often, (1, 4), scores.labels.repeat_interleave(10))
+    for one, ten in zip(*replicates_of_each(scores, copies), strict=True):
+        assert one == pytest.approx(ten)
+
+
+def replicates_of_each(*scores: Scores) -> list[list[list[float]]]:
+    drawn = [replicates([each], 200, seed=0)[0] for each in scores]
+    return [[comparison.interval(column) for column in each.T] for each in drawn]
+
+
+def paired(a: Scores, b: Scores, a_drawn: torch.Tensor, b_drawn: torch.Tensor) -> dict:
+    return comparison.paired_differences(a.means(), b.means(), a_drawn, b_drawn)
+
+
 def test_paired_test_finds_the_better_network():
     _, worse = scores_of(noise=1.6)
     _, better = scores_of(noise=1.2, seed=5)
     drawn = replicates([worse, better], 500, seed=0)
-    found = comparison.paired_differences(worse, better, *drawn)
+    found = paired(worse, better, *drawn)
     for name, test in found.items():
         assert test.difference == pytest.approx(better.means()[name] - worse.means()[name])
         assert 0 < test.low < test.difference < test.high
-        assert test.p == pytest.approx(1 / 501)
-    backwards = comparison.paired_differences(better, worse, *reversed(drawn))
-    assert all(test.p == 1 and test.high < 0 for test in backwards.values())
+        assert test.p == pytest.approx(2 / 501)
+    backwards = paired(better, worse, *reversed(drawn))
+    for name, test in backwards.items():  # two-sided: it does not matter which comes first
+        assert test.p == found[name].p and test.difference == -found[name].difference
 
 
 def test_the_paired_interval_is_narrower_than_one_of_two_samples():
@@ -104,13 +133,13 @@ def test_the_paired_interval_is_narrower_than_one_of_two_samples():
     hard = dict(found)
     flipped = torch.arange(len(found["rank"])) % 40 == 0
     hard["rank"] = torch.where(flipped, found["rank"] + 1, found["rank"])
-    second = query_scores(hard, (1, 4))
+    second = query_scores(hard, (1, 4), first.labels)
     a, b = replicates([first, second], 1000, seed=0)
     (alone,) = replicates([second], 1000, seed=1)
     low, high = comparison.interval((b - a)[:, 0])
     apart = comparison.interval((alone - a)[:, 0])
     assert high - low < 0.5 * (apart[1] - apart[0])
-    same = comparison.paired_differences(first, first, a, a)["R@1"]
+    same = paired(first, first, a, a)["R@1"]
     assert same == (0.0, 0.0, 0.0, 1.0)
 
 
@@ -121,7 +150,7 @@ def test_the_p_value_of_equal_networks_is_uniform():
         _, a = scores_of(150, seed=2 * trial)
         _, b = scores_of(150, seed=2 * trial + 1)
         drawn = replicates([a, b], 200, seed=trial)
-        ps.append(comparison.paired_differences(a, b, *drawn)["MAP@R"].p)
+        ps.append(paired(a, b, *drawn)["MAP@R"].p)
     ps = np.array(ps)
     assert 0.3 < ps.mean() < 0.7
     assert 1 <= (ps < 0.1).sum() <= 22
@@ -134,9 +163,8 @@ def test_a_paired_bootstrap_needs_the_same_queries():
 
 def test_metrics_of_single_classes():
     found, scores = scores_of(90)
-    labels = torch.from_numpy(np.random.default_rng(1).integers(0, 30, 90))
-    labels[:5] = torch.arange(100, 105)
-    classes, sizes, values = comparison.by_class(scores, labels)
+    labels = scores.labels
+    classes, sizes, values = comparison.by_class(scores)
     assert int(sizes.sum()) == 90
     for label, size, row in zip(classes, sizes, values, strict=True):
         chosen = labels == label
@@ -161,6 +189,33 @@ def test_seeds_of_one_configuration():
     assert means == pytest.approx({"R@1": 0.7}) and deviations == pytest.approx({"R@1": 0.1})
 
 
+def test_groups_of_seeds_are_compared_seed_by_seed():
+    peer = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    a = {seed: {"R@1": 0.5 + rng.normal(0, 0.01), "NMI": 0.7} for seed in (1, 2, 3, 4)}
+    b = {seed: {"R@1": 0.51 + rng.normal(0, 0.01)} for seed in (2, 3, 4, 9)}
+    test = comparison.seed_differences(a, b)
+    assert list(test) == ["R@1"]
+    shared = [[numbers[seed]["R@1"] for seed in (2, 3, 4)] for numbers in (b, a)]
+    theirs = peer.ttest_rel(*shared)
+    assert test["R@1"].p == pytest.approx(theirs.pvalue)
+    assert test["R@1"][1:3] == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    assert comparison.seed_differences(a, {1: b[2]}) == {}
+    undefined = comparison.seed_differences(a, {seed: {"R@1": None} for seed in a})
+    assert all(math.isnan(value) for value in undefined["R@1"])
+    same = comparison.seed_differences(a, a)["NMI"]
+    assert same == (0, 0, 0, 1)
+
+
+def test_corrected_p_values():
+    peer = pytest.importorskip("scipy.stats")
+    ps = [0.01, 0.04, 0.03, 0.005, math.nan]
+    found = comparison.holm(ps)
+    assert found[:4] == pytest.approx([0.03, 0.06, 0.06, 0.02]) and math.isnan(found[4])
+    # Never less strict than the correction that controls less.
+    assert (np.array(found[:4]) >= peer.false_discovery_control(ps[:4]) - 1e-12).all()
+
+
 # --- tables ---------------------------------------------------------------------------------------
 
 ROWS = [
@@ -170,8 +225,9 @@ ROWS = [
         "cub",
         "A & B, 2 seeds",
         {"R@1": 0.65, "R@2": 0.75, "R@10": 0.85, "mARP": 0.5},
-        spread={"R@1": 0.0707, "R@2": 0.0707, "R@10": 0.0707, "mARP": 0.0},
+        deviation={"R@1": 0.00707, "R@2": 0.00707, "R@10": 0.00707, "mARP": 0.0},
         members=("a_1", "a_2"),
+        repeats=2,
     ),
     Row("cub", "c", {"R@1": 0.661, "R@2": 0.7, "R@10": 0.85}, intervals={"R@1": (0.65, 0.67)}),
 ]
@@ -203,7 +259,7 @@ def test_screen_table():
     lines = tables.text(ROWS).splitlines()
     assert lines[0].split() == ["R@1", "R@2", "R@10", "mARP"]
     assert lines[1].split() == ["a_1", "0.6000", "0.7000", "0.9000", "0.5000"]
-    assert lines[4].split()[-4:] == ["0.0707", "0.0707", "0.0707", "0.0000"]
+    assert lines[4].split()[-4:] == ["0.0635", "0.0635", "0.0635", "0.0000"]  # t of 1: 12.706
     assert lines[5].split() == ["c", "0.6610", "0.7000", "0.8500"]
     assert len({len(line) for line in lines}) == 1
     for word in ("R@K", "mARP", "instead of R"):
@@ -215,7 +271,7 @@ def test_csv_table():
     header, lines = tables.csv_table(ROWS)
     records = [dict(zip(header, line, strict=True)) for line in lines]
     assert records[0]["R@1"] == "0.6" and records[0]["R@1 sd"] == ""
-    assert records[2]["R@1 sd"] == "0.0707"
+    assert records[2]["R@1 sd"] == "0.00707" and records[2]["R@1 ±"].startswith("0.0635")
     assert (records[3]["R@1 low"], records[3]["R@1 high"], records[3]["mARP"]) == (
         "0.65",
         "0.67",
@@ -235,9 +291,9 @@ def test_paper_table():
     assert r"\caption{50 \% of \_it\_}" in text and r"\toprule" in text
     assert r"\begin{tabular}{lrrrr}" in text
     averaged, alone = latex_rows(text)  # the two seeds are in their mean
-    assert averaged[:2] == [r"A \& B, 2 seeds", r"65.0 $\pm$ 7.1"]
+    assert averaged[:2] == [r"A \& B, 2 seeds", r"65.0 $\pm$ 6.4"]
     assert alone == ["c", r"\textbf{66.1}", "70.0", r"\textbf{85.0}", "--"]
-    assert averaged[3] == r"\textbf{85.0} $\pm$ 7.1" and averaged[4] == r"50.0 $\pm$ 0.0"
+    assert averaged[3] == r"\textbf{85.0} $\pm$ 6.4" and averaged[4] == r"50.0 $\pm$ 0.0"
     assert r"\sum_{j\le R}\mathrm{hit}_j" in text
     for opening, closing in ("{}", "[]"):
         assert text.count(opening) == text.count(closing)
@@ -337,12 +393,11 @@ def test_several_checkpoints_in_one_table(runs, tmp_path):
     assert set(first["interval_95"]) == {"R@1", "R@2", "R@4", "R@8", "RP", "MAP@R", "mARP", "MRR"}
     for name, (low, high) in first["interval_95"].items():
         assert low <= first[name] <= high and low < high
-    assert [(t["a"], t["b"]) for t in content["paired_tests"]] == [
-        ("seed1", "other"),
-        ("seed1", "seed2"),
-    ]
-    difference = content["paired_tests"][0]["MAP@R"]
-    assert difference["difference"] == pytest.approx(other["MAP@R"] - first["MAP@R"])
+    (test,) = content["paired_tests"]  # seeds of one configuration are not compared
+    assert (test["a"], test["b"], test["over"]) == (mean["label"], "other", "classes")
+    difference = test["MAP@R"]
+    assert difference["difference"] == pytest.approx(other["MAP@R"] - mean["MAP@R"])
+    assert difference["p_corrected"] == difference["p"]
     assert difference["low"] <= difference["difference"] <= difference["high"]
 
     rows = read_csv(tmp_path / "n.csv")
@@ -351,7 +406,8 @@ def test_several_checkpoints_in_one_table(runs, tmp_path):
     assert rows[0]["images"] == "40" and rows[0]["checkpoint"] == files[0]
     printed = done.stdout
     assert f"other {other['R@1']:.4f}" in re.sub(" +", " ", printed)
-    assert "± standard deviation" in printed and "Is B = other better than A = seed1" in printed
+    assert f"B = other less A = {mean['label']}" in printed
+    assert "interval of the mean over seeds (Student's t)" in re.sub(r"\s+", " ", printed)
     found = latex_rows((tmp_path / "n.tex").read_text())
     assert [row[0] for row in found] == ["other", r"Proxy\_Anchor, resnet10, 2 seeds"]
 
@@ -562,7 +618,11 @@ def test_vehicleid_has_its_official_protocol_as_a_row(runs, command, tmp_path):
         assert results[1][name] == pytest.approx(expected[name], abs=1e-6)
         spread = results[1]["standard_deviation"][name]
         assert spread == pytest.approx(expected[f"{name}_sd"], abs=1e-6)
-    assert titles[1] in done.out and "± standard deviation" in done.out
+    half = results[1]["half_width_95"]["R@1"]  # Student's t of 9: 2.262
+    assert half == pytest.approx(
+        2.262 * results[1]["standard_deviation"]["R@1"] / 10**0.5, rel=1e-3
+    )
+    assert titles[1] in done.out and "of the mean over draws" in re.sub(r"\s+", " ", done.out)
     done = command(*line, "--metrics", "retrieval", "nmi", "--ks", "1")
     assert done.code == 0 and "one image a class" not in done.out
 

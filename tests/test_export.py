@@ -22,6 +22,9 @@ from dataset.transforms import to_network
 from net import export, load_run
 from utils import InputError
 
+# What the tests do to look at a file of TorchScript; the command itself is silent.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
+
 
 def write_blobs(folder: Path, count: int) -> list[Path]:
     """Pictures of several shapes and modes, one of them turned by EXIF."""
@@ -83,6 +86,21 @@ def test_torchscript_gives_what_evaluation_gives(name, zoom, tmp_path):
         expected = evaluated(network, images, zoom)
         assert expected.shape == (count, 8)
         torch.testing.assert_close(loaded(images), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_program_of_torch_export_gives_what_evaluation_gives(name, tmp_path):
+    network = make("resnet10", **NETWORKS[name])
+    file = tmp_path / "net.pt2"
+    assert export.export_program(export.Graph(network, 32, 0.8), file, "RGB") < export.TOLERANCE
+    said = {"input": ""}
+    loaded = torch.export.load(file, extra_files=said).module()
+    assert said == {"input": "RGB"}
+    for count in (1, 4):
+        images = torch.rand(count, 3, 32, 32) * 255
+        expected = evaluated(network, images, 0.8)
+        torch.testing.assert_close(loaded(images), expected, rtol=0, atol=1e-4)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
@@ -163,14 +181,14 @@ def test_pictures_are_turned_upright_and_stay_as_they_are(trained, tmp_path):
 
 def test_an_exported_run_agrees_with_load_run(trained, tmp_path):
     pytest.importorskip("onnxscript")
-    onnx, script = tmp_path / "net.onnx", tmp_path / "net.pt"
-    done = run_python(
-        "-m", "net", "export", trained / "run", "--onnx", onnx, "--torchscript", script
-    )
+    onnx, script, program = (tmp_path / f"net.{kind}" for kind in ("onnx", "pt", "pt2"))
+    flags = ("--onnx", onnx, "--torchscript", script, "--torch-export", program)
+    done = run_python("-m", "net", "export", trained / "run", *flags)
     assert done.returncode == 0, done.stderr
-    for said in ("onnxruntime and torch differ by", "TorchScript and torch differ by", "0..255"):
-        assert said in done.stdout
-    assert done.stderr == "" and len(done.stdout.splitlines()) == 4
+    for who in ("onnxruntime", "TorchScript", "torch.export"):
+        assert f"{who} and torch differ by" in done.stdout
+    assert "0..255" in done.stdout and "has deprecated TorchScript" in done.stdout
+    assert done.stderr == "" and len(done.stdout.splitlines()) == 5
     session = pytest.importorskip("onnxruntime").InferenceSession(onnx)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     images = pixels.transpose(0, 3, 1, 2).astype(np.float32)
@@ -185,6 +203,8 @@ def test_an_exported_run_agrees_with_load_run(trained, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-4)
     traced = torch.jit.load(script)(torch.from_numpy(images))
     np.testing.assert_allclose(traced.numpy(), expected, atol=1e-4)
+    exported = torch.export.load(program).module()(torch.from_numpy(images))
+    np.testing.assert_allclose(exported.numpy(), expected, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -407,7 +407,9 @@ def test_collapse_is_reported_once(caplog) -> None:
     spread = torch.randn(60, 16, generator=generator)
     same_for_all = torch.ones(60, 16) + 0.01 * spread
     warning = faults.CollapseWarning()
-    warning.look(same_for_all, labels, recall=0.5)  # alike, but they find what they should
+    for recall in (0.02, 0.03, 0.5):  # at the beginning, while it rises, and while they are found
+        warning.look(same_for_all, labels, recall)
+    assert not caplog.records
     for embeddings in (spread, same_for_all, same_for_all):
         warning.look(embeddings, labels, recall=0.03)
     assert faults.chance(labels) == pytest.approx(2 / 59)
@@ -442,6 +444,7 @@ def test_embeddings_of_which_most_are_zero_have_collapsed(caplog) -> None:
     assert faults.class_mean_cosine(embeddings, labels) > 0.98
     warning = faults.CollapseWarning()
     warning.look(embeddings, labels, recall=0.9)  # says nothing while they are found
+    warning.look(embeddings, labels, recall=0.9)
     assert not caplog.records
     warning.look(embeddings, labels, recall=0.03)
     assert len(caplog.records) == 1

@@ -205,7 +205,8 @@ def test_margin_loss_is_the_released_one(name):
 
 def drawing_shares(miner, embeddings, labels):
     """How likely each image is drawn as a negative of the row's, if one is drawn."""
-    weights = miner.weights(F.normalize(embeddings), pair_masks(labels)[1])
+    unit = F.normalize(embeddings)
+    weights = miner.weights(unit, unit, pair_masks(labels)[1])
     return weights / weights.sum(dim=1, keepdim=True)
 
 

@@ -691,7 +691,7 @@ def test_a_k_that_counts_no_neighbours(k):
     for call in (
         lambda: metrics.recall_at(found, k),
         lambda: summarise(found, (1, k)),
-        lambda: comparison.query_scores(found, (1, k)),
+        lambda: comparison.query_scores(found, (1, k), Y),
     ):
         with pytest.raises(ValueError, match="mend --ks"):
             call()
@@ -713,7 +713,7 @@ def one_match_in(count):
 
 def test_a_resample_in_which_no_query_counts_is_left_out():
     found, _ = one_match_in(6)
-    scores = comparison.query_scores(found, (1,))
+    scores = comparison.query_scores(found, (1,), torch.arange(6))  # each a class of its own
     (drawn,) = comparison.replicates([scores], 500, seed=0)
     empty = drawn.isnan().any(dim=1)
     assert 0.02 < empty.double().mean() < 0.2  # (4/6)^6 = 0.088
@@ -731,7 +731,8 @@ def test_scores_of_partly_tied_queries_are_those_of_the_summary():
     x = torch.from_numpy(np.round(CASES["many ties"][0]))
     found = retrieval_per_query(x, CASES["many ties"][1])
     assert found["undecided"].sum() > 0
-    means, expected = comparison.query_scores(found, (1, 3)).means(), summarise(found, (1, 3))
+    scores = comparison.query_scores(found, (1, 3), CASES["many ties"][1])
+    means, expected = scores.means(), summarise(found, (1, 3))
     assert means == pytest.approx({name: expected[name] for name in means})
     assert set(expected) - set(means) == {"queries", "queries_without_match", "queries_tied"}
 
@@ -741,22 +742,22 @@ def test_a_paired_test_leaves_undefined_resamples_out():
     worse = {name: values.clone() for name, values in found.items()}
     for name in RATES:
         worse[name] = worse[name] / 2
-    a, b = (comparison.query_scores(each, (1,)) for each in (worse, found))
+    a, b = (comparison.query_scores(each, (1,), torch.arange(6)) for each in (worse, found))
     drawn = comparison.replicates([a, b], 500, seed=0)
     defined = int((~drawn[0].isnan().any(dim=1)).sum())
-    test = comparison.paired_differences(a, b, *drawn)["MAP@R"]
+    test = comparison.paired_differences(a.means(), b.means(), *drawn)["MAP@R"]
     assert (test.difference, test.low, test.high) == (0.5, 0.5, 0.5)
-    assert test.p == pytest.approx(1 / (1 + defined))
+    assert test.p == pytest.approx(2 / (1 + defined))
     assert defined < 500
 
 
 def test_metrics_that_no_query_counts_in_are_undefined_everywhere():
     found = retrieval_per_query(torch.eye(5), torch.arange(5))
-    scores = comparison.query_scores(found, (1,))
+    scores = comparison.query_scores(found, (1,), torch.arange(5))
     means = scores.means()
     (drawn,) = comparison.replicates([scores], 50, seed=0)
-    differences = comparison.paired_differences(scores, scores, drawn, drawn)
-    _, _, by_class = comparison.by_class(scores, torch.arange(5))
+    differences = comparison.paired_differences(means, means, drawn, drawn)
+    _, _, by_class = comparison.by_class(scores)
     for column, name in enumerate(scores.names):
         undefined = name in RATES
         numbers = [means[name], *comparison.interval(drawn[:, column]), *differences[name]]

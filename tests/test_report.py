@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
+import math
 import re
 import shlex
 import shutil
@@ -27,6 +30,7 @@ import options
 import report
 import train
 from benchmarks import page as sop
+from criteria.amloss import AMLoss
 from dataset.base import ImageSet, PathTable
 from evaluation import pictures
 from evaluation.embedding import Embedded
@@ -34,9 +38,20 @@ from evaluation.measuring import worst_queries
 from evaluation.pictures import Thumbnails, class_values_picture
 from evaluation.tasks import Task
 from metrics import comparison
-from page import counterpart, document, findings, methods, overview, records, source, summary
+from page import (
+    counterpart,
+    document,
+    findings,
+    methods,
+    overview,
+    records,
+    source,
+    summary,
+    values,
+)
 from page.build import build
 from page.explained import explain, look
+from page.learned import nearest_proxy
 from page.map import embedding_map
 from runs import ClassHistory, RunFolder
 from utils import InputError
@@ -127,6 +142,9 @@ def test_margins_are_ranked_and_their_course_is_that_of_training(page, logs):
         ("--introspective paper", {"certainty", "pairs"}),
         ("--disent True --be 1", {"courses", "pairs"}),
         ("--sec_wei 0.5", {"norms", "pairs"}),
+        ("--loss PFML", {"pairs"}),  # fifteen proxies to a class
+        ("--loss HIST", set()),
+        ("--ema 0.9 --micro-batch 6 --loss RecallAtK --IPC 4", set()),
         ("--loss MarginLoss --nb-clusters 2 --hierarchy-method none --batch-size 8", DIVIDED),
     ],
 )
@@ -229,23 +247,148 @@ def _classes_seen(picture: np.ndarray) -> list[list[int]]:
     return seen
 
 
+# --- sentences are computed -----------------------------------------------------------------------
+
+
+def learned_by_classes(
+    margins: np.ndarray, spreads: np.ndarray, proxies: torch.Tensor | None = None
+) -> methods.Learned:
+    """A run whose history of margins (E, C) is given, and the spread of each class's images (C,).
+
+    Eight images of a class lie around a direction of its own, as far from it as its spread says.
+    """
+    count, each = len(spreads), 8
+    generator = torch.Generator().manual_seed(0)
+    labels = np.repeat(np.arange(count), each)
+    centres = torch.nn.functional.normalize(torch.randn(count, 16, generator=generator), dim=1)
+    noise = torch.randn(count * each, 16, generator=generator)
+    rows = centres[labels] + torch.tensor(spreads[labels])[:, None].float() * noise
+    pixels = np.zeros((len(labels), 8, 8, 3), np.uint8)
+    names, paths = tuple(f"c{c}" for c in range(count)), PathTable(map(str, range(len(labels))))
+    train = ImageSet("x", "train", labels, names, paths, pixels=pixels)
+    epochs = np.arange(1, len(margins) + 1)
+    judged = made_up()
+    return methods.Learned(
+        record=sop.stand_in(),
+        checkpoint={
+            "criterion_state_dict": {} if proxies is None else {"proxies": proxies},
+            "model_state_dict": {},
+        },
+        state={},
+        history={
+            "names": np.array(names),
+            "images": np.full(count, each),
+            "epoch": epochs,
+            "step": epochs,
+            "margin": margins,
+        },
+        judged=judged,
+        search=findings.Search(judged),
+        train=train,
+        embed=lambda images: (images, rows[[int(path) for path in images.paths]]),
+        thumbs=Thumbnails(10**6),
+        seed=1,
+    )
+
+
+SPREADS = np.random.default_rng(0).uniform(0.05, 0.5, 60)
+
+
+@pytest.mark.parametrize(("sign", "words"), [(-1, "smaller"), (1, "larger"), (0, None)])
+def test_what_goes_with_a_margin_is_said_as_the_run_has_it(sign, words):
+    chance = np.random.default_rng(1).normal(size=60)
+    last = 0.1 + 0.01 * (sign * SPREADS + 0.02 * chance if sign else chance)
+    (part,) = values.class_values(learned_by_classes(np.stack([last - 0.01, last]), SPREADS))
+    (scatter,) = part["scatters"]
+    assert scatter["low"] < scatter["correlation"] < scatter["high"]
+    (said,) = part["said"]
+    if words is None:
+        assert "makes no difference" in said
+        assert "rank correlation" not in values.in_short(part)
+    else:
+        assert f"A margin is {words} where the images of a class differ more" in said
+        assert f"They are {words} where the images" in values.in_short(part)
+    assert f"{scatter['correlation']:.2f}, 95 % interval" in said and "60 classes" in said
+
+
+def test_a_correlation_that_another_quantity_explains_is_said_to_be_gone():
+    # Margins follow the spread; the number of images does too, and nothing else.
+    rng = np.random.default_rng(2)
+    learned = learned_by_classes(np.stack([SPREADS, SPREADS + 0.02 * rng.normal(size=60)]), SPREADS)
+    counts = np.round(100 * (SPREADS + 0.1 * rng.normal(size=60))).astype(int)
+    (part,) = values.class_values(replace(learned, history={**learned.history, "images": counts}))
+    spread, images = part["said"]
+    assert "larger where the images of a class differ more" in spread and "gone" not in spread
+    assert "larger where a class has more images" in images and "that is gone" in images
+
+
+def test_margins_that_still_move_are_said_not_to_have_settled():
+    target = 0.08 + 0.01 * SPREADS
+    epochs = np.arange(20)[:, None]
+    falling = 0.1 - (0.1 - target) * epochs / 19
+    settled = target + (0.1 - target) * 0.3**epochs
+    for rows, words in ((falling, "have not settled"), (settled, "they have settled")):
+        (part,) = values.class_values(learned_by_classes(rows, SPREADS))
+        assert words in part["about"], part["about"]
+        assert ("not settled" in values.in_short(part)) == (words == "have not settled")
+    assert "In the last 4 of 20 epochs all of them were still falling" in values.about_movement(
+        values.movement(falling, np.arange(1, 21)), "margin"
+    )
+    assert values.movement(falling[:2], np.arange(1, 3)) is None  # too early to tell
+
+
+def test_the_third_term_is_said_to_pull_alike_where_it_does():
+    generator = torch.Generator().manual_seed(0)
+    for count, alike in ((3, False), (300, True)):
+        proxies = torch.randn(count, 16, generator=generator)
+        proxies[0] = proxies[1]  # two that crowd
+        margins = np.full((3, count), 0.1, np.float32)
+        learned = learned_by_classes(margins, np.full(count, 0.1), proxies)
+        (part,) = values.class_values(learned)
+        assert ("pulls at all alike" in part["about"]) == alike
+
+
+def test_how_hard_the_third_term_pulls_is_its_derivative():
+    proxies, margins = torch.randn(7, 5), torch.rand(7).requires_grad_()
+    unit = torch.nn.functional.normalize(proxies, dim=1)
+    others = (unit @ unit.T).masked_fill(torch.eye(7) > 0, -torch.inf)
+    terms = torch.log1p((others - margins[:, None] + 0.1).exp().sum(dim=1))
+    (wanted,) = torch.autograd.grad(terms.sum(), margins)
+    torch.testing.assert_close(AMLoss.raising(proxies, margins.detach(), 0.1), -wanted)
+
+
+def test_whether_close_proxies_mean_like_images_is_computed():
+    learned = learned_by_classes(np.zeros((0, 60)), SPREADS)
+    means = torch.stack([mean for _, mean in sorted(learned.drawn.items())])
+    strangers = torch.randn(60, 16, generator=torch.Generator().manual_seed(9))
+    for proxies, words in ((means, "finds alike"), (strangers, "say little")):
+        given = replace(learned, checkpoint={"criterion_state_dict": {"proxies": proxies}})
+        (part,) = methods.proxies(given)
+        assert words in part["said"][0]
+
+
 @pytest.mark.parametrize(
-    ("spread", "proxy", "words"),
-    [
-        (-0.68, -0.3, "smaller where the images of a class differ most (rank correlation -0.68)"),
-        (-0.2, 0.5, "larger where another class's proxy is near (rank correlation 0.50)"),
-        (0.1, 0.2, None),
-    ],
+    ("hits", "words"), [("110", "errs more"), ("011", "errs less"), ("111", "does not tell")]
 )
-def test_what_goes_with_a_margin_is_said_where_something_does(spread, proxy, words):
-    ends = {"smallest": [{"value": 0.02, "name": "a"}], "largest": [{"value": 0.06, "name": "b"}]}
-    scatters = [
-        {"x": "spread of the class's images", "correlation": spread},
-        {"x": "cosine to the nearest proxy", "correlation": proxy},
-    ]
-    said = summary.about_values({"value": "margin", **ends, "scatters": scatters})
-    assert said.startswith("Learned margins go from 0.02 (a) to 0.06 (b).")
-    assert ("rank correlation" not in said) if words is None else (words in said)
+def test_whether_certainty_tells_errors_is_computed(hits, words):
+    # The surest fifth, three between, and the least sure.
+    shares = {"1": 0.9, "0": 0.2}
+    fifths = [np.arange(100) < 100 * shares[hits[at]] for at in (0, 1, 1, 1, 2)]
+    (said,) = methods._whether_it_knows([part.astype(float) for part in fifths])
+    assert words in said
+
+
+def test_the_worst_class_is_named_or_how_many_are_never_found():
+    lowest = [{"name": "a", "score": 0.0, "size": 4}]
+    (said,) = summary._found_worst({"lowest": lowest, "never": 3, "count": 9})
+    assert "Of 9 classes" in said and "3 have no query" in said
+    (said,) = summary._found_worst({"lowest": lowest, "never": 1, "count": 9})
+    assert said == "Found worst: a (0 of its 4 queries)."
+    lowest[0]["score"] = 1.0
+    assert summary._found_worst({"lowest": lowest, "never": 0, "count": 9}) == []
+
+
+# --- was it worth it? -----------------------------------------------------------------------------
 
 
 def test_page_names_the_run_that_says_whether_the_method_was_worth_it(images, tmp_path):
@@ -399,6 +542,38 @@ def test_best_and_worst_queries_are_of_different_classes_and_in_order():
     assert (rank[worst] > 0).all()
 
 
+def test_a_query_says_at_which_place_the_nearest_right_image_stands():
+    search = findings.Search(made_up())
+    labels = search.judged.images.labels
+    unit = torch.nn.functional.normalize(search.judged.embeddings, dim=1)
+    order = (unit @ unit.T).fill_diagonal_(-2).argsort(dim=1, descending=True)
+    places = (torch.tensor(labels)[order] == torch.tensor(labels)[:, None]).int().argmax(dim=1) + 1
+    groups = findings.galleries(search, (), Thumbnails(10**6), 1)
+    assert [group["title"] for group in groups] == ["Random", "Best", "Worst"]
+    names = search.judged.images.class_names
+    for row in groups[2]["rows"]:
+        assert row["rank"] in places[[name == row["name"] for name in np.array(names)[labels]]]
+    assert groups[2]["rows"][0]["rank"] == places.max()
+    first = [cell["right"] for cell in groups[0]["rows"][0]["found"]]
+    rank = groups[0]["rows"][0]["rank"]
+    assert (first.index(True) + 1 == rank) if True in first else rank > 10
+
+
+def test_the_map_knows_whose_nearest_image_is_wrong():
+    judged = made_up()
+    found = embedding_map(judged, Thumbnails(10**6), 1)
+    labels, search = judged.images.labels, findings.Search(judged)
+    first = labels[search.found[:, 0]]
+    assert {place for place, _ in found["wrong"]} == set(np.flatnonzero(first != labels).tolist())
+    names = judged.images.class_names
+    assert all(name == names[first[place]] for place, name in found["wrong"])
+    alone = replace(judged.task, queries=judged.images.subset(np.arange(12)))  # one of each class
+    lonely = replace(judged, task=alone, embeddings=judged.embeddings[:12])
+    assert embedding_map(lonely, Thumbnails(10**6), 1)["wrong"] == []  # nothing could be right
+    places = [point[:2] for point in found["points"]]
+    assert 0 < found["neighbours"] <= 1 and len(places) == 60
+
+
 def test_confusions_count_both_directions():
     search = findings.Search(made_up())
     labels = search.judged.images.labels
@@ -421,7 +596,7 @@ def test_closest_pairs_are_those_of_all_pairs(count):
     proxies = torch.randn(count, 6, generator=torch.Generator().manual_seed(count))
     unit = torch.nn.functional.normalize(proxies, dim=1)
     cosines = (unit @ unit.T).fill_diagonal_(-2)
-    nearest = methods.nearest_proxy(proxies)
+    nearest = nearest_proxy(proxies)
     torch.testing.assert_close(nearest, cosines.max(dim=1).values)
     expected = cosines.triu(1).masked_fill(torch.ones_like(cosines).tril() > 0, -2).flatten()
     pairs = methods.closest_pairs(proxies, nearest, 5)
@@ -439,6 +614,23 @@ def test_thumbnails_keep_to_their_budget():
     made = thumbs.encode()
     assert all(made[number] for number in needed) and None in made
     assert sum(len(address or "") for address in made) < 3000 + 64 * 400, "64 are made at a time"
+
+
+def test_pictures_to_be_looked_at_are_as_large_as_half_the_budget_allows():
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 400, 300, 3), dtype=np.uint8)
+    names, paths = ("a",), PathTable(f"photos/a/{i}.png" for i in range(30))
+    images = ImageSet("x", "eval", np.zeros(30, int), names, paths, pixels=pixels)
+    sides = []
+    for budget in (10**8, 10**5, 10**3):
+        thumbs = Thumbnails(budget)
+        for i in range(30):
+            thumbs.want(images, i, large=i < 10)
+        made = [Image.open(io.BytesIO(base64.b64decode(a.split(",")[1]))) for a in thumbs.encode()]
+        assert {max(picture.size) for picture in made[10:]} == {64}
+        (side,) = {max(picture.size) for picture in made[:10]}
+        sides.append(side)
+    assert sides[0] == 320 > sides[1] > 64 == sides[2]
+    assert thumbs.names()[3] == "a/3.png"
 
 
 def test_equal_values_have_a_histogram():
@@ -768,6 +960,26 @@ def test_compare_counts_a_seed_once_and_a_run_that_has_ended(logs, tmp_path):
     assert (mean.name, mean.members) == ("mean of 2 seeds", ("b", "c"))
 
 
+def test_numbers_that_differ_between_runs_are_charted(tmp_path, capsys):
+    for lr, seed in (("1e-4", 1), ("1e-3", 1), ("1e-3", 2)):
+        folder = tmp_path / f"{lr}-{seed}"
+        folder.mkdir()
+        asked = options.parse_train(["--lr", lr, "--seed", str(seed)])
+        (folder / "args.json").write_text(json.dumps(vars(asked)))
+        (folder / "results.json").write_text(json.dumps(RESULT))
+    compare(tmp_path)
+    made = (tmp_path / "runs.html").read_text()
+    (chart,) = re.findall(r'<svg[^>]*aria-label="lr: [^"]*">.*?</svg>', made)
+    assert chart.count("<circle") == 3 and "1e-3-2" in chart
+    seeds = re.findall(r'<svg[^>]*aria-label="R@1, percent: each seed[^"]*">.*?</svg>', made)
+    assert len(seeds) == 1 and seeds[0].count('class="one"') == 2
+    # A part of the runs leaves the page of all as it is.
+    compare(tmp_path, "--grep 1e-4")
+    assert (tmp_path / "runs.html").read_text() == made
+    assert "1e-4" in (tmp_path / "runs-1e-4.html").read_text()
+    assert "runs-1e-4.html" in capsys.readouterr().out
+
+
 def test_compare_tells_groups_of_one_method_apart_and_leaves_out_the_unfinished(tmp_path):
     for pooling, seed in (("avg", 1), ("avg", 2), ("max", 1), ("max", 2), ("max", 3)):
         folder = tmp_path / f"{pooling}{seed}"
@@ -777,10 +989,12 @@ def test_compare_tells_groups_of_one_method_apart_and_leaves_out_the_unfinished(
         if seed < 3:
             (folder / "results.json").write_text(json.dumps(RESULT))
     groups = [line for line in overview.collect(tmp_path) if line.members]
-    assert [(line.name, line.about["seed"], line.members) for line in groups] == [
-        ("mean of 2 seeds, pooling avg", "1, 2", ("avg1", "avg2")),
-        ("mean of 2 seeds, pooling max", "1, 2", ("max1", "max2")),
+    assert [(line.about["differs"], line.about["seed"], line.members) for line in groups] == [
+        ("pooling avg", "1, 2", ("avg1", "avg2")),
+        ("pooling max", "1, 2", ("max1", "max2")),
     ]
+    single = [line for line in overview.collect(tmp_path) if not line.members]
+    assert {line.name: line.about["differs"] for line in single}["max3"] == "pooling max"
 
 
 def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):
@@ -942,6 +1156,191 @@ def test_table_of_runs_is_sorted_by_a_click(browser, logs):
         )
         assert cells == sorted(cells, reverse=order)
     assert said == []
+
+
+@pytest.fixture(scope="module")
+def long(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose metrics.csv says that it had 36 epochs and a cosine that ends at nothing."""
+    folder = tmp_path_factory.mktemp("long") / "run"
+    shutil.copytree(logs / "first", folder)
+    (folder / "checksums.json").unlink(missing_ok=True)
+    rows = []
+    for epoch in range(1, 37):
+        rate = 5e-4 * (1 + math.cos(math.pi * epoch / 36)) + 1e-12
+        row = {"epoch": epoch, "loss": 20 / epoch, "margin": 6.3 + epoch / 1e4, "step": 4 * epoch}
+        rows.append({**row, "seconds": epoch, "lr head": rate, "R@1": 0.29812 + epoch / 4e5})
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return report.make([folder])
+
+
+def chart(window, title: str):
+    return window.locator(".chart", has=window.locator("figcaption b", has_text=title)).first
+
+
+@pytest.mark.slow
+def test_axes_have_round_numbers_that_tell_values_apart(browser, long):
+    window, said = opened(browser, long, viewport={"width": 1280, "height": 900})
+    for title in ("R@1, %", "loss", "proxy-proxy term"):
+        for axis in ("x", "y"):
+            texts = chart(window, title).locator(f".tick.{axis}").all_inner_texts()
+            marks = [float(text.replace(",", "")) for text in texts]
+            assert 3 <= len(marks) == len(set(texts)), (title, axis, texts)
+            steps = np.diff(marks)
+            assert steps == pytest.approx([steps[0]] * len(steps))
+            assert abs(steps[0]) / 10 ** math.floor(math.log10(abs(steps[0]) * 1.0001)) == (
+                pytest.approx(1) if f"{abs(steps[0]):e}"[0] == "1" else pytest.approx(2, abs=3.01)
+            )
+            if axis == "x":
+                assert all(mark == int(mark) for mark in marks)
+    titles = window.locator("#curves-here figcaption b").all_inner_texts()
+    assert "margin" not in titles, "the term of the loss is not called what the classes learn"
+    assert said == []
+
+
+@pytest.mark.slow
+def test_the_last_point_does_not_ruin_a_logarithmic_axis(browser, long):
+    window, said = opened(browser, long, viewport={"width": 1280, "height": 900})
+    window.locator("summary", has_text="Learning rates").click()
+    rates = chart(window, "lr head")
+    heights = [
+        float(place.split(",")[1])
+        for place in rates.locator(".series").get_attribute("points").split()
+    ]
+    whole = max(heights) - min(heights)
+    assert heights[17] - heights[0] > 0.05 * whole, "half of the way down is seen"
+    assert heights[-1] == max(heights) and rates.locator(".beneath").count() == 1
+    assert len(rates.locator(".tick.y").all_inner_texts()) >= 3
+    assert said == []
+
+
+@pytest.mark.slow
+def test_pictures_open_large_by_click_and_keyboard(browser, page):
+    window, said = opened(browser, page, viewport={"width": 1280, "height": 900})
+    box, first = window.locator("#large"), window.locator("#galleries-here .look").first
+    first.click()
+    assert box.evaluate("box => box.open") and "the query" in box.inner_text()
+    assert "1 of 11" in box.inner_text() and "eval/" not in box.inner_text().split()[0]
+    assert box.locator("img").bounding_box()["width"] > 300
+    window.keyboard.press("ArrowRight")
+    assert "2 of 11" in box.inner_text() and "cosine" in box.inner_text()
+    window.keyboard.press("ArrowLeft")
+    window.keyboard.press("ArrowLeft")
+    assert "11 of 11" in box.inner_text()
+    window.keyboard.press("Escape")
+    assert not box.evaluate("box => box.open")
+    assert first.evaluate("button => button === document.activeElement"), "one is where one was"
+    window.keyboard.press("Enter")
+    assert box.evaluate("box => box.open")
+    box.get_by_role("button", name="close", exact=True).click()
+    window.locator("#confusions-here .look").first.click()
+    window.mouse.click(5, 5)  # beside it
+    assert not box.evaluate("box => box.open") and said == []
+
+
+@pytest.mark.slow
+def test_a_picture_opens_and_closes_on_a_phone(browser, page):
+    window, said = opened(
+        browser, page, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+    )
+    window.locator("#galleries-here .look").first.tap()
+    box = window.locator("#large")
+    place = box.bounding_box()
+    assert place["x"] >= 0 and place["x"] + place["width"] <= 390 and place["height"] <= 800
+    box.get_by_role("button", name="next picture").tap()
+    assert "2 of 11" in box.inner_text()
+    box.get_by_role("button", name="close", exact=True).tap()
+    assert not box.evaluate("box => box.open") and said == []
+
+
+def spread(window) -> float:
+    """How far the points of the map lie apart, in pixels."""
+    return window.locator("#map-here .point").evaluate_all(
+        "dots => { const x = dots.map((d) => Number(d.getAttribute('cx')));"
+        " return Math.max(...x) - Math.min(...x); }"
+    )
+
+
+@pytest.mark.slow
+def test_the_map_zooms_moves_and_shows_pictures(browser, page):
+    window, said = opened(browser, page, viewport={"width": 1280, "height": 900})
+    area = window.locator("#map-here svg.map")
+    area.scroll_into_view_if_needed()
+    before, box = spread(window), area.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    window.mouse.move(*middle)
+    window.mouse.move(middle[0] + 3, middle[1])
+    window.mouse.wheel(0, -200)
+    window.wait_for_function("document.querySelectorAll('#map-here .card-of').length > 0")
+    assert spread(window) > 1.2 * before
+    dot = window.locator("#map-here .point").first
+    at = float(dot.get_attribute("cx"))
+    window.mouse.down()
+    window.mouse.move(middle[0] + 53, middle[1], steps=5)
+    window.mouse.up()
+    assert float(dot.get_attribute("cx")) == pytest.approx(at + 50, abs=8)
+    assert not window.locator("#large").evaluate("box => box.open"), "a drag is no click"
+    window.get_by_role("button", name="the whole map").click()
+    assert spread(window) == pytest.approx(before)
+    for act in ("zoom in", "zoom out"):
+        window.get_by_role("button", name=act, exact=True).click()
+        assert (spread(window) > 1.2 * before) == (act == "zoom in")
+    area.focus()
+    window.keyboard.press("+")
+    zoomed = spread(window)
+    assert zoomed > 1.2 * before
+    at = float(dot.get_attribute("cx"))
+    window.keyboard.press("ArrowRight")
+    assert float(dot.get_attribute("cx")) != at
+    window.keyboard.press("0")
+    assert spread(window) == pytest.approx(before) and said == []
+
+
+@pytest.mark.slow
+def test_the_map_shows_errors_and_finds_parts_of_names(browser, page):
+    window, said = opened(browser, page, viewport={"width": 1280, "height": 900})
+    (run,) = data_of(page)["runs"]
+    errors = window.locator("#map-here [data-errors]")
+    assert f"({len(run['map']['wrong'])})" in errors.inner_text() and run["map"]["wrong"]
+    errors.click()
+    assert window.locator("#map-here .point.on.bad").count() == len(run["map"]["wrong"])
+    errors.click()
+    window.get_by_label("find a class").fill("VAL")
+    assert "8 of 8 classes, 24 images" in window.locator("#map-here").inner_text()
+    window.get_by_label("find a class").fill("al3")
+    assert window.locator("#map-here .point.on").count() == 3
+    before = spread(window)
+    window.keyboard.press("Enter")
+    assert spread(window) > before, "goes there"
+    window.get_by_label("find a class").fill("unicorn")
+    assert "no class on the map" in window.locator("#map-here").inner_text() and said == []
+
+
+@pytest.mark.slow
+def test_the_map_is_pinched_on_a_phone(browser, page):
+    window, said = opened(
+        browser, page, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+    )
+    area = window.locator("#map-here svg.map")
+    area.scroll_into_view_if_needed()
+    before, box = spread(window), area.bounding_box()
+    touch = window.context.new_cdp_session(window)
+    x, y = box["x"] + box["width"] / 2, box["y"] + min(150, box["height"] / 2)
+    for kind, apart in (("Start", 40), ("Move", 60), ("Move", 90), ("Move", 120), ("End", None)):
+        fingers = [] if apart is None else [(x - apart / 2, y, 0), (x + apart / 2, y, 1)]
+        points = [{"x": px, "y": py, "id": name} for px, py, name in fingers]
+        touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    assert spread(window) > 1.5 * before and said == []
+
+
+@pytest.mark.slow
+def test_no_flag_is_broken_at_390_pixels(browser, page, two):
+    for file in (page, two):
+        window, _ = opened(browser, file, viewport={"width": 390, "height": 800})
+        lines = window.locator(".flag").evaluate_all("f => f.map((e) => e.getClientRects().length)")
+        assert lines and set(lines) == {1}
 
 
 # --- size -----------------------------------------------------------------------------------------

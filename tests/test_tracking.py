@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import SMALL, run_cli
+from conftest import ROOT, SMALL, run_cli
 from PIL import Image
 
 from training import tracking
@@ -105,12 +105,15 @@ def test_wandb_is_told_everything_and_a_continued_run_continues(tracked):
     logged = list(by_step.values())
     for row, known in zip(logged, rows, strict=True):
         for name, value in known.items():
-            assert json.loads(row[(name,)]) == pytest.approx(float(value), rel=1e-4), name
-        assert json.loads(row[("margins", "_type")]) == "histogram"
-        assert sum(json.loads(row[("margins", "values")])) == 8  # classes
-    pictured = [("neighbours", "path") in row for row in logged]
+            told = json.loads(row[(tracking.grouped(name),)])
+            assert told == pytest.approx(float(value), rel=1e-4), name
+        assert json.loads(row[("train/margins", "_type")]) == "histogram"
+        assert sum(json.loads(row[("train/margins", "values")])) == 8  # classes
+    best = [json.loads(row[("best/R@1",)]) for row in logged]
+    assert best == pytest.approx(np.maximum.accumulate([float(row["R@1"]) for row in rows]))
+    pictured = [("eval/neighbours", "path") in row for row in logged]
     assert pictured == [False, True, False, True]
-    pictures = [[*file.parent.glob("files/media/images/*.png")] for file in files]
+    pictures = [[*file.parent.glob("files/media/images/**/*.png")] for file in files]
     assert [len(each) for each in pictures] == [1, 2]
     assert all(Image.open(picture).width > 500 for each in pictures for picture in each)
 
@@ -121,6 +124,38 @@ def test_projects_and_names_are_the_users(tracked):
     records = [protocol.Record.FromString(content) for content in wandb_records(file)]
     (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"][:1]
     assert (run.project, run.display_name) == ("mine", "of my own")
+    assert run.run_group.startswith("AMLoss on data (")
+    assert [*run.tags] == ["AMLoss", "data", "seed 1"]
+    config = wandb_content(file)[1]
+    assert len(json.loads(config["data fingerprint"])) == 16 and "commit" in config
+
+
+def test_wandbs_summary_keeps_the_best_and_the_last(tracked):
+    protocol = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    (file, _) = sorted((tracked / "wandb").glob("offline-run-*/*.wandb"))
+    records = [protocol.Record.FromString(content) for content in wandb_records(file)]
+    metrics = {r.metric.name: r.metric.summary for r in records if r.HasField("metric")}
+    assert metrics["eval/R@1"].max and metrics["eval/R@1"].last
+    assert metrics["train/loss"].min and not metrics["train/loss"].max
+    assert not metrics["time/seconds"].max
+
+
+@pytest.mark.parametrize(
+    ("column", "name"),
+    [
+        ("R@1", "eval/R@1"),
+        ("raw MAP@R", "eval/raw MAP@R"),
+        ("queries_left_out", "eval/queries_left_out"),
+        ("lr backbone", "lr/backbone"),
+        ("best R@1", "best/R@1"),
+        ("data_wait", "time/data_wait"),
+        ("loss", "train/loss"),
+        ("proxy-proxy", "train/proxy-proxy"),
+        ("epoch", "epoch"),
+    ],
+)
+def test_columns_come_in_groups(column, name):
+    assert tracking.grouped(column) == name
 
 
 def test_tensorboard_is_told_everything_and_a_continued_run_continues(tracked):
@@ -128,18 +163,61 @@ def test_tensorboard_is_told_everything_and_a_continued_run_continues(tracked):
     rows = tiny.metrics_rows(tracked)
     for name in rows[0]:
         expected = [(int(row["step"]), float(row[name])) for row in rows]
-        found = scalars(read, name)
+        found = scalars(read, tracking.grouped(name))
         assert [step for step, _ in found] == [step for step, _ in expected], name
         np.testing.assert_allclose([v for _, v in found], [v for _, v in expected], rtol=1e-4)
-    margins = read.Histograms("margins")
+    margins = read.Histograms("train/margins")
     assert [event.histogram_value.num for event in margins] == [8] * 4
-    pictures = read.Images("neighbours")
+    pictures = read.Images("eval/neighbours")
     steps = [int(row["step"]) for row in rows]
     assert [event.step for event in pictures] == [steps[1], steps[3]]
     picture = Image.open(io.BytesIO(pictures[0].encoded_image_string))
     assert picture.width > 500 and len(picture.getcolors(1 << 20)) > 50
     options = read.Tensors("options/text_summary")
     assert len(options) == 1 and b"AMLoss" in options[0].tensor_proto.string_val[0]
+    plugin = read.SummaryMetadata("_hparams_/session_start_info")
+    assert b"AMLoss" in plugin.plugin_data.content and b"commit" in plugin.plugin_data.content
+
+
+# --- sweeps ---------------------------------------------------------------------------------------
+
+
+def test_the_sweep_that_is_here_draws_commands_that_train(capsys):
+    """The commands as wandb's agent makes them: `--name=value`, switches as True and False."""
+    yaml = pytest.importorskip("yaml")
+    import itertools
+
+    import options
+    from training.tracking import grouped
+
+    sweep = yaml.safe_load((ROOT / "recipes" / "sweep.yaml").read_text())
+    assert sweep["metric"]["name"] == grouped("best R@1")
+    fixed = [word for word in sweep["command"] if not word.startswith("${")]
+    fixed = [word.replace("@recipes", f"@{ROOT / 'recipes'}") for word in fixed]
+    drawn = [
+        [(name, value) for value in how.get("values", [how.get("min"), how.get("max")])]
+        for name, how in sweep["parameters"].items()
+    ]
+    commands = list(itertools.product(*drawn))
+    for command in commands[:: len(commands) // 16]:
+        args = options.parse_train([*fixed, *(f"--{name}={value}" for name, value in command)])
+        chosen = dict(command)
+        unread = "alphap" if chosen["loss"] == "Proxy_Anchor" else "alpha"
+        assert args.lr == chosen["lr"] and unread not in args.given
+        assert args.val_fold == 0 and args.no_test
+    assert "note: --alpha has no effect here" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        options.parse_train(["--loss", "AMLoss", "--alpha=3"])
+
+
+@pytest.mark.parametrize(
+    "words", ["--mrg-lr=0.002 --soft-loss=False", "--mrg_lr=0.002 --soft_loss=false --sweep=True"]
+)
+def test_every_flag_by_its_name_and_a_value(words):
+    import options
+
+    args = options.parse_train(["--loss", "AMLoss", "--sweep", *words.split()])
+    assert args.mrg_lr == 0.002 and args.soft_loss is False
 
 
 def test_repeated_steps_replace_the_earlier_ones(tmp_path):
@@ -152,7 +230,7 @@ def test_repeated_steps_replace_the_earlier_ones(tmp_path):
     again = Tracker("disabled", **common, continued_at=20)
     again.log({"loss": 2.0}, 20)
     again.finish()
-    assert scalars(events(tmp_path / "tensorboard"), "loss") == [(10, 1.0), (20, 2.0)]
+    assert scalars(events(tmp_path / "tensorboard"), "train/loss") == [(10, 1.0), (20, 2.0)]
 
 
 # --- what must not stop a run ---------------------------------------------------------------------
@@ -165,6 +243,9 @@ def test_a_tracker_that_fails_leaves_the_other_running(tmp_path, monkeypatch, ca
 
     class Run:
         id = "abc"
+
+        def define_metric(self, name, summary):
+            pass
 
         def log(self, row, step):
             seen.append((step, row))

@@ -48,6 +48,11 @@ class Length:
         """Optimisation steps of the whole run."""
         return self.steps or self.epochs * steps_per_epoch
 
+    def steps_left(self, clock: Clock, steps_per_epoch: int) -> int:
+        """Optimisation steps to the end of the run."""
+        total = self.total_steps(steps_per_epoch)
+        return min(total, self.max_steps or total) - clock.step
+
     def place(self, epoch: int, step: int) -> str:
         """Where a run stands, in words; --steps count, because with clusters epochs differ."""
         if self.steps:
@@ -77,6 +82,28 @@ class Length:
     def epochs_between_evaluations(self, steps_per_epoch: int) -> int:
         """At most so many, and one at least."""
         return math.ceil(self.eval_steps / steps_per_epoch) if self.eval_steps else self.eval_every
+
+
+@dataclass
+class Estimate:
+    """How long the rest of a run takes, told once, by the steps that this start began with.
+
+    The first of them are left out: libraries set themselves up in them.
+    """
+
+    not_counted: int = 2
+    counted: int = 10
+    steps: int = 0
+    seconds: float = 0.0
+
+    def after(self, seconds: float, steps_left: int) -> float | None:
+        """What is left in seconds, at the step at which that is known; None at all others."""
+        self.steps += 1
+        if self.steps > self.not_counted:
+            self.seconds += seconds
+        if self.steps != self.not_counted + self.counted:
+            return None
+        return steps_left * self.seconds / self.counted
 
 
 @dataclass

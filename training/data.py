@@ -60,32 +60,75 @@ class Data:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Which training classes pick the best epoch: a fold of the data set's, or a random share."""
+    """Which training classes pick the best epoch: a fold of them, or a random share.
+
+    Attributes:
+        fold: of `folds` that the classes are dealt into, or with 0 of the data set's own.
+    """
 
     share: float = 0.0
     fold: int | None = None
     seed: int = 1
+    folds: int = 0
 
     def of(self, train: ImageSet) -> np.ndarray:
         """(C,) bool: the classes that are held out.
 
         Raises:
-            InputError: the data set has no such fold.
+            InputError: the data set has no such fold, or too few classes.
         """
         chosen = np.zeros(train.num_classes, bool)
         if self.fold is not None:
-            if train.folds is None or self.fold > train.folds.max():
-                known = "none" if train.folds is None else f"0 to {train.folds.max()}"
-                raise InputError(
-                    f"--val-fold {self.fold}: the folds of {train.name} are {known}; "
-                    "choose one of them or use --val-classes"
-                )
-            chosen[np.unique(train.labels[train.folds == self.fold])] = True
-        elif self.share:
+            return self._folds_of(train) == self.fold
+        if self.share:
             count = max(2, round(self.share * train.num_classes))
             order = np.random.default_rng(self.seed).permutation(train.num_classes)
             chosen[order[:count]] = True
         return chosen
+
+    def _folds_of(self, train: ImageSet) -> np.ndarray:
+        """(C,) the fold of each class."""
+        if self.folds:
+            if self.fold >= self.folds:
+                raise InputError(
+                    f"--val-fold {self.fold}: the folds are 0 to {self.folds - 1}; choose one"
+                )
+            return deal(train.labels, train.num_classes, self.folds)
+        if train.folds is None or self.fold > train.folds.max():
+            known = "none" if train.folds is None else f"0 to {train.folds.max()}"
+            raise InputError(
+                f"--val-fold {self.fold}: the folds of {train.name} are {known}; "
+                "choose one of them, give --val-folds K as well, or use --val-classes"
+            )
+        found = np.full(train.num_classes, -1)
+        found[train.labels] = train.folds
+        return found
+
+
+def deal(labels: np.ndarray, classes: int, folds: int) -> np.ndarray:
+    """(C,) the fold of each class: in random order, the same for all, each to the smallest fold.
+
+    Large classes are dealt first, so that the folds have about as many images.
+
+    Raises:
+        InputError: a fold would have fewer than two classes, or nothing would be left to train on.
+    """
+    if folds < 2 or classes < 2 * folds:
+        raise InputError(
+            f"{folds} folds of {classes} training classes: each needs two classes or more, so "
+            f"choose 2 to {classes // 2} folds"
+            if classes >= 4
+            else f"{classes} training classes are too few to hold a fold of them out"
+        )
+    sizes = np.bincount(labels, minlength=classes)
+    order = np.random.default_rng(0).permutation(classes)
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    found, filled = np.zeros(classes, np.int64), np.zeros((folds, 2), np.int64)
+    for label in order:
+        fold = min(range(folds), key=lambda k: tuple(filled[k]))  # images, then classes
+        found[label] = fold
+        filled[fold] += sizes[label], 1
+    return found
 
 
 def load(

@@ -202,18 +202,22 @@ class CollapseWarning:
 
     def __init__(self) -> None:
         self.said = False
+        self._before: float | None = None
 
     def look(self, embeddings: Tensor, labels: Tensor, recall: float) -> None:
         """Embeddings (N, d), labels (N,) and R@1 of an evaluation.
 
         Embeddings that are all zero, or all the same, have collapsed whatever R@1 is. Directions
-        that lie close together are common at the beginning, and harmless while they still find far
-        more than chance would.
+        that lie close together are common at the beginning, and harmless while they find far more
+        than chance would, or more than they did before: they are no collapse in the first
+        evaluation, nor while R@1 rises.
         """
+        before, self._before = self._before, recall
         if self.said:
             return
         seen = without_difference(embeddings)
-        if not seen and recall <= FOUND * chance(labels):
+        rises = before is None or recall > before
+        if not seen and not rises and recall <= FOUND * chance(labels):
             cosine = class_mean_cosine(embeddings, labels)
             if cosine > COLLAPSED:
                 seen = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+import dataset
 import processes
+from dataset.own import OwnData
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
-from evaluation.measuring import Result, print_doubts, table
+from evaluation.measuring import Result, print_doubts, print_thresholds, table
 from evaluation.tables import RAW
-from options import METRICS
-from runs import RunFolder
+from metrics.verification import NAMES as VERIFICATION
+from options import EVALUATED, METRICS
+from runs import RunFolder, data_name
 from terminal import as_shell, fitted, say, terminal_width, told
 from training.faults import CollapseWarning, NonFinite
 from training.state import Training
@@ -83,7 +87,8 @@ class Keeper:
             self.run.metrics.append(row)
         with self.run.forgiving("classes.npz"):
             self._remember_classes(row)
-        self.tracker.log(row, self.training.clock.step)
+        best = {"best R@1": self.training.clock.best} if "R@1" in row else {}
+        self.tracker.log(row | best, self.training.clock.step)
         say(self.line(row), flush=True)
 
     def _judge(self, epoch: int, results: Sequence[Result]) -> None:
@@ -208,26 +213,52 @@ class Keeper:
         if "metrics" in checkpoint and (judged or not look_at_test):
             kept = checkpoint["metrics"].items()
             results = [Result(title, n, torch.empty(0), None, 0.0) for title, n in kept]
+            training.load_best(checkpoint)
+            verified = training.evaluate(training.data.selection, ["verification"])
         else:
             training.load_best(checkpoint)
-            results = training.evaluate(training.data.test, METRICS)
+            verified = training.evaluate(training.data.test, EVALUATED)
+            results = [_without_verification(result) for result in verified]
         run.write_results(
             {
                 "best_epoch": training.clock.best_epoch,
-                "picked_on": training.data.picked_on,
+                "picked_on": "nothing: evaluated once"
+                if self._evaluated_once
+                else training.data.picked_on,
                 "results": {result.title: result.numbers for result in results},
+                **_verification(verified),
             }
         )
         say(table(results))
         print_doubts(results)
+        print_thresholds(verified[:1])
         say(f"run folder: {run.path}")
         say(f"evaluate:   python evaluate.py --resume {as_shell(run.best_checkpoint())}")
+        for line in self._about_search():
+            say(line)
+
+    def _about_search(self) -> list[str]:
+        """How one's own images become searchable, as commands to be pasted."""
+        data = dataset.find(self.training.options["dataset"])
+        if not isinstance(data, OwnData):
+            return []
+        index = f"{data_name(self.training.options['dataset'])}.index"
+        build = f"python search.py build {as_shell(self.run.path, '--images', data.path)}"
+        return [
+            f"search:     {build} --index {as_shell(index)}",
+            f"            python search.py serve {as_shell(index)}",
+        ]
+
+    @property
+    def _evaluated_once(self) -> bool:
+        """Whether there was nothing to pick an epoch from."""
+        return sum(bool(row.get("R@1")) for row in self.run.metrics.rows()) == 1
 
     def _picked(self, look_at_test: bool) -> str:
         """Which epoch the last words are about, and by what it was picked."""
         clock = self.training.clock
         if self.training.data.selects_on_test:
-            if sum(bool(row.get("R@1")) for row in self.run.metrics.rows()) == 1:
+            if self._evaluated_once:
                 return f"Evaluated once, after epoch {clock.best_epoch}; no epoch was picked:"
             return f"Best epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:"
         last = "The test classes, looked at once:" if look_at_test else "The same classes:"
@@ -235,6 +266,20 @@ class Keeper:
             f"Epoch {clock.best_epoch} had the best R@1 on the validation classes "
             f"({clock.best:.4f}). {last}"
         )
+
+
+def _without_verification(result: Result) -> Result:
+    kept = {name: v for name, v in result.numbers.items() if name not in VERIFICATION}
+    return replace(result, numbers=kept)
+
+
+def _verification(results: Sequence[Result]) -> dict[str, Any]:
+    """What results.json keeps of the comparison of all pairs, by the results' titles."""
+    numbers = {
+        result.title: {name: result.numbers[name] for name in VERIFICATION} for result in results
+    }
+    found = {result.title: result.thresholds.as_dict() for result in results if result.thresholds}
+    return {"verification": numbers, "thresholds": found}
 
 
 def flat(results: Sequence[Result]) -> dict[str, float]:

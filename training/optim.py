@@ -143,7 +143,15 @@ def _can_fuse(groups: list[dict]) -> bool:
 
 def _total_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
     """0-d: the norm of all gradients together, in one pass over them."""
-    return nn.utils.get_total_norm(parameter.grad for parameter in parameters)
+    divided = [parameter for parameter in parameters if processes.share_of(parameter)]
+    if not divided:
+        return nn.utils.get_total_norm(parameter.grad for parameter in parameters)
+    whole = [parameter for parameter in parameters if not processes.share_of(parameter)]
+    squares, own = (
+        nn.utils.get_total_norm([parameter.grad for parameter in part]).square()
+        for part in (whole, divided)
+    )
+    return (squares.to(own) + processes.sum_over(own)).sqrt()
 
 
 class Optimisers:
@@ -301,7 +309,7 @@ class Optimisers:
             for group in part:
                 by_name.setdefault(group["name"], []).append(group)
             for name, members in by_name.items():
-                count = sum(p.numel() for group in members for p in group["params"])
+                count = sum(processes.whole_size(p) for group in members for p in group["params"])
                 rates = sorted({group["base_lr"] for group in members})
                 decay = members[0].get("weight_decay", self._weight_decay)
                 lines.append(
@@ -326,7 +334,10 @@ class Optimisers:
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""
         return {
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "optimisers": [
+                _divided(optimiser, optimiser.state_dict(), processes.Share.whole)
+                for optimiser in self.optimisers
+            ],
             "scaler": self.scaler.state_dict(),
         }
 
@@ -341,7 +352,7 @@ class Optimisers:
             groups = zip(optimiser.param_groups, content["param_groups"], strict=True)
             if not all(_is_like(stored, own) for own, stored in groups):
                 raise ValueError("its parameter groups are others")
-            optimiser.load_state_dict(content)
+            optimiser.load_state_dict(_divided(optimiser, content, processes.Share.of))
             for parameter, kept in optimiser.state.items():
                 kinds.setdefault(type(optimiser), set()).add(frozenset(kept))
                 for name, value in kept.items():
@@ -350,6 +361,25 @@ class Optimisers:
         if any(len(names) > 1 for names in kinds.values()):
             raise ValueError("it lacks the moments of a parameter")
         self.scaler.load_state_dict(state["scaler"])
+
+
+def _divided(
+    optimiser: torch.optim.Optimizer,
+    content: dict,
+    convert: Callable[[processes.Share, torch.Tensor], torch.Tensor],
+) -> dict:
+    """A state_dict in which `convert` was applied to what is kept of divided parameters' rows."""
+    state = dict(content["state"])
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for number, parameter in enumerate(parameters):
+        share = processes.share_of(parameter)
+        if share is None or number not in state:
+            continue
+        state[number] = {
+            name: convert(share, value) if isinstance(value, torch.Tensor) and value.ndim else value
+            for name, value in state[number].items()
+        }
+    return {**content, "state": state}
 
 
 def _set_momentum(group: dict, value: float) -> None:

@@ -7,8 +7,12 @@ from tqdm import tqdm
 
 import processes
 from dataset.loader import Batch
+from terminal import say
 from training.faults import CHECK_EVERY_ON_GPU
 from training.state import Training
+from utils import human_seconds
+
+WORTH_A_WORD = 30.0  # seconds
 
 
 def progress_bar(training: Training) -> tqdm:
@@ -32,3 +36,16 @@ def show(
     if values is not None and (on_cpu or training.clock.step % CHECK_EVERY_ON_GPU == 0):
         bar.set_postfix(loss=f"{float(values['loss']):.4g}", refresh=False)
     bar.update(len(batch.labels))
+
+
+def tell_time(bar: tqdm, training: Training, seconds: float) -> None:
+    """Says once how long the run will take, where that is worth a word.
+
+    Args:
+        seconds: of the last step, the wait for its images included.
+    """
+    left = training.length.steps_left(training.clock, len(training.loader))
+    seconds = training.estimate.after(seconds, left)
+    if seconds is not None and seconds > WORTH_A_WORD and processes.is_main():
+        bar.clear()
+        say(f"about {human_seconds(seconds)} of training to go, by the first steps", flush=True)

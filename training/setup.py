@@ -28,6 +28,7 @@ from runs import load_checkpoint
 from storage import need_room
 from training import compiling, optim
 from training.clock import Length
+from training.doubts import doubts
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -45,10 +46,39 @@ def build_objective(args: Options, num_classes: int, device: torch.device) -> lo
     """
     with _loss_errors():
         objective = losses.compose(args.loss, num_classes, **_recipe(args))
-    objective.to(device)
     processes.copy_main(objective.state_dict().values())
+    if args.shard_proxies:
+        _divide_proxies(args, objective)
+    objective.to(device)
     processes.count_once(objective.parameters())
     return objective
+
+
+def _divide_proxies(args: Options, objective: losses.Objective) -> None:
+    """Leaves each process its share of the proxies.
+
+    Raises:
+        InputError: there is one process, or the loss has no proxies that can be divided.
+    """
+    if processes.world() == 1:
+        raise InputError(
+            "--shard-proxies divides the proxies among processes, and there is one, which has them "
+            "all; start several (torchrun, or --gpu-id -1), or leave it out"
+        )
+    if args.amp == "fp16":
+        raise InputError(
+            "--shard-proxies cannot go with --amp fp16, whose scaling has to see all gradients in "
+            "every process; use --amp bf16 or off"
+        )
+    divisible = [part for part in objective.modules() if isinstance(part, losses.ProxyLoss)]
+    if not divisible:
+        raise InputError(
+            f"--shard-proxies: {args.loss} has no proxies that can be divided among processes; "
+            f"losses that have: {losses.proxy_losses()}"
+        )
+    with _loss_errors():
+        for part in divisible:
+            part.divide()
 
 
 def rehearse(
@@ -232,11 +262,12 @@ def describe(training: Training) -> str:
     args = options.kept(training.options)
     data, loader, precision = training.data, training.loader, training.precision
     parameters = sum(p.numel() for p in training.network.parameters())
-    criterion = sum(p.numel() for p in training.objective.parameters())
+    criterion = sum(map(processes.whole_size, training.objective.parameters()))
     on = "on the test classes"
     if not data.selects_on_test:
         on = f"on validation: {data.selection[0].describe()}"
     lines = [
+        *_about_choice(args.chosen),
         f"data        {args.dataset}: {len(data.train):,} images, "
         f"{data.train.num_classes:,} classes"
         + (f" ({data.train.source})" if data.train.source != args.dataset else ""),
@@ -262,8 +293,15 @@ def describe(training: Training) -> str:
             f"note        {line}"
             for line in [*options.notices(args), *_about_warmup(training), *_about_pieces(training)]
         ),
+        *(f"warning     {line}" for line in doubts(training)),
     ]
     return "\n".join(lines)
+
+
+def _about_choice(chosen: Sequence[Sequence[str]]) -> list[str]:
+    """What was set to suit the images, and why; the first line says for what."""
+    words = [f"{settings}: {why}" if settings else why for settings, why in chosen]
+    return [f"{'' if number else 'chosen':<12}{line}" for number, line in enumerate(words)]
 
 
 def _about_disk(training: Training) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from functools import partial
 from typing import Any
 
 import dataset
+import methods
 import options
 import processes
 from devices import environment
-from evaluation.networks import checkpoint_file
+from evaluation.networks import checkpoint_file, found_again, looked_for
 from methods.base import Options
 from net.base import describe_base
-from runs import RunFolder, find_run, run_name
+from runs import RunFolder, data_name, find_run, run_name
 from training.state import Training
-from training.tracking import Tracker, wandb_mode
+from training.tracking import About, Tracker, wandb_mode
 from utils import InputError
 
 
@@ -32,6 +36,8 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     if args.resume_run:
         run = processes.from_main(partial(RunFolder.open, args.resume_run))
         stored = processes.from_main(run.read_args)
+        if "dataset" not in args.given:
+            stored = {**stored, "dataset": processes.from_main(partial(_images_of, run, stored))}
         args = options.continued(args, stored)
         if stored.get("max_steps") and args.max_steps is None:
             print(
@@ -43,6 +49,28 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     if run is None:
         return args, None
     return options.as_begun(args, processes.from_main(run.read_args)), run
+
+
+def leave_out_what_is_told(args: Options) -> None:
+    """Keeps warnings back about settings that were chosen, and told with their reasons."""
+    if args.chosen and "decode" not in args.given:
+        logging.getLogger("dataset.views").setLevel(logging.ERROR)
+
+
+def _images_of(run: RunFolder, stored: dict[str, Any]) -> str:
+    """The name of a run's data set, by which its images are found from here.
+
+    Raises:
+        InputError: they are not there.
+    """
+    choice = found_again(dataset.Choice(stored["dataset"]), run.path)
+    if choice.is_gone:
+        raise InputError(
+            f"--resume-run {run.path}: the images that it was trained on are not there any more "
+            f"({looked_for(choice, run.path)}); name their new place: --dataset "
+            f"{choice.name.partition(':')[0]}:PATH"
+        )
+    return choice.found_by
 
 
 def _begun_by(args: Options) -> RunFolder | None:
@@ -83,6 +111,8 @@ def open_folder(
     run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     about = {**environment(training.precision.device), **data}
     about |= {"source": train.source, "concern": train.concern}
+    if (place := dataset.find(args.dataset).place) is not None:
+        about["place"] = str(place)  # a relative path leads there from this folder alone
     network, chosen = training.network, training.options
     begun = chosen["checkpoint"] and str(checkpoint_file(chosen["checkpoint"]))
     training.base = describe_base(network, chosen["pretrained"], begun)
@@ -134,4 +164,17 @@ def open_tracker(
         config=options.by_flag(training.options),
         run_id=None if state is None else state["wandb_id"],
         continued_at=step + first if step else None,
+        about=_about(run, training),
     )
+
+
+def _about(run: RunFolder, training: Training) -> About:
+    """How the trackers tell the run from others; its seeds have a group in common."""
+    chosen, began = training.options, run.read_environment()
+    title = methods.title(options.kept(chosen))
+    data = data_name(chosen["dataset"])
+    words = json.dumps(options.configuration(chosen), sort_keys=True, default=str)
+    group = f"{title} on {data} ({hashlib.sha256(words.encode()).hexdigest()[:6]})"
+    facts = {"commit": began.get("git_commit"), "data fingerprint": began.get("data")}
+    tags = (title, data, f"seed {chosen['seed']}")
+    return About(group[-128:], tuple(tag[:64] for tag in tags), facts)

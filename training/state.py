@@ -12,6 +12,7 @@ import torch
 import losses
 import net
 import processes
+from dataset import TrainedOn
 from dataset.loader import Batch, Loader
 from devices import Precision, environment, random_states, restore_random_states
 from evaluation.embedding import Viewing, embed
@@ -20,7 +21,7 @@ from evaluation.tables import HIDDEN, RAW
 from evaluation.tasks import Task
 from methods import Routine
 from training.average import Average
-from training.clock import Clock, Lap, Length
+from training.clock import Clock, Estimate, Lap, Length
 from training.data import Data
 from training.faults import Watch
 from training.optim import Optimisers
@@ -59,6 +60,7 @@ class Training:
     clock: Clock = field(default_factory=Clock)
     lap: Lap = field(default_factory=Lap)
     batches: Iterator[Batch] | None = None
+    estimate: Estimate = field(default_factory=Estimate)
     base: dict[str, Any] | None = None
 
     # -- where it stands
@@ -147,10 +149,14 @@ class Training:
         return row
 
     def _network_state(self) -> dict[str, Any]:
-        """The network as a checkpoint keeps it: without its base where PEFT trains beside one."""
+        """The network and what is needed to use it, as a checkpoint keeps them.
+
+        Without the network's base where PEFT trains beside one.
+        """
         entries = {
             "model_state_dict": self.network.trained_state(),
             "network": self.network.description(),
+            "data": TrainedOn.of(self.data.train).as_entry(),
         }
         return entries | ({"base": self.base} if self.base else {})
 

@@ -4,6 +4,9 @@ wandb is online with a key, offline without or where its server does not answer,
 What its own commands have set (`wandb disabled`, $WANDB_MODE) holds. Nothing that goes wrong in
 either may stop a training run: the first failure is reported in one sentence and that one ends. The
 run folder holds the same numbers in any case.
+
+Both have the columns of metrics.csv in groups: `train/` the loss and its terms, `eval/` what was
+measured on the classes that pick the best epoch, `best/` the highest R@1 so far, `lr/` and `time/`.
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from evaluation.tables import HIDDEN
 from machine import expanded
+from page.records import is_metric
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +102,47 @@ def _has_key() -> bool:
         return False
 
 
+# --- names ----------------------------------------------------------------------------------------
+
+TIMES = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
+PLACES = ("epoch", "step")
+"""Columns that say where a row stands; the others are drawn across them."""
+
+
+def grouped(column: str) -> str:
+    """What a column of metrics.csv is called here: `R@1` → `eval/R@1`."""
+    if column in PLACES:
+        return column
+    if column in TIMES:
+        return f"time/{column}"
+    for group in ("lr", "best"):
+        if column.startswith(f"{group} "):
+            return f"{group}/{column.removeprefix(f'{group} ')}"
+    measured = is_metric(column) or column.startswith(HIDDEN)
+    return f"{'eval' if measured else 'train'}/{column}"
+
+
+def summary_of(name: str) -> str:
+    """What a run's summary in wandb keeps of a column, the best and the last, by its group."""
+    if name.startswith("eval/") and not name.startswith(f"eval/{HIDDEN}"):
+        return "max,last"
+    return "min,last" if name.startswith("train/") else "last"
+
+
+@dataclass(frozen=True)
+class About:
+    """What tells a run from others.
+
+    Attributes:
+        group: shared by the seeds of one configuration. tags: method, data and seed.
+        facts: what the configuration has besides the options: commit, fingerprint of the data.
+    """
+
+    group: str = ""
+    tags: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
 # --- sinks ----------------------------------------------------------------------------------------
 
 
@@ -135,6 +182,7 @@ class _Wandb:
         folder: Path,
         config: dict[str, Any],
         run_id: str | None,
+        about: About,
     ) -> None:
         import wandb
 
@@ -144,7 +192,9 @@ class _Wandb:
                 project=project,
                 name=name,
                 dir=str(folder),
-                config=config,
+                config={**config, **about.facts},
+                group=about.group or None,
+                tags=about.tags or None,
                 id=run_id,
                 resume="allow" if run_id else None,
                 settings=wandb.Settings(
@@ -163,15 +213,20 @@ class _Wandb:
             self.status = f"offline ({' '.join(str(error).split())}); `wandb sync` sends it later"
             self._run = begin("offline")
         self.id = self._run.id
+        self._defined: set[str] = set()
 
     def log(self, row: dict[str, Any], step: int) -> None:
+        for name in row:
+            if name not in self._defined and name not in PLACES:
+                self._run.define_metric(name, summary=summary_of(name))
+                self._defined.add(name)
         self._run.log(row, step=step)
 
     def log_histogram(self, name: str, values: np.ndarray, step: int) -> None:
-        self.log({name: self._wandb.Histogram(values)}, step)
+        self._run.log({name: self._wandb.Histogram(values)}, step=step)
 
     def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
-        self.log({name: self._wandb.Image(picture)}, step)
+        self._run.log({name: self._wandb.Image(picture)}, step=step)
 
     def finish(self) -> None:
         self._run.finish()
@@ -186,14 +241,20 @@ class _TensorBoard:
 
     name = "tensorboard"
 
-    def __init__(self, folder: Path, config: dict[str, Any], continued_at: int | None) -> None:
+    def __init__(
+        self, folder: Path, config: dict[str, Any], continued_at: int | None, about: About
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         _quieten_threads_of("tensorboard")
         self._writer = SummaryWriter(folder / "tensorboard", purge_step=continued_at)
         if continued_at is None:
-            listed = json.dumps(config, indent=2, default=str)
+            listed = json.dumps({**config, **about.facts}, indent=2, default=str)
             self._writer.add_text("options", f"```\n{listed}\n```", 0)
+            # Here and not by add_hparams, which would begin another run for them.
+            for part in hparams(_plain({**config, **about.facts}), dict.fromkeys(JUDGED, 0.0))[:2]:
+                self._writer.file_writer.add_summary(part)
 
     def log(self, row: dict[str, Any], step: int) -> None:
         for name, value in row.items():
@@ -208,6 +269,16 @@ class _TensorBoard:
 
     def finish(self) -> None:
         self._writer.close()
+
+
+JUDGED = ("best/R@1", "eval/MAP@R")
+"""What TensorBoard's table of hyperparameters has beside them."""
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as the table takes them: numbers, words, true and false."""
+    kinds = (bool, int, float, str)
+    return {k: v if isinstance(v, kinds) else str(v) for k, v in config.items() if v is not None}
 
 
 def _quieten_threads_of(package: str) -> None:
@@ -232,6 +303,7 @@ class Tracker:
         config: the options.
         run_id: of an earlier run to continue in wandb.
         continued_at: the step from which a continued run logs again.
+        about: how the run is found among others.
 
     Attributes:
         status: how each of the two stands, in words.
@@ -248,17 +320,20 @@ class Tracker:
         config: dict[str, Any],
         run_id: str | None = None,
         continued_at: int | None = None,
+        about: About | None = None,
     ) -> None:
+        about = about or About()
         self._sinks: list[_Sink] = []
         self.run_id = run_id
         self.status = {"wandb": mode}
         if mode != "disabled":
-            opened = self._open("wandb", _Wandb, mode, project, name, folder, config, run_id)
+            asked = (mode, project, name, folder, config, run_id, about)
+            opened = self._open("wandb", _Wandb, *asked)
             if opened:
                 self.run_id, self.status["wandb"] = opened.id, opened.status
         if tensorboard:
             self.status["tensorboard"] = str(folder / "tensorboard")
-            self._open("tensorboard", _TensorBoard, folder, config, continued_at)
+            self._open("tensorboard", _TensorBoard, folder, config, continued_at, about)
 
     def _open(self, name: str, kind: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -277,15 +352,16 @@ class Tracker:
         return "\n".join(f"{name:<11} {status}" for name, status in self.status.items())
 
     def log(self, row: dict[str, Any], step: int) -> None:
-        """Sends one row at optimisation step `step`."""
-        self._to_all(lambda sink: sink.log(row, step))
+        """Sends one row at optimisation step `step`; its columns are `grouped`."""
+        named = {grouped(column): value for column, value in row.items()}
+        self._to_all(lambda sink: sink.log(named, step))
 
     def log_histogram(self, name: str, values: np.ndarray, step: int) -> None:
-        """Sends the distribution of an array at optimisation step `step`."""
-        self._to_all(lambda sink: sink.log_histogram(name, values, step))
+        """Sends the distribution of an array at optimisation step `step`, as `train/NAME`."""
+        self._to_all(lambda sink: sink.log_histogram(f"train/{name}", values, step))
 
     def log_picture(self, name: str, draw: Callable[[], Image.Image], step: int) -> None:
-        """Sends what `draw` returns, which is called only where somebody shows it."""
+        """Sends what `draw` returns as `eval/NAME`; it is called only where somebody shows it."""
         if not self._sinks:
             return
         try:
@@ -293,7 +369,7 @@ class Tracker:
         except Exception as error:  # a file of the gallery may be gone by now
             logger.warning("no picture of %s (%s); training goes on", name, error)
             return
-        self._to_all(lambda sink: sink.log_picture(name, picture, step))
+        self._to_all(lambda sink: sink.log_picture(f"eval/{name}", picture, step))
 
     def finish(self) -> None:
         """Ends the run."""

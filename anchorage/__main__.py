@@ -1,0 +1,69 @@
+"""`anchorage train …`: the scripts as one command, which `pip install .` makes.
+
+    anchorage train @recipes/emoji_scratch.txt
+    anchorage evaluate --resume logs/demo
+    anchorage completion bash
+
+A subcommand is a script that runs as it does by itself, so it takes the flags of the script and has
+its --help. In the repository `python -m anchorage train …` does the same as `python train.py …`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import door
+from anchorage import __version__
+from anchorage.commands import Command, commands, run
+from terminal import say
+from utils import InputError, nearest_names, sentence_errors
+
+
+def usage() -> str:
+    """What --help prints."""
+    known = commands()
+    width = max(map(len, known))
+    lines = [f"  {name:<{width}}  {command.about}" for name, command in known.items()]
+    return "\n".join(
+        [
+            "usage: anchorage COMMAND ...",
+            "",
+            "Deep metric learning: train, measure, explain, search, share.",
+            "",
+            *lines,
+            "",
+            "`anchorage COMMAND --help` lists the flags of a command.",
+            "`anchorage --version` prints the version.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a subcommand.
+
+    Raises:
+        SystemExit: as the subcommand ends; with status 2 and a sentence where there is none.
+    """
+    door.enter()
+    words = sys.argv[1:] if argv is None else list(argv)
+    name, rest = (words[0], words[1:]) if words else ("--help", [])
+    if name in ("-h", "--help"):
+        say(usage())
+    elif name == "--version":
+        say(f"anchorage {__version__}")
+    else:
+        with sentence_errors():
+            command = _found(name)
+        run(command, rest)
+
+
+def _found(name: str) -> Command:
+    known = commands()
+    if name not in known:
+        raise InputError(f"there is no command {name}; {nearest_names(name, known)}")
+    return known[name]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,381 @@
+"""`anchorage completion bash`: what a shell needs to complete commands, flags and their values.
+
+    eval "$(anchorage completion bash)"           # in ~/.bashrc
+    eval "$(anchorage completion zsh)"            # in ~/.zshrc, after compinit
+    anchorage completion fish | source            # in ~/.config/fish/config.fish
+
+What is printed is a table made from the parsers of the commands, and a few lines in the shell's own
+language that look into it. So pressing the Tab key starts no Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, NoReturn
+
+import criteria
+import dataset
+import net
+from anchorage.commands import COMMANDS, Command, commands, run
+from options.files import RECIPES
+from terminal import say
+from utils import sentence_errors
+
+OF_PATHS = ("FILE", "DIR", "RUN", "IMAGE", "WHAT", "PATH", "INDEX")
+"""How the names of values begin that are paths."""
+LONGEST = 70  # characters of what is said of a flag beside it
+
+
+class Option(NamedTuple):
+    """A flag: its spellings, what it is, whether it takes a value, and which are known.
+
+    `files` says whether its value is a path.
+    """
+
+    spellings: tuple[str, ...]
+    about: str
+    takes: bool
+    words: tuple[str, ...] = ()
+    files: bool = False
+
+
+class Syntax(NamedTuple):
+    """What may follow a command such as `train` or `dataset check`."""
+
+    command: str
+    options: tuple[Option, ...] = ()
+    words: tuple[str, ...] = ()
+    files: bool = False
+    recipes: bool = False
+
+
+# --- what the commands take -----------------------------------------------------------------------
+
+
+class _Asked(BaseException):
+    """A parser is about to read the command line; nothing on the way catches this."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+def parser_of(command: Command) -> argparse.ArgumentParser:
+    """The parser that a command reads its words with; the command itself goes no further."""
+
+    def ask(parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        raise _Asked(parser)
+
+    before = argparse.ArgumentParser.parse_known_args
+    argparse.ArgumentParser.parse_known_args = ask
+    try:
+        run(command, ())
+    except _Asked as asked:
+        return _inside(asked.parser, command.words)
+    finally:
+        argparse.ArgumentParser.parse_known_args = before
+    raise AssertionError(f"{command.module} read no command line")
+
+
+def _inside(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
+    for word in words:
+        parser = _subcommands(parser)[word]
+    return parser
+
+
+def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= action.choices
+    return found
+
+
+def syntaxes() -> Iterator[Syntax]:
+    """What may follow `anchorage` and each of its commands; the command alone is called ''."""
+    yield Syntax("", words=(*commands(), "--help", "--version"))
+    for name, command in commands().items():
+        if name == "completion":
+            yield Syntax(name, words=tuple(SHELLS))
+        else:
+            yield from _of_parser(name, parser_of(command))
+
+
+def _of_parser(name: str, parser: argparse.ArgumentParser) -> Iterator[Syntax]:
+    options = tuple(map(_option, filter(_is_shown, parser._actions)))
+    inside = _subcommands(parser)
+    positional = [a for a in parser._actions if not a.option_strings and a.dest not in ("command",)]
+    words = tuple(word for action in positional for word in _words(action))
+    # Only the options of a run are read from files of flags.
+    recipes = any(option.spellings[0] == "--dataset" for option in options)
+    files = not inside and any(map(_is_path, positional))
+    yield Syntax(name, options, (*inside, *words), files, recipes)
+    for subcommand, its_parser in inside.items():
+        yield from _of_parser(f"{name} {subcommand}", its_parser)
+
+
+def _is_shown(action: argparse.Action) -> bool:
+    return bool(action.option_strings) and action.help != argparse.SUPPRESS
+
+
+def _option(action: argparse.Action) -> Option:
+    takes = action.nargs not in (0, "?")
+    about = re.sub(r"\s+", " ", (action.help or "").replace("%%", "%"))
+    about = re.sub(r"%\(\w+\)s", str(action.default), about)
+    about = textwrap.shorten(about, LONGEST, placeholder=" …")
+    return Option(
+        tuple(action.option_strings), about, takes, _words(action), takes and _is_path(action)
+    )
+
+
+def _is_path(action: argparse.Action) -> bool:
+    return isinstance(action.metavar, str) and action.metavar.startswith(OF_PATHS)
+
+
+def _words(action: argparse.Action) -> tuple[str, ...]:
+    """The known values of a flag or an argument."""
+    if isinstance(action, argparse._SubParsersAction):
+        return ()
+    if action.choices:
+        return tuple(map(str, action.choices))
+    known: dict[str, Callable[[], Sequence[str]]] = {
+        "dataset": lambda: (*dataset.NAMES, "folder:", "csv:"),
+        "loss": lambda: tuple(criteria.LOSSES),
+        "model": lambda: (*net.MODELS, net.TIMM),
+    }
+    return tuple(known[action.dest]()) if action.dest in known else ()
+
+
+# --- bash -----------------------------------------------------------------------------------------
+
+BASH = r"""_anchorage() {
+    # Words as they were typed: bash itself splits them at = and : too.
+    local line=${COMP_LINE:0:COMP_POINT} word before= command= longer cur
+    local -a typed
+    read -ra typed <<<"$line"
+    [[ $line == *[[:space:]] ]] && typed+=("")
+    cur=${typed[${#typed[@]}-1]}
+    (( ${#typed[@]} > 2 )) && before=${typed[${#typed[@]}-2]}
+    for word in "${typed[@]:1:${#typed[@]}-2}"; do
+        longer="${command:+$command }$word"
+        _anchorage_words "$longer" >/dev/null && command=$longer
+    done
+    local words= there=
+    if [[ $cur == --*=* ]] && words=$(_anchorage_values "$command" "${cur%%=*}"); then
+        cur=${cur#*=}
+    elif [[ $before == -* ]] && words=$(_anchorage_values "$command" "$before"); then
+        :
+    else
+        words=$(_anchorage_words "$command")
+        [[ $cur == -* ]] || words=$(printf '%s\n' $words | grep -v '^-')
+    fi
+    COMPREPLY=($(compgen -W "${words//'<file>'/}" -- "$cur"))
+    if [[ $cur == @* ]]; then
+        words=$(_anchorage_recipes "$command")
+        COMPREPLY=($(compgen -W "$words" -- "$cur"; compgen -f -P @ -- "${cur#@}"))
+    elif [[ $words == *'<file>'* || $cur == folder:* || $cur == csv:* ]]; then
+        there=${cur%"${cur##*:}"}
+        COMPREPLY+=($(compgen -f ${there:+-P "$there"} -- "${cur##*:}"))
+        compopt -o filenames 2>/dev/null
+    fi
+    local only=${COMPREPLY[0]} k
+    if [[ ${#COMPREPLY[@]} == 1 && ( $only == *: || -d ${only#*[:@]} ) ]]; then
+        compopt -o nospace 2>/dev/null
+    fi
+    # Of the word, bash replaces what it calls $2; what stands before that is there already.
+    there=${cur%"$2"}
+    [[ -n $there ]] && for k in "${!COMPREPLY[@]}"; do
+        COMPREPLY[k]=${COMPREPLY[k]#"$there"}
+    done
+}
+complete -F _anchorage anchorage"""
+
+
+def bash(found: Sequence[Syntax]) -> str:
+    """The completion of bash: tables as functions, and `BASH`, which asks them."""
+    words, values, recipes = [], [], []
+    for syntax in found:
+        flags = [spelling for option in syntax.options for spelling in option.spellings]
+        listed = [*syntax.words, *(["<file>"] if syntax.files else []), *flags]
+        words.append(f"    {_quoted(syntax.command)}) echo {_quoted(' '.join(listed))};;")
+        for option in syntax.options:
+            if not option.takes and not option.words:
+                continue
+            known = " ".join([*option.words, *(["<file>"] if option.files else [])])
+            names = "|".join(_quoted(f"{syntax.command} {name}") for name in option.spellings)
+            values.append(f"    {names}) echo {_quoted(known)};;")
+        if syntax.recipes:
+            recipes.append(f"    {_quoted(syntax.command)}) echo {_quoted(' '.join(_recipes()))};;")
+    tables = [
+        ("_anchorage_words", '"$1"', words),
+        ("_anchorage_values", '"$1 $2"', values),
+        ("_anchorage_recipes", '"$1"', recipes),
+    ]
+    functions = [
+        "\n".join(
+            [f"{name}() {{", f"    case {asked} in", *lines, "    *) return 1;;", "    esac", "}"]
+        )
+        for name, asked, lines in tables
+    ]
+    return "\n".join([*functions, BASH])
+
+
+def _recipes() -> list[str]:
+    return [f"@recipes/{path.name}" for path in sorted(RECIPES.glob("*.txt"))]
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+# --- zsh ------------------------------------------------------------------------------------------
+
+ZSH = r"""_anchorage() {
+    local command= word longer
+    local -a typed flags
+    typed=("${(@)words[2,CURRENT-1]}")
+    for word in $typed; do
+        longer="${command:+$command }$word"
+        (( ${+_anchorage_flags[$longer]} )) && command=$longer
+    done
+    if compset -P '@'; then
+        [[ -n ${_anchorage_recipes[$command]} ]] && compadd -- ${=_anchorage_recipes[$command]}
+        _files
+        return
+    fi
+    local before=${words[CURRENT-1]}
+    compset -P 1 '(#b)(--[^=]#)=' && before=$match[1]
+    if (( ${+_anchorage_values[$command $before]} )); then
+        _anchorage_offer ${=_anchorage_values[$command $before]}
+    elif [[ $PREFIX == -* ]]; then
+        flags=("${(@f)_anchorage_flags[$command]}")
+        _describe -o flag flags
+    else
+        _anchorage_offer ${=_anchorage_words[$command]}
+    fi
+}
+_anchorage_offer() {
+    local word
+    for word in "$@"; do
+        if [[ $word == '<file>' ]]; then _files
+        elif [[ $word == *: ]]; then
+            if compset -P "$word"; then _files; else compadd -S '' -- $word; fi
+        else compadd -- $word; fi
+    done
+}
+compdef _anchorage anchorage"""
+
+
+def zsh(found: Sequence[Syntax]) -> str:
+    """The completion of zsh: tables as associative arrays, and `ZSH`, which asks them."""
+    tables: dict[str, list[str]] = {"words": [], "flags": [], "values": [], "recipes": []}
+    for syntax in found:
+        files = ["<file>"] if syntax.files else []
+        flags = [
+            f"{spelling}:{option.about}"
+            for option in syntax.options
+            for spelling in option.spellings
+        ]
+        _add(tables["words"], syntax.command, " ".join([*syntax.words, *files]))
+        _add(tables["flags"], syntax.command, "\n".join(flags))
+        if syntax.recipes:
+            _add(tables["recipes"], syntax.command, " ".join(_recipes()).replace("@", ""))
+        for option in syntax.options:
+            if option.takes or option.words:
+                known = " ".join([*option.words, *(["<file>"] if option.files else [])])
+                for spelling in option.spellings:
+                    _add(tables["values"], f"{syntax.command} {spelling}", known)
+    declared = [
+        "\n".join([f"typeset -gA _anchorage_{name}=(", *lines, ")"])
+        for name, lines in tables.items()
+    ]
+    return "\n".join(["#compdef anchorage", *declared, ZSH])
+
+
+def _add(table: list[str], key: str, value: str) -> None:
+    table.append(f"    {_quoted(key)} {_quoted(value)}")
+
+
+# --- fish -----------------------------------------------------------------------------------------
+
+FISH = r"""function __anchorage_in
+    set -l typed (commandline -opc)
+    set -l command
+    for word in $typed[2..]
+        set -l longer (string trim "$command $word")
+        contains -- $longer $__anchorage_commands; and set command $longer
+    end
+    test "$command" = "$argv"
+end
+function __anchorage_recipes
+    set -l typed (commandline -ct)
+    string match -q '@*' -- $typed
+    and __fish_complete_path (string sub -s 2 -- $typed) | string replace -r '^' '@'
+end"""
+
+
+def fish(found: Sequence[Syntax]) -> str:
+    """The completion of fish: a line for each flag."""
+    lines = ["complete -c anchorage -e", "complete -c anchorage -f"]
+    named = [_fish(syntax.command) for syntax in found if syntax.command]
+    lines.append(f"set -g __anchorage_commands {' '.join(named)}")
+    lines.append(FISH)
+    about = {name: command.about for name, command in COMMANDS.items()}
+    for syntax in found:
+        asked = f"complete -c anchorage -n {_fish(f'__anchorage_in {syntax.command}'.rstrip())}"
+        for word in syntax.words:
+            told = f" -d {_fish(about[word])}" if not syntax.command and word in about else ""
+            lines.append(f"{asked} -a {_fish(word)}{told}")
+        if syntax.files:
+            lines.append(f"{asked} -F")
+        if syntax.recipes:
+            lines.append(f"{asked} -a {_fish(' '.join(_recipes()))} -d recipe")
+            lines.append(f"{asked} -a '(__anchorage_recipes)'")
+        for option in syntax.options:
+            lines.append(" ".join([asked, *_fish_option(option)]))
+    return "\n".join(lines)
+
+
+def _fish_option(option: Option) -> Iterator[str]:
+    for spelling in option.spellings:
+        yield f"-l {spelling[2:]}" if spelling.startswith("--") else f"-s {spelling[1:]}"
+    yield f"-d {_fish(option.about)}"
+    if option.takes:
+        yield "-r"
+        if option.files:
+            yield "-F"
+    if option.words:
+        yield f"-a {_fish(' '.join(option.words))}"
+
+
+def _fish(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+SHELLS: dict[str, Callable[[Sequence[Syntax]], str]] = {"bash": bash, "zsh": zsh, "fish": fish}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the completion of a shell."""
+    parser = argparse.ArgumentParser(
+        prog="anchorage completion",
+        description="Prints what a shell needs to complete commands, flags and values.",
+        epilog='~/.bashrc: eval "$(anchorage completion bash)"; ~/.zshrc, after compinit: '
+        'eval "$(anchorage completion zsh)"; ~/.config/fish/config.fish: '
+        "anchorage completion fish | source",
+    )
+    parser.add_argument("shell", choices=SHELLS)
+    args = parser.parse_args(argv)
+    with sentence_errors():
+        with contextlib.redirect_stdout(None):
+            found = list(syntaxes())
+        say(SHELLS[args.shell](found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Embeddings whose first entries are embeddings themselves, like dolls inside each other.
+
+Kusupati et al., Matryoshka Representation Learning, NeurIPS 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from criteria.base import Embeddings
+from criteria.objective import Inputs, Term
+
+
+def matryoshka(
+    name: str,
+    metric: Term,
+    l2_norm: bool,
+    *,
+    sizes: Sequence[int],
+    embedding_size: int,
+    metric_of_size: Callable[[int], Term],
+) -> dict[str, Term]:
+    """The loss on the first m entries of the embedding too, for every size m, unweighted.
+
+        L = Σ_{m∈sizes} L_m(x_{1:m}, y)
+
+    Every L_m is a loss of its own, with proxies (C, m) and whatever else it learns: the paper's
+    MRL, which beats its MRL-E, where they are the first columns of the largest, most at the small
+    sizes. The whole embedding keeps the name and the place it has without this.
+    """
+    _check(sizes, embedding_size)
+    smaller = {f"d{size}": _of_prefix(metric_of_size(size), size) for size in sizes[:-1]}
+    return {"metric": metric, **smaller}
+
+
+def _check(sizes: Sequence[int], embedding_size: int) -> None:
+    """Raise ValueError unless the sizes grow from 1 or more to the whole embedding's."""
+    given = " ".join(map(str, sizes))
+    if [*sizes] != sorted({*sizes}) or not sizes or sizes[0] < 1:
+        raise ValueError(
+            f"The Matryoshka sizes {given} must be whole numbers above 0, each larger than the one "
+            "before."
+        )
+    if sizes[-1] != embedding_size:
+        raise ValueError(
+            f"The last Matryoshka size is {sizes[-1]} and must be the embedding's own, "
+            f"{embedding_size}: end with {embedding_size}, or give --embedding-size {sizes[-1]}."
+        )
+
+
+def _of_prefix(term: Term, size: int) -> Term:
+    """The same term, of the first ``size`` entries of the embedding."""
+    inputs: Inputs = term.inputs
+
+    def of_prefix(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> Any:
+        return inputs(outputs.first(size), labels, context)
+
+    return Term(term.criterion, of_prefix, term.heads, term.weight)

@@ -1,0 +1,104 @@
+"""Cross-batch memory: a batch is compared with the last batches too.
+
+Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from criteria.base import (
+    Criterion,
+    References,
+    check_batch,
+    check_not_negative,
+    check_positive,
+    check_whole,
+    in_float32,
+)
+from criteria.objective import Term
+
+
+class MemoryBank(Criterion):
+    """XBM: every image of the batch is an anchor among the last ``size`` embeddings.
+
+        M ← the last N embeddings and labels, those of this batch included, without a gradient
+        L = loss(anchors x_i of the batch, positives and negatives among M)
+
+    An image's own place in M is no pair; embeddings of the same image from earlier epochs are. In
+    the first ``start`` steps there is no memory, and the loss is that of the batch alone. Buffers
+    hold the memory, so that checkpoints do; it takes embeddings as the loss is given them, in
+    training mode only. ``terms``: the loss's, and remembered, how many embeddings there are. Raises
+    ValueError for a loss that cannot use it, for a batch larger than N, and what the loss raises.
+    """
+
+    def __init__(self, loss: Criterion, size: int, embedding_size: int, start: int = 0) -> None:
+        super().__init__()
+        check_positive(size=size)
+        check_not_negative(start=start)
+        check_whole(size=size, start=start)
+        self.loss = loss
+        self.size = int(size)
+        self.start = int(start)
+        self.needs_pairs = loss.needs_pairs
+        self.register_buffer("embeddings", torch.zeros(self.size, embedding_size))
+        self.register_buffer("labels", torch.zeros(self.size, dtype=torch.long))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.long))
+
+    @in_float32
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, 0-d."""
+        labels = check_batch(embeddings, labels, self.embeddings.shape[1])
+        if len(labels) > self.size:
+            raise ValueError(
+                f"A memory of {self.size} embeddings cannot hold a batch of {len(labels)} images: "
+                "make it larger."
+            )
+        references = self._remember(embeddings.detach(), labels) if self._begun() else None
+        loss = self.loss(embeddings, labels, references=references)
+        count = 0 if references is None else len(references.labels)
+        self._report(**self.loss.terms, remembered=torch.tensor(float(count)))
+        return loss
+
+    def _begun(self) -> bool:
+        """Counts the step; whether it is one with a memory."""
+        if not self.training:
+            return False
+        self.steps += 1
+        return int(self.steps) > self.start
+
+    def _remember(self, embeddings: Tensor, labels: Tensor) -> References:
+        """Puts a batch where the oldest embeddings are; all that are there."""
+        taken = int(self.taken)
+        own = torch.arange(taken, taken + len(labels), device=labels.device) % self.size
+        self.embeddings[own] = embeddings.to(self.embeddings.dtype)
+        self.labels[own] = labels
+        self.taken += len(labels)
+        full = min(taken + len(labels), self.size)
+        return References(self.embeddings[:full], self.labels[:full], own)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The loss's."""
+        return self.loss.parameter_groups(lr)
+
+    def class_values(self) -> dict[str, Tensor]:
+        """The loss's."""
+        return self.loss.class_values()
+
+    def cost(self) -> str:
+        """The loss's."""
+        return self.loss.cost()
+
+
+def memory(
+    name: str, metric: Term, l2_norm: bool, *, size: int, start: int = 0, embedding_size: int
+) -> dict[str, Term]:
+    """A pair loss among the images of a memory, in its place."""
+    if reason := metric.criterion.no_memory:
+        raise ValueError(f"The loss {name} cannot use a memory of earlier batches: {reason}.")
+    bank = MemoryBank(metric.criterion, size, embedding_size, start)
+    return {"metric": Term(bank, metric.inputs, metric.heads, metric.weight)}

@@ -1,0 +1,205 @@
+"""Two cosines that turn a similarity into a verdict: "same", "unsure" or "different".
+
+    thresholds = load_run("logs/demo").thresholds
+    thresholds.verdict(0.83)                         # of any two images
+    thresholds.in_index(10_000).verdict(0.83)        # of an image and one it found among 10,000
+
+A pair of images and what a query finds are two questions. Of 10,000 images of other classes the
+nearest is far nearer than any one of them, so a cosine that one different pair in 1,000 reaches is
+reached in such an index for nearly every query. `Thresholds` speak of pairs; `in_index` gives those
+that speak of what a query finds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from evaluation.networks import checkpoint_file, fingerprint_of, open_checkpoint
+from runs import RunFolder
+from utils import damage_in_words
+
+if TYPE_CHECKING:
+    from net import EmbeddingNet
+
+FALSE_FOUND = 0.05  # queries without a right answer that may be told "same", see `in_index`
+
+Verdict = Literal["same", "unsure", "different"]
+
+
+class Rate(NamedTuple):
+    """A share that is to be expected, and its 95 % interval; NaN where there is none."""
+
+    expected: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @classmethod
+    def of_dict(cls, content: Mapping[str, Any]) -> Rate:
+        """What JSON has kept; null is NaN."""
+        return cls(*(_number(content[name]) for name in cls._fields))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What queries found among the images of an index, where their class was in it and not.
+
+    Attributes:
+        images: the size of that index.
+        queries: how many searched it.
+        same: (rate, cosine, low, high), the rates falling: that share of the queries, had nothing
+            of their class been in the index, would have found an image at or above the cosine; and
+            its 95 % interval.
+        different: below it lies the nearest image of the query's class, for a share `missed` of the
+            queries that have one.
+        missed: see `different`.
+        right: the share of those queries whose nearest image of their class is at or above the
+            cosine of each entry of `same`.
+    """
+
+    images: int
+    queries: int
+    same: tuple[tuple[float, float, float, float], ...]
+    different: float
+    missed: float
+    right: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """From `same` on two images are "same", below `different` "different", else "unsure".
+
+    Attributes:
+        same, different: cosines, `different` <= `same`.
+        false_same: the share of different pairs that are called "same".
+        false_different: the share of same pairs that are called "different".
+        found_same, found_different: the share of the same pairs, and of the different ones, that
+            are called what they are.
+        title: what they were measured on. images, classes, same_pairs, different_pairs: of it.
+        network: the fingerprint of the network they belong to, see `networks.fingerprint_of`.
+        index_size: None where the shares are of pairs; else they are of queries that search an
+            index of so many images.
+        found: what `in_index` goes by; None where nothing was searched.
+    """
+
+    same: float
+    different: float
+    false_same: Rate
+    false_different: Rate
+    found_same: Rate
+    found_different: Rate
+    title: str = ""
+    images: int = 0
+    classes: int = 0
+    same_pairs: int = 0
+    different_pairs: int = 0
+    network: str = ""
+    index_size: int | None = None
+    found: Found | None = None
+
+    def verdict(self, cosine: float) -> Verdict:
+        """What two images with this cosine are called; "unsure" where it is NaN."""
+        if cosine >= self.same:
+            return "same"
+        return "different" if cosine < self.different else "unsure"
+
+    def in_index(self, size: int) -> Thresholds:
+        """Those for what a query finds among `size` images: `same` is wrong for 5 in 100 queries.
+
+        That is of queries that have nothing of their class in the index; `different` is wrong for
+        `found.missed` of those that have. An index of G' images that was measured with G has the
+        rate 1 - (1 - rate)^(G'/G), as if it were searched in parts; one of fewer images counts as
+        the one measured. Where too few queries were measured for so low a rate, it is the lowest
+        that they carry, and `false_same` says it.
+
+        Raises:
+            ValueError: nothing was searched when they were measured.
+        """
+        if self.found is None:
+            raise ValueError("these thresholds were measured on pairs alone")
+        found, size = self.found, max(size, self.found.images)
+        parts = size / found.images
+        rates = [
+            Rate(*(1 - (1 - rate) ** parts for rate in (expected, low, high)))
+            for expected, _, low, high in found.same
+        ]
+        fitting = (i for i, rate in enumerate(rates) if rate.expected <= FALSE_FOUND + 1e-9)
+        place = next(fitting, len(rates) - 1)
+        same, different = apart(found.same[place][1], found.different)
+        return replace(
+            self,
+            same=same,
+            different=different,
+            false_same=rates[place],
+            false_different=Rate(found.missed),
+            found_same=Rate(found.right[place]),
+            found_different=Rate(math.nan),
+            index_size=size,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        content: dict[str, Any] = dict(vars(self))
+        for name, value in content.items():
+            if isinstance(value, Rate):
+                content[name] = value._asdict()
+        if self.found is not None:
+            content["found"] = dict(vars(self.found))
+        return content
+
+    @classmethod
+    def of_dict(cls, content: Mapping[str, Any]) -> Thresholds:
+        """What `as_dict` has kept; unknown entries, of a newer version, are left aside.
+
+        Raises:
+            KeyError, TypeError: it is something else.
+        """
+        known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+        for name in RATES:
+            known[name] = Rate.of_dict(content[name])
+        if (found := content.get("found")) is not None:
+            known["found"] = replace(
+                Found(**{name: found[name] for name in Found.__dataclass_fields__}),
+                same=tuple(tuple(map(_number, entry)) for entry in found["same"]),
+                right=tuple(map(float, found["right"])),
+            )
+        return cls(**known)
+
+
+def apart(same: float, different: float) -> tuple[float, float]:
+    """The two in order: where they cross, which leaves nothing unsure, both are their mean."""
+    if same >= different:
+        return same, different
+    return ((same + different) / 2,) * 2
+
+
+RATES = ("false_same", "false_different", "found_same", "found_different")
+
+
+def thresholds_of(path: str | Path, network: EmbeddingNet | None = None) -> Thresholds | None:
+    """The thresholds that a run has measured for the network of a run folder or a checkpoint in it.
+
+    None where it has measured none, or measured them for other weights than these: those of another
+    checkpoint, say, or the raw ones of a run that kept a running mean.
+
+    Args:
+        network: the one at `path`, where it is already open.
+
+    Raises:
+        InputError: there is no network at `path`, or results.json is damaged.
+    """
+    folder = Path(checkpoint_file(path)).parent
+    kept = RunFolder(folder).read_results().get("thresholds")
+    if not kept:
+        return None
+    with damage_in_words(str(folder / "results.json"), "use another copy of it"):
+        known: Sequence[Thresholds] = [Thresholds.of_dict(entry) for entry in kept.values()]
+    own = fingerprint_of(network or open_checkpoint(path).network)
+    return next((each for each in known if each.network == own), None)

@@ -1,0 +1,189 @@
+"""All pairs of a task's images → verification metrics, and the thresholds they recommend.
+
+The rule, for any two images:
+
+same        from the lowest cosine that at most 1 in 1,000 different pairs reach
+different   below the highest cosine that at most 5 in 100 same pairs stay below
+
+and for a query and what it finds among so many images (`Thresholds.in_index`):
+
+same        from the lowest cosine that the nearest image reaches for at most 5 in 100 queries that
+            have nothing of their class there
+different   below the highest cosine that the nearest image of the query's class stays below for at
+            most 5 in 100 queries
+
+Where there are too few pairs or queries for such a rate, it is the lowest that they carry: 10 of
+them have to make it up. Above 1 in 5 nothing is recommended. Where the two cross, which leaves
+nothing unsure, both are the cosine half way between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+import metrics
+from evaluation.tasks import Task
+from evaluation.thresholds import Found, Rate, Thresholds
+from metrics import resampling
+from metrics.comparison import interval
+from metrics.verification import (
+    PairCounts,
+    allowed,
+    carries,
+    count_pairs,
+    edge,
+    greatest_missing,
+    least_accepting,
+    lowest_rate,
+)
+from utils import plain_number
+
+FALSE_SAME = 1e-3  # different pairs that are called the same
+MISSED = 0.05  # same pairs, or right images that a search finds, that are called different
+WORST = 0.2  # a rate above is no recommendation
+SEARCHED = [5e-1, 3e-1, 2e-1, 1e-1, 5e-2, 3e-2, 2e-2, 1e-2, 5e-3, 3e-3, 2e-3, 1e-3]
+"""Rates at which queries without a right answer find something: what a search is measured at."""
+
+
+class Verification(NamedTuple):
+    """The metrics, and the thresholds; None where there are too few pairs to recommend any."""
+
+    numbers: dict[str, float]
+    thresholds: Thresholds | None
+
+
+def verify(
+    task: Task,
+    embeddings: Tensor,
+    gallery: Tensor | None,
+    *,
+    seed: int,
+    network: str,
+    progress: metrics.Progress | None = None,
+    share: metrics.Share = metrics.ALONE,
+) -> Verification:
+    """Compares all pairs of a task's images.
+
+    Args:
+        embeddings: (N, d) of the queries. gallery: (G, d), where the task has one.
+        seed: of the bootstrap. network: the fingerprint of the network.
+
+    Raises:
+        ValueError: the embeddings are not finite.
+    """
+    labels = None if task.gallery is None else task.gallery.labels
+    pairs = count_pairs(
+        embeddings, task.queries.labels, gallery, labels, progress=progress, share=share
+    )
+    found = recommended(pairs, seed, title=task.title, network=network)
+    return Verification(pairs.curve().numbers(), found)
+
+
+def recommended(
+    pairs: PairCounts, seed: int = 1, *, title: str = "", network: str = ""
+) -> Thresholds | None:
+    """The thresholds that the rule of this file recommends; None where the pairs are too few."""
+    same_pairs, different_pairs = int(pairs.same.sum()), int(pairs.different.sum())
+    wrong = lowest_rate(different_pairs, FALSE_SAME, WORST)
+    missed = lowest_rate(same_pairs, MISSED, WORST)
+    found = searched(pairs, seed)
+    if wrong is None or missed is None or found is None:
+        return None
+    same = least_accepting(pairs.different, allowed(different_pairs, wrong))
+    different = greatest_missing(pairs.same, allowed(same_pairs, missed))
+    if same < different:
+        same = different = (same + different + 1) // 2  # not below `same`, where pairs are listed
+    by_class, every = pairs.same_by_class(same, different), pairs.same_by_class(0)[0]
+    above, below = pairs.different[same:].sum(), pairs.different[:different].sum()
+    confused = resampling.rate_of_different_pairs(pairs, same, seed)
+    return Thresholds(
+        edge(same),
+        edge(different),
+        false_same=Rate(float(above) / different_pairs, *interval(confused)),
+        false_different=_rate(every - by_class[1], every, seed),
+        found_same=_rate(by_class[0], every, seed),
+        found_different=Rate(float(below) / different_pairs),
+        title=title,
+        images=len(pairs.queries) + (0 if pairs.symmetric else len(pairs.gallery)),
+        classes=len(pairs.classes),
+        same_pairs=same_pairs,
+        different_pairs=different_pairs,
+        network=network,
+        found=found,
+    )
+
+
+def in_words(title: str, numbers: Mapping[str, float], found: Thresholds | None) -> str:
+    """What verification says, in a few lines."""
+    curve = f"EER {numbers['EER']:.4f}, AUC {numbers['AUC']:.4f}"
+    if found is None:
+        return f"{title}, pairs of images: {curve}; too few to recommend a threshold"
+    searching = found.in_index(0)
+    pairs = f"{found.same_pairs:,} of one class, {found.different_pairs:,} of two"
+    return "\n".join(
+        [
+            f"{title}, pairs of images ({pairs}): {curve}",
+            "any two images, recommended thresholds [95 % over classes]:",
+            *_rule(found, "pairs of two classes", "pairs of one class"),
+            f"a query and what it finds among {searching.index_size:,} images:",
+            *_rule(searching, "queries whose class is not there", "queries whose class is there"),
+        ]
+    )
+
+
+def _rule(found: Thresholds, strangers: str, kin: str) -> list[str]:
+    """Thresholds and their errors."""
+    wrong, right, missed = map(
+        _percent, (found.false_same, found.found_same, found.false_different)
+    )
+    return [
+        f"  same from       {found.same:6.3f}  wrong for {wrong} of {strangers}",
+        f"  {'':15} {'':6}  right for {right} of {kin}",
+        f"  different below {found.different:6.3f}  wrong for {missed} of {kin}",
+    ]
+
+
+def _percent(rate: Rate) -> str:
+    text = f"{plain_number(100 * rate.expected, 2)} %"
+    if math.isnan(rate.low):
+        return text
+    low, high = (plain_number(100 * end, 2) for end in (rate.low, rate.high))
+    return f"{text} [{low}, {high}]"
+
+
+def _rate(counted: Tensor, every: Tensor, seed: int) -> Rate:
+    """The share of the classes' counts (C,), and its interval."""
+    replicates = resampling.rate_of_classes(counted, every, seed)
+    return Rate(float(counted.double().sum() / every.double().sum()), *interval(replicates))
+
+
+def searched(pairs: PairCounts, seed: int = 1) -> Found | None:
+    """What queries find with and without their class in the gallery; None where they are too few.
+
+    Args:
+        seed: of the bootstrap over the queries' classes; the gallery stays.
+    """
+    wrong = pairs.nearest_different[pairs.nearest_different >= 0].long()
+    right = pairs.nearest_same[pairs.nearest_same >= 0].long()
+    missed = lowest_rate(len(right), MISSED, WORST)
+    if missed is None or not carries(len(wrong), WORST):
+        return None
+    different = int(right.sort().values[allowed(len(right), missed)])
+    owner = pairs.query_class[pairs.nearest_different >= 0]
+    falling = wrong.sort(descending=True).values
+    every = owner.bincount(minlength=len(pairs.classes))
+    entries, shares = [], []
+    for rate in (rate for rate in SEARCHED if carries(len(wrong), rate)):
+        place = int(falling[allowed(len(wrong), rate)]) + 1
+        hits = owner[wrong >= place].bincount(minlength=len(pairs.classes))
+        share = _rate(hits, every, seed)
+        entries.append((share.expected, edge(place), share.low, share.high))
+        shares.append(float((right >= place).double().mean()))
+    low = float((right < different).double().mean())
+    return Found(
+        len(pairs.gallery), len(wrong), tuple(entries), edge(different), low, tuple(shares)
+    )

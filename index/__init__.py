@@ -1,0 +1,22 @@
+"""A gallery that stays: images of any kind by their embeddings, in one file that grows.
+
+journal    the file: records that are added, each whole or not there
+gallery    `Index`: what the records say; entries, embeddings, search
+scanning   all embeddings against some queries: exact, and by codes (codes) with exact rescoring
+graph      an approximate search for large indexes, by usearch
+sources    which images are meant         adding   what is new of them is embedded and added
+network    the network of an index        making   build, add, remove, compact, approximate
+asking     pictures → answers             showing  what is said of all this, pictures a sheet of it
+duplicates which images look alike
+
+    index = Index.open("shop.index")
+    hits = index.search(index.embedder()(["photo.jpg"]), top=10)
+    [index.entry(row).path for row in hits.rows[0]]
+"""
+
+from __future__ import annotations
+
+from index.gallery import Entry, Index
+from index.scanning import Hits
+
+__all__ = ["Entry", "Hits", "Index"]

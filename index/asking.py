@@ -1,0 +1,92 @@
+"""Pictures → what an index holds that is nearest to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.inference import Embedder
+from index.adding import content_of
+from index.gallery import Entry, Index
+from index.reordering import best
+from options.ranking import Ranking
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An image that was found.
+
+    Attributes:
+        score: its cosine with the query. same_file: whether it is the query's own file.
+        verdict: "same", "unsure" or "different"; "" where the run gives no thresholds.
+    """
+
+    entry: Entry
+    score: float
+    same_file: bool
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query, by the path that was given, and what is nearest to it."""
+
+    query: str
+    hits: list[Hit]
+
+
+def ask(
+    index: Index,
+    embedder: Embedder,
+    pictures: Sequence[str],
+    top: int,
+    *,
+    without_self: bool = False,
+    ranking: Ranking | None = None,
+) -> list[Answer]:
+    """What is nearest to each of some image files.
+
+    Args:
+        without_self: leaves out what is the same file as the query, byte by byte.
+        ranking: what changes the order, see reordering.py.
+
+    Raises:
+        InputError: a file is missing or no picture.
+    """
+    vectors = embedder(list(pictures))
+    own = [same_files(index, picture) for picture in pictures]
+    if ranking:
+        return [
+            Answer(picture, _hits(index, best(index, vector, top, hidden, ranking), mine))
+            for picture, vector, mine in zip(pictures, vectors, own, strict=True)
+            for hidden in [mine if without_self else set()]
+        ]
+    most = max(map(len, own), default=0) if without_self else 0
+    found = index.search(vectors, top + most)
+    answers = []
+    for picture, mine, rows, scores in zip(pictures, own, found.rows, found.scores, strict=True):
+        pairs = zip(rows.tolist(), scores.tolist(), strict=True)
+        seen = [pair for pair in pairs if pair[0] >= 0 and not (without_self and pair[0] in mine)]
+        answers.append(Answer(picture, _hits(index, seen[:top], mine)))
+    return answers
+
+
+def _hits(index: Index, found: Sequence[tuple[int, float]], mine: set[int]) -> list[Hit]:
+    """Rows and scores as hits; `mine` are the rows of the query's own file."""
+    thresholds = index.thresholds
+    return [
+        Hit(index.entry(row), score, row in mine, thresholds.verdict(score) if thresholds else "")
+        for row, score in found
+    ]
+
+
+def same_files(index: Index, path: str | Path) -> set[int]:
+    """The rows whose files are, byte by byte, the one at `path`."""
+    content = np.frombuffer(content_of(path), np.uint8)
+    numbers = np.flatnonzero((index.contents() == content).all(axis=1))
+    if index.live is not None:
+        numbers = numbers[index.live[numbers]]
+    return set(index.rows_of(numbers).tolist())

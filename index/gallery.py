@@ -1,0 +1,417 @@
+"""An index as one uses it: entries by row, their embeddings, and what is nearest to a query."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from evaluation.thresholds import Thresholds
+from index import codes, journal, network, scanning
+from index.graph import Graph
+from index.graph import search as search_graph
+from index.journal import Reading, Record
+from index.scanning import Block, Hits
+from machine import expanded
+from utils import DamagedError, InputError, nearest_names
+
+if TYPE_CHECKING:
+    from evaluation.inference import Embedder
+
+SMALL = 512  # rows: records with fewer are put together in memory
+CONTENT_SIZE = 16  # bytes of the checksum of an image's file
+
+
+class Entry(NamedTuple):
+    """An image of an index.
+
+    Attributes:
+        id: its name in the index, of which there is no second. path: its file, as it is found now.
+        label: what it shows; None where nobody has said.
+    """
+
+    id: str
+    path: str
+    label: str | None
+
+
+# --- names in a file ------------------------------------------------------------------------------
+
+
+def as_arrays(name: str, texts: Iterable[str]) -> dict[str, np.ndarray]:
+    """Texts as arrays for a record: their bytes, and where each ends."""
+    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+    return {
+        name: np.frombuffer(b"".join(encoded), np.uint8),
+        f"{name}_ends": np.cumsum([len(each) for each in encoded], dtype=np.int64),
+    }
+
+
+def entry_arrays(entries: Iterable[Any], folder: str) -> dict[str, np.ndarray]:
+    """Ids, paths (absolute ones, kept relative to the index's folder) and labels, for a record."""
+    entries = list(entries)
+    labels = dict.fromkeys(entry.label for entry in entries if entry.label is not None)
+    number = {label: place for place, label in enumerate(labels)}
+    paths = (PurePath(os.path.relpath(entry.path, folder)).as_posix() for entry in entries)
+    return {
+        **as_arrays("ids", (entry.id for entry in entries)),
+        **as_arrays("paths", paths),
+        **as_arrays("labels", labels),
+        "label_of": np.array([number.get(entry.label, -1) for entry in entries], np.int32),
+    }
+
+
+class Texts(Sequence[str]):
+    """The texts that `as_arrays` has put into a record; they stay in the file."""
+
+    def __init__(self, record: Record, name: str) -> None:
+        self._blob = record.arrays[name]
+        self._ends = record.arrays[f"{name}_ends"]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, row: int) -> str:  # type: ignore[override]
+        start = int(self._ends[row - 1]) if row else 0
+        return self._blob[start : int(self._ends[row])].tobytes().decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The images of one record; `first` is the number of the first among all ever added."""
+
+    first: int
+    record: Record
+    ids: Texts
+    paths: Texts
+    labels: Texts
+
+    @classmethod
+    def of(cls, first: int, record: Record) -> Segment:
+        """The images that a record adds."""
+        record.check("ids", "ids_ends", "paths", "paths_ends", "labels", "labels_ends", "label_of")
+        record.check("contents", "stamps")
+        return cls(first, record, *(Texts(record, name) for name in ("ids", "paths", "labels")))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """(n, d) float32, unit length."""
+        return self.record.arrays["vectors"]
+
+    def label(self, place: int) -> str | None:
+        """The label of its image `place`."""
+        number = int(self.record.arrays["label_of"][place])
+        return None if number < 0 else self.labels[number]
+
+
+# --- the index ------------------------------------------------------------------------------------
+
+
+class Index:
+    """A gallery of images, as its file was when it was opened; `open` reads one.
+
+    Images are numbered 0, 1, … in the order in which they were added; removed ones leave no gap.
+    """
+
+    def __init__(self, path: Path, *, exact: bool = False) -> None:
+        self.path = path
+        self.exact = exact
+        self._reading: Reading | None = None
+        self.refresh()
+
+    @classmethod
+    def open(cls, path: str | Path, *, exact: bool = False) -> Index:
+        """The index at `path`.
+
+        Args:
+            exact: every search compares with every vector, codes or not.
+
+        Raises:
+            InputError: there is none, it is damaged, or of a newer version.
+        """
+        return cls(Path(expanded(str(path))), exact=exact)
+
+    def refresh(self) -> None:
+        """Takes in what was added to the file, or removed, since it was opened."""
+        reading = journal.read(self.path, self._reading)
+        records = reading.records
+        if reading.anew:
+            self._begin(records)
+            records = records[1:]
+        for record in records:
+            self._take(record)
+        self._settle()
+        self._reading = reading
+
+    def _begin(self, records: Sequence[Record]) -> None:
+        """An index without images, of the network that the first record names."""
+        first = records[0].content if records else {}
+        if first.get("kind") != "network":
+            raise DamagedError(f"index {self.path} does not name its network; {journal.ADVICE}")
+        self.about: dict[str, Any] = dict(first)
+        self.segments: list[Segment] = []
+        self.added = 0  # images ever, with the removed ones; they are numbered in this order
+        self.centre: np.ndarray | None = None  # (d,) see codes.py; from the first images on
+        self._removed = np.empty(0, np.int64)
+
+    def _take(self, record: Record) -> None:
+        self.about |= {k: v for k, v in record.content.items() if k == "thresholds"}
+        record.check("centre", "removed")
+        if "centre" in record.arrays:
+            self.centre = np.array(record.arrays["centre"])
+        if "removed" in record.arrays:
+            self._removed = np.concatenate([self._removed, record.arrays["removed"]])
+        if "vectors" in record.arrays:
+            self.segments.append(Segment.of(self.added, record))
+            self.added += len(self.segments[-1])
+
+    def _settle(self) -> None:
+        """Works out what follows from the records."""
+        self.live: np.ndarray | None = None  # (added,) bool; None where nothing was removed
+        if len(self._removed):
+            self.live = np.ones(self.added, bool)
+            self.live[self._removed] = False
+            self._numbers = np.flatnonzero(self.live)
+            self._rows = np.cumsum(self.live) - 1
+        self._firsts = np.array([segment.first for segment in self.segments], np.int64)
+        self._blocks: list[Block] | None = None
+        self._graph: Graph | None = None
+        self._graph_sought = False
+        self._by_id: dict[str, int] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many numbers an embedding has."""
+        return self.about["size"]
+
+    def __len__(self) -> int:
+        return self.added if self.live is None else len(self._numbers)
+
+    def __repr__(self) -> str:
+        return f"Index({self.path}: {len(self):,} images, {self.size} numbers each)"
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nobody has changed the file since it was read."""
+        return journal.read_mark(self.path) == (self._reading.mark, self._reading.identity)
+
+    # --- entries ---
+
+    def entry(self, row: int) -> Entry:
+        """The image in a row."""
+        return self.entry_of(self.number(row))
+
+    def id(self, row: int) -> str:
+        """The id of the image in a row."""
+        segment, place = self._place(self.number(row))
+        return segment.ids[place]
+
+    def row(self, id: str) -> int:
+        """The row of the image with this id.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self._by_id is None:
+            self._by_id = {self.id(row): row for row in range(len(self))}
+        if id not in self._by_id:
+            raise InputError(
+                f"{self.path} holds no image with the id {id}; {nearest_names(id, self._by_id)}"
+            )
+        return self._by_id[id]
+
+    def embedding(self, row: int) -> np.ndarray:
+        """(d,) float32, unit length: the embedding of the image in a row."""
+        return self.embedding_of(self.number(row))
+
+    def rows(self, part: slice) -> np.ndarray:
+        """(n, d) float32, unit length: the embeddings of some rows that follow each other."""
+        numbers = self.numbers()[part]
+        parts, segments = [], np.searchsorted(self._firsts, numbers, side="right") - 1
+        for place in np.unique(segments):
+            segment = self.segments[place]
+            segment.record.check("vectors")
+            parts.append(segment.vectors[numbers[segments == place] - segment.first])
+        return np.concatenate(parts) if parts else np.empty((0, self.size), np.float32)
+
+    # --- by number: among all images ever added, which no removal changes ---
+
+    def number(self, row: int) -> int:
+        """The number of the image in a row."""
+        row = range(len(self))[row]
+        return row if self.live is None else int(self._numbers[row])
+
+    def numbers(self) -> np.ndarray:
+        """(N,) the number of each row."""
+        return np.arange(self.added) if self.live is None else self._numbers
+
+    def rows_of(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of numbers that were not removed; of -1 it is -1."""
+        return numbers if self.live is None else np.where(numbers < 0, -1, self._rows[numbers])
+
+    def entries(self) -> Iterator[Entry]:
+        """All images, in the order of their rows."""
+        return map(self.entry_of, self.numbers().tolist())
+
+    def entry_of(self, number: int) -> Entry:
+        """The image with a number."""
+        segment, place = self._place(number)
+        path = self._found(segment.paths[place], segment.record.content["folder"])
+        return Entry(segment.ids[place], path, segment.label(place))
+
+    def embedding_of(self, number: int) -> np.ndarray:
+        """(d,) float32, unit length: the embedding of the image with a number."""
+        segment, place = self._place(number)
+        return np.array(segment.vectors[place])
+
+    def is_named_by_path(self, number: int) -> bool:
+        """Whether an image's id is its path, as of those that were given none."""
+        segment, place = self._place(number)
+        return segment.ids[place] == segment.paths[place]
+
+    def contents(self) -> np.ndarray:
+        """(added, CONTENT_SIZE) uint8: the checksum of each image's file."""
+        return self._all("contents", (0, CONTENT_SIZE), np.uint8)
+
+    def stamps(self) -> np.ndarray:
+        """(added, 2) int64: each file's size in bytes, and when it was changed, in nanoseconds."""
+        return self._all("stamps", (0, 2), np.int64)
+
+    def _all(self, name: str, none: tuple[int, int], kind: type) -> np.ndarray:
+        found = [segment.record.arrays[name] for segment in self.segments]
+        return np.concatenate(found) if found else np.empty(none, kind)
+
+    def _place(self, number: int) -> tuple[Segment, int]:
+        """The segment that holds an image, and where in it."""
+        segment = self.segments[int(np.searchsorted(self._firsts, number, side="right")) - 1]
+        return segment, number - segment.first
+
+    def _found(self, path: str, folder: str) -> str:
+        """A path of the file as it is now: beside the index, or where it lay when it was added."""
+        here = os.path.normpath(os.path.join(self.path.parent.absolute(), path))  # noqa: PTH118
+        there = os.path.normpath(os.path.join(folder, path))  # noqa: PTH118
+        return there if here != there and not os.path.lexists(here) else here
+
+    # --- search ---
+
+    def search(self, embeddings: np.ndarray, top: int = 10) -> Hits:
+        """The images nearest to each query by cosine, nearest first; of equal ones the first row.
+
+        Args:
+            embeddings: (Q, d), of any length but 0.
+
+        Raises:
+            InputError: they are not of the index's size.
+        """
+        queries = self._unit(embeddings)
+        if (graph := self.graph) is not None:
+            found = search_graph(graph, self.blocks(), self.live, queries, top)
+        elif self.codes != "none":
+            found = scanning.coded(self.blocks(), queries, top, self.codes, self.centre)
+        else:
+            found = scanning.exact(self.blocks(), queries, top)
+        return found._replace(rows=self.rows_of(found.rows))
+
+    @property
+    def graph(self) -> Graph | None:
+        """What finds candidates without looking at all images; None where every one is compared."""
+        if not self._graph_sought:
+            self._graph_sought = True
+            self._graph = None if self.exact else Graph.open(self.path, self.about["made"])
+        return self._graph
+
+    @property
+    def codes(self) -> str:
+        """What chooses candidates: "int8" or "binary"; "none" where every vector is compared."""
+        return "none" if self.exact or self.centre is None else self.about["codes"]
+
+    def _unit(self, embeddings: np.ndarray) -> np.ndarray:
+        given = np.asarray(embeddings, np.float32)
+        if given.ndim != 2 or given.shape[1] != self.size:
+            raise InputError(
+                f"{self.path} holds embeddings of {self.size} numbers, and was asked with an array "
+                f"of shape {given.shape}; embed with the network that made it"
+            )
+        return torch.nn.functional.normalize(torch.from_numpy(given), dim=1).numpy()
+
+    def blocks(self) -> list[Block]:
+        """All vectors, as few long blocks.
+
+        What a search goes through is compared with its checksum when it is first asked for: the
+        vectors, or the codes, or what the graph lacks.
+        """
+        if self._blocks is None:
+            self._blocks = list(self._in_blocks())
+        return self._blocks
+
+    def _in_blocks(self) -> Iterator[Block]:
+        waiting: list[Segment] = []
+        for segment in self.segments:
+            if self.graph is None or segment.first + len(segment) > self.graph.covers:
+                segment.record.check(*(("vectors",) if self.codes == "none" else ("codes", "step")))
+            if len(segment) >= SMALL:
+                yield from self._block(waiting)
+                yield from self._block([segment])
+                waiting = []
+            else:
+                waiting.append(segment)
+        yield from self._block(waiting)
+
+    def _block(self, segments: Sequence[Segment]) -> Iterator[Block]:
+        """Some segments that follow each other as one block; a single one stays in the file."""
+        if not segments:
+            return
+        first, vectors = segments[0].first, segments[0].vectors
+        if len(segments) > 1:
+            vectors = np.concatenate([segment.vectors for segment in segments])
+        live = None if self.live is None else self.live[first : first + len(vectors)]
+        coded = None
+        if self.codes != "none":
+            parts = [codes.of_arrays(segment.record.arrays) for segment in segments]
+            coded = codes.together(self.codes, parts) if len(parts) > 1 else parts[0]
+        yield Block(first, vectors, None if live is None or live.all() else live, coded)
+
+    def check(self) -> None:
+        """Compares everything with its checksum.
+
+        Raises:
+            DamagedError: something differs.
+        """
+        for segment in self.segments:
+            segment.record.check(*segment.record.arrays)
+
+    # --- the network ---
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """From which cosines on what a query finds is the same, or different, as its run measured.
+
+        They speak of an index of this size (see `Thresholds.in_index`) where the run has searched;
+        None where it has measured nothing.
+        """
+        kept = self.about.get("thresholds")
+        if not kept:
+            return None
+        thresholds = Thresholds.of_dict(kept)
+        return thresholds if thresholds.found is None else thresholds.in_index(len(self))
+
+    def embedder(
+        self, device: str | torch.device | None = None, run: str | Path | None = None
+    ) -> Embedder:
+        """The network that made the index, from pictures to embeddings.
+
+        Args:
+            run: where its run is now, if it is no longer where it was.
+
+        Raises:
+            InputError: the run is not there, or has another network by now.
+        """
+        return network.embedder_of(self.path, self.about, device, run)

@@ -1,0 +1,225 @@
+"""An approximate search: a graph of neighbours, which looks at some thousand images and not at all.
+
+The graph (HNSW: Malkov and Yashunin, TPAMI 2020) is usearch's. It stands in a file of its own,
+beside the index, and can be made again from it at any time: it numbers images as the index does, so
+what was removed is left out afterwards, what was added since is searched exactly, and what it finds
+is scored exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.embedding import progress_bar
+from index import journal, scanning
+from index.scanning import Block, Hits
+from machine import cores
+from utils import InputError
+
+logger = logging.getLogger("index")
+
+PATIENCE = 0.1  # seconds: an exact search of one query that takes longer is worth a graph
+SAMPLE = 1 << 16  # images that are timed
+NUMBERS = "i8"  # in which vectors stand in the graph
+CONNECTIVITY, ON_ADDING = 16, 128  # edges of a node, and how many candidates each is chosen from
+DEPTH, LEAST = 4, 64  # candidates that are scored exactly: so many for each hit asked for
+BREADTH = 4  # nodes that are kept in view for each candidate
+AT_ONCE = 10_000  # images that are added to the graph between two looks at the progress
+
+
+def file_of(index: Path) -> Path:
+    """Where the graph of an index stands."""
+    return index.with_name(f"{index.name}.graph")
+
+
+class Graph:
+    """A graph of the first `covers` images ever added to an index."""
+
+    def __init__(self, found: Any, covers: int, memory: Any = None) -> None:
+        self._found = found
+        self._memory = memory  # where it lies: usearch holds an address alone
+        self.covers = covers
+
+    @classmethod
+    def open(cls, index: Path, made: str, *, writable: bool = False) -> Graph | None:
+        """The graph of an index; None where there is none that can be used, which is said.
+
+        Args:
+            made: what tells the index from others. writable: in memory, not in the file.
+        """
+        path = file_of(index)
+        if not path.exists():
+            return None
+        try:
+            usearch = _library()
+            record = journal.read(path).records[-1]
+            record.check("graph")
+        except (InputError, IndexError, OSError) as error:
+            logger.warning("%s is not used, and the search is exact: %s", path, error)
+            return None
+        if record.content["made"] != made:
+            logger.warning("%s belongs to another index; the search is exact", path)
+            return None
+        found = usearch.Index(**_settings(record.content["size"]))
+        if writable:
+            found.load(record.arrays["graph"].tobytes())
+        else:
+            found.view(memoryview(record.arrays["graph"]))
+        return cls(found, record.content["covers"], record)
+
+    @classmethod
+    def empty(cls, size: int) -> Graph:
+        """The graph of no images, with embeddings of so many numbers.
+
+        Raises:
+            InputError: usearch is not installed.
+        """
+        return cls(_library().Index(**_settings(size)), 0)
+
+    def candidates(self, queries: np.ndarray, count: int) -> np.ndarray:
+        """(Q, ≤ count) numbers of images that are likely the nearest to each query; -1: nobody's.
+
+        Args:
+            queries: (Q, d) float32, unit length.
+        """
+        count = min(count, self.covers)
+        self._found.expansion_search = BREADTH * count
+        found = self._found.search(queries, count, threads=cores() if len(queries) > 1 else 1)
+        numbers = found.keys.reshape(len(queries), -1).astype(np.int64)
+        counts = np.atleast_1d(getattr(found, "counts", numbers.shape[1]))
+        numbers[np.arange(numbers.shape[1]) >= counts[:, None]] = -1
+        return numbers
+
+    def extend(self, blocks: Sequence[Block]) -> None:
+        """Takes in the images of an index that are not in it yet."""
+        total = blocks[-1].first + len(blocks[-1].vectors)
+        missing = total - self.covers
+        with progress_bar(f"graph of {total:,} images") as progress:
+            for first, vectors in _after(blocks, self.covers):
+                keys = np.arange(first, first + len(vectors))
+                self._found.add(keys, np.ascontiguousarray(vectors), threads=cores())
+                progress((first + len(vectors) - self.covers) / missing)
+        self.covers = total
+
+    def save(self, index: Path, made: str, size: int) -> None:
+        """Writes the graph beside its index, whole or not at all.
+
+        Raises:
+            InputError: it cannot be written there.
+        """
+        path = file_of(index)
+        part = path.with_name(f"{path.name}.part")
+        content = np.frombuffer(self._found.save(), np.uint8)
+        journal.create(part)
+        with journal.writing(part) as writer:
+            about = {"kind": "graph", "made": made, "size": size, "covers": self.covers}
+            writer.add(about, {"graph": content})
+        part.replace(path)
+
+
+def _library() -> Any:
+    try:
+        import usearch.index
+    except ImportError as error:
+        raise InputError(
+            "an approximate search needs the package usearch, which is not installed here; "
+            "pip install usearch -c constraints.txt"
+        ) from error
+    return usearch.index
+
+
+def is_installed() -> bool:
+    """Whether graphs can be made here."""
+    try:
+        _library()
+    except InputError:
+        return False
+    return True
+
+
+def _settings(size: int) -> dict[str, Any]:
+    return {
+        "ndim": size,
+        "metric": "ip",
+        "dtype": NUMBERS,
+        "connectivity": CONNECTIVITY,
+        "expansion_add": ON_ADDING,
+    }
+
+
+def _after(blocks: Sequence[Block], start: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The vectors of the images from a number on, some at a time, and the first one's number."""
+    for block in since(blocks, start):
+        for first in range(0, len(block.vectors), AT_ONCE):
+            yield block.first + first, block.vectors[first : first + AT_ONCE]
+
+
+def since(blocks: Sequence[Block], start: int) -> list[Block]:
+    """The blocks with the images from a number on."""
+    found = []
+    for block in blocks:
+        skip = max(0, start - block.first)
+        if skip < len(block.vectors):
+            live = None if block.live is None else block.live[skip:]
+            found.append(Block(block.first + skip, block.vectors[skip:], live))
+    return found
+
+
+# --- the search -----------------------------------------------------------------------------------
+
+
+def search(
+    graph: Graph, blocks: Sequence[Block], live: np.ndarray | None, queries: np.ndarray, top: int
+) -> Hits:
+    """As `scanning.exact`, of the candidates that the graph finds and of all that it lacks.
+
+    Args:
+        live: which of all images ever added count; None where all do.
+    """
+    count = max(DEPTH * top, LEAST)
+    if live is not None:
+        # As many more as are likely to have been removed.
+        count = int(count / max(live[: graph.covers].mean(), 0.1))
+    numbers = graph.candidates(queries, count)
+    rest = since(blocks, graph.covers)
+    tail = scanning.exact(rest, queries, top).rows if rest else np.empty((len(queries), 0), int)
+    found = []
+    for query, near, new in zip(queries, numbers, tail, strict=True):
+        both = np.concatenate([near[near >= 0], new[new >= 0]])
+        if live is not None:
+            both = both[live[both]]
+        found.append(scanning.rescored(blocks, query, both, top))
+    return scanning.joined(found, top)
+
+
+# --- when it is worth it --------------------------------------------------------------------------
+
+
+def seconds_per_image(vectors: np.ndarray) -> float:
+    """How long an exact search of one query takes here for each image, timed on many like these.
+
+    Args:
+        vectors: (n, d) some of an index; as many as there are, up to `SAMPLE`.
+    """
+    if not len(vectors):
+        return 0.0
+    block = Block(0, np.resize(vectors, (SAMPLE, vectors.shape[1])))
+    query, times = np.ascontiguousarray(vectors[:1]), []
+    for _ in range(3):
+        start = time.perf_counter()
+        scanning.rescored([block], query[0], scanning.nearest([block], query, 10)[0], 10)
+        times.append(time.perf_counter() - start)
+    return min(times) / SAMPLE
+
+
+def worth_from(seconds: float) -> int:
+    """From how many images on a graph is worth it, where an exact search takes so long for each."""
+    exact = max(1, int(PATIENCE / max(seconds, 1e-9)))
+    digits = max(1, 10 ** (len(str(exact)) - 2))
+    return exact // digits * digits

@@ -1,0 +1,209 @@
+"""An index is made, grows, shrinks, is written anew, is given a graph: one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.inference import Embedder
+from index import codes, graph, journal
+from index.adding import CHUNKS, Adding, Outcome
+from index.gallery import Entry, Index, entry_arrays
+from index.sources import Photo, absolute
+from machine import expanded
+from terminal import say
+from utils import DamagedError, InputError, close_names
+
+NAMES_COMPARED = 10_000  # with a misspelt one: beyond, it would take too long
+
+
+def check_place(path: Path, overwrite: bool) -> None:
+    """Raises InputError unless an index may be made at `path`: what is no index stays."""
+    if path.is_dir():
+        raise InputError(f"--index {path} is a folder; name a file")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise InputError(
+            f"{path} is there already; `add` adds images to it, and --overwrite makes it anew"
+        )
+    with contextlib.suppress(DamagedError):
+        journal.read_mark(path)
+
+
+def build(
+    path: Path,
+    photos: Sequence[Photo],
+    embedder: Embedder,
+    about: dict[str, Any],
+    **how: Any,
+) -> Outcome:
+    """Makes an index of some images; it is there once it is complete.
+
+    Until then it grows in PATH.part; a build that was interrupted goes on with what is there.
+
+    Args:
+        about: what `network.description` says. how: see `Adding`.
+
+    Raises:
+        InputError: see `Adding.run`, or no image could be read.
+    """
+    part = path.with_name(f"{path.name}.part")
+    with contextlib.suppress(OSError):  # said by the next line
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with journal.held(path):
+        if not _goes_on(part, about):
+            journal.create(part)
+            with journal.writing(part) as writer:
+                writer.add(about, {})
+        with journal.writing(part) as writer:
+            adding = Adding(writer, embedder, **how)
+            if len(adding.index):
+                say(f"going on with the {len(adding.index):,} images of an interrupted build")
+            outcome = adding.run(photos)
+            adding.keep_only(photos)
+        if not len(adding.index):
+            part.unlink()
+            raise InputError("none of the images could be read, so there is nothing to search in")
+        part.replace(path)
+        graph.file_of(path).unlink(missing_ok=True)  # of an index that stood here before
+    return outcome
+
+
+def _goes_on(part: Path, about: dict[str, Any]) -> bool:
+    """Whether an earlier build with the same network has left something here."""
+    try:
+        index = Index.open(part)
+    except InputError:
+        return False
+    apart = {"made": None, "run": None, "thresholds": None}
+    return {**index.about, **apart} == {**about, **apart}
+
+
+def add(
+    path: Path,
+    photos: Sequence[Photo],
+    embedder: Embedder,
+    thresholds: dict[str, Any] | None = None,
+    **how: Any,
+) -> Outcome:
+    """Adds images to an index; see `Adding`.
+
+    Args:
+        thresholds: what the run has measured by now; the index takes it over.
+
+    Raises:
+        InputError: see `Adding.run`; another process changes the index.
+    """
+    with journal.writing(path) as writer:
+        adding = Adding(writer, embedder, **how)
+        if thresholds and thresholds != adding.index.about["thresholds"]:
+            writer.add({"thresholds": thresholds}, {})
+            adding.index.refresh()
+        return adding.run(photos)
+
+
+def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entry]:
+    """Takes images out of an index; returns which.
+
+    Args:
+        names: ids, paths of files, or folders, for all that is below. missing: also those whose
+            files are gone.
+
+    Raises:
+        InputError: a name means no image of the index; then none is removed.
+    """
+    with journal.writing(path) as writer:
+        index = Index.open(path)
+        entries = list(index.entries())
+        rows = sorted({row for name in names for row in _meant(name, entries, path)})
+        if missing:
+            gone = (row for row, entry in enumerate(entries) if not os.path.lexists(entry.path))
+            rows = sorted({*rows, *gone})
+        if rows:
+            writer.add({}, {"removed": index.numbers()[rows].astype(np.int64)})
+        return [entries[row] for row in rows]
+
+
+def compact(path: Path) -> int:
+    """Writes an index anew without what was removed; returns how many bytes that frees.
+
+    The new file takes the place of the old one when it is complete.
+
+    Raises:
+        InputError: another process changes the index; it is damaged; or the disk is full.
+    """
+    with journal.held(path):
+        index = Index.open(path)
+        index.check()
+        part = path.with_name(f"{path.name}.part")
+        journal.create(part)
+        with journal.writing(part) as writer:
+            writer.add({**index.about, "made": secrets.token_hex(8)}, {})
+            for start in range(0, len(index), CHUNKS[1]):
+                writer.add(*_copied(index, slice(start, start + CHUNKS[1]), first=start == 0))
+        freed = path.stat().st_size - part.stat().st_size
+        part.replace(path)
+        graph.file_of(path).unlink(missing_ok=True)  # it numbers images as they were
+        return freed
+
+
+def _copied(index: Index, part: slice, *, first: bool) -> tuple[dict, dict[str, np.ndarray]]:
+    """Some rows of an index as a record."""
+    numbers = index.numbers()[part]
+    entries = [index.entry_of(number) for number in numbers.tolist()]
+    folder = str(index.path.parent.absolute())
+    vectors, kind = index.rows(part), index.about["codes"]
+    arrays = {
+        "vectors": vectors,
+        **entry_arrays(entries, folder),
+        "contents": index.contents()[numbers],
+        "stamps": index.stamps()[numbers],
+    }
+    if index.centre is not None:
+        arrays |= codes.as_arrays(kind, vectors, index.centre)
+        arrays |= {"centre": index.centre} if first else {}
+    return {"folder": folder}, arrays
+
+
+def approximate(path: Path) -> float:
+    """Makes or extends the graph of an index, so that it covers all images; returns the seconds.
+
+    Raises:
+        InputError: usearch is not installed; another process changes the index.
+    """
+    with journal.held(path):
+        began = time.perf_counter()
+        index = Index.open(path, exact=True)
+        made = index.about["made"]
+        found = graph.Graph.open(path, made, writable=True) or graph.Graph.empty(index.size)
+        found.extend(index.blocks())
+        found.save(path, made, index.size)
+        return time.perf_counter() - began
+
+
+def _meant(name: str, entries: Sequence[Entry], path: Path) -> list[int]:
+    """The rows that an id, a path or a folder stands for."""
+    place = absolute(expanded(name))
+    tests = (
+        lambda entry: entry.id == name,
+        lambda entry: entry.path == place,
+        lambda entry: entry.path.startswith(place.rstrip(os.sep) + os.sep),
+    )
+    for test in tests:
+        if found := [row for row, entry in enumerate(entries) if test(entry)]:
+            return found
+    known = [entry.id for entry in entries]
+    raise InputError(f"{path} holds no image {name}; {_near(name, known)}")
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    close = close_names(name, known[:NAMES_COMPARED])
+    return f"did you mean {' or '.join(close)}?" if close else "give an id, a file or a folder"

@@ -1,0 +1,198 @@
+"""All embeddings of a gallery against some queries, by cosine, in an order that is always the same.
+
+A product of matrices adds up in an order that depends on how many queries there are, so equal
+images could change places from one call to the next. Products (or codes) therefore only choose
+candidates; their scores are computed one by one in float64, and of equal ones the first row comes
+first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from index.codes import CODINGS, Coded
+
+QUERIES = 64  # at once
+WIDTH = 1 << 18  # rows whose scores are in memory at once: 64 MB for so many queries
+TILE = 1 << 13  # rows that are multiplied at once
+SPARE = 16  # candidates beyond those asked for, so that rounding decides nothing
+ROUNDING = 4e-6  # how far a float32 product of unit vectors may be off
+
+
+class Hits(NamedTuple):
+    """What was found.
+
+    Attributes:
+        rows: (Q, top) int64, nearest first; -1 where the index holds fewer images.
+        scores: (Q, top) float32, cosines; -inf there.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+class Block(NamedTuple):
+    """Images that follow each other.
+
+    Attributes:
+        first: the number of the first. vectors: (n, d) unit vectors; they may lie in a file.
+        live: (n,) bool, which count; None where all do. coded: their codes, where there are.
+    """
+
+    first: int
+    vectors: np.ndarray
+    live: np.ndarray | None = None
+    coded: Coded | None = None
+
+
+Compare = Callable[[np.ndarray, Block, slice], torch.Tensor]
+"""Queries (Q, d) and some of a block's images → (Q, n), larger is nearer."""
+
+
+def by_product(queries: np.ndarray, block: Block, part: slice) -> torch.Tensor:
+    """Cosines."""
+    return torch.from_numpy(queries) @ torch.from_numpy(block.vectors[part]).T
+
+
+# --- the searches ---------------------------------------------------------------------------------
+
+
+def exact(blocks: Sequence[Block], queries: np.ndarray, top: int) -> Hits:
+    """The images whose vectors have the largest cosines with each query.
+
+    Args:
+        queries: (Q, d) float32, unit length.
+    """
+    found = []
+    for some in _batches(queries):
+        scores, numbers = _best(blocks, some, top + SPARE, by_product)
+        for query, near, candidates in zip(some, scores, numbers, strict=True):
+            if len(near) == top + SPARE and near[-1] > near[top - 1] - ROUNDING:
+                # More are equally near than were kept: images that are there many times.
+                candidates = above(blocks, query, near[top - 1] - ROUNDING)
+            found.append(rescored(blocks, query, candidates[candidates >= 0], top))
+    return joined(found, top)
+
+
+def nearest(blocks: Sequence[Block], queries: np.ndarray, count: int) -> np.ndarray:
+    """(Q, ≤ count) numbers of the images with the largest cosines, as a product makes them."""
+    return _best(blocks, queries, count, by_product)[1]
+
+
+def coded(
+    blocks: Sequence[Block], queries: np.ndarray, top: int, name: str, centre: np.ndarray
+) -> Hits:
+    """As `exact`, of the candidates that their codes of the kind `name` choose."""
+    coding, found = CODINGS[name], []
+
+    def compare(some: np.ndarray, block: Block, part: slice) -> torch.Tensor:
+        return coding.compare(some, block.coded, part, centre)
+
+    for some in _batches(queries):
+        _, numbers = _best(blocks, some, max(coding.depth * top, coding.least), compare)
+        for query, candidates in zip(some, numbers, strict=True):
+            found.append(rescored(blocks, query, candidates[candidates >= 0], top))
+    return joined(found, top)
+
+
+def joined(found: Sequence[tuple[np.ndarray, np.ndarray]], top: int) -> Hits:
+    """The hits of all queries, from those of each."""
+    if not found:
+        return Hits(np.empty((0, top), np.int64), np.empty((0, top), np.float32))
+    return Hits(*(np.stack(arrays) for arrays in zip(*found, strict=True)))
+
+
+def _batches(queries: np.ndarray) -> Iterator[np.ndarray]:
+    return (queries[start : start + QUERIES] for start in range(0, len(queries), QUERIES))
+
+
+# --- candidates -----------------------------------------------------------------------------------
+
+
+def _best(
+    blocks: Sequence[Block], queries: np.ndarray, count: int, compare: Compare
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` best scores of each query (Q, ≤ count), and whose they are; -1: nobody's."""
+    scores = torch.empty(len(queries), 0)
+    numbers = torch.empty(len(queries), 0, dtype=torch.int64)
+    for first, found in _scores(blocks, queries, compare):
+        best = found.topk(min(count, found.shape[1]))
+        scores = torch.cat([scores, best.values], 1)
+        numbers = torch.cat([numbers, best.indices + first], 1)
+        scores, order = scores.topk(min(count, scores.shape[1]))
+        numbers = numbers.gather(1, order)
+    numbers[scores == -torch.inf] = -1
+    return scores.numpy(), numbers.numpy()
+
+
+def _scores(
+    blocks: Sequence[Block], queries: np.ndarray, compare: Compare
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The first image's number and scores (Q, n) of some images after others.
+
+    The blocks follow each other. Those that do not count have -inf. The tensor is written anew each
+    time.
+    """
+    total = sum(len(block.vectors) for block in blocks)
+    found = torch.empty(len(queries), min(WIDTH, total))
+    first, filled = blocks[0].first if blocks else 0, 0
+    for block in blocks:
+        for part in _tiles(len(block.vectors)):
+            if filled + part.stop - part.start > found.shape[1]:
+                yield first, found[:, :filled]
+                first, filled = first + filled, 0
+            tile = found[:, filled : filled + part.stop - part.start]
+            tile.copy_(compare(queries, block, part))
+            if block.live is not None:
+                tile[:, ~torch.from_numpy(block.live[part])] = -torch.inf
+            filled += part.stop - part.start
+    if filled:
+        yield first, found[:, :filled]
+
+
+def _tiles(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + TILE, count)) for start in range(0, count, TILE))
+
+
+def above(blocks: Sequence[Block], query: np.ndarray, least: float) -> np.ndarray:
+    """The numbers of all images whose cosine with a query (d,) is `least` or more."""
+    found = [
+        first + (scores[0] >= least).nonzero()[:, 0]
+        for first, scores in _scores(blocks, query[None], by_product)
+    ]
+    return torch.cat(found).numpy() if found else np.empty(0, np.int64)
+
+
+# --- exact scores ---------------------------------------------------------------------------------
+
+
+def rescored(
+    blocks: Sequence[Block], query: np.ndarray, candidates: np.ndarray, top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `top` nearest of some images, (top,) numbers and exact cosines, as `Hits` has them."""
+    candidates = np.sort(candidates)
+    # Not by @, whose sums depend on where in its blocks a vector stands.
+    parts = [
+        np.einsum("nd,d->n", vectors, query.astype(np.float64))
+        for vectors in _taken(blocks, candidates)
+    ]
+    scores = np.concatenate([*parts, np.empty(0)]).astype(np.float32)
+    order = np.argsort(-scores, kind="stable")[:top]
+    numbers = np.full(top, -1, np.int64)
+    cosines = np.full(top, -np.inf, np.float32)
+    numbers[: len(order)], cosines[: len(order)] = candidates[order], scores[order]
+    return numbers, cosines
+
+
+def _taken(blocks: Sequence[Block], numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """The vectors of ascending numbers in float64, some at a time."""
+    firsts = [block.first for block in blocks]
+    owners = np.searchsorted(firsts, numbers, side="right") - 1
+    for owner in np.unique(owners):
+        own = numbers[owners == owner] - firsts[owner]
+        for start in range(0, len(own), TILE):
+            yield blocks[owner].vectors[own[start : start + TILE]].astype(np.float64)

@@ -1,0 +1,277 @@
+"""What the commands say of an index, in lines of 80 columns, in JSON and as a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset.wording import WIDTH, columns, wrapped
+from index import graph, making, network, pictures
+from index.adding import Outcome
+from index.asking import Answer
+from index.duplicates import Pairs
+from index.gallery import Entry, Index
+from storage import write_json
+from terminal import as_shell, printable, say
+from utils import human_seconds
+
+NAMED = 3  # images that a line names
+
+
+def counted(count: int, what: str = "image") -> str:
+    """3 → '3 images', 1 → '1 image'."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def shortened(text: str, width: int) -> str:
+    """Text in so many columns; of a longer one its end, which is what tells paths apart."""
+    text = printable(text)
+    if columns(text) <= width:
+        return text
+    while columns(text) > width - 1:
+        text = text[1:]
+    return f"…{text}"
+
+
+# --- build, add, remove ---------------------------------------------------------------------------
+
+
+def tell_outcome(outcome: Outcome, path: Path) -> None:
+    """Says what became of the images that were given."""
+    rate = f" ({outcome.embedded / max(outcome.seconds, 1e-9):.0f} images/s)"
+    took = f" in {human_seconds(outcome.seconds)}{rate if outcome.embedded else ''}"
+    say(f"{counted(outcome.added)} added{took}")
+    if outcome.there:
+        say(f"{counted(outcome.there)} there already, unchanged")
+    if outcome.replaced:
+        say(f"{counted(outcome.replaced)} whose files have changed, looked at again")
+    if outcome.moved:
+        say(f"{counted(outcome.moved)} there under another path, id or label, brought up to date")
+    if outcome.copies:
+        say(
+            f"{counted(len(outcome.copies))} left out, the same as one that is there "
+            "(--keep-copies takes them in):"
+        )
+        for copy, known in outcome.copies[:NAMED]:
+            say(shortened(f"  {copy} is {known}", WIDTH))
+        if len(outcome.copies) > NAMED:
+            say(f"  and {len(outcome.copies) - NAMED:,} more")
+    if outcome.bad:
+        say(f"{counted(len(outcome.bad))} left out, because they cannot be read (named above)")
+    say(f"{path} holds {counted(len(Index.open(path)))}")
+
+
+def tell_next(path: Path) -> None:
+    """Says how an index is searched."""
+    index = Index.open(path)
+    own = index.entry(0).path
+    say("search it with any image, such as one of its own:")
+    say(f"  python search.py query {as_shell(path, min(own, os.path.relpath(own), key=len))}")
+
+
+def tell_removed(entries: Sequence[Entry], path: Path) -> None:
+    """Says what was taken out."""
+    for entry in entries[:NAMED]:
+        say(shortened(f"  {entry.id}", WIDTH))
+    if len(entries) > NAMED:
+        say(f"  and {len(entries) - NAMED:,} more")
+    say(f"{counted(len(entries))} removed; {path} holds {counted(len(Index.open(path)))}")
+    if entries:
+        say("their embeddings stay in the file, unused, until it is written anew:")
+        say(f"  python search.py compact {as_shell(path)}")
+
+
+def speed_up(path: Path, wanted: str) -> None:
+    """Makes the graph of an index, or extends it, where it is asked for or worth it.
+
+    Args:
+        wanted: "yes"; "no"; or "auto": where comparing with all takes over `graph.PATIENCE`.
+
+    Raises:
+        InputError: usearch is not installed, and `wanted` is "yes".
+    """
+    if wanted == "no":
+        return
+    index = Index.open(path)
+    least = graph.worth_from(_seconds_per_image(index))
+    if wanted == "auto" and len(index) < least:
+        return
+    if wanted == "auto" and not graph.is_installed():
+        say(
+            f"comparing with all {counted(len(index))} takes longer than {graph.PATIENCE:g} s a "
+            f"query here, as from about {least:,} on; to avoid that, pip install usearch -c "
+            "constraints.txt, and then"
+        )
+        say(f"  python search.py approximate {as_shell(path)}")
+        return
+    if wanted == "auto" and index.graph and index.added - index.graph.covers < index.added // 10:
+        return
+    say(f"making a graph, so that a search need not look at all {counted(len(index))}")
+    seconds = making.approximate(path)
+    say(f"{graph.file_of(path)} made in {human_seconds(seconds)}")
+
+
+def _seconds_per_image(index: Index) -> float:
+    return graph.seconds_per_image(index.rows(slice(0, graph.SAMPLE)))
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def tell_answers(answers: Sequence[Answer], index: Index) -> None:
+    """A table for each query: place, cosine, verdict where there is one, label, id."""
+    for answer in answers:
+        say(f"nearest to {answer.query} of {counted(len(index))}:")
+        labels = [printable(hit.entry.label or "") for hit in answer.hits]
+        room = min(max(map(columns, labels), default=0), 24)
+        for place, hit in enumerate(answer.hits, 1):
+            line = f"{place:>4}  {hit.score:.4f}  "
+            if hit.verdict:
+                line += f"{hit.verdict:<9}  "
+            if room:
+                label = shortened(hit.entry.label or "", room)
+                line += label + " " * (room - columns(label) + 2)
+            note = "  the same file" if hit.same_file else ""
+            if not os.path.lexists(hit.entry.path):
+                note += "  (file gone)"
+            say(line + shortened(hit.entry.id, WIDTH - columns(line) - columns(note)) + note)
+
+
+def write_answers(path: Path, answers: Sequence[Answer], index: Index) -> None:
+    """The same as JSON, whole and with full paths."""
+    content = [
+        {
+            "query": answer.query,
+            "hits": [
+                {
+                    **hit.entry._asdict(),
+                    "score": hit.score,
+                    "verdict": hit.verdict or None,
+                    "same_file": hit.same_file,
+                    "file_is_there": os.path.lexists(hit.entry.path),
+                }
+                for hit in answer.hits
+            ],
+        }
+        for answer in answers
+    ]
+    write_json(path, {"index": str(index.path), "images": len(index), "answers": content})
+    say(f"answers written to {path}")
+
+
+def draw_answers(path: Path, answers: Sequence[Answer], upright: bool) -> None:
+    """The same as a picture."""
+    pictures.save_picture(pictures.sheet(answers, upright), path)
+    say(f"answers drawn to {path}")
+
+
+# --- duplicates -----------------------------------------------------------------------------------
+
+
+def tell_pairs(pairs: Pairs, index: Index, least: float, most: int) -> None:
+    """Says how many pairs are so near, and shows the nearest."""
+    count, groups = len(pairs.cosines), pairs.groups(len(index))
+    verb = "has" if count == 1 else "have"
+    of = (
+        f"{counted(count, 'pair')} among {counted(len(index))} {verb} a cosine of {least:g} or more"
+    )
+    say(f"{of}, in {counted(len(groups), 'group')}" if count else of)
+    for first, second, cosine in zip(*(array[:most].tolist() for array in pairs), strict=True):
+        for start, row in ((f"  {cosine:.4f}  ", first), (" " * 10, second)):
+            say(start + shortened(index.id(row), WIDTH - len(start)))
+    if count > most:
+        say(f"  and {count - most:,} more (--top, or --json FILE for all)")
+
+
+def write_pairs(path: Path, pairs: Pairs, index: Index, least: float) -> None:
+    """The same as JSON, whole: pairs, and groups that pairs connect."""
+    rows = zip(*(array.tolist() for array in pairs), strict=True)
+    content = {
+        "index": str(index.path),
+        "images": len(index),
+        "above": least,
+        "pairs": [
+            {"first": index.id(first), "second": index.id(second), "score": cosine}
+            for first, second, cosine in rows
+        ],
+        "groups": [[index.id(row) for row in group] for group in pairs.groups(len(index))],
+    }
+    write_json(path, content)
+    say(f"pairs written to {path}")
+
+
+# --- info -----------------------------------------------------------------------------------------
+
+
+def facts(index: Index) -> dict[str, Any]:
+    """All that an index says of itself, its checksums compared and its files looked for."""
+    index.check()
+    entries = list(index.entries())
+    labels = {entry.label for entry in entries} - {None}
+    missing = [entry.path for entry in entries if not os.path.lexists(entry.path)]
+    run = next((p for p in network.places_of(index.path, index.about) if p.exists()), None)
+    seconds = _seconds_per_image(index)
+    known = index.graph
+    return {
+        "index": str(index.path),
+        "images": len(index),
+        "removed": index.added - len(index),
+        "labels": len(labels),
+        "numbers": index.size,
+        "bytes": index.path.stat().st_size,
+        "network": index.about["model"],
+        "fingerprint": index.about["fingerprint"],
+        "run": str(run or network.places_of(index.path, index.about)[-1]),
+        "run_is_there": run is not None,
+        "thresholds": index.thresholds and index.thresholds.as_dict(),
+        "codes": index.about["codes"],
+        "exact_milliseconds": seconds * len(index) * 1e3,
+        "approximate_from": graph.worth_from(seconds),
+        "graph_covers": known.covers if known else None,
+        "missing": missing,
+    }
+
+
+def tell_facts(found: dict[str, Any]) -> None:
+    """The same as lines."""
+    gone = "" if found["run_is_there"] else ", which is not there any more (--run says where it is)"
+    removed = f", {found['removed']:,} removed" if found["removed"] else ""
+    lines = {
+        "images": f"{found['images']:,}{removed}; {counted(found['labels'], 'label')}",
+        "file": f"{found['index']}, {size_of(found['bytes'])}; all checksums agree",
+        "network": f"{found['network']}, {found['numbers']} numbers an image; "
+        f"fingerprint {found['fingerprint'][:12]}",
+        "run": f"{found['run']}{gone}",
+        "thresholds": _threshold_words(found["thresholds"]),
+        "search": _search_words(found),
+    }
+    if found["missing"]:
+        some = ", ".join(found["missing"][:NAMED]) + (
+            ", ..." if len(found["missing"]) > NAMED else ""
+        )
+        lines["files gone"] = f"{len(found['missing']):,}: {some}"
+    for name, text in lines.items():
+        say(wrapped(text, f"{name:<12}", " " * 12))
+
+
+def size_of(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
+
+
+def _threshold_words(known: dict[str, Any] | None) -> str:
+    if known is None:
+        return "none: the run has measured none; once it has, the next `add` takes them over"
+    return f"same from {known['same']:.3f}, different below {known['different']:.3f}"
+
+
+def _search_words(found: dict[str, Any]) -> str:
+    kind = "exact" if found["codes"] == "none" else f"by {found['codes']} codes, scored exactly"
+    if found["graph_covers"] is not None:
+        kind = f"by a graph of {counted(found['graph_covers'])}, scored exactly"
+    return (
+        f"{kind}; to compare with all takes {found['exact_milliseconds']:.1f} ms a query here, and "
+        f"a graph is worth it from about {found['approximate_from']:,} images on"
+    )

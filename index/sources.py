@@ -1,0 +1,130 @@
+"""Which images are meant: folders of any depth, tables of paths, single files."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dataset.files import is_file, is_folder, join_words, tree, warn_once
+from machine import expanded
+from storage import decoded
+from utils import InputError
+
+logger = logging.getLogger("index")
+
+TABLES = (".csv", ".tsv")
+COLUMNS = ("path", "id", "label")
+
+
+class Photo(NamedTuple):
+    """An image file that is to be in an index.
+
+    Attributes:
+        path: absolute. id: None is named after the path. label: what it shows, where that is known.
+    """
+
+    path: str
+    id: str | None = None
+    label: str | None = None
+
+
+def photos_of(given: Iterable[str | os.PathLike[str]]) -> list[Photo]:
+    """All images that some folders, tables (*.csv, *.tsv) and image files name, each file once.
+
+    In a folder an image is labelled by the folders it lies in ("kitchen/mug"), or not at all where
+    it lies in none. A table has a column path (relative to the table's folder, or absolute) and, if
+    you like, id and label.
+
+    Raises:
+        InputError: something is not there, a table cannot be read, or a folder has no picture.
+    """
+    found: dict[str, Photo] = {}
+    for each in given:
+        for photo in _of(os.fspath(each)):
+            found.setdefault(photo.path, photo)
+    return list(found.values())
+
+
+def _of(given: str) -> Iterator[Photo]:
+    for prefix in ("folder:", "csv:"):  # as --dataset has them
+        given = given.removeprefix(prefix)
+    path = absolute(expanded(given))
+    if is_folder(path):
+        yield from _in_folder(path, given)
+    elif not os.path.lexists(path):
+        raise InputError(f"{given} does not exist; give folders, image files or tables (.csv)")
+    elif Path(path).suffix.lower() in TABLES:
+        yield from _in_table(path, given)
+    else:
+        yield Photo(path)
+
+
+def absolute(path: str) -> str:
+    """A path from the root, with links left as they are."""
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def _in_folder(folder: str, given: str) -> Iterator[Photo]:
+    found = tree(Path(folder))
+    for remark in found.remarks:
+        warn_once(remark, logger)
+    if not found.pictures:
+        kinds = join_words(
+            (kind or "files without a suffix" for kind in sorted(found.others)), "or"
+        )
+        raise InputError(
+            f"{given} holds no picture, in no folder of it"
+            + (f" (files with {kinds} are not read as pictures)" if kinds else "")
+            + "; give the folder that your images are in"
+        )
+    for picture in found.pictures:
+        yield Photo(os.path.join(folder, picture), None, picture.rpartition("/")[0] or None)  # noqa: PTH118
+
+
+def _in_table(path: str, given: str) -> Iterator[Photo]:
+    rows = _rows(path, given)
+    _, heading = next(rows, (0, []))
+    names = [name.strip().lower() for name in heading]
+    if "path" not in names:
+        has = join_words(filter(None, names), "and") or "nothing"
+        raise InputError(
+            f"{given} has no column path; its first line must name the columns path and, if you "
+            f"like, id and label, and it names {has}"
+        )
+    place = {name: names.index(name) for name in COLUMNS if name in names}
+    folder, count = os.path.dirname(path), 0  # noqa: PTH120
+    for line, row in rows:
+        values = {n: row[at].strip() if at < len(row) else "" for n, at in place.items()}
+        if not values["path"]:
+            raise InputError(f"{given} line {line}: the path is empty; fill it in")
+        file = absolute(os.path.join(folder, expanded(values["path"])))  # noqa: PTH118
+        if not count and not is_file(file):
+            raise InputError(
+                f"{given} line {line} names {values['path']}, and {file} does not exist; paths are "
+                "relative to the table's folder"
+            )
+        count += 1
+        yield Photo(file, values.get("id") or None, values.get("label") or None)
+    if not count:
+        raise InputError(f"{given} has no rows below its heading; add images")
+
+
+def _rows(path: str, given: str) -> Iterator[tuple[int, Sequence[str]]]:
+    """The rows that are not empty, the heading first, and their line numbers."""
+    try:
+        text = decoded(Path(path).read_bytes())
+        first = text.partition("\n")[0]
+        delimiter = max(",;\t", key=first.count)
+        reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
+        for row in reader:
+            if any(map(str.strip, row)):
+                yield reader.line_num, row
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError(
+            f"{given} cannot be read ({getattr(error, 'strerror', None) or error}); it must be a "
+            "CSV file in UTF-8"
+        ) from error

@@ -1,0 +1,38 @@
+"""Matryoshka (Kusupati et al., Matryoshka Representation Learning, NeurIPS 2022), for any loss."""
+
+from __future__ import annotations
+
+from flags import Group, Kind, flag, whole
+from methods.base import Method, Options
+
+
+def refuses(options: Options) -> str:
+    """What leaves the first entries of the embedding without a meaning of their own."""
+    if options.nb_clusters is not None:
+        return (
+            "--matryoshka cannot go with divide and conquer (--nb-clusters): each cluster learns "
+            "its own part of the embedding, and the first entries would hold the parts of some; "
+            "leave one of them out"
+        )
+    if options.head == "training":
+        return (
+            "--matryoshka cannot go with --head training: evaluation compares the pooled features "
+            "there, whose entries no loss puts in order; leave one of them out"
+        )
+    return ""
+
+
+# fmt: off
+METHOD = Method(
+    name="matryoshka",
+    title="Matryoshka",
+    flags=(Group("Matryoshka: embeddings that can be cut short, for any loss", (
+        flag("--matryoshka", (), Kind(whole(1), "D", nargs="+"),
+             "add the loss of the first D dimensions of the embedding for each D; the last one is "
+             "--embedding-size; evaluate.py --dims measures them", shown="off"),
+    )),),
+    wanted=lambda options: bool(options.matryoshka),
+    attach={"sizes": "matryoshka"},
+    off={"matryoshka": ()},
+    refuses=refuses,
+)

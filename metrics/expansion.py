@@ -1,0 +1,75 @@
+"""Embeddings moved towards what is near them: α query expansion, and database augmentation.
+
+With x of unit length, its K nearest images x_1 … x_K in the gallery and their cosines s_j,
+
+    x' = (x + Σ_j max(s_j, 0)^α · x_j) / ‖…‖
+
+is α query expansion where x is a query (Radenović, Tolias and Chum, 2019; α = 0 is the plain mean
+of Chum et al., 2007), and database augmentation where x is an image of the gallery itself (Turcot
+and Lowe, 2009; Arandjelović and Zisserman, 2012). An image is never its own neighbour. Images tied
+with the K-th share what is left of the K, see neighbours.py.
+
+Where queries search among themselves, an image that is augmented may have the query among its K
+nearest: it is moved by an image that is not in the database of a query from outside.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metrics.clustering import Array
+from metrics.images import Images
+from metrics.neighbours import Near, as_images, nearest
+
+
+def expanded(
+    embeddings: Array, gallery: Array | None, k: int, alpha: float, *, own: bool = False
+) -> Tensor:
+    """The embeddings (N, d) moved towards their k nearest in the gallery, (N, d) float32.
+
+    Args:
+        gallery: (G, d); None where the embeddings are neighbours of each other.
+        k: how many; 1 or more. alpha: the power of the cosine that they count with.
+        own: whether embedding i is image i of the gallery, which is not its neighbour.
+
+    Raises:
+        ValueError: there are not so many to find; or as `retrieval_per_query`.
+    """
+    queries = as_images(embeddings)
+    images = queries if gallery is None else as_images(gallery, "gallery")
+    own |= gallery is None
+    check_count(k, len(images) - own)
+    found = torch.empty(queries.embeddings.shape, device=queries.embeddings.device)
+    everything = unit(images)
+    for near in nearest(queries, images, k, own):
+        weights = near.cosine.clamp_min(0).pow(alpha) * near.share
+        part = slice(int(near.queries[0]), int(near.queries[-1]) + 1)
+        own = queries.given(part).mul_(queries.inverse[part, None])
+        moved = own + weighted_sum(near, weights, everything)
+        found[part] = torch.nn.functional.normalize(moved, dim=1).float()
+    return found
+
+
+def check_count(k: int, there: int) -> None:
+    """Raises ValueError unless an image can have k neighbours."""
+    if not 1 <= k <= there:
+        raise ValueError(
+            f"{k} nearest images were asked for, and an image can find {there}; choose a number "
+            f"from 1 to {there}."
+        )
+
+
+def unit(images: Images) -> Tensor:
+    """(N, d) float64 of unit length."""
+    return images.given(slice(None)).mul_(images.inverse[:, None])
+
+
+def weighted_sum(near: Near, weights: Tensor, everything: Tensor) -> Tensor:
+    """Σ_j weight_j · x_j of each query, (B, d) float64; everything: (G, d) the gallery."""
+    row, place = (near.index >= 0).nonzero(as_tuple=True)
+    where = torch.stack([row, near.index[row, place]])
+    shape = (len(near.queries), len(everything))
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        matrix = torch.sparse_coo_tensor(where, weights[row, place], shape)
+        return torch.sparse.mm(matrix, everything)

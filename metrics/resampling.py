@@ -1,0 +1,58 @@
+"""How sure are error rates of pairs: a bootstrap over the classes.
+
+Pairs that share an image or a class are not independent, so what is drawn anew, with replacement,
+are the classes. With w_c, how often the class c was drawn, a replicate is
+
+    of same pairs        Σ_c w_c·n_c(t) / Σ_c w_c·n_c
+    of different pairs   Σ_{a≠b} w_a·w_b·n_ab(t) / Σ_{a≠b} w_a·w_b·n_ab
+
+where n(t) are the pairs that the rate counts. (Two copies of a class are not a different pair.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from metrics.comparison import CHUNK
+from metrics.verification import PairCounts
+
+RESAMPLES = 500
+
+
+def class_draws(classes: int, resamples: int = RESAMPLES, seed: int = 1) -> Iterator[Tensor]:
+    """How often each class is drawn, (r, C) float64, for `resamples` draws in all."""
+    generator = torch.Generator().manual_seed(seed)
+    for rows in torch.arange(resamples).split(max(1, CHUNK // classes)):
+        draws = torch.randint(classes, (len(rows), classes), generator=generator)
+        weights = torch.zeros(draws.shape, dtype=torch.float64)
+        yield weights.scatter_add_(1, draws, weights.new_ones(()).expand(draws.shape))
+
+
+def rate_of_classes(counted: Tensor, every: Tensor, seed: int = 1) -> Tensor:
+    """Replicates (RESAMPLES,) of Σ counted / Σ every, both (C,); NaN where nothing was drawn."""
+    weights = class_draws(len(every), seed=seed)
+    return torch.cat([(w @ counted.double()) / (w @ every.double()) for w in weights])
+
+
+def rate_of_different_pairs(pairs: PairCounts, threshold: int, seed: int = 1) -> Tensor:
+    """Replicates (RESAMPLES,) of the share of the different pairs that a threshold accepts.
+
+    Args:
+        threshold: a place on the grid, not below `pairs.listed_from`.
+    """
+    near = pairs.listed.bin >= threshold
+    count = len(pairs.classes)
+    key, times = (pairs.listed.a[near] * count + pairs.listed.b[near]).unique(return_counts=True)
+    place = torch.stack([key // count, key % count])
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        accepted = torch.sparse_coo_tensor(place, times.double(), (count, count))
+    queries, gallery = pairs.sizes.double()
+    found = []
+    for weights in class_draws(count, seed=seed):
+        hits = (torch.sparse.mm(accepted, weights.T) * weights.T).sum(0)
+        every = (weights @ queries) * (weights @ gallery) - weights.square() @ (queries * gallery)
+        found.append(hits / (every / 2 if pairs.symmetric else every))
+    return torch.cat(found)

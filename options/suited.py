@@ -1,0 +1,245 @@
+"""Settings that suit the user's own images, where no network is named: each with its reason.
+
+    python train.py --dataset folder:photos
+
+The published defaults are those of benchmarks with thousands of images, on a GPU. With a few
+hundred photographs they give two steps an epoch, at a low rate. So `RULES` map what is known of
+the images and the machine to flags. A flag that is given wins, and the rules after it see it.
+What they were chosen by is in docs/own_images.md; `python benchmarks/own_images.py` measures it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from dataset.own import LEAST_CLASSES
+from flags import Flag
+from options.declared import OWN_DATA, train_flags
+
+MODEL = "efficientnet_lite0"
+"""The network whose ImageNet weights are installed with the other packages."""
+
+LEAST_STEPS = 20
+"""An epoch should have as many: fewer would make the batches too few before the rates fall."""
+
+
+class Images(NamedTuple):
+    """What is known of the images before training.
+
+    Attributes:
+        classes: of all of them. divided: whether the data say themselves which are held out.
+        trained: classes that are trained on. images: of those. smallest, largest: of a class.
+        side: short side of a usual picture, in pixels.
+    """
+
+    classes: int
+    divided: bool
+    trained: int = 0
+    images: int = 0
+    smallest: int = 0
+    largest: int = 0
+    side: int = 0
+
+    def __str__(self) -> str:
+        each = f"{self.smallest}" if self.smallest == self.largest else (
+            f"{self.smallest} to {self.largest}"
+        )  # fmt: skip
+        return f"{self.images:,} training images of {self.trained:,} classes, {each} each"
+
+
+class Machine(NamedTuple):
+    """What is known of the machine.
+
+    Attributes:
+        weights: whether the ImageNet weights of `MODEL` are installed; remedy: what installs them.
+        free: bytes of the disk that caches are kept on.
+    """
+
+    cores: int
+    gpu: bool
+    weights: bool
+    remedy: str
+    free: int
+
+    def __str__(self) -> str:
+        return "a GPU" if self.gpu else f"{self.cores} CPU core{'s' if self.cores > 1 else ''}"
+
+
+class Chosen(NamedTuple):
+    """Settings that belong together, by option, and why they are what they are."""
+
+    settings: Mapping[str, Any]
+    why: str
+
+
+Rule = Callable[[argparse.Namespace, Images, Machine], Chosen]
+
+
+def wanted(args: argparse.Namespace) -> bool:
+    """Whether the settings are to suit the images: asked for, or own images and nothing else named.
+
+    Who names a network, a checkpoint or a file of flags is a researcher with a setting in mind.
+    """
+    if args.defaults is not None:
+        return args.defaults == "suited" and OWN_DATA.met(args)
+    named = {"model", "checkpoint"} & set(args.given) or args.recipe
+    return OWN_DATA.met(args) and not named and args.pretrained in (None, "imagenet", "none")
+
+
+# --- the rules ------------------------------------------------------------------------------------
+
+
+def held_out(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+    """A fifth of the classes, and of few classes more, so that there is something to measure."""
+    share = min(1 / 3, max(0.2, 10 / images.classes))
+    count = max(LEAST_CLASSES, round(share * images.classes))
+    return Chosen(
+        {} if images.divided else {"eval_classes": round(share, 2)},
+        f"{count} of the {images.classes} classes are not trained on: with them it is measured",
+    )
+
+
+def network(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+    """ImageNet weights where they are at hand, else a network that learns fast from nothing."""
+    if args.pretrained != "none" and (machine.weights or args.pretrained == "imagenet"):
+        return Chosen(
+            {"model": MODEL, "pretrained": "imagenet", "freeze_blocks": 5},
+            "ImageNet weights that are installed; the first blocks see edges and colours, and rest",
+        )
+    why = "from nothing, as --pretrained none says"
+    if args.pretrained is None:
+        why = f"from nothing, for want of ImageNet weights; far better: {machine.remedy}"
+    return Chosen({"model": "resnet18", "width": 0.5, "pretrained": "none"}, why)
+
+
+def pixels(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+    """As many as the weights were trained at, and as there are."""
+    if "model" in args.given:  # whose weights may want a certain size
+        return Chosen({}, "")
+    if images.side < 128:
+        return Chosen({"image_size": max(32, images.side // 32 * 32)}, "the pictures have no more")
+    if args.pretrained == "none" and not machine.gpu:
+        return Chosen(
+            {"image_size": 112}, "from nothing it takes many looks, so each of them must be quick"
+        )
+    return Chosen({"image_size": 224}, "detail tells much, and the weights were trained at it")
+
+
+def reading(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+    """A cache, where it holds what the network sees, saves time, and the disk has room."""
+    all_of_them = images.images * images.classes / max(1, images.trained)
+    needed = all_of_them * 3 * 256 * 384  # short side 256, as a camera's pictures are shaped
+    seen_whole = (args.image_size or 224) <= 224 and images.side >= 128
+    if not seen_whole or needed > machine.free / 4:
+        return Chosen({}, "")
+    return Chosen(
+        {"decode": "cache"},
+        f"each file is decoded once, to a short side of 256; about {_megabytes(needed)}",
+    )
+
+
+def batches(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+    """So that an epoch has enough steps; of pairs, so that each batch has some."""
+    size = min(images.images // LEAST_STEPS, 128 if machine.gpu else 32)
+    size = min(max(size, 8), images.images)
+    if "batch_size" in args.given:
+        size = args.batch_size
+    from losses import needs_pairs  # with torch, which training loads anyway
+
+    if needs_pairs(args.loss) and args.nb_clusters is None:
+        each = max(2, min(4, size // 2)) if "IPC" not in args.given else args.IPC
+        size = max(1, min(size // each, images.trained)) * each
+        return Chosen(
+            {"batch_size": size, "IPC": each},
+            f"{args.loss} learns from pairs: {each} images of each class of a batch",
+        )
+    size = max(2, size // 4 * 4) if size > 4 else size
+    return Chosen({"batch_size": size}, f"{max(1, images.images // size)} steps an epoch")
+
+
+def length(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+    """Looks at images that the machine has in minutes, if each is looked at ten times by then."""
+    looks = 120_000 if machine.gpu else 10_000
+    if args.pretrained == "none":
+        looks *= 2
+    epochs = min(max(round(looks / images.images), 10), 100)
+    steps = f"{max(1, images.images // args.batch_size):,} steps each"
+    if args.steps is not None or "epochs" in args.given:
+        return Chosen({}, "")
+    return Chosen({"epochs": epochs}, f"{steps}, {epochs * images.images:,} looks at an image")
+
+
+def judging(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+    """Once, so that no epoch is picked on the classes that say how good it is."""
+    if args.steps is not None or args.eval_steps is not None:
+        return Chosen({}, "")
+    if args.val_classes or args.val_fold is not None:
+        every = max(1, args.epochs // 10)
+        return Chosen({"eval_every": every}, "ten times, since other classes pick the epoch")
+    return Chosen(
+        {"eval_every": args.epochs}, "once, at the end: no epoch is picked on held-out classes"
+    )
+
+
+def rates(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+    """High at first and down to nothing, as the few steps there are must do."""
+    if args.optimizer != "adamw":
+        return Chosen({"warm": 0, "schedule": "cosine"}, "down to nothing at the end")
+    settings = {"schedule": "cosine", "warm": 0, "weight_decay": 0.02, "decay_vectors": 0}
+    if args.pretrained == "none":
+        return Chosen({"lr": 4e-3, **settings}, "few steps from nothing must be long ones")
+    lr = args.lr if "lr" in args.given else 1e-3
+    return Chosen(
+        {"lr": lr, "lr_p": lr / 2, **settings},
+        "few steps must be long ones; the network changes less than its new head",
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    held_out,
+    network,
+    pixels,
+    reading,
+    batches,
+    length,
+    judging,
+    rates,
+)
+"""In the order in which they are carried out, and told."""
+
+
+def choose(
+    args: argparse.Namespace, look: Callable[[argparse.Namespace], Images], machine: Machine
+) -> tuple[argparse.Namespace, list[list[str]]]:
+    """The options with what `RULES` set of them, and for people: settings, and why.
+
+    Args:
+        look: what is known of the images, once it is settled which classes are held out.
+    """
+    flags = {entry.dest: entry for entry in train_flags()}
+    told = []
+    args = argparse.Namespace(**vars(args))
+    images = look(args)
+    for rule in RULES if images.images else ():
+        chosen = rule(args, images, machine)
+        settings = {k: v for k, v in chosen.settings.items() if k not in args.given}
+        vars(args).update(settings)
+        if settings:
+            words = " ".join(_as_flag(flags[name], value) for name, value in settings.items())
+            told.append([words, chosen.why])
+        if "eval_classes" in settings:
+            images = look(args)
+    if told:
+        told.insert(0, ["", f"for {images}, on {machine}; a flag that you give wins"])
+    return args, told
+
+
+def _as_flag(entry: Flag, value: Any) -> str:
+    shown = f"{value:g}" if isinstance(value, float) else value
+    return f"{entry.spellings[0]} {shown}"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"

@@ -1,0 +1,134 @@
+"""A run's checkpoint and images, as the sections of its page look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dataset.base import ImageSet
+from evaluation.embedding import Embedded
+from evaluation.pictures import Thumbnails
+from page.findings import Search, blocks
+from page.records import Record
+from utils import InputError
+
+DRAWN_IMAGES, IMAGES_PER_CLASS = 1500, 12
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A run's checkpoints and images, for the sections of its page.
+
+    `train` are the training images, with their classes numbered as in the criterion; None where
+    they are not available. `embed` gives the raw embeddings (n, d) of readable images by the best
+    network. `state` is last.pth, `history` classes.npz; either may be empty.
+    """
+
+    record: Record
+    checkpoint: dict[str, Any]
+    state: dict[str, Any]
+    history: dict[str, np.ndarray]
+    judged: Embedded
+    search: Search
+    train: ImageSet | None
+    embed: Callable[[ImageSet], tuple[ImageSet, torch.Tensor]] | None
+    thumbs: Thumbnails
+    seed: int
+
+    def criterion(self, name: str) -> torch.Tensor | None:
+        """A tensor of the criterion in the best checkpoint, by the last part of its key."""
+        content = self.checkpoint.get("criterion_state_dict", {})
+        return next((v for k, v in content.items() if k.split(".")[-1] == name), None)
+
+    @cached_property
+    def proxies(self) -> torch.Tensor | None:
+        """(C, d) the proxies at unit length; of a class that has several, their mean direction.
+
+        None where there are none, or not as many for each of two classes or more.
+        """
+        weights, names = self.criterion("proxies"), self.history.get("names")
+        if weights is None or weights.ndim != 2 or len(weights) < 2:
+            return None
+        if names is not None and len(weights) != len(names):
+            if len(names) < 2 or len(weights) % len(names):
+                return None
+            # Those of a class stand together.
+            weights = F.normalize(weights.float(), dim=1).unflatten(0, (len(names), -1)).mean(dim=1)
+        return F.normalize(weights.float(), dim=1)
+
+    @cached_property
+    def crowding(self) -> torch.Tensor | None:
+        """(C,) the cosine of each class's proxy to the nearest other one, where there are two."""
+        return None if self.proxies is None else nearest_proxy(self.proxies)
+
+    @cached_property
+    def drawn(self) -> dict[int, torch.Tensor]:
+        """`means` of classes drawn at random: what is said of classes is said of these."""
+        if self.train is None:
+            return {}
+        rng = np.random.default_rng(self.seed)
+        chosen, images = [], 0
+        sizes = np.bincount(self.train.labels, minlength=self.train.num_classes)
+        for label in rng.permutation(self.train.num_classes).tolist():
+            if images >= DRAWN_IMAGES:
+                break
+            chosen.append(label)
+            images += min(IMAGES_PER_CLASS, int(sizes[label]))
+        return self.means(chosen)
+
+    def means(self, labels: Iterable[int]) -> dict[int, torch.Tensor]:
+        """The mean (d,) of the unit embeddings of training images, a dozen of each class.
+
+        Classes with fewer than two readable images are left out, and all where the images are gone.
+        """
+        if self.train is None or self.embed is None:
+            return {}
+        places = [np.flatnonzero(self.train.labels == c)[:IMAGES_PER_CLASS] for c in labels]
+        if not places:
+            return {}
+        try:
+            images, rows = self.embed(self.train.subset(np.concatenate(places)))
+        except InputError:  # more images than a few cannot be read (any more)
+            return {}
+        unit = F.normalize(rows.float().cpu(), dim=1)
+        found = {}
+        for label, count in zip(*np.unique(images.labels, return_counts=True), strict=True):
+            if count > 1:
+                found[int(label)] = unit[torch.from_numpy(images.labels == label)].mean(dim=0)
+        return found
+
+    def class_name(self, label: int) -> str:
+        """Of a training class."""
+        names = self.history.get("names")
+        return f"class {label}" if names is None else str(names[label])
+
+    def class_images(self, label: int, count: int, *, needed: bool = True) -> list[int]:
+        """Thumbnails of the first images of a training class."""
+        if self.train is None:
+            return []
+        own = np.flatnonzero(self.train.labels == label)[:count]
+        return [self.thumbs.want(self.train, index, needed=needed) for index in own]
+
+
+def nearest_proxy(proxies: torch.Tensor) -> torch.Tensor:
+    """(C,) the cosine of each proxy of (C, d) to the nearest other one."""
+    unit = F.normalize(proxies.float(), dim=1)
+    best = []
+    for rows in blocks(len(unit), 1024):
+        similarity = unit[rows] @ unit.T
+        own = torch.arange(rows.start, rows.stop)
+        similarity[own - rows.start, own] = -torch.inf
+        best.append(similarity.amax(dim=1))
+    return torch.cat(best)
+
+
+def short(value: Any) -> float | None:
+    """A number with the digits that a page shows of it."""
+    return None if value is None else float(f"{float(value):.4g}")

@@ -1,0 +1,354 @@
+"""What a loss learned for each class, such as AMLoss's margins: the section, and its sentences.
+
+Every sentence is computed from the run: what goes with a value is said with its rank correlation
+and interval over classes drawn at random, and whether the values have come to rest with how they
+moved in the last epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from criteria.amloss import AMLoss
+from metrics.correlation import Correlation, rank_correlation
+from page.learned import Learned, Section, short
+from page.records import Record
+
+EXTREMES = 12  # classes at each end of a ranking
+RANKED = 400  # points of a ranking's curve
+FIXED = ("names", "images", "epoch", "step")  # arrays of classes.npz that are not learned
+LAST = 0.2  # of the epochs, in which one looks whether values still move
+AT_REST = 0.1  # of their average pace: what moves more slowly has settled
+ALIKE = 1.05  # largest over smallest pull: within that all classes are pulled alike
+WORTH_SAYING = 0.1  # a correlation below that is not mentioned, however sure
+
+
+def values_by_name(record: Record, history: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What was learned for each class by the best epoch: arrays (C,) by name."""
+    learned = {name: rows for name, rows in history.items() if name not in FIXED and len(rows)}
+    return {name: rows[row_of_best(record, history)] for name, rows in learned.items()}
+
+
+def row_of_best(record: Record, history: dict[str, np.ndarray]) -> int:
+    """The row of the history at the best epoch, or else the last."""
+    rows = np.flatnonzero(history["epoch"] == record.best_epoch)
+    return int(rows[-1]) if len(rows) else len(history["epoch"]) - 1
+
+
+def class_values(learned: Learned) -> Iterator[Section]:
+    """Each value that classes learn: ranked, beside what goes with it, and over the epochs."""
+    history = learned.history
+    for name, values in values_by_name(learned.record, history).items():
+        row = row_of_best(learned.record, history)
+        order = np.argsort(values, kind="stable")
+        ends = [*order[:EXTREMES].tolist(), *order[::-1][:EXTREMES].tolist()]
+        related = [_related(q, values) for q in _quantities(learned)]
+        given = [_given_the_others(related, at) for at in range(len(related))]
+        moved = movement(history[name][: row + 1], history["epoch"][: row + 1])
+        about = ABOUT_VALUES.get(name, lambda learned, values: "")(learned, values)
+        spread = _spread(learned, ends)
+        yield {
+            "kind": "class-values",
+            "title": f"The learned {name} of each class",
+            "about": " ".join(filter(None, [about, about_movement(moved, name)])),
+            "said": [_what_goes_with(name, r, g) for r, g in zip(related, given, strict=True)],
+            "settled": moved is None or moved.settled,
+            "value": name,
+            "epoch": int(history["epoch"][row]),
+            "classes": len(values),
+            "ranked": _ranking(learned, values, order),
+            "largest": _extremes(learned, values, order[::-1], spread),
+            "smallest": _extremes(learned, values, order, spread),
+            "scatters": [
+                _scatter(learned, name, r, g) for r, g in zip(related, given, strict=True)
+            ],
+            "course": _course(learned, name, order),
+        }
+
+
+def in_short(part: Section) -> str:
+    """The range of the values that classes learned, and what is surest of them."""
+    low, high, value = part["smallest"][0], part["largest"][0], part["value"]
+    words = f"Learned {value}s go from {low['value']:.3g} ({low['name']}) to {high['value']:.3g}"
+    words += f" ({high['name']})."
+    if not part["settled"]:
+        words += f" They have not settled: the {value}s were still moving at the end."
+    sure = [s for s in part["scatters"] if s["low"] > 0 or s["high"] < 0]
+    strongest = max(sure, key=lambda s: abs(s["correlation"]), default=None)
+    if strongest is None or abs(strongest["correlation"]) < WORTH_SAYING:
+        return words
+    more = "larger" if strongest["correlation"] > 0 else "smaller"
+    return (
+        f"{words} They are {more} where {strongest['where']} (rank correlation "
+        f"{_interval(strongest)})."
+    )
+
+
+# --- what the loss does to them -------------------------------------------------------------------
+
+
+def about_margins(learned: Learned, values: np.ndarray) -> str:
+    """What pulls at AMLoss's margins, and whether its third term tells classes apart here."""
+    said = (
+        "AMLoss wants the cosine between an image and the proxy of its class to exceed a margin, "
+        "which each class learns for itself; all start equal. Images that stay below the margin of "
+        "their class lower it; the loss's third term raises it, the more the nearer other proxies "
+        "are."
+    )
+    if learned.proxies is None:
+        return said
+    delta = learned.record.options.delta
+    pulls = AMLoss.raising(learned.proxies, torch.from_numpy(np.asarray(values)).float(), delta)
+    least, most = float(pulls.min()), float(pulls.max())
+    ends = dict.fromkeys((f"{least:.4f}", f"{most:.4f}"))
+    range_ = " to ".join(ends)
+    if most <= ALIKE * least:
+        return (
+            f"{said} Among these {len(values):,} classes it pulls at all alike ({range_} of its "
+            "full strength), so it is not what tells their margins apart."
+        )
+    return f"{said} Among these {len(values):,} classes it pulls {range_} as hard as it can."
+
+
+def about_boundaries(learned: Learned, values: np.ndarray) -> str:
+    """What the margin loss does with its boundaries."""
+    return (
+        "The margin loss wants images of a class nearer to each other than its boundary β, and "
+        "others farther away, so a larger β asks less of a class's own images."
+    )
+
+
+ABOUT_VALUES: dict[str, Callable[[Learned, np.ndarray], str]] = {
+    "margin": about_margins,
+    "beta": about_boundaries,
+}
+
+
+# --- whether they have come to rest ---------------------------------------------------------------
+
+
+class Movement(NamedTuple):
+    """How values moved in the last of `total` epochs.
+
+    `falling` and `rising` are shares of the classes; `pace` is how fast they moved in the last
+    `epochs`, over how fast they moved on average.
+    """
+
+    epochs: int
+    total: int
+    falling: float
+    rising: float
+    pace: float
+
+    @property
+    def settled(self) -> bool:
+        """Whether they hardly moved any more."""
+        return self.pace < AT_REST
+
+
+def movement(rows: np.ndarray, epochs: np.ndarray) -> Movement | None:
+    """Of values (E, C) by epoch; None before the third row, and where nothing has moved."""
+    if len(rows) < 3:
+        return None
+    last = int(epochs[-1])
+    start = int(np.flatnonzero(epochs[:-1] <= last - LAST * (last - epochs[0]))[-1])
+    late, all_ = rows[-1] - rows[start], rows[-1] - rows[0]
+    steps, total = last - int(epochs[start]), last - int(epochs[0])
+    pace = float(np.abs(all_).mean()) / max(1, total)
+    if not pace > 0 or steps < 1:
+        return None
+    falling, rising = float((late < 0).mean()), float((late > 0).mean())
+    return Movement(steps, last, falling, rising, float(np.abs(late).mean()) / steps / pace)
+
+
+def about_movement(moved: Movement | None, name: str) -> str:
+    """Whether values have settled, in a sentence."""
+    if moved is None:
+        return ""
+    span = f"In the last {moved.epochs} of {moved.total} epochs" if moved.epochs > 1 else (
+        f"In the last of {moved.total} epochs"
+    )  # fmt: skip
+    if moved.settled:
+        return f"{span} they moved at {moved.pace:.2f} of their average pace: they have settled."
+    share, way = max((moved.falling, "falling"), (moved.rising, "rising"))
+    return (
+        f"{span} {_percent(share)} of them were still {way}, and they moved at {moved.pace:.2f} of "
+        f"their average pace: they have not settled, and where a {name} stands tells how fast it "
+        "moved rather than where it belongs."
+    )
+
+
+def _percent(share: float) -> str:
+    return "all" if share == 1 else f"{100 * share:.1f} %"
+
+
+# --- what goes with them --------------------------------------------------------------------------
+
+
+class Quantity(NamedTuple):
+    """Something known of classes: `of` is it by label, `where` says what more of it means."""
+
+    title: str
+    where: str
+    of: dict[int, float]
+
+
+class Related(NamedTuple):
+    """A quantity beside the learned values of the same classes."""
+
+    quantity: Quantity
+    labels: list[int]
+    x: np.ndarray
+    y: np.ndarray
+    correlation: Correlation
+
+
+def _quantities(learned: Learned) -> list[Quantity]:
+    """What is known of the training classes and differs among them, for three of them or more."""
+    drawn, proxies = learned.drawn, learned.proxies
+    found = [
+        Quantity(
+            "spread of the class's images",
+            "the images of a class differ more",
+            {label: 1 - float(mean.norm()) for label, mean in drawn.items()},
+        )
+    ]
+    if learned.crowding is not None:
+        nearest = dict(enumerate(learned.crowding.tolist()))
+        title = "cosine to the nearest other proxy"
+        found.append(Quantity(title, "another class's proxy is nearer", nearest))
+    if proxies is not None and drawn and len(next(iter(drawn.values()))) == proxies.shape[1]:
+        own = {label: float(mean @ proxies[label]) for label, mean in drawn.items()}
+        title = "mean cosine of the images to their own proxy"
+        found.append(Quantity(title, "the images of a class lie nearer to their proxy", own))
+    sizes = dict(enumerate(learned.history["images"].tolist()))
+    found.append(Quantity("training images of the class", "a class has more images", sizes))
+    return [q for q in found if len(q.of) > 2 and len(set(q.of.values())) > 1]
+
+
+def _related(quantity: Quantity, values: np.ndarray) -> Related:
+    labels = [label for label in quantity.of if label < len(values)]
+    x = np.array([quantity.of[label] for label in labels])
+    y = values[labels]
+    return Related(quantity, labels, x, y, rank_correlation(x, y))
+
+
+def _given_the_others(related: list[Related], at: int) -> Correlation | None:
+    """The correlation of one of them with all others held fixed; None where there are none."""
+    if len(related) < 2:
+        return None
+    shared = sorted(set.intersection(*(set(r.labels) for r in related)))
+    if len(shared) < 4 + len(related):
+        return None
+    columns = [np.array([r.quantity.of[label] for label in shared]) for r in related]
+    value_of = dict(zip(related[at].labels, related[at].y.tolist(), strict=True))
+    own = np.array([value_of[label] for label in shared])
+    others = [column for place, column in enumerate(columns) if place != at]
+    return rank_correlation(columns[at], own, *others)
+
+
+def _what_goes_with(name: str, related: Related, given: Correlation | None) -> str:
+    """How values go with a quantity, in a sentence with its numbers."""
+    found, where = related.correlation, related.quantity.where
+    numbers = f"rank correlation {found.value:.2f}, 95 % interval {found.low:.2f} to "
+    numbers += f"{found.high:.2f}, {found.count:,} classes"
+    if not found.is_sure or abs(found.value) < WORTH_SAYING:
+        said = f"Whether {where} makes no difference to a {name} that can be seen ({numbers})"
+        if given is not None and given.is_sure and abs(given.value) >= WORTH_SAYING:
+            more = "larger" if given.value > 0 else "smaller"
+            said += f"; with the other quantities held fixed it is {more} there ({given.value:.2f})"
+        return f"{said}."
+    more = "larger" if found.value > 0 else "smaller"
+    said = f"A {name} is {more} where {where} ({numbers})"
+    if given is None:
+        return f"{said}."
+    if not given.is_sure or abs(given.value) < WORTH_SAYING:
+        return f"{said}; with the other quantities held fixed that is gone ({given.value:.2f})."
+    if given.value * found.value < 0:
+        return f"{said}; with the others held fixed it is the other way round ({given.value:.2f})."
+    return f"{said}; {given.value:.2f} with the other quantities held fixed."
+
+
+def _interval(scatter: dict) -> str:
+    low, high = scatter["low"], scatter["high"]
+    return f"{scatter['correlation']:.2f}, 95 % interval {low:.2f} to {high:.2f}"
+
+
+def _scatter(learned: Learned, name: str, related: Related, given: Correlation | None) -> dict:
+    rng = np.random.default_rng(learned.seed)
+    shown = rng.permutation(len(related.labels))[:RANKED].tolist()
+    return {
+        "x": related.quantity.title,
+        "y": name,
+        "where": related.quantity.where,
+        "correlation": short(related.correlation.value),
+        "low": short(related.correlation.low),
+        "high": short(related.correlation.high),
+        "given": None if given is None else short(given.value),
+        "points": [
+            [
+                short(related.x[i]),
+                short(related.y[i]),
+                learned.class_name(related.labels[i]),
+                *learned.class_images(related.labels[i], 1, needed=False),
+            ]
+            for i in shown
+        ],
+    }
+
+
+# --- lists and courses ----------------------------------------------------------------------------
+
+
+def _ranking(learned: Learned, values: np.ndarray, order: np.ndarray) -> list[list]:
+    """Up to RANKED rows [rank, value, class, thumbnail], spaced evenly along the ranking."""
+    ranks = np.unique(np.linspace(0, len(order) - 1, min(RANKED, len(order))).astype(int))
+    found = []
+    for rank in ranks.tolist():
+        label = int(order[rank])
+        images = learned.class_images(label, 1, needed=False)
+        found.append([rank + 1, short(values[label]), learned.class_name(label), *images])
+    return found
+
+
+def _spread(learned: Learned, labels: list[int]) -> dict[int, float]:
+    """1 - mean cosine of a class's training images to their mean direction, by class."""
+    missing = [label for label in dict.fromkeys(labels) if label not in learned.drawn]
+    means = learned.drawn | learned.means(missing)  # Σ x·m/‖m‖ / n = ‖m‖
+    return {label: 1 - float(means[label].norm()) for label in labels if label in means}
+
+
+def _extremes(
+    learned: Learned, values: np.ndarray, order: np.ndarray, spread: dict[int, float]
+) -> list[dict]:
+    crowding = learned.crowding
+    return [
+        {
+            "name": learned.class_name(label),
+            "value": short(values[label]),
+            "spread": short(spread.get(label)),
+            "nearest": None if crowding is None else short(crowding[label]),
+            "images": learned.class_images(label, 3),
+        }
+        for label in order[:EXTREMES].tolist()
+    ]
+
+
+def _course(learned: Learned, name: str, order: np.ndarray) -> dict[str, Any] | None:
+    """How the values moved: quantiles over the classes, and some classes of both ends."""
+    values, epochs = learned.history[name], learned.history["epoch"].tolist()
+    if len(values) < 2:
+        return None
+    levels = (0.0, 0.1, 0.5, 0.9, 1.0)
+    return {
+        "epochs": epochs,
+        "quantiles": [[short(v) for v in row] for row in np.quantile(values, levels, axis=1)],
+        "lines": [
+            {"name": learned.class_name(c), "values": [short(v) for v in values[:, c]]}
+            for c in dict.fromkeys([*order[:3].tolist(), *order[-3:].tolist()])
+        ],
+    }

@@ -1,0 +1,209 @@
+"""Photos → an index → what is nearest to a picture: a trained network put to use.
+
+    python search.py build logs/RUN --images photos/ --index shop.index
+    python search.py query shop.index picture.jpg
+    python search.py add shop.index new/
+    python search.py remove shop.index new/17.jpg
+
+An index is one file. It holds ids, labels, paths and embeddings of images, not the images.
+"""
+
+from __future__ import annotations
+
+import door
+
+if __name__ == "__main__":
+    door.enter()
+
+import argparse
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from options import searching
+from options.parsing import Formatter, Parser
+from terminal import say, terminal_width
+from utils import InputError, sentence_errors
+
+# What needs torch is imported by each command, so that --help and a typing error answer at once.
+
+
+class Command(NamedTuple):
+    """One of the things that an index is for: its flags, and what carries it out."""
+
+    name: str
+    help: str
+    declare: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def build(args: argparse.Namespace) -> None:
+    """Makes an index of images."""
+    from index import making, network, showing, sources
+
+    making.check_place(args.index, args.overwrite)
+    photos = sources.photos_of(args.images)
+    say(f"{showing.counted(len(photos))}; opening {args.run}", flush=True)
+    embedder = network.opened(args.run, args.device, args.weights, args.whiten)
+    about = network.description(
+        args.run, embedder, args.weights, args.index, args.codes, args.whiten
+    )
+    with going_on():
+        outcome = making.build(args.index, photos, embedder, about, **_how(args))
+    showing.tell_outcome(outcome, args.index)
+    showing.speed_up(args.index, args.approximate)
+    showing.tell_next(args.index)
+
+
+def add(args: argparse.Namespace) -> None:
+    """Adds images to an index."""
+    from index import Index, making, network, showing, sources
+
+    index, photos = Index.open(args.index), sources.photos_of(args.images)
+    say(f"{showing.counted(len(photos))}; opening the network of {args.index}", flush=True)
+    embedder = index.embedder(args.device, args.run)
+    thresholds = network.measured(network.run_of(args.index, index.about, args.run), embedder)
+    with going_on():
+        outcome = making.add(args.index, photos, embedder, thresholds, **_how(args))
+    showing.tell_outcome(outcome, args.index)
+    showing.speed_up(args.index, args.approximate)
+
+
+@contextlib.contextmanager
+def going_on() -> Iterator[None]:
+    """Around work that may be interrupted; raises SystemExit with status 130 when it is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("\nstopped; the same command goes on with what is done", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _how(args: argparse.Namespace) -> dict:
+    names = ("workers", "max_bad_images", "keep_copies")
+    return {name: getattr(args, name) for name in names}
+
+
+def remove(args: argparse.Namespace) -> None:
+    """Takes images out of an index."""
+    if not args.names and not args.missing:
+        raise InputError("nothing to remove; give ids, files or folders, or --missing")
+    from index import making, showing
+
+    showing.tell_removed(making.remove(args.index, args.names, args.missing), args.index)
+
+
+def compact(args: argparse.Namespace) -> None:
+    """Writes an index anew without what was removed."""
+    from index import making, showing
+
+    freed = making.compact(args.index)
+    say(f"{args.index} written anew, {showing.size_of(freed)} smaller")
+
+
+def approximate(args: argparse.Namespace) -> None:
+    """Makes or extends the graph of an index."""
+    from index import showing
+
+    showing.speed_up(args.index, "yes")
+
+
+def query(args: argparse.Namespace) -> None:
+    """Finds the images nearest to some others."""
+    ranking = searching.ranking_of(args)
+    from index import Index, asking, showing
+
+    index = Index.open(args.index, exact=args.exact)
+    if terminal_width() is not None:
+        say(f"opening the network of {args.index}", flush=True)
+    embedder = index.embedder(args.device, args.run)
+    how = {"without_self": args.without_self, "ranking": ranking}
+    answers = asking.ask(index, embedder, args.images, args.top, **how)
+    showing.tell_answers(answers, index)
+    if args.json:
+        showing.write_answers(args.json, answers, index)
+    if args.picture:
+        showing.draw_answers(args.picture, answers, embedder.model.upright)
+
+
+def duplicates(args: argparse.Namespace) -> None:
+    """Finds the pairs of images that are nearest to each other."""
+    from index import Index, showing
+    from index.duplicates import pairs_above
+
+    index = Index.open(args.index, exact=True)
+    pairs = pairs_above(index, args.above)
+    showing.tell_pairs(pairs, index, args.above, args.top)
+    if args.json:
+        showing.write_pairs(args.json, pairs, index, args.above)
+
+
+def info(args: argparse.Namespace) -> None:
+    """Says what an index holds, and whether all of it is as it was written."""
+    from index import Index, showing
+
+    facts = showing.facts(Index.open(args.index))
+    showing.tell_facts(facts)
+    if args.json:
+        showing.write_json(args.json, facts)
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Opens a page to search on, until it is interrupted."""
+    say("reading the index and its network ...", flush=True)
+    from serving import server
+
+    where = {"host": args.host, "port": args.port, "allow_host": args.allow_host}
+    server.serve(args.index, **where, device=args.device, run=args.run)
+
+
+COMMANDS = (
+    Command("build", "make an index of images", searching.build, build),
+    Command("add", "add images to an index", searching.add, add),
+    Command("remove", "take images out of an index", searching.remove, remove),
+    Command("query", "find the images nearest to some others", searching.query, query),
+    Command("duplicates", "find images that look alike", searching.duplicates, duplicates),
+    Command("info", "what an index holds, and whether it is sound", searching.info, info),
+    Command("approximate", "make searching a large index fast", searching.index, approximate),
+    Command("compact", "write an index anew without the removed", searching.index, compact),
+    Command("serve", "open a page in the browser to search on", searching.serve, serve),
+)
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """A command line → options; `carry_out` is the command's function."""
+    parser = Parser(
+        prog="python search.py", description=__doc__.split("\n")[0], formatter_class=Formatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        own = commands.add_parser(
+            command.name,
+            help=command.help,
+            description=f"{command.help[:1].upper()}{command.help[1:]}.",
+            formatter_class=Formatter,
+        )
+        command.declare(own)
+        own.set_defaults(carry_out=command.run)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command.
+
+    Raises:
+        SystemExit: with status 2 and one sentence for bad input, 0 for --help.
+    """
+    args = parse(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    with sentence_errors(), door.answering():
+        args.carry_out(args)
+
+
+if __name__ == "__main__":
+    main()

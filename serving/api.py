@@ -1,0 +1,191 @@
+"""What the page asks for, as plain values: the index's facts, its entries, and what is near."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from serving.gallery import Gallery, State
+from serving.guards import Refused
+from serving.pictures import SIDES, Crop, Shown
+from storage import digest
+from terminal import printable
+
+if TYPE_CHECKING:
+    from evaluation.thresholds import Thresholds
+    from index import Entry
+
+MOST_RESULTS = 200
+LONGEST_LABEL = 200
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An entry's picture: a tag that changes with its file, and what makes the JPEG."""
+
+    tag: str
+    jpeg: Callable[[], bytes]
+
+
+class Api:
+    """The functions behind the addresses; `query` holds the parameters of the address.
+
+    They raise InputError or `Refused` where they cannot answer.
+    """
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
+        self.shown = Shown()
+
+    def info(self) -> dict[str, Any]:
+        """What is searched, and what is taken."""
+        state = self.gallery.now()
+        return {
+            "name": printable(self.gallery.path.name),
+            "entries": len(state.index),
+            "dimensions": state.index.size,
+            "thresholds": _limits(state.index.thresholds),
+            "upright": state.upright,
+            "most_results": MOST_RESULTS,
+        }
+
+    def entries(self, query: Mapping[str, str]) -> dict[str, Any]:
+        """Some entries, spread evenly over the index or over those whose label or name matches."""
+        state = self.gallery.now()
+        count = _count(query.get("count", "12"), "count")
+        rows, looked_at = self.gallery.spread(state, count, _wanted(query))
+        found = [_described(state.index.entry(row), row) for row in rows]
+        return {"entries": found, "of": len(state.index), "looked_at": looked_at}
+
+    def entry(self, row: str, query: Mapping[str, str]) -> dict[str, Any]:
+        """One entry."""
+        return _described(*self._entry(self.gallery.now(), row, query))
+
+    def picture(self, row: str, kind: str, query: Mapping[str, str]) -> Picture:
+        """The picture of an entry, as a `thumbnail` or an `image`."""
+        state = self.gallery.now()
+        entry, _ = self._entry(state, row, query)
+        stamp = Shown.stamp(entry.path)
+        if stamp is None:
+            raise Refused(HTTPStatus.NOT_FOUND, f"the file of {_name(entry)} is gone")
+        tag = digest(f"{stamp} {state.upright} {kind} {entry.path!r}".encode())
+        return Picture(tag, lambda: self.shown.jpeg(entry.path, stamp, SIDES[kind], state.upright))
+
+    def search(self, query: Mapping[str, str], body: bytes) -> dict[str, Any]:
+        """What is nearest to the picture in `body`, or to an entry (`entry`), or to a part of it.
+
+        Parameters: `top`, how many; `crop`, left,top,right,bottom as shares; `label`, text that
+        the label or the name of what is found has in it.
+        """
+        start = time.perf_counter()
+        state = self.gallery.now()
+        top = _count(query.get("top", "20"), "top")
+        crop = Crop.of(query["crop"]) if query.get("crop") else None
+        own = None
+        if "entry" in query:
+            entry, own = self._entry(state, query["entry"], query)
+            source: str | bytes | int = own if crop is None else entry.path
+        elif body:
+            source = body
+        else:
+            raise Refused(HTTPStatus.BAD_REQUEST, "the picture has no bytes; send one, or an entry")
+        hits, looked_at = self.gallery.nearest(state, source, crop, top, _wanted(query), own)
+        limits = state.index.thresholds
+        found = []
+        for row, cosine in hits:
+            verdict = None if limits is None else limits.verdict(cosine)
+            described = _described(state.index.entry(row), row)
+            found.append({**described, "cosine": cosine, "verdict": verdict})
+        return {
+            "query": None if own is None else _described(entry, own),
+            "neighbours": found,
+            "entries": len(state.index),
+            "looked_at": looked_at,
+            "thresholds": _limits(limits),
+            "seconds": round(time.perf_counter() - start, 4),
+        }
+
+    @staticmethod
+    def _entry(state: State, row: str, query: Mapping[str, str]) -> tuple[Entry, int]:
+        """The entry at a row; refuses a row that is none, or has become another's (`check`)."""
+        number = int(row) if row.isascii() and row.isdigit() and len(row) <= 12 else -1
+        if not 0 <= number < len(state.index):
+            rows = f"give 0 to {len(state.index) - 1}" if len(state.index) else "it is empty"
+            raise Refused(HTTPStatus.NOT_FOUND, f"the index has no such row; {rows}")
+        entry = state.index.entry(number)
+        if query.get("check", _check(entry)) != _check(entry):
+            raise Refused(
+                HTTPStatus.NOT_FOUND,
+                "this row is another picture's since the index changed; search again",
+            )
+        return entry, number
+
+
+# --- in words -------------------------------------------------------------------------------------
+
+
+def _described(entry: Entry, row: int) -> dict[str, Any]:
+    check = _check(entry)
+    return {
+        "row": row,
+        "id": printable(entry.id),
+        "label": None if entry.label is None else printable(entry.label),
+        "name": _name(entry),
+        "gone": Shown.stamp(entry.path) is None,
+        "check": check,
+        "thumbnail": f"/api/entries/{row}/thumbnail?check={check}",
+        "image": f"/api/entries/{row}/image?check={check}",
+    }
+
+
+def _name(entry: Entry) -> str:
+    return printable(PurePath(entry.path).name)
+
+
+def _check(entry: Entry) -> str:
+    """What tells an entry from another that has come to stand at its row."""
+    return digest(entry.id.encode("utf-8", "surrogateescape"))[:8]
+
+
+def _limits(found: Thresholds | None) -> dict[str, Any] | None:
+    """The two cosines, how often each is wrong, and whether of pairs or of queries (`searched`)."""
+    if found is None:
+        return None
+    return {
+        "same": found.same,
+        "different": found.different,
+        "false_same": _rate(found.false_same.expected),
+        "false_different": _rate(found.false_different.expected),
+        "searched": found.index_size,
+        "measured_on": printable(found.title),
+    }
+
+
+def _rate(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _count(text: str, name: str) -> int:
+    plain = text.isascii() and text.isdigit() and len(text) <= len(str(MOST_RESULTS))
+    if not plain or not 1 <= int(text) <= MOST_RESULTS:
+        raise Refused(
+            HTTPStatus.BAD_REQUEST, f"{name} is no number of entries; give 1 to {MOST_RESULTS}"
+        )
+    return int(text)
+
+
+def _wanted(query: Mapping[str, str]) -> Callable[[Entry], bool] | None:
+    """Whether an entry's label or name has the text in it that is asked for; None asks for all."""
+    text = query.get("label", "").strip().casefold()
+    if len(text) > LONGEST_LABEL:
+        raise Refused(
+            HTTPStatus.BAD_REQUEST, f"label is longer than {LONGEST_LABEL} letters; shorten it"
+        )
+    if not text:
+        return None
+    return lambda entry: text in f"{entry.label or ''}\n{_name(entry)}".casefold()

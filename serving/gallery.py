@@ -1,0 +1,157 @@
+"""The index as it is on disk now, its network, and one search at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from index import Index
+from serving.pictures import Crop, query_pixels
+from utils import InputError
+
+if TYPE_CHECKING:
+    from evaluation.inference import Embedder
+    from index import Entry
+
+logger = logging.getLogger("serving")
+
+FARTHEST, MOST_LISTED = 10_000, 50_000
+"""Of so many nearest entries at most, and so many in a list, those with a label are looked for: an
+entry takes about 30 µs."""
+
+Wanted = Callable[["Entry"], bool] | None
+
+
+class State(NamedTuple):
+    """An index as it was at one moment, and the network of its embeddings."""
+
+    index: Index
+    embedder: Embedder
+
+    @property
+    def upright(self) -> bool:
+        """Whether pictures are turned as their EXIF orientation says."""
+        return self.embedder.model.upright
+
+
+class Gallery:
+    """An index for many threads.
+
+    Searches run one after the other in a thread of their own: a network's threads belong to the
+    thread that calls it, and a new set for every connection would not end with it.
+
+    Attributes:
+        path: of the index.
+
+    Raises:
+        InputError: there is no usable index, or its network is not to be had.
+    """
+
+    def __init__(self, path: Path, device: str | None = None, run: str | None = None) -> None:
+        self.path = path
+        self._opening = threading.Lock()
+        self._told = ""
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._how = {"device": device, "run": run}
+        index = Index.open(path)
+        self._state = State(index, index.embedder(**self._how))
+
+    def now(self) -> State:
+        """The index as it is on disk; as it was, where it is gone or damaged since."""
+        with self._opening:
+            try:
+                if not self._state.index.is_current:
+                    self._state = self._opened_again()
+                self._told = ""
+            except InputError as error:
+                self._tell(str(error))
+            return self._state
+
+    def _opened_again(self) -> State:
+        index, before = Index.open(self.path), self._state
+        same = index.about["fingerprint"] == before.index.about["fingerprint"]
+        return State(index, before.embedder if same else index.embedder(**self._how))
+
+    def _tell(self, sentence: str) -> None:
+        """Says once, not for every request, why the index is as it was before."""
+        if sentence != self._told:
+            logger.warning("the index is served as it was: %s", sentence)
+        self._told = sentence
+
+    def close(self) -> None:
+        """Lets the search at work end, and no other begin."""
+        self._worker.shutdown(cancel_futures=True)
+
+    # --- searching --------------------------------------------------------------------------------
+
+    def nearest(
+        self,
+        state: State,
+        source: int | str | bytes,
+        crop: Crop | None,
+        top: int,
+        wanted: Wanted,
+        without: int | None,
+    ) -> tuple[list[tuple[int, float]], int]:
+        """Rows and cosines of what is nearest, and how many entries were looked at for it.
+
+        Args:
+            source: an entry's row, or a picture's path or bytes. wanted: which entries count.
+            without: a row that is left out.
+
+        Raises:
+            InputError: the picture cannot be read.
+        """
+        return self._worker.submit(
+            self._nearest, state, source, crop, top, wanted, without
+        ).result()
+
+    def _nearest(
+        self,
+        state: State,
+        source: int | str | bytes,
+        crop: Crop | None,
+        top: int,
+        wanted: Wanted,
+        without: int | None,
+    ) -> tuple[list[tuple[int, float]], int]:
+        if isinstance(source, int):
+            embedding = state.index.embedding(source)[None]
+        else:
+            embedding = state.embedder(query_pixels(source, state.upright, crop))
+        most = len(state.index) if wanted is None else min(FARTHEST, len(state.index))
+        reach = min(top + (without is not None), most)
+        if reach == 0:
+            return [], 0
+        while True:
+            rows, scores = (part[0] for part in state.index.search(embedding, reach))
+            hits = [
+                (int(row), float(score))
+                for row, score in zip(rows, scores, strict=True)
+                if row >= 0 and row != without and np.isfinite(score)
+                if wanted is None or wanted(state.index.entry(int(row)))
+            ]
+            if len(hits) >= top or reach >= most:
+                return hits[:top], reach
+            reach = min(8 * reach, most)
+
+    @staticmethod
+    def spread(state: State, count: int, wanted: Wanted) -> tuple[list[int], int]:
+        """Rows of `count` entries from all over the index, and how many were looked at for it.
+
+        Args:
+            wanted: which entries count; of the first `MOST_LISTED`, then.
+        """
+        rows: Sequence[int] = range(len(state.index))
+        looked_at = len(rows)
+        if wanted is not None:
+            looked_at = min(looked_at, MOST_LISTED)
+            rows = [row for row in rows[:looked_at] if wanted(state.index.entry(row))]
+        places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+        return [rows[place] for place in places.tolist()], looked_at

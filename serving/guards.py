@@ -1,0 +1,118 @@
+"""Which requests are answered: those of our own page and of programs here, of a size that fits.
+
+Any page in the user's browser can send requests to this machine. What such a page cannot do is to
+choose the headers `Host`, `Origin` and `Sec-Fetch-Site`, which browsers write themselves.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Collection
+from email.message import Message
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+MOST_BYTES = 32_000_000  # of an uploaded picture
+_NAME_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+
+
+class Refused(Exception):
+    """A request that is not answered: its status, and a sentence that says why and what to do."""
+
+    def __init__(self, status: HTTPStatus, sentence: str, **headers: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+# --- who asks -------------------------------------------------------------------------------------
+
+
+def check_host(headers: Message, names: Collection[str]) -> None:
+    """Refuses a request that was sent to another name than one of this machine's.
+
+    DNS rebinding has a foreign name lead to this machine, so that the foreign page counts as ours.
+    An address in numbers cannot be made to lead elsewhere.
+
+    Args:
+        names: which are ours beside addresses in numbers and `localhost`, in lower case.
+    """
+    hosts = headers.get_all("Host") or []
+    found = _NAME_AND_PORT.fullmatch(hosts[0].strip()) if len(hosts) == 1 else None
+    if found is None:
+        raise Refused(HTTPStatus.BAD_REQUEST, "the request has no proper Host header; send one")
+    name = found[1].lower().rstrip(".")
+    if name == "localhost" or name in names or _is_address(name.strip("[]")):
+        return
+    raise Refused(
+        HTTPStatus.MISDIRECTED_REQUEST,
+        f"this server does not go by the name {name}; open it by its address in numbers, or "
+        f"start it with --allow-host {name}",
+    )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def check_site(headers: Message) -> None:
+    """Refuses what a page of another site had the browser send."""
+    site = headers.get("Sec-Fetch-Site", "none")
+    origin = headers.get("Origin")
+    ours = origin is None or urlsplit(origin).netloc.lower() == headers.get("Host", "").lower()
+    if site not in ("none", "same-origin") or not ours:
+        raise Refused(HTTPStatus.FORBIDDEN, "another site's page may not search here")
+
+
+def own_names() -> set[str]:
+    """What this machine is called in its network."""
+    name = socket.gethostname().lower()
+    return {name, f"{name.partition('.')[0]}.local"} - {"", ".local"}
+
+
+# --- how much -------------------------------------------------------------------------------------
+
+
+def body_length(headers: Message, most: int = MOST_BYTES) -> int:
+    """How many bytes a request says that it carries.
+
+    Refuses a length that is missing, repeated, no plain number or above `most`, and a body in
+    chunks, whose length is known only when it has been read.
+    """
+    if "Transfer-Encoding" in headers:
+        raise Refused(
+            HTTPStatus.NOT_IMPLEMENTED,
+            "a body in chunks is not taken; send the picture whole, with its Content-Length",
+        )
+    lengths = headers.get_all("Content-Length") or []
+    if not lengths:
+        raise Refused(
+            HTTPStatus.LENGTH_REQUIRED, "the Content-Length is missing; say how long the picture is"
+        )
+    if len(lengths) > 1 or not re.fullmatch("[0-9]{1,18}", lengths[0].strip()):
+        raise Refused(
+            HTTPStatus.BAD_REQUEST, "the Content-Length is no number of bytes; send one number"
+        )
+    if (length := int(lengths[0])) > most:
+        raise Refused(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the picture has {length / 1e6:.0f} MB, of which {most / 1e6:.0f} are taken; "
+            "save it smaller",
+        )
+    return length
+
+
+def check_kind(headers: Message) -> None:
+    """Refuses a form: the body is the picture itself."""
+    if headers.get("Content-Type", "").strip().lower().startswith("multipart/"):
+        raise Refused(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "a form is not taken; send the picture itself (curl --data-binary @photo.jpg)",
+        )

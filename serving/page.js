@@ -1,0 +1,385 @@
+"use strict";
+(() => {
+const $ = (id) => document.getElementById(id);
+const SIGNS = {same: "✓", unsure: "?", different: "×"};
+const WHOLE = [0, 0, 1, 1];
+const SMALLEST_DRAG = 8; // pixels; less is a click
+
+let facts = null; // of /api/info
+let query = null; // {blob, name} or {entry}, and its crop
+const queries = []; // all of this visit, so that the browser's Back leads to the one before
+let running = null; // what can stop the search that is at work
+
+// --- elements ------------------------------------------------------------------------------------
+
+// Text becomes text nodes only, so that no name can be anything else.
+function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+const count = (number, word) => `${number.toLocaleString("en")} ${number === 1 ? word : `${word}s`}`;
+const among = (which, looked, of) => (looked < of ? ` of the ${looked.toLocaleString("en")} ${which}` : "");
+const cosine = (value) => value.toFixed(3);
+
+// --- asking --------------------------------------------------------------------------------------
+
+class Refusal extends Error {}
+
+async function ask(address, options) {
+  let answer;
+  try {
+    answer = await fetch(address, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refusal("The server does not answer. Is `python search.py serve` still running?");
+  }
+  let content = null;
+  try { content = await answer.json(); } catch (error) { if (error.name === "AbortError") throw error; }
+  if (answer.ok && content !== null) return content;
+  const sentence = content && content.error;
+  throw new Refusal(sentence ? `${sentence[0].toUpperCase()}${sentence.slice(1)}.` : `The server answered ${answer.status}.`);
+}
+
+// Does the work of one search; a newer one takes its place.
+async function working(words, work) {
+  if (running) running.abort();
+  const own = running = new AbortController();
+  $("busy").hidden = false;
+  $("status").textContent = words;
+  $("trouble").replaceChildren();
+  $("neighbours").setAttribute("aria-busy", "true");
+  try {
+    await work(own.signal);
+  } catch (error) {
+    if (own === running && error.name !== "AbortError") complain(error.message, () => refresh());
+    if (!(error instanceof Refusal) && error.name !== "AbortError") throw error;
+  } finally {
+    if (own === running) {
+      running = null;
+      $("busy").hidden = true;
+      $("neighbours").setAttribute("aria-busy", "false");
+    }
+  }
+}
+
+function complain(sentence, again) {
+  $("status").textContent = "";
+  $("legend").textContent = "";
+  $("neighbours").replaceChildren();
+  const button = again ? el("button", {type: "button", onclick: again}, "Try again") : null;
+  $("trouble").replaceChildren(el("p", {}, sentence), ...(button ? [button] : []));
+  $("trouble").scrollIntoView({block: "nearest"});
+}
+
+const refresh = () => (query ? search() : browse());
+
+// --- searching -----------------------------------------------------------------------------------
+
+function search() {
+  const asked = query;
+  return working("Searching …", async (signal) => {
+    const wishes = new URLSearchParams({top: $("top").value, label: $("label").value.trim()});
+    if (asked.crop) wishes.set("crop", asked.crop.map((edge) => edge.toFixed(4)).join(","));
+    if (asked.entry) {
+      wishes.set("entry", asked.entry.row);
+      wishes.set("check", asked.entry.check);
+    }
+    const body = asked.blob || null;
+    const answer = await ask(`/api/search?${wishes}`, {method: "POST", body, signal});
+    show(answer, wishes.get("label"));
+  });
+}
+
+function show(answer, label) {
+  const found = answer.neighbours;
+  const seconds = answer.seconds < 0.1 ? "in less than 0.1 s" : `in ${answer.seconds.toFixed(1)} s`;
+  $("found-title").textContent = "Nearest pictures";
+  if (found.length) {
+    const counts = ["same", "unsure", "different"].map((word) =>
+      [word, found.filter((one) => one.verdict === word).length]);
+    const said = answer.thresholds ? `: ${counts.filter(([, n]) => n).map(([word, n]) => `${n} ${word}`).join(", ")}` : "";
+    $("status").textContent = `${count(found.length, "picture")} of ${answer.entries.toLocaleString("en")} ${seconds}${said}`;
+  } else if (label) {
+    $("status").textContent = `No picture${among("nearest", answer.looked_at, answer.entries)} has “${label}” in its label or name.`;
+  } else {
+    $("status").textContent = "The index holds no other picture.";
+  }
+  explain(found.length > 0, answer.thresholds);
+  $("neighbours").replaceChildren(...found.map(card));
+}
+
+const percent = (rate) => `${Number((100 * rate).toPrecision(2))} %`;
+
+// What the verdicts mean, and how often they are expected to be wrong.
+function explain(any, limits) {
+  if (!any) { $("legend").textContent = ""; return; }
+  if (!limits) {
+    $("legend").textContent = "Scores are cosines, 1 for the same picture. This index has no threshold, so nothing is called same or different.";
+    return;
+  }
+  const wrong = (rate, pairs, queries) =>
+    (rate === null ? "" : ` (wrong for ${percent(rate)} of the ${limits.searched === null ? pairs : queries})`);
+  const same = `Same: ${cosine(limits.same)} or more${wrong(limits.false_same, "pairs that differ", "queries with nothing of their kind here")}`;
+  const different = `different: less than ${cosine(limits.different)}${wrong(limits.false_different, "pairs that match", "queries with something of their kind here")}`;
+  $("legend").textContent = `Scores are cosines. ${same}; ${different}; between them, unsure.`;
+}
+
+function thumbnail(entry) {
+  const none = () => el("span", {class: "thumb none"}, `${entry.name} cannot be shown`);
+  if (entry.gone) return el("span", {class: "thumb none"}, `${entry.name} is gone`);
+  const image = el("img", {class: "thumb", src: entry.thumbnail, alt: "", loading: "lazy", decoding: "async", draggable: "false"});
+  image.addEventListener("error", () => image.replaceWith(none()));
+  return image;
+}
+
+function card(entry) {
+  const scored = entry.cosine !== undefined;
+  const title = entry.label === null ? entry.name : entry.label;
+  const spoken = [title, entry.label === null ? null : entry.name,
+    scored ? `cosine ${cosine(entry.cosine)}` : null, scored ? entry.verdict : null, entry.gone ? "file is gone" : null];
+  const verdict = scored && entry.verdict
+    ? el("span", {class: `verdict ${entry.verdict}`}, `${SIGNS[entry.verdict]} ${entry.verdict}`) : null;
+  return el("li", {},
+    el("button", {
+      type: "button", class: `neighbour ${scored && entry.verdict ? `is-${entry.verdict}` : ""}`, title: entry.id,
+      "aria-label": `${spoken.filter(Boolean).join(", ")}; search on from here`,
+      onclick: () => begin({entry}),
+    },
+    thumbnail(entry),
+    el("b", {}, title),
+    entry.label === null ? null : el("span", {class: "name"}, entry.name),
+    scored ? el("span", {class: "score"}, el("span", {}, cosine(entry.cosine)), verdict) : null));
+}
+
+// What there is, before anything is searched for.
+function browse() {
+  const label = $("label").value.trim();
+  return working("Looking …", async (signal) => {
+    const wishes = new URLSearchParams({count: $("top").value, label});
+    const {entries, of, looked_at} = await ask(`/api/entries?${wishes}`, {signal});
+    $("found-title").textContent = "Pictures of the index";
+    const some = label ? `with “${label}” in their label or name` : "from all over the index";
+    if (entries.length) $("status").textContent = `${count(entries.length, "picture")} ${some}. Choose one to search from it.`;
+    else if (label) $("status").textContent = `No picture${among("first", looked_at, of)} has “${label}” in its label or name.`;
+    else $("status").textContent = "The index is empty. Add pictures to it with `python search.py add`.";
+    $("legend").textContent = "";
+    $("neighbours").replaceChildren(...entries.map(card));
+  });
+}
+
+// --- the query -----------------------------------------------------------------------------------
+
+function begin(asked) {
+  asked.crop = null;
+  queries.push(asked);
+  history.pushState({query: queries.length - 1}, "");
+  take(asked);
+  // What had the focus is about to be replaced.
+  if (asked.entry) { window.scrollTo({top: 0}); $("found-title").focus({preventScroll: true}); }
+}
+
+function take(asked) {
+  query = asked;
+  $("hint").hidden = asked !== null;
+  $("shown").hidden = asked === null;
+  if (asked !== null) picture(asked);
+  drawCrop();
+  return refresh();
+}
+
+function picture(asked) {
+  const image = $("picture");
+  const entry = asked.entry;
+  const title = entry ? (entry.label === null ? entry.name : entry.label) : asked.name;
+  const more = entry ? (entry.label === null ? "of the index" : `${entry.name}, of the index`) : "your picture";
+  $("what").replaceChildren(el("b", {}, title), el("span", {}, more));
+  image.alt = `The query: ${title}`;
+  const gone = Boolean(entry && entry.gone);
+  canCrop(!gone);
+  $("stage").hidden = gone;
+  $("unshown").hidden = true;
+  if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
+  if (gone) image.removeAttribute("src");
+  else image.src = entry ? entry.image : URL.createObjectURL(asked.blob);
+}
+
+function canCrop(yes) {
+  for (const id of ["how", "edges"]) $(id).hidden = !yes;
+  $("stage").classList.toggle("fixed", !yes);
+}
+
+$("picture").addEventListener("load", () => {
+  $("picture").classList.toggle("small", $("picture").naturalWidth < 120);
+});
+$("picture").addEventListener("error", () => {
+  if (!$("picture").hasAttribute("src")) return;
+  $("stage").hidden = true;
+  $("unshown").hidden = false;
+  canCrop(false);
+});
+
+function upload(files) {
+  const file = Array.from(files).find((one) => one.type.startsWith("image/") || one.type === "");
+  if (!file) return complain("This is no picture. Give a file such as a JPEG or a PNG.");
+  if (facts && file.size > facts.most_bytes) {
+    const [have, most] = [file.size, facts.most_bytes].map((size) => Math.round(size / 1e6));
+    return complain(`${file.name} has ${have} MB, of which ${most} are taken. Save it smaller.`);
+  }
+  if (file.size === 0) return complain(`${file.name} is empty. Choose another file.`);
+  return begin({blob: file, name: file.name || "pasted picture"});
+}
+
+for (const id of ["choose", "take"]) {
+  $(id).addEventListener("change", (event) => {
+    if (event.target.files.length) upload(event.target.files);
+    event.target.value = ""; // so that the same file can be chosen again
+  });
+}
+
+document.addEventListener("paste", (event) => {
+  const files = event.clipboardData ? event.clipboardData.files : [];
+  if (files.length) { event.preventDefault(); upload(files); }
+});
+
+const carries = (event, kind) => Array.from(event.dataTransfer.types).includes(kind);
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  event.dataTransfer.dropEffect = carries(event, "Files") ? "copy" : "none";
+  $("over").hidden = !carries(event, "Files");
+});
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("over").hidden = true; });
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("over").hidden = true;
+  if (event.dataTransfer.files.length) upload(event.dataTransfer.files);
+  else complain("Nothing is fetched from other pages. Save the picture, and drop its file.");
+});
+
+window.addEventListener("popstate", (event) => {
+  take(event.state && event.state.query !== undefined ? queries[event.state.query] || null : null);
+});
+
+// --- the crop ------------------------------------------------------------------------------------
+
+const edges = Array.from(document.querySelectorAll("[data-edge]"));
+
+function drawCrop() {
+  const crop = query && query.crop;
+  const box = $("crop");
+  box.hidden = !crop;
+  $("uncrop").hidden = !crop;
+  const [left, top, right, bottom] = crop || WHOLE;
+  for (const [name, share] of [["left", left], ["top", top], ["width", right - left], ["height", bottom - top]]) {
+    box.style.setProperty(name, `${100 * share}%`);
+  }
+  for (const [number, input] of edges.entries()) {
+    const value = Math.round(100 * (crop || WHOLE)[number]);
+    input.value = value;
+    input.nextElementSibling.textContent = `${value} %`;
+  }
+}
+
+function setCrop(crop) {
+  query.crop = crop;
+  drawCrop();
+}
+
+// The shares of the picture at which a pointer is.
+function place(event) {
+  const box = $("picture").getBoundingClientRect();
+  const share = (value) => Math.min(1, Math.max(0, value));
+  return [share((event.clientX - box.left) / box.width), share((event.clientY - box.top) / box.height)];
+}
+
+let drag = null; // {id, from: [x, y], start: [clientX, clientY], before, moved}
+
+$("stage").addEventListener("pointerdown", (event) => {
+  if (!query || event.button !== 0 || drag || $("stage").classList.contains("fixed")) return;
+  event.preventDefault();
+  $("stage").setPointerCapture(event.pointerId);
+  drag = {id: event.pointerId, from: place(event), start: [event.clientX, event.clientY], before: query.crop, moved: false};
+});
+$("stage").addEventListener("pointermove", (event) => {
+  if (!drag || event.pointerId !== drag.id) return;
+  drag.moved = drag.moved || Math.hypot(event.clientX - drag.start[0], event.clientY - drag.start[1]) >= SMALLEST_DRAG;
+  if (!drag.moved) return;
+  const [x0, y0] = drag.from, [x1, y1] = place(event);
+  const crop = [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
+  if (crop[2] - crop[0] >= 0.01 && crop[3] - crop[1] >= 0.01) setCrop(crop);
+});
+$("stage").addEventListener("pointerup", (event) => {
+  if (!drag || event.pointerId !== drag.id) return;
+  const changed = query.crop !== drag.before;
+  drag = null;
+  if (changed) search();
+});
+function stopDrag() {
+  if (!drag) return;
+  const before = drag.before;
+  drag = null;
+  setCrop(before);
+}
+$("stage").addEventListener("pointercancel", stopDrag);
+
+for (const [number, input] of edges.entries()) {
+  input.addEventListener("input", () => {
+    const crop = [...(query.crop || WHOLE)];
+    const value = Number(input.value) / 100;
+    // An edge stops before the opposite one.
+    crop[number] = number < 2 ? Math.min(value, crop[number + 2] - 0.01) : Math.max(value, crop[number - 2] + 0.01);
+    setCrop(crop.every((edge, i) => Math.abs(edge - WHOLE[i]) < 1e-6) ? null : crop);
+    later(search);
+  });
+}
+
+$("uncrop").addEventListener("click", () => {
+  setCrop(null);
+  $("choose").focus();
+  search();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  if (drag) stopDrag();
+  else if (query && query.crop && document.activeElement !== $("label")) { setCrop(null); search(); }
+});
+
+// --- wishes --------------------------------------------------------------------------------------
+
+let waiting = 0;
+function later(work) {
+  clearTimeout(waiting);
+  waiting = setTimeout(work, 350);
+}
+$("top").addEventListener("change", refresh);
+$("label").addEventListener("input", () => later(refresh));
+$("wishes").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(waiting); refresh(); });
+
+// --- light and dark ------------------------------------------------------------------------------
+
+const system = window.matchMedia("(prefers-color-scheme: dark)");
+const theme = (dark) => document.documentElement.setAttribute("data-theme", dark ? "dark" : "light");
+theme(system.matches);
+system.addEventListener("change", (event) => theme(event.matches));
+$("theme").addEventListener("click", () => theme(document.documentElement.getAttribute("data-theme") !== "dark"));
+
+// --- the start -----------------------------------------------------------------------------------
+
+async function start() {
+  try {
+    facts = await ask("/api/info");
+    document.title = `${facts.name}: search by picture`;
+    $("about").textContent = `${facts.name}: ${count(facts.entries, "picture")}. What you search for stays on the machine that serves this page, and is not kept.`;
+    document.documentElement.setAttribute("data-upright", facts.upright ? "yes" : "no");
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+  }
+  await refresh();
+  document.documentElement.setAttribute("data-ready", "");
+}
+start();
+})();

@@ -1,0 +1,165 @@
+"""What a browser sends → pixels, and what the index holds → JPEG that a browser may be given.
+
+Nobody knows who sends a picture. So only formats with a decoder of their own are tried (Pillow
+would start Ghostscript for an EPS file), and not more pixels are decoded than fit into memory. No
+file is handed on as it is: what a browser is given was encoded here.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import threading
+from collections import OrderedDict
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dataset.base import decode, reason
+from dataset.decoding import central_part
+from machine import cores
+from utils import InputError
+
+MOST_PIXELS = 120_000_000  # a phone's 108 megapixels, 0.4 GB once decoded
+_FORMATS = "AVIF BMP GIF HEIF JPEG JXL MPO PNG PPM TIFF WEBP".split()
+
+SIDES = {"thumbnail": 256, "image": 1280}
+"""The longer side, in pixels, of what a browser is given."""
+
+JPEG_QUALITY = 85
+
+
+def bound_pixels() -> None:
+    """Has this process decode no picture of more than `MOST_PIXELS`."""
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow warns there, and refuses twice as many
+
+
+def formats() -> list[str]:
+    """Pillow's names of the formats that are taken, of those that this machine can decode."""
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+# --- what is sent ---------------------------------------------------------------------------------
+
+
+class Crop(NamedTuple):
+    """A part of a picture: its edges as shares of the width and the height, from the top left."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @classmethod
+    def of(cls, text: str) -> Crop:
+        """`0.1,0.2,0.9,1` → a crop.
+
+        Raises:
+            InputError: it is not four numbers, or not inside the picture, or has no area.
+        """
+        try:
+            numbers = [float(part) for part in text.split(",")]
+            crop = cls(*numbers)
+        except (TypeError, ValueError):
+            raise InputError(
+                "crop is not of the form left,top,right,bottom; give four shares from 0 to 1"
+            ) from None
+        inside = 0 <= crop.left < crop.right <= 1 and 0 <= crop.top < crop.bottom <= 1
+        if not inside:  # so are numbers that are none
+            raise InputError(
+                "crop lies outside the picture or has no area; give left < right and top < bottom, "
+                "all from 0 to 1"
+            )
+        return crop
+
+    def cut(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) → the pixels that the crop touches, at least one."""
+        height, width = pixels.shape[:2]
+        left, top = math.floor(self.left * width), math.floor(self.top * height)
+        right, bottom = math.ceil(self.right * width), math.ceil(self.bottom * height)
+        return pixels[top:bottom, left:right]
+
+
+def query_pixels(
+    source: bytes | str, upright: bool, crop: Crop | None, called: str = "the picture"
+) -> np.ndarray:
+    """A file or its bytes → (H, W, 3) uint8 RGB for the network.
+
+    Args:
+        upright: whether the EXIF orientation is applied, as the run's was. crop: of the picture as
+            it then lies. called: what it is, in the error.
+
+    Raises:
+        InputError: it is no picture, or of a kind or size that is not taken.
+    """
+    try:
+        source = io.BytesIO(source) if isinstance(source, bytes) else source
+        pixels = decode(source, upright, formats())
+    except MemoryError:
+        raise InputError(f"{called} needs more memory than there is; save it smaller") from None
+    except Exception as error:  # Pillow reports damage through a dozen unrelated types
+        raise InputError(
+            f"{called} cannot be read ({reason(error)}); JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF "
+            "are taken"
+        ) from error
+    return central_part(pixels if crop is None else crop.cut(pixels))
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def as_jpeg(pixels: np.ndarray, side: int) -> bytes:
+    """(H, W, 3) → a JPEG whose longer side is at most `side` pixels."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return file.getvalue()
+
+
+class Shown:
+    """The pictures of an index as JPEG; the last ones are kept in memory.
+
+    Any thread may ask; no more pictures are decoded at once than there are cores.
+    """
+
+    MOST_BYTES = 64_000_000
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._size = 0
+        self._keeping = threading.Lock()
+        self._decoding = threading.BoundedSemaphore(cores())
+
+    @staticmethod
+    def stamp(path: str) -> str | None:
+        """What changes when the file at `path` does; None where there is no file."""
+        try:
+            found = os.stat(path)  # noqa: PTH116 (file names may be no Unicode)
+        except (OSError, ValueError):
+            return None
+        return f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"
+
+    def jpeg(self, path: str, stamp: str, side: int, upright: bool) -> bytes:
+        """The picture at `path`, `side` pixels long.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        key = (f"{stamp} {path}", side)
+        with self._keeping:
+            if (kept := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                return kept
+        with self._decoding:
+            made = as_jpeg(query_pixels(path, upright, None), side)
+        with self._keeping:
+            if key not in self._kept:
+                self._kept[key] = made
+                self._size += len(made)
+            while self._size > self.MOST_BYTES:
+                _, dropped = self._kept.popitem(last=False)
+                self._size -= len(dropped)
+        return made

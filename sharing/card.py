@@ -1,0 +1,419 @@
+"""What a run's files say of it, as a model card: Markdown with a header that the Hub reads.
+
+Nothing is claimed that the files do not carry: no numbers that were not measured, no licence that
+nobody gave.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dataset
+import methods
+import net
+from dataset.own import OwnData
+from evaluation import tables
+from evaluation.inference import Model
+from net.export import describe_input
+from page import records
+from page.records import Numbers, Record, is_metric
+from sharing import references
+from utils import InputError, damage_in_words
+
+ROUNDED = 4  # digits behind the point, as in the tables of evaluate.py
+IN_WORDS = {"imagenet": "its pretrained weights", "none": "random weights"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card is written from.
+
+    Attributes:
+        name: what the model is called. record: the run. model: its network.
+        licence: of the weights, as whoever shares them says; None where they have not.
+        intervals: evaluation → metric → [low, high], where evaluate.py has measured them.
+        source: what `load_run` is to be given, such as `hf:USER/NAME`.
+    """
+
+    name: str
+    record: Record
+    model: Model
+    source: str
+    licence: str | None = None
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+
+    @property
+    def data(self) -> str:
+        """The data set, by its last name: no folder of this machine."""
+        return data_in_words(str(self.record.args["dataset"]))
+
+    def text(self) -> str:
+        """The whole card."""
+        parts = [
+            f"---\n{yaml(self.header())}\n---",
+            f"# {self.name}",
+            self._what(),
+            "## How to load",
+            self._loading(),
+            "## How good it is",
+            self._results(),
+            "## What it was trained on",
+            self._training(),
+            "## What it is for, and its limits",
+            self._limits(),
+            "## Licence",
+            self._licence(),
+            "## Citation",
+            self._citation(),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    # -- the header
+
+    def header(self) -> dict[str, Any]:
+        """The header's entries, as the Hub names them."""
+        backbone = net.find_backbone(self.record.options.model)
+        started = self.record.options.pretrained == "imagenet"
+        found: dict[str, Any] = {"license": self.licence} if self.licence else {}
+        found |= {"base_model": backbone.hub} if started and backbone.hub else {}
+        return {
+            **found,
+            "library_name": "anchorage",
+            "pipeline_tag": "image-feature-extraction",
+            "tags": ["deep-metric-learning", "image-retrieval", "embeddings"],
+            "model-index": [{"name": self.name, "results": self._index()}],
+        }
+
+    def _index(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "task": {"type": "image-retrieval", "name": "image retrieval"},
+                "dataset": {"type": self.data, "name": f"{data_in_words(title)}, evaluation split"},
+                "metrics": [
+                    {"type": _kind(name), "name": name, "value": round(value, ROUNDED)}
+                    for name, value in numbers.items()
+                    if is_metric(name)
+                ],
+            }
+            for title, numbers in self.record.results.items()
+        ]
+
+    # -- what it is, and how to use it
+
+    def _what(self) -> str:
+        network, size = self.model.network, self.model.viewing.image_size
+        return (
+            f"A {network.architecture.model} that maps a picture of {size} × {size} pixels to "
+            f"{network.test_size} numbers of unit length. Pictures of one class come out close "
+            "together: their cosine is near 1. It was trained with "
+            f"{methods.title(self.record.options)}, by Anchorage."
+        )
+
+    def _loading(self) -> str:
+        cubic = self.model.network.input.cubic
+        size, resize, upright = self.model.viewing.image_size, self.model.resize, self.model.upright
+        fed = describe_input(size, resize, cubic=cubic, upright=upright)
+        code = [
+            "from anchorage import load_run  # in the repository: from net import load_run",
+            "",
+            f"embed = load_run({self.source!r})",
+            'one, two = embed(["one.jpg", "two.jpg"])',
+            "print(one @ two)  # their cosine",
+        ]
+        return "\n".join(
+            [
+                "```python",
+                *code,
+                "```",
+                "",
+                "`load_run` prepares pictures as in training. Whoever runs the network otherwise "
+                f"feeds it {fed}, normalised with mean {_listed(self.model.network.input.mean)} "
+                f"and deviation {_listed(self.model.network.input.std)} "
+                f"({self.model.network.input.color}, 0 to {self.model.network.input.scale:g}).",
+                *self._thresholds(),
+            ]
+        )
+
+    def _thresholds(self) -> list[str]:
+        found = self.record.outcome.get("thresholds") or {}
+        lines = []
+        with damage_in_words(str(self.record.path / "results.json"), "use another copy of it"):
+            for title, entry in found.items():
+                lines += [
+                    "",
+                    f"**Same or different?** On {data_in_words(title)}, two pictures with a cosine "
+                    f"from {entry['same']:.3f} on were of one class, and below "
+                    f"{entry['different']:.3f} of two, but for "
+                    f"{_percent(entry['false_same']['expected'])} of the different pairs and "
+                    f"{_percent(entry['false_different']['expected'])} of the same ones; what lies "
+                    f"between is unsure. `load_run({self.source!r}).thresholds` holds them.",
+                ]
+        return lines
+
+    # -- numbers
+
+    def _results(self) -> str:
+        parts, names = [], []
+        for title, numbers in self.record.results.items():
+            shown = {name: value for name, value in numbers.items() if is_metric(name)}
+            pairs = self.record.outcome.get("verification", {}).get(title, {})
+            shown |= {name: value for name, value in pairs.items() if value is not None}
+            known = self.intervals.get(title, {})
+            rows = [
+                [name, f"{value:.{ROUNDED}f}", *([_interval(known.get(name))] if known else [])]
+                for name, value in shown.items()
+            ]
+            head = ["metric", "value", *(["95 % interval"] if known else [])]
+            queries = numbers.get("queries")
+            of = f", {int(queries):,} queries" if queries else ""
+            names += shown
+            parts += [
+                f"On the evaluation split of {data_in_words(title)}{of}:\n",
+                _table([head, ["---"] * len(head), *rows]) + "\n",
+            ]
+        parts.append(" ".join(meaning.text for meaning in tables.meanings_of(names)) + "\n")
+        unsure = "" if self.intervals else " How sure the numbers are was not measured."
+        return "\n".join([*parts, self._picked() + unsure])
+
+    def _picked(self) -> str:
+        epoch, picked = self.record.best_epoch, self.record.outcome.get("picked_on", "")
+        if sum("R@1" in row for row in self.record.rows) == 1:
+            return f"These are the weights after epoch {epoch}, evaluated once: none was picked."
+        words = f"These are the weights after epoch {epoch}, which was picked on the {picked}."
+        if "test" in picked:
+            words += (
+                " The numbers above are of the same classes, so they are a little better than "
+                "those of classes that nothing was picked on."
+            )
+        return words
+
+    # -- training
+
+    def _training(self) -> str:
+        lines = [f"- **Data**: {self._data_in_words()}"]
+        lines.append(f"- **Starting weights**: {self._start()}")
+        lines.append(f"- **Loss**: {methods.title(self.record.options)}")
+        if recipe := self.record.args.get("recipe"):
+            lines.append(f"- **Recipe**: `{Path(str(recipe)).name}`")
+        lines.append(f"- **Options that were given**: {self._given()}")
+        made = self.record.environment
+        if made.get("device"):
+            versions = ", ".join(f"{name} {v}" for name, v in made.get("packages", {}).items())
+            lines.append(f"- **Made with**: {made['device']}; {versions}")
+        if made.get("git_commit"):
+            lines.append(f"- **Code**: commit {made['git_commit']}")
+        return "\n".join(lines)
+
+    def _data_in_words(self) -> str:
+        known = dataset.find(str(self.record.args["dataset"]))
+        history = self.record.folder.classes.load()
+        counts = ""
+        if history:
+            images, classes = int(history["images"].sum()), len(history["names"])
+            counts = f", {images:,} images of {classes:,} classes"
+        own = "Nothing is said here about where these pictures are from, or under which licence."
+        origin = own if isinstance(known, OwnData) else known.origin
+        return f"the training split of {self.data}{counts}. {origin}"
+
+    def _start(self) -> str:
+        options = self.record.options
+        if options.checkpoint:
+            return f"the checkpoint {Path(options.checkpoint).name}, of an earlier training"
+        if options.pretrained not in IN_WORDS:
+            return f"the file {Path(options.pretrained).name}; its licence is not known here"
+        if options.pretrained == "none":
+            return "none: it began with random weights"
+        backbone = net.find_backbone(options.model)
+        package = backbone.imagenet_package
+        where = package.requirement if package else backbone.hub or backbone.imagenet_url
+        licence = backbone.licence or "not stated by their source"
+        return f"{options.model}, pretrained ({where}); licence of these weights: {licence}"
+
+    def _given(self) -> str:
+        stored = self.record.args
+        names = [name for name in stored.get("given", ()) if name in stored]
+        told = [
+            f"`{name.replace('_', '-')}` {without_folders(stored)[name]}"
+            for name in names
+            if name not in LOCAL
+        ]
+        return ", ".join(told) or "none; all had their defaults"
+
+    # -- limits, licence, citation
+
+    def _limits(self) -> str:
+        first = next(iter(self.record.results.values()))
+        lines = [
+            "It ranks pictures by similarity, for search among pictures of the kind that it was "
+            f"trained on ({self.data}), of classes that it need not have seen.",
+            "",
+            "- It always finds something nearest, also where nothing in a collection is right.",
+            f"- Of 100 queries on its evaluation, the nearest picture was of another class for "
+            f"{100 * (1 - first['R@1']):.0f}."
+            if "R@1" in first
+            else "- How often the nearest picture is of another class was not measured.",
+            "- A larger collection than that of the evaluation holds more that is similar, so "
+            "fewer queries will be right there.",
+            "- Other pictures than these (other cameras, light, backgrounds) were not measured, "
+            "nor was how it treats pictures of people.",
+        ]
+        lines += [f"- {doubt}" for doubt in tables.doubts(first)]
+        if concern := self.record.environment.get("concern"):
+            lines.append(f"- About the pictures of {self.data}: {concern}.")
+        return "\n".join(lines)
+
+    def _licence(self) -> str:
+        given = (
+            f"These weights are shared under {self.licence}."
+            if self.licence
+            else "Whoever shared these weights has not said under which licence; ask before use."
+        )
+        return (
+            f"{given} What they come from may bind them too: the starting weights and the pictures "
+            "named above. The code that trained them is under Apache-2.0."
+        )
+
+    def _citation(self) -> str:
+        papers = references.of_run(self.record.options)
+        return "\n\n".join(
+            ["What was used here:", "```bibtex\n" + "\n\n".join(p.bibtex for p in papers) + "\n```"]
+        )
+
+
+# --- making one -----------------------------------------------------------------------------------
+
+
+def card_of(
+    folder: Path,
+    model: Model,
+    source: str,
+    *,
+    name: str | None = None,
+    licence: str | None = None,
+    numbers: Path | None = None,
+) -> Card:
+    """The card of a run.
+
+    Args:
+        folder: of the run. numbers: a file of `evaluate.py --bootstrap N --json FILE`.
+
+    Raises:
+        InputError: the folder is no run's, or the run was not evaluated; or `numbers` is no such
+            file, or is about something else.
+    """
+    record = records.read(folder)
+    if not record.results:
+        raise InputError(
+            f"{folder} has no results yet, so there is nothing for a card to say; wait for the "
+            "run's first evaluation"
+        )
+    intervals = {} if numbers is None else read_intervals(numbers, record.results)
+    return Card(name or record.name, record, model, source, licence, intervals)
+
+
+def read_intervals(
+    file: Path, results: Mapping[str, Numbers]
+) -> dict[str, Mapping[str, Sequence[float]]]:
+    """The 95 % intervals that a file of evaluate.py has, by evaluation and metric.
+
+    Raises:
+        InputError: it cannot be read, has none, or is of another network: its R@1 differ.
+    """
+    advice = "give a file that evaluate.py --bootstrap 1000 --json FILE has written"
+    with damage_in_words(str(file), advice):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        entries = [entry for entry in content["results"] if "interval_95" in entry]
+        found = {entry["title"]: entry["interval_95"] for entry in entries}
+        for entry in entries:
+            own = results.get(entry["title"], {}).get("R@1")
+            if own is None or not math.isclose(entry["R@1"], own, abs_tol=1e-3):
+                raise InputError(
+                    f"{file} is not about this run: R@1 of {entry['title']} is "
+                    f"{entry['R@1']:.4f} there and {'unknown' if own is None else f'{own:.4f}'} in "
+                    "results.json; evaluate this run"
+                )
+    if not found:
+        raise InputError(f"{file} holds no intervals; {advice}")
+    return found
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+LOCAL = {"LOG_DIR", "name", "data_root", "cache_dir", "gpu_id", "workers", "wandb", "resume"}
+LOCAL |= {"resume_run", "wandb_project", "no_report", "dry_run", "tensorboard", "dataset"}
+"""Options that say nothing about the model."""
+
+
+def without_folders(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run without the folders of the machine that it ran on."""
+    return {name: _without_folder(name, value) for name, value in args.items()}
+
+
+def named_by_data(content: Any) -> Any:
+    """What JSON holds, with own data sets called by `data_in_words` wherever they are named."""
+    if isinstance(content, dict):
+        return {named_by_data(name): named_by_data(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [named_by_data(value) for value in content]
+    return data_in_words(content) if isinstance(content, str) else content
+
+
+def _without_folder(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if name == "dataset":
+        return data_in_words(value)
+    return Path(value).name if "/" in value and name not in ("model", "remark") else value
+
+
+def data_in_words(name: str) -> str:
+    """`folder:/home/me/photos` → `folder:photos`; other names as they are."""
+    kind, _, path = name.partition(":")
+    return f"{kind}:{Path(path).name}" if kind.lower() in ("folder", "csv") else name
+
+
+def _kind(name: str) -> str:
+    return name.lower().replace("@", "_at_").replace(" ", "_")
+
+
+def _listed(values: Iterable[float]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def _percent(share: float | None) -> str:
+    return "an unknown share" if share is None else f"{100 * share:.2g} %"
+
+
+def _interval(values: Sequence[float] | None) -> str:
+    return "not measured" if not values else f"{values[0]:.{ROUNDED}f} to {values[1]:.{ROUNDED}f}"
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def yaml(content: Any, indent: str = "") -> str:
+    """Dictionaries, lists, text and numbers as YAML in lines; a text stands as in JSON."""
+    if isinstance(content, dict):
+        return "\n".join(_entry(f"{key}:", value, indent) for key, value in content.items())
+    if isinstance(content, list):
+        return "\n".join(_item(value, indent) for value in content)
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _entry(key: str, value: Any, indent: str) -> str:
+    if isinstance(value, dict | list) and value:
+        return f"{indent}{key}\n{yaml(value, indent + '  ')}"
+    return f"{indent}{key} {yaml(value)}" if value != [] else f"{indent}{key} []"
+
+
+def _item(value: Any, indent: str) -> str:
+    if isinstance(value, dict):
+        lines = yaml(value, indent + "  ")
+        return f"{indent}- {lines.removeprefix(indent + '  ')}"
+    return f"{indent}- {yaml(value)}"

@@ -1,0 +1,72 @@
+"""The command line of study.py; loads nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from machine import expanded
+from options.parsing import Formatter, Parser
+from studies.plan import METRICS
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of study.py.
+
+    Raises:
+        SystemExit: with status 2 for a flag that there is not, 0 for --help.
+    """
+    parser = Parser(
+        prog="python study.py",
+        usage="python study.py FILE.toml [--jobs N] ...\n"
+        '       python study.py --flags "..." --methods NAME ... [--trials N] ...',
+        description="Each method gets the same number of trials on class-disjoint folds of the "
+        "training classes, then runs with several seeds at its best settings, which are judged on "
+        "the test classes. Started again it goes on; started several times it shares the work.",
+        formatter_class=Formatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE.toml", type=_path, default=None, help="what to study"
+    )
+    asked = parser.add_argument_group("what to study, where there is no file")
+    asked.add_argument("--name", help="of its folder in --logs")
+    asked.add_argument("--flags", help="flags of train.py that all methods share")
+    asked.add_argument(
+        "--methods", nargs="+", metavar="METHOD",
+        help='losses by name, or flags of train.py: AMLoss "AMLoss --sec_wei 1" @recipes/FILE.txt',
+    )  # fmt: skip
+    asked.add_argument(
+        "--folds", type=int, metavar="K", help="of the training classes (default: 3)"
+    )
+    asked.add_argument("--trials", type=int, metavar="N", help="per method (default: 8)")
+    asked.add_argument("--seeds", type=int, metavar="N", help="runs per method (default: 5)")
+    asked.add_argument(
+        "--metric", help=f"that trials are judged by: {', '.join(METRICS)} (default: MAP@R)"
+    )
+    asked.add_argument("--logs", metavar="DIR", help="where its folder goes (default: logs)")
+    how = parser.add_argument_group("how it runs, and what it writes")
+    how.add_argument("--jobs", type=int, default=1, metavar="N",
+                     help="trainings at once; they share the cores (default: 1)")  # fmt: skip
+    how.add_argument("--gpus", type=int, nargs="+", default=(), metavar="N",
+                     help="GPUs that trainings run on, one each")  # fmt: skip
+    how.add_argument("--report", action="store_true", default=False,
+                     help="train nothing; say and write what there is")  # fmt: skip
+    how.add_argument("--columns", nargs="+", default=(), metavar="METRIC",
+                     help="metrics of the table, for the screen and LaTeX")  # fmt: skip
+    args = parser.parse_args(argv)
+    if bool(args.file) == ("methods" in args):
+        parser.error("give a study's TOML file, or --methods")
+    if args.file and (
+        both := {"name", "flags", "folds", "trials", "seeds", "metric"} & {*vars(args)}
+    ):
+        parser.error(f"--{min(both)} stands in the file")
+    if args.jobs < 1:
+        parser.error("--jobs: 1 or more")
+    return args
+
+
+def _path(text: str) -> Path:
+    return Path(expanded(text))

@@ -1,0 +1,332 @@
+"""What has been done, is being done and is open, shared by all workers through the study's folder.
+
+    plan.json             what the study was begun with
+    trials.log            Optuna's journal: values tried, and what they reached
+    claims/               one file for each piece of work, locked by the worker that is at it
+    METHOD/trialNNN-foldK METHOD/seedS      run folders, with what they printed beside them
+    METHOD/seedS.json .npz                  what was found about a run on the test classes
+
+A worker holds a claim by a lock of the system's, which ends with the worker, whatever ends it: then
+another takes the work over, and goes on from the last checkpoint. So any number of processes, on
+machines that share the folder, can work on one study.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from storage import write_json
+from studies.plan import Entrant, Plan
+from utils import InputError
+
+if TYPE_CHECKING:
+    import optuna
+
+STARTUP = 4
+"""Trials of a method that run to their end before others are measured by them."""
+
+
+class Work(NamedTuple):
+    """A piece of work: a trial, a run with a seed, or the seeds of a method together."""
+
+    kind: str
+    entrant: Entrant
+    number: int
+
+    @property
+    def name(self) -> str:
+        """Of its run folder and its claim."""
+        forms = {"trial": "trial{:03d}", "seed": "seed{}", "together": "together{}"}
+        return forms[self.kind].format(self.number)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial as it stands.
+
+    Attributes:
+        state: running, complete, pruned or failed. values: option → value.
+        reached: the metric, mean over the folds. folds: of each fold that was finished.
+        error: why it failed.
+    """
+
+    number: int
+    state: str
+    values: Mapping[str, Any]
+    reached: float | None
+    folds: tuple[Mapping[str, float], ...]
+    seconds: float
+    error: str = ""
+
+
+class Ledger:
+    """The study's folder; see the file's header."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.folder = plan.folder
+        self._held: dict[str, int] = {}  # claim → its open file
+        self._lock = threading.Lock()
+        self._storage: Any = None
+        self._studies: dict[str, optuna.Study] = {}
+
+    # -- beginning
+
+    def begin(self) -> None:
+        """Makes the folder, or finds that it is of the same study.
+
+        Raises:
+            InputError: it is of another study, or cannot be made.
+        """
+        try:
+            (self.folder / "claims").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be made ({error.strerror})") from error
+        with self.claimed("plan", wait=True):
+            kept = self.kept_plan()
+            if kept is not None:
+                _check_same(kept, self.plan, self.folder)
+                self._check_budget(kept["trials"])
+            write_json(self.folder / "plan.json", self.plan.identity | {"trials": self.plan.trials})
+
+    def _check_budget(self, trials: int) -> None:
+        """Raises InputError where trials are added after the test classes were looked at."""
+        begun = any(
+            self.is_judged(one, seed)
+            for one in self.plan.entrants
+            for seed in range(1, self.plan.seeds + 1)
+        )
+        if begun and trials != self.plan.trials:
+            raise InputError(
+                f"{self.folder} had {trials} trials per method, and its runs were judged on the "
+                f"test classes; {self.plan.trials} trials could choose other settings and look at "
+                "them again: give this study another name"
+            )
+
+    def kept_plan(self) -> dict[str, Any] | None:
+        """What the study was begun with; None for a new one."""
+        path = self.folder / "plan.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def path(self, work: Work) -> Path:
+        """Its run folder, or what the names of its folders begin with."""
+        return self.folder / work.entrant.folder / work.name
+
+    # -- who is at what
+
+    @contextlib.contextmanager
+    def claimed(self, name: str, *, wait: bool = False) -> Iterator[bool]:
+        """Whether this worker has the claim, which it keeps inside the `with`."""
+        got = self._take(name, wait)
+        try:
+            yield got
+        finally:
+            if got:
+                self.release(name)
+
+    def _take(self, name: str, wait: bool = False) -> bool:
+        """Takes a claim; False where another worker, or another thread of this one, has it."""
+        while True:
+            with self._lock:
+                if name not in self._held:
+                    file = os.open(self.folder / "claims" / name, os.O_RDWR | os.O_CREAT, 0o666)
+                    self._held[name] = file
+                    break
+            if not wait:
+                return False
+            threading.Event().wait(0.05)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            self.release(name)
+            return False
+        return True
+
+    def release(self, name: str) -> None:
+        """Gives a claim back."""
+        with self._lock:
+            os.close(self._held.pop(name))
+
+    def next(self) -> Work | None:
+        """Takes the most urgent piece of work that nobody is at; None where there is none now.
+
+        Trials that somebody left, new trials of the method with the fewest, runs seed by seed, and
+        the seeds of a method together. The claim is held until it is released by name
+        (`claim_of`).
+        """
+        with self.claimed("next", wait=True):
+            for work in self._open():
+                if self._take(claim_of(work)):
+                    # Somebody may have finished it between the look and the lock.
+                    if self._is_open(work):
+                        return self._begun(work)
+                    self.release(claim_of(work))
+        return None
+
+    def _open(self) -> Iterator[Work]:
+        trials = {one.name: self.trials(one) for one in self.plan.entrants}
+        for one in self.plan.entrants:
+            for trial in trials[one.name]:
+                if trial.state == "running":
+                    yield Work("trial", one, trial.number)
+        for one in sorted(self.plan.entrants, key=lambda one: len(trials[one.name])):
+            if len(trials[one.name]) < self.plan.trials:
+                yield Work("trial", one, len(trials[one.name]))
+        for seed in range(1, self.plan.seeds + 1):
+            for one in self.plan.entrants:
+                if self._chosen(trials[one.name]):
+                    yield Work("seed", one, seed)
+        for one in self.plan.entrants:
+            if all(self.is_judged(one, seed) for seed in range(1, self.plan.seeds + 1)):
+                yield Work("together", one, self.plan.seeds)
+
+    def _is_open(self, work: Work) -> bool:
+        if work.kind == "trial":
+            trials = self.trials(work.entrant)
+            return work.number >= len(trials) or trials[work.number].state == "running"
+        if work.kind == "seed":
+            return not self.is_judged(work.entrant, work.number)
+        return not self.result_file(work.entrant, work.name).is_file()
+
+    def _begun(self, work: Work) -> Work:
+        """A new trial is drawn when it is taken, so that it knows all that are finished."""
+        if work.kind == "trial" and work.number >= len(self.trials(work.entrant)):
+            self._draw(work.entrant)
+        return work
+
+    # -- trials
+
+    def study(self, entrant: Entrant) -> optuna.Study:
+        """Optuna's study of one method."""
+        import optuna
+
+        if entrant.name not in self._studies:
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            logging.getLogger("optuna").setLevel(logging.ERROR)
+            if self._storage is None:
+                from optuna.storages import JournalStorage
+                from optuna.storages.journal import JournalFileBackend
+
+                self._storage = JournalStorage(JournalFileBackend(str(self.folder / "trials.log")))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # its words for what it calls experimental
+                self._studies[entrant.name] = optuna.create_study(
+                    study_name=entrant.name,
+                    storage=self._storage,
+                    direction="maximize",
+                    load_if_exists=True,
+                    pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
+                )
+        return self._studies[entrant.name]
+
+    def _draw(self, entrant: Entrant) -> None:
+        """Adds a trial: the first with the values that were given, then as TPE sees fit."""
+        import optuna
+
+        study = self.study(entrant)
+        count = len(study.get_trials(deepcopy=False))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # As many random ones as there are options, and not the same ones in every process.
+            study.sampler = optuna.samplers.TPESampler(
+                seed=count,
+                n_startup_trials=max(STARTUP, 2 * len(entrant.space)),
+                constant_liar=True,
+            )
+            if count == 0:
+                study.enqueue_trial({one.name: one.first for one in entrant.space})
+            study.ask({one.name: one.distribution() for one in entrant.space})
+
+    def optuna_trial(self, work: Work) -> optuna.Trial:
+        """The trial, to report to."""
+        import optuna
+
+        study = self.study(work.entrant)
+        frozen = study.get_trials(deepcopy=False)[work.number]
+        return optuna.Trial(study, frozen._trial_id)
+
+    def trials(self, entrant: Entrant) -> list[Trial]:
+        """All trials of a method, as they stand."""
+        found = []
+        for frozen in self.study(entrant).get_trials(deepcopy=False):
+            attributes = frozen.user_attrs
+            folds = [attributes[k] for k in sorted(attributes) if k.startswith("fold")]
+            states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+            found.append(
+                Trial(
+                    frozen.number,
+                    states.get(frozen.state.name, "running"),
+                    {r.name: r.rounded(frozen.params[r.name]) for r in entrant.space},
+                    frozen.value if frozen.state.name == "COMPLETE" else None,
+                    tuple(folds),
+                    sum(fold.get("seconds", 0.0) for fold in folds),
+                    attributes.get("error", ""),
+                )
+            )
+        return found
+
+    def _chosen(self, trials: list[Trial]) -> Trial | None:
+        """The best trial, once all have ended; the first among equals."""
+        if len(trials) < self.plan.trials or any(t.state == "running" for t in trials):
+            return None
+        complete = [t for t in trials if t.reached is not None]
+        return max(complete, key=lambda t: t.reached, default=None)
+
+    def chosen(self, entrant: Entrant) -> Trial | None:
+        """The best trial of a method, once all have ended; None before, and where all failed."""
+        return self._chosen(self.trials(entrant))
+
+    # -- runs
+
+    def result_file(self, entrant: Entrant, name: str) -> Path:
+        """What was found about a run, or about the seeds together."""
+        return self.folder / entrant.folder / f"{name}.json"
+
+    def is_judged(self, entrant: Entrant, seed: int) -> bool:
+        """Whether the run with this seed is done, or has failed for good."""
+        return "values" in (self.result(entrant, f"seed{seed}") or {})
+
+    def result(self, entrant: Entrant, name: str) -> dict[str, Any] | None:
+        """What was found; None where it is not there yet."""
+        path = self.result_file(entrant, name)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is open, nobody at work."""
+        return next(self._unfinished(), None) is None
+
+    def _unfinished(self) -> Iterator[Work]:
+        return (work for work in self._open() if self._is_open(work))
+
+
+def claim_of(work: Work) -> str:
+    """The name of its claim."""
+    return f"{work.entrant.folder}-{work.name}"
+
+
+def _check_same(kept: Mapping[str, Any], plan: Plan, folder: Path) -> None:
+    new = plan.identity
+    for entry in ("folds", "metric"):
+        if kept[entry] != new[entry]:
+            raise InputError(
+                f"{folder} is a study with {entry} = {kept[entry]}, and this one has {new[entry]}; "
+                "give this one another name, or put it back"
+            )
+    for name, known in kept["methods"].items():
+        if name in new["methods"] and new["methods"][name] != known:
+            raise InputError(
+                f"{folder} is a study in which {name} has other flags or another search; give this "
+                f"one another name, or the method (it had: {' '.join(known['flags'])}; "
+                f"{'; '.join(known['space'])})"
+            )

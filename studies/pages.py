@@ -1,0 +1,333 @@
+"""A study as one HTML page: what can be concluded, tables, and charts that need no script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from evaluation import tables as evaluation_tables
+from page import plots
+from page.document import as_text, bullets, cell, document, facts, folded, section
+from page.plots import Bar, Point
+from studies import tables
+from studies.results import Found, Results, Test
+from utils import human_seconds
+
+SURE = 0.05
+
+
+def page(results: Results) -> str:
+    """The HTML."""
+    plan = results.plan
+    parts = [section("answer", "What came out", bullets(conclusions(results)))]
+    if results.with_runs:
+        parts.append(section("methods", "Test classes", _means(results), _means_about(results)))
+    if results.tests:
+        parts.append(section("tests", "Differences", _tests(results), _tests_about(results)))
+    parts.append(section("search", "The search", _search(results), _search_about(results)))
+    if results.with_runs:
+        about = (
+            "What picking the best epoch on the test classes would add to R@1 (it is in no other "
+            "number here), and R@1 of the seeds taken together."
+        )
+        parts.append(section("beside", "Beside it", _beside(results), about))
+    if failed := tables.failures(results):
+        parts.append(section("failed", "Failed", bullets(failed[1:])))
+    seconds = sum(f.search_seconds + sum(f.seconds.values()) for f in results.methods)
+    about = facts(
+        [
+            ("methods", len(plan.entrants)),
+            ("trials per method", plan.trials),
+            ("folds", plan.folds),
+            ("seeds", plan.seeds),
+            ("judged by", plan.metric),
+            ("training time", human_seconds(seconds)),
+        ]
+    )
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in _links(results))
+    head = (
+        f"<header><h1>Study: {as_text(plan.name)}</h1>{about}</header>"
+        f'<nav><div>{links}<span class="end">'
+        "<button data-theme-switch>light / dark</button></span></div></nav>"
+    )
+    return document(f"Study {plan.name}", f"{head}<main>{plots.STYLE}{''.join(parts)}</main>", {})
+
+
+def _links(results: Results) -> list[tuple[str, str]]:
+    found = [("answer", "What came out")]
+    found += [("methods", "Test classes")] if results.with_runs else []
+    found += [("tests", "Differences")] if results.tests else []
+    return [*found, ("search", "The search")]
+
+
+# --- sentences ------------------------------------------------------------------------------------
+
+
+def conclusions(results: Results) -> list[str]:
+    """What can be said, and what cannot; each sentence from the numbers."""
+    said = _state(results)
+    ranked = results.ranked
+    metric = results.plan.metric
+    if not ranked:
+        return [*said, "No method has been judged on the test classes yet."]
+    best = ranked[0]
+    said.append(
+        f"Highest {metric}: {best.name}, {_mean(best, metric)} over {len(best.seeds)} seeds, at "
+        f"{tables.chosen(best)}."
+    )
+    if len(ranked) > 1:
+        said += _against(results)
+        said += _classes_say(results)
+    said.append(_bonus(results))
+    return [sentence for sentence in said if sentence]
+
+
+def _state(results: Results) -> list[str]:
+    plan = results.plan
+    open_trials = sum(
+        plan.trials - sum(t.state != "running" for t in f.trials) for f in results.methods
+    )
+    open_runs = sum(plan.seeds - len(f.seeds) - len(f.failures) for f in results.methods)
+    if not open_trials and not open_runs:
+        return []
+    return [
+        f"Not finished: {open_trials} trials and {open_runs} runs with seeds are open; all below "
+        "may change."
+    ]
+
+
+def _mean(found: Found, metric: str) -> str:
+    half = found.half(metric)
+    words = f"{100 * found.mean[metric]:.1f}"
+    return words if math.isnan(half) else f"{words} ± {100 * half:.1f}"
+
+
+def _against(results: Results) -> list[str]:
+    """The best method against each other one over the seeds."""
+    metric, tests = results.plan.metric, results.best_against
+    if not tests:
+        return ["With fewer than two seeds nothing can be said about chance."]
+    surely = [test for test in tests if test.corrected.get(metric, 1.0) < SURE]
+    maybe = [test for test in tests if test not in surely]
+    said = []
+    if surely:
+        listed = ", ".join(
+            f"{test.a} by {100 * test.differences[metric].difference:.1f} points "
+            f"(p {tables.p_text(test.corrected[metric])})"
+            for test in surely
+        )
+        said.append(f"More than chance over the seeds, corrected: it is better than {listed}.")
+    if maybe:
+        listed = ", ".join(
+            f"{test.a} ({100 * test.differences[metric].difference:+.1f} "
+            f"[{100 * test.differences[metric].low:+.1f}, "
+            f"{100 * test.differences[metric].high:+.1f}])"
+            for test in maybe
+        )
+        said.append(
+            f"Not told apart from it by these seeds: {listed}; difference and 95 % interval in "
+            f"points of {metric}. That is no proof that they are equal."
+        )
+    return said
+
+
+def _classes_say(results: Results) -> list[str]:
+    tests = tables.grouped(results.tests).get("classes", [])
+    metric = results.plan.metric
+    known = [test for test in tests if metric in test.differences]
+    if not known:
+        return []
+    sure = [test for test in known if test.corrected[metric] < SURE]
+    count = known[0].count
+    few = " Few classes make that a rough guess." if count < 20 else ""
+    if not sure:
+        return [
+            f"Had other classes been the test ({count:,} of them were), no method would surely "
+            f"differ from {known[0].a}.{few}"
+        ]
+    listed = ", ".join(
+        f"{test.b} ({100 * test.differences[metric].difference:+.1f})" for test in sure
+    )
+    return [
+        f"Drawing other test classes ({count:,} of them were) would leave these different from "
+        f"{known[0].a}: {listed}.{few}"
+    ]
+
+
+def _bonus(results: Results) -> str:
+    gains = [(found.bonus[0], found.name) for found in results.with_runs]
+    gains = [gain for gain in gains if not math.isnan(gain[0])]
+    if not gains:
+        return ""
+    (low, _), (high, name) = min(gains), max(gains)
+    return (
+        f"Picking the best epoch on the test classes would add {100 * low:.1f} to {100 * high:.1f} "
+        f"points of R@1, most to {name}; a table of best epochs compares that as well."
+    )
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _means_about(results: Results) -> str:
+    made = tables.rows(results)
+    return (
+        "After the last epoch, in percent; the best of each column is marked."
+        + evaluation_tables.about_spread(made)
+    )
+
+
+def _means(results: Results) -> str:
+    made = tables.rows(results)
+    names = evaluation_tables.columns(made)
+    best = {
+        name: max((row.numbers[name] for row in made if name in row.numbers), default=None)
+        for name in names
+    }
+    head = "".join(f'<th scope="col">{as_text(n)}</th>' for n in ("method", *names, "seeds"))
+    lines = []
+    for row in made:
+        spread = row.spread
+        cells = [
+            cell(
+                row.numbers.get(name),
+                _around(row.numbers[name], spread[name]) if name in spread else None,
+                best=len(made) > 1 and row.numbers.get(name) == best[name],
+            )
+            for name in names
+        ]
+        lines.append(
+            f"<tr><td>{as_text(row.label)}</td>{''.join(cells)}<td>{row.repeats}</td></tr>"
+        )
+    metric = results.plan.metric
+    bars = [
+        Bar(f.name, f.mean[metric], f.half(metric), [n[metric] for n in f.seeds.values()])
+        for f in results.ranked
+    ]
+    words = f"{metric}, percent: each seed, their mean and its 95 % interval"
+    return _table(head, lines) + plots.forest(bars, words)
+
+
+def _around(mean: float, half: float) -> tuple[float, float]:
+    return mean - half, mean + half
+
+
+def _table(head: str, lines: Sequence[str]) -> str:
+    return (
+        f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _tests_about(results: Results) -> str:
+    return (
+        f"Each method less {results.with_runs[0].name}, in points. Over seeds: would other seeds "
+        "agree (paired t-test)? Over classes: would other classes agree (paired bootstrap, the "
+        "networks as they are)? p is two-sided and corrected for the number of comparisons (Holm)."
+    )
+
+
+def _tests(results: Results) -> str:
+    metric, parts = results.plan.metric, []
+    for over, tests in tables.grouped(results.tests).items():
+        names = [n for n in dict.fromkeys(["R@1", metric]) if n in tests[0].differences]
+        heads = [h for name in names for h in (name, "95 % interval", "p")]
+        head = "".join(f'<th scope="col">{as_text(h)}</th>' for h in ("method", *heads))
+        lines = [_test_row(test, names) for test in tests]
+        parts.append(f"<h3>Over {tests[0].count:,} {over}</h3>{_table(head, lines)}")
+        if over == "seeds" and metric in tests[0].differences:
+            found = [(test.b, test.differences[metric]) for test in tests]
+            bars = [Bar(name, d.difference, d.high - d.difference) for name, d in found]
+            words = f"{metric} less that of {tests[0].a}, points: mean and 95 % interval over seeds"
+            parts.append(plots.forest(bars, words, zero=True))
+    return "".join(parts)
+
+
+def _test_row(test: Test, names: Sequence[str]) -> str:
+    cells = []
+    for name in names:
+        cells += tables.difference_cells(test.differences[name], test.corrected[name])
+    return f"<tr><td>{as_text(test.b)}</td>{''.join(f'<td>{as_text(c)}</td>' for c in cells)}</tr>"
+
+
+def _search_about(results: Results) -> str:
+    plan = results.plan
+    return (
+        f"Each trial trains {plan.folds} times, each time without one fold of the training "
+        f"classes, and is judged by {plan.metric} on the folds. The first trial of each method "
+        "has the values it was given; the others are drawn by TPE."
+        + (
+            " A trial that is behind the median of the others is stopped early."
+            if plan.prune
+            else ""
+        )
+    )
+
+
+def _search(results: Results) -> str:
+    metric = results.plan.metric
+    heads = ("method", "trials", "early", "failed", "time", f"{metric} on the folds", "chosen")
+    head = "".join(f'<th scope="col">{as_text(h)}</th>' for h in heads)
+    lines = []
+    for found in results.methods:
+        counts = [sum(t.state == s for t in found.trials) for s in ("pruned", "failed")]
+        ended = sum(t.state != "running" for t in found.trials)
+        reached = f"{100 * found.chosen.reached:.1f}" if found.chosen else "–"
+        cells = [f"{ended} of {results.plan.trials}", *counts]
+        cells += [human_seconds(found.search_seconds), reached, tables.chosen(found)]
+        lines.append(
+            f"<tr><td>{as_text(found.name)}</td>"
+            f"{''.join(f'<td>{as_text(c)}</td>' for c in cells)}</tr>"
+        )
+    plots = "".join(_plots(found, metric) for found in results.methods)
+    return _table(head, lines) + folded("Every trial: what it reached against what it tried", plots)
+
+
+def _plots(found: Found, metric: str) -> str:
+    done = [trial for trial in found.trials if trial.reached is not None]
+    if not done:
+        return ""
+    figures = "".join(
+        plots.scatter(_points(found, one.name, metric), one.title, log=one.log)
+        for one in found.entrant.space
+        if not one.choices
+    )
+    words = "; ".join(
+        tables.sensitivity_words(one) for one in found.sensitivity if not math.isnan(one.p)
+    )
+    about = f"Rank correlation with {metric}, not corrected: {words}." if words else ""
+    note = f'<p class="note">{as_text(about)}</p>' if about else ""
+    return f'<h3>{as_text(found.name)}</h3>{note}<div class="charts">{figures}</div>'
+
+
+def _points(found: Found, name: str, metric: str) -> list[Point]:
+    """What the trials reached; the chosen one is marked, those stopped early are hollow."""
+    points = []
+    for trial in found.trials:
+        reached = trial.reached
+        if reached is None and trial.folds:
+            reached = trial.folds[-1].get(metric)
+        if reached is None:
+            continue
+        chosen = found.chosen is not None and trial.number == found.chosen.number
+        kind = "on" if chosen else "off" if trial.reached is None else "dot"
+        about = f"trial {trial.number}: {trial.values[name]}, {100 * reached:.1f}"
+        points.append(Point(float(trial.values[name]), reached, kind, about))
+    return points
+
+
+def _beside(results: Results) -> str:
+    heads = ("method", "R@1", "best epoch less last", "seeds side by side", "aligned mean")
+    head = "".join(f'<th scope="col">{as_text(h)}</th>' for h in heads)
+    lines = []
+    for found in results.with_runs:
+        mean, half = found.bonus
+        cells = [f"{100 * found.mean['R@1']:.1f}", f"{100 * mean:+.1f} ± {100 * half:.1f}"]
+        for name in ("concatenated", "aligned mean"):
+            numbers = found.ensembles.get(name)
+            cells.append(f"{100 * numbers['R@1']:.1f}" if numbers else "–")
+        lines.append(
+            f"<tr><td>{as_text(found.name)}</td>"
+            f"{''.join(f'<td>{as_text(c)}</td>' for c in cells)}</tr>"
+        )
+    return _table(head, lines)

@@ -1,0 +1,259 @@
+"""What a study is asked to do: a TOML file, or the flags of study.py, checked before anything runs.
+
+flags = "--dataset folder:photos"
+folds = 3
+trials = 12
+seeds = 5
+[methods]
+"Proxy-Anchor" = "--loss Proxy_Anchor"
+AMLoss = "--loss AMLoss"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import criteria
+import options
+from methods.base import Options
+from studies.space import Range, asked, declared, words_of
+from utils import InputError, nearest_names
+
+OWN_FLAGS = {
+    "LOG_DIR": "logs",
+    "name": "name",
+    "seed": "seeds",
+    "val_fold": "folds",
+    "val_folds": "folds",
+    "val_classes": "folds",
+    "folds": "folds",
+    "resume": "",
+    "resume_run": "",
+    "no_test": "",
+    "dry_run": "",
+}
+"""Flags that a study sets by itself, and the entry of its file that says what they would."""
+KINDS = {
+    "name": str, "flags": (str, list), "folds": int, "trials": int, "seeds": int, "metric": str,
+    "prune": bool, "logs": str, "methods": (dict, list), "search": dict, "fixed": list,
+}  # fmt: skip
+METRICS = ("R@1", "RP", "MAP@R", "MRR")
+LEAST = {"folds": 2, "trials": 1, "seeds": 2}
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One method of a study.
+
+    Attributes:
+        name: what tables call it. flags: of train.py, with those that all methods share in front.
+        space: what is searched. loss_args: arguments of the loss that the flags give.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    space: tuple[Range, ...]
+    loss_args: tuple[tuple[str, Any], ...] = ()
+
+    def command(self, values: Mapping[str, Any]) -> list[str]:
+        """The flags of train.py that train it with values for what is searched."""
+        return [*self.flags, *words_of(self.space, values, self.loss_args)]
+
+    @property
+    def folder(self) -> str:
+        """Its name as that of a folder."""
+        return "".join(c if c.isalnum() or c in "-+." else "_" for c in self.name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study.
+
+    Attributes:
+        name: of its folder in `logs`. folds: of the training classes; a trial trains without each
+            in turn. trials: per method. seeds: runs per method. metric: what trials are judged by.
+        prune: whether a trial that falls behind the others of its method is stopped early.
+    """
+
+    name: str
+    entrants: tuple[Entrant, ...]
+    folds: int = 3
+    trials: int = 8
+    seeds: int = 5
+    metric: str = "MAP@R"
+    prune: bool = True
+    logs: str = "logs"
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the study lies."""
+        return Path(self.logs) / self.name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What may not change while the study goes on; trials, seeds and methods may be added."""
+        return {
+            "folds": self.folds,
+            "metric": self.metric,
+            "methods": {
+                one.name: {"flags": list(one.flags), "space": [r.describe() for r in one.space]}
+                for one in self.entrants
+            },
+        }
+
+
+def read(path: Path) -> Plan:
+    """The plan in a TOML file.
+
+    Raises:
+        InputError: it cannot be read, or asks for what cannot be.
+    """
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise InputError(f"{path} cannot be read ({why}); give a study's TOML file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is no TOML: {error}") from error
+    return of(content, default_name=path.stem, source=str(path))
+
+
+def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
+    """The plan that the entries of a file, or of a command line, describe.
+
+    Raises:
+        InputError: an entry is unknown, of the wrong kind, or asks for what cannot be.
+    """
+    for entry, value in content.items():
+        if entry not in KINDS:
+            raise InputError(f"{source}: unknown entry {entry}; {nearest_names(entry, KINDS)}")
+        if not isinstance(value, KINDS[entry]) or (KINDS[entry] is int and value is True):
+            raise InputError(
+                f"{source}: {entry} = {value!r} is not what it can be; see study.py --help"
+            )
+    for entry, least in LEAST.items():
+        if content.get(entry, least) < least:
+            raise InputError(f"{source}: {entry} = {content[entry]} is below {least}")
+    if content.get("metric", METRICS[0]) not in METRICS:
+        raise InputError(f"{source}: metric is one of {', '.join(METRICS)}")
+    if not content.get("methods"):
+        raise InputError(
+            f"{source} names no methods; add [methods] with a line such as "
+            'AMLoss = "--loss AMLoss", one per method'
+        )
+    shared = words(content.get("flags", ""), source)
+    entrants = [
+        _entrant(name, [*shared, *words(flags, source)], content, source)
+        for name, flags in _methods(content["methods"]).items()
+    ]
+    folders = [one.folder.lower() for one in entrants]
+    if len(set(folders)) < len(folders):
+        raise InputError(f"{source}: two methods have names that are one as a folder; rename one")
+    numbers = {
+        name: content[name]
+        for name in ("folds", "trials", "seeds", "metric", "prune")
+        if name in content
+    }
+    return Plan(
+        content.get("name", default_name),
+        tuple(entrants),
+        logs=content.get("logs", "logs"),
+        content=dict(content),
+        **numbers,
+    )
+
+
+def _methods(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """Name → flags; a bare word of a list is a loss, or `@RECIPE`."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    found = {}
+    for line in given:
+        first = line.split()[0]
+        if first.startswith(("-", "@")):
+            found[line.removeprefix("--loss ")] = line
+        else:
+            found[line] = f"--loss {line}"
+    return found
+
+
+def words(flags: str | Sequence[str], source: str) -> list[str]:
+    """Flags as words; a text is split as a shell does it.
+
+    Raises:
+        InputError: a quotation mark has no partner.
+    """
+    if not isinstance(flags, str):
+        return [str(word) for word in flags]
+    try:
+        return shlex.split(flags)
+    except ValueError as error:
+        raise InputError(f"{source}: {flags}: {error}") from error
+
+
+def _entrant(name: str, flags: list[str], content: Mapping[str, Any], source: str) -> Entrant:
+    chosen = parsed(flags, f"{source}: {name}")
+    for given in chosen.given:
+        if given in OWN_FLAGS:
+            entry = OWN_FLAGS[given]
+            instead = f"; its entry {entry} says that" if entry else "; leave it out"
+            raise InputError(
+                f"{source}: {name}: --{given.replace('_', '-')} is the study's own{instead}"
+            )
+    own = {one.name: one for one in declared(chosen)}
+    search = content.get("search", {})
+    for key, value in search.items():
+        if isinstance(value, Mapping) and not {"low", "high"} & value.keys():
+            if key not in _methods(content["methods"]):
+                known = _methods(content["methods"])
+                raise InputError(
+                    f"{source}: [search.{key}] is of no method; {nearest_names(key, known)}"
+                )
+            if key == name:
+                own |= {r.name: r for r in (asked(k, v, chosen) for k, v in value.items())}
+            continue
+        one = asked(key, value, chosen)
+        if one.name in own or _is_read(one, chosen):
+            own[one.name] = one
+    for fixed in content.get("fixed", []):
+        own.pop(fixed.lstrip("-").replace("-", "_"), None)
+    return Entrant(name, tuple(flags), tuple(own.values()), tuple(chosen.loss_args))
+
+
+def _is_read(one: Range, chosen: Options) -> bool:
+    """Whether a method listens to what is searched for all methods."""
+    if "." in one.name:
+        return True
+    (flag,) = (flag for flag in options.train_flags() if flag.dest == one.name)
+    return flag.is_read(chosen)
+
+
+def parsed(flags: Sequence[str], what: str) -> Options:
+    """The options of train.py that flags ask for.
+
+    Raises:
+        InputError: train.py refuses them; the sentence begins with `what`.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return options.parse_train(list(flags))
+    except SystemExit as stop:
+        reason = said.getvalue().strip().removeprefix("error: ").removesuffix(" (see --help)")
+        raise InputError(f"{what}: {reason or 'its flags are refused'}") from stop
+
+
+def losses() -> str:
+    """The names that stand for a method by themselves."""
+    return criteria.losses_in_words()

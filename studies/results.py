@@ -1,0 +1,265 @@
+"""What a study has found: means over seeds, tests over seeds and classes, cost, sensitivity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from metrics import comparison
+from metrics.comparison import Difference
+from studies import judging
+from studies.ledger import Ledger, Trial
+from studies.plan import Entrant, Plan
+
+RESAMPLES = 2000
+FEWEST = 6
+"""Trials below which nothing is said about what the metric depends on."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of one method.
+
+    Attributes:
+        trials: as they stand. chosen: the best of them, once all have ended.
+        seeds: seed → the metrics of the first task. failures: seed → why there are none.
+        scores: seed → one row per test class. gained: seed → R@1 of the best epoch less the last.
+        ensembles: name → metrics of all seeds together.
+    """
+
+    entrant: Entrant
+    trials: tuple[Trial, ...]
+    chosen: Trial | None
+    seeds: Mapping[int, Mapping[str, float]]
+    failures: Mapping[int, str]
+    scores: Mapping[int, comparison.Scores]
+    gained: Mapping[int, float]
+    ensembles: Mapping[str, Mapping[str, float]]
+    seconds: Mapping[int, float]
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.entrant.name
+
+    @cached_property
+    def mean(self) -> dict[str, float]:
+        """Metrics, averaged over the seeds."""
+        return self._over_seeds[0]
+
+    @cached_property
+    def deviation(self) -> dict[str, float]:
+        """Standard deviations over the seeds; {} with one seed."""
+        return self._over_seeds[1]
+
+    @cached_property
+    def _over_seeds(self) -> tuple[dict[str, float], dict[str, float]]:
+        runs = list(self.seeds.values())
+        if len(runs) < 2:
+            return (dict(runs[0]) if runs else {}), {}
+        return comparison.mean_and_deviation(runs)
+
+    def half(self, metric: str) -> float:
+        """Half of the 95 % interval of a mean over the seeds; NaN with one seed."""
+        return comparison.half_width(self.deviation.get(metric, math.nan), len(self.seeds))
+
+    @property
+    def search_seconds(self) -> float:
+        """Training time of its trials."""
+        return sum(trial.seconds for trial in self.trials)
+
+    @property
+    def bonus(self) -> tuple[float, float]:
+        """R@1 of the best epoch less that of the last: mean over the seeds, and ±."""
+        values = torch.tensor(list(self.gained.values()), dtype=torch.float64)
+        if len(values) < 2:
+            return (float(values.mean()) if len(values) else math.nan), math.nan
+        return float(values.mean()), comparison.half_width(float(values.std()), len(values))
+
+    @property
+    def sensitivity(self) -> list[Sensitivity]:
+        """How the metric of the trials goes with each option that was searched."""
+        done = [trial for trial in self.trials if trial.reached is not None]
+        return [
+            _sensitivity(one.name, one.title, done) for one in self.entrant.space if not one.choices
+        ]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Rank correlation of an option with the metric, over the `count` trials that were finished.
+
+    `correlation` and p are NaN with fewer than `FEWEST`, or where the option did not vary.
+    """
+
+    title: str
+    correlation: float
+    p: float
+    count: int
+
+
+def _sensitivity(name: str, title: str, trials: Sequence[Trial]) -> Sensitivity:
+    from scipy.stats import spearmanr
+
+    x = [trial.values[name] for trial in trials]
+    y = [trial.reached for trial in trials]
+    if len(trials) < FEWEST or len(set(x)) < 2 or len(set(y)) < 2:
+        return Sensitivity(title, math.nan, math.nan, len(trials))
+    found = spearmanr(x, y)
+    return Sensitivity(title, float(found.statistic), float(found.pvalue), len(trials))
+
+
+@dataclass(frozen=True)
+class Test:
+    """`b` less `a`: metric → difference, and its p corrected for the number of tests (Holm).
+
+    `over` is "seeds" (paired t-test) or "classes" (paired bootstrap of the means over seeds).
+    """
+
+    a: str
+    b: str
+    over: str
+    count: int
+    differences: Mapping[str, Difference]
+    corrected: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study as it stands; methods in the order of the plan."""
+
+    plan: Plan
+    methods: tuple[Found, ...]
+
+    @property
+    def with_runs(self) -> list[Found]:
+        """The methods that have been judged on the test classes."""
+        return [found for found in self.methods if found.seeds]
+
+    @property
+    def ranked(self) -> list[Found]:
+        """These, the best mean of the study's metric first."""
+        metric = self.plan.metric
+        return sorted(self.with_runs, key=lambda found: -found.mean.get(metric, math.nan))
+
+    @cached_property
+    def tests(self) -> list[Test]:
+        """Each method against the first of the plan that has runs: over seeds, and over classes."""
+        if len(self.with_runs) < 2:
+            return []
+        first, *others = self.with_runs
+        made = [_over_seeds(first, other) for other in others]
+        made += _over_classes(first, others)
+        return _corrected([test for test in made if test is not None])
+
+    @cached_property
+    def best_against(self) -> list[Test]:
+        """The method with the best mean against each other one, over the seeds."""
+        if len(self.ranked) < 2:
+            return []
+        best, *others = self.ranked
+        made = [_over_seeds(other, best) for other in others]
+        return _corrected([test for test in made if test is not None])
+
+
+def _over_seeds(a: Found, b: Found) -> Test | None:
+    found = comparison.seed_differences(a.seeds, b.seeds)
+    shared = len(a.seeds.keys() & b.seeds.keys())
+    return Test(a.name, b.name, "seeds", shared, found, {}) if found else None
+
+
+def _over_classes(first: Found, others: Sequence[Found]) -> list[Test]:
+    """The same draws of classes for all: each network as it is, the seeds averaged."""
+    able = [one for one in (first, *others) if one.scores]
+    if first not in able or len(able) < 2:
+        return []
+    scores = [score for one in able for score in one.scores.values()]
+    if len({tuple(score.labels.tolist()) for score in scores}) > 1:
+        return []  # judged on different images: some could not be read
+    drawn = iter(comparison.replicates(scores, RESAMPLES, seed=0))
+    replicates = {one.name: _mean([next(drawn) for _ in one.scores]) for one in able}
+    means = {one.name: _means(list(one.scores.values())) for one in able}
+    classes = len(scores[0].labels)
+    return [
+        Test(
+            first.name,
+            other.name,
+            "classes",
+            classes,
+            comparison.paired_differences(
+                means[first.name], means[other.name], replicates[first.name], replicates[other.name]
+            ),
+            {},
+        )
+        for other in able[1:]
+    ]
+
+
+def _mean(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return sum(parts[1:], parts[0]) / len(parts)
+
+
+def _means(scores: Sequence[comparison.Scores]) -> dict[str, float]:
+    numbers = [each.means() for each in scores]
+    return {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
+
+
+def _corrected(tests: Sequence[Test]) -> list[Test]:
+    """With p corrected within what was tested alike, each metric by itself."""
+    corrected: dict[int, dict[str, float]] = {place: {} for place in range(len(tests))}
+    for over in dict.fromkeys(test.over for test in tests):
+        alike = [place for place, test in enumerate(tests) if test.over == over]
+        for name in tests[alike[0]].differences:
+            having = [place for place in alike if name in tests[place].differences]
+            ps = comparison.holm([tests[place].differences[name].p for place in having])
+            for place, p in zip(having, ps, strict=True):
+                corrected[place][name] = p
+    return [
+        Test(t.a, t.b, t.over, t.count, t.differences, corrected[place])
+        for place, t in enumerate(tests)
+    ]
+
+
+def collect(ledger: Ledger) -> Results:
+    """Reads what there is."""
+    return Results(ledger.plan, tuple(_found(ledger, one) for one in ledger.plan.entrants))
+
+
+def _found(ledger: Ledger, entrant: Entrant) -> Found:
+    numbers: dict[int, dict[str, float]] = {}
+    failures: dict[int, str] = {}
+    scores, gained, seconds = {}, {}, {}
+    for seed in range(1, ledger.plan.seeds + 1):
+        result = ledger.result(entrant, f"seed{seed}")
+        if result is None or "values" not in result:
+            continue
+        if "error" in result:
+            failures[seed] = result["error"]
+            continue
+        numbers[seed] = _defined(next(iter(result["results"].values())))
+        gained[seed] = result["best R@1"] - result["last R@1"]
+        seconds[seed] = result["seconds"]
+        scores[seed] = judging.load(
+            ledger.result_file(entrant, f"seed{seed}").with_suffix(".npz")
+        ).scores
+    together = ledger.result(entrant, f"together{ledger.plan.seeds}") or {}
+    return Found(
+        entrant,
+        tuple(ledger.trials(entrant)),
+        ledger.chosen(entrant),
+        numbers,
+        failures,
+        scores,
+        gained,
+        together.get("ensembles", {}),
+        seconds,
+    )
+
+
+def _defined(numbers: Mapping[str, Any]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in numbers.items()}

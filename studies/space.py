@@ -1,0 +1,198 @@
+"""What a search may try: ranges that the flags declare, or that the user gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import methods
+import options
+from flags import Flag
+from methods.base import Options
+from utils import InputError, nearest_names
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+LOSS_ARGUMENT = "loss_args."
+"""Before the name of an argument that has no flag: `loss-args.temperature`."""
+DIGITS = 3
+"""Of a number that is drawn: as it stands in the command that is trained, and in the table."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values of one option: numbers from `low` to `high` (whole ones, or by factors), or words.
+
+    Attributes:
+        name: the option, or `loss_args.NAME`.
+        start: what the first trial has; the option as the method is given.
+    """
+
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+    choices: tuple[Any, ...] = ()
+    start: Any = None
+
+    @property
+    def title(self) -> str:
+        """As on a command line, without the dashes in front."""
+        return self.name.replace("_", "-")
+
+    @property
+    def first(self) -> Any:
+        """The value of the first trial: the given one, or the nearest one inside the range."""
+        if self.choices:
+            return self.start if self.start in self.choices else self.choices[0]
+        if not isinstance(self.start, int | float):
+            return self.rounded(math.sqrt(self.low * self.high) if self.log else self._middle)
+        return self.rounded(min(max(self.start, self.low), self.high))
+
+    @property
+    def _middle(self) -> float:
+        return (self.low + self.high) / 2
+
+    def rounded(self, value: Any) -> Any:
+        """A value that was drawn, as it is trained with."""
+        if self.choices:
+            return value
+        return round(value) if self.whole else float(f"{value:.{DIGITS}g}")
+
+    def distribution(self) -> BaseDistribution:
+        """For Optuna."""
+        from optuna import distributions
+
+        if self.choices:
+            return distributions.CategoricalDistribution(self.choices)
+        if self.whole:
+            return distributions.IntDistribution(int(self.low), int(self.high), log=self.log)
+        return distributions.FloatDistribution(self.low, self.high, log=self.log)
+
+    def words(self, value: Any) -> list[str]:
+        """The flag with this value, as a command line has it."""
+        text = str(value) if self.choices or self.whole else f"{value:g}"
+        if self.name.startswith(LOSS_ARGUMENT):
+            return [f"{self.name.removeprefix(LOSS_ARGUMENT)}={text}"]
+        return [flag_named(self.name).spellings[0], text]
+
+    def describe(self) -> str:
+        """`lr 1e-05 to 0.003, by factors`."""
+        if self.choices:
+            return f"{self.title} {', '.join(map(str, self.choices))}"
+        return f"{self.title} {self.low:g} to {self.high:g}{', by factors' if self.log else ''}"
+
+
+def words_of(
+    space: Sequence[Range], values: Mapping[str, Any], loss_args: Sequence[tuple[str, Any]] = ()
+) -> list[str]:
+    """The flags that train with these values.
+
+    Args:
+        loss_args: arguments of the loss that are given and keep their value.
+    """
+    words: list[str] = []
+    arguments: list[str] = []
+    for one in space:
+        kind = arguments if one.name.startswith(LOSS_ARGUMENT) else words
+        kind += one.words(values[one.name])
+    if not arguments:
+        return words
+    searched = {argument.partition("=")[0] for argument in arguments}
+    kept = [f"{name}={value}" for name, value in loss_args if name not in searched]
+    return [*words, "--loss-args", *kept, *arguments]
+
+
+def flag_named(name: str) -> Flag:
+    """The flag of train.py that an option belongs to.
+
+    Raises:
+        InputError: there is none.
+    """
+    wanted = name.lstrip("-").replace("-", "_")
+    known = {
+        spelling.lstrip("-").replace("-", "_"): flag
+        for flag in options.train_flags()
+        for spelling in flag.spellings
+    }
+    if wanted not in known:
+        raise InputError(f"search: {name} is no flag of train.py; {nearest_names(wanted, known)}")
+    return known[wanted]
+
+
+def declared(chosen: Options) -> list[Range]:
+    """The ranges of the flags that these options read, as the flags declare them."""
+    owner = {
+        flag.dest: method
+        for method in methods.METHODS
+        for group in method.flags
+        for flag in group.flags
+    }
+    found = []
+    for flag in options.train_flags():
+        if flag.search is None or not flag.is_read(chosen):
+            continue
+        if flag.dest in owner and not owner[flag.dest].wanted(chosen):
+            continue
+        if flag.argument and flag.argument in dict(chosen.loss_args):
+            continue
+        low, high, log = flag.search
+        found.append(Range(flag.dest, low, high, log, start=getattr(chosen, flag.dest)))
+    return found
+
+
+def asked(name: str, value: Any, chosen: Options) -> Range:
+    """A range as a study's file gives it.
+
+    - `[1e-5, 1e-3]`: numbers from the first to the second, by factors where both are above 0 and
+      the second is ten times the first or more;
+    - `[2, 4, 8]` or `["step", "cosine"]`: one of these;
+    - `{low = 0.1, high = 2.0, log = false}`: as it says.
+
+    Raises:
+        InputError: it is none of these, or there is no such flag.
+    """
+    argument = name.lower().replace("-", "_")
+    if argument.startswith(LOSS_ARGUMENT):
+        key = name.split(".", 1)[1]
+        dest, start = LOSS_ARGUMENT + key, dict(chosen.loss_args).get(key)
+    else:
+        dest = flag_named(name).dest
+        start = getattr(chosen, dest)
+    if isinstance(value, Mapping):
+        return _spelt_out(name, dest, value, start)
+    if not isinstance(value, list) or len(value) < 2:
+        raise _unclear(name, value)
+    numbers = all(_is_number(one) for one in value)
+    if not numbers or len(value) > 2:
+        return Range(dest, choices=tuple(value), start=start)
+    low, high = value
+    return _checked(name, dest, low, high, low > 0 and high >= 10 * low, start)
+
+
+def _spelt_out(name: str, dest: str, value: Mapping[str, Any], start: Any) -> Range:
+    if not {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
+        raise _unclear(name, dict(value))
+    return _checked(name, dest, value["low"], value["high"], bool(value.get("log")), start)
+
+
+def _checked(name: str, dest: str, low: Any, high: Any, log: bool, start: Any) -> Range:
+    if not (_is_number(low) and _is_number(high) and low < high and (low > 0 or not log)):
+        raise _unclear(name, [low, high])
+    whole = isinstance(low, int) and isinstance(high, int) and not isinstance(start, float)
+    return Range(dest, low, high, log, whole, start=start)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _unclear(name: str, value: Any) -> InputError:
+    return InputError(
+        f"search: {name} = {value} says no range; give [LOW, HIGH], a list of three values or "
+        "more, or {low = LOW, high = HIGH, log = true}"
+    )

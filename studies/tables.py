@@ -1,0 +1,257 @@
+"""A study as text, as CSV and for a paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from evaluation import tables
+from evaluation.tables import Row
+from metrics.comparison import Difference
+from studies.results import Found, Results, Sensitivity, Test
+from terminal import terminal_width
+from utils import InputError, human_seconds, nearest_names
+
+SHOWN = ("R@1", "RP", "MAP@R", "NMI")
+OPTION_WIDTH = 60
+
+
+def rows(results: Results, columns: Sequence[str] = ()) -> list[Row]:
+    """One row per method that has runs: its means over the seeds.
+
+    Raises:
+        InputError: a column is no metric of the study.
+    """
+    known = list(dict.fromkeys(name for found in results.with_runs for name in found.mean))
+    for name in columns:
+        if name not in known and known:
+            raise InputError(f"--columns {name}: {nearest_names(name, known)}")
+    wanted = columns or known
+    return [
+        Row(
+            "test classes",
+            found.name,
+            {name: found.mean[name] for name in wanted if name in found.mean},
+            {name: found.deviation[name] for name in wanted if name in found.deviation},
+            repeats=len(found.seeds),
+        )
+        for found in results.with_runs
+    ]
+
+
+def text(results: Results, columns: Sequence[str] = ()) -> str:
+    """All that is known, for the terminal."""
+    parts = [_search(results)]
+    if results.with_runs:
+        shown = columns or [name for name in SHOWN if name in results.with_runs[0].mean]
+        made = rows(results, shown)
+        parts.append("On the test classes, after the last epoch, at the chosen settings:")
+        parts.append(_means(made))
+        parts.append(tables.in_lines(_about(made)))
+    parts += _tests(results)
+    parts += [*_gains(results), *_sensitivities(results), *failures(results)]
+    return "\n".join(parts)
+
+
+def _about(made: Sequence[Row]) -> str:
+    meanings = " ".join(m.text for m in tables.meanings_of(tables.columns(made)))
+    return meanings + tables.about_spread(made)
+
+
+def _means(made: Sequence[Row]) -> str:
+    names = tables.columns(made)
+    lines = []
+    for row in made:
+        spread = row.spread
+        cells = [
+            _share(row.numbers.get(n)) + (f" ± {100 * spread[n]:.1f}" if n in spread else "")
+            for n in names
+        ]
+        lines.append((row.label, [*cells, str(row.repeats)]))
+    return tables.aligned([*names, "seeds"], lines, terminal_width())
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _search(results: Results) -> str:
+    """What each method was searched with, and what came out."""
+    heads = ["trials", "early", "failed", "time", results.plan.metric, "chosen"]
+    lines = []
+    for found in results.methods:
+        counts = [sum(t.state == s for t in found.trials) for s in ("pruned", "failed")]
+        ended = sum(t.state != "running" for t in found.trials)
+        reached = found.chosen.reached if found.chosen else None
+        cells = [f"{ended} of {results.plan.trials}", *map(str, counts)]
+        cells += [human_seconds(found.search_seconds), _share(reached), chosen(found)]
+        lines.append((found.name, cells))
+    about = f"The search: mean of {results.plan.folds} folds of classes that a trial has not seen:"
+    return f"{about}\n{tables.aligned(heads, lines, terminal_width())}"
+
+
+def chosen(found: Found) -> str:
+    """The chosen values: `lr 0.0003, alphap 24`."""
+    if found.chosen is None:
+        return "–"
+    return ", ".join(f"{r.title} {found.chosen.values[r.name]}" for r in found.entrant.space)
+
+
+def _tests(results: Results) -> list[str]:
+    parts = []
+    for tests in grouped(results.tests).values():
+        parts.append(f"\n{tests_about(tests)}")
+        parts.append(_differences(tests, results.plan.metric))
+    return parts
+
+
+def grouped(tests: Iterable[Test]) -> dict[str, list[Test]]:
+    """The tests by what they are over."""
+    found: dict[str, list[Test]] = {}
+    for test in tests:
+        found.setdefault(test.over, []).append(test)
+    return found
+
+
+def tests_about(tests: Sequence[Test]) -> str:
+    """What is compared with what, and how."""
+    counts = sorted({test.count for test in tests})
+    number = " to ".join(f"{count:,}" for count in dict.fromkeys([counts[0], counts[-1]]))
+    how = {
+        "seeds": f"paired t-test over {number} seeds: would other seeds agree?",
+        "classes": f"paired bootstrap over {number} classes: would other classes agree?",
+    }[tests[0].over]
+    corrected = f", p corrected for {len(tests)} comparisons (Holm)" if len(tests) > 1 else ""
+    return f"Less {tests[0].a}, in points ({how}){corrected}:"
+
+
+def _differences(tests: Sequence[Test], metric: str) -> str:
+    names = [n for n in dict.fromkeys(["R@1", metric]) if n in tests[0].differences]
+    heads = [head for name in names for head in (name, "95 % interval", "p")]
+    lines = []
+    for test in tests:
+        cells = []
+        for name in names:
+            cells += difference_cells(test.differences[name], test.corrected[name])
+        lines.append((test.b, cells))
+    return tables.aligned(heads, lines, terminal_width())
+
+
+def difference_cells(found: Difference, p: float) -> list[str]:
+    """Difference and interval in points, and p."""
+    if math.isnan(found.difference):
+        return ["–", "", ""]
+    low, high = 100 * found.low, 100 * found.high
+    return [f"{100 * found.difference:+.1f}", f"[{low:+.1f}, {high:+.1f}]", p_text(p)]
+
+
+def p_text(p: float) -> str:
+    """`.034`, `< .001`."""
+    return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}"
+
+
+def _gains(results: Results) -> list[str]:
+    lines = []
+    for found in results.with_runs:
+        mean, half = found.bonus
+        cells = [f"{100 * mean:+.1f} ± {100 * half:.1f}"]
+        for name in ("concatenated", "aligned mean"):
+            numbers = found.ensembles.get(name)
+            cells.append(_share(numbers["R@1"]) if numbers else "–")
+        lines.append((found.name, [_share(found.mean.get("R@1")), *cells]))
+    if not lines:
+        return []
+    heads = ["R@1", "best epoch", "concatenated", "aligned mean"]
+    about = (
+        "What is not in these numbers: what picking the best epoch on the test classes would add "
+        "to R@1, and R@1 of the seeds together, side by side and as a mean of the same size:"
+    )
+    return [f"\n{tables.in_lines(about)}", tables.aligned(heads, lines, terminal_width())]
+
+
+def _sensitivities(results: Results) -> list[str]:
+    said = []
+    for found in results.methods:
+        words = [sensitivity_words(one) for one in found.sensitivity if not math.isnan(one.p)]
+        if words:
+            count = found.sensitivity[0].count
+            said.append(tables.in_lines(f"{found.name} ({count} trials): {'; '.join(words)}"))
+    if not said:
+        return []
+    return [f"\nHow {results.plan.metric} of the trials goes with what was searched:", *said]
+
+
+def sensitivity_words(one: Sensitivity) -> str:
+    """`lr +.62 (p .030)`: a rank correlation, not corrected."""
+    return f"{one.title} {one.correlation:+.2f} (p {p_text(one.p)})"
+
+
+def failures(results: Results) -> list[str]:
+    """What failed, and why; a trial or a run in each line."""
+    said = []
+    for found in results.methods:
+        said += [
+            f"{found.name} trial {trial.number}: {trial.error}"
+            for trial in found.trials
+            if trial.state == "failed"
+        ]
+        said += [f"{found.name} seed {seed}: {why}" for seed, why in found.failures.items()]
+    return ["\nFailed:", *map(tables.in_lines, said)] if said else []
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def latex(results: Results, columns: Sequence[str] = ()) -> str:
+    """A table for a paper: means over seeds in percent, the best of each column bold."""
+    made = rows(results, columns)
+    plan = results.plan
+    budget = f"{plan.trials} trials per method on {plan.folds} class-disjoint folds"
+    caption = (
+        f"Test classes, in percent, after the last epoch; settings from {budget}."
+        f"{tables.about_spread(made)}"
+    )
+    return tables.latex(made, caption)
+
+
+def runs_csv(results: Results) -> tuple[list[str], list[list]]:
+    """One row per run with a seed."""
+    names = list(dict.fromkeys(n for f in results.methods for s in f.seeds.values() for n in s))
+    made = []
+    for found in results.methods:
+        for seed, numbers in found.seeds.items():
+            values = [_cell(numbers.get(name)) for name in names]
+            gained, seconds = found.gained[seed], found.seconds[seed]
+            made.append(
+                [found.name, seed, chosen(found), *values, f"{gained:.6g}", f"{seconds:.1f}"]
+            )
+    return ["method", "seed", "settings", *names, "best epoch less last", "seconds"], made
+
+
+def trials_csv(results: Results) -> tuple[list[str], list[list]]:
+    """One row per trial."""
+    options = list(dict.fromkeys(r.title for f in results.methods for r in f.entrant.space))
+    folds = [f"fold {fold}" for fold in range(results.plan.folds)]
+    made = []
+    for found in results.methods:
+        for trial in found.trials:
+            values = {r.title: trial.values[r.name] for r in found.entrant.space}
+            reached = [_cell(fold[results.plan.metric]) for fold in trial.folds]
+            made.append(
+                [
+                    found.name,
+                    trial.number,
+                    trial.state,
+                    *(values.get(name, "") for name in options),
+                    *(reached + [""] * (len(folds) - len(reached))),
+                    _cell(trial.reached),
+                    f"{trial.seconds:.1f}",
+                    trial.error,
+                ]
+            )
+    head = ["method", "trial", "state", *options, *folds, f"mean {results.plan.metric}"]
+    return [*head, "seconds", "error"], made
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"

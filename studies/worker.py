@@ -1,0 +1,411 @@
+"""Takes what is open in a study piece by piece, trains it and writes what it reached."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from machine import cores
+from page.records import Record, metrics_in, read
+from storage import write_json
+from studies import judging
+from studies.ledger import Ledger, Work, claim_of
+from studies.plan import Plan
+from terminal import say
+from utils import InputError, human_seconds, our_name, top_folder
+
+if TYPE_CHECKING:
+    import optuna
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOK = 0.5  # seconds between two looks at a training
+WAIT = 5.0  # seconds before looking again where others are at all that is left
+TRIES = 3  # of a training that is killed from outside
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+"""Exit statuses of a training that was asked to stop, and has saved where it stands."""
+QUIET = "--wandb disabled --no-report --resume auto".split()
+
+
+class Stopped(Exception):
+    """The study is asked to stop; trainings have saved where they stand."""
+
+
+@dataclass
+class Place:
+    """Where a worker trains: a GPU, or a share of the cores."""
+
+    gpu: int | None = None
+    threads: int = 1
+
+    @property
+    def words(self) -> list[str]:
+        """Flags for train.py."""
+        return [] if self.gpu is None else ["--gpu-id", str(self.gpu)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For a process that trains there."""
+        return {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+
+
+def places(jobs: int, gpus: Sequence[int] = ()) -> list[Place]:
+    """Where `jobs` trainings run at once: on the GPUs in turn, or each on a share of the cores."""
+    if gpus:
+        return [Place(gpu, max(1, cores() // jobs)) for gpu in (list(gpus) * jobs)[:jobs]]
+    return [Place(None, max(1, cores() // jobs)) for _ in range(jobs)]
+
+
+class Workers:
+    """The workers of this process, one thread each.
+
+    Attributes:
+        done: called after each piece of work with a sentence about it.
+    """
+
+    def __init__(self, ledger: Ledger, where: Sequence[Place], done: Callable[[str], None]) -> None:
+        self.ledger, self.where, self.done = ledger, where, done
+        self.stopping = threading.Event()
+        self.errors: list[BaseException] = []
+
+    def run(self) -> None:
+        """Works until nothing is left.
+
+        Raises:
+            Stopped: by Ctrl-C or SIGTERM.
+            InputError: what a worker cannot go on with.
+        """
+        threads = [threading.Thread(target=self._work, args=(place,)) for place in self.where]
+        previous = {
+            number: signal.signal(number, lambda *_: self.stopping.set())
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self.errors:
+            raise self.errors[0]
+        if self.stopping.is_set():
+            raise Stopped
+
+    def _work(self, place: Place) -> None:
+        try:
+            while not self.stopping.is_set():
+                work = self.ledger.next()
+                if work is not None:
+                    try:
+                        self._do(work, place)
+                    finally:
+                        self.ledger.release(claim_of(work))
+                elif self.ledger.is_finished:
+                    return
+                else:  # others are at all that is left, and may yet leave it
+                    self.stopping.wait(WAIT)
+        except Stopped:
+            return
+        except BaseException as error:
+            self.errors.append(error)
+            self.stopping.set()
+
+    def _do(self, work: Work, place: Place) -> None:
+        {"trial": self._trial, "seed": self._seed, "together": self._together}[work.kind](
+            work, place
+        )
+
+    # -- trials
+
+    def _trial(self, work: Work, place: Place) -> None:
+        """Trains without each fold in turn, until all are done or the trial is pruned."""
+        import optuna
+
+        plan, entrant = self.ledger.plan, work.entrant
+        trial = self.ledger.optuna_trial(work)
+        study = self.ledger.study(entrant)
+        values = self.ledger.trials(entrant)[work.number].values
+        for fold in range(plan.folds):
+            if f"fold{fold}" in trial.user_attrs:
+                continue
+            name = f"{work.name}-fold{fold}"
+            words = [*entrant.command(values), *_of_fold(plan, fold)]
+            watch = Watch(trial, plan, fold)
+            try:
+                record = self._train(work, name, words, place, watch)
+            except Failed as failure:
+                trial.set_user_attr("error", str(failure))
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                self.done(f"{_called(work)}: failed: {failure}")
+                return
+            trial.set_user_attr(f"fold{fold}", _reached(record))
+            _tidy(record.path)
+            if watch.pruned:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                self.done(f"{_called(work)}: stopped early, behind the others")
+                return
+        found = [trial.user_attrs[f"fold{fold}"][plan.metric] for fold in range(plan.folds)]
+        mean = sum(found) / len(found)
+        study.tell(trial, mean)
+        self.done(f"{_called(work)}: {plan.metric} {mean:.4f} on the folds")
+
+    # -- runs
+
+    def _seed(self, work: Work, place: Place) -> None:
+        """Trains on all training classes at the chosen values, and judges the last epoch."""
+        ledger, entrant = self.ledger, work.entrant
+        chosen = ledger.chosen(entrant)
+        assert chosen is not None
+        out = ledger.result_file(entrant, work.name)
+        words = [*entrant.command(chosen.values), "--seed", str(work.number)]
+        try:
+            record = self._train(work, work.name, [*words, "--metrics", "retrieval"], place)
+            self._judge(record.path / "last.pth", out, place)
+        except Failed as failure:
+            write_json(out, {"error": str(failure), "values": dict(chosen.values)})
+            self.done(f"{_called(work)}: failed: {failure}")
+            return
+        found = ledger.result(entrant, work.name) or {}
+        about = {"values": dict(chosen.values), "seconds": record.seconds, **_bonus(record)}
+        write_json(out, found | about)
+        if work.number > 1:  # of the first seed everything stays possible: pages, searches, exports
+            _tidy(record.path)
+        metric = ledger.plan.metric
+        first = next(iter(found["results"].values()))
+        self.done(f"{_called(work)}: {metric} {first[metric]:.4f} on the test classes")
+
+    def _judge(self, checkpoint: Path, out: Path, place: Place) -> None:
+        command = [sys.executable, "-m", our_name("studies.judging"), str(checkpoint)]
+        command += [str(out.with_suffix("")), str(place.gpu or 0)]
+        # In this folder, because the paths in a run's options are relative to where it began.
+        environment = place.environment | {"PYTHONPATH": str(top_folder())}
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            start_new_session=True,
+        )
+        if done.returncode in STOPPED or self.stopping.is_set():
+            raise Stopped
+        if done.returncode:
+            raise Failed(_last_words(done.stderr, done.returncode))
+
+    def _together(self, work: Work, place: Place) -> None:
+        """What the seeds reach as ensembles; afterwards their embeddings are no longer needed."""
+        entrant, seeds = work.entrant, range(1, work.number + 1)
+        files = [self.ledger.result_file(entrant, f"seed{s}").with_suffix(".npz") for s in seeds]
+        there = [file for file in files if file.is_file()]
+        runs = [judging.load(file) for file in there]
+        found = judging.ensembles(runs) if len(runs) > 1 else {}
+        write_json(self.ledger.result_file(entrant, work.name), {"ensembles": found})
+        for file in there:
+            judging.without_embeddings(file)
+        self.done(f"{entrant.name}: its {len(there)} seeds together")
+
+    # -- one training
+
+    def _train(
+        self, work: Work, name: str, words: Sequence[str], place: Place, watch: Watch | None = None
+    ) -> Record:
+        """Trains, or goes on with, one run, and returns what it left.
+
+        Raises:
+            Failed: it cannot be trained; the message says why.
+            Stopped: the study is to stop.
+        """
+        folder = self.ledger.folder / work.entrant.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name
+        command = [sys.executable, str(ROOT / "train.py"), *words, *QUIET, *place.words]
+        command += ["--LOG_DIR", str(folder), "--name", name]
+        killed = 0
+        while not (path / "results.json").is_file():
+            with (folder / f"{name}.log").open("ab") as log:
+                status = self._watched(command, log, place, path, watch)
+            if status == 0 or (watch is not None and watch.pruned):
+                break
+            if self.stopping.is_set() or status in STOPPED:
+                self.stopping.set()
+                raise Stopped
+            said = _last_words((folder / f"{name}.log").read_text(errors="replace"), status)
+            if "is going on in another process" in said:
+                self.stopping.wait(WAIT)  # the training of a worker that was killed
+                continue
+            killed += status < 0
+            if status > 0 or killed == TRIES:
+                raise Failed(said)
+        return read(path)
+
+    def _watched(
+        self, command: list[str], log: IO[bytes], place: Place, path: Path, watch: Watch | None
+    ) -> int:
+        """Runs a training and looks at its numbers; its exit status."""
+        # In a session of its own, so that Ctrl-C reaches it once, from here.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=place.environment, start_new_session=True
+        )
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(LOOK)
+                if watch is not None and not watch.pruned and watch.look(path):
+                    process.terminate()
+                if self.stopping.is_set():
+                    process.terminate()
+                    return process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+        if watch is not None and not watch.pruned:
+            watch.look(path)
+        return process.returncode
+
+
+def rehearse(plan: Plan, names: Sequence[str], place: Place) -> None:
+    """Prepares the first training of each of these methods, so that nothing begins in vain.
+
+    Raises:
+        InputError: one cannot be trained; the sentence says which and why.
+    """
+    for one in plan.entrants:
+        if one.name not in names:
+            continue
+        values = {r.name: r.first for r in one.space}
+        words = [*one.command(values), *_of_fold(plan, 0), *place.words, "--dry-run"]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=place.environment,
+        )
+        if done.returncode:
+            raise InputError(f"{one.name}: {_last_words(done.stderr, done.returncode)}")
+
+
+class Failed(Exception):
+    """A training or its evaluation could not be done; the message says why."""
+
+
+class Watch:
+    """Reports the metric of a fold's epochs to the trial, and says when to stop.
+
+    Attributes:
+        pruned: whether the trial is behind the others of its method.
+    """
+
+    def __init__(self, trial: optuna.Trial, plan: Plan, fold: int) -> None:
+        self.trial, self.plan, self.fold = trial, plan, fold
+        self.told = set(self._reported())
+        self.pruned = False
+
+    def _reported(self) -> list[int]:
+        number = self.trial.number
+        return list(self.trial.study.get_trials(deepcopy=False)[number].intermediate_values)
+
+    def look(self, path: Path) -> bool:
+        """Tells of the epochs that are new in metrics.csv; whether to stop."""
+        try:
+            record = read(path)
+        except (InputError, OSError):  # not there yet, or just being written
+            return False
+        for row in record.evaluated:
+            step = self.fold * MOST_EPOCHS + int(row["epoch"])
+            if step not in self.told and self.plan.metric in row:
+                self.told.add(step)
+                self.trial.report(row[self.plan.metric], step)
+                if self.plan.prune and not _is_last(record) and self.trial.should_prune():
+                    self.pruned = True
+        return self.pruned
+
+
+MOST_EPOCHS = 10**6
+
+
+def _is_last(record: Record) -> bool:
+    """Whether the run is done, so that stopping it would spare nothing."""
+    return bool(record.outcome)
+
+
+def _of_fold(plan: Plan, fold: int) -> list[str]:
+    words = f"--val-folds {plan.folds} --val-fold {fold} --no-test --metrics retrieval --seed 0"
+    return words.split()
+
+
+def _reached(record: Record) -> dict[str, float]:
+    """The numbers of the last evaluation of a fold, and what it took."""
+    last = record.evaluated[-1]
+    return {**metrics_in(last), "epoch": last["epoch"], "seconds": record.seconds}
+
+
+def _bonus(record: Record) -> dict[str, Any]:
+    """R@1 of the best and of the last epoch: what picking on the test classes would add."""
+    values = [row["R@1"] for row in record.evaluated]
+    return {"best R@1": max(values), "last R@1": values[-1], "evaluations": len(values)}
+
+
+def _tidy(path: Path) -> None:
+    """Removes the weights, of which a study has many."""
+    for file in path.glob("*.pth"):
+        file.unlink()
+
+
+def _last_words(text: str, status: int) -> str:
+    """What a training said at last, for a sentence: its error, or its last line."""
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"exit status {status}"])[-1]
+
+
+def _called(work: Work) -> str:
+    return f"{work.entrant.name} {work.name}"
+
+
+# --- what is said meanwhile -----------------------------------------------------------------------
+
+
+class Progress:
+    """One line after each piece of work: what it was, and about how long the rest will take."""
+
+    def __init__(self, ledger: Ledger, jobs: int) -> None:
+        self.ledger, self.jobs = ledger, jobs
+        self.begun, self.done = time.monotonic(), 0
+        self.first = self._left()
+        self._lock = threading.Lock()
+
+    def _left(self) -> tuple[int, int]:
+        """Trainings that are not done: of folds, and with seeds."""
+        plan = self.ledger.plan
+        folds = seeds = 0
+        for one in plan.entrants:
+            trials = self.ledger.trials(one)
+            finished = sum(trial.state != "running" for trial in trials)
+            folds += plan.folds * (plan.trials - finished)
+            seeds += sum(not self.ledger.is_judged(one, s) for s in range(1, plan.seeds + 1))
+        return folds, seeds
+
+    def say(self, sentence: str) -> None:
+        """Prints the sentence with the time that is left."""
+        with self._lock:
+            left = self._left()
+            done = sum(self.first) - sum(left)
+            words = f"{sentence}"
+            if done > 0 and sum(left):
+                seconds = (time.monotonic() - self.begun) / done * sum(left)
+                trainings = f"{sum(left)} training{'s' if sum(left) > 1 else ''}"
+                words += f"; {trainings} left, about {human_seconds(round(seconds))}"
+            say(words, flush=True)

@@ -1,0 +1,118 @@
+"""Which method suits these images? A study trains several with one budget and says how sure it is.
+
+    python study.py shop.toml
+    python study.py --flags "--dataset folder:photos" --methods Proxy_Anchor AMLoss "MS --IPC 5"
+
+Start the same command again, here or on another machine that shares the folder, and it helps; stop
+it whenever you like, and start it again.
+"""
+
+from __future__ import annotations
+
+import door
+
+if __name__ == "__main__":
+    door.enter()
+
+from studies import asking
+
+ARGS = asking.parse() if __name__ == "__main__" else None
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from storage import write_atomically, write_table
+from studies import pages, results, tables
+from studies.ledger import Ledger
+from studies.plan import Plan, of, read
+from studies.worker import Place, Progress, Stopped, Workers, places, rehearse
+from terminal import as_shell, say, terminal_width
+from utils import InputError, sentence_errors
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The study that is asked for.
+
+    Raises:
+        InputError: it asks for what cannot be.
+    """
+    if args.file:
+        return read(args.file)
+    entries = ("name", "flags", "methods", "folds", "trials", "seeds", "metric", "logs")
+    content = {name: getattr(args, name) for name in entries if name in args}
+    return of(content, default_name="study", source="study.py")
+
+
+def describe(plan: Plan, where: Sequence[Place]) -> str:
+    """What will be done."""
+    folds = len(plan.entrants) * plan.trials * plan.folds
+    runs = len(plan.entrants) * plan.seeds
+    width = min(100, terminal_width() or 100)
+    lines = [
+        f"study       {plan.folder}",
+        f"search      {plan.trials} trials of {len(plan.entrants)} methods on {plan.folds} folds: "
+        f"{folds} trainings, judged by {plan.metric}",
+        f"runs        {plan.seeds} seeds of each at its best settings: {runs} trainings",
+    ]
+    for number, one in enumerate(plan.entrants):
+        space = "; ".join(r.describe() for r in one.space) or "nothing"
+        head = "searched    " if number == 0 else " " * 12
+        lines += textwrap.wrap(f"{one.name}: {space}", width, initial_indent=head,
+                               subsequent_indent=" " * 14)  # fmt: skip
+    threads = where[0].threads
+    lines.append(f"at once     {len(where)}, {threads} thread{'s' if threads > 1 else ''} each")
+    return "\n".join(lines)
+
+
+def conclude(ledger: Ledger, columns: Sequence[str]) -> None:
+    """Says and writes what has been found so far."""
+    found = results.collect(ledger)
+    say(f"\n{tables.text(found, columns)}")
+    folder = ledger.folder
+    write_table(folder / "trials.csv", *tables.trials_csv(found))
+    content = pages.page(found)
+    write_atomically(folder / "study.html", lambda file: file.write(content.encode()))
+    written = ["trials.csv"]
+    if found.with_runs:
+        write_table(folder / "runs.csv", *tables.runs_csv(found))
+        made = tables.latex(found, columns)
+        write_atomically(folder / "study.tex", lambda file: file.write(made.encode()))
+        written += ["runs.csv", "study.tex"]
+    say(f"\npage: {folder / 'study.html'} (beside it {', '.join(written)})")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Runs study.py with parsed options.
+
+    Raises:
+        InputError: the study cannot be what it is asked to be.
+    """
+    plan = plan_of(args)
+    ledger = Ledger(plan)
+    jobs = max(args.jobs, len(args.gpus))
+    where = places(jobs, args.gpus)
+    if args.report:
+        if ledger.kept_plan() is None:
+            raise InputError(f"{plan.folder} holds no study yet; leave --report out to begin it")
+        conclude(ledger, args.columns)
+        return
+    say(describe(plan, where), flush=True)
+    kept = ledger.kept_plan() or {"methods": {}}
+    if new := [one.name for one in plan.entrants if one.name not in kept["methods"]]:
+        say(f"checking    {', '.join(new)}", flush=True)
+        rehearse(plan, new, where[0])
+    ledger.begin()
+    progress = Progress(ledger, jobs)
+    try:
+        Workers(ledger, where, progress.say).run()
+    except Stopped:
+        say(f"\nstopped; go on with:\n  python study.py {as_shell(*sys.argv[1:])}", flush=True)
+        raise SystemExit(130) from None
+    conclude(ledger, args.columns)
+
+
+if __name__ == "__main__":
+    with sentence_errors(), door.answering():
+        main(ARGS)

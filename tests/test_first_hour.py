@@ -1,0 +1,210 @@
+"""Own images without further flags: what is chosen suits them, is told, and gives way to flags."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from conftest import refusal
+from PIL import Image
+
+import options
+import train
+from options import suited
+from options.suited import Images, Machine
+from training.clock import Estimate
+from training.doubts import doubts
+
+LAPTOP = Machine(cores=2, gpu=False, weights=True, remedy="pip install it", free=10**11)
+SERVER = LAPTOP._replace(cores=16, gpu=True)
+SHOP = Images(72, False, trained=58, images=464, smallest=8, largest=8, side=600)
+
+
+def chosen(images: Images, machine: Machine = LAPTOP, flags: str = "") -> Namespace:
+    """The options that are chosen for such images, with these flags given."""
+    args = options.parse_train(["--dataset", "cub", *flags.split()])
+    bare = {**options.defaults(options.TRAIN_GROUPS), "given": args.given, "recipe": None}
+    bare |= {name: getattr(args, name) for name in args.given}
+    found, told = suited.choose(Namespace(**bare), lambda args: images, machine)
+    found.told = told
+    return found
+
+
+# --- the rules ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("machine", [LAPTOP, SERVER, LAPTOP._replace(weights=False)])
+@pytest.mark.parametrize("flags", ["", "--loss ms", "--loss Triplet", "--pretrained none"])
+@pytest.mark.parametrize(
+    ("classes", "each"),
+    [(4, 2), (5, 3), (5, 10), (12, 200), (72, 8), (60, 5), (1077, 9), (9, 1000)],
+)
+def test_what_is_chosen_fits_any_number_of_images(
+    classes: int, each: int, flags: str, machine: Machine
+) -> None:
+    held_out = max(2, min(round(classes / 5), classes - 2))
+    trained = classes - held_out
+    images = Images(classes, False, trained, trained * each, each, each, side=600)
+    args = chosen(images, machine, flags)
+    assert 0 < args.eval_classes < 1
+    assert 2 <= args.batch_size <= images.images
+    assert args.batch_size <= 8 or images.images // args.batch_size >= suited.LEAST_STEPS
+    assert 10 <= args.epochs <= 100 and args.eval_every == args.epochs
+    if flags.startswith("--loss"):
+        assert args.IPC >= 2 and args.batch_size % args.IPC == 0
+        assert args.batch_size // args.IPC <= trained
+    scratch = "none" in flags or not machine.weights
+    assert args.pretrained == ("none" if scratch else "imagenet")
+    assert args.lr > 1e-4 and args.warm == 0
+
+
+def test_each_setting_is_told_with_its_reason() -> None:
+    told = chosen(SHOP).told
+    assert "464 training images of 58 classes, 8 each, on 2 CPU cores" in told[0][1]
+    words = " ".join(settings for settings, _ in told)
+    for setting in ("--model efficientnet_lite0", "--pretrained imagenet", "--decode cache"):
+        assert setting in words
+    assert all(why for _, why in told)
+
+
+def test_a_flag_that_is_given_wins_and_the_choice_adapts() -> None:
+    usual = chosen(SHOP)
+    args = chosen(SHOP, flags="--batch-size 46 --lr 2e-3")
+    assert (args.batch_size, args.lr, args.lr_p) == (46, 2e-3, 1e-3)
+    assert any("10 steps each" in why for _, why in args.told)
+    assert not any("--batch-size" in settings for settings, _ in args.told)
+    bare = chosen(SHOP, flags="--pretrained none")
+    assert bare.model != usual.model and bare.lr > usual.lr and bare.epochs > usual.epochs
+    assert chosen(SHOP, flags="--epochs 3").eval_every == 3
+    assert chosen(SHOP, flags="--steps 50").epochs == 60  # the default, which nobody reads
+    assert chosen(SHOP, flags="--val-classes 0.2").eval_every < usual.eval_every
+    assert chosen(SHOP, flags="--optimizer sgd").lr == 1e-4
+    assert chosen(SHOP, flags="--image-size 384").decode == "exact"
+
+
+def test_the_machine_and_the_pictures_decide_how_much_is_seen() -> None:
+    assert chosen(SHOP, SERVER).epochs > chosen(SHOP).epochs
+    assert chosen(SHOP).image_size == 224
+    assert chosen(SHOP._replace(side=64)).image_size == 64
+    assert chosen(SHOP, LAPTOP._replace(free=10**6)).decode == "exact"
+    without = chosen(SHOP, LAPTOP._replace(weights=False))
+    assert any("pip install it" in why for _, why in without.told)
+
+
+def test_data_that_say_what_is_held_out_are_left_alone() -> None:
+    assert chosen(SHOP._replace(divided=True)).eval_classes is None
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eight folders of six small pictures."""
+    return tiny.write_images(tmp_path / "shop") / "train"
+
+
+def parse(photos: Path, *flags: str) -> Namespace:
+    return options.parse_train(["--dataset", f"folder:{photos}", *flags])
+
+
+def test_own_images_alone_are_suited(photos: Path) -> None:
+    args = parse(photos)
+    assert args.defaults == "suited" and args.chosen
+    assert (args.model, args.image_size, args.stem) == (suited.MODEL, 32, "small")
+    again = options.kept(json.loads(json.dumps(options.plain(args))))
+    assert (again.chosen, again.batch_size) == (args.chosen, args.batch_size)
+
+
+def test_a_method_adds_what_is_its_own_and_leaves_what_was_chosen(photos: Path) -> None:
+    plain, own = parse(photos), parse(photos, "--loss", "AMLoss")
+    assert (own.epochs, own.batch_size) == (plain.epochs, plain.batch_size)
+    assert parse(photos, "--loss", "Proxy_NCA").proxy_lr_scale == 1.0
+
+
+@pytest.mark.parametrize("flags", ["--model resnet18", "--pretrained x.pth", "--checkpoint x.pth"])
+def test_who_names_a_network_gets_the_published_defaults(flags: str, photos: Path) -> None:
+    args = parse(photos, *flags.split())
+    assert (args.defaults, args.batch_size, args.lr, args.epochs) == ("published", 150, 1e-4, 60)
+    named = parse(photos, *flags.split(), "--defaults", "suited")
+    assert named.defaults == "suited" and named.batch_size < 24 and named.lr > 1e-4
+
+
+def test_benchmarks_keep_their_defaults(capsys: pytest.CaptureFixture) -> None:
+    args = options.parse_train(["--dataset", "cub"])
+    assert (args.defaults, args.model, args.batch_size) == ("published", "bn_inception", 150)
+    said = refusal(capsys, options.parse_train, ["--dataset", "cub", "--defaults", "suited"])
+    assert "your own images" in said
+
+
+def test_too_few_classes_are_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / name / "0.png")
+    said = refusal(capsys, options.parse_train, ["--dataset", f"folder:{tmp_path}"])
+    assert "3 class(es)" in said and "need 2 each" in said
+
+
+def test_a_run_keeps_its_settings_and_names_what_comes_next(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    # In fewer steps than are chosen.
+    quick = "--max-steps 2 --workers 0 --wandb disabled --no-report --embedding-size 8 --name first"
+    args = parse(photos, *quick.split(), "--LOG_DIR", str(tmp_path))
+    train.main(args)
+    said = capsys.readouterr().out
+    assert "chosen      for 30 training images of 5 classes" in said
+    search = said.partition("search:")[2].split()
+    assert search[:4] == ["python", "search.py", "build", str(tmp_path / "first")]
+    assert search[4:8] == ["--images", str(photos), "--index", "train.index"]
+    assert search[8:12] == ["python", "search.py", "serve", "train.index"]
+    stored = json.loads((tmp_path / "first/args.json").read_text())
+    assert stored["model"] == suited.MODEL and stored["defaults"] == "suited"
+    assert stored["batch_size"] == args.batch_size
+    # A continued run has its own settings, whatever would be chosen now.
+    tiny.resume(tmp_path / "first", "--max-steps 3")
+    assert [row["step"] for row in tiny.metrics_rows(tmp_path / "first")] == ["2", "3"]
+
+
+# --- what cannot work, and how long it takes ------------------------------------------------------
+
+
+def test_what_can_hardly_work_is_said(images: Path) -> None:
+    def said(flags: str) -> str:
+        return "\n".join(doubts(tiny.prepare(images, flags)))
+
+    assert said("--lr 1e-3 --warm 0") == ""
+    few = said("--epochs 3")
+    assert "4 steps an epoch, 12 in all" in few and "starts from nothing" in few
+    assert "--warm 3 of 3 epochs" in said("--epochs 3 --warm 3 --lr 1e-3")
+    assert "use --IPC 4" in said("--loss ms --IPC 0 --lr 1e-3 --warm 0 --batch-size 4")
+    assert said("--loss ms --IPC 2 --lr 1e-3 --warm 0 --optimizer sgd --epochs 2") == ""
+
+
+def test_a_verdict_on_few_classes_is_no_verdict(photos: Path) -> None:
+    few = tiny.prepare(photos, "--eval-classes 0.25 --lr 1e-3 --warm 0")
+    assert "judged on 2 classes" in " ".join(doubts(few))
+
+
+def test_the_time_is_told_once_without_the_first_steps() -> None:
+    estimate = Estimate(not_counted=2, counted=3)
+    told = [estimate.after(seconds, 9 - step) for step, seconds in enumerate([9, 9, 1, 2, 3, 1])]
+    assert told == [None, None, None, None, 5 * 2.0, None]
+
+
+def test_photographs_are_made_up_alike_each_time(tmp_path: Path) -> None:
+    from benchmarks import photos as made
+
+    first = made.photograph(made.product(3), np.random.default_rng(1), (80, 60))
+    again = made.photograph(made.product(3), np.random.default_rng(1), (80, 60))
+    other = made.photograph(made.product(4), np.random.default_rng(1), (80, 60))
+    assert first.size == (80, 60) and first.tobytes() == again.tobytes() != other.tobytes()
+    assert sum(made.counts_of(60, 8, uneven=True)) > 400
+    made.write(tmp_path, [2, 1], (80, 60))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["product 000", "product 001"]

@@ -1,0 +1,111 @@
+"""Cross-validation over class-disjoint folds: how classes are dealt, and the command."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from conftest import run_cli
+
+import options
+from training.data import HeldOut, deal, load
+from utils import InputError
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_folds_share_no_class_and_have_about_as_many_images(folds):
+    sizes = np.random.default_rng(0).integers(1, 40, 60)
+    labels = np.repeat(np.arange(60), sizes)
+    found = deal(labels, 60, folds)
+    filled = np.bincount(found, weights=sizes)
+    assert len(filled) == folds and np.ptp(filled) <= 2
+    assert np.ptp(np.bincount(found)) <= 10
+    assert (deal(np.random.default_rng(1).permutation(labels), 60, folds) == found).all()
+
+
+def test_few_classes():
+    labels = np.repeat(np.arange(5), 4)
+    assert sorted(np.bincount(deal(labels, 5, 2))) == [2, 3]
+    for folds in (0, 1, 3, 9):
+        with pytest.raises(InputError, match="choose 2 to 2 folds"):
+            deal(labels, 5, folds)
+
+
+def test_each_training_class_is_held_out_once(tmp_path):
+    tiny.write_images(tmp_path)
+    args = tiny.parse(tmp_path)
+    import dataset
+
+    choice, held = dataset.Choice.of(args), []
+    for fold in range(3):
+        data = load(choice, HeldOut(fold=fold, folds=3), 4)
+        (task,) = data.selection
+        held += task.queries.class_names
+        assert not {*task.queries.class_names} & {*data.train.class_names}
+        assert task.queries.num_classes + data.train.num_classes == 8
+    assert sorted(held) == sorted(choice.load("train").class_names)
+
+
+def test_cross_validation_in_one_command(tmp_path):
+    tiny.write_images(tmp_path / "photos")
+    flags = ["--dataset", "folder:photos", *tiny.NETWORK, "--epochs", "2", "--folds", "2"]
+    flags += ["--name", "tried", "--metrics", "retrieval"]
+    done = run_cli("train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "logs" / "tried-folds2"
+    content = json.loads((folder / "folds.json").read_text())
+    rows = [tiny.metrics_rows(folder / f"fold{fold}")[-1] for fold in (0, 1)]
+    for fold, row in zip(content["folds"], rows, strict=True):
+        assert fold["R@1"] == pytest.approx(float(row["R@1"]))
+    assert content["mean"]["MAP@R"] == pytest.approx(np.mean([float(row["MAP@R"]) for row in rows]))
+    results = json.loads((folder / "fold1" / "results.json").read_text())["results"]
+    assert list(results) == ["validation"], "the test classes are not looked at"
+    # Stopped before the second fold was done, and given again.
+    (folder / "folds.json").unlink()
+    (folder / "fold1" / "results.json").unlink()
+    (folder / "fold1" / "checksums.json").unlink()
+    begun = (folder / "fold0" / "metrics.csv").stat().st_mtime_ns
+    again = run_cli("train.py", *flags, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((folder / "folds.json").read_text()) == content
+    assert (folder / "fold0" / "metrics.csv").stat().st_mtime_ns == begun
+    assert len(list(folder.iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--folds 3 --val-fold 1", "--val-fold"),
+        ("--folds 3 --val-classes 0.2", "--val-classes"),
+        ("--val-folds 3", "--val-fold"),
+    ],
+)
+def test_what_does_not_go_together(flags, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        options.parse_train(flags.split())
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_folds_that_cannot_be_dealt_are_refused_before_training(tmp_path):
+    tiny.write_images(tmp_path / "photos", classes=3)
+    flags = ["--dataset", "folder:photos", *tiny.NETWORK, "--folds", "2"]
+    done = run_cli("train.py", *flags, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].startswith("error: 3 training classes are too few")
+    assert not list(tmp_path.glob("logs/*/*/args.json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "picked"),
+    [
+        ("--epochs 2 --eval-every 2", "nothing: evaluated once"),
+        ("--epochs 2", "test classes"),
+        ("--epochs 2 --val-classes 0.3", "validation classes"),
+    ],
+)
+def test_what_the_epoch_was_picked_on_is_kept(flags, picked, tmp_path):
+    tiny.write_images(tmp_path)
+    folder = tiny.run(tmp_path, tmp_path / "logs", "run", flags)
+    assert json.loads((folder / "results.json").read_text())["picked_on"] == picked

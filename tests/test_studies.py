@@ -1,0 +1,410 @@
+"""study.py: what it is asked, what it tries, who does what, what it concludes, and the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import ROOT, run_cli
+
+import metrics
+import study
+from metrics import comparison
+from page import plots
+from storage import write_json
+from studies import asking, judging, pages, results, tables
+from studies.ledger import Ledger, claim_of
+from studies.plan import of, read
+from studies.space import asked, declared, words_of
+from utils import InputError
+
+
+def plan_of(**entries):
+    content = {"methods": {"PA": "--loss Proxy_Anchor", "AM": "--loss AMLoss"}, **entries}
+    return of(content, default_name="tried", source="s.toml")
+
+
+# --- what is asked --------------------------------------------------------------------------------
+
+
+def test_eight_lines_of_toml(tmp_path):
+    (tmp_path / "shop.toml").write_text(
+        'flags = "--model resnet18 --epochs 4"\nfolds = 4\ntrials = 6\nseeds = 3\n'
+        "[methods]\n"
+        '"Proxy-Anchor" = "--loss Proxy_Anchor"\n'
+        'AMLoss = "--loss AMLoss --alphap 48"\n'
+        '"MS + SEC" = ["--loss", "ms", "--sec_wei", "0.5"]\n'
+    )
+    plan = read(tmp_path / "shop.toml")
+    assert (plan.name, plan.folds, plan.trials, plan.seeds) == ("shop", 4, 6, 3)
+    first, second, third = plan.entrants
+    assert {one.name for one in first.space} == {"lr", "alpha", "mrg"}
+    assert {"lr", "alphap", "alphan", "mrg_lr"} <= {one.name for one in second.space}
+    assert {one.name for one in third.space} == {"lr", "sec_wei"}
+    command = second.command({one.name: one.first for one in second.space})
+    assert command[:4] == ["--model", "resnet18", "--epochs", "4"]
+    assert command[command.index("--alphap", 10) + 1] == "48", "the first trial is as it is given"
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"fold": 3}, "unknown entry fold"),
+        ({"folds": 1}, "folds = 1 is below 2"),
+        ({"seeds": "5"}, "seeds = '5'"),
+        ({"metric": "NMI"}, "metric is one of"),
+        ({"methods": {}}, "names no methods"),
+        ({"methods": {"PA": "--loss Proxy_Anchr"}}, "PA: there is no loss called"),
+        ({"methods": {"PA": "--loss Proxy_Anchor --seed 3"}}, "--seed is the study's own"),
+        ({"methods": {"a b": "--loss ms", "a_b": "--loss MS"}}, "names that are one as a folder"),
+        ({"methods": {"PA": "--loss 'ms"}}, "No closing quotation"),
+        ({"flags": "--no-test --val-fold 1"}, "is the study's own"),
+        ({"search": {"learning_rate": [1, 2]}}, "is no flag of train.py"),
+        ({"search": {"lr": 3}}, "lr = 3 says no range"),
+        ({"search": {"lr": [2, 1]}}, "says no range"),
+        ({"search": {"lr": {"low": 1}}}, "is of no method|says no range"),
+        ({"search": {"XX": {"lr": [1, 2]}}}, "is of no method"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_in_a_sentence(entries, words):
+    with pytest.raises(InputError, match=words) as error:
+        plan_of(**entries)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_plan(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("folds = = 3")
+    with pytest.raises(InputError, match="is no TOML"):
+        read(tmp_path / "bad.toml")
+
+
+def test_methods_on_a_command_line():
+    args = asking.parse(["--methods", "AMLoss", "ms --sec_wei 1", "--flags", "--epochs 3"])
+    plan = study.plan_of(args)
+    assert [one.name for one in plan.entrants] == ["AMLoss", "ms --sec_wei 1"]
+    assert plan.entrants[1].flags == ("--epochs", "3", "--loss", "ms", "--sec_wei", "1")
+
+
+# --- what is searched -----------------------------------------------------------------------------
+
+
+def test_ranges_of_the_flags_and_of_the_user():
+    plan = plan_of(
+        search={"lr": [1e-4, 1e-2], "PA": {"alpha": [16, 32, 64]}, "alphan": [1.0, 5.0]},
+        fixed=["mrg"],
+    )
+    pa, am = ({one.name: one for one in entrant.space} for entrant in plan.entrants)
+    assert (pa["lr"].low, pa["lr"].high, pa["lr"].log) == (1e-4, 1e-2, True)
+    assert pa["alpha"].choices == (16, 32, 64) and pa["alpha"].first == 32
+    assert "alphan" not in pa and not am["alphan"].log and am["alphan"].first == 5.0
+    assert "mrg" not in pa and "mrg" not in am
+
+
+def test_an_argument_without_a_flag_is_searched_beside_those_that_are_given():
+    (entrant,) = of(
+        {
+            "methods": {"circle": "--loss pml:CircleLoss --loss-args m=0.4 gamma=80"},
+            "search": {"loss-args.m": [0.1, 0.5]},
+        },
+        default_name="x",
+        source="x",
+    ).entrants
+    command = entrant.command({"lr": 0.001, "loss_args.m": 0.25})
+    assert command[-3:] == ["--loss-args", "gamma=80", "m=0.25"]
+
+
+@pytest.mark.parametrize("name", ["lr", "epochs", "optimizer"])
+def test_values_become_flags_that_train_takes(name):
+    from studies.plan import parsed
+
+    chosen = parsed([], "x")
+    value = {"lr": [1e-5, 1e-3], "epochs": [2, 9], "optimizer": ["adam", "sgd", "rmsprop"]}[name]
+    one = asked(name, value, chosen)
+    again = parsed(words_of([one], {one.name: one.first}), "x")
+    assert getattr(again, name) == one.first
+    assert one.name in {r.name for r in declared(chosen)} or name != "lr"
+
+
+# --- who does what --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    made = Ledger(plan_of(folds=2, trials=3, seeds=2, logs=str(tmp_path)))
+    made.begin()
+    return made
+
+
+def do_trial(ledger, work, reached=0.5, state=None):
+    import optuna
+
+    trial = ledger.optuna_trial(work)
+    for fold in range(ledger.plan.folds):
+        trial.set_user_attr(f"fold{fold}", {"MAP@R": reached, "R@1": reached, "seconds": 2.0})
+    if state is None:
+        ledger.study(work.entrant).tell(trial, reached)
+    else:
+        trial.set_user_attr("error", "no luck")
+        ledger.study(work.entrant).tell(trial, state=getattr(optuna.trial.TrialState, state))
+    ledger.release(claim_of(work))
+
+
+def do_seed(ledger, work, offset=0.0):
+    """Writes what a run leaves: embeddings of 12 classes, and how they are judged."""
+    generator = torch.Generator().manual_seed(work.number)
+    labels = torch.arange(12).repeat_interleave(5)
+    centres = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    noise = (1.2 - offset) * torch.randn(60, 8, generator=generator)
+    embeddings = centres[labels] + noise
+    per_query = metrics.retrieval_per_query(embeddings, labels)
+    scores = comparison.query_scores(per_query, (1, 2), labels)
+    out = ledger.result_file(work.entrant, work.name)
+    out.parent.mkdir(exist_ok=True)
+    judged = judging.Judged(embeddings, labels, None, None, (1, 2), judging.by_classes(scores))
+    judging.save(out.with_suffix(".npz"), judged)
+    numbers = metrics.summarise(per_query, (1, 2))
+    content = {"results": {"test": numbers}, "values": {}, "seconds": 3.0}
+    write_json(out, content | {"best R@1": numbers["R@1"] + 0.01, "last R@1": numbers["R@1"]})
+    ledger.release(claim_of(work))
+    return numbers
+
+
+def test_methods_take_turns_and_runs_wait_for_all_trials_of_theirs(ledger):
+    order = []
+    while (work := ledger.next()) is not None and work.kind == "trial":
+        order.append(work.entrant.name)
+        do_trial(ledger, work)
+    assert order == ["PA", "AM"] * 3
+    assert (work.kind, work.entrant.name, work.number) == ("seed", "PA", 1)
+    do_seed(ledger, work)
+    names = []
+    while (work := ledger.next()) is not None:
+        names.append((work.kind, work.entrant.name))
+        if work.kind == "seed":
+            do_seed(ledger, work)
+        else:
+            write_json(ledger.result_file(work.entrant, work.name), {"ensembles": {}})
+            ledger.release(claim_of(work))
+    assert names == [("seed", "AM"), ("seed", "PA"), ("seed", "AM"), *[("together", n) for n in
+                     ("PA", "AM")]]  # fmt: skip
+    assert ledger.is_finished
+
+
+def test_two_workers_are_never_at_the_same_work(ledger):
+    """The second is another process."""
+    first = ledger.next()
+    code = (
+        "import sys, json; sys.path[:0] = sys.argv[2:4]\n"
+        "from test_studies import plan_of; from studies.ledger import Ledger, claim_of\n"
+        "other = Ledger(plan_of(folds=2, trials=3, seeds=2, logs=sys.argv[1]))\n"
+        "work = other.next(); print(json.dumps([work.name, work.entrant.name]))\n"
+    )
+    folder = str(ledger.folder.parent)
+    command = [sys.executable, "-c", code, folder, str(ROOT), str(ROOT / "tests")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == ["trial000", "AM"]
+    # That one has ended without finishing: its trial is taken over, before anything new.
+    second = ledger.next()
+    assert (second.entrant.name, second.name) == ("AM", "trial000")
+    assert ledger.next().name == "trial001" and first.entrant.name == "PA"
+
+
+def test_the_first_trial_has_the_values_that_were_given_and_a_failed_one_counts(ledger):
+    work = ledger.next()
+    values = ledger.trials(work.entrant)[0].values
+    assert values["lr"] == 1e-4 and values["alpha"] == 32 and values["mrg"] == 0.1
+    do_trial(ledger, work, state="FAIL")
+    ledger.release(claim_of(ledger.next()))
+    found = results.collect(ledger)
+    assert "PA trial 0: no luck" in tables.text(found)
+    assert "PA trial 0: no luck" in pages.page(found)
+    assert [t.state for t in ledger.trials(work.entrant)] == ["failed"]
+
+
+def test_what_a_study_may_not_change(ledger, tmp_path):
+    for entries, words in (
+        ({"folds": 3}, "a study with folds = 2"),
+        ({"metric": "R@1"}, "a study with metric = MAP@R"),
+        ({"flags": "--epochs 9"}, "in which PA has other flags"),
+        ({"search": {"lr": [1e-3, 1e-2]}}, "other flags or another search"),
+    ):
+        asked_for = {"folds": 2, "trials": 3, "seeds": 2, "logs": str(tmp_path)} | entries
+        with pytest.raises(InputError, match=words):
+            Ledger(plan_of(**asked_for)).begin()
+    more = Ledger(plan_of(folds=2, trials=5, seeds=4, logs=str(tmp_path)))
+    more.begin()  # nothing was judged yet
+    work = more.next()
+    do_trial(more, work)
+    write_json(more.result_file(work.entrant, "seed1"), {"error": "x", "values": {}})
+    with pytest.raises(InputError, match="look at them again"):
+        Ledger(plan_of(folds=2, trials=9, seeds=4, logs=str(tmp_path))).begin()
+
+
+# --- what is concluded ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Two methods of which the second is better, three seeds each, six trials."""
+    made = Ledger(plan_of(folds=2, trials=6, seeds=3, logs=str(tmp_path)))
+    made.begin()
+    numbers = {"PA": {}, "AM": {}}
+    while (work := made.next()) is not None:
+        name = work.entrant.name
+        if work.kind == "trial":
+            lr = made.trials(work.entrant)[work.number].values["lr"]
+            do_trial(
+                made, work, 0.5 + 0.05 * math.log10(lr), "PRUNED" if work.number == 5 else None
+            )
+        elif work.kind == "seed":
+            numbers[name][work.number] = do_seed(made, work, 0.5 if name == "AM" else 0.0)
+        else:
+            files = [made.result_file(work.entrant, f"seed{s}") for s in (1, 2, 3)]
+            runs = [judging.load(file.with_suffix(".npz")) for file in files]
+            found = judging.ensembles(runs)
+            write_json(made.result_file(work.entrant, work.name), {"ensembles": found})
+            made.release(claim_of(work))
+    return made, numbers
+
+
+def test_means_tests_and_cost(finished):
+    ledger, numbers = finished
+    found = results.collect(ledger)
+    pa, am = found.methods
+    for method in (pa, am):
+        values = [each["MAP@R"] for each in numbers[method.name].values()]
+        assert method.mean["MAP@R"] == pytest.approx(np.mean(values))
+        half = 4.303 * np.std(values, ddof=1) / 3**0.5  # Student's t of 2
+        assert method.half("MAP@R") == pytest.approx(half, rel=1e-3)
+        assert method.bonus[0] == pytest.approx(0.01)
+        assert method.search_seconds == 6 * 2 * 2.0
+        best = max((t for t in method.trials if t.reached), key=lambda t: t.values["lr"])
+        assert method.chosen.number == best.number
+        (lr,) = (one for one in method.sensitivity if one.title == "lr")
+        assert math.isnan(lr.correlation) and lr.count == 5, "too few trials to speak of"
+    seeds, classes = found.tests
+    assert (seeds.over, seeds.count, classes.over, classes.count) == ("seeds", 3, "classes", 12)
+    difference = am.mean["R@1"] - pa.mean["R@1"]
+    assert seeds.differences["R@1"].difference == pytest.approx(difference)
+    assert classes.differences["R@1"].difference == pytest.approx(difference)
+    assert found.ranked[0].name == "AM"
+    for name in ("concatenated", "aligned mean"):
+        assert pa.ensembles[name]["R@1"] > pa.mean["R@1"], "noise of three seeds averages out"
+
+
+def test_what_is_written(finished, tmp_path, capsys):
+    ledger, _ = finished
+    args = asking.parse(["--methods", "x", "--columns", "MAP@R", "R@1"])
+    study.conclude(ledger, args.columns)
+    printed = capsys.readouterr().out
+    assert "Less PA, in points (paired t-test over 3 seeds" in printed
+    folder = ledger.folder
+    with (folder / "runs.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    assert [(r["method"], r["seed"]) for r in runs] == [(m, s) for m in ("PA", "AM") for s in "123"]
+    with (folder / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    assert [t["state"] for t in trials] == (["complete"] * 5 + ["pruned"]) * 2
+    text = (folder / "study.tex").read_text()
+    assert text.count("MAP@R") >= 1 and "NMI" not in text and r"\textbf" in text
+    assert r"\pm$: half of the 95" in text
+    page = (folder / "study.html").read_text()
+    assert "Highest MAP@R: AM" in page and "<svg" in page
+    with pytest.raises(InputError, match="--columns Recall"):
+        tables.text(results.collect(ledger), ["Recall"])
+
+
+def test_equal_methods_are_not_told_apart(tmp_path):
+    plan = plan_of(folds=2, trials=1, seeds=3, logs=str(tmp_path))
+    made = Ledger(plan)
+    made.begin()
+    while (work := made.next()) is not None:
+        if work.kind == "trial":
+            do_trial(made, work)
+        elif work.kind == "seed":
+            do_seed(made, work)
+        else:
+            write_json(made.result_file(work.entrant, work.name), {"ensembles": {}})
+            made.release(claim_of(work))
+    said = " ".join(pages.conclusions(results.collect(made)))
+    assert "Not told apart" in said and "no proof that they are equal" in said
+    assert "More than chance" not in said
+
+
+def test_a_rotation_is_undone():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=generator)
+    turn, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator))
+    assert torch.allclose(x @ turn @ judging.rotation(x @ turn, x), x, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (37.2, 37.9), (-3, 8), (0, 0), (1e-5, 2e-5), (12, 1200)]
+)
+def test_ticks_are_round_and_few(low, high):
+    marks = plots.ticks(low, high)
+    assert 2 <= len(marks) <= 10 and marks[0] <= low and marks[-1] >= high
+    steps = np.diff(marks)
+    assert np.allclose(steps, steps[0])
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+NETWORK = [word for word in tiny.NETWORK if word not in ("--wandb", "disabled", "--no-report")]
+
+
+def test_data_that_are_not_there_are_told_before_anything_begins(tmp_path):
+    flags = " ".join([*NETWORK, "--dataset", "folder:none"])
+    done = run_cli("study.py", "--methods", "ms", "--flags", flags, "--name", "s", cwd=tmp_path)
+    assert done.returncode == 2 and "ms: " in done.stderr and "none" in done.stderr
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_and_shared(tmp_path):
+    """The first process is killed with all it has begun; two others bring it to its end."""
+    tiny.write_images(tmp_path / "photos")
+    flags = " ".join([*NETWORK, "--dataset folder:photos --epochs 2"])
+    (tmp_path / "s.toml").write_text(
+        f'flags = "{flags}"\nfolds = 2\ntrials = 2\nseeds = 2\n'
+        '[methods]\nPA = "--loss Proxy_Anchor"\nMS = "--loss ms --IPC 4"\n'
+    )
+    command = [sys.executable, str(ROOT / "study.py"), "s.toml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    start = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, **start)
+    folder = tmp_path / "logs" / "s"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("*/trial000-fold1/last.pth")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    both = [subprocess.Popen(command, **start) for _ in range(2)]
+    said = [process.communicate(timeout=400)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    with (folder / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    assert [t["state"] for t in trials].count("complete") == 4
+    with (folder / "runs.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+    shared = [sum(f"{m} " in line for line in text.splitlines()) for text in said for m in ("PA",)]
+    assert all(shared), "both had something to do"
+    assert not list(folder.glob("*/trial*/*.pth")) and list(folder.glob("*/seed1/*_best.pth"))
+    page = (folder / "study.html").read_text()
+    assert "Not finished" not in page
+    again = run_cli("study.py", "s.toml", "--report", cwd=tmp_path)
+    assert again.returncode == 0 and Path(folder / "study.tex").is_file()

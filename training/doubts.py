@@ -1,0 +1,70 @@
+"""Choices that cannot work, or hardly: said before the first step, and by --dry-run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import options
+from methods.base import Options
+
+if TYPE_CHECKING:
+    from training.state import Training
+
+LEAST_STEPS = 20  # an epoch
+LOW_RATE = 1e-4
+LEAST_CLASSES = 5  # to be judged on
+
+
+def doubts(training: Training) -> Iterator[str]:
+    """A sentence for each."""
+    args = options.kept(training.options)
+    yield from _too_few_steps(training, args)
+    yield from _network_never_trains(training, args)
+    yield from _few_pairs(training, args)
+    for task in training.data.test:
+        if (count := task.queries.num_classes) < LEAST_CLASSES:
+            yield (
+                f"{task.title} is judged on {count} classes, which says little about others; the "
+                "more classes there are, the more the numbers mean"
+            )
+
+
+def _too_few_steps(training: Training, args: Options) -> Iterator[str]:
+    """A network that starts from nothing has a way to go, and these steps are few and short."""
+    steps, rate = len(training.loader), args.lr if args.lr_p is None else args.lr_p
+    from_nothing = args.pretrained == "none" and not args.checkpoint
+    short = args.optimizer in ("adamw", "adam") and rate <= LOW_RATE
+    if from_nothing and short and steps < LEAST_STEPS:
+        total = training.length.total_steps(steps)
+        yield (
+            f"{steps} steps an epoch, {total:,} in all, at a rate of {rate:g} hardly move a "
+            "network that starts from nothing; use --pretrained imagenet, or a smaller "
+            "--batch-size, more --epochs and a higher --lr (your own images: --defaults suited)"
+        )
+
+
+def _network_never_trains(training: Training, args: Options) -> Iterator[str]:
+    if args.warm and not args.steps and args.warm >= args.epochs:
+        yield (
+            f"--warm {args.warm} of {args.epochs} epochs: the network itself never trains, only "
+            "its head does; use --warm 0, or more --epochs"
+        )
+
+
+def _few_pairs(training: Training, args: Options) -> Iterator[str]:
+    """Of a loss on pairs whose batches are drawn without regard to the classes."""
+    if not training.objective.needs_pairs or args.IPC or args.nb_clusters is not None:
+        return
+    sizes = np.bincount(training.data.train.labels)
+    images, size = sizes.sum(), args.batch_size
+    # Of the other images of a batch, each is of the image's own class with this probability.
+    alike = (sizes * (sizes - 1)).sum() / (images * (images - 1))
+    paired = size * (1 - (1 - alike) ** (size - 1))
+    if paired < size / 2:
+        yield (
+            f"--loss {args.loss} learns from pairs, and of a batch of {size} about "
+            f"{paired:.0f} images have another of their class in it; use --IPC 4"
+        )

@@ -1,0 +1,103 @@
+"""`train.py --folds K`: one training for each fold of the training classes, and their mean.
+
+Each is a run of its own in one folder, so that a command that was stopped goes on where it stood
+when it is given again. The test classes are not looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evaluation import tables
+from evaluation.tables import Row
+from methods.base import Options
+from metrics.comparison import mean_and_deviation
+from page.records import metrics_in, read
+from runs import data_name
+from storage import write_json, write_table
+from terminal import as_shell, say
+
+Numbers = Mapping[str, float]
+
+
+def train_each(args: Options, command: Sequence[str]) -> int:
+    """Trains the folds one after the other, each in a process of its own, and says their mean.
+
+    Args:
+        command: what starts this training, without what is added for a fold.
+
+    Returns:
+        The exit status: that of the first training which did not come to its end, else 0.
+    """
+    folder = folder_of(args)
+    ended: list[Path] = []
+    for fold in range(args.folds):
+        path = folder / f"fold{fold}"
+        say(f"\nfold {fold} of {args.folds}: {path}", flush=True)
+        if not (path / "results.json").is_file():
+            status = subprocess.call([*command, *_of_fold(args, folder, fold)], env=_environment())
+            if status:
+                return _told(status, fold, args)
+        ended.append(path)
+    conclude(folder, ended)
+    return 0
+
+
+def folder_of(args: Options) -> Path:
+    """Where the folds of a command lie: the same for the same command."""
+    name = args.name or f"{data_name(args.dataset)}_{args.model}_{args.loss}"
+    return Path(args.LOG_DIR) / f"{name.replace(os.sep, '-')}-folds{args.folds}"
+
+
+def _of_fold(args: Options, folder: Path, fold: int) -> list[str]:
+    """The flags that make the command train one fold; what comes later on a command line wins."""
+    words = f"--val-folds {args.folds} --folds 0 --val-fold {fold} --no-test --resume auto"
+    return [*words.split(), "--LOG_DIR", str(folder), "--name", f"fold{fold}"]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that lines come in their order
+
+
+def _told(status: int, fold: int, args: Options) -> int:
+    """Says how to go on; a training that was killed by signal N has status -N."""
+    say(f"fold {fold} of {args.folds} has not ended; the same command goes on there", flush=True)
+    return status if status > 0 else 128 - status
+
+
+def conclude(folder: Path, runs: Sequence[Path]) -> None:
+    """The table of the folds and their mean, on the screen and as folds.csv and folds.json."""
+    found = [read(path) for path in runs]
+    last = [metrics_in(record.evaluated[-1]) for record in found]
+    rows = [Row("validation", path.name, n) for path, n in zip(runs, last, strict=True)]
+    if len(last) > 1:
+        means, deviation = mean_and_deviation(last)
+        deviation = {k: v for k, v in deviation.items() if not k.startswith(tables.HIDDEN)}
+        rows.append(
+            Row("validation", "mean", means, deviation, repeats=len(last), repeated="folds")
+        )
+    say("\nClasses that took no part in the training, after the last epoch:")
+    say(tables.text(rows))
+    say(tables.footnote(rows))
+    best = [(record.best_epoch, record.results["validation"]["R@1"]) for record in found]
+    words = ", ".join(f"{value:.4f} after epoch {epoch}" for epoch, value in best)
+    say(tables.in_lines(f"Highest R@1 of each fold, picked on itself: {words}."))
+    write_table(folder / "folds.csv", *tables.csv_table(rows))
+    content = {
+        "folds": [dict(numbers) for numbers in last],
+        "best": [{"epoch": epoch, "R@1": value} for epoch, value in best],
+    }
+    if len(last) > 1:
+        content |= {"mean": rows[-1].numbers, "half_width_95": rows[-1].spread}
+    write_json(folder / "folds.json", content)
+    say(f"written to {folder / 'folds.json'} and folds.csv")
+    say(f"page of all: python report.py --compare {as_shell(folder)}")
+
+
+def start(args: Options) -> None:
+    """Trains the folds of this process's own command, and ends the process."""
+    sys.exit(train_each(args, [sys.executable, *sys.orig_argv[1:]]))
