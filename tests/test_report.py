@@ -1213,7 +1213,7 @@ def test_axes_have_round_numbers_that_tell_values_apart(browser, long):
     window, said = opened(browser, long, viewport={"width": 1280, "height": 900})
     for title in ("R@1, %", "loss", "proxy-proxy term"):
         for axis in ("x", "y"):
-            texts = chart(window, title).locator(f".tick.{axis}").all_inner_texts()
+            texts = chart(window, title).locator(f".tick.{axis}").all_text_contents()
             marks = [float(text.replace(",", "")) for text in texts]
             assert 3 <= len(marks) == len(set(texts)), (title, axis, texts)
             steps = np.diff(marks)
@@ -1240,7 +1240,7 @@ def test_the_last_point_does_not_ruin_a_logarithmic_axis(browser, long):
     whole = max(heights) - min(heights)
     assert heights[17] - heights[0] > 0.05 * whole, "half of the way down is seen"
     assert heights[-1] == max(heights) and rates.locator(".beneath").count() == 1
-    assert len(rates.locator(".tick.y").all_inner_texts()) >= 3
+    assert len(rates.locator(".tick.y").all_text_contents()) >= 3
     assert said == []
 
 
@@ -1337,11 +1337,21 @@ def test_the_map_shows_errors_and_finds_parts_of_names(browser, page):
     errors.click()
     window.get_by_label("find a class").fill("VAL")
     assert "8 of 8 classes, 24 images" in window.locator("#map-here").inner_text()
-    window.get_by_label("find a class").fill("al3")
-    assert window.locator("#map-here .point.on").count() == 3
+    points = np.array([point[:3] for point in run["map"]["points"]])
+    extents = [np.ptp(points[points[:, 2] == label, :2], axis=0).max() for label in range(8)]
+    near = run["map"]["names"][int(np.argmin(extents))]
+    window.get_by_label("find a class").fill(near[1:].upper())
+    own = window.locator("#map-here .point.on")
+    assert own.count() == 3
     before = spread(window)
     window.keyboard.press("Enter")
     assert spread(window) > before, "goes there"
+    inside = own.evaluate_all(
+        "dots => dots.every((d) => { const box = d.ownerSVGElement.viewBox.baseVal,"
+        " x = Number(d.getAttribute('cx')), y = Number(d.getAttribute('cy'));"
+        " return x > 0 && y > 0 && x < box.width && y < box.height; })"
+    )
+    assert inside
     window.get_by_label("find a class").fill("unicorn")
     assert "no class on the map" in window.locator("#map-here").inner_text() and said == []
 
