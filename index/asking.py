@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.inference import Embedder
+from index.adding import content_of
 from index.gallery import Entry, Index
-from index.making import content_of
 
 
 @dataclass(frozen=True)
