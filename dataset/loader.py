@@ -58,6 +58,7 @@ views_logger = logging.getLogger("dataset.views")  # silent where a cache was ch
 warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
 
 DECODE = ("exact", "cache")
+NAMED = 50  # images that cannot be read, and are named one by one
 
 
 class Batch(NamedTuple):
@@ -503,7 +504,10 @@ class Loader:
                 raise InputError(self._irreplaceable(path, reason))
             if index not in self.bad_images:
                 self.bad_images[index] = reason
-                warn_once(in_words(path, reason, replaced), logger)
+                if len(self.bad_images) <= NAMED:
+                    warn_once(in_words(path, reason, replaced), logger)
+                elif len(self.bad_images) == NAMED + 1:
+                    warn_once("further images cannot be read; they are not named", logger)
         if len(self.bad_images) > admitted_bad_images(self._max_bad_images, len(self.images)):
             side = "evaluation" if self._leave_out else "training"
             raise InputError(too_many(self.images, side, self.bad_images, self._max_bad_images))

@@ -312,4 +312,4 @@ def test_the_page_is_made_of_what_can_still_be_read(tmp_path: Path) -> None:
     page = report.make([run]).read_text()
     assert "no images of the evaluation" in page and "can be read any more" in page
     shutil.rmtree(images)
-    assert "does not exist" in report.make([run]).read_text()
+    assert '"missing":""' not in report.make([run]).read_text()
