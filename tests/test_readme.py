@@ -1,10 +1,12 @@
-"""Every command block of the README runs as printed; long trainings are cut to two steps."""
+"""The commands of README and of the guides run as printed; long trainings are cut to two steps."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import official_layouts
@@ -14,17 +16,23 @@ import torch
 from conftest import ROOT, link_repository_data, run_cli, run_python
 from PIL import Image
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = "training evaluation report library datasets demo"
+"""The documents whose commands are run here; others have tests beside what they are about."""
+TEXT = "\n".join(
+    file.read_text(encoding="utf-8")
+    for file in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES.split()))
+)
 SHORT = "--max-steps 2 --wandb disabled --workers 0 --no-report".split()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+    found = re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+    return list(dict.fromkeys(found))
 
 
 def commands() -> list[str]:
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("#")]
+    return list(dict.fromkeys(re.sub(r" +", " ", line) for line in lines if line[:1] not in "# "))
 
 
 TRAINING = [command for command in commands() if command.startswith("python train.py")]
@@ -34,6 +42,8 @@ EMBEDDED = [command for command in TRAINING if "--dataset" not in command]
 OWN = [command for command in TRAINING if "photos" in command]
 PUBLISHED = [c for c in TRAINING if "--dataset" in c and c not in OWN]
 EXPORT = [command for command in commands() if command.startswith("python -m net export")]
+SEARCH = [command for command in commands() if command.startswith("python search.py")]
+STUDIES = [command for command in commands() if command.startswith("python study.py")]
 CHECKS = [command for command in commands() if command.startswith("python -m dataset check")]
 
 
@@ -79,11 +89,45 @@ def test_training_on_the_embedded_data(command, folder):
 
 @pytest.mark.parametrize("command", OWN, ids=lambda command: command[16:60])
 def test_training_on_ones_own_images(command, folder):
-    small = ["--model", "resnet10", "--width", "0.125", "--image-size", "32", "--batch-size", "8"]
+    small = (
+        "--model resnet10 --width 0.125 --pretrained none --image-size 32 --batch-size 8".split()
+    )
     cache = ["--cache-dir", str(folder / "cache")] if "--decode cache" in command else []
     done = run_cli("train.py", *arguments(command), *SHORT, *small, *cache, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "R@1" in done.stdout
+
+
+def test_from_photographs_to_a_search_page(folder):
+    """What stands below `train.py` in the second task: an index, and a page that answers."""
+    if not (folder / "logs" / "shop").exists():
+        (train,) = (command for command in OWN if "--name shop" in command)
+        test_training_on_ones_own_images(train, folder)
+    build, serve = SEARCH
+    done = run_cli("search.py", *arguments(build), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "shop.index").stat().st_size > 0
+    command = [sys.executable, str(ROOT / "search.py"), *arguments(serve), "--port", "0"]
+    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        address = next(
+            found[0] for line in server.stdout if (found := re.findall(r"http:\S+", line))
+        )
+        with urllib.request.urlopen(f"{address.rstrip('/')}/api/info", timeout=20) as answer:
+            assert answer.status == 200
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+@pytest.mark.parametrize("command", STUDIES, ids=lambda command: command[16:60])
+def test_studies_can_be_planned(command, folder, monkeypatch):
+    import study
+    from studies import asking
+
+    monkeypatch.chdir(folder)
+    plan = study.plan_of(asking.parse(arguments(command)))
+    assert len(plan.entrants) == 3
 
 
 @pytest.mark.parametrize("command", CHECKS, ids=lambda command: command[24:])
@@ -159,6 +203,27 @@ def test_export_of_the_demo(demo):
     assert EXPORT and (demo / "demo.onnx").is_file() and (demo / "demo.pt").is_file()
 
 
-def test_files_the_readme_shows_exist():
-    for path in re.findall(r"!\[.*?\]\((.*?)\)", TEXT):
-        assert (ROOT / path).is_file(), path
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_links_and_pictures_lead_somewhere(document):
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http:", "https:", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = document.parent / path if path else document
+        assert file.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads}
+
+
+def test_the_readme_is_short_and_names_every_document():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    linked = set(re.findall(r"docs/(\w+)\.md", text))
+    reached = {name for page in linked for name in re.findall(
+        r"\((\w+)\.md", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))}  # fmt: skip
+    assert {path.stem for path in DOCUMENTS[1:]} <= linked | reached
