@@ -281,6 +281,7 @@ function drawCrop() {
     const value = Math.round(100 * (crop || WHOLE)[number]);
     input.value = value;
     input.nextElementSibling.textContent = `${value} %`;
+    input.setAttribute("aria-valuetext", `${value} %`);
   }
 }
 
