@@ -1,5 +1,6 @@
 # make demo   trains AMLoss on the embedded data and evaluates it: the tour
 # make demo-scratch   the same without weights from anywhere
+# make shell  a bash in which `python` is the one of .venv; exit leaves it
 # make test   lint and the fast tests;  make test-all  the long ones too
 # make gpu-check   every GPU test and benchmark, on a machine with a CUDA GPU (GPU_PYTHON: any python
 #   with torch), in under ten minutes; make gpu-check QUICK=1  the short form, in under four
@@ -8,7 +9,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo demo-scratch test test-all gpu-check lint format clean
+.PHONY: help demo demo-scratch shell test test-all gpu-check lint format clean
 
 help:
 	@sed -n 's/^# \(make\|  with\)/\1/p' Makefile
@@ -23,6 +24,7 @@ $(VENV)/.run: requirements.txt constraints.txt
 	    "install its venv package (Debian, Ubuntu: sudo apt install python3-venv) and try again"; exit 2; }
 	@$(PIP) -r requirements.txt -c constraints.txt
 	@touch $@
+	@echo "installed; 'make shell', or 'source $(VENV)/bin/activate', makes it the python of a shell"
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	@echo "installing the test tools"
@@ -34,6 +36,12 @@ demo: $(VENV)/.run
 
 demo-scratch: $(VENV)/.run
 	@$(PY) train.py @recipes/emoji_scratch.txt --name demo-scratch
+
+# Activated after bash's own start file, which may put another python in front.
+shell: $(VENV)/.run
+	@printf '%s\n' '[ -f ~/.bashrc ] && . ~/.bashrc' '. $(CURDIR)/$(VENV)/bin/activate' \
+	  'echo "python is $$(command -v python); exit leaves this shell"' > $(VENV)/.bashrc
+	@exec bash --rcfile $(VENV)/.bashrc -i
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

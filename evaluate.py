@@ -51,6 +51,8 @@ from evaluation.measuring import measure_all, print_doubts, print_thresholds
 from evaluation.networks import checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, on_the_same_images
+from evaluation.whitening import Origin, whitened
+from options.ranking import ranking_of
 from storage import write_atomically, write_json, write_table
 from terminal import fitted, hear, say, told
 from utils import InputError, human_seconds, sentence_errors
@@ -159,8 +161,13 @@ def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) ->
 
 def measured(candidate: Candidate, args: argparse.Namespace, precision: Precision) -> Candidate:
     """Evaluates a checkpoint, and says what it was evaluated on."""
-    network = candidate.network
+    network, ranking = candidate.network, ranking_of(args)
     network.to(precision.device, memory_format=precision.memory_format)
+    done = ranking.in_words()
+    if args.whiten is not None:
+        origin = Origin(Path(candidate.path), candidate.data, candidate.trained)
+        network = whitened(network, origin, candidate.viewing, precision, args.whiten)
+        done = f"whitened to {network.test_size}{', ' if done else ''}{done}"
     results = []
     for tasks in on_the_same_images(candidate.tasks):
         found = measure_all(
@@ -172,16 +179,18 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
             kmeans_restarts=args.kmeans_restarts,
             chosen=args.metrics,
             block_size=args.block_size,
+            ranking=ranking or None,
         )
         results += found
         kept = {"ema": ", running mean of the weights", "raw": ", raw weights"}
         about = f"{tasks[0].name}: {found[0].task.describe()}{kept.get(candidate.weights, '')}"
+        about += f", {done}" if done else ""
         about += f", {human_seconds(sum(result.seconds for result in found))}"
         about = f"{candidate.label}, {about}" if candidate.label else about
         say(fitted(about, "  "), flush=True)
     # The candidates on these data share the list, so that all see the images that can be read.
     candidate.tasks[:] = [result.task for result in results]
-    return replace(candidate, results=results)
+    return replace(candidate, network=network, results=results, postprocessing=done)
 
 
 def without_images(candidate: Candidate) -> Candidate:

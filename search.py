@@ -16,14 +16,15 @@ if __name__ == "__main__":
     door.enter()
 
 import argparse
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from options import searching
 from options.parsing import Formatter, Parser
-from terminal import say
+from terminal import say, terminal_width
 from utils import InputError, sentence_errors
 
 # What needs torch is imported by each command, so that --help and a typing error answer at once.
@@ -44,10 +45,13 @@ def build(args: argparse.Namespace) -> None:
 
     making.check_place(args.index, args.overwrite)
     photos = sources.photos_of(args.images)
-    say(f"{showing.counted(len(photos))}; opening {args.run}")
-    embedder = network.opened(args.run, args.device, args.weights)
-    about = network.description(args.run, embedder, args.weights, args.index, args.codes)
-    outcome = making.build(args.index, photos, embedder, about, **_how(args))
+    say(f"{showing.counted(len(photos))}; opening {args.run}", flush=True)
+    embedder = network.opened(args.run, args.device, args.weights, args.whiten)
+    about = network.description(
+        args.run, embedder, args.weights, args.index, args.codes, args.whiten
+    )
+    with going_on():
+        outcome = making.build(args.index, photos, embedder, about, **_how(args))
     showing.tell_outcome(outcome, args.index)
     showing.speed_up(args.index, args.approximate)
     showing.tell_next(args.index)
@@ -58,12 +62,23 @@ def add(args: argparse.Namespace) -> None:
     from index import Index, making, network, showing, sources
 
     index, photos = Index.open(args.index), sources.photos_of(args.images)
-    say(f"{showing.counted(len(photos))}; opening the network of {args.index}")
+    say(f"{showing.counted(len(photos))}; opening the network of {args.index}", flush=True)
     embedder = index.embedder(args.device, args.run)
     thresholds = network.measured(network.run_of(args.index, index.about, args.run), embedder)
-    outcome = making.add(args.index, photos, embedder, thresholds, **_how(args))
+    with going_on():
+        outcome = making.add(args.index, photos, embedder, thresholds, **_how(args))
     showing.tell_outcome(outcome, args.index)
     showing.speed_up(args.index, args.approximate)
+
+
+@contextlib.contextmanager
+def going_on() -> Iterator[None]:
+    """Around work that may be interrupted; raises SystemExit with status 130 when it is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("\nstopped; the same command goes on with what is done", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _how(args: argparse.Namespace) -> dict:
@@ -82,10 +97,10 @@ def remove(args: argparse.Namespace) -> None:
 
 def compact(args: argparse.Namespace) -> None:
     """Writes an index anew without what was removed."""
-    from index import making
+    from index import making, showing
 
     freed = making.compact(args.index)
-    say(f"{args.index} written anew, {freed / 1e6:.1f} MB smaller")
+    say(f"{args.index} written anew, {showing.size_of(freed)} smaller")
 
 
 def approximate(args: argparse.Namespace) -> None:
@@ -97,11 +112,15 @@ def approximate(args: argparse.Namespace) -> None:
 
 def query(args: argparse.Namespace) -> None:
     """Finds the images nearest to some others."""
+    ranking = searching.ranking_of(args)
     from index import Index, asking, showing
 
     index = Index.open(args.index, exact=args.exact)
+    if terminal_width() is not None:
+        say(f"opening the network of {args.index}", flush=True)
     embedder = index.embedder(args.device, args.run)
-    answers = asking.ask(index, embedder, args.images, args.top, without_self=args.without_self)
+    how = {"without_self": args.without_self, "ranking": ranking}
+    answers = asking.ask(index, embedder, args.images, args.top, **how)
     showing.tell_answers(answers, index)
     if args.json:
         showing.write_answers(args.json, answers, index)
@@ -158,7 +177,9 @@ COMMANDS = (
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """A command line → options; `carry_out` is the command's function."""
-    parser = Parser(prog="search.py", description=__doc__.split("\n")[0], formatter_class=Formatter)
+    parser = Parser(
+        prog="python search.py", description=__doc__.split("\n")[0], formatter_class=Formatter
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         own = commands.add_parser(

@@ -96,7 +96,7 @@ def load(name: str, root: str | Path = ROOT, split: str = "train", **options: An
         raise InputError(f"{', '.join(useless)} has no effect on data set {name}; leave it out")
     images = entry.load(Path(root), split, **given)
     _refuse_one_class(images, name)
-    elsewhere = str(root) != ROOT and not isinstance(entry, OwnData)
+    elsewhere = str(root) != ROOT and images.pixels is None and not isinstance(entry, OwnData)
     return replace(images, root=str(root)) if elsewhere else images
 
 

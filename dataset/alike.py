@@ -115,7 +115,7 @@ def _candidates(
     # Row by row, because what fits the processor's cache is compared ten times as fast.
     bits, different = np.empty_like(second), np.empty(len(second), np.uint8)
     for row, value in enumerate(first):
-        np.bitwise_count(np.bitwise_xor(value, second, out=bits), out=different)
+        _count_bits(np.bitwise_xor(value, second, out=bits), different)
         near = np.flatnonzero(different <= _BITS)
         if len(near) > _CANDIDATES:
             near = near[np.argpartition(different[near], _CANDIDATES - 1)[:_CANDIDATES]]
@@ -124,6 +124,14 @@ def _candidates(
         if progress is not None and row % 256 == 0:
             progress(row // 2)
     return np.concatenate(rows), np.concatenate(columns)
+
+
+def _count_bits(values: np.ndarray, out: np.ndarray) -> None:
+    """How many bits of each uint64 are set."""
+    if hasattr(np, "bitwise_count"):  # NumPy 2
+        np.bitwise_count(values, out=out)
+    else:
+        out[:] = np.unpackbits(values.view(np.uint8)).reshape(-1, 64).sum(axis=1)
 
 
 def _correlations(

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from dataset.base import BadImageError, ImageSet, reason
 from dataset.decoding import LONGEST, need_file
+from dataset.files import told_logger
 from dataset.kept import default_folder, name_of, stamps_of
 from dataset.transforms import PixelStore, with_short_side
 from dataset.workers import deaths_told, with_workers
@@ -41,8 +42,6 @@ from terminal import told
 from utils import InputError
 
 logger = logging.getLogger("dataset")
-size_logger = logging.getLogger("dataset.disk")  # how much a cache takes is always said
-size_logger.setLevel(logging.INFO)
 
 SHARD = 256  # images; what a kill can cost each core
 MAPPED = 128  # shards that are open at a time; a process may often have no more than 256 files
@@ -281,7 +280,7 @@ def _build_all(tasks: list[_Task], images: ImageSet) -> None:
     needed = total * bytes_of_one(images, tasks[0].size)
     advice = "choose another --cache-dir, a smaller --cache-size or --decode exact"
     room = need_room(tasks[0].folder, needed, f"the cache of {total:,} images", advice)
-    size_logger.info("decoding %s images once into %s: %s", f"{total:,}", tasks[0].folder, room)
+    told_logger.info("decoding %s images once into %s: %s", f"{total:,}", tasks[0].folder, room)
     built = with_workers(_Builder(tasks, images), min(cores(), len(tasks)))
     bar = tqdm(total=total, desc="cache", unit="img", leave=False, disable=None)
     with bar, deaths_told("; start again, and the cache is continued"):

@@ -299,8 +299,8 @@ def _commands_to_get(name: str, root: str | Path) -> dict[str, str]:
     """How to fetch a data set that is not there, where it can be fetched."""
     if dataset.find(name).name not in SOURCES:
         return {}
-    words = ["python", "-m", "dataset", "download", name, *_flag("--data-root", str(root), "data")]
-    return {"get it": as_shell(*words)}
+    words = [name, *_flag("--data-root", str(root), "data")]
+    return {"get it": f"python -m dataset download {as_shell(*words)}"}
 
 
 def _commands_to_go_on(
@@ -315,13 +315,13 @@ def _commands_to_go_on(
         return {}
     if not all(row.images > row.unreadable for row in splits):
         return {}
-    words = ["python", "train.py", "--dataset", name, *_flag("--data-root", str(root), "data")]
+    words = ["--dataset", name, *_flag("--data-root", str(root), "data")]
     for option, flag in (("eval_classes", "--eval-classes"), ("seed", "--split-seed")):
         words += [flag, str(options[option])] if option in options else []
     words += _flag("--exif", exif, "apply")
     shares = [share_admitting(row.unreadable, row.images) for row in splits if _refused(row)]
     words += ["--max-bad-images", f"{max(shares):g}"] if shares else []
-    return {"train on it": as_shell(*words)}
+    return {"train on it": f"python train.py {as_shell(*words)}"}
 
 
 def _flag(name: str, value: str, default: str) -> list[str]:
@@ -744,17 +744,20 @@ def _counts(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """The splits as a table; one below the other where the terminal is too narrow for it."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if sum(widths) + 3 * len(widths) - 1 > width():
-        return [
-            wrapped(f"{images} images ({p} published), {classes} classes ({q} published)",
-                    f"  {split:<7}  ", " " * 11)
-            for split, images, p, classes, q in rows[1:]
-        ]  # fmt: skip
+        return [wrapped(_count(*row), f"  {split:<7}  ", " " * 11) for split, *row in rows[1:]]
     lines = []
     for first, *rest in rows:
         cells = [first.ljust(widths[0])]
         cells += [cell.rjust(most) for cell, most in zip(rest, widths[1:], strict=True)]
         lines.append("  " + "   ".join(cells))
     return lines
+
+
+def _count(images: str, published_images: str, classes: str, published_classes: str) -> str:
+    text = f"{images} images, {classes} classes"
+    if published_images == published_classes == "-":
+        return text
+    return f"{text} (published: {published_images} and {published_classes})"
 
 
 def _commands(report: Report) -> list[str]:

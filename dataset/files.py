@@ -17,6 +17,9 @@ from storage import decoded
 from utils import InputError
 
 logger = logging.getLogger("dataset")
+# What takes long, or much of the disk, is said before it is begun, also where warnings alone are.
+told_logger = logging.getLogger("dataset.told")
+told_logger.setLevel(logging.INFO)
 
 _PHOTOGRAPHS = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".webp", ".avif", ".avifs"}
 _OTHER_PICTURES = {

@@ -52,11 +52,13 @@ from dataset.workers import deaths_told, with_workers
 from utils import InputError, nearest_names
 
 logger = logging.getLogger("dataset")
+views_logger = logging.getLogger("dataset.views")  # silent where a cache was chosen, and told
 
 # More workers than cores are the user's choice, and torch's advice names no flag of ours.
 warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
 
 DECODE = ("exact", "cache")
+NAMED = 50  # images that cannot be read, and are named one by one
 
 
 class Batch(NamedTuple):
@@ -502,7 +504,10 @@ class Loader:
                 raise InputError(self._irreplaceable(path, reason))
             if index not in self.bad_images:
                 self.bad_images[index] = reason
-                warn_once(in_words(path, reason, replaced), logger)
+                if len(self.bad_images) <= NAMED:
+                    warn_once(in_words(path, reason, replaced), logger)
+                elif len(self.bad_images) == NAMED + 1:
+                    warn_once("further images cannot be read; they are not named", logger)
         if len(self.bad_images) > admitted_bad_images(self._max_bad_images, len(self.images)):
             side = "evaluation" if self._leave_out else "training"
             raise InputError(too_many(self.images, side, self.bad_images, self._max_bad_images))
@@ -678,13 +683,13 @@ def _source(
 def _say_what_differs(cache_size: int, rule: _ViewRule) -> None:
     """Logs how views of the cache differ from views of the files."""
     if rule.crop is not None and not (rule.crop.resize and rule.resize == cache_size):
-        logger.warning(
+        views_logger.warning(
             "training crops come from the cache's images, whose short side is %d pixels, not from "
             "the files",
             cache_size,
         )
     if rule.crop is None and rule.resize != cache_size:
-        logger.warning(
+        views_logger.warning(
             "evaluation wants images with a short side of %d pixels and the cache has %d: they are "
             "resized twice; --cache-size %d gives what --decode exact gives",
             rule.resize,

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.base import BadImageError, ImageSet
-from dataset.files import join_words, warn_once
+from dataset.files import join_words, told_logger, warn_once
 from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.kept import default_folder, name_of, stamps_of
@@ -173,6 +173,10 @@ def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int
                     found[index] = reason
         return found
 
+    if decoded and len(indices) >= REMEMBERED:
+        told_logger.info(
+            "decoding %s evaluation images once, to see that all can be", f"{len(indices):,}"
+        )
     parts = [indices[start : start + _AT_ONCE] for start in range(0, len(indices), _AT_ONCE)]
     bad: dict[int, str] = {}
     title = "looking at the images" if decoded else "looking at the files"

@@ -37,6 +37,7 @@ class Candidate:
         tasks: of `data`; candidates on the same data share them.
         kmeans_restarts: how often k-means starts.
         weights: see `networks.Opened`.
+        postprocessing: what was done to its embeddings, in words.
         results: one per task. replicates: a bootstrap for each of them.
     """
 
@@ -49,6 +50,7 @@ class Candidate:
     tasks: list[Task]
     kmeans_restarts: int = 1
     weights: str = ""
+    postprocessing: str = ""
     results: list[Result] = field(default_factory=list)
     replicates: list[torch.Tensor] = field(default_factory=list)
 
@@ -76,6 +78,7 @@ class Candidate:
                 "kmeans_restarts": self.kmeans_restarts,
                 **({} if task.dims is None else {"dimensions": task.dims}),
                 **({"weights": self.weights} if self.weights else {}),
+                **({"postprocessing": self.postprocessing} if self.postprocessing else {}),
             }
             found += rows_of(result, self.label, intervals=intervals, about=about)
         return found
@@ -307,7 +310,9 @@ def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
     """What a table shows, in a sentence or two."""
     tasks = {task.name: task for candidate in candidates for task in candidate.tasks}
     sizes = "; ".join(f"{name}: {task.describe()}" for name, task in tasks.items())
-    return f"Retrieval of unseen classes, in percent ({sizes}).{tables.about_spread(rows)}"
+    done = ", ".join(dict.fromkeys(one.postprocessing for one in candidates if one.postprocessing))
+    done = f" With {done}." if done else ""
+    return f"Retrieval of unseen classes, in percent ({sizes}).{done}{tables.about_spread(rows)}"
 
 
 def json_content(

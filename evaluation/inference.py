@@ -31,6 +31,7 @@ from evaluation.embedding import Viewing, embed
 from evaluation.files import on_white
 from evaluation.networks import Opened, open_checkpoint
 from evaluation.thresholds import Thresholds, Verdict, thresholds_of
+from evaluation.whitening import Origin, whitened
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Model:
         square: side in pixels of the drawings that the run's data set keeps in memory; pictures are
             fitted into it whole, on white. None: they are resized and cut.
         upright: whether pictures are turned as their EXIF orientation says, as the run's were.
-        path: the checkpoint.
+        origin: the checkpoint, and its run's data.
         trained_on: its training data, as far as its file says.
     """
 
@@ -55,8 +56,13 @@ class Model:
     viewing: Viewing
     square: int | None
     upright: bool
-    path: Path
+    origin: Origin
     trained_on: dataset.TrainedOn | None = None
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint."""
+        return self.origin.path
 
     @property
     def resize(self) -> int | None:
@@ -81,7 +87,8 @@ def open_model(path: str | Path, weights: str | None = None) -> Model:
     square = _square_of_older(opened) if known is None else known.square
     viewing = replace(opened.viewing, workers=0, decode="exact", data_device=None)
     upright = opened.data.exif == "apply"
-    return Model(opened.network.eval(), viewing, square, upright, opened.path, known)
+    origin = Origin(opened.path, opened.data, opened.trained)
+    return Model(opened.network.eval(), viewing, square, upright, origin, known)
 
 
 class Comparison(NamedTuple):
@@ -147,8 +154,8 @@ class Embedder:
         """
         if self.thresholds is None:
             raise InputError(
-                f"no thresholds were measured for {self.model.path}, so two pictures cannot be "
-                "called the same or different; compare their embeddings, or ask the best "
+                f"no thresholds were measured for {self.model.origin.path}, so two pictures cannot "
+                "be called the same or different; compare their embeddings, or ask the best "
                 "checkpoint of a run that has ended"
             )
         x, y = self([a, b]).astype(np.float64)
@@ -162,6 +169,7 @@ def load_run(
     device: str | torch.device | None = None,
     amp: str = "auto",
     weights: str | None = None,
+    whiten: int | None = None,
     dims: int | None = None,
 ) -> Embedder:
     """The function from pictures to embeddings that a run has learned.
@@ -173,14 +181,22 @@ def load_run(
             where there is one.
         dims: keep the first so many entries of the embeddings, for which a run with --matryoshka is
             trained; None is all of them.
+        whiten: PCA-whitens the embeddings to so many numbers, 0: as many as vary in the run's
+            training images; see evaluation/whitening.py. Thresholds of a run are of what is bare.
 
     Raises:
-        InputError: there is no usable checkpoint at `path`, or its embeddings have fewer entries.
+        InputError: there is no usable checkpoint at `path`, its embeddings have fewer entries, or
+            there is nothing to whiten by.
     """
     device = pick_device(0) if device is None else torch.device(device)
-    model = open_model(path, weights)
+    model, precision = open_model(path, weights), Precision(amp, device)
     model.network.keep(dims)
-    return Embedder(model, Precision(amp, device))
+    if whiten is not None:
+        model.network.to(device)
+        looked = replace(model.viewing, workers=0)
+        network = whitened(model.network, model.origin, looked, precision, whiten)
+        model = replace(model, network=network)
+    return Embedder(model, precision)
 
 
 # --- pictures -------------------------------------------------------------------------------------

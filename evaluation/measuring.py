@@ -18,10 +18,12 @@ from devices import Precision
 from evaluation import tables
 from evaluation.embedding import Viewing, embed_readable, progress_bar
 from evaluation.networks import fingerprint_of
+from evaluation.postprocessing import Searched, postprocessed
 from evaluation.tables import Row
 from evaluation.tasks import Task
 from evaluation.thresholds import Thresholds
 from evaluation.verifying import in_words, verify
+from options.ranking import Ranking
 from terminal import fitted, say
 from utils import InputError
 
@@ -74,6 +76,7 @@ def measure_all(
     kmeans_restarts: int = 1,
     chosen: Sequence[str] = options.METRICS,
     block_size: int | None = None,
+    ranking: Ranking | None = None,
 ) -> list[Result]:
     """Measures tasks on the same images, which are embedded once; they differ in `Task.dims`.
 
@@ -82,9 +85,11 @@ def measure_all(
 
     Args:
         chosen: those of `options.METRICS` that are computed.
+        ranking: what is done before the retrieval metrics; the official protocol is left out then.
 
     Raises:
-        InputError: more cannot be read, the embeddings are not finite, or K exceeds the gallery.
+        InputError: more cannot be read, the embeddings are not finite, or K, or the neighbours of
+            `ranking`, exceed the gallery.
     """
     start = time.perf_counter()
     title = tasks[0].name
@@ -105,6 +110,7 @@ def measure_all(
             kmeans_restarts=kmeans_restarts,
             chosen=chosen,
             block_size=block_size,
+            ranking=ranking,
         )
         end = time.perf_counter()
         results.append(Result(task.title, numbers, *cut, end - start, per_query, task, thresholds))
@@ -122,6 +128,7 @@ def _numbers(
     kmeans_restarts: int,
     chosen: Sequence[str],
     block_size: int | None,
+    ranking: Ranking | None,
 ) -> tuple[dict[str, float], dict[str, torch.Tensor] | None, Thresholds | None]:
     """The numbers of a task whose queries have the embeddings x, and its gallery y."""
     numbers: dict[str, float] = {}
@@ -130,11 +137,11 @@ def _numbers(
     per_query = thresholds = None
     try:
         if "retrieval" in chosen:
-            per_query = _retrieval(task, x, y, block_size)
+            per_query = _retrieval(task, x, y, block_size, ranking)
             numbers |= metrics.summarise(per_query, task.ks)
             extra = [name for name in per_query if name.startswith("R@")]
             numbers |= {name: float(per_query[name].mean()) for name in extra}
-        if "official" in chosen and task.official:
+        if "official" in chosen and task.official and not ranking:
             numbers |= _official(task, x, seed, block_size)
         if {"nmi", "f1", "ami"} & set(chosen):
             cluster = partial(_agreement, task, x, y, seed, kmeans_restarts, "ami" in chosen)
@@ -151,22 +158,47 @@ def _numbers(
 
 
 def _retrieval(
-    task: Task, x: torch.Tensor, y: torch.Tensor | None, block_size: int | None
+    task: Task,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    block_size: int | None,
+    ranking: Ranking | None,
 ) -> dict[str, torch.Tensor]:
-    gallery_labels = None if task.gallery is None else task.gallery.labels
-    search = {"block_size": block_size, "share": _share()}
+    search = partial(_searched, task, x, y, postprocessed(x, y, ranking) if ranking else None)
+    how = {"block_size": block_size, "share": _share()}
     with progress_bar(f"{task.title} search") as bar:
-        found = metrics.retrieval_per_query(
-            x, task.queries.labels, y, gallery_labels, progress=bar, **search
-        )
+        found = search(None, progress=bar, **how)
     groups = task.queries.groups
     if task.group_name and groups is not None:
         with progress_bar(f"{task.title} other {task.group_name}s") as bar:
-            others = metrics.retrieval_per_query(
-                x, task.queries.labels, exclude=groups, progress=bar, **search
-            )
+            others = search(groups, progress=bar, **how)
         found[f"R@1 other {task.group_name}s"] = metrics.recall_at(others, 1)
     return found
+
+
+def _searched(
+    task: Task,
+    x: torch.Tensor,
+    y: torch.Tensor | None,
+    searched: Searched | None,
+    groups: np.ndarray | None,
+    **how: Any,
+) -> dict[str, torch.Tensor]:
+    """What each query finds, plainly or post-processed; `groups` are left out of what it sees."""
+    labels = task.queries.labels
+    others = None if task.gallery is None else task.gallery.labels
+    if searched is None:
+        return metrics.retrieval_per_query(x, labels, y, others, exclude=groups, **how)
+    own = np.arange(len(labels)) if groups is None else groups
+    return metrics.retrieval_per_query(
+        searched.queries,
+        labels,
+        searched.gallery,
+        labels if others is None else others,
+        exclude=(own, own) if others is None else None,
+        score=searched.score,
+        **how,
+    )
 
 
 def _share() -> metrics.Share:
@@ -243,7 +275,8 @@ def print_thresholds(results: Sequence[Result]) -> None:
     """Prints the thresholds that verification recommends, and what they are worth."""
     for result in results:
         if "EER" in result.numbers:
-            say(f"\n{in_words(result.title, result.numbers, result.thresholds)}")
+            words = in_words(result.title, result.numbers, result.thresholds)
+            say(fitted(f"\n{words}", " " * 4))
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:

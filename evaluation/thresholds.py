@@ -130,7 +130,7 @@ class Thresholds:
             Rate(*(1 - (1 - rate) ** parts for rate in (expected, low, high)))
             for expected, _, low, high in found.same
         ]
-        fitting = (i for i, rate in enumerate(rates) if rate.expected <= FALSE_FOUND)
+        fitting = (i for i, rate in enumerate(rates) if rate.expected <= FALSE_FOUND + 1e-9)
         place = next(fitting, len(rates) - 1)
         same, different = apart(found.same[place][1], found.different)
         return replace(

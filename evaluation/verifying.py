@@ -158,7 +158,7 @@ def _percent(rate: Rate) -> str:
 def _rate(counted: Tensor, every: Tensor, seed: int) -> Rate:
     """The share of the classes' counts (C,), and its interval."""
     replicates = resampling.rate_of_classes(counted, every, seed)
-    return Rate(float(counted.sum() / every.sum()), *interval(replicates))
+    return Rate(float(counted.double().sum() / every.double().sum()), *interval(replicates))
 
 
 def searched(pairs: PairCounts, seed: int = 1) -> Found | None:

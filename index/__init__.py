@@ -2,7 +2,12 @@
 
 journal    the file: records that are added, each whole or not there
 gallery    `Index`: what the records say; entries, embeddings, search
-scanning   all embeddings against some queries: exact, and by codes with exact rescoring
+scanning   all embeddings against some queries: exact, and by codes (codes) with exact rescoring
+graph      an approximate search for large indexes, by usearch
+sources    which images are meant         adding   what is new of them is embedded and added
+network    the network of an index        making   build, add, remove, compact, approximate
+asking     pictures → answers             showing  what is said of all this, pictures a sheet of it
+duplicates which images look alike
 
     index = Index.open("shop.index")
     hits = index.search(index.embedder()(["photo.jpg"]), top=10)

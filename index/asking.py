@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.inference import Embedder
+from index.adding import content_of
 from index.gallery import Entry, Index
-from index.making import content_of
+from index.reordering import best
+from options.ranking import Ranking
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,42 @@ def ask(
     top: int,
     *,
     without_self: bool = False,
+    ranking: Ranking | None = None,
 ) -> list[Answer]:
     """What is nearest to each of some image files.
 
     Args:
         without_self: leaves out what is the same file as the query, byte by byte.
+        ranking: what changes the order, see reordering.py.
 
     Raises:
         InputError: a file is missing or no picture.
     """
     vectors = embedder(list(pictures))
     own = [same_files(index, picture) for picture in pictures]
+    if ranking:
+        return [
+            Answer(picture, _hits(index, best(index, vector, top, hidden, ranking), mine))
+            for picture, vector, mine in zip(pictures, vectors, own, strict=True)
+            for hidden in [mine if without_self else set()]
+        ]
     most = max(map(len, own), default=0) if without_self else 0
     found = index.search(vectors, top + most)
     answers = []
     for picture, mine, rows, scores in zip(pictures, own, found.rows, found.scores, strict=True):
-        hits = []
-        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            if row < 0 or (without_self and row in mine):
-                continue
-            verdict = index.thresholds.verdict(score) if index.thresholds else ""
-            hits.append(Hit(index.entry(row), score, row in mine, verdict))
-        answers.append(Answer(picture, hits[:top]))
+        pairs = zip(rows.tolist(), scores.tolist(), strict=True)
+        seen = [pair for pair in pairs if pair[0] >= 0 and not (without_self and pair[0] in mine)]
+        answers.append(Answer(picture, _hits(index, seen[:top], mine)))
     return answers
+
+
+def _hits(index: Index, found: Sequence[tuple[int, float]], mine: set[int]) -> list[Hit]:
+    """Rows and scores as hits; `mine` are the rows of the query's own file."""
+    thresholds = index.thresholds
+    return [
+        Hit(index.entry(row), score, row in mine, thresholds.verdict(score) if thresholds else "")
+        for row, score in found
+    ]
 
 
 def same_files(index: Index, path: str | Path) -> set[int]:

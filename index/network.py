@@ -20,13 +20,18 @@ from utils import InputError
 
 
 def description(
-    run: str | Path, embedder: Embedder, weights: str | None, index: Path, codes: str = "none"
+    run: str | Path,
+    embedder: Embedder,
+    weights: str | None,
+    index: Path,
+    codes: str = "none",
+    whiten: int | None = None,
 ) -> dict[str, Any]:
     """What an index keeps of the network that makes its embeddings.
 
     Args:
         run: the run folder or checkpoint, as it was given. index: the index that is made.
-        codes: see `codes.CODINGS`.
+        codes: see `codes.CODINGS`. whiten: see `load_run`.
     """
     model = embedder.model
     return {
@@ -37,6 +42,7 @@ def description(
         "run": os.path.relpath(Path(expanded(str(run))).absolute(), index.absolute().parent),
         "folder": str(index.absolute().parent),
         "weights": weights,
+        **({} if whiten is None else {"whiten": whiten}),
         "model": model.network.architecture.model,
         "codes": codes,
         "thresholds": measured(run, embedder),
@@ -63,7 +69,10 @@ def identity(model: Model) -> str:
 
 
 def opened(
-    run: str | Path, device: str | torch.device | None = None, weights: str | None = None
+    run: str | Path,
+    device: str | torch.device | None = None,
+    weights: str | None = None,
+    whiten: int | None = None,
 ) -> Embedder:
     """The network of a run; see `load_run`.
 
@@ -72,7 +81,7 @@ def opened(
     """
     if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no GPU that torch can use; leave it out")
-    return load_run(run, device=device, weights=weights)
+    return load_run(run, device=device, weights=weights, whiten=whiten)
 
 
 def embedder_of(
@@ -91,7 +100,7 @@ def embedder_of(
         InputError: the run is not there, or its network is another one.
     """
     place = run_of(index, about, run)
-    embedder = opened(place, device, about["weights"])
+    embedder = opened(place, device, about["weights"], about.get("whiten"))
     if identity(embedder.model) != about["fingerprint"]:
         raise InputError(
             f"{place} holds another network than the one that made {index}, and embeddings of two "

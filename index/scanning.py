@@ -8,6 +8,7 @@ first.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ import numpy as np
 import torch
 
 from index.codes import CODINGS, Coded
+
+# Vectors in a file cannot be written, and nobody here writes to them.
+warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
 
 QUERIES = 64  # at once
 WIDTH = 1 << 18  # rows whose scores are in memory at once: 64 MB for so many queries
@@ -134,11 +138,12 @@ def _scores(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The first image's number and scores (Q, n) of some images after others.
 
-    Those that do not count have -inf. The tensor is written anew each time.
+    The blocks follow each other. Those that do not count have -inf. The tensor is written anew each
+    time.
     """
     total = sum(len(block.vectors) for block in blocks)
     found = torch.empty(len(queries), min(WIDTH, total))
-    first, filled = 0, 0
+    first, filled = blocks[0].first if blocks else 0, 0
     for block in blocks:
         for part in _tiles(len(block.vectors)):
             if filled + part.stop - part.start > found.shape[1]:

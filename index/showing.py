@@ -9,10 +9,10 @@ from typing import Any
 
 from dataset.wording import WIDTH, columns, wrapped
 from index import graph, making, network, pictures
+from index.adding import Outcome
 from index.asking import Answer
 from index.duplicates import Pairs
 from index.gallery import Entry, Index
-from index.making import Outcome
 from storage import write_json
 from terminal import as_shell, printable, say
 from utils import human_seconds
@@ -66,9 +66,9 @@ def tell_outcome(outcome: Outcome, path: Path) -> None:
 def tell_next(path: Path) -> None:
     """Says how an index is searched."""
     index = Index.open(path)
-    example = os.path.relpath(index.entry(0).path) if len(index) else "IMAGE"
+    own = index.entry(0).path
     say("search it with any image, such as one of its own:")
-    say(f"  python search.py query {as_shell(path, example)}")
+    say(f"  python search.py query {as_shell(path, min(own, os.path.relpath(own), key=len))}")
 
 
 def tell_removed(entries: Sequence[Entry], path: Path) -> None:
@@ -240,7 +240,7 @@ def tell_facts(found: dict[str, Any]) -> None:
     removed = f", {found['removed']:,} removed" if found["removed"] else ""
     lines = {
         "images": f"{found['images']:,}{removed}; {counted(found['labels'], 'label')}",
-        "file": f"{found['index']}, {found['bytes'] / 1e6:,.1f} MB; all checksums agree",
+        "file": f"{found['index']}, {size_of(found['bytes'])}; all checksums agree",
         "network": f"{found['network']}, {found['numbers']} numbers an image; "
         f"fingerprint {found['fingerprint'][:12]}",
         "run": f"{found['run']}{gone}",
@@ -254,6 +254,11 @@ def tell_facts(found: dict[str, Any]) -> None:
         lines["files gone"] = f"{len(found['missing']):,}: {some}"
     for name, text in lines.items():
         say(wrapped(text, f"{name:<12}", " " * 12))
+
+
+def size_of(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
 
 
 def _threshold_words(known: dict[str, Any] | None) -> str:

@@ -22,25 +22,27 @@ from metrics.clustering import Array
 from metrics.images import Images
 from metrics.neighbours import Near, as_images, nearest
 
-ALPHA = 3.0
 
-
-def expanded(embeddings: Array, gallery: Array | None, k: int, alpha: float = ALPHA) -> Tensor:
+def expanded(
+    embeddings: Array, gallery: Array | None, k: int, alpha: float, *, own: bool = False
+) -> Tensor:
     """The embeddings (N, d) moved towards their k nearest in the gallery, (N, d) float32.
 
     Args:
         gallery: (G, d); None where the embeddings are neighbours of each other.
         k: how many; 1 or more. alpha: the power of the cosine that they count with.
+        own: whether embedding i is image i of the gallery, which is not its neighbour.
 
     Raises:
         ValueError: there are not so many to find; or as `retrieval_per_query`.
     """
     queries = as_images(embeddings)
     images = queries if gallery is None else as_images(gallery, "gallery")
-    check_count(k, len(images) - (gallery is None))
+    own |= gallery is None
+    check_count(k, len(images) - own)
     found = torch.empty(queries.embeddings.shape, device=queries.embeddings.device)
     everything = unit(images)
-    for near in nearest(queries, images, k):
+    for near in nearest(queries, images, k, own):
         weights = near.cosine.clamp_min(0).pow(alpha) * near.share
         part = slice(int(near.queries[0]), int(near.queries[-1]) + 1)
         own = queries.given(part).mul_(queries.inverse[part, None])
@@ -68,5 +70,6 @@ def weighted_sum(near: Near, weights: Tensor, everything: Tensor) -> Tensor:
     row, place = (near.index >= 0).nonzero(as_tuple=True)
     where = torch.stack([row, near.index[row, place]])
     shape = (len(near.queries), len(everything))
-    matrix = torch.sparse_coo_tensor(where, weights[row, place], shape, check_invariants=False)
-    return torch.sparse.mm(matrix, everything)
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        matrix = torch.sparse_coo_tensor(where, weights[row, place], shape)
+        return torch.sparse.mm(matrix, everything)

@@ -46,11 +46,12 @@ def as_images(embeddings: Array, name: str = "embeddings") -> Images:
 
 
 @torch.no_grad()
-def nearest(queries: Images, gallery: Images, k: int) -> Iterator[Near]:
-    """The k nearest gallery images, part by part; an image of the gallery does not find itself.
+def nearest(queries: Images, gallery: Images, k: int, own: bool) -> Iterator[Near]:
+    """The k nearest gallery images, part by part.
 
     Args:
-        queries, gallery: of `as_images`. k: at most as many as an image can find.
+        queries, gallery: of `as_images`. k: at most as many as a query can find.
+        own: whether query i is image i of the gallery, which it does not find.
     """
     bounds = rounding(queries, gallery)
     device = queries.embeddings.device
@@ -60,7 +61,7 @@ def nearest(queries: Images, gallery: Images, k: int) -> Iterator[Near]:
             similarities = inner_products(
                 queries.unit(slice(int(rows[0]), int(rows[-1]) + 1)), everything
             )
-            if queries is gallery:
+            if own:
                 similarities[torch.arange(len(rows)), rows] = -torch.inf
             least = largest(similarities, k)[0][:, -1:]
             row, column = (similarities >= least - 2 * bounds.doubt).nonzero(as_tuple=True)

@@ -30,10 +30,9 @@ from metrics.expansion import check_count, unit
 from metrics.images import Images, pairwise_cosines
 from metrics.neighbours import as_images, nearest
 
-K1, K2, BALANCE = 20, 6, 0.3  # the paper's
 MOST_LINKS = 2**26  # of the graph: beyond, most embeddings are the same
-AT_ONCE = 2**14  # images whose neighbours' neighbours are looked at together
-HELD = 2**22  # entries that are put together at once
+AT_ONCE = 2**12  # images or pairs whose neighbours are looked at together
+HELD = 2**20  # entries that are put together at once, by each thread
 
 
 class Links:
@@ -94,10 +93,10 @@ class Reranking:
     def __init__(
         self,
         embeddings: Array,
-        gallery: Array | None = None,
-        k1: int = K1,
-        k2: int = K2,
-        balance: float = BALANCE,
+        gallery: Array | None,
+        k1: int,
+        k2: int,
+        balance: float,
     ) -> None:
         x = torch.as_tensor(embeddings)
         parts = [x] if gallery is None else [x, torch.as_tensor(gallery)]
@@ -135,7 +134,7 @@ class _Sparse:
 def _graph(images: Images, k: int) -> tuple[Links, Tensor]:
     """N(p, k) of all images, each its own neighbour; and how many are closer, -1 for itself."""
     keys, before, total = [], [], 0
-    for near in nearest(images, images, k):
+    for near in nearest(images, images, k, own=True):
         row, place = (near.index >= 0).nonzero(as_tuple=True)
         keys.append(near.queries[row] * len(images) + near.index[row, place])
         before.append(near.before[row, place])

@@ -47,9 +47,8 @@ def rate_of_different_pairs(pairs: PairCounts, threshold: int, seed: int = 1) ->
     count = len(pairs.classes)
     key, times = (pairs.listed.a[near] * count + pairs.listed.b[near]).unique(return_counts=True)
     place = torch.stack([key // count, key % count])
-    accepted = torch.sparse_coo_tensor(
-        place, times.double(), (count, count), is_coalesced=True, check_invariants=False
-    )
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        accepted = torch.sparse_coo_tensor(place, times.double(), (count, count))
     queries, gallery = pairs.sizes.double()
     found = []
     for weights in class_draws(count, seed=seed):

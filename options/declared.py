@@ -432,6 +432,22 @@ FILES = Group("what evaluation also writes: tables", (
     flag("--latex", None, a_path("FILE.tex"),
          "the table for a paper (booktabs), in percent; seeds as mean ± half of its 95 % interval"),
 ))
+POSTPROCESSING = Group("what is done to the embeddings before they are compared", (
+    flag("--whiten", None, Kind(whole(1), "D", nargs="?", const=0),
+         "PCA-whitening to D numbers (without D: as many as vary), fitted on the run's training "
+         "images and kept beside the checkpoint; for all that is computed and written",
+         shown="off"),
+    flag("--query-expansion", None, Kind(number(0.0), "K", nargs="+"),
+         "each query is moved towards its K nearest images, which count with their cosine to the "
+         "power alpha: --query-expansion K [ALPHA]; here and below for the retrieval metrics alone",
+         need=RETRIEVAL, shown="off; alpha 3"),
+    flag("--database-augmentation", None, Kind(number(0.0), "K", nargs="+"),
+         "each image of the gallery is moved towards its K nearest: "
+         "--database-augmentation K [ALPHA]", need=RETRIEVAL, shown="off; alpha 3"),
+    flag("--rerank", None, Kind(number(0.0), "N", nargs="*"),
+         "k-reciprocal re-ranking: --rerank [K1 K2 LAMBDA]", need=RETRIEVAL,
+         shown="off; 20 6 0.3"),
+))
 SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
     flag("--per-class", None, a_path("FILE.csv"),
          "retrieval metrics of each class, the worst first",
@@ -483,7 +499,7 @@ TRAIN_GROUPS = (
     *(DATA, SELECTION, NETWORK, FINETUNING, LOSS, *methods.groups(), OPTIMISATION, RUN),
     *methods.dead_groups(),
 )
-EVALUATE_GROUPS = (EVALUATION, FILES, SINGLE_IMAGES, DATA, NETWORK)
+EVALUATE_GROUPS = (EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES, DATA, NETWORK)
 REPORT_GROUPS = (REPORT, OVERVIEW)
 
 # --- all of them ----------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ def images_of(args: argparse.Namespace) -> Images:
     sizes = sizes[sizes > 0]
     if not len(sizes):
         return Images(len(rows.class_names), divided=True)
-    share = args.ratio_classes * (1 - args.val_classes)
+    validation = 1 / max(2, args.val_folds) if args.val_fold is not None else args.val_classes
+    share = args.ratio_classes * (1 - validation)
     return Images(
         classes=len(rows.class_names),
         divided=data.rows().splits is not None,

@@ -21,6 +21,7 @@ from options.declared import (
     pretrained_of,
     train_flags,
 )
+from options.ranking import ranking_of
 from utils import InputError
 
 
@@ -32,10 +33,12 @@ def changed(args: argparse.Namespace, values: Mapping[str, Any]) -> argparse.Nam
 def as_suited(args: argparse.Namespace) -> argparse.Namespace:
     """With settings that suit the user's own images, where they are wanted; `chosen` tells of them.
 
+    Images that are not there are missed where they are read.
+
     Raises:
         InputError: the images cannot be used.
     """
-    if not suited.wanted(args):
+    if not suited.wanted(args) or dataset.Choice(args.dataset).is_gone:
         return changed(args, {"defaults": "published", "chosen": []})
     from options import looking  # with torch, which training loads anyway
 
@@ -125,6 +128,26 @@ def check_metrics(args: argparse.Namespace, evaluated: Iterable[dataset.DataSet]
         raise InputError(
             "--metrics official is the protocol of VehicleID (--dataset vid) and of no other data "
             "set; leave it out"
+        )
+
+
+def check_ranking(args: argparse.Namespace) -> None:
+    """Raises InputError where post-processing is asked for that cannot be, or not with the rest."""
+    if not ranking_of(args):
+        return
+    flags = ("query_expansion", "database_augmentation", "rerank")
+    asked = next(name for name in flags if getattr(args, name) is not None)
+    asked = f"--{asked.replace('_', '-')}"
+    for name in ("neighbours", "failures", "query"):
+        if getattr(args, name):
+            raise InputError(
+                f"{asked} changes the retrieval metrics alone, and --{name} would show the "
+                "neighbours without it; leave one of them out"
+            )
+    if "metrics" in args.given and "official" in args.metrics:
+        raise InputError(
+            f"--metrics official draws galleries of its own, and {asked} is of one gallery; leave "
+            "one of them out"
         )
 
 

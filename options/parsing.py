@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import re
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
@@ -22,6 +23,7 @@ from options.declared import (
     EVALUATE_GROUPS,
     EVALUATION,
     FILES,
+    POSTPROCESSING,
     REPORT_GROUPS,
     SINGLE_IMAGES,
     TRAIN_GROUPS,
@@ -35,6 +37,7 @@ from options.meaning import (
     changed,
     check_metrics,
     check_one_checkpoint,
+    check_ranking,
     resolved,
     unread,
     useless,
@@ -63,11 +66,13 @@ class Formatter(argparse.HelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         words = super()._format_action_invocation(action).replace(" ,", ",").rstrip()
-        room = self._width - self._current_indent
-        return words if len(words) <= room else words.replace(", ", f",\n{self._blanks()}")
-
-    def _blanks(self) -> str:
-        return " " * self._current_indent
+        lines, room = [""], self._width - self._current_indent
+        for part in re.split("(?<=,)", words):  # between spellings, or between choices
+            if lines[-1] and len(lines[-1] + part) > room:
+                lines.append(part.lstrip())
+            else:
+                lines[-1] += part
+        return f"\n{' ' * self._current_indent}".join(lines)
 
     def start_section(self, heading: str | None) -> None:
         """A heading that fits, too."""
@@ -205,8 +210,9 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
         raise SystemExit(2)
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
-    _check_needs(args, flags_of((EVALUATION, FILES, SINGLE_IMAGES)), parser)
+    _check_needs(args, flags_of((EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES)), parser)
     try:
+        check_ranking(args)
         check_one_checkpoint(args, len(args.resume or [args.model]))
     except InputError as error:
         parser.error(str(error))

@@ -8,6 +8,8 @@ from pathlib import Path
 from flags import number, whole
 from machine import expanded
 from net.choices import WEIGHTS
+from options import ranking
+from options.ranking import ALPHA, RERANKING, Ranking
 
 CODES = ("none", "int8", "binary")
 APPROXIMATE = ("auto", "yes", "no")
@@ -17,6 +19,12 @@ ABOVE = 0.95
 def file(text: str) -> Path:
     """A path of the command line; `~` is the home folder."""
     return Path(expanded(text))
+
+
+def ranking_of(args: argparse.Namespace) -> Ranking:
+    """What --query-expansion and --rerank ask for; raises InputError where they cannot."""
+    asked = {"query_expansion": args.query_expansion, "rerank": args.rerank}
+    return ranking.ranking_of(argparse.Namespace(**asked, database_augmentation=None))
 
 
 def index(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +125,15 @@ def build(parser: argparse.ArgumentParser) -> None:
         help="of a run that kept a running mean of its weights: the mean (ema, the default) or the "
         "weights themselves (raw)",
     )
+    parser.add_argument(
+        "--whiten",
+        metavar="D",
+        type=whole(1),
+        nargs="?",
+        const=0,
+        help="PCA-whiten the embeddings to D numbers (without D: as many as vary), fitted on the "
+        "run's training images; the run's thresholds do not hold for them (default: off)",
+    )
     _taking_in(parser)
     device(parser)
 
@@ -157,6 +174,22 @@ def query(parser: argparse.ArgumentParser) -> None:
         "--without-self",
         action="store_true",
         help="leave out what is, byte by byte, the query itself",
+    )
+    parser.add_argument(
+        "--query-expansion",
+        metavar="N",
+        type=number(0.0),
+        nargs="+",
+        help="search once more with the query moved towards its K nearest, which count with their "
+        f"cosine to the power alpha: --query-expansion K [ALPHA] (default: off; alpha {ALPHA:g})",
+    )
+    parser.add_argument(
+        "--rerank",
+        metavar="N",
+        type=number(0.0),
+        nargs="*",
+        help="put the 200 nearest in order by whose neighbours they are (k-reciprocal): "
+        f"--rerank [K1 K2 LAMBDA] (default: off; {' '.join(f'{v:g}' for v in RERANKING)})",
     )
     written(parser)
     parser.add_argument("--picture", metavar="FILE", type=file, help="draw the answers, as PNG")

@@ -115,30 +115,35 @@ def network(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
 
 
 def pixels(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
-    """As many as the machine can look at, and as there are."""
+    """As many as the weights were trained at, and as there are."""
     if "model" in args.given:  # whose weights may want a certain size
         return Chosen({}, "")
-    size, why = (224, "a GPU has time for detail") if machine.gpu else (160, "detail against time")
     if images.side < 128:
         return Chosen({"image_size": max(32, images.side // 32 * 32)}, "the pictures have no more")
     if args.pretrained == "none" and not machine.gpu:
-        size, why = 112, "what is learned from nothing takes many looks, so each must be quick"
-    return Chosen({"image_size": size}, why)
+        return Chosen(
+            {"image_size": 112}, "from nothing it takes many looks, so each of them must be quick"
+        )
+    return Chosen({"image_size": 224}, "detail tells much, and the weights were trained at it")
 
 
 def reading(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
-    """A cache, where it holds what the network sees and the disk has room."""
+    """A cache, where it holds what the network sees, saves time, and the disk has room."""
     all_of_them = images.images * images.classes / max(1, images.trained)
     needed = all_of_them * 3 * 256 * 384  # short side 256, as a camera's pictures are shaped
-    if (args.image_size or 224) > 224 or needed > machine.free / 4:
+    seen_whole = (args.image_size or 224) <= 224 and images.side >= 128
+    if not seen_whole or needed > machine.free / 4:
         return Chosen({}, "")
-    return Chosen({"decode": "cache"}, f"each file is decoded once; about {_megabytes(needed)}")
+    return Chosen(
+        {"decode": "cache"},
+        f"each file is decoded once, to a short side of 256; about {_megabytes(needed)}",
+    )
 
 
 def batches(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
     """So that an epoch has enough steps; of pairs, so that each batch has some."""
     size = min(images.images // LEAST_STEPS, 128 if machine.gpu else 32)
-    size = min(max(size, 16), images.images)
+    size = min(max(size, 8), images.images)
     if "batch_size" in args.given:
         size = args.batch_size
     from losses import needs_pairs  # with torch, which training loads anyway
@@ -156,10 +161,10 @@ def batches(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
 
 def length(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
     """Looks at images that the machine has in minutes, if each is looked at ten times by then."""
-    looks = 120_000 if machine.gpu else 12_000
+    looks = 120_000 if machine.gpu else 10_000
     if args.pretrained == "none":
         looks *= 2
-    epochs = min(max(round(looks / images.images), 10), 60)
+    epochs = min(max(round(looks / images.images), 10), 100)
     steps = f"{max(1, images.images // args.batch_size):,} steps each"
     if args.steps is not None or "epochs" in args.given:
         return Chosen({}, "")
@@ -232,10 +237,8 @@ def choose(
 
 
 def _as_flag(entry: Flag, value: Any) -> str:
-    """The flag and its value, held together by a blank at which no line is broken."""
-    return f"{entry.spellings[0]}\N{NO-BREAK SPACE}{value:g}" if isinstance(value, float) else (
-        f"{entry.spellings[0]}\N{NO-BREAK SPACE}{value}"
-    )  # fmt: skip
+    shown = f"{value:g}" if isinstance(value, float) else value
+    return f"{entry.spellings[0]} {shown}"
 
 
 def _megabytes(size: float) -> str:

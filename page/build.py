@@ -29,7 +29,7 @@ def thumbnails(runs: int) -> Thumbnails:
 
 def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
     """The HTML of one run or several."""
-    title = runs[0].record.name if len(runs) == 1 else f"{len(runs)} runs"
+    title = runs[0].record.title if len(runs) == 1 else f"{len(runs)} runs"
     methods = any(run.sections for run in runs)
     parts = [
         section("short", "In short", _short(runs)),
@@ -46,6 +46,9 @@ def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
         section(
             "confusions", "Which classes it confuses", _drawn("confusions"), _about_confusions(runs)
         ),
+        section("pairs", "Two images: one class or two", _drawn("pairs"), _about_pairs())
+        if any(run.pairs for run in runs)
+        else "",
         _drawn("methods") if methods else "",
         section(
             "map",
@@ -90,7 +93,7 @@ def _switches(runs: Sequence[Explained]) -> str:
     """A button for each run that shows and hides its curves."""
     buttons = [
         f'<button class="run" data-toggle="{i}" aria-pressed="true">'
-        f'<span class="dot" data-colour="{i}"></span>{as_text(run.record.name)}</button>'
+        f'<span class="dot" data-colour="{i}"></span>{as_text(run.record.title)}</button>'
         for i, run in enumerate(runs)
     ]
     return f'<div class="runs">{"".join(buttons)}</div>'
@@ -114,7 +117,7 @@ def _choice(runs: Sequence[Explained]) -> str:
         return ""
     buttons = [
         f'<button data-choose="{i}" aria-pressed="{"true" if i == 0 else "false"}">'
-        f"{as_text(run.record.name)}</button>"
+        f"{as_text(run.record.title)}</button>"
         for i, run in enumerate(runs)
     ]
     return (
@@ -138,7 +141,7 @@ def _short(runs: Sequence[Explained]) -> str:
     parts = []
     for run in runs:
         first = runs[0] if run is not runs[0] else None
-        parts.append(f"<h3>{as_text(run.record.name)}</h3>")
+        parts.append(f"<h3>{as_text(run.record.title)}</h3>")
         parts.append(bullets(summary(run, first, alone=False)))
     return "".join(parts)
 
@@ -154,7 +157,7 @@ def _setup(run: Explained, several: bool) -> str:
     kept = record.environment.get("command")
     command = f"python {kept}" if kept else f"# the command was not kept; its flags:\n{given}"
     everything = "\n".join(f"{k} = {v}" for k, v in sorted(args.items()) if k != "given")
-    title = f"<h3>{as_text(record.name)}</h3>" if several else ""
+    title = f"<h3>{as_text(record.title)}</h3>" if several else ""
     return (
         f'{title}<div class="card">{facts(_facts(run))}<pre>{as_command(command)}</pre>'
         f"{folded('all options', f'<pre>{as_text(everything)}</pre>')}</div>"
@@ -163,7 +166,7 @@ def _setup(run: Explained, several: bool) -> str:
 
 def _facts(run: Explained) -> list[tuple[str, Any]]:
     record, args, known = run.record, run.record.args, run.record.environment
-    rate = record.images_per_second
+    rate, peft = record.images_per_second, record.options.peft
     history = record.folder.classes.load()
     trained = ""
     if history:
@@ -177,7 +180,7 @@ def _facts(run: Explained) -> list[tuple[str, Any]]:
         ("trained on", trained),
         ("judged on", run.counts),
         ("best epoch picked on", _picked_on(record)),
-        ("what trains", f"{args['peft']}, the rest of it rests" if args.get("peft") else ""),
+        ("what trains", f"{peft}, and the network rests" if peft != "none" else ""),
         ("batch", _batch(args)),
         ("seed", str(args.get("seed"))),
         ("epochs", str(int(record.rows[-1]["epoch"])) if record.rows else "none finished"),
@@ -228,6 +231,13 @@ def _about_galleries(runs: Sequence[Explained]) -> str:
     return f"Each row: {query}, and the ten images it finds most similar, nearest first."
 
 
+def _about_pairs() -> str:
+    return (
+        "Every two images of the evaluation are compared by their cosine: how far that tells pairs "
+        "of one class from pairs of two."
+    )
+
+
 def _about_map(runs: Sequence[Explained]) -> str:
     by = "t-SNE (scikit-learn)"
     if any(run.map is not None and run.map.get("principal") for run in runs):
@@ -246,7 +256,7 @@ def _about_confusions(runs: Sequence[Explained]) -> str:
 
 def _run_data(run: Explained) -> dict[str, Any]:
     return {
-        "name": run.record.name,
+        "name": run.record.title,
         **curves.points(run.record),
         "missing": run.missing,
         "doubts": run.doubts,
@@ -255,4 +265,5 @@ def _run_data(run: Explained) -> dict[str, Any]:
         "classes": run.classes,
         "map": run.map,
         "sections": run.sections,
+        "pairs": run.pairs,
     }

@@ -49,10 +49,18 @@ class Learned:
 
     @cached_property
     def proxies(self) -> torch.Tensor | None:
-        """(C, d) the proxies at unit length, where the loss has one for each of two or more."""
-        weights = self.criterion("proxies")
+        """(C, d) the proxies at unit length; of a class that has several, their mean direction.
+
+        None where there are none, or not as many for each of two classes or more.
+        """
+        weights, names = self.criterion("proxies"), self.history.get("names")
         if weights is None or weights.ndim != 2 or len(weights) < 2:
             return None
+        if names is not None and len(weights) != len(names):
+            if len(names) < 2 or len(weights) % len(names):
+                return None
+            # Those of a class stand together.
+            weights = F.normalize(weights.float(), dim=1).unflatten(0, (len(names), -1)).mean(dim=1)
         return F.normalize(weights.float(), dim=1)
 
     @cached_property

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from page import records
 from page.build import build, thumbnails
 from page.explained import explain
 from storage import write_atomically
+
+LONGEST_NAME = 60
 
 
 def make(
@@ -31,6 +34,10 @@ def make(
         InputError: a folder is no run's, what was asked for is not there, or the disk is full.
     """
     runs = [records.read(path) for path in paths]
+    # With what differs, where that is little enough to be a name.
+    differ = [records.apart(run, runs) for run in runs]
+    if max(map(len, differ)) <= LONGEST_NAME:
+        runs = [replace(run, differs=words) for run, words in zip(runs, differ, strict=True)]
     thumbs = thumbnails(len(runs))
     asked = {"queries": queries, "embeddings": embeddings, "seed": seed, "gpu_id": gpu_id}
     content = build([explain(run, thumbs, **asked) for run in runs], thumbs)

@@ -57,16 +57,15 @@ def closest_pairs(
 
 def proxies(learned: Learned) -> Iterator[Section]:
     """The training classes whose proxies are nearest to each other."""
-    weights = learned.criterion("proxies")
-    nearest = learned.crowding
+    weights, nearest = learned.proxies, learned.crowding
     if weights is None or nearest is None:
         return
     yield {
         "kind": "pairs",
         "title": "Proxies: which training classes are closest",
         "about": (
-            "A proxy is the point that the loss keeps for a class. A cosine of 1 is the same "
-            "direction, 0 a right angle."
+            "A proxy is the point that the loss keeps for a class; of several the mean is taken. A "
+            "cosine of 1 is the same direction, 0 a right angle."
         ),
         "said": _whether_proxies_are_like_images(learned),
         "histogram": histogram(nearest.numpy()),

@@ -7,7 +7,9 @@ interval of the mean, by Student's t over the seeds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,8 +18,9 @@ from typing import Any
 
 from evaluation import tables
 from metrics import comparison
-from page import records
-from page.document import as_text, document, section, warnings
+from page import plots, records
+from page.document import as_text, document, named, section, warnings
+from page.plots import Bar, Point
 from page.records import Numbers, Record
 from storage import write_atomically, write_table
 from terminal import fitted, say, terminal_width, told
@@ -25,8 +28,8 @@ from utils import InputError, human_seconds
 
 logger = logging.getLogger("report")
 
-ABOUT = ("method", "network", "data", "seed", "epoch", "time")
-WORDS = ("method", "network", "data", "seed")  # read from the left
+ABOUT = ("method", "network", "data", "differs", "seed", "epoch", "time")
+WORDS = ("method", "network", "data", "differs", "seed")  # read from the left
 SHOWN = ("R@1", "MAP@R", "NMI")  # on the screen; the files have all metrics
 
 
@@ -78,7 +81,7 @@ def compare(args: argparse.Namespace) -> None:
         if not lines:
             raise InputError(f"--grep {args.grep}: no run under {args.compare} contains that")
     say("\n".join([screen(lines), *(fitted(doubt, "  ") for doubt in doubts(lines))]))
-    out = Path(args.out) if args.out else Path(args.compare) / "runs.html"
+    out = Path(args.out) if args.out else Path(args.compare) / page_name(args.grep)
     content = page(lines, args.compare)
     write_atomically(out, lambda file: file.write(content.encode()))
     say(f"\npage written to {out}")
@@ -89,6 +92,12 @@ def compare(args: argparse.Namespace) -> None:
         made = tables.latex(rows(lines), caption(lines))
         write_atomically(Path(args.latex), lambda file: file.write(made.encode()))
         say(f"table for a paper written to {args.latex}")
+
+
+def page_name(grep: str | None) -> str:
+    """Of the file: a part of the runs does not take the place of the page of all."""
+    part = re.sub(r"[^\w-]+", "_", grep or "").strip("_")[:40]
+    return f"runs-{part or 'part'}.html" if grep else "runs.html"
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -112,15 +121,12 @@ def collect(folder: Path) -> list[Line]:
         raise InputError(
             f"{folder} holds no run that can be read (args.json in it or below); give logs"
         )
-    lines = [_line(record, folder) for record in found]
+    differ = _told_apart(found)
+    lines = [_line(r, folder, words) for r, words in zip(found, differ, strict=True)]
     # A mean is over runs that have come to their end.
     known = [run.configuration if run.outcome else {} for run in found]
     groups = comparison.seeds_of_one(known, [record.args.get("seed") for record in found])
-    notes = _told_apart([found[group[0]] for group in groups])
-    return lines + [
-        _group(found[group[0]], [lines[i] for i in group], note)
-        for group, note in zip(groups, notes, strict=True)
-    ]
+    return lines + [_group(found[group[0]], [lines[i] for i in group]) for group in groups]
 
 
 def _told_apart(runs: Sequence[Record]) -> list[str]:
@@ -128,26 +134,17 @@ def _told_apart(runs: Sequence[Record]) -> list[str]:
     alike: dict[tuple, list[Record]] = {}
     for run in runs:
         alike.setdefault(tuple(_settings(run).values()), []).append(run)
-    return [", ".join(_apart(run, alike[tuple(_settings(run).values())])) for run in runs]
+    return [records.apart(run, alike[tuple(_settings(run).values())]) for run in runs]
 
 
-def _apart(record: Record, others: Sequence[Record]) -> list[str]:
-    own = record.configuration
-    return [
-        f"{name.replace('_', '-')} {value}"
-        for name, value in own.items()
-        if any(other.configuration.get(name) != value for other in others)
-        and not (name == "lr_p" and value == own["lr"])  # as it is without the flag
-    ]
-
-
-def _line(record: Record, folder: Path) -> Line:
+def _line(record: Record, folder: Path, differs: str) -> Line:
     final = records.metrics_in(record.evaluated[-1]) if record.evaluated else {}
     last = int(record.rows[-1]["epoch"]) if record.rows else 0
     best = record.best_epoch
     where = "–" if best is None else f"{best} of {last}"
     about = {
         **_settings(record),
+        "differs": differs,
         "seed": str(record.args.get("seed", "")),
         "epoch": where + ("" if record.outcome else ", unfinished"),
         "time": human_seconds(record.seconds),
@@ -163,6 +160,7 @@ def _line(record: Record, folder: Path) -> Line:
 def _settings(record: Record) -> dict[str, str]:
     args = record.args
     network = f"{args.get('model')}, {args.get('embedding_size')}"
+    network += f", {record.options.peft}" if record.options.peft != "none" else ""
     network += ", EMA" if record.options.ema else ""
     return {"method": record.method, "network": network, "data": str(args.get("dataset"))}
 
@@ -173,7 +171,7 @@ def _shown(numbers: Numbers) -> Numbers:
     return {k: v for k, v in numbers.items() if not k.startswith(tables.HIDDEN)}
 
 
-def _group(first: Record, lines: Sequence[Line], note: str) -> Line:
+def _group(first: Record, lines: Sequence[Line]) -> Line:
     """The mean of two or more finished runs, of which `first` is one."""
     best, deviation = comparison.mean_and_deviation([line.best for line in lines])
     final: dict[str, float] = {}
@@ -183,11 +181,12 @@ def _group(first: Record, lines: Sequence[Line], note: str) -> Line:
     seconds = sum(line.sort["time"] for line in lines) / len(lines)
     about = {
         **_settings(first),
+        "differs": lines[0].about["differs"],
         "seed": ", ".join(line.about["seed"] for line in lines),
         "epoch": "",
         "time": human_seconds(seconds),
     }
-    name = f"mean of {len(lines)} seeds" + (f", {note}" if note else "")
+    name = f"mean of {len(lines)} seeds"
     labels = tuple(line.name for line in lines)
     return Line(name, about, best, final, deviation, labels, {"time": seconds})
 
@@ -221,7 +220,9 @@ def doubts(lines: Sequence[Line]) -> list[str]:
 
 
 def _title(line: Line) -> str:
-    return f"{line.about['method']}, {line.name}" if line.members else line.name
+    if not line.members:
+        return line.name
+    return ", ".join(filter(None, (line.about["method"], line.about["differs"], line.name)))
 
 
 def screen(lines: Sequence[Line]) -> str:
@@ -276,13 +277,19 @@ def page(lines: Sequence[Line], folder: str) -> str:
     parts = []
     if groups:
         about = "Runs that differ only in the seed: mean ± 95 % interval of the mean over seeds."
-        parts.append(section("seeds", "Over seeds", _table(groups), about))
+        content = _table(groups) + "".join(_seeds(groups, single, name) for name in CHARTED)
+        parts.append(section("seeds", "Over seeds", content, about))
     if single:
         about = "The best checkpoint of each, in percent; in small print the last evaluation."
         content = _table(single) + warnings(doubts(single))
         parts.append(section("runs", "Runs", content, f"{about} Click on a column's head to sort."))
-    counts = [f"{len(single)} runs"] if single else []
-    counts += [f"{len(groups)} groups of seeds"] if groups else []
+    if charts := _options(single):
+        about = "R@1 against the options in which runs of one method differ; each dot is a run."
+        parts.append(section("options", "Options", charts, about))
+    counts = [f"{len(single)} {'runs' if len(single) > 1 else 'run'}"] if single else []
+    counts += (
+        [f"{len(groups)} {'groups' if len(groups) > 1 else 'group'} of seeds"] if groups else []
+    )
     links = ['<a href="#seeds">Over seeds</a>'] if groups else []
     links += ['<a href="#runs">Runs</a>'] if single else []
     names = tables.columns(rows(lines))
@@ -294,8 +301,47 @@ def page(lines: Sequence[Line], folder: str) -> str:
         '<span class="end"><button data-theme-switch>light / dark</button></span></div></nav>'
     )
     note = f'<p class="note">{as_text(meaning)}</p>'
-    body = f'{head}<main class="wide">{"".join(parts)}{note}</main>'
+    body = f'{head}<main class="wide">{plots.STYLE}{"".join(parts)}{note}</main>'
     return document(f"Runs in {folder}", body, {})
+
+
+CHARTED = ("R@1", "MAP@R")
+
+
+def _seeds(groups: Sequence[Line], single: Sequence[Line], metric: str) -> str:
+    """A chart of the groups: each seed, their mean and its interval."""
+    runs = {line.name: line.best for line in single}
+    bars = [
+        Bar(
+            _title(group),
+            group.best[metric],
+            group.spread[metric],
+            [runs[m][metric] for m in group.members if metric in runs.get(m, {})],
+        )
+        for group in sorted(groups, key=lambda g: -g.best.get(metric, math.nan))
+        if metric in group.best
+    ]
+    return plots.forest(bars, f"{metric}, percent: each seed, their mean and its 95 % interval")
+
+
+def _options(single: Sequence[Line]) -> str:
+    """A chart for each number that differs between runs of one method, network and data."""
+    points: dict[tuple[str, ...], list[Point]] = {}
+    for line in single:
+        kind = tuple(line.about[name] for name in ("method", "network", "data"))
+        for words in filter(None, line.about["differs"].split(", ")):
+            option, _, value = words.rpartition(" ")
+            with contextlib.suppress(ValueError):
+                if "R@1" in line.best:
+                    point = Point(float(value), line.best["R@1"], about=line.name)
+                    points.setdefault((*kind, option), []).append(point)
+    charts = []
+    for (method, network, data, option), found in points.items():
+        values = [point.x for point in found]
+        if len(set(values)) > 1:
+            log = min(values) > 0 and max(values) >= 10 * min(values)
+            charts.append(plots.scatter(found, f"{option}: {method}, {network}, {data}", log=log))
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
 def _table(lines: Sequence[Line]) -> str:
@@ -312,7 +358,7 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def _html_row(line: Line, names: Sequence[str]) -> str:
-    cells = [f"<td>{as_text(line.name)}{_members(line)}</td>"]
+    cells = [f"<td>{named(line.name)}{_members(line)}</td>"]
     for name in ABOUT:
         key = line.sort.get(name)
         value = f' data-value="{key:.6g}"' if key is not None else ""

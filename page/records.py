@@ -28,18 +28,27 @@ Numbers = dict[str, float]
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `rows` are those of metrics.csv, as numbers; empty cells are left out."""
+    """One run. `rows` are those of metrics.csv, as numbers; empty cells are left out.
+
+    `differs` says which options set it apart from others beside it.
+    """
 
     path: Path
     args: dict[str, Any]
     environment: dict[str, Any]
     rows: list[Numbers]
     outcome: dict[str, Any]
+    differs: str = ""
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.path.resolve().name
+
+    @property
+    def title(self) -> str:
+        """Its name among others: with what sets it apart from them."""
+        return f"{self.name} ({self.differs})" if self.differs else self.name
 
     @property
     def folder(self) -> RunFolder:
@@ -171,19 +180,26 @@ def _numbers(row: dict[str, str]) -> Numbers:
     return found
 
 
-METRIC = re.compile(r"R@\d+|RP|MAP@R|mARP|MRR|NMI|F1|AMI")
-
-
-def is_metric(column: str) -> bool:
-    """Whether a column of metrics.csv is what an evaluation measured, not its loss or speed."""
-    return any(METRIC.fullmatch(word) for word in column.split(" "))
-
-
 def metrics_in(row: Numbers) -> Numbers:
     """The metrics of the first evaluation in a row of metrics.csv, and how many queries it had."""
     beside = ("R@1 other", tables.HIDDEN)
-    names = [name for name in row if METRIC.fullmatch(name) or name.startswith(beside)]
+    names = [name for name in row if tables.METRIC.fullmatch(name) or name.startswith(beside)]
     return {name: row[name] for name in names}
+
+
+def apart(record: Record, others: Iterable[Record]) -> str:
+    """The options that another run has otherwise, but for the seed: `lr 0.001, epochs 40`."""
+    own = record.configuration
+    return ", ".join(
+        f"{name.replace('_', '-')} {_in_brief(value)}"
+        for name, value in own.items()
+        if any(other.configuration.get(name) != value for other in others)
+        and not (name == "lr_p" and value == own["lr"])  # as it is without the flag
+    )
+
+
+def _in_brief(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 # --- published numbers ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evaluation import tables
-from page.document import as_text, cell, warnings
+from page.document import as_text, cell, named, warnings
 from page.explained import Explained
 from page.records import Numbers
 
@@ -38,7 +38,7 @@ def _rows(runs: Sequence[Explained]) -> list[tables.Row]:
         for title, numbers in results.items():
             label = title
             if len(runs) > 1:
-                label = run.record.name + (f", {title}" if len(results) > 1 else "")
+                label = run.record.title + (f", {title}" if len(results) > 1 else "")
             rows.append(tables.Row(title, label, numbers, intervals=run.intervals(title)))
         if published is not None and published.recipe not in recipes:
             recipes.add(published.recipe)
@@ -64,7 +64,7 @@ def _line(row: tables.Row, names: Sequence[str], best: Numbers) -> str:
         for name in names
     ]
     kind = "published" if _is_published(row) else ""
-    return f'<tr class="{kind}"><td>{as_text(row.label)}</td>{"".join(cells)}</tr>'
+    return f'<tr class="{kind}"><td>{named(row.label)}</td>{"".join(cells)}</tr>'
 
 
 def _doubts(runs: Sequence[Explained]) -> list[str]:
@@ -72,7 +72,7 @@ def _doubts(runs: Sequence[Explained]) -> list[str]:
     said: dict[str, None] = {}
     for run in runs:
         more = [words for n in run.record.results.values() for words in tables.doubts(n)]
-        name = f"{run.record.name}: " if len(runs) > 1 else ""
+        name = f"{run.record.title}: " if len(runs) > 1 else ""
         said |= dict.fromkeys(name + words for words in [*run.doubts, *more] if words)
     return list(said)
 

@@ -125,7 +125,7 @@ def _against(run: Explained, first: Explained | None) -> list[str]:
     low, high = 100 * test.low, 100 * test.high
     sure = "could be chance" if low <= 0 <= high else "more than chance among the classes"
     return [
-        f"R@1 is {100 * test.difference:+.1f} points against {first.record.name} on the same "
+        f"R@1 is {100 * test.difference:+.1f} points against {first.record.title} on the same "
         f"queries (95 % interval {low:+.1f} to {high:+.1f}): {sure}. Other seeds may differ."
     ]
 

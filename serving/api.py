@@ -58,8 +58,9 @@ class Api:
         """Some entries, spread evenly over the index or over those whose label or name matches."""
         state = self.gallery.now()
         count = _count(query.get("count", "12"), "count")
-        rows = self.gallery.spread(state, count, _wanted(query))
-        return {"entries": [_described(state.index.entry(row), row) for row in rows]}
+        rows, looked_at = self.gallery.spread(state, count, _wanted(query))
+        found = [_described(state.index.entry(row), row) for row in rows]
+        return {"entries": found, "of": len(state.index), "looked_at": looked_at}
 
     def entry(self, row: str, query: Mapping[str, str]) -> dict[str, Any]:
         """One entry."""
@@ -114,9 +115,8 @@ class Api:
         """The entry at a row; refuses a row that is none, or has become another's (`check`)."""
         number = int(row) if row.isascii() and row.isdigit() and len(row) <= 12 else -1
         if not 0 <= number < len(state.index):
-            raise Refused(
-                HTTPStatus.NOT_FOUND, f"the index has no such row; give 0 to {len(state.index) - 1}"
-            )
+            rows = f"give 0 to {len(state.index) - 1}" if len(state.index) else "it is empty"
+            raise Refused(HTTPStatus.NOT_FOUND, f"the index has no such row; {rows}")
         entry = state.index.entry(number)
         if query.get("check", _check(entry)) != _check(entry):
             raise Refused(
@@ -171,7 +171,8 @@ def _rate(value: float) -> float | None:
 
 
 def _count(text: str, name: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MOST_RESULTS:
+    plain = text.isascii() and text.isdigit() and len(text) <= len(str(MOST_RESULTS))
+    if not plain or not 1 <= int(text) <= MOST_RESULTS:
         raise Refused(
             HTTPStatus.BAD_REQUEST, f"{name} is no number of entries; give 1 to {MOST_RESULTS}"
         )

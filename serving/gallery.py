@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("serving")
 
-FARTHEST = 10_000
-"""Of so many nearest entries, at most, those with a label are looked for."""
+FARTHEST, MOST_LISTED = 10_000, 50_000
+"""Of so many nearest entries at most, and so many in a list, those with a label are looked for: an
+entry takes about 30 µs."""
 
 Wanted = Callable[["Entry"], bool] | None
 
@@ -126,6 +127,8 @@ class Gallery:
             embedding = state.embedder(query_pixels(source, state.upright, crop))
         most = len(state.index) if wanted is None else min(FARTHEST, len(state.index))
         reach = min(top + (without is not None), most)
+        if reach == 0:
+            return [], 0
         while True:
             rows, scores = (part[0] for part in state.index.search(embedding, reach))
             hits = [
@@ -139,17 +142,16 @@ class Gallery:
             reach = min(8 * reach, most)
 
     @staticmethod
-    def spread(state: State, count: int, wanted: Wanted) -> list[int]:
-        """Rows of `count` entries, from all over the index or over those that are wanted."""
-        rows: list[int] | range = range(len(state.index))
+    def spread(state: State, count: int, wanted: Wanted) -> tuple[list[int], int]:
+        """Rows of `count` entries from all over the index, and how many were looked at for it.
+
+        Args:
+            wanted: which entries count; of the first `MOST_LISTED`, then.
+        """
+        rows: Sequence[int] = range(len(state.index))
+        looked_at = len(rows)
         if wanted is not None:
-            rows = list(_first(rows, lambda row: wanted(state.index.entry(row)), FARTHEST))
+            looked_at = min(looked_at, MOST_LISTED)
+            rows = [row for row in rows[:looked_at] if wanted(state.index.entry(row))]
         places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
-        return [rows[place] for place in places.tolist()]
-
-
-def _first(rows: range, wanted: Callable[[int], bool], most: int) -> Iterator[int]:
-    """The first rows that are wanted, of as many as are looked at."""
-    for row in rows[:most]:
-        if wanted(row):
-            yield row
+        return [rows[place] for place in places.tolist()], looked_at

@@ -171,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.command != method and (self.command, method) != ("HEAD", "GET"):
                 allowed = "GET, HEAD" if method == "GET" else method
                 raise Refused(
-                    HTTPStatus.METHOD_NOT_ALLOWED, f"use {allowed} for {pattern}", Allow=allowed
+                    HTTPStatus.METHOD_NOT_ALLOWED, f"use {allowed} for {path}", Allow=allowed
                 )
             return answer(self, query, *found.groups())
         raise Refused(HTTPStatus.NOT_FOUND, "there is nothing at this address; open /")

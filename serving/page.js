@@ -23,6 +23,7 @@ function el(tag, attributes, ...children) {
   return node;
 }
 const count = (number, word) => `${number.toLocaleString("en")} ${number === 1 ? word : `${word}s`}`;
+const among = (which, looked, of) => (looked < of ? ` of the ${looked.toLocaleString("en")} ${which}` : "");
 const cosine = (value) => value.toFixed(3);
 
 // --- asking --------------------------------------------------------------------------------------
@@ -104,8 +105,7 @@ function show(answer, label) {
     const said = answer.thresholds ? `: ${counts.filter(([, n]) => n).map(([word, n]) => `${n} ${word}`).join(", ")}` : "";
     $("status").textContent = `${count(found.length, "picture")} of ${answer.entries.toLocaleString("en")} ${seconds}${said}`;
   } else if (label) {
-    const among = answer.looked_at < answer.entries ? ` among the ${answer.looked_at.toLocaleString("en")} nearest` : "";
-    $("status").textContent = `No picture with “${label}” in its label or name${among}.`;
+    $("status").textContent = `No picture${among("nearest", answer.looked_at, answer.entries)} has “${label}” in its label or name.`;
   } else {
     $("status").textContent = "The index holds no other picture.";
   }
@@ -161,11 +161,11 @@ function browse() {
   const label = $("label").value.trim();
   return working("Looking …", async (signal) => {
     const wishes = new URLSearchParams({count: $("top").value, label});
-    const {entries} = await ask(`/api/entries?${wishes}`, {signal});
+    const {entries, of, looked_at} = await ask(`/api/entries?${wishes}`, {signal});
     $("found-title").textContent = "Pictures of the index";
     const some = label ? `with “${label}” in their label or name` : "from all over the index";
     if (entries.length) $("status").textContent = `${count(entries.length, "picture")} ${some}. Choose one to search from it.`;
-    else if (label) $("status").textContent = `No picture has “${label}” in its label or name.`;
+    else if (label) $("status").textContent = `No picture${among("first", looked_at, of)} has “${label}” in its label or name.`;
     else $("status").textContent = "The index is empty. Add pictures to it with `python search.py add`.";
     $("legend").textContent = "";
     $("neighbours").replaceChildren(...entries.map(card));

@@ -20,10 +20,9 @@ def note_of(opened: Opened) -> dict[str, Any]:
     Folders of this machine are left out.
     """
     kept = {name: opened.content[name] for name in KEPT if name in opened.content}
-    if "metrics" in kept:
-        kept["metrics"] = named_by_data(kept["metrics"])
     trained = {"args": without_folders(opened.trained)} if opened.trained else {}
-    return {"format": FORMAT, "network": opened.network.description(), **trained, **kept}
+    described = {"format": FORMAT, "network": opened.network.description()}
+    return {**described, **trained, **named_by_data(kept)}
 
 
 def write_weights(opened: Opened, file: Path) -> None:
@@ -54,10 +53,5 @@ def write_bundle(opened: Opened, card: Card, folder: Path) -> None:
     write_weights(opened, folder / WEIGHTS_FILE)
     write_card(card, folder / "README.md")
     write_json(folder / "config.json", note_of(opened))
-    by_title = ("results", "thresholds")
-    outcome = {
-        name: named_by_data(entry) if name in by_title else entry
-        for name, entry in card.record.outcome.items()
-    }
-    if outcome:
-        write_json(folder / "results.json", outcome)
+    if card.record.outcome:
+        write_json(folder / "results.json", named_by_data(card.record.outcome))

@@ -21,7 +21,7 @@ from evaluation import tables
 from evaluation.inference import Model
 from net.export import describe_input
 from page import records
-from page.records import Numbers, Record, is_metric
+from page.records import Numbers, Record
 from sharing import references
 from utils import InputError, damage_in_words
 
@@ -97,7 +97,7 @@ class Card:
                 "metrics": [
                     {"type": _kind(name), "name": name, "value": round(value, ROUNDED)}
                     for name, value in numbers.items()
-                    if is_metric(name)
+                    if tables.is_metric(name)
                 ],
             }
             for title, numbers in self.record.results.items()
@@ -158,9 +158,11 @@ class Card:
     # -- numbers
 
     def _results(self) -> str:
-        parts = []
+        parts, names = [], []
         for title, numbers in self.record.results.items():
-            shown = {name: value for name, value in numbers.items() if is_metric(name)}
+            shown = {name: value for name, value in numbers.items() if tables.is_metric(name)}
+            pairs = self.record.outcome.get("verification", {}).get(title, {})
+            shown |= {name: value for name, value in pairs.items() if value is not None}
             known = self.intervals.get(title, {})
             rows = [
                 [name, f"{value:.{ROUNDED}f}", *([_interval(known.get(name))] if known else [])]
@@ -169,11 +171,11 @@ class Card:
             head = ["metric", "value", *(["95 % interval"] if known else [])]
             queries = numbers.get("queries")
             of = f", {int(queries):,} queries" if queries else ""
+            names += shown
             parts += [
                 f"On the evaluation split of {data_in_words(title)}{of}:\n",
                 _table([head, ["---"] * len(head), *rows]) + "\n",
             ]
-        names = [name for numbers in self.record.results.values() for name in numbers]
         parts.append(" ".join(meaning.text for meaning in tables.meanings_of(names)) + "\n")
         unsure = "" if self.intervals else " How sure the numbers are was not measured."
         return "\n".join([*parts, self._picked() + unsure])
@@ -352,9 +354,13 @@ def without_folders(args: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _without_folder(name, value) for name, value in args.items()}
 
 
-def named_by_data(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept by the title of an evaluation, by a title without a folder."""
-    return {data_in_words(title): entry for title, entry in content.items()}
+def named_by_data(content: Any) -> Any:
+    """What JSON holds, with own data sets called by `data_in_words` wherever they are named."""
+    if isinstance(content, dict):
+        return {named_by_data(name): named_by_data(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [named_by_data(value) for value in content]
+    return data_in_words(content) if isinstance(content, str) else content
 
 
 def _without_folder(name: str, value: Any) -> Any:
@@ -367,8 +373,8 @@ def _without_folder(name: str, value: Any) -> Any:
 
 def data_in_words(name: str) -> str:
     """`folder:/home/me/photos` → `folder:photos`; other names as they are."""
-    kind, colon, path = name.partition(":")
-    return f"{kind}:{Path(path).name}" if colon else name
+    kind, _, path = name.partition(":")
+    return f"{kind}:{Path(path).name}" if kind.lower() in ("folder", "csv") else name
 
 
 def _kind(name: str) -> str:

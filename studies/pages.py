@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 
 from evaluation import tables as evaluation_tables
+from page import plots
 from page.document import as_text, bullets, cell, document, facts, folded, section
+from page.plots import Bar, Point
 from studies import tables
 from studies.results import Found, Results, Test
 from utils import human_seconds
 
 SURE = 0.05
-WIDTH, LEFT, RIGHT, STEP = 460, 14, 446, 40
-"""Of the chart with a line per method: narrow, so that it can be read on a phone."""
 
 
 def page(results: Results) -> str:
@@ -51,16 +50,7 @@ def page(results: Results) -> str:
         f'<nav><div>{links}<span class="end">'
         "<button data-theme-switch>light / dark</button></span></div></nav>"
     )
-    return document(f"Study {plan.name}", f"{head}<main>{STYLE}{''.join(parts)}</main>", {})
-
-
-STYLE = """<style>
-.plot { margin: 12px 0 0; } .plot svg { max-width: 660px; }
-.plot text { font-size: 13px; fill: var(--ink); } .plot .soft { fill: var(--soft); }
-.plot line { stroke: var(--line); } .plot .zero { stroke: var(--soft); }
-.plot .bar { stroke: var(--accent); stroke-width: 2.5; } .plot .dot { fill: var(--accent); }
-.plot .off { fill: none; stroke: var(--soft); } .plot .on { fill: var(--right); }
-</style>"""
+    return document(f"Study {plan.name}", f"{head}<main>{plots.STYLE}{''.join(parts)}</main>", {})
 
 
 def _links(results: Results) -> list[tuple[str, str]]:
@@ -82,7 +72,7 @@ def conclusions(results: Results) -> list[str]:
         return [*said, "No method has been judged on the test classes yet."]
     best = ranked[0]
     said.append(
-        f"Highest {metric}: {best.name}, {_points(best, metric)} over {len(best.seeds)} seeds, at "
+        f"Highest {metric}: {best.name}, {_mean(best, metric)} over {len(best.seeds)} seeds, at "
         f"{tables.chosen(best)}."
     )
     if len(ranked) > 1:
@@ -106,7 +96,7 @@ def _state(results: Results) -> list[str]:
     ]
 
 
-def _points(found: Found, metric: str) -> str:
+def _mean(found: Found, metric: str) -> str:
     half = found.half(metric)
     words = f"{100 * found.mean[metric]:.1f}"
     return words if math.isnan(half) else f"{words} ± {100 * half:.1f}"
@@ -209,10 +199,13 @@ def _means(results: Results) -> str:
         lines.append(
             f"<tr><td>{as_text(row.label)}</td>{''.join(cells)}<td>{row.repeats}</td></tr>"
         )
-    return _table(head, lines) + _forest(
-        [(f.name, f.mean[m], f.half(m)) for f in results.ranked if (m := results.plan.metric)],
-        f"{results.plan.metric}, percent: mean over the seeds and its 95 % interval",
-    )
+    metric = results.plan.metric
+    bars = [
+        Bar(f.name, f.mean[metric], f.half(metric), [n[metric] for n in f.seeds.values()])
+        for f in results.ranked
+    ]
+    words = f"{metric}, percent: each seed, their mean and its 95 % interval"
+    return _table(head, lines) + plots.forest(bars, words)
 
 
 def _around(mean: float, half: float) -> tuple[float, float]:
@@ -243,11 +236,10 @@ def _tests(results: Results) -> str:
         lines = [_test_row(test, names) for test in tests]
         parts.append(f"<h3>Over {tests[0].count:,} {over}</h3>{_table(head, lines)}")
         if over == "seeds" and metric in tests[0].differences:
-            bars = [
-                (t.b, t.differences[metric].difference, t.differences[metric].high) for t in tests
-            ]
+            found = [(test.b, test.differences[metric]) for test in tests]
+            bars = [Bar(name, d.difference, d.high - d.difference) for name, d in found]
             words = f"{metric} less that of {tests[0].a}, points: mean and 95 % interval over seeds"
-            parts.append(_forest([(b, d, high - d) for b, d, high in bars], words, zero=True))
+            parts.append(plots.forest(bars, words, zero=True))
     return "".join(parts)
 
 
@@ -296,7 +288,7 @@ def _plots(found: Found, metric: str) -> str:
     if not done:
         return ""
     figures = "".join(
-        _scatter(found, one.name, one.title, one.log, metric)
+        plots.scatter(_points(found, one.name, metric), one.title, log=one.log)
         for one in found.entrant.space
         if not one.choices
     )
@@ -306,6 +298,22 @@ def _plots(found: Found, metric: str) -> str:
     about = f"Rank correlation with {metric}, not corrected: {words}." if words else ""
     note = f'<p class="note">{as_text(about)}</p>' if about else ""
     return f'<h3>{as_text(found.name)}</h3>{note}<div class="charts">{figures}</div>'
+
+
+def _points(found: Found, name: str, metric: str) -> list[Point]:
+    """What the trials reached; the chosen one is marked, those stopped early are hollow."""
+    points = []
+    for trial in found.trials:
+        reached = trial.reached
+        if reached is None and trial.folds:
+            reached = trial.folds[-1].get(metric)
+        if reached is None:
+            continue
+        chosen = found.chosen is not None and trial.number == found.chosen.number
+        kind = "on" if chosen else "off" if trial.reached is None else "dot"
+        about = f"trial {trial.number}: {trial.values[name]}, {100 * reached:.1f}"
+        points.append(Point(float(trial.values[name]), reached, kind, about))
+    return points
 
 
 def _beside(results: Results) -> str:
@@ -323,111 +331,3 @@ def _beside(results: Results) -> str:
             f"{''.join(f'<td>{as_text(c)}</td>' for c in cells)}</tr>"
         )
     return _table(head, lines)
-
-
-# --- charts ---------------------------------------------------------------------------------------
-
-
-def _forest(bars: Sequence[tuple[str, float, float]], title: str, *, zero: bool = False) -> str:
-    """Names, means and half widths, in shares, as dots with whiskers in percent."""
-    shown = [
-        (n, 100 * v, 0.0 if math.isnan(h) else 100 * h) for n, v, h in bars if not math.isnan(v)
-    ]
-    if not shown:
-        return ""
-    low, high = min(v - h for _, v, h in shown), max(v + h for _, v, h in shown)
-    low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
-    marks = ticks(low, high)
-    low, high = min(low, marks[0]), max(high, marks[-1])
-
-    def x(value: float) -> float:
-        return round(LEFT + (value - low) / ((high - low) or 1) * (RIGHT - LEFT), 1)
-
-    bottom = STEP * len(shown) + 4
-    parts = []
-    for mark in marks:
-        kind = ' class="zero"' if zero and mark == 0 else ""
-        parts.append(f'<line{kind} x1="{x(mark)}" x2="{x(mark)}" y1="4" y2="{bottom}"/>')
-        label = f"{mark:+g}" if zero and mark else f"{mark:g}"
-        parts.append(
-            f'<text class="soft" x="{x(mark)}" y="{bottom + 17}" '
-            f'text-anchor="middle">{label}</text>'
-        )
-    for row, (name, value, half) in enumerate(shown):
-        y = STEP * row + STEP - 11
-        short = name if len(name) <= 56 else f"{name[:55]}…"
-        parts.append(
-            f'<text x="{LEFT}" y="{y - 11}">{html.escape(short)}</text>'
-            f'<line class="bar" x1="{x(value - half)}" x2="{x(value + half)}" y1="{y}" y2="{y}"/>'
-            f'<circle class="dot" cx="{x(value)}" cy="{y}" r="4.5"/>'
-        )
-    return _figure(title, "".join(parts), WIDTH, bottom + 26)
-
-
-def _scatter(found: Found, name: str, title: str, log: bool, metric: str) -> str:
-    """What the trials reached against one option; the chosen one green, those stopped hollow."""
-    points = []
-    for trial in found.trials:
-        value = trial.reached
-        if value is None and trial.folds:
-            value = trial.folds[-1].get(metric)
-        if value is not None:
-            points.append((float(trial.values[name]), 100 * value, trial))
-    if not points:
-        return ""
-    place = math.log10 if log else float
-    xs = [place(x) for x, _, _ in points]
-    ys = [y for _, y, _ in points]
-    (x0, x1), (y0, y1) = _wider(xs), _wider(ys)
-    left, right, top, bottom = 46, 330, 10, 150
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = left + (place(x) - x0) / (x1 - x0) * (right - left)
-        return round(across, 1), round(bottom - (y - y0) / (y1 - y0) * (bottom - top), 1)
-
-    parts = []
-    for mark in ticks(y0, y1, 4):
-        if not y0 <= mark <= y1:
-            continue
-        _, y = at(points[0][0], mark)
-        parts.append(f'<line x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(
-            f'<text class="soft" x="{left - 6}" y="{y + 4}" text-anchor="end">{mark:g}</text>'
-        )
-    for x in dict.fromkeys((min(points)[0], max(points)[0])):
-        across, _ = at(x, y0)
-        anchor = "start" if x == min(points)[0] else "end"
-        parts.append(
-            f'<text class="soft" x="{across}" y="{bottom + 20}" text-anchor="{anchor}">{x:g}</text>'
-        )
-    for x, y, trial in points:
-        across, up = at(x, y)
-        kind = "dot" if trial.reached is not None else "off"
-        if found.chosen is not None and trial.number == found.chosen.number:
-            kind = "on"
-        parts.append(f'<circle class="{kind}" cx="{across}" cy="{up}" r="4.5"/>')
-    return _figure(title, "".join(parts), 340, bottom + 28)
-
-
-def _wider(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    room = (high - low) * 0.06 or abs(high) * 0.05 or 1.0
-    return low - room, high + room
-
-
-def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers from about `low` to about `high`, at most so many between."""
-    span = (high - low) or 1.0
-    step = 10 ** math.floor(math.log10(span / most))
-    step = next(step * factor for factor in (1, 2, 5, 10) if span / (step * factor) <= most)
-    first = math.floor(low / step)
-    last = max(math.ceil(high / step), first + 1)
-    return [round(number * step, 10) for number in range(first, last + 1)]
-
-
-def _figure(title: str, content: str, width: int, height: int) -> str:
-    return (
-        f'<figure class="chart plot"><figcaption><b>{as_text(title)}</b></figcaption>'
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{as_text(title)}">'
-        f"{content}</svg></figure>"
-    )

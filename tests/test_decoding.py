@@ -23,6 +23,7 @@ from PIL import Image, PngImagePlugin
 from dataset.base import BadImageError, ImageSet, PathTable
 from dataset.check import as_text, check, examine
 from dataset.decoding import UnfitImageError, central_part, decode, to_rgb, without_metadata
+from dataset.glance import looks_whole
 from dataset.loader import eval_loader, train_loader
 from dataset.samplers import SequentialSampler
 from dataset.transforms import Views, centre_views, cut
@@ -213,6 +214,13 @@ def ftyp(*brands: bytes) -> bytes:
     return struct.pack(">I", size) + b"ftyp" + brands[0] + bytes(4) + b"".join(brands[1:]) + b"meta"
 
 
+def without_decoder(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    """Makes Pillow forget some formats."""
+    kept = {suffix: kind for suffix, kind in Image.EXTENSION.items() if kind not in kinds}
+    monkeypatch.setattr(Image, "EXTENSION", kept)
+    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind not in kinds])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -225,8 +233,9 @@ def ftyp(*brands: bytes) -> bytes:
     ],
 )
 def test_formats_without_a_decoder_are_called_by_name(
-    name: str, content: bytes, words: str, tmp_path: Path
+    name: str, content: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    without_decoder(monkeypatch, "HEIF", "JXL", "JPEG XL")  # where plugins are installed
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(BadImageError, match=words):
@@ -240,9 +249,7 @@ def test_avif_is_called_by_name_where_pillow_lacks_it(
 ) -> None:
     path = tmp_path / "x.avif"
     path.write_bytes(ftyp(b"avif", b"mif1", b"miaf"))
-    without = {suffix: kind for suffix, kind in Image.EXTENSION.items() if kind != "AVIF"}
-    monkeypatch.setattr(Image, "EXTENSION", without)
-    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "AVIF"])
+    without_decoder(monkeypatch, "AVIF", "HEIF")
     with pytest.raises(
         UnfitImageError,
         match=r"AVIF pictures need Pillow 11\.3 or newer, or pillow-avif-plugin; `pip install --up",
@@ -476,3 +483,16 @@ def test_a_file_cut_short_is_said_to_be_cut_short_by_check_too(tmp_path: Path) -
         with pytest.raises(OSError, match="truncated"):
             decode(file)
         assert not file.closed
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:, 32:] = (200, 90, 30)
+    Image.fromarray(pixels).save(tmp_path / "phone.HEIC", quality=90)
+    found = decode(tmp_path / "phone.HEIC").astype(int)
+    assert found.shape == pixels.shape and np.abs(found - pixels).mean() < 6
+    assert looks_whole(tmp_path / "phone.HEIC")
+    content = (tmp_path / "phone.HEIC").read_bytes()
+    (tmp_path / "phone.HEIC").write_bytes(content[: len(content) * 2 // 3])
+    assert not looks_whole(tmp_path / "phone.HEIC")

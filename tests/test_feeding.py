@@ -879,7 +879,8 @@ def test_a_large_cache_opens_few_files(photographs, tmp_path, monkeypatch):
 
 def test_the_cache_folder_needs_a_home_or_a_name(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(cache_module, "home", lambda: None)
+    monkeypatch.setattr("machine.home", lambda: None)
+    monkeypatch.setattr("dataset.kept.home", lambda: None)
     with pytest.raises(InputError, match=r"no home folder.*--cache-dir"):
         cache_module.default_folder()
 

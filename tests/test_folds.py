@@ -95,3 +95,17 @@ def test_folds_that_cannot_be_dealt_are_refused_before_training(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[0].startswith("error: 3 training classes are too few")
     assert not list(tmp_path.glob("logs/*/*/args.json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "picked"),
+    [
+        ("--epochs 2 --eval-every 2", "nothing: evaluated once"),
+        ("--epochs 2", "test classes"),
+        ("--epochs 2 --val-classes 0.3", "validation classes"),
+    ],
+)
+def test_what_the_epoch_was_picked_on_is_kept(flags, picked, tmp_path):
+    tiny.write_images(tmp_path)
+    folder = tiny.run(tmp_path, tmp_path / "logs", "run", flags)
+    assert json.loads((folder / "results.json").read_text())["picked_on"] == picked

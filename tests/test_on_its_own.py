@@ -10,14 +10,28 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, run_cli, run_python
+from conftest import ROOT, run_python
 from PIL import Image
 
 import dataset
+import evaluate
+import options
+import report
+import train
 from net import load_run
+from net.__main__ import main as export
 from utils import InputError
 
 FLAGS = [*tiny.NETWORK, "--epochs", "1", "--warm", "0", "--keep", "1", "--LOG_DIR", "logs"]
+
+
+def trained(name: str, *flags: str) -> None:
+    """Trains in the folder that this process works in."""
+    train.main(options.parse_train([*flags, *FLAGS, "--name", name]))
+
+
+def evaluated(*flags: object) -> None:
+    evaluate.main(options.parse_evaluate(list(map(str, flags))))
 
 
 def picture(file: Path) -> Path:
@@ -43,13 +57,11 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("studio")
     photos = tiny.write_images(folder / "photos")
     a_table(folder, photos)
-    for name, flags in {
-        "folder": ["--dataset", "folder:photos"],
-        "table": ["--dataset", "csv:photos.csv", "--exif", "ignore"],
-        "clusters": ["--dataset", "folder:photos", "--nb-clusters", "2", "--IPC", "2"],
-    }.items():
-        result = run_cli("train.py", *flags, *FLAGS, "--name", name, cwd=folder)
-        assert result.returncode == 0, result.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        trained("folder", "--dataset", "folder:photos")
+        trained("table", "--dataset", "csv:photos.csv", "--exif", "ignore")
+        trained("clusters", "--dataset", "folder:photos", "--nb-clusters", "2", "--IPC", "2")
     (folder / "moved").mkdir()
     for each in ("photos", "photos.csv"):
         shutil.move(folder / each, folder / "moved" / each)
@@ -69,7 +81,13 @@ def test_a_run_is_loaded_and_exported_without_its_images(
         alone.parent.mkdir()
         shutil.copy(checkpoint, alone)
         np.testing.assert_array_equal(load_run(alone)(file), expected)
-    result = run_python("-m", "net", "export", alone, "--torchscript", "x.pt", cwd=tmp_path)
+    export(["export", str(alone), "--torchscript", str(tmp_path / "x.pt")])
+    assert (tmp_path / "x.pt").is_file()
+
+
+def test_the_commands_need_one_file_and_no_folder(studio: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny.best_checkpoint(studio / "logs/folder"), tmp_path / "shop.pth")
+    result = run_python("-m", "net", "export", "shop.pth", "--torchscript", "x.pt", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "x.pt").is_file()
 
@@ -100,53 +118,60 @@ def test_a_damaged_entry_is_met_in_a_sentence(entry: dict, studio: Path, tmp_pat
         load_run(tmp_path / "damaged.pth")
 
 
-def test_other_images_are_evaluated_where_the_old_ones_are_gone(studio: Path) -> None:
-    run, query = studio / "logs/folder", picture(studio / "query.png")
-    moved = ["--dataset", f"folder:{studio / 'moved/photos'}", "--query", query, "--out", studio]
-    result = run_cli("evaluate.py", "--resume", run, *moved, cwd=studio)
-    assert result.returncode == 0, result.stderr
-    assert "searched: the 24 evaluated images of 8 classes" in result.stdout
-    assert "search.py build" in result.stdout
+def test_other_images_are_evaluated_where_the_old_ones_are_gone(
+    studio: Path, capsys: pytest.CaptureFixture
+) -> None:
+    moved = ("--dataset", f"folder:{studio / 'moved/photos'}", "--out", studio)
+    query = picture(studio / "query.png")
+    evaluated("--resume", studio / "logs/folder", *moved, "--query", query)
+    said = capsys.readouterr().out
+    assert "searched: the 24 evaluated images of 8 classes" in said
+    assert "search.py build" in said
 
 
-@pytest.mark.parametrize(
-    "command",
-    [("evaluate.py", "--resume", "logs/folder"), ("train.py", "--resume-run", "logs/folder")],
-)
-def test_what_needs_the_images_says_where_it_looked(command: tuple[str, ...], studio: Path) -> None:
-    result = run_cli(*command, cwd=studio)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    for words in ("not there any more", str(studio / "photos"), "--dataset folder:PATH"):
-        assert words in result.stderr
+def test_what_needs_the_images_says_where_it_looked(
+    studio: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(studio)
+    for command in (
+        lambda: evaluated("--resume", "logs/folder"),
+        lambda: tiny.resume(Path("logs/folder"), "--epochs 2"),
+    ):
+        with pytest.raises(InputError) as stop:
+            command()
+        for words in ("not there any more", str(studio / "photos"), "--dataset folder:PATH"):
+            assert words in str(stop.value)
 
 
-def test_a_page_made_with_pictures_is_not_replaced_by_one_without(studio: Path) -> None:
-    run = studio / "logs/table"
+def test_a_page_made_with_pictures_is_not_replaced_by_one_without(
+    studio: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, bare = studio / "logs/table", studio / "bare.html"
     (run / "report.html").write_text("made with pictures")
-    result = run_cli("report.py", run, cwd=studio)
-    assert result.returncode == 2 and "--out FILE" in result.stderr
+    with pytest.raises(InputError, match="--out FILE"):
+        report.main(options.parse_report([str(run)]))
     assert (run / "report.html").read_text() == "made with pictures"
-    result = run_cli("report.py", run, "--out", "bare.html", cwd=studio)
-    assert result.returncode == 0, result.stderr
-    assert "no pictures" in result.stderr and (studio / "bare.html").stat().st_size > 10_000
+    report.main(options.parse_report([str(run), "--out", str(bare)]))
+    assert "no pictures" in caplog.text and bare.stat().st_size > 10_000
 
 
-def test_a_relative_path_leads_to_the_images_from_any_folder(tmp_path: Path) -> None:
+def test_a_relative_path_leads_to_the_images_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     tiny.write_images(home / "photos")
     elsewhere.mkdir()
     run = home / "logs/here"
-    begin = ["--dataset", "folder:photos", *FLAGS, "--name", "here"]
-    assert run_cli("train.py", *begin, cwd=home).returncode == 0
-    judged = run_cli("evaluate.py", "--resume", run, cwd=elsewhere)
-    assert judged.returncode == 0, judged.stderr
-    assert "folder:photos" in judged.stdout  # by the name that it has in the run
-    on = ["--resume-run", run, "--epochs", "2"]
-    continued = run_cli("train.py", *on, cwd=elsewhere)
-    assert continued.returncode == 0, continued.stderr
-    assert [row["epoch"] for row in tiny.metrics_rows(run)] == ["1", "2"]
-    again = run_cli("train.py", "--resume-run", run, "--epochs", "3", cwd=home)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(home)
+    trained("here", "--dataset", "folder:photos")
+    monkeypatch.chdir(elsewhere)
+    capsys.readouterr()
+    evaluated("--resume", run)
+    assert "folder:photos" in capsys.readouterr().out  # by the name that it has in the run
+    tiny.resume(run, "--epochs 2")
+    monkeypatch.chdir(home)
+    tiny.resume(run, "--epochs 3")
+    assert [row["epoch"] for row in tiny.metrics_rows(run)] == ["1", "2", "3"]
 
 
 def test_drawings_are_seen_whole_without_the_archive(tmp_path: Path) -> None:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from conftest import refusal
 
+import evaluate
 import metrics
+import options
+import search
+from index import Index
+from metrics import whitening
 from metrics.expansion import expanded
 from metrics.neighbours import as_images, nearest
 from metrics.reranking import Reranking
+from net import load_run
+from options.ranking import RERANKING
+from utils import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,9 +96,9 @@ def test_neighbours_do_not_depend_on_the_order_nor_on_the_parts(
     x, _ = clusters(10, 6, 4, seed=3)
     x[7] = x[8] = x[9] = 2 * x[3]  # exactly as close to everything
     order = np.random.default_rng(0).permutation(len(x))
-    whole = expanded(x, None, 5).numpy()
+    whole = expanded(x, None, 5, 3.0).numpy()
     monkeypatch.setattr("metrics.neighbours.HELD", 7 * len(x))
-    shuffled = expanded(x[order], None, 5).numpy()
+    shuffled = expanded(x[order], None, 5, 3.0).numpy()
     np.testing.assert_allclose(shuffled, whole[order], atol=1e-6)
 
 
@@ -96,7 +109,7 @@ def test_neighbours_are_those_of_float64() -> None:
     gallery = base + 1e-9 * rng.normal(size=(50, 64))
     query = rng.normal(size=(3, 64))
     images = as_images(gallery, "gallery")
-    (near,) = nearest(as_images(query), images, 10)
+    (near,) = nearest(as_images(query), images, 10, own=False)
     expected = np.argsort(-(unit(query) @ unit(gallery).T), axis=1)[:, :10]
     assert (np.sort(near.index.numpy(), axis=1) == np.sort(expected, axis=1)).mean() > 0.9
 
@@ -105,7 +118,7 @@ def test_neighbours_are_those_of_float64() -> None:
 def test_too_many_neighbours_are_refused(k: int) -> None:
     x, _ = clusters(6, 5, 8)
     with pytest.raises(ValueError, match="choose a number from 1 to 29"):
-        expanded(x, None, k)
+        expanded(x, None, k, 3.0)
 
 
 # --- re-ranking -----------------------------------------------------------------------------------
@@ -178,7 +191,7 @@ def test_reranking_helps_where_neighbourhoods_tell_more_than_distances() -> None
     own = np.arange(len(x))
     plain = metrics.retrieval_metrics(x, labels)["MAP@R"]
     found = metrics.retrieval_per_query(
-        x, labels, x, labels, exclude=(own, own), score=Reranking(x)
+        x, labels, x, labels, exclude=(own, own), score=Reranking(x, None, *RERANKING)
     )
     assert metrics.summarise(found, [1])["MAP@R"] > plain + 0.05
 
@@ -188,7 +201,7 @@ def test_reranking_embeddings_that_are_all_the_same_is_refused(
 ) -> None:
     monkeypatch.setattr("metrics.reranking.MOST_LINKS", 1000)
     with pytest.raises(ValueError, match="exactly the same"):
-        Reranking(np.ones((50, 4)), None, 5, 2)
+        Reranking(np.ones((50, 4)), None, 5, 2, 0.3)
 
 
 # --- searching by a score -------------------------------------------------------------------------
@@ -210,3 +223,164 @@ def test_a_search_by_scores_has_the_metrics_of_these_scores(apart: bool) -> None
     )
     for name, values in plain.items():
         torch.testing.assert_close(ours[name], values, rtol=0, atol=1e-12)
+
+
+# --- whitening ------------------------------------------------------------------------------------
+
+
+def test_whitened_embeddings_are_white() -> None:
+    x, _ = clusters(40, 10, 12)
+    white = whitening.fit(x)
+    made = (torch.from_numpy(unit(x)) - white.mean) @ white.projection(12).double().T
+    torch.testing.assert_close(made.T @ made / len(x), torch.eye(12).double(), atol=1e-4, rtol=0)
+    half = (torch.from_numpy(unit(x)) - white.mean) @ white.projection(5).double().T
+    torch.testing.assert_close(half, made[:, :5], atol=1e-6, rtol=1e-6)
+
+
+def test_directions_without_variance_are_left_out() -> None:
+    x, _ = clusters(10, 5, 4)
+    x = np.concatenate([x, x[:, :1]], axis=1)  # the fifth number is the first
+    white = whitening.fit(x)
+    assert len(white.axes) == 4
+    with pytest.raises(ValueError, match="choose at most that"):
+        white.projection(5)
+    with pytest.raises(ValueError, match="all training embeddings are the same"):
+        whitening.fit(np.ones((5, 3)))
+
+
+# --- the flags ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("postprocessed")
+    root = tiny.write_images(folder / "data", eval_images=8)
+    return tiny.run(root, folder, "run", "--max-steps 3 --metrics retrieval --amp off")
+
+
+def evaluated(run: Path, folder: Path, *words: object) -> dict[str, Any]:
+    """The numbers of evaluate.py's --json."""
+    file = folder / "numbers.json"
+    words = ("--resume", run, "--amp", "off", "--metrics", "retrieval", "--json", file, *words)
+    evaluate.main(options.parse_evaluate([*map(str, words)]))
+    return json.loads(file.read_text())["results"][0]
+
+
+def held_out(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of the 64 held-out images, and their classes."""
+    files = sorted((run.parent / "data" / "eval").rglob("*.png"))
+    names = [file.parent.name for file in files]
+    return load_run(run, amp="off")(files), np.unique(names, return_inverse=True)[1]
+
+
+def test_the_flags_do_what_the_functions_do(run: Path, tmp_path: Path) -> None:
+    x, labels = held_out(run)
+    own = np.arange(len(x))
+    augmented = expanded(x, None, 2, 1.0)
+    moved = expanded(x, augmented, 4, 3.0, own=True)
+    asked = {
+        ("--query-expansion", 4, "--database-augmentation", 2, 1): (moved, augmented, None),
+        ("--rerank", 10, 3, 0.3): (x, x, Reranking(x, None, 10, 3, 0.3)),
+    }
+    for words, (queries, gallery, score) in asked.items():
+        found = metrics.retrieval_per_query(
+            queries, labels, gallery, labels, exclude=(own, own), score=score
+        )
+        expected = metrics.summarise(found, [1, 8])
+        ours = evaluated(run, tmp_path, *words)
+        for name in ("R@1", "R@8", "MAP@R", "MRR"):
+            assert ours[name] == pytest.approx(expected[name], abs=1e-6)
+        assert ours["postprocessing"]
+
+
+def test_a_whitening_is_kept_and_used_without_the_training_images(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = evaluated(run, tmp_path, "--whiten", 4)
+    assert (run / "whitening.npz").is_file() and first["postprocessing"] == "whitened to 4"
+    (run.parent / "data" / "train").rename(run.parent / "gone")
+    try:
+        x, labels = load_run(run, amp="off", whiten=4)([]), None
+        assert x.shape == (0, 4)
+        files = sorted((run.parent / "data" / "eval").rglob("*.png"))
+        x = load_run(run, amp="off", whiten=4)(files)
+        labels = np.unique([file.parent.name for file in files], return_inverse=True)[1]
+        assert metrics.retrieval_metrics(x, labels)["MAP@R"] == pytest.approx(first["MAP@R"])
+        assert load_run(run, whiten=4).thresholds is None  # they are of the bare network
+        (run / "whitening.npz").rename(run / "elsewhere.npz")
+        with pytest.raises(InputError, match="--whiten is fitted on the training images"):
+            load_run(run, amp="off", whiten=4)
+    finally:
+        (run.parent / "gone").rename(run.parent / "data" / "train")
+    with pytest.raises(InputError, match=r"--whiten 99: .* choose at most that"):
+        evaluated(run, tmp_path, "--whiten", 99)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--rerank --query-expansion 3", "--rerank averages neighbours itself"),
+        ("--rerank 20", "--rerank takes nothing, or k1, k2 and lambda"),
+        ("--rerank 5 6 0.3", "k2 at most k1"),
+        ("--query-expansion 2.5", "--query-expansion takes K, a whole number"),
+        ("--database-augmentation 0", "--database-augmentation takes K"),
+        ("--query-expansion 3 --neighbours a.png", "would show the neighbours without it"),
+        ("--query-expansion 3 --metrics nmi", "belongs to --metrics with retrieval in it"),
+        ("--rerank --metrics official retrieval", "--metrics official draws galleries of its own"),
+        ("--whiten 0", "below the smallest useful value"),
+    ],
+)
+def test_nonsense_is_refused(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, options.parse_evaluate, ["--resume", "run", *words.split()])
+    assert sentence in said
+
+
+def test_more_neighbours_than_images_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="an image can find 63"):
+        evaluated(run, tmp_path, "--query-expansion", 64)
+
+
+# --- in search.py ---------------------------------------------------------------------------------
+
+
+def test_search_expands_reranks_and_whitens(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run.parent / "data" / "eval"
+    picture = next(iter(sorted(folder.rglob("*.png"))))
+    plain, white = tmp_path / "plain.index", tmp_path / "white.index"
+    search.main(["build", str(run), "--images", str(folder), "--index", str(plain)])
+    search.main(
+        ["build", str(run), "--images", str(folder), "--index", str(white), "--whiten", "4"]
+    )
+    index = Index.open(plain)
+    x = np.stack([index.embedding(row) for row in range(len(index))]).astype(np.float64)
+    (query,) = index.embedder()([picture])
+
+    def answer(path: Path, *words: str) -> list[dict[str, Any]]:
+        file = tmp_path / "answer.json"
+        search.main(["query", str(path), str(picture), "--top", "64", "--json", str(file), *words])
+        return json.loads(file.read_text())["answers"][0]["hits"]
+
+    moved = expanded(query[None], x, 5, 3.0).numpy()[0].astype(np.float64)
+    ids = [hit["id"] for hit in answer(plain, "--query-expansion", "5")]
+    cosines = x @ moved
+    assert np.all(np.diff(cosines[[index.row(each) for each in ids]]) <= 1e-6)
+
+    score = Reranking(query[None], x, 10, 3, 0.3)(torch.tensor([0]))[0].numpy()
+    hits = answer(plain, "--rerank", "10", "3", "0.3")
+    rows = [index.row(hit["id"]) for hit in hits]
+    assert np.all(np.diff(score[rows]) <= 1e-6) and sorted(rows) == list(range(64))
+    np.testing.assert_allclose([hit["score"] for hit in hits], x[rows] @ query, atol=1e-6)
+
+    whitened = Index.open(white)
+    assert whitened.size == 4 and whitened.thresholds is None and index.thresholds is not None
+    assert answer(white)[0]["score"] == pytest.approx(1, abs=1e-5)
+    for words, sentence in (
+        (["--query-expansion", "65"], "choose at most that"),
+        (["--rerank", "3"], "--rerank takes nothing, or k1, k2 and lambda"),
+        (["--rerank", "--query-expansion", "3"], "--rerank averages neighbours itself"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            answer(plain, *words)
+        assert sentence in capsys.readouterr().err

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import run_cli
+from conftest import ROOT, run_cli
 from PIL import Image, features
 
-import dataset
+import report
 from dataset import kept, readable
 from dataset.base import ImageSet, PathTable
+from dataset.check import as_text, check
 from dataset.glance import looks_whole
 from dataset.readable import Reading, unreadable
 from utils import InputError
@@ -101,7 +104,7 @@ def test_what_cannot_be_read_is_found_and_nothing_else(whole: bool, tmp_path: Pa
     assert found.keys() == {*bad, "folder.jpg", "link.jpg", "pipe.jpg"}
     assert found["empty.jpg"] and found["folder.jpg"] == "it is a folder, not a file"
     assert "pixels that are decoded at most" in found["huge.png"]
-    assert "pillow-heif" in found["phone.heic"] or "HEIC" in dataset.decoding.Image.EXTENSION
+    assert "pillow-heif" in found["phone.heic"] or ".heic" in Image.EXTENSION
 
 
 def _claiming(width: int, height: int) -> bytes:
@@ -249,3 +252,64 @@ def test_a_class_without_any_readable_image_is_told_before_the_run(tmp_path: Pat
         cut(file)
     with pytest.raises(InputError, match="no other image of its class can take its place"):
         tiny.prepare(images, "--max-bad-images 0.5")
+
+
+# --- what check says ------------------------------------------------------------------------------
+
+
+def test_check_says_what_becomes_of_each_split_and_its_command_works(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "my photos")
+    cut(images / "train" / "train2" / "1.png")
+    told = check(f"folder:{images}")
+    by_split = {row.split: row for row in told.splits}
+    assert "puts other images of their classes in their place" in by_split["train"].outcome
+    assert (by_split["eval"].unreadable, by_split["eval"].outcome) == (0, "")
+    for number in range(3):
+        cut(images / "eval" / "eval1" / f"{number}.png")
+    found = check(f"folder:{images}", exif="ignore")
+    by_split = {row.split: row for row in found.splits}
+    assert by_split["eval"].unreadable == 3
+    assert "train.py stops before training" in by_split["eval"].outcome
+    command = found.commands["train on it"]
+    assert f"'folder:{images}'" in command and f"  {command}" in as_text(found).splitlines()
+    assert command.endswith("--exif ignore --max-bad-images 0.125")
+    words = command.replace("python train.py", f"{sys.executable} {ROOT / 'train.py'}")
+    flags = " ".join([*tiny.NETWORK, "--dry-run"])
+    done = subprocess.run(
+        ["bash", "-c", f"{words} {flags}"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0 and "3 for evaluation, left out" in done.stdout, done.stderr
+    for file in (images / "train" / "train2").iterdir():
+        cut(file)
+    found = check(f"folder:{images}")
+    (train, _) = found.splits
+    assert "of train2 no image is left, so train.py stops before training" in train.outcome
+
+
+def test_check_names_the_data_root_in_its_commands(tmp_path: Path) -> None:
+    root = tmp_path / "a b"
+    root.mkdir()
+    (command,) = check("cub", root).commands.values()
+    assert command == f"python -m dataset download cub --data-root '{root}'"
+    images = image_set(root)
+    assert replace(images, root=str(root)).check_command.endswith(f"--data-root '{root}'")
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_the_page_is_made_of_what_can_still_be_read(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "data")
+    run = tiny.run(images, tmp_path, "run", "--epochs 1 --loss AMLoss")
+    for file in [*(images / "train" / "train2").iterdir(), *(images / "eval" / "eval1").iterdir()]:
+        cut(file)
+    (images / "eval" / "eval4" / "1.png").unlink()
+    page = report.make([run]).read_text()
+    assert "4 images that were evaluated cannot be read any more" in page
+    assert "The learned margin of each class" in page and '"missing":""' in page
+    for file in images.glob("*/*/*.png"):
+        cut(file)
+    page = report.make([run]).read_text()
+    assert "no images of the evaluation" in page and "can be read any more" in page
+    shutil.rmtree(images)
+    assert '"missing":""' not in report.make([run]).read_text()

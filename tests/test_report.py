@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import math
 import re
 import shlex
 import shutil
@@ -52,6 +53,7 @@ from page.build import build
 from page.explained import explain, look
 from page.learned import nearest_proxy
 from page.map import embedding_map
+from page.pairs import pairs
 from runs import ClassHistory, RunFolder
 from utils import InputError
 
@@ -141,6 +143,9 @@ def test_margins_are_ranked_and_their_course_is_that_of_training(page, logs):
         ("--introspective paper", {"certainty", "pairs"}),
         ("--disent True --be 1", {"courses", "pairs"}),
         ("--sec_wei 0.5", {"norms", "pairs"}),
+        ("--loss PFML", {"pairs"}),  # fifteen proxies to a class
+        ("--loss HIST", set()),
+        ("--ema 0.9 --micro-batch 6 --loss RecallAtK --IPC 4", set()),
         ("--loss MarginLoss --nb-clusters 2 --hierarchy-method none --batch-size 8", DIVIDED),
     ],
 )
@@ -299,7 +304,7 @@ def test_what_goes_with_a_margin_is_said_as_the_run_has_it(sign, words):
     assert scatter["low"] < scatter["correlation"] < scatter["high"]
     (said,) = part["said"]
     if words is None:
-        assert "makes no difference" in said
+        assert "neither larger nor smaller" in said
         assert "rank correlation" not in values.in_short(part)
     else:
         assert f"A margin is {words} where the images of a class differ more" in said
@@ -341,7 +346,7 @@ def test_the_third_term_is_said_to_pull_alike_where_it_does():
         margins = np.full((3, count), 0.1, np.float32)
         learned = learned_by_classes(margins, np.full(count, 0.1), proxies)
         (part,) = values.class_values(learned)
-        assert ("pulls at all alike" in part["about"]) == alike
+        assert ("pulls at all of them alike" in part["about"]) == alike
 
 
 def test_how_hard_the_third_term_pulls_is_its_derivative():
@@ -553,6 +558,33 @@ def test_a_query_says_at_which_place_the_nearest_right_image_stands():
     first = [cell["right"] for cell in groups[0]["rows"][0]["found"]]
     rank = groups[0]["rows"][0]["rank"]
     assert (first.index(True) + 1 == rank) if True in first else rank > 10
+
+
+def test_pairs_have_what_results_json_says_of_them():
+    judged = made_up()
+    search, record = findings.Search(judged), sop.stand_in()
+    assert pairs(record, search) is None  # a run that has compared none
+    numbers = {"TAR@1e-2": 0.5, "TAR@1e-3": None, "EER": 0.125, "AUC": 0.93}
+    kept = replace(record, outcome={"verification": {"x": numbers}})
+    found = pairs(kept, search)
+    assert "12.5 %" in found["said"][0] and "1 in 100 pairs" in found["said"][1]
+    assert "Too few pairs" in found["said"][-1] and not found["marks"]
+    labels = judged.images.labels
+    same = int((labels[:, None] == labels).sum()) - len(labels)
+    assert found["counts"] == [same, len(labels) ** 2 - len(labels) - same]
+    assert sum(found["same"]) == pytest.approx(1, abs=1e-3) == sum(found["different"])
+    middle = [np.average(found["cosines"], weights=found[kind]) for kind in ("same", "different")]
+    assert middle[0] > middle[1]
+
+
+def test_a_page_has_the_thresholds_that_its_run_recommends(page, logs):
+    outcome = json.loads((logs / "first" / "results.json").read_text())
+    (numbers,) = outcome["verification"].values()
+    (run,) = data_of(page)["runs"]
+    assert f"Equal error rate {document.percent(numbers['EER'])} %" in run["pairs"]["said"][0]
+    for kept in outcome["thresholds"].values():
+        assert f"from a cosine of {kept['same']:.3f}" in " ".join(run["pairs"]["said"])
+        assert [mark[1] for mark in run["pairs"]["marks"]] == ["different", "same"]
 
 
 def test_the_map_knows_whose_nearest_image_is_wrong():
@@ -908,7 +940,7 @@ def test_every_recipe_tells_its_published_number_and_no_reference_as_one(path):
 def test_published_number_and_changed_flags_are_on_the_page(logs, tmp_path):
     shutil.copytree(logs / "first", tmp_path / "run")
     tiny.edit(tmp_path / "run" / "args.json", recipe="recipes/amloss_cub_bn_inception.txt")
-    content = report.make([tmp_path / "run"]).read_text()
+    content = report.make([tmp_path / "run"]).read_text().replace("<wbr>", "")
     assert (
         "published: amloss_cub_bn_inception" in content and "is published with R@1 69.0" in content
     )
@@ -956,6 +988,26 @@ def test_compare_counts_a_seed_once_and_a_run_that_has_ended(logs, tmp_path):
     assert (mean.name, mean.members) == ("mean of 2 seeds", ("b", "c"))
 
 
+def test_numbers_that_differ_between_runs_are_charted(tmp_path, capsys):
+    for lr, seed in (("1e-4", 1), ("1e-3", 1), ("1e-3", 2)):
+        folder = tmp_path / f"{lr}-{seed}"
+        folder.mkdir()
+        asked = options.parse_train(["--lr", lr, "--seed", str(seed)])
+        (folder / "args.json").write_text(json.dumps(vars(asked)))
+        (folder / "results.json").write_text(json.dumps(RESULT))
+    compare(tmp_path)
+    made = (tmp_path / "runs.html").read_text()
+    (chart,) = re.findall(r'<svg[^>]*aria-label="lr: [^"]*">.*?</svg>', made)
+    assert chart.count("<circle") == 3 and "1e-3-2" in chart
+    seeds = re.findall(r'<svg[^>]*aria-label="R@1, percent: each seed[^"]*">.*?</svg>', made)
+    assert len(seeds) == 1 and seeds[0].count('class="one"') == 2
+    # A part of the runs leaves the page of all as it is.
+    compare(tmp_path, "--grep 1e-4")
+    assert (tmp_path / "runs.html").read_text() == made
+    assert "1e-4" in (tmp_path / "runs-1e-4.html").read_text()
+    assert "runs-1e-4.html" in capsys.readouterr().out
+
+
 def test_compare_tells_groups_of_one_method_apart_and_leaves_out_the_unfinished(tmp_path):
     for pooling, seed in (("avg", 1), ("avg", 2), ("max", 1), ("max", 2), ("max", 3)):
         folder = tmp_path / f"{pooling}{seed}"
@@ -965,10 +1017,12 @@ def test_compare_tells_groups_of_one_method_apart_and_leaves_out_the_unfinished(
         if seed < 3:
             (folder / "results.json").write_text(json.dumps(RESULT))
     groups = [line for line in overview.collect(tmp_path) if line.members]
-    assert [(line.name, line.about["seed"], line.members) for line in groups] == [
-        ("mean of 2 seeds, pooling avg", "1, 2", ("avg1", "avg2")),
-        ("mean of 2 seeds, pooling max", "1, 2", ("max1", "max2")),
+    assert [(line.about["differs"], line.about["seed"], line.members) for line in groups] == [
+        ("pooling avg", "1, 2", ("avg1", "avg2")),
+        ("pooling max", "1, 2", ("max1", "max2")),
     ]
+    single = [line for line in overview.collect(tmp_path) if not line.members]
+    assert {line.name: line.about["differs"] for line in single}["max3"] == "pooling max"
 
 
 def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):
@@ -1130,6 +1184,222 @@ def test_table_of_runs_is_sorted_by_a_click(browser, logs):
         )
         assert cells == sorted(cells, reverse=order)
     assert said == []
+
+
+@pytest.fixture(scope="module")
+def long(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose metrics.csv says that it had 36 epochs and a cosine that ends at nothing."""
+    folder = tmp_path_factory.mktemp("long") / "run"
+    shutil.copytree(logs / "first", folder)
+    (folder / "checksums.json").unlink(missing_ok=True)
+    rows = []
+    for epoch in range(1, 37):
+        rate = 5e-4 * (1 + math.cos(math.pi * epoch / 36)) + 1e-12
+        row = {"epoch": epoch, "loss": 20 / epoch, "margin": 6.3 + epoch / 1e4, "step": 4 * epoch}
+        rows.append({**row, "seconds": epoch, "lr head": rate, "R@1": 0.29812 + epoch / 4e5})
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return report.make([folder])
+
+
+def chart(window, title: str):
+    return window.locator(".chart", has=window.locator("figcaption b", has_text=title)).first
+
+
+@pytest.mark.slow
+def test_axes_have_round_numbers_that_tell_values_apart(browser, long):
+    window, said = opened(browser, long, viewport={"width": 1280, "height": 900})
+    for title in ("R@1, %", "loss", "proxy-proxy term"):
+        for axis in ("x", "y"):
+            texts = chart(window, title).locator(f".tick.{axis}").all_text_contents()
+            marks = [float(text.replace(",", "")) for text in texts]
+            assert 3 <= len(marks) == len(set(texts)), (title, axis, texts)
+            steps = np.diff(marks)
+            assert steps == pytest.approx([steps[0]] * len(steps))
+            assert abs(steps[0]) / 10 ** math.floor(math.log10(abs(steps[0]) * 1.0001)) == (
+                pytest.approx(1) if f"{abs(steps[0]):e}"[0] == "1" else pytest.approx(2, abs=3.01)
+            )
+            if axis == "x":
+                assert all(mark == int(mark) for mark in marks)
+    titles = window.locator("#curves-here figcaption b").all_inner_texts()
+    assert "margin" not in titles, "the term of the loss is not called what the classes learn"
+    assert said == []
+
+
+@pytest.mark.slow
+def test_the_last_point_does_not_ruin_a_logarithmic_axis(browser, long):
+    window, said = opened(browser, long, viewport={"width": 1280, "height": 900})
+    window.locator("summary", has_text="Learning rates").click()
+    rates = chart(window, "lr head")
+    heights = [
+        float(place.split(",")[1])
+        for place in rates.locator(".series").get_attribute("points").split()
+    ]
+    whole = max(heights) - min(heights)
+    assert heights[17] - heights[0] > 0.05 * whole, "half of the way down is seen"
+    assert heights[-1] == max(heights) and rates.locator(".beneath").count() == 1
+    assert len(rates.locator(".tick.y").all_text_contents()) >= 3
+    assert said == []
+
+
+@pytest.mark.slow
+def test_pictures_open_large_by_click_and_keyboard(browser, page):
+    window, said = opened(browser, page, viewport={"width": 1280, "height": 900})
+    box, first = window.locator("#large"), window.locator("#galleries-here .look").first
+    first.click()
+    assert box.evaluate("box => box.open") and "the query" in box.inner_text()
+    assert "1 of 11" in box.inner_text() and "eval/" not in box.inner_text().split()[0]
+    assert box.locator("img").bounding_box()["width"] > 300
+    window.keyboard.press("ArrowRight")
+    assert "2 of 11" in box.inner_text() and "cosine" in box.inner_text()
+    window.keyboard.press("ArrowLeft")
+    window.keyboard.press("ArrowLeft")
+    assert "11 of 11" in box.inner_text()
+    window.keyboard.press("Escape")
+    assert not box.evaluate("box => box.open")
+    assert first.evaluate("button => button === document.activeElement"), "one is where one was"
+    window.keyboard.press("Enter")
+    assert box.evaluate("box => box.open")
+    box.get_by_role("button", name="close", exact=True).click()
+    window.locator("#confusions-here .look").first.click()
+    window.mouse.click(5, 5)  # beside it
+    assert not box.evaluate("box => box.open") and said == []
+
+
+@pytest.mark.slow
+def test_a_picture_opens_and_closes_on_a_phone(browser, page):
+    window, said = opened(
+        browser, page, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+    )
+    window.locator("#galleries-here .look").first.tap()
+    box = window.locator("#large")
+    place = box.bounding_box()
+    assert place["x"] >= 0 and place["x"] + place["width"] <= 390 and place["height"] <= 800
+    box.get_by_role("button", name="next picture").tap()
+    assert "2 of 11" in box.inner_text()
+    box.get_by_role("button", name="close", exact=True).tap()
+    assert not box.evaluate("box => box.open") and said == []
+
+
+def spread(window) -> float:
+    """How far the points of the map lie apart, in pixels."""
+    return window.locator("#map-here .point").evaluate_all(
+        "dots => { const x = dots.map((d) => Number(d.getAttribute('cx')));"
+        " return Math.max(...x) - Math.min(...x); }"
+    )
+
+
+@pytest.mark.slow
+def test_the_map_zooms_moves_and_shows_pictures(browser, page):
+    window, said = opened(browser, page, viewport={"width": 1280, "height": 900})
+    area = window.locator("#map-here svg.map")
+    area.scroll_into_view_if_needed()
+    before, box = spread(window), area.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    window.mouse.move(*middle)
+    window.mouse.move(middle[0] + 3, middle[1])
+    window.mouse.wheel(0, -200)
+    window.wait_for_function("document.querySelectorAll('#map-here .card-of').length > 0")
+    assert spread(window) > 1.2 * before
+    dot = window.locator("#map-here .point").first
+    at = float(dot.get_attribute("cx"))
+    window.mouse.down()
+    window.mouse.move(middle[0] + 53, middle[1], steps=5)
+    window.mouse.up()
+    assert float(dot.get_attribute("cx")) == pytest.approx(at + 50, abs=8)
+    assert not window.locator("#large").evaluate("box => box.open"), "a drag is no click"
+    window.get_by_role("button", name="the whole map").click()
+    assert spread(window) == pytest.approx(before)
+    for act in ("zoom in", "zoom out"):
+        window.get_by_role("button", name=act, exact=True).click()
+        assert (spread(window) > 1.2 * before) == (act == "zoom in")
+    area.focus()
+    window.keyboard.press("+")
+    zoomed = spread(window)
+    assert zoomed > 1.2 * before
+    at = float(dot.get_attribute("cx"))
+    window.keyboard.press("ArrowRight")
+    assert float(dot.get_attribute("cx")) != at
+    window.keyboard.press("0")
+    assert spread(window) == pytest.approx(before) and said == []
+
+
+@pytest.mark.slow
+def test_the_map_shows_errors_and_finds_parts_of_names(browser, page):
+    window, said = opened(browser, page, viewport={"width": 1280, "height": 900})
+    (run,) = data_of(page)["runs"]
+    errors = window.locator("#map-here [data-errors]")
+    assert f"({len(run['map']['wrong'])})" in errors.inner_text() and run["map"]["wrong"]
+    errors.click()
+    assert window.locator("#map-here .point.on.bad").count() == len(run["map"]["wrong"])
+    errors.click()
+    window.get_by_label("find a class").fill("VAL")
+    assert "8 of 8 classes, 24 images" in window.locator("#map-here").inner_text()
+    points = np.array([point[:3] for point in run["map"]["points"]])
+    extents = [np.ptp(points[points[:, 2] == label, :2], axis=0).max() for label in range(8)]
+    near = run["map"]["names"][int(np.argmin(extents))]
+    window.get_by_label("find a class").fill(near[1:].upper())
+    own = window.locator("#map-here .point.on")
+    assert own.count() == 3
+    before = spread(window)
+    window.keyboard.press("Enter")
+    assert spread(window) > before, "goes there"
+    inside = own.evaluate_all(
+        "dots => dots.every((d) => { const box = d.ownerSVGElement.viewBox.baseVal,"
+        " x = Number(d.getAttribute('cx')), y = Number(d.getAttribute('cy'));"
+        " return x > 0 && y > 0 && x < box.width && y < box.height; })"
+    )
+    assert inside
+    window.get_by_label("find a class").fill("unicorn")
+    assert "no class on the map" in window.locator("#map-here").inner_text() and said == []
+
+
+@pytest.mark.slow
+def test_the_map_is_pinched_on_a_phone(browser, page):
+    window, said = opened(
+        browser, page, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+    )
+    area = window.locator("#map-here svg.map")
+    area.scroll_into_view_if_needed()
+    before, box = spread(window), area.bounding_box()
+    touch = window.context.new_cdp_session(window)
+    x, y = box["x"] + box["width"] / 2, box["y"] + min(150, box["height"] / 2)
+    for kind, apart in (("Start", 40), ("Move", 60), ("Move", 90), ("Move", 120), ("End", None)):
+        fingers = [] if apart is None else [(x - apart / 2, y, 0), (x + apart / 2, y, 1)]
+        points = [{"x": px, "y": py, "id": name} for px, py, name in fingers]
+        touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    assert spread(window) > 1.5 * before and said == []
+
+
+BROKEN_WORDS = """() => {
+  const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walk.nextNode());) {
+    const around = node.parentElement;
+    if (!around.getClientRects().length || around.closest("script, pre")) continue;
+    for (const word of node.data.matchAll(/[^\\s\\/_-]{2,24}/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      const tops = new Set([...range.getClientRects()].map((r) => Math.round(r.top)));
+      if (tops.size > 1) found.push(word[0]);
+    }
+  }
+  return found;
+}"""
+
+
+@pytest.mark.slow
+def test_no_word_and_no_flag_is_broken_at_390_pixels(browser, page, two, logs, tmp_path):
+    compare(logs, f"--out {tmp_path / 'runs.html'}")
+    for file in (page, two, tmp_path / "runs.html"):
+        window, _ = opened(browser, file, viewport={"width": 390, "height": 800})
+        assert window.evaluate("document.documentElement.scrollWidth") <= 390
+        folder = str(logs)  # a path of pytest's own may be longer than a line
+        assert [w for w in window.evaluate(BROKEN_WORDS) if w not in folder] == []
+        lines = window.locator(".flag").evaluate_all("f => f.map((e) => e.getClientRects().length)")
+        assert set(lines) <= {1}
 
 
 # --- size -----------------------------------------------------------------------------------------

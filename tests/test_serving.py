@@ -249,7 +249,9 @@ def test_results_are_filtered_by_label_and_by_name(shop, server):
     assert len(listed) == 2 and {one["label"] for one in listed} == {"eval3"}
 
 
-@pytest.mark.parametrize("top", ["0", "-1", "201", "1e9", "x", "", "²", "9" * 5000])
+@pytest.mark.parametrize(
+    "top", ["0", "-1", "201", "1e9", "x", "", "²", "0000000200000", "9" * 5000]
+)
 def test_a_number_of_results_that_is_none_is_refused(server, top):
     answer = ask(server, f"/api/entries?count={top.replace('²', '%C2%B2')}")
     assert answer.status == 400 and "give 1 to 200" in answer.error
@@ -662,6 +664,16 @@ def test_an_index_built_anew_by_another_network_is_searched_with_that(own_shop):
         search.main(list(map(str, command)))
         after = find(server, body).json["neighbours"]
     assert after[0]["cosine"] == pytest.approx(1, abs=1e-5) and after[1:] != before[1:]
+
+
+def test_an_empty_index_is_served(own_shop):
+    with serving(own_shop.index) as server:
+        ids = [one["id"] for one in ask(server, "/api/entries?count=200").json["entries"]]
+        search.main(["remove", str(own_shop.index), *ids])
+        assert ask(server, "/api/info").json["entries"] == 0
+        assert ask(server, "/api/entries?label=x").json["entries"] == []
+        assert find(server, own_shop.photo(3).read_bytes()).json["neighbours"] == []
+        assert "it is empty" in ask(server, "/api/entries/0").error
 
 
 # --- the command ----------------------------------------------------------------------------------

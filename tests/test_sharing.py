@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ import net.__main__ as command
 import options
 from anchorage import __version__
 from evaluation import networks
+from evaluation.thresholds import Rate, Thresholds
 from net import load_run
 from runs import load_checkpoint
 from sharing import references
@@ -154,16 +156,9 @@ def test_a_card_takes_intervals_from_an_evaluation_of_this_run_alone(run, tmp_pa
         read_intervals(strange, {})
 
 
-def test_a_card_gives_the_thresholds_that_were_measured(root, run, tmp_path):
-    changed = shutil.copytree(run, tmp_path / "run")
-    shares = {"false_same": {"expected": 0.012}, "false_different": {"expected": None}}
-    tiny.edit(
-        changed / "results.json",
-        thresholds={f"folder:{root}/photos": {"same": 0.8125, "different": 0.5, **shares}},
-    )
-    text = card_of(changed, tmp_path)
-    assert "from 0.812 on" in text and "below 0.500" in text and "1.2 % of the different" in text
-    assert "an unknown share of the same" in text and "On folder:photos, two pictures" in text
+def test_a_card_has_what_was_measured_on_pairs(run, tmp_path):
+    (first, *_) = json.loads((run / "results.json").read_text())["verification"].values()
+    assert f"| EER | {first['EER']:.4f} |" in card_of(run, tmp_path)
 
 
 def test_what_cannot_be_written_is_one_sentence(run, tmp_path, capsys):
@@ -232,6 +227,19 @@ def test_a_run_goes_to_the_hub_and_comes_back(root, run, hub, capsys):
     assert hub.asked["revision"] == "main"
     (found,) = networks.checkpoint_files("hf:me/birds.v1")
     assert found == files["model.safetensors"]
+
+
+def test_thresholds_go_along_with_the_network_that_they_were_measured_for(root, run, hub, tmp_path):
+    title, shares = f"folder:{root}/photos", [Rate(0.1, 0.05, 0.2)] * 4
+    fingerprint = networks.fingerprint_of(load_run(run).model.network)
+    measured = Thresholds(0.8125, 0.5, *shares, title=title, network=fingerprint)
+    changed = shutil.copytree(run, tmp_path / "run")
+    tiny.edit(changed / "results.json", thresholds={title: measured.as_dict()})
+    export(changed, "--push-to-hub", "me/x")
+    assert load_run("hf:me/x").thresholds == replace(measured, title="folder:photos")
+    text = (hub.folder / "me/x/README.md").read_text()
+    assert "from 0.812 on" in text and "below 0.500" in text
+    assert "but for 10 % of the different" in text and "On folder:photos, two pictures" in text
 
 
 def test_what_the_hub_refuses_is_one_sentence(run, hub, monkeypatch, capsys):

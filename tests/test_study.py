@@ -181,6 +181,22 @@ def test_picture_has_one_row_per_method_with_the_best_on_top(study):
     assert 250 <= float(list(root.iter(f"{space}text"))[zero].get("x")) <= min(dots)
 
 
+def test_picture_can_be_read_in_the_dark(study):
+    def brightness(colour: str) -> int:
+        return sum(int(colour[at : at + 2], 16) for at in (1, 3, 5))
+
+    light, dark = study.SVG_LIGHT, study.SVG_DARK
+    for part in ("ink", "soft", "mean", "zero"):
+        assert brightness(light["paper"]) - brightness(light[part]) > 250, part
+        assert brightness(dark[part]) - brightness(dark["paper"]) > 250, part
+    drawn = (ROOT / "docs" / "study.svg").read_text()
+    assert f"@media (prefers-color-scheme:dark){{{study.svg_style(dark)}}}" in drawn
+    root = ElementTree.fromstring(drawn)
+    for node in root.iter():
+        if node.tag.rpartition("}")[2] in ("line", "circle", "rect"):
+            assert node.get("class") in {*dark, "mean"}, "its colour follows the scheme"
+
+
 def trained(folder: Path) -> tuple[list[float], torch.Tensor]:
     """The losses of the epochs, and the proxies at the end."""
     losses = [float(row["loss"]) for row in tiny.metrics_rows(folder)]

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from conftest import ROOT, run_cli
+from conftest import ROOT, run_cli, run_python
 
+import dataset.__main__
+import net.__main__
 import options
 import report
+import storage
+import terminal
 from criteria import amloss
 from evaluation import tables
 from options.files import words_of
@@ -24,6 +34,7 @@ from runs import RunFolder, data_name, run_name
 from storage import as_table
 from terminal import as_shell, plain, printable, say
 from training.setup import describe
+from utils import InputError
 
 TITLE = "esc\x1b]0;title\x07"
 BYTES = "b\udcffd"
@@ -290,3 +301,166 @@ def test_the_cost_of_the_margins_is_measured() -> None:
     unit = torch.nn.functional.normalize(torch.randn(amloss.FEW, 64))
     assert amloss.ProxyCrowding.seconds(unit[:-1]) == 0
     assert 0 < amloss.ProxyCrowding.seconds(unit) < 60
+
+
+# --- what fits a terminal -------------------------------------------------------------------------
+
+
+def on_a_terminal(columns: int, *arguments: object, cwd: Path, status: int = 0) -> list[str]:
+    """All that a command shows on a terminal of so many columns, bars that have passed left out."""
+    leader, follower = pty.openpty()
+    size = struct.pack("HHHH", 24, columns, 0, 0)
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
+    environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    environment.pop("COLUMNS", None)
+    done = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdin=follower, stdout=follower, stderr=follower, cwd=cwd, env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(follower)
+    parts = []
+    with contextlib.suppress(OSError):  # what a terminal says when its last writer is gone
+        while part := os.read(leader, 4096):
+            parts.append(part)
+    os.close(leader)
+    text = b"".join(parts).decode()
+    assert done.wait() == status, text
+    return [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+
+
+def does_not_fit(lines: list[str], columns: int) -> list[str]:
+    """Lines that a terminal would break, except for one word, or one command to be pasted."""
+    wide = [line for line in lines if terminal.columns(line) > columns]
+    return [
+        line
+        for line in wide
+        if len(line.split()) > 1 and " python " not in f" {line.strip()}" and "`" not in line
+    ]
+
+
+@pytest.fixture(scope="module")
+def evaluated(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run `logs/a-run-with-a-rather-long-name`."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    tiny.run(images, folder / "logs", "a-run-with-a-rather-long-name", "--epochs 1 --loss AMLoss")
+    return folder
+
+
+COMMANDS = {
+    "evaluate": "ROOT/evaluate.py --resume RUN RUN/last.pth --bootstrap 100",
+    "compare": "ROOT/report.py --compare logs",
+    "train": f"ROOT/train.py --dataset folder:IMAGES {' '.join(tiny.NETWORK)} --dry-run",
+    "check": "-m dataset check folder:IMAGES",
+}
+
+
+@pytest.mark.parametrize("columns", [pytest.param(80, marks=pytest.mark.slow), 40])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_printed_fits_the_terminal(name: str, columns: int, evaluated, images) -> None:
+    run = "logs/a-run-with-a-rather-long-name"
+    words = COMMANDS[name].replace("RUN", run).replace("IMAGES", str(images))
+    command = words.replace("ROOT", str(ROOT)).split()
+    shown = on_a_terminal(columns, *command, cwd=evaluated)
+    assert not does_not_fit(shown, columns)
+    numbers = [word for line in shown for word in re.findall(r"[0-9]+\.[0-9]+|[0-9,]{3,}", line)]
+    assert len(numbers) > 4 or name == "check"
+    if name == "evaluate":  # none is broken in two: they are those that go to a file
+        whole = run_python(*command, cwd=evaluated).stdout
+        exact = r"[0-9]+\.[0-9]{3,}"
+        assert sorted(re.findall(exact, whole)) == sorted(re.findall(exact, "\n".join(shown)))
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+@pytest.mark.parametrize("door", ["train", "evaluate", "report", "dataset", "net"])
+def test_help_fits_the_terminal(door: str, columns: int, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(terminal, "width_of", lambda stream: columns)
+    asked = {
+        "train": lambda: options.parse_train(["--help"]),
+        "evaluate": lambda: options.parse_evaluate(["--help"]),
+        "report": lambda: options.parse_report(["--help"]),
+        "dataset": lambda: dataset.__main__.main(["check", "--help"]),
+        "net": lambda: net.__main__.main(["export", "--help"]),
+    }
+    with pytest.raises(SystemExit) as stop:
+        asked[door]()
+    shown = capsys.readouterr().out.split("\n")
+    # argparse does not break its own usage line between a flag and its value.
+    wide = [line for line in does_not_fit(shown, columns) if not line.lstrip().startswith("[")]
+    assert stop.value.code == 0 and not wide and shown[0].startswith("usage: ")
+    assert len(shown) > (200 if door == "train" else 10)
+
+
+def test_errors_and_warnings_fit_the_terminal(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "data")
+    for file in sorted(images.glob("eval/*/*.png"))[:3]:
+        file.write_bytes(b"no picture")
+    words = [ROOT / "train.py", "--dataset", f"folder:{images}", *tiny.NETWORK]
+    shown = on_a_terminal(60, *words, cwd=tmp_path, status=2)
+    said = "\n".join(line for line in shown if line)
+    assert "error: 3 of the 24 evaluation images" in said and not does_not_fit(shown, 60)
+    assert f"`python -m dataset check folder:{images} --json FILE`" in said  # in one piece
+
+
+def test_lines_are_broken_at_blanks_alone_and_only_on_a_terminal(monkeypatch) -> None:
+    text = "steps       3 per epoch of 16 images each, `python train.py --dataset x` 12345"
+    assert terminal.fitted(text) == text
+    monkeypatch.setattr(terminal, "width_of", lambda stream: 40)
+    lines = terminal.fitted(text, " " * 12).split("\n")
+    assert lines[0] == "steps       3 per epoch of 16 images" and lines[1] == " " * 12 + "each,"
+    assert lines[2] == " " * 12 + "`python train.py --dataset x`" and "12345" in lines[3]
+    assert terminal.fitted("x" * 90) == "x" * 90 and terminal.fitted("a\nb\n") == "a\nb\n"
+    assert terminal.fitted("写真" * 12 + " " + "写真" * 12).count("\n") == 1
+
+
+def test_long_titles_stand_above_their_numbers() -> None:
+    heads, cells = ["R@1", "R@2"], ["0.1234", "0.5678"]
+    shown = tables.aligned(heads, [("a-very-long-name-of-a-run", cells)], room=30).split("\n")
+    assert shown == ["    R@1    R@2", "a-very-long-name-of-a-run", " 0.1234 0.5678"]
+
+
+# --- waits ----------------------------------------------------------------------------------------
+
+WAITING = """
+import sys, time, terminal
+terminal.PATIENCE = 0.2
+with terminal.told("counting"):
+    time.sleep(float(sys.argv[1]))
+print("done")
+"""
+
+
+def test_a_wait_is_named_on_a_terminal_where_it_is_long(tmp_path: Path) -> None:
+    shown = [on_a_terminal(80, "-c", WAITING, wait, cwd=tmp_path) for wait in (1, 0)]
+    assert shown == [["counting ...", "done", ""], ["done", ""]]
+    piped = run_python("-c", WAITING, "1")
+    assert (piped.stdout, piped.stderr) == ("done\n", "")
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+def test_what_cannot_fit_the_disk_is_refused_before_it_is_begun(
+    images: Path, tmp_path: Path, monkeypatch
+) -> None:
+    said = describe(tiny.prepare(images))
+    assert re.search(r"^disk +the run keeps about [\d.]+ [kM]B, .*free$", said, re.MULTILINE), said
+    monkeypatch.setattr(storage, "free_space", lambda folder: 20_000)
+    with pytest.raises(InputError, match=r"what the run keeps takes about .* --LOG_DIR"):
+        tiny.run(images, tmp_path / "logs", "run")
+    cache = f"--decode cache --cache-dir {tmp_path / 'cache'}"
+    with pytest.raises(InputError, match=r"the cache of 48 images takes .*free.*--cache-dir"):
+        tiny.prepare(images, cache)
+    assert not (tmp_path / "logs").exists() and not list((tmp_path / "cache").rglob("*.pixels"))
+
+
+@pytest.mark.parametrize("flags", ["", "--optimizer sgd --keep 2", "--ema 0.9 --loss AMLoss"])
+def test_what_a_run_keeps_is_about_what_was_said(flags: str, images, tmp_path, monkeypatch) -> None:
+    wide = f"--epochs 4 --width 0.5 {flags}"
+    said = tiny.prepare(images, wide)
+    expected = said.bytes_on_disk(said.options["keep"])
+    run = tiny.run(images, tmp_path, "run", wide)
+    kept = sum(file.stat().st_size for file in run.glob("*.pth"))
+    assert 0.8 * expected < kept < 1.3 * expected, (expected, kept)

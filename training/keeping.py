@@ -222,7 +222,9 @@ class Keeper:
         run.write_results(
             {
                 "best_epoch": training.clock.best_epoch,
-                "picked_on": training.data.picked_on,
+                "picked_on": "nothing: evaluated once"
+                if self._evaluated_once
+                else training.data.picked_on,
                 "results": {result.title: result.numbers for result in results},
                 **_verification(verified),
             }
@@ -241,17 +243,22 @@ class Keeper:
         if not isinstance(data, OwnData):
             return []
         index = f"{data_name(self.training.options['dataset'])}.index"
-        build = as_shell("search.py", "build", self.run.path, "--images", data.path)
+        build = f"python search.py build {as_shell(self.run.path, '--images', data.path)}"
         return [
-            f"search:     python {build} --index {as_shell(index)}",
+            f"search:     {build} --index {as_shell(index)}",
             f"            python search.py serve {as_shell(index)}",
         ]
+
+    @property
+    def _evaluated_once(self) -> bool:
+        """Whether there was nothing to pick an epoch from."""
+        return sum(bool(row.get("R@1")) for row in self.run.metrics.rows()) == 1
 
     def _picked(self, look_at_test: bool) -> str:
         """Which epoch the last words are about, and by what it was picked."""
         clock = self.training.clock
         if self.training.data.selects_on_test:
-            if sum(bool(row.get("R@1")) for row in self.run.metrics.rows()) == 1:
+            if self._evaluated_once:
                 return f"Evaluated once, after epoch {clock.best_epoch}; no epoch was picked:"
             return f"Best epoch {clock.best_epoch} by R@1 on the test classes, as the papers do:"
         last = "The test classes, looked at once:" if look_at_test else "The same classes:"

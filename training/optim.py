@@ -320,13 +320,15 @@ class Optimisers:
         return lines
 
     def bytes_of_state(self) -> int:
-        """About what a checkpoint will keep of the optimisers: Adam has two means a parameter."""
+        """What a checkpoint will keep of the optimisers at most: Adam has two means a parameter.
+
+        Parameters that rest at the start, as in a warm-up, may train later.
+        """
         return sum(
             (2 if kind.startswith("adam") else 1) * parameter.numel() * parameter.element_size()
             for kind, members in self._members.items()
             for group in members
             for parameter in group["params"]
-            if parameter.requires_grad
         )
 
     def state_dict(self) -> dict:

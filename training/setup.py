@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ from net.base import whole
 from net.shared import share_batches
 from runs import load_checkpoint
 from storage import need_room
-from terminal import terminal_width
 from training import compiling, optim
 from training.clock import Length
 from training.doubts import doubts
@@ -302,19 +300,8 @@ def describe(training: Training) -> str:
 
 def _about_choice(chosen: Sequence[Sequence[str]]) -> list[str]:
     """What was set to suit the images, and why; the first line says for what."""
-    lines = []
-    for number, (settings, why) in enumerate(chosen):
-        words = f"{settings}: {why}" if settings else why
-        begin = f"{'chosen' if number == 0 else '':<12}"
-        width = min(terminal_width() or 100, 100)
-        lines += textwrap.wrap(
-            words,
-            max(40, width),
-            initial_indent=begin,
-            subsequent_indent=" " * 14,
-            break_on_hyphens=False,
-        )
-    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+    words = [f"{settings}: {why}" if settings else why for settings, why in chosen]
+    return [f"{'' if number else 'chosen':<12}{line}" for number, line in enumerate(words)]
 
 
 def _about_disk(training: Training) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,12 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     if run is None:
         return args, None
     return options.as_begun(args, processes.from_main(run.read_args)), run
+
+
+def leave_out_what_is_told(args: Options) -> None:
+    """Keeps warnings back about settings that were chosen, and told with their reasons."""
+    if args.chosen and "decode" not in args.given:
+        logging.getLogger("dataset.views").setLevel(logging.ERROR)
 
 
 def _images_of(run: RunFolder, stored: dict[str, Any]) -> str:

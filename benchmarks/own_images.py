@@ -1,0 +1,95 @@
+"""Settings chosen for own images beside others: what each reaches on held-out classes, how fast.
+
+    python benchmarks/photos.py photos --products 60 --uneven --seed 5
+    python benchmarks/own_images.py folder:photos
+    python benchmarks/own_images.py folder:photos --only "image-size *" --seeds 1 2
+
+Each line is `train.py --dataset folder:photos`, with one setting changed, judged once at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+from statistics import mean
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ALTERNATIVES = {
+    "chosen": "",
+    "not trained at all": "--epochs 1 --lr 1e-9 --lr_p 1e-9",
+    "image-size 128": "--image-size 128",
+    "image-size 160": "--image-size 160",
+    "image-size 192": "--image-size 192",
+    "image-size 160, in the same time": "--image-size 160 --epochs {twice}",
+    "half as long": "--epochs {half}",
+    "batch-size 32": "--batch-size 32",
+    "batch-size 64": "--batch-size 64",
+    "lr 3e-4, lr_p 1e-4": "--lr 3e-4 --lr_p 1e-4",
+    "lr_p 1e-4": "--lr_p 1e-4",
+    "freeze-blocks 0": "--freeze-blocks 0",
+    "freeze-blocks 10": "--freeze-blocks 10",
+    "crop-scale 0.25": "--crop-scale 0.25",
+    "loss AMLoss": "--loss AMLoss",
+    "loss ms": "--loss ms",
+    "published rates": "--lr 1e-4 --lr_p 1e-4 --schedule step --weight-decay 1e-4 "
+    "--decay-vectors 1 --warm 1",
+    "pretrained none": "--pretrained none",
+}
+"""What is changed → the flags that change it; `half` and `twice` are of the chosen epochs."""
+
+
+def trained(data: str, flags: list[str], epochs: int | None) -> dict[str, float]:
+    """The metrics of one run, its seconds of training, and its epochs."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"half": (epochs or 0) // 2, "twice": (epochs or 0) * 2}
+        command = [
+            *(sys.executable, str(ROOT / "train.py"), "--dataset", data, "--LOG_DIR", folder),
+            *("--name", "run", "--wandb", "disabled", "--no-report", "--metrics", "retrieval"),
+            *(flag.format(**settings) for flag in flags),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+        run = Path(folder) / "run"
+        (numbers, *_) = json.loads((run / "results.json").read_text())["results"].values()
+        with (run / "metrics.csv").open() as file:
+            last = list(csv.DictReader(file))[-1]
+        asked = json.loads((run / "args.json").read_text())
+    return {**numbers, "seconds": float(last["seconds"]), "epochs": asked["epochs"]}
+
+
+def main() -> None:
+    """Prints a table, row by row as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", help="folder:PATH or csv:FILE")
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of names")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--flags", default="--eval-classes 0.5", help="for every run")
+    args = parser.parse_args()
+    os.environ.setdefault("WANDB_MODE", "disabled")
+    epochs = None
+    print("| | R@1 | MAP@R | epochs | seconds of training |\n|---|---|---|---|---|")
+    for name, flags in ALTERNATIVES.items():
+        if name != "chosen" and not any(fnmatch(name, pattern) for pattern in args.only):
+            continue
+        shared = args.flags.split()
+        runs = [
+            trained(args.data, [*shared, *flags.split(), "--seed", str(seed)], epochs)
+            for seed in args.seeds
+        ]
+        row = {key: mean(run[key] for run in runs) for key in ("R@1", "MAP@R", "epochs", "seconds")}
+        epochs = epochs or int(row["epochs"])
+        numbers = f"{row['R@1']:.4f} | {row['MAP@R']:.4f} | {row['epochs']:.0f}"
+        print(f"| {name} | {numbers} | {row['seconds']:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

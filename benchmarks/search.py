@@ -1,0 +1,276 @@
+"""How fast, how small and how right the searches of an index are, with faiss and usearch beside.
+
+    python benchmarks/search.py                      # 100,000 vectors of 512 numbers
+    python benchmarks/search.py --size 1000000 --threads 2
+    python benchmarks/search.py --only exact int8 graph
+
+The vectors are made: clusters of 20 around centres that lie near a plane of 64 dimensions, and
+queries drawn from the same clusters. R@1 asks for a neighbour of the query's own cluster; agreement
+is the share of the 10 nearest that a search has in common with the exact one. Each kind runs in a
+process of its own; its memory is how much that process grows by opening and searching. The folder
+(--folder) needs 2 to 4 kB a vector, and is used again by the next call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import door
+
+door.settle_threads(os.environ)
+
+import numpy as np
+import torch
+
+from index import Index, codes, graph, journal, making
+from index.gallery import entry_arrays
+from utils import InputError, sentence_errors
+
+KINDS = ("exact", "int8", "binary", "graph", "faiss-flat", "faiss-hnsw", "faiss-ivf", "usearch")
+QUERIES, BATCH, TOP, IN_CLUSTER, NOISE, RECORD = 1024, 64, 10, 20, 1.6, 8192
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+def clustered(count: int, size: int, clusters: np.ndarray, seed: int) -> np.ndarray:
+    """Unit vectors (count, size), each near the centre of its cluster."""
+    rng = np.random.default_rng(0)
+    plane = rng.standard_normal((64, size), dtype=np.float32) / 8
+    made = np.empty((count, size), np.float32)
+    noise = np.random.default_rng(seed)
+    for start in range(0, count, RECORD):
+        part = clusters[start : start + RECORD]
+        # A centre is a function of its number alone, so that they need no memory.
+        draws = np.stack([_draws(cluster, size) for cluster in part.tolist()])
+        centres = draws[:, :64] @ plane + 0.3 * draws[:, 64:]
+        centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+        away = noise.standard_normal(centres.shape, dtype=np.float32) * (NOISE / size**0.5)
+        made[start : start + RECORD] = centres + away
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    return made
+
+
+def _draws(cluster: int, size: int) -> np.ndarray:
+    return np.random.default_rng([1, cluster]).standard_normal(64 + size, dtype=np.float32)
+
+
+def prepare(folder: Path, count: int, size: int) -> None:
+    """Vectors, queries and their clusters, and an index with each kind of codes."""
+    if (folder / "done").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(2)
+    own = rng.integers(max(1, count // IN_CLUSTER), size=count)
+    asked = rng.integers(max(1, count // IN_CLUSTER), size=QUERIES)
+    vectors = clustered(count, size, own, 3)
+    np.save(folder / "vectors.npy", vectors)
+    np.save(folder / "queries.npy", clustered(QUERIES, size, asked, 4))
+    np.savez(folder / "clusters.npz", own=own, asked=asked)
+    centre = vectors[:RECORD].mean(axis=0)
+    for kind in ("none", "int8", "binary"):
+        path = folder / f"{kind}.index"
+        journal.create(path)
+        about = {"kind": "network", "made": "0", "size": size, "codes": kind, "weights": None}
+        with journal.writing(path) as writer:
+            writer.add({**about, "run": "", "folder": "", "model": "", "fingerprint": ""}, {})
+            for start in range(0, count, RECORD):
+                part = vectors[start : start + RECORD]
+                writer.add({"folder": str(folder)}, _arrays(part, start, kind, centre, folder))
+    (folder / "done").touch()
+
+
+def _arrays(
+    part: np.ndarray, start: int, kind: str, centre: np.ndarray, folder: Path
+) -> dict[str, np.ndarray]:
+    numbers = range(start, start + len(part))
+    entries = [SimpleNamespace(id=str(n), path=f"{folder}/{n}.jpg", label=None) for n in numbers]
+    return {
+        "vectors": part,
+        **entry_arrays(entries, str(folder)),
+        **codes.as_arrays(kind, part, centre),
+        "contents": np.zeros((len(part), 16), np.uint8),
+        "stamps": np.zeros((len(part), 2), np.int64),
+        "centre": centre,
+    }
+
+
+# --- searches -------------------------------------------------------------------------------------
+
+Search = Callable[[np.ndarray], np.ndarray]
+"""Queries (Q, d) → (Q, 10) numbers of vectors."""
+
+
+def ours(folder: Path, kind: str, _: argparse.Namespace) -> tuple[Search, dict[str, Any]]:
+    """A search of an index of ours."""
+    path = folder / f"{'none' if kind in ('exact', 'graph') else kind}.index"
+    facts: dict[str, Any] = {}
+    if kind == "graph":
+        if not graph.file_of(path).exists():
+            facts["build_seconds"] = making.approximate(path)
+        facts["file_mb"] = graph.file_of(path).stat().st_size / 1e6
+    index = Index.open(path, exact=kind == "exact")
+    if index.codes != "none":
+        held = [segment.record.arrays["codes"].nbytes for segment in index.segments]
+        facts["codes_mb"] = sum(held) / 1e6
+    facts["vectors_mb"] = len(index) * index.size * 4 / 1e6
+    return lambda queries: index.search(queries, TOP).rows, facts
+
+
+def faiss_index(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Search, dict[str, Any]]:
+    """A search by faiss: all vectors, a graph of them, or cells."""
+    import faiss
+
+    faiss.omp_set_num_threads(args.threads)
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+    size, inner = vectors.shape[1], faiss.METRIC_INNER_PRODUCT
+    began = time.perf_counter()
+    if kind == "faiss-flat":
+        found = faiss.IndexFlatIP(size)
+    elif kind == "faiss-hnsw":
+        found = faiss.IndexHNSWFlat(size, graph.CONNECTIVITY, inner)
+        found.hnsw.efConstruction = graph.ON_ADDING
+        found.hnsw.efSearch = graph.BREADTH * graph.LEAST
+    else:
+        cells = int(4 * len(vectors) ** 0.5)
+        found = faiss.IndexIVFFlat(faiss.IndexFlatIP(size), size, cells, inner)
+        found.train(np.array(vectors[: 40 * cells]))
+        found.nprobe = 32
+    for start in range(0, len(vectors), 1 << 16):
+        found.add(np.array(vectors[start : start + (1 << 16)]))
+    facts = {"build_seconds": time.perf_counter() - began}
+    return lambda queries: found.search(queries, TOP)[1], facts
+
+
+def usearch_index(folder: Path, _: str, args: argparse.Namespace) -> tuple[Search, dict[str, Any]]:
+    """usearch by itself, with the numbers of our graph, whose scores are not made exact."""
+    from usearch.index import Index as Usearch
+
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+    found = Usearch(
+        ndim=vectors.shape[1],
+        metric="ip",
+        dtype=graph.NUMBERS,
+        connectivity=graph.CONNECTIVITY,
+        expansion_add=graph.ON_ADDING,
+        expansion_search=graph.BREADTH * graph.LEAST,
+    )
+    began = time.perf_counter()
+    for start in range(0, len(vectors), 1 << 16):
+        part = np.array(vectors[start : start + (1 << 16)])
+        found.add(np.arange(start, start + len(part)), part, threads=args.threads)
+    facts = {"build_seconds": time.perf_counter() - began}
+
+    def search(queries: np.ndarray) -> np.ndarray:
+        return found.search(queries, TOP, threads=args.threads).keys.reshape(len(queries), -1)
+
+    return search, facts
+
+
+def measure(kind: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Time, memory and correctness of one kind of search."""
+    folder = Path(args.folder)
+    queries = np.load(folder / "queries.npy")
+    clusters = np.load(folder / "clusters.npz")
+    before = _memory()
+    make = faiss_index if "faiss" in kind else usearch_index if kind == "usearch" else ours
+    began = time.perf_counter()
+    search, facts = make(folder, kind, args)
+    found = search(queries[:BATCH])  # what is read once is read
+    facts["first_seconds"] = time.perf_counter() - began
+    facts["memory_mb"] = _memory() - before
+    times = []
+    for query in queries[: args.single]:
+        start = time.perf_counter()
+        search(query[None])
+        times.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    found = np.concatenate(
+        [search(queries[first : first + BATCH]) for first in range(0, QUERIES, BATCH)]
+    )
+    facts["batch_ms"] = (time.perf_counter() - start) / QUERIES * 1e3
+    facts["single_ms"], facts["single_p95_ms"] = (
+        np.median(times) * 1e3,
+        np.quantile(times, 0.95) * 1e3,
+    )
+    facts["R@1"] = float((clusters["own"][found[:, 0]] == clusters["asked"]).mean())
+    if kind == "exact":
+        np.save(folder / "exact.npy", found)
+    if (folder / "exact.npy").exists():
+        wanted = np.load(folder / "exact.npy")
+        pairs = zip(found.tolist(), wanted.tolist(), strict=True)
+        facts["agreement"] = float(np.mean([len(set(a) & set(b)) / TOP for a, b in pairs]))
+    return {"kind": kind, **{name: float(value) for name, value in facts.items()}}
+
+
+def _memory() -> float:
+    """The most that this process has had in memory, in MB, files that it looks at included."""
+    # Not getrusage's, which begins with what the process had that started this one.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+COLUMNS = {
+    "build_seconds": ("build s", "{:.0f}"),
+    "memory_mb": ("MB", "{:,.0f}"),
+    "single_ms": ("1 query ms", "{:.2f}"),
+    "batch_ms": ("of 64 ms", "{:.2f}"),
+    "R@1": ("R@1", "{:.4f}"),
+    "agreement": ("agree", "{:.4f}"),
+}
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measures every kind in a process of its own, and prints a table."""
+    torch.set_num_threads(args.threads)
+    if args.part:
+        print(json.dumps(measure(args.part, args)))
+        return
+    folder = Path(args.folder or f"logs/search-{args.size}x{args.numbers}")
+    prepare(folder, args.size, args.numbers)
+    print(
+        f"{args.size:,} x {args.numbers}, {args.threads} thread(s), load {os.getloadavg()[0]:.1f}"
+    )
+    print(f"{'':12}" + "".join(f"{title:>12}" for title, _ in COLUMNS.values()), flush=True)
+    rows = []
+    for kind in args.only or KINDS:
+        words = [sys.executable, __file__, "--part", kind, "--folder", str(folder)]
+        words += ["--threads", str(args.threads), "--single", str(args.single)]
+        made = subprocess.run(words, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise InputError(f"{kind} failed: {made.stderr.strip().splitlines()[-1]}")
+        rows.append(json.loads(made.stdout.splitlines()[-1]))
+        cells = (
+            form.format(rows[-1][name]) if name in rows[-1] else "-"
+            for name, (_, form) in COLUMNS.items()
+        )
+        print(f"{kind:12}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", type=int, default=100_000, help="how many vectors")
+    parser.add_argument("--numbers", type=int, default=512, help="of each vector")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--single", type=int, default=50, help="queries that are asked one by one")
+    parser.add_argument("--only", nargs="+", choices=KINDS)
+    parser.add_argument("--folder", help="where vectors and indexes are kept")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--part", choices=KINDS, help=argparse.SUPPRESS)
+    with sentence_errors():
+        main(parser.parse_args())

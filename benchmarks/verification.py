@@ -1,0 +1,94 @@
+"""What verification and post-processing cost beside a plain retrieval pass: seconds and memory.
+
+    python benchmarks/verification.py                     # SOP's shape: 60,502 images, 512 numbers
+    python benchmarks/verification.py --images 6050 --classes 1132
+
+Synthetic embeddings, each row in a process of its own, once. Memory is the peak beyond the process
+with the embeddings loaded (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import door
+
+door.settle_threads(os.environ)  # as every command does, before torch is loaded
+
+import torch
+from torch import Tensor
+
+import metrics
+from evaluation.verifying import recommended
+from metrics.expansion import expanded
+from metrics.reranking import Reranking
+from metrics.verification import count_pairs
+from options.ranking import RERANKING
+
+
+def embeddings(images: int, classes: int, size: int = 512) -> tuple[Tensor, Tensor]:
+    """Images around a centre for each class, (N, size) float32, and labels (N,)."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) * classes // images
+    centres = torch.randn(classes, size, generator=generator)
+    return centres[labels] + 1.5 * torch.randn(images, size, generator=generator), labels
+
+
+def _expanded(x: Tensor, labels: Tensor) -> None:
+    own = torch.arange(len(x))
+    metrics.retrieval_per_query(expanded(x, None, 5, 3.0), labels, x, labels, exclude=(own, own))
+
+
+def _reranked(x: Tensor, labels: Tensor) -> None:
+    own, score = torch.arange(len(x)), Reranking(x, None, *RERANKING)
+    metrics.retrieval_per_query(x, labels, x, labels, exclude=(own, own), score=score)
+
+
+ROWS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "retrieval": metrics.retrieval_per_query,
+    "all pairs": count_pairs,
+    "all pairs and thresholds": lambda x, labels: recommended(count_pairs(x, labels)),
+    "expansion, retrieval": _expanded,
+    "re-ranking, retrieval": _reranked,
+}
+
+
+def measure(row: str, images: int, classes: int) -> None:
+    """Prints a row, measured in this process."""
+    ROWS[row](*embeddings(600, 100))  # so that nothing is loaded while it counts
+    x, labels = embeddings(images, classes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    ROWS[row](x, labels)
+    seconds = time.perf_counter() - start
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"{row:26} {seconds:8.1f} s {memory:8.0f} MiB", flush=True)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=60_502)
+    parser.add_argument("--classes", type=int, default=11_316)
+    parser.add_argument("--row", choices=ROWS, help="this one alone, in this process")
+    args = parser.parse_args()
+    if args.row:
+        measure(args.row, args.images, args.classes)
+        return
+    print(f"{args.images:,} images, {args.classes:,} classes, {torch.get_num_threads()} threads")
+    for row in ROWS:
+        words = [f"--images={args.images}", f"--classes={args.classes}", "--row", row]
+        subprocess.run([sys.executable, __file__, *words], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,389 @@
+"""Images into an index: what is new is embedded, what is there stays as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dataset.base import ImageSet, PathTable, reason
+from dataset.decoding import need_file
+from dataset.inventory import admitted_bad_images
+from evaluation.embedding import embed
+from evaluation.files import on_white
+from evaluation.inference import Embedder
+from index import codes
+from index.gallery import CONTENT_SIZE, Index, entry_arrays
+from index.journal import Writer
+from index.sources import Photo
+from machine import cores
+from terminal import say, terminal_width
+from utils import InputError, human_seconds
+
+logger = logging.getLogger("index")
+
+CHUNKS = (1024, 8192)  # images that are embedded, and then added, at once: at least, at most
+SECONDS = 60.0  # how long a chunk takes, so far as the above leaves it open
+TOLD_EVERY = 30.0  # seconds, where no bar is shown
+
+
+# --- from files to embeddings ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Files(ImageSet):
+    """Image files; with `square`, each is fitted whole into so many pixels, on white."""
+
+    square: int | None = None
+
+    def read(self, index: int) -> np.ndarray:
+        pixels = super().read(index)
+        return pixels if self.square is None else on_white(pixels, self.square, self.square)
+
+
+def embedded(
+    embedder: Embedder, paths: Sequence[str], workers: int | None = None, title: str = "embedding"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit-length embeddings (N, d) of image files, and which could be read, (N,) bool.
+
+    Args:
+        workers: processes that read files; None is one for each core.
+    """
+    model = embedder.model
+    images = _Files(
+        name="images",
+        split="gallery",
+        labels=np.zeros(len(paths), np.int64),
+        class_names=("unknown",),
+        paths=PathTable(paths),
+        upright=model.upright,
+        square=model.square,
+    )
+    workers = cores() if workers is None else workers
+    viewing = replace(
+        model.viewing,
+        workers=min(workers, -(-len(paths) // model.viewing.batch_size)),
+        resize=model.viewing.resize if model.square is None else model.viewing.image_size,
+        max_bad_images=1.0,
+    )
+    raw, readable = embed(model.network, images, embedder.precision, viewing, title=title)
+    vectors = torch.nn.functional.normalize(raw, dim=1).cpu().numpy()
+    return vectors, readable.cpu().numpy()
+
+
+# --- into the index -------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What became of the images that were given.
+
+    Attributes:
+        added: new ones. there: in the index already, unchanged. replaced: their files have changed.
+        moved: their files lie elsewhere now, or have another id or label. copies: left out, because
+            the index holds the same picture; path, and the id of that. bad: not readable; paths.
+        seconds: how long it took. embedded: how many images the network has looked at.
+    """
+
+    added: int = 0
+    there: int = 0
+    replaced: int = 0
+    moved: int = 0
+    copies: list[tuple[str, str]] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    embedded: int = 0
+
+
+class _File(NamedTuple):
+    """What tells whether a file is a known one: size and time of change, checksum of its bytes."""
+
+    stamp: tuple[int, int]
+    content: bytes
+
+
+class _New(NamedTuple):
+    """An image on its way into the index.
+
+    Attributes:
+        replaces: the number of the image whose place it takes, or None.
+        vector: its embedding; None where the network has to look at it.
+    """
+
+    photo: Photo
+    file: _File
+    replaces: int | None = None
+    vector: np.ndarray | None = None
+
+
+class _Chunk:
+    """Images that are added at once: the new ones, and copies of new ones."""
+
+    def __init__(self) -> None:
+        self.news: list[_New] = []
+        self.copies: list[tuple[str, bytes]] = []  # path, checksum
+        self.contents: set[bytes] = set()
+        self.replaced: set[int] = set()
+
+    def put(self, new: _New) -> None:
+        """Notes an image, so that none of the chunk takes its place or comes twice."""
+        self.news.append(new)
+        self.contents.add(new.file.content)
+        if new.replaces is not None:
+            self.replaced.add(new.replaces)
+
+
+class Adding:
+    """Adds images to an index that this process may change.
+
+    Args:
+        keep_copies: pictures that the index holds under another path are added all the same.
+        max_bad_images: the share of the given images that may be unreadable.
+        workers: processes that read files; None is one for each core.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        embedder: Embedder,
+        *,
+        workers: int | None = None,
+        max_bad_images: float = 1.0,
+        keep_copies: bool = False,
+    ) -> None:
+        self.writer = writer
+        self.embedder = embedder
+        self.workers = workers
+        self.max_bad_images = max_bad_images
+        self.keep_copies = keep_copies
+        self.folder = str(writer.path.parent.absolute())
+        self.index = Index.open(writer.path)
+        self._files: dict[int, _File] = {}
+        self._ids: dict[str, int] = {}
+        self._paths: dict[str, int] = {}
+        self._contents: dict[bytes, int] = {}
+        self._given: dict[str, str] = {}  # id → path, of those that are given one
+        numbers = self.index.numbers()
+        stamps = self.index.stamps()[numbers].tolist()
+        contents = self.index.contents()[numbers]
+        for number, stamp, content in zip(numbers.tolist(), stamps, contents, strict=True):
+            self._know(number, _File(tuple(stamp), content.tobytes()))
+
+    def _know(self, number: int, file: _File) -> None:
+        entry = self.index.entry_of(number)
+        self._files[number] = file
+        self._ids[entry.id] = self._paths[entry.path] = number
+        self._contents.setdefault(file.content, number)
+
+    def _forget(self, number: int) -> None:
+        entry, file = self.index.entry_of(number), self._files.pop(number)
+        for known, key in ((self._ids, entry.id), (self._paths, entry.path)):
+            if known.get(key) == number:
+                del known[key]
+        if self._contents.get(file.content) == number:
+            del self._contents[file.content]
+
+    def run(self, photos: Sequence[Photo]) -> Outcome:
+        """Adds images; what was added stays, whatever becomes of the others.
+
+        Raises:
+            InputError: two images are to have the same id, or too many cannot be read.
+        """
+        self._check_ids(photos)
+        outcome, began = Outcome(), time.perf_counter()
+        start, size, told = 0, CHUNKS[0], began
+        while start < len(photos):
+            stop = min(start + size, len(photos))
+            whole = len(photos) <= size
+            title = "embedding" if whole else f"{start + 1:,}-{stop:,} of {len(photos):,}"
+            self._add(photos[start:stop], outcome, title)
+            self._check_bad(outcome.bad, len(photos))
+            start, now = stop, time.perf_counter()
+            rate = stop / (now - began)
+            size = int(min(max(CHUNKS[0], SECONDS * rate), CHUNKS[1]))
+            if now - told > TOLD_EVERY and start < len(photos) and terminal_width() is None:
+                left = human_seconds((len(photos) - stop) / rate)
+                say(f"{stop:,} of {len(photos):,} images, {rate:.0f} images/s, {left} left")
+                told = now
+        outcome.seconds = time.perf_counter() - began
+        return outcome
+
+    def _check_ids(self, photos: Sequence[Photo]) -> None:
+        """Raises InputError where an id would stand for two images."""
+        self._given = {}
+        for photo in photos:
+            if photo.id is None:
+                continue
+            other = self._given.setdefault(photo.id, photo.path)
+            if other == photo.path and (known := self._ids.get(photo.id)) is not None:
+                path = self.index.entry_of(known).path
+                other = path if os.path.lexists(path) else other
+            if other != photo.path:
+                raise InputError(
+                    f"the id {photo.id} is given to {photo.path}, and {other} has it; give every "
+                    "image an id of its own, or remove the other one first"
+                )
+
+    def _check_bad(self, bad: Sequence[str], count: int) -> None:
+        if len(bad) > admitted_bad_images(self.max_bad_images, count):
+            some = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
+            raise InputError(
+                f"{len(bad):,} of {count:,} images cannot be read so far, more than "
+                f"--max-bad-images {self.max_bad_images:g} admits ({some}); repair or remove them, "
+                "or admit more; the same command goes on from here"
+            )
+
+    # --- one chunk ---
+
+    def _add(self, photos: Sequence[Photo], outcome: Outcome, title: str) -> None:
+        chunk = _Chunk()
+        with ThreadPoolExecutor(cores()) as threads:
+            for photo, file in zip(photos, threads.map(self._look, photos), strict=True):
+                self._sort(photo, file, chunk, outcome)
+        self._embed(chunk, outcome, title)
+        ready = [new for new in chunk.news if new.vector is not None]
+        ids = {new.file.content: new.photo.id for new in ready}
+        for path, content in chunk.copies:
+            if content in ids:
+                outcome.copies.append((path, ids[content]))
+            else:
+                outcome.bad.append(path)
+        self._write(ready)
+
+    def _look(self, photo: Photo) -> _File | Exception:
+        """What a file is; it is read only where its path or its stamp is new."""
+        try:
+            need_file(photo.path)
+            status = os.stat(photo.path)  # noqa: PTH116
+            stamp = (status.st_size, status.st_mtime_ns)
+            old = self._files.get(self._paths.get(photo.path, -1))
+            return old if old and old.stamp == stamp else _File(stamp, content_of(photo.path))
+        except (OSError, ValueError) as error:
+            return error
+
+    def _sort(self, photo: Photo, file: _File | Exception, chunk: _Chunk, outcome: Outcome) -> None:
+        """Finds out whether an image is new, has changed, has moved, or is there."""
+        if isinstance(file, Exception):
+            logger.warning("%s cannot be read (%s); it is left out", photo.path, reason(file))
+            outcome.bad.append(photo.path)
+            return
+        old, twin = self._paths.get(photo.path), self._contents.get(file.content)
+        if old is not None and self._files[old].content == file.content:
+            self._restate(photo, file, old, chunk, outcome)
+        elif old is not None:
+            chunk.put(_New(self._named(photo, old), file, old))
+        elif twin is not None and twin not in chunk.replaced and self._is_gone(twin):
+            self._restate(photo, file, twin, chunk, outcome)
+        elif file.content in chunk.contents and not self.keep_copies:
+            chunk.copies.append((photo.path, file.content))
+        elif twin is not None and not self.keep_copies:
+            outcome.copies.append((photo.path, self.index.entry_of(twin).id))
+        else:
+            old = self._ids.get(photo.id) if photo.id else None
+            chunk.put(_New(self._named(photo, old), file, old))
+
+    def _is_gone(self, number: int) -> bool:
+        return not os.path.lexists(self.index.entry_of(number).path)
+
+    def _restate(
+        self, photo: Photo, file: _File, old: int, chunk: _Chunk, outcome: Outcome
+    ) -> None:
+        """An image whose embedding stays; its path, id or label may have changed."""
+        now, before = self._named(photo, old), self.index.entry_of(old)
+        if (now.id, now.path, now.label) == (before.id, before.path, before.label):
+            outcome.there += 1
+            return
+        outcome.moved += 1
+        chunk.put(_New(now, file, old, self.index.embedding_of(old)))
+
+    def _named(self, photo: Photo, old: int | None) -> Photo:
+        """The image with an id; what is not given of it is as it was with the one it replaces."""
+        own = PurePath(os.path.relpath(photo.path, self.folder)).as_posix()
+        label = photo.label
+        taken = self._given.get(own, photo.path) != photo.path
+        if taken or self._ids.get(own, old) != old:
+            own = photo.path
+        if old is not None:
+            before = self.index.entry_of(old)
+            own = own if self.index.is_named_by_path(old) else before.id
+            label = label or before.label
+        return Photo(photo.path, photo.id or own, label)
+
+    def _embed(self, chunk: _Chunk, outcome: Outcome, title: str) -> None:
+        """Gives the new images their vectors; those that cannot be read are left without."""
+        places = [place for place, new in enumerate(chunk.news) if new.vector is None]
+        if not places:
+            return
+        paths = [chunk.news[place].photo.path for place in places]
+        vectors, readable = embedded(self.embedder, paths, self.workers, title)
+        outcome.embedded += len(places)
+        for place, path, vector, good in zip(places, paths, vectors, readable, strict=True):
+            if not good:
+                outcome.bad.append(path)
+                continue
+            new = chunk.news[place]
+            chunk.news[place] = new._replace(vector=vector)
+            if new.replaces is None:
+                outcome.added += 1
+            else:
+                outcome.replaced += 1
+
+    def _write(self, news: Sequence[_New]) -> None:
+        """One record: what comes, and whose place it takes."""
+        if not news:
+            return
+        first = self.index.added
+        contents = b"".join(new.file.content for new in news)
+        vectors = np.stack([new.vector for new in news])
+        arrays = {
+            "vectors": vectors,
+            **self._codes(vectors),
+            **entry_arrays([new.photo for new in news], self.folder),
+            "contents": np.frombuffer(contents, np.uint8).reshape(-1, CONTENT_SIZE),
+            "stamps": np.array([new.file.stamp for new in news], np.int64),
+        }
+        replaced = [new.replaces for new in news if new.replaces is not None]
+        if replaced:
+            arrays["removed"] = np.array(replaced, np.int64)
+        self.writer.add({"folder": self.folder}, arrays)
+        for number in replaced:
+            self._forget(number)
+        self.index.refresh()
+        for number, new in enumerate(news, first):
+            self._know(number, new.file)
+
+    def _codes(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
+        """The codes of a record's vectors; the first record says what they are about."""
+        kind, centre = self.index.about["codes"], self.index.centre
+        if kind == "none":
+            return {}
+        if centre is not None:
+            return codes.as_arrays(kind, vectors, centre)
+        centre = vectors.mean(axis=0)
+        return {**codes.as_arrays(kind, vectors, centre), "centre": centre}
+
+    def keep_only(self, photos: Sequence[Photo]) -> None:
+        """Removes all images but these."""
+        wanted = {photo.path for photo in photos}
+        others = [number for path, number in self._paths.items() if path not in wanted]
+        if others:
+            self.writer.add({}, {"removed": np.array(others, np.int64)})
+            self.index.refresh()
+
+
+def content_of(path: str | os.PathLike[str]) -> bytes:
+    """The checksum of a file's bytes: the same picture under another name has the same."""
+    found = hashlib.blake2b(digest_size=CONTENT_SIZE)
+    with Path(path).open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.digest()

@@ -1,0 +1,64 @@
+"""PCA-whitening of embeddings (Jégou and Chum, ECCV 2012).
+
+With μ and C = U Λ Uᵀ, mean and covariance of other embeddings of unit length, x of unit length is
+
+    x' = Λ_D^(-1/2) · U_Dᵀ · (x - μ)
+
+of which, as of any embedding, only the direction counts; D is how many of the largest eigenvalues
+are kept. Directions in which the others do not vary cannot be whitened and are left out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metrics.clustering import Array
+from metrics.expansion import unit
+from metrics.neighbours import as_images
+
+LEAST = 1e-8  # of the largest eigenvalue: below, a variance is rounding
+
+
+class Whitening(NamedTuple):
+    """What whitens embeddings of d numbers.
+
+    Attributes:
+        mean: (d,) float64. axes: (R, d) float64, the eigenvectors by falling eigenvalue.
+        variances: (R,) float64, the eigenvalues; R <= d of them can be told from 0.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    variances: Tensor
+
+    def projection(self, size: int) -> Tensor:
+        """Λ_D^(-1/2)·U_Dᵀ, (size, d) float32.
+
+        Raises:
+            ValueError: there are not so many axes.
+        """
+        if not 1 <= size <= len(self.axes):
+            raise ValueError(
+                f"whitening to {size} numbers needs as many directions in which the training "
+                f"images vary, and there are {len(self.axes)}; choose at most that"
+            )
+        return (self.axes[:size] / self.variances[:size, None].sqrt()).float()
+
+
+def fit(embeddings: Array) -> Whitening:
+    """The whitening that makes these embeddings (N, d), at unit length, white.
+
+    Raises:
+        ValueError: they are not finite, or all the same.
+    """
+    x = unit(as_images(embeddings, "training embeddings"))
+    mean = x.mean(dim=0)
+    x -= mean
+    variances, axes = torch.linalg.eigh(x.T @ x / len(x))
+    kept = variances > LEAST * variances[-1].clamp_min(LEAST)
+    if not kept.any():
+        raise ValueError("all training embeddings are the same, so nothing can be whitened")
+    return Whitening(mean.cpu(), axes.T[kept].flip(0).cpu(), variances[kept].flip(0).cpu())

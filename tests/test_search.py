@@ -1,0 +1,869 @@
+"""search.py and index/: what is nearest, what an index keeps, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT, run_cli
+from PIL import Image
+
+import search
+from evaluation.inference import load_run
+from index import Index, adding, codes, graph, journal, making, sources
+from index.duplicates import pairs_above
+from index.gallery import entry_arrays
+from utils import DamagedError, InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# --- indexes without a network --------------------------------------------------------------------
+
+
+def unit(count: int, size: int = 16, seed: int = 0) -> np.ndarray:
+    """Random unit vectors (count, size)."""
+    vectors = np.random.default_rng(seed).standard_normal((count, size)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def begin(path: Path, size: int = 16, kind: str = "none") -> Path:
+    """An index of no network's."""
+    journal.create(path)
+    about = {"kind": "network", "made": "1", "size": size, "codes": kind, "folder": "/", "run": "r"}
+    with journal.writing(path) as writer:
+        writer.add({**about, "model": "m", "fingerprint": "f", "weights": None}, {})
+    return path
+
+
+def put(writer: journal.Writer, vectors: np.ndarray, first: int = 0, **more: np.ndarray) -> None:
+    """Adds vectors as images that are called by their numbers, from `first` on."""
+    folder = str(writer.path.parent)
+    entries = [
+        SimpleNamespace(id=str(n), path=f"{folder}/{n}.png", label=str(n % 3) if n % 4 else None)
+        for n in range(first, first + len(vectors))
+    ]
+    index = Index.open(writer.path)
+    arrays = {
+        "vectors": vectors,
+        **entry_arrays(entries, folder),
+        "contents": np.zeros((len(vectors), 16), np.uint8),
+        "stamps": np.zeros((len(vectors), 2), np.int64),
+        **more,
+    }
+    if (kind := index.about["codes"]) != "none":
+        centre = vectors.mean(axis=0) if index.centre is None else index.centre
+        arrays |= {**codes.as_arrays(kind, vectors, centre), "centre": centre}
+    writer.add({"folder": folder}, arrays)
+
+
+def filled(path: Path, vectors: np.ndarray, parts: int = 1, kind: str = "none") -> Path:
+    """An index of some vectors, added in so many parts."""
+    begin(path, vectors.shape[1], kind)
+    with journal.writing(path) as writer:
+        first = 0
+        for part in np.array_split(vectors, parts):
+            put(writer, part, first)
+            first += len(part)
+    return path
+
+
+def removed(path: Path, numbers: list[int]) -> None:
+    with journal.writing(path) as writer:
+        writer.add({}, {"removed": np.array(numbers, np.int64)})
+
+
+def plain_search(
+    vectors: np.ndarray, queries: np.ndarray, top: int, live: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and cosines by sorting all of them in float64; of equal ones the first row first."""
+    cosines = (queries.astype(np.float64) @ vectors.T.astype(np.float64)).astype(np.float32)
+    if live is not None:
+        cosines[:, ~live] = -np.inf
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
+    return order, np.take_along_axis(cosines, order, axis=1)
+
+
+# --- what is nearest ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 7])
+def test_an_exact_search_is_a_sort(tmp_path: Path, parts: int) -> None:
+    vectors, queries = unit(3000), unit(70, seed=1)
+    index = Index.open(filled(tmp_path / "i", vectors, parts))
+    rows, cosines = plain_search(vectors, queries, 12)
+    found = index.search(3 * queries, 12)
+    assert (found.rows == rows).all() and np.allclose(found.scores, cosines, atol=1e-6)
+    assert (len(index), index.size) == (3000, 16)
+    assert (index.embedding(2999) == vectors[2999]).all()
+
+
+def test_equal_images_come_by_row_however_many_are_asked_at_once(tmp_path: Path) -> None:
+    vectors = unit(400)
+    vectors[5:390:3] = vectors[5]  # more of them than are kept as candidates
+    index = Index.open(filled(tmp_path / "i", vectors, 5))
+    alone = index.search(vectors[5:6], 40)
+    together = index.search(np.concatenate([unit(99, seed=2), vectors[5:6]]), 40)
+    assert alone.rows[0].tolist() == list(range(5, 125, 3)) == together.rows[-1].tolist()
+    assert np.unique(alone.scores).size == 1
+
+
+def test_a_search_for_more_than_there_is_says_nothing_of_the_rest(tmp_path: Path) -> None:
+    index = Index.open(filled(tmp_path / "i", unit(3)))
+    found = index.search(unit(2, seed=1), 5)
+    assert (found.rows[:, 3:] == -1).all() and (found.rows[:, :3] >= 0).all()
+    assert np.isneginf(found.scores[:, 3:]).all()
+    removed(tmp_path / "i", [0, 1, 2])
+    assert (Index.open(tmp_path / "i").search(unit(2), 5).rows == -1).all()
+    with pytest.raises(InputError, match="holds embeddings of 16 numbers"):
+        index.search(unit(2, 8))
+
+
+def test_what_was_removed_is_not_found_and_leaves_no_gap(tmp_path: Path) -> None:
+    vectors, queries = unit(900), unit(9, seed=1)
+    gone = list(range(0, 900, 4))
+    path = filled(tmp_path / "i", vectors, 3)
+    before = Index.open(path)
+    removed(path, gone)
+    live = np.ones(900, bool)
+    live[gone] = False
+    index = Index.open(path)
+    rows, _ = plain_search(vectors[live], queries, 10)
+    assert (index.search(queries, 10).rows == rows).all()
+    assert [index.id(row) for row in range(4)] == ["1", "2", "3", "5"] and index.row("5") == 3
+    with pytest.raises(InputError, match="no image with the id 4"):
+        index.row("4")
+    # One that was open sees what it saw, until it is asked to look again.
+    assert len(before) == 900 and not before.is_current
+    before.refresh()
+    assert len(before) == 675 and before.is_current
+
+
+@pytest.mark.parametrize(("kind", "share"), [("int8", 1.0), ("binary", 0.98)])
+def test_codes_find_what_an_exact_search_finds(tmp_path: Path, kind: str, share: float) -> None:
+    centres = unit(100, 64)
+    vectors = (centres.repeat(30, 0) + 0.4 * unit(3000, 64, 1)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = (centres + 0.4 * unit(100, 64, 2)).astype(np.float32)
+    path = filled(tmp_path / "i", vectors, 3, kind)
+    with journal.writing(path) as writer:  # small records are put together in memory
+        put(writer, vectors[:5], 3000)
+        put(writer, vectors[5:9], 3005)
+    removed(path, [7, 2999])
+    coded, exact = Index.open(path), Index.open(path, exact=True)
+    assert (coded.codes, exact.codes) == (kind, "none")
+    found, wanted = coded.search(queries, 10), exact.search(queries, 10)
+    agree = [len(set(a) & set(b)) / 10 for a, b in zip(found.rows, wanted.rows, strict=True)]
+    assert np.mean(agree) >= share
+    same = found.rows == wanted.rows
+    assert (found.scores[same] == wanted.scores[same]).all()  # scored exactly
+    size = {"int8": 64, "binary": 8}[kind]
+    assert coded.segments[0].record.arrays["codes"].nbytes == size * 1000
+
+
+def test_bits_are_counted_alike_by_an_old_numpy() -> None:
+    words = np.random.default_rng(0).integers(0, 2**64, 500, np.uint64)
+    counted = [bin(word).count("1") for word in words.tolist()]
+    assert codes._counted_by_table(words).tolist() == counted == codes.bits_in(words).tolist()
+
+
+def test_pairs_of_an_index(tmp_path: Path) -> None:
+    vectors = unit(300, 64)
+    vectors[200] = vectors[20]
+    vectors[299] = vectors[20]
+    vectors[7] = vectors[100]
+    path = filled(tmp_path / "i", vectors, 2)
+    pairs = pairs_above(Index.open(path), 0.9)
+    assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == [
+        (7, 100), (20, 200), (20, 299), (200, 299),
+    ]  # fmt: skip
+    assert pairs.groups(300) == [[20, 200, 299], [7, 100]]
+    cosines = (vectors @ vectors.T)[np.triu_indices(300, 1)]
+    assert len(pairs_above(Index.open(path), 0.2).cosines) == (cosines >= 0.2).sum()
+
+
+# --- the graph ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def graphed(tmp_path: Path) -> Path:
+    pytest.importorskip("usearch")
+    path = filled(tmp_path / "i", unit(2000), 2)
+    making.approximate(path)
+    return path
+
+
+def test_a_graph_finds_what_an_exact_search_finds(graphed: Path) -> None:
+    with journal.writing(graphed) as writer:
+        put(writer, unit(40, seed=5), 2000)  # not in the graph, and found all the same
+    removed(graphed, list(range(0, 2000, 2)))
+    index, exact = Index.open(graphed), Index.open(graphed, exact=True)
+    assert index.graph.covers == 2000 and exact.graph is None
+    queries = unit(60, seed=1)
+    found, wanted = index.search(queries, 10), exact.search(queries, 10)
+    agree = [len(set(a) & set(b)) / 10 for a, b in zip(found.rows, wanted.rows, strict=True)]
+    assert np.mean(agree) > 0.95
+    mine = index.search(unit(40, seed=5), 1)
+    assert mine.rows[:, 0].tolist() == list(range(1000, 1040))
+    making.approximate(graphed)
+    assert Index.open(graphed).graph.covers == 2040
+
+
+def test_a_graph_that_cannot_be_used_is_left_aside_and_named(
+    graphed: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = filled(graphed.with_name("other"), unit(30))
+    assert Index.open(other).graph is None  # it has none, and nothing is said
+    assert not caplog.records
+    file = graph.file_of(graphed)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert Index.open(graphed).graph is None and "the search is exact" in caplog.text
+    assert Index.open(graphed).search(unit(1), 1).rows[0, 0] == 0
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    with pytest.raises(InputError, match="needs the package usearch"):
+        making.approximate(graphed)
+
+
+# --- what the file survives -----------------------------------------------------------------------
+
+
+class Recorder:
+    """A file that notes everything that is done to it."""
+
+    def __init__(self, file: object, done: list[tuple]) -> None:
+        self.file, self.done = file, done
+
+    def seek(self, place: int) -> None:
+        self.place = place
+
+    def write(self, content: memoryview) -> int:
+        self.done.append(("write", self.place, bytes(content)))
+        self.place += len(content)
+        self.file.seek(self.place - len(content))
+        return self.file.write(content)
+
+    def truncate(self, size: int) -> None:
+        self.done.append(("truncate", size))
+        self.file.truncate(size)
+
+    def fileno(self) -> int:
+        self.done.append(("sync",))
+        return self.file.fileno()
+
+
+def replayed(start: bytes, steps: list[tuple]) -> bytes:
+    """A file after some of what was done to it."""
+    content = bytearray(start)
+    for step in steps:
+        if step[0] == "write":
+            content.extend(bytes(max(0, step[1] - len(content))))
+            content[step[1] : step[1] + len(step[2])] = step[2]
+        elif step[0] == "truncate":
+            del content[step[1] :]
+            content.extend(bytes(step[1] - len(content)))
+    return bytes(content)
+
+
+def halves(step: tuple) -> Iterator[list[tuple]]:
+    """A step, not done, half done and done; the mark is one sector, which is done or not."""
+    yield []
+    if step[0] == "write" and step[1] > 0:
+        yield [("write", step[1], step[2][: len(step[2]) // 2])]
+    yield [step]
+
+
+def test_cut_off_at_any_step_an_index_is_as_before_or_after(tmp_path: Path) -> None:
+    path = filled(tmp_path / "i", unit(20), kind="int8")
+    before, done = path.read_bytes(), []
+    with journal.writing(path) as writer:
+        writer._file = Recorder(writer._file, done)
+        put(writer, unit(5, seed=3), 20, removed=np.array([3, 4], np.int64))
+    assert len(Index.open(path)) == 23
+    # The disk has the record before the mark counts it.
+    kinds = [step[0] if step[:2] != ("write", 0) else "mark" for step in done]
+    assert kinds.index("sync") < kinds.index("mark") < len(kinds) - 1 and kinds[-1] == "sync"
+    seen = set()
+    for count, step in enumerate(done):
+        for part in halves(step):
+            path.write_bytes(replayed(before, done[:count] + part))
+            index = Index.open(path)
+            index.check()
+            seen.add(len(index))
+            assert len(index) == (23 if "mark" in kinds[:count] or (part == [step] and
+                                  kinds[count] == "mark") else 20)  # fmt: skip
+            with journal.writing(path) as writer:
+                put(writer, unit(2, seed=4), 100)
+            assert len(Index.open(path)) == len(index) + 2
+    assert seen == {20, 23}
+
+
+def test_any_damage_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "_PATIENCE", 1)
+    path = filled(tmp_path / "i", unit(6), 2, "int8")
+    removed(path, [2])
+    whole = path.read_bytes()
+
+    def used() -> list[float]:
+        index = Index.open(path)
+        index.check()
+        return index.search(unit(3, seed=1), 3).scores.tolist()
+
+    expected, found = used(), 0
+    for place in range(0, len(whole), 7):
+        content = bytearray(whole)
+        content[place] ^= 16
+        path.write_bytes(content)
+        try:
+            assert used() == expected, place  # between records, where nothing is read
+        except InputError as error:
+            found += 1
+            assert str(path) in str(error) and str(error).count("\n") == 0
+    assert found > 0.6 * len(whole) / 7
+    for size in (*range(0, len(whole), 97), len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError):
+            used()
+
+
+def test_damaged_vectors_are_found_by_the_search_that_reads_them(tmp_path: Path) -> None:
+    vectors = unit(40)
+    path = filled(tmp_path / "i", vectors)
+    content = path.read_bytes()
+    place = content.index(vectors[17].tobytes())
+    path.write_bytes(content[: place + 1] + bytes([content[place + 1] ^ 1]) + content[place + 2 :])
+    with pytest.raises(DamagedError, match="checksum of some of its vectors differs"):
+        Index.open(path).search(unit(1), 1)
+
+
+def test_files_that_are_no_index_are_named_in_a_sentence(tmp_path: Path) -> None:
+    path = filled(tmp_path / "i", unit(4))
+    content = path.read_bytes()
+    with pytest.raises(InputError, match="does not exist"):
+        Index.open(tmp_path / "none")
+    with pytest.raises(InputError, match="is a folder"):
+        Index.open(tmp_path)
+    (tmp_path / "photo").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(InputError, match="is no index of ours"):
+        Index.open(tmp_path / "photo")
+    path.write_bytes(
+        journal.packed(journal.Mark(len(content), 2), 2).ljust(64, b"\0") + content[64:]
+    )
+    with pytest.raises(InputError, match="a newer version of this program"):
+        Index.open(path)
+
+
+def child(work: Callable[[], None]) -> int:
+    """A process that does the work; returns its id."""
+    process = os.fork()
+    if process == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return process
+
+
+def forever(path: Path) -> None:
+    """Adds and removes images, in records of very different sizes."""
+    with journal.writing(path) as writer:
+        while True:
+            first = Index.open(path).added
+            count = 1 + 61 * first % 700
+            put(writer, unit(count, seed=first), first)
+            if first % 3 == 0:
+                writer.add({}, {"removed": np.array([first], np.int64)})
+
+
+def killed_again_and_again(path: Path, times: int, seed: int) -> None:
+    """Every time the index must be whole, and hold what was added in order."""
+    rng, seen = random.Random(seed), 0
+    for _ in range(times):
+        process = child(lambda: forever(path))
+        time.sleep(rng.uniform(0.005, 0.06))
+        during = Index.open(path)  # a reader meanwhile
+        during.check()
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        index = Index.open(path)
+        index.check()
+        assert index.added >= during.added >= seen
+        seen = index.added
+        for segment in index.segments:
+            assert (segment.vectors == unit(len(segment), seed=segment.first)).all()
+            assert segment.ids[0] == str(segment.first)
+    assert seen > 0
+
+
+def test_an_index_survives_kill_9(tmp_path: Path) -> None:
+    killed_again_and_again(begin(tmp_path / "i"), 15, seed=1)
+
+
+@pytest.mark.slow
+def test_an_index_survives_kill_9_many_times(tmp_path: Path) -> None:
+    for seed in range(12):
+        killed_again_and_again(begin(tmp_path / str(seed)), 25, seed)
+
+
+def test_two_writers_are_refused_and_readers_are_not(tmp_path: Path) -> None:
+    path = filled(tmp_path / "i", unit(10))
+    ready, go = os.pipe()
+
+    def hold() -> None:
+        with journal.writing(path):
+            os.write(go, b"1")
+            time.sleep(60)
+
+    process = child(hold)
+    os.read(ready, 1)
+    try:
+        with pytest.raises(InputError, match="another process is changing"), journal.writing(path):
+            pass
+        assert len(Index.open(path)) == 10
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    with journal.writing(path) as writer:
+        # Readers come and go in the writer's own process, and it stays the only one.
+        assert len(Index.open(path)) == 10
+        process = child(lambda: os._exit(refused(path)))
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
+        put(writer, unit(1), 10)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["i"]
+
+
+def refused(path: Path) -> int:
+    try:
+        with journal.writing(path):
+            return 0
+    except InputError:
+        return 3
+
+
+def test_a_full_disk_leaves_the_index_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = filled(tmp_path / "i", unit(10))
+    before = path.read_bytes()
+    with journal.writing(path) as writer:
+
+        def full(_: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match="free some space"):
+            put(writer, unit(10), 10)
+        monkeypatch.undo()
+        assert path.read_bytes() == before
+        put(writer, unit(5), 10)
+    assert len(Index.open(path)) == 15
+
+
+# --- which images are meant -----------------------------------------------------------------------
+
+
+def test_folders_tables_and_files_name_images(tmp_path: Path) -> None:
+    for name in ("a.png", "mug/b.png", "kitchen/mug/c.png", "mug/notes.txt", "mug/.d.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(b"")
+    table = tmp_path / "more.csv"
+    table.write_text("label;id;path;price\nRed mug;17;photos/a.png;3\n;;photos/mug/b.png;4\n")
+
+    def found(*given: str) -> list[tuple]:
+        photos = sources.photos_of(str(tmp_path / each) for each in given)
+        return [(os.path.relpath(p.path, tmp_path), p.id, p.label) for p in photos]
+
+    assert found("photos") == [
+        ("photos/a.png", None, None),
+        ("photos/kitchen/mug/c.png", None, "kitchen/mug"),
+        ("photos/mug/b.png", None, "mug"),
+    ]
+    assert found("more.csv", "photos/mug/b.png") == [
+        ("photos/a.png", "17", "Red mug"), ("photos/mug/b.png", None, None),
+    ]  # fmt: skip
+    for content, said in {
+        "image,label\na,b\n": "has no column path; .* it names image and label",
+        "path\n": "has no rows",
+        "path,id\n,3\n": "line 2: the path is empty",
+        "path\nnowhere.png\n": "line 2 names nowhere.png",
+    }.items():
+        table.write_text(content)
+        with pytest.raises(InputError, match=said):
+            found("more.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty holds no picture"):
+        found("empty")
+    with pytest.raises(InputError, match="none does not exist"):
+        found("none")
+
+
+# --- with a network -------------------------------------------------------------------------------
+
+ONE = "--epochs 1 --warm 0 --nb-clusters 2 --IPC 2"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """A run folder, of a network that has hardly learned anything."""
+    return tiny.run(images, tmp_path_factory.mktemp("logs"), "run", ONE)
+
+
+@pytest.fixture
+def shop(tmp_path: Path, run: Path, images: Path) -> Path:
+    """A folder with photos, a run, and an index of the photos."""
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(images / "eval", tmp_path / "photos")
+    command(f"build {tmp_path}/run --images {tmp_path}/photos --index {tmp_path}/shop.index")
+    return tmp_path
+
+
+def command(words: str) -> None:
+    """A command of search.py, in this process."""
+    added = ["--workers", "0"] if words.startswith(("build ", "add ")) else []
+    search.main([*words.split(), *added])
+
+
+def said_by(words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    command(words)
+    return capsys.readouterr().out
+
+
+def refusal_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        command(words)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    return said
+
+
+def test_an_index_holds_what_load_run_says_of_every_photo(shop: Path) -> None:
+    index = Index.open(shop / "shop.index")
+    paths = sorted(map(str, (shop / "photos").rglob("*.png")))
+    assert [entry.path for entry in index.entries()] == paths and len(paths) == 24
+    assert index.entry(0) == ("photos/eval0/0.png", paths[0], "eval0")
+    embed = load_run(shop / "run")
+    assert np.allclose(index.rows(slice(None)), embed(paths), atol=1e-5)
+    assert np.allclose(index.embedder()(paths[:3]), embed(paths[:3]))
+    found = index.search(index.embedder()(paths[5]), 1)
+    assert found.rows[0, 0] == 5 and found.scores[0, 0] > 0.999
+    # Of a run on drawings: pictures are seen whole, on white.
+    embed.model = replace(embed.model, square=48)
+    vectors, readable = adding.embedded(embed, paths, workers=0)
+    assert readable.all() and np.allclose(vectors, embed(paths), atol=1e-5)
+
+
+def test_the_commands_one_after_the_other(workdir: Path, run: Path, images: Path) -> None:
+    """As they are pasted into a shell, the printed ones too."""
+    shutil.copytree(run, workdir / "run")
+    shutil.copytree(images / "eval", workdir / "my photos")
+    built = run_cli(
+        "search.py", "build", "run", "--images", "my photos", "--index", "shop.index", cwd=workdir
+    )
+    assert (built.returncode, built.stderr) == (0, "")
+    assert "24 images added in" in built.stdout and "images/s)" in built.stdout
+    printed = built.stdout.splitlines()[-1]
+    assert printed == "  python search.py query shop.index 'my photos/eval0/0.png'"
+    asked = run_cli(
+        "search.py", "query", "shop.index", "my photos/eval0/0.png", "--top", 3, "--json",
+        "answers.json", "--picture", "answers.png", cwd=workdir,
+    )  # fmt: skip
+    assert (asked.returncode, asked.stderr) == (0, "")
+    first = asked.stdout.splitlines()[1]
+    assert first == "   1  1.0000  eval0  my photos/eval0/0.png  the same file"
+    assert max(map(len, asked.stdout.splitlines())) <= 80
+    (answer,) = json.loads((workdir / "answers.json").read_text())["answers"]
+    assert [hit["same_file"] for hit in answer["hits"]] == [True, False, False]
+    assert answer["hits"][0]["path"] == str(workdir / "my photos/eval0/0.png")
+    assert Image.open(workdir / "answers.png").width > 4 * 140
+
+
+def test_adding_what_is_there_says_so(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, photos = shop / "shop.index", shop / "photos"
+    size = index.stat().st_size
+    assert "24 images there already, unchanged" in said_by(f"add {index} {photos}", capsys)
+    os.utime(photos / "eval0/0.png")  # touched, and the same
+    assert "24 images there already" in said_by(f"add {index} {photos}", capsys)
+    assert index.stat().st_size == size
+    # The same file under another name is left out, and named; unless it is wanted.
+    shutil.copy(photos / "eval0/0.png", shop / "copy.png")
+    said = said_by(f"add {index} {shop}/copy.png", capsys)
+    assert "0 images added" in said and "copy.png is photos/eval0/0.png" in said
+    assert "1 image added" in said_by(f"add {index} {shop}/copy.png --keep-copies", capsys)
+    # A file that has changed is looked at again.
+    shutil.copy(photos / "eval7/2.png", photos / "eval0/1.png")
+    assert "1 image whose files have changed" in said_by(f"add {index} {photos}", capsys)
+    now = Index.open(index)
+    assert len(now) == 25
+    assert (now.embedding(now.row("photos/eval0/1.png")) @ now.embedding(
+        now.row("photos/eval7/2.png")) > 0.999)  # fmt: skip
+    # One that was moved keeps its embedding, and one that has another label now gets it.
+    (photos / "eval3").rename(photos / "red mug")
+    assert "3 images there under another path" in said_by(f"add {index} {photos}", capsys)
+    now = Index.open(index)
+    moved = now.entry(now.row("photos/red mug/1.png"))
+    assert (len(now), moved.label) == (25, "red mug") and Path(moved.path).is_file()
+
+
+def test_images_are_removed_by_id_file_and_folder(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index, photos = shop / "shop.index", shop / "photos"
+    said = said_by(f"remove {index} photos/eval0/0.png {photos}/eval0/1.png {photos}/eval5", capsys)
+    assert "5 images removed" in said and "holds 19 images" in said
+    said = refusal_of(f"remove {index} photos/eval1/0.png photos/eval1/9.png", capsys)
+    assert "no image photos/eval1/9.png; did you mean photos/eval1/" in said
+    assert len(Index.open(index)) == 19
+    assert "nothing to remove" in refusal_of(f"remove {index}", capsys)
+    (photos / "eval7/1.png").unlink()
+    assert "1 image removed" in said_by(f"remove {index} --missing", capsys)
+    before, size = Index.open(index), index.stat().st_size
+    command(f"compact {index}")
+    after = Index.open(index)
+    assert list(before.entries()) == list(after.entries()) and len(after) == 18
+    assert (before.rows(slice(None)) == after.rows(slice(None))).all()
+    assert index.stat().st_size < size and after.added == 18
+    before.refresh()  # another file stands there now
+    assert before.added == 18 and "18 images" in repr(before)
+
+
+def test_ids_and_labels_of_a_table(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = shop / "more.csv"
+    table.write_text("path,id,label\nphotos/eval0/0.png,17,Red mug\nphotos/eval0/1.png,18,\n")
+    command(f"add {shop}/shop.index {table}")
+    index = Index.open(shop / "shop.index")
+    path = str(shop / "photos/eval0/0.png")
+    assert len(index) == 24 and index.entry(index.row("17")) == ("17", path, "Red mug")
+    assert index.entry(index.row("18")).label == "eval0"  # it stays where none is given
+    table.write_text("path,id\nphotos/eval0/2.png,17\n")
+    said = refusal_of(f"add {shop}/shop.index {table}", capsys)
+    assert "the id 17 is given to" in said and "eval0/0.png has it" in said
+
+
+def test_unreadable_images_are_named_and_left_out(
+    shop: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("bad0.png", "bad1.png"):
+        (shop / "photos" / name).write_bytes(b"no picture " + name.encode())
+    index = shop / "shop.index"
+    said = refusal_of(f"add {index} {shop}/photos --max-bad-images 0.04", capsys)
+    assert "2 of 26 images cannot be read" in said and "bad1.png" in said
+    said = said_by(f"add {index} {shop}/photos", capsys)
+    assert "2 images left out, because they cannot be read" in said
+    assert "bad0.png cannot be read" in caplog.text and len(Index.open(index)) == 24
+
+
+def test_photos_and_index_move_together_and_apart(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = shop.parent / f"{shop.name} moved"
+    shop.rename(moved)
+    index = Index.open(moved / "shop.index")
+    assert index.entry(0).path == str(moved / "photos/eval0/0.png")
+    assert index.embedder().model.network.test_size == index.size  # the run came along
+    # The index alone elsewhere: what lay absolutely is still found.
+    moved.rename(shop)
+    (shop.parent / "elsewhere").mkdir(exist_ok=True)
+    alone = shop.parent / "elsewhere" / f"{shop.name}.index"
+    shutil.copy(shop / "shop.index", alone)
+    assert Index.open(alone).entry(0).path == str(shop / "photos/eval0/0.png")
+    # Photos that are gone are counted and named, and an image can still be asked about.
+    shutil.rmtree(shop / "photos/eval0")
+    assert "files gone  3:" in said_by(f"info {alone}", capsys)
+    said = said_by(f"query {alone} {shop}/photos/eval1/0.png --top 24", capsys)
+    assert said.count("(file gone)") == 3
+    (shop / "run").rename(shop / "other")
+    assert "say where it is now with --run" in refusal_of(f"query {alone} x.png", capsys)
+    command(f"query {alone} {shop}/photos/eval1/0.png --run {shop}/other")
+
+
+def test_another_networks_embeddings_are_refused(
+    shop: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny.run(images, shop, "other", f"{ONE} --seed 2")
+    index = shop / "shop.index"
+    said = refusal_of(f"add {index} {shop}/photos --run {other}", capsys)
+    assert "holds another network than the one that made" in said
+    shutil.rmtree(shop / "run")
+    other.rename(shop / "run")  # as if it had been trained again in the same place
+    photo = shop / "photos/eval0/0.png"
+    assert "holds another network" in refusal_of(f"query {index} {photo}", capsys)
+
+
+def test_a_build_goes_on_where_it_was_interrupted(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Index.open(shop / "shop.index")
+    monkeypatch.setattr(adding, "CHUNKS", (10, 10))
+    (shop / "extra.png").write_bytes((shop / "photos/eval0/0.png").read_bytes() + b" ")
+    again = f"build {shop}/run --images {shop}/photos --index {shop}/again.index"
+    looked = adding.embedded
+
+    def stops(embedder: object, paths: list[str], *more: object) -> tuple:
+        if any("eval4" in path for path in paths):
+            raise KeyboardInterrupt
+        return looked(embedder, paths, *more)
+
+    monkeypatch.setattr(adding, "embedded", stops)
+    with pytest.raises(SystemExit, match="130"):
+        command(again.replace("--images", f"--images {shop}/extra.png"))
+    assert not (shop / "again.index").exists() and (shop / "again.index.part").exists()
+    monkeypatch.setattr(adding, "embedded", looked)
+    said = said_by(again, capsys)
+    assert "going on with the 10 images of an interrupted build" in said
+    index = Index.open(shop / "again.index")  # without the image that is no longer asked for
+    assert list(index.entries()) == sorted(whole.entries(), key=lambda entry: index.row(entry.id))
+    assert not (shop / "again.index.part").exists()
+    assert "is there already" in refusal_of(again, capsys)
+    command(f"{again} --overwrite")
+    (shop / "photo").write_bytes(b"\xff\xd8\xff")
+    said = refusal_of(again.replace("again.index", "photo") + " --overwrite", capsys)
+    assert "is no index of ours" in said  # what is no index is not written over
+
+
+def test_queries_find_themselves_unless_told_otherwise(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = f"query {shop}/shop.index {shop}/photos/eval2/1.png --top 4"
+    lines = said_by(asked, capsys).splitlines()
+    assert len(lines) == 5 and lines[1].endswith("the same file")
+    assert (
+        said_by(f"{asked} --without-self", capsys).splitlines()[1].split()[1]
+        == (lines[2].split()[1])
+    )
+    assert "cannot be read" in refusal_of(f"query {shop}/shop.index {shop}/nothing.png", capsys)
+
+
+def test_duplicates_and_info(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(shop / "photos/eval6/0.png", shop / "twin.png")
+    index = shop / "shop.index"
+    command(f"add {index} {shop}/twin.png --keep-copies")
+    said = said_by(f"duplicates {index} --above 0.9999 --json {shop}/pairs.json", capsys)
+    assert "1 pair among 25 images has a cosine of 0.9999 or more, in 1 group" in said
+    pairs = json.loads((shop / "pairs.json").read_text())
+    assert pairs["groups"] == [["photos/eval6/0.png", "twin.png"]]
+    said = said_by(f"info {index} --json {shop}/info.json", capsys)
+    assert "25; 8 labels" in said and "all checksums agree" in said
+    facts = json.loads((shop / "info.json").read_text())
+    assert facts["images"] == 25 and facts["run_is_there"] and facts["missing"] == []
+    assert facts["approximate_from"] > 1000
+    vector = Index.open(index).embedding(24).tobytes()
+    content = index.read_bytes()
+    index.write_bytes(content.replace(vector, bytes(len(vector))))
+    assert "damaged" in refusal_of(f"info {index}", capsys)
+
+
+def test_thresholds_of_the_run_come_with_the_index(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from evaluation.networks import fingerprint_of
+    from evaluation.thresholds import Rate, Thresholds
+
+    index = shop / "shop.index"
+    photo = shop / "photos/eval0/0.png"
+    assert Index.open(index).thresholds is None
+    network = load_run(shop / "run").model.network
+    known = Thresholds(0.999, 0.95, *[Rate(0.1)] * 4, network=fingerprint_of(network))
+    tiny.edit(shop / "run/results.json", thresholds={"eval": known.as_dict()})
+    command(f"add {index} {shop}/photos")  # nothing new but these
+    assert (Index.open(index).thresholds.same, len(Index.open(index))) == (0.999, 24)
+    lines = said_by(f"query {index} {photo} --top 24", capsys).splitlines()
+    assert lines[1].split()[2] == "same" and lines[-1].split()[2] == "different"
+    assert "same from 0.999, different below 0.950" in said_by(f"info {index}", capsys)
+
+
+def test_a_graph_is_made_where_it_is_worth_it(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("usearch")
+    index = shop / "shop.index"
+    monkeypatch.setattr(graph, "worth_from", lambda _: 10)
+    (shop / "photos/eval0/0.png").rename(shop / "photos/eval0/9.png")
+    assert "making a graph" in said_by(f"add {index} {shop}/photos", capsys)
+    assert Index.open(index).graph.covers == 25
+    assert "by a graph of 25 images" in said_by(f"info {index}", capsys)
+    plain = said_by(f"query {index} {shop}/photos/eval1/0.png --exact", capsys)
+    assert said_by(f"query {index} {shop}/photos/eval1/0.png", capsys) == plain
+    graph.file_of(index).unlink()
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    said = said_by(f"add {index} {shop}/photos", capsys)
+    assert "pip install usearch" in said and "python search.py approximate" in said
+    assert "needs the package usearch" in refusal_of(f"approximate {index}", capsys)
+
+
+SMALL_CHUNKS = (
+    "import sys, search; from index import making; making.CHUNKS = (16, 16); search.main()"
+)
+
+
+def until_done(folder: Path, rng: random.Random, *words: str) -> int:
+    """Runs a command again and again, and kills it ever later, until it ends; how often it did."""
+    kills = 0
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SMALL_CHUNKS, *words],
+            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        try:
+            said, _ = process.communicate(timeout=rng.uniform(2.5, 5.0) + kills / 3)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            for file in (folder / "shop.index", folder / "shop.index.part"):
+                if file.exists() and file.stat().st_size > 64:
+                    Index.open(file).check()
+            continue
+        assert process.returncode == 0, said
+        return kills
+
+
+@pytest.mark.slow
+def test_the_commands_survive_kill_9(workdir: Path, run: Path) -> None:
+    """build, add and remove, each killed again and again, end as if nothing had happened."""
+    shutil.copytree(run, workdir / "run")
+    photos = tiny.write_images(workdir / "photos", images=60, eval_images=60)
+    rng, how = random.Random(0), ("--workers", "1")
+    kills = [
+        until_done(workdir, rng, "build", "run", "--images", "photos/train", "--index",
+                   "shop.index", *how),
+        until_done(workdir, rng, "add", "shop.index", "photos/eval", *how),
+        until_done(workdir, rng, "remove", "shop.index", "photos/eval/eval1"),
+    ]  # fmt: skip
+    assert sum(kills) > 2
+    whole = workdir / "whole.index"
+    command(f"build {workdir}/run --images {photos}/train {photos}/eval --index {whole}")
+    command(f"remove {whole} {photos}/eval/eval1")
+    one, other = Index.open(workdir / "shop.index"), Index.open(whole)
+    ids = sorted(one.id(row) for row in range(len(one)))
+    assert len(ids) == 900 == len(other)
+    for id in ids:
+        entry, same = one.entry(one.row(id)), other.entry(other.row(id))
+        assert (entry.id, entry.path) == (same.id, same.path)
+        assert np.allclose(one.embedding(one.row(id)), other.embedding(other.row(id)), atol=1e-4)
+
+
+def test_typing_errors_are_sentences(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "unrecognized arguments: --tpo" in refusal_of("query x.index a.png --tpo 3", capsys)
+    assert "required: --images" in refusal_of(f"build run --index {tmp_path}/x", capsys)
+    said = refusal_of(f"build run --images {tmp_path} --index {tmp_path}", capsys)
+    assert "is a folder; name a file" in said
+    said = refusal_of(f"build run --images {tmp_path} --index {tmp_path}/x", capsys)
+    assert "holds no picture" in said
+    assert "does not exist" in refusal_of(f"info {tmp_path}/none.index", capsys)
