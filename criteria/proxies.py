@@ -48,8 +48,9 @@ def pull(own: Tensor, labels: Tensor, margin: float | Tensor, alpha: float) -> T
     margin = margin[labels] if isinstance(margin, Tensor) else margin
     same = labels[:, None] == labels
     # Every image carries its class's logarithm; its share makes a class count once.
-    share = same.sum(dim=1, dtype=own.dtype).reciprocal()
-    return (share * _LogOfOwn.apply(-alpha * (own - margin), same)).sum() / share.sum()
+    counted = same.to(own.dtype)
+    share = counted.sum(dim=1).reciprocal()
+    return (share * _LogOfOwn.apply(-alpha * (own - margin), same, counted)).sum() / share.sum()
 
 
 class _LogOfOwn(torch.autograd.Function):
@@ -57,13 +58,13 @@ class _LogOfOwn(torch.autograd.Function):
 
     The rows of one class are alike, so that an exponential of every image is enough. The gradient
     is written out, for the same bits as autograd's with half the operators. ``same`` is symmetric
-    and transitive, as the images of one class are.
+    and transitive, as the images of one class are; ``counted`` is it in numbers.
     """
 
     @staticmethod
-    def forward(ctx: Any, exponents: Tensor, same: Tensor) -> Tensor:
+    def forward(ctx: Any, exponents: Tensor, same: Tensor, counted: Tensor) -> Tensor:
         top = torch.where(same, exponents, -torch.inf).amax(dim=1).clamp_min(0)
-        weights = torch.where(same, torch.exp(exponents - top), 0.0)
+        weights = counted * torch.exp(exponents - top)
         sums = weights.sum(dim=1) + torch.exp(-top)
         ctx.save_for_backward(weights, sums)
         return top + sums.log()
@@ -71,9 +72,9 @@ class _LogOfOwn(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     @in_float32
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         weights, sums = ctx.saved_tensors
-        return ((grad / sums)[:, None] * weights).sum(dim=0), None
+        return ((grad / sums)[:, None] * weights).sum(dim=0), None, None
 
 
 def own_and_push(strip: Strip, margin: float, alpha: float) -> tuple[Tensor, Tensor]:

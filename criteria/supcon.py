@@ -50,7 +50,7 @@ class SupConLoss(Criterion):
         logits = cosines / self.temperature
         # Not -∞, which would leave an image that is alone without a finite gradient.
         logits = without_self(logits, references, -1e9)
-        own = F.log_softmax(logits, dim=1).masked_fill(~positive, 0.0).sum(dim=1)
+        own = (F.log_softmax(logits, dim=1) * positive).sum(dim=1)
         counts = positive.sum(dim=1)
         losses = -own / counts.clamp_min(1)
         seen, pairs = cosines.detach(), counts.sum()
