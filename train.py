@@ -36,7 +36,7 @@ from evaluation.embedding import Viewing
 from methods.base import Forward
 from terminal import as_shell, fitted, hear, say, told
 from training import data as run_data
-from training import folds, start
+from training import start
 from training.average import Average
 from training.clock import Length
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
@@ -288,6 +288,8 @@ if __name__ == "__main__":
     door.loaded()
     with sentence_errors():
         if ARGS.folds:
+            from training import folds  # only here: it reads runs back, as pages do
+
             folds.start(ARGS)
         if (count := processes.wanted(ARGS.gpu_id)) > 1:
             sys.exit(processes.launch([sys.executable, *sys.orig_argv[1:]], count))

@@ -55,21 +55,25 @@ def pull(own: Tensor, labels: Tensor, margin: float | Tensor, alpha: float) -> T
 class _LogOfOwn(torch.autograd.Function):
     """log(1 + Σ_{j: same_ij} e^{x_j}) of every row i of ``same`` (B, B): x (B,) → (B,).
 
-    The gradient is written out, for the same bits as autograd's with half the operators.
+    The rows of one class are alike, so that an exponential of every image is enough. The gradient
+    is written out, for the same bits as autograd's with half the operators. ``same`` is symmetric
+    and transitive, as the images of one class are.
     """
 
     @staticmethod
     def forward(ctx: Any, exponents: Tensor, same: Tensor) -> Tensor:
-        logs, *kept = _log_one_plus_sum_exp(torch.where(same, exponents, -torch.inf), dim=1)
-        ctx.save_for_backward(*kept)
-        return logs
+        top = torch.where(same, exponents, -torch.inf).amax(dim=1).clamp_min(0)
+        weights = torch.where(same, torch.exp(exponents - top), 0.0)
+        sums = weights.sum(dim=1) + torch.exp(-top)
+        ctx.save_for_backward(weights, sums)
+        return top + sums.log()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     @in_float32
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         weights, sums = ctx.saved_tensors
-        return (grad[:, None] / sums * weights).sum(dim=0), None
+        return ((grad / sums)[:, None] * weights).sum(dim=0), None
 
 
 def own_and_push(strip: Strip, margin: float, alpha: float) -> tuple[Tensor, Tensor]:
@@ -91,10 +95,12 @@ class _OwnAndPush(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         strip = Strip(similarity, target, inside)
         exponents = strip.put((similarity + margin).mul_(alpha), -torch.inf)
-        logs, *kept = _log_one_plus_sum_exp(exponents, dim=0)
-        ctx.save_for_backward(*kept, target, inside)
+        top = exponents.amax(dim=0).clamp_min(0)
+        weights = exponents.sub_(top).exp_()
+        sums = weights.sum(dim=0) + torch.exp(-top)
+        ctx.save_for_backward(weights, sums, target, inside)
         ctx.alpha = alpha
-        return strip.own(), logs.sum()
+        return strip.own(), (top + sums.log()).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -105,17 +111,6 @@ class _OwnAndPush(torch.autograd.Function):
         # The weight of the own class is 0.
         gradient = Strip(gradient, target, inside).put(gradient, of_own[:, None])
         return gradient, None, None, None, None
-
-
-def _log_one_plus_sum_exp(exponents: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """log(1 + Σ e^x) along ``dim``, and the two that give its gradient as weights / sums.
-
-    ``exponents`` are overwritten.
-    """
-    top = exponents.amax(dim, keepdim=True).clamp_min(0)
-    weights = exponents.sub_(top).exp_()
-    sums = weights.sum(dim, keepdim=True) + torch.exp(-top)
-    return (top + sums.log()).squeeze(dim), weights, sums
 
 
 class ProxyLoss(Criterion):

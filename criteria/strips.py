@@ -47,10 +47,15 @@ class Strip(NamedTuple):
         return (own if self.inside is None else own.masked_fill(~self.inside, 0)).squeeze(1)
 
     def put(self, table: Tensor, own: Tensor | float) -> Tensor:
-        """``table`` (B, S), changed in place: ``own`` (B, 1), or a number, at the own class."""
-        if self.inside is not None:
-            own = torch.where(self.inside, own, table.gather(1, self.target))
-        return table.scatter_(1, self.target, own)
+        """``table`` (B, S) with ``own`` (B, 1), or a number, at the own class.
+
+        The table is changed in place, unless its gradient has to know what it was.
+        """
+        if self.inside is None:
+            return table.scatter_(1, self.target, own)
+        own = torch.where(self.inside, own, table.gather(1, self.target))
+        scatter = table.scatter if table.requires_grad else table.scatter_
+        return scatter(1, self.target, own)
 
 
 Terms = Callable[[Strip], tuple[Tensor, ...]]

@@ -51,10 +51,12 @@ class SupConLoss(Criterion):
         # Not -∞, which would leave an image that is alone without a finite gradient.
         logits = without_self(logits, references, -1e9)
         own = F.log_softmax(logits, dim=1).masked_fill(~positive, 0.0).sum(dim=1)
-        losses = -own / positive.sum(dim=1).clamp_min(1)
-        seen = cosines.detach()
+        counts = positive.sum(dim=1)
+        losses = -own / counts.clamp_min(1)
+        seen, pairs = cosines.detach(), counts.sum()
+        others = seen.numel() - len(labels) - pairs
         self._report(
-            positive=(seen * positive).sum() / positive.sum().clamp_min(1),
-            negative=(seen * negative).sum() / negative.sum().clamp_min(1),
+            positive=(seen * positive).sum() / pairs.clamp_min(1),
+            negative=(seen * negative).sum() / others.clamp_min(1),
         )
         return self.temperature / self.base_temperature * losses.mean()

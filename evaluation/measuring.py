@@ -275,7 +275,8 @@ def print_thresholds(results: Sequence[Result]) -> None:
     """Prints the thresholds that verification recommends, and what they are worth."""
     for result in results:
         if "EER" in result.numbers:
-            say(f"\n{in_words(result.title, result.numbers, result.thresholds)}")
+            words = in_words(result.title, result.numbers, result.thresholds)
+            say(fitted(f"\n{words}", " " * 4))
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:

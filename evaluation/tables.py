@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,14 @@ def without_verification(rows: Iterable[Row]) -> list[Row]:
         replace(row, numbers={k: v for k, v in row.numbers.items() if k not in VERIFICATION})
         for row in rows
     ]
+
+
+METRIC = re.compile(r"R@\d+|RP|MAP@R|mARP|MRR|NMI|F1|AMI")
+
+
+def is_metric(column: str) -> bool:
+    """Whether a column of metrics.csv is what an evaluation measured, not its loss or speed."""
+    return any(METRIC.fullmatch(word) for word in column.split(" "))
 
 
 def columns(rows: Iterable[Row]) -> list[str]:

@@ -113,8 +113,7 @@ def read(path: Path, since: Reading | None = None) -> Reading:
                 f"index {path} has {size:,} of its {mark.end:,} bytes: its end is missing; copy it "
                 "again"
             )
-        # Not mode "r": torch warns of arrays that cannot be written; "c" keeps all from the file.
-        content = np.memmap(file, mode="c", shape=(mark.end,))
+        content = np.memmap(file, mode="r", shape=(mark.end,))
     anew = since is None or since.identity != identity
     start = Mark(ALIGNMENT, 0) if anew else since.mark
     records = list(_records(content, start.end, path))

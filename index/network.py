@@ -42,7 +42,7 @@ def description(
         "run": os.path.relpath(Path(expanded(str(run))).absolute(), index.absolute().parent),
         "folder": str(index.absolute().parent),
         "weights": weights,
-        "whiten": whiten,
+        **({} if whiten is None else {"whiten": whiten}),
         "model": model.network.architecture.model,
         "codes": codes,
         "thresholds": measured(run, embedder),

@@ -8,6 +8,7 @@ first.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ import numpy as np
 import torch
 
 from index.codes import CODINGS, Coded
+
+# Vectors in a file cannot be written, and nobody here writes to them.
+warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
 
 QUERIES = 64  # at once
 WIDTH = 1 << 18  # rows whose scores are in memory at once: 64 MB for so many queries

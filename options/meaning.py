@@ -33,10 +33,12 @@ def changed(args: argparse.Namespace, values: Mapping[str, Any]) -> argparse.Nam
 def as_suited(args: argparse.Namespace) -> argparse.Namespace:
     """With settings that suit the user's own images, where they are wanted; `chosen` tells of them.
 
+    Images that are not there are missed where they are read.
+
     Raises:
         InputError: the images cannot be used.
     """
-    if not suited.wanted(args):
+    if not suited.wanted(args) or dataset.Choice(args.dataset).is_gone:
         return changed(args, {"defaults": "published", "chosen": []})
     from options import looking  # with torch, which training loads anyway
 

@@ -3,8 +3,9 @@
 In the order of the work:
 
 records     a run folder, read back         source      its best checkpoint and data, opened
-findings    what an evaluation shows        methods     what each method learned, made visible
-map         the embedding in the plane      tsne        how, in a process of its own
+findings    what an evaluation shows        pairs       two images: one class or two
+learned     a run's checkpoint and images   methods     what each method learned, made visible
+values      what was learned for a class    map, tsne   the embedding in the plane
 explained   a run with all of that          summary     what is said of it in a few sentences
 results     the table of its metrics        curves      metrics.csv as charts
 counterpart the same training without it    overview    many runs in a table

@@ -46,6 +46,9 @@ def build(runs: Sequence[Explained], thumbs: Thumbnails) -> str:
         section(
             "confusions", "Which classes it confuses", _drawn("confusions"), _about_confusions(runs)
         ),
+        section("pairs", "Two images: one class or two", _drawn("pairs"), _about_pairs())
+        if any(run.pairs for run in runs)
+        else "",
         _drawn("methods") if methods else "",
         section(
             "map",
@@ -228,6 +231,13 @@ def _about_galleries(runs: Sequence[Explained]) -> str:
     return f"Each row: {query}, and the ten images it finds most similar, nearest first."
 
 
+def _about_pairs() -> str:
+    return (
+        "Every two images of the evaluation are compared by their cosine: how far that tells pairs "
+        "of one class from pairs of two."
+    )
+
+
 def _about_map(runs: Sequence[Explained]) -> str:
     by = "t-SNE (scikit-learn)"
     if any(run.map is not None and run.map.get("principal") for run in runs):
@@ -255,4 +265,5 @@ def _run_data(run: Explained) -> dict[str, Any]:
         "classes": run.classes,
         "map": run.map,
         "sections": run.sections,
+        "pairs": run.pairs,
     }

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluation import tables
-from page import records
 from page.records import Numbers, Record
 
 NOT_DRAWN = ("epoch", "step", "seconds", tables.HIDDEN)
@@ -20,7 +19,7 @@ def groups(runs: Sequence[Record]) -> list[dict[str, Any]]:
     """The columns of metrics.csv, sorted into groups of charts."""
     columns = dict.fromkeys(name for run in runs for row in run.rows for name in row)
     shown = [name for name in columns if not name.startswith(NOT_DRAWN)]
-    measured = [name for name in shown if records.is_metric(name)]
+    measured = [name for name in shown if tables.is_metric(name)]
     rates = [name for name in shown if name.startswith("lr ")]
     speed = [name for name in shown if name in SPEED]
     loss = [name for name in shown if name not in {*measured, *rates, *speed}]
@@ -54,7 +53,7 @@ def _drawn(row: Numbers) -> Numbers:
     """Without the metrics where no query had anything to find."""
     if not tables.nothing_to_find(row):
         return row
-    return {name: value for name, value in row.items() if not records.is_metric(name)}
+    return {name: value for name, value in row.items() if not tables.is_metric(name)}
 
 
 def _epochs(rows: Sequence[Numbers]) -> list[float]:

@@ -83,8 +83,18 @@ def _plain(value: object) -> object:
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:
     """Names and values side by side."""
-    found = [f"<div><dt>{as_text(k)}</dt><dd>{as_text(v)}</dd></div>" for k, v in pairs if v]
+    found = [f"<div><dt>{as_text(k)}</dt><dd>{breakable(v)}</dd></div>" for k, v in pairs if v]
     return f'<dl class="facts">{"".join(found)}</dl>'
+
+
+def named(name: str) -> str:
+    """The name of something in a table's cell."""
+    return f'<div class="named">{breakable(name)}</div>'
+
+
+def breakable(value: object) -> str:
+    """Text that may go on in another line after a `/` or a `_`."""
+    return re.sub(r"([/_])(?=\w)", r"\1<wbr>", as_text(value))
 
 
 def bullets(sentences: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from evaluation.tasks import images_of
 from page import findings, methods, records, source
 from page.findings import Search
 from page.map import embedding_map
+from page.pairs import pairs
 from page.records import Numbers, Published, Record
 from runs import load_checkpoint
 from utils import DamagedError, InputError
@@ -37,6 +38,7 @@ class Explained:
     classes: dict | None = None
     map: dict | None = None
     sections: Sequence[dict] = ()
+    pairs: dict | None = None
     counts: str = ""
     shared: Shared | None = None
 
@@ -142,6 +144,7 @@ def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explai
         confusions=findings.confusions(search, thumbs) if matched else (),
         classes=findings.class_scores(search, thumbs) if matched else None,
         sections=methods.sections(learned),
+        pairs=pairs(learned.record, search) if matched else None,
         map=embedding_map(learned.judged, thumbs, seed),
         counts=counts,
         shared=_shared(learned),

@@ -19,7 +19,7 @@ from typing import Any
 from evaluation import tables
 from metrics import comparison
 from page import plots, records
-from page.document import as_text, document, section, warnings
+from page.document import as_text, document, named, section, warnings
 from page.plots import Bar, Point
 from page.records import Numbers, Record
 from storage import write_atomically, write_table
@@ -358,7 +358,7 @@ def _table(lines: Sequence[Line]) -> str:
 
 
 def _html_row(line: Line, names: Sequence[str]) -> str:
-    cells = [f"<td>{as_text(line.name)}{_members(line)}</td>"]
+    cells = [f"<td>{named(line.name)}{_members(line)}</td>"]
     for name in ABOUT:
         key = line.sort.get(name)
         value = f' data-value="{key:.6g}"' if key is not None else ""

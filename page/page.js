@@ -237,7 +237,7 @@ function axes(root, width, height, x, y, {log, whole, xName, noX} = {}) {
 // --- charts --------------------------------------------------------------------------------------
 
 // series: {name, colour, points: [[x, y]], run, dash}; those of runs that are off are left out.
-function lineChart(host, {title, note, series, xName, log, band, height = 178}) {
+function lineChart(host, {title, note, series, xName, log, band, marks = [], height = 178}) {
   const start = frame(host, title, note, height);
   return start((root, width) => {
     const visible = series.filter((s) => s.run === undefined || shown.has(s.run));
@@ -269,6 +269,10 @@ function lineChart(host, {title, note, series, xName, log, band, height = 178}) 
         if (!beneath) root.append(svg("circle", {...place, r: 2.4, style: {fill: s.colour}}));
         else root.append(svg("circle", {...place, r: 3, class: "beneath", style: {stroke: s.colour}}, svg("title", {}, "below the axis")));
       }
+    }
+    for (const [value, words] of marks) {
+      if (value < x[0] || value > x[1]) continue;
+      root.append(svg("line", {class: "cursor", x1: box.x(value), x2: box.x(value), y1: box.top, y2: box.bottom}, svg("title", {}, `${words}: ${value}`)));
     }
     const cursor = svg("g", {});
     const pad = svg("rect", {class: "pad", x: 0, y: 0, width, height, fill: "transparent"});
@@ -472,7 +476,7 @@ function drawConfusions(host, run) {
   grid.append(el("div", {class: "card scroll"}, el("table", {class: "ranked"},
     el("thead", {}, el("tr", {}, el("th", {}, "images"), el("th", {}, "class"), el("th", {}, "R@1, %"), el("th", {}, "queries"))),
     el("tbody", {}, run.classes.lowest.map((c) => el("tr", {},
-      el("td", {}, c.images.map((i) => picture(i, c.name))), el("td", {}, c.name),
+      el("td", {}, c.images.map((i) => picture(i, c.name))), el("td", {}, el("div", {class: "named"}, c.name)),
       el("td", {}, (100 * c.score).toFixed(0)), el("td", {}, c.size)))))));
   const side = el("div", {});
   grid.append(side);
@@ -480,6 +484,20 @@ function drawConfusions(host, run) {
     bars(side, {title: "R@1 over the classes", note: "number of classes", counts: run.classes.histogram,
       edges: run.classes.histogram.map((_, i) => i * 10).concat(100), xName: "R@1 of a class, %", value: (v) => `${v} classes`, height: 240});
   }
+}
+
+function drawPairs(host, run) {
+  const found = run.pairs;
+  if (!found) { host.append(el("p", {class: "note"}, "This run has not compared all pairs.")); return; }
+  host.append(el("ul", {class: "said"}, found.said.map((words) => el("li", {}, words))));
+  const points = (values) => values.map((v, i) => [found.cosines[i], 100 * v]);
+  const grid = el("div", {class: "charts wide"});
+  host.append(grid);
+  lineChart(grid, {title: "cosines of pairs, % of their kind", note: `${found.queries} queries with all images`, xName: "cosine", height: 240,
+    marks: found.marks, series: [{name: "one class", colour: "var(--right)", points: points(found.same)},
+      {name: "two classes", colour: "var(--wrong)", points: points(found.different)}]});
+  host.append(el("p", {class: "legend space"}, el("span", {}, el("i", {}), "pairs of one class"),
+    el("span", {}, el("i", {class: "wrong"}), "pairs of two classes"), found.marks.length ? el("span", {}, "dashed: the recommended thresholds") : null));
 }
 
 const CLOSEST = 40; // times that a map is magnified at most
@@ -690,7 +708,7 @@ const kinds = {
     const table = (title, rows) => el("div", {class: "card scroll"}, el("b", {}, title), el("table", {class: "ranked"},
       el("thead", {}, el("tr", {}, el("th", {}, "images"), el("th", {}, "class"), el("th", {}, part.value),
         rows[0].spread === null ? null : el("th", {}, "spread"), rows[0].nearest === null ? null : el("th", {}, "nearest proxy"))),
-      el("tbody", {}, rows.map((r) => el("tr", {}, el("td", {}, r.images.map((i) => picture(i, r.name))), el("td", {}, r.name),
+      el("tbody", {}, rows.map((r) => el("tr", {}, el("td", {}, r.images.map((i) => picture(i, r.name))), el("td", {}, el("div", {class: "named"}, r.name)),
         el("td", {}, show(r.value)), rows[0].spread === null ? null : el("td", {}, show(r.spread)),
         rows[0].nearest === null ? null : el("td", {}, show(r.nearest)))))));
     host.append(el("div", {class: "two"}, table(`largest ${part.value}s`, part.largest), table(`smallest ${part.value}s`, part.smallest)),
@@ -784,7 +802,7 @@ function drawMethods(host, run) {
   }
 }
 
-const PARTS = {galleries: drawGalleries, confusions: drawConfusions, methods: drawMethods, map: drawMap};
+const PARTS = {galleries: drawGalleries, confusions: drawConfusions, pairs: drawPairs, methods: drawMethods, map: drawMap};
 
 function drawRun() {
   hush();

@@ -180,18 +180,10 @@ def _numbers(row: dict[str, str]) -> Numbers:
     return found
 
 
-METRIC = re.compile(r"R@\d+|RP|MAP@R|mARP|MRR|NMI|F1|AMI")
-
-
-def is_metric(column: str) -> bool:
-    """Whether a column of metrics.csv is what an evaluation measured, not its loss or speed."""
-    return any(METRIC.fullmatch(word) for word in column.split(" "))
-
-
 def metrics_in(row: Numbers) -> Numbers:
     """The metrics of the first evaluation in a row of metrics.csv, and how many queries it had."""
     beside = ("R@1 other", tables.HIDDEN)
-    names = [name for name in row if METRIC.fullmatch(name) or name.startswith(beside)]
+    names = [name for name in row if tables.METRIC.fullmatch(name) or name.startswith(beside)]
     return {name: row[name] for name in names}
 
 

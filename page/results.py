@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evaluation import tables
-from page.document import as_text, cell, warnings
+from page.document import as_text, cell, named, warnings
 from page.explained import Explained
 from page.records import Numbers
 
@@ -64,7 +64,7 @@ def _line(row: tables.Row, names: Sequence[str], best: Numbers) -> str:
         for name in names
     ]
     kind = "published" if _is_published(row) else ""
-    return f'<tr class="{kind}"><td>{as_text(row.label)}</td>{"".join(cells)}</tr>'
+    return f'<tr class="{kind}"><td>{named(row.label)}</td>{"".join(cells)}</tr>'
 
 
 def _doubts(runs: Sequence[Explained]) -> list[str]:

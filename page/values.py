@@ -108,8 +108,8 @@ def about_margins(learned: Learned, values: np.ndarray) -> str:
     range_ = " to ".join(ends)
     if most <= ALIKE * least:
         return (
-            f"{said} Among these {len(values):,} classes it pulls at all alike ({range_} of its "
-            "full strength), so it is not what tells their margins apart."
+            f"{said} Among these {len(values):,} classes it pulls at all of them alike "
+            f"({range_} of its full strength), so it is not what tells their margins apart."
         )
     return f"{said} Among these {len(values):,} classes it pulls {range_} as hard as it can."
 
@@ -257,10 +257,13 @@ def _what_goes_with(name: str, related: Related, given: Correlation | None) -> s
     numbers = f"rank correlation {found.value:.2f}, 95 % interval {found.low:.2f} to "
     numbers += f"{found.high:.2f}, {found.count:,} classes"
     if not found.is_sure or abs(found.value) < WORTH_SAYING:
-        said = f"Whether {where} makes no difference to a {name} that can be seen ({numbers})"
+        said = (
+            f"Where {where}, {name}s are neither larger nor smaller as far as can be seen "
+            f"({numbers})"
+        )
         if given is not None and given.is_sure and abs(given.value) >= WORTH_SAYING:
             more = "larger" if given.value > 0 else "smaller"
-            said += f"; with the other quantities held fixed it is {more} there ({given.value:.2f})"
+            said += f"; with the other quantities held fixed they are {more} ({given.value:.2f})"
         return f"{said}."
     more = "larger" if found.value > 0 else "smaller"
     said = f"A {name} is {more} where {where} ({numbers})"

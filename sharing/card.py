@@ -21,7 +21,7 @@ from evaluation import tables
 from evaluation.inference import Model
 from net.export import describe_input
 from page import records
-from page.records import Numbers, Record, is_metric
+from page.records import Numbers, Record
 from sharing import references
 from utils import InputError, damage_in_words
 
@@ -97,7 +97,7 @@ class Card:
                 "metrics": [
                     {"type": _kind(name), "name": name, "value": round(value, ROUNDED)}
                     for name, value in numbers.items()
-                    if is_metric(name)
+                    if tables.is_metric(name)
                 ],
             }
             for title, numbers in self.record.results.items()
@@ -160,7 +160,7 @@ class Card:
     def _results(self) -> str:
         parts, names = [], []
         for title, numbers in self.record.results.items():
-            shown = {name: value for name, value in numbers.items() if is_metric(name)}
+            shown = {name: value for name, value in numbers.items() if tables.is_metric(name)}
             pairs = self.record.outcome.get("verification", {}).get(title, {})
             shown |= {name: value for name, value in pairs.items() if value is not None}
             known = self.intervals.get(title, {})

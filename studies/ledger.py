@@ -200,8 +200,8 @@ class Ledger:
 
     def _begun(self, work: Work) -> Work:
         """A new trial is drawn when it is taken, so that it knows all that are finished."""
-        if work.kind == "trial" and work.number >= len(self.trials(work.entrant)):
-            self._draw(work.entrant)
+        if work.kind == "trial":
+            self._draw(work)
         return work
 
     # -- trials
@@ -229,23 +229,27 @@ class Ledger:
                 )
         return self._studies[entrant.name]
 
-    def _draw(self, entrant: Entrant) -> None:
-        """Adds a trial: the first with the values that were given, then as TPE sees fit."""
+    def _draw(self, work: Work) -> None:
+        """Gives a trial its values: the first those that were given, others as TPE sees fit.
+
+        One that another worker left before it had all of them gets the rest.
+        """
         import optuna
 
-        study = self.study(entrant)
-        count = len(study.get_trials(deepcopy=False))
+        space, study = work.entrant.space, self.study(work.entrant)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # As many random ones as there are options, and not the same ones in every process.
             study.sampler = optuna.samplers.TPESampler(
-                seed=count,
-                n_startup_trials=max(STARTUP, 2 * len(entrant.space)),
-                constant_liar=True,
+                seed=work.number, n_startup_trials=max(STARTUP, 2 * len(space)), constant_liar=True
             )
-            if count == 0:
-                study.enqueue_trial({one.name: one.first for one in entrant.space})
-            study.ask({one.name: one.distribution() for one in entrant.space})
+            known = study.get_trials(deepcopy=False)
+            if not known:
+                study.enqueue_trial({one.name: one.first for one in space})
+            begun = work.number < len(known) and known[work.number].state.name == "RUNNING"
+            trial = self.optuna_trial(work) if begun else study.ask()
+            for one in space:
+                one.draw(trial)
 
     def optuna_trial(self, work: Work) -> optuna.Trial:
         """The trial, to report to."""
@@ -266,7 +270,11 @@ class Ledger:
                 Trial(
                     frozen.number,
                     states.get(frozen.state.name, "running"),
-                    {r.name: r.rounded(frozen.params[r.name]) for r in entrant.space},
+                    {
+                        r.name: r.rounded(frozen.params[r.name])
+                        for r in entrant.space
+                        if r.name in frozen.params  # all, once it has been drawn
+                    },
                     frozen.value if frozen.state.name == "COMPLETE" else None,
                     tuple(folds),
                     sum(fold.get("seconds", 0.0) for fold in folds),

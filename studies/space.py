@@ -14,7 +14,7 @@ from methods.base import Options
 from utils import InputError, nearest_names
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    import optuna
 
 LOSS_ARGUMENT = "loss_args."
 """Before the name of an argument that has no flag: `loss-args.temperature`."""
@@ -63,15 +63,14 @@ class Range:
             return value
         return round(value) if self.whole else float(f"{value:.{DIGITS}g}")
 
-    def distribution(self) -> BaseDistribution:
-        """For Optuna."""
-        from optuna import distributions
-
+    def draw(self, trial: optuna.Trial) -> None:
+        """Gives the trial a value, unless it has one."""
         if self.choices:
-            return distributions.CategoricalDistribution(self.choices)
-        if self.whole:
-            return distributions.IntDistribution(int(self.low), int(self.high), log=self.log)
-        return distributions.FloatDistribution(self.low, self.high, log=self.log)
+            trial.suggest_categorical(self.name, self.choices)
+        elif self.whole:
+            trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log)
+        else:
+            trial.suggest_float(self.name, self.low, self.high, log=self.log)
 
     def words(self, value: Any) -> list[str]:
         """The flag with this value, as a command line has it."""

@@ -235,7 +235,7 @@ def trials_csv(results: Results) -> tuple[list[str], list[list]]:
     made = []
     for found in results.methods:
         for trial in found.trials:
-            values = {r.title: trial.values[r.name] for r in found.entrant.space}
+            values = {r.title: trial.values.get(r.name, "") for r in found.entrant.space}
             reached = [_cell(fold[results.plan.metric]) for fold in trial.folds]
             made.append(
                 [

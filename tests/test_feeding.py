@@ -23,7 +23,6 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from dataset import cache as cache_module
-from dataset import kept
 from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import ImageSet, PathTable
 from dataset.cache import open_cache
@@ -880,9 +879,10 @@ def test_a_large_cache_opens_few_files(photographs, tmp_path, monkeypatch):
 
 def test_the_cache_folder_needs_a_home_or_a_name(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(kept, "home", lambda: None)
+    monkeypatch.setattr("machine.home", lambda: None)
+    monkeypatch.setattr("dataset.kept.home", lambda: None)
     with pytest.raises(InputError, match=r"no home folder.*--cache-dir"):
-        kept.default_folder()
+        cache_module.default_folder()
 
 
 SLOW_BUILD = """

@@ -234,6 +234,27 @@ def test_the_first_trial_has_the_values_that_were_given_and_a_failed_one_counts(
     assert [t.state for t in ledger.trials(work.entrant)] == ["failed"]
 
 
+def test_a_trial_that_was_left_half_drawn_gets_the_rest_of_its_values(ledger):
+    study = ledger.study(ledger.plan.entrants[0])
+    study.enqueue_trial({"lr": 2e-4, "alpha": 20.0, "mrg": 0.2})
+    study.ask().suggest_float("lr", 1e-5, 3e-3, log=True)  # and then its worker was killed
+    assert results.collect(ledger).methods[0].trials[0].values == {"lr": 2e-4}
+    assert tables.trials_csv(results.collect(ledger))[1][0][2] == "running"
+    work = ledger.next()
+    assert (work.entrant.name, work.number) == ("PA", 0)
+    assert ledger.trials(work.entrant)[0].values == {"lr": 2e-4, "alpha": 20, "mrg": 0.2}
+
+
+def test_a_first_trial_that_nobody_asked_for_yet_is_taken(ledger):
+    study = ledger.study(ledger.plan.entrants[0])
+    study.enqueue_trial({"lr": 2e-4, "alpha": 20.0, "mrg": 0.2})
+    work = ledger.next()
+    assert (work.entrant.name, work.number) == ("PA", 0)
+    assert ledger.trials(work.entrant)[0].values["lr"] == 2e-4
+    do_trial(ledger, work)
+    assert [trial.state for trial in ledger.trials(work.entrant)] == ["complete"]
+
+
 def test_what_a_study_may_not_change(ledger, tmp_path):
     for entries, words in (
         ({"folds": 3}, "a study with folds = 2"),

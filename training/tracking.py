@@ -28,9 +28,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from evaluation.tables import HIDDEN
+from evaluation.tables import HIDDEN, is_metric
 from machine import expanded
-from page.records import is_metric
 
 logger = logging.getLogger(__name__)
 
