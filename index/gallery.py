@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -201,7 +202,7 @@ class Index:
     @property
     def is_current(self) -> bool:
         """Whether nobody has changed the file since it was read."""
-        return journal.read_mark(self.path) == (self._reading.mark, self._reading.identity)
+        return journal.read_mark(self.path) == (self._reading.mark, self._reading.source.identity)
 
     # --- entries ---
 
@@ -377,7 +378,10 @@ class Index:
         if self.codes != "none":
             parts = [codes.of_arrays(segment.record.arrays) for segment in segments]
             coded = codes.together(self.codes, parts) if len(parts) > 1 else parts[0]
-        yield Block(first, vectors, None if live is None or live.all() else live, coded)
+        # Where few vectors are looked at, they are read from the file.
+        sparing = len(segments) == 1 and (coded is not None or self.graph is not None)
+        rows = partial(segments[0].record.rows, "vectors") if sparing else None
+        yield Block(first, vectors, None if live is None or live.all() else live, coded, rows)
 
     def check(self) -> None:
         """Compares everything with its checksum.

@@ -40,6 +40,20 @@ _HEAD = struct.Struct("<QQ16s")  # bytes of JSON, bytes of arrays, checksum of t
 _PATIENCE = 20  # readings, 10 ms apart, of a mark that is just being written
 
 
+class Source:
+    """A file that stays open as long as somebody reads its records."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = _opened(path)
+        status = os.fstat(self.number)
+        self.identity = (status.st_dev, status.st_ino)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
 class Mark(NamedTuple):
     """How far a file counts: where its records end, and how many there are."""
 
@@ -58,7 +72,8 @@ class Record:
     content: dict[str, Any]
     arrays: dict[str, np.ndarray]
     _digests: dict[str, str]  # of those that have not been checked yet
-    _file: Path
+    _places: dict[str, int]  # where in the file each array begins
+    _source: Source
 
     def check(self, *names: str) -> None:
         """Compares arrays with their checksums, each once.
@@ -71,10 +86,18 @@ class Record:
                 continue
             if digest(_bytes_of(self.arrays[name])) != expected:
                 raise DamagedError(
-                    f"index {self._file} is not as it was written (the checksum of some of its "
-                    f"{name} differs), so it is damaged; {ADVICE}"
+                    f"index {self._source.path} is not as it was written (the checksum of some of "
+                    f"its {name} differs), so it is damaged; {ADVICE}"
                 )
             del self._digests[name]
+
+    def rows(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        """Some rows of an array, read one by one: a look at them would map what lies around."""
+        array = self.arrays[name]
+        found = np.empty((len(numbers), *array.shape[1:]), array.dtype)
+        for row, number in zip(found, numbers.tolist(), strict=True):
+            os.preadv(self._source.number, [row], self._places[name] + number * row.nbytes)
+        return found
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -84,12 +107,12 @@ class Reading(NamedTuple):
     """What was read of a file.
 
     Attributes:
-        mark: how far it counted. identity: which file it was: another one may take its place.
+        mark: how far it counted. source: the file; another one may take its place.
         records: those that were read. anew: whether they are all, and not the new ones alone.
     """
 
     mark: Mark
-    identity: tuple[int, int]
+    source: Source
     records: list[Record]
     anew: bool
 
@@ -103,37 +126,35 @@ def read(path: Path, since: Reading | None = None) -> Reading:
         InputError: there is no such file, it is no index, or one of a newer version.
         DamagedError: it is not as it was written.
     """
-    with _opened(path) as file:
-        status = os.fstat(file.fileno())
-        identity = (status.st_dev, status.st_ino)
-        mark = _mark_of(file, path)
-        size = os.fstat(file.fileno()).st_size
-        if size < mark.end:
-            raise DamagedError(
-                f"index {path} has {size:,} of its {mark.end:,} bytes: its end is missing; copy it "
-                "again"
-            )
+    source = Source(path)
+    anew = since is None or since.source.identity != source.identity
+    source = source if anew else since.source
+    mark = _mark_of(source)
+    if (size := os.fstat(source.number).st_size) < mark.end:
+        raise DamagedError(
+            f"index {path} has {size:,} of its {mark.end:,} bytes: its end is missing; copy it "
+            "again"
+        )
+    with os.fdopen(os.dup(source.number), "rb") as file:
         content = np.memmap(file, mode="r", shape=(mark.end,))
-    anew = since is None or since.identity != identity
     start = Mark(ALIGNMENT, 0) if anew else since.mark
-    records = list(_records(content, start.end, path))
+    records = list(_records(content, start.end, source))
     if start.records + len(records) != mark.records:
         raise _misshapen(path)
-    return Reading(mark, identity, records, anew)
+    return Reading(mark, source, records, anew)
 
 
 def read_mark(path: Path) -> tuple[Mark, tuple[int, int]]:
     """How far the file at `path` counts just now, and which file it is; raises as `read`."""
-    with _opened(path) as file:
-        status = os.fstat(file.fileno())
-        return _mark_of(file, path), (status.st_dev, status.st_ino)
+    source = Source(path)
+    return _mark_of(source), source.identity
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> int:
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an index; give the file that `build` wrote")
     try:
-        return path.open("rb")
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise InputError(
             f"index {path} does not exist; check the path, or make it with `build`"
@@ -144,9 +165,10 @@ def _opened(path: Path) -> BinaryIO:
         ) from error
 
 
-def _mark_of(file: BinaryIO, path: Path) -> Mark:
+def _mark_of(source: Source) -> Mark:
+    path = source.path
     for _ in range(_PATIENCE):
-        first = os.pread(file.fileno(), _MARK.size, 0)
+        first = os.pread(source.number, _MARK.size, 0)
         if not first.startswith(MAGIC):
             raise InputError(f"{path} is no index of ours; give the file that `build` wrote")
         if len(first) == _MARK.size:
@@ -162,16 +184,17 @@ def _mark_of(file: BinaryIO, path: Path) -> Mark:
     raise DamagedError(f"the beginning of index {path} is damaged; {ADVICE}")
 
 
-def _records(content: np.ndarray, at: int, path: Path) -> Iterator[Record]:
+def _records(content: np.ndarray, at: int, source: Source) -> Iterator[Record]:
     while at < len(content):
-        record, at = _record(content, at, path)
+        record, at = _record(content, at, source)
         yield record
     if at != len(content):
-        raise _misshapen(path)
+        raise _misshapen(source.path)
 
 
-def _record(content: np.ndarray, at: int, path: Path) -> tuple[Record, int]:
+def _record(content: np.ndarray, at: int, source: Source) -> tuple[Record, int]:
     """The record that begins at a place of the file, and where it ends."""
+    path = source.path
     if at + _HEAD.size > len(content):
         raise _misshapen(path)
     text_size, data_size, checksum = _HEAD.unpack(content[at : at + _HEAD.size].tobytes())
@@ -184,14 +207,14 @@ def _record(content: np.ndarray, at: int, path: Path) -> tuple[Record, int]:
     if _short_digest(text) != checksum:
         raise _misshapen(path)
     values = json.loads(text)
-    arrays, digests = {}, {}
+    arrays, digests, places = {}, {}, {}
     for name, (kind, shape, offset, array_digest) in values.pop("arrays").items():
         kind = np.dtype(kind)
         place = data + offset
         size = int(np.prod(shape)) * kind.itemsize
         arrays[name] = content[place : place + size].view(kind).reshape(shape)
-        digests[name] = array_digest
-    return Record(values, arrays, digests, path), end
+        digests[name], places[name] = array_digest, place
+    return Record(values, arrays, digests, places, source), end
 
 
 def _misshapen(path: Path) -> DamagedError:

@@ -45,12 +45,18 @@ class Block(NamedTuple):
     Attributes:
         first: the number of the first. vectors: (n, d) unit vectors; they may lie in a file.
         live: (n,) bool, which count; None where all do. coded: their codes, where there are.
+        rows: reads some of the vectors; None where they are looked at where they lie.
     """
 
     first: int
     vectors: np.ndarray
     live: np.ndarray | None = None
     coded: Coded | None = None
+    rows: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def taken(self, places: np.ndarray) -> np.ndarray:
+        """(m, d) the vectors at some places."""
+        return self.vectors[places] if self.rows is None else self.rows(places)
 
 
 Compare = Callable[[np.ndarray, Block, slice], torch.Tensor]
@@ -199,4 +205,4 @@ def _taken(blocks: Sequence[Block], numbers: np.ndarray) -> Iterator[np.ndarray]
     for owner in np.unique(owners):
         own = numbers[owners == owner] - firsts[owner]
         for start in range(0, len(own), TILE):
-            yield blocks[owner].vectors[own[start : start + TILE]].astype(np.float64)
+            yield blocks[owner].taken(own[start : start + TILE]).astype(np.float64)

@@ -170,6 +170,8 @@ def test_codes_find_what_an_exact_search_finds(tmp_path: Path, kind: str, share:
     assert np.mean(agree) >= share
     same = found.rows == wanted.rows
     assert (found.scores[same] == wanted.scores[same]).all()  # scored exactly
+    few = np.array([0, 999, 7])  # read from the file, as they are scored
+    assert (coded.blocks()[0].taken(few) == vectors[few]).all()
     size = {"int8": 64, "binary": 8}[kind]
     assert coded.segments[0].record.arrays["codes"].nbytes == size * 1000
 
