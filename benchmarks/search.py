@@ -251,7 +251,8 @@ def main(args: argparse.Namespace) -> None:
         words += ["--threads", str(args.threads), "--single", str(args.single)]
         made = subprocess.run(words, capture_output=True, text=True, check=False)
         if made.returncode:
-            raise InputError(f"{kind} failed: {made.stderr.strip().splitlines()[-1]}")
+            said = made.stderr.strip().splitlines()[-1:] or ["nothing was said"]
+            raise InputError(f"{kind} ended with status {made.returncode}: {said[0]}")
         rows.append(json.loads(made.stdout.splitlines()[-1]))
         cells = (
             form.format(rows[-1][name]) if name in rows[-1] else "-"
