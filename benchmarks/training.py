@@ -28,6 +28,7 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,10 +246,26 @@ def parsed_arguments() -> argparse.Namespace:
     return given
 
 
+def end_after(seconds: float) -> None:
+    """Ends the process with status 1 if it still runs then, and says where it stood."""
+
+    def end() -> None:
+        frame = sys._current_frames()[threading.main_thread().ident]
+        sys.stderr.write(f"Timeout after {seconds:g} s:\n{''.join(traceback.format_stack(frame))}")
+        sys.stderr.flush()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    # Where Python itself stands still; not at once, since reading other threads' stacks can crash.
+    faulthandler.dump_traceback_later(seconds + 30, exit=True)
+
+
 def main() -> None:
     """Prints the table, or the profiles."""
     given = parsed_arguments()
-    faulthandler.dump_traceback_later(given.limit, exit=True)
+    end_after(given.limit)
     machine = {"device": device_name(given.device), "torch": torch.__version__}
     print(f"{machine['device']}, torch {machine['torch']}, {given.workers} workers\n", flush=True)
     if not given.profile:
