@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -84,10 +85,21 @@ def _check(args: argparse.Namespace) -> int:
         raise InputError(
             "--eval-classes and --seed are for folder:PATH and csv:FILE; leave them out"
         )
+    if args.name and "eval_classes" not in options:
+        options |= _held_out_by_a_run(args.name)
     as_json = args.json == _TO_STDOUT
     file = Path(expanded(args.json)) if args.json and not as_json else None
     names = [args.name] if args.name else None
     return run(names, args.data_root, as_json, file, exif=args.exif, **options)
+
+
+def _held_out_by_a_run(name: str) -> dict[str, float]:
+    """What training would hold out of one's own images; {} where the data or nobody says it."""
+    with contextlib.suppress(InputError):  # which the check itself tells
+        entry = find(name)
+        share = entry.share_held_out() if isinstance(entry, OwnData) else None
+        return {} if share is None else {"eval_classes": share}
+    return {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -129,6 +129,14 @@ def numbered(names: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     return np.array(labels, np.int64), tuple(numbers)
 
 
+def suited_share(classes: int) -> float:
+    """The share of own classes that a run holds out unless it is told otherwise.
+
+    A fifth, and of few classes more, so that there is something to measure.
+    """
+    return round(min(1 / 3, max(0.2, 10 / classes)), 2)
+
+
 @dataclass(frozen=True)
 class ClassSplit:
     """Which classes are held out where the data do not say: a share of them, and a seed."""
@@ -180,6 +188,11 @@ class OwnData(DataSet):
     def place(self) -> Path:
         """The folder or file, as an absolute path."""
         return self.path.absolute()
+
+    def share_held_out(self) -> float | None:
+        """The share that a run will hold out; None where the data say themselves what is."""
+        rows = self.rows()
+        return None if rows.splits is not None else suited_share(len(rows.class_names))
 
     def rows(self) -> Rows:
         """All images; raises InputError when the data cannot be used."""

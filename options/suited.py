@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dataset.own import LEAST_CLASSES
+from dataset.own import LEAST_CLASSES, suited_share
 from flags import Flag
 from options.declared import OWN_DATA, train_flags
 
@@ -92,11 +92,11 @@ def wanted(args: argparse.Namespace) -> bool:
 
 
 def held_out(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
-    """A fifth of the classes, and of few classes more, so that there is something to measure."""
-    share = min(1 / 3, max(0.2, 10 / images.classes))
+    """So many classes that there is something to measure."""
+    share = suited_share(images.classes)
     count = max(LEAST_CLASSES, round(share * images.classes))
     return Chosen(
-        {} if images.divided else {"eval_classes": round(share, 2)},
+        {} if images.divided else {"eval_classes": share},
         f"{count} of the {images.classes} classes are not trained on: with them it is measured",
     )
 
