@@ -41,6 +41,8 @@ from utils import InputError, sentence_errors
 KINDS = ("exact", "int8", "binary", "graph", "faiss-flat", "faiss-hnsw", "faiss-ivf", "usearch")
 QUERIES, BATCH, TOP, IN_CLUSTER, NOISE, RECORD = 1024, 64, 10, 20, 1.6, 8192
 
+IN_VIEW = 256  # nodes, of the graphs of others
+
 # --- vectors --------------------------------------------------------------------------------------
 
 
@@ -141,7 +143,7 @@ def faiss_index(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Sear
     elif kind == "faiss-hnsw":
         found = faiss.IndexHNSWFlat(size, graph.CONNECTIVITY, inner)
         found.hnsw.efConstruction = graph.ON_ADDING
-        found.hnsw.efSearch = graph.BREADTH * graph.LEAST
+        found.hnsw.efSearch = IN_VIEW
     else:
         cells = int(4 * len(vectors) ** 0.5)
         found = faiss.IndexIVFFlat(faiss.IndexFlatIP(size), size, cells, inner)
@@ -164,7 +166,7 @@ def usearch_index(folder: Path, _: str, args: argparse.Namespace) -> tuple[Searc
         dtype=graph.NUMBERS,
         connectivity=graph.CONNECTIVITY,
         expansion_add=graph.ON_ADDING,
-        expansion_search=graph.BREADTH * graph.LEAST,
+        expansion_search=IN_VIEW,
     )
     began = time.perf_counter()
     for start in range(0, len(vectors), 1 << 16):
