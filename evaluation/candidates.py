@@ -150,8 +150,7 @@ class Subject:
 
     def means(self, number: int) -> dict[str, float]:
         """What the bootstrap looks at, averaged over the members."""
-        numbers = [one.scores(number).means() for one in self.members]
-        return {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
+        return comparison.means_over([one.scores(number) for one in self.members])
 
     def replicates(self, number: int) -> torch.Tensor:
         """(resamples, M): the mean over the members of the same draws."""
@@ -269,13 +268,7 @@ def _shown(seeds: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, floa
 
 def _corrected(tests: Sequence[Test]) -> list[Test]:
     """The tests of one task with p corrected for their number, each metric by itself (Holm)."""
-    corrected: list[dict[str, float]] = [{} for _ in tests]
-    for name in dict.fromkeys(name for test in tests for name in test.differences):
-        having = [place for place, test in enumerate(tests) if name in test.differences]
-        for place, p in zip(
-            having, comparison.holm([tests[i].differences[name].p for i in having]), strict=True
-        ):
-            corrected[place][name] = p
+    corrected = comparison.holm_by_metric([test.differences for test in tests])
     return [replace(test, corrected=p) for test, p in zip(tests, corrected, strict=True)]
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -56,6 +56,12 @@ class Scores(NamedTuple):
         return classes, sizes, *sums
 
 
+def means_over(scores: Sequence[Scores]) -> dict[str, float]:
+    """The metrics, averaged over several networks on the same queries."""
+    numbers = [each.means() for each in scores]
+    return {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
+
+
 def query_scores(
     per_query: Mapping[str, Tensor], ks: Sequence[int], labels: np.ndarray | Tensor
 ) -> Scores:
@@ -92,17 +98,20 @@ def replicates(scores: Sequence[Scores], resamples: int, seed: int) -> list[Tens
                 f"{sorted({len(s.labels) for s in scores})} of them."
             )
     sums = [each.of_classes()[2:] for each in scores]
-    size = len(sums[0][0])
-    generator = torch.Generator().manual_seed(seed)
     found: list[list[Tensor]] = [[] for _ in scores]
-    one = torch.ones((), dtype=torch.float64)
-    for rows in torch.arange(resamples).split(max(1, CHUNK // size)):
-        draws = torch.randint(size, (len(rows), size), generator=generator)
-        weights = torch.zeros(draws.shape, dtype=torch.float64)
-        weights.scatter_add_(1, draws, one.expand(draws.shape))
+    for weights in class_draws(len(sums[0][0]), resamples, seed):
         for (values, counted), parts in zip(sums, found, strict=True):
             parts.append((weights @ values) / (weights @ counted))
     return [torch.cat(parts) for parts in found]
+
+
+def class_draws(classes: int, resamples: int, seed: int) -> Iterator[Tensor]:
+    """How often each class is drawn, (r, C) float64, for `resamples` draws in all."""
+    generator = torch.Generator().manual_seed(seed)
+    for rows in torch.arange(resamples).split(max(1, CHUNK // classes)):
+        draws = torch.randint(classes, (len(rows), classes), generator=generator)
+        weights = torch.zeros(draws.shape, dtype=torch.float64)
+        yield weights.scatter_add_(1, draws, weights.new_ones(()).expand(draws.shape))
 
 
 def interval(values: Tensor) -> list[float]:
@@ -154,6 +163,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     for rank, (p, place) in enumerate(order):
         highest = max(highest, min(1.0, p * (len(order) - rank)))
         corrected[place] = highest
+    return corrected
+
+
+def holm_by_metric(tests: Sequence[Mapping[str, Difference]]) -> list[dict[str, float]]:
+    """For each test its p by metric, each metric corrected for the tests that have it (`holm`)."""
+    corrected: list[dict[str, float]] = [{} for _ in tests]
+    for name in dict.fromkeys(name for test in tests for name in test):
+        having = [place for place, test in enumerate(tests) if name in test]
+        found = holm([tests[place][name].p for place in having])
+        for place, p in zip(having, found, strict=True):
+            corrected[place][name] = p
     return corrected
 
 

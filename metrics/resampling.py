@@ -11,29 +11,18 @@ where n(t) are the pairs that the rate counts. (Two copies of a class are not a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from metrics.comparison import CHUNK
+from metrics.comparison import class_draws
 from metrics.verification import PairCounts
 
 RESAMPLES = 500
 
 
-def class_draws(classes: int, resamples: int = RESAMPLES, seed: int = 1) -> Iterator[Tensor]:
-    """How often each class is drawn, (r, C) float64, for `resamples` draws in all."""
-    generator = torch.Generator().manual_seed(seed)
-    for rows in torch.arange(resamples).split(max(1, CHUNK // classes)):
-        draws = torch.randint(classes, (len(rows), classes), generator=generator)
-        weights = torch.zeros(draws.shape, dtype=torch.float64)
-        yield weights.scatter_add_(1, draws, weights.new_ones(()).expand(draws.shape))
-
-
 def rate_of_classes(counted: Tensor, every: Tensor, seed: int = 1) -> Tensor:
     """Replicates (RESAMPLES,) of Σ counted / Σ every, both (C,); NaN where nothing was drawn."""
-    weights = class_draws(len(every), seed=seed)
+    weights = class_draws(len(every), RESAMPLES, seed)
     return torch.cat([(w @ counted.double()) / (w @ every.double()) for w in weights])
 
 
@@ -51,7 +40,7 @@ def rate_of_different_pairs(pairs: PairCounts, threshold: int, seed: int = 1) ->
         accepted = torch.sparse_coo_tensor(place, times.double(), (count, count))
     queries, gallery = pairs.sizes.double()
     found = []
-    for weights in class_draws(count, seed=seed):
+    for weights in class_draws(count, RESAMPLES, seed):
         hits = (torch.sparse.mm(accepted, weights.T) * weights.T).sum(0)
         every = (weights @ queries) * (weights @ gallery) - weights.square() @ (queries * gallery)
         found.append(hits / (every / 2 if pairs.symmetric else every))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -183,7 +183,7 @@ def _over_classes(first: Found, others: Sequence[Found]) -> list[Test]:
         return []  # judged on different images: some could not be read
     drawn = iter(comparison.replicates(scores, RESAMPLES, seed=0))
     replicates = {one.name: _mean([next(drawn) for _ in one.scores]) for one in able}
-    means = {one.name: _means(list(one.scores.values())) for one in able}
+    means = {one.name: comparison.means_over(list(one.scores.values())) for one in able}
     classes = len(scores[0].labels)
     return [
         Test(
@@ -204,25 +204,15 @@ def _mean(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return sum(parts[1:], parts[0]) / len(parts)
 
 
-def _means(scores: Sequence[comparison.Scores]) -> dict[str, float]:
-    numbers = [each.means() for each in scores]
-    return {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
-
-
 def _corrected(tests: Sequence[Test]) -> list[Test]:
     """With p corrected within what was tested alike, each metric by itself."""
-    corrected: dict[int, dict[str, float]] = {place: {} for place in range(len(tests))}
+    found: dict[int, Test] = {}
     for over in dict.fromkeys(test.over for test in tests):
         alike = [place for place, test in enumerate(tests) if test.over == over]
-        for name in tests[alike[0]].differences:
-            having = [place for place in alike if name in tests[place].differences]
-            ps = comparison.holm([tests[place].differences[name].p for place in having])
-            for place, p in zip(having, ps, strict=True):
-                corrected[place][name] = p
-    return [
-        Test(t.a, t.b, t.over, t.count, t.differences, corrected[place])
-        for place, t in enumerate(tests)
-    ]
+        corrected = comparison.holm_by_metric([tests[place].differences for place in alike])
+        for place, p in zip(alike, corrected, strict=True):
+            found[place] = replace(tests[place], corrected=p)
+    return [found[place] for place in range(len(tests))]
 
 
 def collect(ledger: Ledger) -> Results:

@@ -18,7 +18,7 @@ import evaluate
 import options
 from evaluation.thresholds import Found, Rate, Thresholds, thresholds_of
 from evaluation.verifying import recommended
-from metrics import resampling, verification
+from metrics import comparison, resampling, verification
 from metrics.sharing import Share
 from metrics.verification import BINS, GRID, count_pairs, edge
 from net import load_run
@@ -174,7 +174,7 @@ def test_replicates_of_different_pairs_are_those_of_the_definition() -> None:
         y, others = gallery or (x, labels)
         accepted = places(x, y) >= found.listed_from
         ours = resampling.rate_of_different_pairs(found, found.listed_from).tolist()
-        draws = torch.cat(list(resampling.class_draws(12)))
+        draws = torch.cat(list(comparison.class_draws(12, resampling.RESAMPLES, 1)))
         for replicate in range(0, len(ours), 100):
             w = draws[replicate].numpy()
             weight = np.outer(w[labels], w[others]) * (labels[:, None] != others)
