@@ -184,11 +184,13 @@ class Ledger:
                 yield Work("trial", one, len(trials[one.name]))
         for seed in range(1, self.plan.seeds + 1):
             for one in self.plan.entrants:
-                if self._chosen(trials[one.name]):
+                if self._chosen(trials[one.name]) and not self.is_judged(one, seed):
                     yield Work("seed", one, seed)
         for one in self.plan.entrants:
             if all(self.is_judged(one, seed) for seed in range(1, self.plan.seeds + 1)):
-                yield Work("together", one, self.plan.seeds)
+                together = Work("together", one, self.plan.seeds)
+                if self._is_open(together):
+                    yield together
 
     def _is_open(self, work: Work) -> bool:
         if work.kind == "trial":
@@ -312,10 +314,7 @@ class Ledger:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is open, nobody at work."""
-        return next(self._unfinished(), None) is None
-
-    def _unfinished(self) -> Iterator[Work]:
-        return (work for work in self._open() if self._is_open(work))
+        return next(self._open(), None) is None
 
 
 def claim_of(work: Work) -> str:

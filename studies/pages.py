@@ -219,6 +219,16 @@ def _table(head: str, lines: Sequence[str]) -> str:
     )
 
 
+def _plain_table(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Names and cells of text under these heads."""
+    head = "".join(f'<th scope="col">{as_text(h)}</th>' for h in heads)
+    rows = [
+        f"<tr>{''.join(f'<td>{as_text(c)}</td>' for c in (name, *cells))}</tr>"
+        for name, cells in lines
+    ]
+    return _table(head, rows)
+
+
 def _tests_about(results: Results) -> str:
     return (
         f"Each method less {results.with_runs[0].name}, in points. Over seeds: would other seeds "
@@ -232,9 +242,9 @@ def _tests(results: Results) -> str:
     for over, tests in tables.grouped(results.tests).items():
         names = [n for n in dict.fromkeys(["R@1", metric]) if n in tests[0].differences]
         heads = [h for name in names for h in (name, "95 % interval", "p")]
-        head = "".join(f'<th scope="col">{as_text(h)}</th>' for h in ("method", *heads))
-        lines = [_test_row(test, names) for test in tests]
-        parts.append(f"<h3>Over {tests[0].count:,} {over}</h3>{_table(head, lines)}")
+        lines = [(test.b, _test_cells(test, names)) for test in tests]
+        table = _plain_table(("method", *heads), lines)
+        parts.append(f"<h3>Over {tests[0].count:,} {over}</h3>{table}")
         if over == "seeds" and metric in tests[0].differences:
             found = [(test.b, test.differences[metric]) for test in tests]
             bars = [Bar(name, d.difference, d.high - d.difference) for name, d in found]
@@ -243,11 +253,11 @@ def _tests(results: Results) -> str:
     return "".join(parts)
 
 
-def _test_row(test: Test, names: Sequence[str]) -> str:
+def _test_cells(test: Test, names: Sequence[str]) -> list[str]:
     cells = []
     for name in names:
         cells += tables.difference_cells(test.differences[name], test.corrected[name])
-    return f"<tr><td>{as_text(test.b)}</td>{''.join(f'<td>{as_text(c)}</td>' for c in cells)}</tr>"
+    return cells
 
 
 def _search_about(results: Results) -> str:
@@ -267,20 +277,9 @@ def _search_about(results: Results) -> str:
 def _search(results: Results) -> str:
     metric = results.plan.metric
     heads = ("method", "trials", "early", "failed", "time", f"{metric} on the folds", "chosen")
-    head = "".join(f'<th scope="col">{as_text(h)}</th>' for h in heads)
-    lines = []
-    for found in results.methods:
-        counts = [sum(t.state == s for t in found.trials) for s in ("pruned", "failed")]
-        ended = sum(t.state != "running" for t in found.trials)
-        reached = f"{100 * found.chosen.reached:.1f}" if found.chosen else "–"
-        cells = [f"{ended} of {results.plan.trials}", *counts]
-        cells += [human_seconds(found.search_seconds), reached, tables.chosen(found)]
-        lines.append(
-            f"<tr><td>{as_text(found.name)}</td>"
-            f"{''.join(f'<td>{as_text(c)}</td>' for c in cells)}</tr>"
-        )
-    plots = "".join(_plots(found, metric) for found in results.methods)
-    return _table(head, lines) + folded("Every trial: what it reached against what it tried", plots)
+    charts = "".join(_plots(found, metric) for found in results.methods)
+    about = "Every trial: what it reached against what it tried"
+    return _plain_table(heads, tables.search_lines(results)) + folded(about, charts)
 
 
 def _plots(found: Found, metric: str) -> str:
@@ -318,16 +317,4 @@ def _points(found: Found, name: str, metric: str) -> list[Point]:
 
 def _beside(results: Results) -> str:
     heads = ("method", "R@1", "best epoch less last", "seeds side by side", "aligned mean")
-    head = "".join(f'<th scope="col">{as_text(h)}</th>' for h in heads)
-    lines = []
-    for found in results.with_runs:
-        mean, half = found.bonus
-        cells = [f"{100 * found.mean['R@1']:.1f}", f"{100 * mean:+.1f} ± {100 * half:.1f}"]
-        for name in ("concatenated", "aligned mean"):
-            numbers = found.ensembles.get(name)
-            cells.append(f"{100 * numbers['R@1']:.1f}" if numbers else "–")
-        lines.append(
-            f"<tr><td>{as_text(found.name)}</td>"
-            f"{''.join(f'<td>{as_text(c)}</td>' for c in cells)}</tr>"
-        )
-    return _table(head, lines)
+    return _plain_table(heads, tables.gain_lines(results))

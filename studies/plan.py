@@ -15,11 +15,10 @@ import contextlib
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import criteria
 import options
 from methods.base import Options
 from studies.space import Range, asked, declared, words_of
@@ -89,7 +88,6 @@ class Plan:
     metric: str = "MAP@R"
     prune: bool = True
     logs: str = "logs"
-    content: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -169,7 +167,6 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
         content.get("name", default_name),
         tuple(entrants),
         logs=content.get("logs", "logs"),
-        content=dict(content),
         **numbers,
     )
 
@@ -252,8 +249,3 @@ def parsed(flags: Sequence[str], what: str) -> Options:
     except SystemExit as stop:
         reason = said.getvalue().strip().removeprefix("error: ").removesuffix(" (see --help)")
         raise InputError(f"{what}: {reason or 'its flags are refused'}") from stop
-
-
-def losses() -> str:
-    """The names that stand for a method by themselves."""
-    return criteria.losses_in_words()

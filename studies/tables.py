@@ -13,7 +13,6 @@ from terminal import terminal_width
 from utils import InputError, human_seconds, nearest_names
 
 SHOWN = ("R@1", "RP", "MAP@R", "NMI")
-OPTION_WIDTH = 60
 
 
 def rows(results: Results, columns: Sequence[str] = ()) -> list[Row]:
@@ -78,6 +77,12 @@ def _share(value: float | None) -> str:
 def _search(results: Results) -> str:
     """What each method was searched with, and what came out."""
     heads = ["trials", "early", "failed", "time", results.plan.metric, "chosen"]
+    about = f"The search: mean of {results.plan.folds} folds of classes that a trial has not seen:"
+    return f"{about}\n{tables.aligned(heads, search_lines(results), terminal_width())}"
+
+
+def search_lines(results: Results) -> list[tuple[str, list[str]]]:
+    """Each method: trials that ended, stopped early, failed; time, what was reached and chosen."""
     lines = []
     for found in results.methods:
         counts = [sum(t.state == s for t in found.trials) for s in ("pruned", "failed")]
@@ -86,8 +91,7 @@ def _search(results: Results) -> str:
         cells = [f"{ended} of {results.plan.trials}", *map(str, counts)]
         cells += [human_seconds(found.search_seconds), _share(reached), chosen(found)]
         lines.append((found.name, cells))
-    about = f"The search: mean of {results.plan.folds} folds of classes that a trial has not seen:"
-    return f"{about}\n{tables.aligned(heads, lines, terminal_width())}"
+    return lines
 
 
 def chosen(found: Found) -> str:
@@ -150,7 +154,8 @@ def p_text(p: float) -> str:
     return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}"
 
 
-def _gains(results: Results) -> list[str]:
+def gain_lines(results: Results) -> list[tuple[str, list[str]]]:
+    """Each method's R@1, best epoch less last, and R@1 of its seeds together, in both ways."""
     lines = []
     for found in results.with_runs:
         mean, half = found.bonus
@@ -159,6 +164,11 @@ def _gains(results: Results) -> list[str]:
             numbers = found.ensembles.get(name)
             cells.append(_share(numbers["R@1"]) if numbers else "–")
         lines.append((found.name, [_share(found.mean.get("R@1")), *cells]))
+    return lines
+
+
+def _gains(results: Results) -> list[str]:
+    lines = gain_lines(results)
     if not lines:
         return []
     heads = ["R@1", "best epoch", "concatenated", "aligned mean"]
