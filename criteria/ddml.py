@@ -23,8 +23,7 @@ from criteria.base import (
 )
 from criteria.objective import Term
 from criteria.proxies import ProxyLoss, proxy_losses
-from criteria.softmax import cross_entropy
-from criteria.strips import Strip
+from criteria.softmax import compare_rows, cross_entropy, smoothed_cross_entropy
 
 
 def log_softplus(x: Tensor) -> Tensor:
@@ -89,8 +88,7 @@ class DisentanglingLoss(Criterion):
         specific_sample = specific_mean + specific_sigma * specific_noise
 
         metric = self.base(mean, labels)
-        agnostic = cross_entropy(self.base, self._logits, sample, labels, smoothing=1.0)
-        specific = cross_entropy(self.base, self._logits, specific_sample, labels)
+        agnostic, specific = self._classified(sample, specific_sample, labels)
         # (z' - μ')/σ' is the noise itself and the constants of the two densities cancel.
         densities = (specific_sample.square() - specific_noise.square()) / 2 - log_sigma
         split = densities.sum(dim=1).mean()
@@ -99,8 +97,17 @@ class DisentanglingLoss(Criterion):
         self.terms |= self.base.terms
         return metric + self.al * agnostic + self.be * specific + self.gam * split
 
-    def _logits(self, strip: Strip) -> Tensor:
-        return self.scale * strip.similarity
+    def _classified(
+        self, sample: Tensor, specific: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The agnostic and the specific term, 0-d, from one table for both samples (B, d)."""
+        samples, count = torch.cat([sample, specific]), len(labels)
+        rows = compare_rows(self.base, self.scale, samples, labels.repeat(2), sums=True)
+        own = self.scale * rows.own
+        agnostic = smoothed_cross_entropy(
+            own[:count], rows.others[:count], rows.sums[:count], 1.0, self.base.num_classes
+        )
+        return agnostic, cross_entropy(own[count:], rows.others[count:])
 
     @staticmethod
     def _normal(params: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,7 @@ An et al., Killing Two Birds with One Stone: Efficient and Robust Training (Part
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,68 +33,102 @@ def _check_share(**values: float) -> None:
             raise ValueError(f"{name} must be at least 0 and below 1, not {value}.")
 
 
-def cross_entropy(
-    loss: ProxyLoss,
-    logits_of: Callable[[Strip], Tensor],
-    embeddings: Tensor,
-    labels: Tensor,
-    smoothing: float = 0.0,
-) -> Tensor:
-    """The mean cross-entropy, 0-d, of what ``logits_of`` makes of every Strip of a loss's table.
+class Rows(NamedTuple):
+    """What a softmax needs to know of the similarities s_ic of each image, (B,) each.
 
-    The target is 1 - ε for the class itself and ε/C for every class, ε the ``smoothing``.
+    ``own``: the one to its own class. ``others``: log Σ_{c≠y_i} e^{κ s_ic}, κ the scale.
+    ``nearest``: the largest of them, κ s_ic, without a gradient. ``sums``: Σ_{c≠y_i} κ s_ic, where
+    it was asked for.
     """
 
-    def terms(strip: Strip) -> tuple[Tensor, ...]:
-        return _entropy_terms(strip, logits_of(strip), smoothing)
+    own: Tensor
+    others: Tensor
+    nearest: Tensor
+    sums: Tensor | None = None
 
-    return _entropy(loss.by_strips(terms, embeddings, labels), loss.num_classes, smoothing)
+    def hits(self, scale: float) -> Tensor:
+        """The share of images whose own class is the most similar, 0-d."""
+        return (self.own.detach() * scale >= self.nearest).to(self.own.dtype).mean()
 
 
-def classify(
+def compare_rows(
     loss: ProxyLoss,
-    logits_of: Callable[[Strip], Tensor],
+    scale: float,
     embeddings: Tensor,
     labels: Tensor,
     uncertainty: Tensor | None = None,
     proxies: Tensor | None = None,
-    smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``cross_entropy``, and what is seen in the table, 0-d each.
-
-    That is the share of images whose own class is the most similar, and the mean similarity to the
-    own class. ``uncertainty`` and ``proxies`` as in ProxyLoss.by_strips.
-    """
+    *,
+    sums: bool = False,
+) -> Rows:
+    """The Rows of a batch; ``uncertainty`` and ``proxies`` as in ProxyLoss.by_strips."""
 
     def terms(strip: Strip) -> tuple[Tensor, ...]:
-        seen = strip.similarity.detach()
-        own, largest = strip.own(seen), seen.max(dim=1)
-        is_own = (largest.indices == strip.target.squeeze(1)).to(seen.dtype)
-        return own, largest.values, is_own, *_entropy_terms(strip, logits_of(strip), smoothing)
+        return _Rows.apply(*strip, scale, sums)
 
-    own, largest, is_own, *entropy = loss.by_strips(terms, embeddings, labels, uncertainty, proxies)
-    classes = loss.num_classes if proxies is None else len(proxies) // loss.per_class
-    own = total(own)
-    hits = is_own[0] if len(is_own) == 1 else (own >= torch.stack(largest).amax(dim=0)).to(own)
-    return _entropy(entropy, classes, smoothing), hits.mean(), own.mean()
-
-
-def _entropy_terms(strip: Strip, logits: Tensor, smoothing: float) -> tuple[Tensor, ...]:
-    """The cross-entropy of all logits; of a strip of them log Σ e^z, own z and Σ z, (B,) each."""
-    if strip.inside is not None:
-        return logits.logsumexp(dim=1), strip.own(logits), logits.sum(dim=1)
-    if smoothing == 1:  # whatever the own class
-        return (-F.log_softmax(logits, dim=1).mean(),)
-    return (F.cross_entropy(logits, strip.target.squeeze(1), label_smoothing=smoothing),)
+    own, others, nearest, *more = loss.by_strips(terms, embeddings, labels, uncertainty, proxies)
+    if len(own) == 1:
+        return Rows(*own, *others, *nearest, *(part[0] for part in more))
+    return Rows(
+        total(own),
+        torch.stack(others).logsumexp(dim=0),
+        torch.stack(nearest).amax(dim=0),
+        *map(total, more),
+    )
 
 
-def _entropy(found: list[tuple[Tensor, ...]], classes: int, smoothing: float) -> Tensor:
-    """The mean over the images of what ``_entropy_terms`` found in the strips."""
-    if len(found) == 1:
-        return found[0][0]
-    logarithms, own, sums = (torch.stack(parts) for parts in found)
-    expected = (1 - smoothing) * own.sum(dim=0) + smoothing / classes * sums.sum(dim=0)
-    return (logarithms.logsumexp(dim=0) - expected).mean()
+class _Rows(torch.autograd.Function):
+    """The Rows of a Strip, from one table and with one gradient of it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        similarity: Tensor,
+        target: Tensor,
+        inside: Tensor | None,
+        scale: float,
+        sums: bool,
+    ) -> tuple[Tensor, ...]:
+        strip = Strip(similarity, target, inside)
+        # Not -∞: of an image that has no other class here nothing would be left.
+        logits = strip.put(similarity * scale, torch.finfo(similarity.dtype).min)
+        nearest = logits.amax(dim=1)
+        weights = logits.softmax(dim=1)
+        ctx.save_for_backward(weights, target, inside)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(nearest)
+        own = strip.own()
+        # The largest weight is e^{nearest - others}.
+        found = own, nearest - weights.amax(dim=1).log(), nearest
+        return (*found, scale * (similarity.sum(dim=1) - own)) if sums else found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @in_float32
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weights, target, inside = ctx.saved_tensors
+        of_own, of_others, _, *of_sums = grads
+        gradient = weights * (ctx.scale * of_others)[:, None]
+        for each in of_sums:
+            gradient += (ctx.scale * each)[:, None]
+        gradient = Strip(gradient, target, inside).put(gradient, of_own[:, None])
+        return gradient, None, None, None, None
+
+
+def cross_entropy(own: Tensor, others: Tensor) -> Tensor:
+    """The mean of -log(e^z / (e^z + Σ others)), 0-d; z ``own``, ``others`` a logarithm, (B,)."""
+    return -F.logsigmoid(own - others).mean()
+
+
+def smoothed_cross_entropy(
+    own: Tensor, others: Tensor, sums: Tensor, smoothing: float, classes: int
+) -> Tensor:
+    """``cross_entropy`` with 1 - ε for the class itself and ε/C for every class as the target.
+
+    ε is the ``smoothing``, C the number of ``classes``, ``sums`` (B,) those of the other logits.
+    """
+    expected = (1 - smoothing) * own + smoothing / classes * (sums + own)
+    return (torch.logaddexp(own, others) - expected).mean()
 
 
 class NormalisedSoftmaxLoss(ProxyLoss):
@@ -131,14 +164,14 @@ class NormalisedSoftmaxLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        loss, accuracy, _ = classify(
-            self, self._logits, embeddings, labels, uncertainty, smoothing=self.smoothing
+        scale, smooth = 1 / self.temperature, self.smoothing > 0
+        rows = compare_rows(self, scale, embeddings, labels, uncertainty, sums=smooth)
+        self._report(accuracy=rows.hits(scale))
+        if rows.sums is None:
+            return cross_entropy(scale * rows.own, rows.others)
+        return smoothed_cross_entropy(
+            scale * rows.own, rows.others, rows.sums, self.smoothing, self.num_classes
         )
-        self._report(accuracy=accuracy)
-        return loss
-
-    def _logits(self, strip: Strip) -> Tensor:
-        return strip.similarity / self.temperature
 
 
 class ProxyNCAPlusPlusLoss(ProxyLoss):
@@ -173,12 +206,10 @@ class ProxyNCAPlusPlusLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        loss, accuracy, _ = classify(self, self._logits, embeddings, labels, uncertainty)
-        self._report(accuracy=accuracy)
-        return loss
-
-    def _logits(self, strip: Strip) -> Tensor:
-        return 2 * (strip.similarity - 1) / self.temperature
+        scale = 2 / self.temperature  # a softmax does not see the constant -2/T
+        rows = compare_rows(self, scale, embeddings, labels, uncertainty)
+        self._report(accuracy=rows.hits(scale))
+        return cross_entropy(scale * rows.own, rows.others)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The proxies with a rate and an ε of their own, without weight decay."""
@@ -255,13 +286,9 @@ class MarginSoftmaxLoss(ProxyLoss):
             classes = sampled_classes(labels, self.num_classes, self.sample_rate)
             labels = torch.searchsorted(classes, labels)
             proxies = self.proxies.unflatten(0, (-1, self.sub_centers))[classes].flatten(0, 1)
-        loss, accuracy, own = classify(self, self._logits, embeddings, labels, uncertainty, proxies)
-        self._report(own=own, accuracy=accuracy)
-        return loss
-
-    def _logits(self, strip: Strip) -> Tensor:
-        own = self.with_margin(strip.own())[:, None]
-        return self.scale * strip.put(strip.similarity.clone(), own)
+        rows = compare_rows(self, self.scale, embeddings, labels, uncertainty, proxies)
+        self._report(own=rows.own.detach().mean(), accuracy=rows.hits(self.scale))
+        return cross_entropy(self.scale * self.with_margin(rows.own), rows.others)
 
 
 def sampled_classes(labels: Tensor, num_classes: int, rate: float) -> Tensor:
