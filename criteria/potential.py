@@ -38,8 +38,8 @@ class PotentialFieldLoss(Criterion):
     repelled. α ``alpha`` 4, δ ``delta`` 0.2, ``proxies_per_class`` M 15 proxies for each class, at
     ``proxy_lr_scale`` 100 × the network's rate. The constant -1/δ^α, which the paper leaves out,
     keeps the numbers small; r is √(r² + (δ/100)²), so that two points in one place repel each other
-    with a finite force. The table of all pairs is made strip by strip, and again in the backward
-    pass. ``terms``: attraction, repulsion, the two sums over B. Raises ValueError like
+    with a finite force. All pairs of two classes are looked at, strip by strip, for those within δ,
+    which alone push. ``terms``: attraction, repulsion, the two sums over B. Raises ValueError like
     ProxyAnchorLoss.
     """
 
@@ -75,32 +75,79 @@ class PotentialFieldLoss(Criterion):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
+        images, proxies = unit_rows(embeddings), unit_rows(self.proxies)
+        attraction = self._attraction(images, proxies, labels) / len(labels)
         classes = torch.arange(self.num_classes, device=labels.device)
         charges = torch.cat([labels, classes.repeat_interleave(self.proxies_per_class)])
-        points = unit_rows(torch.cat([embeddings, self.proxies]))
-        rows = rows_of_strip(len(points))
-        starts = range(0, len(points), rows)
-        energy_of = made_again(self._energy, len(starts))
-        energies = [energy_of(points, charges, start, rows) for start in starts]
-        attraction, repulsion = torch.stack(energies).sum(dim=0) / len(labels)
+        repulsion = self._repulsion(torch.cat([images, proxies]), charges) / len(labels)
         self._report(attraction=attraction, repulsion=repulsion)
         return attraction + repulsion
 
-    def _energy(self, points: Tensor, charges: Tensor, start: int, rows: int) -> Tensor:
-        """(2,): the attraction and the repulsion that ``rows`` of the points feel."""
-        strip = slice(start, start + rows)
-        squares = (2 - 2 * points[strip] @ points.T).clamp_min(0)
-        same = charges[strip, None] == charges
-        # ψ of the square: no root, whose gradient at 0 would be infinite.
-        squares = squares + (SOFTENING * self.delta) ** 2
-        edge = self.delta**2
-        attraction = -(squares.clamp_min(edge) ** (-self.alpha / 2))
-        repulsion = squares.clamp_max(edge) ** (-self.alpha / 2) - self.delta**-self.alpha
-        itself = torch.zeros_like(same)
-        itself[:, strip].fill_diagonal_(True)
-        return torch.stack(
-            [attraction.masked_fill(~same | itself, 0).sum(), repulsion.masked_fill(same, 0).sum()]
+    def _attraction(self, images: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
+        """Σ ψ over all pairs of one class; the only pairs that are looked at for it."""
+        of_class = proxies.unflatten(0, (-1, self.proxies_per_class))  # (C, M, d)
+        among_images = self._attracted(images @ images.T)
+        same = (labels[:, None] == labels).fill_diagonal_(False)
+        towards = self._attracted(of_class[labels] @ images[:, :, None])
+        among_proxies = self._attracted(of_class @ of_class.transpose(1, 2))
+        itself = torch.eye(self.proxies_per_class, dtype=torch.bool, device=labels.device)
+        return (
+            among_images.masked_fill(~same, 0).sum()
+            + 2 * towards.sum()
+            + among_proxies.masked_fill(itself, 0).sum()
         )
+
+    def _repulsion(self, points: Tensor, charges: Tensor) -> Tensor:
+        """Σ ψ over the pairs of two classes that are nearer than δ.
+
+        In a strip of the table where they are few they are computed one by one, for the table of
+        what pushes nothing would cost three products and twenty passes.
+        """
+        rows = rows_of_strip(len(points))
+        starts = range(0, len(points), rows)
+        of_strip = made_again(self._repelled_in_strip, len(starts))
+        of_pairs = made_again(self._repelled_in_pairs, len(starts))
+        energy = points.new_zeros(())
+        for start in starts:
+            with torch.no_grad():
+                near = self._near(self._cosines(points, start, rows), charges, start)
+                pairs = near.nonzero()
+            if len(pairs) * points.shape[1] > near.numel():
+                energy = energy + of_strip(points, charges, start, rows)
+            elif len(pairs):
+                energy = energy + of_pairs(points, pairs + start)
+        return 2 * energy
+
+    @staticmethod
+    def _cosines(points: Tensor, start: int, rows: int) -> Tensor:
+        """Those of some of the points with themselves and with all later ones."""
+        return points[start : start + rows] @ points[start:].T
+
+    def _near(self, cosines: Tensor, charges: Tensor, start: int) -> Tensor:
+        """Which pairs of a strip repel each other, each pair once."""
+        same = charges[start : start + len(cosines), None] == charges[start:]
+        near = (self._squares(cosines) < self.delta**2) & ~same
+        return near.triu_(1)
+
+    def _repelled_in_strip(self, points: Tensor, charges: Tensor, start: int, rows: int) -> Tensor:
+        cosines = self._cosines(points, start, rows)
+        far = ~self._near(cosines.detach(), charges, start)
+        return self._repelled(cosines).masked_fill(far, 0).sum()
+
+    def _repelled_in_pairs(self, points: Tensor, pairs: Tensor) -> Tensor:
+        first, second = points[pairs.T]
+        return self._repelled((first * second).sum(dim=1)).sum()
+
+    def _squares(self, cosines: Tensor) -> Tensor:
+        """The squared distances: no roots, whose gradient at 0 would be infinite."""
+        return (2 - 2 * cosines).clamp_min(0) + (SOFTENING * self.delta) ** 2
+
+    def _attracted(self, cosines: Tensor) -> Tensor:
+        return -(self._squares(cosines).clamp_min(self.delta**2) ** (-self.alpha / 2))
+
+    def _repelled(self, cosines: Tensor) -> Tensor:
+        near = self._squares(cosines).clamp_max(self.delta**2) ** (-self.alpha / 2)
+        return near - self.delta**-self.alpha
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The proxies, at ``proxy_lr_scale`` × ``lr``."""
@@ -118,9 +165,10 @@ class PotentialFieldLoss(Criterion):
             points = unit_rows(self.proxies).float()
             for _ in range(3):
                 started = time.perf_counter()
-                float(self._energy(points, charges, 0, rows).sum())  # reading it waits for a GPU
+                near = self._near(self._cosines(points, 0, rows), charges, 0)
+                int(near.sum())  # reading it waits for a GPU
                 times.append(time.perf_counter() - started)
-        seconds = 4 * min(times) * count / rows  # forward twice, and about as much backward
+        seconds = min(times) * count / rows / 2  # every pair is looked at once
         if seconds < LONG:
             return ""
         return (

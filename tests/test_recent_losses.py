@@ -535,15 +535,20 @@ def test_forces_of_the_potential_field_are_those_of_finite_differences():
 
 
 def pair_force(angle, same, alpha=4.0, delta=0.2):
-    """How the energy of two points on a circle changes with the angle between them."""
-    angle = torch.tensor(angle, dtype=torch.float64, requires_grad=True)
-    points = torch.stack(
-        [torch.stack([angle * 0 + 1, angle * 0]), torch.stack([angle.cos(), angle.sin()])]
-    )
+    """How the energy of two images on a circle changes with the angle between them."""
+    torch.manual_seed(0)
     criterion = build("PFML", 2, 2, alpha=alpha, delta=delta, proxies_per_class=1).double()
-    charges = torch.tensor([0, 0 if same else 1])
-    criterion._energy(points, charges, 0, 2).sum().backward()
-    return angle.grad.item()
+    labels = torch.tensor([0, 0 if same else 1])
+
+    def torque(first):
+        """Of the second image, beside the proxies and the images from ``first`` on."""
+        turned = torch.tensor(angle, dtype=torch.float64, requires_grad=True)
+        fixed = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        images = torch.stack([fixed, torch.stack([turned.cos(), turned.sin()])])
+        (criterion(images[first:], labels[first:]) * (2 - first)).backward()
+        return turned.grad.item()
+
+    return torque(0) - torque(1)
 
 
 def test_attraction_acts_beyond_delta_and_repulsion_within():
@@ -552,6 +557,34 @@ def test_attraction_acts_beyond_delta_and_repulsion_within():
     # Both weaken with the distance.
     assert pair_force(0.3, same=True) > pair_force(0.6, same=True) > pair_force(2.0, same=True)
     assert pair_force(0.05, same=False) < pair_force(0.1, same=False)
+
+
+@pytest.mark.parametrize("crowd", [1e-3, 1.0])
+def test_the_field_of_few_and_of_many_near_pairs_is_that_of_all(crowd, monkeypatch):
+    """Pairs that push are computed one by one where they are few, and as a table elsewhere."""
+    monkeypatch.setattr(strips, "STRIP_ELEMENTS", 2000)
+    torch.manual_seed(3)
+    images = leaf(torch.randn(30, 8, dtype=torch.float64))
+    criterion = build("PFML", 20, 8, alpha=2.0, delta=0.3, proxies_per_class=3).double()
+    with torch.no_grad():  # all near one point, or in pairs that are
+        criterion.proxies[1:] = criterion.proxies[0] + crowd * torch.randn(59, 8).double()
+        criterion.proxies[40] = criterion.proxies[3] + 0.01
+    labels = torch.arange(30) % 20
+    loss = criterion(images, labels)
+    found = torch.autograd.grad(loss, [images, criterion.proxies])
+
+    points = F.normalize(torch.cat([images, criterion.proxies]))
+    squares = (2 - 2 * points @ points.T).clamp_min(0) + 0.003**2
+    charges = torch.cat([labels, torch.arange(20).repeat_interleave(3)])
+    same = charges[:, None] == charges
+    pulls = -(squares.clamp_min(0.09) ** -1) * (same & ~torch.eye(90, dtype=torch.bool))
+    pushes = (squares.clamp_max(0.09) ** -1 - 0.3**-2) * ~same
+    expected = (pulls + pushes).sum() / 30
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        found, torch.autograd.grad(expected, [images, criterion.proxies]), rtol=1e-7, atol=1e-9
+    )
+    assert criterion.terms["repulsion"] > 0
 
 
 def test_charges_find_their_classes():
