@@ -21,6 +21,7 @@ same-class image as a negative.
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -113,6 +114,15 @@ def needs_pairs(name: str) -> bool:
 def options_of(name: str) -> frozenset[str]:
     """Names of the options that ``build(name, ...)`` takes; ValueError for an unknown name."""
     return frozenset(_options(_entry(name)))
+
+
+def default_of(name: str, option: str) -> Any:
+    """What an option of the loss called ``name`` is where nobody gives it; None if it is unknown.
+
+    Raises ValueError for an unknown name.
+    """
+    default = getattr(_options(_entry(name)).get(option), "default", None)
+    return None if default is inspect.Parameter.empty else default
 
 
 def _entry(name: str) -> Callable[..., Criterion]:

@@ -11,6 +11,7 @@ import importlib
 from typing import Any
 
 from criteria.arguments import unknown
+from flags import Search
 
 PROXY_LR_SCALE = 100.0
 """The learning rate of proxies as a multiple of the network's, as Proxy-Anchor was published."""
@@ -65,6 +66,32 @@ COMMANDS: dict[str, dict[str, str]] = {
 
 LOSSES: dict[str, str] = {name: at for names in COMMANDS.values() for name, at in names.items()}
 """Every loss: its name → the file and what builds it."""
+
+SEARCHED: dict[str, dict[str, Search]] = {
+    "MS": {"base": Search(0.3, 0.7, log=False)},
+    "Contrastive": {"neg_margin": Search(0.2, 1.2, log=False)},
+    "Triplet": {"margin": Search(0.02, 0.5)},
+    "SoftTriple": {"la": Search(5, 50), "gamma": Search(0.03, 0.3)},
+    "Circle": {"m": Search(0.2, 0.6, log=False), "gamma": Search(16, 256)},
+    "CircleLoss": {"m": Search(0.2, 0.6, log=False), "gamma": Search(16, 256)},
+    "Margin": {"beta": Search(0.8, 1.4, log=False), "margin": Search(0.05, 0.5, log=False)},
+    "ms": {"base": Search(0.3, 0.7, log=False)},
+    "MarginLoss": {"beta": Search(0.8, 1.4, log=False)},
+    "Hyp": {"temperature": Search(0.05, 0.5), "curvature": Search(0.03, 0.3)},
+    "Sph": {"temperature": Search(0.03, 0.3)},
+    "RecallAtK": {"temperature": Search(3e-3, 3e-2)},
+    "SupAP": {"temperature": Search(3e-3, 3e-2)},
+    "NormSoftmax": {"temperature": Search(0.02, 0.2)},
+    "ProxyNCA_pp": {"temperature": Search(0.03, 0.3)},
+    "ArcFace": {"margin": Search(0.1, 0.7, log=False), "scale": Search(8, 64, log=False)},
+    "CosFace": {"margin": Search(0.1, 0.5, log=False), "scale": Search(8, 64, log=False)},
+    "SupCon": {"temperature": Search(0.03, 0.3)},
+    "HIST": {"tau": Search(8, 64), "lam": Search(0.3, 3)},
+    "HIER": {"weight": Search(0.1, 2)},
+    "PFML": {"delta": Search(0.05, 0.5)},
+}
+"""What a study tries for those arguments of a loss that have no flag. A loss that has none here,
+and none with `search` among its flags, is tried at several learning rates alone."""
 
 ALIASES = {
     "SoftTripleLoss": "SoftTriple",  # AMLoss' command

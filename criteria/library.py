@@ -291,12 +291,17 @@ class LibraryEntry(NamedTuple):
         return library_loss(self.name, num_classes, embedding_size, **{**arguments, **options})
 
     def options(self) -> Parameters:
-        """The arguments that may be given."""
+        """The arguments that may be given, with the defaults of the published command."""
         found = arguments_of(_library("losses", self.name))
         sizes = set(SIZE_NAMES)
         miner = inspect.Parameter("miner", inspect.Parameter.KEYWORD_ONLY, default=None)
         more = {"miner": miner, "proxy_lr_scale": arguments_of(library_loss)["proxy_lr_scale"]}
-        return {name: one for name, one in found.items() if name not in sizes} | more
+        found = {name: one for name, one in found.items() if name not in sizes} | more
+        own = {**self.arguments, "proxy_lr_scale": self.proxy_lr_scale}
+        return {
+            name: one.replace(default=own[name]) if name in own else one
+            for name, one in found.items()
+        }
 
 
 # The released Proxy-Anchor loop trains these proxies at the network's own rate.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import criteria
 import methods
 import options
 from flags import Flag
@@ -124,7 +125,27 @@ def flag_named(name: str) -> Flag:
 
 
 def declared(chosen: Options) -> list[Range]:
-    """The ranges of the flags that these options read, as the flags declare them."""
+    """The ranges of what these options read: flags, and arguments of the loss that have none."""
+    return [*_of_flags(chosen), *_of_loss(chosen)]
+
+
+def _of_loss(chosen: Options) -> list[Range]:
+    searched = criteria.SEARCHED.get(criteria.name_of(chosen.loss), {})
+    given = dict(chosen.loss_args)
+    return [
+        Range(LOSS_ARGUMENT + name, *search, start=_default(chosen, name))
+        for name, search in searched.items()
+        if name not in given
+    ]
+
+
+def _default(chosen: Options, argument: str) -> Any:
+    from losses import default_of  # with torch, which a study needs later anyway
+
+    return default_of(chosen.loss, argument)
+
+
+def _of_flags(chosen: Options) -> list[Range]:
     owner = {
         flag.dest: method
         for method in methods.METHODS
@@ -158,7 +179,8 @@ def asked(name: str, value: Any, chosen: Options) -> Range:
     argument = name.lower().replace("-", "_")
     if argument.startswith(LOSS_ARGUMENT):
         key = name.split(".", 1)[1]
-        dest, start = LOSS_ARGUMENT + key, dict(chosen.loss_args).get(key)
+        dest, given = LOSS_ARGUMENT + key, dict(chosen.loss_args)
+        start = given[key] if key in given else _default(chosen, key)
     else:
         dest = flag_named(name).dest
         start = getattr(chosen, dest)

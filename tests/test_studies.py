@@ -18,6 +18,7 @@ import tiny
 import torch
 from conftest import ROOT, run_cli
 
+import criteria
 import metrics
 import study
 from metrics import comparison
@@ -51,7 +52,7 @@ def test_eight_lines_of_toml(tmp_path):
     first, second, third = plan.entrants
     assert {one.name for one in first.space} == {"lr", "alpha", "mrg"}
     assert {"lr", "alphap", "alphan", "mrg_lr"} <= {one.name for one in second.space}
-    assert {one.name for one in third.space} == {"lr", "sec_wei"}
+    assert {one.name for one in third.space} == {"lr", "sec_wei", "loss_args.base"}
     command = second.command({one.name: one.first for one in second.space})
     assert command[:4] == ["--model", "resnet18", "--epochs", "4"]
     assert command[command.index("--alphap", 10) + 1] == "48", "the first trial is as it is given"
@@ -124,6 +125,25 @@ def test_an_argument_without_a_flag_is_searched_beside_those_that_are_given():
     ).entrants
     command = entrant.command({"lr": 0.001, "loss_args.m": 0.25})
     assert command[-3:] == ["--loss-args", "gamma=80", "m=0.25"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "argument", "default"),
+    [(loss, name, None) for loss, names in criteria.SEARCHED.items() for name in names]
+    + [("Contrastive", "neg_margin", 0.5), ("CosFace", "scale", 64.0), ("MS", "base", 0.5)],
+)
+def test_what_a_loss_without_flags_searches_begins_at_its_default(loss, argument, default):
+    plan = of({"methods": [loss]}, default_name="x", source="x")
+    (entrant,) = plan.entrants
+    (one,) = (one for one in entrant.space if one.name == f"loss_args.{argument}")
+    assert one.low <= one.start <= one.high and one.first == one.rounded(one.start)
+    assert default is None or one.first == default
+    given = of({"methods": [f"{loss} --loss-args {argument}=1"]}, default_name="x", source="x")
+    assert f"loss_args.{argument}" not in {one.name for one in given.entrants[0].space}
+    asked_for = {f"loss-args.{argument}": [0.01, 2.0]}
+    (entrant,) = of({"methods": [loss], "search": asked_for}, default_name="x", source="x").entrants
+    (again,) = (one for one in entrant.space if one.name == f"loss_args.{argument}")
+    assert (again.low, again.high, again.start) == (0.01, 2.0, one.start)
 
 
 @pytest.mark.parametrize("name", ["lr", "epochs", "optimizer"])
