@@ -22,9 +22,10 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from storage import write_atomically, write_table
-from studies import pages, results, tables
+from studies import markdown, pages, results, tables
 from studies.ledger import Ledger
 from studies.plan import Plan, of, read
 from studies.worker import Place, Progress, Stopped, Workers, places, rehearse
@@ -66,8 +67,12 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
     return "\n".join(lines)
 
 
-def conclude(ledger: Ledger, columns: Sequence[str]) -> None:
-    """Says and writes what has been found so far."""
+def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> None:
+    """Says and writes what has been found so far.
+
+    Raises:
+        InputError: the document has no place for it.
+    """
     found = results.collect(ledger)
     say(f"\n{tables.text(found, columns)}")
     folder = ledger.folder
@@ -81,6 +86,8 @@ def conclude(ledger: Ledger, columns: Sequence[str]) -> None:
         write_atomically(folder / "study.tex", lambda file: file.write(made.encode()))
         written += ["runs.csv", "study.tex"]
     say(f"\npage: {folder / 'study.html'} (beside it {', '.join(written)})")
+    if document:
+        say(f"document: {' and '.join(map(str, markdown.write(document, found, columns)))}")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -96,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
     if args.report:
         if ledger.kept_plan() is None:
             raise InputError(f"{plan.folder} holds no study yet; leave --report out to begin it")
-        conclude(ledger, args.columns)
+        conclude(ledger, args.columns, args.markdown)
         return
     say(describe(plan, where), flush=True)
     kept = ledger.kept_plan() or {"methods": {}}
@@ -110,7 +117,7 @@ def main(args: argparse.Namespace) -> None:
     except Stopped:
         say(f"\nstopped; go on with:\n  python study.py {as_shell(*sys.argv[1:])}", flush=True)
         raise SystemExit(130) from None
-    conclude(ledger, args.columns)
+    conclude(ledger, args.columns, args.markdown)
 
 
 if __name__ == "__main__":

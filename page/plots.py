@@ -22,6 +22,22 @@ STYLE = """<style>
 </style>"""
 
 
+def _colours(paper: str, ink: str, soft: str, line: str, accent: str) -> str:
+    return (
+        f".paper{{fill:{paper}}}text{{fill:{ink}}}.soft{{fill:{soft}}}line{{stroke:{line}}}"
+        f".zero{{stroke:{soft}}}.bar{{stroke:{accent};stroke-width:2.5}}.dot{{fill:{accent}}}"
+        f".one{{fill:{soft};opacity:.75}}"
+    )
+
+
+PICTURE_STYLE = (
+    _colours("#ffffff", "#1f2328", "#59636e", "#e2e2e2", "#2f62d0")
+    + "@media(prefers-color-scheme:dark){"
+    + _colours("#0d1117", "#e6edf3", "#9198a1", "#2a3038", "#79a6ff")
+    + "}"
+)
+
+
 class Bar(NamedTuple):
     """A row of a forest: a mean, half of its interval (NaN: none), and the values behind it."""
 
@@ -43,8 +59,23 @@ class Point(NamedTuple):
 def forest(bars: Iterable[Bar], title: str, *, zero: bool = False) -> str:
     """Names, means and intervals of shares, in percent, one below the other; "" for none."""
     shown = [bar for bar in bars if not math.isnan(bar.value)]
-    if not shown:
-        return ""
+    return figure(title, *_forest(shown, zero)) if shown else ""
+
+
+def forest_picture(bars: Iterable[Bar], title: str, *, zero: bool = False) -> str:
+    """``forest`` as an SVG file of its own, which follows the reader's light or dark."""
+    content, width, height = _forest([bar for bar in bars if not math.isnan(bar.value)], zero)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 34}" '
+        f'width="{2 * width}" font-family="sans-serif" font-size="13"><style>{PICTURE_STYLE}'
+        f'</style><rect class="paper" width="100%" height="100%" rx="6"/>'
+        f'<text x="{LEFT}" y="22" font-weight="600">{as_text(title)}</text>'
+        f'<g transform="translate(0 30)">{content}</g></svg>\n'
+    )
+
+
+def _forest(shown: Sequence[Bar], zero: bool) -> tuple[str, int, int]:
+    """What is drawn, its width and its height."""
     ends = [100 * value for bar in shown for value in _reach(bar)]
     low, high = min(ends), max(ends)
     low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
@@ -73,7 +104,7 @@ def forest(bars: Iterable[Bar], title: str, *, zero: bool = False) -> str:
             parts.append(f'<line class="bar" x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}"/>')
         parts += [f'<circle class="one" cx="{x(100 * v)}" cy="{y}" r="3"/>' for v in bar.parts]
         parts.append(f'<circle class="dot" cx="{x(100 * bar.value)}" cy="{y}" r="4.5"/>')
-    return figure(title, "".join(parts), WIDTH, bottom + 26)
+    return "".join(parts), WIDTH, bottom + 26
 
 
 def _reach(bar: Bar) -> list[float]:

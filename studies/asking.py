@@ -55,7 +55,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     how.add_argument("--report", action="store_true", default=False,
                      help="train nothing; say and write what there is")  # fmt: skip
     how.add_argument("--columns", nargs="+", default=(), metavar="METRIC",
-                     help="metrics of the table, for the screen and LaTeX")  # fmt: skip
+                     help="metrics of the table, for the screen, LaTeX and Markdown")  # fmt: skip
+    how.add_argument("--markdown", type=_path, default=None, metavar="FILE.md",
+                     help="write the tables into this document as well: a new one, or between "
+                     "the marks of one that has them, such as <!-- means -->")  # fmt: skip
     args = parser.parse_args(argv)
     if bool(args.file) == ("methods" in args):
         parser.error("give a study's TOML file, or --methods")

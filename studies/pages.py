@@ -238,26 +238,31 @@ def _tests_about(results: Results) -> str:
 
 
 def _tests(results: Results) -> str:
-    metric, parts = results.plan.metric, []
-    for over, tests in tables.grouped(results.tests).items():
-        names = [n for n in dict.fromkeys(["R@1", metric]) if n in tests[0].differences]
-        heads = [h for name in names for h in (name, "95 % interval", "p")]
-        lines = [(test.b, _test_cells(test, names)) for test in tests]
-        table = _plain_table(("method", *heads), lines)
-        parts.append(f"<h3>Over {tests[0].count:,} {over}</h3>{table}")
-        if over == "seeds" and metric in tests[0].differences:
-            found = [(test.b, test.differences[metric]) for test in tests]
-            bars = [Bar(name, d.difference, d.high - d.difference) for name, d in found]
-            words = f"{metric} less that of {tests[0].a}, points: mean and 95 % interval over seeds"
-            parts.append(plots.forest(bars, words, zero=True))
+    metric, parts = results.plan.metric, [_tables(results.tests, results.plan.metric)]
+    tests = tables.grouped(results.tests).get("seeds", [])
+    if tests and metric in tests[0].differences:
+        words = f"{metric} less that of {tests[0].a}, points: mean and 95 % interval over seeds"
+        parts.append(plots.forest(difference_bars(tests, metric), words, zero=True))
+    if results.asked:
+        parts.append(_tables(results.asked, metric))
     return "".join(parts)
 
 
-def _test_cells(test: Test, names: Sequence[str]) -> list[str]:
-    cells = []
-    for name in names:
-        cells += tables.difference_cells(test.differences[name], test.corrected[name])
-    return cells
+def difference_bars(tests: Sequence[Test], metric: str) -> list[Bar]:
+    """A bar per test: the difference in a metric and half of its 95 % interval."""
+    found = [(test.b, test.differences[metric]) for test in tests]
+    return [Bar(name, d.difference, d.high - d.difference) for name, d in found]
+
+
+def _tables(tests: Sequence[Test], metric: str) -> str:
+    """Tests as tables, by what they are over."""
+    parts = []
+    for over, alike in tables.grouped(tests).items():
+        heads, lines = tables.test_lines(alike, metric)
+        table = _plain_table(("method", *heads), lines)
+        less = f", less {alike[0].a}" if tables.of_one(alike) else ""
+        parts.append(f"<h3>Over {alike[0].count:,} {over}{as_text(less)}</h3>{table}")
+    return "".join(parts)
 
 
 def _search_about(results: Results) -> str:

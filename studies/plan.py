@@ -41,6 +41,7 @@ OWN_FLAGS = {
 KINDS = {
     "name": str, "flags": (str, list), "folds": int, "trials": int, "seeds": int, "metric": str,
     "prune": bool, "logs": str, "methods": (dict, list), "search": dict, "fixed": list,
+    "compare": list,
 }  # fmt: skip
 METRICS = ("R@1", "RP", "MAP@R", "MRR")
 LEAST = {"folds": 2, "trials": 1, "seeds": 2}
@@ -78,6 +79,8 @@ class Plan:
         name: of its folder in `logs`. folds: of the training classes; a trial trains without each
             in turn. trials: per method. seeds: runs per method. metric: what trials are judged by.
         prune: whether a trial that falls behind the others of its method is stopped early.
+        compare: pairs of methods, the second to be tested against the first, beside all of them
+            against the first of the study.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Plan:
     metric: str = "MAP@R"
     prune: bool = True
     logs: str = "logs"
+    compare: tuple[tuple[str, str], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -167,8 +171,29 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
         content.get("name", default_name),
         tuple(entrants),
         logs=content.get("logs", "logs"),
+        compare=_pairs(content, [one.name for one in entrants], source),
         **numbers,
     )
+
+
+def _pairs(
+    content: Mapping[str, Any], names: Sequence[str], source: str
+) -> tuple[tuple[str, str], ...]:
+    """The pairs of methods that are to be compared."""
+    pairs = content.get("compare", [])
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]):
+            raise InputError(
+                f"{source}: compare holds {pair!r}; give pairs of methods: "
+                'compare = [["MS", "MS + SEC"]]'
+            )
+        for name in pair:
+            if name not in names:
+                raise InputError(
+                    f"{source}: compare: {name} is no method here; "
+                    f"{nearest_names(str(name), names)}"
+                )
+    return tuple((a, b) for a, b in pairs)
 
 
 def _methods(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:

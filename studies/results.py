@@ -158,6 +158,16 @@ class Results:
         return _corrected([test for test in made if test is not None])
 
     @cached_property
+    def asked(self) -> list[Test]:
+        """The pairs that the plan names: the second less the first, over seeds and over classes."""
+        known = {found.name: found for found in self.with_runs}
+        pairs = [(known[a], known[b]) for a, b in self.plan.compare if {a, b} <= known.keys()]
+        made = [_over_seeds(a, b) for a, b in pairs]
+        for a, b in pairs:
+            made += _over_classes(a, [b])
+        return _corrected([test for test in made if test is not None])
+
+    @cached_property
     def best_against(self) -> list[Test]:
         """The method with the best mean against each other one, over the seeds."""
         if len(self.ranked) < 2:

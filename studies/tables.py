@@ -13,6 +13,8 @@ from terminal import terminal_width
 from utils import InputError, human_seconds, nearest_names
 
 SHOWN = ("R@1", "RP", "MAP@R", "NMI")
+GAINS = ("R@1", "best epoch", "concatenated", "aligned mean")
+"""Heads of ``gain_lines``."""
 
 
 def rows(results: Results, columns: Sequence[str] = ()) -> list[Row]:
@@ -42,14 +44,19 @@ def text(results: Results, columns: Sequence[str] = ()) -> str:
     """All that is known, for the terminal."""
     parts = [_search(results)]
     if results.with_runs:
-        shown = columns or [name for name in SHOWN if name in results.with_runs[0].mean]
-        made = rows(results, shown)
+        made = rows(results, shown(results, columns))
         parts.append("On the test classes, after the last epoch, at the chosen settings:")
         parts.append(_means(made))
         parts.append(tables.in_lines(_about(made)))
-    parts += _tests(results)
+    parts += _tests(results.tests, results.plan.metric)
+    parts += _tests(results.asked, results.plan.metric)
     parts += [*_gains(results), *_sensitivities(results), *failures(results)]
     return "\n".join(parts)
+
+
+def shown(results: Results, columns: Sequence[str]) -> Sequence[str]:
+    """The columns that are wanted, or those that fit a screen; of a study that has runs."""
+    return columns or [name for name in SHOWN if name in results.with_runs[0].mean]
 
 
 def _about(made: Sequence[Row]) -> str:
@@ -58,6 +65,11 @@ def _about(made: Sequence[Row]) -> str:
 
 
 def _means(made: Sequence[Row]) -> str:
+    return tables.aligned(*mean_lines(made), terminal_width())
+
+
+def mean_lines(made: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Heads and lines of the means over the seeds, in percent, and ±."""
     names = tables.columns(made)
     lines = []
     for row in made:
@@ -67,7 +79,7 @@ def _means(made: Sequence[Row]) -> str:
             for n in names
         ]
         lines.append((row.label, [*cells, str(row.repeats)]))
-    return tables.aligned([*names, "seeds"], lines, terminal_width())
+    return [*names, "seeds"], lines
 
 
 def _share(value: float | None) -> str:
@@ -76,9 +88,15 @@ def _share(value: float | None) -> str:
 
 def _search(results: Results) -> str:
     """What each method was searched with, and what came out."""
-    heads = ["trials", "early", "failed", "time", results.plan.metric, "chosen"]
     about = f"The search: mean of {results.plan.folds} folds of classes that a trial has not seen:"
-    return f"{about}\n{tables.aligned(heads, search_lines(results), terminal_width())}"
+    return (
+        f"{about}\n{tables.aligned(search_heads(results), search_lines(results), terminal_width())}"
+    )
+
+
+def search_heads(results: Results) -> list[str]:
+    """Of ``search_lines``."""
+    return ["trials", "early", "failed", "time", results.plan.metric, "chosen"]
 
 
 def search_lines(results: Results) -> list[tuple[str, list[str]]]:
@@ -101,11 +119,12 @@ def chosen(found: Found) -> str:
     return ", ".join(f"{r.title} {found.chosen.values[r.name]}" for r in found.entrant.space)
 
 
-def _tests(results: Results) -> list[str]:
+def _tests(tests: Iterable[Test], metric: str) -> list[str]:
     parts = []
-    for tests in grouped(results.tests).values():
-        parts.append(f"\n{tests_about(tests)}")
-        parts.append(_differences(tests, results.plan.metric))
+    for alike in grouped(tests).values():
+        heads, lines = test_lines(alike, metric)
+        parts.append(f"\n{tables.in_lines(tests_about(alike))}")
+        parts.append(tables.aligned(heads, lines, terminal_width()))
     return parts
 
 
@@ -126,19 +145,26 @@ def tests_about(tests: Sequence[Test]) -> str:
         "classes": f"paired bootstrap over {number} classes: would other classes agree?",
     }[tests[0].over]
     corrected = f", p corrected for {len(tests)} comparisons (Holm)" if len(tests) > 1 else ""
-    return f"Less {tests[0].a}, in points ({how}){corrected}:"
+    compared = f"Less {tests[0].a}" if of_one(tests) else "Differences"
+    return f"{compared}, in points ({how}){corrected}:"
 
 
-def _differences(tests: Sequence[Test], metric: str) -> str:
+def of_one(tests: Sequence[Test]) -> bool:
+    """Whether all are compared with the same method."""
+    return len({test.a for test in tests}) == 1
+
+
+def test_lines(tests: Sequence[Test], metric: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Heads and lines of a table of tests that are over the same: R@1 and the study's metric."""
     names = [n for n in dict.fromkeys(["R@1", metric]) if n in tests[0].differences]
     heads = [head for name in names for head in (name, "95 % interval", "p")]
-    lines = []
+    alike, lines = of_one(tests), []
     for test in tests:
         cells = []
         for name in names:
             cells += difference_cells(test.differences[name], test.corrected[name])
-        lines.append((test.b, cells))
-    return tables.aligned(heads, lines, terminal_width())
+        lines.append((test.b if alike else f"{test.b} less {test.a}", cells))
+    return heads, lines
 
 
 def difference_cells(found: Difference, p: float) -> list[str]:
@@ -171,24 +197,27 @@ def _gains(results: Results) -> list[str]:
     lines = gain_lines(results)
     if not lines:
         return []
-    heads = ["R@1", "best epoch", "concatenated", "aligned mean"]
     about = (
         "What is not in these numbers: what picking the best epoch on the test classes would add "
         "to R@1, and R@1 of the seeds together, side by side and as a mean of the same size:"
     )
-    return [f"\n{tables.in_lines(about)}", tables.aligned(heads, lines, terminal_width())]
+    return [f"\n{tables.in_lines(about)}", tables.aligned(GAINS, lines, terminal_width())]
 
 
 def _sensitivities(results: Results) -> list[str]:
+    said = [tables.in_lines(line) for line in sensitivity_lines(results)]
+    about = f"\nHow {results.plan.metric} of the trials goes with what was searched:"
+    return [about, *said] if said else []
+
+
+def sensitivity_lines(results: Results) -> list[str]:
+    """A sentence for each method that has trials enough."""
     said = []
     for found in results.methods:
         words = [sensitivity_words(one) for one in found.sensitivity if not math.isnan(one.p)]
         if words:
-            count = found.sensitivity[0].count
-            said.append(tables.in_lines(f"{found.name} ({count} trials): {'; '.join(words)}"))
-    if not said:
-        return []
-    return [f"\nHow {results.plan.metric} of the trials goes with what was searched:", *said]
+            said.append(f"{found.name} ({found.sensitivity[0].count} trials): {'; '.join(words)}")
+    return said
 
 
 def sensitivity_words(one: Sensitivity) -> str:

@@ -76,6 +76,9 @@ def test_eight_lines_of_toml(tmp_path):
         ({"search": {"lr": [2, 1]}}, "says no range"),
         ({"search": {"lr": {"low": 1}}}, "is of no method|says no range"),
         ({"search": {"XX": {"lr": [1, 2]}}}, "is of no method"),
+        ({"compare": [["PA", "XX"]]}, "XX is no method here"),
+        ({"compare": ["PA", "AM"]}, "give pairs of methods"),
+        ({"compare": [["PA", "PA"]]}, "give pairs of methods"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_in_a_sentence(entries, words):
@@ -300,7 +303,8 @@ def test_what_a_study_may_not_change(ledger, tmp_path):
 @pytest.fixture
 def finished(tmp_path):
     """Two methods of which the second is better, three seeds each, six trials."""
-    made = Ledger(plan_of(folds=2, trials=6, seeds=3, logs=str(tmp_path)))
+    pairs = [["AM", "PA"]]
+    made = Ledger(plan_of(folds=2, trials=6, seeds=3, logs=str(tmp_path), compare=pairs))
     made.begin()
     numbers = {"PA": {}, "AM": {}}
     while (work := made.next()) is not None:
@@ -349,7 +353,7 @@ def test_means_tests_and_cost(finished):
 def test_what_is_written(finished, tmp_path, capsys):
     ledger, _ = finished
     args = asking.parse(["--methods", "x", "--columns", "MAP@R", "R@1"])
-    study.conclude(ledger, args.columns)
+    study.conclude(ledger, args.columns, args.markdown)
     printed = capsys.readouterr().out
     assert "Less PA, in points (paired t-test over 3 seeds" in printed
     folder = ledger.folder
@@ -366,6 +370,62 @@ def test_what_is_written(finished, tmp_path, capsys):
     assert "Highest MAP@R: AM" in page and "<svg" in page
     with pytest.raises(InputError, match="--columns Recall"):
         tables.text(results.collect(ledger), ["Recall"])
+
+
+def test_a_document_is_begun_and_written_again_between_its_marks(finished, tmp_path, capsys):
+    ledger, _ = finished
+    found = results.collect(ledger)
+    document = tmp_path / "own.md"
+    study.conclude(ledger, (), document)
+    assert f"document: {document} and {tmp_path / 'own.svg'}" in capsys.readouterr().out
+    text = document.read_text()
+    am = next(one for one in found.methods if one.name == "AM")
+    cell = f"| AM | {100 * am.mean['R@1']:.1f} ± {100 * am.half('R@1'):.1f} |"
+    assert cell in text and "## Failed" not in text and "- Highest MAP@R: AM" in text
+    assert "![MAP@R less that of PA" in text and "(own.svg)" in text
+    assert "prefers-color-scheme" in (tmp_path / "own.svg").read_text()
+
+    document.write_text(
+        "Before\n<!-- means -->\nold | row\n<!-- end of means -->\nAfter, R@1 1.0\n"
+    )
+    study.conclude(ledger, ["MAP@R"], document)
+    text = document.read_text()
+    assert text.startswith("Before\n<!-- means -->\n| method | MAP@R | seeds |\n| --- |")
+    assert text.endswith("<!-- end of means -->\nAfter, R@1 1.0\n") and "old" not in text
+    again = document.read_text()
+    study.conclude(ledger, ["MAP@R"], document)
+    assert document.read_text() == again
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("My paper\n", "has no mark for a study; put one of <!-- answer -->"),
+        (
+            "<!-- means -->\nand the rest of it\n",
+            "has <!-- means --> without <!-- end of means -->",
+        ),
+    ],
+)
+def test_a_document_without_marks_is_left_as_it_is(finished, tmp_path, text, words):
+    ledger, _ = finished
+    document = tmp_path / "own.md"
+    document.write_text(text)
+    with pytest.raises(InputError, match=words):
+        study.conclude(ledger, (), document)
+    assert document.read_text() == text
+
+
+def test_pairs_are_compared_beside_the_first_method(finished):
+    found = results.collect(finished[0])
+    (other,) = (t for t in found.tests if t.over == "seeds")
+    asked_for = [t for t in found.asked if t.over == "seeds"]
+    assert [(t.a, t.b) for t in asked_for] == [("AM", "PA")]
+    assert {t.over for t in found.asked} == {"seeds", "classes"}
+    less = asked_for[0].differences["R@1"].difference
+    assert less == pytest.approx(-other.differences["R@1"].difference)
+    assert "Less AM, in points" in tables.text(found)
+    assert ", less AM</h3>" in pages.page(found) and "Each method less PA" in pages.page(found)
 
 
 def test_equal_methods_are_not_told_apart(tmp_path):

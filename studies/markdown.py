@@ -1,0 +1,147 @@
+"""A study inside a Markdown document: its tables between marks, its picture beside it.
+
+A mark is a line such as `<!-- means -->`; what stands between it and `<!-- end of means -->` is
+written again whenever the study is. The text around them stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evaluation import tables as evaluation_tables
+from page import plots
+from storage import write_atomically
+from studies import pages, tables
+from studies.results import Results, Test
+from utils import InputError
+
+BLOCKS = {
+    "answer": "What came out",
+    "means": "Test classes",
+    "tests": "Differences",
+    "pairs": "Pairs",
+    "search": "The search",
+    "trials": "What the search depended on",
+    "beside": "Beside it",
+    "failed": "What failed",
+}
+"""Mark → the heading of a new document."""
+
+
+def write(path: Path, results: Results, columns: Sequence[str] = ()) -> list[Path]:
+    """Fills the marks of a document, or begins one, and draws its picture; what was written.
+
+    Raises:
+        InputError: it holds no marks, cannot be read, or lacks the end of one.
+    """
+    blocks = made(results, columns)
+    picture = path.with_suffix(".svg")
+    if tests := tables.grouped(results.tests).get("seeds"):
+        metric = results.plan.metric
+        title = f"{metric} less that of {tests[0].a}, points: mean, 95 % interval"
+        drawn = plots.forest_picture(pages.difference_bars(tests, metric), title, zero=True)
+        blocks["picture"] = f"![{title}]({picture.name})"
+        write_atomically(picture, lambda file: file.write(drawn.encode()))
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else _begun(results, blocks)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text; give another file") from error
+    content = filled(text, blocks, str(path))
+    write_atomically(path, lambda file: file.write(content.encode()))
+    return [path, picture] if "picture" in blocks else [path]
+
+
+def filled(text: str, blocks: Mapping[str, str], name: str) -> str:
+    """The text of a document with its blocks written anew.
+
+    Raises:
+        InputError: it has no mark, or one without an end.
+    """
+    known = {mark: block for mark, block in blocks.items() if _begin(mark) in text}
+    if not known:
+        marks = ", ".join(f"<!-- {mark} -->" for mark in blocks)
+        raise InputError(
+            f"{name} has no mark for a study; put one of {marks} and its end, such as "
+            f"<!-- end of {next(iter(blocks))} -->, where the table goes, or give a new file"
+        )
+    for mark, block in known.items():
+        before, _, rest = text.partition(_begin(mark))
+        _, end, after = rest.partition(_end(mark))
+        if not end:
+            raise InputError(f"{name} has {_begin(mark)} without {_end(mark)}; add it")
+        text = f"{before}{_begin(mark)}\n{block}\n{end}{after}"
+    return text
+
+
+def _begin(mark: str) -> str:
+    return f"<!-- {mark} -->"
+
+
+def _end(mark: str) -> str:
+    return f"<!-- end of {mark} -->"
+
+
+def _begun(results: Results, blocks: Mapping[str, str]) -> str:
+    """A document with all that there is."""
+    parts = [f"# {results.plan.name}\n"]
+    for mark, heading in BLOCKS.items():
+        if blocks[mark]:
+            parts.append(f"## {heading}\n\n{_begin(mark)}\n{_end(mark)}\n")
+        if mark == "answer" and "picture" in blocks:
+            parts.append(f"{_begin('picture')}\n{_end('picture')}\n")
+    return "\n".join(parts)
+
+
+def made(results: Results, columns: Sequence[str] = ()) -> dict[str, str]:
+    """Every block that `BLOCKS` names; "" where there is nothing for it yet."""
+    metric = results.plan.metric
+    return {
+        "answer": _bullets(pages.conclusions(results)),
+        "means": _means(results, columns),
+        "tests": _tests(results.tests, metric),
+        "pairs": _tests(results.asked, metric),
+        "search": _search(results),
+        "trials": _bullets(tables.sensitivity_lines(results)),
+        "beside": _beside(results),
+        "failed": _bullets(tables.failures(results)[1:]),
+    }
+
+
+def _bullets(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {_escaped(' '.join(sentence.split()))}" for sentence in sentences)
+
+
+def _means(results: Results, columns: Sequence[str]) -> str:
+    if not results.with_runs:
+        return ""
+    heads, lines = tables.mean_lines(tables.rows(results, tables.shown(results, columns)))
+    about = evaluation_tables.about_spread(tables.rows(results)).strip()
+    return f"{_table('method', heads, lines)}\n\nIn percent. {about}".strip()
+
+
+def _tests(tests: Sequence[Test], metric: str) -> str:
+    parts = []
+    for alike in tables.grouped(tests).values():
+        table = _table("method", *tables.test_lines(alike, metric))
+        parts.append(f"{tables.tests_about(alike)}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _search(results: Results) -> str:
+    return _table("method", tables.search_heads(results), tables.search_lines(results))
+
+
+def _beside(results: Results) -> str:
+    lines = tables.gain_lines(results)
+    return _table("method", tables.GAINS, lines) if lines else ""
+
+
+def _table(first: str, heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A table whose lines have a name and a cell under each of the heads."""
+    rows = [[first, *heads], ["---"] * (1 + len(heads)), *([name, *cells] for name, cells in lines)]
+    return "\n".join(f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in rows)
+
+
+def _escaped(words: str) -> str:
+    return words.replace("|", "\\|").replace("<", "&lt;")
