@@ -35,6 +35,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
@@ -226,6 +227,16 @@ class Share:
     def own(self) -> slice:
         """This process's units."""
         return shard(self.count)
+
+    @property
+    def starts(self) -> list[int]:
+        """The first unit of every process, and how many units there are."""
+        return [shard(self.count, of).start for of in range(world())] + [self.count]
+
+    @property
+    def counts(self) -> list[int]:
+        """How many units every process has."""
+        return [end - start for start, end in pairwise(self.starts)]
 
     def of(self, whole: Tensor) -> Tensor:
         """This process's rows of the whole (count · rows, …)."""

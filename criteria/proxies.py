@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ from criteria.base import (
 )
 from criteria.similarity import compare
 from criteria.strips import Strip, Terms, made_again, rows_of_strip, total
+
+FAR = -1e4
+"""The similarity to a class that is as good as none: e^x of it is 0 beside any other."""
 
 
 def positive_term(
@@ -168,22 +171,31 @@ class ProxyLoss(Criterion):
         embeddings: Tensor,
         labels: Tensor,
         uncertainty: Tensor | None = None,
-        proxies: Tensor | None = None,
+        classes: Tensor | None = None,
     ) -> list[tuple[Tensor, ...]]:
         """``terms`` of every Strip of the table (B, C): one list for each of the terms.
 
         A small table is one strip. Of a larger one nothing is kept: a strip is made, and again to
-        go backward. ``labels`` number the classes of the ``proxies``, by default all there are.
+        go backward. With ``classes``, sorted, the table has their columns alone; the batch's own
+        are among them.
         """
-        if proxies is None and self.share is not None:
-            return self._by_strips_of_all(terms, embeddings, labels, uncertainty, self.share)
-        proxies = self.proxies if proxies is None else proxies
-        classes = rows_of_strip(len(embeddings) * self.per_class)
-        rows = classes * self.per_class
+        if classes is not None:
+            labels = torch.searchsorted(classes, labels)
+        if self.share is not None:
+            return self._by_strips_of_all(
+                terms, embeddings, labels, uncertainty, self.share, classes
+            )
+        proxies = self.proxies if classes is None else self._proxies_of(classes)
+        most = rows_of_strip(len(embeddings) * self.per_class)
+        rows = most * self.per_class
         pieces = proxies.split(rows) if len(proxies) > rows else [proxies]
-        starts = range(0, len(pieces) * classes, classes)
+        starts = range(0, len(pieces) * most, most)
         found = self._of_pieces(terms, embeddings, labels, uncertainty, pieces, starts)
         return [*zip(*found, strict=True)]
+
+    def _proxies_of(self, classes: Tensor) -> Tensor:
+        """Those of some of the classes that this process has."""
+        return self.proxies.unflatten(0, (-1, self.per_class))[classes].flatten(0, 1)
 
     def _of_pieces(
         self,
@@ -195,10 +207,11 @@ class ProxyLoss(Criterion):
         starts: Sequence[int],
         *,
         alone: bool = True,
+        absent: bool = False,
     ) -> list[tuple[Tensor, ...]]:
         """``terms`` of each of the pieces, whose first classes are ``starts``.
 
-        ``alone``: there are no other classes than theirs.
+        ``alone``: there are no other classes than theirs. ``absent``: theirs do not count.
         """
         whole = alone and len(pieces) == 1
 
@@ -208,6 +221,10 @@ class ProxyLoss(Criterion):
             similarity = self.compared(embeddings, piece, uncertainty)
             if whole:
                 return terms(Strip(similarity, column))
+            if absent:
+                everywhere = torch.ones_like(similarity, dtype=torch.bool)
+                similarity = similarity.masked_fill(everywhere, FAR)
+                column = torch.full_like(column, -1)
             inside = (column >= 0) & (column < similarity.shape[1])
             return terms(Strip(similarity, column.clamp(0, similarity.shape[1] - 1), inside))
 
@@ -225,15 +242,27 @@ class ProxyLoss(Criterion):
         labels: Tensor,
         uncertainty: Tensor | None,
         share: processes.Share,
+        classes: Tensor | None,
     ) -> list[tuple[Tensor, ...]]:
         """``by_strips``, where every process has some of the classes: all strips of all of them."""
-        own, most = share.own, rows_of_strip(len(embeddings) * self.per_class)
-        count = math.ceil(self.num_classes // processes.world() / most)  # as many in each process
-        units = self.proxies.unflatten(0, (-1, self.per_class)).tensor_split(count)
+        most = rows_of_strip(len(embeddings) * self.per_class)
+        first, proxies, counts, absent = share.own.start, self.proxies, share.counts, False
+        if classes is not None:
+            bounds = torch.searchsorted(classes, torch.tensor(share.starts).to(classes)).tolist()
+            first, end = bounds[processes.rank() : processes.rank() + 2]
+            own, absent = classes[first:end] - share.own.start, first == end
+            # One that has none of the classes compares with another one, which does not count.
+            proxies = self._proxies_of(own.new_zeros(1) if absent else own)
+            counts = [max(1, end - start) for start, end in pairwise(bounds)]
+        # As many strips in each process, none of them empty.
+        count = min(math.ceil(max(counts) / most), min(counts))
+        units = proxies.unflatten(0, (-1, self.per_class)).tensor_split(count)
         pieces = [unit.flatten(0, 1) for unit in units]
-        starts = [*accumulate(map(len, units), initial=own.start)][:-1]
+        starts = [*accumulate(map(len, units), initial=first)][:-1]
         given = [None if x is None else processes.part_of_all(x) for x in (embeddings, uncertainty)]
-        found = self._of_pieces(terms, given[0], labels, given[1], pieces, starts, alone=False)
+        found = self._of_pieces(
+            terms, given[0], labels, given[1], pieces, starts, alone=False, absent=absent
+        )
         total = count * processes.world()
         parts = (torch.stack(part) for part in zip(*found, strict=True))
         return [processes.gather_rows(part, total).unbind() for part in parts]

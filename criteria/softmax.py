@@ -57,16 +57,16 @@ def compare_rows(
     embeddings: Tensor,
     labels: Tensor,
     uncertainty: Tensor | None = None,
-    proxies: Tensor | None = None,
+    classes: Tensor | None = None,
     *,
     sums: bool = False,
 ) -> Rows:
-    """The Rows of a batch; ``uncertainty`` and ``proxies`` as in ProxyLoss.by_strips."""
+    """The Rows of a batch; ``uncertainty`` and ``classes`` as in ProxyLoss.by_strips."""
 
     def terms(strip: Strip) -> tuple[Tensor, ...]:
         return _Rows.apply(*strip, scale, sums)
 
-    own, others, nearest, *more = loss.by_strips(terms, embeddings, labels, uncertainty, proxies)
+    own, others, nearest, *more = loss.by_strips(terms, embeddings, labels, uncertainty, classes)
     if len(own) == 1:
         return Rows(*own, *others, *nearest, *(part[0] for part in more))
     return Rows(
@@ -255,15 +255,6 @@ class MarginSoftmaxLoss(ProxyLoss):
         self.proxies = nn.Parameter(torch.empty(num_classes * self.sub_centers, embedding_size))
         nn.init.normal_(self.proxies, std=0.01)
 
-    def divide(self) -> None:
-        """Keeps this process's share of the proxies; not of sampled ones."""
-        if self.sample_rate < 1:
-            raise ValueError(
-                f"sample_rate {self.sample_rate:g} chooses among all proxies in each step, so they "
-                "cannot be divided among processes: set it to 1."
-            )
-        super().divide()
-
     def with_margin(self, own: Tensor) -> Tensor:
         """What takes the place of the similarities (B,) of the images to their own classes."""
         raise NotImplementedError
@@ -281,12 +272,10 @@ class MarginSoftmaxLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        proxies = None
+        classes = None
         if self.sample_rate < 1:
             classes = sampled_classes(labels, self.num_classes, self.sample_rate)
-            labels = torch.searchsorted(classes, labels)
-            proxies = self.proxies.unflatten(0, (-1, self.sub_centers))[classes].flatten(0, 1)
-        rows = compare_rows(self, self.scale, embeddings, labels, uncertainty, proxies)
+        rows = compare_rows(self, self.scale, embeddings, labels, uncertainty, classes)
         self._report(own=rows.own.detach().mean(), accuracy=rows.hits(self.scale))
         return cross_entropy(self.scale * self.with_margin(rows.own), rows.others)
 
