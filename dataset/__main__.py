@@ -13,7 +13,7 @@ import door
 from dataset import NAMES, find
 from dataset.check import run
 from dataset.download import SOURCES, download
-from dataset.own import EVAL_CLASSES, SEED, OwnData
+from dataset.own import SEED, OwnData
 from machine import expanded
 from terminal import hear, say
 from utils import InputError, sentence_errors
@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         "--eval-classes",
         type=float,
         metavar="F",
-        help=f"own images: the share of the classes that is held out (default: {EVAL_CLASSES})",
+        help="own images: share of the classes that is held out (default: what a run holds out, "
+        "a fifth, of few classes up to a third)",
     )
     check.add_argument(
         "--seed", type=int, metavar="N", help=f"own images: of that draw (default: {SEED})"

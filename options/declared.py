@@ -131,7 +131,8 @@ DATA = Group("data", (
          change=NOTHING, local=True),
     flag("--eval-classes", None, Kind(number(0.0, 1.0, above=True), "F"),
          "share of the classes of your own images that is held out", need=OWN_DATA,
-         shown="0.5; what the data say themselves comes first"),
+         shown="a fifth to a third where --defaults suited chooses, else 0.5; what the data say "
+         "themselves comes first"),
     flag("--split-seed", None, COUNT_OR_ZERO, "chooses which classes these are", need=OWN_DATA,
          shown="1"),
     flag("--ratio-classes", 1.0, Kind(number(0.0, 1.0, above=True), "F"),
@@ -305,7 +306,7 @@ OPTIMISATION = Group("optimisation", (
     flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
     flag("--decay-vectors", 1, BINARY,
          "0: no weight decay on biases and norms (BatchNorm, LayerNorm) of the network"),
-    flag("--decay-biases", 0, BINARY, "1: on the biases there is, on the norms not",
+    flag("--decay-biases", 0, BINARY, "1: biases decay as well, norms do not",
          need=SOME_DECAY),
     flag("--adam-eps", 1e-8, positive("EPS"), "what Adam adds to its denominators", need=ADAM),
     flag("--momentum", 0.9, Kind(number(0.0, 0.9999), "M"), "of sgd and rmsprop; 0 is none",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -198,6 +199,17 @@ def test_losses_elsewhere_train_network_proxies_and_margins():
         assert (value != start[name]).float().mean() > 0.9, name
     rates = [group["initial_lr"] for group in names["optimiser"].param_groups]
     assert rates == pytest.approx([1e-4, 1e-2, 1e-4])  # network, proxies, margins
+
+
+def test_the_losses_need_the_files_that_are_named_and_no_others(tmp_path):
+    document = (ROOT / "docs" / "library.md").read_text()
+    (said,) = re.findall(r"They follow .*?\n\n", document, flags=re.DOTALL)
+    for name in re.findall(r"`([\w./]+)`", said):
+        place = ROOT / name
+        (shutil.copytree if place.is_dir() else shutil.copy)(place, tmp_path / name)
+    (code,) = (block for block in blocks("python") if "AMLoss" in block)
+    done = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
 
 
 def test_export_of_the_demo(demo):
