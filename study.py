@@ -74,7 +74,6 @@ def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> N
         InputError: the document has no place for it.
     """
     found = results.collect(ledger)
-    say(f"\n{tables.text(found, columns)}")
     folder = ledger.folder
     write_table(folder / "trials.csv", *tables.trials_csv(found))
     content = pages.page(found)
@@ -82,6 +81,8 @@ def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> N
     written = ["trials.csv"]
     if found.with_runs:
         write_table(folder / "runs.csv", *tables.runs_csv(found))
+    say(f"\n{tables.text(found, columns)}")  # which may be asked for columns that there are not
+    if found.with_runs:
         made = tables.latex(found, columns)
         write_atomically(folder / "study.tex", lambda file: file.write(made.encode()))
         written += ["runs.csv", "study.tex"]
@@ -100,16 +101,19 @@ def main(args: argparse.Namespace) -> None:
     ledger = Ledger(plan)
     jobs = max(args.jobs, len(args.gpus))
     where = places(jobs, args.gpus)
+    begun = ledger.kept_plan() is not None
+    if args.report and not begun:
+        raise InputError(f"{plan.folder} holds no study yet; leave --report out to begin it")
+    unsure = ledger.look()
+    if args.columns and begun:
+        tables.rows(results.collect(ledger), args.columns)  # refused at once, not after trainings
     if args.report:
-        if ledger.kept_plan() is None:
-            raise InputError(f"{plan.folder} holds no study yet; leave --report out to begin it")
         conclude(ledger, args.columns, args.markdown)
         return
     say(describe(plan, where), flush=True)
-    kept = ledger.kept_plan() or {"methods": {}}
-    if new := [one.name for one in plan.entrants if one.name not in kept["methods"]]:
-        say(f"checking    {', '.join(new)}", flush=True)
-        rehearse(plan, new, where[0])
+    if unsure:
+        say(f"checking    {', '.join(unsure)}", flush=True)
+        rehearse(ledger.plan, unsure, where[0])
     ledger.begin()
     progress = Progress(ledger, jobs)
     try:

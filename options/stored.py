@@ -135,6 +135,15 @@ def same_words(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: _hashable(known[name]) for name in said if name in stored["given"]}
 
 
+def is_of(stored: Mapping[str, Any], args: argparse.Namespace) -> bool:
+    """Whether a run was begun by this command: by its options, or by its words in another version.
+
+    Its words also tell where settings that suit images and machine come out otherwise today.
+    """
+    now = plain(args)
+    return any(same(stored) == same(now) for same in (same_command, same_words))
+
+
 # --- going on -------------------------------------------------------------------------------------
 
 

@@ -17,16 +17,18 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
+import statistics
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage import write_json
-from studies.plan import Entrant, Plan
+from studies.plan import Entrant, Plan, settings_of
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -82,6 +84,31 @@ class Ledger:
 
     # -- beginning
 
+    def look(self) -> list[str]:
+        """Compares the plan with what the folder was begun with; the methods to be tried first.
+
+        Those are the ones that are new, and those with settings that another machine may have
+        chosen, and this one may lack weights for.
+
+        Raises:
+            InputError: the folder is of another study.
+        """
+        kept = self.kept_plan()
+        known: dict[str, Any] = {}
+        if kept is not None:
+            _check_same(kept, self.plan, self.folder)
+            self._check_budget(kept["trials"])
+            known = kept["methods"]
+        entrants = []
+        for one in self.plan.entrants:
+            if one.name in known:  # also of a version that settled nothing
+                settings = known[one.name].get("settings", [])
+            else:
+                settings = one.settings or settings_of(one, self.plan.folds)
+            entrants.append(one.settled(settings))
+        self.plan = replace(self.plan, entrants=tuple(entrants))
+        return [one.name for one in entrants if one.name not in known or one.settings]
+
     def begin(self) -> None:
         """Makes the folder, or finds that it is of the same study.
 
@@ -93,19 +120,27 @@ class Ledger:
         except OSError as error:
             raise InputError(f"{self.folder} cannot be made ({error.strerror})") from error
         with self.claimed("plan", wait=True):
-            kept = self.kept_plan()
-            if kept is not None:
-                _check_same(kept, self.plan, self.folder)
-                self._check_budget(kept["trials"])
-            write_json(self.folder / "plan.json", self.plan.identity | {"trials": self.plan.trials})
+            self.look()  # somebody else may have begun it in the meantime
+            content = self.plan.identity | {"trials": self.plan.trials}
+            known = (self.kept_plan() or {"methods": {}})["methods"]
+            content["methods"] = known | content["methods"]  # one that is left out may come back
+            write_json(self.folder / "plan.json", content)
 
     def _check_budget(self, trials: int) -> None:
-        """Raises InputError where trials are added after the test classes were looked at."""
-        begun = any(
-            self.is_judged(one, seed)
-            for one in self.plan.entrants
-            for seed in range(1, self.plan.seeds + 1)
-        )
+        """Raises InputError where the trials of the plan are not what they can be any more.
+
+        Fewer than some method had would leave the others with less to choose from; more, after the
+        test classes were looked at, would choose by them.
+        """
+        done = {one.name: len(self.trials(one)) for one in self.plan.entrants}
+        most = max(done, key=done.__getitem__)
+        if done[most] > self.plan.trials:
+            raise InputError(
+                f"{self.folder} has {done[most]} trials of {most} already, and all methods get as "
+                f"many; give trials = {done[most]} or more, or this study another name"
+            )
+        results = self.folder.glob("*/seed*.json")
+        begun = any("values" in json.loads(file.read_text(encoding="utf-8")) for file in results)
         if begun and trials != self.plan.trials:
             raise InputError(
                 f"{self.folder} had {trials} trials per method, and its runs were judged on the "
@@ -227,7 +262,6 @@ class Ledger:
                     storage=self._storage,
                     direction="maximize",
                     load_if_exists=True,
-                    pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
                 )
         return self._studies[entrant.name]
 
@@ -285,6 +319,17 @@ class Ledger:
             )
         return found
 
+    def median(self, entrant: Entrant, step: int) -> float | None:
+        """What its finished trials reported at a step; None where fewer than `STARTUP` did."""
+        import optuna
+
+        finished = self.study(entrant).get_trials(
+            deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)
+        )
+        values = [t.intermediate_values.get(step, math.nan) for t in finished]
+        values = [value for value in values if not math.isnan(value)]
+        return statistics.median(values) if len(values) >= STARTUP else None
+
     def _chosen(self, trials: list[Trial]) -> Trial | None:
         """The best trial, once all have ended; the first among equals."""
         if len(trials) < self.plan.trials or any(t.state == "running" for t in trials):
@@ -295,6 +340,16 @@ class Ledger:
     def chosen(self, entrant: Entrant) -> Trial | None:
         """The best trial of a method, once all have ended; None before, and where all failed."""
         return self._chosen(self.trials(entrant))
+
+    def left(self, entrant: Entrant) -> tuple[int, int]:
+        """How many trials of a method are open, and how many runs: none where all trials failed."""
+        trials = self.trials(entrant)
+        ended = sum(trial.state != "running" for trial in trials)
+        if ended == self.plan.trials and not self._chosen(trials):
+            return 0, 0
+        seeds = range(1, self.plan.seeds + 1)
+        runs = sum(not self.is_judged(entrant, seed) for seed in seeds)
+        return self.plan.trials - ended, runs
 
     # -- runs
 
@@ -331,7 +386,8 @@ def _check_same(kept: Mapping[str, Any], plan: Plan, folder: Path) -> None:
                 "give this one another name, or put it back"
             )
     for name, known in kept["methods"].items():
-        if name in new["methods"] and new["methods"][name] != known:
+        same = ("flags", "space")
+        if name in new["methods"] and any(new["methods"][name][e] != known[e] for e in same):
             raise InputError(
                 f"{folder} is a study in which {name} has other flags or another search; give this "
                 f"one another name, or the method (it had: {' '.join(known['flags'])}; "

@@ -10,6 +10,7 @@ from page import plots
 from page.document import as_text, bullets, cell, document, facts, folded, section
 from page.plots import Bar, Point
 from studies import tables
+from studies.ledger import STARTUP
 from studies.results import Found, Results, Test
 from utils import human_seconds
 
@@ -26,10 +27,7 @@ def page(results: Results) -> str:
         parts.append(section("tests", "Differences", _tests(results), _tests_about(results)))
     parts.append(section("search", "The search", _search(results), _search_about(results)))
     if results.with_runs:
-        about = (
-            "What picking the best epoch on the test classes would add to R@1 (it is in no other "
-            "number here), and R@1 of the seeds taken together."
-        )
+        about = f"{tables.gains_about(results)}."
         parts.append(section("beside", "Beside it", _beside(results), about))
     if failed := tables.failures(results):
         parts.append(section("failed", "Failed", bullets(failed[1:])))
@@ -83,11 +81,8 @@ def conclusions(results: Results) -> list[str]:
 
 
 def _state(results: Results) -> list[str]:
-    plan = results.plan
-    open_trials = sum(
-        plan.trials - sum(t.state != "running" for t in f.trials) for f in results.methods
-    )
-    open_runs = sum(plan.seeds - len(f.seeds) - len(f.failures) for f in results.methods)
+    open_trials = sum(found.left[0] for found in results.methods)
+    open_runs = sum(found.left[1] for found in results.methods)
     if not open_trials and not open_runs:
         return []
     return [
@@ -116,7 +111,9 @@ def _against(results: Results) -> list[str]:
             f"(p {tables.p_text(test.corrected[metric])})"
             for test in surely
         )
-        said.append(f"More than chance over the seeds, corrected: it is better than {listed}.")
+        count = len(results.pairs)
+        corrected = f", corrected for all {count} pairs" if count > 1 else ""
+        said.append(f"More than chance over the seeds{corrected}: it is better than {listed}.")
     if maybe:
         listed = ", ".join(
             f"{test.a} ({100 * test.differences[metric].difference:+.1f} "
@@ -272,7 +269,8 @@ def _search_about(results: Results) -> str:
         f"classes, and is judged by {plan.metric} on the folds. The first trial of each method "
         "has the values it was given; the others are drawn by TPE."
         + (
-            " A trial that is behind the median of the others is stopped early."
+            " A trial is stopped early where it is below the median of the method's finished "
+            f"trials at the same epoch of the same fold, once {STARTUP} have finished."
             if plan.prune
             else ""
         )

@@ -15,13 +15,16 @@ import contextlib
 import io
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import options
+from machine import expanded
 from methods.base import Options
-from studies.space import Range, asked, declared, words_of
+from storage import decoded
+from studies.space import Range, asked, declared, flag_named, words_of
 from utils import InputError, nearest_names
 
 OWN_FLAGS = {
@@ -45,6 +48,8 @@ KINDS = {
 }  # fmt: skip
 METRICS = ("R@1", "RP", "MAP@R", "MRR")
 LEAST = {"folds": 2, "trials": 1, "seeds": 2}
+TEST_CLASSES = ("dataset", "eval_classes", "split_seed")
+"""The options that say which classes methods are judged on."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +59,28 @@ class Entrant:
     Attributes:
         name: what tables call it. flags: of train.py, with those that all methods share in front.
         space: what is searched. loss_args: arguments of the loss that the flags give.
+        settings: what suits the images, and the machine that the method was first seen on, as flags
+            for all its trainings; see `settled`.
     """
 
     name: str
     flags: tuple[str, ...]
     space: tuple[Range, ...]
     loss_args: tuple[tuple[str, Any], ...] = ()
+    settings: tuple[str, ...] = ()
 
     def command(self, values: Mapping[str, Any]) -> list[str]:
         """The flags of train.py that train it with values for what is searched."""
-        return [*self.flags, *words_of(self.space, values, self.loss_args)]
+        searched = words_of(self.space, values, self.loss_args)
+        return [*self.flags, *self.settings, *searched]
+
+    def settled(self, settings: Sequence[str]) -> Entrant:
+        """With these settings, from which the search begins as well."""
+        if not settings:
+            return replace(self, settings=())
+        chosen = parsed([*self.flags, *settings], self.name)
+        space = [replace(one, start=getattr(chosen, one.name, one.start)) for one in self.space]
+        return replace(self, space=tuple(space), settings=tuple(settings))
 
     @property
     def folder(self) -> str:
@@ -106,6 +123,7 @@ class Plan:
             "metric": self.metric,
             "methods": {
                 one.name: {"flags": list(one.flags), "space": [r.describe() for r in one.space]}
+                | ({"settings": list(one.settings)} if one.settings else {})
                 for one in self.entrants
             },
         }
@@ -122,7 +140,7 @@ def read(path: Path) -> Plan:
     except ImportError:  # Python 3.10
         import tomli as tomllib
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(decoded(path.read_bytes()))
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"{path} cannot be read ({why}); give a study's TOML file") from error
@@ -155,10 +173,15 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
             'AMLoss = "--loss AMLoss", one per method'
         )
     shared = words(content.get("flags", ""), source)
-    entrants = [
-        _entrant(name, [*shared, *words(flags, source)], content, source)
-        for name, flags in _methods(content["methods"]).items()
-    ]
+    flags = {
+        name: _joined(shared, words(own, source))
+        for name, own in _methods(content["methods"], source).items()
+    }
+    chosen = {name: parsed(own, f"{source}: {name}") for name, own in flags.items()}
+    _check_alike(chosen, source)
+    found = {name: _entrant(name, own, chosen[name], content, source)
+             for name, own in flags.items()}  # fmt: skip
+    entrants = _without_fixed(found, content, source)
     folders = [one.folder.lower() for one in entrants]
     if len(set(folders)) < len(folders):
         raise InputError(f"{source}: two methods have names that are one as a folder; rename one")
@@ -170,7 +193,7 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
     return Plan(
         content.get("name", default_name),
         tuple(entrants),
-        logs=content.get("logs", "logs"),
+        logs=expanded(content.get("logs", "logs")),
         compare=_pairs(content, [one.name for one in entrants], source),
         **numbers,
     )
@@ -196,12 +219,26 @@ def _pairs(
     return tuple((a, b) for a, b in pairs)
 
 
-def _methods(given: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
-    """Name → flags; a bare word of a list is a loss, or `@RECIPE`."""
+def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str, Any]:
+    """Name → flags; a bare word of a list is a loss, or `@RECIPE`.
+
+    Raises:
+        InputError: one is neither words nor a list of them.
+    """
     if isinstance(given, Mapping):
+        for name, flags in given.items():
+            if not isinstance(flags, str | list):
+                raise InputError(
+                    f"{source}: the method {name} = {flags!r} is no flags; write "
+                    f'{name} = "--loss AMLoss"'
+                )
         return dict(given)
     found = {}
     for line in given:
+        if not isinstance(line, str) or not line.strip():
+            raise InputError(
+                f"{source}: {line!r} is no method; give losses by name, or flags of train.py"
+            )
         first = line.split()[0]
         if first.startswith(("-", "@")):
             found[line.removeprefix("--loss ")] = line
@@ -224,8 +261,35 @@ def words(flags: str | Sequence[str], source: str) -> list[str]:
         raise InputError(f"{source}: {flags}: {error}") from error
 
 
-def _entrant(name: str, flags: list[str], content: Mapping[str, Any], source: str) -> Entrant:
-    chosen = parsed(flags, f"{source}: {name}")
+def _joined(shared: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The flags of a method: files of flags first, for what is written out is meant to win."""
+    first = list(takewhile(_is_file, shared))
+    files = [word for word in own if _is_file(word)]
+    written = [word for word in own if not _is_file(word)]
+    return [*first, *files, *shared[len(first) :], *written]
+
+
+def _is_file(word: str) -> bool:
+    return word.startswith("@")
+
+
+def _check_alike(chosen: Mapping[str, Options], source: str) -> None:
+    """Raises InputError where methods would be judged on different classes."""
+    (first, usual), *others = chosen.items()
+    for name, other in others:
+        for option in TEST_CLASSES:
+            one, two = getattr(usual, option), getattr(other, option)
+            if one != two:
+                flag = flag_named(option).spellings[0]
+                raise InputError(
+                    f"{source}: {first} has {flag} {one} and {name} has {flag} {two}; methods can "
+                    "be compared on the same test classes only: give it once, in flags"
+                )
+
+
+def _entrant(
+    name: str, flags: list[str], chosen: Options, content: Mapping[str, Any], source: str
+) -> Entrant:
     for given in chosen.given:
         if given in OWN_FLAGS:
             entry = OWN_FLAGS[given]
@@ -237,8 +301,8 @@ def _entrant(name: str, flags: list[str], content: Mapping[str, Any], source: st
     search = content.get("search", {})
     for key, value in search.items():
         if isinstance(value, Mapping) and not {"low", "high"} & value.keys():
-            if key not in _methods(content["methods"]):
-                known = _methods(content["methods"])
+            known = _methods(content["methods"], source)
+            if key not in known:
                 raise InputError(
                     f"{source}: [search.{key}] is of no method; {nearest_names(key, known)}"
                 )
@@ -248,9 +312,46 @@ def _entrant(name: str, flags: list[str], content: Mapping[str, Any], source: st
         one = asked(key, value, chosen)
         if one.name in own or _is_read(one, chosen):
             own[one.name] = one
-    for fixed in content.get("fixed", []):
-        own.pop(fixed.lstrip("-").replace("-", "_"), None)
-    return Entrant(name, tuple(flags), tuple(own.values()), tuple(chosen.loss_args))
+    made = Entrant(name, tuple(flags), tuple(own.values()), tuple(chosen.loss_args))
+    if search:
+        _try(made, source)
+    return made
+
+
+def _try(entrant: Entrant, source: str) -> None:
+    """Raises InputError where train.py refuses what would be tried: a choice, the end of a range.
+
+    All options together, for each is tried with the others.
+    """
+    tried = {one.name: one.choices or (one.rounded(one.low), one.rounded(one.high))
+             for one in entrant.space}  # fmt: skip
+    for turn in range(max(map(len, tried.values()), default=0)):
+        values = {name: some[min(turn, len(some) - 1)] for name, some in tried.items()}
+        parsed(entrant.command(values), f"{source}: {entrant.name}: search")
+
+
+def _without_fixed(
+    found: Mapping[str, Entrant], content: Mapping[str, Any], source: str
+) -> list[Entrant]:
+    """The entrants without a search of what is to stay as it is.
+
+    Raises:
+        InputError: that is nothing there is.
+    """
+    searched = {one.name for entrant in found.values() for one in entrant.space}
+    flags = {flag.dest for flag in options.train_flags()}
+    fixed = set()
+    for given in content.get("fixed", []):
+        name = str(given).lstrip("-").replace("-", "_")
+        if name not in searched | flags:
+            known = sorted(one.replace("_", "-") for one in searched)
+            near = nearest_names(str(given), known)
+            raise InputError(f"{source}: fixed: {given!r} is searched by no method; {near}")
+        fixed.add(name)
+    return [
+        replace(one, space=tuple(r for r in one.space if r.name not in fixed))
+        for one in found.values()
+    ]
 
 
 def _is_read(one: Range, chosen: Options) -> bool:
@@ -259,6 +360,27 @@ def _is_read(one: Range, chosen: Options) -> bool:
         return True
     (flag,) = (flag for flag in options.train_flags() if flag.dest == one.name)
     return flag.is_read(chosen)
+
+
+def settings_of(entrant: Entrant, folds: int) -> list[str]:
+    """What suits the images and this machine where the flags are silent, as flags.
+
+    All trainings of a method have the same ones, on whatever machine, as `--val-fold 0` would have
+    them here: so each is evaluated several times. The learning rate of the network follows that
+    of the head, which is searched.
+    """
+    words = [*entrant.flags, "--val-folds", str(folds), "--val-fold", "0"]
+    chosen = parsed(words, entrant.name)
+    if chosen.defaults != "suited":
+        return []
+    told = [word for line, _ in chosen.chosen for word in line.split()]
+    settings = dict(zip(told[::2], told[1::2], strict=True))
+    if "decode" not in chosen.given:
+        settings["--decode"] = chosen.decode  # its rule is silent where the disk is full
+    for follows in ("--lr", "--lr_p"):
+        settings.pop(follows, None)
+    kept = [(flag, value) for flag, value in settings.items() if flag_named(flag).is_read(chosen)]
+    return ["--defaults", "suited", *(word for pair in kept for word in pair)]
 
 
 def parsed(flags: Sequence[str], what: str) -> Options:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -28,8 +29,10 @@ class Found:
     Attributes:
         trials: as they stand. chosen: the best of them, once all have ended.
         seeds: seed → the metrics of the first task. failures: seed → why there are none.
-        scores: seed → one row per test class. gained: seed → R@1 of the best epoch less the last.
-        ensembles: name → metrics of all seeds together.
+        scores: seed → one row per test class. gained: seed → R@1 of the best epoch less the last,
+            of runs that were evaluated more than once.
+        ensembles: name → metrics of `together` seeds taken together.
+        left: how many trials and how many runs are open.
     """
 
     entrant: Entrant
@@ -40,7 +43,9 @@ class Found:
     scores: Mapping[int, comparison.Scores]
     gained: Mapping[int, float]
     ensembles: Mapping[str, Mapping[str, float]]
+    together: int
     seconds: Mapping[int, float]
+    left: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
@@ -75,7 +80,7 @@ class Found:
 
     @property
     def bonus(self) -> tuple[float, float]:
-        """R@1 of the best epoch less that of the last: mean over the seeds, and ±."""
+        """R@1 of the best epoch less that of the last: mean over the seeds, and ±; or NaN."""
         values = torch.tensor(list(self.gained.values()), dtype=torch.float64)
         if len(values) < 2:
             return (float(values.mean()) if len(values) else math.nan), math.nan
@@ -168,13 +173,19 @@ class Results:
         return _corrected([test for test in made if test is not None])
 
     @cached_property
-    def best_against(self) -> list[Test]:
-        """The method with the best mean against each other one, over the seeds."""
-        if len(self.ranked) < 2:
-            return []
-        best, *others = self.ranked
-        made = [_over_seeds(other, best) for other in others]
+    def pairs(self) -> list[Test]:
+        """Each method against each that ranks below it, over the seeds."""
+        made = [_over_seeds(below, above) for above, below in combinations(self.ranked, 2)]
         return _corrected([test for test in made if test is not None])
+
+    @cached_property
+    def best_against(self) -> list[Test]:
+        """The method with the best mean against each other one, over the seeds.
+
+        It is known for the best by the same numbers, so p is corrected for all pairs: any of them
+        could have been the one with the best.
+        """
+        return [test for test in self.pairs if test.b == self.ranked[0].name]
 
 
 def _over_seeds(a: Found, b: Found) -> Test | None:
@@ -242,12 +253,13 @@ def _found(ledger: Ledger, entrant: Entrant) -> Found:
             failures[seed] = result["error"]
             continue
         numbers[seed] = _defined(next(iter(result["results"].values())))
-        gained[seed] = result["best R@1"] - result["last R@1"]
+        if result["evaluations"] > 1:
+            gained[seed] = result["best R@1"] - result["last R@1"]
         seconds[seed] = result["seconds"]
         scores[seed] = judging.load(
             ledger.result_file(entrant, f"seed{seed}").with_suffix(".npz")
         ).scores
-    together = ledger.result(entrant, f"together{ledger.plan.seeds}") or {}
+    together, ensembles = _together(ledger, entrant)
     return Found(
         entrant,
         tuple(ledger.trials(entrant)),
@@ -256,9 +268,23 @@ def _found(ledger: Ledger, entrant: Entrant) -> Found:
         failures,
         scores,
         gained,
-        together.get("ensembles", {}),
+        ensembles,
+        together,
         seconds,
+        ledger.left(entrant),
     )
+
+
+def _together(ledger: Ledger, entrant: Entrant) -> tuple[int, Mapping[str, Mapping[str, float]]]:
+    """How many seeds were taken together at last, and what they reached.
+
+    Once that is measured their embeddings are gone, so seeds that are added later stay out of it.
+    """
+    for seeds in range(ledger.plan.seeds, 1, -1):
+        found = ledger.result(entrant, f"together{seeds}") or {}
+        if found.get("ensembles"):
+            return found.get("seeds", seeds), found["ensembles"]
+    return 0, {}
 
 
 def _defined(numbers: Mapping[str, Any]) -> dict[str, float]:

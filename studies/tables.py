@@ -184,23 +184,36 @@ def gain_lines(results: Results) -> list[tuple[str, list[str]]]:
     """Each method's R@1, best epoch less last, and R@1 of its seeds together, in both ways."""
     lines = []
     for found in results.with_runs:
-        mean, half = found.bonus
-        cells = [f"{100 * mean:+.1f} ± {100 * half:.1f}"]
+        cells = [_bonus(*found.bonus)]
+        fewer = f" ({found.together} seeds)" if found.together < len(found.seeds) else ""
         for name in ("concatenated", "aligned mean"):
             numbers = found.ensembles.get(name)
-            cells.append(_share(numbers["R@1"]) if numbers else "–")
+            cells.append(_share(numbers["R@1"]) + fewer if numbers else "–")
         lines.append((found.name, [_share(found.mean.get("R@1")), *cells]))
     return lines
+
+
+def _bonus(mean: float, half: float) -> str:
+    if math.isnan(mean):
+        return "–"
+    return f"{100 * mean:+.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+
+
+def gains_about(results: Results) -> str:
+    """What ``gain_lines`` are, and only what is known of it."""
+    bonus = "what picking the best epoch on the test classes would add to R@1, and "
+    known = any(found.gained for found in results.methods)
+    return (
+        f"What is not in these numbers: {bonus if known else ''}R@1 of the seeds taken together, "
+        "side by side and as a mean of the same size"
+    )
 
 
 def _gains(results: Results) -> list[str]:
     lines = gain_lines(results)
     if not lines:
         return []
-    about = (
-        "What is not in these numbers: what picking the best epoch on the test classes would add "
-        "to R@1, and R@1 of the seeds together, side by side and as a mean of the same size:"
-    )
+    about = f"{gains_about(results)}:"
     return [f"\n{tables.in_lines(about)}", tables.aligned(GAINS, lines, terminal_width())]
 
 
@@ -260,10 +273,8 @@ def runs_csv(results: Results) -> tuple[list[str], list[list]]:
     for found in results.methods:
         for seed, numbers in found.seeds.items():
             values = [_cell(numbers.get(name)) for name in names]
-            gained, seconds = found.gained[seed], found.seconds[seed]
-            made.append(
-                [found.name, seed, chosen(found), *values, f"{gained:.6g}", f"{seconds:.1f}"]
-            )
+            gained, seconds = _cell(found.gained.get(seed)), f"{found.seconds[seed]:.1f}"
+            made.append([found.name, seed, chosen(found), *values, gained, seconds])
     return ["method", "seed", "settings", *names, "best epoch less last", "seconds"], made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import options
 from machine import cores
 from page.records import Record, metrics_in, read
+from runs import RunFolder
 from storage import write_json
 from studies import judging
 from studies.ledger import Ledger, Work, claim_of
-from studies.plan import Plan
+from studies.plan import Entrant, Plan
 from terminal import say
 from utils import InputError, human_seconds, our_name, top_folder
 
@@ -140,7 +143,7 @@ class Workers:
                 continue
             name = f"{work.name}-fold{fold}"
             words = [*entrant.command(values), *_of_fold(plan, fold)]
-            watch = Watch(trial, plan, fold)
+            watch = Watch(trial, self.ledger, entrant, fold)
             try:
                 record = self._train(work, name, words, place, watch)
             except Failed as failure:
@@ -209,7 +212,8 @@ class Workers:
         there = [file for file in files if file.is_file()]
         runs = [judging.load(file) for file in there]
         found = judging.ensembles(runs) if len(runs) > 1 else {}
-        write_json(self.ledger.result_file(entrant, work.name), {"ensembles": found})
+        content = {"ensembles": found, "seeds": len(there)}
+        write_json(self.ledger.result_file(entrant, work.name), content)
         for file in there:
             judging.without_embeddings(file)
         self.done(f"{entrant.name}: its {len(there)} seeds together")
@@ -228,18 +232,21 @@ class Workers:
         folder = self.ledger.folder / work.entrant.folder
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name
-        command = [sys.executable, str(ROOT / "train.py"), *words, *QUIET, *place.words]
-        command += ["--LOG_DIR", str(folder), "--name", name]
+        words = [*words, *QUIET, *place.words, "--LOG_DIR", str(folder), "--name", name]
+        command = [sys.executable, str(ROOT / "train.py"), *words]
+        _make_room(path, words)
         killed = 0
         while not (path / "results.json").is_file():
             with (folder / f"{name}.log").open("ab") as log:
+                begins = log.tell()
                 status = self._watched(command, log, place, path, watch)
             if status == 0 or (watch is not None and watch.pruned):
                 break
             if self.stopping.is_set() or status in STOPPED:
                 self.stopping.set()
                 raise Stopped
-            said = _last_words((folder / f"{name}.log").read_text(errors="replace"), status)
+            written = (folder / f"{name}.log").read_bytes()[begins:]
+            said = _last_words(written.decode(errors="replace"), status)
             if "is going on in another process" in said:
                 self.stopping.wait(WAIT)  # the training of a worker that was killed
                 continue
@@ -295,6 +302,20 @@ def rehearse(plan: Plan, names: Sequence[str], place: Place) -> None:
             raise InputError(f"{one.name}: {_last_words(done.stderr, done.returncode)}")
 
 
+def _make_room(path: Path, words: Sequence[str]) -> None:
+    """Removes a run folder that this command would not go on in: of other values, or just begun.
+
+    Otherwise train.py would make another one beside it, and the numbers in this one would be taken
+    for those of the command.
+    """
+    if not path.exists():
+        return
+    run = RunFolder(path)
+    begun = (path / "args.json").is_file() and (run.is_finished or (path / "last.pth").is_file())
+    if not (begun and options.is_of(run.read_args(), options.parse_train(list(words)))):
+        shutil.rmtree(path)
+
+
 class Failed(Exception):
     """A training or its evaluation could not be done; the message says why."""
 
@@ -303,11 +324,13 @@ class Watch:
     """Reports the metric of a fold's epochs to the trial, and says when to stop.
 
     Attributes:
-        pruned: whether the trial is behind the others of its method.
+        pruned: whether the trial was below the median of its method's finished trials at an epoch
+            of the fold.
     """
 
-    def __init__(self, trial: optuna.Trial, plan: Plan, fold: int) -> None:
-        self.trial, self.plan, self.fold = trial, plan, fold
+    def __init__(self, trial: optuna.Trial, ledger: Ledger, entrant: Entrant, fold: int) -> None:
+        self.trial, self.ledger, self.entrant, self.fold = trial, ledger, entrant, fold
+        self.plan = ledger.plan
         self.told = set(self._reported())
         self.pruned = False
 
@@ -326,8 +349,9 @@ class Watch:
             if step not in self.told and self.plan.metric in row:
                 self.told.add(step)
                 self.trial.report(row[self.plan.metric], step)
-                if self.plan.prune and not _is_last(record) and self.trial.should_prune():
-                    self.pruned = True
+                if self.plan.prune and not _is_last(record):
+                    median = self.ledger.median(self.entrant, step)
+                    self.pruned |= median is not None and row[self.plan.metric] < median
         return self.pruned
 
 
@@ -390,13 +414,8 @@ class Progress:
     def _left(self) -> tuple[int, int]:
         """Trainings that are not done: of folds, and with seeds."""
         plan = self.ledger.plan
-        folds = seeds = 0
-        for one in plan.entrants:
-            trials = self.ledger.trials(one)
-            finished = sum(trial.state != "running" for trial in trials)
-            folds += plan.folds * (plan.trials - finished)
-            seeds += sum(not self.ledger.is_judged(one, s) for s in range(1, plan.seeds + 1))
-        return folds, seeds
+        left = [self.ledger.left(one) for one in plan.entrants]
+        return plan.folds * sum(trials for trials, _ in left), sum(runs for _, runs in left)
 
     def say(self, sentence: str) -> None:
         """Prints the sentence with the time that is left."""

@@ -10,7 +10,9 @@ import tiny
 from conftest import run_cli
 
 import options
+import train
 from training.data import HeldOut, deal, load
+from training.folds import folder_of, train_each
 from utils import InputError
 
 
@@ -72,6 +74,29 @@ def test_cross_validation_in_one_command(tmp_path):
     assert json.loads((folder / "folds.json").read_text()) == content
     assert (folder / "fold0" / "metrics.csv").stat().st_mtime_ns == begun
     assert len(list(folder.iterdir())) == 4
+
+
+def test_folds_of_another_command_are_not_taken_over(tmp_path, monkeypatch):
+    tiny.write_images(tmp_path)
+    words = ["--dataset", f"folder:{tmp_path}", *tiny.NETWORK, "--epochs", "1", "--folds", "2"]
+    words += ["--metrics", "retrieval", "--LOG_DIR", str(tmp_path / "logs"), "--name", "tried"]
+    trained = []
+
+    def call(command, env):
+        trained.append(command[-1])
+        return 5
+
+    monkeypatch.setattr("training.folds.subprocess.call", call)
+    args = options.parse_train(words)
+    first = ["--val-folds", "2", "--folds", "0", "--val-fold", "0", "--no-test", "--resume", "auto"]
+    first += ["--LOG_DIR", str(folder_of(args)), "--name", "fold0"]
+    train.main(options.parse_train([*words, *first]))
+    assert train_each(args, words) == 5 and trained == ["fold1"], "the first one is done"
+    for other in (["--lr", "3e-2"], ["--seed", "7"], ["--epochs", "2"]):
+        other = [*words, *other]
+        with pytest.raises(InputError, match="fold0 is of a command with other flags"):
+            train_each(options.parse_train(other), other)
+    assert trained == ["fold1"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,13 +21,17 @@ from conftest import ROOT, run_cli
 
 import criteria
 import metrics
+import options
 import study
 from metrics import comparison
+from options import looking
+from options.suited import Machine
 from page import plots
+from runs import RunFolder
 from storage import write_json
-from studies import asking, judging, pages, results, tables
-from studies.ledger import Ledger, claim_of
-from studies.plan import of, read
+from studies import asking, judging, pages, results, tables, worker
+from studies.ledger import Ledger, Work, claim_of
+from studies.plan import Entrant, of, read
 from studies.space import asked, declared, words_of
 from utils import InputError
 
@@ -79,6 +84,17 @@ def test_eight_lines_of_toml(tmp_path):
         ({"compare": [["PA", "XX"]]}, "XX is no method here"),
         ({"compare": ["PA", "AM"]}, "give pairs of methods"),
         ({"compare": [["PA", "PA"]]}, "give pairs of methods"),
+        ({"methods": [""]}, "'' is no method"),
+        ({"methods": [1]}, "1 is no method"),
+        ({"methods": {"PA": 3}}, "the method PA = 3 is no flags"),
+        ({"fixed": [1]}, "fixed: 1 is searched by no method"),
+        ({"fixed": ["mgr"]}, "did you mean mrg"),
+        ({"search": {"optimizer": ["adamw", "sdg"]}}, "PA: search: .*sdg"),
+        ({"search": {"lr": [-1.0, 1.0]}}, "PA: search: .*lr"),
+        (
+            {"methods": {"PA": "--dataset cub", "AM": "--dataset cars"}},
+            "PA has --dataset cub and AM has --dataset cars",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_in_a_sentence(entries, words):
@@ -95,11 +111,33 @@ def test_a_file_that_is_no_plan(tmp_path):
         read(tmp_path / "bad.toml")
 
 
+def test_a_file_as_other_systems_write_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = 'logs = "~/studies"\nmethods = ["AMLoss"]\n'
+    (tmp_path / "s.toml").write_text(text, encoding="utf-8-sig")
+    assert read(tmp_path / "s.toml").folder == tmp_path / "studies" / "s"
+
+
 def test_methods_on_a_command_line():
     args = asking.parse(["--methods", "AMLoss", "ms --sec_wei 1", "--flags", "--epochs 3"])
     plan = study.plan_of(args)
     assert [one.name for one in plan.entrants] == ["AMLoss", "ms --sec_wei 1"]
     assert plan.entrants[1].flags == ("--epochs", "3", "--loss", "ms", "--sec_wei", "1")
+
+
+def test_flags_that_all_share_win_over_the_file_of_flags_of_a_method(tmp_path):
+    (tmp_path / "x.txt").write_text("--loss MS --IPC 4 --epochs 30 --batch-size 60")
+    (tmp_path / "all.txt").write_text("--loss AMLoss --epochs 20 --width 0.5")
+    plan = plan_of(
+        flags=f"@{tmp_path}/all.txt --model resnet10 --epochs 3",
+        methods={"file": f"@{tmp_path}/x.txt --batch-size 40", "words": "--loss MS --IPC 4"},
+    )
+    chosen = options.parse_train(list(plan.entrants[0].flags))
+    assert (chosen.loss, chosen.IPC, chosen.width) == ("MS", 4, 0.5)
+    assert (chosen.epochs, chosen.batch_size) == (3, 40)
+    own = ["--loss", "MS", "--IPC", "4"]
+    assert plan.entrants[1].flags == (f"@{tmp_path}/all.txt", "--model", "resnet10", "--epochs",
+                                      "3", *own)  # fmt: skip
 
 
 # --- what is searched -----------------------------------------------------------------------------
@@ -185,7 +223,7 @@ def do_trial(ledger, work, reached=0.5, state=None):
     ledger.release(claim_of(work))
 
 
-def do_seed(ledger, work, offset=0.0):
+def do_seed(ledger, work, offset=0.0, evaluations=2):
     """Writes what a run leaves: embeddings of 12 classes, and how they are judged."""
     generator = torch.Generator().manual_seed(work.number)
     labels = torch.arange(12).repeat_interleave(5)
@@ -200,7 +238,8 @@ def do_seed(ledger, work, offset=0.0):
     judging.save(out.with_suffix(".npz"), judged)
     numbers = metrics.summarise(per_query, (1, 2))
     content = {"results": {"test": numbers}, "values": {}, "seconds": 3.0}
-    write_json(out, content | {"best R@1": numbers["R@1"] + 0.01, "last R@1": numbers["R@1"]})
+    best = {"best R@1": numbers["R@1"] + 0.01 * (evaluations > 1), "last R@1": numbers["R@1"]}
+    write_json(out, content | best | {"evaluations": evaluations})
     ledger.release(claim_of(work))
     return numbers
 
@@ -295,6 +334,156 @@ def test_what_a_study_may_not_change(ledger, tmp_path):
     write_json(more.result_file(work.entrant, "seed1"), {"error": "x", "values": {}})
     with pytest.raises(InputError, match="look at them again"):
         Ledger(plan_of(folds=2, trials=9, seeds=4, logs=str(tmp_path))).begin()
+
+
+def test_fewer_trials_than_were_done_are_refused(ledger, tmp_path):
+    for _ in range(4):
+        do_trial(ledger, ledger.next())
+    fewer = Ledger(plan_of(folds=2, trials=1, seeds=2, logs=str(tmp_path)))
+    with pytest.raises(InputError, match="has 2 trials of PA already"):
+        fewer.begin()
+
+
+def test_a_method_that_was_taken_out_comes_back_as_it_was(ledger, tmp_path):
+    usual = {"folds": 2, "trials": 3, "seeds": 2, "logs": str(tmp_path)}
+    Ledger(plan_of(**usual, methods={"AM": "--loss AMLoss"})).begin()
+    other = {"AM": "--loss AMLoss", "PA": "--loss Proxy_Anchor --epochs 9"}
+    with pytest.raises(InputError, match="in which PA has other flags"):
+        Ledger(plan_of(**usual, methods=other)).begin()
+    Ledger(plan_of(**usual)).begin()
+
+
+def test_trials_cannot_be_added_while_a_judged_method_is_left_out(ledger, tmp_path):
+    write_json(ledger.folder / "PA" / "seed1.json", {"error": "x", "values": {}})
+    usual = {"folds": 2, "seeds": 2, "logs": str(tmp_path)}
+    with pytest.raises(InputError, match="look at them again"):
+        Ledger(plan_of(**usual, trials=5, methods={"AM": "--loss AMLoss"})).begin()
+
+
+def test_a_report_of_another_study_is_refused(finished, tmp_path, capsys):
+    ledger, _ = finished
+    toml = 'logs = "{}"\nname = "tried"\nfolds = 2\ntrials = 6\nseeds = 3\n{}\n[methods]\n'
+    toml += 'PA = "--loss Proxy_Anchor"\nAM = "--loss AMLoss"\n{}'
+    for entry, search, words in (
+        ('metric = "R@1"', "", "a study with metric = MAP@R"),
+        ("", "[search]\nwarm = [0, 1, 2]\n", "another search"),
+    ):
+        (tmp_path / "s.toml").write_text(toml.format(tmp_path, entry, search))
+        with pytest.raises(InputError, match=words):
+            study.main(asking.parse([str(tmp_path / "s.toml"), "--report"]))
+    (tmp_path / "s.toml").write_text(toml.format(tmp_path, "", ""))
+    with pytest.raises(InputError, match="--columns Recall@1"):
+        study.main(asking.parse([str(tmp_path / "s.toml"), "--columns", "Recall@1"]))
+    assert capsys.readouterr().out == "", "before anything is trained"
+    study.main(asking.parse([str(tmp_path / "s.toml"), "--report"]))
+    assert (ledger.folder / "study.html").is_file()
+
+
+@pytest.fixture
+def workers(ledger, monkeypatch):
+    """Workers whose trainings leave at once what train.py leaves; `trained` lists their flags."""
+    made = worker.Workers(ledger, [worker.Place()], lambda sentence: None)
+    made.trained = []
+
+    def watched(command, log, place, path, watch):
+        made.trained.append(command[2:])
+        while path.exists():
+            path = path.with_name(f"{path.name}-2")
+        path.mkdir(parents=True)
+        RunFolder(path).write_args(options.plain(options.parse_train(command[2:])))
+        (path / "last.pth").touch()
+        write_json(path / "results.json", {"results": {}})
+        return 0
+
+    monkeypatch.setattr(made, "_watched", watched)
+    return made
+
+
+def test_a_run_of_other_values_is_not_gone_on_with(workers):
+    """Trials were added while a seed was trained; its run is finished or not, and not judged."""
+    entrant = workers.ledger.plan.entrants[0]
+    work, place = Work("seed", entrant, 1), worker.Place()
+
+    def rate(lr):
+        words = ["--loss", "Proxy_Anchor", "--lr", lr, "--seed", "1"]
+        return workers._train(work, "seed1", words, place).args["lr"]
+
+    assert rate("0.001") == rate("0.001") == 0.001 and len(workers.trained) == 1
+    assert rate("0.01") == 0.01 and len(workers.trained) == 2
+    folder = workers.ledger.folder / "PA" / "seed1"
+    (folder / "results.json").unlink()
+    (folder / "checksums.json").unlink(missing_ok=True)
+    assert rate("0.002") == 0.002
+    for file in ("results.json", "last.pth"):  # ended at once, before there was a checkpoint
+        (folder / file).unlink()
+    assert rate("0.002") == 0.002 and len(workers.trained) == 4
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["seed1"]
+
+
+def test_what_a_training_said_earlier_is_not_what_it_says_now(workers, monkeypatch):
+    monkeypatch.setattr(worker, "WAIT", 0.0)
+    said = ["error: the run is going on in another process", "error: no images there"]
+
+    def watched(command, log, place, path, watch):
+        log.write(f"{said.pop(0)}\n".encode() if said else b"Traceback\nKeyError: 1\n")
+        return 2
+
+    monkeypatch.setattr(workers, "_watched", watched)
+    work, place = Work("seed", workers.ledger.plan.entrants[0], 1), worker.Place()
+    for words in ("no images there", "KeyError: 1"):
+        with pytest.raises(worker.Failed, match=words):
+            workers._train(work, "seed1", ["--seed", "1"], place)
+
+
+def test_a_trial_below_the_median_of_its_fold_is_stopped_however_good_another_was(
+    tmp_path, monkeypatch
+):
+    made = Ledger(plan_of(folds=2, trials=9, seeds=2, logs=str(tmp_path)))
+    made.begin()
+    entrant = made.plan.entrants[0]
+
+    def watch(fold, *values):
+        rows = [{"epoch": epoch, "MAP@R": value} for epoch, value in enumerate(values, 1)]
+        record = SimpleNamespace(evaluated=rows, outcome={})
+        monkeypatch.setattr(worker, "read", lambda path: record)
+        return worker.Watch(trial, made, entrant, fold).look(tmp_path)
+
+    for level in (0.4, 0.5, 0.6, 0.7):
+        trial = made.study(entrant).ask()
+        assert not watch(0, 0.0, 0.0) and not watch(1, level, level), "too few to compare with"
+        made.study(entrant).tell(trial, level)
+    trial = made.study(entrant).ask()
+    assert not watch(0, 0.9, 0.9) and watch(1, 0.54)
+    trial = made.study(entrant).ask()
+    assert not watch(0, 0.0, 0.9) and not watch(1, 0.56) and watch(1, 0.56, 0.5)
+
+
+def test_settings_that_suit_a_machine_are_those_of_all(tmp_path, monkeypatch):
+    tiny.write_images(tmp_path / "photos")
+    entries = {
+        "flags": f"--dataset folder:{tmp_path / 'photos'}",
+        "folds": 2,
+        "logs": str(tmp_path),
+    }
+    commands, machines = [], [Machine(2, False, True, "", 10**12), Machine(8, True, False, "", 0)]
+    for machine in machines:
+        monkeypatch.setattr(looking, "this_machine", lambda args, machine=machine: machine)
+        made = Ledger(plan_of(**entries))
+        made.begin()
+        commands.append([one.command({r.name: r.first for r in one.space})
+                         for one in made.plan.entrants])  # fmt: skip
+        assert made.look() == ["PA", "AM"], "this machine may lack what they want"
+    assert commands[0] == commands[1]
+    found = []
+    for machine in machines:
+        monkeypatch.setattr(looking, "this_machine", lambda args, machine=machine: machine)
+        for fold in ([], ["--val-folds", "2", "--val-fold", "1"]):
+            chosen = vars(options.parse_train([*commands[0][0], "--lr", "0.01", *fold]))
+            found.append({k: v for k, v in chosen.items()
+                          if k not in ("chosen", "given", "val_folds", "val_fold")})  # fmt: skip
+    assert all(each == found[0] for each in found)
+    assert found[0]["pretrained"] == "imagenet" and found[0]["lr_p"] == 0.005
+    assert found[0]["eval_every"] < found[0]["epochs"], "so that there is something to stop by"
 
 
 # --- what is concluded ----------------------------------------------------------------------------
@@ -426,6 +615,71 @@ def test_pairs_are_compared_beside_the_first_method(finished):
     assert less == pytest.approx(-other.differences["R@1"].difference)
     assert "Less AM, in points" in tables.text(found)
     assert ", less AM</h3>" in pages.page(found) and "Each method less PA" in pages.page(found)
+
+
+def test_runs_that_were_evaluated_once_have_no_best_epoch(finished):
+    ledger, _ = finished
+    assert "picking the best epoch" in tables.text(results.collect(ledger))
+    files = sorted(ledger.folder.glob("*/seed*.json"))
+    for file in files:
+        write_json(file, json.loads(file.read_text()) | {"evaluations": 1})
+    found = results.collect(ledger)
+    said = [tables.text(found), pages.page(found), " ".join(pages.conclusions(found))]
+    assert not any("icking the best epoch" in text or "nan" in text for text in said)
+    assert [cells[1] for _, cells in tables.gain_lines(found)] == ["–", "–"]
+    assert {row[-2] for row in tables.runs_csv(found)[1]} == {""}
+    write_json(files[0], json.loads(files[0].read_text()) | {"evaluations": 2})
+    assert tables.gain_lines(results.collect(ledger))[1][1][1] == "+1.0", "one run has no ±"
+
+
+def test_seeds_that_are_added_leave_what_the_earlier_ones_reached_together(finished, tmp_path):
+    ledger, _ = finished
+    before = results.collect(ledger).methods[0].ensembles
+    pairs = [["AM", "PA"]]
+    more = Ledger(plan_of(folds=2, trials=6, seeds=4, logs=str(tmp_path), compare=pairs))
+    more.begin()
+    while (work := more.next()) is not None and work.kind == "seed":
+        do_seed(more, work)
+    write_json(more.result_file(work.entrant, work.name), {"ensembles": {}, "seeds": 4})
+    found = results.collect(more)
+    assert found.methods[0].ensembles == before and found.methods[0].together == 3
+    assert tables.gain_lines(found)[0][1][2].endswith(" (3 seeds)")
+
+
+def test_a_method_whose_trials_all_failed_leaves_nothing_open(tmp_path):
+    made = Ledger(plan_of(folds=2, trials=1, seeds=2, logs=str(tmp_path)))
+    made.begin()
+    assert made.left(made.plan.entrants[0]) == (1, 2)
+    while (work := made.next()) is not None:
+        if work.kind == "trial":
+            do_trial(made, work, state="FAIL" if work.entrant.name == "PA" else None)
+        elif work.kind == "seed":
+            do_seed(made, work)
+        else:
+            write_json(made.result_file(work.entrant, work.name), {"ensembles": {}})
+            made.release(claim_of(work))
+    assert made.is_finished and worker.Progress(made, 1)._left() == (0, 0)
+    assert "Not finished" not in " ".join(pages.conclusions(results.collect(made)))
+
+
+def test_that_the_best_was_chosen_is_corrected_for():
+    """Nine methods that are equal: the best must seldom be said to be better than any."""
+    plan = plan_of()
+    generator, wrong, repeats = np.random.default_rng(0), 0, 150
+    for _ in range(repeats):
+        values = generator.normal(0.5, 0.01, (9, 5))
+        methods = [
+            results.Found(
+                Entrant(f"m{number}", (), ()), (), None,
+                {seed: {"MAP@R": float(value)} for seed, value in enumerate(row)},
+                {}, {}, {}, {}, 0, {},
+            )
+            for number, row in enumerate(values)
+        ]  # fmt: skip
+        found = results.Results(plan, tuple(methods))
+        assert len(found.best_against) == 8 and len(found.pairs) == 36
+        wrong += any(test.corrected["MAP@R"] < 0.05 for test in found.best_against)
+    assert wrong / repeats < 0.05 + 2 * (0.05 * 0.95 / repeats) ** 0.5
 
 
 def test_equal_methods_are_not_told_apart(tmp_path):

@@ -12,28 +12,35 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import options
 from evaluation import tables
 from evaluation.tables import Row
 from methods.base import Options
 from metrics.comparison import mean_and_deviation
 from page.records import metrics_in, read
-from runs import data_name
+from runs import RunFolder, data_name
 from storage import write_json, write_table
 from terminal import as_shell, say
+from utils import InputError
 
 Numbers = Mapping[str, float]
 
 
-def train_each(args: Options, command: Sequence[str]) -> int:
+def train_each(args: Options, words: Sequence[str]) -> int:
     """Trains the folds one after the other, each in a process of its own, and says their mean.
 
     Args:
-        command: what starts this training, without what is added for a fold.
+        words: of the command line of this training, without what is added for a fold.
 
     Returns:
         The exit status: that of the first training which did not come to its end, else 0.
+
+    Raises:
+        InputError: there are folds of another command where those of this one go.
     """
     folder = folder_of(args)
+    _check_same(args, words, folder)
+    command = [sys.executable, *sys.orig_argv[1:]]
     ended: list[Path] = []
     for fold in range(args.folds):
         path = folder / f"fold{fold}"
@@ -51,6 +58,20 @@ def folder_of(args: Options) -> Path:
     """Where the folds of a command lie: the same for the same command."""
     name = args.name or f"{data_name(args.dataset)}_{args.model}_{args.loss}"
     return Path(args.LOG_DIR) / f"{name.replace(os.sep, '-')}-folds{args.folds}"
+
+
+def _check_same(args: Options, words: Sequence[str], folder: Path) -> None:
+    """Raises InputError where a fold was trained, or begun, by another command."""
+    for fold in range(args.folds):
+        path = folder / f"fold{fold}"
+        if not (path / "args.json").is_file():
+            continue
+        asked = options.parse_train([*words, *_of_fold(args, folder, fold)])
+        if not options.is_of(RunFolder(path).read_args(), asked):
+            raise InputError(
+                f"{path} is of a command with other flags; give this one another --name, or "
+                f"remove {folder}"
+            )
 
 
 def _of_fold(args: Options, folder: Path, fold: int) -> list[str]:
@@ -100,4 +121,4 @@ def conclude(folder: Path, runs: Sequence[Path]) -> None:
 
 def start(args: Options) -> None:
     """Trains the folds of this process's own command, and ends the process."""
-    sys.exit(train_each(args, [sys.executable, *sys.orig_argv[1:]]))
+    sys.exit(train_each(args, sys.argv[1:]))
