@@ -202,35 +202,38 @@ def try_out(
     l2_norm: bool = True,
     **options: Any,
 ) -> None:
-    """Two steps of ``compose(name, ...)`` on random embeddings of a batch with these labels (B,).
+    """Some steps of ``compose(name, ...)`` on random embeddings of a batch with these labels (B,).
 
-    The classes are those of the batch. Random numbers that follow are what they would have been.
-    Raises ValueError for a loss that is not finite there, or has no gradient, and what ``compose``
-    and the loss raise.
+    Two, and up to eight until one has a gradient: a few embeddings may happen to lie where the loss
+    is content. The classes are those of the batch. Random numbers that follow are what they would
+    have been. Raises ValueError for a loss that is not finite there, or has no gradient, and what
+    ``compose`` and the loss raise.
     """
     classes, labels = labels.unique(return_inverse=True)
     with _own_random_numbers():
         objective = compose(name, len(classes), embedding_size, attach, l2_norm, **options)
         wide = 2 * embedding_size if "specific" in objective.heads else embedding_size
-        for _ in range(2):
+        learns = (
+            embedding_size == 1
+        )  # cosines have no gradient then; what it comes to, the run says
+        about = f"on random embeddings of {len(labels)} images of {len(classes)} classes"
+        for step in range(8):
             outputs = Embeddings(
                 **{h: torch.randn(len(labels), wide, requires_grad=True) for h in objective.heads}
             )
             loss = objective(outputs, labels)
-            about = f"on random embeddings of {len(labels)} images of {len(classes)} classes"
             if not loss.isfinite():
                 raise ValueError(f"The loss {name} is {loss.item()} {about}: change its arguments.")
             if loss.requires_grad:
                 loss.backward()
             gradients = (head.grad for head in outputs if head is not None)
-            # Cosines of one dimension have no gradient; what it comes to, the run says itself.
-            if embedding_size > 1 and not any(
-                each is not None and each.any() for each in gradients
-            ):
-                raise ValueError(
-                    f"The loss {name} teaches the network nothing {about}, where it is "
-                    f"{loss.item():g} and has no gradient: change its arguments, or the batches."
-                )
+            learns |= any(each is not None and bool(each.any()) for each in gradients)
+            if learns and step > 0:
+                return
+        raise ValueError(
+            f"The loss {name} teaches the network nothing {about}, where it is "
+            f"{loss.item():g} and has no gradient: change its arguments, or the batches."
+        )
 
 
 @contextmanager

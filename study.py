@@ -67,7 +67,7 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
     return "\n".join(lines)
 
 
-def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> None:
+def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> results.Results:
     """Says and writes what has been found so far.
 
     Raises:
@@ -89,6 +89,7 @@ def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> N
     say(f"\npage: {folder / 'study.html'} (beside it {', '.join(written)})")
     if document:
         say(f"document: {' and '.join(map(str, markdown.write(document, found, columns)))}")
+    return found
 
 
 def main(args: argparse.Namespace) -> None:
@@ -121,7 +122,10 @@ def main(args: argparse.Namespace) -> None:
     except Stopped:
         say(f"\nstopped; go on with:\n  python study.py {as_shell(*sys.argv[1:])}", flush=True)
         raise SystemExit(130) from None
-    conclude(ledger, args.columns, args.markdown)
+    found = conclude(ledger, args.columns, args.markdown)
+    if failed := sum(len(one.failures) for one in found.methods):
+        say(f"{failed} run{'s' * (failed > 1)} failed; the same command tries again", flush=True)
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

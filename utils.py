@@ -91,6 +91,20 @@ def our_name(module: str) -> str:
     return f"{__package__}.{module}" if __package__ else module
 
 
+def our_command(module: str) -> list[str]:
+    """What starts a module of ours in a process of its own, whatever lies in the current folder.
+
+    With `-m` a `utils.py` there would be taken for ours. Arguments may follow.
+    """
+    return [sys.executable, "-c", _START, str(top_folder()), our_name(module)]
+
+
+_START = (
+    "import runpy, sys; sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)]; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+
+
 def top_folder() -> Path:
     """The folder from which `our_name` is found: the repository, or where packages are."""
     return Path(__file__).resolve().parents[1 if __package__ else 0]

@@ -31,6 +31,7 @@ class CircleLoss(Criterion):
     with ``--l2-norm 1``. ``terms`` stays empty. Raises ValueError for an empty batch.
     """
 
+    needs_pairs = True
     no_memory = ""
 
     def __init__(self, m: float = 0.4, gamma: float = 80.0) -> None:

@@ -51,6 +51,8 @@ class DisentanglingLoss(Criterion):
     proxies, and for the same batches as the base.
     """
 
+    no_memory = ProxyLoss.no_memory
+
     def __init__(
         self,
         base: ProxyLoss,

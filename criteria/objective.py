@@ -112,8 +112,11 @@ class Objective(Criterion):
         return "; ".join(filter(None, (part.criterion.cost() for part in self.parts.values())))
 
     def class_values(self) -> dict[str, Tensor]:
-        """What the terms learn for each class."""
-        parts = self.parts.values()
-        return {
-            name: values for part in parts for name, values in part.criterion.class_values().items()
-        }
+        """What the terms learn for each class; of one name, what the first of them learns.
+
+        With Matryoshka that is the whole embedding's, before those of its prefixes.
+        """
+        found: dict[str, Tensor] = {}
+        for part in self.parts.values():
+            found = part.criterion.class_values() | found
+        return found

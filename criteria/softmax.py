@@ -47,8 +47,8 @@ class Rows(NamedTuple):
     sums: Tensor | None = None
 
     def hits(self, scale: float) -> Tensor:
-        """The share of images whose own class is the most similar, 0-d."""
-        return (self.own.detach() * scale >= self.nearest).to(self.own.dtype).mean()
+        """The share of images whose own class is the most similar, 0-d; a tie is not."""
+        return (self.own.detach() * scale > self.nearest).to(self.own.dtype).mean()
 
 
 def compare_rows(

@@ -10,7 +10,6 @@ import importlib.util
 import io
 import signal
 import subprocess
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +19,12 @@ from torch.nn import functional as F
 from evaluation.embedding import Embedded
 from evaluation.pictures import Thumbnails
 from terminal import told
-from utils import our_name, top_folder
+from utils import our_command, top_folder
 
 MOST_IMAGES, MOST_PER_CLASS, FEWEST_IMAGES = 1000, 12, 5
 COMPONENTS = 50  # principal ones: all that t-SNE's neighbours need
 SPREAD = 1e-6  # standard deviation below which embeddings of length 1 are the same along an axis
-COMMAND = [sys.executable, "-m", our_name("page.tsne")]
+COMMAND = our_command("page.tsne")
 PATIENCE = 300.0  # seconds; ten are usual
 
 

@@ -32,19 +32,22 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "file", nargs="?", metavar="FILE.toml", type=_path, default=None, help="what to study"
     )
     asked = parser.add_argument_group("what to study, where there is no file")
-    asked.add_argument("--name", help="of its folder in --logs")
+    asked.add_argument("--name", help="name of the study's folder in --logs")
     asked.add_argument("--flags", help="flags of train.py that all methods share")
     asked.add_argument(
         "--methods", nargs="+", metavar="METHOD",
         help='losses by name, or flags of train.py: AMLoss "AMLoss --sec_wei 1" @recipes/FILE.txt',
     )  # fmt: skip
     asked.add_argument(
-        "--folds", type=int, metavar="K", help="of the training classes (default: 3)"
+        "--folds",
+        type=int,
+        metavar="K",
+        help="folds that the training classes are divided into (default: 3)",
     )
     asked.add_argument("--trials", type=int, metavar="N", help="per method (default: 8)")
     asked.add_argument("--seeds", type=int, metavar="N", help="runs per method (default: 5)")
     asked.add_argument(
-        "--metric", help=f"that trials are judged by: {', '.join(METRICS)} (default: MAP@R)"
+        "--metric", help=f"metric that trials are judged by: {', '.join(METRICS)} (default: MAP@R)"
     )
     asked.add_argument("--logs", metavar="DIR", help="where its folder goes (default: logs)")
     how = parser.add_argument_group("how it runs, and what it writes")
@@ -63,7 +66,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if bool(args.file) == ("methods" in args):
         parser.error("give a study's TOML file, or --methods")
     if args.file and (
-        both := {"name", "flags", "folds", "trials", "seeds", "metric"} & {*vars(args)}
+        both := {"name", "flags", "folds", "trials", "seeds", "metric", "logs"} & {*vars(args)}
     ):
         parser.error(f"--{min(both)} stands in the file")
     if args.jobs < 1:

@@ -93,6 +93,8 @@ class Ledger:
         Raises:
             InputError: the folder is of another study.
         """
+        if (self.folder / "args.json").exists():
+            raise InputError(f"{self.folder} is a run; give the study another name")
         kept = self.kept_plan()
         known: dict[str, Any] = {}
         if kept is not None:
@@ -125,6 +127,14 @@ class Ledger:
             known = (self.kept_plan() or {"methods": {}})["methods"]
             content["methods"] = known | content["methods"]  # one that is left out may come back
             write_json(self.folder / "plan.json", content)
+            self._try_again()
+
+    def _try_again(self) -> None:
+        """Forgets the runs that failed, so that a start after a repair makes up for them."""
+        for entrant in self.plan.entrants:
+            for seed in range(1, self.plan.seeds + 1):
+                if "error" in (self.result(entrant, f"seed{seed}") or {}):
+                    self.result_file(entrant, f"seed{seed}").unlink()
 
     def _check_budget(self, trials: int) -> None:
         """Raises InputError where the trials of the plan are not what they can be any more.

@@ -142,7 +142,10 @@ def _of_loss(chosen: Options) -> list[Range]:
 def _default(chosen: Options, argument: str) -> Any:
     from losses import default_of  # with torch, which a study needs later anyway
 
-    return default_of(chosen.loss, argument)
+    try:
+        return default_of(chosen.loss, argument)
+    except ValueError as error:
+        raise InputError(f"{chosen.loss}: {error}") from error
 
 
 def _of_flags(chosen: Options) -> list[Range]:

@@ -24,7 +24,7 @@ from studies import judging
 from studies.ledger import Ledger, Work, claim_of
 from studies.plan import Entrant, Plan
 from terminal import say
-from utils import InputError, human_seconds, our_name, top_folder
+from utils import InputError, human_seconds, our_command
 
 if TYPE_CHECKING:
     import optuna
@@ -188,16 +188,15 @@ class Workers:
         self.done(f"{_called(work)}: {metric} {first[metric]:.4f} on the test classes")
 
     def _judge(self, checkpoint: Path, out: Path, place: Place) -> None:
-        command = [sys.executable, "-m", our_name("studies.judging"), str(checkpoint)]
+        command = [*our_command("studies.judging"), str(checkpoint)]
         command += [str(out.with_suffix("")), str(place.gpu or 0)]
         # In this folder, because the paths in a run's options are relative to where it began.
-        environment = place.environment | {"PYTHONPATH": str(top_folder())}
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
             check=False,
-            env=environment,
+            env=place.environment,
             start_new_session=True,
         )
         if done.returncode in STOPPED or self.stopping.is_set():

@@ -105,7 +105,11 @@ def test_own_proxies_of_every_size_are_optimised_like_those_of_the_loss() -> Non
     groups = objective.parameter_groups(1e-3)
     assert [group["name"] for group in groups] == ["proxies", "margins"] * 3
     assert {group["lr"] for group in groups if group["name"] == "proxies"} == {0.1}
-    assert objective.class_values()["margin"].shape == (5,)
+    margins = [part.criterion.margins for part in objective.parts.values()]
+    with torch.no_grad():
+        for number, each in enumerate(margins):
+            each.fill_(number)
+    assert objective.class_values()["margin"].tolist() == [0.0] * 5, "those of the whole embedding"
 
 
 # --- training -------------------------------------------------------------------------------------

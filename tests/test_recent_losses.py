@@ -494,6 +494,22 @@ def test_the_gradient_of_the_ball_is_smaller_towards_its_edge():
     torch.testing.assert_close(points.grad, expected[:, None].expand(3, 2))
 
 
+@pytest.mark.parametrize("elements", [2**24, 12])
+@pytest.mark.parametrize("name", ["NormSoftmax", "ProxyNCA_pp", "ArcFace", "CosFace"])
+def test_accuracy_is_the_share_that_are_nearest_to_their_own_and_a_tie_is_not(
+    name, elements, monkeypatch
+):
+    monkeypatch.setattr(strips, "STRIP_ELEMENTS", elements)
+    torch.manual_seed(0)
+    criterion, labels = build(name, 9, 8).double(), torch.arange(6)
+    criterion(torch.zeros(6, 8, dtype=torch.float64), labels)
+    assert criterion.terms["accuracy"] == 0, "all classes are as near"
+    images = torch.randn(6, 8, dtype=torch.float64)
+    criterion(images, labels)
+    nearest = (F.normalize(images) @ F.normalize(criterion.proxies).T).argmax(dim=1)
+    assert criterion.terms["accuracy"].item() == pytest.approx((nearest == labels).double().mean())
+
+
 # --- potential fields -----------------------------------------------------------------------------
 
 

@@ -33,7 +33,7 @@ from studies import asking, judging, pages, results, tables, worker
 from studies.ledger import Ledger, Work, claim_of
 from studies.plan import Entrant, of, read
 from studies.space import asked, declared, words_of
-from utils import InputError
+from utils import InputError, our_command
 
 
 def plan_of(**entries):
@@ -697,6 +697,59 @@ def test_equal_methods_are_not_told_apart(tmp_path):
     said = " ".join(pages.conclusions(results.collect(made)))
     assert "Not told apart" in said and "no proof that they are equal" in said
     assert "More than chance" not in said
+
+
+def test_a_run_that_failed_is_tried_again_by_the_next_start(tmp_path):
+    plan = plan_of(folds=2, trials=1, seeds=2, logs=str(tmp_path))
+    made = Ledger(plan)
+    made.begin()
+    while (work := made.next()) is not None:
+        if work.kind == "trial":
+            do_trial(made, work)
+        elif work.kind == "seed" and work.entrant.name == "AM":
+            write_json(made.result_file(work.entrant, work.name), {"values": {}, "error": "why"})
+            made.release(claim_of(work))
+        elif work.kind == "seed":
+            do_seed(made, work)
+        else:
+            write_json(made.result_file(work.entrant, work.name), {"ensembles": {}})
+            made.release(claim_of(work))
+    assert results.collect(made).methods[1].failures == {1: "why", 2: "why"} and made.is_finished
+    made.begin()
+    assert (made.next().entrant.name, made.is_finished) == ("AM", False)
+    assert len(results.collect(made).methods[0].seeds) == 2, "what was done stays"
+
+
+def test_a_study_does_not_begin_in_the_folder_of_a_run(tmp_path):
+    folder = tmp_path / "tried"
+    folder.mkdir()
+    (folder / "args.json").write_text("{}")
+    with pytest.raises(InputError, match="is a run; give the study another name"):
+        Ledger(plan_of(logs=str(tmp_path))).look()
+    assert [*folder.iterdir()] == [folder / "args.json"]
+
+
+def test_a_module_of_ours_is_started_beside_files_of_the_same_name(tmp_path):
+    for name in ("utils.py", "metrics.py", "flags.py", "judging.py"):
+        (tmp_path / name).write_text("raise SystemExit('not ours')\n")
+    command = [*our_command("studies.judging"), "none.pth", str(tmp_path / "out"), "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "none.pth" in done.stderr
+
+
+@pytest.mark.parametrize("given", [["--logs", "elsewhere"], ["--trials", "3"]])
+def test_what_stands_in_the_file_is_not_given_twice(given, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        asking.parse([str(tmp_path / "s.toml"), *given])
+    assert stop.value.code == 2 and f"{given[0]} stands in the file" in capsys.readouterr().err
+
+
+def test_a_loss_that_there_is_not_is_told_where_its_arguments_are_searched():
+    with pytest.raises(InputError, match=r"CircelLoss.*did you mean CircleLoss"):
+        plan_of(
+            methods={"C": "--loss pml:CircelLoss --IPC 3"},
+            search={"C": {"loss-args.gamma": [16, 256]}},
+        )
 
 
 def test_a_rotation_is_undone():

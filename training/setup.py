@@ -128,6 +128,13 @@ def _loss_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise InputError(str(error)) from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise InputError(
+            "this machine's memory cannot hold what the loss learns; give fewer proxies for each "
+            "class (--loss-args), or a smaller --embedding-size"
+        ) from error
 
 
 def build_network(
