@@ -679,7 +679,8 @@ def test_that_the_best_was_chosen_is_corrected_for():
         found = results.Results(plan, tuple(methods))
         assert len(found.best_against) == 8 and len(found.pairs) == 36
         wrong += any(test.corrected["MAP@R"] < 0.05 for test in found.best_against)
-    assert wrong / repeats < 0.05 + 2 * (0.05 * 0.95 / repeats) ** 0.5
+    # Corrected for the best against each alone it would be 0.08 of them.
+    assert wrong / repeats < 0.05
 
 
 def test_equal_methods_are_not_told_apart(tmp_path):
