@@ -1,6 +1,6 @@
 """Which method suits these images? A study trains several with one budget and says how sure it is.
 
-    python study.py shop.toml
+    python study.py which.toml
     python study.py --flags "--dataset folder:photos" --methods Proxy_Anchor AMLoss "MS --IPC 5"
 
 Start the same command again, here or on another machine that shares the folder, and it helps; stop

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -681,6 +682,14 @@ def test_that_the_best_was_chosen_is_corrected_for():
         wrong += any(test.corrected["MAP@R"] < 0.05 for test in found.best_against)
     # Corrected for the best against each alone it would be 0.08 of them.
     assert wrong / repeats < 0.05
+
+
+def test_a_gain_that_is_none_is_given_to_nobody(finished):
+    found = results.collect(finished[0])
+    assert "points of R@1, most to" in " ".join(pages.conclusions(found))
+    last = replace(found, methods=[replace(m, gained={1: 0.0, 2: 0.0}) for m in found.methods])
+    said = " ".join(pages.conclusions(last))
+    assert "added less than 0.05 points" in said and "most to" not in said
 
 
 def test_equal_methods_are_not_told_apart(tmp_path):
