@@ -33,6 +33,7 @@ import torch
 
 import dataset
 import processes
+from dataset.overlap import shared_names
 from devices import Precision, pick_device
 from evaluation import files, tables
 from evaluation.candidates import (
@@ -48,7 +49,7 @@ from evaluation.candidates import (
 )
 from evaluation.embedding import Embedded
 from evaluation.measuring import measure_all, print_doubts, print_thresholds
-from evaluation.networks import checkpoint_files, open_checkpoint, open_untrained
+from evaluation.networks import Opened, checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, on_the_same_images
 from evaluation.whitening import Origin, whitened
@@ -56,6 +57,8 @@ from options.ranking import ranking_of
 from storage import write_atomically, write_json, write_table
 from terminal import fitted, hear, say, told
 from utils import InputError, human_seconds, sentence_errors
+
+logger = logging.getLogger("evaluate")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -90,15 +93,17 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
     openers = [partial(open_checkpoint, path, args, weights=args.weights) for path in paths]
     if not paths:
         paths, openers = [args.model], [partial(open_untrained, args)]
-    loaded: dict[dataset.Choice, list[Task]] = {}
+    loaded: dict[tuple[dataset.Choice, frozenset[str]], list[Task]] = {}
     candidates = []
     for path, label, open_network in zip(paths, labels_of(paths), openers, strict=True):
         with told(f"loading {path}"):
             opened = open_network()
-        if opened.data not in loaded:
+        images = opened.data, opened.data.never_held_out
+        if images not in loaded:
             tasks = opened.tasks(args.ks)
             dataset.require_files(None, images_of(tasks), opened.viewing.max_bad_images)
-            loaded[opened.data] = [task for one in tasks for task in one.at(args.dims)]
+            loaded[images] = [task for one in tasks for task in one.at(args.dims)]
+        warn_of_trained(path, opened, loaded[images])
         try:
             opened.network.keep(max(args.dims, default=None))
         except InputError as error:
@@ -111,12 +116,21 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
                 opened.data,
                 opened.viewing,
                 opened.network,
-                loaded[opened.data],
+                loaded[images],
                 args.kmeans_restarts,
                 opened.weights,
             )
         )
     return candidates
+
+
+def warn_of_trained(path: str, opened: Opened, tasks: Sequence[Task]) -> None:
+    """Says which classes of the user's own images are called like one that was trained on."""
+    if opened.trained_on is None or dataset.find(opened.data.name).place is None:
+        return
+    shared = shared_names(opened.trained_on.class_names, *images_of(tasks))
+    if said := shared.warning():
+        logger.warning("%s: %s", path, said)
 
 
 def check_outputs(args: argparse.Namespace) -> None:

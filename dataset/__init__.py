@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dataset.base import BadImageError, DataSet, ImageSet, Protocol
+from dataset.files import is_gone
 from dataset.folders import FolderData
 from dataset.inventory import fingerprints, require_files
 from dataset.own import OwnData
@@ -81,8 +82,8 @@ def load(name: str, root: str | Path = ROOT, split: str = "train", **options: An
         name: see `find`. root: the folder that holds the data sets.
         split: "train" or "eval" (the held-out classes); in data sets with a gallery of their own
             also "query" and "gallery", and "eval" is both.
-        options: `size` of vid ("small", "medium", "large"); `eval_classes` and `seed` of own images
-            that do not say what is held out. None stands for the default.
+        options: `size` of vid ("small", "medium", "large"); `eval_classes`, `seed` and `trained` of
+            own images that do not say what is held out. None stands for the default.
 
     Raises:
         InputError: unknown name, split or option; not found, empty or damaged; a single class.
@@ -129,6 +130,8 @@ class Choice:
         exif: "apply" turns pictures as their EXIF orientation says, "ignore" takes the pixels as
             they are stored.
         place: where the user's own images lie, if the path in `name` does not lead there from here.
+        trained: names of the classes that a network was trained on. Where a draw would hold some of
+            them out, because classes came or went since, all others are held out instead.
     """
 
     name: str
@@ -138,6 +141,7 @@ class Choice:
     ratio_classes: float = 1.0
     exif: str = "apply"
     place: Path | None = None
+    trained: frozenset[str] = field(default=frozenset(), compare=False)
 
     @classmethod
     def of(cls, options: Any) -> Choice:
@@ -167,7 +171,7 @@ class Choice:
     def is_gone(self) -> bool:
         """Whether these are the user's own images, and nothing lies where they are said to."""
         entry = find(self.found_by)
-        return isinstance(entry, OwnData) and not entry.path.exists()
+        return isinstance(entry, OwnData) and is_gone(entry.path)
 
     @property
     def query_gallery(self) -> bool:
@@ -177,6 +181,19 @@ class Choice:
             InputError: unknown name; the user's own images cannot be used.
         """
         return find(self.found_by).query_gallery
+
+    @property
+    def never_held_out(self) -> frozenset[str]:
+        """`trained`, where a draw would hold some of them out; else empty.
+
+        Raises:
+            InputError: the user's own images cannot be used.
+        """
+        entry = find(self.found_by)
+        if not self.trained or not isinstance(entry, OwnData) or self.is_gone:
+            return frozenset()
+        drawn = entry.drawn_of(self.trained, self.eval_classes, self.split_seed)
+        return self.trained if drawn else frozenset()
 
     def of_other_data(self, name: str, root: str | Path) -> Choice:
         """The same question about images elsewhere, such as those of `evaluate.py --dataset`.
@@ -188,13 +205,14 @@ class Choice:
         """
         entry = find(name)
         if isinstance(entry, OwnData) and entry.rows().splits is None:
-            return replace(self, name=name, root=root, place=None)
-        own = {"eval_classes": None, "split_seed": None, "place": None}
+            return replace(self, name=name, root=root, place=None, trained=frozenset())
+        own = {"eval_classes": None, "split_seed": None, "place": None, "trained": frozenset()}
         return replace(self, name=name, root=root, **own)
 
     def load(self, split: str, **options: Any) -> ImageSet:
         """One split; `options` and errors are those of `load`."""
         own = {"eval_classes": self.eval_classes, "seed": self.split_seed}
+        own["trained"] = self.never_held_out or None
         images = load(self.found_by, self.root, split, **own, **options)
         images = replace(images, upright=self.exif == "apply")
         if self.ratio_classes == 1.0:

@@ -14,6 +14,7 @@ from dataset import NAMES, find
 from dataset.check import run
 from dataset.download import SOURCES, download
 from dataset.own import SEED, OwnData
+from flags import whole
 from machine import expanded
 from terminal import hear, say
 from utils import InputError, sentence_errors
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "a fifth, of few classes up to a third)",
     )
     check.add_argument(
-        "--seed", type=int, metavar="N", help=f"own images: of that draw (default: {SEED})"
+        "--seed", type=whole(0), metavar="N", help=f"own images: of that draw (default: {SEED})"
     )
     check.add_argument(
         "--exif",

@@ -42,6 +42,7 @@ from dataset.files import join_words, said_anew
 from dataset.inventory import BAD_IMAGES, admitted_bad_images, share_admitting
 from dataset.layouts import NotFoundError, counts_logger
 from dataset.own import classes_logger, notes_logger
+from dataset.readable import too_few_left
 from dataset.wording import width, wrapped
 from machine import cores
 from storage import write_atomically
@@ -271,8 +272,16 @@ def check(name: str, root: str | Path = "data", *, exif: str = "apply", **option
     source = next(iter(parts.values())).source
     report.found = "" if source == name else source
     facts = _examine_all(parts, name)
+    unreadable = {title: _unreadable(part, facts) for title, part in parts.items()}
+    hopeless = _hopeless(parts, unreadable)
     report.splits = [
-        _split_count(title, part, facts, entry.published.get(title, (None, None)))
+        _split_count(
+            title,
+            part,
+            unreadable[title],
+            hopeless.get(part.split, ""),
+            entry.published.get(title, (None, None)),
+        )
         for title, part in parts.items()
     ]
     report.findings = [
@@ -291,7 +300,8 @@ def check(name: str, root: str | Path = "data", *, exif: str = "apply", **option
     ]
     if any(not finding.note for finding in report.findings):
         report.status = "findings"
-    report.commands = _commands_to_go_on(name, root, report.splits, exif, options)
+    if not hopeless:
+        report.commands = _commands_to_go_on(name, root, report.splits, exif, options)
     return report
 
 
@@ -313,8 +323,6 @@ def _commands_to_go_on(
     """How to train on a data set as it is."""
     if _TRAIN not in [row.split for row in splits]:
         return {}
-    if not all(row.images > row.unreadable for row in splits):
-        return {}
     words = ["--dataset", name, *_flag("--data-root", str(root), "data")]
     for option, flag in (("eval_classes", "--eval-classes"), ("seed", "--split-seed")):
         words += [flag, str(options[option])] if option in options else []
@@ -333,36 +341,66 @@ def _refused(row: SplitCount) -> bool:
     return row.unreadable > admitted_bad_images(BAD_IMAGES, row.images)
 
 
+def _unreadable(part: ImageSet, facts: dict[str, FileFacts]) -> np.ndarray:
+    """(N,) bool: which images a run cannot read: their file fails, or their box lies beside it."""
+    bad = np.array([facts[path].fault != "" for path in part.paths], bool)
+    if part.boxes is not None:
+        for index in np.flatnonzero(~bad & (part.boxes[:, 0] >= 0)).tolist():
+            bad[index] = _OUTSIDE in _odd_shapes(facts[part.paths[index]].size, part.boxes[index])
+    return bad
+
+
+def _hopeless(
+    parts: Mapping[str, ImageSet], unreadable: Mapping[str, np.ndarray]
+) -> dict[str, str]:
+    """Split → why no run starts, in words, however many unreadable images it admits."""
+    found = {}
+    for title, part in parts.items():
+        bad = unreadable[title]
+        left = np.bincount(part.labels[~bad], minlength=part.num_classes)
+        emptied = [name for name, count in zip(part.class_names, left, strict=True) if not count]
+        if part.split == _TRAIN and bad.any() and emptied:
+            found[_TRAIN] = (
+                f"of {join_words(emptied[:_EXAMPLES], 'and')} no image is left, so train.py stops "
+                "before training: repair or remove what is in that class"
+            )
+    tested = {title: part for title, part in parts.items() if part.split != _TRAIN}
+    left = [part.subset(~unreadable[title]) for title, part in tested.items()]
+    if any(unreadable[title].any() for title in tested) and too_few_left(left):
+        why = (
+            "the classes that are left are too few to be told apart, so train.py stops before "
+            "training: repair the images"
+        )
+        found |= {part.split: why for part in tested.values()}
+    return found
+
+
 def _split_count(
     title: str,
     part: ImageSet,
-    facts: dict[str, FileFacts],
+    bad: np.ndarray,
+    hopeless: str,
     published: tuple[int | None, int | None],
 ) -> SplitCount:
-    bad = np.array([facts[path].fault != "" for path in part.paths])
     row = SplitCount(title, len(part), part.num_classes, *published, int(bad.sum()))
     if not row.unreadable:
         return row
     text = f"{row.unreadable:,} of the {row.images:,} images cannot be read"
-    left = np.bincount(part.labels[~bad], minlength=part.num_classes)
-    emptied = [part.class_names[label] for label in np.unique(part.labels[bad]) if not left[label]]
     if _refused(row):
         admitted = admitted_bad_images(BAD_IMAGES, row.images)
         share = share_admitting(row.unreadable, row.images)
         text += (
             f", and --max-bad-images {BAD_IMAGES:g} admits {admitted}: train.py stops before "
-            f"training; repair or remove them, or do without them (--max-bad-images {share:g})"
+            "training; repair or remove them"
         )
+        text += "" if hopeless else f", or do without them (--max-bad-images {share:g})"
+    elif hopeless:
+        pass
     elif title != _TRAIN:
         text += ": left out of the metrics, and named"
-    elif not emptied:
+    else:
         text += ": training puts other images of their classes in their place, and names them"
-    if title == _TRAIN and emptied:
-        text += (
-            f"; of {join_words(emptied[:_EXAMPLES], 'and')} no image is left, so train.py stops "
-            "before training: repair or remove what is in that class"
-        )
-    row.outcome = text
+    row.outcome = "; ".join(filter(None, (text, hopeless)))
     return row
 
 

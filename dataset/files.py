@@ -117,6 +117,17 @@ def is_folder(path: Path | str) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for names that are too long)
 
 
+def is_gone(path: Path | str) -> bool:
+    """Whether nothing is at a path; what may not be looked at is there, and reading it says why."""
+    try:
+        os.stat(path)  # noqa: PTH116
+    except PermissionError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return False
+
+
 def is_image(name: str) -> bool:
     """Whether a file name is that of a picture; a hidden file (macOS's "._x.jpg") is none."""
     return not is_hidden(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from dataset.base import SPLITS, PathTable
+from dataset.base import SPLITS, PathTable, reason
 from dataset.files import Tree, in_class_order, is_folder, join_words, tree
 from dataset.layouts import by_top_level
 from dataset.own import (
@@ -41,9 +41,19 @@ PATH/eval/<class>/<image>    (or PATH/query and PATH/gallery)"""
     def rows(self) -> Rows:
         """Every picture below a class folder."""
         if not is_folder(self.path):
-            what = "is no folder" if os.path.lexists(self.path) else "does not exist"
-            raise InputError(f"{self.given}: {self.path.absolute()} {what}; check the path")
+            raise InputError(f"{self.given}: {self.path.absolute()} {self._why_none()}")
         return _rows(tree(self.path), self.given)
+
+    def _why_none(self) -> str:
+        """Why there is no folder at the path, and what to do."""
+        try:
+            os.stat(self.path)  # noqa: PTH116
+        except PermissionError as error:
+            return f"cannot be looked at ({reason(error)}); check the permissions"
+        except (OSError, ValueError):
+            if not os.path.lexists(self.path):
+                return "does not exist; check the path"
+        return "is no folder; check the path"
 
 
 @lru_cache(maxsize=8)

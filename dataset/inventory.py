@@ -6,7 +6,6 @@ fingerprints(train, *evaluated)     kept with a run, and compared when it is con
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from dataset.base import ImageSet
@@ -20,12 +19,13 @@ BAD_IMAGES = 0.01
 
 def admitted_bad_images(share: float, count: int) -> int:
     """How many of so many images may be unreadable: this share, but one at least; 0 admits none."""
-    return max(1, int(share * count)) if share else 0
+    # A share such as 0.29 is a little less than its digits say, and 29 of 100 are meant.
+    return max(1, int(share * count + 1e-6)) if share else 0
 
 
 def share_admitting(bad: int, count: int) -> float:
     """The `--max-bad-images` with which so many of `count` images may be unreadable."""
-    return math.ceil(1e4 * bad / count) / 1e4
+    return -(-bad * 10_000 // count) / 10_000  # rounded up
 
 
 def require_files(

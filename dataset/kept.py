@@ -36,13 +36,21 @@ def name_of(images: ImageSet, *kind: object, size: int | None = None) -> str:
     """
     told = kind if images.upright else (*kind, "as stored")
     digest = hashlib.blake2b(repr(told).encode(), digest_size=6)
-    digest.update(os.fsencode(images.paths.prefix) + b"\0")
+    digest.update(os.fsencode(_place(images)) + b"\0")
     digest.update(b"\0".join(os.fsencode(name) for name in images.paths.names()))
     if images.boxes is not None:
         digest.update(np.ascontiguousarray(images.boxes))
     name = "".join(letter if letter.isalnum() else "-" for letter in images.name)[-40:]
     parts = [name, images.split, *([] if size is None else [str(size)]), digest.hexdigest()]
     return "-".join(parts)
+
+
+def _place(images: ImageSet) -> str:
+    """Where the paths begin, so that the same relative path elsewhere is another one."""
+    prefix = images.paths.prefix
+    if not prefix and all(map(os.path.isabs, images.paths.names())):
+        return prefix
+    return os.path.join(os.getcwd(), prefix)  # noqa: PTH109, PTH118 (an absolute prefix as it is)
 
 
 def stamps_of(images: ImageSet, first: int = 0, stop: int | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,7 +175,7 @@ class OwnData(DataSet):
         path: the folder or file.
     """
 
-    options = ("eval_classes", "seed")
+    options = ("eval_classes", "seed", "trained")
 
     def __init__(self, given: str, path: Path) -> None:
         self.given = given
@@ -198,8 +198,24 @@ class OwnData(DataSet):
         """All images; raises InputError when the data cannot be used."""
         raise NotImplementedError
 
-    def split_rows(self, eval_classes: float | None, seed: int) -> Rows:
-        """All images with a split each.
+    def drawn_of(
+        self, trained: Collection[str], eval_classes: float | None, seed: int | None
+    ) -> set[str]:
+        """Those of the classes that a network was trained on that a draw would hold out.
+
+        There are some where classes came or went since the training. Raises InputError when the
+        data cannot be used.
+        """
+        rows = self.rows()
+        if rows.splits is not None:
+            return set()
+        seed = SEED if seed is None else seed
+        return self._held_out(rows, eval_classes, seed, ()).intersection(trained)
+
+    def split_rows(
+        self, eval_classes: float | None, seed: int, trained: Collection[str] = ()
+    ) -> Rows:
+        """All images with a split each; for `trained` see `load`.
 
         Raises:
             InputError: the data cannot be used, or `eval_classes` is given and has no effect.
@@ -210,7 +226,7 @@ class OwnData(DataSet):
         for note in rows.notes:
             warn_once(note.text, notes_logger, note.level)
         if rows.splits is None:
-            return self._told(rows, eval_classes, seed)
+            return self._told(rows, eval_classes, seed, trained)
         if eval_classes is not None:
             raise InputError(
                 f"--eval-classes has no effect on {self.given}, which says itself what is "
@@ -225,8 +241,18 @@ class OwnData(DataSet):
         rows = self.rows()
         return rows if rows.splits is not None else self._drawn(rows, eval_classes, seed)[0]
 
-    def _told(self, rows: Rows, eval_classes: float | None, seed: int) -> Rows:
-        drawn, held_out = self._drawn(rows, eval_classes, seed)
+    def _told(
+        self, rows: Rows, eval_classes: float | None, seed: int, trained: Collection[str]
+    ) -> Rows:
+        drawn, held_out = self._drawn(rows, eval_classes, seed, trained)
+        if trained:
+            note = (
+                f"{self.given} has changed since the network was trained, and a new draw would "
+                f"hold out classes that it was trained on; held out are the {held_out} of its "
+                f"{len(rows.class_names)} classes that it was not trained on"
+            )
+            warn_once(note, notes_logger)
+            return drawn
         note = (
             f"{self.given} does not say what is held out: {held_out} of its "
             f"{len(rows.class_names)} classes are, drawn with seed {seed}"
@@ -236,10 +262,30 @@ class OwnData(DataSet):
         warn_once(note + more, notes_logger, logging.INFO if asked else logging.WARNING)
         return drawn
 
-    def _drawn(self, rows: Rows, eval_classes: float | None, seed: int) -> tuple[Rows, int]:
+    def _held_out(
+        self, rows: Rows, eval_classes: float | None, seed: int, trained: Collection[str]
+    ) -> set[str]:
+        if not trained:
+            share = EVAL_CLASSES if eval_classes is None else eval_classes
+            return ClassSplit(share, seed).held_out(rows.class_names, self.given)
+        held_out = set(rows.class_names).difference(trained)
+        if len(held_out) < LEAST_CLASSES:
+            raise InputError(
+                f"{self.given} has {len(held_out)} class(es) that the network was not trained on, "
+                f"and an evaluation needs {LEAST_CLASSES}; add classes, or name other images "
+                "(--dataset folder:PATH or csv:FILE)"
+            )
+        return held_out
+
+    def _drawn(
+        self,
+        rows: Rows,
+        eval_classes: float | None,
+        seed: int,
+        trained: Collection[str] = (),
+    ) -> tuple[Rows, int]:
         """The images with a split each, and how many classes are held out."""
-        share = EVAL_CLASSES if eval_classes is None else eval_classes
-        held_out = ClassSplit(share, seed).held_out(rows.class_names, self.given)
+        held_out = self._held_out(rows, eval_classes, seed, trained)
         is_held_out = np.array([name in held_out for name in rows.class_names])
         splits = np.where(is_held_out, SPLITS.index("eval"), SPLITS.index("train"))
         drawn = Rows(
@@ -288,10 +334,16 @@ class OwnData(DataSet):
         split: str,
         eval_classes: float | None = None,
         seed: int = SEED,
+        trained: Collection[str] = (),
         **options: Any,
     ) -> ImageSet:
-        """The images of `split`; see `dataset.load`. The data root plays no part."""
-        rows = self.split_rows(eval_classes, seed)
+        """The images of `split`; see `dataset.load`. The data root plays no part.
+
+        Args:
+            trained: classes that a network was trained on. Where there are some and the data do not
+                say what is held out, all others are, whatever `eval_classes` and `seed` are.
+        """
+        rows = self.split_rows(eval_classes, seed, trained)
         counts = rows.counts()
         # Queries and gallery share their labels, whichever of the two is asked for.
         held_out = ("query", "gallery") if "query" in counts else ("eval",)

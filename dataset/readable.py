@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from dataset.files import join_words, told_logger, warn_once
 from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.kept import default_folder, name_of, stamps_of
+from dataset.own import LEAST_CLASSES
 from machine import cores
 from storage import load_arrays, save_arrays
 from terminal import printable
@@ -72,10 +73,11 @@ def require_readable(
         how many there are on the two sides, "train" and "eval".
 
     Raises:
-        InputError: more are unreadable than that, or all images of a training class are.
+        InputError: more are unreadable than that, or all images of a training class are, or too few
+            evaluation classes are left.
     """
     reading = reading or Reading()
-    counts = {"train": 0, "eval": 0}
+    counts, left = {"train": 0, "eval": 0}, []
     for images in ([] if train is None else [train]) + list(evaluated):
         side = "train" if images is train else "eval"
         bad = unreadable(images, whole=side == "eval", reading=reading)
@@ -84,8 +86,12 @@ def require_readable(
             raise InputError(too_many(images, _SIDES[side], bad, max_bad_images))
         if side == "train":
             _need_others(images, bad)
+        else:
+            left.append(without(images, bad))
         for index, reason in bad.items():
             warn_once(in_words(images.paths[index], reason, side == "train"), logger)
+    if counts["eval"] and (why := too_few_left(left)):
+        raise InputError(why)
     return counts
 
 
@@ -106,6 +112,37 @@ def too_many(images: ImageSet, side: str, bad: dict[int, str], share: float) -> 
         f"repair or remove them (`{images.check_command} --json FILE` lists all), or do without "
         f"them (--max-bad-images {share_admitting(len(bad), len(images)):g})"
     )
+
+
+def without(images: ImageSet, bad: Iterable[int]) -> ImageSet:
+    """The images that are not at these places."""
+    places = list(bad)
+    return images.subset(np.delete(np.arange(len(images)), places)) if places else images
+
+
+def too_few_left(left: Sequence[ImageSet]) -> str:
+    """Why what can be read of an evaluation is too little, in a sentence; empty where it is enough.
+
+    Of one class alone every answer is right. Queries are judged with the gallery that they search
+    in, all other images among themselves.
+    """
+    pair = [images for images in left if images.split in ("query", "gallery")]
+    alone = [[images] for images in left if images not in pair]
+    for group in [*alone, *([pair] if pair else [])]:
+        name, fix = group[0].given or group[0].name, f"{group[0].check_command} --json FILE"
+        for images in group:
+            if not len(images):
+                return (
+                    f"no {images.split} image of {name} can be read; repair them (`{fix}` lists "
+                    "all)"
+                )
+        classes = len(np.unique(np.concatenate([images.labels for images in group])))
+        if classes < LEAST_CLASSES:
+            return (
+                f"of the evaluation of {name} the images of {classes} class can be read, and it "
+                f"needs {LEAST_CLASSES} classes; repair the others (`{fix}` lists all)"
+            )
+    return ""
 
 
 def _need_others(images: ImageSet, bad: dict[int, str]) -> None:

@@ -133,16 +133,18 @@ class _Table:
     # --- lines ---
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        """The rows that are not empty, the heading first, and their line numbers."""
+        """The rows that are not empty, the heading first, and the numbers of their first lines."""
         with self.path.open(encoding=_encoding(self.path), newline="") as file:
             delimiter, spoken = _delimiter(file)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            line = 1
             for row in reader:
+                first, line = line, reader.line_num + 1
                 if spoken and row and row[0].lower().startswith("sep="):
                     spoken = False
                 elif any(map(str.strip, row)):
-                    yield reader.line_num, row
+                    yield first, row
 
     def _fitted(self, row: list[str], columns: _Columns, line: int) -> list[str]:
         missing = len(columns.names) - len(row)
@@ -203,6 +205,12 @@ class _Table:
         if not path or not label:
             raise self._fault(line, f"the {'label' if path else 'path'} is empty; fill it in")
         path = self.on_disk(path)
+        if _has_break(label) or (_has_break(path) and not self.on_disk.is_there(path)):
+            raise self._fault(
+                line,
+                f"the {'label' if _has_break(label) else 'path'} goes on in the next line; close "
+                "its quotation marks",
+            )
         if ".." in path and ".." in path.split("/"):
             raise self._fault(
                 line, f"{path} leads out of the file's folder; write it as an absolute path"
@@ -341,12 +349,13 @@ class _OnDisk:
     def __call__(self, path: str) -> str:
         if path.isascii() and "\\" not in path:
             return path
-        if self._is_there(path):
+        if self.is_there(path):
             return path
         path = path.replace("\\", "/")
-        return path if path.isascii() or self._is_there(path) else self._respelled(path)
+        return path if path.isascii() or self.is_there(path) else self._respelled(path)
 
-    def _is_there(self, path: str) -> bool:
+    def is_there(self, path: str) -> bool:
+        """Whether something is at a path that the table names."""
         return os.path.exists(os.path.join(self.folder, path))  # noqa: PTH110, PTH118 (Path is slow)
 
     def _respelled(self, path: str) -> str:
@@ -367,6 +376,10 @@ class _OnDisk:
                 names = []
             self._entries[folder] = {unicodedata.normalize("NFC", name): name for name in names}
         return self._entries[folder]
+
+
+def _has_break(text: str) -> bool:
+    return "\n" in text or "\r" in text
 
 
 def _encoding(path: Path) -> str:

@@ -159,7 +159,7 @@ class Embedder:
                 "checkpoint of a run that has ended"
             )
         x, y = self([a, b]).astype(np.float64)
-        cosine = float(x @ y)
+        cosine = float(np.clip(x @ y, -1, 1))  # the lengths are 1 but for rounding
         return Comparison(cosine, self.thresholds.verdict(cosine))
 
 

@@ -14,13 +14,14 @@ import torch
 import metrics
 import options
 import processes
+from dataset.readable import too_few_left
 from devices import Precision
 from evaluation import tables
 from evaluation.embedding import Viewing, embed_readable, progress_bar
 from evaluation.networks import fingerprint_of
 from evaluation.postprocessing import Searched, postprocessed
 from evaluation.tables import Row
-from evaluation.tasks import Task
+from evaluation.tasks import Task, images_of
 from evaluation.thresholds import Thresholds
 from evaluation.verifying import in_words, verify
 from options.ranking import Ranking
@@ -88,8 +89,8 @@ def measure_all(
         ranking: what is done before the retrieval metrics; the official protocol is left out then.
 
     Raises:
-        InputError: more cannot be read, the embeddings are not finite, or K, or the neighbours of
-            `ranking`, exceed the gallery.
+        InputError: more cannot be read, or too few classes are left, the embeddings are not finite,
+            or K, or the neighbours of `ranking`, exceed the gallery.
     """
     start = time.perf_counter()
     title = tasks[0].name
@@ -98,8 +99,10 @@ def measure_all(
     if gallery is not None:
         gallery, y = embed_readable(network, gallery, precision, viewing, title=f"{title} gallery")
     results = []
+    results, tasks = [], [task.narrowed(queries, gallery) for task in tasks]
+    if tasks[0].left_out and (why := too_few_left(images_of(tasks[:1]))):
+        raise InputError(why)
     for task in tasks:
-        task = task.narrowed(queries, gallery)
         first = slice(task.dims)
         cut = x[:, first], None if y is None else y[:, first]
         numbers, per_query, thresholds = _numbers(

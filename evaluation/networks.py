@@ -18,6 +18,7 @@ import torch
 import dataset
 import net
 import options
+from dataset.files import is_gone
 from evaluation.embedding import Viewing
 from evaluation.tasks import Task, tasks_of
 from machine import expanded
@@ -87,7 +88,7 @@ def found_again(choice: dataset.Choice, folder: Path) -> dataset.Choice:
     that they lay.
     """
     if choice.is_gone and (place := RunFolder(folder).noted_place) is not None:
-        return replace(choice, place=place if place.exists() else None)
+        return replace(choice, place=None if is_gone(place) else place)
     return choice
 
 
@@ -140,8 +141,10 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     if "dataset" not in given:
         data = found_again(data, path.parent)
     opened = Opened(path, content, trained, data, Viewing.of(chosen), network)
-    opened.trained_on  # noqa: B018 (a damaged entry is met here)
-    return opened
+    known = opened.trained_on  # a damaged entry is met here
+    if known is None or given.get("dataset", trained.get("dataset")) != trained.get("dataset"):
+        return opened
+    return replace(opened, data=replace(data, trained=frozenset(known.class_names)))
 
 
 def open_untrained(asked: argparse.Namespace) -> Opened:

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from evaluation.embedding import progress_bar
 from index.gallery import Index
-from index.scanning import ROUNDING, TILE
+from index.scanning import ROUNDING, TILE, as_cosines
 from utils import InputError
 
 MOST_PAIRS = 1_000_000
@@ -83,6 +83,6 @@ def _above(
         np.einsum("nd,nd->n", some[first[p]].astype(np.float64), others[second[p]])
         for p in _parts(len(first), TILE)
     ]
-    cosines = np.concatenate([*parts, np.empty(0)]).astype(np.float32)
+    cosines = as_cosines(np.concatenate([*parts, np.empty(0)])).astype(np.float32)
     enough = cosines >= np.float32(least)
     return first[enough], second[enough], cosines[enough]

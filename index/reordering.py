@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from index.gallery import Index
+from index.scanning import as_cosines
 from metrics.reranking import Reranking
 from options.ranking import Expansion, Ranking
 from utils import InputError
@@ -48,7 +49,7 @@ def best(
             raise InputError(f"--rerank: {error}") from error
         order = score(torch.tensor([0]))[0].argsort(descending=True, stable=True).tolist()[:top]
         rows, vectors = [rows[place] for place in order], vectors[order]
-    cosines = vectors.astype(np.float64) @ query.astype(np.float64)
+    cosines = as_cosines(vectors.astype(np.float64) @ query.astype(np.float64))
     return list(zip(rows, cosines.tolist(), strict=True))
 
 

@@ -180,6 +180,11 @@ def above(blocks: Sequence[Block], query: np.ndarray, least: float) -> np.ndarra
 # --- exact scores ---------------------------------------------------------------------------------
 
 
+def as_cosines(products: np.ndarray) -> np.ndarray:
+    """Products of vectors that are of unit length but for rounding, none beyond -1 and 1."""
+    return products.clip(-1, 1)
+
+
 def rescored(
     blocks: Sequence[Block], query: np.ndarray, candidates: np.ndarray, top: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +199,7 @@ def rescored(
     order = np.argsort(-scores, kind="stable")[:top]
     numbers = np.full(top, -1, np.int64)
     cosines = np.full(top, -np.inf, np.float32)
-    numbers[: len(order)], cosines[: len(order)] = candidates[order], scores[order]
+    numbers[: len(order)], cosines[: len(order)] = candidates[order], as_cosines(scores[order])
     return numbers, cosines
 
 

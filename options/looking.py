@@ -14,6 +14,7 @@ from PIL import Image
 
 import dataset
 from dataset.cache import default_folder
+from dataset.decoding import need_file
 from dataset.own import SEED, OwnData
 from machine import cores
 from net import find_backbone
@@ -38,25 +39,36 @@ def images_of(args: argparse.Namespace) -> Images:
     sizes = sizes[sizes > 0]
     if not len(sizes):
         return Images(len(rows.class_names), divided=True)
-    validation = 1 / max(2, args.val_folds) if args.val_fold is not None else args.val_classes
-    share = args.ratio_classes * (1 - validation)
+    used = math.ceil(args.ratio_classes * len(sizes))
+    trained = used - _validation_classes(args, used)
+    share = trained / len(sizes)
     return Images(
         classes=len(rows.class_names),
         divided=data.rows().splits is not None,
-        trained=math.ceil(share * len(sizes)),
+        trained=trained,
         images=max(2, int(share * sizes.sum())),
         smallest=int(sizes.min()),
         largest=int(sizes.max()),
         side=_usual_side(rows.paths),
+        fewest=int(np.sort(sizes)[:trained].sum()),
     )
+
+
+def _validation_classes(args: argparse.Namespace, used: int) -> int:
+    """How many of the classes pick the best epoch, as training/data.py takes them."""
+    if args.val_fold is not None:
+        return math.ceil(used / max(2, args.val_folds))
+    return max(2, round(args.val_classes * used)) if args.val_classes else 0
 
 
 def _usual_side(paths: Sequence[str]) -> int:
     """The median short side of some of the pictures, in pixels; 256 where none can be read."""
     sides = []
     for index in np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int).tolist():
-        with contextlib.suppress(Exception), Image.open(paths[index]) as image:
-            sides.append(min(image.size))
+        with contextlib.suppress(Exception):  # what cannot be read is told elsewhere
+            need_file(paths[index])
+            with Image.open(paths[index]) as image:
+                sides.append(min(image.size))
     return int(np.median(sides)) if sides else 256
 
 

@@ -32,6 +32,8 @@ class Images(NamedTuple):
         classes: of all of them. divided: whether the data say themselves which are held out.
         trained: classes that are trained on. images: of those. smallest, largest: of a class.
         side: short side of a usual picture, in pixels.
+        fewest: images of the smallest classes, if so many are trained on: there are no fewer,
+            whichever classes validation takes.
     """
 
     classes: int
@@ -41,6 +43,7 @@ class Images(NamedTuple):
     smallest: int = 0
     largest: int = 0
     side: int = 0
+    fewest: int = 0
 
     def __str__(self) -> str:
         each = f"{self.smallest}" if self.smallest == self.largest else (
@@ -103,6 +106,8 @@ def held_out(args: argparse.Namespace, images: Images, machine: Machine) -> Chos
 
 def network(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
     """ImageNet weights where they are at hand, else a network that learns fast from nothing."""
+    if "model" in args.given and args.model != MODEL:
+        return Chosen({}, "")  # its weights and its blocks are its own
     if args.pretrained != "none" and (machine.weights or args.pretrained == "imagenet"):
         return Chosen(
             {"model": MODEL, "pretrained": "imagenet", "freeze_blocks": 5},
@@ -111,7 +116,8 @@ def network(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
     why = "from nothing, as --pretrained none says"
     if args.pretrained is None:
         why = f"from nothing, for want of ImageNet weights; far better: {machine.remedy}"
-    return Chosen({"model": "resnet18", "width": 0.5, "pretrained": "none"}, why)
+    narrow = {} if "model" in args.given else {"model": "resnet18", "width": 0.5}
+    return Chosen({**narrow, "pretrained": "none"}, why)
 
 
 def pixels(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
@@ -143,20 +149,35 @@ def reading(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
 def batches(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
     """So that an epoch has enough steps; of pairs, so that each batch has some."""
     size = min(images.images // LEAST_STEPS, 128 if machine.gpu else 32)
-    size = min(max(size, 8), images.images)
+    size = min(max(size, 8), images.fewest or images.images)
     if "batch_size" in args.given:
         size = args.batch_size
     from losses import needs_pairs  # with torch, which training loads anyway
 
-    if needs_pairs(args.loss) and args.nb_clusters is None:
-        each = max(2, min(4, size // 2)) if "IPC" not in args.given else args.IPC
-        size = max(1, min(size // each, images.trained)) * each
+    pairs = needs_pairs(args.loss) and args.nb_clusters is None
+    if pairs and (each := _instances(args, size, images.trained)):
+        size = max(LEAST_CLASSES, min(size // each, images.trained)) * each
         return Chosen(
             {"batch_size": size, "IPC": each},
             f"{args.loss} learns from pairs: {each} images of each class of a batch",
         )
     size = max(2, size // 4 * 4) if size > 4 else size
     return Chosen({"batch_size": size}, f"{max(1, images.images // size)} steps an epoch")
+
+
+def _instances(args: argparse.Namespace, size: int, classes: int) -> int:
+    """How many images of a class a batch has: four, or what divides a size that was given; else 0.
+
+    Args:
+        size: of the batch. classes: that are trained on.
+    """
+    if "IPC" in args.given:
+        return args.IPC
+    if "batch_size" not in args.given:
+        return min(4, size // LEAST_CLASSES) if size >= 2 * LEAST_CLASSES else 0
+    each = range(2, size // LEAST_CLASSES + 1)
+    fits = [n for n in each if size % n == 0 and size // n <= classes]
+    return min(fits, key=lambda n: (n > 4, abs(n - 4)), default=0)
 
 
 def length(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:

@@ -12,10 +12,13 @@ import tiny
 from conftest import refusal
 from PIL import Image
 
+import dataset
 import options
 import train
+from dataset.samplers import make_sampler
 from options import suited
 from options.suited import Images, Machine
+from training import data as run_data
 from training.clock import Estimate
 from training.doubts import doubts
 
@@ -84,6 +87,40 @@ def test_a_flag_that_is_given_wins_and_the_choice_adapts() -> None:
     assert chosen(SHOP, flags="--val-classes 0.2").eval_every < usual.eval_every
     assert chosen(SHOP, flags="--optimizer sgd").lr == 1e-4
     assert chosen(SHOP, flags="--image-size 384").decode == "exact"
+
+
+@pytest.mark.parametrize("loss", ["Contrastive", "Triplet"])
+@pytest.mark.parametrize("size", [4, 5, 6, 7, 9, 10, 12, 46, 60])
+def test_pairs_adapt_to_a_batch_that_is_given(size: int, loss: str) -> None:
+    args = chosen(SHOP, flags=f"--loss {loss} --batch-size {size}")
+    assert args.batch_size == size
+    labels = np.repeat(np.arange(SHOP.trained), 8)
+    assert len(make_sampler(labels, size, instances=args.IPC))
+    assert args.IPC >= 2 or size in (5, 7)  # which nothing divides
+
+
+def test_a_batch_has_two_classes_of_the_images_that_are_given() -> None:
+    few = Images(7, False, trained=5, images=15, smallest=3, largest=3, side=600)
+    args = chosen(few, flags="--loss Triplet --IPC 5")
+    assert (args.IPC, args.batch_size) == (5, 10)
+    assert chosen(few, flags="--loss Triplet --IPC 0").batch_size <= 15
+
+
+def test_weights_and_blocks_of_another_network_are_not_chosen() -> None:
+    for machine in (LAPTOP, LAPTOP._replace(weights=False)):
+        args = chosen(SHOP, machine, "--model resnet50")
+        assert (args.model, args.pretrained, args.freeze_blocks) == ("resnet50", None, 0)
+        assert args.width == 1.0
+    args = chosen(SHOP, machine, f"--model {suited.MODEL}")
+    assert (args.model, args.pretrained, args.width) == (suited.MODEL, "none", 1.0)
+
+
+def test_validation_takes_two_classes_at_least(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path, classes=6, images=3) / "train"
+    args = parse(images, "--val-classes", "0.2")
+    validation = run_data.HeldOut(0.2, seed=args.seed)
+    data = run_data.load(dataset.Choice.of(args), validation, args.batch_size)
+    assert (data.train.num_classes, len(data.train)) == (2, 6)
 
 
 def test_the_machine_and_the_pictures_decide_how_much_is_seen() -> None:

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import unicodedata
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from conftest import ROOT
 from official_layouts import class_of, save_image
 from PIL import Image
 
 import dataset
+import evaluate
+import options
 from dataset import files
 from dataset.__main__ import main
 from dataset.check import Report, as_text, check
 from dataset.wording import columns
+from evaluation.networks import found_again, open_checkpoint
+from options import looking
+from options.meaning import changed
+from page.records import read
+from page.source import open_best
 from utils import InputError
 
 
@@ -215,6 +226,46 @@ def test_the_draw_holds_two_classes_out_at_least_and_is_told(
 # --- folders: every picture is found --------------------------------------------------------------
 
 
+def test_what_was_trained_on_is_not_held_out_of_a_folder_that_has_grown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    choice = dataset.Choice(f"folder:{photos(tmp_path, 'abcdefghij', images=1)}", eval_classes=0.3)
+    trained, unseen = (set(choice.load(split).class_names) for split in ("train", "eval"))
+    knowing = replace(choice, trained=frozenset(trained))
+    assert set(knowing.load("eval").class_names) == unseen and not knowing.never_held_out
+    photos(tmp_path, "klm", images=1)
+    assert trained & set(choice.load("eval").class_names)  # a draw among other names is another one
+    assert set(knowing.load("eval").class_names) == {*unseen, *"klm"}
+    assert set(knowing.load("train").class_names) == trained
+    assert "the 6 of its 13 classes that it was not trained on" in caplog.text
+    everything = replace(choice, trained=frozenset("abcdefghijkl"))
+    with pytest.raises(InputError, match=r"has 1 class.+ not trained on"):
+        everything.load("eval")
+
+
+def test_a_grown_folder_is_evaluated_on_what_its_run_did_not_train_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = photos(tmp_path / "photos", "abcdefghij")
+    flags = "--eval-classes 0.3 --max-steps 1 --batch-size 4"
+    run = tiny.run(folder, tmp_path / "logs", "run", flags)
+    trained = set(open_checkpoint(run).trained_on.class_names)
+
+    def evaluated(*flags: str) -> set[str]:
+        args = options.parse_evaluate(["--resume", str(run), *flags])
+        (candidate,) = evaluate.open_candidates(args)
+        return set(candidate.tasks[0].queries.class_names)
+
+    assert evaluated() == set("abcdefghij") - trained
+    photos(folder, "klm")
+    assert evaluated() == set("abcdefghijklm") - trained
+    assert set(open_best(read(run), 0).task.queries.class_names) == evaluated()
+    assert "name of a training class" not in caplog.text
+    shutil.copytree(folder, tmp_path / "others")
+    others = evaluated("--dataset", f"folder:{tmp_path / 'others'}", "--eval-classes", "0.3")
+    assert others & trained and "have the name of a training class" in caplog.text
+
+
 def test_folders_behind_links_are_entered_and_circles_are_not(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", "abcd")
     photos(tmp_path / "elsewhere", "x")
@@ -361,6 +412,42 @@ def test_places_that_are_none_get_a_sentence(kind: str, form: str, tmp_path: Pat
         else:
             dataset.load(f"{form}:{place}")
     assert "x" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_pipe_among_the_pictures_does_not_hold_up_the_choice_of_settings(tmp_path: Path) -> None:
+    photos(tmp_path, "abcdef")
+    os.mkfifo(tmp_path / "a" / "odd.jpg")
+    args = Namespace(**options.defaults(options.TRAIN_GROUPS), given=[])
+    assert looking.images_of(changed(args, {"dataset": f"folder:{tmp_path}"})).side > 0
+
+
+def test_places_that_may_not_be_looked_at_are_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, stat = tmp_path / "closed" / "photos", os.stat
+
+    def refusing(path: object, *how: object, **more: object) -> os.stat_result:
+        if str(path).startswith(str(closed)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *how, **more)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert not dataset.Choice(f"folder:{closed}").is_gone
+    for given in (f"folder:{closed}", f"csv:{closed}.csv"):
+        told = check(given).problem
+        assert "Permission denied" in told and "does not exist" not in told
+    assert dataset.Choice(f"folder:{tmp_path}/{'x' * 300}").is_gone
+    (tmp_path / "environment.json").write_text(json.dumps({"place": str(closed)}))
+    choice = found_again(dataset.Choice(f"folder:{tmp_path}/none"), tmp_path)
+    assert choice.place == closed and not choice.is_gone
+
+
+def test_a_seed_that_is_none_is_refused_by_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["check", f"folder:{photos(tmp_path, 'abcd')}", "--seed", "-1"])
+    assert ended.value.code == 2 and "--seed" in capsys.readouterr().err
 
 
 def test_pictures_in_no_class_folder_are_counted(tmp_path: Path) -> None:
@@ -564,6 +651,22 @@ def test_columns_that_are_not_used_are_named(
     assert any("subset, bbox, image_id and score are not used" in note for note in notes(report))
     with pytest.raises(InputError, match=r"no column label.*it names path and class"):
         dataset.load(table(tmp_path, "path,class", "a/0.jpg,a"))
+
+
+@pytest.mark.parametrize(
+    ("column", "lines"),
+    [("label", ['a/0.jpg,"a']), ("path", ['"a/0.jpg', 'b/0.jpg",b'])],
+)
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(
+    column: str, lines: list[str], tmp_path: Path
+) -> None:
+    photos(tmp_path, "abcd")
+    rows = [f"{c}/{k}.jpg,{c}" for c in "abcd" for k in range(2)]
+    given = table(tmp_path, "path,label", rows[-1], "", *lines, *rows)
+    with pytest.raises(InputError, match=f"line 4: the {column} goes on in the next line"):
+        dataset.load(given)
+    given = table(tmp_path, "path,label,said", *rows[:-1], f'{rows[-1]},"two\nlines"')
+    assert len(dataset.load(given)) == 4  # a break elsewhere is nobody's business
 
 
 def test_rows_with_more_fields_than_the_heading_are_refused(tmp_path: Path) -> None:

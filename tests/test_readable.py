@@ -22,6 +22,7 @@ from dataset import kept, readable
 from dataset.base import ImageSet, PathTable
 from dataset.check import as_text, check
 from dataset.glance import looks_whole
+from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.readable import Reading, unreadable
 from utils import InputError
 
@@ -187,6 +188,26 @@ def test_of_many_evaluation_images_not_all_are_decoded(many, monkeypatch) -> Non
     assert unreadable(many, whole=True) == {}
 
 
+def test_the_same_relative_path_elsewhere_is_another_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named(prefix: str, *names: str) -> str:
+        paths = PathTable(names or ("a/0.png", "b/0.png"), prefix)
+        images = ImageSet("photos", "train", np.array([0, 1]), ("a", "b"), paths)
+        return kept.name_of(images)
+
+    found = {}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        found[name] = [named("photos/"), named("", "photos/a", "photos/b")]
+        assert found[name][0] == named(f"{tmp_path}/{name}/photos/")
+    assert len({*found["one"], *found["two"]}) == 4
+    # What was kept of absolute paths before stays theirs.
+    assert named("/x/photos/") == "photos-train-d151440c26c9"
+    assert named("", "/x/photos/a", "/x/b") == "photos-train-50116c1d3226"
+
+
 def test_without_a_place_to_write_nothing_is_remembered(many, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -254,6 +275,33 @@ def test_a_class_without_any_readable_image_is_told_before_the_run(tmp_path: Pat
         tiny.prepare(images, "--max-bad-images 0.5")
 
 
+def test_an_evaluation_of_one_class_is_refused(tmp_path: Path) -> None:
+    for name in "0123":
+        (tmp_path / f"{name}.png").write_bytes(encoded("PNG"))
+    images = image_set(tmp_path, [0, 0, 1, 1])
+    cut(tmp_path / "2.png")
+    assert readable.require_readable(None, [images], 0.5) == {"train": 0, "eval": 1}
+    cut(tmp_path / "3.png")
+    with pytest.raises(InputError, match="the images of 1 class can be read, and it needs 2"):
+        readable.require_readable(None, [images], 0.5)
+    # Queries of one class, and a gallery that has others.
+    queries, gallery = (replace(images, split=split) for split in ("query", "gallery"))
+    whole = replace(gallery.subset([0, 1]), labels=np.array([0, 1]))
+    assert readable.require_readable(None, [queries, whole], 0.5)["eval"] == 2
+    nothing = gallery.subset([2, 3])
+    with pytest.raises(InputError, match="no gallery image of folder:"):
+        readable.require_readable(None, [queries, nothing], 1.0)
+
+
+def test_evaluate_judges_nothing_by_one_class(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "data", classes=4, images=3, eval_images=1)
+    training = tiny.prepare(images, "--batch-size 4 --max-bad-images 1")
+    for number in range(3):
+        cut(images / "eval" / f"eval{number}" / "0.png")
+    with pytest.raises(InputError, match="the images of 1 class can be read"):
+        training.evaluate(training.data.test)
+
+
 # --- what check says ------------------------------------------------------------------------------
 
 
@@ -284,6 +332,35 @@ def test_check_says_what_becomes_of_each_split_and_its_command_works(tmp_path: P
     found = check(f"folder:{images}")
     (train, _) = found.splits
     assert "of train2 no image is left, so train.py stops before training" in train.outcome
+    assert not found.commands and "do without them" not in train.outcome
+
+
+def test_check_names_no_command_where_too_few_classes_are_left(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "data", classes=2, images=2, eval_images=1)
+    assert check(f"folder:{images}").commands
+    cut(images / "eval" / "eval0" / "0.png")
+    found = check(f"folder:{images}")
+    assert not found.commands and "too few to be told apart" in found.splits[1].outcome
+
+
+def test_check_counts_a_box_beside_its_picture_as_unreadable(tmp_path: Path) -> None:
+    images = tiny.write_images(tmp_path / "data", classes=2, images=3)
+    rows = ["path,label,split,x1,y1,x2,y2"]
+    for file in sorted(images.glob("*/*/*.png")):
+        beside = "0" if file.name != "1.png" else "500"
+        rows.append(f"{file},{file.parent.name},{file.parts[-3]},{beside},0,510,9")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    found = check(f"csv:{tmp_path / 'list.csv'}")
+    assert [row.unreadable for row in found.splits] == [2, 2]
+    assert found.commands["train on it"].endswith("--max-bad-images 0.3334")
+
+
+def test_the_advised_share_admits_what_it_is_advised_for() -> None:
+    for count in range(1, 130):
+        for bad in range(1, count + 1):
+            advised = float(f"{share_admitting(bad, count):g}")
+            assert bad <= admitted_bad_images(advised, count) <= bad + 1
+    assert admitted_bad_images(0.29, 100) == 29
 
 
 def test_check_names_the_data_root_in_its_commands(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from evaluation.inference import load_run
 from index import Index, adding, codes, graph, journal, making, sources
 from index.duplicates import pairs_above
 from index.gallery import entry_arrays
+from index.reordering import best
+from options.ranking import Ranking
 from utils import DamagedError, InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,6 +121,18 @@ def test_equal_images_come_by_row_however_many_are_asked_at_once(tmp_path: Path)
     together = index.search(np.concatenate([unit(99, seed=2), vectors[5:6]]), 40)
     assert alone.rows[0].tolist() == list(range(5, 125, 3)) == together.rows[-1].tolist()
     assert np.unique(alone.scores).size == 1
+
+
+def test_no_cosine_is_beyond_one(tmp_path: Path) -> None:
+    vectors = unit(300, 16)
+    path = filled(tmp_path / "i.index", np.concatenate([vectors, vectors]))
+    index = Index.open(path)
+    scores = index.search(vectors, 2).scores
+    products = np.einsum("nd,nd->n", vectors.astype(np.float64), vectors).astype(np.float32)
+    assert products.max() > 1 and scores.max() == 1
+    assert pairs_above(index, 0.9).cosines.max() <= 1
+    found = best(index, vectors[products.argmax()], 1, (), Ranking(None, None, None))
+    assert found[0][1] <= 1
 
 
 def test_a_search_for_more_than_there_is_says_nothing_of_the_rest(tmp_path: Path) -> None:
