@@ -23,7 +23,6 @@ ARGS = options.parse_evaluate() if __name__ == "__main__" else None
 import argparse
 import logging
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,7 +53,8 @@ from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, on_the_same_images
 from evaluation.whitening import Origin, whitened
 from options.ranking import ranking_of
-from storage import write_atomically, write_json, write_table
+from runs import files_of
+from storage import check_outputs, write_atomically, write_json, write_table
 from terminal import fitted, hear, say, told
 from utils import InputError, human_seconds, sentence_errors
 
@@ -64,7 +64,7 @@ logger = logging.getLogger("evaluate")
 def run(args: argparse.Namespace) -> None:
     """Evaluates the checkpoints of `args.resume`; prints, and where asked writes, the results."""
     processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
-    check_outputs(args)
+    check_files(args)
     device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(args.amp, device)
     candidates = open_candidates(args)
@@ -133,25 +133,15 @@ def warn_of_trained(path: str, opened: Opened, tasks: Sequence[Task]) -> None:
         logger.warning("%s: %s", path, said)
 
 
-def check_outputs(args: argparse.Namespace) -> None:
+def check_files(args: argparse.Namespace) -> None:
     """Raises InputError when a file that is asked for cannot be written: before the work."""
     names = ("json", "csv", "latex", "per_class", "export", "uncertain", "neighbours")
-    asked = {name: Path(getattr(args, name)) for name in names if getattr(args, name)}
-    owner: dict[Path, str] = {}
-    for name, path in asked.items():
-        flag = f"--{name.replace('_', '-')}"
-        other = owner.setdefault(path.resolve(), flag)
-        if other != flag:
-            raise InputError(f"{other} and {flag} both name {path}; name two files")
-        if path.is_dir():
-            raise InputError(f"{flag}: {path} is a folder; name a file")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        try:
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise InputError(
-                f"{flag}: {path} cannot be written ({error.strerror}); choose another folder"
-            ) from error
+    asked = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    checkpoints = [file for path in args.resume or () for file in checkpoint_files(path)]
+    kept = [own for folder in {file.parent for file in checkpoints} for own in files_of(folder)]
+    kind, _, table = args.dataset.partition(":")
+    listed = [table] if kind.lower() == "csv" else []
+    check_outputs(asked, [*checkpoints, *kept, *listed, *(args.query or ())])
 
 
 def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) -> None:

@@ -28,6 +28,8 @@ from evaluation.pictures import below, class_values_picture, save_picture
 from page import overview, records, values
 from page.making import make
 from page.source import neighbours_picture, open_best, without_images
+from runs import files_of
+from storage import check_outputs
 from terminal import hear, say
 from utils import InputError, sentence_errors
 
@@ -70,6 +72,9 @@ def keep_pictures(args: argparse.Namespace, without: Sequence[str]) -> None:
 def main(args: argparse.Namespace) -> None:
     """Runs report.py with parsed options."""
     hear(logging.WARNING)
+    asked = {f"--{name}": getattr(args, name) for name in ("out", "picture", "csv", "latex")}
+    kept = [file for folder in args.runs for file in files_of(folder)]
+    check_outputs(asked, [*kept, *([args.embeddings] if args.embeddings else [])])
     if args.compare:
         overview.compare(args)
     elif args.picture:

@@ -54,9 +54,20 @@ logger = logging.getLogger("train")
 FORMAT = 1
 """Version of the checkpoints' layout; a newer one is refused with a sentence."""
 BASE = "base.pth"
+WRITTEN = (
+    *("args.json", "environment.json", "metrics.csv", "results.json", "checksums.json", "*.pth"),
+    *("non_finite.json", "margins.csv", "classes.npz", "whitening.npz"),
+)
 LONGEST_PART = 40  # bytes that one word gets of a file's name
 LONGEST_COUNT = 15  # digits of an epoch or step
 NOT_A_STATE = "it holds weights, and not the state of a training that could go on"
+
+
+def files_of(folder: str | Path) -> list[Path]:
+    """What a run has written into its folder, and nobody else replaces; of another folder none."""
+    if not Path(folder, "args.json").is_file():
+        return []
+    return [file for pattern in WRITTEN for file in Path(folder).glob(pattern)]
 
 
 class RunFolder:

@@ -112,6 +112,7 @@ def approximate(args: argparse.Namespace) -> None:
 
 def query(args: argparse.Namespace) -> None:
     """Finds the images nearest to some others."""
+    searching.check_written(args)
     ranking = searching.ranking_of(args)
     from index import Index, asking, showing
 
@@ -130,6 +131,7 @@ def query(args: argparse.Namespace) -> None:
 
 def duplicates(args: argparse.Namespace) -> None:
     """Finds the pairs of images that are nearest to each other."""
+    searching.check_written(args)
     from index import Index, showing
     from index.duplicates import pairs_above
 
@@ -142,6 +144,7 @@ def duplicates(args: argparse.Namespace) -> None:
 
 def info(args: argparse.Namespace) -> None:
     """Says what an index holds, and whether all of it is as it was written."""
+    searching.check_written(args)
     from index import Index, showing
 
     facts = showing.facts(Index.open(args.index))

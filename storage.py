@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
@@ -91,6 +91,36 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
                 "free some space or choose another folder (an older copy is unchanged)"
             ) from error
         raise
+
+
+def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | Path] = ()) -> None:
+    """Whether the files that are asked for can be written: before the work.
+
+    Args:
+        asked: files by flag; None is not asked for. kept: files that are read, and stay.
+
+    Raises:
+        InputError: one is asked for twice, is one that stays, is a folder, or cannot be written.
+    """
+    owners: dict[Path, str] = {}
+    stay = {Path(file).resolve() for file in kept}
+    for flag, path in ((flag, Path(path)) for flag, path in asked.items() if path):
+        other = owners.setdefault(path.resolve(), flag)
+        if other != flag:
+            raise InputError(f"{other} and {flag} both name {path}; name two files")
+        if path.resolve() in stay:
+            raise InputError(
+                f"{flag} would overwrite {path}, which is read here; name another file"
+            )
+        if path.is_dir():
+            raise InputError(f"{flag}: {path} is a folder; name a file")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise InputError(
+                f"{flag}: {path} cannot be written ({error.strerror}); choose another folder"
+            ) from error
 
 
 def _umask() -> int:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from net import EmbeddingNet
 
 FALSE_FOUND = 0.05  # queries without a right answer that may be told "same", see `in_index`
+WORST = 0.2  # a rate above is no recommendation
+TOLERANCE = 1e-9  # of rates, for rounding
 
 Verdict = Literal["same", "unsure", "different"]
 
@@ -77,7 +79,7 @@ class Thresholds:
     """From `same` on two images are "same", below `different` "different", else "unsure".
 
     Attributes:
-        same, different: cosines, `different` <= `same`.
+        same, different: cosines, `different` <= `same`; `same` is inf where nothing is called so.
         false_same: the share of different pairs that are called "same".
         false_different: the share of same pairs that are called "different".
         found_same, found_different: the share of the same pairs, and of the different ones, that
@@ -117,7 +119,11 @@ class Thresholds:
         `found.missed` of those that have. An index of G' images that was measured with G has the
         rate 1 - (1 - rate)^(G'/G), as if it were searched in parts; one of fewer images counts as
         the one measured. Where too few queries were measured for so low a rate, it is the lowest
-        that they carry, and `false_same` says it.
+        that they carry, and `false_same` says it; where even that is above 1 in 5, `same` is inf.
+
+        Where the two cosines cross, which leaves nothing unsure, both are their mean. What was
+        measured nearest to it then stands on the safe side: `same` is wrong for at most so many,
+        and right for at least so many.
 
         Raises:
             ValueError: nothing was searched when they were measured.
@@ -130,16 +136,24 @@ class Thresholds:
             Rate(*(1 - (1 - rate) ** parts for rate in (expected, low, high)))
             for expected, _, low, high in found.same
         ]
-        fitting = (i for i, rate in enumerate(rates) if rate.expected <= FALSE_FOUND + 1e-9)
+        cosines = [cosine for _, cosine, *_ in found.same]
+        fitting = (i for i, rate in enumerate(rates) if rate.expected <= FALSE_FOUND + TOLERANCE)
         place = next(fitting, len(rates) - 1)
-        same, different = apart(found.same[place][1], found.different)
+        same, different, right = cosines[place], found.different, found.right[place]
+        false_same = rates[place]
+        if false_same.expected > WORST + TOLERANCE:
+            same, right, false_same = math.inf, 0.0, Rate(0.0)
+        elif same < different:
+            same = different = (same + different) / 2
+            false_same = rates[max(i for i, cosine in enumerate(cosines) if cosine <= same)]
+            right = 1 - found.missed
         return replace(
             self,
             same=same,
             different=different,
-            false_same=rates[place],
+            false_same=false_same,
             false_different=Rate(found.missed),
-            found_same=Rate(found.right[place]),
+            found_same=Rate(right),
             found_different=Rate(math.nan),
             index_size=size,
         )
@@ -162,6 +176,7 @@ class Thresholds:
             KeyError, TypeError: it is something else.
         """
         known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+        known["same"] = math.inf if content["same"] is None else content["same"]
         for name in RATES:
             known[name] = Rate.of_dict(content[name])
         if (found := content.get("found")) is not None:
@@ -171,13 +186,6 @@ class Thresholds:
                 right=tuple(map(float, found["right"])),
             )
         return cls(**known)
-
-
-def apart(same: float, different: float) -> tuple[float, float]:
-    """The two in order: where they cross, which leaves nothing unsure, both are their mean."""
-    if same >= different:
-        return same, different
-    return ((same + different) / 2,) * 2
 
 
 RATES = ("false_same", "false_different", "found_same", "found_different")

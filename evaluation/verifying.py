@@ -27,7 +27,7 @@ from torch import Tensor
 
 import metrics
 from evaluation.tasks import Task
-from evaluation.thresholds import Found, Rate, Thresholds
+from evaluation.thresholds import WORST, Found, Rate, Thresholds
 from metrics import resampling
 from metrics.comparison import interval
 from metrics.verification import (
@@ -44,7 +44,6 @@ from utils import plain_number
 
 FALSE_SAME = 1e-3  # different pairs that are called the same
 MISSED = 0.05  # same pairs, or right images that a search finds, that are called different
-WORST = 0.2  # a rate above is no recommendation
 SEARCHED = [5e-1, 3e-1, 2e-1, 1e-1, 5e-2, 3e-2, 2e-2, 1e-2, 5e-3, 3e-3, 2e-3, 1e-3]
 """Rates at which queries without a right answer find something: what a search is measured at."""
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -115,13 +115,13 @@ class _New(NamedTuple):
     """An image on its way into the index.
 
     Attributes:
-        replaces: the number of the image whose place it takes, or None.
+        replaces: the images whose place it takes, by number, and what was known of their files.
         vector: its embedding; None where the network has to look at it.
     """
 
     photo: Photo
     file: _File
-    replaces: int | None = None
+    replaces: Mapping[int, _File]
     vector: np.ndarray | None = None
 
 
@@ -132,14 +132,13 @@ class _Chunk:
         self.news: list[_New] = []
         self.copies: list[tuple[str, bytes]] = []  # path, checksum
         self.contents: set[bytes] = set()
-        self.replaced: set[int] = set()
+        self.ids: set[str] = set()
 
     def put(self, new: _New) -> None:
-        """Notes an image, so that none of the chunk takes its place or comes twice."""
+        """Notes an image, so that none of the chunk has its id or comes twice."""
         self.news.append(new)
         self.contents.add(new.file.content)
-        if new.replaces is not None:
-            self.replaced.add(new.replaces)
+        self.ids.add(new.photo.id)
 
 
 class Adding:
@@ -184,13 +183,14 @@ class Adding:
         self._ids[entry.id] = self._paths[entry.path] = number
         self._contents.setdefault(file.content, number)
 
-    def _forget(self, number: int) -> None:
+    def _forget(self, number: int) -> _File:
         entry, file = self.index.entry_of(number), self._files.pop(number)
         for known, key in ((self._ids, entry.id), (self._paths, entry.path)):
             if known.get(key) == number:
                 del known[key]
         if self._contents.get(file.content) == number:
             del self._contents[file.content]
+        return file
 
     def run(self, photos: Sequence[Photo]) -> Outcome:
         """Adds images; what was added stays, whatever becomes of the others.
@@ -250,6 +250,10 @@ class Adding:
             for photo, file in zip(photos, threads.map(self._look, photos), strict=True):
                 self._sort(photo, file, chunk, outcome)
         self._embed(chunk, outcome, title)
+        for new in chunk.news:
+            if new.vector is None:  # not readable: what it was to replace stays
+                for number, known in new.replaces.items():
+                    self._know(number, known)
         ready = [new for new in chunk.news if new.vector is not None]
         ids = {new.file.content: new.photo.id for new in ready}
         for path, content in chunk.copies:
@@ -280,43 +284,68 @@ class Adding:
         if old is not None and self._files[old].content == file.content:
             self._restate(photo, file, old, chunk, outcome)
         elif old is not None:
-            chunk.put(_New(self._named(photo, old), file, old))
-        elif twin is not None and twin not in chunk.replaced and self._is_gone(twin):
+            self._put(photo, file, old, chunk)
+        elif twin is not None and self._has_left(twin):
             self._restate(photo, file, twin, chunk, outcome)
         elif file.content in chunk.contents and not self.keep_copies:
             chunk.copies.append((photo.path, file.content))
         elif twin is not None and not self.keep_copies:
             outcome.copies.append((photo.path, self.index.entry_of(twin).id))
         else:
-            old = self._ids.get(photo.id) if photo.id else None
-            chunk.put(_New(self._named(photo, old), file, old))
+            self._put(photo, file, self._ids.get(photo.id) if photo.id else None, chunk)
 
-    def _is_gone(self, number: int) -> bool:
-        return not os.path.lexists(self.index.entry_of(number).path)
+    def _has_left(self, number: int) -> bool:
+        """Whether an image's file is gone, or holds another picture by now."""
+        path = self.index.entry_of(number).path
+        if not os.path.lexists(path):
+            return True
+        now = self._look(Photo(path))
+        return isinstance(now, _File) and now.content != self._files[number].content
 
     def _restate(
         self, photo: Photo, file: _File, old: int, chunk: _Chunk, outcome: Outcome
     ) -> None:
         """An image whose embedding stays; its path, id or label may have changed."""
-        now, before = self._named(photo, old), self.index.entry_of(old)
+        now, before = self._named(photo, old, chunk), self.index.entry_of(old)
         if (now.id, now.path, now.label) == (before.id, before.path, before.label):
             outcome.there += 1
             return
         outcome.moved += 1
-        chunk.put(_New(now, file, old, self.index.embedding_of(old)))
+        self._put(photo, file, old, chunk, self.index.embedding_of(old))
 
-    def _named(self, photo: Photo, old: int | None) -> Photo:
+    def _put(
+        self,
+        photo: Photo,
+        file: _File,
+        old: int | None,
+        chunk: _Chunk,
+        vector: np.ndarray | None = None,
+    ) -> None:
+        """Notes an image in place of `old`, and of the one that had the id it is given.
+
+        Both are forgotten at once, so that no other image is compared with them or replaces them.
+        """
+        named = self._named(photo, old, chunk)
+        replaced = {old, self._ids.get(photo.id) if photo.id else None} - {None}
+        chunk.put(_New(named, file, {each: self._forget(each) for each in replaced}, vector))
+
+    def _named(self, photo: Photo, old: int | None, chunk: _Chunk) -> Photo:
         """The image with an id; what is not given of it is as it was with the one it replaces."""
-        own = PurePath(os.path.relpath(photo.path, self.folder)).as_posix()
         label = photo.label
-        taken = self._given.get(own, photo.path) != photo.path
-        if taken or self._ids.get(own, old) != old:
-            own = photo.path
+        names = [PurePath(os.path.relpath(photo.path, self.folder)).as_posix(), photo.path]
         if old is not None:
             before = self.index.entry_of(old)
-            own = own if self.index.is_named_by_path(old) else before.id
             label = label or before.label
-        return Photo(photo.path, photo.id or own, label)
+            if not self.index.is_named_by_path(old):
+                names.insert(0, before.id)
+        free = (
+            name
+            for name in names
+            if self._given.get(name, photo.path) == photo.path
+            and self._ids.get(name, old) == old
+            and name not in chunk.ids
+        )
+        return Photo(photo.path, photo.id or next(free, photo.path), label)
 
     def _embed(self, chunk: _Chunk, outcome: Outcome, title: str) -> None:
         """Gives the new images their vectors; those that cannot be read are left without."""
@@ -332,10 +361,10 @@ class Adding:
                 continue
             new = chunk.news[place]
             chunk.news[place] = new._replace(vector=vector)
-            if new.replaces is None:
-                outcome.added += 1
-            else:
+            if new.replaces:
                 outcome.replaced += 1
+            else:
+                outcome.added += 1
 
     def _write(self, news: Sequence[_New]) -> None:
         """One record: what comes, and whose place it takes."""
@@ -351,12 +380,10 @@ class Adding:
             "contents": np.frombuffer(contents, np.uint8).reshape(-1, CONTENT_SIZE),
             "stamps": np.array([new.file.stamp for new in news], np.int64),
         }
-        replaced = [new.replaces for new in news if new.replaces is not None]
+        replaced = [number for new in news for number in new.replaces]
         if replaced:
             arrays["removed"] = np.array(replaced, np.int64)
         self.writer.add({"folder": self.folder}, arrays)
-        for number in replaced:
-            self._forget(number)
         self.index.refresh()
         for number, new in enumerate(news, first):
             self._know(number, new.file)
@@ -372,12 +399,30 @@ class Adding:
         return {**codes.as_arrays(kind, vectors, centre), "centre": centre}
 
     def keep_only(self, photos: Sequence[Photo]) -> None:
-        """Removes all images but these."""
-        wanted = {photo.path for photo in photos}
-        others = [number for path, number in self._paths.items() if path not in wanted]
+        """Removes all images but these, and those of these that have another's id or label."""
+        wanted = {photo.path: photo for photo in photos}
+        owners = {photo.id: photo.path for photo in photos if photo.id}
+        others = [number for number in self._files if not self._is_one_of(number, wanted, owners)]
         if others:
             self.writer.add({}, {"removed": np.array(others, np.int64)})
+            for number in others:
+                self._forget(number)
             self.index.refresh()
+
+    def _is_one_of(
+        self, number: int, wanted: Mapping[str, Photo], owners: Mapping[str, str]
+    ) -> bool:
+        """Whether an image is wanted, by path, and has no id or label that only it still knows.
+
+        Args:
+            owners: the paths of the images that are given an id, by id.
+        """
+        entry = self.index.entry_of(number)
+        photo = wanted.get(entry.path)
+        if photo is None or owners.get(entry.id, entry.path) != entry.path:
+            return False
+        is_named = photo.id is not None or self.index.is_named_by_path(number)
+        return is_named and (photo.label is not None or entry.label is None)
 
 
 def content_of(path: str | os.PathLike[str]) -> bytes:

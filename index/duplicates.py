@@ -17,6 +17,12 @@ from utils import InputError
 
 MOST_PAIRS = 1_000_000
 ROWS = 1024  # whose cosines with the others are in memory at once
+SLACK = 1e-6
+"""How far below the least cosine a pair may lie.
+
+Vectors in float32 have lengths of 1 within 1e-7, so the cosine of one with itself is not exactly 1;
+and the numbers of a picture depend in their last digits on what was embedded together with it.
+"""
 
 
 class Pairs(NamedTuple):
@@ -42,7 +48,7 @@ def pairs_above(index: Index, least: float) -> Pairs:
     Raises:
         InputError: there are more than a million.
     """
-    found, count = [], 0
+    found, count = [(*np.empty((2, 0), np.int64), np.empty(0, np.float32))], 0
     tiles = list(_parts(len(index), TILE))
     steps, done = len(tiles) * (len(tiles) + 1) / 2, 0
     with progress_bar("comparing") as progress:
@@ -75,7 +81,8 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 def _above(
     some: np.ndarray, others: np.ndarray, least: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places in both whose cosine is `least` or more, and that cosine."""
+    """Places in both whose cosine is `least` or more, but for `SLACK`; and that cosine."""
+    least -= SLACK
     product = torch.from_numpy(some) @ torch.from_numpy(others).T
     first, second = (product >= least - ROUNDING).nonzero(as_tuple=True)
     first, second = first.numpy(), second.numpy()

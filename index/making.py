@@ -65,10 +65,10 @@ def build(
                 writer.add(about, {})
         with journal.writing(part) as writer:
             adding = Adding(writer, embedder, **how)
+            adding.keep_only(photos)  # first: no image is left out as a copy of one that goes
             if len(adding.index):
                 say(f"going on with the {len(adding.index):,} images of an interrupted build")
             outcome = adding.run(photos)
-            adding.keep_only(photos)
         if not len(adding.index):
             part.unlink()
             raise InputError("none of the images could be read, so there is nothing to search in")
@@ -177,11 +177,13 @@ def approximate(path: Path) -> float:
     """Makes or extends the graph of an index, so that it covers all images; returns the seconds.
 
     Raises:
-        InputError: usearch is not installed; another process changes the index.
+        InputError: usearch is not installed; another process changes the index; it has no images.
     """
     with journal.held(path):
         began = time.perf_counter()
         index = Index.open(path, exact=True)
+        if not len(index):
+            raise InputError(f"{path} holds no images to make a graph of; add some first")
         made = index.about["made"]
         found = graph.Graph.open(path, made, writable=True) or graph.Graph.empty(index.size)
         found.extend(index.blocks())

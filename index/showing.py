@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from index.duplicates import Pairs
 from index.gallery import Entry, Index
 from storage import write_json
 from terminal import as_shell, printable, say
-from utils import human_seconds
+from utils import human_seconds, plain_number
 
 NAMED = 3  # images that a line names
 
@@ -95,6 +96,9 @@ def speed_up(path: Path, wanted: str) -> None:
     if wanted == "no":
         return
     index = Index.open(path)
+    if wanted == "yes" and not len(index):
+        say(f"{path} holds no images, so there is nothing to make a graph of")
+        return
     least = graph.worth_from(_seconds_per_image(index))
     if wanted == "auto" and len(index) < least:
         return
@@ -264,7 +268,23 @@ def size_of(count: int) -> str:
 def _threshold_words(known: dict[str, Any] | None) -> str:
     if known is None:
         return "none: the run has measured none; once it has, the next `add` takes them over"
-    return f"same from {known['same']:.3f}, different below {known['different']:.3f}"
+    searched = known["index_size"] is not None
+    strangers = "queries with nothing of their kind here" if searched else "pairs that differ"
+    kin = "queries with something of their kind here" if searched else "pairs that match"
+    errors = f"wrong for {_percent(known['false_different'])} of the {kin}"
+    below = f"different below {known['different']:.3f}"
+    if math.isinf(known["same"]):
+        return (
+            "nothing is called the same, because too few images were measured for an index of "
+            f"{known['index_size']:,}: more than 1 in 5 of the {strangers} would be told so; "
+            f"{below}, {errors}"
+        )
+    wrong = f"wrong for {_percent(known['false_same'])} of the {strangers}"
+    return f"same from {known['same']:.3f}, {below}; the first is {wrong}, the second {errors}"
+
+
+def _percent(rate: Mapping[str, float]) -> str:
+    return f"{plain_number(100 * rate['expected'], 2)} %"
 
 
 def _search_words(found: dict[str, Any]) -> str:

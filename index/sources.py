@@ -37,15 +37,21 @@ def photos_of(given: Iterable[str | os.PathLike[str]]) -> list[Photo]:
 
     In a folder an image is labelled by the folders it lies in ("kitchen/mug"), or not at all where
     it lies in none. A table has a column path (relative to the table's folder, or absolute) and, if
-    you like, id and label.
+    you like, id and label. Named again, an image is given what it lacks of them.
 
     Raises:
-        InputError: something is not there, a table cannot be read, or a folder has no picture.
+        InputError: something is not there, a table cannot be read, a folder has no picture, or an
+            image has two ids.
     """
     found: dict[str, Photo] = {}
     for each in given:
         for photo in _of(os.fspath(each)):
-            found.setdefault(photo.path, photo)
+            known = found.setdefault(photo.path, photo)
+            if known.id and photo.id and known.id != photo.id:
+                raise InputError(
+                    f"{photo.path} is given two ids, {known.id} and {photo.id}; give it one"
+                )
+            found[photo.path] = Photo(photo.path, known.id or photo.id, known.label or photo.label)
     return list(found.values())
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import door
 from machine import expanded
 from net.choices import WEIGHTS
+from storage import check_outputs
 from terminal import Wait, fitted, say, told
 from utils import InputError, sentence_errors
 
@@ -129,13 +130,12 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} is for the model card; give --card FILE too, or leave it")
     if args.private and not args.push_to_hub:
         raise InputError("--private is for --push-to-hub USER/NAME; leave it out")
-    files: dict[Path, str] = {}
-    for name in (*GRAPHS, "safetensors", "card"):
-        if file := getattr(args, name):
-            if file.is_dir():
-                raise InputError(f"{_flag(name)}: {file} is a folder; name a file")
-            if (other := files.setdefault(file.resolve(), _flag(name))) != _flag(name):
-                raise InputError(f"{other} and {_flag(name)} both name {file}; name two files")
+    from runs import files_of
+
+    run = Path(expanded(args.run))
+    kept = [run, *files_of(run if run.is_dir() else run.parent), *filter(None, [args.numbers])]
+    asked = {_flag(name): getattr(args, name) for name in (*GRAPHS, "safetensors", "card")}
+    check_outputs(asked, kept)
     if args.safetensors and args.safetensors.suffix != ".safetensors":
         raise InputError(
             f"--safetensors {args.safetensors}: load_run knows such a file by its ending; call it "

@@ -10,6 +10,7 @@ from machine import expanded
 from net.choices import WEIGHTS
 from options import ranking
 from options.ranking import ALPHA, RERANKING, Ranking
+from storage import check_outputs
 
 CODES = ("none", "int8", "binary")
 APPROXIMATE = ("auto", "yes", "no")
@@ -61,6 +62,12 @@ def exact(parser: argparse.ArgumentParser) -> None:
 def written(parser: argparse.ArgumentParser) -> None:
     """What is written beside what is said."""
     parser.add_argument("--json", metavar="FILE", type=file, help="write it all as JSON")
+
+
+def check_written(args: argparse.Namespace) -> None:
+    """Raises InputError where what is to be written cannot be, or is what is read."""
+    asked = {f"--{name}": getattr(args, name, None) for name in ("json", "picture")}
+    check_outputs(asked, [args.index, *getattr(args, "images", ())])
 
 
 def _taking_in(parser: argparse.ArgumentParser) -> None:

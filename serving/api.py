@@ -153,20 +153,23 @@ def _check(entry: Entry) -> str:
 
 
 def _limits(found: Thresholds | None) -> dict[str, Any] | None:
-    """The two cosines, how often each is wrong, and whether of pairs or of queries (`searched`)."""
+    """The two cosines, how often each is wrong, and whether of pairs or of queries (`searched`).
+
+    `same` is None where nothing is called so.
+    """
     if found is None:
         return None
     return {
-        "same": found.same,
+        "same": _finite(found.same),
         "different": found.different,
-        "false_same": _rate(found.false_same.expected),
-        "false_different": _rate(found.false_different.expected),
+        "false_same": _finite(found.false_same.expected),
+        "false_different": _finite(found.false_different.expected),
         "searched": found.index_size,
         "measured_on": printable(found.title),
     }
 
 
-def _rate(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 

@@ -124,7 +124,9 @@ function explain(any, limits) {
   }
   const wrong = (rate, pairs, queries) =>
     (rate === null ? "" : ` (wrong for ${percent(rate)} of the ${limits.searched === null ? pairs : queries})`);
-  const same = `Same: ${cosine(limits.same)} or more${wrong(limits.false_same, "pairs that differ", "queries with nothing of their kind here")}`;
+  const same = limits.same === null
+    ? "Nothing is called same, because too few pictures were measured to tell in an index of this size"
+    : `Same: ${cosine(limits.same)} or more${wrong(limits.false_same, "pairs that differ", "queries with nothing of their kind here")}`;
   const different = `different: less than ${cosine(limits.different)}${wrong(limits.false_different, "pairs that match", "queries with something of their kind here")}`;
   $("legend").textContent = `Scores are cosines. ${same}; ${different}; between them, unsure.`;
 }

@@ -23,6 +23,7 @@ from PIL import Image
 
 import search
 from evaluation.inference import load_run
+from evaluation.thresholds import Found, Rate, Thresholds
 from index import Index, adding, codes, graph, journal, making, sources
 from index.duplicates import pairs_above
 from index.gallery import entry_arrays
@@ -209,6 +210,51 @@ def test_pairs_of_an_index(tmp_path: Path) -> None:
     assert pairs.groups(300) == [[20, 200, 299], [7, 100]]
     cosines = (vectors @ vectors.T)[np.triu_indices(300, 1)]
     assert len(pairs_above(Index.open(path), 0.2).cosines) == (cosines >= 0.2).sum()
+
+
+def test_pairs_that_are_equal_reach_a_cosine_of_one(tmp_path: Path) -> None:
+    vectors = unit(300, 64)
+    path = filled(tmp_path / "i", np.concatenate([vectors, vectors]))
+    own = np.einsum("nd,nd->n", vectors.astype(np.float64), vectors)
+    assert (own < 1).sum() > 50  # by rounding
+    pairs = pairs_above(Index.open(path), 1.0)
+    assert sorted(pairs.first.tolist()) == list(range(300))
+    assert (pairs.second - pairs.first == 300).all()
+
+
+@pytest.mark.parametrize("kind", ["none", "int8"])
+def test_an_index_without_images_is_no_trouble(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = filled(tmp_path / "i", unit(3), kind=kind)
+    removed(path, [0, 1, 2])
+    for _ in range(2):
+        assert "0 pairs among 0 images" in said_by(f"duplicates {path} --json {path}.json", capsys)
+        assert "no images" in said_by(f"approximate {path}", capsys)
+        with pytest.raises(InputError, match="holds no images to make a graph of"):
+            making.approximate(path)
+        command(f"compact {path}")
+    assert Index.open(path).added == 0
+
+
+def test_an_index_is_not_written_over_by_what_is_said_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = filled(tmp_path / "i", unit(3))
+    before = path.read_bytes()
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    asked = f"query {path} {tmp_path}/a.png"
+    for words in (
+        f"info {path} --json {path}",
+        f"duplicates {path} --json {tmp_path}/../{tmp_path.name}/i",
+        f"{asked} --json {path}",
+        f"{asked} --picture {path}",
+        f"{asked} --picture {tmp_path}/a.png",
+    ):
+        assert "would overwrite" in refusal_of(words, capsys), words
+    said = refusal_of(f"{asked} --picture {tmp_path}/x --json {tmp_path}/x", capsys)
+    assert "--json and --picture both name" in said
+    assert path.read_bytes() == before and (tmp_path / "a.png").read_bytes() == b"a picture"
 
 
 # --- the graph ------------------------------------------------------------------------------------
@@ -520,11 +566,218 @@ def test_folders_tables_and_files_name_images(tmp_path: Path) -> None:
         table.write_text(content)
         with pytest.raises(InputError, match=said):
             found("more.csv")
+    # What names an image again adds what is not known of it; it has one id.
+    table.write_text("path,id,label\nphotos/mug/b.png,3,Cup\nphotos/a.png,4,\n")
+    assert found("photos", "more.csv")[::2] == [
+        ("photos/a.png", "4", None), ("photos/mug/b.png", "3", "mug"),
+    ]  # fmt: skip
+    table.write_text("path,id\nphotos/a.png,3\nphotos/../photos/a.png,4\n")
+    with pytest.raises(InputError, match=r"photos/a.png is given two ids, 3 and 4"):
+        found("more.csv")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no picture"):
         found("empty")
     with pytest.raises(InputError, match="none does not exist"):
         found("none")
+
+
+# --- what becomes of images, without a network ----------------------------------------------------
+
+
+def vector_of(content: bytes) -> np.ndarray:
+    """What the network of these tests makes of a file."""
+    return unit(1, seed=int.from_bytes(content[:4], "big"))[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files are embedded by `vector_of`; those that begin with "bad" cannot be read."""
+
+    def embedded(_: object, paths: list[str], *__: object) -> tuple[np.ndarray, np.ndarray]:
+        contents = [Path(path).read_bytes() for path in paths]
+        readable = np.array([not content.startswith(b"bad") for content in contents])
+        return np.stack(list(map(vector_of, contents))), readable
+
+    monkeypatch.setattr(adding, "embedded", embedded)
+    return tmp_path
+
+
+def lay(folder: Path, files: dict[str, str]) -> None:
+    """Makes a folder hold these files, by name and content, and no others."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in files.items():
+        file = folder / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+        os.utime(file, ns=(0, 10**9 * int.from_bytes(content.encode()[:2], "big")))
+
+
+def taken_in(path: Path, *given: Path, **how: object) -> adding.Outcome:
+    if not path.exists():
+        begin(path)
+    with journal.writing(path) as writer:
+        return adding.Adding(writer, None, **how).run(sources.photos_of(given))
+
+
+def holds(path: Path) -> dict[str, str]:
+    """Which files an index holds, by id; each with the embedding of what is in it."""
+    index, found = Index.open(path), {}
+    for row, entry in enumerate(index.entries()):
+        content = Path(entry.path).read_bytes()
+        assert (index.embedding(row) == vector_of(content)).all(), entry
+        found[entry.id] = os.path.relpath(entry.path, path.parent)
+    assert len(found) == len(index)
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"1": "z", "2": "a", "3": "b", "4": "c"},  # renumbered upwards
+        {"0": "a", "1": "b", "2": "c", "3": "z"},  # and downwards
+        {"0": "a", "1": "z", "2": "b", "3": "c"},
+        {"1": "c", "2": "a", "3": "b"},
+        {"1": "b", "2": "z", "4": "c", "5": "a"},
+    ],
+)
+def test_renumbered_files_lose_no_picture(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], size: int
+) -> None:
+    monkeypatch.setattr(adding, "CHUNKS", (size, size))
+    lay(folder / "p", {"1": "a", "2": "b", "3": "c"})
+    taken_in(folder / "i", folder / "p")
+    lay(folder / "p", files)
+    outcome = taken_in(folder / "i", folder / "p")
+    assert outcome.copies == [] and outcome.added + outcome.moved + outcome.replaced > 0
+    command(f"remove {folder}/i --missing")
+    names = [f"p/{name}.png" for name in files]
+    assert holds(folder / "i") == dict(zip(names, names, strict=True))
+    assert taken_in(folder / "i", folder / "p").there == len(files)
+
+
+def test_a_copy_of_a_file_that_was_only_touched_is_a_copy(folder: Path) -> None:
+    lay(folder / "p", {"1": "a"})
+    taken_in(folder / "i", folder / "p")
+    (folder / "p/0.png").write_text("a")
+    os.utime(folder / "p/1.png")
+    assert taken_in(folder / "i", folder / "p").copies == [(str(folder / "p/0.png"), "p/1.png")]
+    assert holds(folder / "i") == {"p/1.png": "p/1.png"}
+
+
+@pytest.mark.parametrize("size", [1, 100])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_ids_pass_from_images_that_moved_to_new_ones(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, reverse: bool, size: int
+) -> None:
+    monkeypatch.setattr(adding, "CHUNKS", (size, size))
+    table = folder / "t.csv"
+    lay(folder / "p", {"0": "a", "1": "b"})
+    table.write_text("path,id\np/0.png,A\np/1.png,B\n")
+    taken_in(folder / "i", table)
+    lay(folder / "p", {"1": "b"})
+    lay(folder / "r", {"moved": "a", "newA": "n"})
+    rows = ["r/moved.png,C", "r/newA.png,A", "p/1.png,B"]
+    table.write_text("\n".join(["path,id", *(reversed(rows) if reverse else rows)]))
+    taken_in(folder / "i", table)
+    assert holds(folder / "i") == {"A": "r/newA.png", "B": "p/1.png", "C": "r/moved.png"}
+
+
+def test_an_id_is_never_that_of_two_images(folder: Path) -> None:
+    table = folder / "t.csv"
+    lay(folder / "s", {"1": "a", "2": "b"})
+    table.write_text("path,id\ns/1.png,A\ns/2.png,B\n")
+    taken_in(folder / "i", table)
+    lay(folder / "s", {"1": "a"})
+    table.write_text("path,id\ns/1.png,B\n")
+    taken_in(folder / "i", table)
+    assert holds(folder / "i") == {"B": "s/1.png"}
+    # Nor where one that moves keeps an id that is the path of a new one.
+    table.write_text("path,id\ns/1.png,s/2.png\n")
+    taken_in(folder / "i", table)
+    lay(folder / "s", {"0": "a", "2": "n"})
+    taken_in(folder / "i", folder / "s")
+    assert holds(folder / "i") == {"s/2.png": "s/0.png", str(folder / "s/2.png"): "s/2.png"}
+
+
+def test_what_an_unreadable_image_was_to_replace_stays(folder: Path) -> None:
+    table = folder / "t.csv"
+    lay(folder / "p", {"0": "a", "1": "b"})
+    table.write_text("path,id\np/0.png,A\np/1.png,B\n")
+    taken_in(folder / "i", table)
+    lay(folder / "p", {"1": "b", "2": "bad"})
+    table.write_text("path,id\np/2.png,A\n")
+    assert taken_in(folder / "i", table).bad == [str(folder / "p/2.png")]
+    assert [entry.id for entry in Index.open(folder / "i").entries()] == ["A", "B"]
+    table.write_text("path,id\np/1.png,C\n")
+    taken_in(folder / "i", table)
+    assert {entry.id for entry in Index.open(folder / "i").entries()} == {"A", "C"}
+
+
+ABOUT = {"kind": "network", "made": "1", "size": 16, "codes": "none", "folder": "/", "run": "r"}
+
+
+def made(path: Path, *given: Path) -> adding.Outcome:
+    return making.build(path, sources.photos_of(given), None, ABOUT, max_bad_images=0.1)
+
+
+def test_a_build_keeps_nothing_of_an_unfinished_one_that_is_not_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {str(number): f"{number} picture" for number in range(8)}
+    lay(folder / "shop", {**good, "8": "bad 8", "9": "bad 9"})
+    with pytest.raises(InputError, match="2 of 10 images cannot be read"):
+        made(folder / "i", folder / "shop")
+    lay(folder / "clean", good)
+    outcome = made(folder / "i", folder / "clean")
+    assert (outcome.added, outcome.copies) == (8, [])
+    assert holds(folder / "i").keys() == {f"clean/{name}.png" for name in good}
+    assert "going on" not in capsys.readouterr().out
+
+
+def test_a_build_goes_on_with_other_ids_and_labels(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = folder / "t.csv"
+    lay(folder / "p", {"0": "a", "1": "b", "2": "c", "8": "bad", "9": "bad too"})
+    table.write_text("path,id,label\np/0.png,A,x\np/1.png,B,\np/2.png,,\np/8.png,,\np/9.png,,\n")
+    for rows, expected, kept in (
+        ("p/3.png,A\n", {"A": "p/3.png"}, 0),
+        ("p/0.png,Z\np/1.png,A\n", {"Z": "p/0.png", "A": "p/1.png"}, 1),
+        ("p/0.png,\np/2.png,\n", {"p/0.png": "p/0.png", "p/2.png": "p/2.png"}, 1),
+    ):
+        again = folder / "again.csv"
+        (folder / "p/3.png").write_text("d")
+        again.write_text(f"path,id\n{rows}")
+        (folder / "i").unlink(missing_ok=True)
+        with pytest.raises(InputError, match="cannot be read"):
+            made(folder / "i", table)
+        capsys.readouterr()
+        made(folder / "i", again)
+        assert holds(folder / "i") == expected
+        assert {entry.label for entry in Index.open(folder / "i").entries()} == {None}
+        said = capsys.readouterr().out
+        assert ("going on with the 1 images" in said) == bool(kept)
+
+
+def test_info_says_how_often_a_threshold_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = ((0.5, 0.6, 0.4, 0.6), (0.2, 0.98, 0.1, 0.3))  # all that 80 queries carry
+    found = Found(images=80, queries=80, same=rates, different=0.5, missed=0.04, right=(0.9, 0.4))
+    known = Thresholds(0.9, 0.5, *[Rate(0.1)] * 4, found=found)
+    path = filled(tmp_path / "i", unit(80))
+    with journal.writing(path) as writer:
+        writer.add({"thresholds": known.as_dict()}, {})
+    said = " ".join(said_by(f"info {path}", capsys).split())
+    assert "same from 0.980, different below 0.500" in said
+    assert "wrong for 20 % of the queries with nothing of their kind" in said
+    with journal.writing(path) as writer:
+        put(writer, unit(48, seed=1), 80)
+    said = " ".join(said_by(f"info {path} --json {path}.json", capsys).split())
+    assert "nothing is called the same" in said and "different below 0.500, wrong for 4 %" in said
+    kept = json.loads(path.with_name("i.json").read_text())["thresholds"]
+    assert kept["same"] is None and Thresholds.of_dict(kept).verdict(1.0) == "unsure"
 
 
 # --- with a network -------------------------------------------------------------------------------
@@ -741,8 +994,9 @@ def test_a_build_goes_on_where_it_was_interrupted(
     assert not (shop / "again.index").exists() and (shop / "again.index.part").exists()
     monkeypatch.setattr(adding, "embedded", looked)
     said = said_by(again, capsys)
-    assert "going on with the 10 images of an interrupted build" in said
-    index = Index.open(shop / "again.index")  # without the image that is no longer asked for
+    # Without the image that is no longer asked for.
+    assert "going on with the 9 images of an interrupted build" in said
+    index = Index.open(shop / "again.index")
     assert list(index.entries()) == sorted(whole.entries(), key=lambda entry: index.row(entry.id))
     assert not (shop / "again.index.part").exists()
     assert "is there already" in refusal_of(again, capsys)
@@ -788,7 +1042,6 @@ def test_thresholds_of_the_run_come_with_the_index(
     shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from evaluation.networks import fingerprint_of
-    from evaluation.thresholds import Rate, Thresholds
 
     index = shop / "shop.index"
     photo = shop / "photos/eval0/0.png"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -183,6 +185,15 @@ def test_verdicts_are_those_of_the_thresholds(shop, server, monkeypatch):
         assert one["verdict"] == LIMITS.verdict(one["cosine"])
     assert {one["verdict"] for one in answer["neighbours"]} >= {"same", "unsure"}
     assert answer["thresholds"]["same"] == 0.99 and answer["thresholds"]["false_same"] == 0.02
+
+
+def test_where_nothing_is_called_same_no_cosine_is_given(shop, server, monkeypatch):
+    limits = replace(LIMITS, same=math.inf, false_same=Rate(0.0))
+    monkeypatch.setattr(Index, "thresholds", property(lambda index: limits))
+    answer = find(server, shop.photo(3).read_bytes(), top=100).json
+    assert answer["thresholds"]["same"] is None and answer["thresholds"]["different"] == 0.5
+    assert "same" not in {one["verdict"] for one in answer["neighbours"]}
+    assert ask(server, "/api/info").json["thresholds"]["same"] is None
 
 
 def test_an_entry_is_searched_from_and_leaves_itself_out(shop, server):
@@ -890,6 +901,18 @@ def test_choose_crop_and_search_on(browser, shop, server, monkeypatch):
         window.go_back()
         settled(window)
         assert window.inner_text("#what b") == shop.photo(3).name and scores(window) == whole
+        assert said == []
+
+
+@pytest.mark.slow
+def test_the_page_says_that_nothing_is_called_same(browser, shop, server, monkeypatch):
+    limits = replace(LIMITS, same=math.inf, false_same=Rate(0.0))
+    monkeypatch.setattr(Index, "thresholds", property(lambda index: limits))
+    with opened(browser, server) as (window, said):
+        choose(window, shop.photo(3))
+        legend = window.inner_text("#legend")
+        assert "Nothing is called same, because too few pictures were measured" in legend
+        assert "different: less than 0.500 (wrong for 1 %" in legend
         assert said == []
 
 

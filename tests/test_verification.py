@@ -267,6 +267,45 @@ def test_a_larger_index_needs_a_higher_cosine() -> None:
     assert truly == pytest.approx(grown.false_same.expected, abs=0.02)
 
 
+def test_nothing_is_the_same_in_an_index_too_large_for_what_was_measured() -> None:
+    rates = ((0.5, 0.6, 0.4, 0.6), (0.2, 0.98, 0.1, 0.3))  # all that 80 queries carry
+    found = Found(images=80, queries=80, same=rates, different=0.5, missed=0.04, right=(0.9, 0.4))
+    known = Thresholds(0.9, 0.5, *[Rate(0.1)] * 4, found=found)
+    small = known.in_index(80)
+    assert (small.same, small.false_same.expected) == (0.98, pytest.approx(0.2))
+    for size in (128, 5000):
+        large = known.in_index(size)
+        assert {large.verdict(cosine) for cosine in (0.6, 0.99, 1.0)} == {"unsure"}
+        assert large.verdict(0.4) == "different" and large.false_different.expected == 0.04
+        assert large.found_same.expected == 0
+        again = Thresholds.of_dict(json.loads(as_json(large.as_dict())))
+        assert again.same == large.same == math.inf
+
+
+def test_errors_of_cosines_that_cross_are_on_the_safe_side() -> None:
+    x, labels = clusters(30, 8, 24, spread=0.5)
+    pairs = count_pairs(x, labels)
+    known = recommended(pairs)
+    assert known.found.same[0][1] < known.found.different  # as measured, nothing is left unsure
+    found = known.in_index(len(x))
+    at = verification.bin_of(found.same)
+    wrong = float((pairs.nearest_different >= at).double().mean())
+    right = float((pairs.nearest_same >= at).double().mean())
+    assert found.same == found.different
+    assert wrong <= found.false_same.expected <= 0.05 + 1e-9
+    assert 1 - right <= found.false_different.expected
+    assert right >= found.found_same.expected == 1 - found.false_different.expected
+    # Of entries on both sides of the mean the one below it counts.
+    rates = tuple(
+        (rate, cosine, rate, rate) for rate, cosine in ((0.05, 0.4), (0.02, 0.5), (0.01, 0.6))
+    )
+    made = Found(100, 100, rates, different=0.7, missed=0.03, right=(1.0, 0.99, 0.98))
+    crossed = Thresholds(0.9, 0.5, *[Rate(0.1)] * 4, found=made).in_index(100)
+    assert crossed.same == crossed.different == pytest.approx(0.55)
+    assert crossed.false_same.expected == pytest.approx(0.02)
+    assert crossed.found_same.expected == pytest.approx(0.97)
+
+
 def test_thresholds_without_a_search_have_none_in_an_index() -> None:
     with pytest.raises(ValueError, match="pairs alone"):
         Thresholds(0.7, 0.3, *[Rate(0.0)] * 4).in_index(10)

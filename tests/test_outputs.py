@@ -1,0 +1,74 @@
+"""What a command reads is never written over: a sentence before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import evaluate
+import options
+import report
+from net.__main__ import main as export
+from utils import InputError
+
+
+def evaluated(*words: object) -> None:
+    evaluate.check_files(options.parse_evaluate([*map(str, words)]))
+
+
+def reported(*words: object) -> None:
+    report.main(options.parse_report([*map(str, words)]))
+
+
+def exported(*words: object) -> None:
+    export(["export", *map(str, words)])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """What looks like a run folder, so far as names go."""
+    for name in ("args.json", "results.json", "emoji_resnet18_best.pth", "mine.json", "e.npz"):
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (evaluated, "--resume RUN --export RUN/emoji_resnet18_best.pth"),
+        (evaluated, "--resume RUN/emoji_resnet18_best.pth --latex RUN/emoji_resnet18_best.pth"),
+        (evaluated, "--resume RUN --json RUN/results.json"),
+        (evaluated, "--resume RUN --query RUN/mine.json --neighbours RUN/../NAME/mine.json"),
+        (evaluated, "--resume RUN --dataset csv:RUN/mine.json --csv RUN/mine.json"),
+        (reported, "RUN --out RUN/emoji_resnet18_best.pth"),
+        (reported, "RUN --embeddings RUN/e.npz --out RUN/e.npz"),
+        (exported, "RUN/emoji_resnet18_best.pth --onnx RUN/emoji_resnet18_best.pth"),
+        (exported, "RUN --card RUN/results.json"),
+    ],
+)
+def test_what_is_read_is_not_written_over(
+    command: Callable[..., None], words: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words.replace("RUN", str(run)).replace("NAME", run.name)
+    try:
+        command(*words.split())
+    except InputError as error:
+        said = str(error)
+    except SystemExit as stop:
+        assert stop.code == 2
+        said = capsys.readouterr().err
+    assert "would overwrite" in said and "which is read here" in said
+    assert all(file.read_text() == file.name for file in run.iterdir())
+
+
+def test_two_outputs_are_two_files(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--csv and --latex both name"):
+        reported("--compare", run, "--csv", tmp_path / "x", "--latex", tmp_path / "x")
+
+
+def test_other_files_may_be_replaced(run: Path) -> None:
+    evaluated("--resume", run, "--json", run / "mine.json", "--export", run / "e.npz")
+    (run / "args.json").unlink()  # no run folder: what lies there is the user's
+    evaluated("--resume", run / "emoji_resnet18_best.pth", "--json", run / "results.json")
