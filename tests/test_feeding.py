@@ -810,8 +810,8 @@ def test_the_cached_crops_of_sec_are_those_of_the_files(photographs, tmp_path):
 
 
 def test_crops_from_the_cache_are_announced(photographs, tmp_path, caplog):
-    loader_of(photographs, decode="cache", cache_dir=tmp_path, cache_size=60)
-    evaluation_pixels(photographs, decode="cache", cache_dir=tmp_path, cache_size=60)
+    loader_of(photographs, decode="cache", cache_dir=tmp_path, cache_size=61)
+    evaluation_pixels(photographs, decode="cache", cache_dir=tmp_path, cache_size=61)
     assert "training crops come from the cache's images" in caplog.text
     assert "--cache-size 56 gives what --decode exact gives" in caplog.text
 
