@@ -213,9 +213,8 @@ def try_out(
     with _own_random_numbers():
         objective = compose(name, len(classes), embedding_size, attach, l2_norm, **options)
         wide = 2 * embedding_size if "specific" in objective.heads else embedding_size
-        learns = (
-            embedding_size == 1
-        )  # cosines have no gradient then; what it comes to, the run says
+        # Cosines of one dimension have no gradient; what it comes to, the run says itself.
+        learns = embedding_size == 1
         about = f"on random embeddings of {len(labels)} images of {len(classes)} classes"
         for step in range(8):
             outputs = Embeddings(

@@ -111,11 +111,11 @@ class PotentialFieldLoss(Criterion):
         for start in starts:
             with torch.no_grad():
                 near = self._near(self._cosines(points, start, rows), charges, start)
-                pairs = near.nonzero()
-            if len(pairs) * points.shape[1] > near.numel():
+                count = int(near.sum())  # first: a list of many pairs is longer than the table
+            if count * points.shape[1] > near.numel():
                 energy = energy + of_strip(points, charges, start, rows)
-            elif len(pairs):
-                energy = energy + of_pairs(points, pairs + start)
+            elif count:
+                energy = energy + of_pairs(points, near.nonzero() + start)
         return 2 * energy
 
     @staticmethod

@@ -137,6 +137,11 @@ def suited_share(classes: int) -> float:
     return round(min(1 / 3, max(0.2, 10 / classes)), 2)
 
 
+def count_held_out(share: float, classes: int) -> int:
+    """How many classes a share of them is, where they are to be judged on: two at least."""
+    return max(LEAST_CLASSES, round(share * classes))
+
+
 @dataclass(frozen=True)
 class ClassSplit:
     """Which classes are held out where the data do not say: a share of them, and a seed."""
@@ -161,8 +166,8 @@ class ClassSplit:
                 f"{where} has {len(names)} class(es) ({_some_of(names)}), and training and "
                 f"evaluation need {LEAST_CLASSES} each; add classes"
             )
-        count = round(self.eval_classes * len(names))
-        count = min(max(LEAST_CLASSES, count), len(names) - LEAST_CLASSES)
+        most = len(names) - LEAST_CLASSES
+        count = min(count_held_out(self.eval_classes, len(names)), most)
         order = np.random.default_rng(self.seed).permutation(len(names))
         return {names[index] for index in order[:count]}
 

@@ -98,7 +98,6 @@ def measure_all(
     gallery, y = tasks[0].gallery, None
     if gallery is not None:
         gallery, y = embed_readable(network, gallery, precision, viewing, title=f"{title} gallery")
-    results = []
     results, tasks = [], [task.narrowed(queries, gallery) for task in tasks]
     if tasks[0].left_out and (why := too_few_left(images_of(tasks[:1]))):
         raise InputError(why)

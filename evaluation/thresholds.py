@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from evaluation.networks import checkpoint_file, fingerprint_of, open_checkpoint
 from runs import RunFolder
-from utils import damage_in_words
+from utils import damage_in_words, plain_number
 
 if TYPE_CHECKING:
     from net import EmbeddingNet
@@ -43,6 +43,13 @@ class Rate(NamedTuple):
     def of_dict(cls, content: Mapping[str, Any]) -> Rate:
         """What JSON has kept; null is NaN."""
         return cls(*(_number(content[name]) for name in cls._fields))
+
+    def percent(self, interval: str = "") -> str:
+        """The share in percent; its ends, where they are known, fill the places of `interval`."""
+        text = f"{plain_number(100 * self.expected, 2)} %"
+        if math.isnan(self.low):
+            return text
+        return text + interval.format(*(plain_number(100 * end, 2) for end in self[1:]))
 
 
 def _number(value: float | None) -> float:

@@ -19,7 +19,6 @@ nothing unsure, both are the cosine half way between.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -40,7 +39,6 @@ from metrics.verification import (
     least_accepting,
     lowest_rate,
 )
-from utils import plain_number
 
 FALSE_SAME = 1e-3  # different pairs that are called the same
 MISSED = 0.05  # same pairs, or right images that a search finds, that are called different
@@ -147,11 +145,7 @@ def _rule(found: Thresholds, strangers: str, kin: str) -> list[str]:
 
 
 def _percent(rate: Rate) -> str:
-    text = f"{plain_number(100 * rate.expected, 2)} %"
-    if math.isnan(rate.low):
-        return text
-    low, high = (plain_number(100 * end, 2) for end in (rate.low, rate.high))
-    return f"{text} [{low}, {high}]"
+    return rate.percent(" [{}, {}]")
 
 
 def _rate(counted: Tensor, every: Tensor, seed: int) -> Rate:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dataset.wording import WIDTH, columns, wrapped
+from evaluation.thresholds import Rate
 from index import graph, making, network, pictures
 from index.adding import Outcome
 from index.asking import Answer
@@ -16,7 +17,7 @@ from index.duplicates import Pairs
 from index.gallery import Entry, Index
 from storage import write_json
 from terminal import as_shell, printable, say
-from utils import human_seconds, plain_number
+from utils import human_seconds
 
 NAMED = 3  # images that a line names
 
@@ -271,7 +272,7 @@ def _threshold_words(known: dict[str, Any] | None) -> str:
     searched = known["index_size"] is not None
     strangers = "queries with nothing of their kind here" if searched else "pairs that differ"
     kin = "queries with something of their kind here" if searched else "pairs that match"
-    errors = f"wrong for {_percent(known['false_different'])} of the {kin}"
+    errors = f"wrong for {Rate.of_dict(known['false_different']).percent()} of the {kin}"
     below = f"different below {known['different']:.3f}"
     if math.isinf(known["same"]):
         return (
@@ -279,12 +280,8 @@ def _threshold_words(known: dict[str, Any] | None) -> str:
             f"{known['index_size']:,}: more than 1 in 5 of the {strangers} would be told so; "
             f"{below}, {errors}"
         )
-    wrong = f"wrong for {_percent(known['false_same'])} of the {strangers}"
+    wrong = f"wrong for {Rate.of_dict(known['false_same']).percent()} of the {strangers}"
     return f"same from {known['same']:.3f}, {below}; the first is {wrong}, the second {errors}"
-
-
-def _percent(rate: Mapping[str, float]) -> str:
-    return f"{plain_number(100 * rate['expected'], 2)} %"
 
 
 def _search_words(found: dict[str, Any]) -> str:

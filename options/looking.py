@@ -15,7 +15,7 @@ from PIL import Image
 import dataset
 from dataset.cache import default_folder
 from dataset.decoding import need_file
-from dataset.own import SEED, OwnData
+from dataset.own import SEED, OwnData, count_held_out
 from machine import cores
 from net import find_backbone
 from options.suited import MODEL, Images, Machine
@@ -58,7 +58,7 @@ def _validation_classes(args: argparse.Namespace, used: int) -> int:
     """How many of the classes pick the best epoch, as training/data.py takes them."""
     if args.val_fold is not None:
         return math.ceil(used / max(2, args.val_folds))
-    return max(2, round(args.val_classes * used)) if args.val_classes else 0
+    return count_held_out(args.val_classes, used) if args.val_classes else 0
 
 
 def _usual_side(paths: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dataset.own import LEAST_CLASSES, suited_share
+from dataset.own import LEAST_CLASSES, count_held_out, suited_share
 from flags import Flag
 from options.declared import OWN_DATA, train_flags
 
@@ -97,7 +97,7 @@ def wanted(args: argparse.Namespace) -> bool:
 def held_out(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
     """So many classes that there is something to measure."""
     share = suited_share(images.classes)
-    count = max(LEAST_CLASSES, round(share * images.classes))
+    count = count_held_out(share, images.classes)
     return Chosen(
         {} if images.divided else {"eval_classes": share},
         f"{count} of the {images.classes} classes are not trained on: with them it is measured",

@@ -12,7 +12,6 @@ from evaluation.thresholds import Rate, Thresholds
 from page.document import percent
 from page.findings import Search
 from page.records import Record
-from utils import plain_number
 
 QUERIES = 500  # whose pairs with all images stand for all pairs
 BINS = 80
@@ -66,11 +65,7 @@ def _rule(found: Thresholds | None) -> list[str]:
 
 
 def _share(rate: Rate) -> str:
-    text = f"{plain_number(100 * rate.expected, 2)} %"
-    if math.isnan(rate.low):
-        return text
-    low, high = (plain_number(100 * end, 2) for end in (rate.low, rate.high))
-    return f"{text} (95 % over classes: {low} to {high})"
+    return rate.percent(" (95 % over classes: {} to {})")
 
 
 def _marks(found: Thresholds) -> list[list]:

@@ -245,6 +245,18 @@ def do_seed(ledger, work, offset=0.0, evaluations=2):
     return numbers
 
 
+def do_everything(made, trial=do_trial, seed=do_seed):
+    """Trials, runs, and seeds together, until nothing is open."""
+    while (work := made.next()) is not None:
+        if work.kind == "trial":
+            trial(made, work)
+        elif work.kind == "seed":
+            seed(made, work)
+        else:
+            write_json(made.result_file(work.entrant, work.name), {"ensembles": {}})
+            made.release(claim_of(work))
+
+
 def test_methods_take_turns_and_runs_wait_for_all_trials_of_theirs(ledger):
     order = []
     while (work := ledger.next()) is not None and work.kind == "trial":
@@ -651,14 +663,9 @@ def test_a_method_whose_trials_all_failed_leaves_nothing_open(tmp_path):
     made = Ledger(plan_of(folds=2, trials=1, seeds=2, logs=str(tmp_path)))
     made.begin()
     assert made.left(made.plan.entrants[0]) == (1, 2)
-    while (work := made.next()) is not None:
-        if work.kind == "trial":
-            do_trial(made, work, state="FAIL" if work.entrant.name == "PA" else None)
-        elif work.kind == "seed":
-            do_seed(made, work)
-        else:
-            write_json(made.result_file(work.entrant, work.name), {"ensembles": {}})
-            made.release(claim_of(work))
+    do_everything(
+        made, lambda *it: do_trial(*it, state="FAIL" if it[1].entrant.name == "PA" else None)
+    )
     assert made.is_finished and worker.Progress(made, 1)._left() == (0, 0)
     assert "Not finished" not in " ".join(pages.conclusions(results.collect(made)))
 
@@ -696,14 +703,7 @@ def test_equal_methods_are_not_told_apart(tmp_path):
     plan = plan_of(folds=2, trials=1, seeds=3, logs=str(tmp_path))
     made = Ledger(plan)
     made.begin()
-    while (work := made.next()) is not None:
-        if work.kind == "trial":
-            do_trial(made, work)
-        elif work.kind == "seed":
-            do_seed(made, work)
-        else:
-            write_json(made.result_file(work.entrant, work.name), {"ensembles": {}})
-            made.release(claim_of(work))
+    do_everything(made)
     said = " ".join(pages.conclusions(results.collect(made)))
     assert "Not told apart" in said and "no proof that they are equal" in said
     assert "More than chance" not in said
@@ -713,17 +713,14 @@ def test_a_run_that_failed_is_tried_again_by_the_next_start(tmp_path):
     plan = plan_of(folds=2, trials=1, seeds=2, logs=str(tmp_path))
     made = Ledger(plan)
     made.begin()
-    while (work := made.next()) is not None:
-        if work.kind == "trial":
-            do_trial(made, work)
-        elif work.kind == "seed" and work.entrant.name == "AM":
-            write_json(made.result_file(work.entrant, work.name), {"values": {}, "error": "why"})
-            made.release(claim_of(work))
-        elif work.kind == "seed":
-            do_seed(made, work)
-        else:
-            write_json(made.result_file(work.entrant, work.name), {"ensembles": {}})
-            made.release(claim_of(work))
+
+    def fail_of_am(made, work):
+        if work.entrant.name != "AM":
+            return do_seed(made, work)
+        write_json(made.result_file(work.entrant, work.name), {"values": {}, "error": "why"})
+        return made.release(claim_of(work))
+
+    do_everything(made, seed=fail_of_am)
     assert results.collect(made).methods[1].failures == {1: "why", 2: "why"} and made.is_finished
     made.begin()
     assert (made.next().entrant.name, made.is_finished) == ("AM", False)

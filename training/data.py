@@ -12,6 +12,7 @@ import dataset
 import processes
 from dataset.base import ImageSet
 from dataset.overlap import shared_with_training
+from dataset.own import count_held_out
 from evaluation.embedding import Viewing
 from evaluation.tables import about_matches
 from evaluation.tasks import Task, images_of, tasks_of
@@ -81,7 +82,7 @@ class HeldOut:
         if self.fold is not None:
             return self._folds_of(train) == self.fold
         if self.share:
-            count = max(2, round(self.share * train.num_classes))
+            count = count_held_out(self.share, train.num_classes)
             order = np.random.default_rng(self.seed).permutation(train.num_classes)
             chosen[order[:count]] = True
         return chosen
