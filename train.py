@@ -34,6 +34,7 @@ from dataset.samplers import make_sampler
 from devices import Precision, pick_device, seed_everything
 from evaluation.embedding import Viewing
 from methods.base import Forward
+from runs import RunFolder
 from terminal import as_shell, fitted, hear, say, told
 from training import data as run_data
 from training import start
@@ -248,7 +249,12 @@ def main(args: argparse.Namespace) -> None:
     level = logging.WARNING if processes.is_main() else logging.ERROR
     hear(level)
     args, run = start.to_continue(args)
-    start.leave_out_what_is_told(args)
+    with start.without_what_is_told(args):
+        _train(args, run)
+
+
+def _train(args: argparse.Namespace, run: RunFolder | None) -> None:
+    """Prepares a run, or what an earlier start of it left, and brings it to its end."""
     with memory_in_words(args.batch_size, args.image_size):
         training = prepare(args)
     if args.dry_run:

@@ -679,20 +679,18 @@ def _source(
     return _FromWorkers(batch_reader, plans, workers, pin)
 
 
-@lru_cache  # says each thing once, however often loaders are made
 def _say_what_differs(cache_size: int, rule: _ViewRule) -> None:
-    """Logs how views of the cache differ from views of the files."""
+    """Logs how views of the cache differ from views of the files, once for a process."""
     if rule.crop is not None and not (rule.crop.resize and rule.resize == cache_size):
-        views_logger.warning(
-            "training crops come from the cache's images, whose short side is %d pixels, not from "
-            "the files",
-            cache_size,
+        warn_once(
+            "training crops come from the cache's images, whose short side is "
+            f"{cache_size} pixels, not from the files",
+            views_logger,
         )
     if rule.crop is None and rule.resize != cache_size:
-        views_logger.warning(
-            "evaluation wants images with a short side of %d pixels and the cache has %d: they are "
-            "resized twice; --cache-size %d gives what --decode exact gives",
-            rule.resize,
-            cache_size,
-            rule.resize,
+        warn_once(
+            f"evaluation wants images with a short side of {rule.resize} pixels and the cache has "
+            f"{cache_size}: they are resized twice; --cache-size {rule.resize} gives what --decode "
+            "exact gives",
+            views_logger,
         )

@@ -26,6 +26,7 @@ from dataset import cache as cache_module
 from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import ImageSet, PathTable
 from dataset.cache import open_cache
+from dataset.files import said_anew
 from dataset.loader import Loader, Plan, eval_loader, train_loader
 from dataset.samplers import (
     BalancedSampler,
@@ -810,8 +811,10 @@ def test_the_cached_crops_of_sec_are_those_of_the_files(photographs, tmp_path):
 
 
 def test_crops_from_the_cache_are_announced(photographs, tmp_path, caplog):
-    loader_of(photographs, decode="cache", cache_dir=tmp_path, cache_size=61)
-    evaluation_pixels(photographs, decode="cache", cache_dir=tmp_path, cache_size=61)
+    cached = {"decode": "cache", "cache_dir": tmp_path, "cache_size": 61}
+    with said_anew():  # else once for a process
+        loader_of(photographs, **cached)
+        evaluation_pixels(photographs, **cached)
     assert "training crops come from the cache's images" in caplog.text
     assert "--cache-size 56 gives what --decode exact gives" in caplog.text
 

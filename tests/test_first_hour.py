@@ -15,6 +15,7 @@ from PIL import Image
 import dataset
 import options
 import train
+from dataset.files import said_anew
 from dataset.samplers import make_sampler
 from options import suited
 from options.suited import Images, Machine
@@ -207,6 +208,18 @@ def test_a_run_keeps_its_settings_and_names_what_comes_next(
     # A continued run has its own settings, whatever would be chosen now.
     tiny.resume(tmp_path / "first", "--max-steps 3")
     assert [row["step"] for row in tiny.metrics_rows(tmp_path / "first")] == ["2", "3"]
+
+
+def test_what_is_told_of_a_choice_is_kept_back_in_that_run_only(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = "--max-steps 1 --workers 0 --wandb disabled --no-report --embedding-size 8".split()
+    said = []
+    with said_anew():
+        for name, given in (("chosen", []), ("given", ["--decode", "cache"])):
+            train.main(parse(photos, *shared, *given, "--LOG_DIR", str(tmp_path), "--name", name))
+            said.append("training crops come from the cache's images" in caplog.text)
+    assert said == [False, True]
 
 
 # --- what cannot work, and how long it takes ------------------------------------------------------

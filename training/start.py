@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -51,10 +53,17 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     return options.as_begun(args, processes.from_main(run.read_args)), run
 
 
-def leave_out_what_is_told(args: Options) -> None:
-    """Keeps warnings back about settings that were chosen, and told with their reasons."""
+@contextlib.contextmanager
+def without_what_is_told(args: Options) -> Iterator[None]:
+    """In here, no warnings come about settings that were chosen, and told with their reasons."""
+    views = logging.getLogger("dataset.views")
+    level = views.level
     if args.chosen and "decode" not in args.given:
-        logging.getLogger("dataset.views").setLevel(logging.ERROR)
+        views.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        views.setLevel(level)
 
 
 def _images_of(run: RunFolder, stored: dict[str, Any]) -> str:
