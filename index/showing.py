@@ -126,7 +126,7 @@ def _seconds_per_image(index: Index) -> float:
 
 
 def tell_answers(answers: Sequence[Answer], index: Index) -> None:
-    """A table for each query: place, cosine, verdict where there is one, label, id."""
+    """A table for each query: place, cosine, verdict, label, id; then how often verdicts err."""
     for answer in answers:
         say(f"nearest to {answer.query} of {counted(len(index))}:")
         labels = [printable(hit.entry.label or "") for hit in answer.hits]
@@ -142,6 +142,8 @@ def tell_answers(answers: Sequence[Answer], index: Index) -> None:
             if not os.path.lexists(hit.entry.path):
                 note += "  (file gone)"
             say(line + shortened(hit.entry.id, WIDTH - columns(line) - columns(note)) + note)
+    if any(hit.verdict for answer in answers for hit in answer.hits):
+        say(wrapped(_threshold_words(index.thresholds.as_dict()), "verdicts  ", " " * 10))
 
 
 def write_answers(path: Path, answers: Sequence[Answer], index: Index) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -207,8 +208,22 @@ def _spelt_out(name: str, dest: str, value: Mapping[str, Any], start: Any) -> Ra
 def _checked(name: str, dest: str, low: Any, high: Any, log: bool, start: Any) -> Range:
     if not (_is_number(low) and _is_number(high) and low < high and (low > 0 or not log)):
         raise _unclear(name, [low, high])
-    whole = isinstance(low, int) and isinstance(high, int) and not isinstance(start, float)
-    return Range(dest, low, high, log, whole, start=start)
+    if _takes_fractions(dest, low, high, start):
+        return Range(dest, low, high, log, start=start)
+    if not (float(low).is_integer() and float(high).is_integer()):
+        raise InputError(f"search: {name} takes whole numbers, which [{low}, {high}] are not")
+    return Range(dest, int(low), int(high), log, whole=True, start=start)
+
+
+def _takes_fractions(dest: str, low: float, high: float, start: Any) -> bool:
+    """Whether what lies between two values is one: a flag says so, an argument by its values."""
+    if dest.startswith(LOSS_ARGUMENT):
+        return any(isinstance(one, float) for one in (low, high, start))
+    try:
+        (flag_named(dest).kind.parse or str)(str((low + high) / 2))
+    except (argparse.ArgumentTypeError, ValueError):
+        return False
+    return True
 
 
 def _is_number(value: Any) -> bool:

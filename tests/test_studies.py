@@ -200,6 +200,18 @@ def test_values_become_flags_that_train_takes(name):
     assert one.name in {r.name for r in declared(chosen)} or name != "lr"
 
 
+def test_a_range_of_a_flag_that_takes_whole_numbers_has_only_those():
+    from studies.plan import parsed
+
+    chosen = parsed([], "x")
+    for epochs in ([2, 9], [2.0, 9.0], [2, 8], {"low": 2.0, "high": 8}):
+        one = asked("epochs", epochs, chosen)
+        assert one.whole and one.words(one.rounded(5.4)) == ["--epochs", "5"]
+    with pytest.raises(InputError, match="epochs takes whole numbers"):
+        asked("epochs", [2.5, 9], chosen)
+    assert not asked("weight-decay", [0, 1], chosen).whole
+
+
 # --- who does what --------------------------------------------------------------------------------
 
 
