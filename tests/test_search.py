@@ -1054,7 +1054,8 @@ def test_thresholds_of_the_run_come_with_the_index(
     lines = said_by(f"query {index} {photo} --top 24", capsys).splitlines()
     assert lines[1].split()[2] == "same" and lines[24].split()[2] == "different"
     told = " ".join(" ".join(lines[25:]).split())
-    assert told.startswith("verdicts same from 0.999, different below 0.950; the first is wrong") and max(map(len, lines[1:])) <= 80
+    assert told.startswith("verdicts same from 0.999, different below 0.950; the first is wrong")
+    assert max(map(len, lines[1:])) <= 80
     assert "same from 0.999, different below 0.950" in said_by(f"info {index}", capsys)
 
 
