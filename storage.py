@@ -110,7 +110,7 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
             raise InputError(f"{other} and {flag} both name {path}; name two files")
         if path.resolve() in stay:
             raise InputError(
-                f"{flag} would overwrite {path}, which is read here; name another file"
+                f"{flag} would overwrite {path}, which is read here; write it elsewhere"
             )
         if path.is_dir():
             raise InputError(f"{flag}: {path} is a folder; name a file")

@@ -154,7 +154,7 @@ def write_failures(
         cosines=scores[: len(shown)],
         notes=[f"nearest right: place {rank:,}" for rank in ranks],
     )
-    table, drawing = folder / "failures.csv", folder / "failures.png"
+    table, drawing = (folder / name for name in WRITTEN["failures"])
     write_table(table, header, rows)
     save_picture(picture, drawing)
     return [table, drawing]
@@ -215,7 +215,7 @@ def write_answers(
             name, path = images.class_names[images.labels[neighbour]], images.paths[neighbour]
             rows.append([queries.paths[query], place, f"{value:.6g}", name, path])
             lines.append(f"{place:>4}  {value:.4f}  {name}  {path}")
-    table, drawing = folder / "query.csv", folder / "query.png"
+    table, drawing = (folder / name for name in WRITTEN["query"])
     notes = np.array([[f"{value:.3f}" for value in values] for values in scores])
     picture = contact_sheet(queries, found, notes, images)
     write_table(table, ["query", "place", "cosine", "class", "path"], rows)
@@ -324,3 +324,9 @@ WRITERS: dict[str, Callable[[Subject, Any], str]] = {
     "query": _query,
 }
 """Option → what writes what it asks for, called in all processes, and says where."""
+
+WRITTEN = {
+    "failures": ("failures.csv", "failures.png"),
+    "query": ("query.csv", "query.png"),
+}
+"""Option → the files that it writes into the folder of --out."""

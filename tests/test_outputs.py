@@ -29,7 +29,8 @@ def exported(*words: object) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """What looks like a run folder, so far as names go."""
-    for name in ("args.json", "results.json", "emoji_resnet18_best.pth", "mine.json", "e.npz"):
+    names = "args.json results.json emoji_resnet18_best.pth mine.json e.npz query.png failures.png"
+    for name in names.split():
         (tmp_path / name).write_text(name)
     return tmp_path
 
@@ -42,6 +43,9 @@ def run(tmp_path: Path) -> Path:
         (evaluated, "--resume RUN --json RUN/results.json"),
         (evaluated, "--resume RUN --query RUN/mine.json --neighbours RUN/../NAME/mine.json"),
         (evaluated, "--resume RUN --dataset csv:RUN/mine.json --csv RUN/mine.json"),
+        (evaluated, "--resume RUN --query RUN/query.png"),
+        (evaluated, "--resume RUN --query x.png RUN/failures.png --failures 3"),
+        (evaluated, "--resume RUN/emoji_resnet18_best.pth --query RUN/query.png --out RUN/."),
         (reported, "RUN --out RUN/emoji_resnet18_best.pth"),
         (reported, "RUN --embeddings RUN/e.npz --out RUN/e.npz"),
         (exported, "RUN/emoji_resnet18_best.pth --onnx RUN/emoji_resnet18_best.pth"),
