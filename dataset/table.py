@@ -7,13 +7,11 @@ every such image searches among the others), and x_1, y_1, x_2, y_2 are the box.
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
-import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +19,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.base import SPLITS, PathTable
-from dataset.decoding import need_file, reason
+from dataset.decoding import reason
 from dataset.files import is_file, join_words
 from dataset.own import Note, OwnData, Rows, check_one_held_out, numbered, split_of
+from dataset.spreadsheet import read_rows
 from utils import InputError
 
 _BOX = ("x1", "y1", "x2", "y2")
@@ -35,7 +34,6 @@ _BOX_NAMES = {
 _SPLIT_NAMES = ("split", "set", "subset", "partition", "phase", "evaluation_status")
 _FLAGS = ("is_query", "is_gallery")
 _KNOWN = {"path", "label", *_FLAGS, *_SPLIT_NAMES, *_BOX_NAMES}
-_DELIMITERS = ",;\t"
 _NO_BOX = (-1, -1, -1, -1)
 _LARGEST = 2**31 - 1
 _TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("", "false", "0", "0.0", "no", "nan", "none")
@@ -55,14 +53,11 @@ x1 to y2: a box in pixels, optional"""
     def rows(self) -> Rows:
         """Every row of the file; it is read once in a process, unless it changes."""
         try:
-            need_file(self.path)
             status = self.path.stat()
-            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
-            return _read(self.path.absolute(), self.path, self.given, stamp)
-        except (OSError, UnicodeError, csv.Error) as error:
-            raise InputError(
-                f"{self.given} cannot be read ({reason(error)}); it must be a CSV file in UTF-8"
-            ) from error
+        except OSError as error:
+            raise InputError(f"{self.given} cannot be read ({reason(error)})") from error
+        stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+        return _read(self.path.absolute(), self.path, self.given, stamp)
 
 
 @lru_cache(maxsize=8)
@@ -98,7 +93,7 @@ class _Table:
         self.on_disk = _OnDisk(str(self.folder))
 
     def read(self) -> Rows:
-        rows = self._rows()
+        rows = read_rows(self.path, self.given)
         columns = self._columns(next(rows, (0, []))[1])
         paths: list[str] = []
         labels: list[str] = []
@@ -131,20 +126,6 @@ class _Table:
         )
 
     # --- lines ---
-
-    def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        """The rows that are not empty, the heading first, and the numbers of their first lines."""
-        with self.path.open(encoding=_encoding(self.path), newline="") as file:
-            delimiter, spoken = _delimiter(file)
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-            line = 1
-            for row in reader:
-                first, line = line, reader.line_num + 1
-                if spoken and row and row[0].lower().startswith("sep="):
-                    spoken = False
-                elif any(map(str.strip, row)):
-                    yield first, row
 
     def _fitted(self, row: list[str], columns: _Columns, line: int) -> list[str]:
         missing = len(columns.names) - len(row)
@@ -380,26 +361,6 @@ class _OnDisk:
 
 def _has_break(text: str) -> bool:
     return "\n" in text or "\r" in text
-
-
-def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(2)
-    return "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-
-
-def _delimiter(lines: Iterable[str]) -> tuple[str, bool]:
-    """The character that parts the heading, and whether a line "sep=;" before it says so.
-
-    Spreadsheets of many countries write ";".
-    """
-    for line in lines:
-        spoken = re.fullmatch("sep=(.)", line.strip(), re.IGNORECASE)
-        if spoken:
-            return spoken[1], True
-        if line.strip(_DELIMITERS + '" \r\n'):
-            return max(_DELIMITERS, key=line.count), False
-    return _DELIMITERS[0], False
 
 
 def _box_array(boxes: dict[int, tuple[int, ...]], count: int) -> np.ndarray | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from dataset.files import is_file, is_folder, join_words, tree, warn_once
+from dataset.spreadsheet import read_rows
 from machine import expanded
-from storage import decoded
 from utils import InputError
 
 logger = logging.getLogger("index")
@@ -92,7 +91,7 @@ def _in_folder(folder: str, given: str) -> Iterator[Photo]:
 
 
 def _in_table(path: str, given: str) -> Iterator[Photo]:
-    rows = _rows(path, given)
+    rows = read_rows(Path(path), given)
     _, heading = next(rows, (0, []))
     names = [name.strip().lower() for name in heading]
     if "path" not in names:
@@ -117,20 +116,3 @@ def _in_table(path: str, given: str) -> Iterator[Photo]:
         yield Photo(file, values.get("id") or None, values.get("label") or None)
     if not count:
         raise InputError(f"{given} has no rows below its heading; add images")
-
-
-def _rows(path: str, given: str) -> Iterator[tuple[int, Sequence[str]]]:
-    """The rows that are not empty, the heading first, and their line numbers."""
-    try:
-        text = decoded(Path(path).read_bytes())
-        first = text.partition("\n")[0]
-        delimiter = max(",;\t", key=first.count)
-        reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
-        for row in reader:
-            if any(map(str.strip, row)):
-                yield reader.line_num, row
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise InputError(
-            f"{given} cannot be read ({getattr(error, 'strerror', None) or error}); it must be a "
-            "CSV file in UTF-8"
-        ) from error

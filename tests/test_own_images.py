@@ -27,6 +27,7 @@ from dataset.__main__ import main
 from dataset.check import Report, as_text, check
 from dataset.wording import columns
 from evaluation.networks import found_again, open_checkpoint
+from index.sources import photos_of
 from options import looking
 from options.meaning import changed
 from page.records import read
@@ -653,19 +654,31 @@ def test_columns_that_are_not_used_are_named(
         dataset.load(table(tmp_path, "path,class", "a/0.jpg,a"))
 
 
+NOT_CLOSED = "a quotation mark is opened and not closed"
+
+
 @pytest.mark.parametrize(
-    ("column", "lines"),
-    [("label", ['a/0.jpg,"a']), ("path", ['"a/0.jpg', 'b/0.jpg",b'])],
+    ("lines", "said"),
+    [
+        (['a/0.jpg,"a'], NOT_CLOSED),
+        (['"a/0.jpg', 'b/0.jpg",b'], "the path goes on in the next line"),
+        (['a/0.jpg,a,"5 inch'], NOT_CLOSED),
+        (['a/0.jpg,a,"5 inch', 'b/0.jpg,b,"6 inch'], NOT_CLOSED),
+        (['a/0.jpg,a,"5 inch', *["a/0.jpg,a"] * 15_000], NOT_CLOSED),  # too long for one field
+    ],
 )
 def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(
-    column: str, lines: list[str], tmp_path: Path
+    lines: list[str], said: str, tmp_path: Path
 ) -> None:
     photos(tmp_path, "abcd")
     rows = [f"{c}/{k}.jpg,{c}" for c in "abcd" for k in range(2)]
-    given = table(tmp_path, "path,label", rows[-1], "", *lines, *rows)
-    with pytest.raises(InputError, match=f"line 4: the {column} goes on in the next line"):
+    given = table(tmp_path, "path,label,said", rows[-1], "", *lines, *rows)
+    with pytest.raises(InputError, match=f"line 4: {said}"):
         dataset.load(given)
-    given = table(tmp_path, "path,label,said", *rows[:-1], f'{rows[-1]},"two\nlines"')
+    if said == NOT_CLOSED:
+        with pytest.raises(InputError, match=f"line 4: {said}"):
+            photos_of([given])
+    given = table(tmp_path, "path,label,said", *rows[:-1], f'{rows[-1]},"two\nlines, 5"" wide"')
     assert len(dataset.load(given)) == 4  # a break elsewhere is nobody's business
 
 

@@ -566,6 +566,9 @@ def test_folders_tables_and_files_name_images(tmp_path: Path) -> None:
         table.write_text(content)
         with pytest.raises(InputError, match=said):
             found("more.csv")
+    # As spreadsheets write tables.
+    table.write_text("sep=;\n\npath; id\nphotos/a.png; 5\n", encoding="utf-16")
+    assert found("more.csv") == [("photos/a.png", "5", None)]
     # What names an image again adds what is not known of it; it has one id.
     table.write_text("path,id,label\nphotos/mug/b.png,3,Cup\nphotos/a.png,4,\n")
     assert found("photos", "more.csv")[::2] == [

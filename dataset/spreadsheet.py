@@ -1,0 +1,96 @@
+"""Rows of a CSV file as people and spreadsheet programs write it.
+
+In UTF-8, with or without a mark at its start, or in UTF-16 with one; with commas, semicolons or
+tabs between fields; with a first line "sep=;" or without.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dataset.decoding import need_file, reason
+from utils import InputError
+
+_DELIMITERS = ",;\t"
+
+
+def read_rows(path: Path, given: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty, the heading first, and the numbers of their first lines.
+
+    Args:
+        given: what the file is called in a message.
+
+    Raises:
+        InputError: it cannot be read, or a quotation mark is opened and not closed.
+    """
+    try:
+        need_file(path)
+        with path.open(encoding=_encoding(path), newline="") as file:
+            delimiter, spoken = _delimiter(file)
+            file.seek(0)
+            for line, row in _parsed(file, delimiter, given):
+                if spoken and row and row[0].lower().startswith("sep="):
+                    spoken = False
+                elif any(map(str.strip, row)):
+                    yield line, row
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise InputError(
+            f"{given} cannot be read ({reason(error)}); it must be a CSV file in UTF-8"
+        ) from error
+
+
+def _parsed(lines: Iterable[str], delimiter: str, given: str) -> Iterator[tuple[int, list[str]]]:
+    kept: list[str] = []  # the lines of one row
+
+    def keeping() -> Iterator[str]:
+        for line in lines:
+            kept.append(line)
+            yield line
+
+    reader = csv.reader(keeping(), delimiter=delimiter, skipinitialspace=True)
+    first = 1
+    try:
+        for row in reader:
+            if len(kept) > 1:
+                _check_closed(kept, delimiter)
+            yield first, row
+            kept.clear()
+            first = reader.line_num + 1
+    except csv.Error as error:
+        if len(kept) == 1:
+            raise
+        raise InputError(
+            f"{given} line {first}: a quotation mark is opened and not closed; close it, or "
+            'write "" for a quotation mark inside a field'
+        ) from error
+
+
+def _check_closed(lines: list[str], delimiter: str) -> None:
+    """Raises csv.Error where a field that goes on in other lines does not end with its mark.
+
+    It has swallowed the rows below it, up to the next mark or the end of the file.
+    """
+    list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(2)
+    return "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+
+def _delimiter(lines: Iterable[str]) -> tuple[str, bool]:
+    """The character that parts the heading, and whether a line "sep=;" before it says so.
+
+    Spreadsheets of many countries write ";".
+    """
+    for line in lines:
+        spoken = re.fullmatch("sep=(.)", line.strip(), re.IGNORECASE)
+        if spoken:
+            return spoken[1], True
+        if line.strip(_DELIMITERS + '" \r\n'):
+            return max(_DELIMITERS, key=line.count), False
+    return _DELIMITERS[0], False
