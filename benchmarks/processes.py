@@ -3,11 +3,13 @@
     python benchmarks/processes.py                 # 1 against 2 and 3, on the CPU
     python benchmarks/processes.py --device cuda   # 1 against 2 that share the GPU, by torchrun
     python benchmarks/processes.py --shard-proxies # the losses whose proxies can be divided
+    python benchmarks/processes.py --memory 400000 # what a process holds of so many classes
 
 Five optimisation steps on small pictures (on the CPU with a last batch smaller than the others) by
 one process, and by several gloo processes on this machine: losses, weights and buffers of network
 and criterion are compared, absolutely below 1 and relatively above. What the tests check, as a
-table.
+table. `--memory` instead takes two steps of Proxy-Anchor with AdamW (d = 512, 256 images in all)
+and prints the highest memory of a process beyond what it began with.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,6 +31,10 @@ import together
 import torch
 from test_processes import METHODS, five_steps, largest_difference
 from test_shares import DIVIDED, LOSSES
+
+import losses
+import processes
+from benchmarks.losses import status_mebibytes
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -57,12 +64,50 @@ def sharing_the_gpu(images: Path, folder: Path, flags: str, more: str = "") -> l
     return [largest_difference(*states)]
 
 
+def proxies_held(classes: int) -> dict[str, torch.Tensor]:
+    """MiB that two steps of this process take at their peak, and the seconds of the second."""
+    before = status_mebibytes("VmRSS")
+    torch.manual_seed(0)
+    objective = losses.compose("Proxy_Anchor", classes, embedding_size=512)
+    if processes.world() > 1:
+        for part in objective.modules():
+            if isinstance(part, losses.ProxyLoss):
+                part.divide()
+    optimiser = torch.optim.AdamW(objective.parameters(), 1e-3)
+    processes.count_once(objective.parameters())
+    own = processes.shard(256)
+    embeddings = torch.randn(256, 512)[own].requires_grad_()
+    labels = torch.randint(classes, (256,))[own]
+    for _ in range(2):
+        start = time.perf_counter()
+        optimiser.zero_grad()
+        objective(losses.Embeddings(embeddings), labels).backward()
+        processes.sum_gradients(objective.parameters())
+        optimiser.step()
+    peak = status_mebibytes("VmHWM") - before  # with what building took
+    return {"MiB": torch.tensor(peak), "seconds": torch.tensor(time.perf_counter() - start)}
+
+
+def tell_memory(classes: int) -> None:
+    """Prints what a process holds, alone and as one of two that have half of the proxies each."""
+    print("| processes | MiB of each | seconds |\n|---|---|---|", flush=True)
+    for count in (1, 2):
+        with tempfile.TemporaryDirectory() as name:
+            found = together.run(count, partial(proxies_held, classes), Path(name))
+        most, slowest = (max(float(one[key]) for one in found) for key in ("MiB", "seconds"))
+        print(f"| {count} | {most:,.0f} | {slowest:.1f} |", flush=True)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shard-proxies", action="store_true")
+    parser.add_argument("--memory", type=int, metavar="CLASSES")
     args = parser.parse_args()
+    if args.memory:
+        tell_memory(args.memory)
+        return
     on_gpu, methods = args.device == "cuda", LOSSES if args.shard_proxies else METHODS
     torch.set_num_threads(1)
     heads = ("2 processes on one GPU",) if on_gpu else ("2 processes", "3 processes")
