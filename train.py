@@ -233,6 +233,8 @@ def fit(training: Training, keeper: Keeper, signals: Signals, row: Row | None = 
         if signals.agreed() is not None:
             raise Interrupted(signals.requested)
         if training.finished:
+            if row is not None:
+                keeper.save()  # with what this evaluation found: a longer run goes on from there
             return
         epoch = training.clock.epoch + 1
         try:

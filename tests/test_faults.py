@@ -138,7 +138,7 @@ def test_saves_between_epochs_and_older_checkpoints(images, tmp_path, monkeypatc
 
     monkeypatch.setattr(RunFolder, "save_last", watched)
     folder = tiny.run(images, tmp_path, "run", "--epochs 2 --save-every 3 --keep 2")
-    assert saved == [0, 3, 6, 8, 9, 12, 15, 16]
+    assert saved == [0, 3, 6, 8, 9, 12, 15, 16, 16], "the last with what was measured then"
     assert sorted(p.name for p in folder.glob("step_*")) == [
         "step_00000015.pth",
         "step_00000016.pth",
@@ -691,6 +691,25 @@ def test_a_run_begun_with_max_steps_says_at_once_that_it_goes_on_to_the_end(
     tiny.resume(folder, "")
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("begun with --max-steps 2, continued to the end of the run")
+
+
+@pytest.mark.parametrize(
+    ("first", "longer"),
+    [("--epochs 3 --max-steps 3", "--max-steps 8"), ("--epochs 2 --eval-every 3", "--epochs 4")],
+)
+def test_what_the_end_of_a_shorter_run_measured_is_kept_when_it_goes_on(
+    first, longer, images, tmp_path
+) -> None:
+    folder = tiny.run(images, tmp_path, "run", f"{first} --lr 1e-2 --warm 0")
+    measured = tiny.untimed_rows(folder)
+    assert measured[-1]["R@1"]
+    tiny.resume(folder, longer)
+    rows = tiny.untimed_rows(folder)
+    assert len(rows) > len(measured) and rows[: len(measured)] == measured
+    best = max((row for row in rows if row["R@1"]), key=lambda row: float(row["R@1"]))
+    results = json.loads((folder / "results.json").read_text())
+    assert results["best_epoch"] == int(best["epoch"])
+    assert tiny.saved(folder, "best")["step"] == int(best["step"])
 
 
 def test_a_run_goes_on_where_its_images_have_moved_and_on_no_others(images, tmp_path) -> None:
