@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from net.backbones import MODELS, TIMM, Backbone, find_backbone
 from net.choices import (
+    ALL_BLOCKS,
     BN_FREEZE,
     HEAD_NORMS,
     HEAD_USES,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from net.network import EmbeddingNet
 
 __all__ = [
+    "ALL_BLOCKS",
     "BN_FREEZE",
     "HEAD_NORMS",
     "HEAD_USES",

@@ -56,7 +56,14 @@ NO_RISE = Need(
     "--schedule step, milestones, cosine or constant", lambda args: args.schedule != "onecycle"
 )
 ADAM = Need("--optimizer adamw or adam", lambda args: args.optimizer in ("adamw", "adam"))
-MOMENTUM = Need("--optimizer sgd or rmsprop", lambda args: args.optimizer in ("sgd", "rmsprop"))
+MOMENTUM = Need(
+    "--optimizer sgd or rmsprop, without --schedule onecycle, which has a momentum of its own",
+    lambda args: args.optimizer in ("sgd", "rmsprop") and args.schedule != "onecycle",
+)
+BLOCKS_TRAIN = Need(
+    "a backbone that trains (not --freeze-blocks all)",
+    lambda args: args.freeze_blocks != net.ALL_BLOCKS,
+)
 SGD = Need(
     "--optimizer sgd with a --momentum above 0",
     lambda args: args.optimizer == "sgd" and args.momentum > 0,
@@ -279,7 +286,7 @@ FINETUNING = Group("fine-tuning: what of a pretrained network is kept and what r
          "norms), or several: prompts:10,bitfit; checkpoints hold that alone"),
     flag("--drop-path", 0.0, Kind(number(0.0, 0.99), "P"),
          "stochastic depth: share of the images for which the last block's branches are left out, "
-         "rising to it from 0 at the first block"),
+         "rising to it from 0 at the first block", need=BLOCKS_TRAIN),
     flag("--grad-checkpointing", False, SWITCH,
          "compute the blocks once more in the backward instead of keeping their inner results: "
          "less memory, a third more time, the same numbers", change=NOTHING),
@@ -299,10 +306,10 @@ OPTIMISATION = Group("optimisation", (
     flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network",
          search=Search(1e-5, 3e-3)),
     flag("--lr_p --lr-p", None, not_negative("LR"), "learning rate of the backbone",
-         shown="--lr"),
+         need=BLOCKS_TRAIN, shown="--lr"),
     flag("--layer-decay", 1.0, Kind(number(0.0, 1.0, above=True), "F"),
          "each block of the backbone learns F times as fast as the one above it; the last one and "
-         "the heads at the full rate"),
+         "the heads at the full rate", need=BLOCKS_TRAIN),
     flag("--weight-decay", 1e-4, not_negative("WD"), "for every parameter"),
     flag("--decay-vectors", 1, BINARY,
          "0: no weight decay on biases and norms (BatchNorm, LayerNorm) of the network"),
@@ -322,6 +329,13 @@ OPTIMISATION = Group("optimisation", (
          shown="none; with --schedule cosine its own rise"),
     flag("--lr-floor", 0.0, SHARE, "the cosine ends at F times the rates",
          need=schedule_is("cosine")),
+    flag("--lr-min", 0.0, Kind(number(0.0), "RATE"),
+         "the cosine ends at this rate in all groups alike, as PyTorch's eta_min says",
+         need=schedule_is("cosine")),
+    flag("--cosine-epochs", None, EPOCHS,
+         "length of the cosine; a shorter run ends partway down, in a longer one the rates rise "
+         "again", need=schedule_is("cosine"),
+         shown="the run's"),
     flag("--lr-decay-step", 10, EPOCHS, "epochs between two decays", need=schedule_is("step")),
     flag("--lr-decay-gamma --lr_gamma", 0.5, SHARE, "factor of a decay",
          need=schedule_is("step", "milestones")),

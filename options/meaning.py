@@ -121,6 +121,24 @@ def notices(args: argparse.Namespace) -> list[str]:
     ]
 
 
+def check_schedule(args: argparse.Namespace) -> None:
+    """Raises InputError where the flags of the schedule leave it without an effect, or clash."""
+    if args.schedule == "milestones" and not args.milestones:
+        raise InputError(
+            "--schedule milestones decays at the steps that --milestones names; name them, or use "
+            "--schedule constant"
+        )
+    if args.lr_min and args.lr_floor:
+        raise InputError(
+            "--lr-min and --lr-floor both say where the cosine ends; leave one of them out"
+        )
+    if args.lr_min > args.lr:
+        raise InputError(
+            f"--lr-min {args.lr_min:g}, the rate at the end of the cosine, is above --lr "
+            f"{args.lr:g}, the rate at its start; choose at most that"
+        )
+
+
 def check_metrics(args: argparse.Namespace, evaluated: Iterable[dataset.DataSet]) -> None:
     """Raises InputError where `--metrics official` was given and no data set has that protocol."""
     asked = "metrics" in args.given and "official" in args.metrics

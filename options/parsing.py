@@ -38,6 +38,7 @@ from options.meaning import (
     check_metrics,
     check_one_checkpoint,
     check_ranking,
+    check_schedule,
     resolved,
     unread,
     useless,
@@ -184,6 +185,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
         check_metrics(args, [dataset.find(args.dataset)])
         methods.check(args)
+        check_schedule(args)
         return resolved(args)
     except InputError as error:
         parser.error(str(error))

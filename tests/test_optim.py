@@ -15,6 +15,7 @@ from torch import nn
 import net
 import options
 import processes
+import train
 from training import optim
 from training.setup import describe
 
@@ -299,6 +300,15 @@ def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):
         ("--optimizer sgd --momentum 0 --nesterov 1", ["--nesterov", "--momentum above 0"]),
         ("--clip-norm -1", ["--clip-norm", "from 0"]),
         ("--lr-floor 2 --schedule cosine", ["--lr-floor", "from 0 to 1"]),
+        ("--schedule cosine --lr-floor 0.1 --lr-min 1e-6", ["--lr-min and --lr-floor"]),
+        ("--schedule cosine --lr 1e-5 --lr-min 1e-4", ["--lr-min 0.0001", "is above --lr 1e-05"]),
+        ("--lr-min 1e-6", ["--lr-min", "--schedule cosine"]),
+        ("--cosine-epochs 5", ["--cosine-epochs", "--schedule cosine"]),
+        ("--schedule milestones", ["--milestones names"]),
+        ("--optimizer sgd --momentum 0 --schedule onecycle", ["--momentum", "of its own"]),
+        ("--freeze-blocks all --lr_p 1e-4", ["--lr_p", "a backbone that trains"]),
+        ("--freeze-blocks all --layer-decay 0.5", ["--layer-decay", "a backbone that trains"]),
+        ("--freeze-blocks all --drop-path 0.5", ["--drop-path", "a backbone that trains"]),
     ],
 )
 def test_flags_that_cannot_act_are_refused(flags, words, capsys):
@@ -323,6 +333,53 @@ def test_every_flag_on_the_page_on_optimisation_exists():
     assert set(re.findall(r"`(--[a-zA-Z][a-zA-Z_-]+)", text)) <= known
 
 
+@pytest.mark.parametrize("epochs", [3, 8, 12])
+def test_a_cosine_of_its_own_length_is_torchs(epochs, images):
+    """With one end for all groups, at whole epochs; in the longest run the rates rise again."""
+    flags = f"--schedule cosine --lr-warmup 0 --cosine-epochs 8 --lr-min 1e-4 --epochs {epochs}"
+    made = tiny.prepare(images, f"{flags} --lr 1e-2 --proxy-lr-scale 50").optimisers
+    base = {group["name"]: group["base_lr"] for group in made.groups}
+    assert base["proxies"] == pytest.approx(0.5)
+    for name, rate in base.items():
+        peer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], rate)
+        theirs = torch.optim.lr_scheduler.CosineAnnealingLR(peer, 8, 1e-4)
+        for epoch in range(epochs + 1):
+            made.set_learning_rates(epoch, epoch * 8)
+            assert made.learning_rates()[name] == pytest.approx(theirs.get_last_lr()[0], rel=1e-6)
+            peer.step()
+            theirs.step()
+
+
+def test_a_schedule_that_does_not_act_is_noted(images, capsys):
+    train.main(tiny.parse(images, "--schedule milestones --milestones 2 99 --epochs 2 --dry-run"))
+    said = capsys.readouterr().out
+    assert "--milestones 99 lies behind the last of the run's" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "cosine --cosine-epochs 4", "step"])
+def test_a_run_that_is_made_longer_says_that_its_rates_are_stretched(
+    schedule, images, tmp_path, capsys
+):
+    folder = tiny.run(images, tmp_path, "run", f"--epochs 1 --warm 0 --schedule {schedule}")
+    tiny.resume(folder, "--epochs 2 --dry-run")
+    told = "--epochs 2 stretches the" in capsys.readouterr().out
+    assert told == (schedule in ("cosine", "onecycle"))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "rmsprop", "adam", "adamw"])
+def test_the_disk_that_a_run_is_said_to_need_is_enough(kind, images, tmp_path):
+    made = tiny.prepare(images, f"--optimizer {kind} --warm 0").optimisers
+    folder = tiny.run(images, tmp_path, "run", f"--optimizer {kind} --warm 0 --max-steps 1")
+    kept = [
+        tensor
+        for optimiser in tiny.saved(folder)["optimisers"]["optimisers"]
+        for state in optimiser["state"].values()
+        for tensor in state.values()
+        if torch.is_tensor(tensor) and tensor.dim()
+    ]
+    assert sum(t.numel() * t.element_size() for t in kept) == made.bytes_of_state() > 0
+
+
 def test_the_command_line_reaches_the_optimisers(images):
     made = tiny.prepare(
         images, "--clip-norm 3 --clip 0 --adam-eps 1e-4 --lr-warmup 2 --schedule cosine "
@@ -335,7 +392,7 @@ def test_the_command_line_reaches_the_optimisers(images):
         rates.append(made.learning_rates()["backbone"] / 1e-3)
     assert rates[:3] == pytest.approx([0.5, 1.0, 1.0]) and rates[8] == pytest.approx(0.5)
     assert rates[2:] == sorted(rates[2:], reverse=True)
-    sgd = tiny.prepare(images, "--optimizer sgd --momentum 0.5 --nesterov 0 --schedule onecycle")
+    sgd = tiny.prepare(images, "--optimizer sgd --nesterov 0 --schedule onecycle")
     assert sgd.optimisers.groups[0]["nesterov"] is False
     sgd.optimisers.set_learning_rates(0, 0)
     assert sgd.optimisers.groups[0]["momentum"] == pytest.approx(0.95)

@@ -9,6 +9,7 @@ import numpy as np
 
 import options
 from methods.base import Options
+from net.choices import ALL_BLOCKS
 
 if TYPE_CHECKING:
     from training.state import Training
@@ -36,6 +37,7 @@ def _too_few_steps(training: Training, args: Options) -> Iterator[str]:
     """A network that starts from nothing has a way to go, and these steps are few and short."""
     steps, rate = len(training.loader), args.lr if args.lr_p is None else args.lr_p
     from_nothing = args.pretrained == "none" and not args.checkpoint
+    from_nothing = from_nothing and args.freeze_blocks != ALL_BLOCKS
     short = args.optimizer in ("adamw", "adam") and rate <= LOW_RATE
     if from_nothing and short and steps < LEAST_STEPS:
         total = training.length.total_steps(steps)

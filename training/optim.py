@@ -48,6 +48,7 @@ def cosine(
     *,
     warmup: int | None = None,
     floor: float = 0.0,
+    length: int | None = None,
 ) -> Schedule:
     """Linear from 0 during a tenth of all steps, then half a cosine from 1 down to `floor`.
 
@@ -57,14 +58,19 @@ def cosine(
     Args:
         warmup: steps of a warm-up of all groups (see `Optimisers`), which takes the place of the
             rise: the cosine begins after it. 0 is neither.
+        length: steps at which the cosine ends, where that is not with the run: one that is longer
+            is left before its end, and after the end of a shorter one the rates rise again, as with
+            torch's `CosineAnnealingLR`.
     """
+    end = length or total_steps
     rising = max(1, round(0.1 * total_steps)) if warmup is None else warmup
 
     def factor(epoch: float, step: int) -> float:
         position = step if steps_per_epoch is None else epoch * steps_per_epoch
         if position < rising:
             return min(1.0, (position + 1) / rising) if warmup is None else 1.0
-        done = min(1.0, (position - rising) / max(1, total_steps - rising))
+        done = (position - rising) / max(1, end - rising)
+        done = done if length else min(1.0, done)
         return floor + (1 - floor) * (0.5 * (1 + math.cos(math.pi * done)))
 
     return factor
@@ -166,6 +172,7 @@ class Optimisers:
         weight_decay: for the groups that name none.
         schedule: for the groups without a `step` and `gamma` of their own.
         momentum: a schedule of Adam's first beta, or of the momentum, of the same groups.
+        least: rate at which `schedule` is 0, the same for all its groups: torch's `eta_min`.
         warmup: steps in which the rates of all groups rise linearly to what their schedules say.
         clip_norm: limit on the norm of all gradients together, the criterion's included; 0 is none.
         clip: limit on the absolute value of each gradient entry after that; 0 is none.
@@ -180,6 +187,7 @@ class Optimisers:
         weight_decay: float,
         schedule: Schedule,
         momentum: Schedule | None = None,
+        least: float = 0.0,
         warmup: int = 0,
         clip_norm: float = 0.0,
         clip: float = 0.0,
@@ -193,6 +201,7 @@ class Optimisers:
         # Groups of one kind share an optimiser; a second one is made only for another kind.
         self._members: dict[str, list[dict]] = {}
         self._schedules: dict[str, Schedule] = {}
+        self._least: dict[str, float] = {}
         self._momenta: dict[str, Schedule] = {}
         self._holds: dict[str, float] = {}
         for group in groups:
@@ -202,6 +211,7 @@ class Optimisers:
             every, gamma = group.pop("step", None), group.pop("gamma", None)
             own = every is not None
             self._schedules[group["name"]] = step_decay(every, gamma) if own else schedule
+            self._least[group["name"]] = 0.0 if own else least
             if momentum is not None and not own:
                 self._momenta[group["name"]] = momentum
             group["base_lr"] = group["lr"]
@@ -245,8 +255,9 @@ class Optimisers:
         risen = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         for group in self.groups:
             name = group["name"]
-            factor = self._schedules[name](epoch, step) * self._holds.get(name, 1.0) * risen
-            group["lr"] = group["base_lr"] * factor
+            scheduled, held = self._schedules[name](epoch, step), self._holds.get(name, 1.0)
+            group["lr"] = group["base_lr"] * (scheduled * held * risen)
+            group["lr"] += self._least[name] * (1 - scheduled) * held * risen
             if name in self._momenta:
                 _set_momentum(group, self._momenta[name](epoch, step))
 
@@ -320,12 +331,12 @@ class Optimisers:
         return lines
 
     def bytes_of_state(self) -> int:
-        """What a checkpoint will keep of the optimisers at most: Adam has two means a parameter.
+        """What a checkpoint will keep of the optimisers at most: two tensors a parameter, SGD one.
 
         Parameters that rest at the start, as in a warm-up, may train later.
         """
         return sum(
-            (2 if kind.startswith("adam") else 1) * parameter.numel() * parameter.element_size()
+            (1 if kind == "sgd" else 2) * parameter.numel() * parameter.element_size()
             for kind, members in self._members.items()
             for group in members
             for parameter in group["params"]

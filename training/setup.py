@@ -217,6 +217,7 @@ def build_optimisers(
         rule=optim.Rule(args.optimizer, args.adam_eps, args.momentum, bool(args.nesterov)),
         weight_decay=args.weight_decay,
         schedule=schedule,
+        least=args.lr_min,
         momentum=momentum,
         warmup=args.lr_warmup or 0,
         clip_norm=args.clip_norm,
@@ -236,7 +237,9 @@ def build_schedules(
         case "milestones":
             return optim.milestones(args.milestones, args.lr_decay_gamma), None
         case "cosine":
-            return optim.cosine(*total, warmup=args.lr_warmup, floor=args.lr_floor), None
+            length = args.cosine_epochs and args.cosine_epochs * steps_per_epoch
+            more = {"warmup": args.lr_warmup, "floor": args.lr_floor, "length": length}
+            return optim.cosine(*total, **more), None
         case "onecycle":
             return optim.one_cycle(*total)
     return optim.constant, None
@@ -249,10 +252,20 @@ def _about_warmup(training: Training) -> list[str]:
     return [few] if rising >= steps else []
 
 
-def _about_pieces(training: Training) -> list[str]:
+def _about_milestones(training: Training, args: Options) -> list[str]:
+    steps = training.length.total_steps(len(training.loader))
+    late = [step for step in args.milestones if step >= steps]
+    if args.schedule != "milestones" or not late:
+        return []
+    verb = "lies" if len(late) == 1 else "lie"
+    named = ", ".join(map(str, late))
+    return [f"--milestones {named} {verb} behind the last of the run's {steps:,} steps"]
+
+
+def _about_pieces(training: Training, batch: int) -> list[str]:
     norms = (m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d))
     size = training.micro_batch
-    if size is None or not any(norm.training for norm in norms):
+    if size is None or size >= batch or not any(norm.training for norm in norms):
         return []
     return [f"--micro-batch {size}: a BatchNorm that trains sees {size} images at a time"]
 
@@ -298,7 +311,12 @@ def describe(training: Training) -> str:
         *(f"ema         {words}" for words in filter(None, [_about_average(training)])),
         *(
             f"note        {line}"
-            for line in [*options.notices(args), *_about_warmup(training), *_about_pieces(training)]
+            for line in [
+                *options.notices(args),
+                *_about_warmup(training),
+                *_about_milestones(training, args),
+                *_about_pieces(training, args.batch_size),
+            ]
         ),
         *(f"warning     {line}" for line in doubts(training)),
     ]

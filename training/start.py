@@ -19,6 +19,7 @@ from evaluation.networks import checkpoint_file, found_again, looked_for
 from methods.base import Options
 from net.base import describe_base
 from runs import RunFolder, data_name, find_run, run_name
+from terminal import say
 from training.state import Training
 from training.tracking import About, Tracker, wandb_mode
 from utils import InputError
@@ -46,11 +47,24 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
                 f"begun with --max-steps {stored['max_steps']}, continued to the end of the run "
                 "(--max-steps N stops it earlier)"
             )
+        _tell_of_stretching(args, stored)
         return args, run
     run = _begun_by(args) if args.resume == "auto" else None
     if run is None:
         return args, None
     return options.as_begun(args, processes.from_main(run.read_args)), run
+
+
+def _tell_of_stretching(args: Options, stored: dict[str, Any]) -> None:
+    """Says what another length does to rates that follow the length of the run."""
+    follows = args.schedule == "onecycle" or (args.schedule == "cosine" and not args.cosine_epochs)
+    for name in ("epochs", "steps"):
+        before, now = stored.get(name), getattr(args, name)
+        if follows and None not in (before, now) and before != now:
+            say(
+                f"--{name} {now} stretches the {args.schedule} that was begun for {before:,} "
+                f"{name}: the rates change at once, and those of the run are of neither length"
+            )
 
 
 @contextlib.contextmanager
