@@ -150,3 +150,4 @@ def test_a_batch_norm_that_trains_is_named(images):
     assert words in describe(tiny.prepare(images, "--micro-batch 5"))
     assert words not in describe(tiny.prepare(images, f"--micro-batch 5 {FROZEN}"))
     assert words not in describe(tiny.prepare(images, ""))
+    assert "images at a time" not in describe(tiny.prepare(images, "--micro-batch 12"))
