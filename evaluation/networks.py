@@ -23,7 +23,7 @@ from evaluation.embedding import Viewing
 from evaluation.tasks import Task, tasks_of
 from machine import expanded
 from net import hub
-from net.base import whole
+from net.building import whole
 from net.peft import fingerprint
 from runs import RunFolder, load_checkpoint
 from utils import InputError, damage_in_words

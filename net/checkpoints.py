@@ -72,18 +72,20 @@ def architecture_of(
         raise InputError(f"{source} describes a network that cannot be built: {error}") from error
 
 
+def is_ours(checkpoint: dict) -> bool:
+    """Whether a checkpoint says which network it holds."""
+    return "network" in checkpoint or "clock" in checkpoint
+
+
 def description_of(checkpoint: dict, source: str | Path) -> dict[str, Any] | None:
     """What a checkpoint of ours says of its network; None for a foreign file.
 
     Raises:
         InputError: it says what this version does not know.
     """
-    if "network" in checkpoint:
-        said = checkpoint["network"]
-    elif "clock" in checkpoint:
-        said = _described_by_flags(checkpoint)
-    else:
+    if not is_ours(checkpoint):
         return None
+    said = checkpoint["network"] if "network" in checkpoint else _described_by_flags(checkpoint)
     said = {**_UNSAID, **said}
     described = {entry: value for entry, value in said.items() if entry not in _NO_LONGER_KEPT}
     if _has_former_specific(_unwrapped(checkpoint)):

@@ -610,3 +610,51 @@ def test_a_run_starts_from_a_peft_run(images: Path, tuned: Path) -> None:
         tiny.prepare(images, f"{TINY_VIT}--head-norm layer --pretrained none --checkpoint {tuned}")
     again = tiny.prepare(images, f"{TINY_VIT}{PEFT}--pretrained none --checkpoint {tuned}").network
     assert same(again.state_dict(), net.load_run(tuned).model.network.state_dict())
+
+
+# --- a run's own checkpoint as --pretrained -------------------------------------------------------
+
+
+def started_from(file: Path, **more: object) -> net.EmbeddingNet:
+    return net.build(Architecture(**(VIT | more)), pretrained=str(file)).eval()
+
+
+def features_of_run(run: Path, images: torch.Tensor, **more: object) -> torch.Tensor:
+    with torch.no_grad():
+        return net.load_run(run, device="cpu", **more).model.network.features(images)
+
+
+def test_a_backbone_starts_from_what_a_peft_run_has_trained(images, weights, tmp_path, capsys):
+    flags = f"{TINY_VIT}--peft lora:2,bitfit --amp off --pretrained {weights} --max-steps 3"
+    run, file = tiny.run(images, tmp_path, "run", flags), tmp_path / "run.safetensors"
+    command.main(["export", str(run), "--safetensors", str(file)])
+    seen = pictures()
+    expected = features_of_run(run, seen)
+    with torch.no_grad():
+        assert (started_from(weights).features(seen) - expected).abs().max() > 1e-3
+        for start in (tiny.best_checkpoint(run), run / "last.pth", file):
+            for peft in ("none", "lora:4"):
+                found = started_from(start, peft=peft).features(seen)
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_backbone_starts_from_the_running_mean(images: Path, tmp_path: Path) -> None:
+    run = tiny.run(images, tmp_path, "run", "--ema 0.9 --epochs 2 --warm 0 --amp off")
+    network = net.build(Architecture(**SMALL), pretrained=str(run / "last.pth")).eval()
+    mean, raw = (
+        features_of_run(run / "last.pth", pictures(), weights=kind) for kind in ("ema", "raw")
+    )
+    with torch.no_grad():
+        found = network.features(pictures())
+    torch.testing.assert_close(found, mean, rtol=0, atol=1e-5)
+    assert (found - raw).abs().max() > 1e-3
+
+
+def test_prompts_are_no_part_of_a_backbone_alone(tuned: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    command.main(["export", str(tuned), "--safetensors", str(file)])
+    for start in (tiny.best_checkpoint(tuned), file):
+        with pytest.raises(
+            InputError, match=r"holds prompts, .*--checkpoint .* --peft lora:2,prompts:3,bitfit"
+        ):
+            started_from(start)

@@ -22,7 +22,7 @@ from devices import Precision, device_name
 from evaluation.networks import checkpoint_file
 from methods import Routine
 from methods.base import Options
-from net.base import whole
+from net.building import whole
 from net.shared import share_batches
 from runs import load_checkpoint
 from storage import need_room
