@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection, Mapping
 from functools import cache, partial
+from itertools import takewhile
 from types import ModuleType
 from typing import Any
 
@@ -115,21 +116,39 @@ def _own_pooling(body: nn.Module) -> str:
 
 
 def _blocks(module: Body) -> list[Block]:
-    """timm's own grouping of the layers; what it has after the last block belongs to that one."""
+    """timm's own grouping of the layers; what it has after the last block belongs to that one.
+
+    Where blocks have no numbers of their own (RegNet's `s1.b2`, DenseNet's `denselayer3`) nothing
+    tells the last one, and each group with a matrix in it is a block.
+    """
     body = module.body
     if not hasattr(body, "group_matcher"):
         return numbered_blocks(module)
     from timm.models import group_parameters
 
     groups = group_parameters(body, body.group_matcher(coarse=False), reverse=False)
-    blocks: list[list[str]] = []
-    for at in sorted(groups):
-        numbered = any(part.isdigit() for name in groups[at] for part in name.split("."))
-        if len(blocks) > 1 and not numbered:
-            blocks[-1].extend(groups[at])
+    first, *others = (groups[at] for at in sorted(groups))
+    is_block = _has_number
+    if not any(_has_number([_shared_name(group)]) for group in others):
+        matrices = {name for name, parameter in body.named_parameters() if parameter.dim() > 1}
+        is_block = matrices.intersection
+    blocks = [list(first)]
+    for group in others:
+        if len(blocks) > 1 and not is_block(group):
+            blocks[-1].extend(group)
         else:
-            blocks.append(list(groups[at]))
+            blocks.append(list(group))
     return as_blocks(module, [[f"body.{name}" for name in group] for group in blocks])
+
+
+def _has_number(group: Collection[str]) -> bool:
+    return any(part.isdigit() for name in group for part in name.split("."))
+
+
+def _shared_name(group: Collection[str]) -> str:
+    """The module that all parameters of a group are in; empty where that is the whole model."""
+    columns = zip(*(name.split(".") for name in group), strict=False)
+    return ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns))
 
 
 # --- by name --------------------------------------------------------------------------------------

@@ -467,6 +467,18 @@ def test_stochastic_depth_rises_from_nothing(family: str) -> None:
     assert torch.equal(network.features(images), transformer(family).eval().features(images))
 
 
+def test_stochastic_depth_of_blocks_that_are_not_numbered() -> None:
+    with torch.device("meta"):
+        network = net.build(Architecture("timm:regnety_002", 8, drop_path=0.3))
+    places = [m.p for m in network.modules() if type(m) is DropPath]
+    assert len(places) == 13 and places == pytest.approx([0.3 * at / 12 for at in range(13)])
+
+
+def test_stochastic_depth_of_a_single_block() -> None:
+    with pytest.raises(InputError, match="no residual branches above its first block"):
+        transformer(model_args=(*VIT["model_args"][1:], ("depth", 1)), drop_path=0.3)
+
+
 def test_what_stochastic_depth_leaves_out_is_whole_images() -> None:
     left = DropPath(0.25)(torch.ones(4000, 2, 3)).flatten(1)
     assert ((left == 0) | (left == 4 / 3)).all() and (left == left[:, :1]).all()
