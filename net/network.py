@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from losses import Embeddings
 from net.architecture import Architecture
 from net.blocks import Block, belongs
-from net.choices import POOLINGS, InputSpec
+from net.choices import POOLINGS, InputSpec, Peft
 from net.depth import recompute_blocks
 from net.heads import (
     HEAD_KEYS,
@@ -72,8 +72,10 @@ class EmbeddingNet(nn.Module):
         if architecture.bn_momentum is not None:
             for batch_norm in self._backbone_norms():
                 batch_norm.momentum = architecture.bn_momentum
-        if architecture.bn_freeze in ("1", "affine"):
-            self._train_affine(False)
+        # With BitFit scales and shifts are what trains, and need no warm-up that releases them.
+        quirk = architecture.bn_freeze == "1" and not Peft.of(architecture.peft).biases
+        if quirk or architecture.bn_freeze == "affine":
+            self._rest_affine()
         self.train()
 
     def _without_head(self, features: int) -> None:
@@ -251,15 +253,12 @@ class EmbeddingNet(nn.Module):
 
     def counts(self) -> tuple[int, int]:
         """How many numbers the network learns once no warm-up holds it, and how many it has."""
-        fixed = self._rest.parameters | set(self._affine_for_good())
-        named = [(name.removeprefix("model."), p.numel()) for name, p in self.named_parameters()]
-        return sum(n for name, n in named if name not in fixed), sum(n for _, n in named)
-
-    def _affine_for_good(self) -> list[str]:
-        """The names of the BatchNorms' scales and shifts, where these never train."""
-        norms = [(n, m) for n, m in self.model.named_modules() if isinstance(m, nn.BatchNorm2d)]
-        names = [f"{name}.{own}" for name, norm in norms for own, _ in norm.named_parameters()]
-        return names if self.architecture.bn_freeze == "affine" else []
+        trained = {p for p in self.parameters() if p.requires_grad}
+        if self._frozen:  # what its end releases
+            trained.update(self.backbone_parameters())
+            if self.architecture.bn_freeze == "affine":
+                trained -= self._affine()
+        return sum(p.numel() for p in trained), sum(p.numel() for p in self.parameters())
 
     def train(self, mode: bool = True) -> EmbeddingNet:
         """As `Module.train`, but what is frozen for good stays in evaluation mode."""
@@ -277,7 +276,8 @@ class EmbeddingNet(nn.Module):
 
         When the backbone is released, `bn_freeze="1"` gives its BatchNorms' scales and shifts their
         gradient too: the released loops do so, and the published numbers come from that. Without a
-        warm-up they stay frozen. A call that changes nothing has no effect.
+        warm-up they stay frozen, but for BitFit, which trains them at once. A call that changes
+        nothing has no effect.
         """
         if frozen == self._frozen:
             return
@@ -285,13 +285,15 @@ class EmbeddingNet(nn.Module):
         for parameter in self.backbone_parameters():
             parameter.requires_grad_(not frozen)
         if self.architecture.bn_freeze == "affine":
-            self._train_affine(False)
+            self._rest_affine()
 
-    def _train_affine(self, trained: bool) -> None:
-        norms = {p for norm in self._backbone_norms() for p in norm.parameters()}
-        for parameter in self.backbone_parameters():
-            if parameter in norms:
-                parameter.requires_grad_(trained)
+    def _rest_affine(self) -> None:
+        for parameter in self._affine():
+            parameter.requires_grad_(False)
+
+    def _affine(self) -> set[nn.Parameter]:
+        """The scales and shifts of the backbone's BatchNorms."""
+        return {p for norm in self._backbone_norms() for p in norm.parameters()}
 
     def _backbone_norms(self) -> list[nn.BatchNorm2d]:
         # The BatchNorm before the heads is a BatchNorm1d.

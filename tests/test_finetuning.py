@@ -289,9 +289,32 @@ def test_bitfit_trains_norms_and_heads_alone(images: Path, tmp_path: Path) -> No
     assert tiny.saved(run)["model_state_dict"].keys() == trained | statistics
 
 
+@pytest.mark.parametrize("warm", [0, 1])
+@pytest.mark.parametrize("bn_freeze", ["0", "1", "statistics"])
+def test_bitfit_trains_the_norms_of_pretrained_weights(images: Path, bn_freeze, warm) -> None:
+    flags = f"--peft bitfit --bn-freeze {bn_freeze} --warm {warm} --amp off"
+    network = tiny.prepare(images, flags).network
+    counts = network.counts()
+    network.freeze_backbone(False)
+    assert all(p.requires_grad for p in network.backbone_parameters())
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert counts == network.counts() == (trained, sum(p.numel() for p in network.parameters()))
+    assert network.updates_statistics == (bn_freeze == "0")
+
+
+@pytest.mark.parametrize(("bn_freeze", "warm"), [("1", 0), ("1", 1), ("affine", 0), ("affine", 1)])
+def test_what_is_said_to_train_trains(images: Path, bn_freeze: str, warm: int) -> None:
+    flags = f"--freeze-blocks 1 --bn-freeze {bn_freeze} --warm {warm} --amp off"
+    network = tiny.prepare(images, flags).network
+    said, _ = network.counts()
+    network.freeze_backbone(False)
+    assert said == sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ("--peft bitfit --bn-freeze affine", "bitfit trains nothing.*affine .*--bn-freeze 1"),
         ("--peft lora:4", "--peft lora:4: .* no linear layers.*timm:NAME.*bitfit"),
         ("--peft prompts:2", "--peft prompts: .* do not pass on tokens.*lora"),
         ("--peft bitfit --freeze-blocks all", "--peft bitfit trains nothing, because all blocks"),
