@@ -229,12 +229,14 @@ def _with_other_peft(
     weights: dict[str, Tensor], held: Peft, network: EmbeddingNet, source: str | Path
 ) -> dict[str, Tensor]:
     """Weights as those of a network that has another PEFT, or none; what that adds is its own."""
-    if held.prompts:
+    prompts = Peft.of(network.architecture.peft).prompts
+    if held.prompts and held.prompts != prompts:
         raise InputError(
-            f"{source} holds prompts, without which its network is another one; use --peft {held}"
+            f"{source} has {held.prompts} prompts in each block, the network {prompts or 'none'}, "
+            f"and without them it is another one; use --peft {held}"
         )
     added = {k: v for k, v in network.state_dict().items() if k.endswith(ADDED_KEYS)}
-    return merged(weights, held) | added
+    return added | merged(weights, held)
 
 
 def _check_same(held: Architecture, wanted: Architecture, source: str | Path) -> None:

@@ -24,6 +24,7 @@ from net.heads import (
     make_norm,
 )
 from net.masks import EmbeddingMasks
+from net.peft import NO_TOKENS
 from net.pieces import in_pieces
 from net.replay import Replay
 from net.rest import prepare
@@ -191,13 +192,32 @@ class EmbeddingNet(nn.Module):
     def _running_statistics(self) -> list[Tensor]:
         return list(self.model.buffers())
 
-    @torch.no_grad()
     def check_image_size(self, size: int) -> None:
         """Looks at one blank image of `size` pixels.
 
         Raises:
-            InputError: branches of a block would give maps of different sizes, or none is left.
+            InputError: branches of a block would give maps of different sizes, or none is left; or
+                prompts are no tokens to these blocks.
         """
+        error = self._trouble_with(size)
+        if error is None:
+            return
+        if Peft.of(self.architecture.peft).prompts:  # plain ViTs take whatever they are built for
+            raise InputError(NO_TOKENS) from error
+        near = max(32, round(size / 32) * 32)
+        advice = f"choose another --image-size, such as {self.input.size}"
+        if near != size and self._trouble_with(near) is None:
+            advice = f"choose an --image-size that 32 divides, such as {near}"
+        elif size == self.input.size:
+            advice = "choose another --image-size, or another --model"
+        raise InputError(
+            f"{self.architecture.model} cannot take images of {size} pixels: its maps do not fit "
+            f"together; {advice}"
+        ) from error
+
+    @torch.no_grad()
+    def _trouble_with(self, size: int) -> Exception | None:
+        """What goes wrong with an image of `size` pixels, if anything does."""
         training, device = self.training, next(self.parameters()).device
         self.eval()
         try:
@@ -205,13 +225,10 @@ class EmbeddingNet(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"{self.architecture.model} cannot take images of {size} pixels: its maps do not "
-                "fit together; choose an --image-size that 32 divides, such as "
-                f"{max(32, round(size / 32) * 32)}"
-            ) from error
+            return error
         finally:
             self.train(training)
+        return None
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → test-time embeddings (B, d), raw; the means where disentangled.

@@ -459,6 +459,12 @@ def test_prompts_need_tokens_that_see_each_other() -> None:
             transformer(family, peft="prompts:2")
 
 
+@pytest.mark.parametrize("model", ["levit_128s", "xcit_nano_12_p16_224", "convit_tiny"])
+def test_prompts_are_refused_where_tokens_have_places(model: str) -> None:
+    with pytest.raises(InputError, match=r"--peft prompts: .* do not pass on tokens"):
+        net.build(Architecture(f"timm:{model}", 8, peft="prompts:2")).check_image_size(224)
+
+
 def test_peft_leaves_frozen_blocks_alone() -> None:
     network = transformer(peft="lora:2,prompts:2,bitfit", freeze_blocks=1)
     trained = {n for n, p in network.model.named_parameters() if p.requires_grad}
@@ -639,10 +645,19 @@ def test_a_peft_run_is_evaluated_and_exported(tuned: Path, tmp_path: Path) -> No
 
 
 def test_a_run_starts_from_a_peft_run(images: Path, tuned: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"holds prompts, without which .*--peft lora:2,prompts:3,b"
-    ):
-        tiny.prepare(images, f"{TINY_VIT}--head-norm layer --pretrained none --checkpoint {tuned}")
+    begun = f"{TINY_VIT}--head-norm layer --pretrained none --checkpoint {tuned}"
+    for peft, words in (("none", "none"), ("prompts:4", "4")):
+        with pytest.raises(
+            InputError, match=f"has 3 prompts .* network {words}, .*--peft lora:2,prompts:3,bitfit"
+        ):
+            tiny.prepare(images, f"{begun} --peft {peft}")
+    network, trained = (
+        tiny.prepare(images, f"{begun} --peft lora:4,prompts:3").network.eval(),
+        net.load_run(tuned, device="cpu").model.network,
+    )
+    with torch.no_grad():
+        found, expected = network.embed(pictures()), trained.embed(pictures())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     again = tiny.prepare(images, f"{TINY_VIT}{PEFT}--pretrained none --checkpoint {tuned}").network
     assert same(again.state_dict(), net.load_run(tuned).model.network.state_dict())
 
