@@ -93,8 +93,11 @@ def whole(content: dict[str, Any], source: str | Path) -> dict[str, Any]:
     if base["pretrained"] == "none" and base["checkpoint"] is None:
         raise InputError(lacking)
     try:
-        network = build(architecture_of(content, source), pretrained=base["pretrained"])
-        if base["checkpoint"] is not None:
+        begun = base["checkpoint"] is None
+        network = build(
+            architecture_of(content, source), pretrained=base["pretrained"] if begun else None
+        )
+        if not begun:
             start = with_weights(whole(read(base["checkpoint"]), base["checkpoint"]))
             load_checkpoint(network, start, base["checkpoint"], masks=False)
     except InputError as error:

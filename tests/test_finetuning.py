@@ -25,6 +25,7 @@ from net.depth import DropPath
 from net.peft import merge_lora
 from options.stored import kept
 from storage import save_tensors
+from training.setup import describe
 from utils import InputError
 
 SMALL = {"model": "resnet10", "embedding_size": 8, "width": 0.125, "stem": "small"}
@@ -575,6 +576,41 @@ def test_a_killed_peft_run_goes_on_bit_for_bit(images, weights, tuned, tmp_path)
     for part in ("model_state_dict", "criterion_state_dict", "optimisers", "random", "base"):
         assert same(first[part], second[part]), part
     assert tiny.untimed_rows(run)[-1] == tiny.untimed_rows(tuned)[-1]
+
+
+def test_a_run_goes_on_without_what_it_started_from(images, weights, tmp_path) -> None:
+    start = Path(shutil.copy(weights, tmp_path / "start.pth"))
+    run = tiny.run(
+        images, tmp_path, "run", f"{TINY_VIT}--peft lora:2 --pretrained {start} --max-steps 3"
+    )
+    start.unlink()
+    tiny.resume(run, "--max-steps 4")
+    from_run = f"{TINY_VIT}--pretrained none --max-steps 3 --checkpoint"
+    second = tiny.run(images, tmp_path, "second", f"{from_run} {shutil.copytree(run, start)}")
+    shutil.rmtree(start)
+    tiny.resume(second, "--max-steps 4")
+
+
+def test_a_checkpoint_needs_no_weights_before_it(images: Path, tmp_path: Path, monkeypatch) -> None:
+    """With photographs' default, --pretrained imagenet: the norms' default stays its own."""
+
+    def nowhere(*_: object) -> None:
+        raise AssertionError("weights are looked for")
+
+    monkeypatch.setattr("net.building.imagenet_file", nowhere)
+    first = built(width=1.0, stem="imagenet")
+    file = tmp_path / "first.pth"
+    torch.save({"network": first.description(), "model_state_dict": first.state_dict()}, file)
+    flags = "--width 1 --stem imagenet --pretrained imagenet --warm 0 --checkpoint"
+    training = tiny.prepare(images, f"{flags} {file}")
+    network = training.network
+    assert same(network.state_dict(), first.state_dict())
+    assert network.architecture.bn_freeze == "1"
+    assert f"checkpoint {file}" in describe(training)
+    run = tiny.run(images, tmp_path, "run", f"{flags} {file} --peft bitfit --epochs 1 --amp off")
+    (run / "base.pth").unlink()  # then it is built anew
+    load = net.load_run(run, device="cpu").model.network
+    assert torch.equal(load.model.conv1.weight, first.model.conv1.weight)
 
 
 def test_the_running_mean_of_a_peft_run_leaves_out_the_base_too(images, weights, tmp_path) -> None:
