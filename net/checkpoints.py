@@ -10,7 +10,8 @@ read back. Foreign files are told apart by their keys:
   `masks.0` to `masks.K-1`;
 - ImageNet files: the backbone's keys and nothing else.
 
-All become the first one. Classifiers, which nothing here uses, are dropped where they are loaded.
+What other training codes wrap around them (`WRAPPERS`) is taken off. All become the first one.
+Classifiers, which nothing here uses, are dropped where they are loaded.
 
 DDML's class-specific head once stood on the features here (`model.specific.*`), where its authors
 have it on the main head. Of such a file of ours the means of the main head are read, which are its
@@ -41,6 +42,10 @@ _UNSAID = {"bn_momentum": 0.1}
 """What held for our own checkpoints before they said it, where that is not the default."""
 _NORM_COUNTER = "num_batches_tracked"
 _FORMER_SPECIFIC = "model.specific."
+
+
+WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "teacher")
+"""Under what training codes keep the weights; the first that is there counts."""
 
 
 # --- which network --------------------------------------------------------------------------------
@@ -293,12 +298,18 @@ def _means_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unwrapped(checkpoint: dict) -> dict[str, Tensor]:
-    weights = checkpoint.get("model_state_dict", checkpoint)
     return {
         str(key).removeprefix("module."): value
-        for key, value in weights.items()
+        for key, value in inside(checkpoint).items()
         if isinstance(value, Tensor)
     }
+
+
+def inside(content: dict) -> dict:
+    """What is in all of `WRAPPERS` that are around it."""
+    while wrapped := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
+        content = content[wrapped[0]]
+    return content
 
 
 def _layout(weights: Iterable[str]) -> str:

@@ -254,9 +254,18 @@ class EmbeddingNet(nn.Module):
     # -- what is trained
 
     def recompute_blocks(self) -> None:
-        """Saves memory in training at the cost of a second forward of the blocks that train."""
-        rested = self._rest.modules
-        recompute_blocks(self.model, [b for b in self._blocks[1:] if not belongs(b[0], rested)])
+        """Saves memory in training at the cost of a second forward of the blocks that train.
+
+        Raises:
+            InputError: none of them trains, or they are not modules.
+        """
+        open_blocks = [b for b in self._blocks[1:] if not belongs(b[0], self._rest.modules)]
+        if not open_blocks:
+            raise InputError(
+                "--grad-checkpointing: all blocks rest (--freeze-blocks), so nothing of them is "
+                "kept for the backward; leave it out"
+            )
+        recompute_blocks(self.model, open_blocks)
 
     @property
     def updates_statistics(self) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from net.backbones import TIMM, Backbone
 from net.blocks import Block, as_blocks, numbered_blocks
+from net.checkpoints import inside
 from net.choices import InputSpec
 from net.heads import Pool
 from net.shared import SHARED, SharedBatchNorm2d
@@ -227,11 +228,8 @@ def _input_of(config: Mapping[str, Any]) -> InputSpec:
 
 # --- weights --------------------------------------------------------------------------------------
 
-_WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "teacher")
-"""Under what training codes keep the weights; the first that is there counts."""
-
-_PREFIXES = ("module.", "_orig_mod.", "backbone.", "body.")
-"""What they put in front of their names."""
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "body.")
+"""What training codes put in front of the names of weights."""
 
 
 def _adapt(name: str, module: Body, content: dict) -> dict[str, Tensor]:
@@ -252,20 +250,14 @@ def _adapt(name: str, module: Body, content: dict) -> dict[str, Tensor]:
 
 
 def _unwrapped(content: dict) -> dict:
-    while inside := next((content[key] for key in _WRAPPERS if _is_dict(content, key)), None):
-        content = inside
-    return {key: value for key, value in content.items() if isinstance(value, Tensor | dict)}
-
-
-def _is_dict(content: dict, key: str) -> bool:
-    return isinstance(content.get(key), dict)
+    return {k: v for k, v in inside(content).items() if isinstance(v, Tensor | dict)}
 
 
 def _bare(weights: dict, children: Collection[str]) -> dict:
     for prefix in _PREFIXES:
-        inside = [key for key in weights if str(key).startswith(prefix)]
-        if inside and prefix.rstrip(".") not in children:
-            weights = {key.removeprefix(prefix): weights[key] for key in inside}
+        within = [key for key in weights if str(key).startswith(prefix)]
+        if within and prefix.rstrip(".") not in children:
+            weights = {key.removeprefix(prefix): weights[key] for key in within}
     return weights
 
 

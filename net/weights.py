@@ -55,7 +55,7 @@ def load_pretrained(module: nn.Module, backbone: Backbone, checkpoint: dict, fil
     source = f"weights file {file}"
     ours = description_of(checkpoint, source) is not None
     if backbone.adapt is not None and not ours:
-        load_weights(module, backbone.adapt(module, checkpoint), source)
+        load_weights(module, _adapted(module, backbone, checkpoint, source), source)
         return
     found = backbone_of(checkpoint, source)
     # Where keys cannot tell, they decide when they are loaded.
@@ -75,7 +75,29 @@ def load_pretrained(module: nn.Module, backbone: Backbone, checkpoint: dict, fil
         for key, value in merged(weights_of(checkpoint), peft).items()
         if key.startswith("model.") and not key.removeprefix("model.").startswith(HEAD_KEYS)
     }
-    load_weights(module, backbone.adapt(module, weights) if backbone.adapt else weights, source)
+    if backbone.adapt is not None:
+        weights = _adapted(module, backbone, weights, source)
+    load_weights(module, weights, source)
+
+
+def _adapted(
+    module: nn.Module, backbone: Backbone, content: dict, source: str
+) -> dict[str, torch.Tensor]:
+    """The content of a file as the backbone adapts it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        return backbone.adapt(module, content)
+    except InputError:
+        raise
+    except Exception as error:  # what it meets in another family's file can be anything
+        what = (str(error).strip().splitlines() or [""])[0][:160]
+        raise InputError(
+            f"{source} does not hold the weights of a {backbone.name} ({type(error).__name__}: "
+            f"{what}); choose another file or another --model"
+        ) from error
 
 
 def imagenet_file(backbone: Backbone) -> Path:

@@ -268,6 +268,11 @@ def test_a_recomputed_transformer_can_be_compiled() -> None:
         torch.testing.assert_close(found[1][name], gradient)
 
 
+def test_blocks_that_rest_are_not_recomputed() -> None:
+    with pytest.raises(InputError, match="--grad-checkpointing: all blocks rest"):
+        built(freeze_blocks="all").recompute_blocks()
+
+
 def test_blocks_that_are_no_modules_are_not_recomputed(images: Path) -> None:
     network = built(model="bn_inception", width=1.0)
     with pytest.raises(InputError, match=r"--grad-checkpointing: .* not modules"):
@@ -744,3 +749,17 @@ def test_prompts_are_no_part_of_a_backbone_alone(tuned: Path, tmp_path: Path) ->
             InputError, match=r"holds prompts, .*--checkpoint .* --peft lora:2,prompts:3,bitfit"
         ):
             started_from(start)
+
+
+def test_a_file_of_another_family_is_one_sentence(weights: Path) -> None:
+    words = r"vit\.pth does not hold the weights of a timm:test_convnext.* \(KeyError: .*--model"
+    with pytest.raises(InputError, match=words):
+        net.build(Architecture(**CONVNEXT), pretrained=str(weights))
+
+
+def test_a_file_of_lightning_is_read(weights: Path, tmp_path: Path) -> None:
+    held = torch.load(weights, weights_only=True)
+    wrapped = {f"model.{name}": value for name, value in held.items()}
+    torch.save({"state_dict": wrapped, "global_step": 3}, tmp_path / "epoch.ckpt")
+    body = started_from(tmp_path / "epoch.ckpt").model.body
+    assert same(dict(body.state_dict()), held)
