@@ -177,9 +177,10 @@ def _timm() -> ModuleType:
 def _full_name(name: str) -> str:
     timm = _timm()
     model, _, tag = name.partition(".")
-    if not timm.is_model(model):
-        near = nearest_names(model, timm.list_models())
-        if not close_names(model, timm.list_models()):
+    known = timm.list_models()  # without names that timm has given up, which have no weights
+    if model not in known:
+        near = nearest_names(model, known)
+        if not close_names(model, known):
             near = 'python -c "import timm; print(timm.list_models())" lists them all'
         raise InputError(f"timm has no model {model!r}; {near}")
     tags = {full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")}
