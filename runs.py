@@ -676,7 +676,15 @@ def load_checkpoint(path: str | Path) -> dict:
         InputError: it cannot be read safely, or was written by a newer version; or base.pth is
             another run's.
     """
-    content = load_tensors(Path(path))
+    return checked(load_tensors(Path(path)), path)
+
+
+def checked(content: dict, path: str | Path) -> dict:
+    """What `load_tensors` has read from `path`, as `load_checkpoint` gives it.
+
+    Raises:
+        InputError: as there.
+    """
     advice = "use another copy of it, or another checkpoint"
     with damage_in_words(f"checkpoint {path}", advice):
         for name, kinds in KINDS.items():

@@ -48,7 +48,7 @@ from training.state import Training
 from utils import sentence_errors
 
 
-def prepare(args: argparse.Namespace) -> Training:
+def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
     """Builds everything a run needs, and checks it, before anything is written.
 
     Raises:
@@ -65,7 +65,7 @@ def prepare(args: argparse.Namespace) -> Training:
     objective = build_objective(args, data.train.num_classes, device)
     routines = methods.routines(args, labels)
     with told(f"building {args.model}"):
-        network = build_network(args, objective.heads, routines, precision)
+        network = build_network(args, objective.heads, routines, precision, continued=continued)
     viewing = Viewing.of(args)
     batches = methods.sampler(args, labels) or make_sampler(
         labels, args.batch_size, instances=args.IPC, repeat=bool(args.IPC_repeat), seed=args.seed
@@ -258,7 +258,7 @@ def main(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace, run: RunFolder | None) -> None:
     """Prepares a run, or what an earlier start of it left, and brings it to its end."""
     with memory_in_words(args.batch_size, args.image_size):
-        training = prepare(args)
+        training = prepare(args, continued=run is not None)
     if args.dry_run:
         say(fitted(describe(training), " " * 12))
         return

@@ -23,7 +23,7 @@ from evaluation.embedding import Viewing
 from evaluation.tasks import Task, tasks_of
 from machine import expanded
 from net import hub
-from net.base import whole
+from net.building import whole
 from net.peft import fingerprint
 from runs import RunFolder, load_checkpoint
 from utils import InputError, damage_in_words
@@ -137,6 +137,8 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     chosen = argparse.Namespace(**{**vars(asked), **own, **given})
     chosen = options.resolved(chosen)
     network = _network(content, path, chosen.image_size, given)
+    if chosen.image_size != trained.get("image_size"):  # of which training has made sure
+        network.check_image_size(chosen.image_size)
     data = _data(chosen, given)
     if "dataset" not in given:
         data = found_again(data, path.parent)
@@ -159,6 +161,7 @@ def open_untrained(asked: argparse.Namespace) -> Opened:
     torch.manual_seed(chosen.seed)  # for what starts at random
     entries = net.Architecture.entries(vars(chosen)) | {"head": "training"}
     network = net.build(net.Architecture(**entries), pretrained=chosen.pretrained)
+    network.check_image_size(chosen.image_size)
     given = {name: getattr(asked, name) for name in asked.given}
     return Opened(Path(chosen.model), {}, {}, _data(chosen, given), Viewing.of(chosen), network)
 

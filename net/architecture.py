@@ -44,7 +44,8 @@ class Architecture:
         head_parts: runs of a head's rows that start separately (divide and conquer).
         dropout: on the pooled features (divide and conquer: .01).
         bn_freeze: BatchNorms of the backbone. `0`: trained. `1`: running statistics are fixed,
-            scale and shift have no gradient until `freeze_backbone(False)` ends a warm-up.
+            scale and shift have no gradient until `freeze_backbone(False)` ends a warm-up; with
+            BitFit they have one from the start.
             `affine`: all are fixed for good. `statistics`: only the running statistics are fixed.
         bn_momentum: share of the batch in the running statistics of these BatchNorms; None becomes
             the backbone's own, where its record has one.

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from net.architecture import Architecture
+from net.base import in_words
+from net.checkpoints import architecture_of, is_ours, load_checkpoint, with_weights
 from net.masks import EmbeddingMasks
 from net.network import EmbeddingNet
-from net.weights import load_pretrained
+from net.peft import fingerprint
+from net.weights import imagenet_file, load_pretrained
+from runs import checked, with_base
+from runs import load_checkpoint as read
+from storage import load_tensors
 from utils import InputError
 
 
@@ -20,7 +29,8 @@ def build(
     Args:
         architecture: which; `Architecture("resnet50", 512)`.
         pretrained: where its backbone starts. None or `none`: at random; `imagenet`, which
-            downloads; or a file of weights.
+            downloads; or a file of weights. Of a run's checkpoint it is what the run hands on: the
+            mean of its weights (--ema), LoRA merged into the layers.
         masks: divide and conquer's.
 
     Raises:
@@ -38,7 +48,9 @@ def build(
         _check_imagenet_fits(architecture)
     backbone = architecture.build_backbone()
     if pretrained not in (None, "none"):
-        load_pretrained(backbone, architecture.backbone, pretrained)
+        record = architecture.backbone
+        file = imagenet_file(record) if pretrained == "imagenet" else Path(pretrained)
+        load_pretrained(backbone, record, _content(file), file)
     return EmbeddingNet(architecture, backbone, masks)
 
 
@@ -49,3 +61,48 @@ def _check_imagenet_fits(architecture: Architecture) -> None:
             f"the ImageNet weights of {architecture.model} fit width 1 and stem imagenet only, not "
             f"width {architecture.width:g} and stem {architecture.stem}; use --pretrained none"
         )
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """A file of weights; a checkpoint of ours with its base, and the mean where it has one."""
+    content = load_tensors(file, "weights file")
+    if not is_ours(content):
+        return content
+    return with_weights(whole(checked(content, file), file), source=file)
+
+
+# --- what a checkpoint leaves out -----------------------------------------------------------------
+
+
+def whole(content: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """A checkpoint with all weights: its base is built anew where it came without it.
+
+    Args:
+        content: as `runs.load_checkpoint` reads it. source: what to call it in errors.
+
+    Raises:
+        InputError: what the base was made from is not here, or has changed.
+    """
+    if "base" not in content:
+        return content
+    base = content["base"]
+    lacking = (
+        f"{source} holds only what was trained on top of {in_words(base)}; put the base.pth of "
+        "its run into its folder"
+    )
+    if base["pretrained"] == "none" and base["checkpoint"] is None:
+        raise InputError(lacking)
+    try:
+        begun = base["checkpoint"] is None
+        network = build(
+            architecture_of(content, source), pretrained=base["pretrained"] if begun else None
+        )
+        if not begun:
+            start = with_weights(whole(read(base["checkpoint"]), base["checkpoint"]))
+            load_checkpoint(network, start, base["checkpoint"], masks=False)
+    except InputError as error:
+        raise InputError(f"{lacking}, or make that available ({error})") from error
+    weights = network.base_state()
+    if fingerprint(weights) != base["fingerprint"]:
+        raise InputError(f"{lacking}, because the {in_words(base)} that is here is another one")
+    return with_base(content, weights)

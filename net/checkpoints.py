@@ -10,7 +10,8 @@ read back. Foreign files are told apart by their keys:
   `masks.0` to `masks.K-1`;
 - ImageNet files: the backbone's keys and nothing else.
 
-All become the first one. Classifiers, which nothing here uses, are dropped where they are loaded.
+What other training codes wrap around them (`WRAPPERS`) is taken off. All become the first one.
+Classifiers, which nothing here uses, are dropped where they are loaded.
 
 DDML's class-specific head once stood on the features here (`model.specific.*`), where its authors
 have it on the main head. Of such a file of ours the means of the main head are read, which are its
@@ -43,6 +44,10 @@ _NORM_COUNTER = "num_batches_tracked"
 _FORMER_SPECIFIC = "model.specific."
 
 
+WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "teacher")
+"""Under what training codes keep the weights; the first that is there counts."""
+
+
 # --- which network --------------------------------------------------------------------------------
 
 
@@ -72,18 +77,20 @@ def architecture_of(
         raise InputError(f"{source} describes a network that cannot be built: {error}") from error
 
 
+def is_ours(checkpoint: dict) -> bool:
+    """Whether a checkpoint says which network it holds."""
+    return "network" in checkpoint or "clock" in checkpoint
+
+
 def description_of(checkpoint: dict, source: str | Path) -> dict[str, Any] | None:
     """What a checkpoint of ours says of its network; None for a foreign file.
 
     Raises:
         InputError: it says what this version does not know.
     """
-    if "network" in checkpoint:
-        said = checkpoint["network"]
-    elif "clock" in checkpoint:
-        said = _described_by_flags(checkpoint)
-    else:
+    if not is_ours(checkpoint):
         return None
+    said = checkpoint["network"] if "network" in checkpoint else _described_by_flags(checkpoint)
     said = {**_UNSAID, **said}
     described = {entry: value for entry, value in said.items() if entry not in _NO_LONGER_KEPT}
     if _has_former_specific(_unwrapped(checkpoint)):
@@ -227,12 +234,14 @@ def _with_other_peft(
     weights: dict[str, Tensor], held: Peft, network: EmbeddingNet, source: str | Path
 ) -> dict[str, Tensor]:
     """Weights as those of a network that has another PEFT, or none; what that adds is its own."""
-    if held.prompts:
+    prompts = Peft.of(network.architecture.peft).prompts
+    if held.prompts and held.prompts != prompts:
         raise InputError(
-            f"{source} holds prompts, without which its network is another one; use --peft {held}"
+            f"{source} has {held.prompts} prompts in each block, the network {prompts or 'none'}, "
+            f"and without them it is another one; use --peft {held}"
         )
     added = {k: v for k, v in network.state_dict().items() if k.endswith(ADDED_KEYS)}
-    return merged(weights, held) | added
+    return added | merged(weights, held)
 
 
 def _check_same(held: Architecture, wanted: Architecture, source: str | Path) -> None:
@@ -289,12 +298,18 @@ def _means_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unwrapped(checkpoint: dict) -> dict[str, Tensor]:
-    weights = checkpoint.get("model_state_dict", checkpoint)
     return {
         str(key).removeprefix("module."): value
-        for key, value in weights.items()
+        for key, value in inside(checkpoint).items()
         if isinstance(value, Tensor)
     }
+
+
+def inside(content: dict) -> dict:
+    """What is in all of `WRAPPERS` that are around it."""
+    while wrapped := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
+        content = content[wrapped[0]]
+    return content
 
 
 def _layout(weights: Iterable[str]) -> str:

@@ -45,7 +45,7 @@ def set_drop_path(module: nn.Module, blocks: Sequence[Block], rate: float) -> No
         module: the backbone. blocks: all its blocks, the stem first.
 
     Raises:
-        InputError: it has no place for it.
+        InputError: it has no place for it above its first block.
     """
     modules = dict(module.named_modules())
     inner = [[modules[name] for name in block if name in modules] for block in blocks[1:]]
@@ -57,11 +57,11 @@ def set_drop_path(module: nn.Module, blocks: Sequence[Block], rate: float) -> No
                 # None or a module, that is: of some blocks it is the rate's name too.
                 if _BRANCH.fullmatch(name) and isinstance(getattr(part, name), nn.Module | None):
                     setattr(part, name, DropPath(share))
-                    found = True
+                    found = found or share > 0
     if not found:
         raise InputError(
-            f"--drop-path {rate:g}: this network has no residual branches that can be left out; "
-            "use 0, or a model of timm that has them (--model timm:NAME)"
+            f"--drop-path {rate:g}: this network has no residual branches above its first block "
+            "that can be left out; use 0, or a model of timm that has them (--model timm:NAME)"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from losses import Embeddings
 from net.architecture import Architecture
 from net.blocks import Block, belongs
-from net.choices import POOLINGS, InputSpec
+from net.choices import POOLINGS, InputSpec, Peft
 from net.depth import recompute_blocks
 from net.heads import (
     HEAD_KEYS,
@@ -24,6 +24,7 @@ from net.heads import (
     make_norm,
 )
 from net.masks import EmbeddingMasks
+from net.peft import NO_TOKENS
 from net.pieces import in_pieces
 from net.replay import Replay
 from net.rest import prepare
@@ -72,8 +73,10 @@ class EmbeddingNet(nn.Module):
         if architecture.bn_momentum is not None:
             for batch_norm in self._backbone_norms():
                 batch_norm.momentum = architecture.bn_momentum
-        if architecture.bn_freeze in ("1", "affine"):
-            self._train_affine(False)
+        # With BitFit scales and shifts are what trains, and need no warm-up that releases them.
+        quirk = architecture.bn_freeze == "1" and not Peft.of(architecture.peft).biases
+        if quirk or architecture.bn_freeze == "affine":
+            self._rest_affine()
         self.train()
 
     def _without_head(self, features: int) -> None:
@@ -189,13 +192,32 @@ class EmbeddingNet(nn.Module):
     def _running_statistics(self) -> list[Tensor]:
         return list(self.model.buffers())
 
-    @torch.no_grad()
     def check_image_size(self, size: int) -> None:
         """Looks at one blank image of `size` pixels.
 
         Raises:
-            InputError: branches of a block would give maps of different sizes, or none is left.
+            InputError: branches of a block would give maps of different sizes, or none is left; or
+                prompts are no tokens to these blocks.
         """
+        error = self._trouble_with(size)
+        if error is None:
+            return
+        if Peft.of(self.architecture.peft).prompts:  # plain ViTs take whatever they are built for
+            raise InputError(NO_TOKENS) from error
+        near = max(32, round(size / 32) * 32)
+        advice = f"choose another --image-size, such as {self.input.size}"
+        if near != size and self._trouble_with(near) is None:
+            advice = f"choose an --image-size that 32 divides, such as {near}"
+        elif size == self.input.size:
+            advice = "choose another --image-size, or another --model"
+        raise InputError(
+            f"{self.architecture.model} cannot take images of {size} pixels: its maps do not fit "
+            f"together; {advice}"
+        ) from error
+
+    @torch.no_grad()
+    def _trouble_with(self, size: int) -> Exception | None:
+        """What goes wrong with an image of `size` pixels, if anything does."""
         training, device = self.training, next(self.parameters()).device
         self.eval()
         try:
@@ -203,13 +225,10 @@ class EmbeddingNet(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, AssertionError) as error:
-            raise InputError(
-                f"{self.architecture.model} cannot take images of {size} pixels: its maps do not "
-                "fit together; choose an --image-size that 32 divides, such as "
-                f"{max(32, round(size / 32) * 32)}"
-            ) from error
+            return error
         finally:
             self.train(training)
+        return None
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → test-time embeddings (B, d), raw; the means where disentangled.
@@ -235,9 +254,18 @@ class EmbeddingNet(nn.Module):
     # -- what is trained
 
     def recompute_blocks(self) -> None:
-        """Saves memory in training at the cost of a second forward of the blocks that train."""
-        rested = self._rest.modules
-        recompute_blocks(self.model, [b for b in self._blocks[1:] if not belongs(b[0], rested)])
+        """Saves memory in training at the cost of a second forward of the blocks that train.
+
+        Raises:
+            InputError: none of them trains, or they are not modules.
+        """
+        open_blocks = [b for b in self._blocks[1:] if not belongs(b[0], self._rest.modules)]
+        if not open_blocks:
+            raise InputError(
+                "--grad-checkpointing: all blocks rest (--freeze-blocks), so nothing of them is "
+                "kept for the backward; leave it out"
+            )
+        recompute_blocks(self.model, open_blocks)
 
     @property
     def updates_statistics(self) -> bool:
@@ -251,15 +279,12 @@ class EmbeddingNet(nn.Module):
 
     def counts(self) -> tuple[int, int]:
         """How many numbers the network learns once no warm-up holds it, and how many it has."""
-        fixed = self._rest.parameters | set(self._affine_for_good())
-        named = [(name.removeprefix("model."), p.numel()) for name, p in self.named_parameters()]
-        return sum(n for name, n in named if name not in fixed), sum(n for _, n in named)
-
-    def _affine_for_good(self) -> list[str]:
-        """The names of the BatchNorms' scales and shifts, where these never train."""
-        norms = [(n, m) for n, m in self.model.named_modules() if isinstance(m, nn.BatchNorm2d)]
-        names = [f"{name}.{own}" for name, norm in norms for own, _ in norm.named_parameters()]
-        return names if self.architecture.bn_freeze == "affine" else []
+        trained = {p for p in self.parameters() if p.requires_grad}
+        if self._frozen:  # what its end releases
+            trained.update(self.backbone_parameters())
+            if self.architecture.bn_freeze == "affine":
+                trained -= self._affine()
+        return sum(p.numel() for p in trained), sum(p.numel() for p in self.parameters())
 
     def train(self, mode: bool = True) -> EmbeddingNet:
         """As `Module.train`, but what is frozen for good stays in evaluation mode."""
@@ -277,7 +302,8 @@ class EmbeddingNet(nn.Module):
 
         When the backbone is released, `bn_freeze="1"` gives its BatchNorms' scales and shifts their
         gradient too: the released loops do so, and the published numbers come from that. Without a
-        warm-up they stay frozen. A call that changes nothing has no effect.
+        warm-up they stay frozen, but for BitFit, which trains them at once. A call that changes
+        nothing has no effect.
         """
         if frozen == self._frozen:
             return
@@ -285,13 +311,15 @@ class EmbeddingNet(nn.Module):
         for parameter in self.backbone_parameters():
             parameter.requires_grad_(not frozen)
         if self.architecture.bn_freeze == "affine":
-            self._train_affine(False)
+            self._rest_affine()
 
-    def _train_affine(self, trained: bool) -> None:
-        norms = {p for norm in self._backbone_norms() for p in norm.parameters()}
-        for parameter in self.backbone_parameters():
-            if parameter in norms:
-                parameter.requires_grad_(trained)
+    def _rest_affine(self) -> None:
+        for parameter in self._affine():
+            parameter.requires_grad_(False)
+
+    def _affine(self) -> set[nn.Parameter]:
+        """The scales and shifts of the backbone's BatchNorms."""
+        return {p for norm in self._backbone_norms() for p in norm.parameters()}
 
     def _backbone_norms(self) -> list[nn.BatchNorm2d]:
         # The BatchNorm before the heads is a BatchNorm1d.

@@ -127,7 +127,7 @@ def merged(weights: Mapping[str, Tensor], peft: Peft) -> dict[str, Tensor]:
 
 # --- prompts --------------------------------------------------------------------------------------
 
-_PAIRWISE = re.compile("rel_pos|relative_position")
+_PAIRWISE = re.compile("rel_pos|relative_position|attention_bias")
 NO_TOKENS = (
     "--peft prompts: the blocks of this network do not pass on tokens (B, T, C) that all see each "
     "other, which prompts are for; choose a plain ViT (vit, deit, dino, dinov3), or lora"
@@ -172,7 +172,7 @@ def _token_block(module: nn.Module, block: Block) -> nn.Module:
 def _token_width(layer: nn.Module) -> int:
     """C of the tokens that a block takes: what its first norm is over."""
     norm = next((part for part in layer.modules() if is_norm(part)), None)
-    if norm is None or norm.weight is None:
+    if getattr(norm, "weight", None) is None:
         raise InputError(NO_TOKENS)
     return len(norm.weight)
 

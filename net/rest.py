@@ -61,11 +61,21 @@ def prepare(module: nn.Module, blocks: Sequence[Block], architecture: Architectu
     peft, base = Peft.of(architecture.peft), set()
     if peft != Peft():
         trained = add_peft(module, blocks, rested, peft) - resting
+        if architecture.bn_freeze == "affine" and trained <= _of_batch_norms(module):
+            raise InputError(
+                f"--peft {peft} trains nothing, because --bn-freeze affine keeps the BatchNorms as "
+                f"they are, and nothing else of {architecture.model} has biases; use --bn-freeze 1"
+            )
         resting = base = {name for name, _ in module.named_parameters()} - trained
     for name, parameter in module.named_parameters():
         if name in resting:
             parameter.requires_grad_(False)
     return Rest(asleep, frozenset(resting), frozenset(base))
+
+
+def _of_batch_norms(module: nn.Module) -> set[str]:
+    norms = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    return {f"{name}.{own}" for name, norm in norms for own, _ in norm.named_parameters()}
 
 
 def _count(architecture: Architecture, blocks: Sequence[Block]) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection, Mapping
 from functools import cache, partial
+from itertools import takewhile
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from net.backbones import TIMM, Backbone
 from net.blocks import Block, as_blocks, numbered_blocks
+from net.checkpoints import inside
 from net.choices import InputSpec
 from net.heads import Pool
 from net.shared import SHARED, SharedBatchNorm2d
@@ -115,21 +117,39 @@ def _own_pooling(body: nn.Module) -> str:
 
 
 def _blocks(module: Body) -> list[Block]:
-    """timm's own grouping of the layers; what it has after the last block belongs to that one."""
+    """timm's own grouping of the layers; what it has after the last block belongs to that one.
+
+    Where blocks have no numbers of their own (RegNet's `s1.b2`, DenseNet's `denselayer3`) nothing
+    tells the last one, and each group with a matrix in it is a block.
+    """
     body = module.body
     if not hasattr(body, "group_matcher"):
         return numbered_blocks(module)
     from timm.models import group_parameters
 
     groups = group_parameters(body, body.group_matcher(coarse=False), reverse=False)
-    blocks: list[list[str]] = []
-    for at in sorted(groups):
-        numbered = any(part.isdigit() for name in groups[at] for part in name.split("."))
-        if len(blocks) > 1 and not numbered:
-            blocks[-1].extend(groups[at])
+    first, *others = (groups[at] for at in sorted(groups))
+    is_block = _has_number
+    if not any(_has_number([_shared_name(group)]) for group in others):
+        matrices = {name for name, parameter in body.named_parameters() if parameter.dim() > 1}
+        is_block = matrices.intersection
+    blocks = [list(first)]
+    for group in others:
+        if len(blocks) > 1 and not is_block(group):
+            blocks[-1].extend(group)
         else:
-            blocks.append(list(groups[at]))
+            blocks.append(list(group))
     return as_blocks(module, [[f"body.{name}" for name in group] for group in blocks])
+
+
+def _has_number(group: Collection[str]) -> bool:
+    return any(part.isdigit() for name in group for part in name.split("."))
+
+
+def _shared_name(group: Collection[str]) -> str:
+    """The module that all parameters of a group are in; empty where that is the whole model."""
+    columns = zip(*(name.split(".") for name in group), strict=False)
+    return ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns))
 
 
 # --- by name --------------------------------------------------------------------------------------
@@ -157,9 +177,10 @@ def _timm() -> ModuleType:
 def _full_name(name: str) -> str:
     timm = _timm()
     model, _, tag = name.partition(".")
-    if not timm.is_model(model):
-        near = nearest_names(model, timm.list_models())
-        if not close_names(model, timm.list_models()):
+    known = timm.list_models()  # without names that timm has given up, which have no weights
+    if model not in known:
+        near = nearest_names(model, known)
+        if not close_names(model, known):
             near = 'python -c "import timm; print(timm.list_models())" lists them all'
         raise InputError(f"timm has no model {model!r}; {near}")
     tags = {full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")}
@@ -208,11 +229,8 @@ def _input_of(config: Mapping[str, Any]) -> InputSpec:
 
 # --- weights --------------------------------------------------------------------------------------
 
-_WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "teacher")
-"""Under what training codes keep the weights; the first that is there counts."""
-
-_PREFIXES = ("module.", "_orig_mod.", "backbone.", "body.")
-"""What they put in front of their names."""
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "body.")
+"""What training codes put in front of the names of weights."""
 
 
 def _adapt(name: str, module: Body, content: dict) -> dict[str, Tensor]:
@@ -233,20 +251,14 @@ def _adapt(name: str, module: Body, content: dict) -> dict[str, Tensor]:
 
 
 def _unwrapped(content: dict) -> dict:
-    while inside := next((content[key] for key in _WRAPPERS if _is_dict(content, key)), None):
-        content = inside
-    return {key: value for key, value in content.items() if isinstance(value, Tensor | dict)}
-
-
-def _is_dict(content: dict, key: str) -> bool:
-    return isinstance(content.get(key), dict)
+    return {k: v for k, v in inside(content).items() if isinstance(v, Tensor | dict)}
 
 
 def _bare(weights: dict, children: Collection[str]) -> dict:
     for prefix in _PREFIXES:
-        inside = [key for key in weights if str(key).startswith(prefix)]
-        if inside and prefix.rstrip(".") not in children:
-            weights = {key.removeprefix(prefix): weights[key] for key in inside}
+        within = [key for key in weights if str(key).startswith(prefix)]
+        if within and prefix.rstrip(".") not in children:
+            weights = {key.removeprefix(prefix): weights[key] for key in within}
     return weights
 
 

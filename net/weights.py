@@ -17,9 +17,16 @@ from torch import nn
 
 from machine import home
 from net.backbones import Backbone, Package
-from net.checkpoints import backbone_of, description_of, load_weights, weights_of
+from net.checkpoints import (
+    architecture_of,
+    backbone_of,
+    description_of,
+    load_weights,
+    weights_of,
+)
+from net.choices import Peft
 from net.heads import HEAD_KEYS
-from storage import load_tensors
+from net.peft import merged
 from utils import InputError
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -32,23 +39,23 @@ OTHER_FOLDERS = (Path("pretrained_models"), _REPOSITORY / "pretrained_models")
 SECONDS_WITHOUT_ANSWER = 20
 
 
-def load_pretrained(module: nn.Module, backbone: Backbone, pretrained: str) -> None:
+def load_pretrained(module: nn.Module, backbone: Backbone, checkpoint: dict, file: Path) -> None:
     """Gives a backbone its starting weights; heads in the file are left aside.
 
     Args:
-        module: what `backbone.build` made, without heads.
+        module: what `backbone.build` made, without heads or PEFT.
         backbone: which it is.
-        pretrained: `imagenet`, or a file: a checkpoint of ours or in any of the layouts of
-            checkpoints.py, or one that the backbone itself adapts.
+        checkpoint: the content of the file: a checkpoint of ours, with the base that it may leave
+            out, or in any of the layouts of checkpoints.py, or one that the backbone itself adapts.
+        file: what to call it in errors.
 
     Raises:
-        InputError: the file cannot be had, read or matched with the backbone.
+        InputError: it cannot be matched with the backbone.
     """
-    file = imagenet_file(backbone) if pretrained == "imagenet" else Path(pretrained)
     source = f"weights file {file}"
-    checkpoint = load_tensors(file, "weights file")
-    if backbone.adapt is not None and description_of(checkpoint, source) is None:
-        load_weights(module, backbone.adapt(module, checkpoint), source)
+    ours = description_of(checkpoint, source) is not None
+    if backbone.adapt is not None and not ours:
+        load_weights(module, _adapted(module, backbone, checkpoint, source), source)
         return
     found = backbone_of(checkpoint, source)
     # Where keys cannot tell, they decide when they are loaded.
@@ -57,12 +64,40 @@ def load_pretrained(module: nn.Module, backbone: Backbone, pretrained: str) -> N
         raise InputError(
             f"{source} holds {held}, not a {backbone.name}; choose another file or another --model"
         )
+    peft = Peft.of(architecture_of(checkpoint, source).peft) if ours else Peft()
+    if peft.prompts:
+        raise InputError(
+            f"{source} holds prompts, without which its network is another one; start from it by "
+            f"--checkpoint {file} --peft {peft}"
+        )
     weights = {
         key.removeprefix("model."): value
-        for key, value in weights_of(checkpoint).items()
+        for key, value in merged(weights_of(checkpoint), peft).items()
         if key.startswith("model.") and not key.removeprefix("model.").startswith(HEAD_KEYS)
     }
-    load_weights(module, backbone.adapt(module, weights) if backbone.adapt else weights, source)
+    if backbone.adapt is not None:
+        weights = _adapted(module, backbone, weights, source)
+    load_weights(module, weights, source)
+
+
+def _adapted(
+    module: nn.Module, backbone: Backbone, content: dict, source: str
+) -> dict[str, torch.Tensor]:
+    """The content of a file as the backbone adapts it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        return backbone.adapt(module, content)
+    except InputError:
+        raise
+    except Exception as error:  # what it meets in another family's file can be anything
+        what = (str(error).strip().splitlines() or [""])[0][:160]
+        raise InputError(
+            f"{source} does not hold the weights of a {backbone.name} ({type(error).__name__}: "
+            f"{what}); choose another file or another --model"
+        ) from error
 
 
 def imagenet_file(backbone: Backbone) -> Path:

@@ -29,6 +29,23 @@ def test_blocks_are_the_backbone_in_order(model: str) -> None:
     assert sorted(listed) == sorted(map(id, network.backbone_parameters()))
 
 
+UNNUMBERED = {"regnety_002": 14, "regnetv_064": 26, "densenet121": 59, "dpn68": 23}
+UNNUMBERED |= {"inception_v3": 13, "dla34": 11}
+
+
+@pytest.mark.parametrize("model", UNNUMBERED)
+def test_blocks_of_timm_that_are_not_numbered(model: str) -> None:
+    """`s1.b2`, `denselayer3`, `Mixed_5b`: each is a block, and a norm behind the last is its."""
+    with torch.device("meta"):
+        network = net.build(Architecture(f"timm:{model}", 8, bn_freeze="affine"))
+    blocks = network.blocks()
+    assert len(blocks) == UNNUMBERED[model]
+    names = [n for n, _ in network.model.named_parameters() if not n.startswith("embedding.")]
+    assert all(sum(belongs(name, block) for block in blocks) == 1 for name in names)
+    groups = network.parameter_groups(1.0, layer_decay=0.5)
+    assert [g["lr"] for g in groups[:-1]] == [0.5**n for n in range(len(blocks) - 1, -1, -1)]
+
+
 class Numbered(nn.Module):
     """A stem, two stages of two blocks, and what comes after them; a norm by itself in a row."""
 

@@ -25,6 +25,7 @@ from net.depth import DropPath
 from net.peft import merge_lora
 from options.stored import kept
 from storage import save_tensors
+from training.setup import describe
 from utils import InputError
 
 SMALL = {"model": "resnet10", "embedding_size": 8, "width": 0.125, "stem": "small"}
@@ -267,6 +268,11 @@ def test_a_recomputed_transformer_can_be_compiled() -> None:
         torch.testing.assert_close(found[1][name], gradient)
 
 
+def test_blocks_that_rest_are_not_recomputed() -> None:
+    with pytest.raises(InputError, match="--grad-checkpointing: all blocks rest"):
+        built(freeze_blocks="all").recompute_blocks()
+
+
 def test_blocks_that_are_no_modules_are_not_recomputed(images: Path) -> None:
     network = built(model="bn_inception", width=1.0)
     with pytest.raises(InputError, match=r"--grad-checkpointing: .* not modules"):
@@ -289,9 +295,32 @@ def test_bitfit_trains_norms_and_heads_alone(images: Path, tmp_path: Path) -> No
     assert tiny.saved(run)["model_state_dict"].keys() == trained | statistics
 
 
+@pytest.mark.parametrize("warm", [0, 1])
+@pytest.mark.parametrize("bn_freeze", ["0", "1", "statistics"])
+def test_bitfit_trains_the_norms_of_pretrained_weights(images: Path, bn_freeze, warm) -> None:
+    flags = f"--peft bitfit --bn-freeze {bn_freeze} --warm {warm} --amp off"
+    network = tiny.prepare(images, flags).network
+    counts = network.counts()
+    network.freeze_backbone(False)
+    assert all(p.requires_grad for p in network.backbone_parameters())
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert counts == network.counts() == (trained, sum(p.numel() for p in network.parameters()))
+    assert network.updates_statistics == (bn_freeze == "0")
+
+
+@pytest.mark.parametrize(("bn_freeze", "warm"), [("1", 0), ("1", 1), ("affine", 0), ("affine", 1)])
+def test_what_is_said_to_train_trains(images: Path, bn_freeze: str, warm: int) -> None:
+    flags = f"--freeze-blocks 1 --bn-freeze {bn_freeze} --warm {warm} --amp off"
+    network = tiny.prepare(images, flags).network
+    said, _ = network.counts()
+    network.freeze_backbone(False)
+    assert said == sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ("--peft bitfit --bn-freeze affine", "bitfit trains nothing.*affine .*--bn-freeze 1"),
         ("--peft lora:4", "--peft lora:4: .* no linear layers.*timm:NAME.*bitfit"),
         ("--peft prompts:2", "--peft prompts: .* do not pass on tokens.*lora"),
         ("--peft bitfit --freeze-blocks all", "--peft bitfit trains nothing, because all blocks"),
@@ -436,6 +465,12 @@ def test_prompts_need_tokens_that_see_each_other() -> None:
             transformer(family, peft="prompts:2")
 
 
+@pytest.mark.parametrize("model", ["levit_128s", "xcit_nano_12_p16_224", "convit_tiny"])
+def test_prompts_are_refused_where_tokens_have_places(model: str) -> None:
+    with pytest.raises(InputError, match=r"--peft prompts: .* do not pass on tokens"):
+        net.build(Architecture(f"timm:{model}", 8, peft="prompts:2")).check_image_size(224)
+
+
 def test_peft_leaves_frozen_blocks_alone() -> None:
     network = transformer(peft="lora:2,prompts:2,bitfit", freeze_blocks=1)
     trained = {n for n, p in network.model.named_parameters() if p.requires_grad}
@@ -465,6 +500,18 @@ def test_stochastic_depth_rises_from_nothing(family: str) -> None:
     assert not torch.equal(first, second)
     network.eval()
     assert torch.equal(network.features(images), transformer(family).eval().features(images))
+
+
+def test_stochastic_depth_of_blocks_that_are_not_numbered() -> None:
+    with torch.device("meta"):
+        network = net.build(Architecture("timm:regnety_002", 8, drop_path=0.3))
+    places = [m.p for m in network.modules() if type(m) is DropPath]
+    assert len(places) == 13 and places == pytest.approx([0.3 * at / 12 for at in range(13)])
+
+
+def test_stochastic_depth_of_a_single_block() -> None:
+    with pytest.raises(InputError, match="no residual branches above its first block"):
+        transformer(model_args=(*VIT["model_args"][1:], ("depth", 1)), drop_path=0.3)
 
 
 def test_what_stochastic_depth_leaves_out_is_whole_images() -> None:
@@ -536,6 +583,41 @@ def test_a_killed_peft_run_goes_on_bit_for_bit(images, weights, tuned, tmp_path)
     assert tiny.untimed_rows(run)[-1] == tiny.untimed_rows(tuned)[-1]
 
 
+def test_a_run_goes_on_without_what_it_started_from(images, weights, tmp_path) -> None:
+    start = Path(shutil.copy(weights, tmp_path / "start.pth"))
+    run = tiny.run(
+        images, tmp_path, "run", f"{TINY_VIT}--peft lora:2 --pretrained {start} --max-steps 3"
+    )
+    start.unlink()
+    tiny.resume(run, "--max-steps 4")
+    from_run = f"{TINY_VIT}--pretrained none --max-steps 3 --checkpoint"
+    second = tiny.run(images, tmp_path, "second", f"{from_run} {shutil.copytree(run, start)}")
+    shutil.rmtree(start)
+    tiny.resume(second, "--max-steps 4")
+
+
+def test_a_checkpoint_needs_no_weights_before_it(images: Path, tmp_path: Path, monkeypatch) -> None:
+    """With photographs' default, --pretrained imagenet: the norms' default stays its own."""
+
+    def nowhere(*_: object) -> None:
+        raise AssertionError("weights are looked for")
+
+    monkeypatch.setattr("net.building.imagenet_file", nowhere)
+    first = built(width=1.0, stem="imagenet")
+    file = tmp_path / "first.pth"
+    torch.save({"network": first.description(), "model_state_dict": first.state_dict()}, file)
+    flags = "--width 1 --stem imagenet --pretrained imagenet --warm 0 --checkpoint"
+    training = tiny.prepare(images, f"{flags} {file}")
+    network = training.network
+    assert same(network.state_dict(), first.state_dict())
+    assert network.architecture.bn_freeze == "1"
+    assert f"checkpoint {file}" in describe(training)
+    run = tiny.run(images, tmp_path, "run", f"{flags} {file} --peft bitfit --epochs 1 --amp off")
+    (run / "base.pth").unlink()  # then it is built anew
+    load = net.load_run(run, device="cpu").model.network
+    assert torch.equal(load.model.conv1.weight, first.model.conv1.weight)
+
+
 def test_the_running_mean_of_a_peft_run_leaves_out_the_base_too(images, weights, tmp_path) -> None:
     flags = f"{TINY_VIT}--peft lora:2 --ema 0.9 --amp off --pretrained {weights}"
     run = tiny.run(images, tmp_path, "run", f"{flags} --max-steps 3")
@@ -604,9 +686,80 @@ def test_a_peft_run_is_evaluated_and_exported(tuned: Path, tmp_path: Path) -> No
 
 
 def test_a_run_starts_from_a_peft_run(images: Path, tuned: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"holds prompts, without which .*--peft lora:2,prompts:3,b"
-    ):
-        tiny.prepare(images, f"{TINY_VIT}--head-norm layer --pretrained none --checkpoint {tuned}")
+    begun = f"{TINY_VIT}--head-norm layer --pretrained none --checkpoint {tuned}"
+    for peft, words in (("none", "none"), ("prompts:4", "4")):
+        with pytest.raises(
+            InputError, match=f"has 3 prompts .* network {words}, .*--peft lora:2,prompts:3,bitfit"
+        ):
+            tiny.prepare(images, f"{begun} --peft {peft}")
+    network, trained = (
+        tiny.prepare(images, f"{begun} --peft lora:4,prompts:3").network.eval(),
+        net.load_run(tuned, device="cpu").model.network,
+    )
+    with torch.no_grad():
+        found, expected = network.embed(pictures()), trained.embed(pictures())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     again = tiny.prepare(images, f"{TINY_VIT}{PEFT}--pretrained none --checkpoint {tuned}").network
     assert same(again.state_dict(), net.load_run(tuned).model.network.state_dict())
+
+
+# --- a run's own checkpoint as --pretrained -------------------------------------------------------
+
+
+def started_from(file: Path, **more: object) -> net.EmbeddingNet:
+    return net.build(Architecture(**(VIT | more)), pretrained=str(file)).eval()
+
+
+def features_of_run(run: Path, images: torch.Tensor, **more: object) -> torch.Tensor:
+    with torch.no_grad():
+        return net.load_run(run, device="cpu", **more).model.network.features(images)
+
+
+def test_a_backbone_starts_from_what_a_peft_run_has_trained(images, weights, tmp_path, capsys):
+    flags = f"{TINY_VIT}--peft lora:2,bitfit --amp off --pretrained {weights} --max-steps 3"
+    run, file = tiny.run(images, tmp_path, "run", flags), tmp_path / "run.safetensors"
+    command.main(["export", str(run), "--safetensors", str(file)])
+    seen = pictures()
+    expected = features_of_run(run, seen)
+    with torch.no_grad():
+        assert (started_from(weights).features(seen) - expected).abs().max() > 1e-3
+        for start in (tiny.best_checkpoint(run), run / "last.pth", file):
+            for peft in ("none", "lora:4"):
+                found = started_from(start, peft=peft).features(seen)
+                torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_backbone_starts_from_the_running_mean(images: Path, tmp_path: Path) -> None:
+    run = tiny.run(images, tmp_path, "run", "--ema 0.9 --epochs 2 --warm 0 --amp off")
+    network = net.build(Architecture(**SMALL), pretrained=str(run / "last.pth")).eval()
+    mean, raw = (
+        features_of_run(run / "last.pth", pictures(), weights=kind) for kind in ("ema", "raw")
+    )
+    with torch.no_grad():
+        found = network.features(pictures())
+    torch.testing.assert_close(found, mean, rtol=0, atol=1e-5)
+    assert (found - raw).abs().max() > 1e-3
+
+
+def test_prompts_are_no_part_of_a_backbone_alone(tuned: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    command.main(["export", str(tuned), "--safetensors", str(file)])
+    for start in (tiny.best_checkpoint(tuned), file):
+        with pytest.raises(
+            InputError, match=r"holds prompts, .*--checkpoint .* --peft lora:2,prompts:3,bitfit"
+        ):
+            started_from(start)
+
+
+def test_a_file_of_another_family_is_one_sentence(weights: Path) -> None:
+    words = r"vit\.pth does not hold the weights of a timm:test_convnext.* \(KeyError: .*--model"
+    with pytest.raises(InputError, match=words):
+        net.build(Architecture(**CONVNEXT), pretrained=str(weights))
+
+
+def test_a_file_of_lightning_is_read(weights: Path, tmp_path: Path) -> None:
+    held = torch.load(weights, weights_only=True)
+    wrapped = {f"model.{name}": value for name, value in held.items()}
+    torch.save({"state_dict": wrapped, "global_step": 3}, tmp_path / "epoch.ckpt")
+    body = started_from(tmp_path / "epoch.ckpt").model.body
+    assert same(dict(body.state_dict()), held)

@@ -881,6 +881,18 @@ def test_pretrained_file(layout: str, tmp_path: Path) -> None:
     assert not torch.equal(network.model.embedding.weight, saved.model.embedding.weight)
 
 
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_ema"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_pretrained_file_of_another_training_code(wrapper: str, prefix: str, tmp_path: Path):
+    saved = dict(tiny().model.state_dict())
+    state = {f"{prefix}{k}": v for k, v in saved.items() if not k.startswith("embedding.")}
+    torch.save({wrapper: state, "epoch": 3, "optimizer": {"state": {}}}, tmp_path / "file.pth")
+    network = net.build(Architecture(**TINY), pretrained=str(tmp_path / "file.pth"))
+    assert all(
+        torch.equal(network.model.state_dict()[k.removeprefix(prefix)], state[k]) for k in state
+    )
+
+
 def test_pretrained_file_of_another_kind(tmp_path: Path) -> None:
     torch.save(tiny().state_dict(), tmp_path / "file.pth")
     with pytest.raises(InputError, match=r"file\.pth holds a resnet10, not a resnet18"):

@@ -14,6 +14,7 @@ import tiny
 import torch
 
 import evaluate
+import net
 import net.__main__ as net_command
 import options
 import report
@@ -238,6 +239,23 @@ def test_evaluate_takes_a_folder_for_every_network_in_it(kind, logs, tmp_path, c
     asked = options.parse_evaluate(["--resume", str(folder), "--failures", "1", "--workers", "0"])
     with pytest.raises(InputError, match=f"--failures describes one.*names {len(expected)}"):
         evaluate.run(asked)
+
+
+def test_sizes_that_a_network_cannot_take_are_refused_everywhere(logs, tmp_path):
+    network = net.build(net.Architecture("bn_inception", 8))
+    file = tmp_path / "net.pth"
+    torch.save({"network": network.description(), "model_state_dict": network.state_dict()}, file)
+    words = "bn_inception cannot take images of 240 pixels: .* 32 divides, such as 256"
+    for source in (f"--resume {file}", "--model bn_inception --pretrained none"):
+        line = f"{source} --dataset folder:{logs / 'images'} --image-size 240 --workers 0"
+        with pytest.raises(InputError, match=words):
+            evaluate.run(options.parse_evaluate(line.split()))
+
+
+def test_the_size_that_is_advised_is_another_one_and_fits():
+    network = net.build(net.Architecture("timm:crossvit_tiny_240", 8, image_size=64))
+    with pytest.raises(InputError, match=r"cannot take images of 64 pixels: .*, such as 240"):
+        network.check_image_size(64)
 
 
 def test_evaluations_carry_a_remark(logs, tmp_path, capsys):

@@ -274,6 +274,7 @@ def test_photographs_are_seen_at_the_size_of_the_weights(images: Path) -> None:
     ("flags", "words"),
     [
         ("--model timm:vit_smal_patch16_224", "did you mean vit_small_patch16_224"),
+        ("--model timm:xception", "timm has no model 'xception'; did you mean xception71"),
         ("--model timm:qqqqqqqqqq", "timm has no model 'qqqqqqqqqq'; python -c"),
         ("--model timm:vit_small_patch16_224.dinno", "no weights 'dinno' .* did you mean dino"),
         ("--model resnet18 --model-args depth=2", "--model-args has no effect here: .* timm"),

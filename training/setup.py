@@ -22,7 +22,7 @@ from devices import Precision, device_name
 from evaluation.networks import checkpoint_file
 from methods import Routine
 from methods.base import Options
-from net.base import whole
+from net.building import whole
 from net.shared import share_batches
 from runs import load_checkpoint
 from storage import need_room
@@ -138,9 +138,18 @@ def _loss_errors() -> Iterator[None]:
 
 
 def build_network(
-    args: Options, heads: tuple[str, ...], routines: Sequence[Routine], precision: Precision
+    args: Options,
+    heads: tuple[str, ...],
+    routines: Sequence[Routine],
+    precision: Precision,
+    *,
+    continued: bool = False,
 ) -> net.EmbeddingNet:
     """The network on its device, with its starting weights, the same in all processes.
+
+    Args:
+        continued: whether it is to have the weights of the run's own checkpoint; what it started
+            from is then not looked for.
 
     Raises:
         InputError: options that exclude each other, weights that cannot be had, or images of a size
@@ -151,10 +160,11 @@ def build_network(
             net.Architecture(
                 **net.Architecture.entries(vars(args)), heads=heads, **methods.architecture(args)
             ),
-            pretrained=args.pretrained,
+            # A checkpoint gives all weights, so that others need not be there.
+            pretrained=None if continued or args.checkpoint else args.pretrained,
             masks=methods.masks(args),
         )
-    if args.checkpoint:
+    if args.checkpoint and not continued:
         start = checkpoint_file(args.checkpoint)
         begun = net.with_weights(whole(load_checkpoint(start), start))
         net.load_checkpoint(network, begun, start, masks=False)
@@ -296,7 +306,8 @@ def describe(training: Training) -> str:
         *_what_is_left_out(data),
         f"best epoch  {on}",
         f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
-        f"{parameters:,} parameters, pretrained {args.pretrained}",
+        f"{parameters:,} parameters, "
+        + (f"checkpoint {args.checkpoint}" if args.checkpoint else f"pretrained {args.pretrained}"),
         *_what_rests(training.network),
         f"loss        {' + '.join([args.loss, *methods.attachments(args)])}, "
         f"{criterion:,} parameters",
