@@ -50,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
         "a fifth, of few classes up to a third)",
     )
     check.add_argument(
-        "--seed", type=whole(0), metavar="N", help=f"own images: of that draw (default: {SEED})"
+        "--seed",
+        type=whole(0),
+        metavar="N",
+        help=f"own images: seed of the draw of the held-out classes (default: {SEED})",
     )
     check.add_argument(
         "--exif",

@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="USER/NAME",
         help="upload weights, card and results to the Hugging Face hub",
     )
-    shared.add_argument("--private", action="store_true", help="there, for yourself alone")
+    shared.add_argument(
+        "--private", action="store_true", help="make the repository on the hub private"
+    )
     shared.add_argument(
         "--licence",
         metavar="NAME",

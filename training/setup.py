@@ -273,6 +273,8 @@ def describe(training: Training) -> str:
     on = "on the test classes"
     if not data.selects_on_test:
         on = f"on validation: {data.selection[0].describe()}"
+    elif training.length.evaluates_once(len(loader)):
+        on = "none is picked: evaluated once, at the end"
     lines = [
         *_about_choice(args.chosen),
         f"data        {args.dataset}: {len(data.train):,} images, "
