@@ -111,7 +111,8 @@ def network(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
     if args.pretrained != "none" and (machine.weights or args.pretrained == "imagenet"):
         return Chosen(
             {"model": MODEL, "pretrained": "imagenet", "freeze_blocks": 5},
-            "ImageNet weights that are installed; the first blocks see edges and colours: frozen",
+            "ImageNet weights that are installed; the first blocks see edges and colours and stay "
+            "frozen",
         )
     why = "from nothing, as --pretrained none says"
     if args.pretrained is None:
