@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--weights",
         choices=WEIGHTS,
-        help="of a run that kept a running mean of its weights: the mean (ema, the default) or the "
-        "weights themselves (raw)",
+        help="for a run that kept a running mean of its weights: the mean (ema, the default) or "
+        "the weights themselves (raw)",
     )
     graphs = export.add_argument_group(
         "as a graph",

@@ -352,7 +352,7 @@ RUN = Group("run", (
     flag("--name --experiment-id -i", None, any_text("NAME"), "name of the run and of its folder",
          shown="from data set, model, loss and time", change=LABEL),
     flag("--remark", "", any_text("TEXT"), "added to the run's name", change=LABEL),
-    flag("--seed --random-seed -seed", 1, COUNT_OR_ZERO, "of every random draw of the run",
+    flag("--seed --random-seed -seed", 1, COUNT_OR_ZERO, "seed of all random draws of the run",
          change=SEED),
     flag("--deterministic", False, SWITCH,
          "the same numbers on every run on a GPU too, at some cost of speed", change=NOTHING),
@@ -392,7 +392,8 @@ RUN = Group("run", (
     flag("--sweep", False, SWITCH,
          "the command is drawn by a sweep (recipes/sweep.yaml): a flag that the drawn loss does "
          "not read is noted and left out; otherwise it would be an error", change=NOTHING),
-    flag("--wandb-project", "anchorage", any_text("NAME"), "project there", change=NOTHING),
+    flag("--wandb-project", "anchorage", any_text("NAME"), "project at Weights & Biases",
+         change=NOTHING),
     flag("--tensorboard", False, SWITCH,
          "also write TensorBoard's files, into the run folder (needs the package tensorboard)",
          change=NOTHING),
@@ -410,7 +411,7 @@ EVALUATION = Group("evaluation", (
     flag("--batch-size --batch_size", 150, COUNT, "images that are embedded at once",
          shown="the run's; without one 150"),
     flag("--weights", None, one_of(*net.WEIGHTS),
-         "of a run that kept a running mean of its weights: the mean (ema) or the weights (raw)",
+         "for a run that kept a running mean of its weights: the mean (ema) or the weights (raw)",
          shown="ema where there is one"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
@@ -428,18 +429,18 @@ EVALUATION = Group("evaluation", (
          "images that the search compares at once: memory against speed, never the numbers",
          need=RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
     flag("--seed", 1, COUNT_OR_ZERO,
-         "of k-means, --bootstrap, --neighbours, and the intervals of verification"),
+         "seed of k-means, --bootstrap, --neighbours, and the intervals of verification"),
     flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
          "which GPU; -1: all of them, a process each, as with torchrun", local=True),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
 ))
-FILES = Group("what evaluation also writes: tables", (
+FILES = Group("files to write: tables", (
     flag("--json", None, a_path("FILE.json"), "all numbers"),
     flag("--csv", None, a_path("FILE.csv"), "the table"),
     flag("--latex", None, a_path("FILE.tex"),
          "the table for a paper (booktabs), in percent; seeds as mean ± half of its 95 % interval"),
 ))
-POSTPROCESSING = Group("what is done to the embeddings before they are compared", (
+POSTPROCESSING = Group("post-processing of the embeddings before they are compared", (
     flag("--whiten", None, Kind(whole(1), "D", nargs="?", const=0),
          "PCA-whitening to D numbers (without D: as many as vary), fitted on the run's training "
          "images and kept beside the checkpoint; for all that is computed and written",
@@ -455,7 +456,7 @@ POSTPROCESSING = Group("what is done to the embeddings before they are compared"
          "k-reciprocal re-ranking: --rerank [K1 K2 LAMBDA]", need=RETRIEVAL,
          shown="off; 20 6 0.3"),
 ))
-SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
+SINGLE_IMAGES = Group("files to write: single images, for one checkpoint", (
     flag("--per-class", None, a_path("FILE.csv"),
          "retrieval metrics of each class, the worst first",
          need=RETRIEVAL),
@@ -488,7 +489,7 @@ REPORT = Group("the page of one run or several", (
     flag("--embeddings", None, a_path("FILE.npz"),
          "embeddings of one run, made by evaluate.py --export, instead of the best checkpoint's",
          need=ONE_PAGE),
-    flag("--seed", 1, COUNT_OR_ZERO, "of what is drawn at random", need=ONE_PAGE),
+    flag("--seed", 1, COUNT_OR_ZERO, "seed of the random draws", need=ONE_PAGE),
     flag("--gpu-id --gpu", 0, Kind(whole(0), "N"), "which GPU embeds; the CPU where there is none",
          need=ONE_PAGE),
 ))

@@ -129,8 +129,8 @@ def build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
-        help="of a run that kept a running mean of its weights: the mean (ema, the default) or the "
-        "weights themselves (raw)",
+        help="for a run that kept a running mean of its weights: the mean (ema, the default) or "
+        "the weights themselves (raw)",
     )
     parser.add_argument(
         "--whiten",
