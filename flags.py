@@ -93,10 +93,11 @@ class Flag:
 
 
 class Group(NamedTuple):
-    """Flags under one heading of --help."""
+    """Flags under one heading of --help, with what `about` says of all of them."""
 
     title: str
     flags: tuple[Flag, ...]
+    about: str | None = None
 
 
 def flag(spellings: str, default: Any, kind: Kind, help: str, **more: Any) -> Flag:

@@ -5,7 +5,8 @@
     python benchmarks/precision.py --jobs 5           # so many runs at once, on a GPU
 
 Every run is train.py's own; a run that has its results.json is not made again. The table has R@1
-and MAP@R on the unseen classes: mean, standard deviation and range over the seeds, and seconds.
+and MAP@R on the unseen classes: mean ± half of its 95 % interval and range over the seeds, and
+seconds.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from metrics.comparison import half_width
 from utils import sentence_errors
 
 PRECISIONS = {"bf16": "bf16", "float32": "off"}
@@ -51,10 +53,10 @@ def row(precision: str, runs: list[dict[str, float]]) -> str:
     cells = [precision, str(len(runs))]
     for name in METRICS:
         values = [run[name] for run in runs]
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        cells.append(
-            f"{statistics.mean(values):.4f} ± {spread:.4f} ({min(values):.4f}–{max(values):.4f})"
-        )
+        mean = f"{statistics.mean(values):.4f}"
+        if len(values) > 1:
+            mean += f" ± {half_width(statistics.stdev(values), len(values)):.3f}"
+        cells.append(f"{mean} ({min(values):.4f}–{max(values):.4f})")
     cells.append(f"{statistics.median(run['seconds'] for run in runs):.0f}")
     return f"| {' | '.join(cells)} |"
 

@@ -46,17 +46,20 @@ def _parser() -> argparse.ArgumentParser:
         "--eval-classes",
         type=float,
         metavar="F",
-        help="own images: share of the classes that is held out (default: what a run holds out, "
-        "a fifth, of few classes up to a third)",
+        help="own images: share of the classes that is held out (default: as in a run: a "
+        "fifth; with few classes up to a third)",
     )
     check.add_argument(
-        "--seed", type=whole(0), metavar="N", help=f"own images: of that draw (default: {SEED})"
+        "--seed",
+        type=whole(0),
+        metavar="N",
+        help=f"own images: seed of the draw of the held-out classes (default: {SEED})",
     )
     check.add_argument(
         "--exif",
         choices=("apply", "ignore"),
         default="apply",
-        help="as of train.py: turn pictures as their EXIF data say, or not (default: %(default)s)",
+        help="as in train.py: turn pictures as their EXIF data say, or not (default: %(default)s)",
     )
     get = commands.add_parser(
         "download", help="fetch a data set, check it and unpack it under the data root"

@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--weights",
         choices=WEIGHTS,
-        help="of a run that kept a running mean of its weights: the mean (ema, the default) or the "
-        "weights themselves (raw)",
+        help="for a run that kept a running mean of its weights: the mean (ema, the default) or "
+        "the weights themselves (raw)",
     )
     graphs = export.add_argument_group(
         "as a graph",
@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="USER/NAME",
         help="upload weights, card and results to the Hugging Face hub",
     )
-    shared.add_argument("--private", action="store_true", help="there, for yourself alone")
+    shared.add_argument(
+        "--private", action="store_true", help="make the repository on the hub private"
+    )
     shared.add_argument(
         "--licence",
         metavar="NAME",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import criteria
@@ -177,13 +178,14 @@ DATA = Group("data", (
 ))
 SELECTION = Group("batches and model selection", (
     flag("--defaults", None, one_of("suited", "published"),
-         "what is not given. suited: what suits the images and the machine, told with its reasons; "
-         "published: the papers' settings, and the defaults that stand here",
+         "how flags that are not given are set. suited: to suit the images and the machine, with "
+         "the reasons printed; published: as in the papers, and by the defaults that stand here",
          need=OWN_DATA, before="published", change=NOTHING,
          shown="suited for your own images where no --model, --checkpoint or file of flags is "
          "given, else published"),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
-         "images a step, over all processes"),
+         "images a step, over all processes",
+         shown="150; AMLoss 90, DDML 180, SEC's losses 120, --experiment 128"),
     flag("--micro-batch", None, COUNT,
          "embed a batch N images at a time (in each process), and then again with the gradient of "
          "the loss of all: the memory of N images, and a forward pass more", need=NOT_COMPILED,
@@ -271,17 +273,17 @@ NETWORK = Group("network", (
          shown="the backbone's: 0.9 for bn_inception, 0.01 for efficientnet_lite0, else 0.1; 0.1 "
          "with SEC's losses"),
 ))
-FINETUNING = Group("fine-tuning: what of a pretrained network is kept and what rests", (
+FINETUNING = Group("fine-tuning: what of a pretrained network is kept and what is frozen", (
     flag("--keep-blocks", None, COUNT,
-         "the network ends after its first N blocks, for small images or drawings, to which its "
-         "last layers have little to say (efficientnet_lite0)", shown="all"),
+         "the network ends after its first N blocks, for small images or drawings, for which its "
+         "last layers are of little use (efficientnet_lite0)", shown="all"),
     flag("--freeze-stem", False, SWITCH,
-         "the patch embedding of a ViT, or what a CNN has before its first block, rests"),
+         "freeze the patch embedding of a ViT, or what a CNN has before its first block"),
     flag("--freeze-blocks", 0, Kind(net.blocks_of, "N"),
-         "the stem, tokens and position embeddings included, and the first N blocks rest; all: "
+         "freeze the stem, tokens and position embeddings included, and the first N blocks; all: "
          "only the heads train"),
     flag("--peft", "none", Kind(net.peft_of, "PARTS"),
-         "the network rests, and what is added to it trains: lora:RANK (or lora:RANK:ALPHA), "
+         "the network is frozen, and what is added to it trains: lora:RANK (or lora:RANK:ALPHA), "
          "prompts:N (tokens in front of each block's), bitfit (biases, and scales and shifts of "
          "norms), or several: prompts:10,bitfit; checkpoints hold that alone"),
     flag("--drop-path", 0.0, Kind(number(0.0, 0.99), "P"),
@@ -299,7 +301,8 @@ LOSS = Group("loss", (
          "also distance, reducer, miner by their class: distance=LpDistance(p=1)"),
 ))
 OPTIMISATION = Group("optimisation", (
-    flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS, change=CONTINUED),
+    flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS, change=CONTINUED,
+         shown="60; AMLoss 40, --experiment 100; SEC's losses count in --steps"),
     flag("--steps", None, COUNT, "length of the run in optimisation steps instead of epochs"),
     flag("--optimizer", "adamw", Kind(str.lower, choices=("adamw", "adam", "sgd", "rmsprop")),
          "for everything but the margins of AMLoss"),
@@ -363,7 +366,7 @@ RUN = Group("run", (
     flag("--name --experiment-id -i", None, any_text("NAME"), "name of the run and of its folder",
          shown="from data set, model, loss and time", change=LABEL),
     flag("--remark", "", any_text("TEXT"), "added to the run's name", change=LABEL),
-    flag("--seed --random-seed -seed", 1, COUNT_OR_ZERO, "of every random draw of the run",
+    flag("--seed --random-seed -seed", 1, COUNT_OR_ZERO, "seed of all random draws of the run",
          change=SEED),
     flag("--deterministic", False, SWITCH,
          "the same numbers on every run on a GPU too, at some cost of speed", change=NOTHING),
@@ -392,7 +395,9 @@ RUN = Group("run", (
     flag("--resume-run", None, a_path("DIR"),
          "continue the run in DIR from its last checkpoint, or from an older one: DIR/step_N.pth",
          change=NOTHING),
-    flag("--dry-run", False, SWITCH, "print what would run, and stop", change=NOTHING),
+    flag("--dry-run", False, SWITCH,
+         "print what would run, and stop (with --decode cache, a missing cache is made first)",
+         change=NOTHING),
     flag("--no-report", False, SWITCH,
          "no report.html at the end (python report.py RUN makes it at any time)", change=NOTHING),
     flag("--wandb", None, one_of("online", "offline", "disabled"),
@@ -400,8 +405,9 @@ RUN = Group("run", (
          shown="online when a key is configured, else offline", change=NOTHING),
     flag("--sweep", False, SWITCH,
          "the command is drawn by a sweep (recipes/sweep.yaml): a flag that the drawn loss does "
-         "not read is noted and left out, where else it is an error", change=NOTHING),
-    flag("--wandb-project", "anchorage", any_text("NAME"), "project there", change=NOTHING),
+         "not read is noted and left out; otherwise it would be an error", change=NOTHING),
+    flag("--wandb-project", "anchorage", any_text("NAME"), "project at Weights & Biases",
+         change=NOTHING),
     flag("--tensorboard", False, SWITCH,
          "also write TensorBoard's files, into the run folder (needs the package tensorboard)",
          change=NOTHING),
@@ -416,9 +422,10 @@ EVALUATION = Group("evaluation", (
          "compared in one table, and those that differ in the seed alone are averaged"),
     flag("--remark", "", any_text("TEXT"), "a line above the table, and kept in --json"),
     flag("--metrics", EVALUATED, EVALUATED_NAMES, METRICS_TEXT + VERIFICATION_TEXT, shown="all"),
-    flag("--batch-size --batch_size", 150, COUNT, "images that are embedded at once"),
+    flag("--batch-size --batch_size", 150, COUNT, "images that are embedded at once",
+         shown="the run's; without one 150"),
     flag("--weights", None, one_of(*net.WEIGHTS),
-         "of a run that kept a running mean of its weights: the mean (ema) or the weights (raw)",
+         "for a run that kept a running mean of its weights: the mean (ema) or the weights (raw)",
          shown="ema where there is one"),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
@@ -436,18 +443,18 @@ EVALUATION = Group("evaluation", (
          "images that the search compares at once: memory against speed, never the numbers",
          need=RETRIEVAL, shown="4096 on a CPU, 8192 on a GPU"),
     flag("--seed", 1, COUNT_OR_ZERO,
-         "of k-means, --bootstrap, --neighbours, and the intervals of verification"),
+         "seed of k-means, --bootstrap, --neighbours, and the intervals of verification"),
     flag("--gpu-id --gpu", 0, Kind(whole(-1), "N"),
          "which GPU; -1: all of them, a process each, as with torchrun", local=True),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
 ))
-FILES = Group("what evaluation also writes: tables", (
+FILES = Group("files to write: tables", (
     flag("--json", None, a_path("FILE.json"), "all numbers"),
     flag("--csv", None, a_path("FILE.csv"), "the table"),
     flag("--latex", None, a_path("FILE.tex"),
          "the table for a paper (booktabs), in percent; seeds as mean ± half of its 95 % interval"),
 ))
-POSTPROCESSING = Group("what is done to the embeddings before they are compared", (
+POSTPROCESSING = Group("post-processing of the embeddings before they are compared", (
     flag("--whiten", None, Kind(whole(1), "D", nargs="?", const=0),
          "PCA-whitening to D numbers (without D: as many as vary), fitted on the run's training "
          "images and kept beside the checkpoint; for all that is computed and written",
@@ -463,7 +470,7 @@ POSTPROCESSING = Group("what is done to the embeddings before they are compared"
          "k-reciprocal re-ranking: --rerank [K1 K2 LAMBDA]", need=RETRIEVAL,
          shown="off; 20 6 0.3"),
 ))
-SINGLE_IMAGES = Group("what evaluation also writes: single images, of one checkpoint", (
+SINGLE_IMAGES = Group("files to write: single images, for one checkpoint", (
     flag("--per-class", None, a_path("FILE.csv"),
          "retrieval metrics of each class, the worst first",
          need=RETRIEVAL),
@@ -496,13 +503,13 @@ REPORT = Group("the page of one run or several", (
     flag("--embeddings", None, a_path("FILE.npz"),
          "embeddings of one run, made by evaluate.py --export, instead of the best checkpoint's",
          need=ONE_PAGE),
-    flag("--seed", 1, COUNT_OR_ZERO, "of what is drawn at random", need=ONE_PAGE),
+    flag("--seed", 1, COUNT_OR_ZERO, "seed of the random draws", need=ONE_PAGE),
     flag("--gpu-id --gpu", 0, Kind(whole(0), "N"), "which GPU embeds; the CPU where there is none",
          need=ONE_PAGE),
 ))
 OVERVIEW = Group("all runs under a folder in a table", (
     flag("--compare", None, a_path("DIR"), "one row per run, and one for those that differ in "
-         "the seed alone: mean ± 95 % interval"),
+         "the seed alone: mean ± half of its 95 % interval"),
     flag("--grep", None, any_text("TEXT"), "only rows that contain TEXT (a regular expression)",
          need=COMPARED),
     flag("--csv", None, a_path("FILE.csv"), "the table", need=COMPARED),
@@ -510,11 +517,32 @@ OVERVIEW = Group("all runs under a folder in a table", (
 ))
 # fmt: on
 
+
+def as_evaluated(group: Group) -> Group:
+    """A group of train.py's flags as evaluate.py has them."""
+    words = {
+        "max_bad_images": "share of the images that may be unreadable (one at least; 0 is none): "
+        "they are left out, and each is named",
+        "checkpoint": "train.py starts from it; here the checkpoint is named by --resume",
+    }
+    about = {
+        "data": "With --resume, the run decides what is not given here, but for --decode, caches "
+        "and --workers. The defaults below hold without --resume, and for released checkpoints.",
+        "network": "With --resume, the checkpoint decides what is not given here. The defaults "
+        "below hold without --resume.",
+    }
+    flags = tuple(replace(entry, help=words.get(entry.dest, entry.help)) for entry in group.flags)
+    return Group(group.title, flags, about[group.title])
+
+
 TRAIN_GROUPS = (
     *(DATA, SELECTION, NETWORK, FINETUNING, LOSS, *methods.groups(), OPTIMISATION, RUN),
     *methods.dead_groups(),
 )
-EVALUATE_GROUPS = (EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES, DATA, NETWORK)
+EVALUATE_GROUPS = (
+    *(EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES),
+    *(as_evaluated(DATA), as_evaluated(NETWORK)),
+)
 REPORT_GROUPS = (REPORT, OVERVIEW)
 
 # --- all of them ----------------------------------------------------------------------------------

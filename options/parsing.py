@@ -107,7 +107,7 @@ def _make_parser(program: str, description: str, groups: Sequence[Group]) -> Par
         allow_abbrev=False,
     )
     for group in groups:
-        heading = parser.add_argument_group(group.title)
+        heading = parser.add_argument_group(group.title, group.about)
         for entry in group.flags:
             heading.add_argument(*entry.spellings, **_argparse_settings(entry))
     taken = {spelling for entry in flags_of(groups) for spelling in entry.spellings}

@@ -113,7 +113,7 @@ def build(parser: argparse.ArgumentParser) -> None:
         action="extend",
         required=True,
         help="folders of any depth (the names of the folders in them are the labels), image files, "
-        "and tables (.csv) with a column path and, if you like, id and label",
+        "and tables (.csv, .tsv) with a column path and, if you like, id and label",
     )
     parser.add_argument(
         "--index", metavar="FILE", type=file, required=True, help="the file to write"
@@ -129,8 +129,8 @@ def build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
-        help="of a run that kept a running mean of its weights: the mean (ema, the default) or the "
-        "weights themselves (raw)",
+        help="for a run that kept a running mean of its weights: the mean (ema, the default) or "
+        "the weights themselves (raw)",
     )
     parser.add_argument(
         "--whiten",

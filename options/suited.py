@@ -100,7 +100,7 @@ def held_out(args: argparse.Namespace, images: Images, machine: Machine) -> Chos
     count = count_held_out(share, images.classes)
     return Chosen(
         {} if images.divided else {"eval_classes": share},
-        f"{count} of the {images.classes} classes are not trained on: with them it is measured",
+        f"{count} of the {images.classes} classes are held out: the network is measured on them",
     )
 
 
@@ -111,7 +111,8 @@ def network(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
     if args.pretrained != "none" and (machine.weights or args.pretrained == "imagenet"):
         return Chosen(
             {"model": MODEL, "pretrained": "imagenet", "freeze_blocks": 5},
-            "ImageNet weights that are installed; the first blocks see edges and colours, and rest",
+            "ImageNet weights that are installed; the first blocks see edges and colours and stay "
+            "frozen",
         )
     why = "from nothing, as --pretrained none says"
     if args.pretrained is None:
@@ -162,7 +163,7 @@ def batches(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
             f"{args.loss} learns from pairs: {each} images of each class of a batch",
         )
     size = max(2, size // 4 * 4) if size > 4 else size
-    return Chosen({"batch_size": size}, f"{max(1, images.images // size)} steps an epoch")
+    return Chosen({"batch_size": size}, f"{_steps(images, size)} an epoch")
 
 
 def _instances(args: argparse.Namespace, size: int, classes: int) -> int:
@@ -186,7 +187,7 @@ def length(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen
     if args.pretrained == "none":
         looks *= 2
     epochs = min(max(round(looks / images.images), 10), 100)
-    steps = f"{max(1, images.images // args.batch_size):,} steps each"
+    steps = f"{_steps(images, args.batch_size)} each"
     if args.steps is not None or "epochs" in args.given:
         return Chosen({}, "")
     return Chosen({"epochs": epochs}, f"{steps}, {epochs * images.images:,} looks at an image")
@@ -255,6 +256,12 @@ def choose(
     if told:
         told.insert(0, ["", f"for {images}, on {machine}; a flag that you give wins"])
     return args, told
+
+
+def _steps(images: Images, size: int) -> str:
+    """How many batches of a size an epoch has, in words."""
+    count = max(1, images.images // size)
+    return f"{count:,} step{'s' if count > 1 else ''}"
 
 
 def _as_flag(entry: Flag, value: Any) -> str:

@@ -180,7 +180,7 @@ def _facts(run: Explained) -> list[tuple[str, Any]]:
         ("trained on", trained),
         ("judged on", run.counts),
         ("best epoch picked on", _picked_on(record)),
-        ("what trains", f"{peft}, and the network rests" if peft != "none" else ""),
+        ("what trains", f"{peft}, and the network is frozen" if peft != "none" else ""),
         ("batch", _batch(args)),
         ("seed", str(args.get("seed"))),
         ("epochs", str(int(record.rows[-1]["epoch"])) if record.rows else "none finished"),

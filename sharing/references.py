@@ -187,7 +187,7 @@ def page() -> str:
             (f"`--model {name if name != 'timm' else 'timm:NAME'}`", (key,))
             for name, key in NETWORKS.items()
         ),
-        "Parts that train beside a resting network": (
+        "Parts that train beside a frozen network": (
             (f"`--peft {name}`", (key,)) for name, key in PEFT.items()
         ),
         "Data sets": ((f"`--dataset {name}`", (key,)) for name, key in DATA.items()),

@@ -31,7 +31,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "file", nargs="?", metavar="FILE.toml", type=_path, default=None, help="what to study"
     )
-    asked = parser.add_argument_group("what to study, where there is no file")
+    asked = parser.add_argument_group("what to study, if there is no file")
     asked.add_argument("--name", help="name of the study's folder in --logs")
     asked.add_argument("--flags", help="flags of train.py that all methods share")
     asked.add_argument(

@@ -276,7 +276,7 @@ class Ledger:
         return self._studies[entrant.name]
 
     def _draw(self, work: Work) -> None:
-        """Gives a trial its values: the first those that were given, others as TPE sees fit.
+        """Gives a trial its values: the first those that were given, then random ones, then TPE's.
 
         One that another worker left before it had all of them gets the rest.
         """
@@ -285,7 +285,8 @@ class Ledger:
         space, study = work.entrant.space, self.study(work.entrant)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # As many random ones as there are options, and not the same ones in every process.
+            # Two for each value that is searched before TPE begins, the first as given and the
+            # others at random, and not the same ones in every process.
             study.sampler = optuna.samplers.TPESampler(
                 seed=work.number, n_startup_trials=max(STARTUP, 2 * len(space)), constant_liar=True
             )

@@ -9,7 +9,7 @@ import tiny
 import torch
 from conftest import run_python
 
-from benchmarks import profiling
+from benchmarks import precision, profiling
 from benchmarks.loops import OurWay
 
 
@@ -37,6 +37,14 @@ def test_a_gpu_is_busy_while_any_of_its_streams_computes():
     }
     assert found.kernels["conv"][0] == pytest.approx(200e-6)
     assert next(iter(found.kernels)) == "conv"
+
+
+def test_the_spread_of_precisions_is_half_of_the_interval_of_the_mean():
+    runs = [{"R@1": r, "MAP@R": 0.25, "seconds": 7.0} for r in (0.4, 0.5, 0.6)]
+    assert precision.row("bf16", runs) == (  # 4.303 x 0.1 / sqrt 3
+        "| bf16 | 3 | 0.5000 ± 0.248 (0.4000–0.6000) | 0.2500 ± 0.000 (0.2500–0.2500) | 7 |"
+    )
+    assert "±" not in precision.row("bf16", runs[:1])
 
 
 def test_an_operator_is_not_charged_for_those_it_calls():

@@ -22,6 +22,7 @@ from options.suited import Images, Machine
 from training import data as run_data
 from training.clock import Estimate
 from training.doubts import doubts
+from training.setup import describe
 
 LAPTOP = Machine(cores=2, gpu=False, weights=True, remedy="pip install it", free=10**11)
 SERVER = LAPTOP._replace(cores=16, gpu=True)
@@ -73,6 +74,29 @@ def test_each_setting_is_told_with_its_reason() -> None:
     for setting in ("--model efficientnet_lite0", "--pretrained imagenet", "--decode cache"):
         assert setting in words
     assert all(why for _, why in told)
+
+
+def test_a_single_step_is_told_as_one() -> None:
+    told = [why for _, why in chosen(Images(5, False, 3, 9, 3, 3, side=200)).told]
+    assert "1 step an epoch" in told and any(why.startswith("1 step each") for why in told)
+
+
+@pytest.mark.parametrize(
+    ("flags", "once"),
+    [
+        ("--epochs 4 --eval-every 4", True),
+        ("--epochs 4 --eval-every 2", False),
+        ("--epochs 4 --max-steps 3", True),
+        ("--steps 8 --eval-steps 8", True),
+        ("--steps 8 --eval-steps 4", False),
+    ],
+)
+def test_no_epoch_is_said_to_be_picked_where_there_is_one_evaluation(
+    flags: str, once: bool, images: Path
+) -> None:
+    said = describe(tiny.prepare(images, flags))
+    assert ("best epoch  none is picked: evaluated once" in said) == once
+    assert ("best epoch  on the test classes" in said) != once
 
 
 def test_a_flag_that_is_given_wins_and_the_choice_adapts() -> None:

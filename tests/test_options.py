@@ -132,6 +132,15 @@ def test_help_shows_groups_and_defaults_without_loading_torch(script):
     assert max(map(len, shown.splitlines())) <= 100
 
 
+def test_help_of_evaluate_says_what_the_checkpoint_decides(capsys):
+    with pytest.raises(SystemExit):
+        options.parse_evaluate(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "data: With --resume, the run decides what is not given" in said
+    assert "network: With --resume, the checkpoint decides what is not given" in said
+    assert "--resume-run" not in said and "fresh optimisers" not in said
+
+
 def test_every_option_has_help_and_a_unique_name():
     for groups in (options.TRAIN_GROUPS, options.EVALUATE_GROUPS):
         entries = [entry for group in groups for entry in group.flags]

@@ -48,6 +48,12 @@ class Length:
         """Optimisation steps of the whole run."""
         return self.steps or self.epochs * steps_per_epoch
 
+    def evaluates_once(self, steps_per_epoch: int) -> bool:
+        """Whether there is no evaluation but the one at the end, so that no epoch is picked."""
+        every = self.eval_steps or self.eval_every * steps_per_epoch
+        total = self.total_steps(steps_per_epoch)
+        return every >= min(total, self.max_steps or total)
+
     def steps_left(self, clock: Clock, steps_per_epoch: int) -> int:
         """Optimisation steps to the end of the run."""
         total = self.total_steps(steps_per_epoch)

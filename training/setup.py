@@ -218,8 +218,8 @@ def build_optimisers(
     groups = [*groups, *objective.parameter_groups(args.lr)]
     if not any(parameter.requires_grad for group in groups for parameter in group["params"]):
         raise InputError(
-            "nothing would train: the backbone rests (--freeze-blocks, --warm), and neither a head "
-            "nor the loss has parameters; use --head linear, or --warm 0"
+            "nothing would train: the backbone is frozen (--freeze-blocks, --warm), and neither a "
+            "head nor the loss has parameters; use --head linear, or --warm 0"
         )
     schedule, momentum = build_schedules(args, length, steps_per_epoch)
     return optim.Optimisers(
@@ -296,6 +296,8 @@ def describe(training: Training) -> str:
     on = "on the test classes"
     if not data.selects_on_test:
         on = f"on validation: {data.selection[0].describe()}"
+    elif training.length.evaluates_once(len(loader)):
+        on = "none is picked: evaluated once, at the end"
     lines = [
         *_about_choice(args.chosen),
         f"data        {args.dataset}: {len(data.train):,} images, "
