@@ -322,8 +322,8 @@ def test_a_run_stops_before_a_bad_update_and_names_its_images(
     prepare = train.prepare
     kept: list[train.Training] = []
 
-    def spoilt(args):
-        kept.append(prepare(args))
+    def spoilt(args, **more):
+        kept.append(prepare(args, **more))
         spoil(kept[-1], {3}, gradient)
         return kept[-1]
 
@@ -342,8 +342,8 @@ def test_a_run_stops_before_a_bad_update_and_names_its_images(
 def test_bad_steps_are_skipped_up_to_a_bound(images, tmp_path, monkeypatch, caplog) -> None:
     prepare = train.prepare
 
-    def spoilt(args):
-        training = prepare(args)
+    def spoilt(args, **more):
+        training = prepare(args, **more)
         spoil(training, {2, 5})
         return training
 
@@ -475,7 +475,7 @@ def test_the_death_of_a_worker_is_a_sentence_wherever_the_run_stands(images, tmp
 
 
 def test_a_full_gpu_is_explained_in_terms_of_the_command_line(images, monkeypatch) -> None:
-    def full(args):
+    def full(args, **more):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(train, "prepare", full)
@@ -568,8 +568,8 @@ def test_the_fault_is_told_where_its_record_cannot_be_written(
 ) -> None:
     prepare = train.prepare
 
-    def spoilt(args):
-        training = prepare(args)
+    def spoilt(args, **more):
+        training = prepare(args, **more)
         spoil(training, {3})
         return training
 

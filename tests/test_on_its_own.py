@@ -122,7 +122,7 @@ def test_other_images_are_evaluated_where_the_old_ones_are_gone(
     studio: Path, capsys: pytest.CaptureFixture
 ) -> None:
     moved = ("--dataset", f"folder:{studio / 'moved/photos'}", "--out", studio)
-    query = picture(studio / "query.png")
+    query = picture(studio / "mine.png")
     evaluated("--resume", studio / "logs/folder", *moved, "--query", query)
     said = capsys.readouterr().out
     assert "searched: the 24 evaluated images of 8 classes" in said
