@@ -309,5 +309,5 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     door.loaded()
-    with sentence_errors(), door.answering():
+    with processes.ended_at_once(), sentence_errors(), door.answering():
         main(ARGS)

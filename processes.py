@@ -23,6 +23,7 @@ they find each other at the start stands in meeting.py.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import contextvars
 import functools
@@ -427,6 +428,7 @@ def joined() -> Iterator[None]:
         yield
         return
     number, count = place.number, place.count
+    _HAS_JOINED.append(number)
     store = place.store(place.keeps)
     place.meet(store)
     watch = _Watch(dist.PrefixStore("watch", place.store()), number, count)
@@ -447,6 +449,34 @@ def joined() -> Iterator[None]:
         watch.fail(error)
     watch.stop()
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Around a whole program: one that has joined others ends without Python's own end.
+
+    There a thread of torch's that still serves the group or the store takes the process down with
+    SIGABRT, now and then on a busy machine, when all work is done.
+    """
+    status: object = 0
+    try:
+        yield
+    except SystemExit as stop:
+        if not _HAS_JOINED:
+            raise
+        status = stop.code
+    if _HAS_JOINED:
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(1 if isinstance(status, str) else int(status or 0))
+
+
+_HAS_JOINED: list[int] = []
+"""The numbers that this process has had in groups."""
 
 
 @contextlib.contextmanager

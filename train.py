@@ -294,7 +294,7 @@ def _train(args: argparse.Namespace, run: RunFolder | None) -> None:
 
 if __name__ == "__main__":
     door.loaded()
-    with sentence_errors():
+    with processes.ended_at_once(), sentence_errors():
         if ARGS.folds:
             from training import folds  # only here: it reads runs back, as pages do
 
