@@ -458,21 +458,20 @@ def ended_at_once() -> Iterator[None]:
     There a thread of torch's that still serves the group or the store takes the process down with
     SIGABRT, now and then on a busy machine, when all work is done.
     """
-    status: object = 0
+    status = 0
     try:
         yield
     except SystemExit as stop:
-        if not _HAS_JOINED:
+        if not _HAS_JOINED or isinstance(stop.code, str):  # which Python prints as it ends
             raise
-        status = stop.code
-    if _HAS_JOINED:
-        if isinstance(status, str):
-            print(status, file=sys.stderr)
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(1 if isinstance(status, str) else int(status or 0))
+        status = stop.code or 0
+    if not _HAS_JOINED:
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 _HAS_JOINED: list[int] = []

@@ -177,8 +177,13 @@ def decoded(content: bytes) -> str:
     Raises:
         UnicodeDecodeError: it is something else.
     """
-    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
+    return content.decode(encoding_of(content))
+
+
+def encoding_of(start: bytes) -> str:
+    """Which of these encodings a text has, by its first bytes, two at least."""
+    is_utf_16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return "utf-16" if is_utf_16 else "utf-8-sig"
 
 
 def digest(content: bytes) -> str:

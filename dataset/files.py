@@ -53,8 +53,11 @@ _said: set[str] = set()
 
 
 def warn_once(message: str, to: logging.Logger = logger, level: int = logging.WARNING) -> None:
-    """Logs a message that this process has not logged before: a run reads its data many times."""
-    if message not in _said:
+    """Logs a message that this process has not logged before: a run reads its data many times.
+
+    What the logger keeps back does not count as logged.
+    """
+    if message not in _said and to.isEnabledFor(level):
         _said.add(message)
         to.log(level, "%s", message)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dataset.decoding import need_file, reason
+from storage import encoding_of
 from utils import InputError
 
 _DELIMITERS = ",;\t"
@@ -28,7 +29,9 @@ def read_rows(path: Path, given: str) -> Iterator[tuple[int, list[str]]]:
     """
     try:
         need_file(path)
-        with path.open(encoding=_encoding(path), newline="") as file:
+        with path.open("rb") as file:
+            encoding = encoding_of(file.read(2))
+        with path.open(encoding=encoding, newline="") as file:
             delimiter, spoken = _delimiter(file)
             file.seek(0)
             for line, row in _parsed(file, delimiter, given):
@@ -74,12 +77,6 @@ def _check_closed(lines: list[str], delimiter: str) -> None:
     It has swallowed the rows below it, up to the next mark or the end of the file.
     """
     list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
-
-
-def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(2)
-    return "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
 def _delimiter(lines: Iterable[str]) -> tuple[str, bool]:

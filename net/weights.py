@@ -20,7 +20,7 @@ from net.backbones import Backbone, Package
 from net.checkpoints import (
     architecture_of,
     backbone_of,
-    description_of,
+    is_ours,
     load_weights,
     weights_of,
 )
@@ -53,7 +53,7 @@ def load_pretrained(module: nn.Module, backbone: Backbone, checkpoint: dict, fil
         InputError: it cannot be matched with the backbone.
     """
     source = f"weights file {file}"
-    ours = description_of(checkpoint, source) is not None
+    ours = is_ours(checkpoint)
     if backbone.adapt is not None and not ours:
         load_weights(module, _adapted(module, backbone, checkpoint, source), source)
         return

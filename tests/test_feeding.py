@@ -819,6 +819,17 @@ def test_crops_from_the_cache_are_announced(photographs, tmp_path, caplog):
     assert "--cache-size 56 gives what --decode exact gives" in caplog.text
 
 
+def test_an_announcement_that_is_kept_back_is_made_later(photographs, tmp_path, caplog):
+    cached = {"decode": "cache", "cache_dir": tmp_path, "cache_size": 61}
+    with said_anew():
+        with caplog.at_level(logging.ERROR, logger="dataset.views"):
+            loader_of(photographs, **cached)
+            assert "training crops" not in caplog.text
+        for _ in range(2):
+            loader_of(photographs, **cached)
+        assert caplog.text.count("training crops") == 1
+
+
 def files_of(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.pixels")}
 
