@@ -16,6 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+import train
 from benchmarks.loops import OurWay, run
 from dataset.loader import Batch
 from devices import Precision
@@ -48,8 +49,8 @@ class Profile(NamedTuple):
 
     Attributes:
         step: one step, with nothing watching. asked: until the host had asked for all of it.
-        waited: for the next batch. bare: forward and backward of the network alone, on a batch that
-            lies on the device. busy: the device computed, None where the profiler saw nothing.
+        waited: for the next batch. ready: a step on a batch that lies on the device, so that `step`
+            less it is what data cost. bare: forward and backward of the network alone. busy: the device computed, None where the profiler saw nothing.
         kernels: see `Busy`, for one step. flops: of the bare network. peak: FLOP/s of a large
             matrix product in the network's precision. memory: bytes, the most at a time (GPU).
     """
@@ -58,6 +59,7 @@ class Profile(NamedTuple):
     step: float
     asked: float
     waited: float
+    ready: float
     bare: float
     busy: float | None
     kernels: dict[str, tuple[float, int]]
@@ -94,9 +96,10 @@ def profile_step(way: OurWay, batches: int) -> Profile:
     for _ in range(ROUNDS):
         seconds, asked = run(way, batches, device)
         waited = way.waited
+        ready = _seconds_of(lambda: train.step(training, batch), batches, device)
         bare = _seconds_of(lambda: forward_backward(training, batch), batches, device)
-        rounds.append((seconds / batches, asked / batches, waited / batches, bare))
-    step, asked, waited, bare = map(statistics.median, zip(*rounds, strict=True))
+        rounds.append((seconds / batches, asked / batches, waited / batches, ready, bare))
+    step, asked, waited, ready, bare = map(statistics.median, zip(*rounds, strict=True))
     memory = torch.cuda.max_memory_allocated(device) if on_gpu else None
     busy = _traced(way, min(batches, 5), device, step)
     way.end()
@@ -105,6 +108,7 @@ def profile_step(way: OurWay, batches: int) -> Profile:
         step=step,
         asked=asked,
         waited=waited,
+        ready=ready,
         bare=bare,
         busy=None if busy is None else busy.seconds,
         kernels={} if busy is None else busy.kernels,
@@ -267,6 +271,7 @@ def told(found: Profile) -> str:
             line("it waits for the host", idle - waiting),
         ]
     lines += [
+        line("a step without making its data", found.ready),
         line("the host waits for data", found.waited),
         line("the host asks for a step's work in", found.asked),
     ]

@@ -363,7 +363,7 @@ class PixelStore:
             )
             for axis in (0, 1)
         )
-        result = down[:, None] @ window.float() @ across.transpose(1, 2)[:, None]
+        result = _resampled(down, window, across)
         return result.clamp_(0, 255) if views.cubic else result  # a cubic overshoots
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
@@ -371,8 +371,12 @@ class PixelStore:
         return on_device(array, self.device)
 
     def _windows(self, index: np.ndarray, low: np.ndarray, high: np.ndarray) -> torch.Tensor:
-        """Rows and columns low..high of each image: (B, 3, h, w) uint8, as large as the largest."""
-        height, width = (high - low).max(axis=0).tolist()
+        """Rows and columns low..high of each image: (B, 3, h, w) uint8, as large as the largest.
+
+        On a GPU by so many more that their numbers are divisible by 8, which matrix products want.
+        """
+        unit = 1 if self.device.type == "cpu" else 8
+        height, width = (unit * -(-(high - low).max(axis=0) // unit)).tolist()
         row, column = (
             np.minimum(low[:, a, None] + np.arange(length), high[:, a, None] - 1)
             for a, length in ((0, height), (1, width))
@@ -381,6 +385,29 @@ class PixelStore:
         where = self._upload(row)[:, :, None] + self._upload(column)[:, None, :]
         window = self.pixels.index_select(0, where.flatten()).view(*where.shape, 3)
         return window.permute(0, 3, 1, 2)
+
+
+def _resampled(down: torch.Tensor, window: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """Every channel of each window times its matrices, down @ window @ acrossᵀ.
+
+    On a GPU in half precision, whose products are ten times as fast. It holds 0..255 exactly and
+    rounds weights and rows to 11 bits: an error of a tenth of a level.
+
+    Args:
+        down: (B, size, h). window: (B, 3, h, w) uint8, channels last. across: (B, size, w).
+
+    Returns:
+        (B, 3, size, size) float32.
+    """
+    if window.device.type == "cpu":
+        return down[:, None] @ window.float() @ across.transpose(1, 2)[:, None]
+    images, _, height, width = window.shape
+    size = down.shape[1]
+    rows = window.permute(0, 2, 3, 1).reshape(images, height, width * 3).half()
+    rows = (down.half() @ rows).view(images, size, width, 3)  # channels last, as they lie
+    columns = rows.permute(0, 2, 1, 3).reshape(images, width, size * 3)
+    result = (across.half() @ columns).view(images, size, size, 3)  # a column of pixels each
+    return result.permute(0, 3, 2, 1).to(torch.float32, memory_format=torch.channels_last)
 
 
 def _weights(

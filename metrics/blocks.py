@@ -23,7 +23,29 @@ from metrics.ranks import Ranks
 from metrics.sharing import Share, in_threads
 
 MAX_PAIRS = 2**21  # same-class pairs counted at once; with what it takes to count them 200 MiB
-MAX_ENTRIES = 2**18  # similarities taken out of a block to be looked at, at once
+
+
+class Scale(NamedTuple):
+    """How much is done at once: a CPU's cache holds small pieces, a GPU waits for small ones.
+
+    Attributes:
+        columns: gallery images in a block for each query in it. entries: similarities taken out of
+            a block to be looked at. queries: whose matches are found together at most; squared and
+            times the images of a class they are at most `cosines`.
+    """
+
+    columns: int
+    entries: int
+    queries: int
+    cosines: int
+
+
+SCALES = {"cpu": Scale(8, 2**18, 256, 2**22), "gpu": Scale(2, 2**20, 4096, 2**26)}
+
+
+def scale_of(device: torch.device) -> Scale:
+    """How much is done at once on a device."""
+    return SCALES["cpu" if device.type == "cpu" else "gpu"]
 
 
 def search(
@@ -98,12 +120,13 @@ def _matches(
     Returns (P + 1,) float64, nearest first inside a query, with a last number that belongs to none,
     and offsets (n + 1,). begin, end (Q,): the run of the query's class in the gallery.
     """
-    sizes = (end - begin).cpu()
+    sizes, scale = (end - begin).cpu(), scale_of(begin.device)
     cosines, counts = [], []
     top = run.start
     while top < run.stop:
-        widest = max(1, int(sizes[top : min(top + 256, run.stop)].max()))
-        rows = slice(top, min(top + max(1, min(256, math.isqrt(2**22 // widest))), run.stop))
+        widest = max(1, int(sizes[top : min(top + scale.queries, run.stop)].max()))
+        together = max(1, min(scale.queries, math.isqrt(scale.cosines // widest)))
+        rows = slice(top, min(top + together, run.stop))
         top = rows.stop
         first = min(int(begin[rows.start]), len(gallery) - 1)
         last = max(int(end[rows.stop - 1]), first + 1)
@@ -174,10 +197,11 @@ def _blocks(
 ) -> Iterator[_Sides]:
     """A share of the blocks of a run of queries and the gallery; each pair once when symmetric."""
     given = [0] * share.count  # similarities, to each process: a block goes to who has fewest
+    height = max(1, size // scale_of(gallery.order.device).columns)
     for part in _growing(slice(0, len(gallery)), size):
         y = gallery.unit(part)
         seen = slice(0, part.stop) if symmetric else run
-        for rows in _growing(seen, max(1, size // 8)):
+        for rows in _growing(seen, height):
             columns = slice(max(part.start, rows.start), part.stop) if symmetric else part
             owner = given.index(min(given))
             given[owner] += (rows.stop - rows.start) * (columns.stop - columns.start)
@@ -259,7 +283,8 @@ class _Counts:
         with self.lock:
             self.buckets.index_add_(0, self.offsets[part], nearer)
         words = window.view(torch.int64).flatten().nonzero().squeeze(1)
-        for some in words.split(MAX_ENTRIES // 8) if len(words) else ():
+        at_once = scale_of(words.device).entries // 8
+        for some in words.split(at_once) if len(words) else ():
             self._place(block, window, some, part.start, along)
         if len(words) > n:
             with self.lock:
@@ -354,9 +379,11 @@ class _Counts:
 def count_true(mask: Tensor, dim: int) -> Tensor:
     """Count the true entries of a mask (rows, columns) along a dimension; columns divisible by 8.
 
-    Eight bytes are added at a time, as one int64; a byte of the sum holds 255 of them. On a CPU
-    that is twenty times as fast as mask.sum(dim).
+    On a CPU eight bytes are added at a time, as one int64, of which a byte holds 255 of them: that
+    is twenty times as fast as mask.sum(dim). A GPU is asked once.
     """
+    if mask.device.type != "cpu":
+        return mask.sum(dim)
     words = mask.view(torch.int64)
     sums = torch.stack([part.sum(dim) for part in words.split(255, dim)]).view(torch.uint8)
     return sums.sum(0) if dim == 0 else sums.view(len(sums), -1, 8).sum((0, 2))

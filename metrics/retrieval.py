@@ -39,7 +39,7 @@ from metrics.images import Images, are_crowded, embeddings_of
 from metrics.rows import Score
 from metrics.sharing import ALONE, Share
 
-BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, which has 1/8 as many queries
+BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, see also blocks.Scale
 MAX_BLOCK_SIZE = 8192
 MANY_TIED = 0.01  # share of the queries from which on `about_ties` speaks
 

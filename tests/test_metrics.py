@@ -488,15 +488,19 @@ def test_against_the_oracle(name, count, block_size, each_search):
 def test_in_runs_when_there_are_many_pairs(name, monkeypatch):
     x, labels = CASES[name]
     monkeypatch.setattr(blocks, "MAX_PAIRS", 700)
-    monkeypatch.setattr(blocks, "MAX_ENTRIES", 64)
+    few = blocks.Scale(columns=8, entries=64, queries=256, cosines=2**22)
+    monkeypatch.setattr(blocks, "SCALES", {"cpu": few})
     monkeypatch.setattr(ties, "MAX_TERMS", 100)
     assert_same(retrieval_per_query(x, labels, block_size=40), oracle(x, labels))
 
 
-def test_every_block_size_gives_the_same_numbers(each_search):
+def test_every_block_size_gives_the_same_numbers(each_search, monkeypatch):
     x, labels = clusters_of(300, 64, 3000, 1.4, seed=6)
     x[::7] = x[1::7][: len(x[::7])]
-    first, *others = (retrieval_per_query(x, labels, block_size=b) for b in (None, 333, 1000, 8192))
+    sizes = None, 333, 1000, 8192
+    first, *others = (retrieval_per_query(x, labels, block_size=b) for b in sizes)
+    monkeypatch.setitem(blocks.SCALES, "cpu", blocks.SCALES["gpu"])
+    others += [retrieval_per_query(x, labels, block_size=b) for b in sizes]
     for other in others:
         for name, values in first.items():
             assert torch.equal(values, other[name]), name
