@@ -250,8 +250,8 @@ def to_network(
         rows = part.permute(0, 2, 3, 1)
         if spec.color == "BGR":
             rows = rows.flip(3)
-        out.copy_(rows.reshape(out.shape))
-        torch.addcmul(shift, out, gain, out=out)
+        rows = rows.reshape(out.shape)
+        torch.addcmul(shift, rows if rows.is_floating_point() else out.copy_(rows), gain, out=out)
     return result.view(images, size, size, 3).permute(0, 3, 1, 2)
 
 
@@ -360,6 +360,7 @@ class PixelStore:
                 window.shape[2 + axis],
                 size,
                 views.cubic,
+                extent[:, axis].max(),
             )
             for axis in (0, 1)
         )
@@ -382,6 +383,8 @@ class PixelStore:
             for a, length in ((0, height), (1, width))
         )
         row = self.starts[index][:, None] + row * self.shapes[index, 1:]
+        if len(self.pixels) < 2**31:  # numbers of half the size, of which there are millions
+            row, column = row.astype(np.int32), column.astype(np.int32)
         where = self._upload(row)[:, :, None] + self._upload(column)[:, None, :]
         window = self.pixels.index_select(0, where.flatten()).view(*where.shape, 3)
         return window.permute(0, 3, 1, 2)
@@ -394,7 +397,8 @@ def _resampled(down: torch.Tensor, window: torch.Tensor, across: torch.Tensor) -
     rounds weights and rows to 11 bits: an error of a tenth of a level.
 
     Args:
-        down: (B, size, h). window: (B, 3, h, w) uint8, channels last. across: (B, size, w).
+        down: (B, size, h). window: (B, 3, h, w) uint8, channels last. across: (B, size, w). They
+            are what `_weights` makes on this device.
 
     Returns:
         (B, 3, size, size) float32.
@@ -404,9 +408,9 @@ def _resampled(down: torch.Tensor, window: torch.Tensor, across: torch.Tensor) -
     images, _, height, width = window.shape
     size = down.shape[1]
     rows = window.permute(0, 2, 3, 1).reshape(images, height, width * 3).half()
-    rows = (down.half() @ rows).view(images, size, width, 3)  # channels last, as they lie
+    rows = (down @ rows).view(images, size, width, 3)  # channels last, as they lie
     columns = rows.permute(0, 2, 1, 3).reshape(images, width, size * 3)
-    result = (across.half() @ columns).view(images, size, size, 3)  # a column of pixels each
+    result = (across @ columns).view(images, size, size, 3)  # a column of pixels each
     return result.permute(0, 3, 2, 1).to(torch.float32, memory_format=torch.channels_last)
 
 
@@ -417,26 +421,35 @@ def _weights(
     mirror: torch.Tensor,
     length: int,
     size: int,
-    cubic: bool = False,
+    cubic: bool,
+    widest: float,
 ) -> torch.Tensor:
     """Antialiased resizing along one axis as matrices.
 
     Args:
         start, extent: (B,) where each view begins and how long it is, in pixels of windows of
             `length` pixels, of which the first `valid` (B,) count. mirror: (B,) bool.
+        widest: the largest extent, as the host knows it.
 
     Returns:
-        (B, size, length) float32; rows sum to one.
+        (B, size, length), float32 on a CPU, half on a GPU (see `_resampled`); rows sum to one.
     """
     scale = (extent / size)[:, None, None]
     place = torch.arange(size, device=start.device)[:, None] + 0.5
-    place = torch.where(mirror[:, None, None], size - place, place)
-    pixel = torch.arange(length, device=start.device)
-    distance = (pixel + 0.5 - start[:, None, None] - place * scale).abs_()
+    place = torch.where(mirror[:, None, None], size - place, place) * scale
+    # Few pixels of a row count: those nearer than `reach` to its place, and one to either side.
+    reach = (2 if cubic else 1) * max(1.0, widest / size)
+    taps = min(length, 2 * math.ceil(reach) + 2)
+    first = (start[:, None, None] + place - taps / 2).floor_().clamp_(0, length - taps).long()
+    pixel = first + torch.arange(taps, device=start.device)
+    distance = (pixel + 0.5 - start[:, None, None] - place).abs_()
     distance /= scale.clamp(min=1)
     weights = _cubic(distance) if cubic else (1 - distance).clamp_(min=0)
     weights *= pixel < valid[:, None, None]
-    return weights / weights.sum(dim=2, keepdim=True)
+    weights /= weights.sum(dim=2, keepdim=True)
+    kind = torch.float32 if start.device.type == "cpu" else torch.float16
+    whole = torch.zeros(len(start), size, length, dtype=kind, device=start.device)
+    return whole.scatter_(2, pixel, weights.to(kind))
 
 
 def _cubic(x: torch.Tensor) -> torch.Tensor:

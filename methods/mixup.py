@@ -26,9 +26,10 @@ class Mixup(Routine):
         import torch
 
         import processes
+        from dataset.transforms import on_device
 
         share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
-        order = torch.randperm(len(batch.labels)).to(batch.labels.device)
+        order = on_device(torch.randperm(len(batch.labels)).numpy(), batch.labels.device)
         partners = order[processes.shard(len(order))]
         images = processes.gather_rows(batch.images, len(order))
         mixed = torch.lerp(images[partners], batch.images, share)

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 CALLS_BEFORE = 3
 """Calls of one kind that are computed as usual before it is recorded: a short run never is."""
 MOST = 2
-"""Recordings at a time, one for each shape: the last batch of an epoch may be a smaller one."""
+"""Shapes of batches that are recorded: the last batch of an epoch may be a smaller one."""
+TOGETHER = 2
+"""Batches whose backward may be to come: mixup adds a second one. Each has a recording of its own,
+for a replay overwrites what the backward of the one before it needs."""
 WARM_UPS = 2
 """Passes on the recording's stream before it: libraries set themselves up in the first."""
 
@@ -61,11 +64,6 @@ class Replay:
         trained = [p for p in self._parameters() if p.requires_grad]
         if self._over or not trained or not torch.is_grad_enabled() or images.requires_grad:
             return self._compute(images)
-        if self._under_way:
-            # A replay would overwrite what the backward of the first batch still needs, and while
-            # that one's graph lives nothing can be recorded: no more of it (mixup, for one).
-            self._over, self._tapes = True, {}
-            return self._compute(images)
         tape = self._tape(images, trained)
         features = self._compute(images) if tape is None else tape.play(images)
         if features.requires_grad:
@@ -83,17 +81,30 @@ class Replay:
         if setting != self._setting:
             self._setting, self._tapes = setting, {}
             self._calls.clear()
-        kind = _kind(images)
-        self._calls[kind] += 1
-        wanted = self._calls[kind] > CALLS_BEFORE and len(self._tapes) < MOST
-        if kind not in self._tapes and wanted:
-            try:
-                self._tapes[kind] = self._record(self._compute, images, trained, self._buffers())
-            except (RuntimeError, torch.OutOfMemoryError) as error:
-                self._over, self._tapes = True, {}
-                reason = str(error).strip().splitlines()[0]
-                logger.warning("the step is not recorded on the GPU, and slower for it: %s", reason)
-        return self._tapes.get(kind)
+        shape, place = _kind(images), self._under_way
+        self._calls[shape, place] += 1
+        if place == 0:  # nothing can be recorded while the graph of another batch lives
+            for other in range(TOGETHER):
+                # The call of this step is yet to come for a second batch.
+                calls = self._calls[shape, other] + (other > 0)
+                if calls > CALLS_BEFORE and (shape, other) not in self._tapes:
+                    self._add_tape(shape, other, images, trained)
+        return self._tapes.get((shape, place))
+
+    def _add_tape(
+        self, shape: tuple, place: int, images: Tensor, trained: list[nn.Parameter]
+    ) -> None:
+        shapes = {shape for shape, _ in self._tapes}
+        if self._over or (shape not in shapes and len(shapes) == MOST):
+            return
+        try:
+            tape = self._record(self._compute, images, trained, self._buffers())
+        except (RuntimeError, torch.OutOfMemoryError) as error:
+            self._over, self._tapes = True, {}
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("the step is not recorded on the GPU, and slower for it: %s", reason)
+        else:
+            self._tapes[shape, place] = tape
 
 
 def recorded(

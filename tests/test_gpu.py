@@ -179,6 +179,8 @@ RECORDED = {
     "trained BatchNorms": "--bn-freeze 0 --dropout 0.2",
     "frozen BatchNorms": "--bn-freeze 1 --warm 0",
     "divided": METHODS["divided"],
+    "two batches a step": METHODS["introspective"],
+    "mixup, dropout": "--mixup 1 --dropout 0.2 --bn-freeze 0",
     "bf16": "--amp bf16",
 }
 

@@ -18,6 +18,7 @@ class Machine:
     def __init__(self) -> None:
         self.layer = nn.Linear(4, 3)
         self.computed = self.played = self.made = 0
+        self.tapes: list[Played] = []
         self.fails = False
         self.replay = Replay(self.compute, lambda: list(self.layer.parameters()), list, self.record)
 
@@ -25,18 +26,26 @@ class Machine:
         self.computed += 1
         return self.layer(images)
 
-    def record(self, compute, images, trained, buffers) -> Machine:
+    def record(self, compute, images, trained, buffers) -> Played:
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.made += 1
-        return self
-
-    def play(self, images: torch.Tensor) -> torch.Tensor:
-        self.played += 1
-        return self.layer(images)
+        return Played(self)
 
     def step(self, size: int = 5) -> None:
         self.replay(torch.ones(size, 4)).sum().backward()
+
+
+class Played:
+    """A recording of a machine's layer."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def play(self, images: torch.Tensor) -> torch.Tensor:
+        self.machine.played += 1
+        self.machine.tapes.append(self)
+        return self.machine.layer(images)
 
 
 @pytest.fixture
@@ -68,14 +77,32 @@ def test_other_trained_parameters_are_recorded_anew(machine):
     assert machine.made == 2
 
 
-def test_two_batches_under_way_end_it(machine):
+def test_a_second_batch_under_way_has_a_recording_of_its_own(machine):
+    def step() -> None:
+        first, second = machine.replay(torch.ones(5, 4)), machine.replay(torch.ones(5, 4))
+        (first + second).sum().backward()
+
+    for _ in range(CALLS_BEFORE + 2):
+        step()
+    assert (machine.computed, machine.made, machine.played) == (2 * CALLS_BEFORE, 2, 4)
+    assert len(set(map(id, machine.tapes))) == 2
+
+
+def test_a_second_batch_that_comes_later_is_computed_until_it_is_recorded(machine):
     for _ in range(CALLS_BEFORE + 1):
         machine.step()
-    computed = machine.computed
-    first, second = machine.replay(torch.ones(5, 4)), machine.replay(torch.ones(5, 4))
-    (first + second).sum().backward()
-    machine.step()
-    assert machine.computed == computed + 2 and machine.played == 2
+    assert machine.made == 1
+    for _ in range(CALLS_BEFORE + 1):
+        first, second = machine.replay(torch.ones(5, 4)), machine.replay(torch.ones(5, 4))
+        (first + second).sum().backward()
+    assert machine.made == 2 and machine.computed == 2 * CALLS_BEFORE
+
+
+def test_more_batches_under_way_are_computed(machine):
+    for _ in range(CALLS_BEFORE + 2):
+        features = [machine.replay(torch.ones(5, 4)) for _ in range(4)]
+        sum(features).sum().backward()
+    assert machine.made == 2 and machine.played == 4
 
 
 def test_without_gradients_nothing_is_recorded(machine):
