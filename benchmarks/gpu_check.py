@@ -57,10 +57,10 @@ PARTS = {
     "tests": Part(TESTS, 160, TESTS, 120),
     "profile": Part(
         f"benchmarks/training.py --profile --models {NETWORKS} {JPEG} --images 800 "
-        "--readings cuda --batches 10 --limit 55",
+        "--readings cuda --batches 20 --limit 55",
         60,
         f"benchmarks/training.py --profile --models bn_inception {JPEG} --images 800 "
-        "--readings cuda --batches 10 --limit 35",
+        "--readings cuda --batches 20 --limit 35",
         40,
     ),
     "training": Part(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +49,7 @@ class Profile(NamedTuple):
 
     Attributes:
         step: one step, with nothing watching. asked: until the host had asked for all of it.
-        waited: the host, for the next batch. stalled: the GPU, which had done the step before and
-            waited for the batch to be made; on a CPU `waited`.
+        waited: the host, for the next batch.
         ready: a step on a batch that lies on the device, so that `step` less it is what data cost.
         bare: forward and backward of the network alone, on such a batch.
         busy: the device computed, None where the profiler saw nothing. kernels: see `Busy`, for one
@@ -63,7 +61,6 @@ class Profile(NamedTuple):
     step: float
     asked: float
     waited: float
-    stalled: float
     ready: float
     bare: float
     busy: float | None
@@ -99,16 +96,12 @@ def profile_step(way: OurWay, batches: int) -> Profile:
     batch = next(way.batches)
     rounds = []
     for _ in range(ROUNDS):
-        with stalls(on_gpu) as stalled:
-            seconds, asked = run(way, batches, device)
+        seconds, asked = run(way, batches, device)
         waited = way.waited
-        stall = sum(stalled()) if on_gpu else waited
         ready = _seconds_of(lambda: train.step(training, batch), batches, device)
         bare = _seconds_of(lambda: forward_backward(training, batch), batches, device)
-        rounds.append(
-            (seconds / batches, asked / batches, waited / batches, stall / batches, ready, bare)
-        )
-    step, asked, waited, stalled, ready, bare = map(statistics.median, zip(*rounds, strict=True))
+        rounds.append((seconds / batches, asked / batches, waited / batches, ready, bare))
+    step, asked, waited, ready, bare = map(statistics.median, zip(*rounds, strict=True))
     memory = torch.cuda.max_memory_allocated(device) if on_gpu else None
     busy = _traced(way, min(batches, 5), device, step)
     way.end()
@@ -117,7 +110,6 @@ def profile_step(way: OurWay, batches: int) -> Profile:
         step=step,
         asked=asked,
         waited=waited,
-        stalled=stalled,
         ready=ready,
         bare=bare,
         busy=None if busy is None else busy.seconds,
@@ -126,30 +118,6 @@ def profile_step(way: OurWay, batches: int) -> Profile:
         peak=peak(training.precision),
         memory=memory,
     )
-
-
-@contextlib.contextmanager
-def stalls(on_gpu: bool) -> Iterator[Callable[[], list[float]]]:
-    """While entered, notes how long streams wait for an event; afterwards the answer has seconds.
-
-    The loader makes batches on a stream of its own, and the network's waits for its events.
-    """
-    pairs: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-    plain = torch.cuda.Stream.wait_event
-
-    def timed(stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record(stream)
-        plain(stream, event)
-        end.record(stream)
-        pairs.append((start, end))
-
-    if on_gpu:
-        torch.cuda.Stream.wait_event = timed
-    try:
-        yield lambda: [start.elapsed_time(end) / 1e3 for start, end in pairs]
-    finally:
-        torch.cuda.Stream.wait_event = plain
 
 
 def forward_backward(training: Training, batch: Batch) -> None:
@@ -296,13 +264,9 @@ def told(found: Profile) -> str:
     if found.busy is None:
         lines.append("  the profiler saw no kernels, so nothing is said of the device")
     else:
-        # What a batch is waited for while the device still computes is lost to nobody.
-        idle = max(0.0, step - found.busy)
-        waiting = min(found.stalled, idle)
         lines += [
             line("the device computes", min(found.busy, step)),
-            line("it waits for data", waiting),
-            line("between two kernels", idle - waiting),
+            line("it is idle, at most", max(0.0, step - found.busy)),
         ]
     lines += [
         line("a step without making its data", found.ready),

@@ -121,6 +121,10 @@ class Rounds:
         """Median images per second."""
         return statistics.median(self.rates)
 
+    def told(self) -> str:
+        """The median, and the lowest and highest: one round is a short time."""
+        return f"{self.rate:,.0f} ({min(self.rates):,.0f} to {max(self.rates):,.0f})"
+
     def record(self) -> dict[str, Any]:
         """For --json."""
         record = {"images_per_second": self.rates, "waiting": self.waiting}
@@ -162,8 +166,8 @@ def compare(setting: Setting, given: argparse.Namespace) -> Iterator[tuple[str, 
         cells = [
             *setting.cells(),
             name,
-            f"{plain.rate:,.0f}",
-            f"{ours.rate:,.0f}",
+            plain.told(),
+            ours.told(),
             f"{ratio:.2f} ×",
         ]
         cells += [f"{statistics.median(side.waiting):.1%}" for side in (plain, ours)]

@@ -23,6 +23,7 @@ from metrics.ranks import Ranks
 from metrics.sharing import Share, in_threads
 
 MAX_PAIRS = 2**21  # same-class pairs counted at once; with what it takes to count them 200 MiB
+SUMMED = 2**23  # entries of a mask that a GPU counts at once, in 64 MiB
 
 
 class Scale(NamedTuple):
@@ -40,7 +41,7 @@ class Scale(NamedTuple):
     cosines: int
 
 
-SCALES = {"cpu": Scale(8, 2**18, 256, 2**22), "gpu": Scale(2, 2**20, 4096, 2**26)}
+SCALES = {"cpu": Scale(8, 2**18, 256, 2**22), "gpu": Scale(4, 2**19, 4096, 2**26)}
 
 
 def scale_of(device: torch.device) -> Scale:

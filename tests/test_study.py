@@ -55,3 +55,35 @@ def test_every_method_had_the_same_number_of_trials_and_its_best_was_chosen():
         assert float(table[name][4]) == pytest.approx(100 * max(reached), abs=0.051)
         early = sum(row["state"] == "pruned" for row in found)
         assert table[name][:3] == [f"{PLAN.trials} of {PLAN.trials}", str(early), "0"]
+
+
+def test_runs_on_a_gpu_are_beside_those_of_the_same_seeds_on_a_cpu():
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    (table,) = re.findall(r"<!-- h200 -->\n(.*?)<!-- end of h200 -->", text, re.DOTALL)
+    _, _, *lines = (line.strip("| ").split(" | ") for line in table.splitlines())
+    on_gpu, on_cpu = (
+        {(row["method"], row["seed"]): row for row in rows(name)}
+        for name in ("study_runs_h200.csv", "study_runs.csv")
+    )
+    assert len(on_gpu) == sum(int(line[1]) for line in lines) == 28
+    assert [line[0] for line in lines] == [one.name for one in PLAN.entrants]
+    for method, _, *cells in lines:
+        runs = [run for run in on_gpu if run[0] == method]
+        means = [
+            100 * np.mean([float(side[run][head]) for run in runs])
+            for head in ("R@1", "MAP@R")
+            for side in (on_gpu, on_cpu)
+        ]
+        assert list(map(float, cells)) == pytest.approx(means, abs=0.051), method
+    for head, told in (
+        ("MAP@R", "0.00 points on average (standard deviation 0.25, at most 0.91"),
+        ("R@1", "+0.09 (0.45, at most 1.91"),
+    ):
+        less = 100 * np.array(
+            [float(on_gpu[run][head]) - float(on_cpu[run][head]) for run in on_gpu]
+        )
+        found = [less.mean(), less.std(ddof=1), np.abs(less).max()]
+        assert told in text.replace("\n", " ")
+        numbers = [float(each) for each in re.findall(r"\d+\.\d+", told)]
+        assert numbers == pytest.approx(np.abs(found), abs=0.0051), head
+    assert all(on_gpu[run]["settings"] == on_cpu[run]["settings"] for run in on_gpu)
