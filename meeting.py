@@ -23,7 +23,8 @@ from utils import InputError
 WORD = 30.0  # seconds after which it is said who is waited for
 LONGEST_WAIT = 600.0  # seconds
 WAIT = "ANCHORAGE_WAIT"  # another limit, in the environment
-ANSWER = 30.0  # seconds that a store has to answer
+ANSWER = 30.0  # seconds that a store has to answer, in all
+TRIES = 3  # connections to a store that are tried
 PATIENCE = timedelta(hours=2)  # for one collective step: the others may be clustering or decoding
 
 
@@ -93,6 +94,24 @@ class Place:
         """
         if not keeps:
             self._wait(self._closed)
+        for attempt in range(TRIES):
+            opened = self._opened(keeps)
+            if isinstance(opened, dist.Store):
+                return dist.PrefixStore(f"attempt {self.attempt}", opened)
+            if keeps:
+                break
+            if attempt + 1 < TRIES:  # a store that many knock at together may let one fall
+                time.sleep(0.5)
+        why = "what listens there is no store"
+        if "EADDRINUSE" in str(opened):
+            why = "another program uses that port"
+        raise InputError(
+            f"the processes cannot meet at {self.words}: {why}; choose a free MASTER_PORT "
+            "(torchrun: --master-port)"
+        )
+
+    def _opened(self, keeps: bool) -> dist.Store | RuntimeError | None:
+        """The store, or why it could not be opened, or None where nothing answers."""
         opened: list[dist.Store | RuntimeError] = []
 
         def connect() -> None:
@@ -105,15 +124,8 @@ class Place:
         # In a thread, because what listens there may be another program that never answers.
         thread = threading.Thread(target=connect, daemon=True)
         thread.start()
-        thread.join(ANSWER)
-        if not opened or isinstance(opened[0], RuntimeError):
-            taken = opened and "EADDRINUSE" in str(opened[0])
-            why = "another program uses that port" if taken else "what listens there is no store"
-            raise InputError(
-                f"the processes cannot meet at {self.words}: {why}; choose a free MASTER_PORT "
-                "(torchrun: --master-port)"
-            )
-        return dist.PrefixStore(f"attempt {self.attempt}", opened[0])
+        thread.join(ANSWER / TRIES)
+        return opened[0] if opened else None
 
     def _closed(self) -> str:
         """Who is waited for while nobody has opened the store; "" when somebody has."""

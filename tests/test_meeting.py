@@ -113,6 +113,21 @@ def test_a_program_that_is_no_store_is_not_waited_for(taken, monkeypatch):
         place(1, 2, taken).store()
 
 
+def test_a_store_that_lets_a_connection_fall_is_asked_again(port, monkeypatch):
+    kept, connect, tried = place(0, 2, port).store(keeps=True), meeting.dist.TCPStore, []
+
+    class Falling(connect):
+        def __init__(self, *arguments, **options):
+            tried.append(arguments)
+            if len(tried) < meeting.TRIES:
+                raise RuntimeError("failed to recv, got 0 bytes")
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(meeting.dist, "TCPStore", Falling)
+    place(1, 2, port).store().set("word", "here")
+    assert kept.get("word") == b"here" and len(tried) == meeting.TRIES
+
+
 def test_two_of_one_number_and_other_counts_are_refused(port):
     first = place(0, 2, port)
     store = first.store(keeps=True)
