@@ -100,13 +100,14 @@ def _cached(run: Path) -> list[str]:
     return ["--decode", "cache", "--cache-dir", str(run / "cache"), "--eval-resize", "36"]
 
 
-def _page(run: Path, out: Path) -> object:
-    return make([run], out / "page.html").read_text().replace(str(run), "")
+def _page(run: Path, out: Path, **asked: str) -> object:
+    """The page, without the path of the copy that it was made of."""
+    made = make([run], out / "page.html", **asked).read_text()
+    return made.replace("<wbr>", "").replace(str(run), "")
 
 
 def _page_of_embeddings(run: Path, out: Path) -> object:
-    made = make([run], out / "page.html", embeddings=str(run / "embeddings.npz"))
-    return made.read_text().replace(str(run), "")
+    return _page(run, out, embeddings=str(run / "embeddings.npz"))
 
 
 def _table(run: Path, out: Path) -> object:

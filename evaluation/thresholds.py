@@ -180,10 +180,11 @@ class Thresholds:
         """What `as_dict` has kept; unknown entries, of a newer version, are left aside.
 
         Raises:
-            KeyError, TypeError: it is something else.
+            KeyError, TypeError, ValueError: it is something else.
         """
         known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-        known["same"] = math.inf if content["same"] is None else content["same"]
+        known["same"] = math.inf if content["same"] is None else float(content["same"])
+        known["different"] = float(content["different"])
         for name in RATES:
             known[name] = Rate.of_dict(content[name])
         if (found := content.get("found")) is not None:

@@ -18,6 +18,7 @@ from typing import Any
 import methods
 import options
 from evaluation import tables
+from evaluation.thresholds import Thresholds
 from flags import Change
 from options.files import RECIPES
 from runs import RunFolder
@@ -146,15 +147,21 @@ def _environment(folder: RunFolder) -> dict[str, Any]:
 
 
 def _outcome(folder: RunFolder) -> dict[str, Any]:
-    """results.json: `best_epoch`, `picked_on` and `results`, metrics by evaluation."""
+    """results.json: `best_epoch`, `picked_on`, and by evaluation the metrics (`results`).
+
+    With them, where pairs were compared, their metrics (`verification`) and `thresholds`.
+    """
     found = folder.read_results()
     if not found:
         return found
     with damage_in_words(str(folder.path / "results.json"), "delete it"):
         _need(found, ("picked_on",), str)
+        _need(found, ("verification", "thresholds"), dict)
         int(found.get("best_epoch", 0))
-        for numbers in found["results"].values():
+        for numbers in (*found["results"].values(), *(found.get("verification") or {}).values()):
             _need(numbers, numbers, float | int)
+        for kept in (found.get("thresholds") or {}).values():
+            Thresholds.of_dict(kept)
     return found
 
 
