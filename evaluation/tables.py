@@ -168,7 +168,8 @@ def aligned(
 
     Args:
         room: the width of the terminal. Columns that do not fit stand below, under the same titles;
-            titles that take more than half of it stand on lines of their own.
+            titles that take more than half of it, or leave too little of it for the widest column,
+            stand on lines of their own.
     """
     heads = [printable(head) for head in heads]
     lines = [(printable(title), [printable(cell) for cell in cells]) for title, cells in lines]
@@ -177,7 +178,7 @@ def aligned(
     ]
     width = max((len(title) for title, _ in lines), default=0)
     printed = [("", heads), *lines]
-    if room is not None and width > room // 2:
+    if room is not None and width > min(room // 2, room - 1 - max(widths, default=0)):
         return _with_titles_above(printed, widths, room)
     return "\n".join(
         " ".join([title.ljust(width), *(cells[i].rjust(widths[i]) for i in part)])

@@ -419,6 +419,8 @@ def test_long_titles_stand_above_their_numbers() -> None:
     heads, cells = ["R@1", "R@2"], ["0.1234", "0.5678"]
     shown = tables.aligned(heads, [("a-very-long-name-of-a-run", cells)], room=30).split("\n")
     assert shown == ["    R@1    R@2", "a-very-long-name-of-a-run", " 0.1234 0.5678"]
+    beside = tables.aligned(["R@1", "data"], [("demo", ["0.1234", "folder:" + "x" * 24])], room=34)
+    assert beside.split("\n")[-2:] == ["demo", f" folder:{'x' * 24}"]
 
 
 # --- waits ----------------------------------------------------------------------------------------
