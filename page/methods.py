@@ -222,20 +222,27 @@ def norms(learned: Learned) -> Iterator[Section]:
         return
     lengths = learned.judged.embeddings.float().norm(dim=1).cpu().numpy()
     mean, deviation = float(lengths.mean()), float(lengths.std())
-    constrained = learned.record.args.get("sec_wei", 0) > 0
     yield {
         "kind": "norms",
         "title": "SEC: the length of the embeddings",
         "about": (
             "Only directions are compared, but a loss on directions moves long embeddings less "
             "than short ones. SEC therefore pulls all lengths towards their mean: the narrower "
-            "this histogram, the more alike all images are trained. "
-            + ("" if constrained else "This run has no constraint; it is shown for comparison. ")
+            "this histogram, the more alike all images are trained." + _what_pulls(learned.record)
         ),
         "said": _deviations(learned.record, mean, deviation),
         "histogram": histogram(lengths),
         "columns": ["norm_mean", "norm_ema", "norm_var", "sec", "l2"],
     }
+
+
+def _what_pulls(record: Record) -> str:
+    """What a run without SEC does to the lengths."""
+    if record.options.sec_wei > 0:
+        return ""
+    if record.options.l2reg_wei > 0:
+        return " This run pulls them towards 0 instead (--l2reg_wei)."
+    return " This run has no constraint; it is shown for comparison."
 
 
 def _deviations(record: Record, mean: float, deviation: float) -> list[str]:

@@ -181,10 +181,6 @@ def _learned(run: Explained) -> list[str]:
     for part in run.sections:
         if part["kind"] == "class-values":
             said.append(values.in_short(part))
-        if part["kind"] == "certainty" and part["quintiles"]:
-            sure, unsure = part["quintiles"][0], part["quintiles"][-1]
-            said.append(
-                f"R@1 is {percent(sure)} % for the fifth of the queries it is most certain of, and "
-                f"{percent(unsure)} % for the fifth it is least certain of."
-            )
+        if part["kind"] == "certainty":
+            said += part["said"]
     return said

@@ -38,6 +38,7 @@ from evaluation.measuring import worst_queries
 from evaluation.pictures import Thumbnails, class_values_picture
 from evaluation.tasks import Task
 from metrics import comparison
+from metrics.correlation import Correlation
 from page import (
     counterpart,
     document,
@@ -143,6 +144,7 @@ def test_margins_are_ranked_and_their_course_is_that_of_training(page, logs):
         ("--introspective paper", {"certainty", "pairs"}),
         ("--disent True --be 1", {"courses", "pairs"}),
         ("--sec_wei 0.5", {"norms", "pairs"}),
+        ("--loss MS --IPC 4 --l2reg_wei 0.1", {"norms"}),
         ("--loss PFML", {"pairs"}),  # fifteen proxies to a class
         ("--loss HIST", set()),
         ("--ema 0.9 --micro-batch 6 --loss RecallAtK --IPC 4", set()),
@@ -156,8 +158,11 @@ def test_each_method_has_its_own_picture(images, tmp_path, flags, kinds):
     assert set(parts) == kinds
     if "certainty" in kinds:
         assert parts["certainty"]["least"][0]["value"] >= parts["certainty"]["most"][0]["value"]
+        assert f"<li>{parts['certainty']['said'][0]}" in (folder / "report.html").read_text()
     if "norms" in kinds:
         assert sum(parts["norms"]["histogram"]["counts"]) == 24
+        assert ("towards 0 instead" in parts["norms"]["about"]) == ("l2reg" in flags)
+        assert "no constraint" not in parts["norms"]["about"]
     if "masks" in kinds:
         assert len(parts["masks"]["rows"]) == 2 and len(parts["masks"]["rows"][0]) == 8
         assert sum(cluster["size"] for cluster in parts["clusters"]["clusters"]) == 48
@@ -336,6 +341,29 @@ def test_margins_that_still_move_are_said_not_to_have_settled():
         values.movement(falling, np.arange(1, 21)), "margin"
     )
     assert values.movement(falling[:2], np.arange(1, 3)) is None  # too early to tell
+
+
+def test_a_best_epoch_before_the_last_is_not_called_the_end():
+    falling = 0.1 - 0.02 * SPREADS * np.arange(20)[:, None] / 19
+    learned = learned_by_classes(falling, SPREADS)
+    record = replace(learned.record, outcome={"best_epoch": 10})
+    (part,) = values.class_values(replace(learned, record=record))
+    assert "In the last 2 of the 10 epochs up to the best one all of them" in part["about"]
+    assert values.in_short(part).split(". They are")[0].endswith("still moving at the best epoch")
+
+
+def test_what_few_classes_leave_open_is_not_said_to_be_gone():
+    """A correlation of .5 with the others held fixed is not nothing, if it is not sure."""
+    related = values.Related(
+        values.Quantity("size", "a class has more images", {}),
+        [],
+        np.zeros(0),
+        np.zeros(0),
+        Correlation(0.85, 0.23, 0.98, 8),
+    )
+    for value, words in ((0.49, "no longer sure (0.49)"), (0.05, "gone (0.05)")):
+        given = Correlation(value, -0.6, 0.9, 8)
+        assert f"held fixed that is {words}" in values._what_goes_with("margin", related, given)
 
 
 def test_the_third_term_is_said_to_pull_alike_where_it_does():
