@@ -400,11 +400,26 @@ def test_whether_close_proxies_mean_like_images_is_computed():
     ("hits", "words"), [("110", "errs more"), ("011", "errs less"), ("111", "does not tell")]
 )
 def test_whether_certainty_tells_errors_is_computed(hits, words):
-    # The surest fifth, three between, and the least sure.
+    # The surest fifth, three between, and the least sure; a class has one query in each.
     shares = {"1": 0.9, "0": 0.2}
     fifths = [np.arange(100) < 100 * shares[hits[at]] for at in (0, 1, 1, 1, 2)]
-    (said,) = methods._whether_it_knows([part.astype(float) for part in fifths])
+    places = np.array_split(np.arange(500), 5)
+    right = torch.tensor(np.concatenate(fifths), dtype=torch.float64)[:, None]
+    scores = comparison.Scores(("R@1",), right, torch.ones_like(right), torch.arange(500) % 100)
+    (said,) = methods._whether_it_knows(scores, places)
     assert words in said
+
+
+def test_copies_of_queries_do_not_make_it_surer_what_certainty_tells():
+    rng = np.random.default_rng(0)
+    right = torch.tensor(rng.random(100) < 0.5, dtype=torch.float64)[:, None]
+    said = []
+    for times in (1, 10):
+        hits = right.repeat_interleave(times, 0)
+        labels = (torch.arange(100) % 20).repeat_interleave(times)
+        scores = comparison.Scores(("R@1",), hits, torch.ones_like(hits), labels)
+        said += methods._whether_it_knows(scores, np.array_split(np.arange(100 * times), 5))
+    assert said[0] == said[1]
 
 
 def test_the_worst_class_is_named_or_how_many_are_never_found():
