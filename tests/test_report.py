@@ -111,6 +111,7 @@ def test_page_says_what_was_run_and_what_came_out(page, logs):
     for said in ("AMLoss", "resnet10", "48 images, 8 classes", "24 images, 8 classes", "images/s"):
         assert said in content
     assert f"Best epoch {outcome['best_epoch']} of 2" in content
+    assert "Not finished" not in content
 
 
 def test_every_part_has_its_content(page):
@@ -508,8 +509,10 @@ def test_a_run_without_checkpoint_or_data_has_a_page(logs, tmp_path):
     shutil.copytree(logs / "first", tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     next((tmp_path / "run").glob("*_best.pth")).unlink()
+    tiny.edit(tmp_path / "run" / "args.json", epochs=60)
     (run,) = data_of(report.make([tmp_path / "run"]))["runs"]
     assert "no best checkpoint" in run["missing"] and run["columns"]["R@1"]
+    assert "Not finished: 2 of 60 epochs are done" in (tmp_path / "run/report.html").read_text()
     with pytest.raises(InputError, match=r"no args\.json"):
         report.make([tmp_path])
 
