@@ -42,12 +42,13 @@ from evaluation.candidates import (
     averages,
     bootstrapped,
     caption,
+    doubts,
     json_content,
     labels_of,
     paired_tests,
 )
 from evaluation.embedding import Embedded
-from evaluation.measuring import measure_all, print_doubts, print_thresholds
+from evaluation.measuring import measure_all, print_thresholds
 from evaluation.networks import Opened, checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, on_the_same_images
@@ -237,9 +238,10 @@ def print_results(
         say(remark)
     say(tables.text(rows))
     say(tables.footnote(rows))
-    print_doubts(candidates[0].results)
+    for about in doubts(candidates):
+        say(fitted(about, "  "))
     for candidate in candidates:
-        print_thresholds(candidate.results)
+        print_thresholds(candidate.results, candidate.label)
     if resamples:
         about = "95 % intervals over the classes, the network as it is"
         say(fitted(f"\n{about} ({resamples:,} bootstrap resamples):"))

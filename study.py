@@ -71,9 +71,10 @@ def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> r
     """Says and writes what has been found so far.
 
     Raises:
-        InputError: the document has no place for it.
+        InputError: there is no such column, or the document has no place for it.
     """
     found = results.collect(ledger)
+    said = tables.text(found, columns)  # which may be asked for columns that there are not
     folder = ledger.folder
     write_table(folder / "trials.csv", *tables.trials_csv(found))
     content = pages.page(found)
@@ -81,7 +82,7 @@ def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> r
     written = ["trials.csv"]
     if found.with_runs:
         write_table(folder / "runs.csv", *tables.runs_csv(found))
-    say(f"\n{tables.text(found, columns)}")  # which may be asked for columns that there are not
+    say(f"\n{said}")
     if found.with_runs:
         made = tables.latex(found, columns)
         write_atomically(folder / "study.tex", lambda file: file.write(made.encode()))
@@ -106,11 +107,11 @@ def main(args: argparse.Namespace) -> None:
     if args.report and not begun:
         raise InputError(f"{plan.folder} holds no study yet; leave --report out to begin it")
     unsure = ledger.look()
-    if args.columns and begun:
-        tables.rows(results.collect(ledger), args.columns)  # refused at once, not after trainings
     if args.report:
         conclude(ledger, args.columns, args.markdown)
         return
+    if args.columns and begun:
+        tables.rows(results.collect(ledger), args.columns)  # refused at once, not after trainings
     say(describe(plan, where), flush=True)
     if unsure:
         say(f"checking    {', '.join(unsure)}", flush=True)

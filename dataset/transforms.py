@@ -240,7 +240,7 @@ def to_network(
     images, size = len(pixels), pixels.shape[2]
     gain, shift = _row_of_constants(spec, size, pixels.device)
     result = _empty((images, size, size * 3), pixels.device)
-    step = max(1, _PIXELS_AT_A_TIME["cpu" if pixels.device.type == "cpu" else "gpu"] // size**2)
+    step = max(1, _PIXELS_AT_A_TIME.get(pixels.device.type, 1 << 25) // size**2)
     for start in range(0, images, step):
         part, out = pixels[start : start + step], result[start : start + step]
         if change is not None:
@@ -253,8 +253,9 @@ def to_network(
     return result.view(images, size, size, 3).permute(0, 3, 1, 2)
 
 
-_PIXELS_AT_A_TIME = {"cpu": 1 << 18, "gpu": 1 << 25}
-"""A part of a batch that a CPU's cache holds through all its steps; that leaves room on a GPU."""
+_PIXELS_AT_A_TIME = {"cpu": 1 << 18}
+"""A part of a batch that a CPU's cache holds through all its steps; a larger one, which leaves
+room, on a GPU."""
 
 
 def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

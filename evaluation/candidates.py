@@ -5,6 +5,7 @@ A candidate has what evaluate.py made of it; here are numbers only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -272,6 +273,23 @@ def _corrected(tests: Sequence[Test]) -> list[Test]:
     return [replace(test, corrected=p) for test, p in zip(tests, corrected, strict=True)]
 
 
+def doubts(candidates: Sequence[Candidate]) -> list[str]:
+    """What keeps the numbers from saying what they seem to say, each sentence once.
+
+    One that is not about all the candidates that were evaluated so begins with their labels.
+    """
+    evaluated = Counter(result.title for one in candidates for result in one.results)
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in candidates:
+        for result in one.results:
+            for about in tables.doubts(result.numbers):
+                found.setdefault((result.title, about), []).append(one.label)
+    return [
+        f"{title if len(labels) == evaluated[title] else ', '.join([*labels, title])}: {about}"
+        for (title, about), labels in found.items()
+    ]
+
+
 FEW_CLASSES = 20
 
 
@@ -289,8 +307,10 @@ def about_tests(tests: Sequence[Test], resamples: int | None) -> str:
         if min(counts["classes"]) < FEW_CLASSES:
             said.append(f"With fewer than {FEW_CLASSES} classes that is a rough guess.")
     said.append("p is two-sided.")
-    if len(tests) > 1:
-        said.append(f"Corrected: for {len(tests)} tests (Holm).")
+    tasks = Counter(test.task for test in tests)
+    if (alike := max(tasks.values())) > 1:
+        each = " of each evaluation" if len(tasks) > 1 else ""
+        said.append(f"Corrected: for the {alike} tests{each} (Holm).")
     return " ".join(said)
 
 
@@ -305,7 +325,7 @@ def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
     sizes = "; ".join(f"{name}: {task.describe()}" for name, task in tasks.items())
     done = ", ".join(dict.fromkeys(one.postprocessing for one in candidates if one.postprocessing))
     done = f" With {done}." if done else ""
-    return f"Retrieval of unseen classes, in percent ({sizes}).{done}{tables.about_spread(rows)}"
+    return f"Retrieval, in percent ({sizes}).{done}{tables.about_spread(rows)}"
 
 
 def json_content(

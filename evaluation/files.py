@@ -143,7 +143,8 @@ def write_failures(
     for place in range(1, found.shape[1] + 1):
         header += [f"path {place}", f"class {place}", f"cosine {place}"]
     shown = queries[:MOST_ROWS]
-    caption = f"The {len(shown)} queries whose nearest right image is farthest down"
+    which = f"{len(shown)} queries" if len(shown) > 1 else "query"
+    caption = f"The {which} whose nearest right image is farthest down"
     ranks = [int(per_query["rank"][query]) + 1 for query in shown]
     picture = neighbours_picture(
         images,

@@ -273,11 +273,12 @@ def print_doubts(results: Sequence[Result]) -> None:
             say(fitted(f"{result.title}: {about}", "  "))
 
 
-def print_thresholds(results: Sequence[Result]) -> None:
+def print_thresholds(results: Sequence[Result], label: str = "") -> None:
     """Prints the thresholds that verification recommends, and what they are worth."""
     for result in results:
         if "EER" in result.numbers:
-            words = in_words(result.title, result.numbers, result.thresholds)
+            title = f"{label}, {result.title}" if label else result.title
+            words = in_words(title, result.numbers, result.thresholds)
             say(fitted(f"\n{words}", " " * 4))
 
 

@@ -155,8 +155,6 @@ def open_untrained(asked: argparse.Namespace) -> Opened:
     Raises:
         InputError: the flags do not go together, or the weights cannot be had.
     """
-    if asked.checkpoint:
-        raise InputError("--checkpoint is for training; name the checkpoint by --resume")
     chosen = options.resolved(asked)
     torch.manual_seed(chosen.seed)  # for what starts at random
     entries = net.Architecture.entries(vars(chosen)) | {"head": "training"}

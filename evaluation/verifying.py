@@ -19,6 +19,7 @@ nothing unsure, both are the cosine half way between.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -116,6 +117,8 @@ def recommended(
 
 def in_words(title: str, numbers: Mapping[str, float], found: Thresholds | None) -> str:
     """What verification says, in a few lines."""
+    if math.isnan(numbers["EER"]):
+        return f"{title}, pairs of images: all of one class, or all of two; nothing to tell apart"
     curve = f"EER {numbers['EER']:.4f}, AUC {numbers['AUC']:.4f}"
     if found is None:
         return f"{title}, pairs of images: {curve}; too few to recommend a threshold"

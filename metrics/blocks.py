@@ -7,7 +7,7 @@ a block of similarities is looked at once and forgotten. rows.py searches for la
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import accumulate
 from threading import Lock
@@ -41,12 +41,13 @@ class Scale(NamedTuple):
     cosines: int
 
 
-SCALES = {"cpu": Scale(8, 2**18, 256, 2**22), "gpu": Scale(4, 2**19, 4096, 2**26)}
+SCALES = {"cpu": Scale(8, 2**18, 256, 2**22)}
+ON_A_GPU = Scale(4, 2**19, 4096, 2**26)
 
 
 def scale_of(device: torch.device) -> Scale:
     """How much is done at once on a device."""
-    return SCALES["cpu" if device.type == "cpu" else "gpu"]
+    return SCALES.get(device.type, ON_A_GPU)
 
 
 def search(
@@ -73,9 +74,10 @@ def search(
         counts = _Counts(*_matches(queries, gallery, run, begin, end), *bounds)
         done, total = 0, (run.stop - run.start) * len(gallery) / (2 if symmetric else 1)
         total /= share.count
-        sides: Iterable[_Sides] = ()
+        sides: Iterable[Sides] = ()
         if counts.searchable.any():
-            sides = _blocks(queries, gallery, run, size, symmetric, share)
+            height = max(1, size // scale_of(gallery.order.device).columns)
+            sides = cut(gallery, run, (height, size), symmetric, share, gallery.unit, growing=True)
         compare = partial(_compare, counts, queries, gallery, run.start, symmetric, excluding)
         for entries in in_threads(compare, sides, queries.embeddings.device):
             done += entries
@@ -96,7 +98,7 @@ def _compare(
     first: int,
     symmetric: bool,
     excluding: bool,
-    sides: _Sides,
+    sides: Sides,
 ) -> int:
     """Count a block for the queries on its sides; returns how many similarities it had."""
     block = _Block(queries, gallery, sides, symmetric, excluding)
@@ -145,7 +147,7 @@ def _matches(
     return torch.cat([*cosines, begin.new_full((1,), torch.inf, dtype=torch.float64)]), offsets
 
 
-class _Sides(NamedTuple):
+class Sides(NamedTuple):
     """A run of queries, a run of gallery images, and these at unit length."""
 
     rows: slice
@@ -161,7 +163,7 @@ class _Block:
     """
 
     def __init__(
-        self, queries: Images, gallery: Images, sides: _Sides, symmetric: bool, excluding: bool
+        self, queries: Images, gallery: Images, sides: Sides, symmetric: bool, excluding: bool
     ):
         self.queries, self.gallery = queries, gallery
         self.rows, self.columns, y = sides
@@ -171,7 +173,7 @@ class _Block:
         self.similarities = F.pad(s, (0, -len(y) % 8), value=-torch.inf) if len(y) % 8 else s
         self._doubles: Tensor | None = None
         rows, columns = self.rows, self.columns
-        if _share_labels(queries, rows, gallery, columns):
+        if share_labels(queries, rows, gallery, columns):
             self._hide(queries.labels[rows, None] == gallery.labels[columns])
         if excluding:
             self._hide(queries.groups[rows, None] == gallery.groups[columns])
@@ -193,32 +195,45 @@ class _Block:
         return pairwise_cosines(self.queries, row, self.gallery, column)
 
 
-def _blocks(
-    queries: Images, gallery: Images, run: slice, size: int, symmetric: bool, share: Share
-) -> Iterator[_Sides]:
-    """A share of the blocks of a run of queries and the gallery; each pair once when symmetric."""
+def cut(
+    gallery: Images,
+    run: slice,
+    sizes: tuple[int, int],
+    symmetric: bool,
+    share: Share,
+    unit: Callable[[slice], Tensor],
+    *,
+    growing: bool = False,
+) -> Iterator[Sides]:
+    """A share of the blocks of a run of queries and the gallery; each pair once when symmetric.
+
+    Args:
+        sizes: queries and gallery images in a block. growing: see `parts`.
+        unit: a run of gallery images → (n, d) at unit length.
+    """
     given = [0] * share.count  # similarities, to each process: a block goes to who has fewest
-    height = max(1, size // scale_of(gallery.order.device).columns)
-    for part in _growing(slice(0, len(gallery)), size):
-        y = gallery.unit(part)
+    height, width = sizes
+    for part in parts(slice(0, len(gallery)), width, growing=growing):
+        y = unit(part)
         seen = slice(0, part.stop) if symmetric else run
-        for rows in _growing(seen, height):
+        for rows in parts(seen, height, growing=growing):
             columns = slice(max(part.start, rows.start), part.stop) if symmetric else part
             owner = given.index(min(given))
             given[owner] += (rows.stop - rows.start) * (columns.stop - columns.start)
             if owner == share.number:
-                yield _Sides(rows, columns, y[columns.start - part.start :])
+                yield Sides(rows, columns, y[columns.start - part.start :])
 
 
-def _growing(whole: slice, size: int) -> Iterator[slice]:
-    """Cut a run into parts of `size`, the first ones smaller: they narrow the windows cheaply."""
-    start, step = whole.start, max(1, size // 8)
+def parts(whole: slice, size: int, *, growing: bool = False) -> Iterator[slice]:
+    """Cut a run into parts of `size`; `growing`, the first ones smaller: windows narrow cheaply."""
+    start, step = whole.start, max(1, size // 8 if growing else size)
     while start < whole.stop:
         yield slice(start, min(start + step, whole.stop))
         start, step = start + step, min(size, max(step, start + step - whole.start))
 
 
-def _share_labels(queries: Images, rows: slice, gallery: Images, columns: slice) -> bool:
+def share_labels(queries: Images, rows: slice, gallery: Images, columns: slice) -> bool:
+    """Whether a run of queries and a run of gallery images can have a class in common."""
     a, b = queries.host_labels, gallery.host_labels
     return bool(a[rows.start] <= b[columns.stop - 1] and b[columns.start] <= a[rows.stop - 1])
 

@@ -31,6 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metrics.blocks import Sides, cut, parts, share_labels
 from metrics.clustering import Array, Progress, full_float32
 from metrics.images import Images, embeddings_of
 from metrics.sharing import ALONE, Share, in_threads
@@ -122,9 +123,9 @@ class PairCounts:
                 )
                 for side in (self.queries, self.gallery)
             )
-            for y_part in _parts(columns, BLOCK_SIZE["cpu"]):
+            for y_part in parts(columns, BLOCK_SIZE["cpu"]):
                 y = _unit(self.gallery, y_part)
-                for x_part in _parts(rows, BLOCK_SIZE["cpu"] // 4):
+                for x_part in parts(rows, BLOCK_SIZE["cpu"] // 4):
                     bins = _bins(self.queries, x_part, y)
                     yield label, bins[_upper(x_part, y_part, bins)] if self.symmetric else bins
 
@@ -251,42 +252,15 @@ def count_pairs(
     size = min(block_size or BLOCK_SIZE["cuda"], BLOCK_SIZE.get(device.type, 2048))
     counting = _Counting(queries, images, symmetric, listed_rate)
     total, done = sum(counting.pairs) / share.count or 1, 0
-    blocks = _blocks(queries, images, size, symmetric, share)
+    sizes = max(1, size // 4), size
+    unit = partial(_unit, images)
+    blocks = cut(images, slice(0, len(queries)), sizes, symmetric, share, unit)
     with full_float32(device):
         for number in in_threads(partial(_Counting.add, counting), blocks, device):
             done += number
             if progress:
                 progress(min(1.0, done / total))
     return counting.result(share)
-
-
-class _Block(NamedTuple):
-    """A run of queries, a run of gallery images, and these as `_unit` gives them."""
-
-    rows: slice
-    columns: slice
-    unit: Tensor
-
-
-def _blocks(
-    queries: Images, gallery: Images, size: int, symmetric: bool, share: Share
-) -> Iterator[_Block]:
-    """A share of the blocks; where it is symmetric, those on and above the diagonal."""
-    given = [0] * share.count
-    for part in _parts(slice(0, len(gallery)), size):
-        unit = _unit(gallery, part)
-        seen = part.stop if symmetric else len(queries)
-        for rows in _parts(slice(0, seen), max(1, size // 4)):
-            columns = slice(max(part.start, rows.start), part.stop) if symmetric else part
-            owner = given.index(min(given))  # a block goes to who has the fewest pairs
-            given[owner] += (rows.stop - rows.start) * (columns.stop - columns.start)
-            if owner == share.number:
-                yield _Block(rows, columns, unit[columns.start - part.start :])
-
-
-def _parts(whole: slice, size: int) -> Iterator[slice]:
-    for start in range(whole.start, whole.stop, size):
-        yield slice(start, min(start + size, whole.stop))
 
 
 def _unit(images: Images, part: slice) -> Tensor:
@@ -344,7 +318,7 @@ class _Counting:
             same, every = (same - len(self.queries)) // 2, (every - len(self.queries)) // 2
         return same, every - same
 
-    def add(self, block: _Block) -> int:
+    def add(self, block: Sides) -> int:
         """Counts a block; returns how many pairs it had."""
         bins = _bins(self.queries, block.rows, block.unit)
         on_diagonal = self.symmetric and block.columns.start < block.rows.stop
@@ -361,16 +335,15 @@ class _Counting:
             self._count(block, counts, which, bins.where(chosen, -1), bins[chosen])
         return bins.numel() if counted is None else int(counted.sum())
 
-    def _same(self, block: _Block) -> Tensor | None:
+    def _same(self, block: Sides) -> Tensor | None:
         """Which pairs of a block are of one class; None where none can be."""
         rows, columns = block.rows, block.columns
-        a, b = self.queries.host_labels[rows], self.gallery.host_labels[columns]
-        if a[0] > b[-1] or b[0] > a[-1]:
+        if not share_labels(self.queries, rows, self.gallery, columns):
             return None
         return self.queries.labels[rows, None] == self.gallery.labels[columns]
 
     def _count(
-        self, block: _Block, counts: Tensor, which: int, bins: Tensor, chosen: Tensor
+        self, block: Sides, counts: Tensor, which: int, bins: Tensor, chosen: Tensor
     ) -> None:
         """Adds one kind of pairs: `chosen` (n,) are those of `bins` that are not -1."""
         if not len(chosen):
@@ -389,7 +362,7 @@ class _Counting:
                 if sum(part.shape[1] for part in self.listed) > 2 * self.most + LISTED_AT_ONCE:
                     self._drop(self.different)
 
-    def _near(self, block: _Block, bins: Tensor) -> Tensor:
+    def _near(self, block: Sides, bins: Tensor) -> Tensor:
         row, column = (bins >= self.floor).nonzero(as_tuple=True)
         near = bins[row, column].cpu()
         a = self.query_class[block.rows][row.cpu()]

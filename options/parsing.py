@@ -211,6 +211,8 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
             file=sys.stderr,
         )
         raise SystemExit(2)
+    if args.checkpoint:
+        parser.error("--checkpoint is for training; name the checkpoint by --resume")
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
     _check_needs(args, flags_of((EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES)), parser)
     try:

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 import methods
 from dataset.clusters import UNUSED
 from methods.idml import note as note_on_introspection
-from metrics.correlation import NORMAL, pairwise_rank_correlation
+from metrics.comparison import Scores, interval, replicates
+from metrics.correlation import pairwise_rank_correlation
 from page.document import percent
-from page.findings import Search, histogram
+from page.findings import RESAMPLES, Search, histogram
 from page.learned import Learned, Section, short
 from page.records import Record
 from page.values import class_values
@@ -148,7 +149,7 @@ def uncertainty(learned: Learned) -> Iterator[Section]:
         return
     lengths = raw.float().norm(dim=1).numpy()
     order = np.argsort(lengths, kind="stable")
-    fifths = _hits_by_fifth(learned.search, lengths)
+    scores, fifths = learned.search.scores, _fifths(learned.search, lengths)
     images = learned.judged.images
     released = note_on_introspection(learned.record.options) != ""
 
@@ -176,34 +177,38 @@ def uncertainty(learned: Learned) -> Iterator[Section]:
             else ""
         ),
         "least": shown(order[::-1][: 2 * EXTREMES]),
-        "said": _whether_it_knows(fifths),
+        "said": _whether_it_knows(scores, fifths, learned.seed),
         "most": shown(order[: 2 * EXTREMES]),
         "histogram": histogram(lengths),
-        "quintiles": [short(part.mean()) for part in fifths],
+        "quintiles": [
+            short(scores.values[part, scores.names.index("R@1")].mean()) for part in fifths
+        ],
     }
 
 
-def _hits_by_fifth(search: Search, lengths: np.ndarray) -> list[np.ndarray]:
-    """Whether the nearest image was right, in each fifth of the queries, the most certain first."""
+def _fifths(search: Search, lengths: np.ndarray) -> list[np.ndarray]:
+    """Which of the queries are in each fifth, the most certain first."""
     matched = search.per_query["relevant"] > 0
     if "R@1" not in search.scores.names or len(search.queries) < 5 or not matched.any():
         return []
-    hits = search.scores.values[:, search.scores.names.index("R@1")].numpy()
-    return np.array_split(hits[np.argsort(lengths[search.queries], kind="stable")], 5)
+    return np.array_split(np.argsort(lengths[search.queries], kind="stable"), 5)
 
 
-def _whether_it_knows(fifths: list[np.ndarray]) -> list[str]:
-    """Whether the network errs more where it is less certain."""
+def _whether_it_knows(scores: Scores, fifths: list[np.ndarray], seed: int = 1) -> list[str]:
+    """Whether the network errs more where it is less certain; the interval is over the classes."""
     if not fifths:
         return []
-    sure, unsure = float(fifths[0].mean()), float(fifths[-1].mean())
-    half = NORMAL * math.sqrt(sum(part.var() / len(part) for part in (fifths[0], fifths[-1])))
-    apart = sure - unsure
-    low, high = apart - half, apart + half
+    ends = torch.zeros(len(scores.labels), 2, dtype=torch.float64)
+    ends[fifths[0], 0] = ends[fifths[-1], 1] = 1
+    hits = scores.values[:, scores.names.index("R@1")][:, None] * ends
+    both = Scores(("sure", "unsure"), hits, ends, scores.labels)
+    sure, unsure = both.means().values()
+    (drawn,) = replicates([both], RESAMPLES, seed)
+    apart, (low, high) = sure - unsure, interval(drawn[:, 0] - drawn[:, 1])
     numbers = (
         f"R@1 of the surest fifth of the queries is {percent(sure)} %, of the least sure fifth "
-        f"{percent(unsure)} %: {100 * apart:+.1f} points, 95 % interval {100 * low:+.1f} to "
-        f"{100 * high:+.1f}"
+        f"{percent(unsure)} %: {100 * apart:+.1f} points, 95 % interval over the classes "
+        f"{100 * low:+.1f} to {100 * high:+.1f}"
     )
     if low > 0:
         return [f"It errs more where it is less certain ({numbers})."]
@@ -222,20 +227,27 @@ def norms(learned: Learned) -> Iterator[Section]:
         return
     lengths = learned.judged.embeddings.float().norm(dim=1).cpu().numpy()
     mean, deviation = float(lengths.mean()), float(lengths.std())
-    constrained = learned.record.args.get("sec_wei", 0) > 0
     yield {
         "kind": "norms",
         "title": "SEC: the length of the embeddings",
         "about": (
             "Only directions are compared, but a loss on directions moves long embeddings less "
             "than short ones. SEC therefore pulls all lengths towards their mean: the narrower "
-            "this histogram, the more alike all images are trained. "
-            + ("" if constrained else "This run has no constraint; it is shown for comparison. ")
+            "this histogram, the more alike all images are trained." + _what_pulls(learned.record)
         ),
         "said": _deviations(learned.record, mean, deviation),
         "histogram": histogram(lengths),
         "columns": ["norm_mean", "norm_ema", "norm_var", "sec", "l2"],
     }
+
+
+def _what_pulls(record: Record) -> str:
+    """What a run without SEC does to the lengths."""
+    if record.options.sec_wei > 0:
+        return ""
+    if record.options.l2reg_wei > 0:
+        return " This run pulls them towards 0 instead (--l2reg_wei)."
+    return " This run has no constraint; it is shown for comparison."
 
 
 def _deviations(record: Record, mean: float, deviation: float) -> list[str]:

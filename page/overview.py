@@ -1,7 +1,7 @@
 """All runs under a folder in one table: on the screen, as HTML, CSV and LaTeX.
 
-Runs that differ only in the seed are also taken together: mean ± the half width of the 95 %
-interval of the mean, by Student's t over the seeds.
+Runs that differ only in the seed are also taken together: mean ± half of its 95 % interval, by
+Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -276,7 +276,9 @@ def page(lines: Sequence[Line], folder: str) -> str:
     groups = [line for line in lines if line.members]
     parts = []
     if groups:
-        about = "Runs that differ only in the seed: mean ± 95 % interval of the mean over seeds."
+        about = (
+            "Runs that differ only in the seed: mean ± half of its 95 % interval over the seeds."
+        )
         content = _table(groups) + "".join(_seeds(groups, single, name) for name in CHARTED)
         parts.append(section("seeds", "Over seeds", content, about))
     if single:

@@ -470,10 +470,10 @@ function drawConfusions(host, run) {
         onpointermove: (event) => tell(event, imageTip(e.query), el("b", {}, e.of), line(null, `taken for ${e.as}`, show(e.cosine))),
         onpointerleave: hush}, picture(e.query, e.of, `taken for ${e.as}`), "→", picture(e.found, e.as, `cosine ${e.cosine.toFixed(3)} to the query`))))))));
   }
-  host.append(el("h3", {}, "Classes that are found worst"));
   const grid = el("div", {class: "two"});
+  if (run.classes.lowest.length) host.append(el("h3", {}, "Classes that are found worst"));
   host.append(grid);
-  grid.append(el("div", {class: "card scroll"}, el("table", {class: "ranked"},
+  if (run.classes.lowest.length) grid.append(el("div", {class: "card scroll"}, el("table", {class: "ranked"},
     el("thead", {}, el("tr", {}, el("th", {}, "images"), el("th", {}, "class"), el("th", {}, "R@1, %"), el("th", {}, "queries"))),
     el("tbody", {}, run.classes.lowest.map((c) => el("tr", {},
       el("td", {}, c.images.map((i) => picture(i, c.name))), el("td", {}, el("div", {class: "named"}, c.name)),
@@ -757,7 +757,7 @@ const kinds = {
       tell(event, el("b", {}, `cluster ${c}, dimension ${d}`), el("div", {}, show(part.rows[c][d] / 99 * part.most)));
     });
     canvas.addEventListener("pointerleave", hush);
-    host.append(el("figure", {class: "chart"}, el("figcaption", {}, el("b", {}, `${count} masks of ${size} dimensions`),
+    host.append(el("figure", {class: "chart"}, el("figcaption", {}, el("b", {}, `${count} mask${count > 1 ? "s" : ""} of ${size} dimensions`),
       el("span", {}, `dark 0, light ${show(part.most)}`)), canvas));
     if (count > 1 && count <= 12) {
       host.append(el("div", {class: "card scroll space"}, el("b", {}, "cosines between the masks"), el("table", {},

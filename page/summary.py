@@ -22,9 +22,10 @@ def summary(run: Explained, first: Explained | None = None, *, alone: bool = Tru
     nothing is said of them.
     """
     if tables.nothing_to_find(run.numbers):
-        return [*run.doubts, *_learned(run)]
+        return [*_unfinished(run), *run.doubts, *_learned(run)]
     worth = counterpart.sentence(run.record) if alone else ""
     return [
+        *_unfinished(run),
         *run.doubts,
         *_reached(run),
         *_picked(run),
@@ -38,6 +39,16 @@ def summary(run: Explained, first: Explained | None = None, *, alone: bool = Tru
 
 
 # --- what it reached ------------------------------------------------------------------------------
+
+
+def _unfinished(run: Explained) -> list[str]:
+    record = run.record
+    if record.outcome:
+        return []
+    options = record.options
+    unit, whole = ("step", options.steps) if options.steps else ("epoch", options.epochs)
+    done = int(record.rows[-1][unit]) if record.rows else 0
+    return [f"Not finished: {done:,} of {whole:,} {unit}s are done; all below may change."]
 
 
 def _reached(run: Explained) -> list[str]:
@@ -181,10 +192,6 @@ def _learned(run: Explained) -> list[str]:
     for part in run.sections:
         if part["kind"] == "class-values":
             said.append(values.in_short(part))
-        if part["kind"] == "certainty" and part["quintiles"]:
-            sure, unsure = part["quintiles"][0], part["quintiles"][-1]
-            said.append(
-                f"R@1 is {percent(sure)} % for the fifth of the queries it is most certain of, and "
-                f"{percent(unsure)} % for the fifth it is least certain of."
-            )
+        if part["kind"] == "certainty":
+            said += part["said"]
     return said

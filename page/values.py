@@ -44,6 +44,7 @@ def class_values(learned: Learned) -> Iterator[Section]:
     history = learned.history
     for name, values in values_by_name(learned.record, history).items():
         row = row_of_best(learned.record, history)
+        ended = row == len(history["epoch"]) - 1
         order = np.argsort(values, kind="stable")
         ends = [*order[:EXTREMES].tolist(), *order[::-1][:EXTREMES].tolist()]
         related = [_related(q, values) for q in _quantities(learned)]
@@ -54,9 +55,10 @@ def class_values(learned: Learned) -> Iterator[Section]:
         yield {
             "kind": "class-values",
             "title": f"The learned {name} of each class",
-            "about": " ".join(filter(None, [about, about_movement(moved, name)])),
+            "about": " ".join(filter(None, [about, about_movement(moved, name, ended)])),
             "said": [_what_goes_with(name, r, g) for r, g in zip(related, given, strict=True)],
             "settled": moved is None or moved.settled,
+            "ended": ended,
             "value": name,
             "epoch": int(history["epoch"][row]),
             "classes": len(values),
@@ -76,7 +78,8 @@ def in_short(part: Section) -> str:
     words = f"Learned {value}s go from {low['value']:.3g} ({low['name']}) to {high['value']:.3g}"
     words += f" ({high['name']})."
     if not part["settled"]:
-        words += f" They have not settled: the {value}s were still moving at the end."
+        when = "at the end" if part["ended"] else "at the best epoch"
+        words += f" They have not settled: the {value}s were still moving {when}."
     sure = [s for s in part["scatters"] if s["low"] > 0 or s["high"] < 0]
     strongest = max(sure, key=lambda s: abs(s["correlation"]), default=None)
     if strongest is None or abs(strongest["correlation"]) < WORTH_SAYING:
@@ -165,13 +168,16 @@ def movement(rows: np.ndarray, epochs: np.ndarray) -> Movement | None:
     return Movement(steps, last, falling, rising, float(np.abs(late).mean()) / steps / pace)
 
 
-def about_movement(moved: Movement | None, name: str) -> str:
-    """Whether values have settled, in a sentence."""
+def about_movement(moved: Movement | None, name: str, ended: bool = True) -> str:
+    """Whether values have settled, in a sentence.
+
+    Args:
+        ended: whether training ended where they are looked at, not later.
+    """
     if moved is None:
         return ""
-    span = f"In the last {moved.epochs} of {moved.total} epochs" if moved.epochs > 1 else (
-        f"In the last of {moved.total} epochs"
-    )  # fmt: skip
+    epochs = f"{moved.total} epochs" if ended else f"the {moved.total} epochs up to the best one"
+    span = f"In the last {f'{moved.epochs} ' if moved.epochs > 1 else ''}of {epochs}"
     if moved.settled:
         return f"{span} they moved at {moved.pace:.2f} of their average pace: they have settled."
     share, way = max((moved.falling, "falling"), (moved.rising, "rising"))
@@ -270,7 +276,8 @@ def _what_goes_with(name: str, related: Related, given: Correlation | None) -> s
     if given is None:
         return f"{said}."
     if not given.is_sure or abs(given.value) < WORTH_SAYING:
-        return f"{said}; with the other quantities held fixed that is gone ({given.value:.2f})."
+        now = "gone" if abs(given.value) < WORTH_SAYING else "no longer sure"
+        return f"{said}; with the other quantities held fixed that is {now} ({given.value:.2f})."
     if given.value * found.value < 0:
         return f"{said}; with the others held fixed it is the other way round ({given.value:.2f})."
     return f"{said}; {given.value:.2f} with the other quantities held fixed."

@@ -311,7 +311,8 @@ class Ledger:
         found = []
         for frozen in self.study(entrant).get_trials(deepcopy=False):
             attributes = frozen.user_attrs
-            folds = [attributes[k] for k in sorted(attributes) if k.startswith("fold")]
+            names = (f"fold{number}" for number in range(self.plan.folds))
+            folds = [attributes[name] for name in names if name in attributes]
             states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
             found.append(
                 Trial(

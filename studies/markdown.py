@@ -36,20 +36,22 @@ def write(path: Path, results: Results, columns: Sequence[str] = ()) -> list[Pat
         InputError: it holds no marks, cannot be read, or lacks the end of one.
     """
     blocks = made(results, columns)
-    picture = path.with_suffix(".svg")
+    picture, drawn = path.with_suffix(".svg"), ""
     if tests := tables.grouped(results.tests).get("seeds"):
         metric = results.plan.metric
         title = f"{metric} less that of {tests[0].a}, points: mean, 95 % interval"
         drawn = plots.forest_picture(pages.difference_bars(tests, metric), title, zero=True)
         blocks["picture"] = f"![{title}]({picture.name})"
-        write_atomically(picture, lambda file: file.write(drawn.encode()))
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else _begun(results, blocks)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as text; give another file") from error
     content = filled(text, blocks, str(path))
     write_atomically(path, lambda file: file.write(content.encode()))
-    return [path, picture] if "picture" in blocks else [path]
+    if not drawn:
+        return [path]
+    write_atomically(picture, lambda file: file.write(drawn.encode()))
+    return [path, picture]
 
 
 def filled(text: str, blocks: Mapping[str, str], name: str) -> str:

@@ -69,8 +69,9 @@ def conclusions(results: Results) -> list[str]:
     if not ranked:
         return [*said, "No method has been judged on the test classes yet."]
     best = ranked[0]
+    seeds = _counted(len(best.seeds), "seed")
     said.append(
-        f"Highest {metric}: {best.name}, {_mean(best, metric)} over {len(best.seeds)} seeds, at "
+        f"Highest {metric}: {best.name}, {_mean(best, metric)} over {seeds}, at "
         f"{tables.chosen(best)}."
     )
     if len(ranked) > 1:
@@ -85,10 +86,12 @@ def _state(results: Results) -> list[str]:
     open_runs = sum(found.left[1] for found in results.methods)
     if not open_trials and not open_runs:
         return []
-    return [
-        f"Not finished: {open_trials} trials and {open_runs} runs with seeds are open; all below "
-        "may change."
-    ]
+    trials, runs = _counted(open_trials, "trial"), _counted(open_runs, "run")
+    return [f"Not finished: {trials} and {runs} with seeds are open; all below may change."]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _mean(found: Found, metric: str) -> str:
@@ -272,7 +275,8 @@ def _search_about(results: Results) -> str:
     return (
         f"Each trial trains {plan.folds} times, each time without one fold of the training "
         f"classes, and is judged by {plan.metric} on the folds. The first trial of each method "
-        "has the values it was given; the others are drawn by TPE."
+        "has the values it was given; the next are drawn at random, until there are two for each "
+        f"searched value ({STARTUP} at least), and the others by TPE."
         + (
             " A trial is stopped early where it is below the median of the method's finished "
             f"trials at the same epoch of the same fold, once {STARTUP} have finished."

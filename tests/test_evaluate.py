@@ -30,7 +30,7 @@ import evaluate
 import metrics
 import net
 import options
-from evaluation import files, tables
+from evaluation import candidates, files, tables
 from evaluation.tables import Row
 from metrics import comparison, retrieval_per_query, summarise
 from metrics.comparison import Scores, query_scores, replicates
@@ -801,6 +801,7 @@ OUTPUTS = ("--json", "n.json", "--csv", "n.csv", "--latex", "n.tex")
         ("good", ("--metrics", "nmi", "--failures", "3"), ["--failures", "retrieval"]),
         ("good", ("--metrics", "retrieval", "--kmeans-restarts", "3"), ["--kmeans-restarts"]),
         ("good", ("--top", "3"), ["--top", "--query"]),
+        ("good", ("--checkpoint", "other.pth"), ["--checkpoint", "--resume"]),
         ("good", ("--out", "x"), ["--out", "--failures"]),
         ("good", ("--bootstrap", "10"), ["--bootstrap", "100"]),
         ("good", ("--block-size", "0"), ["--block-size", "1"]),
@@ -902,10 +903,42 @@ def test_a_network_that_tells_nothing_apart_is_no_better_than_chance_and_says_so
     for name, value in checkpoint["model_state_dict"].items():
         if name.startswith("model.embedding"):
             value.fill_(1.0 if name.endswith("bias") else 0.0)
-    torch.save(checkpoint, tmp_path / "flat_best.pth")
-    done = command("--resume", tmp_path / "flat_best.pth", "--json", tmp_path / "n.json")
+    flat = tmp_path / "flat" / "flat_best.pth"
+    flat.parent.mkdir()
+    torch.save(checkpoint, flat)
+    done = command("--resume", flat, "--json", tmp_path / "n.json")
     assert done.code == 0, done.err
     (numbers,) = json.loads((tmp_path / "n.json").read_text())["results"]
     classes, images = numbers["classes"], numbers["images"]
     assert numbers["R@1"] == pytest.approx((images / classes - 1) / (images - 1))
     assert "exactly as close" in done.out
+
+    # Beside others it is said of which of them, as are the thresholds.
+    done = command("--resume", runs.seed1, flat, "--metrics", "retrieval", "verification")
+    assert done.code == 0, done.err
+    (said,) = (line for line in done.out.splitlines() if "exactly as close" in line)
+    assert said.startswith(f"flat, folder:{runs.images}: {images} of {images} queries")
+    for name in ("seed1", "flat"):
+        assert f"{name}, folder:{runs.images}, pairs of images" in done.out
+
+
+def test_a_paper_is_not_told_that_classes_are_unseen_which_were_trained_on(
+    runs, command, tmp_path, caplog
+):
+    trained_on = f"folder:{runs.images / 'train'}"
+    done = command("--resume", runs.seed1, "--dataset", trained_on, "--latex", "t.tex")
+    assert done.code == 0 and "not about unseen ones" in caplog.text
+    assert "unseen" not in (tmp_path / "t.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        (["small", "large"], ""),
+        (["small", "small"], "Corrected: for the 2 tests (Holm)."),
+        (["small", "large"] * 3, "Corrected: for the 3 tests of each evaluation (Holm)."),
+    ],
+)
+def test_it_is_said_for_how_many_tests_p_is_corrected(tasks, words):
+    tests = [candidates.Test("a", "b", task, "classes", 30, {}) for task in tasks]
+    assert candidates.about_tests(tests, 100).partition("p is two-sided.")[2].strip() == words

@@ -499,7 +499,7 @@ def test_every_block_size_gives_the_same_numbers(each_search, monkeypatch):
     x[::7] = x[1::7][: len(x[::7])]
     sizes = None, 333, 1000, 8192
     first, *others = (retrieval_per_query(x, labels, block_size=b) for b in sizes)
-    monkeypatch.setitem(blocks.SCALES, "cpu", blocks.SCALES["gpu"])
+    monkeypatch.setitem(blocks.SCALES, "cpu", blocks.ON_A_GPU)
     others += [retrieval_per_query(x, labels, block_size=b) for b in sizes]
     for other in others:
         for name, values in first.items():

@@ -38,6 +38,7 @@ from evaluation.measuring import worst_queries
 from evaluation.pictures import Thumbnails, class_values_picture
 from evaluation.tasks import Task
 from metrics import comparison
+from metrics.correlation import Correlation
 from page import (
     counterpart,
     document,
@@ -110,6 +111,7 @@ def test_page_says_what_was_run_and_what_came_out(page, logs):
     for said in ("AMLoss", "resnet10", "48 images, 8 classes", "24 images, 8 classes", "images/s"):
         assert said in content
     assert f"Best epoch {outcome['best_epoch']} of 2" in content
+    assert "Not finished" not in content
 
 
 def test_every_part_has_its_content(page):
@@ -143,6 +145,7 @@ def test_margins_are_ranked_and_their_course_is_that_of_training(page, logs):
         ("--introspective paper", {"certainty", "pairs"}),
         ("--disent True --be 1", {"courses", "pairs"}),
         ("--sec_wei 0.5", {"norms", "pairs"}),
+        ("--loss MS --IPC 4 --l2reg_wei 0.1", {"norms"}),
         ("--loss PFML", {"pairs"}),  # fifteen proxies to a class
         ("--loss HIST", set()),
         ("--ema 0.9 --micro-batch 6 --loss RecallAtK --IPC 4", set()),
@@ -156,8 +159,11 @@ def test_each_method_has_its_own_picture(images, tmp_path, flags, kinds):
     assert set(parts) == kinds
     if "certainty" in kinds:
         assert parts["certainty"]["least"][0]["value"] >= parts["certainty"]["most"][0]["value"]
+        assert f"<li>{parts['certainty']['said'][0]}" in (folder / "report.html").read_text()
     if "norms" in kinds:
         assert sum(parts["norms"]["histogram"]["counts"]) == 24
+        assert ("towards 0 instead" in parts["norms"]["about"]) == ("l2reg" in flags)
+        assert "no constraint" not in parts["norms"]["about"]
     if "masks" in kinds:
         assert len(parts["masks"]["rows"]) == 2 and len(parts["masks"]["rows"][0]) == 8
         assert sum(cluster["size"] for cluster in parts["clusters"]["clusters"]) == 48
@@ -338,6 +344,29 @@ def test_margins_that_still_move_are_said_not_to_have_settled():
     assert values.movement(falling[:2], np.arange(1, 3)) is None  # too early to tell
 
 
+def test_a_best_epoch_before_the_last_is_not_called_the_end():
+    falling = 0.1 - 0.02 * SPREADS * np.arange(20)[:, None] / 19
+    learned = learned_by_classes(falling, SPREADS)
+    record = replace(learned.record, outcome={"best_epoch": 10})
+    (part,) = values.class_values(replace(learned, record=record))
+    assert "In the last 2 of the 10 epochs up to the best one all of them" in part["about"]
+    assert values.in_short(part).split(". They are")[0].endswith("still moving at the best epoch")
+
+
+def test_what_few_classes_leave_open_is_not_said_to_be_gone():
+    """A correlation of .5 with the others held fixed is not nothing, if it is not sure."""
+    related = values.Related(
+        values.Quantity("size", "a class has more images", {}),
+        [],
+        np.zeros(0),
+        np.zeros(0),
+        Correlation(0.85, 0.23, 0.98, 8),
+    )
+    for value, words in ((0.49, "no longer sure (0.49)"), (0.05, "gone (0.05)")):
+        given = Correlation(value, -0.6, 0.9, 8)
+        assert f"held fixed that is {words}" in values._what_goes_with("margin", related, given)
+
+
 def test_the_third_term_is_said_to_pull_alike_where_it_does():
     generator = torch.Generator().manual_seed(0)
     for count, alike in ((3, False), (300, True)):
@@ -372,11 +401,26 @@ def test_whether_close_proxies_mean_like_images_is_computed():
     ("hits", "words"), [("110", "errs more"), ("011", "errs less"), ("111", "does not tell")]
 )
 def test_whether_certainty_tells_errors_is_computed(hits, words):
-    # The surest fifth, three between, and the least sure.
+    # The surest fifth, three between, and the least sure; a class has one query in each.
     shares = {"1": 0.9, "0": 0.2}
     fifths = [np.arange(100) < 100 * shares[hits[at]] for at in (0, 1, 1, 1, 2)]
-    (said,) = methods._whether_it_knows([part.astype(float) for part in fifths])
+    places = np.array_split(np.arange(500), 5)
+    right = torch.tensor(np.concatenate(fifths), dtype=torch.float64)[:, None]
+    scores = comparison.Scores(("R@1",), right, torch.ones_like(right), torch.arange(500) % 100)
+    (said,) = methods._whether_it_knows(scores, places)
     assert words in said
+
+
+def test_copies_of_queries_do_not_make_it_surer_what_certainty_tells():
+    rng = np.random.default_rng(0)
+    right = torch.tensor(rng.random(100) < 0.5, dtype=torch.float64)[:, None]
+    said = []
+    for times in (1, 10):
+        hits = right.repeat_interleave(times, 0)
+        labels = (torch.arange(100) % 20).repeat_interleave(times)
+        scores = comparison.Scores(("R@1",), hits, torch.ones_like(hits), labels)
+        said += methods._whether_it_knows(scores, np.array_split(np.arange(100 * times), 5))
+    assert said[0] == said[1]
 
 
 def test_the_worst_class_is_named_or_how_many_are_never_found():
@@ -465,8 +509,10 @@ def test_a_run_without_checkpoint_or_data_has_a_page(logs, tmp_path):
     shutil.copytree(logs / "first", tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     next((tmp_path / "run").glob("*_best.pth")).unlink()
+    tiny.edit(tmp_path / "run" / "args.json", epochs=60)
     (run,) = data_of(report.make([tmp_path / "run"]))["runs"]
     assert "no best checkpoint" in run["missing"] and run["columns"]["R@1"]
+    assert "Not finished: 2 of 60 epochs are done" in (tmp_path / "run/report.html").read_text()
     with pytest.raises(InputError, match=r"no args\.json"):
         report.make([tmp_path])
 

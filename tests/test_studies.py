@@ -321,6 +321,17 @@ def test_the_first_trial_has_the_values_that_were_given_and_a_failed_one_counts(
     assert [t.state for t in ledger.trials(work.entrant)] == ["failed"]
 
 
+def test_the_numbers_of_a_fold_stand_under_its_name(tmp_path):
+    """Also with more folds than there are digits."""
+    made = Ledger(plan_of(folds=11, trials=1, seeds=2, logs=str(tmp_path)))
+    made.begin()
+    trial = made.optuna_trial(made.next())
+    for fold in range(11):
+        trial.set_user_attr(f"fold{fold}", {"MAP@R": fold / 100, "seconds": 2.0})
+    head, (line, *_) = tables.trials_csv(results.collect(made))
+    assert [line[head.index(f"fold {fold}")] for fold in (1, 2, 10)] == ["0.01", "0.02", "0.1"]
+
+
 def test_a_trial_that_was_left_half_drawn_gets_the_rest_of_its_values(ledger):
     study = ledger.study(ledger.plan.entrants[0])
     study.enqueue_trial({"lr": 2e-4, "alpha": 20.0, "mrg": 0.2})
@@ -397,8 +408,10 @@ def test_a_report_of_another_study_is_refused(finished, tmp_path, capsys):
         with pytest.raises(InputError, match=words):
             study.main(asking.parse([str(tmp_path / "s.toml"), "--report"]))
     (tmp_path / "s.toml").write_text(toml.format(tmp_path, "", ""))
-    with pytest.raises(InputError, match="--columns Recall@1"):
-        study.main(asking.parse([str(tmp_path / "s.toml"), "--columns", "Recall@1"]))
+    for report in ([], ["--report"]):
+        with pytest.raises(InputError, match="--columns Recall@1"):
+            study.main(asking.parse([str(tmp_path / "s.toml"), "--columns", "Recall@1", *report]))
+    assert not (ledger.folder / "study.html").exists() and not list(ledger.folder.glob("*.csv"))
     assert capsys.readouterr().out == "", "before anything is trained"
     study.main(asking.parse([str(tmp_path / "s.toml"), "--report"]))
     assert (ledger.folder / "study.html").is_file()
@@ -582,6 +595,7 @@ def test_what_is_written(finished, tmp_path, capsys):
     assert r"\pm$: half of the 95" in text
     page = (folder / "study.html").read_text()
     assert "Highest MAP@R: AM" in page and "<svg" in page
+    assert "drawn at random, until there are two for each searched value (4 at least)" in page
     with pytest.raises(InputError, match="--columns Recall"):
         tables.text(results.collect(ledger), ["Recall"])
 
@@ -627,7 +641,7 @@ def test_a_document_without_marks_is_left_as_it_is(finished, tmp_path, text, wor
     document.write_text(text)
     with pytest.raises(InputError, match=words):
         study.conclude(ledger, (), document)
-    assert document.read_text() == text
+    assert document.read_text() == text and not document.with_suffix(".svg").exists()
 
 
 def test_pairs_are_compared_beside_the_first_method(finished):

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 import evaluate
 import options
 from evaluation.thresholds import Found, Rate, Thresholds, thresholds_of
-from evaluation.verifying import recommended
+from evaluation.verifying import in_words, recommended
 from metrics import comparison, resampling, verification
 from metrics.sharing import Share
 from metrics.verification import BINS, GRID, count_pairs, edge
@@ -227,6 +227,8 @@ def test_few_pairs_carry_a_higher_rate_or_none() -> None:
     found = recommended(count_pairs(x, labels))
     assert 9 / 2376 < found.false_same.expected <= 10 / 2376
     assert recommended(count_pairs(*clusters(4, 3, 8))) is None
+    alone = count_pairs(x, torch.arange(len(x))).curve().numbers()
+    assert "nan" not in in_words("x", alone, None)
 
 
 def test_a_network_that_tells_all_apart_leaves_nothing_unsure() -> None:
