@@ -152,11 +152,11 @@ def _words(action: argparse.Action) -> tuple[str, ...]:
 # --- bash -----------------------------------------------------------------------------------------
 
 BASH = r"""_anchorage() {
-    # Words as they were typed: bash itself splits them at = and : too.
+    # Words as they were typed: bash itself splits them at = and : too. "\ " is a blank of a name.
     local line=${COMP_LINE:0:COMP_POINT} word before= command= longer cur
     local -a typed
-    read -ra typed <<<"$line"
-    [[ $line == *[[:space:]] ]] && typed+=("")
+    read -a typed <<<"$line"
+    [[ $line == *[[:space:]] && $line != *\\[[:space:]] ]] && typed+=("")
     cur=${typed[${#typed[@]}-1]}
     (( ${#typed[@]} > 2 )) && before=${typed[${#typed[@]}-2]}
     for word in "${typed[@]:1:${#typed[@]}-2}"; do
@@ -178,7 +178,8 @@ BASH = r"""_anchorage() {
         COMPREPLY=($(compgen -W "$words" -- "$cur"; compgen -f -P @ -- "${cur#@}"))
     elif [[ $words == *'<file>'* || $cur == folder:* || $cur == csv:* ]]; then
         there=${cur%"${cur##*:}"}
-        COMPREPLY+=($(compgen -f ${there:+-P "$there"} -- "${cur##*:}"))
+        local IFS=$'\n'
+        COMPREPLY+=($(compgen -f ${there:+-P} ${there:+"$there"} -- "${cur##*:}"))
         compopt -o filenames 2>/dev/null
     fi
     local only=${COMPREPLY[0]} k
@@ -186,7 +187,8 @@ BASH = r"""_anchorage() {
         compopt -o nospace 2>/dev/null
     fi
     # Of the word, bash replaces what it calls $2; what stands before that is there already.
-    there=${cur%"$2"}
+    IFS= read word <<<"$2"
+    there=${cur%"$word"}
     [[ -n $there ]] && for k in "${!COMPREPLY[@]}"; do
         COMPREPLY[k]=${COMPREPLY[k]#"$there"}
     done

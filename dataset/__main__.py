@@ -16,6 +16,7 @@ from dataset.download import SOURCES, download
 from dataset.own import SEED, OwnData
 from flags import whole
 from machine import expanded
+from storage import check_outputs
 from terminal import hear, say
 from utils import InputError, sentence_errors
 
@@ -94,6 +95,8 @@ def _check(args: argparse.Namespace) -> int:
         options |= _held_out_by_a_run(args.name)
     as_json = args.json == _TO_STDOUT
     file = Path(expanded(args.json)) if args.json and not as_json else None
+    own = [entry.place] if args.name and isinstance(entry := find(args.name), OwnData) else []
+    check_outputs({"--json": file}, own)
     names = [args.name] if args.name else None
     return run(names, args.data_root, as_json, file, exif=args.exif, **options)
 

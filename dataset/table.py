@@ -26,14 +26,14 @@ from dataset.spreadsheet import read_rows
 from utils import InputError
 
 _BOX = ("x1", "y1", "x2", "y2")
-_BOX_NAMES = {
+BOX_NAMES = {
     **{name: side for side in _BOX for name in (side, f"{side[0]}_{side[1]}")},
     **{"xmin": "x1", "ymin": "y1", "xmax": "x2", "ymax": "y2"},
     **{"x_min": "x1", "y_min": "y1", "x_max": "x2", "y_max": "y2"},
 }
 _SPLIT_NAMES = ("split", "set", "subset", "partition", "phase", "evaluation_status")
 _FLAGS = ("is_query", "is_gallery")
-_KNOWN = {"path", "label", *_FLAGS, *_SPLIT_NAMES, *_BOX_NAMES}
+_KNOWN = {"path", "label", *_FLAGS, *_SPLIT_NAMES, *BOX_NAMES}
 _NO_BOX = (-1, -1, -1, -1)
 _LARGEST = 2**31 - 1
 _TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("", "false", "0", "0.0", "no", "nan", "none")
@@ -90,7 +90,7 @@ class _Table:
         self.path = path
         self.given = given
         self.folder = path.parent
-        self.on_disk = _OnDisk(str(self.folder))
+        self.on_disk = OnDisk(str(self.folder))
 
     def read(self) -> Rows:
         rows = read_rows(self.path, self.given)
@@ -148,7 +148,7 @@ class _Table:
         names = [name.strip().lower() for name in heading]
         place = {name: names.index(name) for name in names}
         missing = [name for name in ("path", "label") if name not in place]
-        sides = {_BOX_NAMES[name]: place[name] for name in names if name in _BOX_NAMES}
+        sides = {BOX_NAMES[name]: place[name] for name in names if name in BOX_NAMES}
         if sides:
             missing += [side for side in _BOX if side not in sides]
         flags = tuple(place[name] for name in _FLAGS if name in place)
@@ -316,7 +316,7 @@ class _Marks:
         self.numbers.append(number)
 
 
-class _OnDisk:
+class OnDisk:
     r"""How a path that a table names is spelled on disk.
 
     A table from Windows has "\" between the parts; one from a Mac, or a disk from there, puts
@@ -328,6 +328,7 @@ class _OnDisk:
         self._entries: dict[str, dict[str, str]] = {}
 
     def __call__(self, path: str) -> str:
+        """A path that the table names, relative to its folder or absolute, as it is on disk."""
         if path.isascii() and "\\" not in path:
             return path
         if self.is_there(path):

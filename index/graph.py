@@ -2,8 +2,8 @@
 
 The graph (HNSW: Malkov and Yashunin, TPAMI 2020) is usearch's. It stands in a file of its own,
 beside the index, and can be made again from it at any time: it numbers images as the index does, so
-what was removed is left out afterwards, what was added since is searched exactly, and what it finds
-is scored exactly.
+what was removed is left out afterwards (a query that is left with too little by that is compared
+with all), what was added since is searched exactly, and what it finds is scored exactly.
 """
 
 from __future__ import annotations
@@ -189,11 +189,15 @@ def search(
     numbers = graph.candidates(queries, count)
     rest = since(blocks, graph.covers)
     tail = scanning.exact(rest, queries, top).rows if rest else np.empty((len(queries), 0), int)
+    images = sum(len(block.vectors) for block in blocks) if live is None else int(live.sum())
     found = []
     for query, near, new in zip(queries, numbers, tail, strict=True):
         both = np.concatenate([near[near >= 0], new[new >= 0]])
         if live is not None:
             both = both[live[both]]
+        if len(both) < min(top, images):  # around the query lay what was removed, and little else
+            both = scanning.exact(blocks, query[None], top).rows[0]
+            both = both[both >= 0]
         found.append(scanning.rescored(blocks, query, both, top))
     return scanning.joined(found, top)
 

@@ -15,6 +15,7 @@ from evaluation.inference import Embedder, Model, load_run
 from evaluation.networks import fingerprint_of
 from evaluation.thresholds import thresholds_of
 from machine import expanded
+from net import hub
 from storage import as_json
 from utils import InputError
 
@@ -34,12 +35,14 @@ def description(
         codes: see `codes.CODINGS`. whiten: see `load_run`.
     """
     model = embedder.model
+    # Of a model on the Hub, what was fetched is a file like any other.
+    place = model.path if str(run).startswith(hub.PREFIX) else Path(expanded(str(run)))
     return {
         "kind": "network",
         "made": secrets.token_hex(8),
         "size": model.network.test_size,
         "fingerprint": identity(model),
-        "run": os.path.relpath(Path(expanded(str(run))).absolute(), index.absolute().parent),
+        "run": os.path.relpath(place.absolute(), index.absolute().parent),
         "folder": str(index.absolute().parent),
         "weights": weights,
         **({} if whiten is None else {"whiten": whiten}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -66,7 +67,8 @@ def _put(
         middle = (left + (SIDE - picture.width) // 2, top + (SIDE - picture.height) // 2)
         canvas.paste(picture, middle)
     except Exception:  # Pillow reports damage through a dozen unrelated types
-        draw.text((left + SIDE // 2, top + SIDE // 2), "file gone", PALE, font=font, anchor="mm")
+        why = "cannot be read" if os.path.lexists(path) else "file gone"
+        draw.text((left + SIDE // 2, top + SIDE // 2), why, PALE, font=font, anchor="mm")
     draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline=frame, width=2)
     for number, text in enumerate(words):
         place = (left, top + SIDE + 2 + number * LINE)

@@ -92,14 +92,11 @@ def speed_up(path: Path, wanted: str) -> None:
         wanted: "yes"; "no"; or "auto": where comparing with all takes over `graph.PATIENCE`.
 
     Raises:
-        InputError: usearch is not installed, and `wanted` is "yes".
+        InputError: `wanted` is "yes", and usearch is not installed or there are no images.
     """
     if wanted == "no":
         return
     index = Index.open(path)
-    if wanted == "yes" and not len(index):
-        say(f"{path} holds no images, so there is nothing to make a graph of")
-        return
     least = graph.worth_from(_seconds_per_image(index))
     if wanted == "auto" and len(index) < least:
         return

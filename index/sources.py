@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from dataset.files import is_file, is_folder, join_words, tree, warn_once
 from dataset.spreadsheet import read_rows
+from dataset.table import BOX_NAMES, OnDisk
 from machine import expanded
 from utils import InputError
 
@@ -69,7 +70,13 @@ def _of(given: str) -> Iterator[Photo]:
 
 
 def absolute(path: str) -> str:
-    """A path from the root, with links left as they are."""
+    """A path from the root, with links left as they are.
+
+    Raises:
+        InputError: it is empty, and would be the current folder, with all that lies below.
+    """
+    if not path:
+        raise InputError("an empty name is given; leave it out (the current folder is called .)")
     return os.path.abspath(path)  # noqa: PTH100
 
 
@@ -101,12 +108,16 @@ def _in_table(path: str, given: str) -> Iterator[Photo]:
             f"like, id and label, and it names {has}"
         )
     place = {name: names.index(name) for name in COLUMNS if name in names}
+    if boxes := [name for name in names if name in BOX_NAMES]:
+        remark = f"{given}: {join_words(boxes, 'and')} are not used; pictures are looked at whole"
+        warn_once(remark, logger)
     folder, count = os.path.dirname(path), 0  # noqa: PTH120
+    on_disk = OnDisk(folder)
     for line, row in rows:
         values = {n: row[at].strip() if at < len(row) else "" for n, at in place.items()}
         if not values["path"]:
             raise InputError(f"{given} line {line}: the path is empty; fill it in")
-        file = absolute(os.path.join(folder, expanded(values["path"])))  # noqa: PTH118
+        file = absolute(os.path.join(folder, on_disk(expanded(values["path"]))))  # noqa: PTH118
         if not count and not is_file(file):
             raise InputError(
                 f"{given} line {line} names {values['path']}, and {file} does not exist; paths are "

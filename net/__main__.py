@@ -153,15 +153,19 @@ def share(args: argparse.Namespace, model: Model) -> None:
     from evaluation.networks import open_checkpoint
     from net import hub
     from sharing.bundle import write_bundle, write_card, write_weights
+    from sharing.card import check_measured
 
     if args.push_to_hub:
         hub.check_name(args.push_to_hub)
     opened = open_checkpoint(args.run, weights=args.weights)
+    if args.card or args.push_to_hub:
+        check_measured(opened)
     if args.safetensors:
         write_weights(opened, args.safetensors)
         say(f"{args.safetensors}: load_run({str(args.safetensors)!r}) loads it")
     if args.card:
-        shown = (args.safetensors or Path(args.run)).name  # not the folders of this machine
+        # Not the folders of this machine.
+        shown = (args.safetensors or Path(expanded(args.run))).resolve().name
         write_card(_card(args, model, opened, shown), args.card)
         say(f"{args.card}: the model card")
     if args.push_to_hub:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -184,11 +185,16 @@ def _count(text: str, name: str) -> int:
 
 def _wanted(query: Mapping[str, str]) -> Callable[[Entry], bool] | None:
     """Whether an entry's label or name has the text in it that is asked for; None asks for all."""
-    text = query.get("label", "").strip().casefold()
+    text = _folded(query.get("label", "").strip())
     if len(text) > LONGEST_LABEL:
         raise Refused(
             HTTPStatus.BAD_REQUEST, f"label is longer than {LONGEST_LABEL} letters; shorten it"
         )
     if not text:
         return None
-    return lambda entry: text in f"{entry.label or ''}\n{_name(entry)}".casefold()
+    return lambda entry: text in _folded(f"{entry.label or ''}\n{_name(entry)}")
+
+
+def _folded(text: str) -> str:
+    """Text for comparison: without letter case, and accents put together as NFC has them."""
+    return unicodedata.normalize("NFC", text).casefold()

@@ -160,7 +160,8 @@ class Handler(BaseHTTPRequestHandler):
         return int(length) if re.fullmatch("[0-9]{1,18}", length) else DRAINED_BYTES
 
     def _answer(self) -> Answer:
-        path, _, text = self.path.partition("?")
+        # Browsers escape what is not ASCII; curl sends it as it was typed, in UTF-8.
+        path, _, text = self.path.encode("latin-1").decode("utf-8", "replace").partition("?")
         try:
             query = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=20))
         except ValueError:

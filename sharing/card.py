@@ -19,9 +19,11 @@ import net
 from dataset.own import OwnData
 from evaluation import tables
 from evaluation.inference import Model
+from evaluation.networks import Opened
 from net.export import describe_input
 from page import records
 from page.records import Numbers, Record
+from runs import RunFolder
 from sharing import references
 from utils import InputError, damage_in_words
 
@@ -151,7 +153,8 @@ class Card:
                     f"{entry['different']:.3f} of two, but for "
                     f"{_percent(entry['false_same']['expected'])} of the different pairs and "
                     f"{_percent(entry['false_different']['expected'])} of the same ones; what lies "
-                    f"between is unsure. `load_run({self.source!r}).thresholds` holds them.",
+                    f"between is unsure. `load_run({self.source!r}).thresholds` holds them where "
+                    "the run's results.json lies beside the weights.",
                 ]
         return lines
 
@@ -316,27 +319,47 @@ def card_of(
     return Card(name or record.name, record, model, source, licence, intervals)
 
 
+def check_measured(opened: Opened) -> None:
+    """Raises InputError where the numbers of its run are not those of an open network."""
+    best = RunFolder(opened.path.parent).best_checkpoint()
+    if opened.weights == "raw":
+        which, other, remedy = "the mean of its weights", "the raw ones", "leave out --weights raw"
+    elif best is not None and not best.samefile(opened.path):
+        which, other, remedy = best.name, opened.path.name, f"give {best.parent}"
+    else:
+        return
+    raise InputError(
+        f"the numbers on a card are those that the run measured with {which}, not with {other}; "
+        f"{remedy}"
+    )
+
+
 def read_intervals(
     file: Path, results: Mapping[str, Numbers]
 ) -> dict[str, Mapping[str, Sequence[float]]]:
     """The 95 % intervals that a file of evaluate.py has, by evaluation and metric.
 
     Raises:
-        InputError: it cannot be read, has none, or is of another network: its R@1 differ.
+        InputError: it cannot be read, has none, or its metrics are not the run's.
     """
     advice = "give a file that evaluate.py --bootstrap 1000 --json FILE has written"
+    if not file.is_file():
+        raise InputError(f"--numbers {file} does not exist; {advice}")
     with damage_in_words(str(file), advice):
         content = json.loads(file.read_text(encoding="utf-8"))
         entries = [entry for entry in content["results"] if "interval_95" in entry]
         found = {entry["title"]: entry["interval_95"] for entry in entries}
         for entry in entries:
-            own = results.get(entry["title"], {}).get("R@1")
-            if own is None or not math.isclose(entry["R@1"], own, abs_tol=1e-3):
-                raise InputError(
-                    f"{file} is not about this run: R@1 of {entry['title']} is "
-                    f"{entry['R@1']:.4f} there and {'unknown' if own is None else f'{own:.4f}'} in "
-                    "results.json; evaluate this run"
-                )
+            title, own = entry["title"], results.get(entry["title"], {})
+            known = {"R@1", *entry["interval_95"]} & {"R@1", *own}
+            for name in sorted(known):
+                there, here = entry[name], own.get(name, math.nan)
+                if not math.isclose(there, here, abs_tol=1e-3):
+                    raise InputError(
+                        f"{file} is not about this run: {name} of {title} is {there:.4f} there and "
+                        f"{'unknown' if math.isnan(here) else f'{here:.4f}'} in results.json; "
+                        "evaluate this run, without whitening, expansion and the like"
+                    )
     if not found:
         raise InputError(f"{file} holds no intervals; {advice}")
     return found

@@ -264,9 +264,10 @@ def scripts(tmp_path_factory) -> Path:
     found = list(completion.syntaxes())
     for name, written in completion.SHELLS.items():
         (folder / name).write_text(written(found))
-    for made in ("photos", "logs/demo", "recipes"):
+    for made in ("photos", "logs/demo", "recipes", "things/red mug"):
         (folder / made).mkdir(parents=True)
     (folder / "recipes/mine.txt").touch()
+    (folder / "things/red mug/IMG 1.jpg").touch()
     return folder
 
 
@@ -282,6 +283,13 @@ LINES = {
     "anchorage train @recipes/emoji_im": "anchorage train @recipes/emoji_imagenet.txt ",
     "anchorage train @recipes/mi": "anchorage train @recipes/mine.txt ",
     "anchorage report logs/d": "anchorage report logs/demo/",
+    "anchorage search query i things/r": "anchorage search query i things/red\\ mug/",
+    "anchorage search query i things/red\\ mug/": (
+        "anchorage search query i things/red\\ mug/IMG\\ 1.jpg "
+    ),
+    "anchorage train --dataset folder:things/r": (
+        "anchorage train --dataset folder:things/red\\ mug/"
+    ),
     "anchorage export --torch-e": "anchorage export --torch-export ",
     "anchorage completion z": "anchorage completion zsh ",
 }
@@ -296,7 +304,7 @@ def completed(shell: str, folder: Path, line: str) -> str:
     }
     show = {  # so that the line itself is told, and not how a terminal is to draw it
         "bash": 'show() { echo "<$READLINE_LINE>"; }; bind -x \'"\\C-g": show\'',
-        "zsh": 'show() { print "<$BUFFER>"; }; zle -N show; bindkey "^g" show',
+        "zsh": 'show() { print -r "<$BUFFER>"; }; zle -N show; bindkey "^g" show',
     }
     process, terminal = pty.fork()
     if process == 0:
@@ -343,7 +351,7 @@ def test_zsh_completes(scripts, line):
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
 def test_fish_completes(scripts):
-    lines = [line for line in LINES if "=" not in line and "folder:" not in line]
+    lines = [line for line in LINES if not any(sign in line for sign in ("=", "folder:", "things"))]
     asked = "; ".join(f"complete -C '{line}' | string split \\t | head -1" for line in lines)
     done = subprocess.run(
         ["fish", "--no-config", "-c", f"source fish; {asked}"],

@@ -843,6 +843,19 @@ def test_json_goes_to_a_file(order: str, tmp_path: Path, capsys: pytest.CaptureF
     assert damaged["count"] == len(damaged["examples"]) == 3  # all of them, not a few
 
 
+def test_json_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "photos.csv"
+    table.write_text("path,label\na.png,a\n")
+    monkeypatch.setattr("dataset.check.check", None)
+    for file, why in ((tmp_path, "is a folder"), (table, "would overwrite")):
+        with pytest.raises(SystemExit) as stop:
+            main(["check", f"csv:{table}", "--json", str(file)])
+        assert stop.value.code == 2 and why in capsys.readouterr().err
+    assert table.read_text() == "path,label\na.png,a\n"
+
+
 # --- one image in several rows --------------------------------------------------------------------
 
 

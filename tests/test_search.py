@@ -24,10 +24,12 @@ from PIL import Image
 import search
 from evaluation.inference import load_run
 from evaluation.thresholds import Found, Rate, Thresholds
-from index import Index, adding, codes, graph, journal, making, sources
+from index import Entry, Index, adding, codes, graph, journal, making, pictures, sources
+from index.asking import Answer, Hit
 from index.duplicates import pairs_above
 from index.gallery import entry_arrays
 from index.reordering import best
+from net import hub
 from options.ranking import Ranking
 from utils import DamagedError, InputError
 
@@ -230,9 +232,7 @@ def test_an_index_without_images_is_no_trouble(
     removed(path, [0, 1, 2])
     for _ in range(2):
         assert "0 pairs among 0 images" in said_by(f"duplicates {path} --json {path}.json", capsys)
-        assert "no images" in said_by(f"approximate {path}", capsys)
-        with pytest.raises(InputError, match="holds no images to make a graph of"):
-            making.approximate(path)
+        assert "holds no images to make a graph of" in refusal_of(f"approximate {path}", capsys)
         command(f"compact {path}")
     assert Index.open(path).added == 0
 
@@ -255,6 +255,15 @@ def test_an_index_is_not_written_over_by_what_is_said_of_it(
     said = refusal_of(f"{asked} --picture {tmp_path}/x --json {tmp_path}/x", capsys)
     assert "--json and --picture both name" in said
     assert path.read_bytes() == before and (tmp_path / "a.png").read_bytes() == b"a picture"
+
+
+def test_a_sheet_tells_a_damaged_file_from_one_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    damaged, gone = (
+        pictures.sheet([Answer("", [Hit(Entry("1", str(tmp_path / name), None), 0.5, False)])])
+        for name in ("a.png", "b.png")
+    )
+    assert damaged.tobytes() != gone.tobytes()
 
 
 # --- the graph ------------------------------------------------------------------------------------
@@ -282,6 +291,23 @@ def test_a_graph_finds_what_an_exact_search_finds(graphed: Path) -> None:
     assert mine.rows[:, 0].tolist() == list(range(1000, 1040))
     making.approximate(graphed)
     assert Index.open(graphed).graph.covers == 2040
+
+
+def test_a_graph_finds_enough_where_a_whole_neighbourhood_was_removed(tmp_path: Path) -> None:
+    pytest.importorskip("usearch")
+    vectors = unit(600)
+    near = vectors[:1] + 0.01 * unit(300, seed=1)  # as in a folder of one thing
+    vectors[:300] = near / np.linalg.norm(near, axis=1, keepdims=True)
+    path = filled(tmp_path / "i", vectors)
+    making.approximate(path)
+    removed(path, list(range(300)))
+    index, exact = Index.open(path), Index.open(path, exact=True)
+    assert index.graph is not None
+    for top in (10, 400):
+        for found, wanted in zip(
+            index.search(vectors[:3], top), exact.search(vectors[:3], top), strict=True
+        ):
+            assert (found == wanted).all()
 
 
 def test_a_graph_that_cannot_be_used_is_left_aside_and_named(
@@ -582,6 +608,16 @@ def test_folders_tables_and_files_name_images(tmp_path: Path) -> None:
         found("empty")
     with pytest.raises(InputError, match="none does not exist"):
         found("none")
+
+
+def test_tables_are_read_as_for_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "gru\u0308n").mkdir()  # as a Mac spells it
+    (tmp_path / "gru\u0308n/a.png").write_bytes(b"")
+    for written in ("gru\u0308n/a.png", "gr\u00fcn\\a.png", "gr\u00fcn/a.png"):
+        (tmp_path / "t.csv").write_text(f"path,label,x_1,y1\n{written},Cup,3,4\n", encoding="utf-8")
+        (photo,) = sources.photos_of([tmp_path / "t.csv"])
+        assert photo.path == str(tmp_path / "gru\u0308n/a.png")
+    assert "t.csv: x_1 and y1 are not used; pictures are looked at whole" in caplog.text
 
 
 # --- what becomes of images, without a network ----------------------------------------------------
@@ -893,7 +929,7 @@ def test_adding_what_is_there_says_so(shop: Path, capsys: pytest.CaptureFixture[
 
 
 def test_images_are_removed_by_id_file_and_folder(
-    shop: Path, capsys: pytest.CaptureFixture[str]
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index, photos = shop / "shop.index", shop / "photos"
     said = said_by(f"remove {index} photos/eval0/0.png {photos}/eval0/1.png {photos}/eval5", capsys)
@@ -902,6 +938,12 @@ def test_images_are_removed_by_id_file_and_folder(
     assert "no image photos/eval1/9.png; did you mean photos/eval1/" in said
     assert len(Index.open(index)) == 19
     assert "nothing to remove" in refusal_of(f"remove {index}", capsys)
+    monkeypatch.chdir(photos)  # an empty name is not that of all that lies here
+    for words in (["remove", index, ""], ["add", index, ""], ["add", index, "folder:"]):
+        with pytest.raises(SystemExit):
+            search.main(list(map(str, words)))
+        assert "an empty name is given" in capsys.readouterr().err
+    assert len(Index.open(index)) == 19
     (photos / "eval7/1.png").unlink()
     assert "1 image removed" in said_by(f"remove {index} --missing", capsys)
     before, size = Index.open(index), index.stat().st_size
@@ -962,6 +1004,16 @@ def test_photos_and_index_move_together_and_apart(
     (shop / "run").rename(shop / "other")
     assert "say where it is now with --run" in refusal_of(f"query {alone} x.png", capsys)
     command(f"query {alone} {shop}/photos/eval1/0.png --run {shop}/other")
+
+
+def test_a_network_of_the_hub_is_found_again(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "download", lambda name: {"hf:me/x": shop / "run"}[name])
+    command(f"build hf:me/x --images {shop}/photos --index {shop}/hub.index")
+    monkeypatch.setattr(hub, "download", None)
+    command(f"query {shop}/hub.index {shop}/photos/eval0/0.png")
+    (shop / "run").rename(shop / "moved")
+    monkeypatch.setattr(hub, "download", lambda name: {"hf:me/x": shop / "moved"}[name])
+    command(f"query {shop}/hub.index {shop}/photos/eval0/0.png --run hf:me/x")
 
 
 def test_another_networks_embeddings_are_refused(

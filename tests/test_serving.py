@@ -377,6 +377,7 @@ def test_one_host_header_is_needed(server):
     "header",
     [
         *("Origin: http://evil.example", "Origin: null", "Origin: https://127.0.0.1"),
+        "Origin: http://[",
         *("Sec-Fetch-Site: cross-site", "Sec-Fetch-Site: same-site"),
     ],
 )
@@ -682,6 +683,23 @@ def test_what_is_added_and_removed_is_seen_at_once(own_shop, caplog):
         own_shop.index.write_bytes(b"damaged" + kept)
         assert find(server, as_bytes(red)).status == 200
     assert caplog.text.count("served as it was") == 2
+
+
+def test_labels_are_found_however_their_accents_are_written(own_shop):
+    (own_shop.folder / "new" / "gru\u0308n").mkdir(parents=True)  # as a Mac spells it
+    picture = own_shop.folder / "new" / "gru\u0308n" / "1.png"
+    Image.new("RGB", (40, 36), "green").save(picture)
+    search.main(["add", str(own_shop.index), str(own_shop.folder / "new"), "--workers", "0"])
+    with serving(own_shop.index) as server:
+        for label in (
+            "gr%C3%BCn",
+            "GR%C3%9CN",
+            "gru%CC%88n",
+            "gr\u00fcn".encode().decode("latin-1"),
+        ):
+            line = f"GET /api/entries?label={label} HTTP/1.1"
+            (entry,) = raw(server, line, host(server)).json["entries"]
+            assert entry["name"] == "1.png", label
 
 
 def test_an_index_built_anew_by_another_network_is_searched_with_that(own_shop):

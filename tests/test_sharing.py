@@ -151,9 +151,29 @@ def test_a_card_takes_intervals_from_an_evaluation_of_this_run_alone(run, tmp_pa
     strange = numbers_file(run, tmp_path, shift=0.1)
     said = refusal(capsys, export, run, "--card", tmp_path / "c.md", "--numbers", strange)
     assert "is not about this run" in said and not (tmp_path / "c.md").exists()
+    # After post-processing R@1 may be the same, and the others are not.
+    content = json.loads(numbers_file(run, tmp_path).read_text())
+    (about,) = content["results"]
+    about["interval_95"]["MAP@R"], about["MAP@R"] = [0.25, 0.5], 0.0
+    strange.write_text(json.dumps(content))
+    said = refusal(capsys, export, run, "--card", tmp_path / "c.md", "--numbers", strange)
+    assert "MAP@R of folder:" in said and "is 0.0000 there" in said
+    said = refusal(capsys, export, run, "--card", tmp_path / "c.md", "--numbers", tmp_path / "no")
+    assert "no does not exist; give a file that evaluate.py" in said
     strange.write_text('{"results": []}')
     with pytest.raises(InputError, match="holds no intervals"):
         read_intervals(strange, {})
+
+
+def test_a_card_is_of_the_network_that_was_measured(run, tmp_path, capsys, monkeypatch):
+    files = ("--card", tmp_path / "c.md", "--safetensors", tmp_path / "c.safetensors")
+    said = refusal(capsys, export, run / "last.pth", *files)
+    assert f"measured with {tiny.best_checkpoint(run).name}, not with last.pth; give {run}" in said
+    said = refusal(capsys, export, run, "--weights", "raw", *files)
+    assert "not with the raw ones; leave out --weights raw" in said
+    assert not list(tmp_path.iterdir())
+    monkeypatch.chdir(run)
+    assert f"load_run({run.name!r})" in card_of(Path(), tmp_path)
 
 
 def test_a_card_has_what_was_measured_on_pairs(run, tmp_path):
