@@ -44,11 +44,11 @@ from dataset.transforms import (
     Views,
     centre_views,
     cut,
-    on_device,
     to_network,
     uniforms,
 )
 from dataset.workers import deaths_told, with_workers
+from devices import on_device
 from utils import InputError, nearest_names
 
 logger = logging.getLogger("dataset")
@@ -491,12 +491,10 @@ class Loader:
             draws = self._change.draws
             u = uniforms(self._rule.seed, made.plan.epoch, index, draws, CHANGE_STREAM, visit)
         pixels = made.pixels.to(self._device, non_blocking=True)
-        return Batch(
-            to_network(pixels, self._spec, self._change, u),
-            on_device(self.images.labels[whole], self._device),
-            torch.from_numpy(whole),
-            cluster,
-        )
+        labels = on_device(self.images.labels[whole], self._device)
+        labels.host = torch.from_numpy(self.images.labels[whole])  # see criteria.base.of_labels
+        images = to_network(pixels, self._spec, self._change, u)
+        return Batch(images, labels, torch.from_numpy(whole), cluster)
 
     def _take_note(self, bad: list[BadImage]) -> None:
         for index, path, reason, replaced in bad:
