@@ -464,7 +464,7 @@ class Loader:
 
     def _ahead(self) -> Iterator[Batch]:
         """Batches on the GPU, one ahead, made on a stream of their own while the network runs."""
-        stream = torch.cuda.Stream(self._device)
+        stream = _beside_the_network(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         ready: tuple[Batch, torch.cuda.Event] | None = None
         source = self._batches()
@@ -519,6 +519,16 @@ class Loader:
             f"{path} cannot be read ({reason}) {why}; repair or remove it "
             f"(`{self.images.check_command} --json` names all of them)"
         )
+
+
+@lru_cache
+def _beside_the_network(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which batches are made, one for all epochs and evaluations.
+
+    torch keeps memory for the stream that it was taken on: with a new one for each epoch, what the
+    epochs before had given back would lie there unused, until the GPU is full.
+    """
+    return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager

@@ -254,6 +254,18 @@ def test_crops_from_gpu_memory_are_those_of_the_cpu(tmp_path):
             assert (one - other).abs().mean() < 1  # of 255 levels
 
 
+def test_epochs_use_the_memory_of_those_before(tmp_path):
+    official_layouts.write("cub", "official", tmp_path, classes=4, images=6)
+    images = dataset.load("cub", tmp_path, "train")
+    cache = {"decode": "cache", "cache_dir": tmp_path / "cache", "data_device": "cuda"}
+    taken = []
+    for _ in range(4):
+        torch.cuda.synchronize()
+        batches(images, DEVICE, **cache)  # two epochs
+        taken.append(torch.cuda.memory_reserved())
+    assert taken[-1] - taken[0] < 2**26  # an epoch takes as much; crops differ in size
+
+
 @pytest.mark.parametrize("cubic", [False, True])
 def test_crops_of_a_batch_differ_by_rounding(cubic):
     """Half precision on the GPU: a quarter of one of 255 levels."""
