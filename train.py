@@ -39,7 +39,7 @@ from terminal import as_shell, fitted, hear, say, told
 from training import data as run_data
 from training import start
 from training.average import Average
-from training.clock import Length
+from training.clock import Estimate, Length
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
 from training.keeping import Keeper, Row
 from training.progress import progress_bar, show, tell_time
@@ -105,6 +105,7 @@ def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
         args.seed,
         args.micro_batch,
         Average(network.trained_state, args.ema) if args.ema else None,
+        estimate=Estimate.on(device),
     )
 
 
