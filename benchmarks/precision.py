@@ -15,6 +15,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from machine import cores
 from metrics.comparison import half_width
 from utils import sentence_errors
 
@@ -85,6 +87,8 @@ def main() -> None:
     args = parser.parse_args()
     runs: dict[str, list[dict[str, float]]] = {precision: [] for precision in PRECISIONS}
     wanted = [(name, seed) for seed in range(1, args.seeds + 1) for name in PRECISIONS]
+    if args.jobs > 1:  # each its share of the cores, and not all of them
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // args.jobs)))
     more, failed = (args.epochs, time.monotonic() + args.limit), 0
     with ThreadPoolExecutor(args.jobs) as pool:
         begun = {pool.submit(train, args.folder, args.recipe, *run, *more): run for run in wanted}
