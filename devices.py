@@ -73,6 +73,17 @@ def pick_device(gpu_id: int) -> torch.device:
     return device
 
 
+def on_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A small array of the host's memory on the device, without waiting for a GPU that is busy.
+
+    From ordinary memory a copy waits until its stream has done all that was asked of it before.
+    """
+    tensor = torch.as_tensor(values)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether the hardware has bfloat16 arithmetic (Ampere and later; AVX512-BF16, AMX)."""
     if device.type == "cuda":

@@ -57,7 +57,7 @@ from options.ranking import ranking_of
 from runs import files_of
 from storage import check_outputs, write_atomically, write_json, write_table
 from terminal import fitted, hear, say, told
-from utils import InputError, human_seconds, sentence_errors
+from utils import ROOM_ON_A_GPU, InputError, full_gpu_in_words, human_seconds, sentence_errors
 
 logger = logging.getLogger("evaluate")
 
@@ -304,7 +304,8 @@ def main(args: argparse.Namespace) -> None:
     """Runs evaluate.py with parsed options, in one process or, for `--gpu-id -1`, several."""
     if (count := processes.wanted(args.gpu_id)) > 1:
         sys.exit(processes.launch([sys.executable, *sys.orig_argv[1:]], count))
-    with processes.joined():
+    full = f"the GPU's memory is full; lower --batch-size, {ROOM_ON_A_GPU}"
+    with processes.joined(), full_gpu_in_words(full):
         hear(logging.WARNING if processes.is_main() else logging.ERROR)
         run(args)
 

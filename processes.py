@@ -517,36 +517,41 @@ class _Watch(threading.Thread):
         """Beats until `stop`."""
         beats = 0
         while not self._over.wait(BEAT if beats else 0.0):
+            woke = time.monotonic()
+            if woke - self._looked > 3 * BEAT:  # it was stopped, and maybe the others with it
+                self._seen.clear()
             try:
                 with self._lock:
                     self._store.set(f"alive {self.number}", str(beats))
-                    why = self._what_is_wrong()
+                    why = self._what_is_wrong(woke)
             except RuntimeError:
                 why = "the store that the processes share went with the process that kept it"
             if why:
                 self._end(why)
+            # A store that many ask is slow to answer, which is no stop of this process.
+            answered = time.monotonic()
+            self._looked = answered if answered - woke < SILENCE / 2 else woke
             beats += 1
 
-    def _what_is_wrong(self) -> str:
+    def _what_is_wrong(self, now: float) -> str:
         if self._launcher and os.getppid() != self._launcher:
             return "the process that started it is gone"
         if self._store.check(["failed"]):
             time.sleep(BEAT)  # it may be about to fail itself, and to say so better
             return f"process {int(self._store.get('failed'))} failed"
-        now = time.monotonic()
-        if now - self._looked > 3 * BEAT:  # this process was stopped, and maybe the others with it
-            self._seen.clear()
-        self._looked = now
-        for other in range(self.count):
-            key = f"alive {other}"
-            if other == self.number or not self._store.check([key]):
-                continue
-            beat = self._store.get(key)
+        for other, beat in self._beats():
             if other not in self._seen or self._seen[other][0] != beat:
                 self._seen[other] = beat, now
             elif now - self._seen[other][1] > SILENCE:
                 return f"process {other} has been silent for {SILENCE:.0f} s"
         return ""
+
+    def _beats(self) -> Iterator[tuple[int, bytes]]:
+        """The others that have given a sign of life, and their last; few questions to the store."""
+        keys = {n: f"alive {n}" for n in range(self.count) if n != self.number}
+        if keys and not self._store.check([*keys.values()]):
+            keys = {number: key for number, key in keys.items() if self._store.check([key])}
+        return zip(keys, self._store.multi_get([*keys.values()]) if keys else [], strict=True)
 
     def _end(self, why: str) -> None:
         if not self._over.is_set():

@@ -39,7 +39,7 @@ from terminal import as_shell, fitted, hear, say, told
 from training import data as run_data
 from training import start
 from training.average import Average
-from training.clock import Length
+from training.clock import Estimate, Length
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
 from training.keeping import Keeper, Row
 from training.progress import progress_bar, show, tell_time
@@ -105,6 +105,7 @@ def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
         args.seed,
         args.micro_batch,
         Average(network.trained_state, args.ema) if args.ema else None,
+        estimate=Estimate.on(device),
     )
 
 
@@ -251,14 +252,14 @@ def main(args: argparse.Namespace) -> None:
     level = logging.WARNING if processes.is_main() else logging.ERROR
     hear(level)
     args, run = start.to_continue(args)
-    with start.without_what_is_told(args):
+    memory = memory_in_words(args.batch_size, args.image_size)
+    with start.without_what_is_told(args), memory:
         _train(args, run)
 
 
 def _train(args: argparse.Namespace, run: RunFolder | None) -> None:
     """Prepares a run, or what an earlier start of it left, and brings it to its end."""
-    with memory_in_words(args.batch_size, args.image_size):
-        training = prepare(args, continued=run is not None)
+    training = prepare(args, continued=run is not None)
     if args.dry_run:
         say(fitted(describe(training), " " * 12))
         return
@@ -277,7 +278,7 @@ def _train(args: argparse.Namespace, run: RunFolder | None) -> None:
     keeper = Keeper(training, run, tracker, kept=args.keep, picture_every=args.wandb_images)
     say(f"run folder  {run.path}\n{tracker.describe()}\n", flush=True)
     try:
-        with Signals() as signals, memory_in_words(args.batch_size, args.image_size):
+        with Signals() as signals:
             keeper.save(row)  # so that there is something to continue from the start
             fit(training, keeper, signals, row)
             keeper.conclude(look_at_test=not args.no_test, page=not args.no_report)

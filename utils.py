@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,7 +31,8 @@ class DamagedError(InputError):
 def sentence_errors() -> Iterator[None]:
     """Turns `InputError` into its sentence on standard error and exit status 2."""
     try:
-        yield
+        with full_gpu_in_words(f"the GPU's memory is full; {ROOM_ON_A_GPU}"):
+            yield
     except InputError as error:
         _end(str(error))
     except (OSError, RuntimeError) as error:
@@ -42,6 +44,31 @@ def sentence_errors() -> Iterator[None]:
             "this process may not open more files or processes; raise the limit (ulimit -n 4096), "
             "or use fewer --workers"
         )
+
+
+ROOM_ON_A_GPU = (
+    "end what else uses it (nvidia-smi lists that), or compute on the CPU: CUDA_VISIBLE_DEVICES= "
+    "before the command"
+)
+
+
+@contextlib.contextmanager
+def full_gpu_in_words(sentence: str) -> Iterator[None]:
+    """Turns what CUDA and its libraries say of a full memory into a sentence.
+
+    Raises:
+        InputError: the GPU's memory is full.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _FULL_GPU.search(str(error)):
+            raise
+        raise InputError(sentence) from error
+
+
+# torch's own error, the driver's where not even torch finds a place, and those of the libraries.
+_FULL_GPU = re.compile("CUDA out of memory|CUDA error: out of memory|STATUS_ALLOC_FAILED")
 
 
 @contextlib.contextmanager

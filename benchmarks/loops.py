@@ -6,8 +6,10 @@ import argparse
 import io
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from itertools import pairwise
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -21,6 +23,7 @@ from benchmarks.data import PublishedDataset
 from benchmarks.plain import modules_one_by_one
 from dataset.base import ImageSet
 from dataset.loader import Batch
+from dataset.samplers import BatchSampler, make_sampler
 from methods.base import Options
 from training.faults import CHECK_EVERY_ON_GPU
 
@@ -52,16 +55,36 @@ class Way(Protocol):
         """Stops what reads the data, so that the other loop has the machine for itself."""
 
 
-def run(way: Way, batches: int, device: torch.device) -> tuple[float, float]:
-    """Seconds of so many steps: until the last is done, and until the last was asked for."""
+class Ran(NamedTuple):
+    """Seconds of some steps: until the last is done, until the last was asked for, of each."""
+
+    seconds: float
+    asked: float
+    steps: list[float]
+
+
+def run(way: Way, batches: int, device: torch.device) -> Ran:
+    """So many steps; on a GPU each lasts from where it has done the one before."""
     way.waited = 0.0
-    start = time.perf_counter()
+    on_gpu = device.type == "cuda"
+
+    def now() -> torch.cuda.Event | float:
+        if not on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    start, times = time.perf_counter(), [now()]
     for _ in range(batches):
         way.step()
+        times.append(now())
     asked = time.perf_counter() - start
-    if device.type == "cuda":
+    if on_gpu:
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start, asked
+    seconds = time.perf_counter() - start
+    steps = [a.elapsed_time(b) / 1e3 if on_gpu else b - a for a, b in pairwise(times)]
+    return Ran(seconds, asked, steps)
 
 
 # --- the published loop ---------------------------------------------------------------------------
@@ -192,6 +215,32 @@ class PlainWay:
 # --- ours -----------------------------------------------------------------------------------------
 
 
+class _OneEpoch(BatchSampler):
+    """All epochs of a sampler as one, which lasts until it is `over`; see `_ForEver`.
+
+    Attributes:
+        drawn: epochs of the sampler that were begun.
+    """
+
+    def __init__(self, sampler: BatchSampler) -> None:
+        super().__init__(sampler.images, sampler.batch_size, sampler.seed)
+        self.sampler = sampler
+        self.drawn = 0
+        self.over = False
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def draw(self, epoch: int) -> Iterator[tuple[np.ndarray, int | None]]:
+        """See `BatchSampler.draw`."""
+        while True:
+            self.drawn += 1
+            for batch in self.sampler.draw(self.drawn - 1):
+                if self.over:
+                    return
+                yield batch
+
+
 class OurWay:
     """train.py's loop."""
 
@@ -204,18 +253,21 @@ class OurWay:
         self.waited = 0.0
         in_memory = self.training.data.train.pixels is not None or args.data_device == "cuda"
         self.ahead = 0 if in_memory else self.AHEAD * args.workers
-        self.epoch = 0
+        self.sampler = _OneEpoch(
+            make_sampler(
+                self.training.data.train.labels,
+                args.batch_size,
+                instances=args.IPC,
+                repeat=bool(args.IPC_repeat),
+                seed=args.seed,
+            )
+        )
+        self.training.loader.set_sampler(self.sampler)
         self.batches: Iterator[Batch] | None = None
 
-    def _endless(self) -> Iterator[Batch]:
-        while True:
-            self.training.loader.set_epoch(self.epoch)
-            self.epoch += 1
-            yield from self.training.loader
-
     def begin(self) -> None:
-        """Starts an epoch, and takes what the workers have made ahead."""
-        self.batches = self._endless()
+        """Starts the workers, and takes what they have made ahead."""
+        self.batches = iter(self.training.loader)
         for _ in range(self.ahead):
             next(self.batches)
 
@@ -230,5 +282,8 @@ class OurWay:
             float(loss)
 
     def end(self) -> None:
-        """Leaves the epoch where it is; the workers have nothing more to do."""
-        self.batches.close()
+        """Takes what the workers have begun; they have nothing more to do."""
+        self.sampler.over = True
+        for _ in self.batches:
+            pass
+        self.sampler.over = False

@@ -4,9 +4,9 @@
     python benchmarks/precision.py --seeds 2 --epochs 1
     python benchmarks/precision.py --jobs 5           # so many runs at once, on a GPU
 
-Every run is train.py's own; a run that has its results.json is not made again. The table has R@1
-and MAP@R on the unseen classes: mean ± half of its 95 % interval and range over the seeds, and
-seconds.
+Every run is train.py's own; a run that has its results.json is not made again. Each is told when it
+ends. The table has R@1 and MAP@R on the unseen classes: mean ± half of its 95 % interval and range
+over the seeds, and seconds; of the runs that ended, where --limit cuts others off (exit status 1).
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
+import os
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from machine import cores
 from metrics.comparison import half_width
 from utils import sentence_errors
 
@@ -30,17 +34,27 @@ PRECISIONS = {"bf16": "bf16", "float32": "off"}
 METRICS = ("R@1", "MAP@R")
 
 
-def train(folder: Path, recipe: str, precision: str, seed: int, epochs: int) -> dict[str, float]:
-    """One run's metrics and seconds; made by train.py unless it is there already."""
+def train(
+    folder: Path, recipe: str, precision: str, seed: int, epochs: int, end: float
+) -> dict[str, float]:
+    """One run's metrics and seconds; made by train.py unless it is there already.
+
+    Raises:
+        subprocess.SubprocessError: it failed, or was not done at `end`, by the monotonic clock.
+    """
     run = folder / f"{precision}_{epochs}_{seed}"
     if not (run / "results.json").is_file():
         flags = ["--epochs", str(epochs), "--eval-every", str(epochs), "--seed", str(seed)]
-        flags += ["--amp", PRECISIONS[precision], "--wandb", "disabled"]
+        flags += ["--amp", PRECISIONS[precision], "--wandb", "disabled", "--no-report"]
         where = ["--LOG_DIR", str(folder), "--name", run.name]
         unfinished = (run / "last.pth").is_file()
         command = ["--resume-run", str(run)] if unfinished else [f"@{recipe}", *flags, *where]
         subprocess.run(
-            [sys.executable, "train.py", *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+            [sys.executable, "train.py", *command],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            timeout=max(0.0, end - time.monotonic()),
         )
     (numbers, *_) = json.loads((run / "results.json").read_text())["results"].values()
     with (run / "metrics.csv").open() as file:
@@ -69,17 +83,30 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--folder", type=Path, default=ROOT / "logs" / "precision")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds for all of it")
     args = parser.parse_args()
     runs: dict[str, list[dict[str, float]]] = {precision: [] for precision in PRECISIONS}
     wanted = [(name, seed) for seed in range(1, args.seeds + 1) for name in PRECISIONS]
+    if args.jobs > 1:  # each its share of the cores, and not all of them
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // args.jobs)))
+    more, failed = (args.epochs, time.monotonic() + args.limit), 0
     with ThreadPoolExecutor(args.jobs) as pool:
-        done = pool.map(lambda run: train(args.folder, args.recipe, *run, args.epochs), wanted)
-        for (precision, seed), found in zip(wanted, done, strict=True):
-            runs[precision].append(found)
+        begun = {pool.submit(train, args.folder, args.recipe, *run, *more): run for run in wanted}
+        for ended in as_completed(begun):
+            precision, seed = begun[ended]
+            try:
+                found = ended.result()
+                runs[precision].append(found)
+            except subprocess.TimeoutExpired:
+                failed, found = failed + 1, "cut off by --limit"
+            except subprocess.CalledProcessError as error:
+                failed, found = failed + 1, f"failed, with exit status {error.returncode}"
             print(f"{precision} seed {seed}: {found}", file=sys.stderr, flush=True)
     print("| precision | seeds | R@1 | MAP@R | seconds of training |\n|---|---|---|---|---|")
     for precision, found in runs.items():
-        print(row(precision, found))
+        if found:
+            print(row(precision, found))
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

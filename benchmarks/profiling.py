@@ -96,7 +96,7 @@ def profile_step(way: OurWay, batches: int) -> Profile:
     batch = next(way.batches)
     rounds = []
     for _ in range(ROUNDS):
-        seconds, asked = run(way, batches, device)
+        seconds, asked, _ = run(way, batches, device)
         waited = way.waited
         ready = _seconds_of(lambda: train.step(training, batch), batches, device)
         bare = _seconds_of(lambda: forward_backward(training, batch), batches, device)
@@ -182,7 +182,7 @@ def _traced(way: OurWay, batches: int, device: torch.device, step: float) -> Bus
     on_gpu = device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with profile(activities=[activity]) as watched:
-        watched_seconds, _ = run(way, batches, device)
+        watched_seconds = run(way, batches, device).seconds
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
         watched.export_chrome_trace(str(file))

@@ -3,6 +3,7 @@
     python benchmarks/training.py [--models bn_inception resnet50] [--batches 20] [--repeats 3]
     python benchmarks/training.py --data jpeg --sizes 224 --bn-freeze 1      # from JPEG files
     python benchmarks/training.py --profile                       # where the time of a step goes
+    python benchmarks/training.py --alone --more "--loss RecallAtK --IPC 8 --micro-batch 50"
 
 Both sides train the same network on the same pictures, from the same start, with the same loss
 (Proxy-Anchor), batch size and number of workers, from stored picture to updated weights. The plain
@@ -12,6 +13,9 @@ Ours is `train.step` with train.py's defaults. The pictures are the embedded one
 jpeg`, generated photographs of 500×375 in files, which ours reads in each way of `--readings`.
 Rounds of all take turns, so that a change of the machine's speed hits all; the table has the
 medians. A round begins with empty queues: what workers made ahead while nobody trained is no speed.
+No round meets the start of an epoch, and none is beside workers that still fill another's queue. On
+a GPU standard error has a line for each: the middle and the slowest step, as the GPU saw them, how
+many were replayed from a recording, and how often memory was asked of the driver or given back.
 
 Every row is printed, and written to --json, when it is ready. A row that fails is told and the
 others go on; exit status 1. After --limit seconds the program ends, and says where it stood.
@@ -22,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import gc
 import itertools
 import json
 import os
@@ -30,7 +35,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +54,7 @@ from benchmarks.loops import READINGS, OurWay, PlainWay, Way, run
 from benchmarks.profiling import profile_step, told
 from devices import device_name
 from machine import cores
+from net.replay import Tape
 from utils import sentence_errors
 
 NORMS = {"0": "trained", "1": "frozen"}
@@ -77,44 +83,99 @@ class Setting(NamedTuple):
             f"{READINGS[reading].format(folder=given.folder)}"
         )
         command += " --dataset cub" * (given.data == "jpeg") + " --compile" * given.compile
-        return command.split()
+        return [*command.split(), *given.more.split()]
 
     def cells(self) -> list[str]:
         """The first of a row."""
         return [self.model, f"{self.size}", f"{self.batch}", NORMS[self.freeze]]
 
 
+class Round(NamedTuple):
+    """One round of a way.
+
+    Attributes:
+        rate: images per second. waiting: the share of the time in which it waited for data.
+        steps: seconds of each. seen: what happened in it that may have made it slow, see `Seen`.
+    """
+
+    rate: float
+    waiting: float
+    steps: list[float]
+    seen: dict[str, int]
+
+    def told(self) -> str:
+        """Whether all of it was slow, or one step; and what was seen."""
+        middle, slowest = 1e3 * statistics.median(self.steps), 1e3 * max(self.steps)
+        seen = ", ".join(f"{count} {name}" for name, count in self.seen.items() if count)
+        return f"{self.rate:,.0f}: {middle:.1f} ms a step, at most {slowest:.1f}; {seen or '-'}"
+
+
+class Seen:
+    """Counts what makes a round slow, or should make it fast, in this process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.replayed = 0
+        play = Tape.play
+
+        def counted(tape: Tape, images: torch.Tensor) -> torch.Tensor:
+            self.replayed += 1
+            return play(tape, images)
+
+        Tape.play = counted
+
+    def counts(self) -> dict[str, int]:
+        """Since the process began: steps replayed, memory from and to the driver, collections."""
+        found = {"replayed": self.replayed}
+        if self.device.type == "cuda":
+            memory = torch.cuda.memory_stats(self.device)
+            found["allocated"] = memory.get("num_device_alloc", 0)
+            found["freed"] = memory.get("num_device_free", 0)
+        return found | {"garbage collections": gc.get_stats()[2]["collections"]}
+
+
 class Rounds:
     """One way's rounds.
 
     Attributes:
-        rates: images per second of each. waiting: the share of the time in which it waited for
-            data. memory: bytes of the GPU that it needs at most, what it keeps between its rounds
-            included.
+        rounds: each. memory: bytes of the GPU that it needs at most, what it keeps between its
+            rounds included.
     """
 
     def __init__(self, way: Way, batch: int, held: int) -> None:
         self.way = way
         self.batch = batch
         self.held = held
-        self.rates: list[float] = []
-        self.waiting: list[float] = []
+        self.rounds: list[Round] = []
         self.memory = 0
 
-    def add(self, batches: int, device: torch.device) -> None:
+    def add(self, batches: int, device: torch.device, seen: Seen) -> None:
         """Runs one more."""
         self.way.begin()
         run(self.way, WARM_UP, device)
         before = _allocated(device)
         if before:
             torch.cuda.reset_peak_memory_stats(device)
-        seconds, _ = run(self.way, batches, device)
+        counts = seen.counts()
+        ran = run(self.way, batches, device)
+        counts = {name: count - counts[name] for name, count in seen.counts().items()}
         if before:
             peak = torch.cuda.max_memory_allocated(device) - before + self.held
             self.memory = max(self.memory, peak)
+        waited = self.way.waited
         self.way.end()
-        self.rates.append(batches * self.batch / seconds)
-        self.waiting.append(self.way.waited / seconds)
+        rate, waiting = batches * self.batch / ran.seconds, waited / ran.seconds
+        self.rounds.append(Round(rate, waiting, ran.steps, counts))
+
+    @property
+    def rates(self) -> list[float]:
+        """Images per second of each round."""
+        return [each.rate for each in self.rounds]
+
+    @property
+    def waiting(self) -> float:
+        """Median share of a round in which it waited for data."""
+        return statistics.median(each.waiting for each in self.rounds)
 
     @property
     def rate(self) -> float:
@@ -127,7 +188,7 @@ class Rounds:
 
     def record(self) -> dict[str, Any]:
         """For --json."""
-        record = {"images_per_second": self.rates, "waiting": self.waiting}
+        record = {"images_per_second": self.rates, "rounds": [r._asdict() for r in self.rounds]}
         return record | ({"peak_bytes": self.memory} if self.memory else {})
 
 
@@ -138,7 +199,9 @@ def _allocated(device: torch.device) -> int:
 # --- a table's rows, a profile --------------------------------------------------------------------
 
 
-def compare(setting: Setting, given: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+def compare(
+    setting: Setting, given: argparse.Namespace, seen: Seen
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """A row for each way in which ours reads: its line of the table, and its record."""
     device, sides = given.device, {}
 
@@ -155,29 +218,33 @@ def compare(setting: Setting, given: argparse.Namespace) -> Iterator[tuple[str, 
         make(name, lambda args=args: OurWay(args))
     first = given.readings[0]
     images = sides[first].way.training.data.train
-    make("plain", lambda: PlainWay(parsed[first], images, device))
+    if not given.alone:
+        make("plain", lambda: PlainWay(parsed[first], images, device))
     for _ in range(given.repeats):
-        for side in ("plain", *given.readings):
-            sides[side].add(given.batches, device)
-    plain = sides["plain"]
+        for side in (*([] if given.alone else ["plain"]), *given.readings):
+            sides[side].add(given.batches, device, seen)
+            if device.type == "cuda":
+                print(f"{setting.model}, {side}: {sides[side].rounds[-1].told()}", file=sys.stderr)
     for name in given.readings:
-        ours = sides[name]
-        ratio = ours.rate / plain.rate
-        cells = [
-            *setting.cells(),
-            name,
-            plain.told(),
-            ours.told(),
-            f"{ratio:.2f} ×",
-        ]
-        cells += [f"{statistics.median(side.waiting):.1%}" for side in (plain, ours)]
+        pair = {"plain": sides.get("plain"), "ours": sides[name]}
+        ratio = None if given.alone else pair["ours"].rate / pair["plain"].rate
+        cells = [*setting.cells(), name]
+        cells += _of_both(pair, Rounds.told)
+        cells.append("–" if ratio is None else f"{ratio:.2f} ×")
+        cells += _of_both(pair, lambda side: f"{side.waiting:.1%}")
         if device.type == "cuda":
-            cells += [f"{side.memory / 2**30:.1f}" for side in (plain, ours)]
-        sides_recorded = {"plain": plain.record(), "ours": ours.record()}
-        yield row(cells), {**setting._asdict(), "data": name, "ratio": ratio, **sides_recorded}
+            cells += _of_both(pair, lambda side: f"{side.memory / 2**30:.1f}")
+        recorded = {side: rounds.record() for side, rounds in pair.items() if rounds}
+        yield row(cells), {**setting._asdict(), "data": name, "ratio": ratio, **recorded}
 
 
-def profiled(setting: Setting, given: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+def _of_both(pair: dict[str, Rounds | None], told: Callable[[Rounds], str]) -> list[str]:
+    return ["–" if side is None else told(side) for side in pair.values()]
+
+
+def profiled(
+    setting: Setting, given: argparse.Namespace, seen: Seen
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The profile of each way in which ours reads: what is printed, and its record."""
     for name in given.readings:
         found = profile_step(OurWay(options.parse_train(setting.flags(given, name))), given.batches)
@@ -235,6 +302,8 @@ def parsed_arguments() -> argparse.Namespace:
         "--workers", type=int, default=cores(), help="of either side; one for each core"
     )
     parser.add_argument("--compile", action="store_true", help="ours with --compile")
+    parser.add_argument("--alone", action="store_true", help="ours without the plain side")
+    parser.add_argument("--more", default="", metavar="FLAGS", help="of train.py, for ours")
     parser.add_argument("--batches", type=int, default=6, help="steps a round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts")
     parser.add_argument("--profile", action="store_true", help="where the time of our step goes")
@@ -275,14 +344,14 @@ def main() -> None:
     if not given.profile:
         headings = HEADINGS + GPU_HEADINGS * (given.device.type == "cuda")
         print(f"{row(headings)}\n{row(['---'] * len(headings))}", flush=True)
-    failed = False
+    failed, seen = False, Seen(given.device)
     with data_of(given):
         for chosen in itertools.product(
             given.models, given.sizes, given.batch_size, given.bn_freeze
         ):
             setting = Setting(*chosen)
             try:
-                for line, record in (profiled if given.profile else compare)(setting, given):
+                for line, record in (profiled if given.profile else compare)(setting, given, seen):
                     print(line, flush=True)
                     if given.json:
                         with given.json.open("a") as file:

@@ -18,6 +18,7 @@ from criteria.base import (
     check_not_negative,
     check_positive,
     in_float32,
+    of_labels,
 )
 from criteria.softmax import NormalisedSoftmaxLoss
 from criteria.strips import made_again, rows_of_strip
@@ -79,11 +80,13 @@ class SupAPLoss(Criterion):
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels)
         others = (embeddings, labels) if references is None else references[:2]
-        same = labels[:, None] == others[1]
-        rows = rows_of_strip(len(others[1]) * int(same.sum(dim=1).max()))
+        same = _same(labels, references)
+        (most,) = of_labels(_largest_class, labels, references)
+        rows = rows_of_strip(len(others[1]) * most)
         strips = [*zip((embeddings @ others[0].T).split(rows), same.split(rows), strict=True)]
+        pairs = of_labels(_pairs, labels, references) if len(strips) == 1 else None
         precision_of = made_again(self._precision, len(strips))
-        precision = torch.cat([precision_of(*strip) for strip in strips]).mean()
+        precision = torch.cat([precision_of(*strip, pairs) for strip in strips]).mean()
         loss, terms = self.weight * (1 - precision), {"ap": precision}
         if self.softmax is not None:
             terms["softmax"] = self.softmax(embeddings, labels)
@@ -91,9 +94,14 @@ class SupAPLoss(Criterion):
         self._report(**terms)
         return loss
 
-    def _precision(self, similarity: Tensor, same: Tensor) -> Tensor:
-        """Average precision of the queries whose rows these are, both (n, B): (n,)."""
-        queries, positives = same.nonzero(as_tuple=True)
+    def _precision(
+        self, similarity: Tensor, same: Tensor, pairs: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Average precision of the queries whose rows these are, both (n, B): (n,).
+
+        ``pairs``: the places of the true entries of ``same``, where they are known.
+        """
+        queries, positives = pairs or same.nonzero(as_tuple=True)
         gaps = similarity[queries] - similarity[queries, positives][:, None]
         own = same[queries]
         # The positive itself, at a distance of 0, is the 1 that the rank begins with.
@@ -115,3 +123,18 @@ class SupAPLoss(Criterion):
             return []
         (proxies,) = self.softmax.parameter_groups(lr)
         return [proxies | {"lr": self.proxy_lr, "weight_decay": 0.0}]
+
+
+def _same(labels: Tensor, references: References | None) -> Tensor:
+    """(B, R): an image and another, or itself, of its class."""
+    return labels[:, None] == (labels if references is None else references.labels)
+
+
+def _largest_class(labels: Tensor, references: References | None) -> tuple[int]:
+    """How many of its class an image finds at most."""
+    return (int(_same(labels, references).sum(dim=1).max()),)
+
+
+def _pairs(labels: Tensor, references: References | None) -> tuple[Tensor, Tensor]:
+    """An image and another, or itself, of its class: (P,) each."""
+    return _same(labels, references).nonzero(as_tuple=True)

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from devices import on_device
+
 
 class Embeddings(NamedTuple):
     """Raw outputs of a network's heads for one batch; nothing is normalised.
@@ -229,6 +231,30 @@ def check_whole(**values: float) -> None:
             raise ValueError(f"{name} must be a whole number, not {value}.")
 
 
+LARGE = 1024
+"""Images from which on a GPU takes so long for a batch that to wait for it costs nothing beside."""
+
+
+def of_labels(
+    function: Callable[[Tensor, References | None], tuple[Any, ...]],
+    labels: Tensor,
+    references: References | None = None,
+) -> tuple[Any, ...]:
+    """``function(labels, references)``: tensors that follow from them, and numbers.
+
+    How many pairs a batch has stands in its labels, and a GPU that is asked for a number is waited
+    for until it has done all that it was given before: the network. So what labels alone say is
+    worked out from their copy in the host's memory where there is one, ``labels.host``.
+    """
+    host = getattr(labels, "host", None)
+    if host is None or references is not None or len(host) > LARGE:
+        return function(labels, references)
+    found = function(host, None)
+    return tuple(
+        on_device(each, labels.device) if isinstance(each, Tensor) else each for each in found
+    )
+
+
 def pair_masks(labels: Tensor, references: References | None = None) -> tuple[Tensor, Tensor]:
     """(B, B) each: pairs of two images of one class, and pairs of two classes.
 
@@ -239,6 +265,11 @@ def pair_masks(labels: Tensor, references: References | None = None) -> tuple[Te
         return same.scatter(1, references.own[:, None], False), ~same
     same = labels[:, None] == labels
     return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
+
+
+def positive_pairs(labels: Tensor, references: References | None) -> tuple[Tensor, Tensor]:
+    """Both images of every ordered pair of one class, (P,) each; for ``of_labels``."""
+    return pair_masks(labels, references)[0].nonzero(as_tuple=True)
 
 
 def without_self(table: Tensor, references: References | None, value: float) -> Tensor:

@@ -14,7 +14,9 @@ from criteria.base import (
     check_not_negative,
     check_positive,
     in_float32,
+    of_labels,
     pair_masks,
+    positive_pairs,
     unit_rows,
 )
 from criteria.poincare import ball_distances, to_ball
@@ -50,18 +52,23 @@ class PairCrossEntropy(Criterion):
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels)
         positive, negative = pair_masks(labels)
-        place = positive.tril(-1).sum(dim=1)  # of an image among those of its class
+        place, sizes, anchors, positives = of_labels(_places, labels)
         similarity = self.similarity(embeddings)
         logits = similarity / self.temperature
         # Not -∞: where an image is alone in its place, the gradient would be 0 · ∞.
         others = logits.diagonal_scatter(torch.full_like(logits[0], -1e9))
-        columns = others[:, place.argsort(stable=True)].split(place.bincount().tolist(), dim=1)
+        columns = others[:, place.argsort(stable=True)].split(sizes, dim=1)
         sums = torch.stack([column.logsumexp(dim=1) for column in columns], dim=1)
-        anchors, positives = positive.nonzero(as_tuple=True)
         across, within = sums[anchors, place[positives]], sums[anchors, place[anchors]]
         losses = torch.logaddexp(across, within) - logits[anchors, positives]
         self._report(positive=_mean(similarity, positive), negative=_mean(similarity, negative))
         return losses.sum() / (place == 1).sum().clamp_min(1)
+
+
+def _places(labels: Tensor, references: None) -> tuple[Tensor, list[int], Tensor, Tensor]:
+    """Each image's place among those of its class, how many have each place, and the pairs."""
+    place = pair_masks(labels)[0].tril(-1).sum(dim=1)
+    return place, place.bincount().tolist(), *positive_pairs(labels, references)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

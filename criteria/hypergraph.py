@@ -18,6 +18,7 @@ from criteria.base import (
     check_positive,
     check_whole,
     in_float32,
+    of_labels,
     unit_rows,
 )
 
@@ -118,7 +119,7 @@ class HistLoss(Criterion):
 
 def incidence(distances: Tensor, labels: Tensor, alpha: float) -> Tensor:
     """H (B, classes of the batch), from distances to all classes (B, C)."""
-    classes = labels.unique()
+    (classes,) = of_labels(lambda labels, _: (labels.unique(),), labels)
     own = labels[:, None] == classes
     return torch.exp(-alpha * distances[:, classes]).masked_fill(own, 1.0)
 

@@ -17,7 +17,9 @@ from criteria.base import (
     check_positive,
     in_float32,
     log_one_plus_sum_exp,
+    of_labels,
     pair_masks,
+    positive_pairs,
     unit_others,
     unit_rows,
 )
@@ -76,11 +78,13 @@ class TripletLoss(Criterion):
             triplets = self.miner(embeddings, labels, references)
         distances = _distances(embeddings, self.squared, references)
         if triplets is None:
-            return self._over_all(distances, *pair_masks(labels, references))
+            pairs = of_labels(positive_pairs, labels, references)
+            return self._over_all(distances, *pairs, pair_masks(labels, references)[1])
         return self._over_mined(distances, *triplets)
 
-    def _over_all(self, distances: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        anchors, positives = positive.nonzero(as_tuple=True)
+    def _over_all(
+        self, distances: Tensor, anchors: Tensor, positives: Tensor, negative: Tensor
+    ) -> Tensor:
         valid = negative[anchors]
         losses = _hinge(
             distances[anchors, positives][:, None] - distances[anchors], self.margin, self.soft
@@ -130,8 +134,8 @@ class SemihardTripletLoss(Criterion):
     ) -> Tensor:
         """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels)
-        positive, negative = pair_masks(labels, references)
-        anchors, positives = (positive & negative.any(dim=1, keepdim=True)).nonzero(as_tuple=True)
+        _, negative = pair_masks(labels, references)
+        anchors, positives = of_labels(_pairs_of_triplets, labels, references)
         distances = _distances(embeddings, self.squared, references)
         to_positive, to_all = distances[anchors, positives], distances[anchors]
         negatives = negative[anchors]
@@ -143,6 +147,12 @@ class SemihardTripletLoss(Criterion):
         pairs = max(len(anchors), 1)
         self._report(active=(losses > 0).sum() / pairs)
         return losses.sum() / pairs
+
+
+def _pairs_of_triplets(labels: Tensor, references: References | None) -> tuple[Tensor, Tensor]:
+    """Anchors and positives of the ordered positive pairs whose anchor has a negative."""
+    positive, negative = pair_masks(labels, references)
+    return (positive & negative.any(dim=1, keepdim=True)).nonzero(as_tuple=True)
 
 
 class NPairLoss(Criterion):
@@ -168,7 +178,7 @@ class NPairLoss(Criterion):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss, 0-d, from raw embeddings (B, d) and labels (B,)."""
         labels = check_batch(embeddings, labels)
-        first, second = self._pairs(labels)
+        first, second = of_labels(_firsts_and_seconds, labels)
         vectors = self.scale * unit_rows(embeddings)
         logits = vectors[first] @ vectors[second].T
         target = torch.arange(len(first), device=labels.device)
@@ -177,14 +187,14 @@ class NPairLoss(Criterion):
         self._report(accuracy=nearest_is_own.sum() / pairs)
         return F.cross_entropy(logits, target, reduction="sum") / pairs
 
-    @staticmethod
-    def _pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of the first and of the second image of every class that has two."""
-        same = labels[:, None] == labels
-        rank = same.tril(-1).sum(dim=1)
-        first = ((rank == 0) & (same.sum(dim=1) > 1)).nonzero().squeeze(1)
-        second = (same[first] & (rank == 1)).int().argmax(dim=1)
-        return first, second
+
+def _firsts_and_seconds(labels: Tensor, references: None) -> tuple[Tensor, Tensor]:
+    """Indices of the first and of the second image of every class that has two."""
+    same = labels[:, None] == labels
+    rank = same.tril(-1).sum(dim=1)
+    first = ((rank == 0) & (same.sum(dim=1) > 1)).nonzero().squeeze(1)
+    second = (same[first] & (rank == 1)).int().argmax(dim=1)
+    return first, second
 
 
 class MultiSimilarityLoss(Criterion):
@@ -274,16 +284,21 @@ class SoftmaxPairLoss(Criterion):
         positive, negative = pair_masks(labels, references)
         products = self.alpha * unit @ unit_others(unit, references).T
         logits = products.masked_fill(~(positive | negative), -torch.inf)
-        used = positive.any(dim=1)
+        (used,) = of_labels(_with_positives, labels, references)
         log_shares = F.log_softmax(logits[used], dim=1).masked_fill(~positive[used], 0)
         losses = -log_shares.sum(dim=1) / positive[used].sum(dim=1)
         self._report(alpha=self.alpha)
-        return losses.sum() / used.sum().clamp_min(1)
+        return losses.sum() / positive.any(dim=1).sum().clamp_min(1)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The inverse temperature at ``alpha_lr``, without weight decay."""
         group = {"name": "alpha", "params": [self.alpha], "lr": self.alpha_lr, "weight_decay": 0.0}
         return [group]
+
+
+def _with_positives(labels: Tensor, references: References | None) -> tuple[Tensor]:
+    """The images that have a positive."""
+    return pair_masks(labels, references)[0].any(dim=1).nonzero(as_tuple=True)
 
 
 # Divide and conquer's, on distances that are not squared.

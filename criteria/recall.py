@@ -16,9 +16,12 @@ from criteria.base import (
     check_batch,
     check_positive,
     in_float32,
+    of_labels,
     pair_masks,
+    positive_pairs,
 )
 from criteria.strips import made_again, rows_of_strip
+from devices import on_device
 
 
 class RecallAtKLoss(Criterion):
@@ -67,28 +70,44 @@ class RecallAtKLoss(Criterion):
         if self.simix:
             embeddings, labels = with_mixtures(embeddings, labels)
         positive, _ = pair_masks(labels, references)
-        most = max(1, int(positive.sum(dim=1).max()))
+        (most,) = of_labels(_most_positives, labels, references)
         others = embeddings if references is None else references.embeddings
         rows = rows_of_strip(len(others) * most)
         strips = [*zip((embeddings @ others.T).split(rows), positive.split(rows), strict=True)]
+        pairs = of_labels(positive_pairs, labels, references) if len(strips) == 1 else None
         recall_of = made_again(self._recall, len(strips))
-        recalls = [recall_of(*strip, ks) for strip in strips]
+        recalls = [recall_of(*strip, pairs, ks) for strip in strips]
         count = positive.any(dim=1).sum()
         recall = torch.cat(recalls).sum() / count.clamp_min(1)
         self._report(recall=recall)
         return count.clamp_max(1) - recall
 
-    def _recall(self, similarity: Tensor, positive: Tensor, ks: Sequence[int]) -> Tensor:
-        """Recall@k of the queries whose rows these are, both (n, B), mean over ``ks``: (n,)."""
-        queries, positives = positive.nonzero(as_tuple=True)
+    def _recall(
+        self,
+        similarity: Tensor,
+        positive: Tensor,
+        pairs: tuple[Tensor, Tensor] | None,
+        ks: Sequence[int],
+    ) -> Tensor:
+        """Recall@k of the queries whose rows these are, both (n, B), mean over ``ks``: (n,).
+
+        ``pairs``: the places of the true entries of ``positive``, where they are known.
+        """
+        queries, positives = pairs or positive.nonzero(as_tuple=True)
         gaps = similarity[queries] - similarity[queries, positives][:, None]
         # The positive itself is as near as it is: σ(0) = 1/2, the rest is 1 + Σ over the others.
         ranks = 0.5 + torch.sigmoid(gaps / self.temperature).sum(dim=1)
-        levels = torch.tensor(ks, dtype=ranks.dtype, device=ranks.device)
+        levels = on_device(torch.tensor(ks, dtype=ranks.dtype), ranks.device)
         found = torch.sigmoid((levels - ranks[:, None]) / self.rank_temperature)
         hits = found.new_zeros(len(similarity), len(ks)).index_add(0, queries, found)
         most = torch.minimum(levels, positive.sum(dim=1, keepdim=True).clamp_min(1))
         return (torch.minimum(hits, levels) / most).mean(dim=1)
+
+
+def _most_positives(labels: Tensor, references: References | None) -> tuple[int]:
+    """How many positives an image has at most, 1 or more."""
+    positive, _ = pair_masks(labels, references)
+    return (max(1, int(positive.sum(dim=1).max())),)
 
 
 def with_mixtures(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dataset.transforms import Change, RandomCrop, between, on_device
+from dataset.transforms import Change, RandomCrop, between
+from devices import on_device
 
 # --- redrawing: drawn pictures in another hand ----------------------------------------------------
 

@@ -93,6 +93,8 @@ def _check_room(needed: int, device: torch.device, images: ImageSet) -> None:
     if device.type != "cuda":
         return
     free, total = torch.cuda.mem_get_info(device)
+    # torch keeps what a step or an evaluation has given back, and uses it for what comes next.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if needed > free:
         raise InputError(
             f"the {len(images):,} cached images of {images.name} {images.split} take "

@@ -44,11 +44,11 @@ from dataset.transforms import (
     Views,
     centre_views,
     cut,
-    on_device,
     to_network,
     uniforms,
 )
 from dataset.workers import deaths_told, with_workers
+from devices import on_device
 from utils import InputError, nearest_names
 
 logger = logging.getLogger("dataset")
@@ -464,7 +464,7 @@ class Loader:
 
     def _ahead(self) -> Iterator[Batch]:
         """Batches on the GPU, one ahead, made on a stream of their own while the network runs."""
-        stream = torch.cuda.Stream(self._device)
+        stream = _beside_the_network(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         ready: tuple[Batch, torch.cuda.Event] | None = None
         source = self._batches()
@@ -491,12 +491,10 @@ class Loader:
             draws = self._change.draws
             u = uniforms(self._rule.seed, made.plan.epoch, index, draws, CHANGE_STREAM, visit)
         pixels = made.pixels.to(self._device, non_blocking=True)
-        return Batch(
-            to_network(pixels, self._spec, self._change, u),
-            on_device(self.images.labels[whole], self._device),
-            torch.from_numpy(whole),
-            cluster,
-        )
+        labels = on_device(self.images.labels[whole], self._device)
+        labels.host = torch.from_numpy(self.images.labels[whole])  # see criteria.base.of_labels
+        images = to_network(pixels, self._spec, self._change, u)
+        return Batch(images, labels, torch.from_numpy(whole), cluster)
 
     def _take_note(self, bad: list[BadImage]) -> None:
         for index, path, reason, replaced in bad:
@@ -521,6 +519,16 @@ class Loader:
             f"{path} cannot be read ({reason}) {why}; repair or remove it "
             f"(`{self.images.check_command} --json` names all of them)"
         )
+
+
+@lru_cache
+def _beside_the_network(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which batches are made, one for all epochs and evaluations.
+
+    torch keeps memory for the stream that it was taken on: with a new one for each epoch, what the
+    epochs before had given back would lie there unused, until the GPU is full.
+    """
+    return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager

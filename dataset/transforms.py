@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from dataset.base import InputSpec
+from devices import on_device
 
 # --- random numbers that depend on nothing but their names ----------------------------------------
 
@@ -287,17 +288,6 @@ def _row_of_constants(
         torch.from_numpy(np.tile(each, size).astype(np.float32)).to(device)
         for each in (gain, shift)
     )
-
-
-def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A small array as a tensor on the device, without waiting for a GPU that is busy.
-
-    From ordinary memory a copy waits until its stream has done all that was asked of it before.
-    """
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 # --- views on the device --------------------------------------------------------------------------

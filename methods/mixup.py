@@ -26,7 +26,7 @@ class Mixup(Routine):
         import torch
 
         import processes
-        from dataset.transforms import on_device
+        from devices import on_device
 
         share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
         order = on_device(torch.randperm(len(batch.labels)).numpy(), batch.labels.device)

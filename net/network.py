@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import asdict
 from typing import Any
 
@@ -184,7 +185,13 @@ class EmbeddingNet(nn.Module):
         """Lets the training steps of the backbone be recorded on the GPU, or not; see replay.py."""
         self._replay = None
         if recorded:
-            self._replay = Replay(self._pooled, self._below_heads, self._running_statistics)
+            # Without a circle: what a recording holds on the GPU goes at once with its network.
+            me = weakref.proxy(self)
+            self._replay = Replay(
+                lambda images: me._pooled(images),
+                lambda: me._below_heads(),
+                lambda: me._running_statistics(),
+            )
 
     def _below_heads(self) -> list[nn.Parameter]:
         return [*self.backbone_parameters(), *self.pool.parameters()]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import tiny
 import torch
 from conftest import run_python
 
-from benchmarks import precision, profiling
-from benchmarks.loops import OurWay
+from benchmarks import gpu_check, precision, profiling
+from benchmarks.loops import OurWay, run
 
 
 def event(category: str, name: str, start: float, length: float, thread: int = 1) -> dict:
@@ -114,3 +115,45 @@ def test_the_limit_ends_it_and_says_where_it_stood():
     done = run_python("benchmarks/training.py", "--models", "bn_inception", "--limit", 1)
     assert done.returncode == 1
     assert "Timeout" in done.stderr and 'File "' in done.stderr
+
+
+def test_a_round_meets_no_start_of_an_epoch_and_leaves_the_workers_idle(tmp_path):
+    images = tiny.write_images(tmp_path, images=12)
+    way = OurWay(tiny.parse(images, "--warm 0 --workers 2 --decode exact"))
+    seen = []
+    way.step = lambda: seen.append(next(way.batches))
+    whole = len(way.training.loader)
+    for _ in range(2):
+        way.begin()
+        ran = run(way, 2 * whole + 1, torch.device("cpu"))
+        way.end()
+        assert len(ran.steps) == 2 * whole + 1 and sum(ran.steps) <= ran.seconds
+    index = [batch.index.tolist() for batch in seen]
+    assert len(index) == 2 * (2 * whole + 1) and len(set(map(tuple, index))) == len(index)
+    assert way.training.loader._source._loader._iterator._tasks_outstanding == 0
+
+
+def test_runs_that_fail_or_take_too_long_leave_the_table_of_the_others(
+    tmp_path, monkeypatch, capsys
+):
+    flags = ["--epochs", "3", "--seeds", "1", "--recipe", "none.txt"]
+    done = tmp_path / "bf16_3_1"
+    done.mkdir()
+    (done / "results.json").write_text('{"results": {"cub": {"R@1": 0.5, "MAP@R": 0.25}}}')
+    (done / "metrics.csv").write_text("epoch,seconds\n3,7.0\n")
+    for limit, said in (
+        ([], "failed, with exit status 2"),
+        (["--limit", "0"], "cut off by --limit"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["", "--folder", str(tmp_path), *flags, *limit])
+        with pytest.raises(SystemExit) as ended:
+            precision.main()
+        told = capsys.readouterr()
+        assert ended.value.code == 1 and f"float32 seed 1: {said}" in told.err
+        assert "| bf16 | 1 | 0.5000 (0.5000–0.5000) |" in told.out
+
+
+def test_all_parts_of_the_check_fit_its_time():
+    for quick, limit in ((False, gpu_check.LIMIT), (True, gpu_check.QUICK_LIMIT)):
+        parts = gpu_check.chosen_parts(list(gpu_check.PARTS), quick).values()
+        assert sum(seconds for _, seconds in parts) <= limit - gpu_check.LAST_WORDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -23,6 +24,7 @@ import torch
 from conftest import ROOT, run_cli, run_python
 from tiny import same, untimed_rows
 
+import evaluate
 import machine
 import train
 from dataset.cache import default_folder
@@ -30,7 +32,7 @@ from runs import RunFolder
 from storage import save_tensors
 from training import faults, tracking
 from training.tracking import wandb_mode
-from utils import InputError
+from utils import InputError, sentence_errors
 
 SECRET = "a1b2c3d4" * 5
 
@@ -481,6 +483,29 @@ def test_a_full_gpu_is_explained_in_terms_of_the_command_line(images, monkeypatc
     monkeypatch.setattr(train, "prepare", full)
     with pytest.raises(InputError, match=r"--batch-size 12 at 32 pixels; give a --micro"):
         train.main(tiny.parse(images))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 8 GiB",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_a_full_gpu_is_a_sentence_whatever_says_so(said, monkeypatch, capsys) -> None:
+    def full(args) -> None:
+        raise RuntimeError(said)
+
+    with pytest.raises(SystemExit) as ended, sentence_errors():
+        full(None)
+    told = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2
+    assert told.startswith("error: the GPU's memory is full; end what else uses it (nvidia-smi")
+    monkeypatch.setattr(evaluate, "run", full)
+    with pytest.raises(InputError, match="is full; lower --batch-size, end what else"):
+        evaluate.main(argparse.Namespace(gpu_id=0))
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path) -> None:

@@ -974,7 +974,10 @@ def test_a_folder_that_cannot_be_written_is_an_input_error(photographs, tmp_path
 
 
 def test_a_cache_too_large_for_the_gpu_is_an_input_error(photographs, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 << 30, 8 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 30, 8 << 30))
+    # What an evaluation has given back is torch's still, and free for the next one.
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 6 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 4 << 30)
     cuda = torch.device("cuda")
     cache_module._check_room(3 << 30, cuda, photographs)
     with pytest.raises(InputError, match=r"4.0 GiB and the GPU has 3.0 of 8.0 GiB free"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from conftest import refusal
 from PIL import Image
 
@@ -22,7 +24,9 @@ from options.suited import Images, Machine
 from training import data as run_data
 from training.clock import Estimate
 from training.doubts import doubts
+from training.progress import tell_time
 from training.setup import describe
+from utils import human_seconds
 
 LAPTOP = Machine(cores=2, gpu=False, weights=True, remedy="pip install it", free=10**11)
 SERVER = LAPTOP._replace(cores=16, gpu=True)
@@ -282,3 +286,33 @@ def test_photographs_are_made_up_alike_each_time(tmp_path: Path) -> None:
     assert sum(made.counts_of(60, 8, uneven=True)) > 400
     made.write(tmp_path, [2, 1], (80, 60))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["product 000", "product 001"]
+
+
+@pytest.mark.parametrize("behind", [0.002, 0.02])
+def test_a_gpu_that_works_behind_the_host_is_waited_for_twice(behind, monkeypatch, capsys):
+    """The host asks for a step in a millisecond, and the GPU takes longer to do it."""
+    device = torch.device("cuda")
+    clock, done, waits = 0.0, 0.0, 0
+
+    def wait(_: torch.device) -> None:
+        nonlocal clock, waits
+        clock, waits = max(clock, done), waits + 1
+
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    training = SimpleNamespace(
+        estimate=Estimate.on(device),
+        precision=SimpleNamespace(device=device),
+        length=SimpleNamespace(steps_left=lambda *_: 60_000),
+        clock=None,
+        loader=(),
+    )
+    started = 0.0
+    for _ in range(30):
+        clock += 0.001
+        done = max(done, clock) + behind
+        took, started = clock - started, clock
+        tell_time(SimpleNamespace(clear=lambda: None), training, took)
+    assert waits == 2
+    # In one of the ten steps that were counted it stands still while the host asks for it.
+    step = behind + 0.001 / 10
+    assert f"about {human_seconds(60_000 * step)} of training to go" in capsys.readouterr().out

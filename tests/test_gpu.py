@@ -61,6 +61,24 @@ def test_losses_and_gradients(name):
         torch.testing.assert_close(gpu, cpu, rtol=2e-4, atol=2e-5)
 
 
+NOT_WAITING = ["Proxy_Anchor", "AMLoss", "triplet", "semihtriplet", "n-npair", "ms", "Sph", "Hyp"]
+NOT_WAITING += ["RecallAtK", "SupAP", "SupCon", "HIST"]
+
+
+@pytest.mark.parametrize("name", NOT_WAITING)
+def test_a_loss_does_not_wait_for_the_card(name):
+    criterion = losses.build(name, 12, 32).to(DEVICE)
+    embeddings, host = batch()
+    embeddings, labels = embeddings.to(DEVICE).requires_grad_(), host.to(DEVICE)
+    labels.host = host
+    criterion(embeddings, labels).backward()  # libraries set themselves up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        criterion(embeddings, labels).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_retrieval_metrics_are_the_same_numbers():
     embeddings, labels = batch(3000, 64, 200)
     embeddings = embeddings + 2 * torch.nn.functional.one_hot(labels % 64, 64)
@@ -234,6 +252,18 @@ def test_crops_from_gpu_memory_are_those_of_the_cpu(tmp_path):
         gpu = batches(images, DEVICE, data_device=place, **cache)
         for one, other in zip(cpu, gpu, strict=True):
             assert (one - other).abs().mean() < 1  # of 255 levels
+
+
+def test_epochs_use_the_memory_of_those_before(tmp_path):
+    official_layouts.write("cub", "official", tmp_path, classes=4, images=6)
+    images = dataset.load("cub", tmp_path, "train")
+    cache = {"decode": "cache", "cache_dir": tmp_path / "cache", "data_device": "cuda"}
+    taken = []
+    for _ in range(4):
+        torch.cuda.synchronize()
+        batches(images, DEVICE, **cache)  # two epochs
+        taken.append(torch.cuda.memory_reserved())
+    assert taken[-1] - taken[0] < 2**26  # an epoch takes as much; crops differ in size
 
 
 @pytest.mark.parametrize("cubic", [False, True])

@@ -1290,3 +1290,42 @@ def test_disentangling_is_finite_for_a_deviation_that_leaves_float32():
     torch.testing.assert_close(ours, exact, rtol=0, atol=2e-9)
     gradients = [torch.autograd.grad(value.sum(), raw)[0] for value in (ours, exact)]
     torch.testing.assert_close(*gradients, rtol=0, atol=2e-9)
+
+
+# --- a GPU is not waited for ----------------------------------------------------------------------
+
+OURS = [
+    name for name, entry in losses.CRITERIA.items() if not isinstance(entry, losses.LibraryEntry)
+]
+# What is computed depends on the embeddings here, or on a miner, which is given no labels.
+WAITING = {"MarginLoss", "TripletLoss", "Margin", "HIER", "PFML"}
+
+
+def batch_with_labels_on_the_host(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unlike classes, one of them of a single image; the loader leaves such a copy."""
+    host = torch.tensor([0, 1, 0, 2, 1, 0, 3, 2, 0, 1])
+    embeddings = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+    labels = host.to(device, copy=True)
+    labels.host = host
+    return embeddings.to(device).requires_grad_(), labels
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name not in WAITING])
+def test_no_loss_asks_a_device_for_a_number(name, monkeypatch):
+    """Tensors without values stand for those of a GPU: who asks for one gets an error."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which they do not know
+    embeddings, labels = batch_with_labels_on_the_host("meta")
+    build(name, 5, 6).to("meta")(embeddings, labels).backward()
+    assert embeddings.grad.shape == embeddings.shape
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_copy_of_the_labels_changes_no_bit(name):
+    found = []
+    for copied in (False, True):
+        torch.manual_seed(1)
+        embeddings, labels = batch_with_labels_on_the_host("cpu")
+        loss = build(name, 5, 6)(embeddings, labels if copied else labels.clone())
+        loss.backward()
+        found.append((loss.detach(), embeddings.grad))
+    assert all(map(torch.equal, *found))

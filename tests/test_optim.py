@@ -169,6 +169,15 @@ def test_an_overflow_under_a_scaler_spoils_no_other_gradient():
         assert fine.grad.isfinite().all() and fine.grad.abs().max() > 0
 
 
+def test_after_a_step_that_was_left_out_a_scaler_goes_on_with_a_smaller_scale():
+    ours = parameters((3,))
+    made = optimisers([group(ours)], scaler=torch.amp.GradScaler("cpu", init_scale=2.0))
+    before = ours[0].detach().clone()
+    assert not made.step(math.inf * quartic(ours), 0.0, 0, careful=True)
+    assert torch.equal(ours[0], before) and made.scaler.get_scale() == 1.0
+    assert made.step(quartic(ours), 0.0, 1, careful=True) and not torch.equal(ours[0], before)
+
+
 def test_processes_clip_by_the_norm_of_the_summed_gradients(tmp_path):
     whole = parameters((6,))
     alone = optimisers([group(whole)], clip_norm=0.7)

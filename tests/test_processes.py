@@ -420,6 +420,27 @@ def test_a_job_that_is_stopped_and_continued_goes_on(all_stop, tmp_path, monkeyp
     helper.join()
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.02])
+def test_silence_is_noticed_however_slow_the_store_is(seconds, monkeypatch):
+    monkeypatch.setattr(processes, "BEAT", 0.05)
+    monkeypatch.setattr(processes, "SILENCE", 0.5)
+    store, said = torch.distributed.HashStore(), []
+
+    class Slow:
+        def __getattr__(self, name: str):
+            time.sleep(seconds)
+            return getattr(store, name)
+
+    for other in range(1, 8):
+        store.set(f"alive {other}", "0")  # and never again
+    watch = processes._Watch(Slow(), 0, 8)
+    monkeypatch.setattr(watch, "_end", lambda why: (said.append(why), watch._over.set()))
+    watch.start()
+    watch.join(timeout=5)
+    watch._over.set()
+    assert said and "process 1 has been silent" in said[0]
+
+
 @pytest.mark.slow
 def test_an_error_in_all_processes_is_reported_once(images, tmp_path):
     started = launch(2, *command(images, tmp_path, "run", "--IPC 5"))

@@ -5,10 +5,13 @@ That both give the same bits on a GPU is tested in test_gpu.py.
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
+import net
 from net.replay import CALLS_BEFORE, Replay
 
 
@@ -124,3 +127,13 @@ def test_what_cannot_be_recorded_is_computed_and_said_once(machine, caplog):
         "the step is not recorded on the GPU, and slower for it: "
         "operation not permitted when stream is capturing"
     ]
+
+
+def test_what_is_recorded_goes_with_its_network():
+    network = net.build(net.Architecture("resnet10", 8, width=0.25))
+    network.record()
+    loss = network(torch.zeros(2, 3, 32, 32)).embedding.sum()
+    loss.backward()
+    seen = weakref.ref(network)
+    del network, loss
+    assert seen() is None

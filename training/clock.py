@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from net.replay import CALLS_BEFORE
+
 
 @dataclass
 class Clock:
@@ -94,13 +96,27 @@ class Length:
 class Estimate:
     """How long the rest of a run takes, told once, by the steps that this start began with.
 
-    The first of them are left out: libraries set themselves up in them.
+    The first of them are left out: libraries set themselves up in them, and a GPU records one.
     """
 
     not_counted: int = 2
     counted: int = 10
     steps: int = 0
     seconds: float = 0.0
+
+    @classmethod
+    def on(cls, device: torch.device) -> Estimate:
+        """For a run on this device."""
+        return cls(CALLS_BEFORE + 2) if device.type == "cuda" else cls()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a GPU is to be waited for now, so that the next step's seconds are its own.
+
+        Before the last step that is not counted, and before the last one that is: then what the GPU
+        has still to do is one step at both ends.
+        """
+        return self.steps + 1 in (self.not_counted, self.not_counted + self.counted)
 
     def after(self, seconds: float, steps_left: int) -> float | None:
         """What is left in seconds, at the step at which that is known; None at all others."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import processes
 from dataset.workers import deaths_told
-from utils import InputError
+from utils import InputError, full_gpu_in_words
 
 logger = logging.getLogger("train")
 
@@ -282,12 +282,10 @@ def memory_in_words(batch_size: int, image_size: int) -> Iterator[None]:
     Raises:
         InputError: the GPU's memory is full, or a process that reads images died.
     """
-    try:
-        with deaths_told():
-            yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise InputError(
-            f"the GPU's memory is full with --batch-size {batch_size} at {image_size} "
-            "pixels; give a --micro-batch, lower --batch-size or --image-size, use --amp bf16, or "
-            "keep the data off the GPU (--data-device cpu)"
-        ) from error
+    full = (
+        f"the GPU's memory is full with --batch-size {batch_size} at {image_size} "
+        "pixels; give a --micro-batch, lower --batch-size or --image-size, use --amp bf16 or "
+        "--cuda-graphs 0, or keep the data off the GPU (--data-device cpu)"
+    )
+    with deaths_told(), full_gpu_in_words(full):
+        yield

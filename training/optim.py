@@ -290,6 +290,7 @@ class Optimisers:
             finite = finite & norm.isfinite()
         finite = processes.in_all(finite)
         if careful and not finite:
+            self.scaler.update()  # without it the next step's gradients cannot be unscaled
             return finite
         if self.clip_norm and norm is not None:
             # Gradients that overflow are the scaler's business, and must not spoil the others.

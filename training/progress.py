@@ -44,8 +44,11 @@ def tell_time(bar: tqdm, training: Training, seconds: float) -> None:
     Args:
         seconds: of the last step, the wait for its images included.
     """
+    estimate, device = training.estimate, training.precision.device
     left = training.length.steps_left(training.clock, len(training.loader))
-    seconds = training.estimate.after(seconds, left)
+    seconds = estimate.after(seconds, left)
+    if estimate.waits and device.type == "cuda":
+        torch.cuda.synchronize(device)
     if seconds is not None and seconds > WORTH_A_WORD and processes.is_main():
         bar.clear()
         say(f"about {human_seconds(seconds)} of training to go, by the first steps", flush=True)
