@@ -176,6 +176,11 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "Train an embedding network and judge it on classes it never saw."
     args, entries, parser = _parse("python train.py", about, TRAIN_GROUPS, argv)
     try:
+        if args.resume_run and args.folds:
+            parser.error(
+                "--folds and --resume-run: the same command with --folds goes on where it was "
+                "stopped, and --resume-run with one fold alone; leave one of them out"
+            )
         if args.resume_run:  # what its flags mean depends on the run: see `continued`
             return args
         args = as_published(as_suited(_settled(args, entries, parser)))
