@@ -18,6 +18,7 @@ import processes
 import train
 from training import optim
 from training.setup import describe
+from utils import InputError
 
 STEPS = 60
 
@@ -276,6 +277,39 @@ def test_a_warm_up_longer_than_the_run_is_noticed(images):
     said = describe(tiny.prepare(images, "--lr-warmup 9 --epochs 2"))
     assert "note        --lr-warmup 9: the run has 8 steps, so its rates only rise" in said
     assert "note" not in describe(tiny.prepare(images, "--lr-warmup 7 --epochs 2"))
+
+
+@pytest.mark.parametrize(("flags", "rise"), [("", 6), ("--lr-warmup 5", 5), ("--lr-warmup 4", 4)])
+def test_a_cosine_that_ends_before_the_rates_have_risen_is_refused(flags, rise, images):
+    flags = f"--epochs 15 --schedule cosine --cosine-epochs 1 {flags}"  # of four steps each
+    with pytest.raises(
+        InputError, match=f"over after step 4, and the rates rise until step {rise}"
+    ):
+        tiny.prepare(images, flags)
+    made = tiny.prepare(images, flags.replace("--cosine-epochs 1", "--cosine-epochs 2"))
+    rates = []
+    for step in range(rise, 9):
+        made.optimisers.set_learning_rates(step / 4, step)
+        rates.append(made.optimisers.learning_rates()["head"])
+    assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["step --lr-decay-step 1", "onecycle"])
+def test_what_a_file_of_flags_says_of_another_schedule_changes_no_rate(schedule, images, tmp_path):
+    file = tmp_path / "flags.txt"
+    file.write_text("--schedule cosine --lr-min 2e-5 --lr-warmup 3 --cosine-epochs 2")
+    file.write_text(
+        file.read_text() if schedule == "onecycle" else "--schedule cosine --lr-min 2e-5"
+    )
+    rates = []
+    for flags in (f"@{file} --schedule {schedule}", f"--schedule {schedule}"):
+        made = tiny.prepare(images, f"{flags} --epochs 3")
+        for step in range(12):
+            made.optimisers.set_learning_rates(step / 4, step)
+            rates.append(made.optimisers.learning_rates())
+        said = describe(made)
+        assert ("--lr-min in the file of flags has no effect" in said) == flags.startswith("@")
+    assert rates[:12] == rates[12:]
 
 
 def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):

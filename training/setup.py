@@ -239,7 +239,11 @@ def build_optimisers(
 def build_schedules(
     args: Options, length: Length, steps_per_epoch: int
 ) -> tuple[optim.Schedule, optim.Schedule | None]:
-    """What --schedule does to the rates, and to the momentum where it does something."""
+    """What --schedule does to the rates, and to the momentum where it does something.
+
+    Raises:
+        InputError: the cosine would end before the rates have risen.
+    """
     total = length.total_steps(steps_per_epoch), None if length.steps else steps_per_epoch
     match args.schedule:
         case "step":
@@ -247,8 +251,15 @@ def build_schedules(
         case "milestones":
             return optim.milestones(args.milestones, args.lr_decay_gamma), None
         case "cosine":
-            length = args.cosine_epochs and args.cosine_epochs * steps_per_epoch
-            more = {"warmup": args.lr_warmup, "floor": args.lr_floor, "length": length}
+            ends = args.cosine_epochs and args.cosine_epochs * steps_per_epoch
+            rises = optim.rise(total[0], args.lr_warmup)
+            if ends and ends <= rises:
+                raise InputError(
+                    f"--cosine-epochs {args.cosine_epochs} is over after step {ends}, and the "
+                    f"rates rise until step {rises}; choose more epochs, or a shorter rise "
+                    "(--lr-warmup STEPS)"
+                )
+            more = {"warmup": args.lr_warmup, "floor": args.lr_floor, "length": ends}
             return optim.cosine(*total, **more), None
         case "onecycle":
             return optim.one_cycle(*total)
