@@ -343,6 +343,9 @@ def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):
         ("--freeze-blocks all --lr_p 1e-4", ["--lr_p", "a backbone that trains"]),
         ("--freeze-blocks all --layer-decay 0.5", ["--layer-decay", "a backbone that trains"]),
         ("--freeze-blocks all --drop-path 0.5", ["--drop-path", "a backbone that trains"]),
+        ("--freeze-blocks all --warm 2", ["--warm", "a backbone that trains"]),
+        ("--freeze-blocks all --bn-freeze 0", ["--bn-freeze", "a backbone that trains"]),
+        ("--freeze-blocks all --bn-momentum 0.5", ["--bn-momentum", "a backbone that trains"]),
     ],
 )
 def test_flags_that_cannot_act_are_refused(flags, words, capsys):

@@ -291,6 +291,16 @@ def _about_pieces(training: Training, batch: int) -> list[str]:
     return [f"--micro-batch {size}: a BatchNorm that trains sees {size} images at a time"]
 
 
+def _about_norms(training: Training, args: Options) -> list[str]:
+    """Flags of BatchNorms that a network without any was given."""
+    given = [name for name in ("bn_freeze", "bn_momentum") if name in args.given]
+    if not given or training.network.has_batch_norms:
+        return []
+    named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+    verb = "changes" if len(given) == 1 else "change"
+    return [f"{named} {verb} nothing: {args.model} has no BatchNorm"]
+
+
 def _about_average(training: Training) -> str:
     average = training.average
     return (
@@ -340,6 +350,7 @@ def describe(training: Training) -> str:
                 *_about_warmup(training),
                 *_about_milestones(training, args),
                 *_about_pieces(training, args.batch_size),
+                *_about_norms(training, args),
             ]
         ),
         *(f"warning     {line}" for line in doubts(training)),
