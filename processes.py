@@ -634,6 +634,29 @@ def launch(command: Sequence[str], count: int) -> int:
         LAUNCHER: str(os.getpid()),
     }
     common.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
+    with _children() as (begin, children, stops):
+        for number in range(count):
+            begin(command, {**common, "RANK": str(number), "LOCAL_RANK": str(number)})
+        return _wait_for(children, stops)
+
+
+def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Runs a command to its end; signals to stop are passed on, each once, and waited for.
+
+    Returns:
+        The exit status, as `subprocess` has it.
+    """
+    with _children() as (begin, children, _):
+        begin(command, environment)
+        return children[0].wait()
+
+
+@contextlib.contextmanager
+def _children() -> Iterator[tuple[Callable, list[subprocess.Popen], list[int]]]:
+    """What begins a process, those that were begun, and the signals that were passed on to them.
+
+    Those that are still there in the end are killed.
+    """
     children: list[subprocess.Popen] = []
     stops: list[int] = []
 
@@ -642,15 +665,13 @@ def launch(command: Sequence[str], count: int) -> int:
         for child in children:
             child.send_signal(number)
 
+    def begin(command: Sequence[str], environment: Mapping[str, str]) -> None:
+        # In a session of its own, so that Ctrl-C reaches a process once, through us.
+        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
+
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for number in range(count):
-            place = {"RANK": str(number), "LOCAL_RANK": str(number)}
-            # In a session of its own, so that Ctrl-C reaches a process once, through us.
-            children.append(
-                subprocess.Popen(command, env={**common, **place}, start_new_session=True)
-            )
-        return _wait_for(children, stops)
+        yield begin, children, stops
     finally:
         for child in children:
             child.kill()

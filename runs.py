@@ -164,6 +164,13 @@ class RunFolder:
                 f"the run folder {self.path} cannot be written ({error.strerror}), so the run "
                 "cannot go on in it; make it writable, or continue in a copy of it"
             ) from error
+        self._lock()
+        for left_over in self.path.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                left_over.unlink()
+
+    def _lock(self) -> None:
+        assert self._held is not None
         try:
             fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -173,9 +180,6 @@ class RunFolder:
             ) from None
         except OSError as error:  # a file system without locks
             logger.warning("nothing keeps other processes out of %s (%s)", self.path, error)
-        for left_over in self.path.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                left_over.unlink()
 
     def begin(
         self,
@@ -217,7 +221,18 @@ class RunFolder:
 
     def read_args(self) -> dict[str, Any]:
         """The options the run was started with."""
-        return self._read("args.json")
+        args = self._read("args.json")
+        if self._held is not None:
+            self._lock()  # which goes with any descriptor of the file that this process closes
+        return args
+
+    @main_only
+    def change_args(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Writes args.json anew where `change` makes others of them; the folder stays held."""
+        before = self.read_args()
+        if (after := change(before)) != before:
+            self.write_args(after)
+            self.hold()  # on the new file
 
     def _read(self, name: str) -> dict[str, Any]:
         """A JSON file of the run, checked against its checksum."""
@@ -275,6 +290,11 @@ class RunFolder:
     def write_results(self, content: dict[str, Any]) -> None:
         """Writes results.json: what the best checkpoint reached on the test classes."""
         self.files.write("results.json", as_json(content))
+
+    @main_only
+    def forget_results(self) -> None:
+        """Removes results.json where a run goes on: its best checkpoint may become another."""
+        _remove(self.path / "results.json", "is that of a shorter run")
 
     @property
     def fault_path(self) -> Path:
@@ -375,13 +395,7 @@ class RunFolder:
         path = self.best_checkpoint()
         if path is None or load_checkpoint(path).get("step", 0) <= step:
             return False
-        try:
-            path.unlink()
-        except OSError as error:
-            raise InputError(
-                f"{path} is of a later step and cannot be removed ({error.strerror}); make the "
-                "run folder writable"
-            ) from error
+        _remove(path, "is of a later step")
         return True
 
     @main_only
@@ -408,6 +422,15 @@ class RunFolder:
     def write_table(self, name: str, header: list[str], rows: list[list]) -> None:
         """Replaces a CSV file, whole or not at all."""
         self.files.write(name, as_table(header, rows))
+
+
+def _remove(path: Path, why: str) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path} {why} and cannot be removed ({error.strerror}); make the run folder writable"
+        ) from error
 
 
 class TextFiles:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flags import COUNT_OR_ZERO, Group, flag
+import net
+from flags import COUNT_OR_ZERO, Group, Need, flag
 from methods.base import Loop, Method, Routine
 
 if TYPE_CHECKING:
@@ -28,13 +29,18 @@ class Warmup(Routine):
     resume = begin_epoch
 
 
+SOMETHING_TO_HOLD = Need(
+    "a backbone that trains (not --freeze-blocks all)",
+    lambda options: not options.warm or options.freeze_blocks != net.ALL_BLOCKS,
+)
+
 # fmt: off
 METHOD = Method(
     name="warmup",
     title="warm-up",
     flags=(Group("warm-up", (
         flag("--warm", 1, COUNT_OR_ZERO,
-             "epochs in which only the heads and the criterion train"),
+             "epochs in which only the heads and the criterion train", need=SOMETHING_TO_HOLD),
     )),),
     wanted=lambda options: options.warm > 0,
     routine=lambda options, labels: Warmup(options.warm),

@@ -280,6 +280,11 @@ class EmbeddingNet(nn.Module):
         return any(norm.training for norm in self._backbone_norms())
 
     @property
+    def has_batch_norms(self) -> bool:
+        """Whether the backbone has any."""
+        return bool(self._backbone_norms())
+
+    @property
     def rests_in_part(self) -> bool:
         """Whether parameters of the backbone rest for good, BatchNorms aside."""
         return bool(self._rest.parameters)

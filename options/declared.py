@@ -96,7 +96,10 @@ HELD_OUT = Need(
 NO_FOLD = Need("runs without --val-fold", lambda args: args.val_fold is None)
 BALANCED = Need("--IPC, without --nb-clusters", lambda args: args.IPC and args.nb_clusters is None)
 SOME_DECAY = Need("--decay-vectors 0", lambda args: not args.decay_vectors)
-NORMS_TRAIN = Need("--bn-freeze 0", lambda args: (args.bn_freeze or bn_freeze_of(args)) == "0")
+NORMS_TRAIN = Need(
+    "a backbone that trains, with --bn-freeze 0",
+    lambda args: BLOCKS_TRAIN.met(args) and (args.bn_freeze or bn_freeze_of(args)) == "0",
+)
 
 RETRIEVAL = Need("--metrics with retrieval in it", lambda args: "retrieval" in args.metrics)
 CLUSTERING = Need(
@@ -266,7 +269,7 @@ NETWORK = Group("network", (
          "BatchNorm of the backbone. 0: trained; 1: running statistics fixed, scale and shift "
          "train after the warm-up (as the released code does); affine: all fixed; statistics: "
          "running statistics fixed, scale and shift train",
-         shown="1 with pretrained weights, else 0"),
+         need=BLOCKS_TRAIN, shown="1 with pretrained weights, else 0"),
     flag("--bn-momentum", None, Kind(number(0.0, 1.0, above=True), "M"),
          "share of the batch in the running statistics of the backbone's BatchNorms",
          need=NORMS_TRAIN, before=0.1,

@@ -176,6 +176,11 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "Train an embedding network and judge it on classes it never saw."
     args, entries, parser = _parse("python train.py", about, TRAIN_GROUPS, argv)
     try:
+        if args.resume_run and args.folds:
+            parser.error(
+                "--folds and --resume-run: the same command with --folds goes on where it was "
+                "stopped, and --resume-run with one fold alone; leave one of them out"
+            )
         if args.resume_run:  # what its flags mean depends on the run: see `continued`
             return args
         args = as_published(as_suited(_settled(args, entries, parser)))
@@ -183,6 +188,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
             args = _without_unread(args, entries)
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
+        args = _without_effect(args, entries)
         check_metrics(args, [dataset.find(args.dataset)])
         methods.check(args)
         check_schedule(args)
@@ -257,6 +263,13 @@ def _without_unread(args: argparse.Namespace, entries: list[Flag]) -> argparse.N
         say(f"note: {useless(entry).split(';')[0]}; left out (--sweep)")
         given = [name for name in args.given if name != entry.dest]
         args = changed(args, {entry.dest: entry.default, "given": given})
+    return args
+
+
+def _without_effect(args: argparse.Namespace, entries: list[Flag]) -> argparse.Namespace:
+    """The options; what nobody reads is as it is without its flag, whoever looks at it."""
+    while idle := [e for e in unread(args, entries) if getattr(args, e.dest) != e.default]:
+        args = changed(args, {entry.dest: entry.default for entry in idle})
     return args
 
 

@@ -11,7 +11,7 @@ import dataset
 from dataset.own import OwnData
 from flags import AS_TODAY, SWITCH, Change, Flag, Kind, key_value, key_values
 from options.declared import train_flags
-from options.meaning import changed, resolved, unread, useless
+from options.meaning import changed, check_metrics, resolved, unread, useless
 from utils import InputError
 
 PAIRS = ("loss_args", "model_args")
@@ -155,6 +155,16 @@ def as_begun(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Na
     return changed(args, {name: getattr(before, name) for name in unsaid})
 
 
+def lengthened(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run has kept, with what a start of it that goes on has changed for good.
+
+    How far this start goes (--max-steps) is not part of it.
+    """
+    lasting = {entry.dest for entry in train_flags() if entry.change is Change.CONTINUED}
+    names = lasting - {"max_steps"}
+    return {k: now[k] if k in names else value for k, value in stored.items()}
+
+
 def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:
     """The options `stored` of the run that is continued, under those that are given now.
 
@@ -187,6 +197,8 @@ def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.N
         **given,
     }
     after = changed(before, now)
-    for entry in unread(changed(after, {"given": args.given}), train_flags()):
+    asked = changed(after, {"given": args.given})
+    for entry in unread(asked, train_flags()):
         raise InputError(useless(entry))
+    check_metrics(asked, [dataset.find(after.dataset)])
     return after

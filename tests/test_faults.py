@@ -26,6 +26,7 @@ from tiny import same, untimed_rows
 
 import evaluate
 import machine
+import options
 import train
 from dataset.cache import default_folder
 from runs import RunFolder
@@ -371,6 +372,23 @@ def test_bad_steps_are_skipped_up_to_a_bound(images, tmp_path, monkeypatch, capl
     monkeypatch.setattr(faults, "MAX_SKIPPED", 1)
     with pytest.raises(InputError, match="1 steps were skipped before it"):
         tiny.run(images, tmp_path, "more", "--epochs 1 --on-nan skip")
+
+
+def test_an_epoch_without_a_step_that_counts_ends_like_others(
+    images, tmp_path, monkeypatch, capsys
+) -> None:
+    prepare = train.prepare
+
+    def spoilt(args, **more):
+        training = prepare(args, **more)
+        spoil(training, set(range(9, 17)))  # those of the second epoch
+        return training
+
+    monkeypatch.setattr(train, "prepare", spoilt)
+    folder = tiny.run(images, tmp_path, "run", "--epochs 3 --on-nan skip")
+    losses = [row["loss"] for row in tiny.metrics_rows(folder)]
+    assert losses[1] == "" and losses[0] and losses[2]
+    assert "epoch   2/3  loss nan" in capsys.readouterr().out
 
 
 def test_a_skipped_step_leaves_the_running_statistics_alone(images) -> None:
@@ -735,6 +753,54 @@ def test_what_the_end_of_a_shorter_run_measured_is_kept_when_it_goes_on(
     results = json.loads((folder / "results.json").read_text())
     assert results["best_epoch"] == int(best["epoch"])
     assert tiny.saved(folder, "best")["step"] == int(best["step"])
+
+
+def test_a_run_that_was_made_longer_and_stopped_goes_on_to_its_new_length(
+    images, tmp_path, monkeypatch, capsys
+) -> None:
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    step = train.step
+
+    def stopped(training, batch):
+        if training.clock.step == 17:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(training, batch)
+
+    monkeypatch.setattr(train, "step", stopped)
+    with pytest.raises(SystemExit):
+        tiny.resume(folder, "--epochs 3 --eval-every 2 --on-nan skip")
+    monkeypatch.undo()
+    assert not (folder / "results.json").is_file()  # which was of the shorter run
+    with pytest.raises(InputError, match="give at least --epochs 3"):
+        tiny.resume(folder, "--epochs 2")
+    capsys.readouterr()
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(tmp_path)]
+    longer = "--name run --resume auto --epochs 3 --eval-every 2 --on-nan skip".split()
+    train.main(options.parse_train([*command, *longer, "--dry-run"]))
+    tiny.resume(folder, "")
+    assert "continuing after epoch 2, step 18" in capsys.readouterr().out
+    rows = tiny.metrics_rows(folder)
+    assert [bool(row["R@1"]) for row in rows] == [True, True, True] and len(rows) == 3
+    kept = json.loads((folder / "args.json").read_text())
+    assert (kept["epochs"], kept["eval_every"], kept["on_nan"]) == (3, 2, "skip")
+    assert (folder / "results.json").is_file() and kept["max_steps"] is None
+
+
+@pytest.mark.parametrize(
+    ("first", "more"), [("--epochs 1", "--epochs 2"), ("--epochs 2 --max-steps 8", "")]
+)
+def test_a_continued_run_keeps_its_folder(first, more, images, tmp_path, monkeypatch) -> None:
+    folder, held = tiny.run(images, tmp_path, "run", first), []
+    advance = train.advance
+    other = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+    def advanced(*more):
+        held.append(run_python("-c", other, folder / "args.json").stderr)
+        return advance(*more)
+
+    monkeypatch.setattr(train, "advance", advanced)
+    tiny.resume(folder, more)
+    assert len(held) == 1 and "BlockingIOError" in held[0]
 
 
 def test_a_run_goes_on_where_its_images_have_moved_and_on_no_others(images, tmp_path) -> None:

@@ -125,6 +125,16 @@ def test_a_network_is_evaluated_as_it_starts(images: Path, weights: Path, tmp_pa
     np.testing.assert_allclose(net.load_run(trained, amp="off")(names), found, atol=1e-6)
 
 
+def test_flags_of_batch_norms_are_noticed_where_there_are_none(images: Path) -> None:
+    flags = "--bn-freeze 0 --bn-momentum 0.5 --warm 0"
+    note = (
+        "--bn-freeze and --bn-momentum change nothing: timm:vit_tiny_patch16_224 has no BatchNorm"
+    )
+    assert note in describe(tiny.prepare(images, f"{TINY_VIT}{flags}"))
+    assert "no BatchNorm" not in describe(tiny.prepare(images, f"{TINY_VIT}--warm 0"))
+    assert "no BatchNorm" not in describe(tiny.prepare(images, flags))
+
+
 def test_a_head_that_cannot_be_left_out(images: Path, capsys) -> None:
     with pytest.raises(InputError, match="resnet10 have 64 dimensions; use --embedding-size 64"):
         built(head="none")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import tiny
-from conftest import run_cli
+from conftest import ROOT, run_cli
 
 import options
 import train
@@ -76,17 +81,91 @@ def test_cross_validation_in_one_command(tmp_path):
     assert len(list(folder.iterdir())) == 4
 
 
+def test_a_fold_finishes_its_step_when_the_folds_are_stopped(tmp_path):
+    tiny.write_images(tmp_path / "photos")
+    flags = ["--dataset", "folder:photos", *tiny.NETWORK, "--folds", "2", "--name", "tried"]
+    flags += ["--epochs", "4000", "--eval-every", "4000"]
+    run = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *flags],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    begun, end = tmp_path / "logs" / "tried-folds2" / "fold0" / "metrics.csv", time.time() + 60
+    while not begun.is_file() and time.time() < end:
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    said, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in errors
+    assert "stopped by SIGINT at step" in said and "the same command goes on there" in said
+
+
+@pytest.fixture
+def folds_here(monkeypatch):
+    """The folds of a command, trained in this process: its function is given their words."""
+
+    def train_here(words):
+        def run(command, environment):
+            own = command[command.index("--val-folds") :]
+            train.main(options.parse_train([*words, *own]))
+            return 0
+
+        monkeypatch.setattr("training.folds.processes.run", run)
+        args = options.parse_train(words)
+        return train_each(args, words), folder_of(args)
+
+    return train_here
+
+
+def test_what_would_run_in_each_fold_is_shown_and_nothing_is_written(tmp_path, folds_here, capsys):
+    tiny.write_images(tmp_path)
+    words = ["--dataset", f"folder:{tmp_path}", *tiny.NETWORK, "--folds", "2", "--dry-run"]
+    status, folder = folds_here([*words, "--LOG_DIR", str(tmp_path / "logs")])
+    assert status == 0 and not folder.exists()
+    assert capsys.readouterr().out.count("\nnetwork ") == 2
+
+
+def test_a_fold_that_was_killed_before_its_first_checkpoint_is_begun_anew(tmp_path, folds_here):
+    tiny.write_images(tmp_path)
+    words = ["--dataset", f"folder:{tmp_path}", *tiny.NETWORK, "--epochs", "1", "--folds", "2"]
+    words += ["--metrics", "retrieval", "--LOG_DIR", str(tmp_path / "logs")]
+    _, folder = folds_here(words)
+    for file in (folder / "fold1").iterdir():
+        if file.name not in ("args.json", "environment.json"):
+            file.unlink()
+    content = (folder / "folds.json").read_bytes()
+    assert folds_here(words) == (0, folder)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["fold0", "fold1"]
+    assert (folder / "folds.json").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--val-fold 0", "--val-fold 0 holds out 0 of the 4 training classes of emoji"),
+        ("--val-fold 1", "--val-fold 1 holds out 4 of the 4 training classes of emoji"),
+        ("--val-classes 0.4 --ratio-classes 0.004", "holds out 2 of the 3 training classes"),
+    ],
+)
+def test_held_out_classes_leave_two_on_either_side(flags, words):
+    flags = f"--dataset emoji --ratio-classes 0.007 --batch-size 4 {flags}"
+    with pytest.raises(InputError, match=words):
+        train.prepare(options.parse_train([*tiny.NETWORK, *flags.split()]))
+
+
 def test_folds_of_another_command_are_not_taken_over(tmp_path, monkeypatch):
     tiny.write_images(tmp_path)
     words = ["--dataset", f"folder:{tmp_path}", *tiny.NETWORK, "--epochs", "1", "--folds", "2"]
     words += ["--metrics", "retrieval", "--LOG_DIR", str(tmp_path / "logs"), "--name", "tried"]
     trained = []
 
-    def call(command, env):
+    def call(command, environment):
         trained.append(command[-1])
         return 5
 
-    monkeypatch.setattr("training.folds.subprocess.call", call)
+    monkeypatch.setattr("training.folds.processes.run", call)
     args = options.parse_train(words)
     first = ["--val-folds", "2", "--folds", "0", "--val-fold", "0", "--no-test", "--resume", "auto"]
     first += ["--LOG_DIR", str(folder_of(args)), "--name", "fold0"]
@@ -105,6 +184,7 @@ def test_folds_of_another_command_are_not_taken_over(tmp_path, monkeypatch):
         ("--folds 3 --val-fold 1", "--val-fold"),
         ("--folds 3 --val-classes 0.2", "--val-classes"),
         ("--val-folds 3", "--val-fold"),
+        ("--folds 3 --resume-run logs/run", "leave one of them out"),
     ],
 )
 def test_what_does_not_go_together(flags, words, capsys):

@@ -18,6 +18,7 @@ import processes
 import train
 from training import optim
 from training.setup import describe
+from utils import InputError
 
 STEPS = 60
 
@@ -287,6 +288,39 @@ def test_a_warm_up_longer_than_the_run_is_noticed(images):
     assert "note" not in describe(tiny.prepare(images, "--lr-warmup 7 --epochs 2"))
 
 
+@pytest.mark.parametrize(("flags", "rise"), [("", 6), ("--lr-warmup 5", 5), ("--lr-warmup 4", 4)])
+def test_a_cosine_that_ends_before_the_rates_have_risen_is_refused(flags, rise, images):
+    flags = f"--epochs 15 --schedule cosine --cosine-epochs 1 {flags}"  # of four steps each
+    with pytest.raises(
+        InputError, match=f"over after step 4, and the rates rise until step {rise}"
+    ):
+        tiny.prepare(images, flags)
+    made = tiny.prepare(images, flags.replace("--cosine-epochs 1", "--cosine-epochs 2"))
+    rates = []
+    for step in range(rise, 9):
+        made.optimisers.set_learning_rates(step / 4, step)
+        rates.append(made.optimisers.learning_rates()["head"])
+    assert rates == sorted(rates, reverse=True) and rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["step --lr-decay-step 1", "onecycle"])
+def test_what_a_file_of_flags_says_of_another_schedule_changes_no_rate(schedule, images, tmp_path):
+    file = tmp_path / "flags.txt"
+    file.write_text("--schedule cosine --lr-min 2e-5 --lr-warmup 3 --cosine-epochs 2")
+    file.write_text(
+        file.read_text() if schedule == "onecycle" else "--schedule cosine --lr-min 2e-5"
+    )
+    rates = []
+    for flags in (f"@{file} --schedule {schedule}", f"--schedule {schedule}"):
+        made = tiny.prepare(images, f"{flags} --epochs 3")
+        for step in range(12):
+            made.optimisers.set_learning_rates(step / 4, step)
+            rates.append(made.optimisers.learning_rates())
+        said = describe(made)
+        assert ("--lr-min in the file of flags has no effect" in said) == flags.startswith("@")
+    assert rates[:12] == rates[12:]
+
+
 def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):
     flags = "--layer-decay 0.7 --clip-norm 1 --schedule onecycle --optimizer sgd --epochs 2"
     whole = tiny.run(images, tmp_path, "whole", flags)
@@ -318,6 +352,9 @@ def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):
         ("--freeze-blocks all --lr_p 1e-4", ["--lr_p", "a backbone that trains"]),
         ("--freeze-blocks all --layer-decay 0.5", ["--layer-decay", "a backbone that trains"]),
         ("--freeze-blocks all --drop-path 0.5", ["--drop-path", "a backbone that trains"]),
+        ("--freeze-blocks all --warm 2", ["--warm", "a backbone that trains"]),
+        ("--freeze-blocks all --bn-freeze 0", ["--bn-freeze", "a backbone that trains"]),
+        ("--freeze-blocks all --bn-momentum 0.5", ["--bn-momentum", "a backbone that trains"]),
     ],
 )
 def test_flags_that_cannot_act_are_refused(flags, words, capsys):

@@ -12,7 +12,7 @@ import dataset
 import processes
 from dataset.base import ImageSet
 from dataset.overlap import shared_with_training
-from dataset.own import count_held_out
+from dataset.own import LEAST_CLASSES, count_held_out
 from evaluation.embedding import Viewing
 from evaluation.tables import about_matches
 from evaluation.tasks import Task, images_of, tasks_of
@@ -78,13 +78,20 @@ class HeldOut:
         Raises:
             InputError: the data set has no such fold, or too few classes.
         """
-        chosen = np.zeros(train.num_classes, bool)
+        chosen, flag = np.zeros(train.num_classes, bool), ""
         if self.fold is not None:
-            return self._folds_of(train) == self.fold
-        if self.share:
+            chosen, flag = self._folds_of(train) == self.fold, f"--val-fold {self.fold}"
+        elif self.share:
             count = count_held_out(self.share, train.num_classes)
             order = np.random.default_rng(self.seed).permutation(train.num_classes)
-            chosen[order[:count]] = True
+            chosen[order[:count]], flag = True, f"--val-classes {self.share:g}"
+        left = int((~chosen).sum())
+        if flag and min(left, len(chosen) - left) < LEAST_CLASSES:
+            raise InputError(
+                f"{flag} holds out {len(chosen) - left} of the {len(chosen)} training classes of "
+                f"{train.name}, and each side needs two; choose another share or fold, or give "
+                "more classes"
+            )
         return chosen
 
     def _folds_of(self, train: ImageSet) -> np.ndarray:

@@ -49,10 +49,12 @@ def _too_few_steps(training: Training, args: Options) -> Iterator[str]:
 
 
 def _network_never_trains(training: Training, args: Options) -> Iterator[str]:
-    if args.warm and not args.steps and args.warm >= args.epochs:
+    epochs, frozen = training.length.epochs, args.freeze_blocks == ALL_BLOCKS
+    if args.warm and not frozen and args.warm >= epochs:
+        more = "--steps" if args.steps else "--epochs"
         yield (
-            f"--warm {args.warm} of {args.epochs} epochs: the network itself never trains, only "
-            "its head does; use --warm 0, or more --epochs"
+            f"--warm {args.warm} of {epochs} epochs: the network itself never trains, only "
+            f"its head does; use --warm 0, or more {more}"
         )
 
 

@@ -7,12 +7,13 @@ when it is given again. The test classes are not looked at.
 from __future__ import annotations
 
 import os
-import subprocess
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import options
+import processes
 from evaluation import tables
 from evaluation.tables import Row
 from methods.base import Options
@@ -46,11 +47,13 @@ def train_each(args: Options, words: Sequence[str]) -> int:
         path = folder / f"fold{fold}"
         say(f"\nfold {fold} of {args.folds}: {path}", flush=True)
         if not (path / "results.json").is_file():
-            status = subprocess.call([*command, *_of_fold(args, folder, fold)], env=_environment())
+            _clear(path)
+            status = processes.run([*command, *_of_fold(args, folder, fold)], _environment())
             if status:
                 return _told(status, fold, args)
         ended.append(path)
-    conclude(folder, ended)
+    if not args.dry_run:
+        conclude(folder, ended)
     return 0
 
 
@@ -72,6 +75,18 @@ def _check_same(args: Options, words: Sequence[str], folder: Path) -> None:
                 f"{path} is of a command with other flags; give this one another --name, or "
                 f"remove {folder}"
             )
+
+
+def _clear(path: Path) -> None:
+    """Removes what is left of a start that was killed before its first checkpoint.
+
+    Nothing can go on from it, and the fold would be trained in another folder beside it.
+    """
+    begun = RunFolder(path)
+    if (path / "args.json").is_file() and not begun.checkpoint.is_file():
+        begun.hold()  # unless it is just being begun
+        if not begun.metrics.path.is_file():
+            shutil.rmtree(path)
 
 
 def _of_fold(args: Options, folder: Path, fold: int) -> list[str]:

@@ -72,7 +72,7 @@ class Keeper:
 
     def complete(self, row: Row, results: Sequence[Result] | None) -> None:
         """Adds what an evaluation gave, where there was one, then writes and prints the row."""
-        if row["loss"] == 0:
+        if row.get("loss") == 0:
             logger.warning(
                 "the loss was exactly 0 in every step of epoch %d, so the network learned nothing; "
                 "look at the margin of the loss, and at --IPC and --batch-size",
@@ -150,7 +150,8 @@ class Keeper:
             found += f"  raw R@1 {row['raw R@1']:.4f}" if "raw R@1" in row else ""
             found += f"  best {clock.best:.4f}"
             best = f" (epoch {clock.best_epoch})"
-        begin = f"{self.training.length.place(row['epoch'], row['step'])}  loss {row['loss']:<7.4g}"
+        loss = row.get("loss", math.nan)  # of an epoch in which every step was skipped
+        begin = f"{self.training.length.place(row['epoch'], row['step'])}  loss {loss:<7.4g}"
         speed = f"  {row['images_per_second']:.0f} img/s"
         waiting, end = f"  waiting {row['data_wait']:.0%}", f"  {human_seconds(clock.seconds)}"
         lines = [

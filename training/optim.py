@@ -42,6 +42,11 @@ def milestones(steps: Sequence[int], gamma: float) -> Schedule:
     return lambda epoch, step: gamma ** sum(step >= milestone for milestone in steps)
 
 
+def rise(total_steps: int, warmup: int | None) -> int:
+    """Steps before a cosine begins: of a warm-up, or of the rise of its own."""
+    return max(1, round(0.1 * total_steps)) if warmup is None else warmup
+
+
 def cosine(
     total_steps: int,
     steps_per_epoch: int | None = None,
@@ -62,8 +67,7 @@ def cosine(
             is left before its end, and after the end of a shorter one the rates rise again, as with
             torch's `CosineAnnealingLR`.
     """
-    end = length or total_steps
-    rising = max(1, round(0.1 * total_steps)) if warmup is None else warmup
+    end, rising = length or total_steps, rise(total_steps, warmup)
 
     def factor(epoch: float, step: int) -> float:
         position = step if steps_per_epoch is None else epoch * steps_per_epoch

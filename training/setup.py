@@ -239,7 +239,11 @@ def build_optimisers(
 def build_schedules(
     args: Options, length: Length, steps_per_epoch: int
 ) -> tuple[optim.Schedule, optim.Schedule | None]:
-    """What --schedule does to the rates, and to the momentum where it does something."""
+    """What --schedule does to the rates, and to the momentum where it does something.
+
+    Raises:
+        InputError: the cosine would end before the rates have risen.
+    """
     total = length.total_steps(steps_per_epoch), None if length.steps else steps_per_epoch
     match args.schedule:
         case "step":
@@ -247,8 +251,15 @@ def build_schedules(
         case "milestones":
             return optim.milestones(args.milestones, args.lr_decay_gamma), None
         case "cosine":
-            length = args.cosine_epochs and args.cosine_epochs * steps_per_epoch
-            more = {"warmup": args.lr_warmup, "floor": args.lr_floor, "length": length}
+            ends = args.cosine_epochs and args.cosine_epochs * steps_per_epoch
+            rises = optim.rise(total[0], args.lr_warmup)
+            if ends and ends <= rises:
+                raise InputError(
+                    f"--cosine-epochs {args.cosine_epochs} is over after step {ends}, and the "
+                    f"rates rise until step {rises}; choose more epochs, or a shorter rise "
+                    "(--lr-warmup STEPS)"
+                )
+            more = {"warmup": args.lr_warmup, "floor": args.lr_floor, "length": ends}
             return optim.cosine(*total, **more), None
         case "onecycle":
             return optim.one_cycle(*total)
@@ -278,6 +289,16 @@ def _about_pieces(training: Training, batch: int) -> list[str]:
     if size is None or size >= batch or not any(norm.training for norm in norms):
         return []
     return [f"--micro-batch {size}: a BatchNorm that trains sees {size} images at a time"]
+
+
+def _about_norms(training: Training, args: Options) -> list[str]:
+    """Flags of BatchNorms that a network without any was given."""
+    given = [name for name in ("bn_freeze", "bn_momentum") if name in args.given]
+    if not given or training.network.has_batch_norms:
+        return []
+    named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+    verb = "changes" if len(given) == 1 else "change"
+    return [f"{named} {verb} nothing: {args.model} has no BatchNorm"]
 
 
 def _about_average(training: Training) -> str:
@@ -329,6 +350,7 @@ def describe(training: Training) -> str:
                 *_about_warmup(training),
                 *_about_milestones(training, args),
                 *_about_pieces(training, args.batch_size),
+                *_about_norms(training, args),
             ]
         ),
         *(f"warning     {line}" for line in doubts(training)),

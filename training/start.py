@@ -149,6 +149,10 @@ def go_back(run: RunFolder, training: Training, state: dict[str, Any]) -> None:
     training.load_state(state)
     clock = training.clock
     _check_length(training)
+    lengthened = partial(options.lengthened, now=training.options)
+    processes.from_main(partial(run.change_args, lengthened))
+    if not training.finished:
+        processes.from_main(run.forget_results)
     if processes.from_main(partial(run.forget_best_after, clock.step)):
         clock.best = -1.0  # the next evaluation is the best one there is
     first_to_go = clock.step + (state["row"] is None)
@@ -164,7 +168,7 @@ def _check_length(training: Training) -> None:
     if not length.steps and done > length.epochs:
         raise InputError(
             f"--epochs {length.epochs} is less than the {done} epochs that the run has begun; "
-            "choose more, or leave --epochs out"
+            f"give at least --epochs {done}"
         )
     if length.max_steps is not None and clock.step > length.max_steps:
         raise InputError(
