@@ -6,6 +6,7 @@ Park et al., Deep Disentangled Metric Learning, AAAI 2025.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,10 +147,13 @@ def disentangled(
             "The introspective and the disentangled loss cannot be combined: one reads the "
             "embedding head as a vector, the other as a mean and a spread."
         )
-
-    def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> tuple[Any, ...]:
-        heads = (outputs.embedding, outputs.specific)
-        return *(map(unit_rows, heads) if l2_norm else heads), labels
-
     criterion = DisentanglingLoss(metric.criterion, al, be, gam, scale)
+    inputs = partial(_both_heads, l2_norm)
     return {"metric": Term(criterion, inputs, heads=("embedding", "specific"))}
+
+
+def _both_heads(
+    unit: bool, outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    heads = (outputs.embedding, outputs.specific)
+    return *(map(unit_rows, heads) if unit else heads), labels
