@@ -136,7 +136,10 @@ def disentangled(
     gam: float = 0.0,
     scale: float = 23.0,
 ) -> dict[str, Term]:
-    """DDML around a proxy loss, in its place; with an ``l2_norm`` both heads at unit length."""
+    """DDML around a proxy loss, in its place; with an ``l2_norm`` both heads at unit length.
+
+    Raises ValueError for a loss without proxies of our own, or with the introspective similarity.
+    """
     if not isinstance(metric.criterion, ProxyLoss):
         raise ValueError(
             f"Disentangling compares samples of the heads with class proxies, which {name} does "

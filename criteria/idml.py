@@ -24,7 +24,8 @@ def introspective(
     """A proxy loss with IDML's similarity in place of the cosine.
 
     ``variant`` "released" brings both heads to unit length when there is an ``l2_norm``, "paper"
-    leaves the uncertainty at its own.
+    leaves the uncertainty at its own. Raises ValueError for a loss without proxies of our own, one
+    that takes no uncertainty, or another variant.
     """
     if not isinstance(metric.criterion, ProxyLoss):
         raise ValueError(

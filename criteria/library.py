@@ -194,7 +194,10 @@ def _library(kind: str, name: str) -> type[nn.Module]:
 
 
 def read_part(text: str) -> LibraryPart:
-    """`LpDistance(p=1, power=2)`, or a name alone → the name and its arguments."""
+    """`LpDistance(p=1, power=2)`, or a name alone → the name and its arguments.
+
+    Raises ValueError for a bracket that does not close, or what is not key=value.
+    """
     name, bracket, rest = text.partition("(")
     if not bracket:
         return name, {}

@@ -53,7 +53,10 @@ class Term(nn.Module):
     def forward(
         self, outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
     ) -> Tensor | None:
-        """The weighted loss, 0-d, or None when the step has nothing for it."""
+        """The weighted loss, 0-d, or None when the step has nothing for it.
+
+        Raises ValueError when a head is missing, and what the criterion raises.
+        """
         for head in self.heads:
             if getattr(outputs, head) is None:
                 raise ValueError(
