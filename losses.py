@@ -34,7 +34,14 @@ from torch import Tensor
 
 import criteria
 from criteria.amloss import AMLoss, ProxyCrowding
-from criteria.arguments import SIZES, Parameters, arguments_of, check_arguments, unknown
+from criteria.arguments import (
+    SIZES,
+    Parameters,
+    arguments_of,
+    check_arguments,
+    check_complete,
+    unknown,
+)
 from criteria.base import Criterion, Embeddings, References, in_float32, log_one_plus_sum_exp
 from criteria.ddml import DisentanglingLoss
 from criteria.library import LibraryEntry, LibraryLoss, LibraryPart, library_loss
@@ -91,12 +98,13 @@ def build(name: str, num_classes: int, embedding_size: int, **options: Any) -> C
 
     ``options`` are arguments of its class; what is not given keeps the published value of that
     loss, so pass only what somebody asked for. Raises ValueError for an unknown name or option,
-    with the nearest ones, and for a value the loss cannot use.
+    with the nearest ones, for a value that is missing, and for one the loss cannot use.
     """
     make = _entry(name)
     check_arguments(name, options, _options(make))
     taken = arguments_of(make)
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
+    check_complete(name, {*sizes, *options}, inspect.signature(make).parameters)
     return make(**{key: size for key, size in sizes.items() if key in taken}, **options)
 
 
@@ -159,7 +167,7 @@ def compose(
         masks          weight                                 any loss; needs masks= in the call
 
     ``l2_norm`` gives a loss that does not normalise by itself, and IDML, unit vectors. Raises
-    ValueError for unknown names and for a combination that makes no sense.
+    ValueError for unknown names, a value that is missing, and a combination that makes no sense.
     """
     attach = attach or {}
     for attachment in attach:
@@ -174,6 +182,7 @@ def compose(
             taken = _keywords(make)
             known = {key: argument for key, argument in taken.items() if key not in FILLED_IN}
             check_arguments(attachment, attach[attachment], known)
+            check_complete(attachment, attach[attachment], known)
             again = partial(_metric_of_size, name, num_classes, dict(done), l2_norm, options)
             filled = dict(zip(FILLED_IN, (embedding_size, again), strict=True))
             filled = {key: value for key, value in filled.items() if key in taken}
@@ -206,12 +215,13 @@ def try_out(
 
     Two, and up to eight until one has a gradient: a few embeddings may happen to lie where the loss
     is content. The classes are those of the batch. Random numbers that follow are what they would
-    have been. Raises ValueError for a loss that is not finite there, or has no gradient, and what
-    ``compose`` and the loss raise.
+    have been. Raises ValueError for a loss that is not finite there, has no gradient, or has
+    parameters that no optimiser would get, and what ``compose`` and the loss raise.
     """
     classes, labels = labels.unique(return_inverse=True)
     with _own_random_numbers():
         objective = compose(name, len(classes), embedding_size, attach, l2_norm, **options)
+        _check_groups(name, objective)
         wide = 2 * embedding_size if "specific" in objective.heads else embedding_size
         # Cosines of one dimension have no gradient; what it comes to, the run says itself.
         learns = embedding_size == 1
@@ -232,6 +242,22 @@ def try_out(
         raise ValueError(
             f"The loss {name} teaches the network nothing {about}, where it is "
             f"{loss.item():g} and has no gradient: change its arguments, or the batches."
+        )
+
+
+def _check_groups(name: str, objective: Objective) -> None:
+    """Raise ValueError for parameters that the loss would learn and gives to no optimiser."""
+    groups = objective.parameter_groups(lr=1.0)
+    known = {id(parameter) for group in groups for parameter in group["params"]}
+    left = [
+        path.rpartition("criterion.")[2]
+        for path, parameter in objective.named_parameters()
+        if parameter.requires_grad and id(parameter) not in known
+    ]
+    if left:
+        raise ValueError(
+            f"The loss {name} has parameters that would not learn, because none of its "
+            f"parameter_groups has them: {', '.join(left)}."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +14,7 @@ from criteria import PROXY_LR_SCALE
 from criteria.base import check_batch, check_not_negative, check_positive, in_float32, unit_rows
 from criteria.proxies import ProxyLoss, own_and_push, pull
 from criteria.strips import Strip, total
-
-LONG = 1.0  # seconds a step from which on one is told before training
-FEW = 5_000  # classes, which are compared in no time
+from criteria.timing import FEW, fastest, in_words
 
 
 class AMLoss(ProxyLoss):
@@ -110,13 +107,12 @@ class AMLoss(ProxyLoss):
         seconds = ProxyCrowding.seconds(unit_rows(self.proxies.detach()).float())
         if self.share is not None:  # all of E, in as many processes
             seconds *= 2 * processes.world()
-        if seconds < LONG:
+        about, count = in_words(seconds), self.num_classes
+        if not about:
             return ""
-        count, about = self.num_classes, float(f"{seconds:.2g}")
         return (
             f"AMLoss compares the proxies of all {count:,} classes with each other, "
-            f"{count * (count - 1) // 2:,} pairs, at every step: about {about:,.0f} s a step on "
-            "this machine, whatever the batch; Proxy_Anchor does without"
+            f"{count * (count - 1) // 2:,} pairs, at every step: {about}; Proxy_Anchor does without"
         )
 
 
@@ -174,12 +170,8 @@ class ProxyCrowding(torch.autograd.Function):
         if len(unit) < FEW:
             return 0.0
         rows = max(1, ProxyCrowding.strip_elements // 4 // len(unit))
-        times = []
-        for _ in range(3):
-            started = time.perf_counter()
-            float((unit[:rows] @ unit.T).exp_().sum())  # reading it waits for a GPU
-            times.append(time.perf_counter() - started)
-        return 4 * min(times) * len(unit) / 2 / rows
+        taken = fastest(lambda: (unit[:rows] @ unit.T).exp_().sum())
+        return 4 * taken * len(unit) / 2 / rows
 
     @staticmethod
     def _strips(unit: Tensor) -> Iterator[tuple[int, int, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from utils import nearest_names
@@ -13,6 +13,8 @@ SIZES = frozenset({"num_classes", "embedding_size"})
 """The arguments that are not the user's to give: they follow from the data and the network."""
 
 Parameters = Mapping[str, inspect.Parameter]
+
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def arguments_of(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -23,7 +25,7 @@ def arguments_of(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     found: dict[str, inspect.Parameter] = {}
     for constructor in _constructors(make):
         parameters = inspect.signature(constructor).parameters.values()
-        named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        named = (parameter for parameter in parameters if parameter.kind in NAMED)
         found = {parameter.name: parameter for parameter in named} | found
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
@@ -51,6 +53,20 @@ def check_arguments(owner: str, given: Mapping[str, Any], known: Parameters) -> 
                 f"The option {name} of {owner} cannot be {value!r}: "
                 f"give it a value like its default, {default!r}."
             )
+
+
+def check_complete(owner: str, given: Collection[str], known: Parameters) -> None:
+    """Raise ValueError for arguments of ``owner`` that have no default and are not given."""
+    needed = [
+        name
+        for name, one in known.items()
+        if one.default is one.empty and one.kind in NAMED and name not in given
+    ]
+    if needed:
+        raise ValueError(
+            f"{owner} needs a value for {' and '.join(needed)}: give it as an option, "
+            f"{' '.join(f'{name}=VALUE' for name in needed)}."
+        )
 
 
 def _fits(value: Any, default: Any) -> bool:

@@ -36,7 +36,8 @@ class SupAPLoss(Criterion):
     ``offset`` 1.44. ``weight`` 0.9; the rest is the normalised softmax over proxies of its own, T
     ``softmax_temperature`` 0.05, whose rate is ``proxy_lr`` 10 whatever the network's, without
     weight decay. With ``weight`` 1 there are none. Expects unit vectors (B, d); ranks are computed
-    strip by strip. ``terms``: ap, and softmax. Raises ValueError for an empty batch.
+    strip by strip. ``terms``: ap, and softmax. Raises ValueError for an empty batch, and with the
+    softmax like ProxyAnchorLoss.
     """
 
     unit_length = True

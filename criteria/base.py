@@ -196,7 +196,12 @@ def check_batch(
 
 
 def check_embeddings(embeddings: Tensor, size: int | None = None) -> None:
-    """Raise ValueError for embeddings that are no matrix, are none, or have another size."""
+    """Raise ValueError for embeddings that are none, no floats, no matrix, or of another size."""
+    if not embeddings.is_floating_point():
+        raise ValueError(
+            f"Embeddings must be floating-point numbers, not {embeddings.dtype}: convert them with "
+            ".float()."
+        )
     if embeddings.ndim != 2:
         raise ValueError(
             f"Embeddings must have the shape (batch, size), not {tuple(embeddings.shape)}."

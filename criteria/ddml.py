@@ -6,6 +6,7 @@ Park et al., Deep Disentangled Metric Learning, AAAI 2025.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,7 +136,10 @@ def disentangled(
     gam: float = 0.0,
     scale: float = 23.0,
 ) -> dict[str, Term]:
-    """DDML around a proxy loss, in its place; with an ``l2_norm`` both heads at unit length."""
+    """DDML around a proxy loss, in its place; with an ``l2_norm`` both heads at unit length.
+
+    Raises ValueError for a loss without proxies of our own, or with the introspective similarity.
+    """
     if not isinstance(metric.criterion, ProxyLoss):
         raise ValueError(
             f"Disentangling compares samples of the heads with class proxies, which {name} does "
@@ -146,10 +150,13 @@ def disentangled(
             "The introspective and the disentangled loss cannot be combined: one reads the "
             "embedding head as a vector, the other as a mean and a spread."
         )
-
-    def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> tuple[Any, ...]:
-        heads = (outputs.embedding, outputs.specific)
-        return *(map(unit_rows, heads) if l2_norm else heads), labels
-
     criterion = DisentanglingLoss(metric.criterion, al, be, gam, scale)
+    inputs = partial(_both_heads, l2_norm)
     return {"metric": Term(criterion, inputs, heads=("embedding", "specific"))}
+
+
+def _both_heads(
+    unit: bool, outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    heads = (outputs.embedding, outputs.specific)
+    return *(map(unit_rows, heads) if unit else heads), labels

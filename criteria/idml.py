@@ -5,7 +5,9 @@ Wang et al., Introspective Deep Metric Learning, TPAMI 2023. The similarity stan
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -22,22 +24,35 @@ def introspective(
     """A proxy loss with IDML's similarity in place of the cosine.
 
     ``variant`` "released" brings both heads to unit length when there is an ``l2_norm``, "paper"
-    leaves the uncertainty at its own.
+    leaves the uncertainty at its own. Raises ValueError for a loss without proxies of our own, one
+    that takes no uncertainty, or another variant.
     """
     if not isinstance(metric.criterion, ProxyLoss):
         raise ValueError(
             "The introspective similarity replaces the cosine between an image and a proxy, which "
             f"{name} does not compute here: combine it with {proxy_losses()}."
         )
+    if "uncertainty" not in inspect.signature(metric.criterion.forward).parameters:
+        raise ValueError(
+            f"The loss {name} does not take an uncertainty, which the introspective similarity "
+            "needs: give its forward an argument of that name, and hand it to self.similarity."
+        )
     if variant not in ("released", "paper"):
         raise ValueError(unknown("introspective variant", variant, ["released", "paper"]))
-
-    def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> tuple[Any, ...]:
-        embedding, uncertainty = outputs.embedding, outputs.uncertainty
-        if l2_norm:
-            embedding = unit_rows(embedding)
-        if l2_norm and variant == "released":
-            uncertainty = unit_rows(uncertainty)
-        return embedding, labels, uncertainty
-
+    inputs = partial(_both_heads, l2_norm, l2_norm and variant == "released")
     return {"metric": Term(metric.criterion, inputs, heads=("embedding", "uncertainty"))}
+
+
+def _both_heads(
+    unit: bool,
+    unit_uncertainty: bool,
+    outputs: Embeddings,
+    labels: Tensor,
+    context: Mapping[str, Any],
+) -> tuple[Any, ...]:
+    embedding, uncertainty = outputs.embedding, outputs.uncertainty
+    if unit:
+        embedding = unit_rows(embedding)
+    if unit_uncertainty:
+        uncertainty = unit_rows(uncertainty)
+    return embedding, labels, uncertainty

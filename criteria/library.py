@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from criteria import LIBRARY, PROXY_LR_SCALE
-from criteria.arguments import Parameters, arguments_of, check_arguments, unknown
+from criteria.arguments import (
+    Parameters,
+    arguments_of,
+    check_arguments,
+    check_complete,
+    unknown,
+)
 from criteria.base import Criterion, References, check_batch, check_not_negative, in_float32
 from flags import key_value
 from utils import InputError
@@ -188,7 +194,10 @@ def _library(kind: str, name: str) -> type[nn.Module]:
 
 
 def read_part(text: str) -> LibraryPart:
-    """`LpDistance(p=1, power=2)`, or a name alone → the name and its arguments."""
+    """`LpDistance(p=1, power=2)`, or a name alone → the name and its arguments.
+
+    Raises ValueError for a bracket that does not close, or what is not key=value.
+    """
     name, bracket, rest = text.partition("(")
     if not bracket:
         return name, {}
@@ -216,20 +225,6 @@ def _library_part(argument: str, part: LibraryPart | str | nn.Module) -> nn.Modu
     make = _library(PARTS[argument], name)
     check_arguments(name, arguments, arguments_of(make))
     return _built(name, make, arguments)
-
-
-def _check_complete(name: str, loss: type[nn.Module], given: set[str]) -> None:
-    """Raise ValueError for arguments that have no default and are not given."""
-    needed = [
-        key
-        for key, one in inspect.signature(loss).parameters.items()
-        if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and key not in given
-    ]
-    if needed:
-        raise ValueError(
-            f"{LIBRARY}{name} needs a value for {' and '.join(needed)}: give it as an option, "
-            f"{' '.join(f'{key}=VALUE' for key in needed)}."
-        )
 
 
 def _built(name: str, make: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
@@ -261,7 +256,8 @@ def library_loss(
     options = arguments_of(loss)
     check_arguments(f"{LIBRARY}{name}", arguments, options)
     values = {"num_classes": num_classes, "embedding_size": embedding_size}
-    _check_complete(name, loss, {*arguments, *SIZE_NAMES, *values})
+    named = inspect.signature(loss).parameters
+    check_complete(f"{LIBRARY}{name}", {*arguments, *SIZE_NAMES, *values}, named)
     sizes = {SIZE_NAMES.get(key, key): key for key in options}
     sizes = {size: name for size, name in sizes.items() if size in values}
     given = {name: values[size] for size, name in sizes.items()}

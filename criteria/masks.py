@@ -43,9 +43,11 @@ class MaskOrthogonality(Criterion):
 
 def masks(name: str, metric: Term, l2_norm: bool, *, weight: float = 1.0) -> dict[str, Term]:
     """The masks' mean cosine beside a loss: of ``masks=`` in the call, unless that is None."""
-
-    def inputs(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> Any:
-        return None if context.get("masks") is None else (context["masks"],)
-
     check_not_negative(weight=weight)
-    return {"masks": Term(MaskOrthogonality(), inputs, weight=weight)}
+    return {"masks": Term(MaskOrthogonality(), _masks_of_call, weight=weight)}
+
+
+def _masks_of_call(
+    outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
+) -> tuple[Any, ...] | None:
+    return None if context.get("masks") is None else (context["masks"],)

@@ -6,6 +6,7 @@ Kusupati et al., Matryoshka Representation Learning, NeurIPS 2022.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -53,9 +54,10 @@ def _check(sizes: Sequence[int], embedding_size: int) -> None:
 
 def _of_prefix(term: Term, size: int) -> Term:
     """The same term, of the first ``size`` entries of the embedding."""
-    inputs: Inputs = term.inputs
+    return Term(term.criterion, partial(_prefix, term.inputs, size), term.heads, term.weight)
 
-    def of_prefix(outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]) -> Any:
-        return inputs(outputs.first(size), labels, context)
 
-    return Term(term.criterion, of_prefix, term.heads, term.weight)
+def _prefix(
+    inputs: Inputs, size: int, outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
+) -> tuple[Any, ...] | None:
+    return inputs(outputs.first(size), labels, context)

@@ -97,7 +97,7 @@ class MemoryBank(Criterion):
 def memory(
     name: str, metric: Term, l2_norm: bool, *, size: int, start: int = 0, embedding_size: int
 ) -> dict[str, Term]:
-    """A pair loss among the images of a memory, in its place."""
+    """A pair loss among the images of a memory, in its place; ValueError for another loss."""
     if reason := metric.criterion.no_memory:
         raise ValueError(f"The loss {name} cannot use a memory of earlier batches: {reason}.")
     bank = MemoryBank(metric.criterion, size, embedding_size, start)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from criteria.base import Criterion, Embeddings, in_float32, unit_rows
 
 Inputs = Callable[[Embeddings, Tensor, Mapping[str, Any]], tuple[Any, ...] | None]
+"""A function of its file, or a partial of one: an Objective with a closure cannot be pickled."""
 
 
 def raw_retrieval(
@@ -52,7 +53,10 @@ class Term(nn.Module):
     def forward(
         self, outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
     ) -> Tensor | None:
-        """The weighted loss, 0-d, or None when the step has nothing for it."""
+        """The weighted loss, 0-d, or None when the step has nothing for it.
+
+        Raises ValueError when a head is missing, and what the criterion raises.
+        """
         for head in self.heads:
             if getattr(outputs, head) is None:
                 raise ValueError(
@@ -90,12 +94,26 @@ class Objective(Criterion):
 
     @in_float32
     def forward(self, outputs: Embeddings, labels: Tensor, **context: Any) -> Tensor:
-        """The sum, 0-d. Raises ValueError when a head is missing, and what its terms raise."""
+        """The sum, 0-d.
+
+        Raises ValueError when a head is missing, for a loss that is not one number or a term that
+        is called "loss", and what the terms raise.
+        """
         losses, terms = [], {}
         for name, part in self.parts.items():
             loss = part(outputs, labels, context)
             if loss is None:
                 continue
+            if loss.ndim:
+                raise ValueError(
+                    f"{type(part.criterion).__name__} returned a loss of shape "
+                    f"{tuple(loss.shape)}: return one number, such as its mean."
+                )
+            if "loss" in part.criterion.terms:
+                raise ValueError(
+                    f"{type(part.criterion).__name__} reports a term called loss, which is what "
+                    "the log calls the sum of all terms: give it another name."
+                )
             losses.append(loss)
             for key, value in part.criterion.terms.items():
                 terms[f"{name}/{key}" if key in terms else key] = value

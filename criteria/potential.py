@@ -5,7 +5,6 @@ Bhatnagar and Ahuja, Potential Field Based Deep Metric Learning, CVPR 2025.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from criteria.base import (
     unit_rows,
 )
 from criteria.strips import made_again, rows_of_strip
+from criteria.timing import FEW, fastest, in_words
 
-LONG = 1.0  # seconds a step from which on one is told before training
 SOFTENING = 0.01  # of δ: a distance never counts as less, so that forces stay finite
 
 
@@ -157,22 +156,16 @@ class PotentialFieldLoss(Criterion):
         """All proxies are compared with each other, at every step."""
         count = len(self.proxies)
         rows = rows_of_strip(4 * count)
-        if count < 5_000:
+        if count < FEW:
             return ""
         charges = torch.arange(count, device=self.proxies.device) // self.proxies_per_class
-        times = []
         with torch.no_grad():
             points = unit_rows(self.proxies).float()
-            for _ in range(3):
-                started = time.perf_counter()
-                near = self._near(self._cosines(points, 0, rows), charges, 0)
-                int(near.sum())  # reading it waits for a GPU
-                times.append(time.perf_counter() - started)
-        seconds = min(times) * count / rows / 2  # every pair is looked at once
-        if seconds < LONG:
+            taken = fastest(lambda: self._near(self._cosines(points, 0, rows), charges, 0).sum())
+        about = in_words(taken * count / rows / 2)  # every pair is looked at once
+        if not about:
             return ""
         return (
-            f"PFML compares all {count:,} proxies with each other, at every step: about "
-            f"{float(f'{seconds:.2g}'):,.0f} s a step on this machine, whatever the batch; fewer "
+            f"PFML compares all {count:,} proxies with each other, at every step: {about}; fewer "
             "proxies_per_class cost less"
         )

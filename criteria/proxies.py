@@ -158,8 +158,15 @@ class ProxyLoss(Criterion):
 
     @in_float32
     def similarity(self, embeddings: Tensor, uncertainty: Tensor | None = None) -> Tensor:
-        """(B, C): the cosine s_ic, or IDML's s'_ic when there is an ``uncertainty``."""
-        return self.compared(embeddings, self.proxies, uncertainty)
+        """(B, C): the cosine s_ic, or IDML's s'_ic when there is an ``uncertainty``.
+
+        The whole table at once, of divided proxies too; ``by_strips`` never holds it.
+        """
+        if self.share is None:
+            return self.compared(embeddings, self.proxies, uncertainty)
+        given = [None if x is None else processes.part_of_all(x) for x in (embeddings, uncertainty)]
+        own = self.compared(given[0], self.proxies, given[1])
+        return processes.gather_rows(own.T, self.num_classes).T
 
     def compared(self, embeddings: Tensor, proxies: Tensor, uncertainty: Tensor | None) -> Tensor:
         """(B, S): the similarities to the S classes that the ``proxies`` belong to."""

@@ -94,7 +94,8 @@ def download(name: str, root: str | Path = "data", source: Source | None = None)
     entry = dataset.find(name)
     source = source or SOURCES.get(entry.name)
     if source is None:
-        raise InputError(f"{entry.name} cannot be downloaded from here: {entry.origin}")
+        origin = entry.origin or "no public link to it is known"
+        raise InputError(f"{entry.name} cannot be downloaded from here: {origin}")
     root = Path(root)
     target = root / source.folder
     if target.exists():

@@ -8,6 +8,7 @@ embeddings and class tokens), and what comes after the last one (the final norm)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -45,15 +46,9 @@ def numbered_blocks(module: nn.Module) -> list[Block]:
 
 
 def _numbered_part(name: str) -> str:
-    """`layer1.0.conv2.weight` → `layer1.0`; empty where there is no number."""
-    parts = name.split(".")
-    first = next((at for at, part in enumerate(parts) if part.isdigit()), None)
-    if first is None:
-        return ""
-    last = first
-    while parts[last + 1].isdigit():
-        last += 1
-    return ".".join(parts[: last + 1])
+    """`layer1.0.conv2.weight` → `layer1.0`; empty where no module is numbered."""
+    numbered = re.match(r"(?:.*?\.)?\d+(?:\.\d+)*(?=\.)", name)
+    return numbered[0] if numbered else ""
 
 
 def sorted_blocks(module: nn.Module, place: Callable[[str], int]) -> list[Block]:

@@ -406,7 +406,11 @@ class EmbeddingNet(nn.Module):
         return {p for norm in norms for p in norm.parameters()}
 
     def ensure_masks(self) -> None:
-        """Gives a network without masks one (of ones), so that a file's masks have a place."""
+        """Gives a network without masks one (of ones), so that a file's masks have a place.
+
+        Raises:
+            InputError: its embedding comes from no linear head.
+        """
         if self.masks is None:
             if self.architecture.head != "linear":
                 raise InputError("masks lie on a linear head; use --head linear")

@@ -220,7 +220,7 @@ class Card:
             images, classes = int(history["images"].sum()), len(history["names"])
             counts = f", {images:,} images of {classes:,} classes"
         own = "Nothing is said here about where these pictures are from, or under which licence."
-        origin = own if isinstance(known, OwnData) else known.origin
+        origin = own if isinstance(known, OwnData) or not known.origin else known.origin
         return f"the training split of {self.data}{counts}. {origin}"
 
     def _start(self) -> str:
@@ -283,6 +283,8 @@ class Card:
 
     def _citation(self) -> str:
         papers = references.of_run(self.record.options)
+        if not papers:
+            return "Nothing that was used here has a paper that is known here."
         return "\n\n".join(
             ["What was used here:", "```bibtex\n" + "\n\n".join(p.bibtex for p in papers) + "\n```"]
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import dataset
 import methods
+from criteria import LIBRARY
 from net.backbones import FAMILIES, TIMM
 from terminal import say
 
@@ -93,11 +94,13 @@ DATA = {
 }
 """Data set → its paper."""
 
+LIBRARY_OF_LOSSES = "musgrave2020pytorch"
+
 OTHERS = {
     "recipes `vptsp_*`": "ren2024learning",
     "recipes `unicom_*`": "an2023unicom",
     "RP and MAP@R": "musgrave2020metric",
-    "losses named `pml:NAME`": "musgrave2020pytorch",
+    "losses named `pml:NAME`": LIBRARY_OF_LOSSES,
     "GeM pooling, query expansion with weights": "radenovic2019fine",
     "whitening": "jegou2012negative",
     "k-reciprocal re-ranking": "zhong2017re",
@@ -160,15 +163,17 @@ def _plain(text: str) -> str:
 
 
 def of_run(options: argparse.Namespace) -> list[Reference]:
-    """What a run with these options is based on: loss, methods, network and data."""
-    keys = [LOSSES.get(options.loss, "musgrave2020pytorch")]
+    """What a run with these options is based on: loss, methods, network and data.
+
+    What has no paper here, such as a loss of one's own, adds none.
+    """
+    keys = [LIBRARY_OF_LOSSES if options.loss.startswith(LIBRARY) else LOSSES.get(options.loss)]
     for method in methods.wanted(options):
         keys += METHODS.get(method.name, ("", ()))[1]
     keys += [key for part, key in PEFT.items() if part in options.peft]
     family = "timm" if options.model.startswith(TIMM) else _family(options.model)
-    keys += [NETWORKS[family]] if family else []
-    keys += [DATA[name] for name in [dataset.find(options.dataset).name] if name in DATA]
-    return [references()[key] for key in dict.fromkeys(keys)]
+    keys += [NETWORKS.get(family), DATA.get(dataset.find(options.dataset).name)]
+    return [references()[key] for key in dict.fromkeys(filter(None, keys))]
 
 
 def _family(model: str) -> str | None:

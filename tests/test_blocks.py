@@ -68,3 +68,13 @@ def test_numbered_modules_are_blocks() -> None:
         ("stages.1",),
         ("row", "last"),
     ]
+
+
+def test_parameters_in_a_list_are_no_blocks() -> None:
+    """Their own numbers are not those of modules: `scales.0`, `rows.1.0`."""
+    module = nn.Module()
+    module.stem = nn.Conv2d(3, 4, 3)
+    module.scales = nn.ParameterList([nn.Parameter(torch.ones(4, 4)) for _ in range(2)])
+    pair = [nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
+    module.rows = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.ParameterList(pair)])
+    assert numbered_blocks(module) == [("stem", "scales"), ("rows.0",), ("rows.1",)]

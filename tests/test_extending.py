@@ -103,7 +103,7 @@ def test_it_trains_continues_evaluates_reports_and_exports(copy) -> None:
     flags = [*BASE.split(), *(() if "--model" in own else SMALL.split()), *own]
     if "--dataset" in own:
         flags[flags.index("0.2")] = "1.0"
-    run(folder, "train.py", *flags, "--max-steps", "2")
+    assert "()" not in run(folder, "train.py", *flags, "--max-steps", "2")
     log = folder / "logs" / "mine"
     continued = run(folder, "train.py", "--resume-run", "logs/mine", "--max-steps", "4")
     assert "step 2" in continued
@@ -115,8 +115,9 @@ def test_it_trains_continues_evaluates_reports_and_exports(copy) -> None:
     assert next(iter(reached.values()))["R@1"] == pytest.approx(numbers["R@1"])
     assert (log / "report.html").is_file()
     assert "mine" in run(folder, "report.py", "--compare", "logs")
-    run(folder, "-m", "net", "export", "logs/mine", "--torchscript", "mine.pt")
+    run(folder, "-m", "net", "export", "logs/mine", "--torchscript", "mine.pt", "--card", "card.md")
     assert (folder / "mine.pt").is_file()
+    assert "## Citation" in (folder / "card.md").read_text(encoding="utf-8")
     script = "from net import load_run; import numpy as np; from PIL import Image;"
     script += "print(load_run('logs/mine')(Image.new('RGB', (40, 40))).shape)"
     assert "(1, 16)" in run(folder, "-c", script)

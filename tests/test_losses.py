@@ -4,6 +4,7 @@ what their equations say about special cases."""
 from __future__ import annotations
 
 import math
+import pickle
 import re
 import subprocess
 import sys
@@ -1043,6 +1044,45 @@ def test_a_distance_of_the_library_by_its_name():
         build("pml:TripletMarginLoss", CLASSES, SIZE, distance="CosineSimilarty")
 
 
+# --- a loss of one's own --------------------------------------------------------------------------
+
+
+class OwnLoss(ProxyLoss):
+    """What docs/extending.md shows, and what may be wrong with it."""
+
+    def __init__(self, num_classes, embedding_size, temperature, *, learned=False, fault=""):
+        super().__init__(num_classes, embedding_size)
+        self.temperature = temperature
+        self.fault = fault
+        if learned:
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, embeddings, labels):
+        if self.fault == "term":
+            self._report(loss=embeddings.sum())
+        logits = self.similarity(embeddings) / self.temperature
+        reduction = "none" if self.fault == "shape" else "mean"
+        return F.cross_entropy(logits, labels, reduction=reduction)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "Own needs a value for temperature: give it as an option, temperature=VALUE."),
+        ({"temperature": 0.1, "learned": True}, "would not learn.*: scale."),
+        ({"temperature": 0.1, "fault": "shape"}, r"OwnLoss returned a loss of shape \(6,\)"),
+        ({"temperature": 0.1, "fault": "term"}, "reports a term called loss"),
+        ({"temperature": 0.1, "attach": {"introspective": {}}}, "Own does not take an uncertainty"),
+    ],
+)
+def test_what_is_wrong_with_it_is_said_before_training(arguments, sentence, monkeypatch):
+    monkeypatch.setitem(losses.CRITERIA, "Own", OwnLoss)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    losses.try_out("Own", labels, SIZE, temperature=0.1)
+    with pytest.raises(ValueError, match=sentence):
+        losses.try_out("Own", labels, SIZE, **arguments)
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
@@ -1055,6 +1095,7 @@ def test_bad_batches_are_one_sentence(name):
         (torch.randn(3, SIZE, 1), labels, "shape"),
         (good, labels[:2], "one label for each"),
         (good, labels.float(), "must be integers"),
+        (good.long(), labels, "must be floating-point numbers"),
     ]
     if name in ("Proxy_Anchor", "AMLoss", "Proxy_NCA"):
         bad += [
@@ -1244,11 +1285,31 @@ def test_heads_and_their_absence():
         ({"sec": {"wieght": 1}}, "did you mean weight"),
         ({"spherical": {}}, "There is no attachment"),
         ({"masks": {"weight": -1}}, "weight must be 0 or more"),
+        ({"matryoshka": {}}, "needs a value for sizes"),
     ],
 )
 def test_attachments_that_make_no_sense_are_one_sentence(attach, sentence):
     with pytest.raises(ValueError, match=sentence):
         compose("Proxy_Anchor", CLASSES, SIZE, attach)
+
+
+@pytest.mark.parametrize(
+    "attach",
+    [
+        {"introspective": {}, "matryoshka": {"sizes": [2, SIZE]}, "sec": {}, "l2": {}, "masks": {}},
+        {"disentangled": {"al": 1.0}},
+    ],
+)
+def test_an_objective_can_be_pickled(attach):
+    objective = compose("AMLoss", CLASSES, SIZE, attach)
+    again = pickle.loads(pickle.dumps(objective))
+    wide = 2 * SIZE if "specific" in objective.heads else SIZE
+    outputs = Embeddings(**{head: torch.randn(5, wide) for head in objective.heads})
+    found = []
+    for each in (objective, again):
+        torch.manual_seed(0)
+        found.append(each(outputs, torch.arange(5) % CLASSES, masks=torch.rand(2, SIZE)))
+    assert torch.equal(*found)
 
 
 def test_an_objective_saves_and_loads_what_it_learnt():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from test_losses import batch, fixture, leaf, names
 
 import criteria
-from criteria import hierarchy, potential, softmax, strips
+from criteria import hierarchy, softmax, strips, timing
 from criteria.poincare import ball_distances, to_ball
 from criteria.recall import with_mixtures
 from losses import Embeddings, build, compose
@@ -623,6 +623,6 @@ def test_charges_find_their_classes():
 
 def test_many_proxies_are_told_what_they_cost(monkeypatch):
     assert build("PFML", 100, 4).cost() == ""
-    monkeypatch.setattr(potential, "LONG", 0.0)
+    monkeypatch.setattr(timing, "LONG", 0.0)
     said = build("PFML", 3000, 4, proxies_per_class=2).cost()
     assert said.startswith("PFML compares all 6,000 proxies with each other") and "\n" not in said

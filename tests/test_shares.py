@@ -10,9 +10,12 @@ import pytest
 import tiny
 import together
 import torch
+import torch.nn.functional as F
 from test_processes import five_steps, in_float64, largest_difference
 from tiny import same, saved
+from torch import Tensor
 
+import losses
 import processes
 import train
 from criteria import amloss, strips
@@ -71,6 +74,27 @@ def test_five_steps_are_those_of_one_process(loss, pieces, images, tmp_path, mon
     for result in results:
         assert largest_difference(alone, result) < 1e-9
         assert all(torch.equal(result[key], results[0][key]) for key in result)
+
+
+class Whole(losses.ProxyLoss):
+    """A loss of one's own, which looks at the whole table."""
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, uncertainty: Tensor | None = None
+    ) -> Tensor:
+        return F.cross_entropy(16 * self.similarity(embeddings, uncertainty), labels)
+
+
+@pytest.mark.parametrize("flags", ["", "--introspective paper --mixup 0"])
+def test_the_whole_table_of_divided_proxies(flags, images, tmp_path, monkeypatch):
+    in_float64(monkeypatch)
+    monkeypatch.setitem(losses.CRITERIA, "NormSoftmax", Whole)
+    flags = f"--loss NormSoftmax --lr 1e-3 {flags}"
+    alone = five_steps(images, flags)
+    results = together.run(3, partial(divided_steps, images, flags), tmp_path)
+    assert [int(result.pop("own")) for result in results] == [16, 24, 24]
+    for result in results:
+        assert largest_difference(alone, result) < 1e-9
 
 
 def test_five_steps_in_float32_differ_by_rounding(images, tmp_path):

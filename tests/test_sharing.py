@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -295,6 +296,13 @@ def test_a_run_cites_what_it_used():
     assert set(found[2:]) == {"hu2022lora", "wightman2019timm", "wah2011caltech"}
     (other,) = references.of_run(options.parse_train(["--loss", "pml:CircleLoss"]))[:1]
     assert other.key == "musgrave2020pytorch"
+
+
+def test_what_has_no_paper_here_cites_none(monkeypatch):
+    """A loss and a backbone of one's own, as docs/extending.md adds them."""
+    monkeypatch.setitem(references.FAMILIES, "mine", ("plain",))
+    given = vars(options.parse_train([])) | {"loss": "Mine", "model": "plain"}
+    assert references.of_run(argparse.Namespace(**given)) == []
 
 
 def test_the_page_of_references_is_made_from_them():

@@ -26,7 +26,7 @@ import options
 import report
 import storage
 import terminal
-from criteria import amloss
+from criteria import amloss, timing
 from evaluation import tables
 from options.files import words_of
 from page import document, overview
@@ -298,7 +298,7 @@ def test_one_is_told_before_training_when_margins_are_slow(images, monkeypatch) 
 
 
 def test_the_cost_of_the_margins_is_measured() -> None:
-    unit = torch.nn.functional.normalize(torch.randn(amloss.FEW, 64))
+    unit = torch.nn.functional.normalize(torch.randn(timing.FEW, 64))
     assert amloss.ProxyCrowding.seconds(unit[:-1]) == 0
     assert 0 < amloss.ProxyCrowding.seconds(unit) < 60
 

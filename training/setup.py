@@ -323,7 +323,7 @@ def describe(training: Training) -> str:
         *_about_choice(args.chosen),
         f"data        {args.dataset}: {len(data.train):,} images, "
         f"{data.train.num_classes:,} classes"
-        + (f" ({data.train.source})" if data.train.source != args.dataset else ""),
+        + (f" ({data.train.source})" if data.train.source not in ("", args.dataset) else ""),
         *([] if data.train.upright else ["pictures    as stored, EXIF orientation ignored"]),
         *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
         *_what_is_left_out(data),
