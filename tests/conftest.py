@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import programs
 import pytest
 from small_images import write_images
 
@@ -36,11 +37,15 @@ def run_python(
     Args:
         variables: of the environment, over those of this process.
     """
+    words = [str(a) for a in arguments]
     ours = {"WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **ours, **variables}
+    if programs.suits(words, environment):
+        return programs.run(words, cwd, environment, seconds=300)
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [sys.executable, *words],
         cwd=cwd,
-        env={**os.environ, **ours, **variables},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,
