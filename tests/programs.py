@@ -25,9 +25,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-ROOT = Path(__file__).resolve().parent.parent
 STARTS = ("PYTHON", "LC_", "LANG", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "LD_")
 """Variables that are read before a command is: one that was changed wants a Python of its own."""
+FIRST = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""The environment that the process which forks has: this one's, when the tests began."""
 
 
 def run(
@@ -50,26 +51,20 @@ def suits(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
     # Elsewhere a fork of what has loaded torch may crash.
     if sys.platform != "linux" or not (arguments[0] == "-m" or arguments[0].endswith(".py")):
         return False
-    return _at_start(environment) == _at_start(_environment())
+    return _at_start(environment) == _at_start(FIRST)
 
 
 def _at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(STARTS)}
-
-
-@functools.cache
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    return {n: v for n, v in environment.items() if n.startswith(STARTS) and n != "PYTHONPATH"}
 
 
 @functools.cache
 def _server() -> subprocess.Popen[str]:
     """The process that forks, until this one ends."""
     # What a command says itself before it loads torch (door.enter).
-    environment = {"TORCH_CPP_LOG_LEVEL": "ERROR"} | _environment()
+    environment = {"TORCH_CPP_LOG_LEVEL": "ERROR"} | FIRST
     server = subprocess.Popen(
         [sys.executable, __file__],
-        cwd=ROOT,
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -106,12 +101,14 @@ def _become(
     numpy.random.seed()  # no two commands start alike
     signal.alarm(seconds)
     sys.orig_argv = [sys.executable, *arguments]
+    folders = [folder for folder in environment.get("PYTHONPATH", "").split(":") if folder]
     if arguments[0] == "-m":
-        sys.argv, sys.path[0] = arguments[1:], cwd
+        sys.argv, sys.path[:1] = arguments[1:], [cwd, *folders]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
-        sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
-        runpy.run_path(arguments[0], run_name="__main__")
+        script = Path(cwd, arguments[0])
+        sys.argv, sys.path[:1] = arguments, [str(script.parent), *folders]
+        runpy.run_path(str(script), run_name="__main__")
 
 
 def _end(work: Callable[[], None]) -> NoReturn:
