@@ -19,6 +19,12 @@ import programs
 import pytest
 from small_images import write_images
 
+LONGEST = (
+    "faults readme data_flags evaluate terminals train finetuning processes report methods net "
+    "losses metrics networks timm"
+).split()
+"""The test files that take longest come first, so that no core is left with one at the end."""
+
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
 
@@ -27,6 +33,10 @@ SMALL = (
     "--model resnet18 --stem imagenet --width 0.125 --embedding-size 16 --batch-size 32 "
     "--workers 0 --wandb disabled --no-report"
 ).split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
 
 
 def run_python(

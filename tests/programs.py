@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-STARTS = ("PYTHON", "LC_", "LANG", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "LD_")
+STARTS = ("PYTHON", "LC_", "LANG", "OMP_", "LD_")
 """Variables that are read before a command is: one that was changed wants a Python of its own."""
 FIRST = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 """The environment that the process which forks has: this one's, when the tests began."""
