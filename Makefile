@@ -52,7 +52,10 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 # One process per core with one thread: the networks are so small that more threads would only wait.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile
+# The files come in the order of tests/conftest.py. Bytecode is kept, or every program that the tests
+# start would compile all of ours anew.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto \
+  --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST) -m "not slow and not gpu"

@@ -22,7 +22,7 @@ import pytest
 import tiny
 import together
 import torch
-from conftest import ROOT, files_in, run_cli
+from conftest import ROOT, files_in, run_cli, run_python
 from PIL import Image
 
 import dataset
@@ -661,15 +661,7 @@ def test_two_processes_write_what_one_writes(runs, tmp_path):
     printed = {}
     for name, start in (("one", []), ("two", torchrun)):
         (tmp_path / name).mkdir()
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, *start, script, *line],
-            cwd=tmp_path / name,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = run_python(*start, script, *line, cwd=tmp_path / name, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr
         printed[name] = re.sub(r"\d+\.\d s", "", done.stdout)
     assert printed["one"] == printed["two"]

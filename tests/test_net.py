@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import FIXTURES, ROOT
+from conftest import FIXTURES, ROOT, run_python
 from released_weights import released_tensor
 from torch import nn
 
@@ -364,15 +363,7 @@ def test_one_file_and_one_line_train_evaluate_and_export_a_new_backbone(tmp_path
     registry.write_text(registry.read_text().replace("FAMILIES = {\n", line))
 
     def call(*arguments: object) -> str:
-        command = [sys.executable, *map(str, arguments)]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(code)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = run_python(*arguments, cwd=tmp_path, PYTHONPATH=str(code))
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
-from conftest import ROOT
+from conftest import ROOT, run_python
 
 LOSS = '''
 from criteria.base import in_float32
@@ -55,8 +54,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "train.py", *flags.split()]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return run_python("train.py", *flags.split(), cwd=folder, PYTHONPATH="")
 
 
 def trained(folder: Path, flags: str) -> subprocess.CompletedProcess[str]:

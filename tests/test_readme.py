@@ -24,6 +24,7 @@ TEXT = "\n".join(
     for file in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in GUIDES.split()))
 )
 SHORT = "--max-steps 2 --wandb disabled --workers 0 --no-report".split()
+FEW = ["--ratio-classes", "0.1"]  # of the emoji
 
 
 def blocks(language: str) -> list[str]:
@@ -87,8 +88,7 @@ def test_make_targets_exist(target):
 
 @pytest.mark.parametrize("command", EMBEDDED, ids=lambda command: command[16:60])
 def test_training_on_the_embedded_data(command, folder):
-    few = ["--ratio-classes", "0.1"]
-    done = run_cli("train.py", *arguments(command), *SHORT, *few, cwd=folder)
+    done = run_cli("train.py", *arguments(command), *SHORT, *FEW, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "--dry-run" in command or "run folder" in done.stdout
 
@@ -157,8 +157,8 @@ def demo(folder: Path) -> Path:
     """The same folder with the runs of the demo, and pictures of one's own."""
     for seed, name in enumerate(("demo", "demo2"), 1):
         if not (folder / "logs" / name).exists():
-            flags = ["@recipes/emoji_scratch.txt", "--name", name, "--seed", str(seed), *SHORT]
-            assert run_cli("train.py", *flags, cwd=folder).returncode == 0
+            flags = ["@recipes/emoji_scratch.txt", "--name", name, "--seed", str(seed)]
+            assert run_cli("train.py", *flags, *SHORT, *FEW, cwd=folder).returncode == 0
     for name in ("drawing.png", "photo.jpg"):
         Image.new("RGB", (30, 40), "red").save(folder / name)
     return folder

@@ -149,6 +149,7 @@ def test_dry_run_tells_and_writes_nothing(workdir):
 
 def test_resumed_run_ends_with_the_same_weights(workdir):
     command = [*SMALL, "--loss", "AMLoss", "--schedule", "cosine", "--epochs", "1"]
+    command += ["--ratio-classes", "0.1"]
     whole = run_cli("train.py", *command, "--max-steps", "6", "--name", "whole", cwd=workdir)
     assert whole.returncode == 0, whole.stderr
     half = run_cli("train.py", *command, "--max-steps", "3", "--name", "half", cwd=workdir)
