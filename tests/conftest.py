@@ -22,8 +22,8 @@ import pytest
 from small_images import write_images
 
 LONGEST = (
-    "faults readme data_flags evaluate terminals train finetuning processes report methods net "
-    "losses metrics networks timm"
+    "readme metrics shares train report faults methods recipes processes efficientnet terminals "
+    "datasets data_flags evaluate door divide export studies folds released damage"
 ).split()
 """The test files that take longest come first, so that no core is left with one at the end."""
 
