@@ -193,7 +193,7 @@ def test_losses_with_proxies_need_no_pairs(images, loss):
 def test_one_training_class_is_refused(tmp_path):
     """Where the validation classes leave one; a folder of one class is refused as it is read."""
     images = tiny.write_images(tmp_path, classes=3, images=12)
-    with pytest.raises(InputError, match="all training images are of one class, train"):
+    with pytest.raises(InputError, match="holds out 2 of the 3 training classes"):
         tiny.prepare(images, "--val-classes 0.5")
 
 
