@@ -86,6 +86,7 @@ def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
         **viewing.reading,
     )
     length = Length.of(args, len(loader))
+    loader.read_ahead(length.epochs_begun(len(loader)))
     optimisers = build_optimisers(
         args, network, objective, routines, length, len(loader), precision
     )

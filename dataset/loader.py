@@ -93,9 +93,14 @@ class Plan(NamedTuple):
 
 
 class _Plans:
-    """The plans of an epoch, from a batch on; drawn in the main process.
+    """The plans of an epoch from a batch on, and of those after it; drawn in the main process.
 
     With `shared` each of several processes makes its share of every batch.
+
+    Attributes:
+        epoch, start: where the next iteration begins.
+        until: the epoch before which it ends; it goes beyond the one it began with if that is to
+            come, and the sampler is `foreseeable`.
     """
 
     def __init__(self, sampler: BatchSampler, shared: bool = False) -> None:
@@ -103,12 +108,19 @@ class _Plans:
         self.shared = shared
         self.epoch = 0
         self.start = 0
+        self.until = 0
 
     def __iter__(self) -> Iterator[Plan]:
-        epoch = self.epoch
-        self.sampler.set_epoch(epoch)
-        batches = itertools.islice(self.sampler, self.start, None)
-        return (Plan(epoch, self._share(batch), batch.index) for batch in batches)
+        epoch, start, more = self.epoch, self.start, True
+        while more:
+            self.sampler.set_epoch(epoch)
+            for batch in itertools.islice(self.sampler, start, None):
+                yield Plan(epoch, self._share(batch), batch.index)
+            epoch, start, more = epoch + 1, 0, self.go_on_after(epoch)
+
+    def go_on_after(self, epoch: int) -> bool:
+        """Whether the plans of the epoch after it follow at once."""
+        return self.sampler.foreseeable and epoch + 1 < self.until
 
     def _share(self, batch: IndexBatch) -> IndexBatch:
         if not self.shared:
@@ -423,7 +435,9 @@ class Loader:
         self._device = device
         self._max_bad_images = max_bad_images
         self._leave_out = leave_out
-        self._skipped = 0
+        self._epoch = self._skipped = 0
+        self._views: Iterator[CutBatch] = iter(())
+        self._place: tuple[BatchSampler, int, int] | None = None  # of the next of them
 
     def __len__(self) -> int:
         return len(self._plans.sampler)
@@ -434,8 +448,15 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration runs through, from its beginning."""
-        self._plans.epoch = epoch
-        self._skipped = 0
+        self._epoch, self._skipped = epoch, 0
+
+    def read_ahead(self, until: int) -> None:
+        """Lets workers go on with the epochs that follow, before `until`, when one is made.
+
+        Without it they have nothing to do while the last batches of an epoch are consumed and an
+        evaluation runs, and the next epoch begins by waiting for them.
+        """
+        self._plans.until, self._place = until, None
 
     def skip(self, batches: int) -> None:
         """Lets the next iteration begin after so many batches, without reading them."""
@@ -444,8 +465,9 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Raises InputError when too many images cannot be read."""
         self.wait_seconds = 0.0
-        self._plans.start, self._skipped = self._skipped, 0
-        return self._timed(self._ahead() if self._device.type == "cuda" else self._batches())
+        start, self._skipped = self._skipped, 0
+        batches = self._batches(self._epoch, start)
+        return self._timed(self._ahead(batches) if self._device.type == "cuda" else batches)
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -457,17 +479,29 @@ class Loader:
                 return
             yield batch
 
-    def _batches(self) -> Iterator[Batch]:
-        for made in self._source(self._plans):
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The batches of an epoch from `start` on; the views of the next are made meanwhile."""
+        sampler, goes_on = self._plans.sampler, self._plans.go_on_after(epoch)
+        if self._place != (sampler, epoch, start):
+            self._plans.epoch, self._plans.start = epoch, start
+            self._views = self._source(self._plans)
+        for number in itertools.count(start + 1):
+            self._place = None  # where this fails, nothing comes after it
+            made = next(self._views, None)
+            if made is None:
+                return
             self._take_note(made.bad)
+            ends = goes_on and number == len(sampler)
+            self._place = (sampler, epoch + 1, 0) if ends else (sampler, epoch, number)
             yield self._finish(made)
+            if ends:
+                return
 
-    def _ahead(self) -> Iterator[Batch]:
+    def _ahead(self, source: Iterator[Batch]) -> Iterator[Batch]:
         """Batches on the GPU, one ahead, made on a stream of their own while the network runs."""
         stream = _beside_the_network(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         ready: tuple[Batch, torch.cuda.Event] | None = None
-        source = self._batches()
         while True:
             with torch.cuda.stream(stream):
                 batch = next(source, None)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,13 @@ class BatchSampler(ABC):
 
     Args:
         images: how many images there are. seed: with the epoch, all that decides the batches.
+
+    Attributes:
+        foreseeable: an epoch depends on nothing that training finds out, and has `len(self)`
+            batches, so that its images may be read before the one before it has ended.
     """
+
+    foreseeable: ClassVar[bool] = False
 
     def __init__(self, images: int, batch_size: int, seed: int = 0) -> None:
         self.images = images
@@ -110,6 +116,8 @@ class ShuffledSampler(BatchSampler):
         InputError: a batch is larger than the data.
     """
 
+    foreseeable = True
+
     def __init__(self, images: int, batch_size: int, seed: int = 0) -> None:
         super().__init__(images, batch_size, seed)
         if not 1 <= batch_size <= images:
@@ -168,6 +176,8 @@ class BalancedSampler(BatchSampler):
     Raises:
         InputError: the batch is not a multiple of `instances`, or there are too few classes.
     """
+
+    foreseeable = True
 
     def __init__(
         self,

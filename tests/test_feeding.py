@@ -25,7 +25,7 @@ from torchvision.transforms import functional as tv
 from dataset import cache as cache_module
 from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import ImageSet, PathTable
-from dataset.cache import open_cache
+from dataset.cache import Cache, open_cache
 from dataset.files import said_anew
 from dataset.loader import Loader, Plan, eval_loader, train_loader
 from dataset.samplers import (
@@ -589,6 +589,73 @@ def test_an_epoch_can_begin_in_its_middle(kind, workers, request):
     loader.set_epoch(3)
     next(iter(loader))  # an iteration that is broken off leaves nothing behind
     assert_same_batches(whole, epoch_of(loader, 3))
+
+
+@pytest.mark.parametrize("way", ["in turn", "workers", "threads", "memory"])
+@pytest.mark.parametrize("instances", [0, 2])
+def test_reading_ahead_changes_no_batch(way, instances, photographs, drawings, tmp_path):
+    images = drawings if way == "memory" else photographs
+    more = {"workers": 0 if way == "in turn" else 2}
+    more |= {"decode": "cache", "cache_dir": tmp_path} if way == "threads" else {}
+
+    def sampler(seed: int = 5):
+        return make_sampler(images.labels, 8, instances=instances, seed=seed)
+
+    expected = [epoch_of(loader_of(images, sampler=sampler(), **more), epoch) for epoch in range(4)]
+    loader = loader_of(images, sampler=sampler(), **more)
+    loader.read_ahead(3)
+    for epoch in (0, 1, 2, 1):  # beyond the last one, and back
+        assert_same_batches(expected[epoch], epoch_of(loader, epoch))
+    assert_same_batches(expected[3], epoch_of(loader, 3))
+    loader.set_epoch(0)
+    broken_off = iter(loader)
+    first = [next(broken_off), next(broken_off)]
+    assert_same_batches(expected[0], [*first, *epoch_of(loader, 0, skip=2)])  # goes on there
+    assert_same_batches(expected[1][1:], epoch_of(loader, 1, skip=1))
+    assert_same_batches(expected[2], epoch_of(loader, 2))
+    assert_same_batches(expected[0], epoch_of(loader, 0))
+    other = sampler(seed=6)
+    loader.set_sampler(other)
+    expected = epoch_of(loader_of(images, sampler=sampler(seed=6), **more), 1)
+    assert_same_batches(expected, epoch_of(loader, 1))
+
+
+@pytest.mark.parametrize("way", ["workers", "threads"])
+def test_the_next_epoch_is_read_before_it_begins_and_none_beyond(
+    way, photographs, tmp_path, monkeypatch
+):
+    told, noted = os.pipe()  # a byte for each image that somebody reads
+    os.set_blocking(told, False)
+    kind = Cache if way == "threads" else ImageSet
+    read = kind.read
+
+    def noting(self, index: int) -> np.ndarray:
+        os.write(noted, b".")
+        return read(self, index)
+
+    more = {"decode": "cache", "cache_dir": tmp_path} if way == "threads" else {}
+    loader = loader_of(photographs, workers=2, **more)
+    monkeypatch.setattr(kind, "read", noting)
+    loader.read_ahead(2)
+    seen = 0
+
+    def reads(least: int) -> int:
+        nonlocal seen
+        end = time.monotonic() + 60
+        while seen < least and time.monotonic() < end:
+            with contextlib.suppress(BlockingIOError):
+                seen += len(os.read(told, 10_000))
+            time.sleep(0.01)
+        return seen
+
+    epoch_of(loader, 0)
+    assert reads(48) == 48  # three batches of 8 an epoch
+    assert len(epoch_of(loader, 1)) == 3
+    time.sleep(0.2)
+    with pytest.raises(BlockingIOError):
+        os.read(told, 1)
+    os.close(told)
+    os.close(noted)
 
 
 def test_epochs_differ_and_an_image_drawn_twice_is_cut_twice(photographs):

@@ -50,6 +50,11 @@ class Length:
         """Optimisation steps of the whole run."""
         return self.steps or self.epochs * steps_per_epoch
 
+    def epochs_begun(self, steps_per_epoch: int) -> int:
+        """Epochs of which the run has a step; of equal lengths."""
+        total = self.total_steps(steps_per_epoch)
+        return math.ceil(min(total, self.max_steps or total) / steps_per_epoch)
+
     def evaluates_once(self, steps_per_epoch: int) -> bool:
         """Whether there is no evaluation but the one at the end, so that no epoch is picked."""
         every = self.eval_steps or self.eval_every * steps_per_epoch
