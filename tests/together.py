@@ -6,6 +6,7 @@ import faulthandler
 import multiprocessing
 import os
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,19 @@ HANGS = 100  # seconds after which a process says where it stands, and ends
 
 def run(count: int, work: Callable[[], Any], folder: Path) -> list[Any]:
     """What `work()` returned in each of `count` processes, as torch.save keeps it."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("fork")  # spares the children torch's long import
+    port = context.SimpleQueue()
     children = [
-        context.Process(target=_join, args=(number, count, store.port, work, folder))
+        context.Process(target=_join, args=(number, count, port, work, folder))
         for number in range(count)
     ]
     for child in children:
         child.start()
+    # Not before: its thread may just hold a lock of the C library's (of looking up addresses, say),
+    # and a child that is forked then waits for that lock for ever.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for _ in children:
+        port.put(store.port)
     for child in children:
         child.join(HANGS + 10)
     statuses = [child.exitcode for child in children]
@@ -34,11 +40,13 @@ def run(count: int, work: Callable[[], Any], folder: Path) -> list[Any]:
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(count)]
 
 
-def _join(number: int, count: int, port: int, work: Callable[[], Any], folder: Path) -> None:
+def _join(
+    number: int, count: int, port: SimpleQueue, work: Callable[[], Any], folder: Path
+) -> None:
+    faulthandler.dump_traceback_later(HANGS, exit=True)
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.get())}
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(HANGS, exit=True)
     with processes.joined():
         torch.save(work(), folder / f"{number}.pt")
