@@ -23,8 +23,8 @@ from utils import InputError
 WORD = 30.0  # seconds after which it is said who is waited for
 LONGEST_WAIT = 600.0  # seconds
 WAIT = "ANCHORAGE_WAIT"  # another limit, in the environment
-ANSWER = 30.0  # seconds that a store has to answer, in all
-TRIES = 3  # connections to a store that are tried
+ANSWER = 60.0  # seconds that a store has to answer
+TRIES = 3  # connections to a store that are tried, where one falls
 PATIENCE = timedelta(hours=2)  # for one collective step: the others may be clustering or decoding
 
 
@@ -98,7 +98,9 @@ class Place:
             opened = self._opened(keeps)
             if isinstance(opened, dist.Store):
                 return dist.PrefixStore(f"attempt {self.attempt}", opened)
-            if keeps:
+            # Silence is no reason to knock again: a store lets in one after the other, and on some
+            # machines it was seen to pause for 5 s, several times over, when many come.
+            if keeps or opened is None:
                 break
             if attempt + 1 < TRIES:  # a store that many knock at together may let one fall
                 time.sleep(0.5)
@@ -124,7 +126,7 @@ class Place:
         # In a thread, because what listens there may be another program that never answers.
         thread = threading.Thread(target=connect, daemon=True)
         thread.start()
-        thread.join(ANSWER / TRIES)
+        thread.join(ANSWER)
         return opened[0] if opened else None
 
     def _closed(self) -> str:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +127,21 @@ def test_a_store_that_lets_a_connection_fall_is_asked_again(port, monkeypatch):
     monkeypatch.setattr(meeting.dist, "TCPStore", Falling)
     place(1, 2, port).store().set("word", "here")
     assert kept.get("word") == b"here" and len(tried) == meeting.TRIES
+
+
+def test_a_store_that_is_slow_to_answer_is_asked_once(port, monkeypatch):
+    kept, connect, tried = place(0, 2, port).store(keeps=True), meeting.dist.TCPStore, []
+
+    class Slow(connect):
+        def __init__(self, *arguments, **options):
+            tried.append(arguments)
+            time.sleep(2)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(meeting.dist, "TCPStore", Slow)
+    monkeypatch.setattr(meeting, "ANSWER", 5.0)
+    place(1, 2, port).store().set("word", "here")
+    assert kept.get("word") == b"here" and len(tried) == 1
 
 
 def test_two_of_one_number_and_other_counts_are_refused(port):
