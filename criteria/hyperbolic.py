@@ -16,7 +16,6 @@ from criteria.base import (
     in_float32,
     of_labels,
     pair_masks,
-    positive_pairs,
     unit_rows,
 )
 from criteria.poincare import ball_distances, to_ball
@@ -67,8 +66,9 @@ class PairCrossEntropy(Criterion):
 
 def _places(labels: Tensor, references: None) -> tuple[Tensor, list[int], Tensor, Tensor]:
     """Each image's place among those of its class, how many have each place, and the pairs."""
-    place = pair_masks(labels)[0].tril(-1).sum(dim=1)
-    return place, place.bincount().tolist(), *positive_pairs(labels, references)
+    positive, _ = pair_masks(labels)
+    place = positive.tril(-1).sum(dim=1)
+    return place, place.bincount().tolist(), *positive.nonzero(as_tuple=True)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -288,7 +288,7 @@ class SoftmaxPairLoss(Criterion):
         log_shares = F.log_softmax(logits[used], dim=1).masked_fill(~positive[used], 0)
         losses = -log_shares.sum(dim=1) / positive[used].sum(dim=1)
         self._report(alpha=self.alpha)
-        return losses.sum() / positive.any(dim=1).sum().clamp_min(1)
+        return losses.sum() / max(1, len(used))
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The inverse temperature at ``alpha_lr``, without weight decay."""

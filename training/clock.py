@@ -50,21 +50,23 @@ class Length:
         """Optimisation steps of the whole run."""
         return self.steps or self.epochs * steps_per_epoch
 
+    def last_step(self, steps_per_epoch: int) -> int:
+        """The step at which it ends: that of the whole run, or --max-steps before it."""
+        total = self.total_steps(steps_per_epoch)
+        return min(total, self.max_steps or total)
+
     def epochs_begun(self, steps_per_epoch: int) -> int:
         """Epochs of which the run has a step; of equal lengths."""
-        total = self.total_steps(steps_per_epoch)
-        return math.ceil(min(total, self.max_steps or total) / steps_per_epoch)
+        return math.ceil(self.last_step(steps_per_epoch) / steps_per_epoch)
 
     def evaluates_once(self, steps_per_epoch: int) -> bool:
         """Whether there is no evaluation but the one at the end, so that no epoch is picked."""
         every = self.eval_steps or self.eval_every * steps_per_epoch
-        total = self.total_steps(steps_per_epoch)
-        return every >= min(total, self.max_steps or total)
+        return every >= self.last_step(steps_per_epoch)
 
     def steps_left(self, clock: Clock, steps_per_epoch: int) -> int:
         """Optimisation steps to the end of the run."""
-        total = self.total_steps(steps_per_epoch)
-        return min(total, self.max_steps or total) - clock.step
+        return self.last_step(steps_per_epoch) - clock.step
 
     def place(self, epoch: int, step: int) -> str:
         """Where a run stands, in words; --steps count, because with clusters epochs differ."""
