@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from options import searching
-from options.parsing import Formatter, Parser
-from terminal import say, terminal_width
+from options.parsing import Parser
+from terminal import hear, say, terminal_width
 from utils import InputError, sentence_errors
 
 # What needs torch is imported by each command, so that --help and a typing error answer at once.
@@ -180,16 +180,13 @@ COMMANDS = (
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """A command line → options; `carry_out` is the command's function."""
-    parser = Parser(
-        prog="python search.py", description=__doc__.split("\n")[0], formatter_class=Formatter
-    )
+    parser = Parser(prog="python search.py", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         own = commands.add_parser(
             command.name,
             help=command.help,
             description=f"{command.help[:1].upper()}{command.help[1:]}.",
-            formatter_class=Formatter,
         )
         command.declare(own)
         own.set_defaults(carry_out=command.run)
@@ -203,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: with status 2 and one sentence for bad input, 0 for --help.
     """
     args = parse(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    hear(logging.WARNING, "%(message)s")
     with sentence_errors(), door.answering():
         args.carry_out(args)
 

@@ -22,6 +22,7 @@ import dataset
 import net
 from anchorage.commands import COMMANDS, Command, commands, run
 from options.files import RECIPES
+from options.parsing import Parser
 from terminal import say
 from utils import sentence_errors
 
@@ -364,12 +365,12 @@ SHELLS: dict[str, Callable[[Sequence[Syntax]], str]] = {"bash": bash, "zsh": zsh
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the completion of a shell."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="anchorage completion",
         description="Prints what a shell needs to complete commands, flags and values.",
-        epilog='~/.bashrc: eval "$(anchorage completion bash)"; ~/.zshrc, after compinit: '
-        'eval "$(anchorage completion zsh)"; ~/.config/fish/config.fish: '
-        "anchorage completion fish | source",
+        epilog='~/.bashrc: eval "$(anchorage completion bash)"\n'
+        '~/.zshrc, after compinit: eval "$(anchorage completion zsh)"\n'
+        "~/.config/fish/config.fish: anchorage completion fish | source",
     )
     parser.add_argument("shell", choices=SHELLS)
     args = parser.parse_args(argv)

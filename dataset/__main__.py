@@ -7,7 +7,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import door
 from dataset import NAMES, find
@@ -16,6 +15,7 @@ from dataset.download import SOURCES, download
 from dataset.own import SEED, OwnData
 from flags import whole
 from machine import expanded
+from options.parsing import Parser, file
 from storage import check_outputs
 from terminal import hear, say
 from utils import InputError, sentence_errors
@@ -24,13 +24,14 @@ _TO_STDOUT = "-"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dataset", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = Parser(prog="python -m dataset", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser(
         "check",
         help="what is there, compared with what is published, and what is wrong with it",
-        description="Exit status: 0 clean, 1 findings, 2 not usable. Notes (such as grey images, "
-        "which are converted) are no findings.",
+        description="Says what is there, compared with what is published, and what is wrong with "
+        "it.\nExit status: 0 clean, 1 findings, 2 not usable. Notes (such as grey images, which "
+        "are converted) are no findings.",
     )
     check.add_argument(
         "name", nargs="?", metavar="NAME", help=f"{', '.join(NAMES)}, folder:PATH or csv:FILE"
@@ -63,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         help="as in train.py: turn pictures as their EXIF data say, or not (default: %(default)s)",
     )
     get = commands.add_parser(
-        "download", help="fetch a data set, check it and unpack it under the data root"
+        "download",
+        help="fetch a data set, check it and unpack it under the data root",
+        description="Fetches a data set, checks it and unpacks it under the data root.",
     )
     get.add_argument("name", metavar="NAME", help=f"one of {', '.join(SOURCES)}")
     for command in (check, get):
@@ -72,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
             type=expanded,
             default="data",
             metavar="DIR",
-            help="(default: %(default)s)",
+            help="folder that holds the data sets (default: %(default)s)",
         )
     return parser
 
@@ -94,11 +97,11 @@ def _check(args: argparse.Namespace) -> int:
     if args.name and "eval_classes" not in options:
         options |= _held_out_by_a_run(args.name)
     as_json = args.json == _TO_STDOUT
-    file = Path(expanded(args.json)) if args.json and not as_json else None
+    written = file(args.json) if args.json and not as_json else None
     own = [entry.place] if args.name and isinstance(entry := find(args.name), OwnData) else []
-    check_outputs({"--json": file}, own)
+    check_outputs({"--json": written}, own)
     names = [args.name] if args.name else None
-    return run(names, args.data_root, as_json, file, exif=args.exif, **options)
+    return run(names, args.data_root, as_json, written, exif=args.exif, **options)
 
 
 def _held_out_by_a_run(name: str) -> dict[str, float]:

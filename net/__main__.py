@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import door
-from machine import expanded
 from net.choices import WEIGHTS
+from options.parsing import Parser, file
 from storage import check_outputs
 from terminal import Wait, fitted, say, told
 from utils import InputError, sentence_errors
@@ -34,8 +34,8 @@ OTHERS = ("safetensors", "card", "push_to_hub")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m net", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = Parser(prog="python -m net", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     export = commands.add_parser(
         "export",
         help="write a network for use elsewhere, a model card, or to the Hugging Face hub",
@@ -55,18 +55,18 @@ def _parser() -> argparse.ArgumentParser:
         "before it is written.",
     )
     for name, about in GRAPHS.items():
-        graphs.add_argument(_flag(name), metavar="FILE", type=_file, help=about)
+        graphs.add_argument(_flag(name), metavar="FILE", type=file, help=about)
     shared = export.add_argument_group("to be shared")
     shared.add_argument(
         "--safetensors",
         metavar="FILE",
-        type=_file,
+        type=file,
         help="the weights and what describes the network, for load_run and evaluate.py",
     )
     shared.add_argument(
         "--card",
         metavar="FILE",
-        type=_file,
+        type=file,
         help="a model card (README.md) written from the run folder: data, metrics, limits, "
         "licences, how to load, what to cite",
     )
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--numbers",
         metavar="FILE",
-        type=_file,
+        type=file,
         help="for the card: a file of evaluate.py --bootstrap 1000 --json FILE, whose intervals "
         "it takes",
     )
@@ -96,10 +96,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _file(text: str) -> Path:
-    return Path(expanded(text))
 
 
 def export(args: argparse.Namespace) -> None:
@@ -134,7 +130,7 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--private is for --push-to-hub USER/NAME; leave it out")
     from runs import files_of
 
-    run = Path(expanded(args.run))
+    run = file(args.run)
     kept = [run, *files_of(run if run.is_dir() else run.parent), *filter(None, [args.numbers])]
     asked = {_flag(name): getattr(args, name) for name in (*GRAPHS, "safetensors", "card")}
     check_outputs(asked, kept)
@@ -165,7 +161,7 @@ def share(args: argparse.Namespace, model: Model) -> None:
         say(f"{args.safetensors}: load_run({str(args.safetensors)!r}) loads it")
     if args.card:
         # Not the folders of this machine.
-        shown = (args.safetensors or Path(expanded(args.run))).resolve().name
+        shown = (args.safetensors or file(args.run)).resolve().name
         write_card(_card(args, model, opened, shown), args.card)
         say(f"{args.card}: the model card")
     if args.push_to_hub:

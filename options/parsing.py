@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import criteria
@@ -79,14 +80,28 @@ class Formatter(argparse.HelpFormatter):
         """A heading that fits, too."""
         super().start_section(heading and textwrap.fill(heading, self._width - 1))
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Lines that are broken where they are too long; their own ends stay."""
+        lines = text.split("\n")
+        return "\n".join(super(Formatter, self)._fill_text(line, width, indent) for line in lines)
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one sentence."""
+    """argparse with errors of one sentence, and help that fits; so are those of subcommands."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": Formatter, **settings})
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with the sentence and status 2."""
-        say(f"error: {message[:1].lower()}{message[1:]} (see --help)", file=sys.stderr)
+        sentence = f"error: {message[:1].lower()}{message[1:]} (see --help)"
+        say(fitted(sentence, "  ", sys.stderr), file=sys.stderr)
         raise SystemExit(2)
+
+
+def file(text: str) -> Path:
+    """A path of the command line; `~` is the home folder."""
+    return Path(expanded(text))
 
 
 def _help_text(entry: Flag) -> str:
@@ -97,15 +112,21 @@ def _help_text(entry: Flag) -> str:
     return words.replace("%", "%%")
 
 
-def _make_parser(program: str, description: str, groups: Sequence[Group]) -> Parser:
+def _make_parser(
+    program: str, description: str, groups: Sequence[Group], positional: str | None
+) -> Parser:
+    runs = " [RUN ...]" if positional else ""
     parser = Parser(
         prog=program,
-        usage=fitted(f"{program} [@FILE] [--flag VALUE] ...", "  "),
+        usage=fitted(f"{program}{runs} [@FILE] [--flag VALUE] ...", "  "),
         description=description,
-        formatter_class=Formatter,
         argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
         allow_abbrev=False,
     )
+    if positional:
+        parser.add_argument(
+            positional, nargs="*", type=expanded, default=[], metavar="RUN", help="run folders"
+        )
     for group in groups:
         heading = parser.add_argument_group(group.title, group.about)
         for entry in group.flags:
@@ -139,11 +160,7 @@ def _parse(
     argv: Sequence[str] | None,
     positional: str | None = None,
 ) -> tuple[argparse.Namespace, list[Flag], Parser]:
-    parser = _make_parser(program, description, groups)
-    if positional:
-        parser.add_argument(
-            positional, nargs="*", type=expanded, default=[], metavar="RUN", help="run folders"
-        )
+    parser = _make_parser(program, description, groups, positional)
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         given, unknown = parser.parse_known_args(list(words_of(words)))
@@ -183,7 +200,9 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
             )
         if args.resume_run:  # what its flags mean depends on the run: see `continued`
             return args
-        args = as_published(as_suited(_settled(args, entries, parser)))
+        dataset.find(args.dataset)
+        _check_loss(args, entries, parser)
+        args = as_published(as_suited(args))
         if args.sweep:
             args = _without_unread(args, entries)
         # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
@@ -211,12 +230,10 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "Evaluate a checkpoint on the classes it never saw."
     args, _, parser = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
     if not args.resume and "model" not in args.given:
-        say(
-            "error: --resume FILE is needed: the checkpoint to evaluate; or --model NAME, which is "
-            "evaluated as it starts",
-            file=sys.stderr,
+        parser.error(
+            "--resume FILE is needed: the checkpoint to evaluate; or --model NAME, which is "
+            "evaluated as it starts"
         )
-        raise SystemExit(2)
     if args.checkpoint:
         parser.error("--checkpoint is for training; name the checkpoint by --resume")
     # Who listens to the other groups depends on the checkpoint, which is not read yet.
@@ -270,13 +287,6 @@ def _without_effect(args: argparse.Namespace, entries: list[Flag]) -> argparse.N
     """The options; what nobody reads is as it is without its flag, whoever looks at it."""
     while idle := [e for e in unread(args, entries) if getattr(args, e.dest) != e.default]:
         args = changed(args, {entry.dest: entry.default for entry in idle})
-    return args
-
-
-def _settled(args: argparse.Namespace, entries: list[Flag], parser: Parser) -> argparse.Namespace:
-    """The options, after a look at what can be wrong before any image is read."""
-    dataset.find(args.dataset)
-    _check_loss(args, entries, parser)
     return args
 
 

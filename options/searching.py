@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from flags import number, whole
 from machine import expanded
 from net.choices import WEIGHTS
 from options import ranking
+from options.parsing import file
 from options.ranking import ALPHA, RERANKING, Ranking
 from storage import check_outputs
 
 CODES = ("none", "int8", "binary")
 APPROXIMATE = ("auto", "yes", "no")
 ABOVE = 0.95
-
-
-def file(text: str) -> Path:
-    """A path of the command line; `~` is the home folder."""
-    return Path(expanded(text))
 
 
 def ranking_of(args: argparse.Namespace) -> Ranking:
@@ -96,7 +91,7 @@ def _taking_in(parser: argparse.ArgumentParser) -> None:
         choices=APPROXIMATE,
         default="auto",
         help="make a graph, or bring it up to date, so that a search need not look at every image; "
-        "auto: where that would take longer than 0.1 s a query (default: %(default)s)",
+        "auto: where that would take longer than 0.1 s per query (default: %(default)s)",
     )
 
 
@@ -184,7 +179,7 @@ def query(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--query-expansion",
-        metavar="N",
+        metavar="K",
         type=number(0.0),
         nargs="+",
         help="search once more with the query moved towards its K nearest, which count with their "

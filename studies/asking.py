@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from machine import expanded
-from options.parsing import Formatter, Parser
-from studies.plan import METRICS
+from flags import whole
+from options.parsing import Parser, file
+from studies.plan import LEAST, METRICS
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -24,12 +23,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Each method gets the same number of trials on class-disjoint folds of the "
         "training classes, then runs with several seeds at its best settings, which are judged on "
         "the test classes. Started again it goes on; started several times it shares the work.",
-        formatter_class=Formatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     parser.add_argument(
-        "file", nargs="?", metavar="FILE.toml", type=_path, default=None, help="what to study"
+        "file", nargs="?", metavar="FILE.toml", type=file, default=None, help="what to study"
     )
     asked = parser.add_argument_group("what to study, if there is no file")
     asked.add_argument("--name", help="name of the study's folder in --logs")
@@ -40,26 +38,30 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     asked.add_argument(
         "--folds",
-        type=int,
+        type=whole(LEAST["folds"]),
         metavar="K",
         help="folds that the training classes are divided into (default: 3)",
     )
-    asked.add_argument("--trials", type=int, metavar="N", help="per method (default: 8)")
-    asked.add_argument("--seeds", type=int, metavar="N", help="runs per method (default: 5)")
+    asked.add_argument(
+        "--trials", type=whole(LEAST["trials"]), metavar="N", help="trials per method (default: 8)"
+    )
+    asked.add_argument(
+        "--seeds", type=whole(LEAST["seeds"]), metavar="N", help="runs per method (default: 5)"
+    )
     asked.add_argument(
         "--metric", help=f"metric that trials are judged by: {', '.join(METRICS)} (default: MAP@R)"
     )
     asked.add_argument("--logs", metavar="DIR", help="where its folder goes (default: logs)")
     how = parser.add_argument_group("how it runs, and what it writes")
-    how.add_argument("--jobs", type=int, default=1, metavar="N",
+    how.add_argument("--jobs", type=whole(1), default=1, metavar="N",
                      help="trainings at once; they share the cores (default: 1)")  # fmt: skip
-    how.add_argument("--gpus", type=int, nargs="+", default=(), metavar="N",
+    how.add_argument("--gpus", type=whole(0), nargs="+", default=(), metavar="N",
                      help="GPUs that trainings run on, one each")  # fmt: skip
     how.add_argument("--report", action="store_true", default=False,
                      help="train nothing; say and write what there is")  # fmt: skip
     how.add_argument("--columns", nargs="+", default=(), metavar="METRIC",
                      help="metrics of the table, for the screen, LaTeX and Markdown")  # fmt: skip
-    how.add_argument("--markdown", type=_path, default=None, metavar="FILE.md",
+    how.add_argument("--markdown", type=file, default=None, metavar="FILE.md",
                      help="write the tables into this document as well: a new one, or between "
                      "the marks of one that has them, such as <!-- means -->")  # fmt: skip
     args = parser.parse_args(argv)
@@ -69,10 +71,4 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         both := {"name", "flags", "folds", "trials", "seeds", "metric", "logs"} & {*vars(args)}
     ):
         parser.error(f"--{min(both)} stands in the file")
-    if args.jobs < 1:
-        parser.error("--jobs: 1 or more")
     return args
-
-
-def _path(text: str) -> Path:
-    return Path(expanded(text))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+
 import pytest
 from conftest import refusal, run_python
 
@@ -68,6 +71,12 @@ def test_argument_file_with_comments_and_later_flags_winning(tmp_path):
         ("--loss pml:CircleLoss --loss-args gamma", ["gamma", "key=value"]),
         ("--model", ["--model", "expected one argument"]),
         ("--pooling sum", ["--pooling", "avg+max"]),
+        ("--dataset cub --bn-momentum 0.5", ["--bn-momentum", "--bn-freeze 0"]),
+        ("--bn-freeze 1 --bn-momentum 0.5", ["--bn-momentum", "--bn-freeze 0"]),
+        ("--bn-momentum 0", ["--bn-momentum", "above 0"]),
+        ("--IPC-repeat 1", ["--IPC-repeat", "--IPC"]),
+        ("--loss TripletLoss --nb-clusters 2 --IPC-repeat 1", ["--IPC-repeat", "--IPC"]),
+        ("--loss MS --mining earlier", ["--mining", "MarginLoss"]),
         ("@no_such_file", ["no_such_file"]),
     ],
 )
@@ -75,6 +84,39 @@ def test_bad_flag_gets_one_sentence_and_status_2(command, words, capsys):
     said = refusal(capsys, options.parse_train, command.split())
     for word in words:
         assert word in said
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "words"),
+    [
+        ("anchorage.completion", "tcsh", "shell: invalid choice"),
+        ("dataset.__main__", "", "required: COMMAND"),
+        ("dataset.__main__", "check emoji --ex-if ignore", "unrecognized arguments: --ex-if"),
+        ("dataset.__main__", "check folder:x --eval-classes half", "--eval-classes"),
+        ("net.__main__", "", "required: COMMAND"),
+        ("net.__main__", "export run --weights mean", "--weights"),
+        ("search", "query shop.index", "required: IMAGE"),
+    ],
+)
+def test_every_command_refuses_a_typing_error_in_one_sentence(module, command, words, capsys):
+    main = importlib.import_module(module).main
+    said = refusal(capsys, main, command.split())
+    assert words in said and said.endswith(" (see --help)\n")
+
+
+def test_evaluate_without_anything_to_evaluate_says_what_it_needs(capsys):
+    said = refusal(capsys, options.parse_evaluate, [])
+    assert said.startswith("error: --resume FILE is needed") and "--model NAME" in said
+
+
+def test_help_names_every_value_that_a_flag_can_have(capsys):
+    with pytest.raises(SystemExit):
+        options.parse_train(["--help"])
+    shown = re.sub(r"-\n\s+", "-", capsys.readouterr().out)
+    of_flags = {part.split()[0].rstrip(","): part for part in re.split(r"\n  (?=-)", shown)}
+    for entry in options.train_flags():
+        said = re.split(r"[^\w+-]+", of_flags[entry.spellings[0]])
+        assert {str(choice) for choice in entry.kind.choices or ()} <= {*said}, entry.spellings
 
 
 def test_a_recipe_with_another_loss_goes_on_and_says_what_has_no_effect(tmp_path, capsys):
@@ -87,12 +129,6 @@ def test_a_recipe_with_another_loss_goes_on_and_says_what_has_no_effect(tmp_path
     with pytest.raises(SystemExit):  # what is typed is meant
         options.parse_train([f"@{file}", "--loss", "Proxy_Anchor", "--mrg-lr", "0.1"])
     assert "--mrg-lr has no effect" in capsys.readouterr().err
-
-
-def test_evaluate_asks_for_a_checkpoint(capsys):
-    with pytest.raises(SystemExit) as stop:
-        options.parse_evaluate([])
-    assert stop.value.code == 2 and "--resume" in capsys.readouterr().err
 
 
 def test_an_argument_by_its_own_name_wins_over_the_flags_default():
@@ -313,22 +349,6 @@ def test_a_run_that_kept_no_words_is_not_found_by_them():
 )
 def test_the_momentum_of_batch_norm_is_that_of_each_profile(flags, momentum):
     assert options.parse_train(flags.split()).bn_momentum == momentum
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        ("--dataset cub --bn-momentum 0.5", ["--bn-momentum", "--bn-freeze 0"]),
-        ("--bn-freeze 1 --bn-momentum 0.5", ["--bn-momentum", "--bn-freeze 0"]),
-        ("--bn-momentum 0", ["--bn-momentum", "above 0"]),
-        ("--IPC-repeat 1", ["--IPC-repeat", "--IPC"]),
-        ("--loss TripletLoss --nb-clusters 2 --IPC-repeat 1", ["--IPC-repeat", "--IPC"]),
-        ("--loss MS --mining earlier", ["--mining", "MarginLoss"]),
-    ],
-)
-def test_new_flags_are_refused_where_nobody_reads_them(flags, words, capsys):
-    said = refusal(capsys, options.parse_train, flags.split())
-    assert all(word in said for word in words)
 
 
 def test_divide_and_conquer_trains_the_statistics_of_bn_inception_alone():

@@ -393,6 +393,11 @@ def test_help_fits_the_terminal(door: str, columns: int, monkeypatch, capsys) ->
     assert len(shown) > (200 if door == "train" else 10)
 
 
+def test_typing_errors_fit_the_terminal(tmp_path: Path) -> None:
+    shown = on_a_terminal(40, ROOT / "search.py", "qery", cwd=tmp_path, status=2)
+    assert shown[0].startswith("error: ") and len(shown) > 2 and not does_not_fit(shown, 40)
+
+
 def test_errors_and_warnings_fit_the_terminal(tmp_path: Path) -> None:
     images = tiny.write_images(tmp_path / "data")
     for file in sorted(images.glob("eval/*/*.png"))[:3]:
