@@ -134,6 +134,7 @@ AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the 
 
 METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
 EVALUATED_NAMES = METRIC_NAMES._replace(choices=EVALUATED)
+FOLDS = COUNT_OR_ZERO._replace(metavar="K")
 
 # fmt: off
 DATA = Group("data", (
@@ -187,11 +188,11 @@ SELECTION = Group("batches and model selection", (
          shown="suited for your own images where no --model, --checkpoint or file of flags is "
          "given, else published"),
     flag("--batch-size --batch_size", 150, Kind(whole(2), "N"),
-         "images a step, over all processes",
+         "images per step, over all processes",
          shown="150; AMLoss 90, DDML 180, SEC's losses 120, --experiment 128"),
     flag("--micro-batch", None, COUNT,
          "embed a batch N images at a time (in each process), and then again with the gradient of "
-         "the loss of all: the memory of N images, and a forward pass more", need=NOT_COMPILED,
+         "the loss of all: the memory of N images, and one more forward pass", need=NOT_COMPILED,
          shown="all at once"),
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
          "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
@@ -202,7 +203,8 @@ SELECTION = Group("batches and model selection", (
          Kind(str, "NAME", ("crop", "sec", "emoji", "none", "Geom", "GeomColor", "ColorHeavy")),
          "crop: random resized crop and flip; sec: the same from an image of 256 pixels; emoji: "
          "affine and colour, no flip; Geom, GeomColor, ColorHeavy: crop and flip, then turns, "
-         "holes and blur; the same with light and contrast; strong colour and grey",
+         "holes and blur; the same with light and contrast; strong colour and grey; none: as "
+         "evaluation sees them",
          shown="the data set's"),
     flag("--crop-scale", None, Kind(number(0.0, 1.0, above=True), "F"),
          "smallest share of a picture's area that a random crop shows", need=CROPPED,
@@ -214,10 +216,10 @@ SELECTION = Group("batches and model selection", (
     flag("--val-fold", None, COUNT_OR_ZERO,
          "like --val-classes, with fold N of the training classes: of those that the data set "
          "brings along (emoji: 0 to 3), or of --val-folds"),
-    flag("--val-folds", 0, COUNT_OR_ZERO,
+    flag("--val-folds", 0, FOLDS,
          "deal the training classes into K folds of about as many images, for --val-fold",
          need=FOLDED, shown="the data set's own"),
-    flag("--folds", 0, COUNT_OR_ZERO,
+    flag("--folds", 0, FOLDS,
          "cross-validation: train K times, each time without one of K folds of the training "
          "classes, on which it is judged, and say the mean; the test classes are not looked at",
          need=NOT_FOLDED, shown="off", change=NOTHING),
@@ -497,7 +499,7 @@ SINGLE_IMAGES = Group("files to write: single images, for one checkpoint", (
 REPORT = Group("the page of one run or several", (
     flag("--out", None, a_path("FILE.html"), "where the page goes",
          shown="report.html in the run's folder, or beside several; with --compare runs.html in "
-         "that folder"),
+         "that folder, with --grep TEXT too runs-TEXT.html"),
     flag("--picture", None, a_path("FILE.png"),
          "instead of the page, one picture of one run: random queries with their nearest images, "
          "and what was learned for each class", need=ONE_PAGE),
