@@ -1,9 +1,11 @@
-# make demo   trains AMLoss on the embedded data and evaluates it: the tour
-# make demo-scratch   the same without weights from anywhere
-# make shell  a bash in which `python` is the one of .venv; exit leaves it
-# make test   lint and the fast tests;  make test-all  the long ones too
-# make gpu-check   every GPU test and benchmark, on a machine with a CUDA GPU (GPU_PYTHON: any python
-#   with torch), in under ten minutes; make gpu-check QUICK=1  the short form, in under four
+# make demo          train AMLoss on the embedded data and evaluate it: the tour
+# make demo-scratch  the same without weights from anywhere
+# make shell         a bash in which `python` is the one of .venv; exit leaves it
+# make test          lint and the fast tests
+# make test-all      the long ones too
+# make gpu-check     every GPU test and benchmark, on a machine with a CUDA GPU,
+#                    in under ten minutes; QUICK=1: the short form, in under four
+#                    (GPU_PYTHON=... names the python, any with torch)
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
@@ -12,7 +14,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
 .PHONY: help demo demo-scratch shell test test-all gpu-check lint format clean
 
 help:
-	@sed -n 's/^# \(make\|  with\)/\1/p' Makefile
+	@sed -nE 's/^# (make|    )/\1/p' Makefile
 
 # One stamp per requirements file, so that a second call installs nothing.
 $(VENV)/.run: requirements.txt constraints.txt

@@ -161,7 +161,18 @@ exit {status}
 """
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+with_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+@with_make
+def test_make_lists_its_targets_on_a_terminal_of_80_columns():
+    lines = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    listed = {line.split()[1] for line in lines if line.startswith("make ")}
+    assert listed == {"demo", "demo-scratch", "shell", "test", "test-all", "gpu-check"}
+    assert max(map(len, lines)) <= 80
+
+
+@with_make
 @pytest.mark.parametrize("able", [True, False])
 def test_make_begins_again_after_a_start_without_pip(able, tmp_path):
     for name in ("Makefile", "requirements.txt", "constraints.txt"):

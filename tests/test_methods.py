@@ -391,8 +391,9 @@ def test_a_mixup_step_is_two_forwards_and_three_weighted_losses(
     torch.manual_seed(5)
     _, mixed = Mixup(1.0).forwards(batch, [Forward(batch.images, [(1.0, batch.labels)])])
     (share, _), (rest, others) = mixed.targets
-    assert [torch.equal(*pair) for pair in zip(seen, (batch.images, mixed.images), strict=True)]
-    assert len(seen) == 2 and 0 < share < 1
+    whole_and_mixed = (batch.images, mixed.images)
+    assert all(torch.equal(*pair) for pair in zip(seen, whole_and_mixed, strict=True))
+    assert 0 < share < 1
     expected_labels = (batch.labels, batch.labels, others)
     for (labels, _), expected in zip(losses, expected_labels, strict=True):
         assert torch.equal(labels, expected)
