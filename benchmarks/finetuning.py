@@ -91,7 +91,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    print("| setting | numbers that train | images a second | kept for the backward, MB an image |")
+    kept = "kept for the backward, MB per image"
+    print(f"| setting | numbers that train | images a second | {kept} |")
     print("|---|---|---|---|")
     for name, setting in SETTINGS.items():
         network = build(args.model, **setting)

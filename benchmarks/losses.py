@@ -67,7 +67,7 @@ class Batch:
 
 
 def make_batch(classes: int, size: int, batch: int, device: str, wide: bool) -> Batch:
-    """Random heads (B, d), or (B, 2d) when ``wide``, and proxies; three images a class."""
+    """Random heads (B, d), or (B, 2d) when ``wide``, and proxies; three images per class."""
     torch.manual_seed(0)
     chosen = torch.randperm(classes)[: math.ceil(batch / INSTANCES)]
     labels = chosen.repeat(INSTANCES)[:batch].sort().values

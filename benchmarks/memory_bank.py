@@ -3,7 +3,7 @@
     python benchmarks/memory_bank.py
     python benchmarks/memory_bank.py --device cuda --sizes 8192 65536
 
-Forward and backward of one batch, four images a class, against a full memory: ours, and
+Forward and backward of one batch, four images per class, against a full memory: ours, and
 pytorch-metric-learning's CrossBatchMemory around its own loss where it has one. N = 0 is the batch
 alone. Times are medians; memory is what a step adds at its peak.
 """

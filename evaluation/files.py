@@ -106,7 +106,7 @@ def random_neighbours(
     """Ten random queries and the images nearest to each, as a picture; `named` with their names."""
     chosen = random_queries(embedded.images.labels, 10, seed)
     found, values = embedded.nearest(chosen, top)
-    caption = f"{len(chosen)} queries drawn at random (seed {seed}), one a class"
+    caption = f"{len(chosen)} queries drawn at random (seed {seed}), one per class"
     gallery = embedded.task.gallery
     below = values if named else None
     return neighbours_picture(embedded.images, chosen, found, gallery, caption, cosines=below)

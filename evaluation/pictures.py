@@ -49,7 +49,7 @@ def neighbours_picture(
     cosines: np.ndarray | None = None,
     notes: Sequence[str] = (),
 ) -> Image.Image:
-    """A row a query: its class, the query, and what was found, framed green or red.
+    """One row per query: its class, the query, and what was found, framed green or red.
 
     Args:
         images: where the queries are from; they and the gallery number their classes alike.
@@ -81,7 +81,7 @@ def neighbours_picture(
 def contact_sheet(
     queries: ImageSet, found: np.ndarray, notes: np.ndarray, gallery: ImageSet
 ) -> Image.Image:
-    """A row a query: its name, the query, and what was found, with a note and its names below each.
+    """One row per query: its name, the query, what was found, with a note and its names below each.
 
     Args:
         queries: any images, named by their classes; nothing is known to be right or wrong.
@@ -187,7 +187,7 @@ def class_values_picture(
     """What was learned for each class: all values by rank, and the classes at both ends.
 
     Args:
-        value: its name, such as margin. values: (C,), one a class of `train`.
+        value: its name, such as margin. values: (C,), one for each class of `train`.
     """
     font = ImageFont.load_default(size=FONT_SIZE)
     order = np.argsort(values, kind="stable")

@@ -245,7 +245,7 @@ def tell_facts(found: dict[str, Any]) -> None:
     lines = {
         "images": f"{found['images']:,}{removed}; {counted(found['labels'], 'label')}",
         "file": f"{found['index']}, {size_of(found['bytes'])}; all checksums agree",
-        "network": f"{found['network']}, {found['numbers']} numbers an image; "
+        "network": f"{found['network']}, {found['numbers']} numbers per image; "
         f"fingerprint {found['fingerprint'][:12]}",
         "run": f"{found['run']}{gone}",
         "thresholds": _threshold_words(found["thresholds"]),
@@ -288,6 +288,6 @@ def _search_words(found: dict[str, Any]) -> str:
     if found["graph_covers"] is not None:
         kind = f"by a graph of {counted(found['graph_covers'])}, scored exactly"
     return (
-        f"{kind}; to compare with all takes {found['exact_milliseconds']:.1f} ms a query here, and "
-        f"a graph is worth it from about {found['approximate_from']:,} images on"
+        f"{kind}; to compare with all takes {found['exact_milliseconds']:.1f} ms per query here, "
+        f"and a graph is worth it from about {found['approximate_from']:,} images on"
     )

@@ -208,10 +208,11 @@ def write_graphs(args: argparse.Namespace, model: Model) -> None:
     if args.torchscript:
         with told("writing TorchScript, and comparing it with the network"):
             difference = export_torchscript(graph, args.torchscript)
-        say(
+        words = (
             f"{args.torchscript}: TorchScript and torch differ by at most {difference:.1e}; "
             "PyTorch has deprecated TorchScript, --torch-export comes after it"
         )
+        say(fitted(words, "  "))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -62,7 +62,7 @@ NETWORK = (
     "--image-size 32 --pretrained none --batch-size 12 --workers 0 --amp off --metrics retrieval "
     "--wandb disabled --no-report"
 )
-"""48 training images, so four steps an epoch."""
+"""48 training images, so four steps per epoch."""
 
 SEC = "--steps {steps} --milestones 8 15 --image-size 32 --lr 1e-3 --lr_p 1e-3"
 DIVIDED = "--nb-clusters 4 --mod-epoch 1 --lr 1e-3"

@@ -489,7 +489,7 @@ def test_cursors_use_all_images_of_a_class_before_any_again(kind):
 
 
 def test_cursors_live_on_through_epochs():
-    # 3 images a class and one batch of 2 an epoch: the second epoch's batch cannot go on in the
+    # 3 images per class and one batch of 2 per epoch: the second epoch's batch cannot go on in the
     # order, so it is drawn at random; the first of every two epochs starts a fresh order.
     labels = np.repeat(np.arange(2), 3)
     sampler = ClusterSampler(labels, np.zeros(6, int), 4, 2, kind="balanced_old", seed=1)

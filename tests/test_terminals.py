@@ -33,6 +33,7 @@ from page import document, overview
 from runs import RunFolder, data_name, run_name
 from storage import as_table
 from terminal import as_shell, plain, printable, say
+from training import start
 from training.setup import describe
 from utils import InputError
 
@@ -391,6 +392,19 @@ def test_help_fits_the_terminal(door: str, columns: int, monkeypatch, capsys) ->
     wide = [line for line in does_not_fit(shown, columns) if not line.lstrip().startswith("[")]
     assert stop.value.code == 0 and not wide and shown[0].startswith("usage: ")
     assert len(shown) > (200 if door == "train" else 10)
+
+
+def test_what_a_continued_run_begins_with_fits_the_terminal(
+    images: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    run = tiny.run(images, tmp_path, "run", "--epochs 2 --schedule cosine --max-steps 1")
+    monkeypatch.setattr(terminal, "width_of", lambda stream: 40)
+    capsys.readouterr()
+    start.to_continue(options.parse_train(["--resume-run", str(run), "--epochs", "4"]))
+    shown = capsys.readouterr().out
+    words = " ".join(shown.split())
+    assert "begun with --max-steps 1, continued to the end of the run" in words
+    assert "--epochs 4 stretches the cosine" in words and not does_not_fit(shown.split("\n"), 40)
 
 
 def test_typing_errors_fit_the_terminal(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from evaluation.networks import checkpoint_file, found_again, looked_for
 from methods.base import Options
 from net.base import describe_base
 from runs import RunFolder, data_name, find_run, run_name
-from terminal import say
+from terminal import fitted, say
 from training.state import Training
 from training.tracking import About, Tracker, wandb_mode
 from utils import InputError
@@ -43,7 +43,7 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
             stored = {**stored, "dataset": processes.from_main(partial(_images_of, run, stored))}
         args = options.continued(args, stored)
         if stored.get("max_steps") and args.max_steps is None:
-            print(
+            _tell(
                 f"begun with --max-steps {stored['max_steps']}, continued to the end of the run "
                 "(--max-steps N stops it earlier)"
             )
@@ -55,13 +55,17 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     return options.as_begun(args, processes.from_main(run.read_args)), run
 
 
+def _tell(sentence: str) -> None:
+    say(fitted(sentence, "  "))
+
+
 def _tell_of_stretching(args: Options, stored: dict[str, Any]) -> None:
     """Says what another length does to rates that follow the length of the run."""
     follows = args.schedule == "onecycle" or (args.schedule == "cosine" and not args.cosine_epochs)
     for name in ("epochs", "steps"):
         before, now = stored.get(name), getattr(args, name)
         if follows and None not in (before, now) and before != now:
-            say(
+            _tell(
                 f"--{name} {now} stretches the {args.schedule} that was begun for {before:,} "
                 f"{name}: the rates change at once, and those of the run are of neither length"
             )
@@ -158,7 +162,7 @@ def go_back(run: RunFolder, training: Training, state: dict[str, Any]) -> None:
     first_to_go = clock.step + (state["row"] is None)
     run.metrics.keep_before(first_to_go)
     run.classes.keep_before(first_to_go)
-    print(f"continuing after epoch {clock.epoch}, step {clock.step}")
+    _tell(f"continuing after epoch {clock.epoch}, step {clock.step}")
 
 
 def _check_length(training: Training) -> None:
