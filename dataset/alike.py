@@ -177,8 +177,13 @@ def _what_remains(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     low, high = _CONTRAST
     same = (over_all <= _REMAINS) & (np.sqrt(worst) / contrast <= _REMAINS_ANYWHERE) & ~beyond
     same &= (light[:, 0] >= low) & (light[:, 0] <= high)
-    same &= np.minimum(contrast, moved.std(axis=(1, 2, 3))) >= _FLAT
+    same &= np.minimum(_varies(still), _varies(moved)) >= _FLAT
     return np.where(same, over_all, np.inf)
+
+
+def _varies(images: np.ndarray) -> np.ndarray:
+    """(n,) by how much the channel that varies most does so; 0 for a plain colour."""
+    return images.std(axis=(1, 2)).max(axis=1)
 
 
 def _smooth(images: np.ndarray) -> np.ndarray:

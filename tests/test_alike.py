@@ -98,6 +98,9 @@ def test_pictures_that_show_nothing_are_no_duplicates() -> None:
     blank[1, 0, 0] = 250
     assert near_duplicates(blank, blank) == []
     assert near_duplicates(blank[:0], blank) == [] == near_duplicates(blank, blank[:0])
+    colours = np.random.default_rng(0).integers(0, 256, (40, 1, 1, 3), np.uint8)
+    plain = np.broadcast_to(colours, (40, alike.SIDE, alike.SIDE, 3))
+    assert near_duplicates(plain[:20], plain[20:]) == []
 
 
 def test_the_hash_changes_little_with_the_picture(photographs) -> None:
