@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from terminal import as_shell
-from utils import InputError
+from utils import InputError, counted
 
 # --- randomness, device, precision ----------------------------------------------------------------
 
@@ -65,7 +65,7 @@ def pick_device(gpu_id: int) -> torch.device:
         return torch.device("cpu")
     if gpu_id >= torch.cuda.device_count():
         raise InputError(
-            f"--gpu-id {gpu_id}: this machine has {torch.cuda.device_count()} GPU(s), "
+            f"--gpu-id {gpu_id}: this machine has {counted(torch.cuda.device_count(), 'GPU')}, "
             "numbered from 0; choose one of them"
         )
     device = torch.device("cuda", max(gpu_id, 0))
@@ -166,8 +166,7 @@ def device_name(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    count = torch.get_num_threads()
-    threads = f"{count} thread{'s' if count > 1 else ''}"
+    threads = counted(torch.get_num_threads(), "thread")
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

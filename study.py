@@ -30,7 +30,7 @@ from studies.ledger import Ledger
 from studies.plan import Plan, of, read
 from studies.worker import Place, Progress, Stopped, Workers, places, rehearse
 from terminal import as_shell, say, terminal_width
-from utils import InputError, sentence_errors
+from utils import InputError, counted, sentence_errors
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -62,8 +62,7 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
         head = "searched    " if number == 0 else " " * 12
         lines += textwrap.wrap(f"{one.name}: {space}", width, initial_indent=head,
                                subsequent_indent=" " * 14)  # fmt: skip
-    threads = where[0].threads
-    lines.append(f"at once     {len(where)}, {threads} thread{'s' if threads > 1 else ''} each")
+    lines.append(f"at once     {len(where)}, {counted(where[0].threads, 'thread')} each")
     return "\n".join(lines)
 
 
@@ -125,7 +124,7 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(130) from None
     found = conclude(ledger, args.columns, args.markdown)
     if failed := sum(len(one.failures) for one in found.methods):
-        say(f"{failed} run{'s' * (failed > 1)} failed; the same command tries again", flush=True)
+        say(f"{counted(failed, 'run')} failed; the same command tries again", flush=True)
         raise SystemExit(1)
 
 

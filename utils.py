@@ -156,6 +156,11 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
     return f"known names: {', '.join(sorted(known, key=str.lower)) or 'none'}"
 
 
+def counted(count: int, what: str = "image") -> str:
+    """3 → '3 images', 1 → '1 image'."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def plain_number(value: float, digits: int) -> str:
     """So many significant digits, without an exponent: 100, not 1e+02."""
     return f"{float(f'{value:.{digits}g}'):.12f}".rstrip("0").rstrip(".")

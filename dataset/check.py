@@ -47,7 +47,7 @@ from dataset.wording import width, wrapped
 from machine import cores
 from storage import write_atomically
 from terminal import as_shell, plain, printable, told
-from utils import InputError
+from utils import InputError, counted
 
 CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
 _EXAMPLES = 3
@@ -774,7 +774,8 @@ def _table(report: Report) -> str:
         kind = "note     " if finding.note else "FINDING  "
         lines.append(wrapped(finding.sentence(), f"  {kind}", " " * 11))
     kinds = Counter(finding.note for finding in report.findings)
-    lines.append(f"  {report.status}: {kinds[False]} finding(s), {kinds[True]} note(s)")
+    found, noted = counted(kinds[False], "finding"), counted(kinds[True], "note")
+    lines.append(f"  {report.status}: {found}, {noted}")
     return "\n".join([*lines, *_commands(report)])
 
 
@@ -830,8 +831,8 @@ def run(
     """
     reports = [check(name, root, **options) for name in names or dataset.NAMES]
     there = [report for report in reports if report.status != "absent"]
-    counted = reports if names else there
-    status = max((report.exit_status for report in counted), default=UNUSABLE)
+    looked_at = reports if names else there
+    status = max((report.exit_status for report in looked_at), default=UNUSABLE)
     content = {"exit_status": status, "datasets": [asdict(report) for report in reports]}
     # In ASCII, since a name on disk need be no text in any encoding.
     as_text_ = json.dumps(content, indent=2)
@@ -840,8 +841,8 @@ def run(
     if as_json:
         print(as_text_)
         return status
-    print("\n\n".join(as_text(report) for report in counted))
-    absent = [report.dataset for report in reports if report not in counted]
+    print("\n\n".join(as_text(report) for report in looked_at))
+    absent = [report.dataset for report in reports if report not in looked_at]
     if absent:
         more = f"not under {root}: {', '.join(absent)}; `python -m dataset check NAME` tells more"
         print(f"\n{wrapped(more)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dataset.decoding import need_file, reason
 from storage import decoded
-from utils import InputError
+from utils import InputError, counted
 
 logger = logging.getLogger("dataset")
 # What takes long, or much of the disk, is said before it is begun, also where warnings alone are.
@@ -373,5 +373,5 @@ def _stamp(path: str) -> tuple[int, ...]:
 def _words_on(folder: Path, others: Counter[str]) -> Iterator[str]:
     left_out = {suffix: others[suffix] for suffix in sorted(others.keys() & _SOURCES_OF_PICTURES)}
     if left_out:
-        words = join_words((f"{count} {suffix}" for suffix, count in left_out.items()), "and")
-        yield f"{folder}: {words} file(s) are not read as pictures and are left out"
+        files = (counted(count, f"{suffix} file") for suffix, count in left_out.items())
+        yield f"{folder}: {join_words(files, 'and')}, not read as pictures, left out"

@@ -27,7 +27,7 @@ from dataset.own import (
     split_in,
     split_of,
 )
-from utils import InputError
+from utils import InputError, counted
 
 
 class FolderData(OwnData):
@@ -89,7 +89,8 @@ class _Arrangement:
             table = list(self._classes_only())
         if not table:
             loose = len(self.tree.pictures)
-            what = f"its {loose} picture(s) lie in no class folder" if loose else "no picture found"
+            outside = f"{counted(loose, 'picture')}, outside any class folder"
+            what = outside if loose else "no picture found"
             raise InputError(
                 f"{self.given}: {what}; expected {self.tree.folder.absolute()}/<class>/<image>, or "
                 "train/<class>/<image> and eval/<class>/<image>"
@@ -263,8 +264,8 @@ class _Arrangement:
         for folder, loose in places.items():
             if loose:
                 self.remarks.append(
-                    f"{self.tree.folder / folder}: {loose} picture(s) lie in no class folder and "
-                    "are left out"
+                    f"{self.tree.folder / folder}: {counted(loose, 'picture')} outside any class "
+                    "folder, left out"
                 )
 
     def _remark_empty(self, names: Iterable[str], inside: str = "") -> None:

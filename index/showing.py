@@ -17,14 +17,9 @@ from index.duplicates import Pairs
 from index.gallery import Entry, Index
 from storage import write_json
 from terminal import as_shell, printable, say
-from utils import human_seconds
+from utils import counted, human_seconds
 
 NAMED = 3  # images that a line names
-
-
-def counted(count: int, what: str = "image") -> str:
-    """3 → '3 images', 1 → '1 image'."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def shortened(text: str, width: int) -> str:

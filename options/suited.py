@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from dataset.own import LEAST_CLASSES, count_held_out, suited_share
 from flags import Flag
 from options.declared import OWN_DATA, train_flags
+from utils import counted
 
 MODEL = "efficientnet_lite0"
 """The network whose ImageNet weights are installed with the other packages."""
@@ -67,7 +68,7 @@ class Machine(NamedTuple):
     free: int
 
     def __str__(self) -> str:
-        return "a GPU" if self.gpu else f"{self.cores} CPU core{'s' if self.cores > 1 else ''}"
+        return "a GPU" if self.gpu else counted(self.cores, "CPU core")
 
 
 class Chosen(NamedTuple):
@@ -260,8 +261,7 @@ def choose(
 
 def _steps(images: Images, size: int) -> str:
     """How many batches of a size an epoch has, in words."""
-    count = max(1, images.images // size)
-    return f"{count:,} step{'s' if count > 1 else ''}"
+    return counted(max(1, images.images // size), "step")
 
 
 def _as_flag(entry: Flag, value: Any) -> str:

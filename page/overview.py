@@ -24,7 +24,7 @@ from page.plots import Bar, Point
 from page.records import Numbers, Record
 from storage import write_atomically, write_table
 from terminal import fitted, say, terminal_width, told
-from utils import InputError, human_seconds
+from utils import InputError, counted, human_seconds
 
 logger = logging.getLogger("report")
 
@@ -288,10 +288,8 @@ def page(lines: Sequence[Line], folder: str) -> str:
     if charts := _options(single):
         about = "R@1 against the options in which runs of one method differ; each dot is a run."
         parts.append(section("options", "Options", charts, about))
-    counts = [f"{len(single)} {'runs' if len(single) > 1 else 'run'}"] if single else []
-    counts += (
-        [f"{len(groups)} {'groups' if len(groups) > 1 else 'group'} of seeds"] if groups else []
-    )
+    counts = [counted(len(single), "run")] if single else []
+    counts += [f"{counted(len(groups), 'group')} of seeds"] if groups else []
     links = ['<a href="#seeds">Over seeds</a>'] if groups else []
     links += ['<a href="#runs">Runs</a>'] if single else []
     names = tables.columns(rows(lines))

@@ -12,7 +12,7 @@ from page.plots import Bar, Point
 from studies import tables
 from studies.ledger import STARTUP
 from studies.results import Found, Results, Test
-from utils import human_seconds
+from utils import counted, human_seconds
 
 SURE = 0.05
 
@@ -69,7 +69,7 @@ def conclusions(results: Results) -> list[str]:
     if not ranked:
         return [*said, "No method has been judged on the test classes yet."]
     best = ranked[0]
-    seeds = _counted(len(best.seeds), "seed")
+    seeds = counted(len(best.seeds), "seed")
     said.append(
         f"Highest {metric}: {best.name}, {_mean(best, metric)} over {seeds}, at "
         f"{tables.chosen(best)}."
@@ -86,12 +86,8 @@ def _state(results: Results) -> list[str]:
     open_runs = sum(found.left[1] for found in results.methods)
     if not open_trials and not open_runs:
         return []
-    trials, runs = _counted(open_trials, "trial"), _counted(open_runs, "run")
+    trials, runs = counted(open_trials, "trial"), counted(open_runs, "run")
     return [f"Not finished: {trials} and {runs} with seeds are open; all below may change."]
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _mean(found: Found, metric: str) -> str:

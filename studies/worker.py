@@ -24,7 +24,7 @@ from studies import judging
 from studies.ledger import Ledger, Work, claim_of
 from studies.plan import Entrant, Plan
 from terminal import say
-from utils import InputError, human_seconds, our_command
+from utils import InputError, counted, human_seconds, our_command
 
 if TYPE_CHECKING:
     import optuna
@@ -406,7 +406,7 @@ class Progress:
 
     def __init__(self, ledger: Ledger, jobs: int) -> None:
         self.ledger, self.jobs = ledger, jobs
-        self.begun, self.done = time.monotonic(), 0
+        self.begun = time.monotonic()
         self.first = self._left()
         self._lock = threading.Lock()
 
@@ -421,9 +421,9 @@ class Progress:
         with self._lock:
             left = self._left()
             done = sum(self.first) - sum(left)
-            words = f"{sentence}"
+            words = sentence
             if done > 0 and sum(left):
-                seconds = (time.monotonic() - self.begun) / done * sum(left)
-                trainings = f"{sum(left)} training{'s' if sum(left) > 1 else ''}"
-                words += f"; {trainings} left, about {human_seconds(round(seconds))}"
+                seconds = round((time.monotonic() - self.begun) / done * sum(left))
+                trainings = counted(sum(left), "training")
+                words += f"; {trainings} left, about {human_seconds(seconds)}"
             say(words, flush=True)

@@ -448,7 +448,7 @@ def test_pictures_outside_class_folders_are_named(
     with caplog.at_level(logging.WARNING, "dataset"):
         assert len(dataset.load(f"folder:{tmp_path}")) == 4
     messages = [record.getMessage() for record in caplog.records]
-    assert any("1 picture(s) lie in no class folder" in message for message in messages)
+    assert any("1 picture outside any class folder, left out" in message for message in messages)
     assert any("empty holds no picture" in message for message in messages)
 
 
@@ -754,7 +754,7 @@ def test_check_of_sound_data_is_clean(tmp_path: Path, capsys: pytest.CaptureFixt
     folder = clean_folder(tmp_path)
     assert run([f"folder:{folder}"], tmp_path, as_json=False) == 0
     printed = capsys.readouterr().out
-    assert "clean: 0 finding(s), 0 note(s)" in printed
+    assert "clean: 0 findings, 0 notes" in printed
     assert "train" in printed and "eval" in printed
 
 

@@ -315,7 +315,7 @@ def test_files_that_are_left_out_are_named(tmp_path: Path) -> None:
     (folder / "b" / "Thumbs.db").write_text("hello")
     report = check(f"folder:{folder}")
     (remark,) = (finding for finding in report.findings if finding.kind == "remark")
-    assert "1 .cr2 file(s) are not read as pictures" in remark.sentence()
+    assert "1 .cr2 file, not read as pictures, left out" in remark.sentence()
     (note,) = (text for text in notes(report) if "not read as pictures" in text)
     assert "1 .txt" in note and "1 without a suffix" in note and ".db" not in note
 
@@ -453,7 +453,7 @@ def test_a_seed_that_is_none_is_refused_by_check(
 
 def test_pictures_in_no_class_folder_are_counted(tmp_path: Path) -> None:
     save_image(tmp_path / "0.jpg", 0, 0)
-    with pytest.raises(InputError, match=r"its 1 picture\(s\) lie in no class folder"):
+    with pytest.raises(InputError, match=r"1 picture, outside any class folder"):
         dataset.load(f"folder:{tmp_path}")
 
 

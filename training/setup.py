@@ -29,7 +29,7 @@ from storage import need_room
 from training import compiling, optim
 from training.clock import Length
 from training.doubts import doubts
-from utils import InputError
+from utils import InputError, counted
 
 if TYPE_CHECKING:
     from training.data import Data
@@ -301,11 +301,9 @@ def _about_norms(training: Training, args: Options) -> list[str]:
     return [f"{named} {verb} nothing: {args.model} has no BatchNorm"]
 
 
-def _about_average(training: Training) -> str:
+def _about_average(training: Training) -> list[str]:
     average = training.average
-    return (
-        "" if average is None else f"{average.decay:g}: a mean of the weights picks the best epoch"
-    )
+    return [f"{average.decay:g}: a mean of the weights picks the best epoch"] if average else []
 
 
 def describe(training: Training) -> str:
@@ -339,10 +337,10 @@ def describe(training: Training) -> str:
         f"device      {device_name(precision.device)}, precision {precision.name}"
         + (f", {processes.world()} processes" if processes.world() > 1 else ""),
         f"steps       {len(loader)} per epoch of {args.batch_size} images each, "
-        f"{training.length.epochs} epoch{'s' if training.length.epochs > 1 else ''}",
+        + counted(training.length.epochs, "epoch"),
         *(f"optimiser   {line}" for line in training.optimisers.describe()),
         f"disk        {_about_disk(training)}",
-        *(f"ema         {words}" for words in filter(None, [_about_average(training)])),
+        *(f"ema         {words}" for words in _about_average(training)),
         *(
             f"note        {line}"
             for line in [
