@@ -29,7 +29,7 @@ from page import overview, records, values
 from page.making import make
 from page.source import neighbours_picture, open_best, without_images
 from runs import files_of
-from storage import check_outputs
+from storage import check_outputs, in_bytes
 from terminal import hear, say
 from utils import InputError, sentence_errors
 
@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> None:
             seed=args.seed,
             gpu_id=args.gpu_id,
         )
-        say(f"report written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
+        say(f"report written to {out} ({in_bytes(out.stat().st_size)})")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from options import searching
 from options.parsing import Parser
+from storage import in_bytes
 from terminal import hear, say, terminal_width
 from utils import InputError, sentence_errors
 
@@ -97,10 +98,10 @@ def remove(args: argparse.Namespace) -> None:
 
 def compact(args: argparse.Namespace) -> None:
     """Writes an index anew without what was removed."""
-    from index import making, showing
+    from index import making
 
     freed = making.compact(args.index)
-    say(f"{args.index} written anew, {showing.size_of(freed)} smaller")
+    say(f"{args.index} written anew, {in_bytes(freed)} smaller")
 
 
 def approximate(args: argparse.Namespace) -> None:

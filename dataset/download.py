@@ -135,8 +135,8 @@ def _check_space(root: Path, source: Source) -> None:
     free = shutil.disk_usage(root).free
     if free < need:
         raise InputError(
-            f"{root} has {free / 1e9:.1f} GB free and {source.file_name} needs {need / 1e9:.1f} GB "
-            "to be fetched and unpacked; free some space or give another --data-root"
+            f"{root} has {in_bytes(free)} free and {source.file_name} needs {in_bytes(need)} to be "
+            "fetched and unpacked; free some space or give another --data-root"
         )
     logger.info(
         "%s has %s; with what is unpacked it takes %s of the %s that %s has free",

@@ -30,8 +30,7 @@ class Row:
         task: what was evaluated on. label: what was evaluated; empty where there is one thing only.
         numbers: metrics in 0..1. deviation: their standard deviation, where several are averaged.
         intervals: 95 % intervals. about: what a file keeps beside them.
-        members: the labels of the rows that this one averages. repeats: how many values a mean is
-            over, and `repeated` of what.
+        repeats: how many values a mean is over, and `repeated` of what.
         members: the labels of the rows that this one averages.
         thresholds: what verification recommends, as a dictionary; empty where it does not.
     """

@@ -15,7 +15,7 @@ from index.adding import Outcome
 from index.asking import Answer
 from index.duplicates import Pairs
 from index.gallery import Entry, Index
-from storage import write_json
+from storage import in_bytes, write_json
 from terminal import as_shell, printable, say
 from utils import counted, human_seconds
 
@@ -239,7 +239,7 @@ def tell_facts(found: dict[str, Any]) -> None:
     removed = f", {found['removed']:,} removed" if found["removed"] else ""
     lines = {
         "images": f"{found['images']:,}{removed}; {counted(found['labels'], 'label')}",
-        "file": f"{found['index']}, {size_of(found['bytes'])}; all checksums agree",
+        "file": f"{found['index']}, {in_bytes(found['bytes'])}; all checksums agree",
         "network": f"{found['network']}, {found['numbers']} numbers per image; "
         f"fingerprint {found['fingerprint'][:12]}",
         "run": f"{found['run']}{gone}",
@@ -253,11 +253,6 @@ def tell_facts(found: dict[str, Any]) -> None:
         lines["files gone"] = f"{len(found['missing']):,}: {some}"
     for name, text in lines.items():
         say(wrapped(text, f"{name:<12}", " " * 12))
-
-
-def size_of(count: int) -> str:
-    """Bytes in words."""
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.0f} kB"
 
 
 def _threshold_words(known: dict[str, Any] | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from dataset.own import SEED, OwnData, count_held_out
 from machine import cores
 from net import find_backbone
 from options.suited import MODEL, Images, Machine
+from storage import free_space
 from utils import InputError
 
 SAMPLE = 9  # files whose sizes are looked at
@@ -96,7 +96,7 @@ def this_machine(args: argparse.Namespace) -> Machine:
 def _free(folder: str | None) -> int:
     """Bytes that are free where caches are kept; 0 where there is no such place."""
     try:
-        place = (default_folder() if folder is None else Path(folder)).absolute()
-        return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+        place = default_folder() if folder is None else Path(folder)
+        return free_space(place)
     except (InputError, OSError):
         return 0

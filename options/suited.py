@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from dataset.own import LEAST_CLASSES, count_held_out, suited_share
 from flags import Flag
 from options.declared import OWN_DATA, train_flags
+from storage import in_bytes
 from utils import counted
 
 MODEL = "efficientnet_lite0"
@@ -144,7 +145,7 @@ def reading(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
         return Chosen({}, "")
     return Chosen(
         {"decode": "cache"},
-        f"each file is decoded once, to a short side of 256; about {_megabytes(needed)}",
+        f"each file is decoded once, to a short side of 256; about {in_bytes(needed)}",
     )
 
 
@@ -267,7 +268,3 @@ def _steps(images: Images, size: int) -> str:
 def _as_flag(entry: Flag, value: Any) -> str:
     shown = f"{value:g}" if isinstance(value, float) else value
     return f"{entry.spellings[0]} {shown}"
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(1, round(size / 1e6))} MB"
