@@ -157,8 +157,9 @@ def nearest_names(name: str, known: Iterable[str]) -> str:
 
 
 def counted(count: int, what: str = "image") -> str:
-    """3 → '3 images', 1 → '1 image'."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    """3 → '3 images', 1 → '1 image'; of a class, '3 classes'."""
+    plural = "es" if what.endswith("s") else "s"
+    return f"{count:,} {what}{'' if count == 1 else plural}"
 
 
 def plain_number(value: float, digits: int) -> str:

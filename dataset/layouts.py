@@ -17,7 +17,7 @@ import numpy as np
 
 from dataset.base import DataSet, ImageSet, PathTable
 from dataset.files import Tree, find, find_all, is_file, is_folder, join_words, tree, warn_once
-from utils import InputError
+from utils import InputError, counted
 
 counts_logger = logging.getLogger("dataset.counts")
 
@@ -226,8 +226,8 @@ def half_of_classes(listing: Listing, split: str, name: str) -> Listing:
     count = len(listing.class_names)
     if count < 2:
         raise InputError(
-            f"{name}: {listing.folder} holds {count} class(es), and train and eval need one each; "
-            f"see `python -m dataset check {name}`"
+            f"{name}: {listing.folder} holds {counted(count, 'class')}, and train and eval need "
+            f"one each; see `python -m dataset check {name}`"
         )
     low, high = (0, count // 2) if split == "train" else (count // 2, count)
     chosen = np.flatnonzero((listing.labels >= low) & (listing.labels < high)).tolist()

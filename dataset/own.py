@@ -20,7 +20,7 @@ import numpy as np
 from dataset.base import SPLITS, DataSet, ImageSet, PathTable
 from dataset.files import in_class_order, is_file, join_words, warn_once
 from machine import expanded
-from utils import InputError
+from utils import InputError, counted
 
 logger = logging.getLogger("dataset")
 notes_logger = logging.getLogger("dataset.notes")  # `check` has them as notes
@@ -163,7 +163,7 @@ class ClassSplit:
         names = in_class_order(set(class_names))
         if len(names) < 2 * LEAST_CLASSES:
             raise InputError(
-                f"{where} has {len(names)} class(es) ({_some_of(names)}), and training and "
+                f"{where} has {counted(len(names), 'class')} ({_some_of(names)}), and training and "
                 f"evaluation need {LEAST_CLASSES} each; add classes"
             )
         most = len(names) - LEAST_CLASSES
@@ -276,9 +276,9 @@ class OwnData(DataSet):
         held_out = set(rows.class_names).difference(trained)
         if len(held_out) < LEAST_CLASSES:
             raise InputError(
-                f"{self.given} has {len(held_out)} class(es) that the network was not trained on, "
-                f"and an evaluation needs {LEAST_CLASSES}; add classes, or name other images "
-                "(--dataset folder:PATH or csv:FILE)"
+                f"{self.given} has {counted(len(held_out), 'class')} that the network was not "
+                f"trained on, and an evaluation needs {LEAST_CLASSES}; add classes, or name other "
+                "images (--dataset folder:PATH or csv:FILE)"
             )
         return held_out
 

@@ -214,7 +214,7 @@ def test_too_few_classes_are_refused_in_a_sentence(
         (tmp_path / name).mkdir()
         Image.new("RGB", (40, 40)).save(tmp_path / name / "0.png")
     said = refusal(capsys, options.parse_train, ["--dataset", f"folder:{tmp_path}"])
-    assert "3 class(es)" in said and "need 2 each" in said
+    assert "3 classes" in said and "need 2 each" in said
 
 
 def test_a_run_keeps_its_settings_and_names_what_comes_next(
