@@ -16,7 +16,7 @@ from index.asking import Answer
 from index.duplicates import Pairs
 from index.gallery import Entry, Index
 from storage import in_bytes, write_json
-from terminal import as_shell, printable, say
+from terminal import as_shell, fitted, printable, say
 from utils import counted, human_seconds
 
 NAMED = 3  # images that a line names
@@ -96,11 +96,12 @@ def speed_up(path: Path, wanted: str) -> None:
     if wanted == "auto" and len(index) < least:
         return
     if wanted == "auto" and not graph.is_installed():
-        say(
-            f"comparing with all {counted(len(index))} takes longer than {graph.PATIENCE:g} s a "
-            f"query here, as from about {least:,} on; to avoid that, pip install usearch -c "
-            "constraints.txt, and then"
+        words = (
+            f"comparing with all {counted(len(index))} takes longer than {graph.PATIENCE:g} s per "
+            f"query here, as from about {least:,} on; to avoid that, `pip install usearch -c "
+            "constraints.txt`, and then"
         )
+        say(fitted(words, "  "))
         say(f"  python search.py approximate {as_shell(path)}")
         return
     if wanted == "auto" and index.graph and index.added - index.graph.covers < index.added // 10:

@@ -48,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
         help="for a run that kept a running mean of its weights: the mean (ema, the default) or "
         "the weights themselves (raw)",
     )
+    _declare_graphs(export)
+    _declare_shared(export)
+    return parser
+
+
+def _declare_graphs(export: argparse.ArgumentParser) -> None:
     graphs = export.add_argument_group(
         "as a graph",
         "It takes float32 pixels (B, 3, S, S), RGB, 0..255, and gives embeddings (B, d) of unit "
@@ -56,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, about in GRAPHS.items():
         graphs.add_argument(_flag(name), metavar="FILE", type=file, help=about)
+
+
+def _declare_shared(export: argparse.ArgumentParser) -> None:
     shared = export.add_argument_group("to be shared")
     shared.add_argument(
         "--safetensors",
@@ -91,7 +100,6 @@ def _parser() -> argparse.ArgumentParser:
         help="for the card: a file of evaluate.py --bootstrap 1000 --json FILE, whose intervals "
         "it takes",
     )
-    return parser
 
 
 def _flag(name: str) -> str:

@@ -20,7 +20,7 @@ from serving.api import Api
 from serving.gallery import Gallery
 from serving.handler import MOST_SEARCHES, Handler
 from serving.pictures import bound_pixels
-from terminal import say
+from terminal import fitted, say
 from utils import InputError
 
 logger = logging.getLogger("serving")
@@ -145,12 +145,12 @@ def _announce(server: Server, gallery: Gallery) -> None:
     state = gallery.now()
     count = len(state.index)
     if not ipaddress.ip_address(server.server_address[0]).is_loopback:
-        say(
+        warning = (
             "warning: whoever reaches this machine's network can open this page, without a "
             f"password: search here with pictures of their own, and see all {count:,} pictures of "
-            f"the index with their ids and labels; without --host only this machine can",
-            file=sys.stderr,
+            "the index with their ids and labels; without --host only this machine can"
         )
+        say(fitted(warning, "  ", sys.stderr), file=sys.stderr)
     say(f"{count:,} entries of {gallery.path}")
     say(f"open {server.url} (Ctrl-C ends it)", flush=True)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from flags import whole
 from options.parsing import Parser, file
-from studies.plan import LEAST, METRICS
+from studies.plan import LEAST, METRICS, Plan
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -16,6 +16,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: with status 2 for a flag that there is not, 0 for --help.
     """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if bool(args.file) == ("methods" in args):
+        parser.error("give a study's TOML file, or --methods")
+    if args.file and (
+        both := {"name", "flags", "folds", "trials", "seeds", "metric", "logs"} & {*vars(args)}
+    ):
+        parser.error(f"--{min(both)} stands in the file")
+    return args
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="python study.py",
         usage="python study.py FILE.toml [--jobs N] ...\n"
@@ -29,6 +41,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "file", nargs="?", metavar="FILE.toml", type=file, default=None, help="what to study"
     )
+    _declare_what(parser)
+    _declare_how(parser)
+    return parser
+
+
+def _declare_what(parser: Parser) -> None:
     asked = parser.add_argument_group("what to study, if there is no file")
     asked.add_argument("--name", help="name of the study's folder in --logs")
     asked.add_argument("--flags", help="flags of train.py that all methods share")
@@ -40,18 +58,30 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--folds",
         type=whole(LEAST["folds"]),
         metavar="K",
-        help="folds that the training classes are divided into (default: 3)",
+        help=f"folds that the training classes are divided into (default: {Plan.folds})",
     )
     asked.add_argument(
-        "--trials", type=whole(LEAST["trials"]), metavar="N", help="trials per method (default: 8)"
+        "--trials",
+        type=whole(LEAST["trials"]),
+        metavar="N",
+        help=f"trials per method (default: {Plan.trials})",
     )
     asked.add_argument(
-        "--seeds", type=whole(LEAST["seeds"]), metavar="N", help="runs per method (default: 5)"
+        "--seeds",
+        type=whole(LEAST["seeds"]),
+        metavar="N",
+        help=f"runs per method (default: {Plan.seeds})",
     )
     asked.add_argument(
-        "--metric", help=f"metric that trials are judged by: {', '.join(METRICS)} (default: MAP@R)"
+        "--metric",
+        help=f"metric that trials are judged by: {', '.join(METRICS)} (default: {Plan.metric})",
     )
-    asked.add_argument("--logs", metavar="DIR", help="where its folder goes (default: logs)")
+    asked.add_argument(
+        "--logs", metavar="DIR", help=f"where its folder goes (default: {Plan.logs})"
+    )
+
+
+def _declare_how(parser: Parser) -> None:
     how = parser.add_argument_group("how it runs, and what it writes")
     how.add_argument("--jobs", type=whole(1), default=1, metavar="N",
                      help="trainings at once; they share the cores (default: 1)")  # fmt: skip
@@ -64,11 +94,3 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     how.add_argument("--markdown", type=file, default=None, metavar="FILE.md",
                      help="write the tables into this document as well: a new one, or between "
                      "the marks of one that has them, such as <!-- means -->")  # fmt: skip
-    args = parser.parse_args(argv)
-    if bool(args.file) == ("methods" in args):
-        parser.error("give a study's TOML file, or --methods")
-    if args.file and (
-        both := {"name", "flags", "folds", "trials", "seeds", "metric", "logs"} & {*vars(args)}
-    ):
-        parser.error(f"--{min(both)} stands in the file")
-    return args
