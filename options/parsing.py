@@ -80,10 +80,16 @@ class Formatter(argparse.HelpFormatter):
         """A heading that fits, too."""
         super().start_section(heading and textwrap.fill(heading, self._width - 1))
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Lines that are broken at blanks, not inside a flag, unless a word does not fit at all."""
+        words = text.split()
+        too_long = max(map(len, words), default=0) > width
+        return textwrap.wrap(" ".join(words), width, break_on_hyphens=too_long)
+
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """Lines that are broken where they are too long; their own ends stay."""
-        lines = text.split("\n")
-        return "\n".join(super(Formatter, self)._fill_text(line, width, indent) for line in lines)
+        """A description, whose own line ends stay."""
+        lines = (self._split_lines(line, width - len(indent)) for line in text.split("\n"))
+        return "\n".join(indent + part for parts in lines for part in parts or [""])
 
 
 class Parser(argparse.ArgumentParser):

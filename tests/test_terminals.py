@@ -392,6 +392,8 @@ def test_help_fits_the_terminal(door: str, columns: int, monkeypatch, capsys) ->
     wide = [line for line in does_not_fit(shown, columns) if not line.lstrip().startswith("[")]
     assert stop.value.code == 0 and not wide and shown[0].startswith("usage: ")
     assert len(shown) > (200 if door == "train" else 10)
+    if columns == 80:  # no flag is broken in two
+        assert not [line for line in shown if re.search(r"--[a-z-]+-$", line)]
 
 
 def test_what_a_continued_run_begins_with_fits_the_terminal(
