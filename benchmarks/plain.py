@@ -1,4 +1,4 @@
-"""What one writes who follows the papers directly: the peer of our losses, layers and steps."""
+"""What one writes who follows the papers directly: the peer of our losses and layers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import losses
 from net import layers
-from training import optim
 
 
 def proxy_terms(similarity: Tensor, labels: Tensor, margin: float | Tensor, alpha: float) -> Tensor:
@@ -27,15 +25,6 @@ def proxy_terms(similarity: Tensor, labels: Tensor, margin: float | Tensor, alph
     push = torch.where(positive, zero, torch.exp(alpha * (similarity + 0.1))).sum(dim=0)
     present = positive.any(dim=0).sum()
     return torch.log(1 + pull).sum() / present + torch.log(1 + push).mean()
-
-
-class ProxyAnchor(losses.ProxyAnchorLoss):
-    """Proxy-Anchor by its printed formula; proxies and rates are those of ours."""
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss, 0-d."""
-        similarity = F.normalize(embeddings) @ F.normalize(self.proxies).T
-        return proxy_terms(similarity, labels, self.margin, self.alpha)
 
 
 def _conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
@@ -54,19 +43,5 @@ def modules_one_by_one() -> Iterator[None]:
         mock.patch("net.bn_inception.conv_norm", _conv_norm),
         mock.patch("net.bn_inception.average_conv_norm", _average_conv_norm),
         mock.patch("net.resnet.conv_norm", _conv_norm),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def plain_training() -> Iterator[None]:
-    """Inside, train.py uses the printed formula, single modules and the optimiser's plain loop.
-
-    Precision is left to `--amp off`.
-    """
-    with (
-        modules_one_by_one(),
-        mock.patch.dict(losses.CRITERIA, {"Proxy_Anchor": ProxyAnchor}),
-        mock.patch.object(optim, "_can_fuse", lambda groups: False),
     ):
         yield

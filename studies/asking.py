@@ -54,24 +54,17 @@ def _declare_what(parser: Parser) -> None:
         "--methods", nargs="+", metavar="METHOD",
         help='losses by name, or flags of train.py: AMLoss "AMLoss --sec_wei 1" @recipes/FILE.txt',
     )  # fmt: skip
-    asked.add_argument(
-        "--folds",
-        type=whole(LEAST["folds"]),
-        metavar="K",
-        help=f"folds that the training classes are divided into (default: {Plan.folds})",
-    )
-    asked.add_argument(
-        "--trials",
-        type=whole(LEAST["trials"]),
-        metavar="N",
-        help=f"trials per method (default: {Plan.trials})",
-    )
-    asked.add_argument(
-        "--seeds",
-        type=whole(LEAST["seeds"]),
-        metavar="N",
-        help=f"runs per method (default: {Plan.seeds})",
-    )
+    for name, metavar, what in (
+        ("folds", "K", "folds that the training classes are divided into"),
+        ("trials", "N", "trials per method"),
+        ("seeds", "N", "runs per method"),
+    ):
+        asked.add_argument(
+            f"--{name}",
+            type=whole(LEAST[name]),
+            metavar=metavar,
+            help=f"{what} (default: {getattr(Plan, name)})",
+        )
     asked.add_argument(
         "--metric",
         help=f"metric that trials are judged by: {', '.join(METRICS)} (default: {Plan.metric})",
