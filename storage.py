@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
 from terminal import printable
-from utils import DamagedError, InputError, damage_in_words
+from utils import DamagedError, InputError, damage_in_words, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -319,9 +319,8 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
         except InputError:
             raise
         except Exception as error:  # torch reports damage through a dozen unrelated types
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise DamagedError(
-                f"{what} {path} cannot be read safely as tensors ({first_line[:160]}); "
+                f"{what} {path} cannot be read safely as tensors ({first_line(error)}); "
                 "it is damaged, or not a file of weights: save it again or choose another"
             ) from error
     if not isinstance(content, dict):

@@ -88,10 +88,15 @@ def damage_in_words(what: str, advice: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DamagedError(
-            f"{what} is damaged, or not such a file ({lines[0][:160]}); {advice}"
+            f"{what} is damaged, or not such a file ({first_line(error)}); {advice}"
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What another's error says, in one line of at most 160 characters, and never nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160]
 
 
 def _end(sentence: str) -> NoReturn:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from types import ModuleType
 
-from utils import InputError
+from utils import InputError, first_line
 
 PREFIX = "hf:"
 """`hf:USER/NAME`, or `hf:USER/NAME@REVISION`: what names a model there."""
@@ -45,7 +45,9 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
     except Exception as error:  # the network's errors are those of whatever library it uses
-        raise InputError(f"{name} could not be uploaded ({_words(error)}); try again") from error
+        raise InputError(
+            f"{name} could not be uploaded ({first_line(error)}); try again"
+        ) from error
     return str(address)
 
 
@@ -62,8 +64,8 @@ def download(name: str) -> Path:
         found = hub.snapshot_download(repository, revision=revision or None, allow_patterns=FILES)
     except Exception as error:
         raise InputError(
-            f"{name} cannot be had from the Hub ({_words(error)}); check the name, and whether you "
-            "are logged in where it is private"
+            f"{name} cannot be had from the Hub ({first_line(error)}); check the name, and whether "
+            "you are logged in where it is private"
         ) from error
     return Path(found)
 
@@ -77,8 +79,3 @@ def _hub() -> ModuleType:
             "pip install huggingface_hub"
         ) from error
     return huggingface_hub
-
-
-def _words(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

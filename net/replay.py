@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils import first_line
+
 CALLS_BEFORE = 3
 """Calls of one kind that are computed as usual before it is recorded: a short run never is."""
 MOST = 2
@@ -101,8 +103,9 @@ class Replay:
             tape = self._record(self._compute, images, trained, self._buffers())
         except (RuntimeError, torch.OutOfMemoryError) as error:
             self._over, self._tapes = True, {}
-            reason = str(error).strip().splitlines()[0]
-            logger.warning("the step is not recorded on the GPU, and slower for it: %s", reason)
+            logger.warning(
+                "the step is not recorded on the GPU, and slower for it: %s", first_line(error)
+            )
         else:
             self._tapes[shape, place] = tape
 

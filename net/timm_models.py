@@ -25,7 +25,7 @@ from net.checkpoints import inside
 from net.choices import InputSpec
 from net.heads import Pool
 from net.shared import SHARED, SharedBatchNorm2d
-from utils import InputError, close_names, nearest_names
+from utils import InputError, close_names, first_line, nearest_names
 
 # --- the module -----------------------------------------------------------------------------------
 
@@ -318,10 +318,9 @@ def _build(
     try:
         body = timm.create_model(name, num_classes=0, **chosen)
     except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
-        words = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise InputError(
             f"{TIMM}{name} cannot be built for images of {image_size} pixels with "
-            f"{dict(model_args) or 'its own arguments'}: {words[:200]}"
+            f"{dict(model_args) or 'its own arguments'}: {first_line(error)}"
         ) from error
     _check_patches(name, body, image_size)
     if pooling != "attention" and getattr(body, "attn_pool", None) is not None:

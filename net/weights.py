@@ -27,7 +27,7 @@ from net.checkpoints import (
 from net.choices import Peft
 from net.heads import HEAD_KEYS
 from net.peft import merged
-from utils import InputError
+from utils import InputError, first_line
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 WEIGHTS_FOLDER = _REPOSITORY / "data" / "weights"
@@ -199,9 +199,8 @@ def _file_of_hub(model: str, repository: str) -> Path:
             return Path(hub.hf_hub_download(repository, HUB_FILES[1]))
         return Path(hub.hf_hub_download(repository, HUB_FILES[0]))
     except Exception as error:  # the hub reports trouble through a dozen unrelated types
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the weights of {model} cannot be downloaded ({first_line[:160]}): get "
+            f"the weights of {model} cannot be downloaded ({first_line(error)}): get "
             f"{HUB_FILES[0]} from {hub.constants.ENDPOINT}/{repository} elsewhere and give it as "
             f"--pretrained FILE.safetensors, or put it into {WEIGHTS_FOLDER} as "
             f"{name}.safetensors; or use --pretrained none"

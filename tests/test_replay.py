@@ -22,7 +22,7 @@ class Machine:
         self.layer = nn.Linear(4, 3)
         self.computed = self.played = self.made = 0
         self.tapes: list[Played] = []
-        self.fails = False
+        self.failure: RuntimeError | None = None
         self.replay = Replay(self.compute, lambda: list(self.layer.parameters()), list, self.record)
 
     def compute(self, images: torch.Tensor) -> torch.Tensor:
@@ -30,8 +30,8 @@ class Machine:
         return self.layer(images)
 
     def record(self, compute, images, trained, buffers) -> Played:
-        if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
+        if self.failure is not None:
+            raise self.failure
         self.made += 1
         return Played(self)
 
@@ -118,14 +118,20 @@ def test_without_gradients_nothing_is_recorded(machine):
     assert not machine.made and not machine.played
 
 
-def test_what_cannot_be_recorded_is_computed_and_said_once(machine, caplog):
-    machine.fails = True
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("operation not permitted\nwhen stream is capturing", "operation not permitted"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_what_cannot_be_recorded_is_computed_and_said_once(words, said, machine, caplog):
+    machine.failure = RuntimeError(words)
     for _ in range(CALLS_BEFORE + 3):
         machine.step()
     assert machine.computed == CALLS_BEFORE + 3 and not machine.played
     assert [record.message for record in caplog.records] == [
-        "the step is not recorded on the GPU, and slower for it: "
-        "operation not permitted when stream is capturing"
+        f"the step is not recorded on the GPU, and slower for it: {said}"
     ]
 
 
