@@ -164,7 +164,7 @@ class _Block:
 
     def __init__(
         self, queries: Images, gallery: Images, sides: Sides, symmetric: bool, excluding: bool
-    ):
+    ) -> None:
         self.queries, self.gallery = queries, gallery
         self.rows, self.columns, y = sides
         self.width = len(y)
@@ -254,7 +254,7 @@ class _Counts:
     has too many images before it in that process's counts alone.
     """
 
-    def __init__(self, cosines: Tensor, offsets: Tensor, doubt: float, tie: float):
+    def __init__(self, cosines: Tensor, offsets: Tensor, doubt: float, tie: float) -> None:
         self.doubt, self.tie = doubt, tie
         self.offsets = offsets
         self.host_offsets = offsets.cpu()

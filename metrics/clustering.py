@@ -211,7 +211,7 @@ def _nearest(x: Tensor, centres: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 class _Lloyd:
     """Lloyd's iterations from centres (k, d), the points' labels and squared distances (N,)."""
 
-    def __init__(self, x: Tensor, centres: Tensor, labels: Tensor, distances: Tensor):
+    def __init__(self, x: Tensor, centres: Tensor, labels: Tensor, distances: Tensor) -> None:
         self.x, self.centres, self.labels = x, centres, labels
         self.squares = x.norm(dim=1).square()
         self.scores = (self.squares - distances) / 2

@@ -56,7 +56,7 @@ class Images:
         largest: the largest |number| where all are whole numbers, else infinity.
     """
 
-    def __init__(self, embeddings: Tensor, labels: Array, groups: Array | None, name: str):
+    def __init__(self, embeddings: Tensor, labels: Array, groups: Array | None, name: str) -> None:
         self.embeddings = embeddings
         labels = self._integers(labels, f"labels of the {name}")
         self.order = labels.argsort(stable=True)

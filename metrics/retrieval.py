@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -203,7 +204,7 @@ def one_per_class_gallery(
     draws: int = 10,
     seed: int = 0,
     ks: Sequence[int] = (1, 5),
-    **options,
+    **options: Any,
 ) -> dict[str, float]:
     """VehicleID's official protocol: one random image per class is the gallery, the rest query it.
 

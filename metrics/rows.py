@@ -172,7 +172,7 @@ class _Rows:
 
     def __init__(
         self, queries: Images, gallery: Images, begin: Tensor, end: Tensor, excluding: bool
-    ):
+    ) -> None:
         self.queries, self.gallery = queries, gallery
         self.begin, self.end = begin, end
         self.excluding = excluding
@@ -405,7 +405,7 @@ class _ScoredRows(_Rows):
         end: Tensor,
         excluding: bool,
         score: Score,
-    ):
+    ) -> None:
         super().__init__(queries, gallery, begin, end, excluding)
         self.score, self.tie, self.precise = score, SCORE_TIE, True
 

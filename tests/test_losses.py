@@ -286,6 +286,20 @@ def test_gradients_are_those_of_finite_differences(name):
     assert torch.autograd.gradcheck(loss, (embeddings,))
 
 
+def test_the_two_terms_of_proxy_anchor_are_its_loss():
+    criterion = build("Proxy_Anchor", 5, SIZE, margin=0.2, alpha=8.0)
+    embeddings, labels = torch.randn(9, SIZE), torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 4])
+    similarity = F.normalize(embeddings) @ F.normalize(criterion.proxies.detach()).T
+    own = F.one_hot(labels, 5).bool()
+    pull = (torch.exp(-8 * (similarity - 0.2)) * own).sum(dim=0)
+    push = (torch.exp(8 * (similarity + 0.2)) * ~own).sum(dim=0)
+    pulled = losses.positive_term(similarity, labels, 0.2, 8.0)
+    pushed = losses.negative_term(similarity, labels, 0.2, 8.0)
+    torch.testing.assert_close(pulled, torch.log1p(pull[own.any(dim=0)]).mean())
+    torch.testing.assert_close(pushed, torch.log1p(push).mean())
+    torch.testing.assert_close(criterion(embeddings, labels), pulled + pushed)
+
+
 @pytest.mark.parametrize("strip_elements", [2**24, 14, 1])
 def test_amloss_gradients_of_proxies_and_margins(strip_elements, monkeypatch):
     monkeypatch.setattr(ProxyCrowding, "strip_elements", strip_elements)
