@@ -128,9 +128,11 @@ class LibraryLoss(Criterion):
 
     @property
     def no_memory(self) -> str:
-        """Whether the library's own memory takes the loss."""
+        """Whether the library's own memory takes the loss, and finds other images in it."""
         from pytorch_metric_learning.losses import CrossBatchMemory
 
+        if reason := getattr(self.loss, "no_memory", ""):
+            return reason
         known = CrossBatchMemory.supported_losses()
         if type(self.loss).__name__ in known:
             return ""
@@ -177,7 +179,15 @@ def _classes(kind: str) -> dict[str, type[nn.Module]]:
             for name, each in found.items()
             if issubclass(each, loss) and name not in parts
         }
+        found |= {each.__name__: each for each in _mended()}
     return {name: each for name, each in found.items() if not name.startswith("Base")}
+
+
+def _mended() -> tuple[type[nn.Module], ...]:
+    """The losses of the library that are ours in a part."""
+    from criteria.nca import NCALoss, ProxyNCALoss
+
+    return NCALoss, ProxyNCALoss
 
 
 def _library(kind: str, name: str) -> type[nn.Module]:

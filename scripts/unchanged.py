@@ -104,10 +104,8 @@ METHODS = {
     # the library's losses
     **{
         f"library {loss}": f"--loss {loss} --lr 1e-3"
-        for loss in "MS Contrastive Triplet NPair SoftTriple Circle Margin".split()
+        for loss in "Proxy_NCA MS Contrastive Triplet NPair SoftTriple Circle Margin".split()
     },
-    # Its gradient is not finite where a proxy is very far from its images.
-    "library Proxy_NCA": "--loss Proxy_NCA --lr 1e-4 --loss-args softmax_scale=8",
     "circle loss of amloss": "--loss CircleLoss --IPC 3",
     "pml": "--loss pml:NormalizedSoftmaxLoss --loss-args temperature=0.1",
     "pml pairs": "--loss pml:ContrastiveLoss --IPC 3",

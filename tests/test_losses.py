@@ -3,6 +3,7 @@ what their equations say about special cases."""
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 import re
@@ -963,6 +964,55 @@ def test_library_agrees_with_our_proxy_anchor():
     torch.testing.assert_close(ours(embeddings, labels), theirs(embeddings, labels))
     (group,) = theirs.parameter_groups(1e-4)
     assert group["name"] == "proxies" and group["lr"] == pytest.approx(1e-2)
+
+
+NCA = {"pml:NCALoss": {}, "Proxy_NCA": {}, "pml:ProxyNCALoss": {"distance": "CosineSimilarity"}}
+
+
+@pytest.mark.parametrize("miner", ["none", "MultiSimilarityMiner"])
+@pytest.mark.parametrize("name", NCA)
+def test_nca_is_the_librarys_where_that_is_finite(name, miner):
+    from pytorch_metric_learning import losses as library
+
+    ours = build(name, CLASSES, SIZE, softmax_scale=8.0, miner=miner, **NCA[name]).double()
+    make, theirs = getattr(library, type(ours.loss).__name__), copy.deepcopy(ours)
+    sizes = () if name == "pml:NCALoss" else (CLASSES, SIZE)
+    theirs.loss = make(*sizes, softmax_scale=8.0, distance=ours.loss.distance).double()
+    theirs.loss.load_state_dict(ours.loss.state_dict())
+    assert type(ours.loss) is not make
+    found = []
+    for criterion in (ours, theirs):
+        embeddings, labels = batch(dtype=torch.float64)
+        loss = criterion(embeddings, labels)
+        loss.backward()
+        found.append([loss, embeddings.grad, *(p.grad for p in criterion.parameters())])
+    assert found[0][0] > 0
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected)
+
+
+@pytest.mark.parametrize("angle", [90, 100, 110, 120, 180])
+def test_an_image_far_from_its_proxy_counts_in_proxy_nca(angle):
+    """There the library's probability leaves float32, and its gradient is NaN before that."""
+    criterion = build("Proxy_NCA", 2, 2)
+    criterion.loss.proxies.data = torch.eye(2)
+    turned = torch.tensor(math.radians(angle))
+    embeddings = torch.stack([turned.cos(), turned.sin()])[None].requires_grad_()
+    loss = criterion(embeddings, torch.tensor([0]))
+    loss.backward()
+    near, far = (2 - 2 * math.sin(turned)), (2 - 2 * math.cos(turned))
+    assert loss.item() == pytest.approx(math.log1p(math.exp(32 * (near - far))) + 32 * (far - near))
+    assert embeddings.grad.isfinite().all() and criterion.loss.proxies.grad.isfinite().all()
+    # Its slope along the circle: 64·(sin + cos) times the share of the other proxy, here 1.
+    along = (embeddings.grad * torch.stack([-turned.sin(), turned.cos()])).sum()
+    assert along == pytest.approx(64 * (math.sin(turned) + math.cos(turned)), rel=1e-3, abs=1e-3)
+
+
+def test_nca_without_a_pair_costs_nothing():
+    embeddings = torch.randn(4, SIZE, requires_grad=True)
+    loss = build("pml:NCALoss", CLASSES, SIZE)(embeddings, torch.arange(4))
+    loss.backward()
+    assert loss == 0 and (embeddings.grad == 0).all()
 
 
 def test_library_loss_takes_its_arguments_and_float64_leaves_its_proxies_alone():

@@ -293,6 +293,7 @@ REFUSED = {
     "Hyp": "one of every class",
     "Sph": "one of every class",
     "NPair": "the library has one for AngularLoss",
+    "pml:NCALoss": "own entry",
     "SoftTriple": "the library has one for AngularLoss",
     "RecallAtK --loss-args simix=true": "simix",
 }
