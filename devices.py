@@ -84,6 +84,16 @@ def on_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.
     return tensor.to(device, non_blocking=True)
 
 
+def with_host_copy(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``on_device``, and as ``host`` of the result the same in the host's memory.
+
+    Who asks that for a number waits for no GPU.
+    """
+    tensor = on_device(values, device)
+    tensor.host = torch.as_tensor(values).detach()  # on a CPU not the tensor itself: no circle
+    return tensor
+
+
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether the hardware has bfloat16 arithmetic (Ampere and later; AVX512-BF16, AMX)."""
     if device.type == "cuda":

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from devices import on_device
+from devices import with_host_copy
 
 
 class Embeddings(NamedTuple):
@@ -236,8 +236,8 @@ def check_whole(**values: float) -> None:
             raise ValueError(f"{name} must be a whole number, not {value}.")
 
 
-LARGE = 1024
-"""Images from which on a GPU takes so long for a batch that to wait for it costs nothing beside."""
+LARGE = 1024**2
+"""Pairs from which on a GPU takes so long for a batch that to wait for it costs nothing beside."""
 
 
 def of_labels(
@@ -251,12 +251,30 @@ def of_labels(
     for until it has done all that it was given before: the network. So what labels alone say is
     worked out from their copy in the host's memory where there is one, ``labels.host``.
     """
-    host = getattr(labels, "host", None)
-    if host is None or references is not None or len(host) > LARGE:
+    others = labels if references is None else references.labels
+    if len(labels) * len(others) > LARGE:
         return function(labels, references)
-    found = function(host, None)
+    if references is None:
+        return on_host(lambda labels: function(labels, None), labels)
+
+    def of_both(labels: Tensor, others: Tensor, own: Tensor) -> tuple[Any, ...]:
+        return function(labels, References(references.embeddings, others, own))
+
+    return on_host(of_both, labels, references.labels, references.own)
+
+
+def on_host(function: Callable[..., tuple[Any, ...]], *tensors: Tensor) -> tuple[Any, ...]:
+    """``function(*tensors)``, of their ``host`` copies where all have one (see ``of_labels``).
+
+    What it finds has such copies too.
+    """
+    copies = [getattr(tensor, "host", None) for tensor in tensors]
+    if any(copy is None for copy in copies):
+        return function(*tensors)
+    device = tensors[0].device
     return tuple(
-        on_device(each, labels.device) if isinstance(each, Tensor) else each for each in found
+        with_host_copy(found, device) if isinstance(found, Tensor) else found
+        for found in function(*copies)
     )
 
 

@@ -5,6 +5,7 @@ Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ from criteria.base import (
     in_float32,
 )
 from criteria.objective import Term
+from devices import with_host_copy
+
+ON_THE_HOST = ("labels", "steps", "taken")
+"""The buffers that a step asks for numbers, for which a GPU would have to be waited for."""
 
 
 class MemoryBank(Criterion):
@@ -31,7 +36,8 @@ class MemoryBank(Criterion):
     An image's own place in M is no pair; embeddings of the same image from earlier epochs are. In
     the first ``start`` steps there is no memory, and the loss is that of the batch alone. Buffers
     hold the memory, so that checkpoints do; it takes embeddings as the loss is given them, in
-    training mode only. ``terms``: the loss's, and remembered, how many embeddings there are. Raises
+    training mode only. Labels and counts stay in the host's memory, wherever the module is moved
+    to. ``terms``: the loss's, and remembered, how many embeddings there are. Raises
     ValueError for a loss that cannot use it, for a batch larger than N, and what the loss raises.
     """
 
@@ -48,6 +54,12 @@ class MemoryBank(Criterion):
         self.register_buffer("labels", torch.zeros(self.size, dtype=torch.long))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("taken", torch.zeros((), dtype=torch.long))
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryBank:
+        kept = {name: self._buffers[name] for name in ON_THE_HOST}
+        super()._apply(function, recurse)
+        self._buffers.update(kept)
+        return self
 
     @in_float32
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -73,13 +85,15 @@ class MemoryBank(Criterion):
 
     def _remember(self, embeddings: Tensor, labels: Tensor) -> References:
         """Puts a batch where the oldest embeddings are; all that are there."""
-        taken = int(self.taken)
-        own = torch.arange(taken, taken + len(labels), device=labels.device) % self.size
+        taken, host = int(self.taken), getattr(labels, "host", None)
+        places = torch.arange(taken, taken + len(labels)) % self.size
+        own = with_host_copy(places, labels.device)
         self.embeddings[own] = embeddings.to(self.embeddings.dtype)
-        self.labels[own] = labels
+        self.labels[places] = labels.cpu() if host is None else host
         self.taken += len(labels)
         full = min(taken + len(labels), self.size)
-        return References(self.embeddings[:full], self.labels[:full], own)
+        known = with_host_copy(self.labels[:full], labels.device)
+        return References(self.embeddings[:full], known, own)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The loss's."""

@@ -13,6 +13,8 @@ from criteria.base import (
     check_batch,
     check_not_negative,
     in_float32,
+    of_labels,
+    on_host,
     pair_masks,
     unit_others,
     unit_rows,
@@ -40,13 +42,15 @@ class Miner:
         """Indices of anchors, positives and negatives."""
         labels = check_batch(embeddings, labels)
         unit = unit_rows(embeddings)
-        return self.choose(unit, unit_others(unit, references), *pair_masks(labels, references))
+        masks = of_labels(pair_masks, labels, references)
+        return self.choose(unit, unit_others(unit, references), *masks)
 
     def choose(self, unit: Tensor, others: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
         """The triplets.
 
         From unit vectors (B, d), those they are compared with (R, d), usually the same, and the
-        masks of positive and negative pairs (B, R).
+        masks of positive and negative pairs (B, R). What follows from the masks alone is worked out
+        ``on_host``, where they have their copies.
         """
         raise NotImplementedError
 
@@ -55,10 +59,12 @@ def _mining_distances(unit: Tensor, others: Tensor) -> Tensor:
     return (2 - 2 * unit @ others.T).clamp_min(1e-4).sqrt()
 
 
-def _triplets(valid: Tensor, positives: Tensor, negatives: Tensor) -> Triplets:
-    """Triplets of the marked places; all three arguments (B, M), row i of anchor i."""
-    anchors = valid.nonzero(as_tuple=True)[0]
-    return anchors, positives[valid], negatives[valid]
+def _drawn(weights: Tensor, count: int, replacement: bool = False) -> Tensor:
+    """``torch.multinomial``, the same bits, which would wait for a GPU to see what it is given."""
+    if replacement and count > 1:
+        return torch.multinomial(weights, count, replacement=True)  # this one does not wait
+    keys = weights / torch.empty_like(weights).exponential_()
+    return keys.argmax(dim=1, keepdim=True) if count == 1 else keys.topk(count).indices
 
 
 class DistanceWeightedMiner(Miner):
@@ -104,20 +110,26 @@ class DistanceWeightedMiner(Miner):
 
     def choose(self, unit: Tensor, others: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
         """The triplets; see Miner."""
-        draws = min(max(1, int(positive.sum() / len(unit) + 0.5)), int(negative.sum(dim=1).min()))
-        anchors = positive.any(dim=1).nonzero().squeeze(1)
+        draws, anchors = on_host(self._draws, positive, negative)
         if draws == 0 or len(anchors) == 0:
             return anchors[:0], anchors[:0], anchors[:0]
-        negatives = torch.multinomial(self.weights(unit, others, negative)[anchors], draws)
+        negatives = _drawn(self.weights(unit, others, negative)[anchors], draws)
         if self.in_order:
             negatives = negatives.sort(dim=1).values
         positives = self._positives(positive[anchors], draws)
         return anchors.repeat_interleave(draws), positives.flatten(), negatives.flatten()
 
     @staticmethod
+    def _draws(positive: Tensor, negative: Tensor) -> tuple[int, Tensor]:
+        """How many negatives an anchor gets, and the anchors."""
+        mean = int(positive.sum() / len(positive) + 0.5)
+        draws = min(max(1, mean), int(negative.sum(dim=1).min()))
+        return draws, positive.any(dim=1).nonzero().squeeze(1)
+
+    @staticmethod
     def _positives(positive: Tensor, draws: int) -> Tensor:
         """``draws`` positives for each row of the mask, (A, B) → (A, draws)."""
-        repeated = torch.multinomial(positive.float(), draws, replacement=True)
+        repeated = _drawn(positive.float(), draws, replacement=True)
         keys = torch.rand(positive.shape, device=positive.device).masked_fill(~positive, -1)
         subset = keys.topk(draws).indices.sort(dim=1).values
         return torch.where(positive.sum(dim=1, keepdim=True) < draws, repeated, subset)
@@ -142,25 +154,31 @@ class NearestNegativeMiner(Miner):
 
     def choose(self, unit: Tensor, others: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
         """The triplets; see Miner."""
-        draws = max(1, int(positive.sum()) // len(unit))
-        negatives, found = self._negatives(_mining_distances(unit, others), negative, draws)
-        positives = _in_index_order(positive)[:, :draws]
-        pairs = torch.minimum(positive.sum(dim=1), found).clamp_max(draws)
-        valid = torch.arange(negatives.shape[1], device=unit.device) < pairs[:, None]
-        return _triplets(valid, positives, negatives)
+        distances = _mining_distances(unit, others)
+        allowed = negative if self.near else negative & (distances >= self.cutoff)
+        draws, anchors, places = on_host(_places, positive, allowed)
+        negatives = self._negatives(distances, allowed, draws)
+        positives = _in_index_order(positive)
+        return anchors, positives[anchors, places], negatives[anchors, places]
 
-    def _negatives(self, distances: Tensor, negative: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-        """(B, draws), the negatives of each anchor, and (B,), how many of a row count."""
-        before = distances < self.cutoff
+    def _negatives(self, distances: Tensor, allowed: Tensor, draws: int) -> Tensor:
+        """(B, draws): the negatives of each anchor, as many as are allowed before all others."""
         # No two unit vectors are farther apart than 2, so all before the cutoff come last.
-        ranks = distances + 4 * before
-        allowed = negative if self.near else negative & ~before
+        ranks = distances + 4 * (distances < self.cutoff)
         nearest = ranks.masked_fill(~allowed, torch.inf).argsort(dim=1, stable=True)[:, :draws]
-        found = allowed.sum(dim=1)
         if not self.near:
-            return nearest, found
-        chosen = torch.zeros_like(negative).scatter_(1, nearest, True) & allowed
-        return _in_index_order(chosen)[:, :draws], found
+            return nearest
+        chosen = torch.zeros_like(allowed).scatter_(1, nearest, True) & allowed
+        return _in_index_order(chosen)
+
+
+def _places(positive: Tensor, allowed: Tensor) -> tuple[int, Tensor, Tensor]:
+    """How many negatives an anchor may have; each triplet's anchor, and its place among the
+    anchor's positives and negatives."""
+    draws = max(1, int(positive.sum()) // len(positive))
+    pairs = torch.minimum(positive.sum(dim=1), allowed.sum(dim=1)).clamp_max(draws)
+    valid = torch.arange(draws, device=pairs.device) < pairs[:, None]
+    return draws, *valid.nonzero(as_tuple=True)
 
 
 def _in_index_order(chosen: Tensor) -> Tensor:
@@ -193,9 +211,14 @@ class AnchorMiner(Miner):
         if self.band is not None:
             to_positive = distances.gather(1, positives)
             negative = negative & (distances > to_positive) & (distances < to_positive + self.band)
-        negatives = self.negative(distances, negative)[:, None]
-        valid = positive.any(dim=1) & negative.any(dim=1)
-        return _triplets(valid[:, None], positives, negatives)
+        negatives = self.negative(distances, negative)
+        (anchors,) = on_host(_with_both, positive, negative)
+        return anchors, positives[anchors, 0], negatives[anchors]
+
+
+def _with_both(positive: Tensor, negative: Tensor) -> tuple[Tensor]:
+    """The images that have a positive and a negative."""
+    return (positive.any(dim=1) & negative.any(dim=1)).nonzero(as_tuple=True)
 
 
 def nearest(distances: Tensor, allowed: Tensor) -> Tensor:

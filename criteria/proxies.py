@@ -255,7 +255,8 @@ class ProxyLoss(Criterion):
         most = rows_of_strip(len(embeddings) * self.per_class)
         first, proxies, counts, absent = share.own.start, self.proxies, share.counts, False
         if classes is not None:
-            bounds = torch.searchsorted(classes, torch.tensor(share.starts).to(classes)).tolist()
+            known = getattr(classes, "host", classes)  # see of_labels
+            bounds = torch.searchsorted(known, torch.tensor(share.starts).to(known)).tolist()
             first, end = bounds[processes.rank() : processes.rank() + 2]
             own, absent = classes[first:end] - share.own.start, first == end
             # One that has none of the classes compares with another one, which does not count.

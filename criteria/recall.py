@@ -112,11 +112,17 @@ def _most_positives(labels: Tensor, references: References | None) -> tuple[int]
 
 def with_mixtures(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The images (B, d), and after them a mixture of every two of one class; and the labels."""
-    first, second = (labels[:, None] == labels).triu(1).nonzero(as_tuple=True)
+    first, second, labels = of_labels(_twos, labels)
     # Drawn on the CPU, so that a seed gives the same on any device.
-    shares = torch.rand(len(first), 1, dtype=embeddings.dtype).to(embeddings.device)
+    shares = on_device(torch.rand(len(first), 1, dtype=embeddings.dtype), embeddings.device)
     mixed = torch.lerp(embeddings[second], embeddings[first], shares)
-    return torch.cat([embeddings, mixed]), torch.cat([labels, labels[first]])
+    return torch.cat([embeddings, mixed]), labels
+
+
+def _twos(labels: Tensor, references: None) -> tuple[Tensor, Tensor, Tensor]:
+    """Every two images of one class, and the labels of all images and of the mixtures of these."""
+    first, second = (labels[:, None] == labels).triu(1).nonzero(as_tuple=True)
+    return first, second, torch.cat([labels, labels[first]])
 
 
 def whole_numbers(text: Sequence[int] | str | int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from criteria.base import (
     check_positive,
     check_whole,
     in_float32,
+    of_labels,
 )
 from criteria.proxies import ProxyLoss
 from criteria.strips import Strip, total
@@ -282,10 +283,15 @@ class MarginSoftmaxLoss(ProxyLoss):
 
 def sampled_classes(labels: Tensor, num_classes: int, rate: float) -> Tensor:
     """The classes of a batch, and others at random up to a share ``rate`` of all, sorted."""
-    order = torch.rand(num_classes).to(labels.device)  # on the CPU: the same on any device
-    order[labels] = 2.0
-    count = max(int(rate * num_classes), int((order == 2.0).sum()))
-    return order.topk(count).indices.sort().values
+
+    def sampled(labels: Tensor, references: None) -> tuple[Tensor]:
+        order = torch.rand(num_classes).to(labels.device)  # on the CPU: the same on any device
+        order[labels] = 2.0
+        count = max(int(rate * num_classes), int((order == 2.0).sum()))
+        return (order.topk(count).indices.sort().values,)
+
+    (classes,) = of_labels(sampled, labels)
+    return classes
 
 
 class ArcFaceLoss(MarginSoftmaxLoss):

@@ -48,7 +48,7 @@ from dataset.transforms import (
     uniforms,
 )
 from dataset.workers import deaths_told, with_workers
-from devices import on_device
+from devices import with_host_copy
 from utils import InputError, nearest_names
 
 logger = logging.getLogger("dataset")
@@ -525,8 +525,7 @@ class Loader:
             draws = self._change.draws
             u = uniforms(self._rule.seed, made.plan.epoch, index, draws, CHANGE_STREAM, visit)
         pixels = made.pixels.to(self._device, non_blocking=True)
-        labels = on_device(self.images.labels[whole], self._device)
-        labels.host = torch.from_numpy(self.images.labels[whole])  # see criteria.base.of_labels
+        labels = with_host_copy(self.images.labels[whole], self._device)
         images = to_network(pixels, self._spec, self._change, u)
         return Batch(images, labels, torch.from_numpy(whole), cluster)
 

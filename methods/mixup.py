@@ -26,15 +26,17 @@ class Mixup(Routine):
         import torch
 
         import processes
-        from devices import on_device
+        from criteria.base import on_host
+        from devices import with_host_copy
 
         share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
-        order = on_device(torch.randperm(len(batch.labels)).numpy(), batch.labels.device)
+        order = with_host_copy(torch.randperm(len(batch.labels)), batch.labels.device)
+        (others,) = on_host(lambda labels, order: (labels[order],), batch.labels, order)
         partners = order[processes.shard(len(order))]
         images = processes.gather_rows(batch.images, len(order))
         mixed = torch.lerp(images[partners], batch.images, share)
         mixed = mixed.contiguous(memory_format=torch.channels_last)  # as the images are
-        targets = [(share, batch.labels), (1 - share, batch.labels[order])]
+        targets = [(share, batch.labels), (1 - share, others)]
         return [*planned, Forward(mixed, targets)]
 
 

@@ -62,12 +62,24 @@ def test_losses_and_gradients(name):
 
 
 NOT_WAITING = ["Proxy_Anchor", "AMLoss", "triplet", "semihtriplet", "n-npair", "ms", "Sph", "Hyp"]
-NOT_WAITING += ["RecallAtK", "SupAP", "SupCon", "HIST"]
+NOT_WAITING += ["RecallAtK", "SupAP", "SupCon", "HIST", "MarginLoss", "TripletLoss"]
+NOT_WAITING = {name: (name, {}, {}) for name in NOT_WAITING} | {
+    "drawn by distance": ("MarginLoss", {"miner": "distanceweighted"}, {}),
+    "SiMix": ("RecallAtK", {"simix": True}, {}),
+    "PartialFC": ("ArcFace", {"sample_rate": 0.8}, {}),
+    "memory": ("semihtriplet", {}, {"memory": {"size": 100}}),
+    "mined from a memory": ("MarginLoss", {}, {"memory": {"size": 100}}),
+}
 
 
-@pytest.mark.parametrize("name", NOT_WAITING)
-def test_a_loss_does_not_wait_for_the_card(name):
-    criterion = losses.build(name, 12, 32).to(DEVICE)
+@pytest.mark.parametrize("case", NOT_WAITING)
+def test_a_loss_does_not_wait_for_the_card(case):
+    name, arguments, attached = NOT_WAITING[case]
+    objective = losses.compose(name, 12, 32, attached, l2_norm=False, **arguments).to(DEVICE)
+
+    def criterion(embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return objective(losses.Embeddings(embeddings), labels)
+
     embeddings, host = batch()
     embeddings, labels = embeddings.to(DEVICE).requires_grad_(), host.to(DEVICE)
     labels.host = host

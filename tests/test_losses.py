@@ -1422,8 +1422,22 @@ def test_disentangling_is_finite_for_a_deviation_that_leaves_float32():
 OURS = [
     name for name, entry in losses.CRITERIA.items() if not isinstance(entry, losses.LibraryEntry)
 ]
-# What is computed depends on the embeddings here, or on a miner, which is given no labels.
-WAITING = {"MarginLoss", "TripletLoss", "Margin", "HIER", "PFML"}
+# How much there is to compute depends on the embeddings here.
+WAITING = {"HIER", "PFML"}
+WITH_ARGUMENTS = {
+    **{name: (name, SMALL.get(name, {})) for name in OURS},
+    **{
+        f"{name} {miner}": (name, {"miner": miner})
+        for name in ("MarginLoss", "TripletLoss")
+        for miner in losses.MINERS
+        if "SHN" not in miner  # which are semi-hard depends on the embeddings
+    },
+    "SiMix": ("RecallAtK", {"simix": True}),
+    "PartialFC": ("ArcFace", {"sample_rate": 0.5, "sub_centers": 2}),
+}
+REMEMBERED = [
+    case for case, (name, more) in WITH_ARGUMENTS.items() if not build(name, 5, 6, **more).no_memory
+]
 
 
 def batch_with_labels_on_the_host(device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -1435,22 +1449,69 @@ def batch_with_labels_on_the_host(device: str) -> tuple[torch.Tensor, torch.Tens
     return embeddings.to(device).requires_grad_(), labels
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if name not in WAITING])
-def test_no_loss_asks_a_device_for_a_number(name, monkeypatch):
+@pytest.fixture
+def valueless(monkeypatch):
     """Tensors without values stand for those of a GPU: who asks for one gets an error."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which they do not know
+
+
+@pytest.mark.parametrize("case", [case for case in WITH_ARGUMENTS if case not in WAITING])
+def test_no_loss_asks_a_device_for_a_number(case, valueless):
+    name, arguments = WITH_ARGUMENTS[case]
     embeddings, labels = batch_with_labels_on_the_host("meta")
-    build(name, 5, 6).to("meta")(embeddings, labels).backward()
+    build(name, 5, 6, **arguments).to("meta")(embeddings, labels).backward()
     assert embeddings.grad.shape == embeddings.shape
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_the_copy_of_the_labels_changes_no_bit(name):
+@pytest.mark.parametrize("case", REMEMBERED)
+def test_no_loss_with_a_memory_asks_a_device_for_a_number(case, valueless):
+    name, arguments = WITH_ARGUMENTS[case]
+    memory = {"memory": {"size": 25, "start": 1}}
+    objective = compose(name, 5, 6, memory, **arguments).to("meta")
+    for step in range(4):
+        embeddings, labels = batch_with_labels_on_the_host("meta")
+        objective(Embeddings(embeddings), labels).backward()
+        assert embeddings.grad.shape == embeddings.shape
+        assert objective.terms["remembered"] == min(10 * step, 25)
+    state = objective.state_dict()
+    assert state["parts.metric.criterion.taken"] == 30
+    assert state["parts.metric.criterion.labels"].tolist()[:5] == [0, 3, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("case", "memory"),
+    [(case, {}) for case in WITH_ARGUMENTS]
+    + [(case, {"memory": {"size": 25}}) for case in REMEMBERED],
+)
+def test_the_copy_of_the_labels_changes_no_bit(case, memory):
+    name, arguments = WITH_ARGUMENTS[case]
     found = []
     for copied in (False, True):
         torch.manual_seed(1)
-        embeddings, labels = batch_with_labels_on_the_host("cpu")
-        loss = build(name, 5, 6)(embeddings, labels if copied else labels.clone())
-        loss.backward()
-        found.append((loss.detach(), embeddings.grad))
-    assert all(map(torch.equal, *found))
+        objective = compose(name, 5, 6, memory, **arguments)
+        for _ in range(3 if memory else 1):
+            embeddings, labels = batch_with_labels_on_the_host("cpu")
+            loss = objective(Embeddings(embeddings), labels if copied else labels.clone())
+            loss.backward()
+            found.append((loss.detach(), embeddings.grad))
+    half = len(found) // 2
+    for plain, ours in zip(found[:half], found[half:], strict=True):
+        assert all(map(torch.equal, plain, ours))
+
+
+def test_mixed_labels_keep_their_copy():
+    embeddings, labels = batch_with_labels_on_the_host("meta")
+    _, mixed = losses.criteria.load("recall:with_mixtures")(embeddings, labels)
+    assert mixed.host.tolist()[:10] == labels.host.tolist() and len(mixed) == 10 + 6 + 3 + 1
+
+
+def test_weighted_draws_are_those_of_torch():
+    """Which looks whether the weights can be drawn from, and so waits for a GPU."""
+    draw = losses.criteria.load("miners:_drawn")
+    weights = torch.rand(8, 12).clamp_min(0.3) - 0.3 + 1e-6
+    for count in (1, 2, 5):
+        for again in (False, True):
+            torch.manual_seed(0)
+            expected = torch.multinomial(weights, count, again)
+            torch.manual_seed(0)
+            assert torch.equal(draw(weights, count, again), expected)
