@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 import processes
 from criteria import PROXY_LR_SCALE
-from criteria.base import check_batch, check_not_negative, check_positive, in_float32, unit_rows
+from criteria.base import (
+    check_batch,
+    check_not_negative,
+    check_positive,
+    in_float32,
+    unit_rows,
+    written_out,
+)
 from criteria.proxies import ProxyLoss, own_and_push, pull
 from criteria.strips import Strip, total
 from criteria.timing import FEW, fastest, in_words
@@ -144,8 +151,7 @@ class ProxyCrowding(torch.autograd.Function):
         return sums.log()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @in_float32
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Gradient of the unit proxies, (C, d)."""
         unit, sums, *whole = ctx.saved_tensors
@@ -201,8 +207,7 @@ class CrowdingAmongAll(torch.autograd.Function):
         return sums.log()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @in_float32
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Gradient of this process's unit proxies, (n, d)."""
         unit, sums = ctx.saved_tensors

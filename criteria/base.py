@@ -302,6 +302,25 @@ def without_self(table: Tensor, references: References | None, value: float) -> 
     return table.diagonal_scatter(torch.full_like(table[0], value))
 
 
+def written_out(backward: Callable) -> Callable:
+    """The ``backward`` of an autograd.Function, in float32, which cannot be differentiated again.
+
+    torch's ``once_differentiable`` says so only where the incoming gradient has a graph itself;
+    for the last function of a loss a second derivative would be 0 without a word.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "The gradient of this loss is written out and has no derivative of its own: leave "
+                "out create_graph=True."
+            )
+        return backward(ctx, *grads)
+
+    return in_float32(wrapper)
+
+
 class _UnitRows(torch.autograd.Function):
     """x̂ = x/‖x‖ of each row, with the gradient (g - x̂·(x̂·g))/‖x‖ written out.
 
@@ -318,8 +337,7 @@ class _UnitRows(torch.autograd.Function):
         return unit
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @in_float32
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         unit, lengths = ctx.saved_tensors
         along = (unit / lengths).mul_(grad).sum(dim=1, keepdim=True).neg_()

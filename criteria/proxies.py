@@ -22,6 +22,7 @@ from criteria.base import (
     check_not_negative,
     check_positive,
     in_float32,
+    written_out,
 )
 from criteria.similarity import compare
 from criteria.strips import Strip, Terms, made_again, rows_of_strip, total
@@ -73,8 +74,7 @@ class _LogOfOwn(torch.autograd.Function):
         return top + sums.log()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @in_float32
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         weights, sums = ctx.saved_tensors
         return ((grad / sums)[:, None] * weights).sum(dim=0), None, None
@@ -107,8 +107,7 @@ class _OwnAndPush(torch.autograd.Function):
         return strip.own(), (top + sums.log()).sum()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @in_float32
+    @written_out
     def backward(ctx: Any, of_own: Tensor, of_push: Tensor) -> tuple[Tensor | None, ...]:
         weights, sums, target, inside = ctx.saved_tensors
         gradient = (of_push / sums * weights).mul_(ctx.alpha)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from criteria.base import check_embeddings, in_float32, unit_rows
+from criteria.base import check_embeddings, in_float32, unit_rows, written_out
 
 
 class _Cosines(torch.autograd.Function):
@@ -27,8 +27,7 @@ class _Cosines(torch.autograd.Function):
         return cosines
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @in_float32
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         unit, proxies, lengths, cosines = ctx.saved_tensors
         scaled = grad / lengths

@@ -22,6 +22,7 @@ from criteria.base import (
     check_whole,
     in_float32,
     of_labels,
+    written_out,
 )
 from criteria.proxies import ProxyLoss
 from criteria.strips import Strip, total
@@ -104,8 +105,7 @@ class _Rows(torch.autograd.Function):
         return (*found, scale * (similarity.sum(dim=1) - own)) if sums else found
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @in_float32
+    @written_out
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weights, target, inside = ctx.saved_tensors
         of_own, of_others, _, *of_sums = grads

@@ -18,6 +18,7 @@ from criteria.base import (
     in_float32,
     pair_masks,
     unit_rows,
+    written_out,
 )
 from criteria.objective import Term
 
@@ -83,8 +84,7 @@ class _Spread(torch.autograd.Function):
         return distances.square().mean()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    @in_float32
+    @written_out
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         embeddings, norms, distances = ctx.saved_tensors
         of_norms = (2 * distances).mul_(grad / len(norms))

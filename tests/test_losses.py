@@ -314,6 +314,14 @@ def test_amloss_gradients_of_proxies_and_margins(strip_elements, monkeypatch):
     assert torch.autograd.gradcheck(loss, (leaf(criterion.proxies.data), leaf(criterion.margins)))
 
 
+@pytest.mark.parametrize("name", ["Proxy_Anchor", "AMLoss", "triplet", "NormSoftmax", "HIER"])
+def test_a_second_derivative_is_refused_and_never_left_out(name):
+    embeddings, labels = batch()
+    loss = build(name, CLASSES, SIZE, **SMALL.get(name, {}))(embeddings, labels)
+    with pytest.raises(RuntimeError, match="leave out create_graph=True"):
+        torch.autograd.grad(loss, embeddings, create_graph=True)
+
+
 def test_crowding_is_the_logarithm_of_the_matrix_form():
     proxies = F.normalize(torch.randn(50, 8, dtype=torch.float64))
     exponents = (proxies @ proxies.T).fill_diagonal_(-torch.inf)
