@@ -105,7 +105,13 @@ def build(name: str, num_classes: int, embedding_size: int, **options: Any) -> C
     taken = arguments_of(make)
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
     check_complete(name, {*sizes, *options}, inspect.signature(make).parameters)
-    return make(**{key: size for key, size in sizes.items() if key in taken}, **options)
+    made = make(**{key: size for key, size in sizes.items() if key in taken}, **options)
+    if not isinstance(made, Criterion):
+        raise ValueError(
+            f"The loss {name} is made by {type(made).__name__}, which is no Criterion: begin its "
+            "class with Criterion or ProxyLoss."
+        )
+    return made
 
 
 def needs_pairs(name: str) -> bool:

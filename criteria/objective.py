@@ -55,7 +55,8 @@ class Term(nn.Module):
     ) -> Tensor | None:
         """The weighted loss, 0-d, or None when the step has nothing for it.
 
-        Raises ValueError when a head is missing, and what the criterion raises.
+        Raises ValueError when a head is missing, for a loss that is not one number, and what the
+        criterion raises.
         """
         for head in self.heads:
             if getattr(outputs, head) is None:
@@ -64,7 +65,20 @@ class Term(nn.Module):
                     f"build the network with the heads {', '.join(self.heads)}."
                 )
         inputs = self.inputs(outputs, labels, context)
-        return None if inputs is None else self.weight * self.criterion(*inputs)
+        if inputs is None:
+            return None
+        loss, name = self.criterion(*inputs), type(self.criterion).__name__
+        if not isinstance(loss, Tensor):
+            raise ValueError(
+                f"{name} returned no tensor but {type(loss).__name__}: return one number as a "
+                "tensor, such as its mean."
+            )
+        if loss.ndim:
+            raise ValueError(
+                f"{name} returned a loss of shape {tuple(loss.shape)}: return one number, such as "
+                "its mean."
+            )
+        return self.weight * loss
 
 
 class Objective(Criterion):
@@ -96,19 +110,14 @@ class Objective(Criterion):
     def forward(self, outputs: Embeddings, labels: Tensor, **context: Any) -> Tensor:
         """The sum, 0-d.
 
-        Raises ValueError when a head is missing, for a loss that is not one number or a term that
-        is called "loss", and what the terms raise.
+        Raises ValueError when a head is missing, for a loss or a term of its own that is not one
+        number, for one that is called "loss", and what the terms raise.
         """
         losses, terms = [], {}
         for name, part in self.parts.items():
             loss = part(outputs, labels, context)
             if loss is None:
                 continue
-            if loss.ndim:
-                raise ValueError(
-                    f"{type(part.criterion).__name__} returned a loss of shape "
-                    f"{tuple(loss.shape)}: return one number, such as its mean."
-                )
             if "loss" in part.criterion.terms:
                 raise ValueError(
                     f"{type(part.criterion).__name__} reports a term called loss, which is what "
@@ -116,6 +125,11 @@ class Objective(Criterion):
                 )
             losses.append(loss)
             for key, value in part.criterion.terms.items():
+                if not isinstance(value, Tensor) or value.ndim:
+                    raise ValueError(
+                        f"{type(part.criterion).__name__} reports a term {key} that is not one "
+                        "number as a tensor: report its mean."
+                    )
                 terms[f"{name}/{key}" if key in terms else key] = value
         self.terms = terms
         return torch.stack(losses).sum()

@@ -1132,6 +1132,10 @@ class OwnLoss(ProxyLoss):
     def forward(self, embeddings, labels):
         if self.fault == "term":
             self._report(loss=embeddings.sum())
+        if self.fault == "terms":
+            self._report(lengths=embeddings.norm(dim=1))
+        if self.fault == "nothing":
+            return None
         logits = self.similarity(embeddings) / self.temperature
         reduction = "none" if self.fault == "shape" else "mean"
         return F.cross_entropy(logits, labels, reduction=reduction)
@@ -1143,6 +1147,8 @@ class OwnLoss(ProxyLoss):
         ({}, "Own needs a value for temperature: give it as an option, temperature=VALUE."),
         ({"temperature": 0.1, "learned": True}, "would not learn.*: scale."),
         ({"temperature": 0.1, "fault": "shape"}, r"OwnLoss returned a loss of shape \(6,\)"),
+        ({"temperature": 0.1, "fault": "nothing"}, "OwnLoss returned no tensor but NoneType"),
+        ({"temperature": 0.1, "fault": "terms"}, "reports a term lengths that is not one number"),
         ({"temperature": 0.1, "fault": "term"}, "reports a term called loss"),
         ({"temperature": 0.1, "attach": {"introspective": {}}}, "Own does not take an uncertainty"),
     ],
@@ -1153,6 +1159,12 @@ def test_what_is_wrong_with_it_is_said_before_training(arguments, sentence, monk
     losses.try_out("Own", labels, SIZE, temperature=0.1)
     with pytest.raises(ValueError, match=sentence):
         losses.try_out("Own", labels, SIZE, **arguments)
+
+
+def test_a_loss_that_is_no_criterion_is_told_to_be_one(monkeypatch):
+    monkeypatch.setitem(losses.CRITERIA, "Own", torch.nn.TripletMarginLoss)
+    with pytest.raises(ValueError, match=r"TripletMarginLoss, which is no Criterion: begin its"):
+        losses.try_out("Own", torch.tensor([0, 0, 1, 1]), SIZE)
 
 
 # --- bad input ------------------------------------------------------------------------------------
