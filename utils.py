@@ -62,9 +62,14 @@ def full_gpu_in_words(sentence: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _FULL_GPU.search(str(error)):
+        if not is_full_gpu(error):
             raise
         raise InputError(sentence) from error
+
+
+def is_full_gpu(error: RuntimeError) -> bool:
+    """Whether CUDA or one of its libraries says so that the GPU's memory is full."""
+    return _FULL_GPU.search(str(error)) is not None
 
 
 # torch's own error, the driver's where not even torch finds a place, and those of the libraries.

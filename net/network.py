@@ -193,6 +193,11 @@ class EmbeddingNet(nn.Module):
                 lambda: me._running_statistics(),
             )
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether a step is recorded on the GPU, where it keeps its memory between the steps."""
+        return self._replay is not None and self._replay.holds_memory
+
     def _below_heads(self) -> list[nn.Parameter]:
         return [*self.backbone_parameters(), *self.pool.parameters()]
 

@@ -61,6 +61,11 @@ class Replay:
         """A copy of the network computes as usual: recordings write to the parameters they know."""
         return None
 
+    @property
+    def holds_memory(self) -> bool:
+        """Whether something is recorded: it keeps the memory of a step, whatever else is done."""
+        return bool(self._tapes)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) → features (B, F)."""
         trained = [p for p in self._parameters() if p.requires_grad]

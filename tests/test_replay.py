@@ -8,10 +8,14 @@ from __future__ import annotations
 import weakref
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
 import net
+import net.replay
+import training.setup
+import training.state
 from net.replay import CALLS_BEFORE, Replay
 
 
@@ -143,3 +147,65 @@ def test_what_is_recorded_goes_with_its_network():
     seen = weakref.ref(network)
     del network, loss
     assert seen() is None
+
+
+# --- beside an evaluation -------------------------------------------------------------------------
+
+
+class Kept:
+    """A recording that computes, and stands for the memory that one has."""
+
+    made = 0
+
+    def __init__(self, compute, *_) -> None:
+        self.play = compute
+        Kept.made += 1
+
+
+@pytest.fixture
+def small_gpu(monkeypatch) -> list[str]:
+    """A GPU on which an evaluation does not fit beside a recorded step; how each look ended."""
+    looks, measure = [], training.state.measure
+
+    def looked(network: net.EmbeddingNet, *args, **how):
+        looks.append("full" if network.is_recorded else "fits")
+        if network.is_recorded:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if looks[-2:-1] == ["full"]:
+            assert all(parameter.grad is None for parameter in network.parameters())
+        return measure(network, *args, **how)
+
+    monkeypatch.setattr(Kept, "made", 0)
+    monkeypatch.setattr(net.replay, "recorded", Kept)
+    monkeypatch.setattr(training.setup, "_can_be_recorded", lambda *_: True)
+    monkeypatch.setattr(training.state, "measure", looked)
+    return looks
+
+
+def test_an_evaluation_that_does_not_fit_beside_a_recording_has_its_memory(
+    small_gpu, images, tmp_path, caplog
+):
+    folder = tiny.run(images, tmp_path, "small", "--warm 0 --epochs 5")
+    rows = tiny.metrics_rows(folder)
+    assert len(rows) == 5 and all(row["R@1"] for row in rows)
+    assert Kept.made == 1 and small_gpu.count("full") == 1
+    (said,) = (record.message for record in caplog.records if "room" in record.message)
+    assert said.startswith("the GPU has no room for an evaluation beside the recorded training")
+
+
+def test_the_last_look_and_the_page_have_the_memory_of_a_recording(small_gpu, images, tmp_path):
+    tiny.run(images, tmp_path, "once", "--warm 0 --epochs 5 --eval-every 5 --val-classes 0.5")
+    assert small_gpu[-1] == "fits" and Kept.made == 1
+
+
+def test_a_full_gpu_without_a_recording_is_not_asked_again(images, monkeypatch):
+    prepared, asked = tiny.prepare(images), []
+
+    def full(*_, **__):
+        asked.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(training.state, "measure", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        prepared.evaluate(prepared.data.selection)
+    assert asked == [1]

@@ -180,6 +180,7 @@ class Keeper:
         Raises:
             InputError: something of the run could not be written to the end.
         """
+        self.training.give_back()  # the page is made beside this network
         if processes.from_main(lambda: "the best checkpoint" not in self.run.trouble):
             self._say_results(look_at_test)
             if page:

@@ -281,8 +281,7 @@ class Optimisers:
             gradients that overflow by itself, so under one only the loss counts.
         """
         self.set_learning_rates(epoch, step)
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
+        self.forget_gradients()
         self.scaler.scale(loss).backward()
         processes.sum_gradients(p for group in self.groups for p in group["params"])
         for optimiser in self.optimisers:
@@ -306,6 +305,11 @@ class Optimisers:
             self.scaler.step(optimiser)
         self.scaler.update()
         return finite
+
+    def forget_gradients(self) -> None:
+        """Gives back the memory of the last step's gradients, which the next one needs no more."""
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
 
     def learning_rates(self) -> dict[str, float]:
         """Group name → its current learning rate; of several groups of one name the highest."""

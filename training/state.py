@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,7 +28,11 @@ from training.clock import Clock, Estimate, Lap, Length
 from training.data import Data
 from training.faults import Watch
 from training.optim import Optimisers
-from utils import InputError, damage_in_words
+from utils import InputError, damage_in_words, is_full_gpu
+
+logger = logging.getLogger("train")
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -103,13 +110,15 @@ class Training:
 
     def embed_training_images(self, *, pooled: bool) -> torch.Tensor:
         """Training images as evaluation sees them: pooled features (N, F), or embeddings (N, d)."""
-        made, _ = embed(
-            self.network,
-            self.data.train,
-            self.precision,
-            self.viewing,
-            title="clustering",
-            represent=self.network.features if pooled else None,
+        made, _ = self._with_room(
+            lambda: embed(
+                self.network,
+                self.data.train,
+                self.precision,
+                self.viewing,
+                title="clustering",
+                represent=self.network.features if pooled else None,
+            )
         )
         return made
 
@@ -127,12 +136,42 @@ class Training:
 
     def _evaluated(self, tasks: list[Task], chosen: Sequence[str]) -> list[Result]:
         chosen = chosen or ("retrieval", *self.chosen)
-        results = [
-            measure(self.network, task, self.precision, self.viewing, seed=self.seed, chosen=chosen)
-            for task in tasks
-        ]
+        measured = partial(
+            measure,
+            self.network,
+            precision=self.precision,
+            viewing=self.viewing,
+            seed=self.seed,
+            chosen=chosen,
+        )
+        results = [self._with_room(partial(measured, task)) for task in tasks]
         tasks[:] = [result.task for result in results]
         return results
+
+    def _with_room(self, look: Callable[[], T]) -> T:
+        """What a look at images returns, which changes nothing.
+
+        A recorded step keeps its memory between the steps, and a small GPU may have too little left
+        beside it. Then the look begins anew without it, and steps are no longer recorded: each
+        look would end their recording again.
+        """
+        try:
+            return look()
+        except RuntimeError as error:
+            if not (is_full_gpu(error) and self.network.is_recorded):
+                raise
+        logger.warning(
+            "the GPU has no room for an evaluation beside the recorded training step, so steps are "
+            "no longer recorded, and slower for it (as with --cuda-graphs 0)"
+        )
+        self.give_back()  # out here, where the error no longer holds what the first try had
+        return look()
+
+    def give_back(self) -> None:
+        """Frees what only further steps use of a GPU's memory: recordings, and gradients in it."""
+        self.network.record(False)
+        self.optimisers.forget_gradients()
+        gc.collect()
 
     # -- what is kept
 
