@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from terminal import as_shell
-from utils import InputError, counted
+from utils import InputError, counted, first_line, is_full_gpu
 
 # --- randomness, device, precision ----------------------------------------------------------------
 
@@ -59,17 +59,30 @@ def pick_device(gpu_id: int) -> torch.device:
     """`--gpu-id N`: that GPU; without one the CPU. -1 takes the first GPU.
 
     Raises:
-        InputError: GPU `gpu_id` is asked for on a machine that has GPUs, but not that one.
+        InputError: GPU `gpu_id` is asked for on a machine that has GPUs, but not that one, or CUDA
+            cannot compute on it.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if gpu_id >= torch.cuda.device_count():
+    if gpu_id >= (count := torch.cuda.device_count()):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        has = "this machine has" if visible is None else f"CUDA_VISIBLE_DEVICES={visible} leaves"
         raise InputError(
-            f"--gpu-id {gpu_id}: this machine has {counted(torch.cuda.device_count(), 'GPU')}, "
-            "numbered from 0; choose one of them"
+            f"--gpu-id {gpu_id}: {has} {counted(count, 'GPU')}, numbered from 0; choose one of them"
         )
     device = torch.device("cuda", max(gpu_id, 0))
-    torch.cuda.set_device(device)
+    try:
+        torch.cuda.set_device(device)
+        torch.zeros(1, device=device)  # only now does CUDA begin to use it
+    except RuntimeError as error:
+        if is_full_gpu(error):
+            raise
+        raise InputError(
+            f"GPU {device.index} cannot be used: {first_line(error)}; choose "
+            "another --gpu-id, name the GPUs or MIG parts that may be used in "
+            "CUDA_VISIBLE_DEVICES (nvidia-smi -L lists them), or compute on the CPU: "
+            "CUDA_VISIBLE_DEVICES= before the command"
+        ) from error
     return device
 
 

@@ -29,6 +29,7 @@ import machine
 import options
 import train
 from dataset.cache import default_folder
+from devices import pick_device
 from runs import RunFolder
 from storage import save_tensors
 from training import faults, tracking
@@ -524,6 +525,55 @@ def test_a_full_gpu_is_a_sentence_whatever_says_so(said, monkeypatch, capsys) ->
     monkeypatch.setattr(evaluate, "run", full)
     with pytest.raises(InputError, match="is full; lower --batch-size, end what else"):
         evaluate.main(argparse.Namespace(gpu_id=0))
+
+
+@pytest.fixture
+def two_gpus(monkeypatch) -> None:
+    """A machine that says it has two, as one does whose second is divided by MIG."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: invalid device ordinal\nGPU device may be out of range",
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+        "CUDA error: no kernel image is available for execution on the device",
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_a_sentence(said, two_gpus, monkeypatch) -> None:
+    def refuse(device: torch.device) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+    first, *_ = said.splitlines()
+    with pytest.raises(InputError) as raised:
+        pick_device(1)
+    assert str(raised.value).startswith(f"GPU 1 cannot be used: {first}; choose another --gpu-id")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_gpu_that_is_full_already_is_told_as_a_full_one(two_gpus, monkeypatch) -> None:
+    def refuse(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+    with pytest.raises(SystemExit), sentence_errors():
+        pick_device(1)
+
+
+@pytest.mark.parametrize("visible", [None, "GPU-5f2a,GPU-77c1"])
+def test_a_gpu_that_is_not_there_is_a_sentence(visible, two_gpus, monkeypatch) -> None:
+    has = "this machine has"
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        has = f"CUDA_VISIBLE_DEVICES={visible} leaves"
+    with pytest.raises(InputError) as raised:
+        pick_device(2)
+    said = f"--gpu-id 2: {has} 2 GPUs, numbered from 0; choose one of them"
+    assert str(raised.value) == said
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path) -> None:

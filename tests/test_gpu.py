@@ -391,7 +391,7 @@ def test_two_processes_share_a_card(tmp_path):
 def test_a_card_that_is_not_there(tmp_path):
     count = torch.cuda.device_count()
     done = run_cli("train.py", "--gpu-id", str(count), *SMALL, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: --gpu-id {count}: this machine")
+    assert done.returncode == 2 and done.stderr.startswith(f"error: --gpu-id {count}: ")
 
 
 def test_a_full_card_is_explained(tmp_path, images):
