@@ -94,12 +94,22 @@ class Place:
         """
         if not keeps:
             self._wait(self._closed)
+        return self.another(keeps)
+
+    def another(self, keeps: bool = False) -> dist.Store:
+        """A connection to the store, which is known to be open, or is opened here.
+
+        Raises:
+            InputError: as of `store`.
+        """
         for attempt in range(TRIES):
             opened = self._opened(keeps)
             if isinstance(opened, dist.Store):
                 return dist.PrefixStore(f"attempt {self.attempt}", opened)
-            # Silence is no reason to knock again: a store lets in one after the other, and on some
-            # machines it was seen to pause for 5 s, several times over, when many come.
+            # Silence is no reason to knock again. torch asks at both ends of a connection for the
+            # other's name (getnameinfo on ::ffff:127.0.0.1, which no /etc/hosts has), and a store
+            # lets in one after the other. Where the name server's answer is lost, the C library
+            # asks again after 5 s, and so long the store stands still.
             if keeps or opened is None:
                 break
             if attempt + 1 < TRIES:  # a store that many knock at together may let one fall

@@ -431,7 +431,7 @@ def joined() -> Iterator[None]:
     _HAS_JOINED.append(number)
     store = place.store(place.keeps)
     place.meet(store)
-    watch = _Watch(dist.PrefixStore("watch", place.store()), number, count)
+    watch = _Watch(dist.PrefixStore("watch", place.another()), number, count)
     watch.start()
     # NCCL is the faster one between GPUs, and refuses two processes on one GPU.
     nccl = torch.cuda.is_available() and dist.is_nccl_available() and not _gpus_are_shared()

@@ -130,6 +130,7 @@ def test_a_store_that_lets_a_connection_fall_is_asked_again(port, monkeypatch):
 
 
 def test_a_store_that_is_slow_to_answer_is_asked_once(port, monkeypatch):
+    """As where a name server's answer is lost, which torch waits for at each connection."""
     kept, connect, tried = place(0, 2, port).store(keeps=True), meeting.dist.TCPStore, []
 
     class Slow(connect):
@@ -142,6 +143,15 @@ def test_a_store_that_is_slow_to_answer_is_asked_once(port, monkeypatch):
     monkeypatch.setattr(meeting, "ANSWER", 5.0)
     place(1, 2, port).store().set("word", "here")
     assert kept.get("word") == b"here" and len(tried) == 1
+
+
+def test_a_store_that_is_open_is_not_knocked_at_first(port, monkeypatch):
+    """A knock is a connection too, for which the store looks for a name."""
+    kept, second, knocked = place(0, 2, port).store(keeps=True), place(1, 2, port), []
+    knock = Place._closed
+    monkeypatch.setattr(Place, "_closed", lambda self: knocked.append(1) or knock(self))
+    second.store().set("word", "here")
+    assert kept.get("word") == second.another().get("word") == b"here" and len(knocked) == 1
 
 
 def test_two_of_one_number_and_other_counts_are_refused(port):
