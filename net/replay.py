@@ -167,8 +167,9 @@ class Tape:
             with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
                 return compute(self._images)
 
-        def gradients() -> tuple[Tensor | None, ...]:
-            return torch.autograd.grad(self._features, trained, self._gradient, allow_unused=True)
+        def gradients() -> list[Tensor | None]:
+            found = torch.autograd.grad(self._features, trained, self._gradient, allow_unused=True)
+            return in_places_of_their_own(found)
 
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -202,6 +203,24 @@ class Tape:
         self._gradient.copy_(gradient)
         self._backward.replay()
         return tuple(None if each is None else each.detach() for each in self._gradients)
+
+
+def in_places_of_their_own(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The same gradients, none of which lies where one before it does.
+
+    Parameters that are added to each other are given one tensor for all. backward() copies it for
+    each, which it cannot know of what a recording hands out; clipped in place, it would be clipped
+    as often as there are parameters.
+    """
+    taken: set[int] = set()
+    found: list[Tensor | None] = []
+    for each in gradients:
+        if each is not None and each.data_ptr() in taken:
+            each = each.clone()
+        if each is not None:
+            taken.add(each.data_ptr())
+        found.append(each)
+    return found
 
 
 class _Played(torch.autograd.Function):

@@ -16,7 +16,7 @@ import net
 import net.replay
 import training.setup
 import training.state
-from net.replay import CALLS_BEFORE, Replay
+from net.replay import CALLS_BEFORE, Replay, Tape, _Played, in_places_of_their_own
 
 
 class Machine:
@@ -147,6 +147,31 @@ def test_what_is_recorded_goes_with_its_network():
     seen = weakref.ref(network)
     del network, loss
     assert seen() is None
+
+
+class Sum(Tape):
+    """A recording of x · (a + b), which stands for one on a GPU."""
+
+    def __init__(self, first: nn.Parameter, second: nn.Parameter, images: torch.Tensor) -> None:
+        self.trained = [first, second]
+        self._features = ((first + second) * images).sum()
+        found = torch.autograd.grad(self._features, self.trained)
+        self._gradients = in_places_of_their_own(found)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self._features.detach()
+
+    def backward(self, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(each.detach() for each in self._gradients)
+
+
+def test_parameters_that_are_added_to_each_other_are_clipped_once():
+    images = torch.tensor([3.0, 4.0])
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    _Played.apply(Sum(*parameters, images), images, *parameters).backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    for parameter in parameters:  # the norm of both gradients is 5 √2
+        torch.testing.assert_close(parameter.grad, images / (5 * 2**0.5))
 
 
 # --- beside an evaluation -------------------------------------------------------------------------
