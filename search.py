@@ -26,7 +26,7 @@ from options import searching
 from options.parsing import Parser
 from storage import in_bytes
 from terminal import hear, say, terminal_width
-from utils import InputError, sentence_errors
+from utils import InputError, counted, sentence_errors
 
 # What needs torch is imported by each command, so that --help and a typing error answer at once.
 
@@ -46,7 +46,7 @@ def build(args: argparse.Namespace) -> None:
 
     making.check_place(args.index, args.overwrite)
     photos = sources.photos_of(args.images)
-    say(f"{showing.counted(len(photos))}; opening {args.run}", flush=True)
+    say(f"{counted(len(photos))}; opening {args.run}", flush=True)
     embedder = network.opened(args.run, args.device, args.weights, args.whiten)
     about = network.description(
         args.run, embedder, args.weights, args.index, args.codes, args.whiten
@@ -63,7 +63,7 @@ def add(args: argparse.Namespace) -> None:
     from index import Index, making, network, showing, sources
 
     index, photos = Index.open(args.index), sources.photos_of(args.images)
-    say(f"{showing.counted(len(photos))}; opening the network of {args.index}", flush=True)
+    say(f"{counted(len(photos))}; opening the network of {args.index}", flush=True)
     embedder = index.embedder(args.device, args.run)
     thresholds = network.measured(network.run_of(args.index, index.about, args.run), embedder)
     with going_on():

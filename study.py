@@ -53,8 +53,8 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
     width = min(100, terminal_width() or 100)
     lines = [
         f"study       {plan.folder}",
-        f"search      {plan.trials} trials of {len(plan.entrants)} methods on {plan.folds} folds: "
-        f"{folds} trainings, judged by {plan.metric}",
+        f"search      {counted(plan.trials, 'trial')} of {counted(len(plan.entrants), 'method')} "
+        f"on {plan.folds} folds: {folds} trainings, judged by {plan.metric}",
         f"runs        {plan.seeds} seeds of each at its best settings: {runs} trainings",
     ]
     for number, one in enumerate(plan.entrants):
@@ -73,7 +73,8 @@ def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> r
         InputError: there is no such column, or the document has no place for it.
     """
     found = results.collect(ledger)
-    said = tables.text(found, columns)  # which may be asked for columns that there are not
+    tables.check_columns(found, columns)
+    said = tables.text(found, columns)
     folder = ledger.folder
     write_table(folder / "trials.csv", *tables.trials_csv(found))
     content = pages.page(found)
@@ -106,11 +107,14 @@ def main(args: argparse.Namespace) -> None:
     if args.report and not begun:
         raise InputError(f"{plan.folder} holds no study yet; leave --report out to begin it")
     unsure = ledger.look()
+    if args.markdown:
+        markdown.check(args.markdown)
     if args.report:
         conclude(ledger, args.columns, args.markdown)
         return
-    if args.columns and begun:
-        tables.rows(results.collect(ledger), args.columns)  # refused at once, not after trainings
+    if args.columns:  # refused at once, not after trainings
+        so_far = results.collect(ledger) if begun else results.Results(plan, ())
+        tables.check_columns(so_far, args.columns)
     say(describe(plan, where), flush=True)
     if unsure:
         say(f"checking    {', '.join(unsure)}", flush=True)

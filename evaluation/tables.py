@@ -285,18 +285,19 @@ def _best(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str | None]:
     """The best printed value of each column; None where there is nothing to compare."""
     best = {}
     for name in names:
-        values = [row.numbers[name] for row in rows if _is_known(row, name)]
+        values = [row.numbers[name] for row in rows if is_known(row, name)]
         choose = min if name in LOWER_IS_BETTER else max
         best[name] = f"{100 * choose(values):.1f}" if len(values) > 1 else None
     return best
 
 
-def _is_known(row: Row, name: str) -> bool:
+def is_known(row: Row, name: str) -> bool:
+    """Whether a row has the metric, and it is defined."""
     return math.isfinite(row.numbers.get(name, math.nan))
 
 
 def _percent(row: Row, name: str, best: str | None) -> str:
-    if not _is_known(row, name):
+    if not is_known(row, name):
         return "--"
     value = f"{100 * row.numbers[name]:.1f}"
     value = rf"\textbf{{{value}}}" if value == best else value

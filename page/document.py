@@ -134,9 +134,9 @@ def percent(value: float) -> str:
 
 
 def cell(value: float | None, between: Sequence[float] | None = None, best: bool = False) -> str:
-    """A metric in percent, with its interval below."""
-    if value is None:
-        return "<td></td>"
+    """A metric in percent, with its interval below; – where it is undefined."""
+    if value is None or math.isnan(value):
+        return f"<td>{'' if value is None else '–'}</td>"
     low_high = ""
     if between is not None:
         low_high = f'<span class="between">{percent(between[0])} to {percent(between[1])}</span>'

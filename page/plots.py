@@ -58,13 +58,16 @@ class Point(NamedTuple):
 
 def forest(bars: Iterable[Bar], title: str, *, zero: bool = False) -> str:
     """Names, means and intervals of shares, in percent, one below the other; "" for none."""
-    shown = [bar for bar in bars if not math.isnan(bar.value)]
+    shown = _known(bars)
     return figure(title, *_forest(shown, zero)) if shown else ""
 
 
 def forest_picture(bars: Iterable[Bar], title: str, *, zero: bool = False) -> str:
     """``forest`` as an SVG file of its own, which follows the reader's light or dark."""
-    content, width, height = _forest([bar for bar in bars if not math.isnan(bar.value)], zero)
+    shown = _known(bars)
+    if not shown:
+        return ""
+    content, width, height = _forest(shown, zero)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 34}" '
         f'width="{2 * width}" font-family="sans-serif" font-size="13"><style>{PICTURE_STYLE}'
@@ -72,6 +75,10 @@ def forest_picture(bars: Iterable[Bar], title: str, *, zero: bool = False) -> st
         f'<text x="{LEFT}" y="22" font-weight="600">{as_text(title)}</text>'
         f'<g transform="translate(0 30)">{content}</g></svg>\n'
     )
+
+
+def _known(bars: Iterable[Bar]) -> list[Bar]:
+    return [bar for bar in bars if not math.isnan(bar.value)]
 
 
 def _forest(shown: Sequence[Bar], zero: bool) -> tuple[str, int, int]:

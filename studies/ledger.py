@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from storage import write_json
 from studies.plan import Entrant, Plan, settings_of
-from utils import InputError
+from utils import InputError, damage_in_words
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.storages.journal import JournalFileSymlinkLock
 
 STARTUP = 4
 """Trials of a method that run to their end before others are measured by them."""
@@ -150,7 +151,7 @@ class Ledger:
                 f"many; give trials = {done[most]} or more, or this study another name"
             )
         results = self.folder.glob("*/seed*.json")
-        begun = any("values" in json.loads(file.read_text(encoding="utf-8")) for file in results)
+        begun = any("values" in (_content(file, run_again(file)) or {}) for file in results)
         if begun and trials != self.plan.trials:
             raise InputError(
                 f"{self.folder} had {trials} trials per method, and its runs were judged on the "
@@ -159,9 +160,18 @@ class Ledger:
             )
 
     def kept_plan(self) -> dict[str, Any] | None:
-        """What the study was begun with; None for a new one."""
-        path = self.folder / "plan.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """What the study was begun with; None for a new one.
+
+        Raises:
+            DamagedError: it cannot be read.
+        """
+        path, advice = self.folder / "plan.json", "put a copy back, or give the study another name"
+        kept = _content(path, advice)
+        if kept is not None:
+            with damage_in_words(str(path), advice):
+                _ = kept["folds"], kept["metric"], kept["trials"]
+                _ = [(known["flags"], known["space"]) for known in kept["methods"].values()]
+        return kept
 
     def path(self, work: Work) -> Path:
         """Its run folder, or what the names of its folders begin with."""
@@ -254,26 +264,37 @@ class Ledger:
     # -- trials
 
     def study(self, entrant: Entrant) -> optuna.Study:
-        """Optuna's study of one method."""
+        """Optuna's study of one method.
+
+        Raises:
+            DamagedError: the journal cannot be read.
+        """
+        if entrant.name not in self._studies:
+            journal = self.folder / "trials.log"
+            advice = "put a copy back, or give the study another name"
+            with damage_in_words(str(journal), advice):
+                self._studies[entrant.name] = self._opened(entrant.name, journal)
+        return self._studies[entrant.name]
+
+    def _opened(self, name: str, journal: Path) -> optuna.Study:
         import optuna
 
-        if entrant.name not in self._studies:
-            optuna.logging.set_verbosity(optuna.logging.ERROR)
-            logging.getLogger("optuna").setLevel(logging.ERROR)
-            if self._storage is None:
-                from optuna.storages import JournalStorage
-                from optuna.storages.journal import JournalFileBackend
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        logging.getLogger("optuna").setLevel(logging.ERROR)
+        if self._storage is None:
+            from optuna.storages import JournalStorage
+            from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-                self._storage = JournalStorage(JournalFileBackend(str(self.folder / "trials.log")))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # its words for what it calls experimental
-                self._studies[entrant.name] = optuna.create_study(
-                    study_name=entrant.name,
-                    storage=self._storage,
-                    direction="maximize",
-                    load_if_exists=True,
-                )
-        return self._studies[entrant.name]
+            lock = JournalFileSymlinkLock(str(journal))
+            _take_off_cut_line(journal, lock)
+            self._storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its words for what it calls experimental
+            if name in optuna.get_all_study_names(self._storage):
+                return optuna.load_study(study_name=name, storage=self._storage)
+            return optuna.create_study(
+                study_name=name, storage=self._storage, direction="maximize", load_if_exists=True
+            )
 
     def _draw(self, work: Work) -> None:
         """Gives a trial its values: the first those that were given, then random ones, then TPE's.
@@ -374,14 +395,59 @@ class Ledger:
         return "values" in (self.result(entrant, f"seed{seed}") or {})
 
     def result(self, entrant: Entrant, name: str) -> dict[str, Any] | None:
-        """What was found; None where it is not there yet."""
+        """What was found; None where it is not there yet.
+
+        Raises:
+            DamagedError: it cannot be read.
+        """
         path = self.result_file(entrant, name)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return _content(path, run_again(path))
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing is open, nobody at work."""
         return next(self._open(), None) is None
+
+
+def _take_off_cut_line(journal: Path, lock: JournalFileSymlinkLock) -> None:
+    """Removes a last line without its end, which a full disk leaves behind.
+
+    Readers pass it over, but what is written next would be glued to it, and nothing read any more.
+    """
+    if not journal.is_file() or _whole_lines(journal.read_bytes()) == journal.stat().st_size:
+        return
+    lock.acquire()  # what looks cut off may just be being written
+    try:
+        with journal.open("r+b") as file:
+            file.truncate(_whole_lines(file.read()))
+    finally:
+        lock.release()
+
+
+def _whole_lines(content: bytes) -> int:
+    """How many bytes of it are lines that have their end."""
+    return content.rfind(b"\n") + 1
+
+
+def run_again(path: Path) -> str:
+    """What to do about a file of results that is damaged: `seedS.json` or `.npz`, `togetherN.json`.
+
+    Most runs have lost their weights, so that they cannot be judged again.
+    """
+    run = path.with_suffix("")
+    folder = f" and the folder {run}" if run.is_dir() else ""
+    return f"delete it{folder}, and start the study again"
+
+
+def _content(path: Path, advice: str) -> dict[str, Any] | None:
+    """The entries of a JSON file; None where it is not there."""
+    if not path.is_file():
+        return None
+    with damage_in_words(str(path), advice):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it has no entries")
+        return content
 
 
 def claim_of(work: Work) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evaluation import tables as evaluation_tables
 from page import plots
-from storage import write_atomically
+from storage import check_outputs, write_atomically
 from studies import pages, tables
 from studies.results import Results, Test
 from utils import InputError
@@ -36,22 +36,41 @@ def write(path: Path, results: Results, columns: Sequence[str] = ()) -> list[Pat
         InputError: it holds no marks, cannot be read, or lacks the end of one.
     """
     blocks = made(results, columns)
-    picture, drawn = path.with_suffix(".svg"), ""
+    picture, title, drawn = _picture_of(path), "", ""
     if tests := tables.grouped(results.tests).get("seeds"):
         metric = results.plan.metric
         title = f"{metric} less that of {tests[0].a}, points: mean, 95 % interval"
         drawn = plots.forest_picture(pages.difference_bars(tests, metric), title, zero=True)
-        blocks["picture"] = f"![{title}]({picture.name})"
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else _begun(results, blocks)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text; give another file") from error
+    blocks["picture"] = f"![{title}]({picture.name})" if drawn else ""
+    text = _text(path) if path.exists() else _begun(results, blocks)
     content = filled(text, blocks, str(path))
     write_atomically(path, lambda file: file.write(content.encode()))
     if not drawn:
         return [path]
     write_atomically(picture, lambda file: file.write(drawn.encode()))
     return [path, picture]
+
+
+def check(path: Path) -> None:
+    """Whether a study can be written into this document: before the work.
+
+    Raises:
+        InputError: it holds no marks, lacks the end of one, or cannot be read or written.
+    """
+    check_outputs({"--markdown": path, "the picture beside it": _picture_of(path)})
+    if path.exists():
+        filled(_text(path), dict.fromkeys([*BLOCKS, "picture"], ""), str(path))
+
+
+def _picture_of(path: Path) -> Path:
+    return path.parent / f"{path.stem}.svg"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text; give another file") from error
 
 
 def filled(text: str, blocks: Mapping[str, str], name: str) -> str:
@@ -90,7 +109,7 @@ def _begun(results: Results, blocks: Mapping[str, str]) -> str:
     for mark, heading in BLOCKS.items():
         if blocks[mark]:
             parts.append(f"## {heading}\n\n{_begin(mark)}\n{_end(mark)}\n")
-        if mark == "answer" and "picture" in blocks:
+        if mark == "answer" and blocks["picture"]:
             parts.append(f"{_begin('picture')}\n{_end('picture')}\n")
     return "\n".join(parts)
 

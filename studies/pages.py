@@ -66,8 +66,10 @@ def conclusions(results: Results) -> list[str]:
     said = _state(results)
     ranked = results.ranked
     metric = results.plan.metric
-    if not ranked:
+    if not results.with_runs:
         return [*said, "No method has been judged on the test classes yet."]
+    if not ranked:
+        return [*said, f"{metric} is undefined on the test classes: no order of the methods."]
     best = ranked[0]
     seeds = counted(len(best.seeds), "seed")
     said.append(
@@ -101,7 +103,12 @@ def _against(results: Results) -> list[str]:
     metric, tests = results.plan.metric, results.best_against
     if not tests:
         return ["With fewer than two seeds nothing can be said about chance."]
-    surely = [test for test in tests if test.corrected.get(metric, 1.0) < SURE]
+    # Over the seeds that both have: where one failed, the best mean may be behind on the others.
+    surely = [
+        test
+        for test in tests
+        if test.corrected.get(metric, 1.0) < SURE and test.differences[metric].difference > 0
+    ]
     maybe = [test for test in tests if test not in surely]
     said = []
     if surely:
@@ -155,15 +162,19 @@ def _bonus(results: Results) -> str:
     gains = [gain for gain in gains if not math.isnan(gain[0])]
     if not gains:
         return ""
-    (low, _), (high, name) = min(gains), max(gains)
+    (low, _), (high, name) = (pick(gains, key=lambda gain: gain[0]) for pick in (min, max))
     if 100 * high < 0.05:
         return (
             "Picking the best of the evaluated epochs on the test classes would have added less "
             "than 0.05 points of R@1 to any method."
         )
+    least, most = f"{100 * low:.1f}", f"{100 * high:.1f}"
+    points = f"{least} to {most} points of R@1, most to {name}"
+    if least == most:
+        points = f"{most} points of R@1" + (" to each method" if len(gains) > 1 else "")
     return (
-        f"Picking the best epoch on the test classes would add {100 * low:.1f} to {100 * high:.1f} "
-        f"points of R@1, most to {name}; a table of best epochs compares that as well."
+        f"Picking the best epoch on the test classes would add {points}; a table of best epochs "
+        "compares that as well."
     )
 
 
@@ -182,7 +193,10 @@ def _means(results: Results) -> str:
     made = tables.rows(results)
     names = evaluation_tables.columns(made)
     best = {
-        name: max((row.numbers[name] for row in made if name in row.numbers), default=None)
+        name: max(
+            (row.numbers[name] for row in made if evaluation_tables.is_known(row, name)),
+            default=None,
+        )
         for name in names
     }
     head = "".join(f'<th scope="col">{as_text(n)}</th>' for n in ("method", *names, "seeds"))

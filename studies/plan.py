@@ -97,7 +97,7 @@ class Plan:
             in turn. trials: per method. seeds: runs per method. metric: what trials are judged by.
         prune: whether a trial that falls behind the others of its method is stopped early.
         compare: pairs of methods, the second to be tested against the first, beside all of them
-            against the first of the study.
+            against the first of the study. dataset: what all are trained and judged on.
     """
 
     name: str
@@ -109,6 +109,7 @@ class Plan:
     prune: bool = True
     logs: str = "logs"
     compare: tuple[tuple[str, str], ...] = ()
+    dataset: str = ""
 
     @property
     def folder(self) -> Path:
@@ -195,6 +196,7 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
         tuple(entrants),
         logs=expanded(content.get("logs", "logs")),
         compare=_pairs(content, [one.name for one in entrants], source),
+        dataset=next(iter(chosen.values())).dataset,
         **numbers,
     )
 

@@ -14,8 +14,9 @@ import torch
 from metrics import comparison
 from metrics.comparison import Difference
 from studies import judging
-from studies.ledger import Ledger, Trial
+from studies.ledger import Ledger, Trial, run_again
 from studies.plan import Entrant, Plan
+from utils import damage_in_words
 
 RESAMPLES = 2000
 FEWEST = 6
@@ -148,9 +149,10 @@ class Results:
 
     @property
     def ranked(self) -> list[Found]:
-        """These, the best mean of the study's metric first."""
-        metric = self.plan.metric
-        return sorted(self.with_runs, key=lambda found: -found.mean.get(metric, math.nan))
+        """Those of them whose mean of the study's metric is defined, the best first."""
+        means = {one.name: one.mean.get(self.plan.metric, math.nan) for one in self.with_runs}
+        known = [one for one in self.with_runs if not math.isnan(means[one.name])]
+        return sorted(known, key=lambda one: -means[one.name])
 
     @cached_property
     def tests(self) -> list[Test]:
@@ -252,13 +254,13 @@ def _found(ledger: Ledger, entrant: Entrant) -> Found:
         if "error" in result:
             failures[seed] = result["error"]
             continue
-        numbers[seed] = _defined(next(iter(result["results"].values())))
-        if result["evaluations"] > 1:
-            gained[seed] = result["best R@1"] - result["last R@1"]
-        seconds[seed] = result["seconds"]
-        scores[seed] = judging.load(
-            ledger.result_file(entrant, f"seed{seed}").with_suffix(".npz")
-        ).scores
+        file = ledger.result_file(entrant, f"seed{seed}")
+        with damage_in_words(str(file), run_again(file)):
+            numbers[seed] = _defined(next(iter(result["results"].values())))
+            if result["evaluations"] > 1:
+                gained[seed] = result["best R@1"] - result["last R@1"]
+            seconds[seed] = result["seconds"]
+        scores[seed] = judging.load(file.with_suffix(".npz")).scores
     together, ensembles = _together(ledger, entrant)
     return Found(
         entrant,

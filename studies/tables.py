@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import dataset
 from evaluation import tables
+from evaluation.measuring import OFFICIAL
 from evaluation.tables import Row
 from metrics.comparison import Difference
+from studies.plan import Plan
 from studies.results import Found, Results, Sensitivity, Test
 from terminal import terminal_width
 from utils import InputError, human_seconds, nearest_names
@@ -18,15 +21,8 @@ GAINS = ("R@1", "best epoch", "concatenated", "aligned mean")
 
 
 def rows(results: Results, columns: Sequence[str] = ()) -> list[Row]:
-    """One row per method that has runs: its means over the seeds.
-
-    Raises:
-        InputError: a column is no metric of the study.
-    """
-    known = list(dict.fromkeys(name for found in results.with_runs for name in found.mean))
-    for name in columns:
-        if name not in known and known:
-            raise InputError(f"--columns {name}: {nearest_names(name, known)}")
+    """One row per method that has runs: its means over the seeds."""
+    known = _measured(results)
     wanted = columns or known
     return [
         Row(
@@ -38,6 +34,30 @@ def rows(results: Results, columns: Sequence[str] = ()) -> list[Row]:
         )
         for found in results.with_runs
     ]
+
+
+def _measured(results: Results) -> list[str]:
+    """The metrics that the runs have."""
+    return list(dict.fromkeys(name for found in results.with_runs for name in found.mean))
+
+
+def check_columns(results: Results, columns: Sequence[str]) -> None:
+    """Whether there are such metrics; of a study without runs, whether there will be.
+
+    Raises:
+        InputError: a column is no metric of the study.
+    """
+    known = _measured(results) or _to_come(results.plan)
+    for name in columns:
+        if name not in known:
+            raise InputError(f"--columns {name}: {nearest_names(name, known)}")
+
+
+def _to_come(plan: Plan) -> list[str]:
+    protocol = dataset.protocol(plan.dataset)
+    names = [name for name in tables.MEANINGS if tables.METRIC.fullmatch(name)]
+    names = [*(f"R@{k}" for k in protocol.ks), *names]
+    return names + ([f"{OFFICIAL}{name}" for name in names] if protocol.sizes else [])
 
 
 def text(results: Results, columns: Sequence[str] = ()) -> str:
@@ -56,7 +76,8 @@ def text(results: Results, columns: Sequence[str] = ()) -> str:
 
 def shown(results: Results, columns: Sequence[str]) -> Sequence[str]:
     """The columns that are wanted, or those that fit a screen; of a study that has runs."""
-    return columns or [name for name in SHOWN if name in results.with_runs[0].mean]
+    usual = dict.fromkeys([*SHOWN, results.plan.metric])
+    return columns or [name for name in usual if name in results.with_runs[0].mean]
 
 
 def _about(made: Sequence[Row]) -> str:
@@ -74,12 +95,13 @@ def mean_lines(made: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[str
     lines = []
     for row in made:
         spread = row.spread
-        cells = [
-            _share(row.numbers.get(n)) + (f" ± {100 * spread[n]:.1f}" if n in spread else "")
-            for n in names
-        ]
+        cells = [_around(row.numbers.get(n), spread.get(n, math.nan)) for n in names]
         lines.append((row.label, [*cells, str(row.repeats)]))
     return [*names, "seeds"], lines
+
+
+def _around(value: float | None, half: float) -> str:
+    return _share(value) + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
 
 
 def _share(value: float | None) -> str:
@@ -176,7 +198,7 @@ def difference_cells(found: Difference, p: float) -> list[str]:
 
 
 def p_text(p: float) -> str:
-    """`.034`, `< .001`."""
+    """`0.034`, `< .001`."""
     return "–" if math.isnan(p) else "< .001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -234,7 +256,7 @@ def sensitivity_lines(results: Results) -> list[str]:
 
 
 def sensitivity_words(one: Sensitivity) -> str:
-    """`lr +.62 (p .030)`: a rank correlation, not corrected."""
+    """`lr +0.62 (p 0.030)`: a rank correlation, not corrected."""
     return f"{one.title} {one.correlation:+.2f} (p {p_text(one.p)})"
 
 

@@ -30,7 +30,7 @@ from options.suited import Machine
 from page import plots
 from runs import RunFolder
 from storage import write_json
-from studies import asking, judging, pages, results, tables, worker
+from studies import asking, judging, markdown, pages, results, tables, worker
 from studies.ledger import Ledger, Work, claim_of
 from studies.plan import Entrant, of, read
 from studies.space import asked, declared, words_of
@@ -396,6 +396,68 @@ def test_trials_cannot_be_added_while_a_judged_method_is_left_out(ledger, tmp_pa
         Ledger(plan_of(**usual, trials=5, methods={"AM": "--loss AMLoss"})).begin()
 
 
+def test_a_last_line_that_a_full_disk_has_cut_off_is_taken_away(ledger):
+    do_trial(ledger, ledger.next())
+    before = [ledger.trials(one) for one in ledger.plan.entrants]
+    journal = ledger.folder / "trials.log"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:30])
+    again = Ledger(ledger.plan)
+    assert [again.trials(one) for one in again.plan.entrants] == before
+    assert journal.read_bytes() == whole, "looking at a study adds nothing"
+    do_trial(again, again.next())
+    assert sum(len(Ledger(ledger.plan).trials(one)) for one in ledger.plan.entrants) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "advice"),
+    [
+        ("plan.json", '{"folds": 2, "met', "give the study another name"),
+        ("plan.json", "[]", "give the study another name"),
+        ("plan.json", '{"folds": 2}', "give the study another name"),
+        ("trials.log", "{}\n{}\n", "give the study another name"),
+        ("PA/seed2.json", '{"results": ', "PA/seed2.json, and start the study again"),
+        ("PA/seed2.json", '{"values": {}}', "PA/seed2.json, and start the study again"),
+        ("PA/together3.json", "[]", "together3.json, and start the study again"),
+    ],
+)
+def test_a_damaged_file_of_a_study_is_a_sentence(finished, tmp_path, file, content, advice):
+    ledger, _ = finished
+    (ledger.folder / file).write_text(content)
+    (tmp_path / "s.toml").write_text(
+        f'logs = "{tmp_path}"\nname = "tried"\nfolds = 2\ntrials = 6\nseeds = 3\n'
+        'compare = [["AM", "PA"]]\n[methods]\nPA = "--loss Proxy_Anchor"\nAM = "--loss AMLoss"\n'
+    )
+    with pytest.raises(InputError, match=f"{file} is damaged") as error:
+        study.main(asking.parse([str(tmp_path / "s.toml"), "--report"]))
+    assert advice in str(error.value) or "delete it, and start" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--columns", "R@1", "Recall"], "--columns Recall: known names: AMI, F1, MAP@R"),
+        (["--columns", "R@3"], "--columns R@3: did you mean"),
+        (["--markdown", "own.md"], "own.md has no mark for a study"),
+        (["--markdown", "own.svg"], "--markdown and the picture beside it both name own.svg"),
+        (["--markdown", "."], "is a folder; name a file"),
+    ],
+)
+def test_what_a_new_study_cannot_write_is_refused_before_it_trains(
+    tmp_path, monkeypatch, capsys, flags, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.md").write_text("My paper\n")
+    with pytest.raises(InputError, match=words):
+        study.main(asking.parse(["--methods", "AMLoss", *flags]))
+    assert capsys.readouterr().out == "" and not (tmp_path / "logs").exists()
+
+
+def test_one_trial_of_one_method_is_said_so():
+    made = plan_of(methods={"AM": "--loss AMLoss"}, trials=1, folds=2)
+    assert "search      1 trial of 1 method on 2 folds" in study.describe(made, [worker.Place()])
+
+
 def test_a_report_of_another_study_is_refused(finished, tmp_path, capsys):
     ledger, _ = finished
     toml = 'logs = "{}"\nname = "tried"\nfolds = 2\ntrials = 6\nseeds = 3\n{}\n[methods]\n'
@@ -597,7 +659,11 @@ def test_what_is_written(finished, tmp_path, capsys):
     assert "Highest MAP@R: AM" in page and "<svg" in page
     assert "drawn at random, until there are two for each searched value (4 at least)" in page
     with pytest.raises(InputError, match="--columns Recall"):
-        tables.text(results.collect(ledger), ["Recall"])
+        study.conclude(ledger, ["Recall"], None)
+    found = results.collect(ledger)
+    assert "MRR" not in tables.text(found), "four columns fit a screen"
+    by_rank = replace(found, plan=replace(found.plan, metric="MRR"))
+    assert "MRR" in tables.text(by_rank), "and what methods are judged by"
 
 
 def test_a_document_is_begun_and_written_again_between_its_marks(finished, tmp_path, capsys):
@@ -696,21 +762,25 @@ def test_a_method_whose_trials_all_failed_leaves_nothing_open(tmp_path):
     assert "Not finished" not in " ".join(pages.conclusions(results.collect(made)))
 
 
+def of_seeds(*methods):
+    """Results of methods whose MAP@R with each seed is given: seed → value."""
+    found = [
+        results.Found(
+            Entrant(f"m{number}", (), ()), (), None,
+            {seed: {"R@1": 0.5, "MAP@R": value} for seed, value in seeds.items()},
+            {}, {}, {}, {}, 0, {},
+        )
+        for number, seeds in enumerate(methods)
+    ]  # fmt: skip
+    return results.Results(plan_of(), tuple(found))
+
+
 def test_that_the_best_was_chosen_is_corrected_for():
     """Nine methods that are equal: the best must seldom be said to be better than any."""
-    plan = plan_of()
     generator, wrong, repeats = np.random.default_rng(0), 0, 150
     for _ in range(repeats):
-        values = generator.normal(0.5, 0.01, (9, 5))
-        methods = [
-            results.Found(
-                Entrant(f"m{number}", (), ()), (), None,
-                {seed: {"MAP@R": float(value)} for seed, value in enumerate(row)},
-                {}, {}, {}, {}, 0, {},
-            )
-            for number, row in enumerate(values)
-        ]  # fmt: skip
-        found = results.Results(plan, tuple(methods))
+        values = generator.normal(0.5, 0.01, (9, 5)).tolist()
+        found = of_seeds(*(dict(enumerate(row)) for row in values))
         assert len(found.best_against) == 8 and len(found.pairs) == 36
         wrong += any(test.corrected["MAP@R"] < 0.05 for test in found.best_against)
     # Corrected for the best against each alone it would be 0.08 of them.
@@ -719,10 +789,32 @@ def test_that_the_best_was_chosen_is_corrected_for():
 
 def test_a_gain_that_is_none_is_given_to_nobody(finished):
     found = results.collect(finished[0])
-    assert "points of R@1, most to" in " ".join(pages.conclusions(found))
+    assert "would add 1.0 points of R@1 to each method" in " ".join(pages.conclusions(found))
+    first, second = found.methods
+    apart = replace(found, methods=[replace(first, gained={1: 0.03, 2: 0.03}), second])
+    assert "add 1.0 to 3.0 points of R@1, most to PA" in " ".join(pages.conclusions(apart))
     last = replace(found, methods=[replace(m, gained={1: 0.0, 2: 0.0}) for m in found.methods])
     said = " ".join(pages.conclusions(last))
     assert "added less than 0.05 points" in said and "most to" not in said
+
+
+def test_the_best_mean_is_not_better_where_it_is_behind_with_each_seed_that_both_have():
+    seeds = {1: 0.40, 2: 0.41, 3: 0.42, 4: 0.30, 5: 0.30}
+    found = of_seeds(seeds, {1: 0.394, 2: 0.405, 3: 0.415})  # two of its runs failed
+    assert found.ranked[0].name == "m1"
+    said = " ".join(pages.conclusions(found))
+    assert "it is better than" not in said and "Not told apart from it by these seeds: m0" in said
+
+
+def test_a_metric_that_is_undefined_ranks_nobody(tmp_path):
+    known, undefined = {1: 0.4, 2: 0.41, 3: 0.4}, {1: 0.5, 2: math.nan, 3: 0.5}
+    found = of_seeds(undefined, known)
+    assert [one.name for one in found.ranked] == ["m1"]
+    for document, each in (("one.md", found), ("two.md", of_seeds(undefined, undefined))):
+        assert markdown.write(tmp_path / document, each) == [tmp_path / document]
+        said = (tmp_path / document).read_text()
+        assert "nan" not in said and "nan" not in pages.page(each)
+        assert ("MAP@R is undefined on the test classes" in said) == (each is not found)
 
 
 def test_equal_methods_are_not_told_apart(tmp_path):
