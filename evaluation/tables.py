@@ -18,6 +18,7 @@ from terminal import fitted, printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
+VALIDATION = "validation"  # the title of training classes that a run holds out
 LOWER_IS_BETTER = ("EER",)
 LEFT_OUT = "queries_left_out"  # images of either side that could not be read
 

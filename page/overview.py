@@ -138,7 +138,9 @@ def _told_apart(runs: Sequence[Record]) -> list[str]:
 
 
 def _line(record: Record, folder: Path, differs: str) -> Line:
-    final = records.metrics_in(record.evaluated[-1]) if record.evaluated else {}
+    # Beside numbers of the test classes those of held-out ones would be no last evaluation.
+    alike = record.is_of_held_out or not record.holds_out
+    final = records.metrics_in(record.evaluated[-1]) if record.evaluated and alike else {}
     last = int(record.rows[-1]["epoch"]) if record.rows else 0
     best = record.best_epoch
     where = "–" if best is None else f"{best} of {last}"
@@ -162,7 +164,8 @@ def _settings(record: Record) -> dict[str, str]:
     network = f"{args.get('model')}, {args.get('embedding_size')}"
     network += f", {record.options.peft}" if record.options.peft != "none" else ""
     network += ", EMA" if record.options.ema else ""
-    return {"method": record.method, "network": network, "data": str(args.get("dataset"))}
+    data = str(args.get("dataset")) + (f", {tables.VALIDATION}" if record.is_of_held_out else "")
+    return {"method": record.method, "network": network, "data": data}
 
 
 def _shown(numbers: Numbers) -> Numbers:

@@ -97,7 +97,18 @@ class Record:
             return {title: _defined(numbers) for title, numbers in results.items()}
         best = max(self.evaluated, key=lambda row: row["R@1"], default=None)
         title = str(self.args.get("dataset", "evaluation"))
+        title = tables.VALIDATION if self.holds_out else title
         return {} if best is None else {title: metrics_in(best)}
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether its evaluations, all but the last, are of training classes that it holds out."""
+        return bool(self.options.val_classes) or self.options.val_fold is not None
+
+    @property
+    def is_of_held_out(self) -> bool:
+        """Whether `results` are of such classes, not of the test classes."""
+        return tables.VALIDATION in self.results
 
     @property
     def raw(self) -> Numbers:
@@ -198,15 +209,19 @@ def apart(record: Record, others: Iterable[Record]) -> str:
     """The options that another run has otherwise, but for the seed: `lr 0.001, epochs 40`."""
     own = record.configuration
     return ", ".join(
-        f"{name.replace('_', '-')} {_in_brief(value)}"
+        f"{name.replace('_', '-')} {in_brief(value)}"
         for name, value in own.items()
         if any(other.configuration.get(name) != value for other in others)
         and not (name == "lr_p" and value == own["lr"])  # as it is without the flag
     )
 
 
-def _in_brief(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def in_brief(value: Any) -> str:
+    """An option's value as a command line has it: `retrieval nmi`, `base=0.5`."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    words = ("=".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for v in value)
+    return " ".join(words)
 
 
 # --- published numbers ----------------------------------------------------------------------------
@@ -262,7 +277,8 @@ def _changes(record: Record, recipe: Path) -> list[str]:
     less = (Change.LABEL, Change.NOTHING)
     own, theirs = options.settings(record.args, *less), options.settings(vars(asked), *less)
     return [
-        f"{name.replace('_', '-')} {own[name]} (recipe: {theirs.get(name, 'without it')})"
+        f"{name.replace('_', '-')} {in_brief(own[name])} "
+        f"(recipe: {in_brief(theirs.get(name, 'without it'))})"
         for name in own
         if own[name] != theirs.get(name)
     ]

@@ -20,6 +20,7 @@ from dataset.own import OwnData
 from evaluation import tables
 from evaluation.inference import Model
 from evaluation.networks import Opened
+from evaluation.thresholds import Thresholds
 from net.export import describe_input
 from page import records
 from page.records import Numbers, Record
@@ -95,7 +96,7 @@ class Card:
         return [
             {
                 "task": {"type": "image-retrieval", "name": "image retrieval"},
-                "dataset": {"type": self.data, "name": f"{data_in_words(title)}, evaluation split"},
+                "dataset": {"type": self.data, "name": self._split(title, brief=True)},
                 "metrics": [
                     {"type": _kind(name), "name": name, "value": round(value, ROUNDED)}
                     for name, value in numbers.items()
@@ -104,6 +105,14 @@ class Card:
             }
             for title, numbers in self.record.results.items()
         ]
+
+    def _split(self, title: str, brief: bool = False) -> str:
+        """What an evaluation was of, in a sentence, or in brief."""
+        if title.removesuffix(tables.RAW) == tables.VALIDATION:
+            held_out = "classes held out of the training split"
+            return f"{self.data}, {held_out}" if brief else f"{held_out} of {self.data}"
+        name = data_in_words(title)
+        return f"{name}, evaluation split" if brief else f"the evaluation split of {name}"
 
     # -- what it is, and how to use it
 
@@ -144,18 +153,18 @@ class Card:
     def _thresholds(self) -> list[str]:
         found = self.record.outcome.get("thresholds") or {}
         lines = []
-        with damage_in_words(str(self.record.path / "results.json"), "use another copy of it"):
-            for title, entry in found.items():
-                lines += [
-                    "",
-                    f"**Same or different?** On {data_in_words(title)}, two pictures with a cosine "
-                    f"from {entry['same']:.3f} on were of one class, and below "
-                    f"{entry['different']:.3f} of two, but for "
-                    f"{_percent(entry['false_same']['expected'])} of the different pairs and "
-                    f"{_percent(entry['false_different']['expected'])} of the same ones; what lies "
-                    f"between is unsure. `load_run({self.source!r}).thresholds` holds them where "
-                    "the run's results.json lies beside the weights.",
-                ]
+        for title, kept in found.items():
+            entry = Thresholds.of_dict(kept)
+            lines += [
+                "",
+                f"**Same or different?** On {self._split(title)}, two pictures with a cosine "
+                f"from {entry.same:.3f} on were of one class, and below "
+                f"{entry.different:.3f} of two, but for "
+                f"{_percent(entry.false_same.expected)} of the different pairs and "
+                f"{_percent(entry.false_different.expected)} of the same ones; what lies "
+                f"between is unsure. `load_run({self.source!r}).thresholds` holds them where "
+                "the run's results.json lies beside the weights.",
+            ]
         return lines
 
     # -- numbers
@@ -176,7 +185,7 @@ class Card:
             of = f", {int(queries):,} queries" if queries else ""
             names += shown
             parts += [
-                f"On the evaluation split of {data_in_words(title)}{of}:\n",
+                f"On {self._split(title)}{of}:\n",
                 _table([head, ["---"] * len(head), *rows]) + "\n",
             ]
         parts.append(" ".join(meaning.text for meaning in tables.meanings_of(names)) + "\n")
@@ -188,7 +197,7 @@ class Card:
         if sum("R@1" in row for row in self.record.rows) == 1:
             return f"These are the weights after epoch {epoch}, evaluated once: none was picked."
         words = f"These are the weights after epoch {epoch}, which was picked on the {picked}."
-        if "test" in picked:
+        if "test" in picked or self.record.is_of_held_out:
             words += (
                 " The numbers above are of the same classes, so they are a little better than "
                 "those of classes that nothing was picked on."
@@ -241,7 +250,7 @@ class Card:
         stored = self.record.args
         names = [name for name in stored.get("given", ()) if name in stored]
         told = [
-            f"`{name.replace('_', '-')}` {without_folders(stored)[name]}"
+            f"`{name.replace('_', '-')}` {records.in_brief(without_folders(stored)[name])}"
             for name in names
             if name not in LOCAL
         ]
@@ -410,8 +419,8 @@ def _listed(values: Iterable[float]) -> str:
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"
 
 
-def _percent(share: float | None) -> str:
-    return "an unknown share" if share is None else f"{100 * share:.2g} %"
+def _percent(share: float) -> str:
+    return "an unknown share" if math.isnan(share) else f"{100 * share:.2g} %"
 
 
 def _interval(values: Sequence[float] | None) -> str:

@@ -1024,6 +1024,45 @@ def test_compare_has_a_row_a_run_and_one_over_seeds(logs, capsys):
     assert made.count("<tr><td>") == 4 and "data-sort" in made
 
 
+@pytest.mark.parametrize("flag", ["--csv", "--latex", "--out"])
+def test_compare_overwrites_no_file_of_a_run(logs, flag):
+    file = logs / "first" / "metrics.csv"
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=f"{flag} would overwrite .*metrics.csv, which is read"):
+        compare(logs, f"{flag} {file}")
+    assert file.read_bytes() == before
+
+
+ROW = "epoch,step,R@1,seconds\n1,5,0.9,2.0\n"
+
+
+def test_compare_keeps_held_out_classes_apart_from_the_test_classes(tmp_path, capsys):
+    """A fold has fewer classes than the test, so its numbers are higher."""
+    own = "--loss MS --IPC 4 --loss-args base=0.5"
+    fold = f"{own} --val-folds 2 --val-fold 0"
+    for name, words, results in (
+        ("fold", f"{fold} --no-test", {"validation": {"R@1": 0.9}}),
+        ("going", fold, None),
+        ("ended", fold, {"emoji": {"R@1": 0.5}}),
+        ("test", own.replace("0.5", "0.25"), {"emoji": {"R@1": 0.6}}),
+    ):
+        (tmp_path / name).mkdir()
+        asked = options.plain(options.parse_train(words.split()))
+        (tmp_path / name / "args.json").write_text(json.dumps(asked))
+        (tmp_path / name / "metrics.csv").write_text(ROW)
+        if results:
+            (tmp_path / name / "results.json").write_text(json.dumps({"results": results}))
+    compare(tmp_path, f"--latex {tmp_path / 'r.tex'}")
+    lines = {line.name: line for line in overview.collect(tmp_path)}
+    data = {name: line.about["data"] for name, line in lines.items()}
+    assert data["fold"] == data["going"] == f"{data['test']}, validation"
+    assert data["ended"] == data["test"]
+    assert [lines[name].final.get("R@1") for name in ("fold", "ended", "test")] == [0.9, None, 0.9]
+    assert r"\textbf{60.0}" in (tmp_path / "r.tex").read_text(), "the best of the test classes"
+    assert "loss-args base=0.25" in lines["test"].about["differs"]
+    assert "('base'" not in capsys.readouterr().out
+
+
 def test_compare_counts_a_seed_once_and_a_run_that_has_ended(logs, tmp_path):
     for name, run in (("a", "first"), ("b", "first"), ("c", "second"), ("d", "other")):
         shutil.copytree(logs / run, tmp_path / name)

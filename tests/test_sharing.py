@@ -25,7 +25,7 @@ from anchorage import __version__
 from evaluation import networks
 from evaluation.thresholds import Rate, Thresholds
 from net import load_run
-from runs import load_checkpoint
+from runs import RunFolder, load_checkpoint
 from sharing import references
 from sharing.card import read_intervals
 from storage import load_tensors
@@ -130,6 +130,34 @@ def test_the_header_of_a_card_is_what_the_hub_reads(run, tmp_path):
     assert measured["folder:photos, evaluation split", "R@1"] == pytest.approx(
         numbers["R@1"], abs=1e-4
     )
+
+
+def test_a_card_calls_held_out_classes_what_they_are(run, tmp_path, monkeypatch):
+    rates = ("false_same", "false_different", "found_same", "found_different")
+    kept = {"same": None, "different": 0.25} | dict.fromkeys(rates, Rate(0.05)._asdict())
+    found = json.loads((run / "results.json").read_text())
+    found |= {
+        "results": {"validation": {"R@1": 0.5, "queries": 12}},
+        "verification": {},
+        "thresholds": {"validation": kept},
+        "picked_on": "validation classes",
+    }
+    monkeypatch.setattr(RunFolder, "read_results", lambda self: found)
+    text = card_of(run, tmp_path)
+    assert "On classes held out of the training split of folder:photos, 12 queries" in text
+    assert 'name: "folder:photos, classes held out of the training split"' in text
+    assert "evaluation split" not in text
+    assert "below 0.250 of two, but for 5 % of the different pairs" in text
+    assert "picked on the validation classes. The numbers above are of the same classes" in text
+
+
+def test_a_card_has_options_as_a_command_line_has_them(run, tmp_path, monkeypatch):
+    read = RunFolder.read_args
+    given = {"loss_args": [["base", 0.5]], "metrics": ["retrieval", "nmi"]}
+    monkeypatch.setattr(
+        RunFolder, "read_args", lambda self: read(self) | given | {"given": [*given]}
+    )
+    assert "`loss-args` base=0.5, `metrics` retrieval nmi" in card_of(run, tmp_path)
 
 
 def test_without_a_licence_the_card_says_so(run, tmp_path):
@@ -260,7 +288,7 @@ def test_thresholds_go_along_with_the_network_that_they_were_measured_for(root, 
     assert load_run("hf:me/x").thresholds == replace(measured, title="folder:photos")
     text = (hub.folder / "me/x/README.md").read_text()
     assert "from 0.812 on" in text and "below 0.500" in text
-    assert "but for 10 % of the different" in text and "On folder:photos, two pictures" in text
+    assert "but for 10 % of the different" in text and "of folder:photos, two pictures" in text
 
 
 def test_what_the_hub_refuses_is_one_sentence(run, hub, monkeypatch, capsys):

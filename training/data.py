@@ -14,7 +14,7 @@ from dataset.base import ImageSet
 from dataset.overlap import shared_with_training
 from dataset.own import LEAST_CLASSES, count_held_out
 from evaluation.embedding import Viewing
-from evaluation.tables import about_matches
+from evaluation.tables import VALIDATION, about_matches
 from evaluation.tasks import Task, images_of, tasks_of
 from utils import InputError
 
@@ -158,7 +158,7 @@ def load(
     if chosen.any():
         queries = train.select_classes(np.flatnonzero(chosen))
         train = train.select_classes(np.flatnonzero(~chosen))
-        selection = [Task.published("validation", queries, None, choice.protocol)]
+        selection = [Task.published(VALIDATION, queries, None, choice.protocol)]
     if batch_size > len(train):
         raise InputError(
             f"--batch-size {batch_size} is larger than the {len(train)} training images of "
