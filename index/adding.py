@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import time
@@ -425,10 +426,10 @@ class Adding:
         return is_named and (photo.label is not None or entry.label is None)
 
 
-def content_of(path: str | os.PathLike[str]) -> bytes:
-    """The checksum of a file's bytes: the same picture under another name has the same."""
+def content_of(source: str | os.PathLike[str] | bytes) -> bytes:
+    """The checksum of a file, or of its bytes: the same picture under another name has the same."""
     found = hashlib.blake2b(digest_size=CONTENT_SIZE)
-    with Path(path).open("rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
         while part := file.read(1 << 20):
             found.update(part)
     return found.digest()

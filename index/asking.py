@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from evaluation.inference import Embedder
 from index.adding import content_of
 from index.gallery import Entry, Index
 from index.reordering import best
 from options.ranking import Ranking
+
+if TYPE_CHECKING:
+    from evaluation.thresholds import Thresholds, Verdict
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def ask(
         InputError: a file is missing or no picture.
     """
     vectors = embedder(list(pictures))
-    own = [same_files(index, picture) for picture in pictures]
+    own = [index.rows_with(content_of(picture)) for picture in pictures]
     if ranking:
         return [
             Answer(picture, _hits(index, best(index, vector, top, hidden, ranking), mine))
@@ -78,15 +79,17 @@ def _hits(index: Index, found: Sequence[tuple[int, float]], mine: set[int]) -> l
     """Rows and scores as hits; `mine` are the rows of the query's own file."""
     thresholds = index.thresholds
     return [
-        Hit(index.entry(row), score, row in mine, thresholds.verdict(score) if thresholds else "")
+        Hit(index.entry(row), score, row in mine, verdict_of(thresholds, score, row in mine) or "")
         for row, score in found
     ]
 
 
-def same_files(index: Index, path: str | Path) -> set[int]:
-    """The rows whose files are, byte by byte, the one at `path`."""
-    content = np.frombuffer(content_of(path), np.uint8)
-    numbers = np.flatnonzero((index.contents() == content).all(axis=1))
-    if index.live is not None:
-        numbers = numbers[index.live[numbers]]
-    return set(index.rows_of(numbers).tolist())
+def verdict_of(thresholds: Thresholds | None, cosine: float, same_file: bool) -> Verdict | None:
+    """What an image that was found is called; None where the run gives no thresholds.
+
+    Thresholds are of two pictures. The query's own file is the same by its bytes, even where no
+    cosine would tell.
+    """
+    if thresholds is None:
+        return None
+    return "same" if same_file else thresholds.verdict(cosine)

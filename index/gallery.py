@@ -282,6 +282,12 @@ class Index:
         """(added, CONTENT_SIZE) uint8: the checksum of each image's file."""
         return self._all("contents", (0, CONTENT_SIZE), np.uint8)
 
+    def rows_with(self, content: bytes) -> set[int]:
+        """The rows of the images whose files have this checksum (see `adding.content_of`)."""
+        alike = (self.contents() == np.frombuffer(content, np.uint8)).all(axis=1)
+        numbers = np.flatnonzero(alike if self.live is None else alike & self.live)
+        return set(self.rows_of(numbers).tolist())
+
     def stamps(self) -> np.ndarray:
         """(added, 2) int64: each file's size in bytes, and when it was changed, in nanoseconds."""
         return self._all("stamps", (0, 2), np.int64)

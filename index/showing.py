@@ -266,9 +266,9 @@ def _threshold_words(known: dict[str, Any] | None) -> str:
     below = f"different below {known['different']:.3f}"
     if math.isinf(known["same"]):
         return (
-            "nothing is called the same, because too few images were measured for an index of "
-            f"{known['index_size']:,}: more than 1 in 5 of the {strangers} would be told so; "
-            f"{below}, {errors}"
+            "nothing but the same file is called the same, because too few images were "
+            f"measured for an index of {known['index_size']:,}: more than 1 in 5 of the "
+            f"{strangers} would be told so; {below}, {errors}"
         )
     wrong = f"wrong for {Rate.of_dict(known['false_same']).percent()} of the {strangers}"
     return f"same from {known['same']:.3f}, {below}; the first is {wrong}, the second {errors}"

@@ -11,6 +11,8 @@ from http import HTTPStatus
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from index.adding import content_of
+from index.asking import verdict_of
 from serving.gallery import Gallery, State
 from serving.guards import Refused
 from serving.pictures import SIDES, Crop, Shown
@@ -19,7 +21,7 @@ from terminal import printable
 
 if TYPE_CHECKING:
     from evaluation.thresholds import Thresholds
-    from index import Entry
+    from index import Entry, Index
 
 MOST_RESULTS = 200
 LONGEST_LABEL = 200
@@ -96,12 +98,13 @@ class Api:
         else:
             raise Refused(HTTPStatus.BAD_REQUEST, "the picture has no bytes; send one, or an entry")
         hits, looked_at = self.gallery.nearest(state, source, crop, top, _wanted(query), own)
-        limits = state.index.thresholds
+        limits, same = state.index.thresholds, _same_files(state.index, own, body, crop)
         found = []
         for row, cosine in hits:
-            verdict = None if limits is None else limits.verdict(cosine)
+            verdict = verdict_of(limits, cosine, row in same)
             described = _described(state.index.entry(row), row)
-            found.append({**described, "cosine": cosine, "verdict": verdict})
+            about = {"cosine": cosine, "verdict": verdict, "same_file": row in same}
+            found.append({**described, **about})
         return {
             "query": None if own is None else _described(entry, own),
             "neighbours": found,
@@ -125,6 +128,19 @@ class Api:
                 "this row is another picture's since the index changed; search again",
             )
         return entry, number
+
+
+def _same_files(index: Index, own: int | None, body: bytes, crop: Crop | None) -> set[int]:
+    """The rows whose files are, byte by byte, the query's; none where it is a part of a picture.
+
+    Args:
+        own: the row that is searched from; None where the picture is the body.
+    """
+    if crop is not None:
+        return set()
+    if own is None:
+        return index.rows_with(content_of(body))
+    return index.rows_with(index.contents()[index.number(own)].tobytes())
 
 
 # --- in words -------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ function explain(any, limits) {
   const wrong = (rate, pairs, queries) =>
     (rate === null ? "" : ` (wrong for ${percent(rate)} of the ${limits.searched === null ? pairs : queries})`);
   const same = limits.same === null
-    ? "Nothing is called same, because too few pictures were measured to tell in an index of this size"
+    ? "Nothing but the same file is called same, because too few pictures were measured to tell in an index of this size"
     : `Same: ${cosine(limits.same)} or more${wrong(limits.false_same, "pairs that differ", "queries with nothing of their kind here")}`;
   const different = `different: less than ${cosine(limits.different)}${wrong(limits.false_different, "pairs that match", "queries with something of their kind here")}`;
   $("legend").textContent = `Scores are cosines. ${same}; ${different}; between them, unsure.`;
@@ -139,13 +139,15 @@ function thumbnail(entry) {
   return image;
 }
 
+const verdict = (entry) => (entry.verdict && entry.same_file ? "same file" : entry.verdict);
+
 function card(entry) {
   const scored = entry.cosine !== undefined;
   const title = entry.label === null ? entry.name : entry.label;
   const spoken = [title, entry.label === null ? null : entry.name,
-    scored ? `cosine ${cosine(entry.cosine)}` : null, scored ? entry.verdict : null, entry.gone ? "file is gone" : null];
-  const verdict = scored && entry.verdict
-    ? el("span", {class: `verdict ${entry.verdict}`}, `${SIGNS[entry.verdict]} ${entry.verdict}`) : null;
+    scored ? `cosine ${cosine(entry.cosine)}` : null, scored ? verdict(entry) : null, entry.gone ? "file is gone" : null];
+  const called = scored && entry.verdict
+    ? el("span", {class: `verdict ${entry.verdict}`}, `${SIGNS[entry.verdict]} ${verdict(entry)}`) : null;
   return el("li", {},
     el("button", {
       type: "button", class: `neighbour ${scored && entry.verdict ? `is-${entry.verdict}` : ""}`, title: entry.id,
@@ -155,7 +157,7 @@ function card(entry) {
     thumbnail(entry),
     el("b", {}, title),
     entry.label === null ? null : el("span", {class: "name"}, entry.name),
-    scored ? el("span", {class: "score"}, el("span", {}, cosine(entry.cosine)), verdict) : null));
+    scored ? el("span", {class: "score"}, el("span", {}, cosine(entry.cosine)), called) : null));
 }
 
 // What there is, before anything is searched for.

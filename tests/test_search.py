@@ -814,7 +814,10 @@ def test_info_says_how_often_a_threshold_is_wrong(
     with journal.writing(path) as writer:
         put(writer, unit(48, seed=1), 80)
     said = " ".join(said_by(f"info {path} --json {path}.json", capsys).split())
-    assert "nothing is called the same" in said and "different below 0.500, wrong for 4 %" in said
+    assert (
+        "nothing but the same file is called the same" in said
+        and "different below 0.500, wrong for 4 %" in said
+    )
     kept = json.loads(path.with_name("i.json").read_text())["thresholds"]
     assert kept["same"] is None and Thresholds.of_dict(kept).verdict(1.0) == "unsure"
 
@@ -899,6 +902,23 @@ def test_the_commands_one_after_the_other(workdir: Path, run: Path, images: Path
     assert [hit["same_file"] for hit in answer["hits"]] == [True, False, False]
     assert answer["hits"][0]["path"] == str(workdir / "my photos/eval0/0.png")
     assert Image.open(workdir / "answers.png").width > 4 * 140
+
+
+def test_the_very_file_is_called_the_same_whatever_the_thresholds(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = ((0.5, 0.6, 0.4, 0.6),)  # too high to call anything the same
+    found = Found(images=24, queries=24, same=rates, different=-1.0, missed=0.04, right=(0.9,))
+    known = Thresholds(0.9, -1.0, *[Rate(0.1)] * 4, found=found)
+    path = shop / "shop.index"
+    with journal.writing(path) as writer:
+        writer.add({"thresholds": known.as_dict()}, {})
+    asked = f"query {path} {shop}/photos/eval2/1.png --top 3 --json {shop}/a.json"
+    lines = said_by(asked, capsys).splitlines()
+    assert [line.split()[2] for line in lines[1:4]] == ["same", "unsure", "unsure"]
+    assert "nothing but the same file is called the same" in " ".join(" ".join(lines).split())
+    (answer,) = json.loads((shop / "a.json").read_text())["answers"]
+    assert [hit["verdict"] for hit in answer["hits"]] == ["same", "unsure", "unsure"]
 
 
 def test_adding_what_is_there_says_so(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

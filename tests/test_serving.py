@@ -192,7 +192,17 @@ def test_where_nothing_is_called_same_no_cosine_is_given(shop, server, monkeypat
     monkeypatch.setattr(Index, "thresholds", property(lambda index: limits))
     answer = find(server, shop.photo(3).read_bytes(), top=100).json
     assert answer["thresholds"]["same"] is None and answer["thresholds"]["different"] == 0.5
-    assert "same" not in {one["verdict"] for one in answer["neighbours"]}
+    # But for the very file that was sent.
+    first, *others = answer["neighbours"]
+    assert (first["name"], first["verdict"], first["same_file"]) == (
+        shop.photo(3).name,
+        "same",
+        True,
+    )
+    assert {one["verdict"] for one in others} == {"unsure", "different"}
+    assert not any(one["same_file"] for one in others)
+    part = find(server, shop.photo(3).read_bytes(), top=1, crop="0,0,1,0.9").json["neighbours"]
+    assert not part[0]["same_file"]
     assert ask(server, "/api/info").json["thresholds"]["same"] is None
 
 
@@ -212,7 +222,7 @@ def test_a_crop_is_the_picture_cut_there(shop, server):
     both.paste(Image.open(shop.photo(20)).convert("RGB"), (40, 0))
     whole = find(server, as_bytes(both), top=24).json["neighbours"]
     cut = find(server, as_bytes(both), top=24, crop="0,0,0.5,1").json["neighbours"]
-    alone = find(server, as_bytes(left), top=24).json["neighbours"]
+    alone = find(server, as_bytes(left, "BMP"), top=24).json["neighbours"]
     assert cut == alone != whole
     row = alone[0]["row"]
     uncut = find(server, entry=row, top=24).json["neighbours"]
@@ -242,7 +252,7 @@ def test_pictures_are_upright_as_the_run_has_them(shop, server):
     turned = as_bytes(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
     assert (
         find(server, turned).json["neighbours"]
-        == (find(server, as_bytes(upright)).json["neighbours"])
+        == (find(server, as_bytes(upright, "BMP")).json["neighbours"])
     )
     assert ask(server, "/api/info").json["upright"] is True
 
@@ -914,7 +924,7 @@ def test_the_page_says_that_nothing_is_called_same(browser, shop, server, monkey
     with opened(browser, server) as (window, said):
         choose(window, shop.photo(3))
         legend = window.inner_text("#legend")
-        assert "Nothing is called same, because too few pictures were measured" in legend
+        assert "Nothing but the same file is called same, because too few pictures" in legend
         assert "different: less than 0.500 (wrong for 1 %" in legend
         assert said == []
 
