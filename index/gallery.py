@@ -204,6 +204,13 @@ class Index:
         """Whether nobody has changed the file since it was read."""
         return journal.read_mark(self.path) == (self._reading.mark, self._reading.source.identity)
 
+    def check_there(self) -> None:
+        """Raises DamagedError where what was read has been cut or written over since.
+
+        An index that was replaced by another file, or deleted, can be searched as it was.
+        """
+        self._reading.source.check(self._reading.mark)
+
     # --- entries ---
 
     def entry(self, row: int) -> Entry:

@@ -41,13 +41,31 @@ _PATIENCE = 20  # readings, 10 ms apart, of a mark that is just being written
 
 
 class Source:
-    """A file that stays open as long as somebody reads its records."""
+    """A file that stays open as long as somebody reads its records.
+
+    Attributes:
+        identity: what tells it from another; the file, and its first record's head, by which it is
+            known that another index was copied over it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.number = _opened(path)
+        self.identity = self._identity()
+
+    def _identity(self) -> tuple[int, int, bytes]:
         status = os.fstat(self.number)
-        self.identity = (status.st_dev, status.st_ino)
+        return status.st_dev, status.st_ino, os.pread(self.number, _HEAD.size, ALIGNMENT)
+
+    def check(self, mark: Mark) -> None:
+        """Raises DamagedError where records up to a mark are no longer what they were.
+
+        They lie in memory as they lie in the file: to look at what was cut off would end the
+        process.
+        """
+        if self._identity() != self.identity:
+            raise DamagedError(f"index {self.path} was overwritten while it was read; open it anew")
+        _check_end(self, mark)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -127,14 +145,13 @@ def read(path: Path, since: Reading | None = None) -> Reading:
         DamagedError: it is not as it was written.
     """
     source = Source(path)
-    anew = since is None or since.source.identity != source.identity
-    source = source if anew else since.source
     mark = _mark_of(source)
-    if (size := os.fstat(source.number).st_size) < mark.end:
-        raise DamagedError(
-            f"index {path} has {size:,} of its {mark.end:,} bytes: its end is missing; copy it "
-            "again"
-        )
+    anew = (
+        since is None
+        or since.source.identity != source.identity
+        or since.mark.end > mark.end  # an older copy was written over it
+    )
+    source = source if anew else since.source
     with os.fdopen(os.dup(source.number), "rb") as file:
         content = np.memmap(file, mode="r", shape=(mark.end,))
     start = Mark(ALIGNMENT, 0) if anew else since.mark
@@ -144,7 +161,7 @@ def read(path: Path, since: Reading | None = None) -> Reading:
     return Reading(mark, source, records, anew)
 
 
-def read_mark(path: Path) -> tuple[Mark, tuple[int, int]]:
+def read_mark(path: Path) -> tuple[Mark, tuple[int, int, bytes]]:
     """How far the file at `path` counts just now, and which file it is; raises as `read`."""
     source = Source(path)
     return _mark_of(source), source.identity
@@ -179,9 +196,20 @@ def _mark_of(source: Source) -> Mark:
                         f"index {path} was written by a newer version of this program (format "
                         f"{version}, and this one reads {VERSION}); update, or build it again"
                     )
-                return Mark(end, records)
+                mark = Mark(end, records)
+                _check_end(source, mark)
+                return mark
         time.sleep(0.01)
     raise DamagedError(f"the beginning of index {path} is damaged; {ADVICE}")
+
+
+def _check_end(source: Source, mark: Mark) -> None:
+    """Raises DamagedError where a file ends before its mark."""
+    if (size := os.fstat(source.number).st_size) < mark.end:
+        raise DamagedError(
+            f"index {source.path} has {size:,} of its {mark.end:,} bytes: its end is missing; copy "
+            "it again"
+        )
 
 
 def _records(content: np.ndarray, at: int, source: Source) -> Iterator[Record]:

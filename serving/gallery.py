@@ -63,13 +63,18 @@ class Gallery:
         self._state = State(index, index.embedder(**self._how))
 
     def now(self) -> State:
-        """The index as it is on disk; as it was, where it is gone or damaged since."""
+        """The index as it is on disk; as it was, where it is gone or damaged since.
+
+        Raises:
+            InputError: what it was is not there any more: something was written over the file.
+        """
         with self._opening:
             try:
                 if not self._state.index.is_current:
                     self._state = self._opened_again()
                 self._told = ""
             except InputError as error:
+                self._state.index.check_there()
                 self._tell(str(error))
             return self._state
 

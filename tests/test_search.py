@@ -48,9 +48,9 @@ def unit(count: int, size: int = 16, seed: int = 0) -> np.ndarray:
 def begin(path: Path, size: int = 16, kind: str = "none") -> Path:
     """An index of no network's."""
     journal.create(path)
-    about = {"kind": "network", "made": "1", "size": size, "codes": kind, "folder": "/", "run": "r"}
+    about = {"kind": "network", "made": path.name, "size": size, "codes": kind, "folder": "/"}
     with journal.writing(path) as writer:
-        writer.add({**about, "model": "m", "fingerprint": "f", "weights": None}, {})
+        writer.add({**about, "run": "r", "model": "m", "fingerprint": "f", "weights": None}, {})
     return path
 
 
@@ -436,6 +436,35 @@ def test_damaged_vectors_are_found_by_the_search_that_reads_them(tmp_path: Path)
     path.write_bytes(content[: place + 1] + bytes([content[place + 1] ^ 1]) + content[place + 2 :])
     with pytest.raises(DamagedError, match="checksum of some of its vectors differs"):
         Index.open(path).search(unit(1), 1)
+
+
+def test_what_is_written_over_an_index_is_noticed(tmp_path: Path) -> None:
+    path, other = filled(tmp_path / "i", unit(700)), filled(tmp_path / "j", unit(700, seed=1))
+    assert path.stat().st_size == other.stat().st_size
+    index, backup = Index.open(path), path.read_bytes()
+    path.write_bytes(other.read_bytes())  # as cp does
+    assert not index.is_current
+    with pytest.raises(DamagedError, match="overwritten"):
+        index.check_there()
+    index.refresh()
+    index.check_there()
+    assert np.array_equal(index.rows(slice(None)), unit(700, seed=1))
+    with journal.writing(path) as writer:
+        put(writer, unit(600, seed=2), 700)
+    index.refresh()
+    path.write_bytes(other.read_bytes())  # an older copy
+    index.refresh()
+    assert len(index) == 700
+    os.truncate(path, 5000)
+    for look in (lambda: index.is_current, index.check_there, lambda: Index.open(path)):
+        with pytest.raises(DamagedError, match="its end is missing"):
+            look()
+    path.unlink()
+    path.write_bytes(backup)
+    index.refresh()
+    path.unlink()  # what a reader has open stays
+    index.check_there()
+    assert len(index.search(unit(1), 3).rows) == 1
 
 
 def test_files_that_are_no_index_are_named_in_a_sentence(tmp_path: Path) -> None:

@@ -695,6 +695,19 @@ def test_what_is_added_and_removed_is_seen_at_once(own_shop, caplog):
     assert caplog.text.count("served as it was") == 2
 
 
+def test_an_index_that_is_being_copied_over_is_not_searched_as_it_was(own_shop, caplog):
+    kept, photo = own_shop.index.read_bytes(), own_shop.photo(3).read_bytes()
+    with serving(own_shop.index) as server:
+        assert find(server, photo).status == 200
+        for left in (0, 100, len(kept) - 64):  # what lay there would end the process
+            own_shop.index.write_bytes(kept[:left])
+            for answer in (find(server, photo), ask(server, "/api/entries")):
+                assert answer.status == 422 and "index" in answer.error
+        own_shop.index.write_bytes(kept)
+        assert find(server, photo).status == 200
+    assert not caplog.text
+
+
 def test_labels_are_found_however_their_accents_are_written(own_shop):
     (own_shop.folder / "new" / "gru\u0308n").mkdir(parents=True)  # as a Mac spells it
     picture = own_shop.folder / "new" / "gru\u0308n" / "1.png"
