@@ -114,6 +114,10 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
             )
         if path.is_dir():
             raise InputError(f"{flag}: {path} is a folder; name a file")
+        if _is_stream(path):
+            raise InputError(
+                f"{flag}: {path} is no file of its own, and only whole files are written; name one"
+            )
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         try:
             tempfile.TemporaryFile(dir=folder).close()
@@ -121,6 +125,15 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
             raise InputError(
                 f"{flag}: {path} cannot be written ({error.strerror}); choose another folder"
             ) from error
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a name stands for a device, a pipe or an open file, and not for a file to be made.
+
+    A file would be put in its place: of /dev/null, for the whole machine, where we may.
+    """
+    leads_to_open_file = path.is_symlink() and path.readlink().is_relative_to("/proc")
+    return str(path) == "-" or leads_to_open_file or (path.exists() and not path.is_file())
 
 
 def _umask() -> int:

@@ -237,6 +237,19 @@ def test_an_index_without_images_is_no_trouble(
     assert Index.open(path).added == 0
 
 
+@pytest.mark.parametrize("name", ["-", "stdout", "pipe"])
+def test_answers_take_the_place_of_no_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    filled(tmp_path / "i", unit(3))
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("stdout").symlink_to("/proc/self/fd/1")  # as /dev/stdout is
+    before = sorted(Path().iterdir())
+    assert f"--json: {name} is no file of its own" in refusal_of(f"info i --json {name}", capsys)
+    assert sorted(Path().iterdir()) == before and Path("stdout").is_symlink()
+
+
 def test_an_index_is_not_written_over_by_what_is_said_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
