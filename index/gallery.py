@@ -155,6 +155,11 @@ class Index:
     def _begin(self, records: Sequence[Record]) -> None:
         """An index without images, of the network that the first record names."""
         first = records[0].content if records else {}
+        if first.get("kind") == "graph":
+            raise InputError(
+                f"{self.path} is the graph of an index, not an index; give the index itself, which "
+                "lies beside it and is called the same but for .graph"
+            )
         if first.get("kind") != "network":
             raise DamagedError(f"index {self.path} does not name its network; {journal.ADVICE}")
         self.about: dict[str, Any] = dict(first)

@@ -306,6 +306,11 @@ def test_a_graph_finds_what_an_exact_search_finds(graphed: Path) -> None:
     assert Index.open(graphed).graph.covers == 2040
 
 
+def test_a_graph_is_not_taken_for_its_index(graphed: Path) -> None:
+    with pytest.raises(InputError, match=r"graph of an index.*give the index itself"):
+        Index.open(graph.file_of(graphed))
+
+
 def test_a_graph_finds_enough_where_a_whole_neighbourhood_was_removed(tmp_path: Path) -> None:
     pytest.importorskip("usearch")
     vectors = unit(600)
