@@ -11,6 +11,7 @@ from options import ranking
 from options.parsing import file
 from options.ranking import ALPHA, RERANKING, Ranking
 from storage import check_outputs
+from utils import InputError
 
 CODES = ("none", "int8", "binary")
 APPROXIMATE = ("auto", "yes", "no")
@@ -63,6 +64,9 @@ def check_written(args: argparse.Namespace) -> None:
     """Raises InputError where what is to be written cannot be, or is what is read."""
     asked = {f"--{name}": getattr(args, name, None) for name in ("json", "picture")}
     check_outputs(asked, [args.index, *getattr(args, "images", ())])
+    drawn = asked["--picture"]
+    if drawn and drawn.suffix.lower() not in ("", ".png"):
+        raise InputError(f"--picture: {drawn} is drawn as PNG; give it the ending .png")
 
 
 def _taking_in(parser: argparse.ArgumentParser) -> None:

@@ -250,6 +250,14 @@ def test_answers_take_the_place_of_no_stream(
     assert sorted(Path().iterdir()) == before and Path("stdout").is_symlink()
 
 
+def test_a_sheet_is_not_called_what_it_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = filled(tmp_path / "i", unit(3))
+    said = refusal_of(f"query {path} {tmp_path}/0.png --picture {tmp_path}/o.pdf", capsys)
+    assert "o.pdf is drawn as PNG; give it the ending .png" in said
+
+
 def test_an_index_is_not_written_over_by_what_is_said_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
