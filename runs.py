@@ -647,15 +647,19 @@ def home_logs() -> Path | None:
 
 
 def find_run(
-    parent: str | Path,
-    name: str | None,
-    wanted: dict[str, Any],
-    identity: Callable[[dict[str, Any]], dict[str, Any]],
+    parent: str | Path, name: str | None, closeness: Callable[[dict[str, Any]], int]
 ) -> RunFolder | None:
-    """The newest run under `parent` with a checkpoint whose options have this `identity`.
+    """The run under `parent` with a checkpoint whose options are closest; of several the newest.
+
+    A folder whose options cannot be read, of a damaged run or of another program, is named and
+    passed over, unless it is called `name`.
 
     Args:
         name: what runs were to be called, which may begin with folders (`ablation/first`).
+        closeness: of a run's options to those that are looked for; 0 is another run.
+
+    Raises:
+        InputError: the options of the run of that name cannot be read.
     """
     found = []
     below = Path(name or "").parent
@@ -663,9 +667,14 @@ def find_run(
     for file in (file for folder in folders for file in folder.glob("*/args.json")):
         run = RunFolder(file.parent)
         last = run.path / "last.pth"
-        if last.is_file() and identity(run.read_args()) == wanted:
-            found.append((last.stat().st_mtime_ns, run))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+        try:
+            if last.is_file() and (close := closeness(run.read_args())):
+                found.append((close, last.stat().st_mtime_ns, run))
+        except InputError as error:
+            if name and run.path.name == Path(name).name:
+                raise
+            logger.warning("%s is passed over: %s", run.path, error)
+    return max(found, key=lambda each: each[:2])[-1] if found else None
 
 
 def run_name(dataset: str, model: str, loss: str, remark: str) -> str:

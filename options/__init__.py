@@ -34,6 +34,8 @@ from options.meaning import (
 from options.parsing import parse_evaluate, parse_report, parse_train, parsed
 from options.stored import (
     as_begun,
+    at_first,
+    closeness,
     configuration,
     continued,
     is_of,
@@ -53,10 +55,12 @@ __all__ = [
     "REPORT_GROUPS",
     "TRAIN_GROUPS",
     "as_begun",
+    "at_first",
     "by_flag",
     "check_metrics",
     "check_one_checkpoint",
     "check_schedule",
+    "closeness",
     "configuration",
     "continued",
     "criterion_arguments",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dataset
@@ -55,6 +55,11 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
         "recipe": None,
         "chosen": [],
     }
+    if not isinstance(stored.get("at_first", {}), dict):
+        raise InputError(
+            "what the run began with is no list of options; args.json or its checkpoint is "
+            "damaged, so use another copy"
+        )
     args = argparse.Namespace(**{**unknown_then, **stored})
     for name in PAIRS:
         setattr(args, name, tuple(tuple(item) for item in getattr(args, name)))
@@ -144,25 +149,56 @@ def is_of(stored: Mapping[str, Any], args: argparse.Namespace) -> bool:
     return any(same(stored) == same(now) for same in (same_command, same_words))
 
 
+def closeness(now: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], int]:
+    """For `--resume auto`: tells of what a run has kept whether this command began it.
+
+    Returns:
+        A function: 2 by its options, 1 by its words alone, 0 where it did not. A run that was made
+        longer since then is still the command's.
+    """
+    asked = [(2, same_command, same_command(now)), (1, same_words, same_words(now))]
+
+    def of(stored: Mapping[str, Any]) -> int:
+        begun = [{**stored, **at_first(stored)}] if at_first(stored) else []
+        versions = [stored, *begun]
+        return next((n for n, same, one in asked if one in map(same, versions)), 0)
+
+    return of
+
+
 # --- going on -------------------------------------------------------------------------------------
 
 
+def at_first(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run began with of that which later starts have changed for good, such as its length.
+
+    The command that began it, in a job script for instance, says this for ever.
+    """
+    return stored.get("at_first", {})
+
+
 def as_begun(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:
-    """The options of a command, and of the run that it began where it says nothing."""
-    before = kept(stored)
+    """The options of a command, and of the run that it began where it says nothing.
+
+    What was changed for good since then (see `lengthened`) stays so, whatever the command says.
+    """
+    before, said = kept(stored), set(args.given) - at_first(stored).keys()
     unsaid = [entry.dest for entry in train_flags() if entry.change is not Change.NOTHING]
-    unsaid = [name for name in unsaid if name != "LOG_DIR" and name not in args.given]
+    unsaid = [name for name in unsaid if name != "LOG_DIR" and name not in said]
     return changed(args, {name: getattr(before, name) for name in unsaid})
 
 
 def lengthened(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a run has kept, with what a start of it that goes on has changed for good.
 
-    How far this start goes (--max-steps) is not part of it.
+    What it began with is kept beside them, for `at_first`. How far this start goes (--max-steps) is
+    not part of it.
     """
     lasting = {entry.dest for entry in train_flags() if entry.change is Change.CONTINUED}
-    names = lasting - {"max_steps"}
-    return {k: now[k] if k in names else value for k, value in stored.items()}
+    new = {name: now[name] for name in lasting - {"max_steps"} if name in stored}
+    begun = {name: stored[name] for name, value in new.items() if value != stored[name]}
+    noted = {"at_first": {**begun, **at_first(stored)}} if begun else {}
+    return {**stored, **new, **noted}
 
 
 def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:

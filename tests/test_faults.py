@@ -836,6 +836,55 @@ def test_a_run_that_was_made_longer_and_stopped_goes_on_to_its_new_length(
     assert (folder / "results.json").is_file() and kept["max_steps"] is None
 
 
+def test_the_command_that_began_a_run_goes_on_with_it_after_it_was_made_longer(
+    images, tmp_path, monkeypatch, capsys
+) -> None:
+    """As it stands in a job script, say; so does the command with the new length."""
+    begun = "--epochs 1 --on-nan stop --resume auto"
+    folder = tiny.run(images, tmp_path, "run", begun)
+    advance = train.advance
+
+    def stopped(training, signals):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return advance(training, signals)
+
+    monkeypatch.setattr(train, "advance", stopped)
+    for longer in ("--epochs 3 --on-nan skip", "--epochs 2"):  # the second time it is another
+        with pytest.raises(SystemExit):
+            tiny.resume(folder, longer)
+    monkeypatch.undo()
+    capsys.readouterr()
+    tiny.run(images, tmp_path, "run", begun)
+    said = capsys.readouterr().out
+    assert "the run was continued with --epochs 2, which holds from then on" in said
+    assert "continuing after epoch 1, step 8" in said
+    assert tiny.metrics_rows(folder)[-1]["epoch"] == "2"
+    for command in (begun, "--epochs 2 --on-nan skip --resume auto"):
+        tiny.run(images, tmp_path, "run", command)
+        assert f"this run is finished: {folder}" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    tiny.run(images, tmp_path, "run", "--epochs 3 --resume auto")
+    assert (tmp_path / "run-2").is_dir(), "a length neither of its beginning nor of today"
+
+
+def test_resume_auto_passes_over_what_it_cannot_read_and_is_not_called_like_it(
+    images, tmp_path, capsys, caplog
+) -> None:
+    for name, content in (("other", '{"epochs": "many"}'), ("list", "[]"), ("cut", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "args.json").write_text(content)
+        (tmp_path / name / "last.pth").touch()
+    flags = "--epochs 1 --resume auto"
+    folder = tiny.run(images, tmp_path, "run", flags)
+    told = [record.getMessage() for record in caplog.records if "passed over" in record.msg]
+    assert len(told) == 3 and any(f"{tmp_path / 'other'} is passed over: " in t for t in told)
+    tiny.run(images, tmp_path, "run", flags)
+    assert f"this run is finished: {folder}" in capsys.readouterr().out
+    (folder / "args.json").write_text("{}")
+    with pytest.raises(InputError, match=r"args\.json is not as the run wrote it"):
+        tiny.run(images, tmp_path, "run", flags)
+
+
 @pytest.mark.parametrize(
     ("first", "more"), [("--epochs 1", "--epochs 2"), ("--epochs 2 --max-steps 8", "")]
 )

@@ -52,7 +52,12 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     run = _begun_by(args) if args.resume == "auto" else None
     if run is None:
         return args, None
-    return options.as_begun(args, processes.from_main(run.read_args)), run
+    stored = processes.from_main(run.read_args)
+    for name in options.at_first(stored):
+        if name in args.given and stored[name] != getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            say(f"the run was continued with {flag} {stored[name]}, which holds from then on")
+    return options.as_begun(args, stored), run
 
 
 def _tell(sentence: str) -> None:
@@ -102,12 +107,8 @@ def _images_of(run: RunFolder, stored: dict[str, Any]) -> str:
 
 def _begun_by(args: Options) -> RunFolder | None:
     """The run that this very command began, by its options, or by its words in another version."""
-    stored = options.plain(args)
-    for identity in (options.same_command, options.same_words):
-        find = partial(find_run, args.LOG_DIR, args.name, identity(stored), identity)
-        if run := processes.from_main(find):
-            return run
-    return None
+    closeness = options.closeness(options.plain(args))
+    return processes.from_main(partial(find_run, args.LOG_DIR, args.name, closeness))
 
 
 def is_finished(run: RunFolder) -> bool:
