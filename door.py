@@ -16,9 +16,10 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from types import TracebackType
 
 from machine import cores
-from terminal import Wait, leave_telling_to_others, speak_to_any_terminal
+from terminal import Wait, leave_telling_to_others, say, speak_to_any_terminal
 from utils import InputError, sentence_errors
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -41,8 +42,10 @@ def enter(*, loads_torch: bool = False) -> None:
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
     speak_to_any_terminal()
     settle_threads(os.environ)
-    if os.environ.get("RANK", "0") != "0":
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes one
+    if not speaks:
         leave_telling_to_others()
+    _end_with_a_word(speaks)
     if loads_torch:
         _loading.append(Wait("loading PyTorch"))
     # What torch's C++ says of lost connections, with its stack, is said in sentences here.
@@ -56,6 +59,22 @@ def loaded() -> None:
     """What a command needs is there: the user need not be told any more what is waited for."""
     while _loading:
         _loading.pop().over()
+
+
+def _end_with_a_word(speaks: bool) -> None:
+    """Makes Ctrl-C end the program, where nothing else obeys it, without a traceback.
+
+    The status stays that of a program which a signal has ended, so that loops of a shell end too.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            before(kind, error, trace)
+        elif speaks:
+            say("interrupted", file=sys.stderr)
+
+    sys.excepthook = hook
 
 
 def _need_unix() -> None:

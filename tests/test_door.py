@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,21 @@ def test_a_closed_output_is_not_given_to_the_next_file(tmp_path):
     code = "import door, os, sys; door.enter(); os._exit(os.open(sys.argv[1], os.O_CREAT))"
     done = run_python("-c", f"import os; [os.close(n) for n in (0, 1)]; {code}", tmp_path / "file")
     assert done.returncode > 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c_before_there_is_a_run_ends_a_command_in_a_word(command, tmp_path):
+    stopping = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+    (tmp_path / "torch.py").write_text(stopping)
+    for number, said in (("0", "interrupted\n"), ("1", "")):  # of several processes one speaks
+        done = subprocess.run(
+            [sys.executable, *COMMANDS[command].split()],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "RANK": number},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", said)
 
 
 def test_where_it_does_not_run_it_says_so():
