@@ -35,7 +35,7 @@ from devices import Precision, pick_device, seed_everything
 from evaluation.embedding import Viewing
 from methods.base import Forward
 from runs import RunFolder
-from terminal import as_shell, fitted, hear, say, told
+from terminal import fitted, hear, say, told
 from training import data as run_data
 from training import start
 from training.average import Average
@@ -282,13 +282,10 @@ def _train(args: argparse.Namespace, run: RunFolder | None) -> None:
         with Signals() as signals:
             keeper.save(row)  # so that there is something to continue from the start
             fit(training, keeper, signals, row)
-            keeper.conclude(look_at_test=not args.no_test, page=not args.no_report)
+            with signals.at_once():
+                keeper.conclude(look_at_test=not args.no_test, page=not args.no_report)
     except Interrupted as interrupted:
-        say(
-            f"\nstopped by {interrupted.name} at step {training.clock.step}; continue with:\n"
-            f"  python train.py --resume-run {as_shell(run.path)}",
-            flush=True,
-        )
+        say(f"\n{keeper.stopped(interrupted)}", flush=True)
         raise SystemExit(interrupted.status) from None
     finally:
         tracker.finish()

@@ -129,6 +129,35 @@ def test_an_interrupted_evaluation_is_repeated_and_training_is_not(
     assert untimed_rows(tmp_path / "run") == untimed_rows(whole)
 
 
+@pytest.mark.parametrize(
+    ("during", "said"),
+    [
+        ("_say_results", "at step 8; continue with:\n  python train.py --resume-run"),
+        ("_write_page", "when the run had ended; its page is made by:\n  python report.py"),
+    ],
+)
+def test_a_signal_does_not_wait_for_the_last_words_of_a_run(
+    during, said, images, tmp_path, monkeypatch, capsys
+) -> None:
+    """They look at all test classes, and draw a map of them: minutes with many images."""
+
+    def interrupted(self, *_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)  # where Python looks for signals
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(train.Keeper, during, interrupted)
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(tmp_path)]
+    command = [word for word in command if word != "--no-report"]
+    with pytest.raises(SystemExit) as stop:
+        train.main(options.parse_train([*command, "--epochs", "1", "--name", "run"]))
+    assert stop.value.code == 130
+    assert f"stopped by SIGINT {said} {tmp_path / 'run'}\n" in capsys.readouterr().out
+    monkeypatch.undo()
+    tiny.resume(tmp_path / "run", "--no-report")
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
 # --- saving and continuing ------------------------------------------------------------------------
 
 

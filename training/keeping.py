@@ -24,7 +24,7 @@ from metrics.verification import NAMES as VERIFICATION
 from options import EVALUATED, METRICS
 from runs import RunFolder, data_name
 from terminal import as_shell, fitted, say, terminal_width, told
-from training.faults import CollapseWarning, NonFinite
+from training.faults import CollapseWarning, Interrupted, NonFinite
 from training.state import Training
 from training.tracking import Tracker
 from utils import InputError, human_seconds
@@ -164,6 +164,19 @@ class Keeper:
         return next((line for line in lines if len(line) <= room), fitted(lines[-1], "  "))
 
     # -- going wrong, and the end
+
+    def stopped(self, by: Interrupted) -> str:
+        """What is said where a signal ended the program: how to have the rest."""
+        path = as_shell(self.run.path)
+        if self.training.finished and self.run.is_finished:
+            return (
+                f"stopped by {by.name} when the run had ended; its page is made by:\n"
+                f"  python report.py {path}"
+            )
+        return (
+            f"stopped by {by.name} at step {self.training.clock.step}; continue with:\n"
+            f"  python train.py --resume-run {path}"
+        )
 
     def recorded(self, fault: NonFinite) -> InputError:
         """The fault as a sentence that says where its record, images included, was written."""
