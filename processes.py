@@ -669,7 +669,7 @@ def _children() -> Iterator[tuple[Callable, list[subprocess.Popen], list[int]]]:
         # In a session of its own, so that Ctrl-C reaches a process once, through us.
         children.append(subprocess.Popen(command, env=environment, start_new_session=True))
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in stop_signals()}
     try:
         yield begin, children, stops
     finally:
@@ -678,6 +678,12 @@ def _children() -> Iterator[tuple[Callable, list[subprocess.Popen], list[int]]]:
             child.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a program to stop; under nohup a terminal may be closed."""
+    stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if stays else [signal.SIGHUP])]
 
 
 def _wait_for(children: list[subprocess.Popen], stops: list[int]) -> int:
@@ -705,6 +711,7 @@ def _wait_for(children: list[subprocess.Popen], stops: list[int]) -> int:
 # --- processes that read data ---------------------------------------------------------------------
 
 
-def ignore_keyboard(_: int) -> None:
-    """For processes that read data: Ctrl-C reaches them too, and the parent still needs them."""
+def ignore_terminal(_: int) -> None:
+    """For processes that read data: its signals reach them too, and the parent still needs them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import pty
 import pwd
 import resource
 import shlex
@@ -84,6 +85,34 @@ def test_a_signal_ends_a_run_after_a_checkpoint(number, status, images, tmp_path
     whole = tiny.run(images, tmp_path, "whole", "--epochs 40 --eval-every 7 --deterministic")
     assert same(weights(tmp_path / "run"), weights(whole))
     assert untimed_rows(tmp_path / "run") == untimed_rows(whole)
+
+
+def test_a_terminal_that_is_closed_ends_a_run_after_a_checkpoint(images, tmp_path) -> None:
+    flags = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(tmp_path)]
+    flags += ["--epochs", "4000", "--eval-every", "4000", "--workers", "1", "--name", "run"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), *flags])
+    wait_for(tmp_path / "run" / "metrics.csv")
+    os.kill(child, signal.SIGHUP)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    clock = tiny.saved(tmp_path / "run")["clock"]
+    assert 0 < clock["step"] < 4000 * 8
+
+
+def test_under_nohup_a_terminal_may_be_closed() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with faults.Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with faults.Signals() as signals:
+        for _ in range(2):  # the shell and the system both say so
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.requested == signal.SIGHUP
 
 
 def test_signals_are_requests_and_the_second_one_is_obeyed_at_once() -> None:

@@ -45,14 +45,12 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """While entered, SIGINT and SIGTERM are requests to stop.
+    """While entered, SIGINT, SIGTERM and SIGHUP (a terminal that is closed) are requests to stop.
 
     The first is kept in `requested` until the loop asks (several processes ask together, see
     `agreed`). The second, and any that comes while `at_once` is entered, raises `Interrupted` where
     the program stands.
     """
-
-    CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.requested: int | None = None
@@ -60,7 +58,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        for number in self.CAUGHT:
+        for number in processes.stop_signals():
             self._before[number] = signal.signal(number, self._notice)
         return self
 
@@ -84,7 +82,9 @@ class Signals:
         return None if self.agreed() is not None else batch
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        if self._at_once or self.requested is not None:
+        # Where a terminal is closed, the shell and the system both say so.
+        again = self.requested is not None and number != signal.SIGHUP
+        if self._at_once or again:
             raise Interrupted(number)
         self.requested = number
         # A signal to the whole job ends the processes that read data too. torch raises an error
