@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,14 @@ def home() -> Path | None:
     """The user's home folder; None where neither $HOME nor the system knows one."""
     found = Path(expanded("~"))
     return found if found.is_absolute() else None
+
+
+def host() -> str:
+    """What tells this machine, or this container on one, from others."""
+    boot = Path("/proc/sys/kernel/random/boot_id")  # machines of one image may share a name
+    with contextlib.suppress(OSError):
+        return f"{platform.node()} {boot.read_text().strip()}"
+    return platform.node()
 
 
 def cores(root: Path = Path("/")) -> int:

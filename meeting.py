@@ -183,6 +183,11 @@ class Place:
                     f"{other} with WORLD_SIZE={count}; start all with the same"
                 )
 
+    def tell(self, store: dist.Store, what: str, own: str) -> list[str]:
+        """What each process, by its number, tells the others of itself; all must tell it."""
+        store.set(f"{what} {self.number}", own)
+        return [store.get(f"{what} {other}").decode() for other in range(self.count)]
+
     def _wait(self, missing: Callable[[], str]) -> None:
         """Asks who is missing until nobody is, in words of theirs."""
         limit, begun, said = longest_wait(os.environ), time.monotonic(), False

@@ -43,7 +43,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from machine import cores
+from machine import cores, host
 from meeting import PATIENCE, Place
 from utils import InputError
 
@@ -102,9 +102,12 @@ def gpu(asked: int) -> int:
     return local_rank() % max(1, torch.cuda.device_count())
 
 
-def _gpus_are_shared() -> bool:
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
-    return here > torch.cuda.device_count()
+def _gpu_in_words(local: int) -> str:
+    """What tells the GPU that a process takes from all others, on all machines; "" without one."""
+    if not (torch.cuda.is_available() and dist.is_nccl_available()):
+        return ""
+    found = torch.cuda.get_device_properties(local % torch.cuda.device_count())
+    return f"{host()} {found.pci_domain_id}:{found.pci_bus_id}:{found.pci_device_id}"
 
 
 def is_main() -> bool:
@@ -433,8 +436,12 @@ def joined() -> Iterator[None]:
     place.meet(store)
     watch = _Watch(dist.PrefixStore("watch", place.another()), number, count)
     watch.start()
+    hosts = place.tell(store, "host", host())
+    # torchrun sets it; under srun, mpirun or a script of one's own it is the same count.
+    os.environ.setdefault("LOCAL_RANK", str(hosts[:number].count(hosts[number])))
+    gpus = place.tell(store, "gpu", _gpu_in_words(int(os.environ["LOCAL_RANK"])))
     # NCCL is the faster one between GPUs, and refuses two processes on one GPU.
-    nccl = torch.cuda.is_available() and dist.is_nccl_available() and not _gpus_are_shared()
+    nccl = all(gpus) and len({*gpus}) == count
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     try:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import together
 import torch
+import torch.distributed as dist
 from conftest import ROOT, files_in
 
 import dataset.loader
@@ -175,6 +177,55 @@ def test_what_the_main_process_makes_reaches_all_and_one_flag_is_enough(tmp_path
 
     results = together.run(3, work, tmp_path)
     assert results == [{"made by": 0, "largest": 2, "all fine": False}] * 3
+
+
+@pytest.mark.parametrize(
+    ("visible", "nccl"),
+    [
+        ("two to each machine", True),
+        ("one to each process", True),  # as by srun --gpus-per-task 1
+        ("one to each machine", False),
+        ("none on one machine", False),
+    ],
+)
+def test_each_process_takes_a_gpu_of_its_own_whoever_started_it(
+    visible, nccl, tmp_path, monkeypatch
+):
+    """Two machines of two processes, as srun starts them: nobody sets LOCAL_RANK."""
+
+    def number() -> int:
+        return int(os.environ["RANK"])
+
+    def count() -> int:
+        return 2 if visible == "two to each machine" else 1
+
+    def properties(gpu: int) -> SimpleNamespace:
+        bus = number() % 2 if visible == "one to each process" else gpu
+        return SimpleNamespace(pci_domain_id=0, pci_bus_id=bus, pci_device_id=0)
+
+    def available() -> bool:
+        return visible != "none on one machine" or number() < 2
+
+    monkeypatch.setattr(processes, "host", lambda: f"machine {number() // 2}")
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    monkeypatch.setattr(torch.cuda, "device_count", count)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    begin, backends = dist.init_process_group, []
+
+    def begun(backend: str, **more: object) -> None:
+        backends.append(backend)
+        begin("gloo", **more)
+
+    monkeypatch.setattr(dist, "init_process_group", begun)
+
+    def work() -> list:
+        return [processes.local_rank(), processes.gpu(0), *backends]
+
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    gpus = [0, 1, 0, 1] if visible == "two to each machine" else [0, 0, 0, 0]
+    found = together.run(4, work, tmp_path, local_ranks=False)
+    assert found == [[n % 2, gpu, backend] for n, gpu in enumerate(gpus)]
 
 
 def test_one_process_is_its_own_trivial_case():

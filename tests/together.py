@@ -18,12 +18,18 @@ import processes
 HANGS = 100  # seconds after which a process says where it stands, and ends
 
 
-def run(count: int, work: Callable[[], Any], folder: Path) -> list[Any]:
-    """What `work()` returned in each of `count` processes, as torch.save keeps it."""
+def run(
+    count: int, work: Callable[[], Any], folder: Path, *, local_ranks: bool = True
+) -> list[Any]:
+    """What `work()` returned in each of `count` processes, as torch.save keeps it.
+
+    Args:
+        local_ranks: whether the launcher sets LOCAL_RANK, as torchrun does.
+    """
     context = multiprocessing.get_context("fork")  # spares the children torch's long import
     port = context.SimpleQueue()
     children = [
-        context.Process(target=_join, args=(number, count, port, work, folder))
+        context.Process(target=_join, args=(number, count, port, work, folder, local_ranks))
         for number in range(count)
     ]
     for child in children:
@@ -41,10 +47,17 @@ def run(count: int, work: Callable[[], Any], folder: Path) -> list[Any]:
 
 
 def _join(
-    number: int, count: int, port: SimpleQueue, work: Callable[[], Any], folder: Path
+    number: int,
+    count: int,
+    port: SimpleQueue,
+    work: Callable[[], Any],
+    folder: Path,
+    local_ranks: bool,
 ) -> None:
     faulthandler.dump_traceback_later(HANGS, exit=True)
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count)}
+    if local_ranks:
+        os.environ["LOCAL_RANK"] = str(number)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.get())}
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     torch.set_num_threads(1)
