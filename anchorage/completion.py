@@ -34,7 +34,7 @@ LONGEST = 70  # characters of what is said of a flag beside it
 class Option(NamedTuple):
     """A flag: its spellings, what it is, whether it takes a value, and which are known.
 
-    `files` says whether its value is a path.
+    `files` says whether its value is a path, `several` whether more of them may follow.
     """
 
     spellings: tuple[str, ...]
@@ -42,6 +42,13 @@ class Option(NamedTuple):
     takes: bool
     words: tuple[str, ...] = ()
     files: bool = False
+    several: bool = False
+
+    @property
+    def listed(self) -> str:
+        """Its values, as bash and zsh are given them."""
+        files, more = ["<file>"] * self.files, ["<more>"] * self.several
+        return " ".join([*self.words, *files, *more])
 
 
 class Syntax(NamedTuple):
@@ -127,9 +134,8 @@ def _option(action: argparse.Action) -> Option:
     about = re.sub(r"\s+", " ", (action.help or "").replace("%%", "%"))
     about = re.sub(r"%\(\w+\)s", str(action.default), about)
     about = textwrap.shorten(about, LONGEST, placeholder=" …")
-    return Option(
-        tuple(action.option_strings), about, takes, _words(action), takes and _is_path(action)
-    )
+    files, several = takes and _is_path(action), action.nargs in ("+", "*")
+    return Option(tuple(action.option_strings), about, takes, _words(action), files, several)
 
 
 def _is_path(action: argparse.Action) -> bool:
@@ -154,21 +160,22 @@ def _words(action: argparse.Action) -> tuple[str, ...]:
 
 BASH = r"""_anchorage() {
     # Words as they were typed: bash itself splits them at = and : too. "\ " is a blank of a name.
-    local line=${COMP_LINE:0:COMP_POINT} word before= command= longer cur
+    local line=${COMP_LINE:0:COMP_POINT} word flag= after=0 command= longer cur
     local -a typed
     read -a typed <<<"$line"
     [[ $line == *[[:space:]] && $line != *\\[[:space:]] ]] && typed+=("")
     cur=${typed[${#typed[@]}-1]}
-    (( ${#typed[@]} > 2 )) && before=${typed[${#typed[@]}-2]}
     for word in "${typed[@]:1:${#typed[@]}-2}"; do
         longer="${command:+$command }$word"
         _anchorage_words "$longer" >/dev/null && command=$longer
+        if [[ $word == -* ]]; then flag=$word after=0; else (( ++after )); fi
     done
     local words= there=
     if [[ $cur == --*=* ]] && words=$(_anchorage_values "$command" "${cur%%=*}"); then
         cur=${cur#*=}
-    elif [[ $before == -* ]] && words=$(_anchorage_values "$command" "$before"); then
-        :
+    elif words=$(_anchorage_values "$command" "$flag") &&
+        [[ $after == 0 || $cur != -* && $words == *'<more>'* ]]; then
+        words=${words//'<more>'/}
     else
         words=$(_anchorage_words "$command")
         [[ $cur == -* ]] || words=$(printf '%s\n' $words | grep -v '^-')
@@ -207,9 +214,8 @@ def bash(found: Sequence[Syntax]) -> str:
         for option in syntax.options:
             if not option.takes and not option.words:
                 continue
-            known = " ".join([*option.words, *(["<file>"] if option.files else [])])
             names = "|".join(_quoted(f"{syntax.command} {name}") for name in option.spellings)
-            values.append(f"    {names}) echo {_quoted(known)};;")
+            values.append(f"    {names}) echo {_quoted(option.listed)};;")
         if syntax.recipes:
             recipes.append(f"    {_quoted(syntax.command)}) echo {_quoted(' '.join(_recipes()))};;")
     tables = [
@@ -237,22 +243,23 @@ def _quoted(text: str) -> str:
 # --- zsh ------------------------------------------------------------------------------------------
 
 ZSH = r"""_anchorage() {
-    local command= word longer
+    local command= word longer flag= after=0
     local -a typed flags
     typed=("${(@)words[2,CURRENT-1]}")
     for word in $typed; do
         longer="${command:+$command }$word"
         (( ${+_anchorage_flags[$longer]} )) && command=$longer
+        if [[ $word == -* ]]; then flag=$word after=0; else (( ++after )); fi
     done
     if compset -P '@'; then
         [[ -n ${_anchorage_recipes[$command]} ]] && compadd -- ${=_anchorage_recipes[$command]}
         _files
         return
     fi
-    local before=${words[CURRENT-1]}
-    compset -P 1 '(#b)(--[^=]#)=' && before=$match[1]
-    if (( ${+_anchorage_values[$command $before]} )); then
-        _anchorage_offer ${=_anchorage_values[$command $before]}
+    compset -P 1 '(#b)(--[^=]#)=' && flag=$match[1] after=0
+    local values=${_anchorage_values[$command $flag]-none}
+    if [[ $values != none && ( $after == 0 || $PREFIX != -* && $values == *'<more>'* ) ]]; then
+        _anchorage_offer ${=values//'<more>'/}
     elif [[ $PREFIX == -* ]]; then
         flags=("${(@f)_anchorage_flags[$command]}")
         _describe -o flag flags
@@ -288,9 +295,8 @@ def zsh(found: Sequence[Syntax]) -> str:
             _add(tables["recipes"], syntax.command, " ".join(_recipes()).replace("@", ""))
         for option in syntax.options:
             if option.takes or option.words:
-                known = " ".join([*option.words, *(["<file>"] if option.files else [])])
                 for spelling in option.spellings:
-                    _add(tables["values"], f"{syntax.command} {spelling}", known)
+                    _add(tables["values"], f"{syntax.command} {spelling}", option.listed)
     declared = [
         "\n".join([f"typeset -gA _anchorage_{name}=(", *lines, ")"])
         for name, lines in tables.items()
@@ -312,6 +318,16 @@ FISH = r"""function __anchorage_in
         contains -- $longer $__anchorage_commands; and set command $longer
     end
     test "$command" = "$argv"
+end
+function __anchorage_more
+    __anchorage_in $argv[1]; or return 1
+    for word in (commandline -opc)[-1..2]
+        if string match -q -- '-*' $word
+            contains -- $word $argv[2..]
+            return
+        end
+    end
+    return 1
 end
 function __anchorage_recipes
     set -l typed (commandline -ct)
@@ -339,6 +355,9 @@ def fish(found: Sequence[Syntax]) -> str:
             lines.append(f"{asked} -a '(__anchorage_recipes)'")
         for option in syntax.options:
             lines.append(" ".join([asked, *_fish_option(option)]))
+            if option.several and (values := [*_fish_values(option)]):
+                more = f"__anchorage_more {_fish(syntax.command)} {' '.join(option.spellings)}"
+                lines.append(" ".join(["complete -c anchorage -n", _fish(more), *values]))
     return "\n".join(lines)
 
 
@@ -348,8 +367,12 @@ def _fish_option(option: Option) -> Iterator[str]:
     yield f"-d {_fish(option.about)}"
     if option.takes:
         yield "-r"
-        if option.files:
-            yield "-F"
+    yield from _fish_values(option)
+
+
+def _fish_values(option: Option) -> Iterator[str]:
+    if option.files:
+        yield "-F"
     if option.words:
         yield f"-a {_fish(' '.join(option.words))}"
 

@@ -282,6 +282,12 @@ LINES = {
     "anchorage train --dataset folder:ph": "anchorage train --dataset folder:photos/",
     "anchorage train @recipes/emoji_im": "anchorage train @recipes/emoji_imagenet.txt ",
     "anchorage train @recipes/mi": "anchorage train @recipes/mine.txt ",
+    "anchorage evaluate --resume logs/demo lo": "anchorage evaluate --resume logs/demo logs/",
+    "anchorage evaluate --resume a logs/d": "anchorage evaluate --resume a logs/demo/",
+    "anchorage evaluate --resume a b --jso": "anchorage evaluate --resume a b --json ",
+    "anchorage evaluate --metrics retrieval ve": (
+        "anchorage evaluate --metrics retrieval verification "
+    ),
     "anchorage report logs/d": "anchorage report logs/demo/",
     "anchorage search query i things/r": "anchorage search query i things/red\\ mug/",
     "anchorage search query i things/red\\ mug/": (
@@ -340,6 +346,12 @@ def completed(shell: str, folder: Path, line: str) -> str:
 @pytest.mark.parametrize("line", LINES)
 def test_bash_completes(scripts, line):
     assert completed("bash", scripts, line) == LINES[line]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_a_flag_of_one_value_is_followed_by_no_other(scripts):
+    for line in ("anchorage evaluate --json a lo", "anchorage evaluate --resume a --csv b lo"):
+        assert completed("bash", scripts, line) == line
 
 
 @pytest.mark.slow
