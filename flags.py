@@ -6,6 +6,7 @@ Every flag stands once, in the file that reads it: a method's in methods/, the o
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -107,6 +108,8 @@ def flag(spellings: str, default: Any, kind: Kind, help: str, **more: Any) -> Fl
 
 # --- kinds of values ------------------------------------------------------------------------------
 
+LARGEST = 2**63 - 1  # of whole numbers, where torch reads or keeps them
+
 
 def whole(least: int) -> Callable[[str], int]:
     """A whole number not below `least`."""
@@ -118,6 +121,8 @@ def whole(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is below the smallest useful value, {least}")
+        if value > LARGEST:
+            raise argparse.ArgumentTypeError(f"{text} is above the largest number, {LARGEST}")
         return value
 
     return parse
@@ -126,14 +131,15 @@ def whole(least: int) -> Callable[[str], int]:
 def number(
     least: float = -float("inf"), most: float = float("inf"), *, above: bool = False
 ) -> Callable[[str], float]:
-    """A number from `least` (or `above` it) to `most`."""
+    """A finite number from `least` (or `above` it) to `most`."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not (least < value if above else least <= value) or not value <= most:
+        inside = (least < value if above else least <= value) and value <= most
+        if not (inside and math.isfinite(value)):
             low = f"above {least:g}" if above else f"from {least:g}"
             raise argparse.ArgumentTypeError(
                 f"{text} is out of range ({low}{'' if most == float('inf') else f' to {most:g}'})"

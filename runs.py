@@ -99,7 +99,12 @@ class RunFolder:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.mkdir()
-            except FileExistsError:
+            except FileExistsError as error:
+                if not path.parent.is_dir():
+                    raise InputError(
+                        f"cannot make the run folder {path}: {path.parent} is no folder; choose "
+                        "another --LOG_DIR or --name"
+                    ) from error
                 continue
             except PermissionError:
                 return cls._elsewhere(Path(parent), name)
@@ -134,7 +139,7 @@ class RunFolder:
             InputError: there is no run with a checkpoint in it.
         """
         path, checkpoint = Path(path), "last.pth"
-        if path.suffix == ".pth":
+        if path.suffix == ".pth" and not path.is_dir():
             path, checkpoint = path.parent, path.name
         if checkpoint.endswith("_best.pth"):
             raise InputError(
@@ -193,14 +198,14 @@ class RunFolder:
             base: the content of base.pth, where there is one.
 
         Raises:
-            InputError: the disk takes no files; then the folder is gone again.
+            InputError: the disk takes no files. Then, and after a Ctrl-C, the folder is gone again.
         """
         try:
             self.write_args(args)
             self.write_environment(environment)
             if base is not None:
                 self._write_base(base)
-        except InputError:
+        except BaseException:
             shutil.rmtree(self.path, ignore_errors=True)
             raise
         self.hold()
@@ -339,12 +344,17 @@ class RunFolder:
                 os.link(last, older)
             except OSError:  # a file system without links
                 shutil.copyfile(last, older)
-            for path in sorted(self.path.glob("step_*.pth"))[:-keep]:
+            for path in self._older()[:-keep]:
                 path.unlink()
         except OSError as error:
             raise InputError(
                 f"cannot keep {older}: {error.strerror}; free some space, or leave --keep out"
             ) from error
+
+    def _older(self) -> list[Path]:
+        """The checkpoints of earlier steps that were kept (--keep), in their order."""
+        found = self.path.glob("step_*.pth")
+        return sorted((path for path in found if _step_of(path) >= 0), key=_step_of)
 
     def load_last(self, identity: Callable[[dict[str, Any]], dict[str, Any]]) -> dict:
         """last.pth as `save_last` wrote it, or the older one that was asked for.
@@ -390,8 +400,15 @@ class RunFolder:
         found = sorted(self.path.glob("*_best.pth"), key=lambda path: path.stat().st_mtime_ns)
         return found[-1] if found else None
 
-    def forget_best_after(self, step: int) -> bool:
-        """Removes a best checkpoint of a later step, where a run goes back to before it."""
+    def forget_after(self, step: int) -> bool:
+        """Removes the checkpoints of later steps, where a run goes back to before them.
+
+        Returns:
+            Whether the best one was among them.
+        """
+        for older in self._older():
+            if _step_of(older) > step:
+                _remove(older, "is of a later step")
         path = self.best_checkpoint()
         if path is None or load_checkpoint(path).get("step", 0) <= step:
             return False
@@ -422,6 +439,12 @@ class RunFolder:
     def write_table(self, name: str, header: list[str], rows: list[list]) -> None:
         """Replaces a CSV file, whole or not at all."""
         self.files.write(name, as_table(header, rows))
+
+
+def _step_of(path: Path) -> int:
+    """The step of step_<step>.pth; -1 of what somebody has given another name."""
+    step = path.stem.removeprefix("step_")
+    return int(step) if step.isdecimal() else -1
 
 
 def _remove(path: Path, why: str) -> None:

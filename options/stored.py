@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -84,8 +85,9 @@ def _can_have(entry: Flag, value: Any) -> bool:
 
 
 def _is_of(kind: Kind, value: Any) -> bool:
+    text = "1" if value == math.inf else str(value)  # older versions took inf for a number
     try:
-        parsed = kind.parse(str(value))
+        parsed = kind.parse(text)
     except (argparse.ArgumentTypeError, ValueError):
         return False
     return isinstance(value, int | float if isinstance(parsed, float) else type(parsed))

@@ -297,6 +297,16 @@ def test_an_older_checkpoint_can_be_continued_from(images, tmp_path) -> None:
     assert same(weights(folder), before) and untimed_rows(folder) == rows
 
 
+def test_checkpoints_later_than_the_one_that_is_gone_on_from_are_no_older_ones(
+    images, tmp_path
+) -> None:
+    """--keep would keep them in place of the new ones, and they belong to rows that are gone."""
+    folder = tiny.run(images, tmp_path, "run", "--epochs 3 --keep 9")
+    (folder / "step_mine.pth").touch()  # what has another name is somebody's own
+    tiny.resume(folder / "step_00000008.pth", "--keep 1 --max-steps 12")
+    assert {p.name for p in folder.glob("step_*")} == {"step_00000012.pth", "step_mine.pth"}
+
+
 def test_half_written_files_of_a_killed_run_are_removed(images, tmp_path) -> None:
     folder = tiny.run(images, tmp_path, "run", "--epochs 1")
     (folder / ".last.pth.abc.tmp").write_bytes(b"half")
@@ -842,6 +852,49 @@ def test_a_run_begun_with_max_steps_says_at_once_that_it_goes_on_to_the_end(
     tiny.resume(folder, "")
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("begun with --max-steps 2, continued to the end of the run")
+
+
+def test_the_best_checkpoint_is_the_best_that_could_be_written(
+    images, tmp_path, monkeypatch, capsys
+) -> None:
+    save, tries = RunFolder.save_best, []
+
+    def full_at_first(self, state):
+        tries.append(state["epoch"])
+        if len(tries) == 1:
+            raise InputError("no space left")
+        save(self, state)
+
+    monkeypatch.setattr(RunFolder, "save_best", full_at_first)
+    # The same R@1 in every epoch.
+    folder = tiny.run(images, tmp_path, "run", "--epochs 3 --lr 1e-30 --bn-freeze 1")
+    assert tries == [1, 2]
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert ["best" in row for row in rows] == [False, True, True] and "(epoch 2)" in rows[2]
+    assert tiny.saved(folder, "best")["epoch"] == 2
+    assert json.loads((folder / "results.json").read_text())["best_epoch"] == 2
+
+
+def test_a_run_folder_may_be_called_like_a_checkpoint(images, tmp_path, capsys) -> None:
+    folder = tiny.run(images, tmp_path, "net.pth", "--epochs 1")
+    tiny.resume(folder, "--epochs 2")
+    assert "continuing after epoch 1" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_a_run_folder_is_made_leaves_none(images, tmp_path, monkeypatch) -> None:
+    def interrupted(self, content):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write_environment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(images, tmp_path, "run", "--epochs 1")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_where_run_folders_are_to_be_made_is_named(tmp_path) -> None:
+    (tmp_path / "logs").touch()
+    with pytest.raises(InputError, match="logs is no folder; choose another --LOG_DIR"):
+        RunFolder.create(tmp_path / "logs", "run")
 
 
 @pytest.mark.parametrize(

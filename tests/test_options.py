@@ -60,6 +60,8 @@ def test_argument_file_with_comments_and_later_flags_winning(tmp_path):
     [
         ("--lr nought", ["--lr", "not a number"]),
         ("--lr 0", ["--lr", "out of range"]),
+        ("--clip inf", ["--clip", "inf is out of range"]),  # args.json could not keep it
+        ("--seed 9223372036854775808", ["--seed", "above the largest number, 92233720"]),
         ("--epochs 0", ["--epochs", "smallest"]),
         ("--batch-size 1.5", ["--batch-size", "whole number"]),
         ("--lrr 1", ["--lrr", "did you mean --lr"]),
@@ -325,6 +327,13 @@ def test_runs_of_older_versions_go_on_as_they_were(flags, then, now):
     # --resume auto finds a run by its words, whatever they meant then.
     assert options.same_words(stored) == options.same_words(kept(f"{flags} --resume auto"))
     assert options.same_words(stored) != options.same_words(kept(f"{flags} --seed 2"))
+
+
+def test_a_run_that_an_older_version_clipped_at_infinity_can_be_read():
+    stored = {**kept("--clip 1"), "clip": float("inf")}
+    assert options.kept(stored).clip == float("inf")
+    with pytest.raises(InputError, match="epochs"):
+        options.kept({**stored, "epochs": float("inf")})
 
 
 def test_a_run_that_kept_no_words_is_not_found_by_them():

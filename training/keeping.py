@@ -87,7 +87,8 @@ class Keeper:
             self.run.metrics.append(row)
         with self.run.forgiving("classes.npz"):
             self._remember_classes(row)
-        best = {"best R@1": self.training.clock.best} if "R@1" in row else {}
+        best = self.training.clock.best
+        best = {"best R@1": best} if "R@1" in row and best >= 0 else {}
         self.tracker.log(row | best, self.training.clock.step)
         say(self.line(row), flush=True)
 
@@ -98,9 +99,10 @@ class Keeper:
         reached = results[0].numbers["R@1"]
         self.collapse.look(results[0].embeddings, labels, reached)
         if reached > clock.best:
-            clock.best, clock.best_epoch = reached, epoch
             with self.run.forgiving("the best checkpoint"):
                 self.run.save_best(training.best_checkpoint(results))
+                # Not before: the best there is, is what can be used.
+                clock.best, clock.best_epoch = reached, epoch
                 self._write_learned_values()
 
     def _show(self, epoch: int, result: Result) -> None:
@@ -148,8 +150,9 @@ class Keeper:
             found = f"  R@1 {row['R@1']:.4f}"
             found += f"  MAP@R {row['MAP@R']:.4f}" if math.isfinite(row["MAP@R"]) else ""
             found += f"  raw R@1 {row['raw R@1']:.4f}" if "raw R@1" in row else ""
-            found += f"  best {clock.best:.4f}"
-            best = f" (epoch {clock.best_epoch})"
+            if clock.best >= 0:  # and could be kept
+                found += f"  best {clock.best:.4f}"
+                best = f" (epoch {clock.best_epoch})"
         loss = row.get("loss", math.nan)  # of an epoch in which every step was skipped
         begin = f"{self.training.length.place(row['epoch'], row['step'])}  loss {loss:<7.4g}"
         speed = f"  {row['images_per_second']:.0f} img/s"

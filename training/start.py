@@ -135,8 +135,6 @@ def open_folder(
         run.hold()
         processes.from_main(partial(run.check_data, **data))
         return run, processes.from_main(partial(run.load_last, options.same_training))
-    name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
-    run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     about = {**environment(training.precision.device), **data}
     about |= {"source": train.source, "concern": train.concern}
     if (place := dataset.find(args.dataset).place) is not None:
@@ -145,6 +143,8 @@ def open_folder(
     begun = chosen["checkpoint"] and str(checkpoint_file(chosen["checkpoint"]))
     training.base = describe_base(network, chosen["pretrained"], begun)
     base = training.base and {**training.base, "base_state_dict": network.base_state()}
+    name = args.name or run_name(args.dataset, args.model, args.loss, args.remark)
+    run = processes.from_main(partial(RunFolder.create, args.LOG_DIR, name))
     processes.from_main(partial(run.begin, training.options, about, base))
     return run, None
 
@@ -158,7 +158,7 @@ def go_back(run: RunFolder, training: Training, state: dict[str, Any]) -> None:
     processes.from_main(partial(run.change_args, lengthened))
     if not training.finished:
         processes.from_main(run.forget_results)
-    if processes.from_main(partial(run.forget_best_after, clock.step)):
+    if processes.from_main(partial(run.forget_after, clock.step)):
         clock.best = -1.0  # the next evaluation is the best one there is
     first_to_go = clock.step + (state["row"] is None)
     run.metrics.keep_before(first_to_go)
