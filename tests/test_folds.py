@@ -193,6 +193,15 @@ def test_what_does_not_go_together(flags, words, capsys):
     assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_folds_under_torchrun_are_refused_once(tmp_path):
+    tiny.write_images(tmp_path / "photos")
+    flags = ["--dataset", "folder:photos", *tiny.NETWORK, "--folds", "2"]
+    for rank, said in (("0", "start it without torchrun"), ("1", "")):
+        done = run_cli("train.py", *flags, cwd=tmp_path, RANK=rank, WORLD_SIZE="2")
+        assert done.returncode == 2 and said in done.stderr
+    assert not done.stderr and not (tmp_path / "logs").exists()
+
+
 def test_folds_that_cannot_be_dealt_are_refused_before_training(tmp_path):
     tiny.write_images(tmp_path / "photos", classes=3)
     flags = ["--dataset", "folder:photos", *tiny.NETWORK, "--folds", "2"]

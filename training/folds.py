@@ -135,5 +135,16 @@ def conclude(folder: Path, runs: Sequence[Path]) -> None:
 
 
 def start(args: Options) -> None:
-    """Trains the folds of this process's own command, and ends the process."""
+    """Trains the folds of this process's own command, and ends the process.
+
+    Raises:
+        InputError: this is one of several processes, which would meet once, and not for each fold.
+    """
+    if "WORLD_SIZE" in os.environ:
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(2)  # one says it
+        raise InputError(
+            "--folds starts the processes of each fold itself, so start it without torchrun (unset "
+            "RANK and WORLD_SIZE); --gpu-id -1 takes all GPUs of this machine"
+        )
     sys.exit(train_each(args, sys.argv[1:]))
