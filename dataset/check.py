@@ -41,7 +41,7 @@ from dataset.download import SOURCES
 from dataset.files import join_words, said_anew
 from dataset.inventory import BAD_IMAGES, admitted_bad_images, share_admitting
 from dataset.layouts import NotFoundError, counts_logger
-from dataset.own import classes_logger, notes_logger
+from dataset.own import OwnData, classes_logger, notes_logger
 from dataset.readable import too_few_left
 from dataset.wording import width, wrapped
 from machine import cores
@@ -67,7 +67,8 @@ _FEWEST_PIXELS = 4  # of a side, for something to be seen
 class FileFacts(NamedTuple):
     """What one image file is: a hash of its bytes, its size, what is unusual, why it fails.
 
-    `fault` is a key of `_FAULTS`, and empty for a picture that can be used.
+    `fault` is a key of `_FAULTS`, and empty for a picture that can be used. `name` is what the
+    report calls it: its path below the data set's folder, or as a table has it.
     """
 
     digest: bytes = b""
@@ -76,6 +77,7 @@ class FileFacts(NamedTuple):
     fault: str = ""
     error: str = ""
     thumbnail: np.ndarray | None = None
+    name: str = ""
 
 
 _MISSING, _CLOSED, _NO_FILE = "missing file", "file that may not be read", "no plain file"
@@ -301,7 +303,7 @@ def check(name: str, root: str | Path = "data", *, exif: str = "apply", **option
     if any(not finding.note for finding in report.findings):
         report.status = "findings"
     if not hopeless:
-        report.commands = _commands_to_go_on(name, root, report.splits, exif, options)
+        report.commands = _commands_to_go_on(entry, name, root, report.splits, exif, options)
     return report
 
 
@@ -314,6 +316,7 @@ def _commands_to_get(name: str, root: str | Path) -> dict[str, str]:
 
 
 def _commands_to_go_on(
+    entry: DataSet,
     name: str,
     root: str | Path,
     splits: Sequence[SplitCount],
@@ -324,8 +327,9 @@ def _commands_to_go_on(
     if _TRAIN not in [row.split for row in splits]:
         return {}
     words = ["--dataset", name, *_flag("--data-root", str(root), "data")]
-    for option, flag in (("eval_classes", "--eval-classes"), ("seed", "--split-seed")):
-        words += [flag, str(options[option])] if option in options else []
+    if isinstance(entry, OwnData) and entry.share_held_out() is not None:
+        for option, flag in (("eval_classes", "--eval-classes"), ("seed", "--split-seed")):
+            words += [flag, str(options[option])] if option in options else []
     words += _flag("--exif", exif, "apply")
     shares = [share_admitting(row.unreadable, row.images) for row in splits if _refused(row)]
     words += ["--max-bad-images", f"{max(shares):g}"] if shares else []
@@ -456,7 +460,9 @@ def _load_parts(
 def _examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
     """Facts of every image, by path; a file that several splits list is read once."""
     jobs: dict[str, Callable[[], FileFacts]] = {}
+    names: dict[str, str] = {}
     for part in parts.values():
+        names.update(zip(part.paths, part.paths.names(), strict=True))
         for index, path in enumerate(part.paths):
             if part.pixels is None:
                 jobs.setdefault(path, partial(examine, path, part.upright))
@@ -468,7 +474,7 @@ def _examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
         with _bar(name, len(jobs)) as bar:
             found = {}
             for path, fact in zip(jobs, results, strict=True):
-                found[path] = fact
+                found[path] = fact._replace(name=names[path])
                 bar.update()
     return found
 
@@ -497,10 +503,10 @@ def _size_findings(
 ) -> Iterable[Finding]:
     if entry.longest_side is None or any(part.concern for part in parts.values()):
         return
-    large = [path for path, fact in facts.items() if max(fact.size) > entry.longest_side]
+    large = [fact.name for fact in facts.values() if max(fact.size) > entry.longest_side]
     yield from _some(
         f"picture of more than the published {entry.longest_side} pixels",
-        [_short(path) for path in large],
+        large,
         "results on others cannot be compared with papers'; get the published ones",
     )
 
@@ -515,11 +521,8 @@ def _count_findings(entry: DataSet, parts: dict[str, ImageSet]) -> Iterable[Find
 
 def _file_findings(facts: dict[str, FileFacts]) -> Iterable[Finding]:
     for fault, meaning in _FAULTS.items():
-        found = {path: fact.error for path, fact in facts.items() if fact.fault == fault}
-        said = [
-            _short(path) if fault == _MISSING else f"{_short(path)}: {error}"
-            for path, error in found.items()
-        ]
+        found = [fact for fact in facts.values() if fact.fault == fault]
+        said = [fact.name if fault == _MISSING else f"{fact.name}: {fact.error}" for fact in found]
         yield from _some(fault, said, meaning)
 
 
@@ -535,7 +538,7 @@ def _shape_findings(parts: dict[str, ImageSet], facts: dict[str, FileFacts]) -> 
         for path, box in zip(part.paths, boxes, strict=True):
             if not facts[path].fault:
                 for kind in _odd_shapes(facts[path].size, box):
-                    found[kind][_short(path)] = None
+                    found[kind][facts[path].name] = None
     for kind, meaning in (
         (_OUTSIDE, "there is nothing to cut out; mend the list"),
         (_SMALL, "hardly anything is in it; of a box, are its numbers pixels?"),
@@ -565,7 +568,7 @@ class _Copy(NamedTuple):
     """One listing of an image: on which side ("train", "query", "gallery" or "eval")."""
 
     side: str
-    path: str
+    name: str
     class_name: str
 
 
@@ -575,23 +578,22 @@ def _duplicate_findings(
     groups = _groups_of_copies(parts, facts)
     across, both, twice, labels, same = ([] for _ in range(5))
     for copies, times in groups:
-        sides = {copy.side for copy in copies}
         trained = [copy for copy in copies if copy.side == _TRAIN]
         tested = [copy for copy in copies if copy.side != _TRAIN]
-        answers = {copy.path for copy in copies if copy.side == "gallery"}
-        if trained and tested:
-            across.append(_named(copies, "in", (_TRAIN, *sorted(sides - {_TRAIN}))))
-        for copy in copies:
-            if copy.side == "query" and copy.path in answers:
-                both.append(_short(copy.path))
+        answers = {copy.name for copy in copies if copy.side == "gallery"}
+        if trained:
+            across += dict.fromkeys(_pairs([trained[0], *tested]))
+        both += [copy.name for copy in copies if copy.side == "query" and copy.name in answers]
         if times > 1:
-            twice.append(_short(copies[0].path))
+            twice.append(copies[0].name)
         for side in (trained, tested):
-            names = list(dict.fromkeys(copy.class_name for copy in side))
-            if len(names) > 1:
-                labels.append(_named(side, "as", names))
-            elif len({copy.path for copy in side}) > 1 and len(side) == len(copies):
-                same.append(_named(side, "in", names))
+            classes: dict[str, list[_Copy]] = defaultdict(list)
+            for copy in side:
+                classes[copy.class_name].append(copy)
+            firsts = [inside[0] for inside in classes.values()]
+            labels += _pairs(firsts, "as", "class_name") if firsts else []
+            for inside in classes.values():
+                same += _pairs({copy.name: copy for copy in inside}.values())
     yield from _some(
         "exact duplicate across train and test",
         across,
@@ -630,7 +632,7 @@ def _groups_of_copies(
             if facts[path].fault:  # two damaged files are no copies, one listed twice is
                 digest = path.encode("utf-8", "surrogateescape")
             box = b"" if part.boxes is None else part.boxes[index].tobytes()
-            copy = _Copy(title.split()[0], path, part.class_names[part.labels[index]])
+            copy = _Copy(title.split()[0], facts[path].name, part.class_names[part.labels[index]])
             listed[digest, box][copy][title] += 1
     for copies in listed.values():
         times = max(max(counts.values()) for counts in copies.values())
@@ -638,12 +640,18 @@ def _groups_of_copies(
             yield list(copies), times
 
 
-def _named(copies: Sequence[_Copy], how: str, places: Sequence[str]) -> str:
-    """Two files that are the same, or one file and the places where it is listed."""
-    paths = list(dict.fromkeys(copy.path for copy in copies))
-    if len(paths) > 1:
-        return " = ".join(map(_short, paths[:2]))
-    return f"{_short(paths[0])} {how} {join_words(places, 'and')}"
+def _pairs(copies: Iterable[_Copy], how: str = "in", field: str = "side") -> Iterator[str]:
+    """The first of some copies with each of the others.
+
+    Args:
+        how, field: say where both are listed, if they are one file: "x.jpg in train and eval".
+    """
+    first, *others = copies
+    for other in others:
+        if other.name != first.name:
+            yield f"{first.name} = {other.name}"
+        else:
+            yield f"{first.name} {how} {getattr(first, field)} and {getattr(other, field)}"
 
 
 def _near_duplicate_notes(
@@ -680,7 +688,7 @@ def _near_duplicate_notes(
         pairs = near_duplicates(first, second, lambda done: bar.update(done - bar.n))
     yield from _some(
         "near duplicate across train and test",
-        [f"{_short(names[0][a])} ~ {_short(names[1][b])}" for a, b, _ in pairs],
+        [f"{facts[names[0][a]].name} ~ {facts[names[1][b]].name}" for a, b, _ in pairs],
         "the same picture in another size, cut or brightness, or one much like it; look at them, "
         "the most alike first, and remove one of each that is the same",
         note=True,
@@ -722,18 +730,13 @@ def _class_findings(parts: dict[str, ImageSet]) -> Iterable[Finding]:
 def _conversion_notes(facts: dict[str, FileFacts], upright: bool) -> Iterable[Finding]:
     as_stored = {} if upright else {_ROTATION: _AS_STORED}
     for trait, conversion in (_CONVERSIONS | as_stored).items():
-        paths = [_short(path) for path, fact in facts.items() if trait in fact.traits]
-        yield from _some(f"{trait} file", paths, conversion, note=True)
+        names = [fact.name for fact in facts.values() if trait in fact.traits]
+        yield from _some(f"{trait} file", names, conversion, note=True)
 
 
 def _some(kind: str, items: Sequence[str], meaning: str, note: bool = False) -> Iterable[Finding]:
     if items:
         yield Finding(kind, len(items), meaning, list(items), note)
-
-
-def _short(path: str) -> str:
-    """The end of a path: enough to recognise the file in a table."""
-    return "/".join(Path(path).parts[-2:])
 
 
 # --- how it is shown ------------------------------------------------------------------------------
@@ -745,7 +748,9 @@ def as_text(report: Report) -> str:
 
 
 def _help(report: Report) -> str:
-    lines = [wrapped(f"{report.dataset}: {plain(report.problem)}", "", "  ")]
+    named = report.problem.startswith(report.dataset)
+    problem = report.problem if named else f"{report.dataset}: {report.problem}"
+    lines = [wrapped(plain(problem), "", "  ")]
     if report.origin:
         lines += ["", wrapped(plain(report.origin), "  ", "  ")]
     lines += ["", "  Expected arrangement of files:"]

@@ -214,11 +214,10 @@ class OwnData(DataSet):
         rows = self.rows()
         if rows.splits is not None:
             return set()
-        seed = SEED if seed is None else seed
         return self._held_out(rows, eval_classes, seed, ()).intersection(trained)
 
     def split_rows(
-        self, eval_classes: float | None, seed: int, trained: Collection[str] = ()
+        self, eval_classes: float | None, seed: int | None, trained: Collection[str] = ()
     ) -> Rows:
         """All images with a split each; for `trained` see `load`.
 
@@ -237,17 +236,27 @@ class OwnData(DataSet):
                 f"--eval-classes has no effect on {self.given}, which says itself what is "
                 "held out; leave it out"
             )
+        if seed is not None:  # no refusal, so that runs that keep one go on
+            warn_once(
+                f"the seed of the draw ({seed}) has no effect on {self.given}, which says itself "
+                "what is held out",
+                notes_logger,
+            )
         self._check_splits(rows.counts())
         self._compare_classes(rows)
         return rows
 
-    def divided(self, eval_classes: float | None, seed: int) -> Rows:
+    def divided(self, eval_classes: float | None, seed: int | None) -> Rows:
         """All images with a split each, as `split_rows`, without a word about them."""
         rows = self.rows()
         return rows if rows.splits is not None else self._drawn(rows, eval_classes, seed)[0]
 
     def _told(
-        self, rows: Rows, eval_classes: float | None, seed: int, trained: Collection[str]
+        self,
+        rows: Rows,
+        eval_classes: float | None,
+        seed: int | None,
+        trained: Collection[str],
     ) -> Rows:
         drawn, held_out = self._drawn(rows, eval_classes, seed, trained)
         if trained:
@@ -260,7 +269,7 @@ class OwnData(DataSet):
             return drawn
         note = (
             f"{self.given} does not say what is held out: {held_out} of its "
-            f"{len(rows.class_names)} classes are, drawn with seed {seed}"
+            f"{len(rows.class_names)} classes are, drawn with seed {_seed(seed)}"
         )
         asked = eval_classes is not None
         more = "" if asked else "; --eval-classes sets the share"
@@ -268,11 +277,15 @@ class OwnData(DataSet):
         return drawn
 
     def _held_out(
-        self, rows: Rows, eval_classes: float | None, seed: int, trained: Collection[str]
+        self,
+        rows: Rows,
+        eval_classes: float | None,
+        seed: int | None,
+        trained: Collection[str],
     ) -> set[str]:
         if not trained:
             share = EVAL_CLASSES if eval_classes is None else eval_classes
-            return ClassSplit(share, seed).held_out(rows.class_names, self.given)
+            return ClassSplit(share, _seed(seed)).held_out(rows.class_names, self.given)
         held_out = set(rows.class_names).difference(trained)
         if len(held_out) < LEAST_CLASSES:
             raise InputError(
@@ -286,7 +299,7 @@ class OwnData(DataSet):
         self,
         rows: Rows,
         eval_classes: float | None,
-        seed: int,
+        seed: int | None,
         trained: Collection[str] = (),
     ) -> tuple[Rows, int]:
         """The images with a split each, and how many classes are held out."""
@@ -338,7 +351,7 @@ class OwnData(DataSet):
         root: Path,
         split: str,
         eval_classes: float | None = None,
-        seed: int = SEED,
+        seed: int | None = None,
         trained: Collection[str] = (),
         **options: Any,
     ) -> ImageSet:
@@ -378,6 +391,10 @@ class OwnData(DataSet):
                 "train on it mark some images as train"
             )
         return f"{self.given} has no split {split!r}; it has {have}"
+
+
+def _seed(given: int | None) -> int:
+    return SEED if given is None else given
 
 
 def _in_order(

@@ -14,7 +14,7 @@ from PIL import Image
 import dataset
 from dataset.cache import default_folder
 from dataset.decoding import need_file
-from dataset.own import SEED, OwnData, count_held_out
+from dataset.own import OwnData, count_held_out
 from machine import cores
 from net import find_backbone
 from options.suited import MODEL, Images, Machine
@@ -32,8 +32,7 @@ def images_of(args: argparse.Namespace) -> Images:
     """
     data = dataset.find(args.dataset)
     assert isinstance(data, OwnData)
-    seed = SEED if args.split_seed is None else args.split_seed
-    rows = data.divided(args.eval_classes, seed)
+    rows = data.divided(args.eval_classes, args.split_seed)
     trained = rows.of(["train"])
     sizes = np.bincount(rows.labels[trained])
     sizes = sizes[sizes > 0]

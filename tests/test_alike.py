@@ -134,7 +134,8 @@ def test_check_notes_them_beside_exact_ones(photographs, tmp_path: Path) -> None
     report = check(f"folder:{tmp_path}")
     (note,) = report.findings
     assert report.status == "clean" and note.kind == "near duplicate across train and test"
-    assert note.examples == ["class5/again.jpg ~ class0/1.png"] and "size" in as_text(report)
+    assert note.examples == ["eval/class5/again.jpg ~ train/class0/1.png"]
+    assert "size" in as_text(report)
     photographs[2].save(tmp_path / "eval" / "class6" / "same.png")
     kinds = {finding.kind: finding.count for finding in check(f"folder:{tmp_path}").findings}
     assert kinds["exact duplicate across train and test"] == 1

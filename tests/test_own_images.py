@@ -451,6 +451,19 @@ def test_a_seed_that_is_none_is_refused_by_check(
     assert ended.value.code == 2 and "--seed" in capsys.readouterr().err
 
 
+def test_a_seed_without_effect_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photos(tmp_path / "train", "ab")
+    photos(tmp_path / "eval", "cd")
+    assert main(["check", f"folder:{tmp_path}", "--seed", "3"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the seed of the draw (3) has no effect on" in printed
+    assert "--split-seed" not in printed
+    photos(tmp_path / "drawn", "abcd")
+    assert main(["check", f"folder:{tmp_path}/drawn", "--seed", "3"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no effect" not in printed and "--split-seed 3" in printed
+
+
 def test_pictures_in_no_class_folder_are_counted(tmp_path: Path) -> None:
     save_image(tmp_path / "0.jpg", 0, 0)
     with pytest.raises(InputError, match=r"1 picture, outside any class folder"):
@@ -871,7 +884,7 @@ def test_check_finds_one_path_in_several_rows(tmp_path: Path) -> None:
     report = check(table(tmp_path, "path,label,split", *rows))
     assert kinds(report) == {
         "exact duplicate across train and test": 2,
-        "exact duplicate in different classes": 2,
+        "exact duplicate in different classes": 3,
         "image listed more than once": 1,
     }
     said = {finding.kind: finding.examples for finding in report.findings}
@@ -879,8 +892,33 @@ def test_check_finds_one_path_in_several_rows(tmp_path: Path) -> None:
         "a/0.jpg in train and eval",
         "d/1.jpg in train and eval",
     ]
-    assert said["exact duplicate in different classes"][0] == "b/0.jpg as b, a and c"
+    assert said["exact duplicate in different classes"][:2] == [
+        "b/0.jpg as b and a",
+        "b/0.jpg as b and c",
+    ]
     assert said["image listed more than once"] == ["f/0.jpg"]
+
+
+def test_check_names_every_copy_so_that_it_can_be_found(tmp_path: Path) -> None:
+    photos(tmp_path / "train", "ab")
+    photos(tmp_path / "eval", "cd")
+    content = (tmp_path / "train" / "a" / "0.jpg").read_bytes()
+    copies = ["train/a/again.jpg", "train/b/9.jpg", "eval/a/0.jpg", "eval/a/1.jpg"]
+    for name in copies:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "eval" / "c" / "0.jpg").write_bytes(b"")
+    said = {finding.kind: finding.examples for finding in check(f"folder:{tmp_path}").findings}
+    assert said["exact duplicate across train and test"] == [
+        "train/a/0.jpg = eval/a/0.jpg",
+        "train/a/0.jpg = eval/a/1.jpg",
+    ]
+    assert said["exact duplicate in different classes"] == ["train/a/0.jpg = train/b/9.jpg"]
+    assert said["exact duplicate within a class"] == [
+        "train/a/0.jpg = train/a/again.jpg",
+        "eval/a/0.jpg = eval/a/1.jpg",
+    ]
+    assert said["unreadable or truncated file"] == ["eval/c/0.jpg: the file is empty"]
 
 
 def test_check_finds_a_query_in_the_gallery(tmp_path: Path) -> None:
