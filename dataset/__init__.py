@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dataset.base import BadImageError, DataSet, ImageSet, Protocol
+from dataset.base import ROOT, BadImageError, DataSet, ImageSet, Protocol
 from dataset.files import is_gone
 from dataset.folders import FolderData
 from dataset.inventory import fingerprints, require_files
@@ -49,8 +49,6 @@ FILES = (
 _ALL: tuple[DataSet, ...] = tuple(
     importlib.import_module(f".{name}", __name__).DATA_SET for name in FILES
 )
-ROOT = "data"
-"""The usual data root."""
 NAMES = tuple(entry.name for entry in _ALL)
 _BY_NAME = {alias: entry for entry in _ALL for alias in (entry.name, *entry.aliases)}
 
@@ -135,7 +133,7 @@ class Choice:
     """
 
     name: str
-    root: str | Path = "data"
+    root: str | Path = ROOT
     eval_classes: float | None = None
     split_seed: int | None = None
     ratio_classes: float = 1.0

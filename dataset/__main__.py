@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import door
 from dataset import NAMES, find
+from dataset.base import check_command
 from dataset.check import run
 from dataset.download import SOURCES, download
 from dataset.own import SEED, OwnData
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check(args)
         hear(logging.INFO, "%(message)s")
         folder = download(args.name, args.data_root)
-        say(f"{folder} is complete; `python -m dataset check {args.name}` examines it")
+        say(f"`{check_command(args.name, args.data_root)}` examines {folder}")
     return 0
 
 

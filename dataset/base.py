@@ -17,16 +17,28 @@ from terminal import as_shell
 from utils import InputError
 
 __all__ = [
+    "ROOT",
     "SPLITS",
     "BadImageError",
     "DataSet",
     "ImageSet",
     "PathTable",
     "Protocol",
+    "check_command",
     "decode",
     "reason",
     "to_rgb",
 ]
+
+ROOT = "data"
+"""The usual data root."""
+
+
+def check_command(name: str, root: str | Path = ROOT) -> str:
+    """The command that examines the data set of a name under a data root."""
+    elsewhere = [] if str(root) == ROOT else ["--data-root", root]
+    return f"python -m dataset check {as_shell(name, *elsewhere)}"
+
 
 # --- the lists ------------------------------------------------------------------------------------
 
@@ -128,8 +140,7 @@ class ImageSet:
     @property
     def check_command(self) -> str:
         """The command that examines the data set."""
-        root = f" --data-root {as_shell(self.root)}" if self.root else ""
-        return f"python -m dataset check {as_shell(self.given or self.name)}{root}"
+        return check_command(self.given or self.name, self.root or ROOT)
 
     def read(self, index: int) -> np.ndarray:
         """Image `index` as (H, W, 3) uint8 RGB, cut to its box (see `decode`).

@@ -115,6 +115,7 @@ def download(name: str, root: str | Path = "data", source: Source | None = None)
     unpack(archive, source.folder, root)
     if not was_there:
         archive.unlink()
+    logger.info("%s is complete", target)
     return target
 
 

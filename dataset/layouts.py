@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from dataset.base import DataSet, ImageSet, PathTable
+from dataset.base import DataSet, ImageSet, PathTable, check_command
 from dataset.files import Tree, find, find_all, is_file, is_folder, join_words, tree, warn_once
 from utils import InputError, counted
 
@@ -51,10 +51,10 @@ class Layout(NamedTuple):
 class NotFoundError(InputError):
     """There is no copy of the data set under the data root; `detail` says where it was sought."""
 
-    def __init__(self, name: str, detail: str) -> None:
+    def __init__(self, name: str, root: Path, detail: str) -> None:
         super().__init__(
-            f"data set {name} was not found: {detail}; `python -m dataset check {name}` shows "
-            "where to get it and how to lay it out"
+            f"data set {name} was not found: {detail}; `{check_command(name, root)}` shows where "
+            "to get it and how to lay it out"
         )
         self.detail = detail
 
@@ -82,9 +82,9 @@ class Benchmark(DataSet):
         if not len(listing.names):
             raise InputError(
                 f"{self.name}: {folder} ({layout.title}) holds no image of split {split}; "
-                f"unpack it again, or see `python -m dataset check {self.name}`"
+                f"unpack it again, or see `{check_command(self.name, root)}`"
             )
-        self._check_presence(listing)
+        self._check_presence(listing, root)
         images = ImageSet(
             name=self.name,
             split=split,
@@ -95,7 +95,7 @@ class Benchmark(DataSet):
             concern=layout.concern,
         )
         self._say_concern(images)
-        self._compare_counts(images, self.title(split, **options))
+        self._compare_counts(images, self.title(split, **options), root)
         return images
 
     def locate(self, root: Path) -> tuple[Layout, Path]:
@@ -113,7 +113,7 @@ class Benchmark(DataSet):
                 for layout in self.layouts:
                     if is_folder(folder) and layout.matches(folder):
                         return layout, folder
-        raise NotFoundError(self.name, self._search(roots, candidates))
+        raise NotFoundError(self.name, root, self._search(roots, candidates))
 
     def _search(self, roots: Sequence[Path], candidates: Sequence[Path]) -> str:
         there = [root for root in roots if is_folder(root)]
@@ -128,25 +128,25 @@ class Benchmark(DataSet):
         known = join_words((layout.title for layout in self.layouts), "or")
         return f"{what}; expected {known}"
 
-    def _check_presence(self, listing: Listing) -> None:
+    def _check_presence(self, listing: Listing, root: Path) -> None:
         first, last = listing.names[0], listing.names[-1]
         if not any(is_file(listing.folder / name) for name in (first, last)):
             raise InputError(
                 f"{self.name}: the lists name images such as {first}, which is not in "
-                f"{listing.folder}; unpack the images there, or see `python -m dataset check "
-                f"{self.name}`"
+                f"{listing.folder}; unpack the images there, or see "
+                f"`{check_command(self.name, root)}`"
             )
 
     def _say_concern(self, images: ImageSet) -> None:
         if images.concern:
             warn_once(f"{self.name} ({images.source}): {images.concern}", counts_logger)
 
-    def _compare_counts(self, images: ImageSet, title: str) -> None:
+    def _compare_counts(self, images: ImageSet, title: str, root: Path) -> None:
         differences = self.count_differences(title, len(images), images.num_classes)
         if differences:
             warn_once(
                 f"{self.name} {title} ({images.source}): {differences}; "
-                f"`python -m dataset check {self.name}` says more",
+                f"`{check_command(self.name, root)}` says more",
                 counts_logger,
             )
 
@@ -227,7 +227,7 @@ def half_of_classes(listing: Listing, split: str, name: str) -> Listing:
     if count < 2:
         raise InputError(
             f"{name}: {listing.folder} holds {counted(count, 'class')}, and train and eval need "
-            f"one each; see `python -m dataset check {name}`"
+            "one each; unpack it again"
         )
     low, high = (0, count // 2) if split == "train" else (count // 2, count)
     chosen = np.flatnonzero((listing.labels >= low) & (listing.labels < high)).tolist()

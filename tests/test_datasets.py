@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -175,7 +176,8 @@ def test_missing_data_name_the_folders_and_point_to_check(name: str, tmp_path: P
     with pytest.raises(InputError, match=rf"{name} was not found.*{tmp_path}") as caught:
         dataset.load(name, tmp_path, "train")
     sentence = str(caught.value)
-    assert f"`python -m dataset check {name}`" in sentence
+    (command,) = re.findall("`python -m dataset (.*?)`", sentence)
+    assert command == f"check {name} --data-root {tmp_path}"
     assert dataset.find(name).folders[0] in sentence
     with pytest.raises(InputError, match="does not exist"):
         dataset.load(name, tmp_path / "nowhere", "train")
@@ -785,7 +787,7 @@ def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
     }
     assert (report.status, report.exit_status) == ("findings", 1)
     across = next(finding for finding in report.findings if "across" in finding.kind)
-    assert across.examples == ["a/bild 0 ü.jpg = d/copy.jpg"]
+    assert across.examples == ["train/a/bild 0 ü.jpg = eval/d/copy.jpg"]
 
 
 def test_check_says_how_unusual_files_are_converted(tmp_path: Path) -> None:

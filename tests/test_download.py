@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_python
 
 import dataset
 from dataset.download import SOURCES, Source, download, fetch, unpack
@@ -285,3 +286,11 @@ def test_what_has_no_public_link_says_where_to_get_it(tmp_path: Path) -> None:
         assert dataset.find(name).origin in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     assert set(SOURCES) == {"cub", "sop"}
+
+
+def test_a_folder_that_is_there_is_not_called_complete(tmp_path: Path) -> None:
+    (tmp_path / "CUB_200_2011").mkdir()
+    done = run_python("-m", "dataset", "download", "cub", "--data-root", str(tmp_path))
+    assert done.returncode == 0
+    assert "nothing is downloaded" in done.stderr and "complete" not in done.stdout + done.stderr
+    assert f"`python -m dataset check cub --data-root {tmp_path}`" in done.stdout
