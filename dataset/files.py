@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -216,6 +217,14 @@ def whole_numbers(texts: Sequence[str], path: Path) -> list[int]:
             f"{path} holds something else where numbers belong ({error}); "
             "get the file again from its source"
         ) from error
+
+
+def composed(name: str) -> str:
+    """A name with its accents put together (Unicode's NFC), as a folder from a Mac has them not.
+
+    Names that look alike are one so: of a class, of a label, of a file that is looked for.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def join_words(words: Iterable[object], last: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset.base import SPLITS, DataSet, ImageSet, PathTable
-from dataset.files import in_class_order, is_file, join_words, warn_once
+from dataset.files import composed, in_class_order, is_file, join_words, warn_once
 from machine import expanded
 from utils import InputError, counted
 
@@ -115,7 +114,7 @@ class Rows:
 def numbered(names: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """A class name for each image → (N,) int64 numbers, and the name of each number.
 
-    Names that look alike are one, however their accents are put together (Unicode's NFC and NFD).
+    Names that look alike are one (see `composed`).
     """
     numbers: dict[str, int] = {}
     spelled: dict[str, int] = {}
@@ -123,8 +122,7 @@ def numbered(names: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     for name in names:
         number = spelled.get(name)
         if number is None:
-            composed = unicodedata.normalize("NFC", name)
-            number = spelled[name] = numbers.setdefault(composed, len(numbers))
+            number = spelled[name] = numbers.setdefault(composed(name), len(numbers))
         labels.append(number)
     return np.array(labels, np.int64), tuple(numbers)
 

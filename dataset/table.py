@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 
 from dataset.base import SPLITS, PathTable
 from dataset.decoding import reason
-from dataset.files import is_file, join_words
+from dataset.files import composed, is_file, join_words
 from dataset.own import Note, OwnData, Rows, check_one_held_out, numbered, split_of
 from dataset.spreadsheet import read_rows
 from utils import InputError
@@ -345,7 +344,7 @@ class OnDisk:
         if path.startswith("/"):
             place, found = "/", [""]
         for part in path.strip("/").split("/"):
-            name = self._names_in(place).get(unicodedata.normalize("NFC", part), part)
+            name = self._names_in(place).get(composed(part), part)
             found.append(name)
             place = os.path.join(place, name)  # noqa: PTH118
         return "/".join(found)
@@ -356,7 +355,7 @@ class OnDisk:
                 names = os.listdir(folder)  # noqa: PTH208
             except OSError:
                 names = []
-            self._entries[folder] = {unicodedata.normalize("NFC", name): name for name in names}
+            self._entries[folder] = {composed(name): name for name in names}
         return self._entries[folder]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from dataset.files import composed
 from evaluation.thresholds import Thresholds
 from index import codes, journal, network, scanning
 from index.graph import Graph
@@ -108,9 +109,9 @@ class Segment:
         return self.record.arrays["vectors"]
 
     def label(self, place: int) -> str | None:
-        """The label of its image `place`."""
+        """The label of its image `place`; older files have those that look alike in two forms."""
         number = int(self.record.arrays["label_of"][place])
-        return None if number < 0 else self.labels[number]
+        return None if number < 0 else composed(self.labels[number])
 
 
 # --- the index ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset.files import is_file, is_folder, join_words, tree, warn_once
+from dataset.files import composed, is_file, is_folder, join_words, tree, warn_once
 from dataset.spreadsheet import read_rows
 from dataset.table import BOX_NAMES, OnDisk
 from machine import expanded
@@ -30,6 +30,11 @@ class Photo(NamedTuple):
     path: str
     id: str | None = None
     label: str | None = None
+
+
+def _photo(path: str, id: str | None, label: str) -> Photo:
+    """A photo with a label; labels that look alike are one (see `composed`)."""
+    return Photo(path, id, composed(label) or None)
 
 
 def photos_of(given: Iterable[str | os.PathLike[str]]) -> list[Photo]:
@@ -94,7 +99,7 @@ def _in_folder(folder: str, given: str) -> Iterator[Photo]:
             + "; give the folder that your images are in"
         )
     for picture in found.pictures:
-        yield Photo(os.path.join(folder, picture), None, picture.rpartition("/")[0] or None)  # noqa: PTH118
+        yield _photo(os.path.join(folder, picture), None, picture.rpartition("/")[0])  # noqa: PTH118
 
 
 def _in_table(path: str, given: str) -> Iterator[Photo]:
@@ -124,6 +129,6 @@ def _in_table(path: str, given: str) -> Iterator[Photo]:
                 "relative to the table's folder"
             )
         count += 1
-        yield Photo(file, values.get("id") or None, values.get("label") or None)
+        yield _photo(file, values.get("id") or None, values.get("label", ""))
     if not count:
         raise InputError(f"{given} has no rows below its heading; add images")

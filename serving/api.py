@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from dataset.files import composed
 from index.adding import content_of
 from index.asking import verdict_of
 from serving.gallery import Gallery, State
@@ -212,5 +212,5 @@ def _wanted(query: Mapping[str, str]) -> Callable[[Entry], bool] | None:
 
 
 def _folded(text: str) -> str:
-    """Text for comparison: without letter case, and accents put together as NFC has them."""
-    return unicodedata.normalize("NFC", text).casefold()
+    """Text for comparison: without letter case, however its accents are put together."""
+    return composed(text).casefold()

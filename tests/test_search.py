@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -775,6 +776,23 @@ def test_ids_pass_from_images_that_moved_to_new_ones(
     table.write_text("\n".join(["path,id", *(reversed(rows) if reverse else rows)]))
     taken_in(folder / "i", table)
     assert holds(folder / "i") == {"A": "r/newA.png", "B": "p/1.png", "C": "r/moved.png"}
+
+
+def test_labels_that_look_alike_are_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    photos = folder / "photos"
+    lay(photos, {f"{form}/{n}": n + form for form in forms for n in "01"})
+    table = photos / "t.csv"
+    table.write_text("path,label\n" + "".join(f"{form}/0.png,{form}\n" for form in forms))
+    with monkeypatch.context() as older:  # which kept both forms
+        older.setattr(sources, "composed", lambda name: name)
+        taken_in(folder / "old", photos)
+    taken_in(folder / "new", photos)
+    taken_in(folder / "tabled", table)
+    for name in ("old", "new", "tabled"):
+        assert {entry.label for entry in Index.open(folder / name).entries()} == {"café"}
+    again = taken_in(folder / "old", photos)
+    assert (again.there, again.moved, again.added) == (4, 0, 0)
 
 
 def test_an_id_is_never_that_of_two_images(folder: Path) -> None:
