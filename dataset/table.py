@@ -22,6 +22,7 @@ from dataset.decoding import reason
 from dataset.files import composed, is_file, join_words
 from dataset.own import Note, OwnData, Rows, check_one_held_out, numbered, split_of
 from dataset.spreadsheet import read_rows
+from machine import expanded
 from utils import InputError
 
 _BOX = ("x1", "y1", "x2", "y2")
@@ -184,7 +185,7 @@ class _Table:
     def _checked_path(self, path: str, label: str, line: int) -> str:
         if not path or not label:
             raise self._fault(line, f"the {'label' if path else 'path'} is empty; fill it in")
-        path = self.on_disk(path)
+        path = self.on_disk(expanded(path))
         if _has_break(label) or (_has_break(path) and not self.on_disk.is_there(path)):
             raise self._fault(
                 line,

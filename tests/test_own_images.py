@@ -754,6 +754,17 @@ def test_windows_separators_in_some_rows(tmp_path: Path) -> None:
         dataset.load(table(tmp_path, "path,label", "..\\x.jpg,a"))
 
 
+def test_a_path_from_the_home_folder_is_meant_as_for_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    photos(tmp_path / "home", "abcd")
+    rows = [f"~/{c}/{k}.jpg,{c}" for c in "abcd" for k in (0, 1)]
+    given = table(tmp_path, "path,label", *rows)
+    parts = [dataset.load(given, split=split) for split in ("train", "eval")]
+    assert sum(map(len, parts)) == 8 and not [path for part in parts for path in part.missing()]
+
+
 @pytest.mark.parametrize(("listed", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_accents_put_together_otherwise(listed: str, on_disk: str, tmp_path: Path) -> None:
     def spelled(text: str, form: str) -> str:
