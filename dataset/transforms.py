@@ -241,7 +241,8 @@ def to_network(
     images, size = len(pixels), pixels.shape[2]
     gain, shift = _row_of_constants(spec, size, pixels.device)
     result = _empty((images, size, size * 3), pixels.device)
-    step = max(1, _PIXELS_AT_A_TIME.get(pixels.device.type, 1 << 25) // size**2)
+    at_once = _ON_A_CPU if pixels.device.type == "cpu" else _ON_A_GPU
+    step = max(1, at_once // size**2)
     for start in range(0, images, step):
         part, out = pixels[start : start + step], result[start : start + step]
         if change is not None:
@@ -254,9 +255,9 @@ def to_network(
     return result.view(images, size, size, 3).permute(0, 3, 1, 2)
 
 
-_PIXELS_AT_A_TIME = {"cpu": 1 << 18}
-"""A part of a batch that a CPU's cache holds through all its steps; a larger one, which leaves
-room, on a GPU."""
+_ON_A_CPU, _ON_A_GPU = 1 << 18, 1 << 25
+"""Pixels that are finished at once: what a CPU's cache holds through all steps, and on a GPU more,
+which leaves room all the same."""
 
 
 def _empty(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

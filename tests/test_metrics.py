@@ -489,7 +489,7 @@ def test_in_runs_when_there_are_many_pairs(name, monkeypatch):
     x, labels = CASES[name]
     monkeypatch.setattr(blocks, "MAX_PAIRS", 700)
     few = blocks.Scale(columns=8, entries=64, queries=256, cosines=2**22)
-    monkeypatch.setattr(blocks, "SCALES", {"cpu": few})
+    monkeypatch.setattr(blocks, "ON_A_CPU", few)
     monkeypatch.setattr(ties, "MAX_TERMS", 100)
     assert_same(retrieval_per_query(x, labels, block_size=40), oracle(x, labels))
 
@@ -499,7 +499,7 @@ def test_every_block_size_gives_the_same_numbers(each_search, monkeypatch):
     x[::7] = x[1::7][: len(x[::7])]
     sizes = None, 333, 1000, 8192
     first, *others = (retrieval_per_query(x, labels, block_size=b) for b in sizes)
-    monkeypatch.setitem(blocks.SCALES, "cpu", blocks.ON_A_GPU)
+    monkeypatch.setattr(blocks, "ON_A_CPU", blocks.ON_A_GPU)
     others += [retrieval_per_query(x, labels, block_size=b) for b in sizes]
     for other in others:
         for name, values in first.items():
