@@ -6,6 +6,7 @@ Robust and Decomposable Average Precision for Image Retrieval, NeurIPS 2021.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,11 +82,10 @@ class SupAPLoss(Criterion):
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels)
         others = (embeddings, labels) if references is None else references[:2]
-        same = _same(labels, references)
-        (most,) = of_labels(_largest_class, labels, references)
+        same, most, *places = of_labels(_same, labels, references)
         rows = rows_of_strip(len(others[1]) * most)
         strips = [*zip((embeddings @ others[0].T).split(rows), same.split(rows), strict=True)]
-        pairs = of_labels(_pairs, labels, references) if len(strips) == 1 else None
+        pairs = places if len(strips) == 1 else None
         precision_of = made_again(self._precision, len(strips))
         precision = torch.cat([precision_of(*strip, pairs) for strip in strips]).mean()
         loss, terms = self.weight * (1 - precision), {"ap": precision}
@@ -96,7 +96,7 @@ class SupAPLoss(Criterion):
         return loss
 
     def _precision(
-        self, similarity: Tensor, same: Tensor, pairs: tuple[Tensor, Tensor] | None
+        self, similarity: Tensor, same: Tensor, pairs: Sequence[Tensor] | None
     ) -> Tensor:
         """Average precision of the queries whose rows these are, both (n, B): (n,).
 
@@ -126,16 +126,8 @@ class SupAPLoss(Criterion):
         return [proxies | {"lr": self.proxy_lr, "weight_decay": 0.0}]
 
 
-def _same(labels: Tensor, references: References | None) -> Tensor:
-    """(B, R): an image and another, or itself, of its class."""
-    return labels[:, None] == (labels if references is None else references.labels)
-
-
-def _largest_class(labels: Tensor, references: References | None) -> tuple[int]:
-    """How many of its class an image finds at most."""
-    return (int(_same(labels, references).sum(dim=1).max()),)
-
-
-def _pairs(labels: Tensor, references: References | None) -> tuple[Tensor, Tensor]:
-    """An image and another, or itself, of its class: (P,) each."""
-    return _same(labels, references).nonzero(as_tuple=True)
+def _same(labels: Tensor, references: References | None) -> tuple[Tensor, int, Tensor, Tensor]:
+    """An image and another, or itself, of its class (B, R), how many of these an image finds at
+    most, and the places of the true entries, (P,) each."""
+    same = labels[:, None] == (labels if references is None else references.labels)
+    return same, int(same.sum(dim=1).max()), *same.nonzero(as_tuple=True)

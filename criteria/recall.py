@@ -18,7 +18,6 @@ from criteria.base import (
     in_float32,
     of_labels,
     pair_masks,
-    positive_pairs,
 )
 from criteria.strips import made_again, rows_of_strip
 from devices import on_device
@@ -69,12 +68,11 @@ class RecallAtKLoss(Criterion):
         ks = [min(k, images) for k in self.ks]
         if self.simix:
             embeddings, labels = with_mixtures(embeddings, labels)
-        positive, _ = pair_masks(labels, references)
-        (most,) = of_labels(_most_positives, labels, references)
+        positive, most, *places = of_labels(_positives, labels, references)
         others = embeddings if references is None else references.embeddings
         rows = rows_of_strip(len(others) * most)
         strips = [*zip((embeddings @ others.T).split(rows), positive.split(rows), strict=True)]
-        pairs = of_labels(positive_pairs, labels, references) if len(strips) == 1 else None
+        pairs = places if len(strips) == 1 else None
         recall_of = made_again(self._recall, len(strips))
         recalls = [recall_of(*strip, pairs, ks) for strip in strips]
         count = positive.any(dim=1).sum()
@@ -86,7 +84,7 @@ class RecallAtKLoss(Criterion):
         self,
         similarity: Tensor,
         positive: Tensor,
-        pairs: tuple[Tensor, Tensor] | None,
+        pairs: Sequence[Tensor] | None,
         ks: Sequence[int],
     ) -> Tensor:
         """Recall@k of the queries whose rows these are, both (n, B), mean over ``ks``: (n,).
@@ -104,10 +102,12 @@ class RecallAtKLoss(Criterion):
         return (torch.minimum(hits, levels) / most).mean(dim=1)
 
 
-def _most_positives(labels: Tensor, references: References | None) -> tuple[int]:
-    """How many positives an image has at most, 1 or more."""
+def _positives(labels: Tensor, references: References | None) -> tuple[Tensor, int, Tensor, Tensor]:
+    """Which images are of one class (B, R), how many of them one has at most (1 or more), and the
+    places of the true entries, (P,) each."""
     positive, _ = pair_masks(labels, references)
-    return (max(1, int(positive.sum(dim=1).max())),)
+    most = max(1, int(positive.sum(dim=1).max()))
+    return positive, most, *positive.nonzero(as_tuple=True)
 
 
 def with_mixtures(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
