@@ -136,6 +136,10 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     given = {name: getattr(asked, name) for name in asked.given}
     chosen = argparse.Namespace(**{**vars(asked), **own, **given})
     chosen = options.resolved(chosen)
+    try:
+        options.check_read(chosen)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     network = _network(content, path, chosen.image_size, given)
     if chosen.image_size != trained.get("image_size"):  # of which training has made sure
         network.check_image_size(chosen.image_size)
@@ -156,6 +160,7 @@ def open_untrained(asked: argparse.Namespace) -> Opened:
         InputError: the flags do not go together, or the weights cannot be had.
     """
     chosen = options.resolved(asked)
+    options.check_read(chosen)
     torch.manual_seed(chosen.seed)  # for what starts at random
     entries = net.Architecture.entries(vars(chosen)) | {"head": "training"}
     network = net.build(net.Architecture(**entries), pretrained=chosen.pretrained)

@@ -113,6 +113,11 @@ TRACKED = Need("wandb or --tensorboard", lambda args: args.wandb != "disabled" o
 ONE_PAGE = Need("the page of runs (without --compare)", lambda args: not args.compare)
 COMPARED = Need("--compare", lambda args: args.compare)
 OWN_FOLDER = Need("--failures or --query", lambda args: args.failures or args.query)
+RESUMED = Need("the evaluation of a checkpoint (--resume)", lambda args: args.resume)
+AS_IT_STARTS = Need(
+    "a network that is evaluated as it starts (--model without --resume)",
+    lambda args: not args.resume,
+)
 
 # --- the flags ------------------------------------------------------------------------------------
 
@@ -431,7 +436,7 @@ EVALUATION = Group("evaluation", (
          shown="the run's; without one 150"),
     flag("--weights", None, one_of(*net.WEIGHTS),
          "for a run that kept a running mean of its weights: the mean (ema) or the weights (raw)",
-         shown="ema where there is one"),
+         shown="ema where there is one", need=RESUMED),
     flag("--ks", None, Kind(whole(1), "K", nargs="+"), "which R@K to report",
          shown="the data set's", need=RETRIEVAL),
     flag("--dims", (), Kind(whole(1), "D", nargs="+"),
@@ -523,12 +528,25 @@ OVERVIEW = Group("all runs under a folder in a table", (
 # fmt: on
 
 
+NEVER_EVALUATED = ("checkpoint", "head_init", "dropout", "bn_freeze", "bn_momentum")
+"""Flags of the network that say how it starts and trains, and nothing of what it is afterwards."""
+
+
 def as_evaluated(group: Group) -> Group:
-    """A group of train.py's flags as evaluate.py has them."""
-    words = {
-        "max_bad_images": "share of the images that may be unreadable (one at least; 0 is none): "
-        "they are left out, and each is named",
-        "checkpoint": "train.py starts from it; here the checkpoint is named by --resume",
+    """A group of train.py's flags as evaluate.py has them: those that an evaluation reads."""
+    otherwise: dict[str, dict[str, Any]] = {
+        "max_bad_images": {
+            "help": "share of the images that may be unreadable (one at least; 0 is none): they "
+            "are left out, and each is named"
+        },
+        "model_args": {"need": None},  # the model itself says that it takes none
+        "pretrained": {"need": AS_IT_STARTS},
+        # What is evaluated without a checkpoint are the features before the head.
+        **{name: {"need": RESUMED} for name in ("embedding_size", "head", "head_norm")},
+        "l2_norm": {
+            "kind": one_of(1),
+            "help": "published commands may have it: embeddings are always compared at unit length",
+        },
     }
     about = {
         "data": "With --resume, the run decides what is not given here, but for --decode, caches "
@@ -536,7 +554,11 @@ def as_evaluated(group: Group) -> Group:
         "network": "With --resume, the checkpoint decides what is not given here. The defaults "
         "below hold without --resume.",
     }
-    flags = tuple(replace(entry, help=words.get(entry.dest, entry.help)) for entry in group.flags)
+    flags = tuple(
+        replace(entry, **otherwise.get(entry.dest, {}))
+        for entry in group.flags
+        if entry.dest not in NEVER_EVALUATED
+    )
     return Group(group.title, flags, about[group.title])
 
 

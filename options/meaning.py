@@ -107,6 +107,12 @@ def useless(entry: Flag) -> str:
     )
 
 
+def check_read(args: argparse.Namespace) -> None:
+    """Raises InputError where a flag of evaluate.py was given that nobody listens to."""
+    for entry in unread(args, flags_of(EVALUATE_GROUPS)):
+        raise InputError(useless(entry))
+
+
 def notices(args: argparse.Namespace) -> list[str]:
     """A sentence for each given flag that changes nothing."""
     dead = [entry for entry in train_flags() if entry.dead and entry.dest in args.given]

@@ -21,15 +21,13 @@ import methods
 from flags import SWITCH, Flag, Group
 from machine import expanded
 from options.declared import (
+    DATA,
     EVALUATE_GROUPS,
-    EVALUATION,
-    FILES,
-    POSTPROCESSING,
     REPORT_GROUPS,
-    SINGLE_IMAGES,
     TRAIN_GROUPS,
     defaults,
     flags_of,
+    train_flags,
 )
 from options.files import words_of
 from options.meaning import (
@@ -152,6 +150,10 @@ def _swapped(spellings: Iterable[str]) -> set[str]:
     return {f"--{name.replace(*pair)}" for name in names for pair in (("-", "_"), ("_", "-"))}
 
 
+def _all_spellings(entry: Flag) -> set[str]:
+    return {*entry.spellings, *_swapped(entry.spellings)}
+
+
 def _argparse_settings(entry: Flag) -> dict[str, Any]:
     settings: dict[str, Any] = {"dest": entry.dest, "help": _help_text(entry)}
     kind = entry.kind
@@ -175,7 +177,11 @@ def _parse(
     entries = flags_of(groups)
     if unknown:
         known = [spelling for entry in entries for spelling in entry.spellings]
-        near = close_names(unknown[0].split("=")[0], known)
+        name = unknown[0].split("=")[0]
+        if any(name in _all_spellings(entry) for entry in train_flags()):
+            script = program.split()[-1]
+            parser.error(f"{name} is for training, and {script} does not read it; leave it out")
+        near = close_names(name, known)
         hint = f"; did you mean {' or '.join(near[:2])}?" if near else ""
         parser.error(f"unknown argument {unknown[0]}{hint}")
     args = argparse.Namespace(**{**defaults(groups), **vars(given)})
@@ -234,16 +240,14 @@ def parsed(words: Sequence[str]) -> argparse.Namespace | None:
 def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of evaluate.py; see `parse_train`."""
     about = "Evaluate a checkpoint on the classes it never saw."
-    args, _, parser = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
+    args, entries, parser = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
     if not args.resume and "model" not in args.given:
         parser.error(
             "--resume FILE is needed: the checkpoint to evaluate; or --model NAME, which is "
             "evaluated as it starts"
         )
-    if args.checkpoint:
-        parser.error("--checkpoint is for training; name the checkpoint by --resume")
-    # Who listens to the other groups depends on the checkpoint, which is not read yet.
-    _check_needs(args, flags_of((EVALUATION, POSTPROCESSING, FILES, SINGLE_IMAGES)), parser)
+    # Who listens to those of the data depends on the run, which is not read yet: `check_read`.
+    _check_needs(args, entries, parser, excused={entry.dest for entry in DATA.flags})
     try:
         check_ranking(args)
         check_one_checkpoint(args, len(args.resume or [args.model]))

@@ -793,7 +793,15 @@ OUTPUTS = ("--json", "n.json", "--csv", "n.csv", "--latex", "n.tex")
         ("good", ("--metrics", "nmi", "--failures", "3"), ["--failures", "retrieval"]),
         ("good", ("--metrics", "retrieval", "--kmeans-restarts", "3"), ["--kmeans-restarts"]),
         ("good", ("--top", "3"), ["--top", "--query"]),
-        ("good", ("--checkpoint", "other.pth"), ["--checkpoint", "--resume"]),
+        ("good", ("--checkpoint", "other.pth"), ["--checkpoint is for training"]),
+        ("good", ("--dropout=0.3",), ["--dropout is for training"]),
+        ("good", ("--bn_freeze", "1"), ["--bn_freeze is for training"]),
+        ("good", ("--lr", "1"), ["--lr is for training"]),
+        ("good", ("--l2-norm", "0"), ["--l2-norm", "choose from 1"]),
+        ("good", ("--pretrained", "imagenet"), ["--pretrained has no effect"]),
+        ("good", ("--cache-size", "99"), ["--cache-size has no effect", "--decode cache"]),
+        ("good", ("--dataset", "emoji", "--exif", "ignore"), ["--exif has no effect"]),
+        ("good", ("--dataset", "emoji", "--eval-classes", "0.3"), ["--eval-classes has no effect"]),
         ("good", ("--out", "x"), ["--out", "--failures"]),
         ("good", ("--bootstrap", "10"), ["--bootstrap", "100"]),
         ("good", ("--block-size", "0"), ["--block-size", "1"]),
@@ -821,6 +829,14 @@ def test_bad_input_is_one_sentence_and_nothing_is_overwritten(
     assert_refused(command("--resume", file, *OUTPUTS, *flags), *words)
     assert (files_in(tmp_path), files_in(runs.seed1.parent)) == before
     assert all((tmp_path / name).read_text() == "older" for name in ("n.json", "n.csv", "n.tex"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--embedding-size", "4"), ("--head", "none"), ("--head-norm", "1"), ("--weights", "raw")],
+)
+def test_a_network_as_it_starts_is_not_given_what_only_a_checkpoint_has(flags, command):
+    assert_refused(command("--model", "resnet10", *flags), flags[0], "no effect", "--resume")
 
 
 def test_a_fault_in_the_second_checkpoint_is_found_before_the_first_is_evaluated(
