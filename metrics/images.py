@@ -19,6 +19,7 @@ from torch import Tensor
 from metrics.clustering import Array, as_numbers
 
 SHORTEST = 1e-30  # a vector shorter than that counts as zeros
+LONGEST = 1e37  # float32 has all its digits up to there, and of the reciprocal
 
 
 def embeddings_of(
@@ -54,6 +55,7 @@ class Images:
     Attributes:
         inverse: (N,) float64, 1 / ‖x‖, 0 for zeros. scale: (N, 1) float32, the same.
         largest: the largest |number| where all are whole numbers, else infinity.
+        fits_float32: whether all can be normalised in float32.
     """
 
     def __init__(self, embeddings: Tensor, labels: Array, groups: Array | None, name: str) -> None:
@@ -75,6 +77,7 @@ class Images:
         norms = norms[self.order]
         self.inverse = norms.reciprocal().where(norms >= SHORTEST, 0)
         self.scale = self.inverse.float()[:, None]
+        self.fits_float32 = bool((norms <= LONGEST).all())
         self.largest = self._largest()
 
     def _largest(self) -> float:
@@ -102,6 +105,8 @@ class Images:
 
     def unit(self, part: slice) -> Tensor:
         """L2-normalised float32 embeddings (n, d) of a run of images."""
+        if not self.fits_float32:
+            return self.given(part).mul_(self.inverse[part, None]).float()
         return self.embeddings[self.order[part]].float() * self.scale[part]
 
     def given(self, part: slice | Tensor) -> Tensor:

@@ -793,6 +793,16 @@ def test_tensors_arrays_and_scale_are_alike():
     assert all(type(v) in (float, int) for v in first.values())
 
 
+@pytest.mark.parametrize("classes", [3, 30])  # searched row by row, and block by block
+@pytest.mark.parametrize("scale", [1e38, 1e100])
+def test_lengths_beyond_float32_change_nothing(scale, classes):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 16, generator=generator).double()
+    labels = torch.arange(300) % classes
+    found = retrieval_metrics(scale * x, labels) | clustering_metrics(scale * x, labels)
+    assert found == pytest.approx(retrieval_metrics(x, labels) | clustering_metrics(x, labels))
+
+
 def test_zero_embeddings_are_equally_far_from_everything():
     x = torch.cat([at_angles(0, 10, 180), torch.zeros(1, 2)])
     found = retrieval_per_query(x, torch.tensor([0, 0, 1, 1]))
