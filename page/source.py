@@ -115,7 +115,7 @@ def judge(source: Source, file: str | None = None) -> Embedded:
     """
     task = source.task
     if file is not None:
-        return _exported(task, Path(file))
+        return _exported(task, Path(file), source.network.test_size)
     queries, embeddings, uncertainty = source.embed_with_uncertainty(task.queries)
     searched, gallery = (None, None) if task.gallery is None else source.embed(task.gallery)
     if not len(queries) or len(queries if searched is None else searched) < 2:
@@ -126,7 +126,8 @@ def judge(source: Source, file: str | None = None) -> Embedded:
     return Embedded(task.narrowed(queries, searched), embeddings, gallery, uncertainty)
 
 
-def _exported(task: Task, path: Path) -> Embedded:
+def _exported(task: Task, path: Path, size: int) -> Embedded:
+    """The embeddings of a file, of as many numbers as the network's, which the page compares."""
     content = load_arrays(path, "--embeddings")
     gallery = None if task.gallery is None else _of_export(content, "gallery_", task.gallery)
     task = task.narrowed(_of_export(content, "", task.queries), gallery)
@@ -146,6 +147,13 @@ def _exported(task: Task, path: Path) -> Embedded:
             f"--embeddings {path} holds no embeddings of all images; make it with evaluate.py "
             "--export"
         )
+    for vectors in (found["embeddings"], found.get("gallery_embeddings")):
+        if vectors is not None and vectors.shape[1] != size:
+            raise InputError(
+                f"--embeddings {path} holds embeddings of {vectors.shape[1]} numbers, and the "
+                f"run's have {size}; make it with evaluate.py --export, of the run's best "
+                "checkpoint and without --dims and --whiten"
+            )
     return Embedded(
         task,
         found["embeddings"],

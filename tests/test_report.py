@@ -214,6 +214,10 @@ def test_embeddings_can_come_from_a_file(logs, images, tmp_path):
     page = report.make([logs / "first"], tmp_path / "x.html", embeddings=str(tmp_path / "e.npz"))
     (run,), (own,) = (data_of(p)["runs"] for p in (page, report.make([logs / "first"])))
     assert run["confusions"] == own["confusions"]
+    np.savez(tmp_path / "e.npz", embeddings=unit[:, :3], labels=judged.images.labels)
+    with pytest.raises(InputError, match=f"of 3 numbers, .* have {unit.shape[1]}.* --dims"):
+        report.make([logs / "first"], tmp_path / "y.html", embeddings=str(tmp_path / "e.npz"))
+    assert not (tmp_path / "y.html").exists()
     np.savez(tmp_path / "e.npz", embeddings=unit, labels=judged.images.labels[::-1])
     with pytest.raises(InputError, match="labels differ"):
         report.make([logs / "first"], tmp_path / "x.html", embeddings=str(tmp_path / "e.npz"))
