@@ -216,7 +216,7 @@ def test_a_checkpoint_is_evaluated_on_other_images_than_its_own(
         *("evaluate.py", "--resume", run, "--dataset", "emoji", "--eval-classes", "0.5", *EMOJI),
         cwd=tmp_path,
     )
-    assert refused.returncode == 2 and "eval_classes has no effect" in refused.stderr
+    assert refused.returncode == 2 and "--eval-classes has no effect" in refused.stderr
 
 
 EMOJI = ("--data-root", ROOT / "data", "--ratio-classes", "0.05", "--metrics", "retrieval")
