@@ -34,6 +34,52 @@ pytestmark = [
 DEVICE = torch.device("cuda")
 
 
+# --- the longest comes first: others run beside it ------------------------------------------------
+
+
+def worked(done) -> str:
+    """What a command printed, once it has succeeded."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_run_from_training_to_a_search(tmp_path):
+    """train.py, evaluate.py on either device, report.py, load_run, and an export, from files."""
+    images = tiny.write_images(tmp_path / "data", images=12)
+    common = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--amp", "off"]
+    reading = ["--decode", "cache", "--cache-dir", tmp_path / "cache", "--data-device", "cuda"]
+    where = ["--epochs", "2", "--LOG_DIR", tmp_path, "--name", "run"]
+    said = worked(run_cli("train.py", *common, *reading, *where, cwd=tmp_path))
+    assert torch.cuda.get_device_name() in said
+    numbers = {}
+    for device in ("gpu", "cpu"):
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+        out = tmp_path / f"{device}.npz"
+        command = ["--resume", tmp_path / "run", "--export", out, "--amp", "off"]
+        worked(run_cli("evaluate.py", *command, cwd=tmp_path, **hidden))
+        with np.load(out) as file:
+            numbers[device] = file["embeddings"]
+    np.testing.assert_allclose(numbers["gpu"], numbers["cpu"], atol=2e-3)
+    worked(run_cli("report.py", tmp_path / "run", cwd=tmp_path))
+    worked(run_python("-m", "net", "export", tmp_path / "run", "--onnx", "a.onnx", cwd=tmp_path))
+    embed = net.load_run(tmp_path / "run")
+    paths = sorted((images / "eval").rglob("*.png"))[:5]
+    assert embed(paths).shape == (5, 8)
+    for more in (
+        ["--rerank", "--bootstrap", "100"],
+        ["--whiten", "4", "--query", paths[0]],
+        ["--dims", "4", "--metrics", "retrieval", "nmi", "f1", "ami", "verification"],
+    ):
+        worked(run_cli("evaluate.py", "--resume", tmp_path / "run", *more, cwd=tmp_path))
+    index = tmp_path / "photos.npz"
+    build = ["build", tmp_path / "run", "--images", images / "eval", "--index", index]
+    worked(run_cli("search.py", *build, cwd=tmp_path))
+    assert paths[0].name in worked(run_cli("search.py", "query", index, paths[0], cwd=tmp_path))
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
 def batch(images: int = 48, size: int = 32, classes: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(images) % classes
@@ -333,46 +379,6 @@ def test_network_fixture_in_float32():
 
 
 # --- the commands ---------------------------------------------------------------------------------
-
-
-def worked(done) -> str:
-    """What a command printed, once it has succeeded."""
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_a_run_from_training_to_a_search(tmp_path):
-    """train.py, evaluate.py on either device, report.py, load_run, and an export, from files."""
-    images = tiny.write_images(tmp_path / "data", images=12)
-    common = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--amp", "off"]
-    reading = ["--decode", "cache", "--cache-dir", tmp_path / "cache", "--data-device", "cuda"]
-    where = ["--epochs", "2", "--LOG_DIR", tmp_path, "--name", "run"]
-    said = worked(run_cli("train.py", *common, *reading, *where, cwd=tmp_path))
-    assert torch.cuda.get_device_name() in said
-    numbers = {}
-    for device in ("gpu", "cpu"):
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
-        out = tmp_path / f"{device}.npz"
-        command = ["--resume", tmp_path / "run", "--export", out, "--amp", "off"]
-        worked(run_cli("evaluate.py", *command, cwd=tmp_path, **hidden))
-        with np.load(out) as file:
-            numbers[device] = file["embeddings"]
-    np.testing.assert_allclose(numbers["gpu"], numbers["cpu"], atol=2e-3)
-    worked(run_cli("report.py", tmp_path / "run", cwd=tmp_path))
-    worked(run_python("-m", "net", "export", tmp_path / "run", "--onnx", "a.onnx", cwd=tmp_path))
-    embed = net.load_run(tmp_path / "run")
-    paths = sorted((images / "eval").rglob("*.png"))[:5]
-    assert embed(paths).shape == (5, 8)
-    for more in (
-        ["--rerank", "--bootstrap", "100"],
-        ["--whiten", "4", "--query", paths[0]],
-        ["--dims", "4", "--metrics", "retrieval", "nmi", "f1", "ami", "verification"],
-    ):
-        worked(run_cli("evaluate.py", "--resume", tmp_path / "run", *more, cwd=tmp_path))
-    index = tmp_path / "photos.npz"
-    build = ["build", tmp_path / "run", "--images", images / "eval", "--index", index]
-    worked(run_cli("search.py", *build, cwd=tmp_path))
-    assert paths[0].name in worked(run_cli("search.py", "query", index, paths[0], cwd=tmp_path))
 
 
 def test_two_processes_share_a_card(tmp_path):
