@@ -66,7 +66,7 @@ PARTS = {
         "benchmarks/evaluation.py --ours --shapes all --repeats 2",
         25,
     ),
-    # The second network of a process is slower than its profile says, whichever it is.
+    # Twice the second network was slower than its profile says, another one each time.
     "training": Part(
         f"benchmarks/training.py --models resnet50 bn_inception {VIT} {JPEG} --images 1000 "
         "--readings exact cuda --batches 16 --repeats 2 --limit 110",
