@@ -253,10 +253,11 @@ def _pixels(picture: Picture, index: int, upright: bool) -> np.ndarray:
             raise TypeError(f"it is a {type(picture).__name__}")
         return decode(picture, upright)
     except Exception as error:  # Pillow reports damage through a dozen unrelated types
-        raise InputError(
-            f"{_called(picture, index)} cannot be read ({reason(error)}); give image files, their "
-            "bytes, Pillow images, or arrays (H, W, 3) of uint8, RGB"
-        ) from error
+        wanted = "image files, their bytes, Pillow images, or arrays (H, W, 3) of uint8, RGB"
+        if isinstance(picture, (str, os.PathLike)):
+            wanted = "another image file"
+        said = f"{_called(picture, index)} cannot be read ({reason(error)}); give {wanted}"
+        raise InputError(said) from error
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

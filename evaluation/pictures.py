@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dataset.base import ImageSet
 from evaluation.lettering import Lettering
 from storage import write_atomically
+from utils import InputError
 
 # 900 pixels wide with ten neighbours: a README shows it pixel by pixel.
 EDGE, NAME, CELL, GAP, AFTER_QUERY, LEGEND = 8, 114, 66, 4, 14, 30
@@ -30,6 +31,7 @@ FONT_SIZE, LINE, MOST_LINES = 13, 16, 3
 # With names below the pictures there is more of everything.
 NAMED_CELL, NAMED_NAME, NAME_LINES, FAINT = 96, 150, 2, (101, 109, 118)
 NOTE, SMALL = Lettering(FONT_SIZE), Lettering(11)
+MOST_PIXELS = 2 * 89_478_485  # Pillow itself opens no larger picture
 
 
 def random_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -123,7 +125,10 @@ def _about(images: ImageSet, index: int, note: str) -> tuple[str, str, str]:
 
 
 def _sheet(rows: Sequence[_Row], columns: int, legend: Image.Image | None) -> Image.Image:
-    """Rows of pictures; wider ones, with room for names, where something stands below them."""
+    """Rows of pictures; wider ones, with room for names, where something stands below them.
+
+    Raises InputError where it would be larger than `MOST_PIXELS`.
+    """
     named = any(cell.text is not None for row in rows for cell in row.found)
     side, name = (NAMED_CELL, NAMED_NAME) if named else (CELL, NAME)
     step = side + GAP + (NOTE.line + NAME_LINES * SMALL.line + SMALL.line + GAP if named else 0)
@@ -132,7 +137,13 @@ def _sheet(rows: Sequence[_Row], columns: int, legend: Image.Image | None) -> Im
     top = EDGE
     if legend is not None:
         width, top = max(width, legend.width + 2 * EDGE), LEGEND
-    canvas = Image.new("RGB", (width, top + len(rows) * step - GAP + EDGE), PAPER)
+    height = top + len(rows) * step - GAP + EDGE
+    if width * height > MOST_PIXELS:
+        raise InputError(
+            f"a picture of {len(rows):,} queries with {columns} images each has {width:,} × "
+            f"{height:,} pixels, more than most programs open; ask for fewer of either"
+        )
+    canvas = Image.new("RGB", (width, height), PAPER)
     if legend is not None:
         canvas.paste(legend, (EDGE, EDGE))
     for row in rows:

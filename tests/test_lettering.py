@@ -9,6 +9,7 @@ from PIL import Image, ImageFont
 from dataset.base import ImageSet, PathTable
 from evaluation import lettering, pictures
 from evaluation.lettering import Lettering
+from utils import InputError
 
 INK = (0, 0, 0)
 
@@ -127,3 +128,11 @@ def test_answers_to_pictures_of_ones_own_have_names_below():
     step = pictures.NAMED_CELL + pictures.GAP
     assert sheet.height > 2 * (step + 50)
     assert (below_pictures(sheet) < 128).any()
+
+
+def test_a_sheet_that_nothing_opens_is_refused():
+    shown = images(("cup", "pot"), "a")
+    queries, found = shown.subset(np.zeros(600, int)), np.ones((600, 200), int)
+    said = r"a picture of 600 queries with 200 images each has [\d,]+ × [\d,]+ pixels, more than"
+    with pytest.raises(InputError, match=said):
+        pictures.contact_sheet(queries, found, np.full(found.shape, "0.5"), shown)

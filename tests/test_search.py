@@ -1164,7 +1164,8 @@ def test_queries_find_themselves_unless_told_otherwise(
         said_by(f"{asked} --without-self", capsys).splitlines()[1].split()[1]
         == (lines[2].split()[1])
     )
-    assert "cannot be read" in refusal_of(f"query {shop}/shop.index {shop}/nothing.png", capsys)
+    said = refusal_of(f"query {shop}/shop.index {shop}/nothing.png", capsys)
+    assert "nothing.png cannot be read" in said and said.endswith("give another image file\n")
 
 
 def test_duplicates_and_info(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
