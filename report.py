@@ -73,9 +73,8 @@ def main(args: argparse.Namespace) -> None:
     """Runs report.py with parsed options."""
     hear(logging.WARNING)
     asked = {f"--{name}": getattr(args, name) for name in ("out", "picture", "csv", "latex")}
-    compared = Path(args.compare).rglob("args.json") if args.compare else ()
-    read = [*args.runs, *(path.parent for path in compared)]
-    kept = [file for folder in read for file in files_of(folder)]
+    compared = overview.run_folders(Path(args.compare)) if args.compare else []
+    kept = [file for folder in (*args.runs, *compared) for file in files_of(folder)]
     check_outputs(asked, [*kept, *([args.embeddings] if args.embeddings else [])])
     if args.compare:
         overview.compare(args)

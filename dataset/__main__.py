@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import door
 from dataset import NAMES, find
-from dataset.base import check_command
+from dataset.base import ROOT, check_command
 from dataset.check import run
 from dataset.download import SOURCES, download
 from dataset.own import SEED, OwnData
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--data-root",
             type=expanded,
-            default="data",
+            default=ROOT,
             metavar="DIR",
             help="folder that holds the data sets (default: %(default)s)",
         )

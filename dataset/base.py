@@ -27,6 +27,7 @@ __all__ = [
     "check_command",
     "decode",
     "reason",
+    "root_words",
     "to_rgb",
 ]
 
@@ -34,10 +35,14 @@ ROOT = "data"
 """The usual data root."""
 
 
+def root_words(root: str | Path) -> list[str]:
+    """What leads a command to a data root; nothing where it is the usual one."""
+    return [] if str(root) == ROOT else ["--data-root", str(root)]
+
+
 def check_command(name: str, root: str | Path = ROOT) -> str:
     """The command that examines the data set of a name under a data root."""
-    elsewhere = [] if str(root) == ROOT else ["--data-root", root]
-    return f"python -m dataset check {as_shell(name, *elsewhere)}"
+    return f"python -m dataset check {as_shell(name, *root_words(root))}"
 
 
 # --- the lists ------------------------------------------------------------------------------------

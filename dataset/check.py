@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import dataset
 from dataset.alike import near_duplicates, thumbnail
-from dataset.base import DataSet, ImageSet
+from dataset.base import ROOT, DataSet, ImageSet, root_words
 from dataset.decoding import (
     LONGEST,
     UnfitImageError,
@@ -247,7 +247,7 @@ class Report:
         return {"clean": CLEAN, "findings": FINDINGS}.get(self.status, UNUSABLE)
 
 
-def check(name: str, root: str | Path = "data", *, exif: str = "apply", **options: Any) -> Report:
+def check(name: str, root: str | Path = ROOT, *, exif: str = "apply", **options: Any) -> Report:
     """Examines a data set.
 
     Args:
@@ -311,7 +311,7 @@ def _commands_to_get(name: str, root: str | Path) -> dict[str, str]:
     """How to fetch a data set that is not there, where it can be fetched."""
     if dataset.find(name).name not in SOURCES:
         return {}
-    words = [name, *_flag("--data-root", str(root), "data")]
+    words = [name, *root_words(root)]
     return {"get it": f"python -m dataset download {as_shell(*words)}"}
 
 
@@ -326,18 +326,14 @@ def _commands_to_go_on(
     """How to train on a data set as it is."""
     if _TRAIN not in [row.split for row in splits]:
         return {}
-    words = ["--dataset", name, *_flag("--data-root", str(root), "data")]
+    words = ["--dataset", name, *root_words(root)]
     if isinstance(entry, OwnData) and entry.share_held_out() is not None:
         for option, flag in (("eval_classes", "--eval-classes"), ("seed", "--split-seed")):
             words += [flag, str(options[option])] if option in options else []
-    words += _flag("--exif", exif, "apply")
+    words += [] if exif == "apply" else ["--exif", exif]
     shares = [share_admitting(row.unreadable, row.images) for row in splits if _refused(row)]
     words += ["--max-bad-images", f"{max(shares):g}"] if shares else []
     return {"train on it": f"python train.py {as_shell(*words)}"}
-
-
-def _flag(name: str, value: str, default: str) -> list[str]:
-    return [] if value == default else [name, value]
 
 
 def _refused(row: SplitCount) -> bool:

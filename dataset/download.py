@@ -30,6 +30,7 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 import dataset
+from dataset.base import ROOT
 from dataset.decoding import reason
 from storage import in_bytes
 from terminal import told
@@ -78,7 +79,7 @@ SOURCES = {
 }
 
 
-def download(name: str, root: str | Path = "data", source: Source | None = None) -> Path:
+def download(name: str, root: str | Path = ROOT, source: Source | None = None) -> Path:
     """Fetches and unpacks a data set under the data root.
 
     Args:

@@ -144,7 +144,8 @@ FOLDS = COUNT_OR_ZERO._replace(metavar="K")
 # fmt: off
 DATA = Group("data", (
     flag("--dataset --use_dataset", "emoji", Kind(a_data_set, "NAME"), DATASETS_TEXT),
-    flag("--data-root --dataset-dir", "data", a_path("DIR"), "folder that holds the data sets",
+    flag("--data-root --dataset-dir", dataset.ROOT, a_path("DIR"),
+         "folder that holds the data sets",
          change=NOTHING, local=True),
     flag("--eval-classes", None, Kind(number(0.0, 1.0, above=True), "F"),
          "share of the classes of your own images that is held out", need=OWN_DATA,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from dataset.own import LEAST_CLASSES, count_held_out, suited_share
 from flags import Flag
-from options.declared import OWN_DATA, train_flags
+from options.declared import HELD_OUT, OWN_DATA, train_flags
 from storage import in_bytes
 from utils import counted
 
@@ -199,7 +199,7 @@ def judging(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
     """Once, so that no epoch is picked on the classes that say how good it is."""
     if args.steps is not None or args.eval_steps is not None:
         return Chosen({}, "")
-    if args.val_classes or args.val_fold is not None:
+    if HELD_OUT.met(args):
         every = max(1, args.epochs // 10)
         return Chosen({"eval_every": every}, "ten times, since other classes pick the epoch")
     return Chosen(

@@ -103,6 +103,11 @@ def page_name(grep: str | None) -> str:
 # --- runs -----------------------------------------------------------------------------------------
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """The runs in a folder or below, by name."""
+    return [path.parent for path in sorted(folder.rglob("args.json"))]
+
+
 def collect(folder: Path) -> list[Line]:
     """One line per run under a folder, by name, and then one line per group of seeds.
 
@@ -112,11 +117,11 @@ def collect(folder: Path) -> list[Line]:
         InputError: there is no run that can be read.
     """
     found = []
-    for path in sorted(folder.rglob("args.json")):
+    for path in run_folders(folder):
         try:
-            found.append(records.read(path.parent))
+            found.append(records.read(path))
         except InputError as error:
-            logger.warning("%s is left out: %s", path.parent, error)
+            logger.warning("%s is left out: %s", path, error)
     if not found:
         raise InputError(
             f"{folder} holds no run that can be read (args.json in it or below); give logs"

@@ -20,6 +20,7 @@ import options
 from evaluation import tables
 from evaluation.thresholds import Thresholds
 from flags import Change
+from options.declared import HELD_OUT
 from options.files import RECIPES
 from runs import RunFolder
 from utils import InputError, damage_in_words
@@ -103,7 +104,7 @@ class Record:
     @property
     def holds_out(self) -> bool:
         """Whether its evaluations, all but the last, are of training classes that it holds out."""
-        return bool(self.options.val_classes) or self.options.val_fold is not None
+        return bool(HELD_OUT.met(self.options))
 
     @property
     def is_of_held_out(self) -> bool:

@@ -109,17 +109,17 @@ def conclude(folder: Path, runs: Sequence[Path]) -> None:
     """The table of the folds and their mean, on the screen and as folds.csv and folds.json."""
     found = [read(path) for path in runs]
     last = [metrics_in(record.evaluated[-1]) for record in found]
-    rows = [Row("validation", path.name, n) for path, n in zip(runs, last, strict=True)]
+    rows = [Row(tables.VALIDATION, path.name, n) for path, n in zip(runs, last, strict=True)]
     if len(last) > 1:
         means, deviation = mean_and_deviation(last)
         deviation = {k: v for k, v in deviation.items() if not k.startswith(tables.HIDDEN)}
         rows.append(
-            Row("validation", "mean", means, deviation, repeats=len(last), repeated="folds")
+            Row(tables.VALIDATION, "mean", means, deviation, repeats=len(last), repeated="folds")
         )
     say("\nClasses that took no part in the training, after the last epoch:")
     say(tables.text(rows))
     say(tables.footnote(rows))
-    best = [(record.best_epoch, record.results["validation"]["R@1"]) for record in found]
+    best = [(record.best_epoch, record.results[tables.VALIDATION]["R@1"]) for record in found]
     words = ", ".join(f"{value:.4f} after epoch {epoch}" for epoch, value in best)
     say(tables.in_lines(f"Highest R@1 of each fold, picked on itself: {words}."))
     write_table(folder / "folds.csv", *tables.csv_table(rows))
