@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import door
 from dataset import NAMES, find
 from dataset.base import ROOT, check_command
-from dataset.check import run
 from dataset.download import SOURCES, download
 from dataset.own import SEED, OwnData
+from dataset.showing import run
 from flags import whole
 from machine import expanded
 from options.parsing import Parser, file
@@ -27,6 +27,18 @@ _TO_STDOUT = "-"
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m dataset", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (_add_check(commands), _add_download(commands)):
+        command.add_argument(
+            "--data-root",
+            type=expanded,
+            default=ROOT,
+            metavar="DIR",
+            help="folder that holds the data sets (default: %(default)s)",
+        )
+    return parser
+
+
+def _add_check(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="what is there, compared with what is published, and what is wrong with it",
@@ -64,21 +76,17 @@ def _parser() -> argparse.ArgumentParser:
         default="apply",
         help="as in train.py: turn pictures as their EXIF data say, or not (default: %(default)s)",
     )
+    return check
+
+
+def _add_download(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     get = commands.add_parser(
         "download",
         help="fetch a data set, check it and unpack it under the data root",
         description="Fetches a data set, checks it and unpacks it under the data root.",
     )
     get.add_argument("name", metavar="NAME", help=f"one of {', '.join(SOURCES)}")
-    for command in (check, get):
-        command.add_argument(
-            "--data-root",
-            type=expanded,
-            default=ROOT,
-            metavar="DIR",
-            help="folder that holds the data sets (default: %(default)s)",
-        )
-    return parser
+    return get
 
 
 def _check(args: argparse.Namespace) -> int:

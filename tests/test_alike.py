@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from dataset import alike
 from dataset.alike import hashes, near_duplicates, thumbnail
-from dataset.check import as_text, check
+from dataset.check import check
+from dataset.showing import as_text
 
 COUNT = 40
 

@@ -25,7 +25,8 @@ from scipy.io import loadmat, savemat
 import dataset
 from dataset import mat
 from dataset.base import BadImageError, ImageSet, PathTable, decode
-from dataset.check import Report, check, run
+from dataset.check import Report, check
+from dataset.showing import run
 from utils import InputError
 
 CLASSES, IMAGES = 6, 3

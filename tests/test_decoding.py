@@ -21,11 +21,13 @@ from conftest import ROOT
 from PIL import Image, PngImagePlugin
 
 from dataset.base import BadImageError, ImageSet, PathTable
-from dataset.check import as_text, check, examine
+from dataset.check import check
 from dataset.decoding import UnfitImageError, central_part, decode, to_rgb, without_metadata
+from dataset.facts import examine
 from dataset.glance import looks_whole
 from dataset.loader import eval_loader, train_loader
 from dataset.samplers import SequentialSampler
+from dataset.showing import as_text
 from dataset.transforms import Views, centre_views, cut
 from net import INPUTS
 

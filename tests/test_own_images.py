@@ -24,7 +24,8 @@ import evaluate
 import options
 from dataset import files
 from dataset.__main__ import main
-from dataset.check import Report, as_text, check
+from dataset.check import Report, check
+from dataset.showing import as_text
 from dataset.wording import columns
 from evaluation.networks import found_again, open_checkpoint
 from index.sources import photos_of
@@ -872,7 +873,7 @@ def test_json_that_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     table = tmp_path / "photos.csv"
     table.write_text("path,label\na.png,a\n")
-    monkeypatch.setattr("dataset.check.check", None)
+    monkeypatch.setattr("dataset.showing.check", None)
     for file, why in ((tmp_path, "is a folder"), (table, "would overwrite")):
         with pytest.raises(SystemExit) as stop:
             main(["check", f"csv:{table}", "--json", str(file)])

@@ -20,10 +20,11 @@ from PIL import Image, features
 import report
 from dataset import kept, readable
 from dataset.base import ImageSet, PathTable
-from dataset.check import as_text, check
+from dataset.check import check
 from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.readable import Reading, unreadable
+from dataset.showing import as_text
 from utils import InputError
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,182 @@
+"""What one image file is: its size, what is unusual about it, and why it cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dataset.alike import thumbnail
+from dataset.base import ImageSet
+from dataset.decoding import (
+    UnfitImageError,
+    few_bits,
+    has_transparency,
+    need_file,
+    opened,
+    orientation,
+    reason,
+    to_rgb,
+)
+from machine import cores
+from terminal import printable
+
+_GREY_MODES = ("1", "L", "LA", "La")
+_TURNED = range(2, 9)  # EXIF orientation 1 is upright
+_BITS_PER_SAMPLE = 258  # a TIFF tag
+
+
+class FileFacts(NamedTuple):
+    """What one image file is: a hash of its bytes, its size, what is unusual, why it fails.
+
+    `fault` is a key of `FAULTS`, and empty for a picture that can be used. `name` is what the
+    report calls it: its path below the data set's folder, or as a table has it.
+    """
+
+    digest: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    traits: tuple[str, ...] = ()
+    fault: str = ""
+    error: str = ""
+    thumbnail: np.ndarray | None = None
+    name: str = ""
+
+
+MISSING, _CLOSED, _NO_FILE = "missing file", "file that may not be read", "no plain file"
+_UNFIT, _DAMAGED = "picture that cannot be used as it is", "unreadable or truncated file"
+
+# What is wrong with a file → what it means.
+FAULTS = {
+    MISSING: "listed, but not there; put it back, or unpack the archive again",
+    _CLOSED: "change its permissions",
+    _NO_FILE: "nothing is read from it; remove it",
+    _UNFIT: "the file is sound; convert it, or install what reads it",
+    _DAMAGED: "get it again",
+}
+
+ROTATION = "EXIF rotation"
+_AS_STORED = "taken as stored, as the released programs do (--exif ignore)"
+
+# What is unusual about a file → what happens to it (see decoding.decode).
+CONVERSIONS = {
+    "grey": "repeated over the three channels",
+    "CMYK": "converted to RGB",
+    "16-bit": "reduced to 8 bits, the high byte",
+    "32-bit": "reduced to 8 bits, as if it had 16",
+    "8 or 12 bits in a deeper": "scaled by the bits that its values need, else it would be black",
+    "palette": "colours looked up",
+    "other colour space": "converted to RGB",
+    "transparent": "laid on white",
+    ROTATION: "turned upright, which the released programs do not do (--exif ignore)",
+    "damaged metadata": "its pixels are used as they are, without the metadata",
+    "animated": "the first frame is used",
+}
+
+
+def examine(path: str, upright: bool = True) -> FileFacts:
+    """Reads and decodes one file, turned as its EXIF data say unless `upright` is False."""
+    try:
+        need_file(path)
+        content = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        return FileFacts(fault=_fault(error), error=reason(error))
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    if not content:
+        return FileFacts(digest, fault=_DAMAGED, error="the file is empty")
+    try:
+        with opened(io.BytesIO(content), path) as (image, left_out):
+            traits = tuple(_traits(image, content, left_out))
+            pixels = to_rgb(image, upright)
+    except UnfitImageError as error:
+        return FileFacts(digest, fault=_UNFIT, error=reason(error))
+    except Exception as error:  # Pillow reports damage through a dozen unrelated types
+        return FileFacts(digest, fault=_DAMAGED, error=reason(error))
+    height, width, _ = pixels.shape
+    return FileFacts(digest, (width, height), traits, thumbnail=thumbnail(pixels))
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return _CLOSED
+    number = getattr(error, "errno", None)
+    if isinstance(error, ValueError) or number in (
+        *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    ):
+        return MISSING
+    return _NO_FILE if number is None else _DAMAGED
+
+
+def _traits(image: Image.Image, content: bytes, left_out: bool) -> Iterable[str]:
+    if image.mode in _GREY_MODES or image.mode.startswith("I"):
+        yield "grey"
+    elif image.mode in ("P", "PA"):
+        yield "palette"
+    elif image.mode == "CMYK":
+        yield "CMYK"
+    elif image.mode not in ("RGB", "RGBA", "RGBa", "RGBX"):
+        yield "other colour space"
+    if image.mode.startswith("I") and few_bits(image.getextrema()[1]):
+        yield "8 or 12 bits in a deeper"
+    elif (bits := _bits(image, content)) > 8:
+        yield "32-bit" if bits > 16 else "16-bit"
+    if has_transparency(image):
+        yield "transparent"
+    turn, readable = orientation(image)
+    if turn in _TURNED:
+        yield ROTATION
+    if left_out or not readable:
+        yield "damaged metadata"
+    if getattr(image, "is_animated", False):
+        yield "animated"
+
+
+def _bits(image: Image.Image, content: bytes) -> int:
+    """Bits of a sample in the file; Pillow reduces 16-bit colour without saying so."""
+    if image.format == "PNG":
+        return content[24]  # the bit depth in the header that every PNG begins with
+    tags = getattr(image, "tag_v2", {})
+    bits = max(np.atleast_1d(tags.get(_BITS_PER_SAMPLE, 8)).tolist())
+    return max(bits, 16) if image.mode.startswith("I") else bits
+
+
+def examine_pixels(pixels: np.ndarray) -> FileFacts:
+    """As `examine`, of an image that lives in memory."""
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
+    height, width, _ = pixels.shape
+    return FileFacts(digest, (width, height), thumbnail=thumbnail(pixels))
+
+
+def examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
+    """Facts of every image, by path; a file that several splits list is read once."""
+    jobs: dict[str, Callable[[], FileFacts]] = {}
+    names: dict[str, str] = {}
+    for part in parts.values():
+        names.update(zip(part.paths, part.paths.names(), strict=True))
+        for index, path in enumerate(part.paths):
+            if part.pixels is None:
+                jobs.setdefault(path, partial(examine, path, part.upright))
+            else:
+                jobs.setdefault(path, lambda pixels=part.pixels[index]: examine_pixels(pixels))
+    # Pillow and hashlib release the interpreter, so threads keep all cores busy.
+    with ThreadPoolExecutor(cores()) as pool:
+        results = pool.map(lambda job: job(), jobs.values())
+        with image_bar(name, len(jobs)) as bar:
+            found = {}
+            for path, fact in zip(jobs, results, strict=True):
+                found[path] = fact._replace(name=names[path])
+                bar.update()
+    return found
+
+
+def image_bar(title: str, count: int) -> tqdm:
+    """A bar for so many images; nothing off a terminal."""
+    return tqdm(total=count, desc=printable(title), unit=" images", disable=None, leave=False)

@@ -1,0 +1,129 @@
+"""How the report on a data set is shown: as a table for people, or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dataset
+from dataset.check import UNUSABLE, Report, check
+from dataset.wording import width, wrapped
+from storage import write_atomically
+from terminal import plain
+from utils import counted
+
+
+def as_text(report: Report) -> str:
+    """The report for people: what is wrong in one paragraph, or a table and the findings."""
+    return _help(report) if report.problem else _table(report)
+
+
+def _help(report: Report) -> str:
+    named = report.problem.startswith(report.dataset)
+    problem = report.problem if named else f"{report.dataset}: {report.problem}"
+    lines = [wrapped(plain(problem), "", "  ")]
+    if report.origin:
+        lines += ["", wrapped(plain(report.origin), "  ", "  ")]
+    lines += ["", "  Expected arrangement of files:"]
+    lines += [f"    {line}" for line in plain(report.tree).splitlines()]
+    return "\n".join([*lines, *_commands(report)])
+
+
+def _table(report: Report) -> str:
+    rows = [("split", "images", "published", "classes", "published")]
+    rows += [
+        (
+            row.split,
+            _number(row.images),
+            _number(row.published_images),
+            _number(row.classes),
+            _number(row.published_classes),
+        )
+        for row in report.splits
+    ]
+    lines = [wrapped(": ".join(filter(None, (report.dataset, plain(report.found)))), "", "  ")]
+    lines += _counts(rows)
+    for row in report.splits:
+        if row.outcome:
+            lines.append(wrapped(row.outcome, f"  {row.split:<7}  ", " " * 11))
+    for finding in sorted(report.findings, key=lambda finding: finding.note):
+        kind = "note     " if finding.note else "FINDING  "
+        lines.append(wrapped(finding.sentence(), f"  {kind}", " " * 11))
+    kinds = Counter(finding.note for finding in report.findings)
+    found, noted = counted(kinds[False], "finding"), counted(kinds[True], "note")
+    lines.append(f"  {report.status}: {found}, {noted}")
+    return "\n".join([*lines, *_commands(report)])
+
+
+def _counts(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """The splits as a table; one below the other where the terminal is too narrow for it."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if sum(widths) + 3 * len(widths) - 1 > width():
+        return [wrapped(_count(*row), f"  {split:<7}  ", " " * 11) for split, *row in rows[1:]]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(most) for cell, most in zip(rest, widths[1:], strict=True)]
+        lines.append("  " + "   ".join(cells))
+    return lines
+
+
+def _count(images: str, published_images: str, classes: str, published_classes: str) -> str:
+    text = f"{images} images, {classes} classes"
+    if published_images == published_classes == "-":
+        return text
+    return f"{text} (published: {published_images} and {published_classes})"
+
+
+def _commands(report: Report) -> list[str]:
+    """Each on a line of its own, however long, so that it can be pasted."""
+    lines = []
+    for words, command in report.commands.items():
+        lines += ["", f"  {words}:", f"  {command}"]
+    return lines
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def run(
+    names: Sequence[str] | None,
+    root: str | Path,
+    as_json: bool,
+    file: Path | None = None,
+    **options: Any,
+) -> int:
+    """Checks `names`, or with None every data set, prints, and returns the exit status.
+
+    With None, data sets that are not there are listed and do not count, unless nothing is there.
+
+    Args:
+        as_json: prints JSON, which names every file, instead of the table. file: where that goes,
+            beside the table.
+
+    Raises:
+        InputError: `file` cannot be written.
+    """
+    reports = [check(name, root, **options) for name in names or dataset.NAMES]
+    there = [report for report in reports if report.status != "absent"]
+    looked_at = reports if names else there
+    status = max((report.exit_status for report in looked_at), default=UNUSABLE)
+    content = {"exit_status": status, "datasets": [asdict(report) for report in reports]}
+    # In ASCII, since a name on disk need be no text in any encoding.
+    as_text_ = json.dumps(content, indent=2)
+    if file is not None:
+        write_atomically(file, lambda stream: stream.write(f"{as_text_}\n".encode()))
+    if as_json:
+        print(as_text_)
+        return status
+    print("\n\n".join(as_text(report) for report in looked_at))
+    absent = [report.dataset for report in reports if report not in looked_at]
+    if absent:
+        more = f"not under {root}: {', '.join(absent)}; `python -m dataset check NAME` tells more"
+        print(f"\n{wrapped(more)}")
+    return status
