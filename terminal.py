@@ -12,8 +12,12 @@ import shutil
 import sys
 import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
+
+WIDTH = 80
+"""Columns of a line of text, where it does not go to a narrower terminal."""
+NARROWEST = 30  # below that lines are broken by the terminal itself
 
 _IN_ASCII = {"…": "...", "–": "-", "×": "x", "±": "+-", "→": "->", "≤": "<=", "≥": ">="}
 _IN_ASCII |= {"Σ": "sum", "β": "beta", "‖": "|", "\N{RIGHT SINGLE QUOTATION MARK}": "'"}
@@ -44,18 +48,60 @@ def fitted(text: str, further: str = "", stream: TextIO | None = None) -> str:
     return "\n".join(_broken(line, room, further) for line in text.split("\n"))
 
 
+def wrapped(text: str, first: str = "", further: str = "") -> str:
+    """A paragraph in lines of `text_width` columns, wherever it goes; what is not shown is escaped.
+
+    As `fitted`, but a word that is wider than a line is cut.
+
+    Args:
+        first, further: what the first and the further lines begin with.
+    """
+    room = text_width()
+    words = [
+        (blank if part == 0 else "", piece)
+        for blank, word in _words(printable(text))
+        for part, piece in enumerate(_pieces(word, room - columns(further)))
+    ]
+    return _filled(words, room, first, further)
+
+
+def text_width() -> int:
+    """Columns of a line of text: 80, or fewer where the terminal has fewer."""
+    return max(NARROWEST, min(WIDTH, terminal_width() or WIDTH))
+
+
 def _broken(line: str, room: int, further: str) -> str:
     if columns(line) <= room:
         return line
-    further = further if len(further) < room // 2 else "  "
-    lines, current = [], ""
-    for blank, word in re.findall(r"( *)((?:`[^`]*`|[^ `]|`)+)", line):
-        if current.strip() and columns(current + blank + word) > room:
-            lines.append(current)
-            current = further + word
+    return _filled(_words(line), room, "", further if len(further) < room // 2 else "  ")
+
+
+def _words(line: str) -> list[tuple[str, str]]:
+    """The words of a line, a command between back quotes being one, and the blanks before each."""
+    return re.findall(r"( *)((?:`[^`]*`|[^ `]|`)+)", line)
+
+
+def _filled(words: Iterable[tuple[str, str]], room: int, first: str, further: str) -> str:
+    """Words, with the blanks before each, in lines of `room` columns."""
+    lines, line = [], first
+    for blank, word in words:
+        if line.strip() and columns(line + blank + word) > room:
+            lines.append(line.rstrip())
+            line = further + word
         else:
-            current += blank + word
-    return "\n".join([*lines, current])
+            line += blank + word
+    return "\n".join([*lines, line.rstrip()])
+
+
+def _pieces(word: str, room: int) -> Iterator[str]:
+    """A word, cut where it is wider than a line; a command stays whole."""
+    piece = ""
+    for character in word:
+        if "`" not in word and columns(piece) + columns_of(character) > room:
+            yield piece
+            piece = ""
+        piece += character
+    yield piece
 
 
 def columns(text: str) -> int:

@@ -1,7 +1,7 @@
 """The doctor of data sets: what is there, how it compares with what is published, what is wrong.
 
-Every file is read whole and decoded once (`facts`). What is found in it stands in `findings`, how it
-is shown in `showing`. Findings set the exit status, notes do not.
+Every file is read whole and decoded once (`facts`); `findings` says what is wrong, `showing` prints
+it. Findings set the exit status, notes do not.
 """
 
 from __future__ import annotations

@@ -11,9 +11,8 @@ from typing import Any
 
 import dataset
 from dataset.check import UNUSABLE, Report, check
-from dataset.wording import width, wrapped
 from storage import write_atomically
-from terminal import plain
+from terminal import plain, text_width, wrapped
 from utils import counted
 
 
@@ -62,7 +61,7 @@ def _table(report: Report) -> str:
 def _counts(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """The splits as a table; one below the other where the terminal is too narrow for it."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    if sum(widths) + 3 * len(widths) - 1 > width():
+    if sum(widths) + 3 * len(widths) - 1 > text_width():
         return [wrapped(_count(*row), f"  {split:<7}  ", " " * 11) for split, *row in rows[1:]]
     lines = []
     for first, *rest in rows:

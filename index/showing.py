@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset.wording import WIDTH, columns, wrapped
 from evaluation.thresholds import Rate
 from index import graph, making, network, pictures
 from index.adding import Outcome
@@ -16,7 +15,7 @@ from index.asking import Answer
 from index.duplicates import Pairs
 from index.gallery import Entry, Index
 from storage import in_bytes, write_json
-from terminal import as_shell, fitted, printable, say
+from terminal import WIDTH, as_shell, columns, fitted, printable, say, wrapped
 from utils import counted, human_seconds
 
 NAMED = 3  # images that a line names

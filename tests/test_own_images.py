@@ -26,13 +26,13 @@ from dataset import files
 from dataset.__main__ import main
 from dataset.check import Report, check
 from dataset.showing import as_text
-from dataset.wording import columns
 from evaluation.networks import found_again, open_checkpoint
 from index.sources import photos_of
 from options import looking
 from options.meaning import changed
 from page.records import read
 from page.source import open_best
+from terminal import columns
 from utils import InputError
 
 

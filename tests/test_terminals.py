@@ -436,6 +436,17 @@ def test_lines_are_broken_at_blanks_alone_and_only_on_a_terminal(monkeypatch) ->
     assert terminal.fitted("写真" * 12 + " " + "写真" * 12).count("\n") == 1
 
 
+def test_a_paragraph_has_80_columns_and_its_words_and_commands_stay_what_they_are() -> None:
+    command = "`python -m dataset check 'folder:/photos of mine' --json FILE`"
+    text = f"not under data: cub, cars; {command} tells more, {'x' * 79} too {'y' * 200}"
+    lines = terminal.wrapped(text, "  note  ", " " * 8).split("\n")
+    assert max(map(len, lines)) <= 80 and any(command in line for line in lines)
+    assert "".join(line.replace(" ", "") for line in lines) == f"note{text.replace(' ', '')}"
+    for length in range(70, 90):  # a word that is cut gets no blank in it
+        (last,) = terminal.wrapped("x" * length, "", "  ").split("\n")[-1:]
+        assert " " not in last.strip()
+
+
 def test_long_titles_stand_above_their_numbers() -> None:
     heads, cells = ["R@1", "R@2"], ["0.1234", "0.5678"]
     shown = tables.aligned(heads, [("a-very-long-name-of-a-run", cells)], room=30).split("\n")
