@@ -346,19 +346,19 @@ def test_a_run_in_progress_is_not_continued_by_another_process(images, tmp_path)
 
 
 def test_a_row_kept_back_by_a_full_disk_is_written_with_the_next(tmp_path, monkeypatch) -> None:
-    import runs
+    from runs import tables
 
-    table, write = runs.MetricsTable(tmp_path / "metrics.csv"), runs.write_atomically
+    table, write = tables.MetricsTable(tmp_path / "metrics.csv"), tables.write_atomically
     table.append({"epoch": 1, "step": 8, "loss": 1.5})
     full = InputError("cannot write metrics.csv: No space left on device")
 
     def refuse(*_):
         raise full
 
-    monkeypatch.setattr(runs, "write_atomically", refuse)
+    monkeypatch.setattr(tables, "write_atomically", refuse)
     with pytest.raises(InputError):
         table.append({"epoch": 2, "step": 16, "loss": 1.25})
-    monkeypatch.setattr(runs, "write_atomically", write)
+    monkeypatch.setattr(tables, "write_atomically", write)
     table.append({"epoch": 3, "step": 24, "loss": 1.0, "R@1": 0.5})
     assert [(row["epoch"], row["loss"], row["R@1"]) for row in table.rows()] == [
         ("1", "1.5", ""),

@@ -1,65 +1,32 @@
-"""The run folder: what was asked, where it ran, what came out, and the checkpoints.
-
-Of several processes only the main one writes; in the others the writing functions do nothing.
-
-args.json          every option        environment.json   versions, hardware, data fingerprint
-metrics.csv        one row per epoch, and per evaluation inside an epoch, as it happens
-results.json       what the best checkpoint reached, when the run has ended
-last.pth           all that is needed to continue; step_00001200.pth: older ones (--keep)
-base.pth           --peft: the resting weights, which the checkpoints beside it leave out
-non_finite.json    where a loss or gradient was not finite: step, terms, rates, images
-<dataset>_<model>_best.pth             weights and options of the best evaluation so far
-margins.csv        AMLoss: class, learned margin, images
-classes.npz        the training classes in their order; what was learned for each, epoch by epoch
-checksums.json     of the files above that people read (.csv, .json); .pth and .npz carry their own
-whitening.npz      what whitens its embeddings, once that was asked for (evaluate.py --whiten)
-report.html        the run, explained (python report.py RUN)
-"""
+"""The run folder itself: making, finding, holding and continuing one, and what is written there."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import fcntl
-import io
 import json
 import logging
 import math
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
-from machine import expanded, home
 from processes import main_only
-from storage import (
-    as_json,
-    as_table,
-    digest,
-    load_arrays,
-    load_tensors,
-    save_arrays,
-    save_tensors,
-    write_atomically,
-)
-from utils import DamagedError, InputError, damage_in_words
+from runs.checkpoints import BASE, FORMAT, load_checkpoint
+from runs.names import data_name, file_name_part, home_logs
+from runs.tables import ClassHistory, MetricsTable, TextFiles
+from storage import as_json, as_table, save_tensors
+from utils import InputError, damage_in_words
 
 logger = logging.getLogger("train")
 
-FORMAT = 1
-"""Version of the checkpoints' layout; a newer one is refused with a sentence."""
-BASE = "base.pth"
 WRITTEN = (
     *("args.json", "environment.json", "metrics.csv", "results.json", "checksums.json", "*.pth"),
     *("non_finite.json", "margins.csv", "classes.npz", "whitening.npz"),
 )
-LONGEST_PART = 40  # bytes that one word gets of a file's name
-LONGEST_COUNT = 15  # digits of an epoch or step
 NOT_A_STATE = "it holds weights, and not the state of a training that could go on"
 
 
@@ -419,7 +386,7 @@ class RunFolder:
     def save_best(self, state: dict) -> None:
         """Replaces the best checkpoint, whole or not at all."""
         args = state["args"]
-        name = f"{data_name(args['dataset'])}_{_file_name_part(args['model'])}_best.pth"
+        name = f"{data_name(args['dataset'])}_{file_name_part(args['model'])}_best.pth"
         # A run of an older version goes on with the name that it has.
         path = self.best_checkpoint() or self.path / name
         save_tensors(path, {"format": FORMAT, **state})
@@ -456,219 +423,6 @@ def _remove(path: Path, why: str) -> None:
         ) from error
 
 
-class TextFiles:
-    """The text files of a run, which people open too; their checksums lie in checksums.json.
-
-    There each file has the checksum of the version before and of that after a write, so that a kill
-    between the two files leaves nothing that looks damaged.
-    """
-
-    NOTES = "checksums.json"
-    LOOKS = 3  # where the run goes on, both files may change between two looks
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def write(self, name: str, content: bytes) -> None:
-        """Replaces a file, whole or not at all.
-
-        Raises:
-            InputError: it cannot be written.
-        """
-        path, noted, before = self.folder / name, self._noted(), []
-        with contextlib.suppress(OSError):
-            before = [digest(path.read_bytes())]
-        notes = as_json({**noted, name: [*before, digest(content)]})
-        write_atomically(self.folder / self.NOTES, lambda file: file.write(notes))
-        write_atomically(path, lambda file: file.write(content))
-
-    def read(self, name: str) -> bytes:
-        """The content of a file; one without a checksum, of an older version, is read as it is.
-
-        Raises:
-            InputError: it cannot be read.
-            DamagedError: it is not as it was written.
-        """
-        path = self.folder / name
-        for _ in range(self.LOOKS):
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise InputError(f"{path} cannot be read ({error.strerror})") from error
-            noted = self._noted().get(name)
-            if noted is None or digest(content) in noted:
-                return content
-        raise DamagedError(
-            f"{path} is not as the run wrote it (its checksum differs), so it is damaged; use "
-            f"another copy of it, or, if you have changed it yourself, delete {self.NOTES} beside "
-            "it"
-        )
-
-    def _noted(self) -> dict[str, list[str]]:
-        path = self.folder / self.NOTES
-        if not path.is_file():
-            return {}
-        with damage_in_words(str(path), "delete it, and the run's files are read unchecked"):
-            noted = json.loads(path.read_bytes())
-            if not all(isinstance(checksums, list) for checksums in noted.values()):
-                raise ValueError("it lists no checksums")
-        return noted
-
-
-class MetricsTable:
-    """metrics.csv: one row per epoch or evaluation, on disk as soon as it is known."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.files = TextFiles(path.parent)
-        self._unwritten: list[dict[str, Any]] = []
-
-    @main_only
-    def append(self, row: dict[str, float | int]) -> None:
-        """Adds a row and waits until it is on disk; a new name in it becomes a new column.
-
-        The file is replaced as a whole, so that no reader, and no kill, meets half a row.
-
-        Raises:
-            InputError: the disk takes no more; the row comes with the next one.
-        """
-        self._unwritten.append({name: _short(value) for name, value in row.items()})
-        columns, rows = self._read()
-        columns += [name for row in self._unwritten for name in row if name not in columns]
-        self._rewrite(list(dict.fromkeys(columns)), [*rows, *self._unwritten])
-        self._unwritten = []
-
-    @main_only
-    def keep_before(self, step: int) -> None:
-        """Removes the rows from `step` on: they are about to be made again by a continued run."""
-        columns, rows = self._read()
-        kept = [row for row in rows if int(row["step"]) < step]
-        if len(kept) < len(rows):
-            self._rewrite(columns, kept)
-
-    def rows(self) -> list[dict[str, str]]:
-        """All rows, as text; each has a whole number as its epoch and as its step.
-
-        Raises:
-            InputError: the file is damaged.
-        """
-        return self._read()[1]
-
-    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        """The columns and the rows."""
-        if not self.path.is_file():
-            return [], []
-        advice = "use another copy of it, or delete it and lose its rows"
-        with damage_in_words(str(self.path), advice):
-            text = self.files.read(self.path.name).decode("utf-8")
-            columns, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-            if len(set(columns)) < len(columns):
-                raise ValueError("two of its columns have one name")
-            rows = []
-            for line, cells in enumerate(lines, 2):
-                if len(cells) != len(columns):
-                    raise ValueError(f"line {line} has {len(cells)} cells of {len(columns)}")
-                row = dict(zip(columns, cells, strict=True))
-                if not (row["epoch"].isdecimal() and row["step"].isdecimal()):
-                    raise ValueError(f"line {line} has no epoch, or no step")
-                if max(len(row["epoch"]), len(row["step"])) > LONGEST_COUNT:
-                    raise ValueError(f"line {line} has an epoch or a step that no run can reach")
-                rows.append(row)
-        return columns, rows
-
-    def _rewrite(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
-        table = as_table(columns, [[row.get(name, "") for name in columns] for row in rows])
-        self.files.write(self.path.name, table)
-
-
-def _short(value: float | int | str) -> str | int:
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else ""
-    return value
-
-
-class ClassHistory:
-    """classes.npz: the training classes in the criterion's order, and what was learned for each.
-
-    Arrays: `names` and `images` (C,); `epoch` and `step` (E,), the rows of metrics.csv; and for
-    each value that a class learns, such as AMLoss's `margin`, one of shape (E, C).
-    """
-
-    most_rows = 200  # 9 MB of margins for the 11,318 classes of SOP; then every second one goes
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def load(self) -> dict[str, np.ndarray]:
-        """All arrays; none where there is no file.
-
-        Raises:
-            InputError: the file is damaged.
-        """
-        if not self.path.is_file():
-            return {}
-        content = load_arrays(self.path, "the table of classes")
-        with damage_in_words(str(self.path), "delete it, and the run without it is read"):
-            _check_history(content)
-        return content
-
-    @main_only
-    def append(
-        self,
-        epoch: int,
-        step: int,
-        names: Sequence[str],
-        images: np.ndarray,
-        values: Mapping[str, np.ndarray],
-    ) -> None:
-        """Adds a row of each of `values` (C,); without any, the classes are written, once."""
-        known = self.load()
-        if known and not values:
-            return
-        row = {"epoch": np.int64(epoch), "step": np.int64(step)}
-        row |= {name: value.astype(np.float32) for name, value in values.items()}
-        rows = {
-            name: np.concatenate([known[name], value[None]]) if name in known else value[None]
-            for name, value in row.items()
-        }
-        if len(rows["step"]) > self.most_rows:
-            rows = {name: value[::-2][::-1] for name, value in rows.items()}
-        self._write({"names": np.array(names, dtype=str), "images": images, **rows})
-
-    @main_only
-    def keep_before(self, step: int) -> None:
-        """Removes the rows from `step` on: they are about to be made again by a continued run."""
-        known = self.load()
-        if not known or (known["step"] < step).all():
-            return
-        kept = known["step"] < step
-        fixed = ("names", "images")
-        self._write({k: v if k in fixed else v[kept] for k, v in known.items()})
-
-    def _write(self, content: dict[str, np.ndarray]) -> None:
-        save_arrays(self.path, content, small=True)
-
-
-def _check_history(content: Mapping[str, np.ndarray]) -> None:
-    """Raises where arrays are not those of a `ClassHistory`."""
-    names, images = content["names"], content["images"]
-    fine = names.dtype.kind == "U" and images.dtype.kind in "iu"
-    fine = fine and names.ndim == 1 and names.shape == images.shape and (images >= 0).all()
-    rows = {"epoch": content["epoch"], **content}
-    del rows["names"], rows["images"]
-    for name, array in rows.items():
-        row = () if name in ("epoch", "step") else names.shape
-        fine = fine and array.shape == (len(content["step"]), *row)
-        fine = fine and array.dtype.kind in ("f" if row else "iu")
-    if not fine:
-        raise ValueError("its arrays do not go together")
-
-
-def home_logs() -> Path | None:
-    """Where runs go whose --LOG_DIR is read-only; None without a home folder."""
-    return None if (folder := home()) is None else folder / "anchorage-logs"
-
-
 def find_run(
     parent: str | Path, name: str | None, closeness: Callable[[dict[str, Any]], int]
 ) -> RunFolder | None:
@@ -698,101 +452,3 @@ def find_run(
                 raise
             logger.warning("%s is passed over: %s", run.path, error)
     return max(found, key=lambda each: each[:2])[-1] if found else None
-
-
-def run_name(dataset: str, model: str, loss: str, remark: str) -> str:
-    """`emoji_resnet18_AMLoss_20261121-141502`, and the remark where there is one."""
-    parts = [model, loss, *([remark] if remark else []), time.strftime("%Y%m%d-%H%M%S")]
-    return "_".join([data_name(dataset), *map(_file_name_part, parts)])
-
-
-def data_name(dataset: str) -> str:
-    """What files call a data set: its name, or of one's own images that of the folder or table."""
-    kind, colon, place = dataset.partition(":")
-    if colon:
-        path = Path(expanded(place)).absolute()
-        dataset = (path.stem if kind.lower() == "csv" else path.name) or kind
-    return _file_name_part(dataset)
-
-
-def _file_name_part(text: str) -> str:
-    """Letters, digits and a few signs; at most 40 bytes, since a file name has 255 in all."""
-    plain = "".join(c if c.isalnum() or c in "-." else "-" for c in text)
-    return plain.encode()[:LONGEST_PART].decode(errors="ignore")
-
-
-def load_checkpoint(path: str | Path) -> dict:
-    """A checkpoint of ours or a released file of weights, as a dictionary.
-
-    One that leaves out its base gets the weights of base.pth beside it, and what it says of them
-    goes from `base` to `joined_base`. Where there is no such file, it stays as it is.
-
-    Raises:
-        InputError: it cannot be read safely, or was written by a newer version; or base.pth is
-            another run's.
-    """
-    return checked(load_tensors(Path(path)), path)
-
-
-def checked(content: dict, path: str | Path) -> dict:
-    """What `load_tensors` has read from `path`, as `load_checkpoint` gives it.
-
-    Raises:
-        InputError: as there.
-    """
-    advice = "use another copy of it, or another checkpoint"
-    with damage_in_words(f"checkpoint {path}", advice):
-        for name, kinds in KINDS.items():
-            if name in content and not isinstance(content[name], kinds):
-                raise ValueError(f"its {name} is a {type(content[name]).__name__}")
-        for title, numbers in content.get("metrics", {}).items():
-            if not all(isinstance(value, int | float) for value in numbers.values()):
-                raise ValueError(f"its metrics of {title} are no numbers")
-        row = content.get("row") or {"epoch": 0, "step": 0}
-        if not all(isinstance(row[name], int) for name in ("epoch", "step")):
-            raise ValueError("its row has no epoch, or no step")
-        if not all(isinstance(value, int | float) for value in row.values()):
-            raise ValueError("its row has other things than numbers")
-        for name, what in (("criterion", "criterion"), ("ema", "running mean")):
-            held = content.get(f"{name}_state_dict", {}).values()
-            if not all(hasattr(value, "shape") for value in held):
-                raise ValueError(f"its {what} has other things than tensors")
-    if content.get("format", FORMAT) > FORMAT:
-        raise InputError(
-            f"checkpoint {path} has format {content['format']}, newer than {FORMAT}, which this "
-            "version reads; update the code"
-        )
-    if "base_state_dict" in content:
-        raise InputError(
-            f"{path} holds the weights that a run left as they were; give the run folder, or one "
-            "of the checkpoints in it"
-        )
-    beside = Path(path).parent / BASE
-    return _joined(content, path, beside) if "base" in content and beside.is_file() else content
-
-
-def _joined(content: dict, path: str | Path, beside: Path) -> dict:
-    """A checkpoint with the weights of its base."""
-    base, held = content["base"], load_tensors(beside, "the base")
-    if held.get("fingerprint") != base["fingerprint"]:
-        raise InputError(f"{beside} is not the base of {path}; put that of its own run there")
-    return with_base(content, held["base_state_dict"])
-
-
-def with_base(content: dict, weights: dict) -> dict:
-    """A checkpoint that leaves out its base, with the base's weights; a mean stays what trains."""
-    rest = {name: value for name, value in content.items() if name != "base"}
-    joined = weights | content["model_state_dict"]
-    return {**rest, "model_state_dict": joined, "joined_base": content["base"]}
-
-
-KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("format", "epoch", "step", "skipped"), int),
-    **dict.fromkeys(("model_state_dict", "criterion_state_dict", "network", "args"), dict),
-    **dict.fromkeys(("clock", "lap", "random", "environment", "metrics"), dict),
-    **dict.fromkeys(("base", "base_state_dict", "data"), dict),
-    **{"ema_state_dict": dict, "ema_updates": int},
-    "row": (dict, type(None)),
-    "wandb_id": (str, type(None)),
-}
-"""What the entries of a checkpoint are."""

@@ -1,0 +1,87 @@
+"""Checkpoints: what is in them, that it is what it should be, and the base that some leave out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from storage import load_tensors
+from utils import InputError, damage_in_words
+
+FORMAT = 1
+"""Version of the checkpoints' layout; a newer one is refused with a sentence."""
+BASE = "base.pth"
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("format", "epoch", "step", "skipped"), int),
+    **dict.fromkeys(("model_state_dict", "criterion_state_dict", "network", "args"), dict),
+    **dict.fromkeys(("clock", "lap", "random", "environment", "metrics"), dict),
+    **dict.fromkeys(("base", "base_state_dict", "data"), dict),
+    **{"ema_state_dict": dict, "ema_updates": int},
+    "row": (dict, type(None)),
+    "wandb_id": (str, type(None)),
+}
+"""What the entries of a checkpoint are."""
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """A checkpoint of ours or a released file of weights, as a dictionary.
+
+    One that leaves out its base gets the weights of base.pth beside it, and what it says of them
+    goes from `base` to `joined_base`. Where there is no such file, it stays as it is.
+
+    Raises:
+        InputError: it cannot be read safely, or was written by a newer version; or base.pth is
+            another run's.
+    """
+    return checked(load_tensors(Path(path)), path)
+
+
+def checked(content: dict, path: str | Path) -> dict:
+    """What `load_tensors` has read from `path`, as `load_checkpoint` gives it.
+
+    Raises:
+        InputError: as there.
+    """
+    advice = "use another copy of it, or another checkpoint"
+    with damage_in_words(f"checkpoint {path}", advice):
+        for name, kinds in KINDS.items():
+            if name in content and not isinstance(content[name], kinds):
+                raise ValueError(f"its {name} is a {type(content[name]).__name__}")
+        for title, numbers in content.get("metrics", {}).items():
+            if not all(isinstance(value, int | float) for value in numbers.values()):
+                raise ValueError(f"its metrics of {title} are no numbers")
+        row = content.get("row") or {"epoch": 0, "step": 0}
+        if not all(isinstance(row[name], int) for name in ("epoch", "step")):
+            raise ValueError("its row has no epoch, or no step")
+        if not all(isinstance(value, int | float) for value in row.values()):
+            raise ValueError("its row has other things than numbers")
+        for name, what in (("criterion", "criterion"), ("ema", "running mean")):
+            held = content.get(f"{name}_state_dict", {}).values()
+            if not all(hasattr(value, "shape") for value in held):
+                raise ValueError(f"its {what} has other things than tensors")
+    if content.get("format", FORMAT) > FORMAT:
+        raise InputError(
+            f"checkpoint {path} has format {content['format']}, newer than {FORMAT}, which this "
+            "version reads; update the code"
+        )
+    if "base_state_dict" in content:
+        raise InputError(
+            f"{path} holds the weights that a run left as they were; give the run folder, or one "
+            "of the checkpoints in it"
+        )
+    beside = Path(path).parent / BASE
+    return _joined(content, path, beside) if "base" in content and beside.is_file() else content
+
+
+def _joined(content: dict, path: str | Path, beside: Path) -> dict:
+    """A checkpoint with the weights of its base."""
+    base, held = content["base"], load_tensors(beside, "the base")
+    if held.get("fingerprint") != base["fingerprint"]:
+        raise InputError(f"{beside} is not the base of {path}; put that of its own run there")
+    return with_base(content, held["base_state_dict"])
+
+
+def with_base(content: dict, weights: dict) -> dict:
+    """A checkpoint that leaves out its base, with the base's weights; a mean stays what trains."""
+    rest = {name: value for name, value in content.items() if name != "base"}
+    joined = weights | content["model_state_dict"]
+    return {**rest, "model_state_dict": joined, "joined_base": content["base"]}

@@ -1,0 +1,228 @@
+"""The files of a run that grow as it goes on, and the checksums of those that people read."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from processes import main_only
+from storage import as_json, as_table, digest, load_arrays, save_arrays, write_atomically
+from utils import DamagedError, InputError, damage_in_words
+
+LONGEST_COUNT = 15  # digits of an epoch or step
+
+
+class TextFiles:
+    """The text files of a run, which people open too; their checksums lie in checksums.json.
+
+    There each file has the checksum of the version before and of that after a write, so that a kill
+    between the two files leaves nothing that looks damaged.
+    """
+
+    NOTES = "checksums.json"
+    LOOKS = 3  # where the run goes on, both files may change between two looks
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replaces a file, whole or not at all.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        path, noted, before = self.folder / name, self._noted(), []
+        with contextlib.suppress(OSError):
+            before = [digest(path.read_bytes())]
+        notes = as_json({**noted, name: [*before, digest(content)]})
+        write_atomically(self.folder / self.NOTES, lambda file: file.write(notes))
+        write_atomically(path, lambda file: file.write(content))
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; one without a checksum, of an older version, is read as it is.
+
+        Raises:
+            InputError: it cannot be read.
+            DamagedError: it is not as it was written.
+        """
+        path = self.folder / name
+        for _ in range(self.LOOKS):
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise InputError(f"{path} cannot be read ({error.strerror})") from error
+            noted = self._noted().get(name)
+            if noted is None or digest(content) in noted:
+                return content
+        raise DamagedError(
+            f"{path} is not as the run wrote it (its checksum differs), so it is damaged; use "
+            f"another copy of it, or, if you have changed it yourself, delete {self.NOTES} beside "
+            "it"
+        )
+
+    def _noted(self) -> dict[str, list[str]]:
+        path = self.folder / self.NOTES
+        if not path.is_file():
+            return {}
+        with damage_in_words(str(path), "delete it, and the run's files are read unchecked"):
+            noted = json.loads(path.read_bytes())
+            if not all(isinstance(checksums, list) for checksums in noted.values()):
+                raise ValueError("it lists no checksums")
+        return noted
+
+
+class MetricsTable:
+    """metrics.csv: one row per epoch or evaluation, on disk as soon as it is known."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = TextFiles(path.parent)
+        self._unwritten: list[dict[str, Any]] = []
+
+    @main_only
+    def append(self, row: dict[str, float | int]) -> None:
+        """Adds a row and waits until it is on disk; a new name in it becomes a new column.
+
+        The file is replaced as a whole, so that no reader, and no kill, meets half a row.
+
+        Raises:
+            InputError: the disk takes no more; the row comes with the next one.
+        """
+        self._unwritten.append({name: _short(value) for name, value in row.items()})
+        columns, rows = self._read()
+        columns += [name for row in self._unwritten for name in row if name not in columns]
+        self._rewrite(list(dict.fromkeys(columns)), [*rows, *self._unwritten])
+        self._unwritten = []
+
+    @main_only
+    def keep_before(self, step: int) -> None:
+        """Removes the rows from `step` on: they are about to be made again by a continued run."""
+        columns, rows = self._read()
+        kept = [row for row in rows if int(row["step"]) < step]
+        if len(kept) < len(rows):
+            self._rewrite(columns, kept)
+
+    def rows(self) -> list[dict[str, str]]:
+        """All rows, as text; each has a whole number as its epoch and as its step.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        return self._read()[1]
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """The columns and the rows."""
+        if not self.path.is_file():
+            return [], []
+        advice = "use another copy of it, or delete it and lose its rows"
+        with damage_in_words(str(self.path), advice):
+            text = self.files.read(self.path.name).decode("utf-8")
+            columns, *lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+            if len(set(columns)) < len(columns):
+                raise ValueError("two of its columns have one name")
+            rows = []
+            for line, cells in enumerate(lines, 2):
+                if len(cells) != len(columns):
+                    raise ValueError(f"line {line} has {len(cells)} cells of {len(columns)}")
+                row = dict(zip(columns, cells, strict=True))
+                if not (row["epoch"].isdecimal() and row["step"].isdecimal()):
+                    raise ValueError(f"line {line} has no epoch, or no step")
+                if max(len(row["epoch"]), len(row["step"])) > LONGEST_COUNT:
+                    raise ValueError(f"line {line} has an epoch or a step that no run can reach")
+                rows.append(row)
+        return columns, rows
+
+    def _rewrite(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
+        table = as_table(columns, [[row.get(name, "") for name in columns] for row in rows])
+        self.files.write(self.path.name, table)
+
+
+def _short(value: float | int | str) -> str | int:
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else ""
+    return value
+
+
+class ClassHistory:
+    """classes.npz: the training classes in the criterion's order, and what was learned for each.
+
+    Arrays: `names` and `images` (C,); `epoch` and `step` (E,), the rows of metrics.csv; and for
+    each value that a class learns, such as AMLoss's `margin`, one of shape (E, C).
+    """
+
+    most_rows = 200  # 9 MB of margins for the 11,318 classes of SOP; then every second one goes
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> dict[str, np.ndarray]:
+        """All arrays; none where there is no file.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if not self.path.is_file():
+            return {}
+        content = load_arrays(self.path, "the table of classes")
+        with damage_in_words(str(self.path), "delete it, and the run without it is read"):
+            _check_history(content)
+        return content
+
+    @main_only
+    def append(
+        self,
+        epoch: int,
+        step: int,
+        names: Sequence[str],
+        images: np.ndarray,
+        values: Mapping[str, np.ndarray],
+    ) -> None:
+        """Adds a row of each of `values` (C,); without any, the classes are written, once."""
+        known = self.load()
+        if known and not values:
+            return
+        row = {"epoch": np.int64(epoch), "step": np.int64(step)}
+        row |= {name: value.astype(np.float32) for name, value in values.items()}
+        rows = {
+            name: np.concatenate([known[name], value[None]]) if name in known else value[None]
+            for name, value in row.items()
+        }
+        if len(rows["step"]) > self.most_rows:
+            rows = {name: value[::-2][::-1] for name, value in rows.items()}
+        self._write({"names": np.array(names, dtype=str), "images": images, **rows})
+
+    @main_only
+    def keep_before(self, step: int) -> None:
+        """Removes the rows from `step` on: they are about to be made again by a continued run."""
+        known = self.load()
+        if not known or (known["step"] < step).all():
+            return
+        kept = known["step"] < step
+        fixed = ("names", "images")
+        self._write({k: v if k in fixed else v[kept] for k, v in known.items()})
+
+    def _write(self, content: dict[str, np.ndarray]) -> None:
+        save_arrays(self.path, content, small=True)
+
+
+def _check_history(content: Mapping[str, np.ndarray]) -> None:
+    """Raises where arrays are not those of a `ClassHistory`."""
+    names, images = content["names"], content["images"]
+    fine = names.dtype.kind == "U" and images.dtype.kind in "iu"
+    fine = fine and names.ndim == 1 and names.shape == images.shape and (images >= 0).all()
+    rows = {"epoch": content["epoch"], **content}
+    del rows["names"], rows["images"]
+    for name, array in rows.items():
+        row = () if name in ("epoch", "step") else names.shape
+        fine = fine and array.shape == (len(content["step"]), *row)
+        fine = fine and array.dtype.kind in ("f" if row else "iu")
+    if not fine:
+        raise ValueError("its arrays do not go together")
