@@ -27,7 +27,8 @@ from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import ImageSet, PathTable
 from dataset.cache import Cache, open_cache
 from dataset.files import said_anew
-from dataset.loader import Loader, Plan, eval_loader, train_loader
+from dataset.loader import Loader, eval_loader, train_loader
+from dataset.plans import Plan, Plans, Substitutes, ViewRule
 from dataset.samplers import (
     BalancedSampler,
     ClusterSampler,
@@ -36,6 +37,7 @@ from dataset.samplers import (
     ShuffledSampler,
     make_sampler,
 )
+from dataset.sources import FromMemory
 from dataset.transforms import (
     PixelStore,
     RandomCrop,
@@ -836,12 +838,10 @@ def test_a_class_without_a_readable_image_stops_the_run(damaged):
 
 
 def test_bad_images_are_replaced_in_memory_too(damaged, tmp_path):
-    from dataset.loader import _FromMemory, _Plans, _Substitutes, _ViewRule
-
     kept = open_cache(damaged, 56, tmp_path)
-    rule = _ViewRule(RandomCrop(), 48, 56, seed=0)
-    source = _FromMemory(damaged, kept.on_device(CPU), rule, _Substitutes(damaged.labels, 0, True))
-    (views,) = source(_Plans(SequentialSampler(30, 30)))
+    rule = ViewRule(RandomCrop(), 48, 56, seed=0)
+    source = FromMemory(damaged, kept.on_device(CPU), rule, Substitutes(damaged.labels, 0, True))
+    (views,) = source(Plans(SequentialSampler(30, 30)))
     assert [bad.index for bad in views.bad] == [3, 14] and all(bad.replaced for bad in views.bad)
     assert views.pixels.shape == (30, 3, 48, 48)
     assert (views.pixels.float().std(dim=(1, 2, 3)) > 1).all()
@@ -1125,7 +1125,7 @@ def test_crop_scale_is_the_smallest_share_of_a_picture_that_is_shown(drawings) -
     plan = Plan(0, IndexBatch(index, None, np.zeros_like(index)), index)
 
     def shares(**changes: float) -> np.ndarray:
-        rule = loader_of(drawings, **changes)._rule
+        rule = loader_of(drawings, **changes).rule
         return rule(np.tile([300, 400], (2000, 1)), plan).boxes[:, 2:].prod(axis=1) / 120_000
 
     for least, found in ((0.08, shares()), (0.5, shares(crop_scale=0.5))):

@@ -1,0 +1,314 @@
+"""Where views come from: pictures in memory, workers that read files, threads that cut the cache.
+
+Each source turns plans into batches of views; which one serves an image set, `source_of` decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from dataset.base import BadImageError, ImageSet
+from dataset.cache import open_cache
+from dataset.decoding import central_part
+from dataset.files import warn_once
+from dataset.plans import BadImage, CutBatch, Plan, Plans, Substitutes, ViewRule
+from dataset.samplers import IndexBatch
+from dataset.transforms import PixelStore, cut
+from dataset.workers import deaths_told, with_workers
+from utils import InputError, nearest_names
+
+views_logger = logging.getLogger("dataset.views")  # silent where a cache was chosen, and told
+
+# More workers than cores are the user's choice, and torch's advice names no flag of ours.
+warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+
+DECODE = ("exact", "cache")
+
+
+class _Reader(Protocol):
+    def read(self, index: int) -> np.ndarray: ...
+
+
+class _BatchReader(Dataset):
+    """Reads and cuts whole batches; runs in the workers.
+
+    Args:
+        reader: the image set, or its cache. substitutes: for images that cannot be read.
+    """
+
+    def __init__(self, reader: _Reader, rule: ViewRule, substitutes: Substitutes) -> None:
+        self._reader = reader
+        self._rule = rule
+        self._substitutes = substitutes
+        # Views are computed for several images at once, which costs less than one by one; for few
+        # photographs, which otherwise would fill the worker's memory.
+        self._at_once = 8 if isinstance(reader, ImageSet) else 128
+
+    def __getitem__(self, plan: Plan) -> CutBatch:
+        size = self._rule.size
+        index, cluster, visit = plan.batch
+        pixels = _shared_if_sent((len(index), size, size, 3))
+        bad: list[BadImage] = []
+        for start in range(0, len(index), self._at_once):
+            part = slice(start, start + self._at_once)
+            few = plan._replace(batch=IndexBatch(index[part], cluster, visit[part]))
+            images = [self._read(int(each), plan.epoch, bad) for each in few.batch.index]
+            views = self._rule(np.array([image.shape[:2] for image in images]), few)
+            for position, image in enumerate(images):
+                pixels[start + position] = cut(image, views, position, size)
+        return CutBatch(pixels.permute(0, 3, 1, 2), plan, bad)
+
+    def _read(self, index: int, epoch: int, bad: list[BadImage]) -> np.ndarray:
+        try:
+            return central_part(self._reader.read(index))
+        except BadImageError as error:
+            path, reason = error.path, error.reason
+        for other in self._substitutes(index, epoch):
+            try:
+                image = central_part(self._reader.read(other))
+            except BadImageError as error:
+                bad.append(BadImage(other, error.path, error.reason, True))
+                continue
+            bad.append(BadImage(index, path, reason, True))
+            return image
+        bad.append(BadImage(index, path, reason, False))
+        return np.zeros((self._rule.size, self._rule.size, 3), np.uint8)
+
+
+def _shared_if_sent(shape: tuple[int, ...]) -> torch.Tensor:
+    """An uninitialised uint8 tensor; in a worker it lies where the main process can read it."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+class FromMemory:
+    """Views of pictures in memory, cut where they lie; those of shape 0 could not be read."""
+
+    def __init__(
+        self, images: ImageSet, store: PixelStore, rule: ViewRule, substitutes: Substitutes
+    ) -> None:
+        self._images = images
+        self._store = store
+        self._rule = rule
+        self._substitutes = substitutes
+        self._unreadable = store.shapes[:, 0] == 0
+
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
+        """The views that are planned, batch by batch."""
+        for plan in plans:
+            shown, bad = plan.batch.index, []
+            if self._unreadable[shown].any():
+                shown, bad = self._replace(plan)
+            views = self._rule(self._store.shapes[shown], plan)
+            yield CutBatch(self._store.cut(shown, views, self._rule.size), plan, bad)
+
+    def _replace(self, plan: Plan) -> tuple[np.ndarray, list[BadImage]]:
+        shown, bad = plan.batch.index.copy(), []
+        for position in np.flatnonzero(self._unreadable[shown]):
+            index = int(shown[position])
+            others = self._substitutes(index, plan.epoch)
+            readable = [other for other in others if not self._unreadable[other]]
+            # Without another one any picture will do: the loader stops the run.
+            shown[position] = readable[0] if readable else self._unreadable.argmin()
+            reason = "it could not be decoded when the cache was made"
+            bad.append(BadImage(index, self._images.paths[index], reason, bool(readable)))
+        return shown, bad
+
+
+class _FromWorkers:
+    """Views that processes make ahead of time; with `workers` 0 this one makes them when asked."""
+
+    def __init__(self, batch_reader: _BatchReader, plans: Plans, workers: int, pin: bool) -> None:
+        self._loader = with_workers(batch_reader, workers, sampler=plans, pin=pin)
+
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
+        with deaths_told():
+            yield from self._loader
+
+
+class _Errand(NamedTuple):
+    """A batch of an evaluation, with all that is needed to make it: `images` are those of it."""
+
+    images: ImageSet
+    rule: ViewRule
+    plan: Plan
+
+
+class _Errands(Dataset):
+    """Makes batches of any image set; runs in the workers."""
+
+    def __getitem__(self, errand: _Errand) -> CutBatch:
+        images, rule, plan = errand
+        reader = _BatchReader(images, rule, Substitutes(images.labels, rule.seed, allowed=False))
+        places = plan.batch._replace(index=np.arange(len(images)))
+        made = reader[plan._replace(batch=places)]
+        bad = [each._replace(index=int(plan.batch.index[each.index])) for each in made.bad]
+        return CutBatch(made.pixels, plan, bad)
+
+
+class _Queue:
+    """What workers are to make next."""
+
+    coming: Iterable[_Errand] = ()
+
+    def __iter__(self) -> Iterator[_Errand]:
+        return iter(self.coming)
+
+
+class _FromStandingWorkers:
+    """Views of an evaluation, from processes that serve all evaluations of this process.
+
+    Starting some for each evaluation takes seconds where they cannot be forked. They are told with
+    each batch which files it is made of, so that any image set can be read by them.
+    """
+
+    def __init__(self, images: ImageSet, rule: ViewRule, workers: int, pin: bool) -> None:
+        self._images = images
+        self._rule = rule
+        self._workers = workers
+        self._pin = pin
+
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
+        queue, loader = _standing(self._workers, self._pin, os.getpid())
+        queue.coming = (self._errand(plan) for plan in plans)
+        try:
+            with deaths_told():
+                yield from loader
+        except InputError:
+            _standing.cache_clear()  # the next evaluation starts others
+            raise
+
+    def _errand(self, plan: Plan) -> _Errand:
+        few = replace(self._images.subset(plan.batch.index), class_names=())
+        return _Errand(few, self._rule, plan)
+
+
+@lru_cache(maxsize=1)
+def _standing(workers: int, pin: bool, process: int) -> tuple[_Queue, DataLoader]:
+    """The queue and its workers; those of the process that this one was forked from are not its."""
+    queue = _Queue()
+    return queue, with_workers(_Errands(), workers, sampler=queue, pin=pin)
+
+
+class _FromThreads:
+    """Views that threads of this process cut ahead of time.
+
+    For the cache: cutting is a few calls of C code that let other threads run, so that threads do
+    what processes do, without sending pixels from one to another, which costs more than cutting.
+    """
+
+    AHEAD = 2  # batches for each thread
+
+    def __init__(self, batch_reader: _BatchReader, threads: int, pin: bool) -> None:
+        self._cutter = batch_reader
+        self._threads = threads
+        self._pin = pin
+
+    def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
+        plans = iter(plans)
+        pool = ThreadPoolExecutor(
+            self._threads, "cut", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        try:
+            coming = deque(
+                pool.submit(self._cut, plan)
+                for plan in itertools.islice(plans, self.AHEAD * self._threads)
+            )
+            while coming:
+                made = coming.popleft().result()
+                coming.extend(pool.submit(self._cut, plan) for plan in itertools.islice(plans, 1))
+                yield made
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _cut(self, plan: Plan) -> CutBatch:
+        made = self._cutter[plan]
+        return made._replace(pixels=made.pixels.pin_memory()) if self._pin else made
+
+
+Source = FromMemory | _FromThreads | _FromWorkers | _FromStandingWorkers
+
+
+def source_of(
+    images: ImageSet,
+    plans: Plans,
+    rule: ViewRule,
+    device: torch.device,
+    workers: int,
+    *,
+    replace_bad: bool,
+    decode: str = "exact",
+    data_device: str | None = None,
+    cache_dir: str | Path | None = None,
+    cache_size: int = 256,
+) -> Source:
+    """Where views come from.
+
+    Args:
+        replace_bad: an image that cannot be read is replaced by another of its class.
+        decode: "exact" decodes a file each time it is needed; "cache" keeps the pixels of all files
+            on disk, their short side brought to `cache_size` (see cache.py).
+        data_device: "cuda" keeps the cache's pixels in the GPU's memory. Pictures that are in
+            memory anyway go to the device unless this says "cpu".
+
+    Raises:
+        InputError: an unknown word; the data do not fit the GPU; the cache cannot be written.
+    """
+    if decode not in DECODE:
+        raise InputError(f"--decode {decode} does not exist; {nearest_names(decode, DECODE)}")
+    if data_device not in (None, "cpu", "cuda"):
+        raise InputError(f"--data-device {data_device} does not exist; choose cpu or cuda")
+    if data_device == "cuda" and device.type != "cuda":
+        raise InputError("--data-device cuda needs a GPU, and the run has none; use cpu")
+    substitutes = Substitutes(images.labels, rule.seed, replace_bad)
+    if images.pixels is not None:
+        place = torch.device("cpu") if data_device == "cpu" else device
+        return FromMemory(images, PixelStore.of_stack(images.pixels, place), rule, substitutes)
+    if decode == "exact" and data_device == "cuda":
+        raise InputError("--data-device cuda keeps the cache on the GPU; add --decode cache")
+    reader: _Reader = images
+    if decode == "cache":
+        reader = cache = open_cache(images, cache_size, cache_dir)
+        _say_what_differs(cache_size, rule)
+        if data_device == "cuda":
+            return FromMemory(images, cache.on_device(device), rule, substitutes)
+    batch_reader, pin = _BatchReader(reader, rule, substitutes), device.type == "cuda"
+    if decode == "cache" and workers:
+        return _FromThreads(batch_reader, workers, pin)
+    if workers and not replace_bad:
+        return _FromStandingWorkers(images, rule, workers, pin)
+    return _FromWorkers(batch_reader, plans, workers, pin)
+
+
+def _say_what_differs(cache_size: int, rule: ViewRule) -> None:
+    """Logs how views of the cache differ from views of the files, once for a process."""
+    if rule.crop is not None and not (rule.crop.resize and rule.resize == cache_size):
+        warn_once(
+            "training crops come from the cache's images, whose short side is "
+            f"{cache_size} pixels, not from the files",
+            views_logger,
+        )
+    if rule.crop is None and rule.resize != cache_size:
+        warn_once(
+            f"evaluation wants images with a short side of {rule.resize} pixels and the cache has "
+            f"{cache_size}: they are resized twice; --cache-size {rule.resize} gives what --decode "
+            "exact gives",
+            views_logger,
+        )
