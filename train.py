@@ -29,7 +29,7 @@ import torch
 import dataset
 import methods
 import processes
-from dataset.loader import Batch, train_loader
+from dataset.loader import Batch
 from dataset.samplers import make_sampler
 from devices import Precision, pick_device, seed_everything
 from evaluation.embedding import Viewing
@@ -40,10 +40,19 @@ from training import data as run_data
 from training import start
 from training.average import Average
 from training.clock import Estimate, Length
+from training.describing import describe
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
 from training.keeping import Keeper, Row
 from training.progress import progress_bar, show, tell_time
-from training.setup import build_network, build_objective, build_optimisers, describe, rehearse
+from training.setup import (
+    build_loader,
+    build_network,
+    build_objective,
+    build_optimisers,
+    build_schedules,
+    rehearse,
+    trained_groups,
+)
 from training.state import Training
 from utils import sentence_errors
 
@@ -72,24 +81,12 @@ def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
     )
     rehearse(args, objective, data.train, batches)
     data = run_data.look_through(data, viewing)
-    loader = train_loader(
-        data.train,
-        batches,
-        augment=args.augment,
-        spec=network.input,
-        device=device,
-        workers=args.workers,
-        seed=args.seed,
-        image_size=args.image_size,
-        crop_scale=args.crop_scale,
-        max_bad_images=args.max_bad_images,
-        **viewing.reading,
-    )
+    loader = build_loader(args, data.train, batches, network.input, viewing, device)
     length = Length.of(args, len(loader))
     loader.read_ahead(length.epochs_begun(len(loader)))
-    optimisers = build_optimisers(
-        args, network, objective, routines, length, len(loader), precision
-    )
+    groups = trained_groups(args, network, objective, routines)
+    schedules = build_schedules(args, length, len(loader))
+    optimisers = build_optimisers(args, groups, schedules, precision.scaler)
     return Training(
         data,
         network,
@@ -100,12 +97,12 @@ def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
         precision,
         viewing,
         length,
-        Watch(args.on_nan, device),
-        options.plain(args),
-        args.metrics,
-        args.seed,
-        args.micro_batch,
-        Average(network.trained_state, args.ema) if args.ema else None,
+        watch=Watch(args.on_nan, device),
+        options=options.plain(args),
+        chosen=args.metrics,
+        seed=args.seed,
+        micro_batch=args.micro_batch,
+        average=Average(network.trained_state, args.ema) if args.ema else None,
         estimate=Estimate.on(device),
     )
 

@@ -25,7 +25,7 @@ from net.depth import DropPath
 from net.peft import merge_lora
 from options.stored import kept
 from storage import save_tensors
-from training.setup import describe
+from training.describing import describe
 from utils import InputError
 
 SMALL = {"model": "resnet10", "embedding_size": 8, "width": 0.125, "stem": "small"}

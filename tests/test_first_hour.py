@@ -23,9 +23,9 @@ from options import suited
 from options.suited import Images, Machine
 from training import data as run_data
 from training.clock import Estimate
+from training.describing import describe
 from training.doubts import doubts
 from training.progress import tell_time
-from training.setup import describe
 from utils import human_seconds
 
 LAPTOP = Machine(cores=2, gpu=False, weights=True, remedy="pip install it", free=10**11)

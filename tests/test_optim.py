@@ -17,7 +17,7 @@ import options
 import processes
 import train
 from training import optim
-from training.setup import describe
+from training.describing import describe
 from utils import InputError
 
 STEPS = 60

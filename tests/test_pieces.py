@@ -15,7 +15,7 @@ import dataset.loader
 import options
 import train
 from net.pieces import in_pieces
-from training.setup import describe
+from training.describing import describe
 
 METHODS = {
     **{f"loss {name}": f"--loss {name} --IPC 3" for name in criteria.LOSSES},

@@ -25,7 +25,7 @@ import evaluate
 import options
 import train
 from evaluation.networks import open_checkpoint
-from training.setup import describe
+from training.describing import describe
 
 DATA_SETS = ("cub", "cars", "sop", "inshop")
 SMALL_VITS = ("deit", "dino", "vit")

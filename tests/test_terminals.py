@@ -34,7 +34,7 @@ from runs import RunFolder, data_name, run_name
 from storage import as_table
 from terminal import as_shell, plain, printable, say
 from training import start
-from training.setup import describe
+from training.describing import describe
 from utils import InputError
 
 TITLE = "esc\x1b]0;title\x07"

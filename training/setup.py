@@ -1,12 +1,11 @@
-"""From options to the parts of a run: objective, network, optimisers; and what would run."""
+"""From options to the parts of a run: objective, network, batches, optimisers."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,24 +15,20 @@ import methods
 import net
 import options
 import processes
-from dataset.base import ImageSet
+from dataset.base import ImageSet, InputSpec
+from dataset.loader import Loader, train_loader
 from dataset.samplers import BatchSampler
-from devices import Precision, device_name
+from devices import Precision
+from evaluation.embedding import Viewing
 from evaluation.networks import checkpoint_file
 from methods import Routine
 from methods.base import Options
 from net.building import whole
 from net.shared import share_batches
 from runs import load_checkpoint
-from storage import need_room
 from training import compiling, optim
 from training.clock import Length
-from training.doubts import doubts
-from utils import InputError, counted
-
-if TYPE_CHECKING:
-    from training.data import Data
-    from training.state import Training
+from utils import InputError
 
 BATCHES_LOOKED_AT = 100  # for one from which the loss can learn
 
@@ -196,16 +191,45 @@ def _can_be_recorded(args: Options, precision: Precision) -> bool:
     return bool(args.cuda_graphs) and alone and not args.grad_checkpointing
 
 
-def build_optimisers(
+def build_loader(
+    args: Options,
+    images: ImageSet,
+    batches: BatchSampler,
+    spec: InputSpec,
+    viewing: Viewing,
+    device: torch.device,
+) -> Loader:
+    """The training images in these batches, as the network wants them (`spec`).
+
+    Raises:
+        InputError: an unknown augmentation, or pixels that cannot be kept where they are wanted.
+    """
+    return train_loader(
+        images,
+        batches,
+        augment=args.augment,
+        spec=spec,
+        device=device,
+        workers=args.workers,
+        seed=args.seed,
+        image_size=args.image_size,
+        crop_scale=args.crop_scale,
+        max_bad_images=args.max_bad_images,
+        **viewing.reading,
+    )
+
+
+def trained_groups(
     args: Options,
     network: net.EmbeddingNet,
     objective: losses.Objective,
     routines: Sequence[Routine],
-    length: Length,
-    steps_per_epoch: int,
-    precision: Precision,
-) -> optim.Optimisers:
-    """Backbone, heads, masks and the criterion's own groups, each with its rate and schedule."""
+) -> Sequence[dict]:
+    """Backbone, heads, masks and the criterion's own parameters, each group with its rate.
+
+    Raises:
+        InputError: nothing would train.
+    """
     groups: Sequence[dict] = network.parameter_groups(
         args.lr if args.lr_p is None else args.lr_p,
         args.lr,
@@ -221,7 +245,17 @@ def build_optimisers(
             "nothing would train: the backbone is frozen (--freeze-blocks, --warm), and neither a "
             "head nor the loss has parameters; use --head linear, or --warm 0"
         )
-    schedule, momentum = build_schedules(args, length, steps_per_epoch)
+    return groups
+
+
+def build_optimisers(
+    args: Options,
+    groups: Sequence[dict],
+    schedules: tuple[optim.Schedule, optim.Schedule | None],
+    scaler: torch.amp.GradScaler | None,
+) -> optim.Optimisers:
+    """The optimisers of all groups; `schedules` as `build_schedules` gives them."""
+    schedule, momentum = schedules
     return optim.Optimisers(
         groups,
         rule=optim.Rule(args.optimizer, args.adam_eps, args.momentum, bool(args.nesterov)),
@@ -232,7 +266,7 @@ def build_optimisers(
         warmup=args.lr_warmup or 0,
         clip_norm=args.clip_norm,
         clip=args.clip,
-        scaler=precision.scaler,
+        scaler=scaler,
     )
 
 
@@ -264,127 +298,3 @@ def build_schedules(
         case "onecycle":
             return optim.one_cycle(*total)
     return optim.constant, None
-
-
-def _about_warmup(training: Training) -> list[str]:
-    rising = training.optimisers.warmup
-    steps = training.length.total_steps(len(training.loader))
-    few = f"--lr-warmup {rising}: the run has {steps} steps, so its rates only rise"
-    return [few] if rising >= steps else []
-
-
-def _about_milestones(training: Training, args: Options) -> list[str]:
-    steps = training.length.total_steps(len(training.loader))
-    late = [step for step in args.milestones if step >= steps]
-    if args.schedule != "milestones" or not late:
-        return []
-    verb = "lies" if len(late) == 1 else "lie"
-    named = ", ".join(map(str, late))
-    return [f"--milestones {named} {verb} behind the last of the run's {steps:,} steps"]
-
-
-def _about_pieces(training: Training, batch: int) -> list[str]:
-    norms = (m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    size = training.micro_batch
-    if size is None or size >= batch or not any(norm.training for norm in norms):
-        return []
-    return [f"--micro-batch {size}: a BatchNorm that trains sees {size} images at a time"]
-
-
-def _about_norms(training: Training, args: Options) -> list[str]:
-    """Flags of BatchNorms that a network without any was given."""
-    given = [name for name in ("bn_freeze", "bn_momentum") if name in args.given]
-    if not given or training.network.has_batch_norms:
-        return []
-    named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-    verb = "changes" if len(given) == 1 else "change"
-    return [f"{named} {verb} nothing: {args.model} has no BatchNorm"]
-
-
-def _about_average(training: Training) -> list[str]:
-    average = training.average
-    return [f"{average.decay:g}: a mean of the weights picks the best epoch"] if average else []
-
-
-def describe(training: Training) -> str:
-    """What would run: data counts, parameters, optimiser groups, steps per epoch."""
-    args = options.kept(training.options)
-    data, loader, precision = training.data, training.loader, training.precision
-    parameters = sum(p.numel() for p in training.network.parameters())
-    criterion = sum(map(processes.whole_size, training.objective.parameters()))
-    on = "on the test classes"
-    if not data.selects_on_test:
-        on = f"on validation: {data.selection[0].describe()}"
-    elif training.length.evaluates_once(len(loader)):
-        on = "none is picked: evaluated once, at the end"
-    lines = [
-        *_about_choice(args.chosen),
-        f"data        {args.dataset}: {len(data.train):,} images, "
-        f"{data.train.num_classes:,} classes"
-        + (f" ({data.train.source})" if data.train.source not in ("", args.dataset) else ""),
-        *([] if data.train.upright else ["pictures    as stored, EXIF orientation ignored"]),
-        *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
-        *_what_is_left_out(data),
-        f"best epoch  {on}",
-        f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
-        f"{parameters:,} parameters, "
-        + (f"checkpoint {args.checkpoint}" if args.checkpoint else f"pretrained {args.pretrained}"),
-        *_what_rests(training.network),
-        f"loss        {' + '.join([args.loss, *methods.attachments(args)])}, "
-        f"{criterion:,} parameters",
-        *(f"            {words}" for words in methods.notes(args)),
-        *(f"            {words}" for words in filter(None, [training.objective.cost()])),
-        f"device      {device_name(precision.device)}, precision {precision.name}"
-        + (f", {processes.world()} processes" if processes.world() > 1 else ""),
-        f"steps       {len(loader)} per epoch of {args.batch_size} images each, "
-        + counted(training.length.epochs, "epoch"),
-        *(f"optimiser   {line}" for line in training.optimisers.describe()),
-        f"disk        {_about_disk(training)}",
-        *(f"ema         {words}" for words in _about_average(training)),
-        *(
-            f"note        {line}"
-            for line in [
-                *options.notices(args),
-                *_about_warmup(training),
-                *_about_milestones(training, args),
-                *_about_pieces(training, args.batch_size),
-                *_about_norms(training, args),
-            ]
-        ),
-        *(f"warning     {line}" for line in doubts(training)),
-    ]
-    return "\n".join(lines)
-
-
-def _about_choice(chosen: Sequence[Sequence[str]]) -> list[str]:
-    """What was set to suit the images, and why; the first line says for what."""
-    words = [f"{settings}: {why}" if settings else why for settings, why in chosen]
-    return [f"{'' if number else 'chosen':<12}{line}" for number, line in enumerate(words)]
-
-
-def _about_disk(training: Training) -> str:
-    """How much of the disk the run will take.
-
-    Raises:
-        InputError: that much is not free.
-    """
-    args = options.kept(training.options)
-    needed = training.bytes_on_disk(args.keep)
-    advice = "choose another --LOG_DIR" + (", or a smaller --keep" if args.keep else "")
-    return f"the run keeps {need_room(Path(args.LOG_DIR), needed, 'what the run keeps', advice)}"
-
-
-def _what_is_left_out(data: Data) -> list[str]:
-    """A line about the images that are known not to be readable."""
-    train, judged = (data.unreadable.get(side, 0) for side in ("train", "eval"))
-    parts = [f"{train:,} for training, others take their place"] if train else []
-    parts += [f"{judged:,} for evaluation, left out"] if judged else []
-    return [f"unreadable  {'; '.join(parts)}"] if parts else []
-
-
-def _what_rests(network: net.EmbeddingNet) -> list[str]:
-    """A line about what trains of the network, where that is not all of it."""
-    if not network.rests_in_part:
-        return []
-    trained, total = network.counts()
-    return [f"            {trained:,} of them train ({trained / total:.2%})"]
