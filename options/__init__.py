@@ -1,9 +1,12 @@
 """From a command line to options, and back from what a run has kept of them.
 
-declared   the flags that belong to no method      files     `@FILE` on a command line
-parsing    a command line → options                meaning   what they say, and who listens
+training   the flags of train.py that belong to no method
+evaluating those of evaluate.py and report.py      declared  all of a command, the methods' too
+needs      who listens to a flag                   files     `@FILE` on a command line
+parsing    a command line → options                meaning   what they say, and what does not fit
 suited     settings for the user's own images      looking   what is known of these
-stored     what a run has kept of them
+stored     what a run has kept of them             searching the flags of search.py
+ranking    what is done before images are compared
 
 Options are resolved once, when they are parsed (`resolved`); what a run has kept of them is read
 back by `kept`. What comes later on a command line wins, so `@recipes/emoji_scratch.txt --seed 2` is
@@ -14,13 +17,12 @@ from __future__ import annotations
 
 from options.declared import (
     EVALUATE_GROUPS,
-    EVALUATED,
-    METRICS,
     REPORT_GROUPS,
     TRAIN_GROUPS,
     defaults,
     train_flags,
 )
+from options.evaluating import EVALUATED
 from options.meaning import (
     by_flag,
     check_metrics,
@@ -48,6 +50,7 @@ from options.stored import (
     same_words,
     settings,
 )
+from options.training import METRICS
 
 __all__ = [
     "EVALUATED",

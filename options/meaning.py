@@ -13,14 +13,12 @@ from flags import Flag
 from options import suited
 from options.declared import (
     EVALUATE_GROUPS,
-    PHOTOGRAPHS,
-    SINGLE_IMAGES,
     TRAIN_GROUPS,
-    bn_freeze_of,
     flags_of,
-    pretrained_of,
     train_flags,
 )
+from options.evaluating import SINGLE_IMAGES
+from options.needs import PHOTOGRAPHS, bn_freeze_of, pretrained_of
 from options.ranking import ranking_of
 from utils import InputError
 

@@ -21,7 +21,6 @@ import methods
 from flags import SWITCH, Flag, Group
 from machine import expanded
 from options.declared import (
-    DATA,
     EVALUATE_GROUPS,
     REPORT_GROUPS,
     TRAIN_GROUPS,
@@ -42,6 +41,7 @@ from options.meaning import (
     unread,
     useless,
 )
+from options.training import DATA
 from terminal import fitted, say, terminal_width
 from utils import InputError, close_names
 

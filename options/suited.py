@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from dataset.own import LEAST_CLASSES, count_held_out, suited_share
 from flags import Flag
-from options.declared import HELD_OUT, OWN_DATA, train_flags
+from options.declared import train_flags
+from options.needs import HELD_OUT, OWN_DATA
 from storage import in_bytes
 from utils import counted
 

@@ -20,8 +20,8 @@ import options
 from evaluation import tables
 from evaluation.thresholds import Thresholds
 from flags import Change
-from options.declared import HELD_OUT
 from options.files import RECIPES
+from options.needs import HELD_OUT
 from runs import RunFolder
 from utils import InputError, damage_in_words
 
