@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import door
 from net.choices import WEIGHTS
@@ -23,13 +24,35 @@ if TYPE_CHECKING:
     from evaluation.networks import Opened
     from sharing.card import Card
 
+
+class Form(NamedTuple):
+    """A form in which the network is written as a graph from pixels to embeddings.
+
+    Attributes:
+        about: for --help. title: while it is written. runs_in: what it is compared with torch in.
+        remark: what is said of it when it is written.
+    """
+
+    about: str
+    title: str
+    runs_in: str
+    remark: str = ""
+
+
 GRAPHS = {
-    "onnx": "ONNX, checked with onnxruntime",
-    "torch_export": "a program of torch.export, for torch without this repository (FILE.pt2)",
-    "torchscript": "TorchScript, traced; PyTorch has deprecated it, so use --torch-export for new "
-    "work",
+    "onnx": Form("ONNX, checked with onnxruntime", "ONNX", "onnxruntime"),
+    "torch_export": Form(
+        "a program of torch.export, for torch without this repository (FILE.pt2)",
+        "torch.export's program",
+        "torch.export",
+    ),
+    "torchscript": Form(
+        "TorchScript, traced; PyTorch has deprecated it, so use --torch-export for new work",
+        "TorchScript",
+        "TorchScript",
+        "; PyTorch has deprecated TorchScript, --torch-export comes after it",
+    ),
 }
-"""What is written as a graph from pixels to embeddings."""
 OTHERS = ("safetensors", "card", "push_to_hub")
 
 
@@ -60,8 +83,8 @@ def _declare_graphs(export: argparse.ArgumentParser) -> None:
         "length; normalisation is part of it, and B is free. It is compared with the network "
         "before it is written.",
     )
-    for name, about in GRAPHS.items():
-        graphs.add_argument(_flag(name), metavar="FILE", type=file, help=about)
+    for name, form in GRAPHS.items():
+        graphs.add_argument(_flag(name), metavar="FILE", type=file, help=form.about)
 
 
 def _declare_shared(export: argparse.ArgumentParser) -> None:
@@ -205,22 +228,17 @@ def write_graphs(args: argparse.Namespace, model: Model) -> None:
         fitted(f"input   {note}", " " * 8)
         + f"\noutput  float32 (B, {model.network.test_size}), unit length"
     )
-    if args.onnx:
-        with told("writing ONNX, and comparing it with the network"):
-            difference = export_onnx(graph, args.onnx, note)
-        say(f"{args.onnx}: onnxruntime and torch differ by at most {difference:.1e}")
-    if args.torch_export:
-        with told("writing torch.export's program, and comparing it with the network"):
-            difference = export_program(graph, args.torch_export, note)
-        say(f"{args.torch_export}: torch.export and torch differ by at most {difference:.1e}")
-    if args.torchscript:
-        with told("writing TorchScript, and comparing it with the network"):
-            difference = export_torchscript(graph, args.torchscript)
-        words = (
-            f"{args.torchscript}: TorchScript and torch differ by at most {difference:.1e}; "
-            "PyTorch has deprecated TorchScript, --torch-export comes after it"
-        )
-        say(fitted(words, "  "))
+    writers = {
+        "onnx": partial(export_onnx, note=note),
+        "torch_export": partial(export_program, note=note),
+        "torchscript": export_torchscript,
+    }
+    for name, form in GRAPHS.items():
+        if path := getattr(args, name):
+            with told(f"writing {form.title}, and comparing it with the network"):
+                difference = writers[name](graph, path)
+            agreed = f"{form.runs_in} and torch differ by at most {difference:.1e}"
+            say(fitted(f"{path}: {agreed}{form.remark}", "  "))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

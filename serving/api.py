@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dataset.files import composed
 from index.adding import content_of
 from index.asking import verdict_of
-from serving.gallery import Gallery, State
+from serving.gallery import Gallery, Query, State
 from serving.guards import Refused
 from serving.pictures import SIDES, Crop, Shown
 from storage import digest
@@ -97,7 +97,8 @@ class Api:
             source = body
         else:
             raise Refused(HTTPStatus.BAD_REQUEST, "the picture has no bytes; send one, or an entry")
-        hits, looked_at = self.gallery.nearest(state, source, crop, top, _wanted(query), own)
+        wanted = Query(source, top, crop, _wanted(query), without=own)
+        hits, looked_at = self.gallery.nearest(state, wanted)
         limits, same = state.index.thresholds, _same_files(state.index, own, body, crop)
         found = []
         for row, cosine in hits:

@@ -40,6 +40,21 @@ class State(NamedTuple):
         return self.embedder.model.upright
 
 
+class Query(NamedTuple):
+    """What is searched for.
+
+    Attributes:
+        source: an entry's row, or a picture's path or bytes. crop: the part of it that counts.
+        wanted: which entries may be found. without: a row that is left out.
+    """
+
+    source: int | str | bytes
+    top: int
+    crop: Crop | None = None
+    wanted: Wanted = None
+    without: int | None = None
+
+
 class Gallery:
     """An index for many threads.
 
@@ -95,56 +110,13 @@ class Gallery:
 
     # --- searching --------------------------------------------------------------------------------
 
-    def nearest(
-        self,
-        state: State,
-        source: int | str | bytes,
-        crop: Crop | None,
-        top: int,
-        wanted: Wanted,
-        without: int | None,
-    ) -> tuple[list[tuple[int, float]], int]:
+    def nearest(self, state: State, query: Query) -> tuple[list[tuple[int, float]], int]:
         """Rows and cosines of what is nearest, and how many entries were looked at for it.
-
-        Args:
-            source: an entry's row, or a picture's path or bytes. wanted: which entries count.
-            without: a row that is left out.
 
         Raises:
             InputError: the picture cannot be read.
         """
-        return self._worker.submit(
-            self._nearest, state, source, crop, top, wanted, without
-        ).result()
-
-    def _nearest(
-        self,
-        state: State,
-        source: int | str | bytes,
-        crop: Crop | None,
-        top: int,
-        wanted: Wanted,
-        without: int | None,
-    ) -> tuple[list[tuple[int, float]], int]:
-        if isinstance(source, int):
-            embedding = state.index.embedding(source)[None]
-        else:
-            embedding = state.embedder(query_pixels(source, state.upright, crop))
-        most = len(state.index) if wanted is None else min(FARTHEST, len(state.index))
-        reach = min(top + (without is not None), most)
-        if reach == 0:
-            return [], 0
-        while True:
-            rows, scores = (part[0] for part in state.index.search(embedding, reach))
-            hits = [
-                (int(row), float(score))
-                for row, score in zip(rows, scores, strict=True)
-                if row >= 0 and row != without and np.isfinite(score)
-                if wanted is None or wanted(state.index.entry(int(row)))
-            ]
-            if len(hits) >= top or reach >= most:
-                return hits[:top], reach
-            reach = min(8 * reach, most)
+        return self._worker.submit(_nearest, state, query).result()
 
     @staticmethod
     def spread(state: State, count: int, wanted: Wanted) -> tuple[list[int], int]:
@@ -160,3 +132,26 @@ class Gallery:
             rows = [row for row in rows[:looked_at] if wanted(state.index.entry(row))]
         places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
         return [rows[place] for place in places.tolist()], looked_at
+
+
+def _nearest(state: State, query: Query) -> tuple[list[tuple[int, float]], int]:
+    if isinstance(query.source, int):
+        embedding = state.index.embedding(query.source)[None]
+    else:
+        embedding = state.embedder(query_pixels(query.source, state.upright, query.crop))
+    top, wanted, without = query.top, query.wanted, query.without
+    most = len(state.index) if wanted is None else min(FARTHEST, len(state.index))
+    reach = min(top + (without is not None), most)
+    if reach == 0:
+        return [], 0
+    while True:
+        rows, scores = (part[0] for part in state.index.search(embedding, reach))
+        hits = [
+            (int(row), float(score))
+            for row, score in zip(rows, scores, strict=True)
+            if row >= 0 and row != without and np.isfinite(score)
+            if wanted is None or wanted(state.index.entry(int(row)))
+        ]
+        if len(hits) >= top or reach >= most:
+            return hits[:top], reach
+        reach = min(8 * reach, most)
