@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import difflib
 import json
 import os
@@ -30,163 +29,23 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import official_layouts
 import small_images
+from run_folders import difference, run_contents
+from unchanged_cases import COMMANDS, METHODS, NETWORK
 
-# --- what is compared -----------------------------------------------------------------------------
-
-COMMANDS = {
-    "train": ["train.py"],
-    "evaluate": ["evaluate.py"],
-    "report": ["report.py"],
-    "net export": ["-m", "net", "export"],
-    "dataset": ["-m", "dataset"],
-    "dataset check": ["-m", "dataset", "check"],
-}
 DATA_SETS = ("cub", "cars", "sop", "inshop", "vid")
-NETWORK = (
-    "--dataset folder:{images} --model resnet10 --width 0.125 --stem small --embedding-size 8 "
-    "--image-size 32 --pretrained none --batch-size 12 --workers 0 --amp off --metrics retrieval "
-    "--wandb disabled --no-report"
-)
-"""48 training images, so four steps per epoch."""
-
-SEC = "--steps {steps} --milestones 8 15 --image-size 32 --lr 1e-3 --lr_p 1e-3"
-DIVIDED = "--nb-clusters 4 --mod-epoch 1 --lr 1e-3"
-SMALL_CLASSES = f"--loss MarginLoss {DIVIDED} --batch-sampler adaptbalanced --IPC 4"
-MIXED = "--loss AMLoss --introspective"
-
-METHODS = {
-    # proxies
-    "proxy-anchor": "--loss Proxy_Anchor",
-    "proxy-anchor alpha": "--loss Proxy_Anchor --alpha 16 --mrg 0.2 --proxy-lr-scale 10",
-    "amloss": "--loss AMLoss",
-    "amloss options": "--loss AMLoss --alphap 48 --alphan 24 --delta 0 --lam 0.5 --mrg-lr 1e-2 "
-    "--mrg-lr-decay-step 2 --mrg-lr-decay-gamma 0.3",
-    "amloss raw": "--loss AMLoss --l2-norm 0",
-    # IDML, DDML, mixup
-    "introspective released": MIXED,
-    "introspective paper": f"{MIXED} paper --mixup 0.5",
-    "introspective unmixed": f"{MIXED} paper --mixup 0 --l2-norm 0",
-    "introspective proxy-anchor": "--loss Proxy_Anchor --introspective paper",
-    "mixup": "--loss MS --mixup 0.4",
-    "disentangled": "--loss Proxy_Anchor --disent True --al 1 --be 0.1 --gam 1e-5",
-    "disentangled amloss": "--loss AMLoss --disent True --al 0.5 --be 0.2 --gam 1e-3",
-    # any loss on prefixes; pairs among earlier batches
-    "matryoshka": "--loss AMLoss --matryoshka 2 8",
-    "memory bank": f"--loss ms {SEC} --batch-size 10 --memory-bank 30 --memory-bank-start 3",
-    # SEC
-    "sec": "--loss AMLoss --sec_wei 0.5 --norm_momentum 0.1",
-    "sec raw": "--loss MS --sec_wei 0.5 --l2-norm 0",
-    "l2reg": "--loss Proxy_Anchor --l2reg_wei 1e-2",
-    "sec and l2reg": "--loss AMLoss --sec_wei 0.5 --l2reg_wei 1e-2 --norm_momentum 0.5",
-    **{f"spherical {loss}": f"--loss {loss} {SEC}" for loss in ("triplet", "semihtriplet")},
-    "spherical n-npair": f"--loss n-npair {SEC}",
-    "spherical ms": f"--loss ms {SEC} --batch-size 10",
-    "spherical triplet sec": f"--loss triplet {SEC} --sec_wei 1 --norm_momentum 0.5",
-    "spherical semihtriplet sec": f"--loss semihtriplet {SEC} --sec_wei 1 --eval-steps 7",
-    "spherical n-npair sec": f"--loss n-npair {SEC} --sec_wei 0.5",
-    "spherical ms sec": f"--loss ms {SEC} --batch-size 10 --sec_wei 1",
-    "spherical n-npair l2": f"--loss n-npair {SEC} --l2reg_wei 1e-2",
-    # the library's losses
-    **{
-        f"library {loss}": f"--loss {loss} --lr 1e-3"
-        for loss in "Proxy_NCA MS Contrastive Triplet NPair SoftTriple Circle Margin".split()
-    },
-    "circle loss of amloss": "--loss CircleLoss --IPC 3",
-    "pml": "--loss pml:NormalizedSoftmaxLoss --loss-args temperature=0.1",
-    "pml pairs": "--loss pml:ContrastiveLoss --IPC 3",
-    # divide and conquer's losses
-    "margin": "--loss MarginLoss --IPC 3 --lr 1e-3 --margin 0.3",
-    "margin learned": "--loss MarginLoss --IPC 3 --lr 1e-3 --lr-beta 5e-2",
-    **{
-        f"margin {miner}": f"--loss MarginLoss --IPC 3 --lr 1e-3 --sampler {miner}"
-        for miner in "easypeasy distanceweighted HPHN EPHN EPSHN RPSHN RPHN".split()
-    },
-    "triplet": "--loss TripletLoss --IPC 3 --lr 1e-3",
-    "triplet mined": "--loss TripletLoss --IPC 3 --lr 1e-3 --sampler EPSHN --soft-loss",
-    "triplet earlier": "--loss TripletLoss --IPC 3 --lr 1e-3 --mining earlier",
-    "triplet all": "--loss TripletAllLoss --IPC 3 --lr 1e-3 --margin 0.1",
-    "triplet semihard": "--loss TripletSemihardLoss --IPC 3 --lr 1e-3 --soft-loss",
-    "npairs": "--loss NPairsLoss --IPC 2 --lr 1e-3 --lr-alpha 0.1",
-    # divide and conquer
-    "divide learned": f"--loss MarginLoss {DIVIDED} --mask-lr-mult 100 --masking-lambda 0.01",
-    "divide fixed": f"--loss MarginLoss {DIVIDED} --fixed-mask 1",
-    "divide full": f"--loss MarginLoss {DIVIDED} --force-full-embedding-epoch 3",
-    "divide rests": "--loss TripletLoss --lr 1e-3 --nb-clusters 2 --mod-epoch 2 "
-    "--mod-epoch-freeze 1 --stop-recluster --masks-freeze-one-cluster 1",
-    "divide at once": f"--loss Proxy_Anchor {DIVIDED} --hierarchy-method none --IPC 2",
-    "divide adaptive": f"--loss MarginLoss {DIVIDED} -crs 3 "
-    "--clustering-method kmeans_adaptive_centroids --penultimate-for-clusters 0",
-    "divide legacy": f"--loss NPairsLoss {DIVIDED} --legacy-renumbering",
-    "divide sum": f"--loss MarginLoss {DIVIDED} --masks-sum-for-full-emb 1 --mask-relu 0 "
-    "--masking-init normal --masks-normalize-before-sum l1 --mask-wd-mult 0.5",
-    "divide replicas": f"--loss MarginLoss {DIVIDED} --batch-sampler adaptbalanced "
-    "--num-replicas 2",
-    **{
-        f"divide {kind}": f"--loss MarginLoss {DIVIDED} --batch-sampler {kind}"
-        for kind in ("npairs", "randombatch")
-    },
-    **{
-        f"divide {action}": f"{SMALL_CLASSES} --small-class-action {action}"
-        for action in ("sample_other", "duplicate", "smaller_batch")
-    },
-    "divide experiment": "--experiment margin_loss_resnet50 --dataset folder:{images} --model "
-    "resnet10 --batch-size 12 --nb-clusters 2 --mod-epoch 2 --lr 1e-3",
-    "divide sec": f"--loss AMLoss {DIVIDED} --sec_wei 0.5",
-    # what trains, and how
-    "warm none": "--loss AMLoss --warm 0",
-    "warm 3": "--loss AMLoss --warm 3 --bn-freeze 1",
-    **{f"bn-freeze {kind}": f"--bn-freeze {kind}" for kind in ("1", "affine", "statistics")},
-    "bn-momentum": "--bn-momentum 0.5",
-    "cosine": "--loss AMLoss --schedule cosine --epochs 6",
-    "cosine steps": "--loss AMLoss --schedule cosine --steps 18",
-    "milestones": "--loss AMLoss --schedule milestones --milestones 6 14 --lr-decay-gamma 0.1",
-    "step": "--loss AMLoss --lr-decay-step 2 --lr-decay-gamma 0.3",
-    "constant": "--schedule constant",
-    **{f"optimizer {name}": f"--optimizer {name} --lr 1e-3" for name in ("sgd", "rmsprop", "adam")},
-    "decay": "--decay-vectors 0 --decay-biases 1 --weight-decay 1e-2 --lr_p 1e-5 --clip 0.01",
-    # batches and selection
-    "images per class": "--loss AMLoss --IPC 3",
-    "images per class repeated": "--loss AMLoss --IPC 3 --IPC-repeat 1",
-    "validation": "--loss AMLoss --val-classes 0.25",
-    "no test": "--loss AMLoss --val-classes 0.25 --no-test",
-    "evaluations": "--eval-steps 3 --save-every 4 --keep 2",
-    "all metrics": "--eval-every 2 --metrics retrieval nmi f1 ami",
-    **{f"augment {name}": f"--augment {name}" for name in ("sec", "emoji", "none", "ColorHeavy")},
-    "geometry": "--augment GeomColor --ratio-classes 0.75 --eval-resize 48 --eval-zoom 0.8",
-    "cached": "--decode cache --cache-dir {cache} --cache-size 36",
-    # networks
-    "heads": "--head-norm 1 --head-init xavier_uniform_1 --dropout 0.3 --pooling max",
-    "pooling": "--pooling avg --stem tiny --head-init default",
-    "grid": "--pooling grid --input-spec caffe --stem imagenet --image-size 64",
-    "resnet18": "--model resnet18 --input-spec white",
-    "resnet50": "--model resnet50 --head-norm 1 --bn-freeze statistics",
-    "bn_inception": "--model bn_inception --width 1 --stem imagenet --image-size 64 --loss AMLoss "
-    "--batch-size 4 --eval-every 2",
-    "googlenet": "--model googlenet --width 1 --stem imagenet --image-size 64 --batch-size 4 "
-    "--eval-every 2",
-    # a run's life
-    "skip": "--on-nan skip --seed 3",
-    "emoji": "--dataset emoji --data-root {root}/data --loss AMLoss --ratio-classes 0.1",
-}
-"""Name → flags, over those of NETWORK: every method, its options, and what methods are made of."""
-
-TIMES = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
-"""Columns of metrics.csv that no two runs share."""
 
 # --- two source trees -----------------------------------------------------------------------------
 
@@ -354,6 +213,19 @@ class Training(NamedTuple):
         return tree.run(["train.py", *flags.split()], cwd)
 
 
+def compare_runs(before: Path, now: Path) -> Verdict:
+    """Weights, criterion, rows and results of two run folders.
+
+    Entries that results.json has gained are no change; a chapter of it that is gone is one.
+    """
+    contents = [run_contents(path) for path in (before, now)]
+    known, results = (content["results.json"] for content in contents)
+    contents[1]["results.json"] = {name: v for name, v in results.items() if name in known}
+    if found := difference(*contents):
+        return Verdict("different", found)
+    return EQUAL
+
+
 def same_training(training: Training, trees: Trees, folder: Path) -> Verdict:
     """Whether the first steps lead to the same run folder."""
     places = [folder / "before", folder / "now"]
@@ -376,78 +248,6 @@ def same_continuation(training: Training, trees: Trees, folder: Path) -> Verdict
         outcomes.append(tree.run(["train.py", *flags.split()], folder / name))
         runs.append(folder / name / "logs" / "run")
     return both_ran(*outcomes) or compare_runs(*runs)
-
-
-# --- two run folders ------------------------------------------------------------------------------
-
-
-def compare_runs(before: Path, now: Path) -> Verdict:
-    """Weights, criterion, rows and results of two run folders.
-
-    Entries that results.json has gained are no change; a chapter of it that is gone is one.
-    """
-    contents = [run_contents(path) for path in (before, now)]
-    known, results = (content["results.json"] for content in contents)
-    contents[1]["results.json"] = {name: v for name, v in results.items() if name in known}
-    if found := difference(*contents):
-        return Verdict("different", found)
-    return EQUAL
-
-
-def run_contents(run: Path) -> dict[str, Any]:
-    """What a run folder says, without times and paths, by file."""
-    (best,) = run.glob("*_best.pth")
-    return {
-        "last.pth": _learned(run / "last.pth", "clock"),
-        best.name: _learned(best, "epoch", "step", "metrics"),
-        "metrics.csv": _rows(run / "metrics.csv"),
-        "results.json": json.loads((run / "results.json").read_text()),
-    }
-
-
-def _learned(path: Path, *others: str) -> dict[str, Any]:
-    stored = torch.load(path, weights_only=True)
-    content = {key: stored[key] for key in ("model_state_dict", "criterion_state_dict", *others)}
-    if "clock" in content:
-        content["clock"] = {k: v for k, v in content["clock"].items() if k != "seconds"}
-    return content
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-def difference(before: Any, now: Any, where: str = "") -> str:
-    """The first difference between two nested values, in words; empty when they are the same."""
-    if isinstance(before, torch.Tensor) and isinstance(now, torch.Tensor):
-        return _tensor_difference(before, now, where)
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        if list(before) != list(now):
-            gone, added = [k for k in before if k not in now], [k for k in now if k not in before]
-            words = f"gone {gone}, added {added}" if gone or added else "in another order"
-            return f"{where}: {words}"
-        pairs = [(f"{where} {key}".strip(), before[key], now[key]) for key in before]
-    elif isinstance(before, list) and isinstance(now, list):
-        if len(before) != len(now):
-            return f"{where}: {len(before)} entries, now {len(now)}"
-        pairs = [(f"{where}[{i}]", *pair) for i, pair in enumerate(zip(before, now, strict=True))]
-    else:
-        return "" if repr(before) == repr(now) else f"{where}: {before!r}, now {now!r}"
-    found = (difference(first, second, place) for place, first, second in pairs)
-    return next(filter(None, found), "")
-
-
-def _tensor_difference(before: torch.Tensor, now: torch.Tensor, where: str) -> str:
-    kinds = [(str(tensor.dtype), tuple(tensor.shape)) for tensor in (before, now)]
-    if kinds[0] != kinds[1]:
-        return f"{where}: {kinds[0]}, now {kinds[1]}"
-    as_bytes = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (before, now))
-    if torch.equal(*as_bytes):
-        return ""
-    largest = (before.double() - now.double()).abs().max()
-    return f"{where}: differs by up to {float(largest):.2g}"
 
 
 # --- all of it ------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ import torch
 from conftest import ROOT, run_python
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from unchanged import Outcome, both_ran, chosen, compare_text, difference
+from run_folders import difference
+from unchanged import Outcome, both_ran, chosen, compare_text
+from unchanged_cases import COMMANDS
 
 NAN, ONE = float("nan"), torch.ones(3)
 
@@ -70,6 +72,16 @@ def test_texts_are_compared_line_by_line() -> None:
 def test_checks_are_chosen_by_a_part_of_their_name_or_a_pattern() -> None:
     assert chosen("steps amloss", "") and chosen("steps amloss", "amloss")
     assert chosen("steps amloss", "steps *") and not chosen("continue amloss", "steps *")
+
+
+def test_the_help_of_every_command_is_compared() -> None:
+    import search
+
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
+    doors = [name for name, text in scripts.items() if '\nif __name__ == "__main__":' in text]
+    wanted = [["-m", "net", "export"], *([door] for door in doors)]
+    wanted += [["search.py", command.name] for command in search.COMMANDS]
+    assert [argv for argv in wanted if argv not in COMMANDS.values()] == []
 
 
 @pytest.mark.slow
