@@ -170,7 +170,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
     batches, signals = rest_of_epoch(training), signals or Signals()
     training.network.train()  # frozen BatchNorms rest: see EmbeddingNet.train in net/network.py
     training.objective.train()
-    started, waited = time.perf_counter(), lap.waited - loader.wait_seconds
+    started, waited = time.perf_counter(), lap.waited - loader.wait_seconds()
     with progress_bar(training) as bar:
         while not (stop := training.stops_here):
             batch = signals.next_of(batches)
@@ -183,7 +183,6 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
             took = now - started
             lap.seconds += took
             clock.seconds += took
-            lap.waited = waited + loader.wait_seconds
             lap.images += len(batch.labels)
             started = now
             show(bar, training, batch, values)
@@ -191,6 +190,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
             if training.length.saves_at(clock):
                 stop = training.stops_here
                 break
+    lap.waited = waited + loader.wait_seconds()
     training.watch.check()
     if stop and training.epoch_ended:
         clock.epoch, clock.step_in_epoch, clock.begun = clock.epoch + 1, 0, False

@@ -261,7 +261,7 @@ def seconds_of(loader: Loader, epochs: int, pace: float = 0.0) -> tuple[float, f
         for batch in loader:
             time.sleep(pace * len(batch.labels))
         taken.append(time.perf_counter() - start)
-        waited.append(loader.wait_seconds)
+        waited.append(loader.wait_seconds())
     return statistics.mean(taken[1:]), statistics.mean(waited[1:])
 
 
@@ -290,7 +290,7 @@ def print_waiting(images: ImageSet, args: argparse.Namespace, cache_dir: Path) -
         seconds = time.perf_counter() - start
     print(
         f"\nResNet-18 in bf16 trains on (d) at {seen / seconds:,.0f} images/s and waits for data "
-        f"{loader.wait_seconds / seconds:.1%} of the time."
+        f"{loader.wait_seconds() / seconds:.1%} of the time."
     )
 
 

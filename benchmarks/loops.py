@@ -37,13 +37,7 @@ READINGS = {
 
 
 class Way(Protocol):
-    """A training loop, from stored picture to updated weights.
-
-    Attributes:
-        waited: seconds that its steps have waited for data.
-    """
-
-    waited: float
+    """A training loop, from stored picture to updated weights."""
 
     def begin(self) -> None:
         """Starts what reads the data; what it has made ahead of time by then is thrown away."""
@@ -51,21 +45,29 @@ class Way(Protocol):
     def step(self) -> None:
         """One step."""
 
+    def waited(self) -> float:
+        """Seconds that its steps have waited for data since it was made or begun."""
+
     def end(self) -> None:
         """Stops what reads the data, so that the other loop has the machine for itself."""
 
 
 class Ran(NamedTuple):
-    """Seconds of some steps: until the last is done, until the last was asked for, of each."""
+    """Seconds of some steps.
+
+    Attributes:
+        seconds: until the last is done. asked: until the last was asked for. waited: for data, in
+            all of them. steps: of each.
+    """
 
     seconds: float
     asked: float
+    waited: float
     steps: list[float]
 
 
 def run(way: Way, batches: int, device: torch.device) -> Ran:
     """So many steps; on a GPU each lasts from where it has done the one before."""
-    way.waited = 0.0
     on_gpu = device.type == "cuda"
 
     def now() -> torch.cuda.Event | float:
@@ -75,6 +77,7 @@ def run(way: Way, batches: int, device: torch.device) -> Ran:
         event.record()
         return event
 
+    waited = way.waited()
     start, times = time.perf_counter(), [now()]
     for _ in range(batches):
         way.step()
@@ -84,7 +87,7 @@ def run(way: Way, batches: int, device: torch.device) -> Ran:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
     steps = [a.elapsed_time(b) / 1e3 if on_gpu else b - a for a, b in pairwise(times)]
-    return Ran(seconds, asked, steps)
+    return Ran(seconds, asked, way.waited() - waited, steps)
 
 
 # --- the published loop ---------------------------------------------------------------------------
@@ -172,7 +175,7 @@ class PlainWay:
             weight_decay=args.weight_decay,
         )
         self.device = device
-        self.waited = 0.0
+        self._waited = 0.0
         drawings = images.pixels is not None
         transform = plain_transform(drawings, args.image_size, self.network.input)
         files = (EncodedPictures if drawings else PublishedDataset)(images, transform)
@@ -196,7 +199,7 @@ class PlainWay:
         """One step; the loss is read, as the published loops do."""
         start = time.perf_counter()
         images, labels = next(self.batches)
-        self.waited += time.perf_counter() - start
+        self._waited += time.perf_counter() - start
         images, labels = images.to(self.device), labels.to(self.device)
         with modules_one_by_one():
             loss = self.criterion(self.network(images).embedding, labels)
@@ -206,6 +209,10 @@ class PlainWay:
             torch.nn.utils.clip_grad_value_(parameters, 10)
         self.optimiser.step()
         loss.item()
+
+    def waited(self) -> float:
+        """By the host, whose GPU has nothing to do meanwhile: it has read the loss."""
+        return self._waited
 
     def end(self) -> None:
         """Stops the workers."""
@@ -250,7 +257,6 @@ class OurWay:
         self.training = train.prepare(args)
         self.training.network.freeze_backbone(False)
         self.training.network.train()
-        self.waited = 0.0
         in_memory = self.training.data.train.pixels is not None or args.data_device == "cuda"
         self.ahead = 0 if in_memory else self.AHEAD * args.workers
         self.sampler = _OneEpoch(
@@ -273,13 +279,15 @@ class OurWay:
 
     def step(self) -> None:
         """One step; the loss is read as often as the progress bar reads it."""
-        start = time.perf_counter()
         batch = next(self.batches)
-        self.waited += time.perf_counter() - start
         loss = train.step(self.training, batch)["loss"]
         on_cpu = self.training.precision.device.type == "cpu"
         if on_cpu or self.training.clock.step % CHECK_EVERY_ON_GPU == 0:
             float(loss)
+
+    def waited(self) -> float:
+        """As metrics.csv has it, by the GPU if there is one."""
+        return self.training.loader.wait_seconds()
 
     def end(self) -> None:
         """Takes what the workers have begun; they have nothing more to do."""

@@ -49,7 +49,7 @@ class Profile(NamedTuple):
 
     Attributes:
         step: one step, with nothing watching. asked: until the host had asked for all of it.
-        waited: the host, for the next batch.
+        waited: the device, for the next batch.
         ready: a step on a batch that lies on the device, so that `step` less it is what data cost.
         bare: forward and backward of the network alone, on such a batch.
         busy: the device computed, None where the profiler saw nothing. kernels: see `Busy`, for one
@@ -96,11 +96,11 @@ def profile_step(way: OurWay, batches: int) -> Profile:
     batch = next(way.batches)
     rounds = []
     for _ in range(ROUNDS):
-        seconds, asked, _ = run(way, batches, device)
-        waited = way.waited
+        ran = run(way, batches, device)
         ready = _seconds_of(lambda: train.step(training, batch), batches, device)
         bare = _seconds_of(lambda: forward_backward(training, batch), batches, device)
-        rounds.append((seconds / batches, asked / batches, waited / batches, ready, bare))
+        each = (ran.seconds / batches, ran.asked / batches, ran.waited / batches)
+        rounds.append((*each, ready, bare))
     step, asked, waited, ready, bare = map(statistics.median, zip(*rounds, strict=True))
     memory = torch.cuda.max_memory_allocated(device) if on_gpu else None
     busy = _traced(way, min(batches, 5), device, step)
@@ -269,8 +269,8 @@ def told(found: Profile) -> str:
             line("it is idle, at most", max(0.0, step - found.busy)),
         ]
     lines += [
+        line("the device waits for data", found.waited),
         line("a step without making its data", found.ready),
-        line("the host waits for data", found.waited),
         line("the host asks for a step's work in", found.asked),
     ]
     reached = found.flops / step

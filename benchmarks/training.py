@@ -49,6 +49,7 @@ door.settle_threads(os.environ)  # as every command does, before torch is loaded
 import torch
 
 import options
+from benchmarks.card import card_asked
 from benchmarks.data import make_photographs
 from benchmarks.loops import READINGS, OurWay, PlainWay, Way, run
 from benchmarks.profiling import profile_step, told
@@ -96,17 +97,20 @@ class Round(NamedTuple):
     Attributes:
         rate: images per second. waiting: the share of the time in which it waited for data.
         steps: seconds of each. seen: what happened in it that may have made it slow, see `Seen`.
+        card: what the GPU said of itself meanwhile, see benchmarks/card.py.
     """
 
     rate: float
     waiting: float
     steps: list[float]
     seen: dict[str, int]
+    card: str
 
     def told(self) -> str:
         """Whether all of it was slow, or one step; and what was seen."""
         middle, slowest = 1e3 * statistics.median(self.steps), 1e3 * max(self.steps)
-        seen = ", ".join(f"{count} {name}" for name, count in self.seen.items() if count)
+        seen = [f"{count} {name}" for name, count in self.seen.items() if count]
+        seen = ", ".join(seen + [self.card] * bool(self.card))
         return f"{self.rate:,.0f}: {middle:.1f} ms a step, at most {slowest:.1f}; {seen or '-'}"
 
 
@@ -156,16 +160,15 @@ class Rounds:
         before = _allocated(device)
         if before:
             torch.cuda.reset_peak_memory_stats(device)
-        counts = seen.counts()
+        counts, card = seen.counts(), card_asked(device)
         ran = run(self.way, batches, device)
         counts = {name: count - counts[name] for name, count in seen.counts().items()}
         if before:
             peak = torch.cuda.max_memory_allocated(device) - before + self.held
             self.memory = max(self.memory, peak)
-        waited = self.way.waited
         self.way.end()
-        rate, waiting = batches * self.batch / ran.seconds, waited / ran.seconds
-        self.rounds.append(Round(rate, waiting, ran.steps, counts))
+        rate, waiting = batches * self.batch / ran.seconds, ran.waited / ran.seconds
+        self.rounds.append(Round(rate, waiting, ran.steps, counts, card()))
 
     @property
     def rates(self) -> list[float]:

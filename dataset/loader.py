@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -27,6 +26,7 @@ from dataset.readable import in_words, too_many
 from dataset.samplers import BatchSampler, SequentialSampler
 from dataset.sources import Source, source_of
 from dataset.transforms import CHANGE_STREAM, RandomCrop, to_network, uniforms
+from dataset.waiting import waiting_on
 from devices import with_host_copy
 from utils import InputError, nearest_names
 
@@ -81,7 +81,6 @@ class Loader:
         leave_out: bool = False,
     ) -> None:
         self.images = images
-        self.wait_seconds = 0.0
         self.bad_images: dict[int, str] = {}
         self._plans = plans
         self._source = source
@@ -89,6 +88,7 @@ class Loader:
         self._change = change
         self._spec = spec
         self._device = device
+        self._waiting = waiting_on(device)
         self._max_bad_images = max_bad_images
         self._leave_out = leave_out
         self._epoch = self._skipped = 0
@@ -118,19 +118,26 @@ class Loader:
         """Lets the next iteration begin after so many batches, without reading them."""
         self._skipped = batches
 
+    def wait_seconds(self) -> float:
+        """How long the running epoch's batches were waited for, so far; by the GPU if there is one.
+
+        A GPU is waited for until it has come to the last of them.
+        """
+        return self._waiting.seconds()
+
     def __iter__(self) -> Iterator[Batch]:
         """Raises InputError when too many images cannot be read."""
-        self.wait_seconds = 0.0
+        self._waiting = waiting_on(self._device)
         start, self._skipped = self._skipped, 0
         batches = self._batches(self._epoch, start)
         return self._timed(self._ahead(batches) if self._device.type == "cuda" else batches)
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
-            start = time.perf_counter()
+            self._waiting.asked()
             with _one_thread():
                 batch = next(batches, None)
-            self.wait_seconds += time.perf_counter() - start
+            self._waiting.given()
             if batch is None:
                 return
             yield batch

@@ -10,7 +10,7 @@ import tiny
 import torch
 from conftest import run_python
 
-from benchmarks import gpu_check, precision, profiling
+from benchmarks import card, gpu_check, precision, profiling
 from benchmarks.loops import OurWay, run
 
 
@@ -76,6 +76,14 @@ def test_the_parts_of_a_step(tmp_path):
     half = batch._replace(images=batch.images[: len(batch.images) // 2])
     assert found.flops == 2 * profiling.flops_of(way.training, half)
     assert found.flops / found.bare < found.peak
+
+
+def test_a_card_is_asked_while_a_round_runs():
+    answer = card.answer_of([sys.executable, "-c", "print('1755 MHz, 641.50 W, 71')"])
+    assert answer() == "1755 MHz, 641.50 W, 71 °C"
+    assert card.answer_of([sys.executable, "-c", "raise SystemExit(9)"])() == ""
+    assert card.answer_of(["no-such-program"])() == ""
+    assert card.card_asked(torch.device("cpu"))() == ""
 
 
 def test_flops_are_those_of_the_layers(tmp_path):

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +49,7 @@ from dataset.transforms import (
     uniforms,
     with_short_side,
 )
+from dataset.waiting import waiting_on
 from net import INPUTS
 from utils import InputError
 
@@ -730,13 +732,59 @@ def test_waiting_is_measured_afresh_each_epoch(photographs):
     loader = loader_of(photographs)
     iterator = iter(loader)
     next(iterator)
-    first = loader.wait_seconds
+    first = loader.wait_seconds()
     time.sleep(0.05)
     next(iterator)
-    assert 0 < first < loader.wait_seconds < 10
-    waited = loader.wait_seconds
+    assert 0 < first < loader.wait_seconds() < 10
+    waited = loader.wait_seconds()
     iter(loader)
-    assert loader.wait_seconds == 0 < waited
+    assert loader.wait_seconds() == 0 < waited
+
+
+class Card:
+    """A GPU's clock, in the place of torch.cuda's events: it is where its work ends."""
+
+    def __init__(self) -> None:
+        self.now = self.done = 0.0
+
+    def computes(self, seconds: float) -> None:
+        self.done = max(self.now, self.done) + seconds
+
+    def event(self, enable_timing: bool) -> SimpleNamespace:
+        event = SimpleNamespace()
+
+        def record(stream: object) -> None:
+            event.at = max(self.now, self.done)
+
+        def synchronize() -> None:
+            self.now = max(self.now, event.at)
+
+        def elapsed_time(other: SimpleNamespace) -> float:
+            assert enable_timing and self.now >= other.at, "an event that is still to come is read"
+            return 1e3 * (other.at - event.at)
+
+        event.query = lambda: self.now >= event.at
+        event.record, event.synchronize, event.elapsed_time = record, synchronize, elapsed_time
+        return event
+
+
+def test_a_gpu_waits_for_data_only_when_it_has_nothing_to_do(monkeypatch):
+    card = Card()
+    monkeypatch.setattr(torch.cuda, "Event", card.event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    waiting = waiting_on(torch.device("cuda"))
+    for work in (3.0, 0.5, 0.0):  # of the step before; the host needs 1 s for each batch
+        card.computes(work)
+        waiting.asked()
+        card.now += 1.0
+        waiting.given()
+    # The batches are there after 1, 2 and 3 s; the work before them lasts until 3.0, 3.5 and 3.5.
+    assert waiting.seconds() == 0.0
+    card.computes(0.25)
+    waiting.asked()
+    card.now += 1.0
+    waiting.given()
+    assert waiting.seconds() == 0.75
 
 
 @pytest.mark.parametrize(

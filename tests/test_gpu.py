@@ -5,6 +5,7 @@ Run by make gpu-check; skipped where there is no GPU.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from dataset.base import ImageSet
 from dataset.loader import train_loader
 from dataset.samplers import make_sampler
 from dataset.transforms import PixelStore, RandomCrop, uniforms
+from dataset.waiting import waiting_on
 from utils import InputError
 
 pytestmark = [
@@ -326,6 +328,22 @@ def test_crops_from_gpu_memory_are_those_of_the_cpu(tmp_path):
         gpu = batches(images, DEVICE, data_device=place, **cache)
         for one, other in zip(cpu, gpu, strict=True):
             assert (one - other).abs().mean() < 1  # of 255 levels
+
+
+def test_a_busy_gpu_does_not_wait_for_data():
+    """While the host waits for a batch, a GPU lacks nothing until it has done its work."""
+    square = torch.randn(4096, 4096, device=DEVICE)
+    waited = []
+    for products in (400, 0):  # .1 s of work or more, whatever the card; none
+        waiting = waiting_on(DEVICE)
+        torch.cuda.synchronize()
+        for _ in range(products):
+            torch.mm(square, square)
+        waiting.asked()
+        time.sleep(0.05)
+        waiting.given()
+        waited.append(waiting.seconds())
+    assert waited[0] < 0.01 and 0.05 <= waited[1] < 0.2
 
 
 def test_epochs_use_the_memory_of_those_before(tmp_path):
