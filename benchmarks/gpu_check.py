@@ -54,7 +54,7 @@ class Part(NamedTuple):
 
 # Many tests start programs of their own, so that a few at once still share the card.
 AT_ONCE = "-n 6 --dist worksteal" if importlib.util.find_spec("xdist") else ""
-TESTS = f"-m pytest -m gpu {AT_ONCE} -vv -rfEs --tb short --durations 8 -o faulthandler_timeout=90"
+TESTS = f"-m pytest -m gpu {AT_ONCE} -vv -rfEs --tb short --durations 8 -o faulthandler_timeout=30"
 JPEG = "--sizes 224 --batch-size 180 --bn-freeze 1 --data jpeg"
 VIT = "timm:vit_small_patch16_224"
 PARTS = {
