@@ -64,7 +64,6 @@ class Loader:
 
     Attributes:
         rule: as given.
-        wait_seconds: how long the consumer of the running epoch has waited for batches.
         bad_images: index → reason of every image that could not be read so far.
     """
 
