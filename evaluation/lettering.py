@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -44,7 +45,7 @@ class Lettering:
     def draw(self, canvas: Image.Image, place: tuple[int, int], text: str, ink: tuple) -> None:
         """Draws a line with its upper left corner at a place."""
         pen, (left, top) = ImageDraw.Draw(canvas), place
-        ascent = ImageFont.load_default(size=self.size).getmetrics()[0]
+        ascent = plain_font(self.size).getmetrics()[0]
         for font, part in self._runs(text):
             pen.text((left, top + ascent), part, ink, font=font, anchor="ls")
             left += round(font.getlength(part))
@@ -71,9 +72,9 @@ class Lettering:
         letters = list(clusters(self.written(text[-LONGEST:])))
         if self.length("".join(letters)) <= width:
             return "".join(letters)
-        while letters and self.length("…" + "".join(letters)) > width:
-            letters.pop(0)
-        return "…" + "".join(letters)
+        ends = ["…" + "".join(letters[start:]) for start in range(1, len(letters) + 1)]
+        fits = bisect_left(ends, True, key=lambda end: self.length(end) <= width)
+        return ends[min(fits, len(ends) - 1)]
 
     def written(self, text: str) -> str:
         """Text with what cannot be shown, or no font has, as Python escapes it."""
@@ -84,7 +85,7 @@ class Lettering:
 
     def _runs(self, text: str) -> Iterator[tuple[Font, str]]:
         """The parts of a text that one font writes."""
-        font, named = ImageFont.load_default(size=self.size), []
+        font, named = plain_font(self.size), []
         for letter in clusters(text):
             if not letter.isspace():  # a blank parts no words that are written from the right
                 font = self._font_of(letter) or font
@@ -110,10 +111,16 @@ def clusters(text: str) -> Iterator[str]:
         yield letter
 
 
+@functools.cache
+def plain_font(size: int) -> Font:
+    """Pillow's own font, one of each size: letters of one font are measured and drawn together."""
+    return ImageFont.load_default(size=size)
+
+
 @functools.lru_cache(maxsize=4096)
 def font_of(letter: str, size: int) -> Font | None:
     """The first font that has a letter: Pillow's own, or one of this machine; None: no font has."""
-    plain = ImageFont.load_default(size=size)
+    plain = plain_font(size)
     if not isinstance(plain, ImageFont.FreeTypeFont) or _has(plain, letter):
         return plain
     for path in font_files():

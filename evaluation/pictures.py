@@ -125,10 +125,7 @@ def _about(images: ImageSet, index: int, note: str) -> tuple[str, str, str]:
 
 
 def _sheet(rows: Sequence[_Row], columns: int, legend: Image.Image | None) -> Image.Image:
-    """Rows of pictures; wider ones, with room for names, where something stands below them.
-
-    Raises InputError where it would be larger than `MOST_PIXELS`.
-    """
+    """Rows of pictures; wider ones, with room for names, where something stands below them."""
     named = any(cell.text is not None for row in rows for cell in row.found)
     side, name = (NAMED_CELL, NAMED_NAME) if named else (CELL, NAME)
     step = side + GAP + (NOTE.line + NAME_LINES * SMALL.line + SMALL.line + GAP if named else 0)
@@ -138,12 +135,7 @@ def _sheet(rows: Sequence[_Row], columns: int, legend: Image.Image | None) -> Im
     if legend is not None:
         width, top = max(width, legend.width + 2 * EDGE), LEGEND
     height = top + len(rows) * step - GAP + EDGE
-    if width * height > MOST_PIXELS:
-        raise InputError(
-            f"a picture of {len(rows):,} queries with {columns} images each has {width:,} × "
-            f"{height:,} pixels, more than most programs open; ask for fewer of either"
-        )
-    canvas = Image.new("RGB", (width, height), PAPER)
+    canvas = blank((width, height), len(rows), columns)
     if legend is not None:
         canvas.paste(legend, (EDGE, EDGE))
     for row in rows:
@@ -156,6 +148,21 @@ def _sheet(rows: Sequence[_Row], columns: int, legend: Image.Image | None) -> Im
                 _write_below(canvas, (left, top + side + 2), cell.text, side)
         top += step
     return canvas
+
+
+def blank(size: tuple[int, int], queries: int, found: int) -> Image.Image:
+    """White paper for rows of queries with so many pictures each.
+
+    Raises:
+        InputError: it would have more than `MOST_PIXELS`.
+    """
+    width, height = size
+    if width * height > MOST_PIXELS:
+        raise InputError(
+            f"a picture of {queries:,} queries with {found} images each has {width:,} × "
+            f"{height:,} pixels, more than most programs open; ask for fewer of either"
+        )
+    return Image.new("RGB", size, PAPER)
 
 
 def _write_query(

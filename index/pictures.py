@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from dataset.decoding import central_part, decode
-from evaluation.pictures import save_picture
+from evaluation.lettering import Lettering
+from evaluation.pictures import blank, save_picture
 from index.asking import Answer, Hit
-from terminal import printable
 
 __all__ = ["save_picture", "sheet"]
 
-SIDE, GAP, EDGE, SIZE, LINE = 140, 8, 12, 13, 17
+SIDE, GAP, EDGE = 140, 8, 12
+WORDS = Lettering(13)
 LINES = 3  # under a picture: place and cosine, label, id
-INK, PALE, PAPER = (31, 35, 40), (110, 118, 129), (255, 255, 255)
+INK, PALE = (31, 35, 40), (110, 118, 129)
 FRAMES = {"same": (26, 127, 55), "unsure": (154, 103, 0), "different": (207, 34, 46)}
 PLAIN = (175, 184, 193)
 
@@ -28,19 +29,21 @@ def sheet(answers: Sequence[Answer], upright: bool = True) -> Image.Image:
 
     Args:
         upright: whether pictures are turned as their EXIF orientation says.
+
+    Raises:
+        InputError: it would be larger than a picture that programs open.
     """
-    font = ImageFont.load_default(size=SIZE)
     most = max((len(answer.hits) for answer in answers), default=0)
-    row = SIDE + LINES * LINE + 2 * GAP
+    row = SIDE + LINES * WORDS.line + 2 * GAP
     size = (2 * EDGE + (most + 1) * (SIDE + GAP) + GAP, 2 * EDGE + len(answers) * row - GAP)
-    canvas = Image.new("RGB", size, PAPER)
+    canvas = blank(size, len(answers), most)
     for number, answer in enumerate(answers):
         top = EDGE + number * row
-        _put(canvas, (EDGE, top), answer.query, PLAIN, ["query", "", answer.query], font, upright)
+        _put(canvas, (EDGE, top), answer.query, PLAIN, ["query", "", answer.query], upright)
         for place, hit in enumerate(answer.hits, 1):
             corner = (EDGE + place * (SIDE + GAP) + GAP, top)
             frame = FRAMES.get(hit.verdict, PLAIN)
-            _put(canvas, corner, hit.entry.path, frame, _words(place, hit), font, upright)
+            _put(canvas, corner, hit.entry.path, frame, _words(place, hit), upright)
     return canvas
 
 
@@ -55,7 +58,6 @@ def _put(
     path: str,
     frame: tuple[int, int, int],
     words: Sequence[str],
-    font: ImageFont.FreeTypeFont,
     upright: bool,
 ) -> None:
     """A picture, whole, in a square with a frame, and words below it."""
@@ -68,18 +70,10 @@ def _put(
         canvas.paste(picture, middle)
     except Exception:  # Pillow reports damage through a dozen unrelated types
         why = "cannot be read" if os.path.lexists(path) else "file gone"
-        draw.text((left + SIDE // 2, top + SIDE // 2), why, PALE, font=font, anchor="mm")
+        corner = (left + (SIDE - round(WORDS.length(why))) // 2, top + (SIDE - WORDS.line) // 2)
+        WORDS.draw(canvas, corner, why, PALE)
     draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline=frame, width=2)
     for number, text in enumerate(words):
-        place = (left, top + SIDE + 2 + number * LINE)
-        draw.text(place, _fitted(text, font), INK if number < 2 else PALE, font=font)
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont) -> str:
-    """Text as wide as a picture; of a longer one its end, which is what tells paths apart."""
-    text = printable(text)[-200:]
-    if font.getlength(text) <= SIDE:
-        return text
-    while font.getlength(f"…{text}") > SIDE:
-        text = text[1:]
-    return f"…{text}"
+        place = (left, top + SIDE + 2 + number * WORDS.line)
+        # Of long words the end, which is what tells paths apart.
+        WORDS.draw(canvas, place, WORDS.end_of(text, SIDE), INK if number < 2 else PALE)

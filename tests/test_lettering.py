@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from dataset.base import ImageSet, PathTable
 from evaluation import lettering, pictures
@@ -43,6 +43,16 @@ def test_two_names_of_another_script_look_different():
         assert drawn(letters, letters.written(one)) != drawn(letters, letters.written(other))
 
 
+def test_a_line_of_english_is_set_as_its_font_sets_it():
+    letters, plain = Lettering(13), ImageFont.load_default(size=13)
+    for text in ("nearest right: place 7", "AVAVAVAV To", "IMG 5 0.jpg"):
+        assert letters.length(text) == plain.getlength(text)
+        drawn_at_once = Image.new("RGB", (300, 30), "white")
+        ascent = plain.getmetrics()[0]
+        ImageDraw.Draw(drawn_at_once).text((2, 2 + ascent), text, INK, font=plain, anchor="ls")
+        assert drawn(letters, text) == drawn_at_once.tobytes(), text
+
+
 @pytest.mark.skipif(not lettering.font_files(), reason="needs a font in a usual folder")
 def test_letters_that_pillows_font_lacks_come_from_another():
     plain = ImageFont.load_default(size=13)
@@ -60,8 +70,12 @@ def test_names_are_wrapped_to_their_width(name):
     assert 1 <= len(lines) <= 2 and all(letters.length(line) <= 90 for line in lines)
     whole = "".join(lines).replace(" ", "") == name.replace(" ", "")
     assert whole or lines[-1].endswith("…")
-    end = letters.end_of(f"folder/{name}_0012.jpg", 60)
+    file = f"folder/{name}_0012.jpg"
+    end = letters.end_of(file, 60)
     assert end.endswith("12.jpg") and letters.length(end) <= 60
+    if end != file:  # one letter more has no room
+        assert letters.length("…" + file[-len(end) :]) > 60
+    assert letters.end_of(file, 1) == "…" and letters.end_of(file, 9000) == file
 
 
 def test_marks_stay_with_the_letter_they_stand_on():

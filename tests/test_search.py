@@ -288,6 +288,22 @@ def test_a_sheet_tells_a_damaged_file_from_one_that_is_gone(tmp_path: Path) -> N
     assert damaged.tobytes() != gone.tobytes()
 
 
+def sheet_of(label: str) -> bytes:
+    hit = Hit(Entry("1", "nowhere.png", label), 0.5, False)
+    return pictures.sheet([Answer("", [hit])]).tobytes()
+
+
+def test_a_sheet_writes_labels_of_any_script() -> None:
+    for one, other in (("日本", "本日"), ("зелёный", "красный"), ("résumé", "rèsùmè")):
+        assert sheet_of(one) != sheet_of(other), one
+
+
+def test_a_sheet_that_nothing_opens_is_refused() -> None:
+    hits = [Hit(Entry("1", "nowhere.png", None), 0.5, False)] * 200
+    with pytest.raises(InputError, match=r"600 queries with 200 images each .* fewer of either"):
+        pictures.sheet([Answer("", hits)] * 600)
+
+
 # --- the graph ------------------------------------------------------------------------------------
 
 
