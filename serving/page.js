@@ -7,6 +7,7 @@ const SMALLEST_DRAG = 8; // pixels; less is a click
 
 let facts = null; // of /api/info
 let query = null; // {blob, name} or {entry}, and its crop
+const VISIT = performance.timeOrigin; // the browser's history may go back to before a reload
 const queries = []; // all of this visit, so that the browser's Back leads to the one before
 let running = null; // what can stop the search that is at work
 
@@ -22,6 +23,8 @@ function el(tag, attributes, ...children) {
   node.append(...children.filter((child) => child !== null));
   return node;
 }
+// A name, which may go on in another line after a / or a _.
+const breakable = (name) => (name.match(/[^/_]+[/_]*|[/_]+/g) || []).flatMap((part) => [part, el("wbr")]);
 const count = (number, word) => `${number.toLocaleString("en")} ${number === 1 ? word : `${word}s`}`;
 const among = (which, looked, of) => (looked < of ? ` of the ${looked.toLocaleString("en")} ${which}` : "");
 const cosine = (value) => value.toFixed(3);
@@ -56,7 +59,12 @@ async function working(words, work) {
   try {
     await work(own.signal);
   } catch (error) {
-    if (own === running && error.name !== "AbortError") complain(error.message, () => refresh());
+    if (own === running && error.name !== "AbortError") {
+      $("status").textContent = "";
+      $("legend").textContent = "";
+      $("neighbours").replaceChildren();
+      complain(error.message, () => refresh());
+    }
     if (!(error instanceof Refusal) && error.name !== "AbortError") throw error;
   } finally {
     if (own === running) {
@@ -68,9 +76,6 @@ async function working(words, work) {
 }
 
 function complain(sentence, again) {
-  $("status").textContent = "";
-  $("legend").textContent = "";
-  $("neighbours").replaceChildren();
   const button = again ? el("button", {type: "button", onclick: again}, "Try again") : null;
   $("trouble").replaceChildren(el("p", {}, sentence), ...(button ? [button] : []));
   $("trouble").scrollIntoView({block: "nearest"});
@@ -155,7 +160,7 @@ function card(entry) {
       onclick: () => begin({entry}),
     },
     thumbnail(entry),
-    el("b", {}, title),
+    el("b", {}, ...breakable(title)),
     entry.label === null ? null : el("span", {class: "name"}, entry.name),
     scored ? el("span", {class: "score"}, el("span", {}, cosine(entry.cosine)), called) : null));
 }
@@ -181,10 +186,16 @@ function browse() {
 function begin(asked) {
   asked.crop = null;
   queries.push(asked);
-  history.pushState({query: queries.length - 1}, "");
+  history.pushState({visit: VISIT, query: queries.length - 1, entry: asked.entry}, "");
   take(asked);
   // What had the focus is about to be replaced.
   if (asked.entry) { window.scrollTo({top: 0}); $("found-title").focus({preventScroll: true}); }
+}
+
+// The query of a place in the browser's history. A picture that was given before a reload is gone.
+function askedAt(state) {
+  if (state && state.visit === VISIT) return queries[state.query];
+  return state && state.entry ? {entry: state.entry, crop: null} : null;
 }
 
 function take(asked) {
@@ -264,9 +275,7 @@ document.addEventListener("drop", (event) => {
   else complain("Nothing is fetched from other pages. Save the picture, and drop its file.");
 });
 
-window.addEventListener("popstate", (event) => {
-  take(event.state && event.state.query !== undefined ? queries[event.state.query] || null : null);
-});
+window.addEventListener("popstate", (event) => take(askedAt(event.state)));
 
 // --- the crop ------------------------------------------------------------------------------------
 
@@ -383,7 +392,7 @@ async function start() {
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
   }
-  await refresh();
+  await take(askedAt(history.state));
   document.documentElement.setAttribute("data-ready", "");
 }
 start();

@@ -1020,8 +1020,10 @@ def test_keys_alone_are_enough(browser, shop, server, monkeypatch):
 def test_what_goes_wrong_is_said_on_the_page(browser, shop, server):
     with opened(browser, server) as (window, said):
         trouble = window.get_by_role("alert")
+        shown = settled(window)
         dropped(window, "notes.txt", "text/plain", b"words")
         assert "no picture" in trouble.inner_text()
+        assert settled(window) == shown != []  # what was found before stays
         dropped(window, "empty.png", "image/png", b"")
         assert "is empty" in trouble.inner_text()
         window.evaluate(
@@ -1044,6 +1046,27 @@ def test_what_goes_wrong_is_said_on_the_page(browser, shop, server):
         window.unroute("**/api/search*")
         window.get_by_role("button", name="Try again").click()
         assert len(settled(window)) == 24
+
+
+@pytest.mark.slow
+def test_back_and_reload_keep_what_was_searched_from(browser, shop, server):
+    with opened(browser, server) as (window, said):
+        window.locator(".neighbour").first.click()
+        first = (settled(window), window.inner_text("#what"))
+        window.locator(".neighbour").nth(3).click()
+        second = (settled(window), window.inner_text("#what"))
+        assert first[1] != second[1]
+        window.reload()
+        window.wait_for_selector("html[data-ready]", state="attached", timeout=20_000)
+        assert (settled(window), window.inner_text("#what")) == second
+        choose(window, shop.photo(3))
+        for expected in (second, first):
+            window.go_back()
+            assert (settled(window), window.inner_text("#what")) == expected
+        window.go_back()
+        settled(window)
+        assert window.locator("#shown").is_hidden()
+        assert said == []
 
 
 @pytest.mark.slow
