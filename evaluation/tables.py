@@ -19,6 +19,7 @@ from terminal import fitted, printable, terminal_width
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
 VALIDATION = "validation"  # the title of training classes that a run holds out
+OTHER = "R@1 other"  # and the groups of a query's own images, which it does not find there
 LOWER_IS_BETTER = ("EER",)
 LEFT_OUT = "queries_left_out"  # images of either side that could not be read
 
@@ -350,6 +351,10 @@ MEANINGS = {
         "MRR: mean of 1 / rank of the nearest right image.",
         "MRR: mean reciprocal rank of the nearest right image.",
     ),
+    OTHER: Meaning(
+        "R@1 other …: the same among the images that are not of the query's own.",
+        r"R@1 other \dots: the same among the images that are not of the query's own.",
+    ),
     "NMI": Meaning(
         "NMI: arithmetic; k-means with one cluster per class.",
         "NMI: arithmetic normalisation; $k$-means with one cluster per class.",
@@ -377,12 +382,15 @@ MEANINGS = {
 
 def meanings_of(names: Iterable[str]) -> list[Meaning]:
     """The definitions of those of the metrics that have one."""
-    families = {"R@": "R@K", "TAR@": "TAR@F"}
-    known = {
-        families[name[: name.index("@") + 1]] if _is_recall(name) or _is_tar(name) else name
-        for name in names
-    }
+    known = {_family(name) for name in names}
     return [meaning for name, meaning in MEANINGS.items() if name in known]
+
+
+def _family(name: str) -> str:
+    """The key of a metric's definition."""
+    if name.startswith(OTHER):
+        return OTHER
+    return "R@K" if _is_recall(name) else "TAR@F" if _is_tar(name) else name
 
 
 def nothing_to_find(numbers: Mapping[str, float]) -> bool:

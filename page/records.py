@@ -201,20 +201,29 @@ def _numbers(row: dict[str, str]) -> Numbers:
 
 def metrics_in(row: Numbers) -> Numbers:
     """The metrics of the first evaluation in a row of metrics.csv, and how many queries it had."""
-    beside = ("R@1 other", tables.HIDDEN)
+    beside = (tables.OTHER, tables.HIDDEN)
     names = [name for name in row if tables.METRIC.fullmatch(name) or name.startswith(beside)]
     return {name: row[name] for name in names}
 
 
 def apart(record: Record, others: Iterable[Record]) -> str:
     """The options that another run has otherwise, but for the seed: `lr 0.001, epochs 40`."""
-    own = record.configuration
+    own, others = record.configuration, list(others)
     return ", ".join(
-        f"{name.replace('_', '-')} {in_brief(value)}"
+        _in_words(name.replace("_", "-"), value)
         for name, value in own.items()
-        if any(other.configuration.get(name) != value for other in others)
+        if any(_value_in(other, name) != value for other in others)
         and not (name == "lr_p" and value == own["lr"])  # as it is without the flag
     )
+
+
+def _value_in(record: Record, name: str) -> Any:
+    """An option of a run, also where nothing in it reads the option."""
+    return record.configuration.get(name, getattr(record.options, name, None))
+
+
+def _in_words(name: str, value: Any) -> str:
+    return f"no {name}" if value is None else f"{name} {in_brief(value)}"
 
 
 def in_brief(value: Any) -> str:

@@ -119,9 +119,9 @@ class Card:
     def _what(self) -> str:
         network, size = self.model.network, self.model.viewing.image_size
         return (
-            f"A {network.architecture.model} that maps a picture of {size} × {size} pixels to "
-            f"{network.test_size} numbers of unit length. Pictures of one class come out close "
-            "together: their cosine is near 1. It was trained with "
+            f"{network.architecture.model}, a network that maps a picture of {size} × {size} "
+            f"pixels to {network.test_size} numbers of unit length. Pictures of one class come out "
+            "close together: their cosine is near 1. It was trained with "
             f"{methods.title(self.record.options)}, by Anchorage."
         )
 
