@@ -19,7 +19,8 @@ from typing import Any
 from terminal import printable_lines
 
 HERE = Path(__file__).resolve().parent
-CODE = re.compile("`([^`]+)`")
+ISOLATE, END = "\u2068", "\u2069"  # Unicode's: what is between does not turn what is around
+PIECE = re.compile(f"{ISOLATE}([^{END}]*){END}|`([^`]+)`")
 FLAG, FLAG_HTML = re.compile(r"(?<!\S)--?\w[\w-]*"), r'<span class="flag">\g<0></span>'
 
 
@@ -87,6 +88,14 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
     return f'<dl class="facts">{"".join(found)}</dl>'
 
 
+def column(name: str) -> str:
+    """The name of a column, in two lines where it has several words and there is little room."""
+    words = name.split(" ")
+    half = (len(words) + 1) // 2
+    lines = ("\N{NO-BREAK SPACE}".join(part) for part in (words[:half], words[half:]) if part)
+    return as_text(" ".join(lines))
+
+
 def named(name: str) -> str:
     """The name of something in a table's cell."""
     return f'<div class="named">{breakable(name)}</div>'
@@ -97,19 +106,30 @@ def breakable(value: object) -> str:
     return re.sub(r"([/_])(?=\w\w)", r"\1<wbr>", as_text(value))
 
 
-def bullets(sentences: Sequence[str]) -> str:
+def isolated(name: str) -> str:
+    """A name for a sentence of `bullets`: its backticks are its own, and it may be of a script that
+    is written from the right."""
+    return f"{ISOLATE}{printable_lines(name)}{END}"
+
+
+def bullets(sentences: Iterable[str]) -> str:
     """A list of sentences; what stands between backticks is set as code."""
-    items = (CODE.sub(_code, as_text(sentence)) for sentence in sentences)
-    return f'<ul class="short">{"".join(f"<li>{item}</li>" for item in items)}</ul>'
+    items = "".join(f"<li>{_sentence(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="short">{items}</ul>'
+
+
+def _sentence(words: str) -> str:
+    made, at = "", 0
+    for found in PIECE.finditer(words):
+        name, code = found.groups()
+        piece = f"<code>{command(code)}</code>" if name is None else f"<bdi>{as_text(name)}</bdi>"
+        made, at = f"{made}{as_text(words[at : found.start()])}{piece}", found.end()
+    return made + as_text(words[at:])
 
 
 def command(words: str) -> str:
     """A command as HTML text, in which no line ends within a flag's name."""
     return FLAG.sub(FLAG_HTML, as_text(words))
-
-
-def _code(found: re.Match[str]) -> str:
-    return f"<code>{FLAG.sub(FLAG_HTML, found[1])}</code>"
 
 
 def warnings(sentences: Iterable[str]) -> str:

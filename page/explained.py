@@ -142,7 +142,7 @@ def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explai
         search,
         galleries=findings.galleries(search, chosen, thumbs, seed),
         confusions=findings.confusions(search, thumbs) if matched else (),
-        classes=findings.class_scores(search, thumbs) if matched else None,
+        classes=findings.class_scores(search, thumbs, seed) if matched else None,
         sections=methods.sections(learned),
         pairs=pairs(learned.record, search) if matched else None,
         map=embedding_map(learned.judged, thumbs, seed),

@@ -240,8 +240,12 @@ def confusions(search: Search, thumbs: Thumbnails) -> list[dict]:
     return found
 
 
-def class_scores(search: Search, thumbs: Thumbnails) -> dict[str, Any]:
-    """R@1 of every class, as a histogram, and the classes with the lowest."""
+def class_scores(search: Search, thumbs: Thumbnails, seed: int) -> dict[str, Any]:
+    """R@1 of every class, as a histogram, and the classes with the lowest, where it is not perfect.
+
+    Among equals the lowest MAP@R comes first, and then chance: the order of the data set would
+    make the worst classes look alike.
+    """
     images = search.judged.images
     classes, sizes, values = comparison.by_class(search.scores)
     names = search.scores.names
@@ -249,9 +253,10 @@ def class_scores(search: Search, thumbs: Thumbnails) -> dict[str, Any]:
     precision = values[:, names.index("MAP@R")].nan_to_num(0).numpy()
     bins = np.minimum((recall * 10 + 1e-9).astype(int), 9)
     enough = np.flatnonzero(sizes.numpy() >= 2)
-    order = enough[np.lexsort([precision[enough], recall[enough]])] if len(recall) else []
+    luck = np.random.default_rng(seed).random(len(sizes))
+    wrong = enough[recall[enough] < 1] if len(recall) else enough[:0]
     lowest = []
-    for c in order[:SHOWN_PAIRS]:
+    for c in wrong[np.lexsort([luck[wrong], precision[wrong], recall[wrong]])][:SHOWN_PAIRS]:
         label = int(classes[c])
         own = np.flatnonzero(images.labels == label)[:3]
         lowest.append(

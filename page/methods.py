@@ -214,7 +214,7 @@ def _whether_it_knows(scores: Scores, fifths: list[np.ndarray], seed: int = 1) -
         return [f"It errs more where it is less certain ({numbers})."]
     if high < 0:
         return [f"It errs less where it says that it is less certain ({numbers})."]
-    return [f"Its certainty does not tell where it errs ({numbers})."]
+    return [f"As far as can be seen, its certainty does not tell where it errs ({numbers})."]
 
 
 # --- SEC ------------------------------------------------------------------------------------------

@@ -32,14 +32,19 @@ const show = (value) => {
   if (size !== 0 && (size < 0.001 || size >= 1e5)) return value.toExponential(2);
   return String(Number(value.toPrecision(4)));
 };
+// The same for a column, whose numbers stand below each other.
+const figures = (value) => (Math.abs(value) >= 0.001 && Math.abs(value) < 1e4 ? value.toPrecision(4) : show(value));
 const percent = (value) => `${(100 * value).toFixed(1)} %`;
+const counted = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
+// A name among other words: one that is written from the right does not turn them around.
+const bidi = (name) => `\u2068${name}\u2069`;
 
 // A picture that opens large on a click: `more` are lines about it, beside its name and its file.
 function picture(number, name, ...more) {
   const source = IMAGES[number];
   if (!source) return el("span", {class: "thumb none", title: name}, name);
   const image = el("img", {class: "thumb", src: source, alt: name, decoding: "async"});
-  const button = el("button", {class: "look", type: "button", "aria-label": `${name}, large`}, image);
+  const button = el("button", {class: "look", type: "button", "aria-label": `${bidi(name)}, large`}, image);
   button.look = {number, name, more};
   button.addEventListener("click", () => enlarge(button));
   return button;
@@ -202,11 +207,11 @@ function frame(host, caption, note, height) {
   };
 }
 
-// The place of a chart's lines, its axes drawn around it. Options: log, whole (x), xName, noX.
-function axes(root, width, height, x, y, {log, whole, xName, noX} = {}) {
+// The place of a chart's lines, its axes drawn around it. Options: log, whole (x), wholeY, xName, noX.
+function axes(root, width, height, x, y, {log, whole, wholeY, xName, noX} = {}) {
   const top = 8, bottom = height - (xName ? 36 : 22);
   const most = Math.max(2, Math.min(6, Math.floor((bottom - top) / 22)));
-  const step = log ? null : ticks(y[0], y[1], most);
+  const step = log ? null : ticks(y[0], y[1], most, wholeY);
   const marks = log ? logTicks(y[0], y[1], most).map((v) => [v, logText(v)]) : step.values.map((v) => [v, tickText(v, step.step)]);
   const left = Math.max(30, 12 + 6.6 * Math.max(...marks.map(([, text]) => text.length)));
   const box = {left, right: width - 12, top, bottom};
@@ -344,7 +349,7 @@ function bars(host, {title, note, counts, edges, labels, xName, value = (v) => `
   frame(host, title, note, height)((root, width) => {
     const most = Math.max(...counts, 1e-9) * 1.05;
     const x = edges ? [edges[0], edges[edges.length - 1]] : [0, counts.length];
-    const box = axes(root, width, height, x, [0, most], {xName, noX: !edges});
+    const box = axes(root, width, height, x, [0, most], {xName, noX: !edges, wholeY: counts.every(Number.isInteger)});
     const step = (box.right - box.left) / counts.length;
     const every = labels ? Math.max(1, Math.ceil((6.6 * Math.max(...labels.map((l) => l.length)) + 6) / step)) : 1;
     counts.forEach((count, i) => {
@@ -447,9 +452,9 @@ function galleryRow(row) {
     el("div", {class: "found"}, row.found.map((hit, i) => el("div", {
       class: hit.right ? "cell" : "cell wrong",
       onpointermove: (event) => tell(event, imageTip(hit.image), el("b", {}, hit.name),
-        line(null, hit.right ? "right" : `wrong, wanted ${row.name}`, ""), line(null, "cosine", show(hit.cosine)), line(null, "place", i + 1)),
+        line(null, hit.right ? "right" : `wrong, wanted ${bidi(row.name)}`, ""), line(null, "cosine", show(hit.cosine)), line(null, "place", i + 1)),
       onpointerleave: hush,
-    }, el("div", {class: "frame"}, picture(hit.image, hit.name, `place ${i + 1} for ${row.name}: ${hit.right ? "right" : "wrong"}`, `cosine ${hit.cosine.toFixed(3)}`),
+    }, el("div", {class: "frame"}, picture(hit.image, hit.name, `place ${i + 1} for ${bidi(row.name)}: ${hit.right ? "right" : "wrong"}`, `cosine ${hit.cosine.toFixed(3)}`),
       el("span", {class: "mark"}, hit.right ? "✓" : "×")),
     el("div", {class: "under"}, el("b", {}, hit.cosine.toFixed(3)), el("span", {}, hit.name))))));
 }
@@ -464,25 +469,27 @@ function drawConfusions(host, run) {
     host.append(el("p", {class: "note"}, "No query's nearest image is of another class."));
   } else {
     host.append(el("div", {class: "pairs"}, run.confusions.map((pair) => el("div", {class: "card pair"},
-      el("div", {class: "who"}, `${pair.names[0]} ↔ ${pair.names[1]}`),
+      el("div", {class: "who"}, `${bidi(pair.names[0])} ↔ ${bidi(pair.names[1])}`),
       el("div", {class: "how"}, `${pair.counts[0]} of ${pair.sizes[0]} taken for the second, ${pair.counts[1]} of ${pair.sizes[1]} for the first`),
       el("div", {class: "duos"}, pair.examples.map((e) => el("div", {class: "duo", "data-together": "",
-        onpointermove: (event) => tell(event, imageTip(e.query), el("b", {}, e.of), line(null, `taken for ${e.as}`, show(e.cosine))),
-        onpointerleave: hush}, picture(e.query, e.of, `taken for ${e.as}`), "→", picture(e.found, e.as, `cosine ${e.cosine.toFixed(3)} to the query`))))))));
+        onpointermove: (event) => tell(event, imageTip(e.query), el("b", {}, e.of), line(null, `taken for ${bidi(e.as)}`, show(e.cosine))),
+        onpointerleave: hush}, picture(e.query, e.of, `taken for ${bidi(e.as)}`), "→", picture(e.found, e.as, `cosine ${e.cosine.toFixed(3)} to the query`))))))));
   }
   const grid = el("div", {class: "two"});
-  if (run.classes.lowest.length) host.append(el("h3", {}, "Classes that are found worst"));
+  const {lowest, never} = run.classes;
+  if (lowest.length) host.append(el("h3", {}, "Classes that are found worst"));
+  if (lowest.length && never > lowest.length) host.append(el("p", {class: "note"}, `${lowest.length} of the ${never.toLocaleString("en")} classes of which no query's nearest image is right.`));
   host.append(grid);
-  if (run.classes.lowest.length) grid.append(el("div", {class: "card scroll"}, el("table", {class: "ranked"},
+  if (lowest.length) grid.append(el("div", {class: "card scroll"}, el("table", {class: "ranked"},
     el("thead", {}, el("tr", {}, el("th", {}, "images"), el("th", {}, "class"), el("th", {}, "R@1, %"), el("th", {}, "queries"))),
-    el("tbody", {}, run.classes.lowest.map((c) => el("tr", {},
+    el("tbody", {}, lowest.map((c) => el("tr", {},
       el("td", {}, c.images.map((i) => picture(i, c.name))), el("td", {}, el("div", {class: "named"}, c.name)),
       el("td", {}, (100 * c.score).toFixed(0)), el("td", {}, c.size)))))));
   const side = el("div", {});
   grid.append(side);
   if (run.classes.histogram.length) {
     bars(side, {title: "R@1 over the classes", note: "number of classes", counts: run.classes.histogram,
-      edges: run.classes.histogram.map((_, i) => i * 10).concat(100), xName: "R@1 of a class, %", value: (v) => `${v} classes`, height: 240});
+      edges: run.classes.histogram.map((_, i) => i * 10).concat(100), xName: "R@1 of a class, %", value: (v) => counted(v, "class", "classes"), height: 240});
   }
 }
 
@@ -493,11 +500,11 @@ function drawPairs(host, run) {
   const points = (values) => values.map((v, i) => [found.cosines[i], 100 * v]);
   const grid = el("div", {class: "charts wide"});
   host.append(grid);
-  lineChart(grid, {title: "cosines of pairs, % of their kind", note: `${found.queries} queries with all images`, xName: "cosine", height: 240,
+  lineChart(grid, {title: "cosines of pairs, % of their kind", note: `${counted(found.queries, "query", "queries")} with all images`, xName: "cosine", height: 240,
     marks: found.marks, series: [{name: "one class", colour: "var(--right)", points: points(found.same)},
       {name: "two classes", colour: "var(--wrong)", points: points(found.different)}]});
-  host.append(el("p", {class: "legend space"}, el("span", {}, el("i", {}), "pairs of one class"),
-    el("span", {}, el("i", {class: "wrong"}), "pairs of two classes"), found.marks.length ? el("span", {}, "dashed: the recommended thresholds") : null));
+  host.append(el("p", {class: "legend space"}, el("span", {}, el("span", {class: "dot", style: {background: "var(--right)"}}), " pairs of one class"),
+    el("span", {}, el("span", {class: "dot", style: {background: "var(--wrong)"}}), " pairs of two classes"), found.marks.length ? el("span", {}, "dashed: the recommended thresholds") : null));
 }
 
 const CLOSEST = 40; // times that a map is magnified at most
@@ -535,7 +542,7 @@ function drawMap(host, run) {
     const words = search.value.trim().toLowerCase();
     classes = words ? new Set(map.names.flatMap((n, i) => (n.toLowerCase().includes(words) ? [i] : []))) : null;
     const count = classes ? map.points.filter((p) => classes.has(p[2])).length : 0;
-    found.textContent = !classes ? "" : classes.size ? `${classes.size} of ${map.names.length} classes, ${count} images` : "no class on the map is called that";
+    found.textContent = !classes ? "" : classes.size ? `${classes.size} of ${counted(map.names.length, "class", "classes")}, ${counted(count, "image")}` : "no class on the map is called that";
     redraw();
   };
   const goThere = () => {
@@ -604,7 +611,7 @@ function drawMap(host, run) {
       if (i < 0) { hush(); return; }
       const [, , c, image] = map.points[i];
       tell(event, imageTip(image), el("b", {}, map.names[c]),
-        wrong.has(i) ? line("var(--wrong)", `nearest image: ${wrong.get(i)}`, "") : null);
+        wrong.has(i) ? line("var(--wrong)", `nearest image: ${bidi(wrong.get(i))}`, "") : null);
     };
     const at = (event) => {
       const box = root.getBoundingClientRect();
@@ -665,7 +672,7 @@ function drawMap(host, run) {
       const i = nearestTo(event);
       if (i < 0 || !IMAGES[map.points[i][3]]) return;
       const [, , c, image] = map.points[i];
-      openLarge([{number: image, name: map.names[c], more: [wrong.has(i) ? `nearest image: ${wrong.get(i)}` : null]}], 0, null);
+      openLarge([{number: image, name: map.names[c], more: [wrong.has(i) ? `nearest image: ${bidi(wrong.get(i))}` : null]}], 0, null);
     });
     root.addEventListener("dblclick", (event) => magnify(2, ...at(event)));
     root.addEventListener("keydown", (event) => {
@@ -709,18 +716,18 @@ const kinds = {
       el("thead", {}, el("tr", {}, el("th", {}, "images"), el("th", {}, "class"), el("th", {}, part.value),
         rows[0].spread === null ? null : el("th", {}, "spread"), rows[0].nearest === null ? null : el("th", {}, "nearest proxy"))),
       el("tbody", {}, rows.map((r) => el("tr", {}, el("td", {}, r.images.map((i) => picture(i, r.name))), el("td", {}, el("div", {class: "named"}, r.name)),
-        el("td", {}, show(r.value)), rows[0].spread === null ? null : el("td", {}, show(r.spread)),
-        rows[0].nearest === null ? null : el("td", {}, show(r.nearest)))))));
+        el("td", {}, figures(r.value)), rows[0].spread === null ? null : el("td", {}, r.spread === null ? "–" : figures(r.spread)),
+        rows[0].nearest === null ? null : el("td", {}, figures(r.nearest)))))));
     host.append(el("div", {class: "two"}, table(`largest ${part.value}s`, part.largest), table(`smallest ${part.value}s`, part.smallest)),
       el("p", {class: "note space"}, "Spread: 1 − mean cosine of the class's training images to their mean direction, by the best network. Nearest proxy: cosine to the closest other class's proxy."));
   },
   pairs: (host, part) => {
     host.append(el("div", {class: "pairs"}, part.pairs.map((pair) => el("div", {class: "card pair"},
-      el("div", {class: "who"}, `${pair.names[0]} ↔ ${pair.names[1]}`), el("div", {class: "how"}, `cosine ${show(pair.value)}`),
+      el("div", {class: "who"}, `${bidi(pair.names[0])} ↔ ${bidi(pair.names[1])}`), el("div", {class: "how"}, `cosine ${show(pair.value)}`),
       el("div", {class: "duos"}, pair.images.map((side, i) => el("div", {class: "duo"}, side.map((n) => picture(n, pair.names[i])))))))));
     const grid = el("div", {class: "charts wide space"});
     host.append(grid);
-    bars(grid, {title: part.histogram_of, ...part.histogram, xName: "cosine", value: (v) => `${v} classes`});
+    bars(grid, {title: part.histogram_of, ...part.histogram, xName: "cosine", value: (v) => counted(v, "class", "classes")});
   },
   courses: (host, part, run) => courses(host, part.columns, run),
   certainty: (host, part) => {
@@ -731,16 +738,16 @@ const kinds = {
     host.append(el("div", {class: "two"}, strip("least certain", part.least), strip("most certain", part.most)));
     const grid = el("div", {class: "charts wide space"});
     host.append(grid);
-    bars(grid, {title: "uncertainty of all images", ...part.histogram, xName: "length of the uncertainty", value: (v) => `${v} images`});
+    bars(grid, {title: "uncertainty of all images", ...part.histogram, xName: "length of the uncertainty", value: (v) => counted(v, "image")});
     if (part.quintiles.length) {
-      bars(grid, {title: "R@1 by certainty", note: "does it know when it errs?", counts: part.quintiles,
-        labels: ["surest fifth", "2nd", "3rd", "4th", "least sure"], value: percent});
+      bars(grid, {title: "R@1 by certainty, %", note: "does it know when it errs?", counts: part.quintiles.map((v) => 100 * v),
+        labels: ["surest fifth", "2nd", "3rd", "4th", "least sure"], value: (v) => percent(v / 100)});
     }
   },
   norms: (host, part, run) => {
     const grid = el("div", {class: "charts wide"});
     host.append(grid);
-    bars(grid, {title: "lengths of the evaluation images' embeddings", ...part.histogram, xName: "length", value: (v) => `${v} images`});
+    bars(grid, {title: "lengths of the evaluation images' embeddings", ...part.histogram, xName: "length", value: (v) => counted(v, "image")});
     courses(grid, part.columns, run, true);
   },
   masks: (host, part) => {
@@ -768,10 +775,10 @@ const kinds = {
     const grid = el("div", {class: "charts wide"});
     host.append(grid);
     bars(grid, {title: "images in each cluster", counts: part.clusters.map((c) => c.size), labels: part.clusters.map((c) => String(c.cluster)),
-      xName: "cluster", value: (v) => `${v} images`});
+      xName: "cluster", value: (v) => counted(v, "image")});
     host.append(el("div", {class: "pairs space"}, part.clusters.map((c) => el("div", {class: "card pair"},
       el("div", {class: "who"}, `cluster ${c.cluster}`),
-      el("div", {class: "how"}, c.class_count ? `${c.size} images of ${c.class_count} classes` : `${c.size} images`),
+      el("div", {class: "how"}, [counted(c.size, "image"), c.class_count ? ` of ${counted(c.class_count, "class", "classes")}` : ""].join("")),
       el("div", {class: "strip"}, c.classes.slice(0, 8).map((k) => el("div", {}, k.images.map((i) => picture(i, k.name)), el("b", {}, k.size), el("span", {title: k.name}, k.name))))))));
   },
 };
@@ -821,6 +828,9 @@ function drawRun() {
 
 function sortable(table) {
   const heads = [...table.querySelectorAll("th[data-sort]")];
+  const press = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); event.currentTarget.click(); } };
+  heads.forEach((head) => head.setAttribute("tabindex", "0"));
+  heads.forEach((head) => head.addEventListener("keydown", press));
   heads.forEach((head) => head.addEventListener("click", () => {
     const column = head.cellIndex, down = head.getAttribute("aria-sort") === "descending";
     heads.forEach((h) => h.removeAttribute("aria-sort"));

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evaluation import tables
-from page.document import as_text, cell, named, warnings
+from page.document import as_text, cell, column, named, warnings
 from page.explained import Explained
 from page.records import Numbers
 
@@ -20,7 +20,7 @@ def table(runs: Sequence[Explained]) -> str:
     best: Numbers = {}
     if len(own) > 1:
         best = {name: max(row.numbers.get(name, -1.0) for row in own) for name in names}
-    head = "".join(f'<th scope="col">{as_text(name)}</th>' for name in ("", *names))
+    head = "".join(f'<th scope="col">{column(name)}</th>' for name in ("", *names))
     lines = "".join(_line(row, names, {} if _is_published(row) else best) for row in rows)
     meaning = " ".join(meaning.text for meaning in tables.meanings_of(names))
     return (

@@ -9,7 +9,7 @@ import numpy as np
 from evaluation import tables
 from metrics import comparison
 from page import counterpart, values
-from page.document import percent
+from page.document import isolated, percent
 from page.explained import Explained
 from utils import plain_number
 
@@ -163,26 +163,29 @@ def _noticed(run: Explained) -> list[str]:
     said = []
     if run.confusions:
         pair = run.confusions[0]
-        a, b = pair["names"]
+        a, b = map(isolated, pair["names"])
         said.append(
             f"Most confused: {a} and {b} ({sum(pair['counts'])} of {sum(pair['sizes'])} queries)."
         )
-    if run.classes and run.classes["lowest"]:
+    if run.classes:
         said += _found_worst(run.classes)
     return said
 
 
 def _found_worst(classes: dict[str, Any]) -> list[str]:
-    """The class with the lowest R@1, or how many share a R@1 of 0."""
-    worst, never = classes["lowest"][0], classes["never"]
-    right = round(worst["score"] * worst["size"])
-    if right == worst["size"]:
+    """The class with the lowest R@1, or how many share a R@1 of 0; nothing where all is found."""
+    if not classes["lowest"]:
         return []
+    worst, never = classes["lowest"][0], classes["never"]
+    name, right = isolated(worst["name"]), round(worst["score"] * worst["size"])
     if right or never < 2:
-        return [f"Found worst: {worst['name']} ({right} of its {worst['size']} queries)."]
+        return [
+            f"Found worst: {name} (the nearest image is right for {right} of its {worst['size']} "
+            "queries)."
+        ]
     return [
         f"Of {classes['count']:,} classes with two queries or more {never:,} have no query whose "
-        f"nearest image is right, {worst['name']} among them."
+        f"nearest image is right, {name} among them."
     ]
 
 

@@ -15,6 +15,7 @@ import torch
 
 from criteria.amloss import AMLoss
 from metrics.correlation import Correlation, rank_correlation
+from page.document import isolated
 from page.learned import Learned, Section, short
 from page.records import Record
 
@@ -75,8 +76,8 @@ def class_values(learned: Learned) -> Iterator[Section]:
 def in_short(part: Section) -> str:
     """The range of the values that classes learned, and what is surest of them."""
     low, high, value = part["smallest"][0], part["largest"][0], part["value"]
-    words = f"Learned {value}s go from {low['value']:.3g} ({low['name']}) to {high['value']:.3g}"
-    words += f" ({high['name']})."
+    ends = [f"{end['value']:.3g} ({isolated(end['name'])})" for end in (low, high)]
+    words = f"Learned {value}s go from {ends[0]} to {ends[1]}."
     if not part["settled"]:
         when = "at the end" if part["ended"] else "at the best epoch"
         words += f" They have not settled: the {value}s were still moving {when}."
