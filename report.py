@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.pictures import below, class_values_picture, save_picture
-from page import overview, records, values
+from page import lines, overview, records, values
 from page.making import make
 from page.source import neighbours_picture, open_best, without_images
 from runs import files_of
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     """Runs report.py with parsed options."""
     hear(logging.WARNING)
     asked = {f"--{name}": getattr(args, name) for name in ("out", "picture", "csv", "latex")}
-    compared = overview.run_folders(Path(args.compare)) if args.compare else []
+    compared = lines.run_folders(Path(args.compare)) if args.compare else []
     kept = [file for folder in (*args.runs, *compared) for file in files_of(folder)]
     check_outputs(asked, [*kept, *([args.embeddings] if args.embeddings else [])])
     if args.compare:

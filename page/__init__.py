@@ -8,8 +8,10 @@ learned     a run's checkpoint and images   methods     what each method learned
 values      what was learned for a class    map, tsne   the embedding in the plane
 explained   a run with all of that          summary     what is said of it in a few sentences
 results     the table of its metrics        curves      metrics.csv as charts
-counterpart the same training without it    overview    many runs in a table
+counterpart the same training without it    about       what is said of the page's parts
 build       the HTML of one run or several
+lines       many runs as lines of a table   overview    that table: screen, CSV, LaTeX
+together    the HTML of it                  plots       its charts
 document    the HTML file: page.html, page.css, page.js and the data in one
 
 Pictures of images are in evaluation/pictures.py.

@@ -43,7 +43,6 @@ from page import (
     document,
     findings,
     methods,
-    overview,
     records,
     source,
     summary,
@@ -52,6 +51,7 @@ from page import (
 from page.build import build
 from page.explained import explain, look
 from page.learned import nearest_proxy
+from page.lines import collect
 from page.map import embedding_map
 from page.pairs import pairs
 from runs import ClassHistory, RunFolder
@@ -431,9 +431,46 @@ def test_the_worst_class_is_named_or_how_many_are_never_found():
     (said,) = summary._found_worst({"lowest": lowest, "never": 3, "count": 9})
     assert "Of 9 classes" in said and "3 have no query" in said
     (said,) = summary._found_worst({"lowest": lowest, "never": 1, "count": 9})
-    assert said == "Found worst: a (0 of its 4 queries)."
-    lowest[0]["score"] = 1.0
-    assert summary._found_worst({"lowest": lowest, "never": 0, "count": 9}) == []
+    assert said.endswith("(the nearest image is right for 0 of its 4 queries).")
+    assert summary._found_worst({"lowest": [], "never": 0, "count": 9}) == []
+
+
+def test_the_worst_classes_are_those_that_are_not_always_found():
+    judged = made_up(count=240)
+    search = findings.Search(judged)
+    labels = judged.images.labels
+    right = labels[search.found[:, 0]] == labels
+    recall = {judged.images.class_names[c]: right[labels == c].mean() for c in np.unique(labels)}
+    lowest = findings.class_scores(search, Thumbnails(10**6), 1)["lowest"]
+    scores = [row["score"] for row in lowest]
+    assert scores == sorted(scores) == pytest.approx([recall[row["name"]] for row in lowest])
+    assert len(lowest) == min(findings.SHOWN_PAIRS, sum(share < 1 for share in recall.values()))
+    perfect = replace(judged, embeddings=torch.eye(labels.max() + 1)[torch.from_numpy(labels)])
+    assert findings.class_scores(findings.Search(perfect), Thumbnails(10**6), 1)["lowest"] == []
+
+
+def test_classes_that_are_never_found_come_by_chance():
+    labels = np.repeat(np.arange(40), 2)
+    names = tuple(f"class {c}" for c in range(40))
+    pixels = np.zeros((80, 4, 4, 3), np.uint8)
+    images = ImageSet("x", "eval", labels, names, PathTable(map(str, range(80))), pixels=pixels)
+    others = np.roll(labels, 1)  # each is nearest to an image of the class before or after
+    task = Task("x", images, None, (1,))
+    search = findings.Search(Embedded(task, torch.eye(40)[torch.from_numpy(others)], None, None))
+    shown = [
+        [row["name"] for row in findings.class_scores(search, Thumbnails(10**6), seed)["lowest"]]
+        for seed in (1, 1, 2)
+    ]
+    assert shown[0] == shown[1] != shown[2] and len(shown[0]) == findings.SHOWN_PAIRS
+
+
+def test_names_in_sentences_are_only_names():
+    name = "ספל `x` <b>"
+    said = document.bullets([f"Worst: {document.isolated(name)} (3)."])
+    assert "<li>Worst: <bdi>ספל `x` &lt;b&gt;</bdi> (3).</li>" in said
+    turned = document.bullets([document.isolated("a\u2069 `b`")])
+    assert "<code>" not in turned and "\\u2069" in turned
+    assert "<code>" in document.bullets(["run `python x.py --seed 1`."])
 
 
 # --- was it worth it? -----------------------------------------------------------------------------
@@ -1057,13 +1094,14 @@ def test_compare_keeps_held_out_classes_apart_from_the_test_classes(tmp_path, ca
         if results:
             (tmp_path / name / "results.json").write_text(json.dumps({"results": results}))
     compare(tmp_path, f"--latex {tmp_path / 'r.tex'}")
-    lines = {line.name: line for line in overview.collect(tmp_path)}
+    lines = {line.name: line for line in collect(tmp_path)}
     data = {name: line.about["data"] for name, line in lines.items()}
     assert data["fold"] == data["going"] == f"{data['test']}, validation"
     assert data["ended"] == data["test"]
     assert [lines[name].final.get("R@1") for name in ("fold", "ended", "test")] == [0.9, None, 0.9]
     assert r"\textbf{60.0}" in (tmp_path / "r.tex").read_text(), "the best of the test classes"
-    assert "loss-args base=0.25" in lines["test"].about["differs"]
+    assert lines["test"].about["differs"] == "no val-fold, loss-args base=0.25"
+    assert lines["ended"].about["differs"] == "val-fold 0, val-folds 2, loss-args base=0.5"
     assert "('base'" not in capsys.readouterr().out
 
 
@@ -1072,7 +1110,7 @@ def test_compare_counts_a_seed_once_and_a_run_that_has_ended(logs, tmp_path):
         shutil.copytree(logs / run, tmp_path / name)
     (tmp_path / "a" / "results.json").unlink()  # stopped, and then made again
     shutil.copytree(logs / "other", tmp_path / "e")  # the same run twice is no second seed
-    (mean,) = [line for line in overview.collect(tmp_path) if line.members]
+    (mean,) = [line for line in collect(tmp_path) if line.members]
     assert (mean.name, mean.members) == ("mean of 2 seeds", ("b", "c"))
 
 
@@ -1104,12 +1142,12 @@ def test_compare_tells_groups_of_one_method_apart_and_leaves_out_the_unfinished(
         (folder / "args.json").write_text(json.dumps(vars(asked)))
         if seed < 3:
             (folder / "results.json").write_text(json.dumps(RESULT))
-    groups = [line for line in overview.collect(tmp_path) if line.members]
+    groups = [line for line in collect(tmp_path) if line.members]
     assert [(line.about["differs"], line.about["seed"], line.members) for line in groups] == [
         ("pooling avg", "1, 2", ("avg1", "avg2")),
         ("pooling max", "1, 2", ("max1", "max2")),
     ]
-    single = [line for line in overview.collect(tmp_path) if not line.members]
+    single = [line for line in collect(tmp_path) if not line.members]
     assert {line.name: line.about["differs"] for line in single}["max3"] == "pooling max"
 
 
@@ -1121,7 +1159,7 @@ def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):
         with pytest.raises(InputError, match=words):
             compare(logs, more)
     with pytest.raises(InputError, match="holds no run"):
-        overview.collect(tmp_path)
+        collect(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -1224,6 +1262,44 @@ def test_page_fits_the_screen_in_light_and_dark(browser, two, page, width, schem
 
 
 @pytest.mark.slow
+def test_pages_can_be_printed(browser, page, logs):
+    """On A4, from a browser that shows them dark."""
+    compare(logs)
+    for file in (page, logs / "runs.html"):
+        size = {"width": 718, "height": 1000}
+        window, said = opened(browser, file, viewport=size, color_scheme="dark")
+        window.emulate_media(media="print", color_scheme="dark")
+        ink = window.evaluate("getComputedStyle(document.body).color")
+        assert sum(map(int, re.findall(r"\d+", ink))) < 200
+        assert window.locator("nav, input").locator("visible=true").count() == 0
+        assert said == []
+        window.context.close()
+    window, _ = opened(browser, page, viewport=size)
+    window.emulate_media(media="print")
+    assert window.locator(".tabs button").locator("visible=true").all_inner_texts() == [
+        "epoch",
+        "Random",
+    ]
+    ends = window.locator(".found .cell").evaluate_all(
+        "cells => cells.map(cell => cell.getBoundingClientRect().right)"
+    )
+    assert len(ends) == 80 and max(ends) <= 718, "all ten neighbours are on the paper"
+
+
+@pytest.mark.slow
+def test_the_links_of_a_page_lead_to_its_parts(browser, page, two, logs):
+    compare(logs)
+    for file, parts in ((page, {"pairs", "map"}), (two, {"pairs"}), (logs / "runs.html", set())):
+        window, _ = opened(browser, file)
+        links = window.locator("nav a").evaluate_all("links => links.map((a) => a.hash.slice(1))")
+        for name in links:
+            target = window.locator(f"#{name}")
+            assert target.count() == 1 and target.inner_text().strip(), name
+        sections = window.locator("main > section[id]").evaluate_all("all => all.map((s) => s.id)")
+        assert set(sections) - {"choose"} <= set(links) and parts <= set(links)
+
+
+@pytest.mark.slow
 def test_a_class_called_script_runs_nothing(browser, tmp_path):
     images = tiny.write_images(tmp_path / "data")
     rows = []
@@ -1249,8 +1325,8 @@ def test_table_of_runs_is_sorted_by_a_click(browser, logs):
     compare(logs)
     window, said = opened(browser, logs / "runs.html")
     head = window.locator("#runs th", has_text="R@1").first
-    for order in (True, False):
-        head.click()
+    for order, act in ((True, head.click), (False, lambda: head.press("Enter"))):
+        act()
         column = head.evaluate("head => head.cellIndex") + 1
         cells = window.locator(f"#runs td:nth-child({column})").evaluate_all(
             "cells => cells.map(cell => Number(cell.dataset.value))"

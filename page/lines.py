@@ -1,0 +1,199 @@
+"""Many runs as lines of one table: what was run, what it reached, and the mean over seeds.
+
+Runs that differ only in the seed are also taken together: mean ± half of its 95 % interval, by
+Student's t over the seeds.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evaluation import tables
+from metrics import comparison
+from page import records
+from page.records import Numbers, Record
+from utils import InputError, human_seconds
+
+logger = logging.getLogger("report")
+
+ABOUT = ("method", "network", "data", "differs", "seed", "epoch", "time")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A run, or several that differ only in the seed (`members`).
+
+    `best` are the metrics of the best checkpoint on the test classes, `final` those of the last
+    evaluation; `deviation` is the standard deviation of `best` over the members. Metrics that mean
+    nothing are left out, and `doubt` says why; it also says where they rest on a part of the
+    queries.
+    """
+
+    name: str
+    about: dict[str, str]
+    best: dict[str, float]
+    final: dict[str, float]
+    deviation: dict[str, float] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    sort: dict[str, float] = field(default_factory=dict)
+    doubt: str = ""
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Half of the 95 % interval of each mean."""
+        count = len(self.members)
+        return {n: comparison.half_width(value, count) for n, value in self.deviation.items()}
+
+    def matches(self, pattern: re.Pattern[str]) -> bool:
+        """Whether the name or anything about it contains the pattern."""
+        words = (self.name, *self.about.values(), *self.members)
+        return any(pattern.search(word) for word in words)
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The runs in a folder or below, by name."""
+    return [path.parent for path in sorted(folder.rglob("args.json"))]
+
+
+def collect(folder: Path) -> list[Line]:
+    """One line per run under a folder, by name, and then one line per group of seeds.
+
+    A run that cannot be read is named and left out.
+
+    Raises:
+        InputError: there is no run that can be read.
+    """
+    found = []
+    for path in run_folders(folder):
+        try:
+            found.append(records.read(path))
+        except InputError as error:
+            logger.warning("%s is left out: %s", path, error)
+    if not found:
+        raise InputError(
+            f"{folder} holds no run that can be read (args.json in it or below); give logs"
+        )
+    differ = _told_apart(found)
+    lines = [_line(r, folder, words) for r, words in zip(found, differ, strict=True)]
+    # A mean is over runs that have come to their end.
+    known = [run.configuration if run.outcome else {} for run in found]
+    groups = comparison.seeds_of_one(known, [record.args.get("seed") for record in found])
+    return lines + [_group(found[group[0]], [lines[i] for i in group]) for group in groups]
+
+
+def _told_apart(runs: Sequence[Record]) -> list[str]:
+    """For each run, the options that set it apart from others of its method, network and data."""
+    alike: dict[tuple, list[Record]] = {}
+    for run in runs:
+        alike.setdefault(tuple(_settings(run).values()), []).append(run)
+    return [records.apart(run, alike[tuple(_settings(run).values())]) for run in runs]
+
+
+def _line(record: Record, folder: Path, differs: str) -> Line:
+    # Beside numbers of the test classes those of held-out ones would be no last evaluation.
+    alike = record.is_of_held_out or not record.holds_out
+    final = records.metrics_in(record.evaluated[-1]) if record.evaluated and alike else {}
+    last = int(record.rows[-1]["epoch"]) if record.rows else 0
+    best = record.best_epoch
+    where = "–" if best is None else f"{best} of {last}"
+    about = {
+        **_settings(record),
+        "differs": differs,
+        "seed": str(record.args.get("seed", "")),
+        "epoch": where + ("" if record.outcome else ", unfinished"),
+        "time": human_seconds(record.seconds),
+    }
+    first = next(iter(record.results.values()), {})
+    sort = {"epoch": float(best or 0), "time": record.seconds}
+    name = str(record.path.relative_to(folder)) if record.path != folder else record.name
+    doubt = " ".join(tables.doubts(first))
+    beside = {f"raw {name}": record.raw[name] for name in ("R@1",) if name in record.raw}
+    return Line(name, about, _shown(first) | beside, _shown(final), sort=sort, doubt=doubt)
+
+
+def _settings(record: Record) -> dict[str, str]:
+    args = record.args
+    network = f"{args.get('model')}, {args.get('embedding_size')}"
+    network += f", {record.options.peft}" if record.options.peft != "none" else ""
+    network += ", EMA" if record.options.ema else ""
+    data = str(args.get("dataset")) + (f", {tables.VALIDATION}" if record.is_of_held_out else "")
+    return {"method": record.method, "network": network, "data": data}
+
+
+def _shown(numbers: Numbers) -> Numbers:
+    if tables.nothing_to_find(numbers):
+        return {}
+    return {k: v for k, v in numbers.items() if not k.startswith(tables.HIDDEN)}
+
+
+def _group(first: Record, lines: Sequence[Line]) -> Line:
+    """The mean of two or more finished runs, of which `first` is one."""
+    best, deviation = comparison.mean_and_deviation([line.best for line in lines])
+    final: dict[str, float] = {}
+    ended = [line.final for line in lines if line.final]
+    if len(ended) > 1:
+        final, _ = comparison.mean_and_deviation(ended)
+    seconds = sum(line.sort["time"] for line in lines) / len(lines)
+    about = {
+        **_settings(first),
+        "differs": lines[0].about["differs"],
+        "seed": ", ".join(line.about["seed"] for line in lines),
+        "epoch": "",
+        "time": human_seconds(seconds),
+    }
+    name = f"mean of {len(lines)} seeds"
+    labels = tuple(line.name for line in lines)
+    return Line(name, about, best, final, deviation, labels, {"time": seconds})
+
+
+# --- in words -------------------------------------------------------------------------------------
+
+
+def rows(lines: Sequence[Line]) -> list[tables.Row]:
+    """The lines as rows of `tables`, best metrics only."""
+    return [
+        tables.Row(
+            line.about["data"],
+            title(line),
+            line.best,
+            line.deviation,
+            about=line.about,
+            repeats=len(line.members),
+        )
+        for line in lines
+        if line.best
+    ]
+
+
+def doubts(lines: Sequence[Line]) -> list[str]:
+    """What is to be said beside the table, each sentence once, with the runs that it is about."""
+    names: dict[str, list[str]] = {}
+    for line in lines:
+        if line.doubt:
+            names.setdefault(line.doubt, []).append(line.name)
+    return [f"{', '.join(runs)}: {doubt}" for doubt, runs in names.items()]
+
+
+def title(line: Line) -> str:
+    """What a line is called where the columns beside it are not shown."""
+    if not line.members:
+        return line.name
+    return ", ".join(filter(None, (line.about["method"], line.about["differs"], line.name)))
+
+
+def cell(line: Line, name: str) -> str:
+    """A metric of a line in percent, with ± where there are several seeds."""
+    value = in_percent(line.best.get(name))
+    return f"{value} ± {100 * line.spread[name]:.1f}" if name in line.spread else value
+
+
+def in_percent(value: float | None) -> str:
+    """With one decimal; empty where there is none."""
+    return "" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,141 @@
+"""The HTML of many runs: tables of the seeds and of the runs, and charts of what differs.
+
+Sorted by a click on a column's head, which page.js does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+
+from evaluation import tables
+from page import plots
+from page.document import as_text, column, document, named, section, warnings
+from page.lines import ABOUT, Line, cell, doubts, in_percent, rows, title
+from page.plots import Bar, Point
+from utils import counted
+
+WORDS = ("method", "network", "data", "differs", "seed")  # read from the left
+CHARTED = ("R@1", "MAP@R")
+
+
+def page(lines: Sequence[Line], folder: str) -> str:
+    """The HTML: a table of the groups and one of the runs; clicking on a column's head sorts it."""
+    single = [line for line in lines if not line.members]
+    groups = [line for line in lines if line.members]
+    counts = [counted(len(single), "run")] if single else []
+    counts += [f"{counted(len(groups), 'group')} of seeds"] if groups else []
+    parts = _parts(groups, single)
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, *_ in parts)
+    head = (
+        f"<header><h1>Runs in {as_text(folder)}</h1>"
+        f'<p class="lead">{", ".join(counts)}</p></header>'
+        f'<nav><div>{links}<span class="end"><button data-theme-switch>light / dark</button></span>'
+        "</div></nav>"
+    )
+    meaning = " ".join(m.text for m in tables.meanings_of(tables.columns(rows(lines))))
+    note = f'<p class="note">{as_text(meaning)}</p>'
+    sections = "".join(section(*part) for part in parts)
+    body = f'{head}<main class="wide">{plots.STYLE}{sections}{note}</main>'
+    return document(f"Runs in {folder}", body, {})
+
+
+def _parts(groups: Sequence[Line], single: Sequence[Line]) -> list[tuple[str, str, str, str]]:
+    """Anchor, title, HTML and what is said of it, of each part that there is something for."""
+    parts = []
+    if groups:
+        content = _table(groups) + "".join(_seeds(groups, single, name) for name in CHARTED)
+        about = (
+            "Runs that differ only in the seed: mean ± half of its 95 % interval over the seeds."
+        )
+        parts.append(("seeds", "Over seeds", content, about))
+    if single:
+        about = (
+            "The best checkpoint of each, in percent; in small print the last evaluation. Click on "
+            "a column's head to sort."
+        )
+        parts.append(("runs", "Runs", _table(single) + warnings(doubts(single)), about))
+    if charts := _options(single):
+        about = "R@1 against the options in which runs of one method differ; each dot is a run."
+        parts.append(("options", "Options", charts, about))
+    return parts
+
+
+def _seeds(groups: Sequence[Line], single: Sequence[Line], metric: str) -> str:
+    """A chart of the groups: each seed, their mean and its interval."""
+    runs = {line.name: line.best for line in single}
+    bars = [
+        Bar(
+            title(group),
+            group.best[metric],
+            group.spread[metric],
+            [runs[m][metric] for m in group.members if metric in runs.get(m, {})],
+        )
+        for group in sorted(groups, key=lambda g: -g.best.get(metric, math.nan))
+        if metric in group.best
+    ]
+    return plots.forest(bars, f"{metric}, percent: each seed, their mean and its 95 % interval")
+
+
+def _options(single: Sequence[Line]) -> str:
+    """A chart for each number that differs between runs of one method, network and data."""
+    points: dict[tuple[str, ...], list[Point]] = {}
+    for line in single:
+        kind = tuple(line.about[name] for name in ("method", "network", "data"))
+        for words in filter(None, line.about["differs"].split(", ")):
+            option, _, value = words.rpartition(" ")
+            with contextlib.suppress(ValueError):
+                if "R@1" in line.best:
+                    point = Point(float(value), line.best["R@1"], about=line.name)
+                    points.setdefault((*kind, option), []).append(point)
+    charts = []
+    for (method, network, data, option), found in points.items():
+        values = [point.x for point in found]
+        if len(set(values)) > 1:
+            log = min(values) > 0 and max(values) >= 10 * min(values)
+            charts.append(plots.scatter(found, f"{option}: {method}, {network}, {data}", log=log))
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _table(lines: Sequence[Line]) -> str:
+    names = tables.columns(rows(lines))
+    heads = "".join(
+        f'<th data-sort scope="col"{_aligned(name)}>{column(name)}</th>'
+        for name in ("run", *ABOUT, *names)
+    )
+    body = "".join(_html_row(line, names) for line in lines)
+    return (
+        '<div class="card scroll"><table class="sortable">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _html_row(line: Line, names: Sequence[str]) -> str:
+    cells = [f"<td>{named(line.name)}{_members(line)}</td>"]
+    for name in ABOUT:
+        key = line.sort.get(name)
+        value = f' data-value="{key:.6g}"' if key is not None else ""
+        cells.append(f"<td{value}{_aligned(name)}>{as_text(line.about[name])}</td>")
+    for name in names:
+        if name not in line.best:
+            cells.append('<td data-value=""></td>')
+            continue
+        last = line.final.get(name)
+        small = ""
+        if last is not None and not line.members:
+            small = f'<span class="between">{in_percent(last)}</span>'
+        cells.append(
+            f'<td data-value="{line.best[name]:.6g}">{as_text(cell(line, name))}{small}</td>'
+        )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _aligned(column: str) -> str:
+    return ' class="words"' if column in WORDS else ""
+
+
+def _members(line: Line) -> str:
+    return (
+        f'<span class="between">{as_text(", ".join(line.members))}</span>' if line.members else ""
+    )
