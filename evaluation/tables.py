@@ -352,8 +352,8 @@ MEANINGS = {
         "MRR: mean reciprocal rank of the nearest right image.",
     ),
     OTHER: Meaning(
-        "R@1 other …: the same among the images that are not of the query's own.",
-        r"R@1 other \dots: the same among the images that are not of the query's own.",
+        "R@1 other …: R@1 among the images that are not of the query's own.",
+        r"R@1 other \dots: R@1 among the images that are not of the query's own.",
     ),
     "NMI": Meaning(
         "NMI: arithmetic; k-means with one cluster per class.",

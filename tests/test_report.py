@@ -31,7 +31,7 @@ import train
 from benchmarks import page as sop
 from criteria.amloss import AMLoss
 from dataset.base import ImageSet, PathTable
-from evaluation import pictures
+from evaluation import pictures, tables
 from evaluation.embedding import Embedded
 from evaluation.measuring import worst_queries
 from evaluation.pictures import Thumbnails, class_values_picture
@@ -462,6 +462,13 @@ def test_classes_that_are_never_found_come_by_chance():
         for seed in (1, 1, 2)
     ]
     assert shown[0] == shown[1] != shown[2] and len(shown[0]) == findings.SHOWN_PAIRS
+
+
+def test_every_column_of_a_table_is_explained():
+    columns = ("R@1", "R@10", "MAP@R", "R@1 other drawing sets", "NMI", "TAR@1e-3")
+    said = " ".join(meaning.text for meaning in tables.meanings_of(columns))
+    for name in ("R@K", "MAP@R", "R@1 other …", "NMI", "TAR@F"):
+        assert f"{name}: " in said
 
 
 def test_names_in_sentences_are_only_names():
