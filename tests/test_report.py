@@ -570,7 +570,9 @@ def test_a_run_without_checkpoint_or_data_has_a_page(logs, tmp_path):
 def test_runs_lie_over_each_other_and_are_tested_against_the_first(logs, tmp_path):
     page = report.make([logs / "first", logs / "second", logs / "other"], tmp_path / "x.html")
     data, content = data_of(page), page.read_text()
-    assert [run["name"] for run in data["runs"]] == ["first", "second", "other"]
+    ours, other = "(loss AMLoss, epochs 2)", "(loss Proxy_Anchor, epochs 1)"
+    names = [f"first {ours}", f"second {ours}", f"other {other}"]
+    assert [run["name"] for run in data["runs"]] == names
     assert content.count("data-toggle=") == 3 and content.count("points against first") == 2
     seen = [image for image in data["images"] if image]
     assert len(seen) == len(set(seen))
