@@ -18,7 +18,7 @@ from conftest import ROOT, run_python
 FRONT_DOORS = "train evaluate report search study"
 FLOORS = (
     "utils terminal storage flags devices machine door",
-    "meeting processes runs criteria metrics",
+    "processes runs criteria metrics",
     "losses dataset",
     "net",
     "methods",

@@ -17,9 +17,9 @@ import tiny
 import together
 from conftest import ROOT
 
-import meeting
 import processes
-from meeting import Place
+from processes import meeting
+from processes.meeting import Place
 from training.data import Data
 from utils import InputError
 
@@ -93,7 +93,7 @@ def place(number: int, count: int, port: int) -> Place:
 def test_who_does_not_come_is_named_and_waited_for_up_to_the_limit(port, capsys):
     first = place(0, 3, port)
     with pytest.raises(InputError, match=r"process 0 has waited 1 s for process 1, 2 of 3; start"):
-        first.meet(first.store(keeps=True))
+        first.meet(first.store())
     assert capsys.readouterr().err == "process 0 waits for process 1, 2 of 3\n"
 
 
@@ -105,7 +105,7 @@ def test_a_store_that_is_never_opened_is_named(port, capsys):
 
 def test_a_port_in_use_is_a_sentence(taken):
     with pytest.raises(InputError, match="another program uses that port; choose a free MASTER"):
-        place(0, 2, taken).store(keeps=True)
+        place(0, 2, taken).store()
 
 
 def test_a_program_that_is_no_store_is_not_waited_for(taken, monkeypatch):
@@ -115,7 +115,7 @@ def test_a_program_that_is_no_store_is_not_waited_for(taken, monkeypatch):
 
 
 def test_a_store_that_lets_a_connection_fall_is_asked_again(port, monkeypatch):
-    kept, connect, tried = place(0, 2, port).store(keeps=True), meeting.dist.TCPStore, []
+    kept, connect, tried = place(0, 2, port).store(), meeting.dist.TCPStore, []
 
     class Falling(connect):
         def __init__(self, *arguments, **options):
@@ -131,7 +131,7 @@ def test_a_store_that_lets_a_connection_fall_is_asked_again(port, monkeypatch):
 
 def test_a_store_that_is_slow_to_answer_is_asked_once(port, monkeypatch):
     """As where a name server's answer is lost, which torch waits for at each connection."""
-    kept, connect, tried = place(0, 2, port).store(keeps=True), meeting.dist.TCPStore, []
+    kept, connect, tried = place(0, 2, port).store(), meeting.dist.TCPStore, []
 
     class Slow(connect):
         def __init__(self, *arguments, **options):
@@ -147,7 +147,7 @@ def test_a_store_that_is_slow_to_answer_is_asked_once(port, monkeypatch):
 
 def test_a_store_that_is_open_is_not_knocked_at_first(port, monkeypatch):
     """A knock is a connection too, for which the store looks for a name."""
-    kept, second, knocked = place(0, 2, port).store(keeps=True), place(1, 2, port), []
+    kept, second, knocked = place(0, 2, port).store(), place(1, 2, port), []
     knock = Place._closed
     monkeypatch.setattr(Place, "_closed", lambda self: knocked.append(1) or knock(self))
     second.store().set("word", "here")
@@ -156,7 +156,7 @@ def test_a_store_that_is_open_is_not_knocked_at_first(port, monkeypatch):
 
 def test_two_of_one_number_and_other_counts_are_refused(port):
     first = place(0, 2, port)
-    store = first.store(keeps=True)
+    store = first.store()
     second = place(1, 3, port)
 
     def come() -> None:

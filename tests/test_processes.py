@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ import dataset.loader
 import processes
 import train
 from dataset.samplers import BatchSampler
+from processes import joining, rows, watching
 
 METHODS = {
     "Proxy-Anchor": "--loss Proxy_Anchor",
@@ -206,7 +208,7 @@ def test_each_process_takes_a_gpu_of_its_own_whoever_started_it(
     def available() -> bool:
         return visible != "none on one machine" or number() < 2
 
-    monkeypatch.setattr(processes, "host", lambda: f"machine {number() // 2}")
+    monkeypatch.setattr(joining, "host", lambda: f"machine {number() // 2}")
     monkeypatch.setattr(torch.cuda, "is_available", available)
     monkeypatch.setattr(torch.cuda, "device_count", count)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
@@ -237,7 +239,7 @@ def test_one_process_is_its_own_trivial_case():
 
 @pytest.mark.parametrize(("total", "count"), [(12, 3), (7, 3), (2, 3), (0, 2), (100, 7)])
 def test_shards_cover_all_rows_and_are_even(total, count, monkeypatch):
-    monkeypatch.setattr(processes, "world", lambda: count)
+    monkeypatch.setattr(rows, "world", lambda: count)
     shards = [processes.shard(total, of) for of in range(count)]
     assert [i for s in shards for i in range(total)[s]] == list(range(total))
     sizes = [s.stop - s.start for s in shards]
@@ -384,13 +386,16 @@ def test_a_signal_to_the_launcher_or_to_one_process_stops_all_after_a_checkpoint
 # --- when somebody dies ---------------------------------------------------------------------------
 
 
-def test_a_killed_process_is_named_though_others_have_ended_because_of_it(capsys):
-    ends = ("raise SystemExit(1)", "import os; os.kill(os.getpid(), 9)")
-    children = [subprocess.Popen([sys.executable, "-c", code]) for code in ends]
-    for child in children:
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert processes._wait_for(children, []) == 137
-    assert "process 1 of 2 was ended by SIGKILL" in capsys.readouterr().err
+def test_a_killed_process_is_named_though_others_have_ended_because_of_it(tmp_path, capfd):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    ends = (
+        f"open({str(pipe)!r}).read(); sys.exit(1)",  # when the other one is gone
+        f"pipe = open({str(pipe)!r}, 'w'); os.kill(os.getpid(), 9)",
+    )
+    code = f"import os, sys; exec({ends}[int(os.environ['RANK'])])"
+    assert processes.launch([sys.executable, "-c", code], 2) == 137
+    assert "process 1 of 2 was ended by SIGKILL" in capfd.readouterr().err
 
 
 FAULTY = """
@@ -440,8 +445,8 @@ def test_a_process_that_dies_ends_all_within_a_minute(how, words, images, tmp_pa
 @pytest.mark.parametrize("all_stop", [True, False])
 def test_a_job_that_is_stopped_and_continued_goes_on(all_stop, tmp_path, monkeypatch):
     """Silence counts only for a process that hears it: one that was awake."""
-    monkeypatch.setattr(processes, "BEAT", 0.1)
-    monkeypatch.setattr(processes, "SILENCE", 1.0)
+    monkeypatch.setattr(watching, "BEAT", 0.1)
+    monkeypatch.setattr(watching, "SILENCE", 1.0)
 
     def work() -> int:
         (tmp_path / f"{processes.rank()}.pid").write_text(str(os.getpid()))
@@ -471,25 +476,56 @@ def test_a_job_that_is_stopped_and_continued_goes_on(all_stop, tmp_path, monkeyp
     helper.join()
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.02])
-def test_silence_is_noticed_however_slow_the_store_is(seconds, monkeypatch):
-    monkeypatch.setattr(processes, "BEAT", 0.05)
-    monkeypatch.setattr(processes, "SILENCE", 0.5)
-    store, said = torch.distributed.HashStore(), []
+class Slow:
+    """A store that takes its time with every answer."""
 
-    class Slow:
-        def __getattr__(self, name: str):
-            time.sleep(seconds)
-            return getattr(store, name)
+    def __init__(self, store: dist.Store, seconds: float) -> None:
+        self.store, self.seconds = store, seconds
 
+    def __getattr__(self, name: str):
+        time.sleep(self.seconds)
+        return getattr(self.store, name)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0, "process 1 on there has been silent for"),
+        (0.02, "process 1 on there has been silent for"),
+        (100.0, "the store at there, port 1 has not answered for"),
+    ],
+)
+def test_silence_is_noticed_however_slow_the_store_is(seconds, said, monkeypatch, capfd):
+    monkeypatch.setattr(watching, "BEAT", 0.05)
+    monkeypatch.setattr(watching, "SILENCE", 0.5)
+    store = dist.HashStore()
     for other in range(1, 8):
         store.set(f"alive {other}", "0")  # and never again
-    watch = processes._Watch(Slow(), 0, 8)
-    monkeypatch.setattr(watch, "_end", lambda why: (said.append(why), watch._over.set()))
-    watch.start()
-    watch.join(timeout=5)
-    watch._over.set()
-    assert said and "process 1 has been silent" in said[0]
+
+    def watch() -> None:
+        process = watching.Watch(watching.Line(Slow(store, seconds), "there, port 1"), 0, 8)
+        process.machines = ["here", *["there"] * 7]
+        process.start()
+        process.join(timeout=5)
+
+    child = multiprocessing.get_context("fork").Process(target=watch)
+    child.start()
+    child.join()
+    assert child.exitcode == 1
+    assert f"process 0 of 8 stops: {said}" in capfd.readouterr().err
+
+
+def test_what_takes_too_long_ends_a_process_that_all_others_wait_for(capfd):
+    def watch() -> None:
+        process = watching.Watch(watching.Line(dist.HashStore(), "there"), 0, 2)
+        with process.limit(0.1, "it cannot connect"):
+            time.sleep(5)
+
+    child = multiprocessing.get_context("fork").Process(target=watch)
+    child.start()
+    child.join()
+    assert child.exitcode == 1
+    assert "process 0 of 2 stops: it cannot connect" in capfd.readouterr().err
 
 
 @pytest.mark.slow

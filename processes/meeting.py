@@ -83,34 +83,34 @@ class Place:
         """Where they meet."""
         return f"{self.address}, port {self.port}"
 
-    def store(self, keeps: bool = False) -> dist.Store:
-        """A connection to the store.
-
-        Args:
-            keeps: this process opens it first.
+    def store(self) -> dist.Store:
+        """A connection to the store, which this process opens first where it keeps it.
 
         Raises:
             InputError: it cannot be opened here, or nobody opens it in time.
         """
-        if not keeps:
-            self._wait(self._closed)
-        return self.another(keeps)
+        if not self.keeps:
+            self._wait(self._closed, "start it, on the machine that MASTER_ADDR names")
+        return self._connected(opens=self.keeps)
 
-    def another(self, keeps: bool = False) -> dist.Store:
-        """A connection to the store, which is known to be open, or is opened here.
+    def another(self) -> dist.Store:
+        """Another connection to the store, which is known to be open.
 
         Raises:
-            InputError: as of `store`.
+            InputError: it is not open any more.
         """
+        return self._connected(opens=False)
+
+    def _connected(self, opens: bool) -> dist.Store:
         for attempt in range(TRIES):
-            opened = self._opened(keeps)
+            opened = self._opened(opens)
             if isinstance(opened, dist.Store):
                 return dist.PrefixStore(f"attempt {self.attempt}", opened)
             # Silence is no reason to knock again. torch asks at both ends of a connection for the
             # other's name (getnameinfo on ::ffff:127.0.0.1, which no /etc/hosts has), and a store
             # lets in one after the other. Where the name server's answer is lost, the C library
             # asks again after 5 s, and so long the store stands still.
-            if keeps or opened is None:
+            if opens or opened is None:
                 break
             if attempt + 1 < TRIES:  # a store that many knock at together may let one fall
                 time.sleep(0.5)
@@ -122,7 +122,7 @@ class Place:
             "(torchrun: --master-port)"
         )
 
-    def _opened(self, keeps: bool) -> dist.Store | RuntimeError | None:
+    def _opened(self, opens: bool) -> dist.Store | RuntimeError | None:
         """The store, or why it could not be opened, or None where nothing answers."""
         opened: list[dist.Store | RuntimeError] = []
 
@@ -132,7 +132,8 @@ class Place:
             except RuntimeError as error:
                 opened.append(error)
 
-        where = (self.address, self.port, None, keeps)
+        # On its own machine the store is found whatever MASTER_ADDR is there, or cannot be.
+        where = ("localhost" if self.keeps else self.address, self.port, None, opens)
         # In a thread, because what listens there may be another program that never answers.
         thread = threading.Thread(target=connect, daemon=True)
         thread.start()
@@ -174,7 +175,7 @@ class Place:
             absent = [n for n in range(self.count) if not store.check([f"count {n}"])]
             return f"process {', '.join(map(str, absent))} of {self.count}" if absent else ""
 
-        self._wait(missing)
+        self._wait(missing, "start all of them")
         for other in range(self.count):
             count = int(store.get(f"count {other}"))
             if count != self.count:
@@ -188,15 +189,15 @@ class Place:
         store.set(f"{what} {self.number}", own)
         return [store.get(f"{what} {other}").decode() for other in range(self.count)]
 
-    def _wait(self, missing: Callable[[], str]) -> None:
+    def _wait(self, missing: Callable[[], str], advice: str) -> None:
         """Asks who is missing until nobody is, in words of theirs."""
         limit, begun, said = longest_wait(os.environ), time.monotonic(), False
         while whom := missing():
             waited = time.monotonic() - begun
             if waited > limit:
                 raise InputError(
-                    f"process {self.number} has waited {waited:.0f} s for {whom}; start all of "
-                    f"them, or set {WAIT}=SECONDS to wait longer"
+                    f"process {self.number} has waited {waited:.0f} s for {whom}; {advice}, "
+                    f"or set {WAIT}=SECONDS to wait longer"
                 )
             if waited > WORD and not said:
                 print(f"process {self.number} waits for {whom}", file=sys.stderr, flush=True)

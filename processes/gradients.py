@@ -1,0 +1,72 @@
+"""The gradients of all processes as those of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from processes.group import is_group, is_main
+from processes.rows import share_of
+
+BUCKET_BYTES = 2**25
+
+
+def once(tensor: Tensor) -> Tensor:
+    """The same tensor, whose gradient counts in the main process only; see the file's header."""
+    if not is_group() or not tensor.requires_grad:
+        return tensor
+    same = tensor.view_as(tensor)
+    same.register_hook(_of_main)
+    return same
+
+
+def count_once(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Lets the gradients of parameters that belong to the loss count in the main process only.
+
+    Those of divided ones are each process's own.
+    """
+    if not is_group():
+        return
+    for parameter in parameters:
+        if parameter.requires_grad and share_of(parameter) is None:
+            parameter.register_hook(_of_main)
+
+
+def _of_main(gradient: Tensor) -> Tensor:
+    return gradient if is_main() else torch.zeros_like(gradient)
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Sums `.grad` over processes, in place; the parameters come in the same order everywhere.
+
+    Those of divided ones are left as they are.
+    """
+    if not is_group():
+        return
+    under_way = []
+    whole = (p for p in parameters if share_of(p) is None)
+    for bucket in _buckets(p.grad for p in whole if p.grad is not None):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        under_way.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+    for bucket, flat, work in under_way:
+        work.wait()
+        sizes = [gradient.numel() for gradient in bucket]
+        for gradient, total in zip(bucket, flat.split(sizes), strict=True):
+            gradient.copy_(total.view(gradient.shape))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of one type and device, of about `BUCKET_BYTES`: one message each."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        alike = bucket and (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
+        full = sum(t.numel() * t.element_size() for t in bucket) >= BUCKET_BYTES
+        if bucket and (full or not alike):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

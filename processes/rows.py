@@ -1,0 +1,155 @@
+"""What each process has some rows of: batches, embeddings, and parameters that are divided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from processes.group import is_group, rank, world
+
+
+def shard(total: int, of: int | None = None) -> slice:
+    """Which of `total` rows belong to this process, or to process `of`.
+
+    Contiguous, in the order of the processes; sizes differ by one at most, and may be 0.
+    """
+    number, count = rank() if of is None else of, world()
+    return slice(total * number // count, total * (number + 1) // count)
+
+
+def gather_rows(rows: Tensor, total: int) -> Tensor:
+    """Each process's (n, …) rows, its `shard(total)` → all (total, …), in every process.
+
+    The gradient of the result flows back into the process's own rows, not summed over processes:
+    it is meant for a result of which every process computes the same function.
+    """
+    return _GatherRows.apply(rows, total) if is_group() else rows
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, total: int) -> Tensor:
+        ctx.own = shard(total)
+        # Collectives want equal sizes; the last row of a smaller share is filler.
+        padded = rows.new_zeros(-(-total // world()), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(world())]
+        dist.all_gather(parts, padded)
+        shares = [shard(total, of) for of in range(world())]
+        return torch.cat([part[: s.stop - s.start] for part, s in zip(parts, shares, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient[ctx.own].contiguous(), None
+
+
+def from_process(number: int, rows: Tensor, count: int) -> Tensor:
+    """The `count` rows of process `number`, in every process; no gradient passes."""
+    if not is_group():
+        return rows
+    own = number == rank()
+    found = rows.contiguous() if own else rows.new_empty(count, *rows.shape[1:])
+    dist.broadcast(found, src=number)
+    return found
+
+
+def sum_over(value: Tensor) -> Tensor:
+    """The sum over processes of a tensor of one shape; so is its gradient."""
+    return _Sum.apply(value) if is_group() else value
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _summed(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def part_of_all(value: Tensor) -> Tensor:
+    """The same tensor, for a part of a loss whose other parts are computed in other processes.
+
+    It is the same in all of them; its gradient is the sum of what each finds for its part.
+    """
+    return _PartOfAll.apply(value) if is_group() else value
+
+
+class _PartOfAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(value: Tensor) -> Tensor:
+    total = value.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+# --- divided parameters ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of a parameter this process has.
+
+    Attributes:
+        count: units in the whole parameter, which are dealt out by `shard`. rows: of each unit.
+    """
+
+    count: int
+    rows: int = 1
+
+    @property
+    def own(self) -> slice:
+        """This process's units."""
+        return shard(self.count)
+
+    @property
+    def starts(self) -> list[int]:
+        """The first unit of every process, and how many units there are."""
+        return [shard(self.count, of).start for of in range(world())] + [self.count]
+
+    @property
+    def counts(self) -> list[int]:
+        """How many units every process has."""
+        return [end - start for start, end in pairwise(self.starts)]
+
+    def of(self, whole: Tensor) -> Tensor:
+        """This process's rows of the whole (count · rows, …)."""
+        own = self.own
+        return whole[own.start * self.rows : own.stop * self.rows]
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The whole, in every process, from each one's rows; all must ask."""
+        units = part.detach().reshape(-1, self.rows, *part.shape[1:])
+        return gather_rows(units, self.count).flatten(0, 1)
+
+
+def divided(parameter: torch.nn.Parameter, share: Share) -> torch.nn.Parameter:
+    """A parameter that holds this process's share of another one."""
+    part = torch.nn.Parameter(share.of(parameter.detach()).clone(), parameter.requires_grad)
+    part.share = share
+    return part
+
+
+def share_of(parameter: Tensor) -> Share | None:
+    """Which rows these are, of a parameter that is divided; None for any other."""
+    return getattr(parameter, "share", None)
+
+
+def whole_size(parameter: Tensor) -> int:
+    """How many numbers the parameter has in all processes together."""
+    share = share_of(parameter)
+    return parameter.numel() if share is None else share.count * share.rows * parameter[0].numel()
