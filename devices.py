@@ -149,6 +149,14 @@ class Precision:
         # channels_last is as fast, and one layout is simpler than two.
         self.memory_format = torch.channels_last
 
+    def shared(self) -> dict[str, str]:
+        """What has to be the same in all processes that compute one thing together, by its name."""
+        return {
+            "their torch": torch.__version__,
+            "their device": self.device.type,
+            "their precision": self.name,
+        }
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """The context in which the network's forward runs."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "off")

@@ -49,7 +49,13 @@ from evaluation.candidates import (
 )
 from evaluation.embedding import Embedded
 from evaluation.measuring import measure_all, print_thresholds
-from evaluation.networks import Opened, checkpoint_files, open_checkpoint, open_untrained
+from evaluation.networks import (
+    Opened,
+    checkpoint_files,
+    fingerprint_of,
+    open_checkpoint,
+    open_untrained,
+)
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, on_the_same_images
 from evaluation.whitening import Origin, whitened
@@ -65,10 +71,12 @@ logger = logging.getLogger("evaluate")
 def run(args: argparse.Namespace) -> None:
     """Evaluates the checkpoints of `args.resume`; prints, and where asked writes, the results."""
     processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
-    check_files(args)
+    processes.from_main(partial(check_files, args))
     device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(args.amp, device)
+    processes.check_alike(precision.shared, "give all the same --amp, and machines that are alike")
     candidates = open_candidates(args)
+    processes.check_alike(partial(fingerprints, candidates), "give all of them the same files")
     check_requests(args, candidates)
     for position, candidate in enumerate(candidates):
         candidates[position] = measured(candidate, args, precision)
@@ -123,6 +131,17 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
             )
         )
     return candidates
+
+
+def fingerprints(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """What tells networks, and the images that they are shown, from others."""
+    found = {}
+    for each in candidates:
+        images = images_of(each.tasks)
+        prints = " and ".join(part.fingerprint() for part in images)
+        found[f"the network of {each.path}"] = fingerprint_of(each.network)
+        found[f"the images for {each.path}"] = f"{sum(map(len, images)):,} ({prints})"
+    return found
 
 
 def warn_of_trained(path: str, opened: Opened, tasks: Sequence[Task]) -> None:

@@ -65,6 +65,7 @@ def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
     """
     device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(args.amp, device)
+    processes.check_alike(precision.shared, "give all the same --amp, and machines that are alike")
     seed_everything(args.seed, args.deterministic)
     held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed, args.val_folds)
     choice = dataset.Choice.of(args)

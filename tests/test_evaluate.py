@@ -30,11 +30,13 @@ import evaluate
 import metrics
 import net
 import options
+import processes
 from evaluation import candidates, files, tables
 from evaluation.tables import Row
 from metrics import comparison, retrieval_per_query, summarise
 from metrics.comparison import Scores, query_scores, replicates
 from storage import write_json
+from utils import InputError
 
 # --- statistics -----------------------------------------------------------------------------------
 
@@ -674,6 +676,29 @@ def test_two_processes_write_what_one_writes(runs, tmp_path):
         assert set(one) == set(two)
         for name in one:
             np.testing.assert_array_equal(one[name], two[name])
+
+
+@pytest.mark.parametrize("what", ["network", "images"])
+def test_processes_with_other_files_under_the_same_names_are_refused(
+    what, runs, tmp_path, monkeypatch
+):
+    """As on two machines without a shared disk, one of which has an older copy."""
+    for number, run in enumerate((runs.seed1, runs.seed2)):
+        folder = tmp_path / str(number)
+        tiny.write_images(folder / "own", images=4 + (number if what == "images" else 0))
+        network = run if what == "network" else runs.seed1
+        shutil.copytree(network.parent, folder / "run")
+
+    def evaluated() -> str:
+        monkeypatch.chdir(tmp_path / str(processes.rank()))
+        line = "--resume run --dataset folder:own --image-size 32 --workers 0 --amp off"
+        with pytest.raises(InputError) as raised:
+            evaluate.run(options.parse_evaluate(line.split()))
+        return str(raised.value)
+
+    said = together.run(2, evaluated, tmp_path)
+    name = "the network of run/" if what == "network" else "the images for run/"
+    assert said[0] == said[1] and said[0].startswith(f"the processes differ in {name}")
 
 
 @pytest.mark.parametrize("data", ["vid", "Inshop"])

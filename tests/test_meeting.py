@@ -17,10 +17,12 @@ import tiny
 import together
 from conftest import ROOT
 
+import devices
 import processes
 from processes import meeting
 from processes.meeting import Place
 from training.data import Data
+from training.describing import describe
 from utils import InputError
 
 WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -185,6 +187,29 @@ def test_what_differs_is_named_in_all_processes(tmp_path):
 
     said = "the processes differ in --seed: it is 0 in process 0 and 1 in process 1; give all the"
     assert together.run(3, work, tmp_path) == [f"{said} same"] * 3
+
+
+def test_processes_of_another_precision_are_refused(images, tmp_path, monkeypatch):
+    """As on two machines of which one computes in bfloat16, with --amp auto."""
+
+    def work() -> str:
+        monkeypatch.setattr(devices, "bf16_is_fast", lambda device: processes.rank() == 1)
+        with pytest.raises(InputError) as raised:
+            tiny.prepare(images)
+        return str(raised.value)
+
+    said = "the processes differ in their precision: it is off in process 0 and bf16 in process 1; "
+    for found in together.run(2, work, tmp_path):
+        assert found.startswith(said)
+
+
+def test_only_the_machine_that_writes_the_run_needs_room_for_it(images, tmp_path, monkeypatch):
+    def work() -> str:
+        full = processes.rank() == 1
+        monkeypatch.setattr("storage.free_space", lambda folder: 0 if full else 1e12)
+        return describe(tiny.prepare(images))
+
+    assert "1.0 TB free" in together.run(2, work, tmp_path)[1]
 
 
 def test_images_are_told_apart_by_names_and_sizes(images, tmp_path):

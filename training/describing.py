@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -110,7 +111,8 @@ def _about_disk(training: Training, args: Options) -> str:
     """
     needed = training.bytes_on_disk(args.keep)
     advice = "choose another --LOG_DIR" + (", or a smaller --keep" if args.keep else "")
-    return f"the run keeps {need_room(Path(args.LOG_DIR), needed, 'what the run keeps', advice)}"
+    room = partial(need_room, Path(args.LOG_DIR), needed, "what the run keeps", advice)
+    return f"the run keeps {processes.from_main(room)}"
 
 
 def _what_is_left_out(data: Data) -> list[str]:
