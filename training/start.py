@@ -78,10 +78,14 @@ def _tell_of_stretching(args: Options, stored: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def without_what_is_told(args: Options) -> Iterator[None]:
-    """In here, no warnings come about settings that were chosen, and told with their reasons."""
+    """In here, no warnings come about settings that were chosen, and told with their reasons.
+
+    Of several processes, to which they would all be of the same, one gives them.
+    """
     views = logging.getLogger("dataset.views")
     level = views.level
-    if args.chosen and "decode" not in args.given:
+    chosen = args.chosen and "decode" not in args.given
+    if chosen or not processes.is_main():
         views.setLevel(logging.ERROR)
     try:
         yield
