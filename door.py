@@ -42,7 +42,7 @@ def enter(*, loads_torch: bool = False) -> None:
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
     speak_to_any_terminal()
     settle_threads(os.environ)
-    speaks = os.environ.get("RANK", "0") == "0"  # of several processes one
+    speaks = (os.environ.get("RANK") or "0") == "0"  # of several processes one
     if not speaks:
         leave_telling_to_others()
     _end_with_a_word(speaks)

@@ -46,12 +46,12 @@ class Place:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Place | None:
-        """What a launcher has set in the environment; None without one.
+        """What a launcher has set in the environment; None without one, and where all is empty.
 
         Raises:
             InputError: part of it is missing, or is not a number that it could be.
         """
-        given = [name for name in ("RANK", "WORLD_SIZE") if name in environment]
+        given = [name for name in ("RANK", "WORLD_SIZE") if environment.get(name)]
         if not given:
             return None
         wanted = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -133,7 +133,7 @@ class Place:
                 opened.append(error)
 
         # On its own machine the store is found whatever MASTER_ADDR is there, or cannot be.
-        where = ("localhost" if self.keeps else self.address, self.port, None, opens)
+        where = ("127.0.0.1" if self.keeps else self.address, self.port, None, opens)
         # In a thread, because what listens there may be another program that never answers.
         thread = threading.Thread(target=connect, daemon=True)
         thread.start()
@@ -167,7 +167,7 @@ class Place:
         if store.add(f"here {self.number}", 1) > 1:
             raise InputError(
                 f"two processes with RANK={self.number} came to {self.words}; each needs a number "
-                "of its own"
+                "of its own, and each job a MASTER_PORT of its own"
             )
         store.set(f"count {self.number}", str(self.count))
 

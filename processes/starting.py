@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ def wanted(gpu_id: int) -> int:
 
     1 where there are fewer than two GPUs, and in a process that a launcher has started.
     """
-    if gpu_id != -1 or "WORLD_SIZE" in os.environ:
+    if gpu_id != -1 or os.environ.get("WORLD_SIZE"):
         return 1
     return max(1, torch.cuda.device_count())
 
@@ -45,10 +45,10 @@ def launch(command: Sequence[str], count: int) -> int:
         LAUNCHER: str(os.getpid()),
     }
     common.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
-    with _children() as (begin, children, stops):
+    with Children() as children:
         for number in range(count):
-            begin(command, {**common, "RANK": str(number), "LOCAL_RANK": str(number)})
-        return _wait_for(children, stops)
+            children.begin(command, {**common, "RANK": str(number), "LOCAL_RANK": str(number)})
+        return children.wait()
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -57,66 +57,72 @@ def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
     Returns:
         The exit status, as `subprocess` has it.
     """
-    with _children() as (begin, children, _):
-        begin(command, environment)
-        return children[0].wait()
+    with Children() as children:
+        return children.begin(command, environment).wait()
 
 
-@contextlib.contextmanager
-def _children() -> Iterator[tuple[Callable, list[subprocess.Popen], list[int]]]:
-    """What begins a process, those that were begun, and the signals that were passed on to them.
+class Children:
+    """Processes that are started here; while entered, signals to stop are passed on to them.
 
     Those that are still there in the end are killed.
     """
-    children: list[subprocess.Popen] = []
-    stops: list[int] = []
 
-    def pass_on(number: int, frame: object) -> None:
-        stops.append(number)
-        for child in children:
-            child.send_signal(number)
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen] = []
+        self._told_to_stop = False
 
-    def begin(command: Sequence[str], environment: Mapping[str, str]) -> None:
-        # In a session of its own, so that Ctrl-C reaches a process once, through us.
-        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    def __enter__(self) -> Children:
+        self._before = {number: signal.signal(number, self._pass_on) for number in stop_signals()}
+        return self
 
-    before = {number: signal.signal(number, pass_on) for number in stop_signals()}
-    try:
-        yield begin, children, stops
-    finally:
-        for child in children:
+    def __exit__(self, *_: object) -> None:
+        for child in self._started:
             child.kill()
             child.wait()
-        for number, handler in before.items():
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._told_to_stop = True
+        for child in self._started:
+            child.send_signal(number)
+
+    def begin(self, command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
+        """Starts one, in a session of its own: Ctrl-C then reaches it once, through us."""
+        child = subprocess.Popen(command, env=environment, start_new_session=True)
+        self._started.append(child)
+        return child
+
+    def wait(self) -> int:
+        """Waits until all have ended, or one has failed that was not told to stop.
+
+        Returns:
+            The exit status, as `launch` has it.
+        """
+        while True:
+            statuses = [child.poll() for child in self._started]
+            failed = [number for number, status in enumerate(statuses) if status]
+            if None not in statuses or (failed and not self._told_to_stop):
+                break
+            time.sleep(0.1)
+        if not failed:
+            return 0
+        # Those that lost the connection to a killed process end by themselves: it comes first.
+        first = min(failed, key=lambda number: statuses[number] > 0)
+        status = statuses[first]
+        if status < 0 and not self._told_to_stop:
+            print(
+                f"error: process {first} of {len(statuses)} was ended by "
+                f"{signal.Signals(-status).name}; the others were stopped",
+                file=sys.stderr,
+            )
+        return 128 - status if status < 0 else status
 
 
 def stop_signals() -> list[signal.Signals]:
     """The signals that ask a program to stop; under nohup a terminal may be closed."""
     stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([] if stays else [signal.SIGHUP])]
-
-
-def _wait_for(children: list[subprocess.Popen], stops: list[int]) -> int:
-    while True:
-        statuses = [child.poll() for child in children]
-        failed = [number for number, status in enumerate(statuses) if status]
-        if all(status is not None for status in statuses) or (failed and not stops):
-            break
-        time.sleep(0.1)
-    if not failed:
-        return 0
-    # Those that lost the connection to a killed process end by themselves: it comes first.
-    first = min(failed, key=lambda number: statuses[number] > 0)
-    status = statuses[first]
-    if status < 0 and not stops:
-        name = signal.Signals(-status).name
-        print(
-            f"error: process {first} of {len(children)} was ended by {name}; the others were "
-            "stopped",
-            file=sys.stderr,
-        )
-    return 128 - status if status < 0 else status
 
 
 def ignore_terminal(_: int) -> None:

@@ -33,6 +33,8 @@ WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_POR
 
 def test_without_a_launcher_there_is_no_place():
     assert Place.of({"MASTER_ADDR": "localhost"}) is None
+    # RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS, outside of a job
+    assert Place.of({"RANK": "", "WORLD_SIZE": "", "MASTER_ADDR": ""}) is None
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,7 @@ def test_without_a_launcher_there_is_no_place():
     [
         ({"MASTER_ADDR": None, "MASTER_PORT": None}, "no MASTER_ADDR and no MASTER_PORT"),
         ({"MASTER_ADDR": ""}, "no MASTER_ADDR"),
+        ({"RANK": ""}, "has WORLD_SIZE, as for one of several processes, but no RANK"),
         ({"WORLD_SIZE": None}, "has RANK, as for one of several processes, but no WORLD_SIZE"),
         ({"RANK": None}, "has WORLD_SIZE, as for one of several processes, but no RANK"),
         ({"RANK": "x"}, "RANK is 'x'"),

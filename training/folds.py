@@ -140,8 +140,8 @@ def start(args: Options) -> None:
     Raises:
         InputError: this is one of several processes, which would meet once, and not for each fold.
     """
-    if "WORLD_SIZE" in os.environ:
-        if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("WORLD_SIZE"):
+        if (os.environ.get("RANK") or "0") != "0":
             sys.exit(2)  # one says it
         raise InputError(
             "--folds starts the processes of each fold itself, so start it without torchrun (unset "
