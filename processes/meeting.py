@@ -18,6 +18,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from processes.watching import Gone, Line
 from utils import InputError
 
 WORD = 30.0  # seconds after which it is said who is waited for
@@ -152,32 +153,32 @@ class Place:
         """Waits until all processes are there.
 
         Raises:
-            InputError: one does not come in time, there are two of one number, or they do not agree
-                on how many they are.
+            InputError: one does not come in time, there are two of one number, they do not agree on
+                how many they are, or the store is gone.
         """
         try:
-            self._meet(store)
-        except RuntimeError as error:
+            self._meet(Line(store, self.words))
+        except Gone as gone:
             raise InputError(
-                f"process {self.number} lost the store at {self.words}, which ended with the "
-                "process that kept it; see what that one says"
-            ) from error
+                f"process {self.number} stops: {gone}; see what process 0 says"
+            ) from gone
 
-    def _meet(self, store: dist.Store) -> None:
-        if store.add(f"here {self.number}", 1) > 1:
+    def _meet(self, line: Line) -> None:
+        if line.ask(lambda store: store.add(f"here {self.number}", 1)) > 1:
             raise InputError(
                 f"two processes with RANK={self.number} came to {self.words}; each needs a number "
                 "of its own, and each job a MASTER_PORT of its own"
             )
-        store.set(f"count {self.number}", str(self.count))
+        line.ask(lambda store: store.set(f"count {self.number}", str(self.count)))
+        numbers = range(self.count)
 
         def missing() -> str:
-            absent = [n for n in range(self.count) if not store.check([f"count {n}"])]
+            absent = line.ask(lambda store: [n for n in numbers if not store.check([f"count {n}"])])
             return f"process {', '.join(map(str, absent))} of {self.count}" if absent else ""
 
         self._wait(missing, "start all of them")
-        for other in range(self.count):
-            count = int(store.get(f"count {other}"))
+        counts = line.ask(lambda store: [int(store.get(f"count {n}")) for n in numbers])
+        for other, count in enumerate(counts):
             if count != self.count:
                 raise InputError(
                     f"process {self.number} was started with WORLD_SIZE={self.count} and process "

@@ -19,7 +19,7 @@ from conftest import ROOT
 
 import devices
 import processes
-from processes import meeting
+from processes import meeting, watching
 from processes.meeting import Place
 from training.data import Data
 from training.describing import describe
@@ -175,6 +175,19 @@ def test_two_of_one_number_and_other_counts_are_refused(port):
     thread.join()
     with pytest.raises(InputError, match="two processes with RANK=0"):
         first.meet(store)
+
+
+def test_a_store_that_falls_silent_is_not_waited_for(monkeypatch):
+    """As when the network is cut while some are still to come."""
+    monkeypatch.setattr(watching, "BEAT", 0.05)
+    monkeypatch.setattr(watching, "SILENCE", 0.2)
+
+    class Silent:
+        def __getattr__(self, name: str):
+            return lambda *_: time.sleep(5)
+
+    with pytest.raises(InputError, match=r"process 1 stops: the store at .* has not answered for"):
+        place(1, 2, 29500).meet(Silent())
 
 
 # --- the same command, the same images ------------------------------------------------------------

@@ -262,9 +262,12 @@ sys.exit(processes.launch([sys.executable, *sys.argv[2:]], int(sys.argv[1])))
 """
 
 
+LAUNCHED: list[subprocess.Popen] = []
+
+
 def launch(count: int, *words: str, **how) -> subprocess.Popen:
     """Starts `processes.launch`, which `--gpu-id -1` calls on a machine with several GPUs."""
-    return subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-c", LAUNCH, str(count), *words],
         cwd=ROOT,
         text=True,
@@ -272,6 +275,18 @@ def launch(count: int, *words: str, **how) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         **how,
     )
+    LAUNCHED.append(started)
+    return started
+
+
+@pytest.fixture(autouse=True)
+def none_is_left() -> Iterator[None]:
+    """After a test that failed none goes on: processes end with their launcher."""
+    yield
+    for started in LAUNCHED:
+        started.kill()
+        started.wait()
+    LAUNCHED.clear()
 
 
 def torchrun(*flags: str) -> list[str]:
