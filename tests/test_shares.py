@@ -212,15 +212,10 @@ def test_what_cannot_be_divided_is_refused_in_one_sentence(flags, words, images,
         assert all(word in found["said"] for word in words) and "\n" not in found["said"]
 
 
-def test_shares_are_dealt_in_whole_classes(monkeypatch) -> None:
+def test_shares_are_dealt_in_whole_classes(tmp_path) -> None:
     """As `processes.shard` deals them, whatever the proxies of a class."""
     whole = torch.arange(7 * 3 * 2).view(21, 2)
-    share = processes.Share(7, 3)
-    monkeypatch.setattr(processes, "world", lambda: 3)
-    parts = []
-    for number in range(3):
-        monkeypatch.setattr(processes, "rank", lambda number=number: number)
-        parts.append(share.of(whole))
+    parts = together.run(3, lambda: processes.Share(7, 3).of(whole).clone(), tmp_path)
     assert [len(part) for part in parts] == [6, 6, 9]
     assert torch.equal(torch.cat(parts), whole)
     assert np.all([len(part) % 3 == 0 for part in parts])
