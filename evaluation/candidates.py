@@ -68,9 +68,9 @@ class Candidate:
         for number, (task, result) in enumerate(zip(self.tasks, self.results, strict=True)):
             intervals = {}
             if self.replicates:
-                names = self.scores(number).names
-                columns = zip(names, self.replicates[number].T, strict=True)
-                intervals = {name: comparison.interval(values) for name, values in columns}
+                scores = self.scores(number)
+                drawn = zip(scores.names, self.replicates[number].T, scores.rest_on(), strict=True)
+                intervals = {name: comparison.interval(*each) for name, *each in drawn}
             about = {
                 "checkpoint": self.path,
                 "dataset": self.data.name,
@@ -256,7 +256,8 @@ def _test(a: Subject, b: Subject, number: int, task: str) -> Test | None:
     means = [subject.means(number) for subject in (a, b)]
     drawn = [subject.replicates(number) for subject in (a, b)]
     classes = a.tasks[number].queries.num_classes
-    differences = comparison.paired_differences(*means, *drawn)
+    rest_on = a.members[0].scores(number).rest_on()
+    differences = comparison.paired_differences(*means, *drawn, rest_on)
     return Test(a.label, b.label, task, "classes", classes, differences)
 
 

@@ -101,7 +101,7 @@ def recommended(
     return Thresholds(
         edge(same),
         edge(different),
-        false_same=Rate(float(above) / different_pairs, *interval(confused)),
+        false_same=Rate(float(above) / different_pairs, *interval(confused, len(pairs.classes))),
         false_different=_rate(every - by_class[1], every, seed),
         found_same=_rate(by_class[0], every, seed),
         found_different=Rate(float(below) / different_pairs),
@@ -154,7 +154,10 @@ def _percent(rate: Rate) -> str:
 def _rate(counted: Tensor, every: Tensor, seed: int) -> Rate:
     """The share of the classes' counts (C,), and its interval."""
     replicates = resampling.rate_of_classes(counted, every, seed)
-    return Rate(float(counted.double().sum() / every.double().sum()), *interval(replicates))
+    return Rate(
+        float(counted.double().sum() / every.double().sum()),
+        *interval(replicates, int((every > 0).sum())),
+    )
 
 
 def searched(pairs: PairCounts, seed: int = 1) -> Found | None:

@@ -11,6 +11,19 @@ together: drawn one by one, as if each told something of its own, they give inte
 narrow. An interval takes the classes as a sample and the network as given. What another seed of the
 training would give is another question, which only several checkpoints can answer: ± is half of
 the 95 % interval of a mean over seeds, by Student's t, wherever this project prints it.
+
+Of n classes, replicates vary less than the metric does over samples of n classes, by √((n - 1)/n),
+and the plain percentiles take what varies for known. So an interval's ends are the percentiles that
+give Student's interval of a mean where replicates are normal (Hesterberg's expanded percentiles,
+The American Statistician 69, 2015): beyond the lower end lies, in replicates, a share
+
+    Φ(t · √(n / (n - 1)))  for  α,   t the α-quantile of Student's t with n - 1 degrees of freedom
+
+and the p of a paired test is that α for the share beyond 0, so that the two agree. In simulations
+of classes of 4 to 60 images and an R@1 of .7, 95 % intervals hold the truth in 89 % of samples of 5
+classes (plain percentiles: 80), 94 % of 10 (88), 95 % of 20 (93) and 94 % of 100 (94). Where R@1 is
+.95, because few classes miss most of their images, they do in 81, 82, 87 and 94 % (73, 78, 84, 93):
+a few classes seldom show such a one.
 """
 
 from __future__ import annotations
@@ -47,6 +60,10 @@ class Scores(NamedTuple):
         """The metrics, as `metrics.summarise` has them; NaN where no query counts."""
         totals = self.values.sum(0) / self.counted.sum(0)
         return dict(zip(self.names, totals.tolist(), strict=True))
+
+    def rest_on(self) -> list[int]:
+        """How many classes have a query that counts in a metric, for each metric (M,)."""
+        return (self.of_classes()[3] > 0).sum(0).tolist()
 
     def of_classes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Classes (C,), how many queries each has (C,), sums of their values and counts (C, M)."""
@@ -114,17 +131,32 @@ def class_draws(classes: int, resamples: int, seed: int) -> Iterator[Tensor]:
         yield weights.scatter_add_(1, draws, weights.new_ones(()).expand(draws.shape))
 
 
-def interval(values: Tensor) -> list[float]:
-    """The middle 95 % of replicates (resamples,): the percentile interval [low, high].
+def interval(values: Tensor, classes: int) -> list[float]:
+    """The 95 % interval [low, high] from replicates (resamples,); see the file's header.
 
-    Over those that are defined; [NaN, NaN] where none is.
+    Over those that are defined; [NaN, NaN] where none is, or with fewer than two classes.
+
+    classes: how many were drawn from.
     """
+    from scipy.stats import norm, t
+
     values = values[~values.isnan()]
-    if len(values) == 0:
+    if len(values) == 0 or classes < 2:
         return [math.nan, math.nan]
-    tail = (1 - COVERAGE) / 2
+    quantile = t.ppf((1 - COVERAGE) / 2, classes - 1)
+    tail = float(norm.cdf(quantile * math.sqrt(classes / (classes - 1))))
     ends = torch.tensor([tail, 1 - tail], dtype=values.dtype)
     return values.quantile(ends).tolist()
+
+
+def _two_sided(share: float, classes: int) -> float:
+    """p where such a share of replicates lies beyond 0: `interval` ends at 0 where p is .05."""
+    from scipy.stats import norm, t
+
+    if classes < 2:
+        return math.nan
+    quantile = norm.ppf(share) * math.sqrt((classes - 1) / classes)
+    return min(1.0, 2 * float(t.cdf(quantile, classes - 1)))
 
 
 class Difference(NamedTuple):
@@ -137,22 +169,27 @@ class Difference(NamedTuple):
 
 
 def paired_differences(
-    a: Mapping[str, float], b: Mapping[str, float], a_replicates: Tensor, b_replicates: Tensor
+    a: Mapping[str, float],
+    b: Mapping[str, float],
+    a_replicates: Tensor,
+    b_replicates: Tensor,
+    classes: Sequence[int],
 ) -> dict[str, Difference]:
     """A paired bootstrap test of each metric, from `replicates` of two networks (or groups).
 
-    p = 2 · (1 + min(#{B ≤ A}, #{B ≥ A})) / (1 + replicates), 1 at most: two-sided. Replicates in
-    which the metric is undefined are left out.
+    p is two-sided, of the share (1 + min(#{B ≤ A}, #{B ≥ A})) / (1 + replicates) beyond 0: see the
+    file's header. Replicates in which the metric is undefined are left out.
 
     a, b: the metrics of the two, named alike, in the order of the columns of their replicates.
+    classes: what each metric rests on, see `Scores.rest_on`.
     """
     found = {}
-    for column, name in enumerate(a):
+    for column, (name, count) in enumerate(zip(a, classes, strict=True)):
         apart = b_replicates[:, column] - a_replicates[:, column]
         apart = apart[~apart.isnan()]
         fewer = min(int((apart <= 0).sum()), int((apart >= 0).sum()))
-        p = min(1.0, 2 * (1 + fewer) / (1 + len(apart))) if len(apart) else math.nan
-        found[name] = Difference(b[name] - a[name], *interval(apart), p)
+        p = _two_sided((1 + fewer) / (1 + len(apart)), count) if len(apart) else math.nan
+        found[name] = Difference(b[name] - a[name], *interval(apart, count), p)
     return found
 
 

@@ -204,7 +204,8 @@ def _whether_it_knows(scores: Scores, fifths: list[np.ndarray], seed: int = 1) -
     both = Scores(("sure", "unsure"), hits, ends, scores.labels)
     sure, unsure = both.means().values()
     (drawn,) = replicates([both], RESAMPLES, seed)
-    apart, (low, high) = sure - unsure, interval(drawn[:, 0] - drawn[:, 1])
+    apart = sure - unsure
+    low, high = interval(drawn[:, 0] - drawn[:, 1], min(both.rest_on()))
     numbers = (
         f"R@1 of the surest fifth of the queries is {percent(sure)} %, of the least sure fifth "
         f"{percent(unsure)} %: {100 * apart:+.1f} points, 95 % interval over the classes "

@@ -150,7 +150,7 @@ def paired(first: Explained, run: Explained) -> comparison.Difference | None:
     if not same or not np.array_equal(a.queries, b.queries):
         return None
     made = comparison.paired_differences(
-        a.scores.means(), b.scores.means(), a.replicates, b.replicates
+        a.scores.means(), b.scores.means(), a.replicates, b.replicates, a.scores.rest_on()
     )
     return made.get("R@1")
 

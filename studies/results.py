@@ -215,7 +215,11 @@ def _over_classes(first: Found, others: Sequence[Found]) -> list[Test]:
             "classes",
             classes,
             comparison.paired_differences(
-                means[first.name], means[other.name], replicates[first.name], replicates[other.name]
+                means[first.name],
+                means[other.name],
+                replicates[first.name],
+                replicates[other.name],
+                scores[0].rest_on(),
             ),
             {},
         )

@@ -722,7 +722,7 @@ def test_a_resample_in_which_no_query_counts_is_left_out():
     empty = drawn.isnan().any(dim=1)
     assert 0.02 < empty.double().mean() < 0.2  # (4/6)^6 = 0.088
     for column, name in enumerate(scores.names):
-        low, high = comparison.interval(drawn[:, column])
+        low, high = comparison.interval(drawn[:, column], 6)
         if name in RATES:
             assert torch.equal(drawn[:, column].isnan(), empty)
             assert (low, high) == (1, 1)
@@ -749,9 +749,13 @@ def test_a_paired_test_leaves_undefined_resamples_out():
     a, b = (comparison.query_scores(each, (1,), torch.arange(6)) for each in (worse, found))
     drawn = comparison.replicates([a, b], 500, seed=0)
     defined = int((~drawn[0].isnan().any(dim=1)).sum())
-    test = comparison.paired_differences(a.means(), b.means(), *drawn)["MAP@R"]
+    tests = [
+        comparison.paired_differences(a.means(), b.means(), *pair, [10**6] * len(a.names))["MAP@R"]
+        for pair in (drawn, [each[~drawn[0].isnan().any(dim=1)] for each in drawn])
+    ]
+    test = tests[0]
     assert (test.difference, test.low, test.high) == (0.5, 0.5, 0.5)
-    assert test.p == pytest.approx(2 / (1 + defined))
+    assert test == tests[1] and test.p == pytest.approx(2 / (1 + defined), rel=1e-4)
     assert defined < 500
 
 
@@ -760,11 +764,13 @@ def test_metrics_that_no_query_counts_in_are_undefined_everywhere():
     scores = comparison.query_scores(found, (1,), torch.arange(5))
     means = scores.means()
     (drawn,) = comparison.replicates([scores], 50, seed=0)
-    differences = comparison.paired_differences(means, means, drawn, drawn)
+    rest_on = scores.rest_on()
+    differences = comparison.paired_differences(means, means, drawn, drawn, rest_on)
     _, _, by_class = comparison.by_class(scores)
     for column, name in enumerate(scores.names):
         undefined = name in RATES
-        numbers = [means[name], *comparison.interval(drawn[:, column]), *differences[name]]
+        between = comparison.interval(drawn[:, column], rest_on[column])
+        numbers = [means[name], *between, *differences[name]]
         assert [math.isnan(number) for number in numbers] == [undefined] * len(numbers)
         assert bool(by_class[:, column].isnan().all()) == undefined
         if not undefined:

@@ -621,7 +621,7 @@ def test_a_part_of_the_queries_stands_for_all(monkeypatch):
     part = findings.Search(judged)
     assert "150 of the 600" in part.sampled
     widths = [
-        np.subtract(*reversed(comparison.interval(search.replicates[:, 0])))
+        np.subtract(*reversed(comparison.interval(search.replicates[:, 0], 20)))
         for search in (whole, part)
     ]
     assert widths[1] == pytest.approx(widths[0], rel=0.3)
