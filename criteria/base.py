@@ -302,23 +302,28 @@ def without_self(table: Tensor, references: References | None, value: float) -> 
     return table.diagonal_scatter(torch.full_like(table[0], value))
 
 
-def written_out(backward: Callable) -> Callable:
-    """The ``backward`` of an autograd.Function, in float32, which cannot be differentiated again.
+def only_once(backward: Callable) -> Callable:
+    """The ``backward`` of an autograd.Function, which cannot be differentiated again.
 
     torch's ``once_differentiable`` says so only where the incoming gradient has a graph itself;
-    for the last function of a loss a second derivative would be 0 without a word.
+    for the last function of a graph a second derivative would be 0 without a word.
     """
 
     @functools.wraps(backward)
     def wrapper(ctx: Any, *grads: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "The gradient of this loss is written out and has no derivative of its own: leave "
-                "out create_graph=True."
+                "This gradient is computed without one of its own, so that there is no second "
+                "derivative: leave out create_graph=True."
             )
         return backward(ctx, *grads)
 
-    return in_float32(wrapper)
+    return wrapper
+
+
+def written_out(backward: Callable) -> Callable:
+    """The ``backward`` of a loss's autograd.Function: in float32, and ``only_once``."""
+    return in_float32(only_once(backward))
 
 
 class _UnitRows(torch.autograd.Function):

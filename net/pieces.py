@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from criteria.base import only_once
+
 Compute = Callable[[Tensor], Tensor]
 
 
@@ -59,7 +61,7 @@ class _Pieces(torch.autograd.Function):
         return torch.cat(made)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @only_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         device, statistics = gradient.device, [buffer.clone() for buffer in ctx.buffers]
         after = _random_state(device)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from criteria.base import only_once
 from utils import first_line
 
 CALLS_BEFORE = 3
@@ -230,6 +231,6 @@ class _Played(torch.autograd.Function):
         return tape.forward(images)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @only_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *ctx.tape.backward(gradient)

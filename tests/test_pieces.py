@@ -117,6 +117,14 @@ def test_a_piece_that_is_computed_again_draws_the_same_and_moves_no_statistics()
     assert torch.equal(torch.get_rng_state(), after) and network.layer.weight.grad.abs().max() > 0
 
 
+@pytest.mark.filterwarnings("ignore:Using backward")  # it leaks memory
+def test_a_second_derivative_is_refused_and_never_left_out():
+    network = Drawing()
+    outputs = in_pieces(network, torch.randn(7, 4), 3, list(network.parameters()), [])
+    with pytest.raises(RuntimeError, match="leave out create_graph=True"):
+        outputs.sum().backward(create_graph=True)
+
+
 def test_a_backbone_that_rests_is_computed_once():
     network = Drawing().requires_grad_(False)
     outputs = in_pieces(network, torch.randn(7, 4), 3, list(network.parameters()), [])
