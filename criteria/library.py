@@ -136,7 +136,8 @@ class LibraryLoss(Criterion):
         known = CrossBatchMemory.supported_losses()
         if type(self.loss).__name__ in known:
             return ""
-        return f"the library has one for {', '.join(known)}"
+        without = {each.__name__ for each in _mended() if getattr(each, "no_memory", "")}
+        return f"the library has one for {', '.join(each for each in known if each not in without)}"
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Matrices as proxies at theirs, the rest at ``lr`` without weight decay."""

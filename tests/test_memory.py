@@ -299,6 +299,14 @@ REFUSED = {
 }
 
 
+def test_every_loss_that_a_refusal_names_takes_a_memory() -> None:
+    reason = losses.build("NPair", 2, 4).no_memory
+    named = reason.removeprefix("the library has one for ").split(", ")
+    assert len(named) > 10
+    for name in named:
+        assert losses.build(f"pml:{name}", 2, 4).no_memory == "", name
+
+
 @pytest.mark.parametrize("loss", REFUSED)
 def test_other_losses_say_why_they_do_without(loss: str, images: Path) -> None:
     with pytest.raises(InputError) as stop:
