@@ -20,9 +20,9 @@ The American Statistician 69, 2015): beyond the lower end lies, in replicates, a
     Φ(t · √(n / (n - 1)))  for  α,   t the α-quantile of Student's t with n - 1 degrees of freedom
 
 and the p of a paired test is that α for the share beyond 0, so that the two agree. In simulations
-of classes of 4 to 60 images and an R@1 of .7, 95 % intervals hold the truth in 89 % of samples of 5
-classes (plain percentiles: 80), 94 % of 10 (88), 95 % of 20 (93) and 94 % of 100 (94). Where R@1 is
-.95, because few classes miss most of their images, they do in 81, 82, 87 and 94 % (73, 78, 84, 93):
+of classes of 4 to 60 images and an R@1 of .7, 95 % intervals hold the truth in 90 % of samples of 5
+classes (plain percentiles: 81), 92 % of 10 (88), 94 % of 20 (92) and 94 % of 100 (94). Where R@1 is
+.95, because few classes miss most of their images, they do in 83, 81, 87 and 92 % (74, 76, 85, 92):
 a few classes seldom show such a one.
 """
 

@@ -112,9 +112,9 @@ def replicates_of_each(*scores: Scores) -> list[list[list[float]]]:
     return [[comparison.interval(column, 35) for column in each.T] for each in drawn]
 
 
-@pytest.mark.parametrize("classes, least", [(5, 0.85), (10, 0.92), (40, 0.93)])
+@pytest.mark.parametrize("classes, least", [(5, 0.86), (10, 0.9), (40, 0.92)])
 def test_intervals_over_few_classes_hold_the_truth(classes, least):
-    """The plain percentiles do in 79, 88 and 93 % of the cases."""
+    """The plain percentiles do in 81, 88 and 93 % of the cases."""
     rng = np.random.default_rng(0)
     held = []
     for seed in range(400):
