@@ -99,9 +99,9 @@ class DistanceWeightedMiner(Miner):
         """
         size = unit.shape[1]
         distances = _mining_distances(unit, others).clamp_min(self.cutoff)
-        log_weights = (2 - size) * distances.log() - (size - 3) / 2 * torch.log1p(
-            -distances.square() / 4
-        )
+        # Opposite embeddings, 2 apart, would have the logarithm of 0, or by rounding of less.
+        share = (distances.square() / 4).clamp_max(1 - 1e-7)
+        log_weights = (2 - size) * distances.log() - (size - 3) / 2 * torch.log1p(-share)
         near = negative & (distances < self.nonzero_loss_cutoff)
         log_weights = log_weights.where(near, torch.zeros_like(log_weights))
         weights = (log_weights - log_weights.amax(dim=1, keepdim=True)).exp() + 1e-9

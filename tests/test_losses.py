@@ -756,6 +756,18 @@ def test_distance_weights_prefer_near_negatives():
     assert torch.equal(shares.argmax(dim=1), distances.argmin(dim=1))
 
 
+@pytest.mark.parametrize("size", [2, 3, 8, 512])
+def test_distance_weights_of_opposite_embeddings_are_finite(size):
+    """With a margin above 0.8 they are near enough to count."""
+    one, two, three = F.normalize(torch.randn(3, size))
+    unit = torch.stack([one, -one, -one, two, three])
+    negative = torch.tensor([[False, True, True, True, True]])
+    weights = DistanceWeightedMiner(nonzero_loss_cutoff=2.1).weights(unit[:1], unit, negative)
+    assert weights.isfinite().all() and weights[0, 0] == 0 and (weights[0, 1:] > 0).all()
+    if size > 3:  # where opposite points are rarest
+        assert weights.argmax() in (1, 2)
+
+
 def test_distance_weighted_negatives_are_drawn_as_often_as_the_equation_says():
     """From image 0, in four dimensions: w = D^-2 · (1 - D²/4)^-½, D at least 0.5 and below 1.4."""
     angles = torch.tensor([0.0, 0.0, 0.3, 0.7, 1.1, 2.0])
