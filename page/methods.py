@@ -202,10 +202,12 @@ def _whether_it_knows(scores: Scores, fifths: list[np.ndarray], seed: int = 1) -
     ends[fifths[0], 0] = ends[fifths[-1], 1] = 1
     hits = scores.values[:, scores.names.index("R@1")][:, None] * ends
     both = Scores(("sure", "unsure"), hits, ends, scores.labels)
+    classes = min(both.rest_on())
+    if classes < 2:  # which say nothing of others
+        return []
     sure, unsure = both.means().values()
     (drawn,) = replicates([both], RESAMPLES, seed)
-    apart = sure - unsure
-    low, high = interval(drawn[:, 0] - drawn[:, 1], min(both.rest_on()))
+    apart, (low, high) = sure - unsure, interval(drawn[:, 0] - drawn[:, 1], classes)
     numbers = (
         f"R@1 of the surest fifth of the queries is {percent(sure)} %, of the least sure fifth "
         f"{percent(unsure)} %: {100 * apart:+.1f} points, 95 % interval over the classes "

@@ -142,12 +142,15 @@ def _against(run: Explained, first: Explained | None) -> list[str]:
 
 
 def paired(first: Explained, run: Explained) -> comparison.Difference | None:
-    """R@1 of a run against that of the first on the same queries; None where they differ."""
+    """R@1 of a run against that of the first on the same queries.
+
+    None where these differ, or are of one class, which says nothing of others.
+    """
     if first.search is None or run.search is None:
         return None
     a, b = first.search, run.search
     same = a.judged.images.fingerprint() == b.judged.images.fingerprint()
-    if not same or not np.array_equal(a.queries, b.queries):
+    if not same or not np.array_equal(a.queries, b.queries) or len(a.scores.labels.unique()) < 2:
         return None
     made = comparison.paired_differences(
         a.scores.means(), b.scores.means(), a.replicates, b.replicates, a.scores.rest_on()

@@ -614,6 +614,15 @@ def test_search_agrees_with_the_metrics():
     assert intervals["R@1"][0] < numbers["R@1"] < intervals["R@1"][1] and "NMI" not in intervals
 
 
+def test_one_class_says_nothing_of_others():
+    search = findings.Search(made_up(classes=1))
+    assert search.scores.means()["R@1"] == 1 and search.intervals({"R@1": 1.0}) == {}
+    run = SimpleNamespace(search=search)
+    assert summary.paired(run, run) is None
+    fifths = np.array_split(np.arange(60), 5)
+    assert methods._whether_it_knows(search.scores, fifths) == []
+
+
 def test_a_part_of_the_queries_stands_for_all(monkeypatch):
     judged = made_up(count=600)
     whole = findings.Search(judged)
