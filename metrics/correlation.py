@@ -33,15 +33,19 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, *given: np.ndarray) -> Correl
     Psychometrika 65, 2000).
 
     - 0 where one of the two is constant, or is told by `given` altogether.
+    - 1 and -1, which a few pairs reach by chance, count for the interval as half a step less, the
+      step being that of the ranks of n pairs without ties, 12 / (n (n² - 1)).
     - With fewer than 4 + k pairs the interval is -1 to 1.
     """
     value = _correlation(*_residuals(_ranks(x), _ranks(y), [_ranks(z) for z in given]))
     freedom = len(x) - 3 - len(given)
     if freedom < FEWEST - 3:
         return Correlation(value, -1.0, 1.0, len(x))
-    z = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
-    half = NORMAL * math.sqrt((1 + value**2 / 2) / freedom)
-    return Correlation(value, math.tanh(z - half), math.tanh(z + half), len(x))
+    most = 1 - 6 / (len(x) * (len(x) ** 2 - 1))
+    r = min(max(value, -most), most)
+    z, half = math.atanh(r), NORMAL * math.sqrt((1 + r**2 / 2) / freedom)
+    low, high = math.tanh(z - half), math.tanh(z + half)
+    return Correlation(value, min(low, value), max(high, value), len(x))
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
