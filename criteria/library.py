@@ -186,9 +186,9 @@ def _classes(kind: str) -> dict[str, type[nn.Module]]:
 
 def _mended() -> tuple[type[nn.Module], ...]:
     """The losses of the library that are ours in a part."""
-    from criteria.nca import NCALoss, ProxyNCALoss
+    from criteria.mended import HistogramLoss, NCALoss, ProxyNCALoss, TupletMarginLoss
 
-    return NCALoss, ProxyNCALoss
+    return HistogramLoss, NCALoss, ProxyNCALoss, TupletMarginLoss
 
 
 def _library(kind: str, name: str) -> type[nn.Module]:

@@ -1028,6 +1028,25 @@ def test_an_image_far_from_its_proxy_counts_in_proxy_nca(angle):
     assert along == pytest.approx(64 * (math.sin(turned) + math.cos(turned)), rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")  # the library's
+@pytest.mark.parametrize("name", ["TupletMarginLoss", "HistogramLoss"])
+def test_a_library_loss_takes_copies_of_an_image(name):
+    """And is the library's, to the bit, where there are none."""
+    from pytorch_metric_learning import losses as library
+
+    given, labels = batch(4, 3, seed=1)  # one whose cosine with itself is 1, or more by rounding
+    different, copies = given.detach(), torch.cat([given[:2], given[1:]])[:-1].detach()
+    ours, theirs = build(f"pml:{name}", CLASSES, SIZE), getattr(library, name)()
+    found = []
+    for criterion, images in ((ours, different), (theirs, different), (ours, copies)):
+        embeddings = leaf(images)
+        loss = criterion(embeddings, labels)
+        loss.backward()
+        found.append((loss, embeddings.grad))
+    assert all(map(torch.equal, found[0], found[1]))
+    assert all(each.isfinite().all() and each.any() for each in found[2])
+
+
 def test_nca_without_a_pair_costs_nothing():
     embeddings = torch.randn(4, SIZE, requires_grad=True)
     loss = build("pml:NCALoss", CLASSES, SIZE)(embeddings, torch.arange(4))

@@ -1,7 +1,9 @@
-"""NCA and Proxy-NCA of pytorch-metric-learning, finite where theirs are not.
+"""Losses of pytorch-metric-learning, finite where the library's are not.
 
 Goldberger et al., Neighbourhood Components Analysis, NeurIPS 2004. Movshovitz-Attias et al., No
-Fuss Distance Metric Learning Using Proxies, ICCV 2017. Only library.py imports this file.
+Fuss Distance Metric Learning Using Proxies, ICCV 2017. Yu and Tao, Deep Metric Learning with Tuplet
+Margin Loss, ICCV 2019. Ustinova and Lempitsky, Learning Deep Embeddings with Histogram Loss,
+NeurIPS 2016. Only library.py imports this file.
 """
 
 from __future__ import annotations
@@ -59,3 +61,29 @@ class NCALoss(_ByLogarithms, losses.NCALoss):
 
 class ProxyNCALoss(_ByLogarithms, losses.ProxyNCALoss):
     """The library's, by logarithms."""
+
+
+EDGE = 1e-6
+"""What a cosine stays below 1 by: 17 steps of float32."""
+
+
+def _inside(cosines: Tensor) -> Tensor:
+    """Cosines of which none is 1 or -1, nor by rounding beyond; those have no gradient."""
+    return cosines.clamp(EDGE - 1, 1 - EDGE)
+
+
+class TupletMarginLoss(losses.TupletMarginLoss):
+    """The library's, whose angle of two equal embeddings is NaN by rounding."""
+
+    def _compute_loss(
+        self, pos_pairs: Tensor, neg_pairs: Tensor, indices_tuple: tuple[Tensor, ...]
+    ) -> dict[str, dict[str, Any]]:
+        return super()._compute_loss(_inside(pos_pairs), neg_pairs, indices_tuple)
+
+
+class HistogramLoss(losses.HistogramLoss):
+    """The library's, which has no place for a cosine of 1, that of two equal embeddings."""
+
+    def compute_density(self, distances: Tensor) -> Tensor:
+        """The histogram of some cosines, (bins + 1,)."""
+        return super().compute_density(_inside(distances))
