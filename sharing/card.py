@@ -423,8 +423,10 @@ def _percent(share: float) -> str:
     return "an unknown share" if math.isnan(share) else f"{100 * share:.2g} %"
 
 
-def _interval(values: Sequence[float] | None) -> str:
-    return "not measured" if not values else f"{values[0]:.{ROUNDED}f} to {values[1]:.{ROUNDED}f}"
+def _interval(values: Sequence[float | None] | None) -> str:
+    if not values or None in values:  # of one class there is none
+        return "not measured"
+    return f"{values[0]:.{ROUNDED}f} to {values[1]:.{ROUNDED}f}"
 
 
 def _table(rows: Iterable[Sequence[str]]) -> str:

@@ -175,6 +175,9 @@ def numbers_file(run: Path, tmp_path: Path, shift: float = 0.0) -> Path:
 
 
 def test_a_card_takes_intervals_from_an_evaluation_of_this_run_alone(run, tmp_path, capsys):
+    known = numbers_file(run, tmp_path)
+    known.write_text(known.read_text().replace("[0.25, 0.5]", "[null, null]"))
+    assert "| not measured |" in card_of(run, tmp_path, "--numbers", known)
     text = card_of(run, tmp_path, "--numbers", numbers_file(run, tmp_path))
     assert "| 0.2500 to 0.5000 |" in text and "was not measured" not in text
     strange = numbers_file(run, tmp_path, shift=0.1)
