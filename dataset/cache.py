@@ -79,7 +79,7 @@ class Cache:
     def on_device(self, device: torch.device) -> PixelStore:
         """All pixels in the device's memory; raises InputError when they do not fit."""
         needed = int(self.shapes.prod(axis=1).sum()) * 3
-        _check_room(needed, device, self.images)
+        check_room(needed, device, self.images)
         store = torch.empty(needed, dtype=torch.uint8, device=device)
         start = 0
         for shard in self._shards:
@@ -89,7 +89,8 @@ class Cache:
         return PixelStore(store.view(-1, 3), self.shapes)
 
 
-def _check_room(needed: int, device: torch.device, images: ImageSet) -> None:
+def check_room(needed: int, device: torch.device, images: ImageSet) -> None:
+    """Raises InputError where the pixels of a cache do not fit into the GPU's memory."""
     if device.type != "cuda":
         return
     free, total = torch.cuda.mem_get_info(device)

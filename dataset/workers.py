@@ -49,7 +49,7 @@ def with_workers(
         collate_fn=_as_it_is,
         pin_memory=pin,
         persistent_workers=count > 0,
-        multiprocessing_context=_context() if count else None,
+        multiprocessing_context=start_context() if count else None,
         worker_init_fn=processes.ignore_terminal,
         # A generator of its own, so that reading data leaves torch's random state alone.
         generator=torch.Generator(),
@@ -97,7 +97,8 @@ def _shared_memory() -> str:
 # --- how they are started -------------------------------------------------------------------------
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def start_context() -> multiprocessing.context.BaseContext:
+    """How workers are started: forked on Linux, unless the program has chosen another way."""
     chosen = multiprocessing.get_start_method(allow_none=True)
     if chosen is None and sys.platform == "linux":
         chosen = "fork"

@@ -111,7 +111,7 @@ def kmeans(
     best = None
     with full_float32(x.device):
         for restart in range(restarts):
-            drawn = _plus_plus(x, k, generator) if start is None else _from_centres(x, start)
+            drawn = plus_plus(x, k, generator) if start is None else _from_centres(x, start)
             run = _Lloyd(x, *drawn)
             for iteration in range(iterations):
                 settled = not run.step()
@@ -138,7 +138,7 @@ def _check(x: Tensor, k: int, restarts: int, iterations: int) -> None:
         raise ValueError("k-means got points that are NaN or infinite; check what made them.")
 
 
-def _plus_plus(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def plus_plus(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Centres (k, d) by k-means++: points drawn in proportion to D², their squared distance to the
     nearest centre so far. Also the points' labels and D² (N,).
 
@@ -171,7 +171,7 @@ def _plus_plus(x: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, T
 
 
 def _from_centres(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Given centres (k, d), as `_plus_plus` returns drawn ones."""
+    """Given centres (k, d), as `plus_plus` returns drawn ones."""
     centres = centres.to(x)
     scores, labels = _nearest(x, centres, torch.arange(len(x), device=x.device))
     return centres, labels, (x.square().sum(dim=1) - 2 * scores).clamp_min_(0)

@@ -123,7 +123,7 @@ def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run([_OUTPUT], {_INPUT: images.numpy()})[0])
 
-    return _write_checked(graph, run, content, path, "onnxruntime")
+    return write_checked(graph, run, content, path, "onnxruntime")
 
 
 def export_program(graph: Graph, path: Path, note: str = "") -> float:
@@ -147,7 +147,7 @@ def export_program(graph: Graph, path: Path, note: str = "") -> float:
         torch.export.save(program, buffer, extra_files={"input": note})
         buffer.seek(0)
         loaded = torch.export.load(buffer).module()
-        return _write_checked(graph, loaded, buffer.getvalue(), path, "torch.export")
+        return write_checked(graph, loaded, buffer.getvalue(), path, "torch.export")
 
 
 def export_torchscript(graph: Graph, path: Path) -> float:
@@ -164,7 +164,7 @@ def export_torchscript(graph: Graph, path: Path) -> float:
         torch.jit.save(torch.jit.trace(graph, _sample(graph, 2), check_trace=False), buffer)
         buffer.seek(0)
         loaded = torch.jit.load(buffer)
-    return _write_checked(graph, loaded, buffer.getvalue(), path, "TorchScript")
+    return write_checked(graph, loaded, buffer.getvalue(), path, "TorchScript")
 
 
 def _needed(*packages: str) -> list:
@@ -206,7 +206,12 @@ def _sample(graph: Graph, count: int) -> Tensor:
     return F.interpolate(coarse, (graph.size, graph.size), mode="bilinear")
 
 
-def _write_checked(graph: Graph, run: Run, content: bytes, path: Path, who: str) -> float:
+def write_checked(graph: Graph, run: Run, content: bytes, path: Path, who: str) -> float:
+    """Writes `content` where what it does (`run`) agrees with the graph; the largest difference.
+
+    Raises:
+        InputError: it disagrees, or the file cannot be written.
+    """
     difference = largest_difference(graph, run)
     if not difference <= TOLERANCE:  # NaN too
         raise InputError(

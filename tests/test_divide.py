@@ -283,9 +283,9 @@ class Watched:
         self.embedded: list[int] = []
         self.divided: list[int] = []
         self._step, self._embed = train.step, self.training.embed_training_images
-        self._divide = self.routine._divide
+        self._divide = self.routine.divide_anew
         self.training.embed_training_images = self.embed
-        self.routine._divide = self.divide
+        self.routine.divide_anew = self.divide
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "step", self.step)
             for _ in range(epochs):

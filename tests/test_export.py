@@ -134,7 +134,7 @@ def test_a_file_that_disagrees_is_not_written(tmp_path):
     graph = export.Graph(make("resnet10"), 32)
     for wrong in (lambda x: graph(x) + 2e-4, lambda x: graph(x) * torch.nan):
         with pytest.raises(InputError, match="differ"):
-            export._write_checked(graph, wrong, b"", tmp_path / "net.pt", "it")
+            export.write_checked(graph, wrong, b"", tmp_path / "net.pt", "it")
     assert not list(tmp_path.iterdir())
 
 

@@ -1053,7 +1053,7 @@ def test_wandb_that_fails_in_the_middle_does_not_stop_a_run(
             if Failing.rows > 1:
                 raise ConnectionError("the network is gone")
 
-    monkeypatch.setattr(tracking, "_answers", lambda *_: True)
+    monkeypatch.setattr(tracking, "answers", lambda *_: True)
     monkeypatch.setattr(wandb, "init", lambda **_: Failing())
     args = tiny.parse(images, f"--epochs 3 --LOG_DIR {tmp_path} --name run")
     args.wandb = "online"

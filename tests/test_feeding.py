@@ -1094,9 +1094,9 @@ def test_a_cache_too_large_for_the_gpu_is_an_input_error(photographs, monkeypatc
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 6 << 30)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 4 << 30)
     cuda = torch.device("cuda")
-    cache_module._check_room(3 << 30, cuda, photographs)
+    cache_module.check_room(3 << 30, cuda, photographs)
     with pytest.raises(InputError, match=r"4.0 GiB and the GPU has 3.0 of 8.0 GiB free"):
-        cache_module._check_room(4 << 30, cuda, photographs)
+        cache_module.check_room(4 << 30, cuda, photographs)
 
 
 # --- albums ---------------------------------------------------------------------------------------

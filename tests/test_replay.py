@@ -202,7 +202,7 @@ def small_gpu(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(Kept, "made", 0)
     monkeypatch.setattr(net.replay, "recorded", Kept)
-    monkeypatch.setattr(training.setup, "_can_be_recorded", lambda *_: True)
+    monkeypatch.setattr(training.setup, "can_be_recorded", lambda *_: True)
     monkeypatch.setattr(training.state, "measure", looked)
     return looks
 

@@ -255,7 +255,7 @@ def test_a_tracker_that_fails_leaves_the_other_running(tmp_path, monkeypatch, ca
     def fail(*_: object) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(tracking, "_answers", lambda *_: True)
+    monkeypatch.setattr(tracking, "answers", lambda *_: True)
     monkeypatch.setattr(wandb, "init", lambda **_: Run())
     tracker = Tracker("online", tensorboard=True, project="p", name="n", folder=tmp_path, config={})
     tracker.log({"loss": 1.0}, 1)
@@ -303,7 +303,7 @@ def test_pictures_come_with_the_next_evaluation(every, flags, pictured):
         evaluated = epoch % flags["eval_every"] == 0
         if flags["eval_steps"]:
             evaluated = any(step % flags["eval_steps"] == 0 for step in in_epoch)
-        if (evaluated or standing.finished) and keeper._picture_due(epoch):
+        if (evaluated or standing.finished) and keeper.picture_due(epoch):
             due.append(epoch)
     assert due == pictured
 
@@ -399,7 +399,7 @@ def test_a_server_that_does_not_answer_makes_wandb_offline(fault, server, monkey
         return Begun()
 
     monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setattr(tracking._Wandb, "ANSWER", 0.5 if fault == "slow" else 20.0)
+    monkeypatch.setattr(tracking, "ANSWER", 0.5 if fault == "slow" else 20.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         if fault != "refuses":  # either takes the call and says nothing, or is not there
             port = silent.getsockname()[1] if fault == "slow" else 1
@@ -413,4 +413,4 @@ def test_a_server_that_does_not_answer_makes_wandb_offline(fault, server, monkey
 
 
 def test_a_server_that_says_no_is_there(server):
-    assert tracking._answers(tracking._wandb_server(), 20)
+    assert tracking.answers(tracking.wandb_server(), 20)

@@ -85,7 +85,7 @@ def test_an_unreadable_image_is_named_by_its_place_in_the_whole_set(tmp_path):
 def test_workers_are_forked_unless_the_program_has_chosen(chosen, system, expected, monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none=False: chosen)
     monkeypatch.setattr(sys, "platform", system)
-    assert workers._context().get_start_method() == expected
+    assert workers.start_context().get_start_method() == expected
 
 
 FORCED = """

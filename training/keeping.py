@@ -110,11 +110,11 @@ class Keeper:
         training, step = self.training, self.training.clock.step
         for name, values in training.objective.class_values().items():
             self.tracker.log_histogram(f"{name}s", values.cpu().numpy(), step)
-        if self._picture_due(epoch):
+        if self.picture_due(epoch):
             draw = partial(_neighbours, result)
             self.tracker.log_picture("neighbours", draw, step)
 
-    def _picture_due(self, epoch: int) -> bool:
+    def picture_due(self, epoch: int) -> bool:
         """At the first evaluation after every so many epochs, and at the end."""
         every = self.picture_every
         if not every or self.training.finished:

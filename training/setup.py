@@ -178,14 +178,14 @@ def build_network(
     if args.compile:
         network.compile()
         compiling.tell()
-    elif _can_be_recorded(args, precision):
+    elif can_be_recorded(args, precision):
         network.record()
     for routine in routines:
         routine.start(network)
     return network
 
 
-def _can_be_recorded(args: Options, precision: Precision) -> bool:
+def can_be_recorded(args: Options, precision: Precision) -> bool:
     """Whether a step is the same kernels each time, on one GPU."""
     alone = precision.device.type == "cuda" and not processes.is_group()
     return bool(args.cuda_graphs) and alone and not args.grad_checkpointing

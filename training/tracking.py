@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 # --- where to -------------------------------------------------------------------------------------
 
 
+ANSWER, LOGIN = 4.0, 8.0  # seconds that wandb's server has to answer, and to take the run
 WANDB_MODES = {name: name for name in ("online", "offline", "disabled")}
 WANDB_MODES |= {"dryrun": "offline", "run": "online", "shared": "online"}  # its other names
 
@@ -65,11 +66,12 @@ def _modes_in_files() -> Iterator[str]:
         yield settings.get("default", "mode", fallback="")
 
 
-def _wandb_server() -> str:
+def wandb_server() -> str:
+    """The address of wandb's server."""
     return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
-def _answers(address: str, seconds: float) -> bool:
+def answers(address: str, seconds: float) -> bool:
     """Whether a server says anything, also through a proxy, within so many seconds."""
     said = []
 
@@ -93,7 +95,7 @@ def _answers(address: str, seconds: float) -> bool:
 def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = _wandb_server().split("//")[-1].split("/")[0]
+    host = wandb_server().split("//")[-1].split("/")[0]
     file = Path(expanded(os.environ.get("NETRC") or "~/.netrc"))
     try:
         return netrc.netrc(file).authenticators(host) is not None
@@ -171,7 +173,6 @@ class _Wandb:
     """
 
     name = "wandb"
-    ANSWER, LOGIN = 4.0, 8.0  # seconds that the server has to answer at all, and to take the run
 
     def __init__(
         self,
@@ -197,14 +198,14 @@ class _Wandb:
                 id=run_id,
                 resume="allow" if run_id else None,
                 settings=wandb.Settings(
-                    silent=True, console="off", disable_git=True, init_timeout=self.LOGIN
+                    silent=True, console="off", disable_git=True, init_timeout=LOGIN
                 ),
             )
 
         self._wandb, self.status = wandb, mode
         try:
-            if mode == "online" and not _answers(_wandb_server(), self.ANSWER):
-                raise ConnectionError(f"{_wandb_server()} does not answer")
+            if mode == "online" and not answers(wandb_server(), ANSWER):
+                raise ConnectionError(f"{wandb_server()} does not answer")
             self._run = begin(mode)
         except Exception as error:  # of many kinds; a night's numbers are not lost for want of it
             if mode != "online":

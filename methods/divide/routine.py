@@ -72,7 +72,7 @@ class DivideAndConquer(Routine):
         self.stopped = self.stopped or self._stops(loop.epoch)
         due = loop.epoch % self.division.period == 0
         if loop.epoch == 0 or (due and not self.stopped and self.division.clusters > 1):
-            self._divide(loop)
+            self.divide_anew(loop)
         self.resume(loop)
 
     def _stops(self, epoch: int) -> bool:
@@ -81,7 +81,8 @@ class DivideAndConquer(Routine):
             return False
         return self.division.growing or epoch >= self.division.resting
 
-    def _divide(self, loop: Loop) -> None:
+    def divide_anew(self, loop: Loop) -> None:
+        """Clusters the images by the features that they have now, into more clusters if some are to come."""
         grows = loop.epoch > 0 and self.count < self.division.clusters
         if self.count == 1 and not grows:
             self.clusters = one_cluster(self.labels)
