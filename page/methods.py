@@ -177,7 +177,7 @@ def uncertainty(learned: Learned) -> Iterator[Section]:
             else ""
         ),
         "least": shown(order[::-1][: 2 * EXTREMES]),
-        "said": _whether_it_knows(scores, fifths, learned.seed),
+        "said": whether_it_knows(scores, fifths, learned.seed),
         "most": shown(order[: 2 * EXTREMES]),
         "histogram": histogram(lengths),
         "quintiles": [
@@ -194,7 +194,7 @@ def _fifths(search: Search, lengths: np.ndarray) -> list[np.ndarray]:
     return np.array_split(np.argsort(lengths[search.queries], kind="stable"), 5)
 
 
-def _whether_it_knows(scores: Scores, fifths: list[np.ndarray], seed: int = 1) -> list[str]:
+def whether_it_knows(scores: Scores, fifths: list[np.ndarray], seed: int = 1) -> list[str]:
     """Whether the network errs more where it is less certain; the interval is over the classes."""
     if not fifths:
         return []

@@ -171,11 +171,11 @@ def _noticed(run: Explained) -> list[str]:
             f"Most confused: {a} and {b} ({sum(pair['counts'])} of {sum(pair['sizes'])} queries)."
         )
     if run.classes:
-        said += _found_worst(run.classes)
+        said += found_worst(run.classes)
     return said
 
 
-def _found_worst(classes: dict[str, Any]) -> list[str]:
+def found_worst(classes: dict[str, Any]) -> list[str]:
     """The class with the lowest R@1, or how many share a R@1 of 0; nothing where all is found."""
     if not classes["lowest"]:
         return []

@@ -57,7 +57,7 @@ def class_values(learned: Learned) -> Iterator[Section]:
             "kind": "class-values",
             "title": f"The learned {name} of each class",
             "about": " ".join(filter(None, [about, about_movement(moved, name, ended)])),
-            "said": [_what_goes_with(name, r, g) for r, g in zip(related, given, strict=True)],
+            "said": [what_goes_with(name, r, g) for r, g in zip(related, given, strict=True)],
             "settled": moved is None or moved.settled,
             "ended": ended,
             "value": name,
@@ -258,7 +258,7 @@ def _given_the_others(related: list[Related], at: int) -> Correlation | None:
     return rank_correlation(columns[at], own, *others)
 
 
-def _what_goes_with(name: str, related: Related, given: Correlation | None) -> str:
+def what_goes_with(name: str, related: Related, given: Correlation | None) -> str:
     """How values go with a quantity, in a sentence with its numbers."""
     found, where = related.correlation, related.quantity.where
     numbers = f"rank correlation {found.value:.2f}, 95 % interval {found.low:.2f} to "

@@ -367,7 +367,7 @@ def test_what_few_classes_leave_open_is_not_said_to_be_gone():
     )
     for value, words in ((0.49, "no longer sure (0.49)"), (0.05, "gone (0.05)")):
         given = Correlation(value, -0.6, 0.9, 8)
-        assert f"held fixed that is {words}" in values._what_goes_with("margin", related, given)
+        assert f"held fixed that is {words}" in values.what_goes_with("margin", related, given)
 
 
 def test_the_third_term_is_said_to_pull_alike_where_it_does():
@@ -410,7 +410,7 @@ def test_whether_certainty_tells_errors_is_computed(hits, words):
     places = np.array_split(np.arange(500), 5)
     right = torch.tensor(np.concatenate(fifths), dtype=torch.float64)[:, None]
     scores = comparison.Scores(("R@1",), right, torch.ones_like(right), torch.arange(500) % 100)
-    (said,) = methods._whether_it_knows(scores, places)
+    (said,) = methods.whether_it_knows(scores, places)
     assert words in said
 
 
@@ -422,17 +422,17 @@ def test_copies_of_queries_do_not_make_it_surer_what_certainty_tells():
         hits = right.repeat_interleave(times, 0)
         labels = (torch.arange(100) % 20).repeat_interleave(times)
         scores = comparison.Scores(("R@1",), hits, torch.ones_like(hits), labels)
-        said += methods._whether_it_knows(scores, np.array_split(np.arange(100 * times), 5))
+        said += methods.whether_it_knows(scores, np.array_split(np.arange(100 * times), 5))
     assert said[0] == said[1]
 
 
 def test_the_worst_class_is_named_or_how_many_are_never_found():
     lowest = [{"name": "a", "score": 0.0, "size": 4}]
-    (said,) = summary._found_worst({"lowest": lowest, "never": 3, "count": 9})
+    (said,) = summary.found_worst({"lowest": lowest, "never": 3, "count": 9})
     assert "Of 9 classes" in said and "3 have no query" in said
-    (said,) = summary._found_worst({"lowest": lowest, "never": 1, "count": 9})
+    (said,) = summary.found_worst({"lowest": lowest, "never": 1, "count": 9})
     assert said.endswith("(the nearest image is right for 0 of its 4 queries).")
-    assert summary._found_worst({"lowest": [], "never": 0, "count": 9}) == []
+    assert summary.found_worst({"lowest": [], "never": 0, "count": 9}) == []
 
 
 def test_the_worst_classes_are_those_that_are_not_always_found():

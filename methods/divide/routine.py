@@ -82,7 +82,7 @@ class DivideAndConquer(Routine):
         return self.division.growing or epoch >= self.division.resting
 
     def divide_anew(self, loop: Loop) -> None:
-        """Clusters the images by the features that they have now, into more clusters if some are to come."""
+        """Clusters the images by the features of now; into more clusters if some are to come."""
         grows = loop.epoch > 0 and self.count < self.division.clusters
         if self.count == 1 and not grows:
             self.clusters = one_cluster(self.labels)
