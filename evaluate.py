@@ -48,7 +48,7 @@ from evaluation.candidates import (
     paired_tests,
 )
 from evaluation.embedding import Embedded
-from evaluation.measuring import measure_all, print_thresholds
+from evaluation.measuring import How, measure_all, print_thresholds
 from evaluation.networks import (
     Opened,
     checkpoint_files,
@@ -196,19 +196,10 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
         origin = Origin(Path(candidate.path), candidate.data, candidate.trained)
         network = whitened(network, origin, candidate.viewing, precision, args.whiten)
         done = f"whitened to {network.test_size}{', ' if done else ''}{done}"
+    how = How(args.metrics, args.seed, args.kmeans_restarts, args.block_size, ranking or None)
     results = []
     for tasks in on_the_same_images(candidate.tasks):
-        found = measure_all(
-            network,
-            tasks,
-            precision,
-            candidate.viewing,
-            seed=args.seed,
-            kmeans_restarts=args.kmeans_restarts,
-            chosen=args.metrics,
-            block_size=args.block_size,
-            ranking=ranking or None,
-        )
+        found = measure_all(network, tasks, precision, candidate.viewing, how)
         results += found
         kept = {"ema": ", running mean of the weights", "raw": ", raw weights"}
         about = f"{tasks[0].name}: {found[0].task.describe()}{kept.get(candidate.weights, '')}"

@@ -68,7 +68,7 @@ def full_gpu_in_words(sentence: str) -> Iterator[None]:
 
 
 def is_full_gpu(error: RuntimeError) -> bool:
-    """Whether CUDA or one of its libraries says so that the GPU's memory is full."""
+    """Whether CUDA or one of its libraries says that the GPU's memory is full."""
     return _FULL_GPU.search(str(error)) is not None
 
 

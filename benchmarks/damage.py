@@ -54,6 +54,7 @@ from net.__main__ import main as net_command
 from page import overview
 from page.making import make
 from storage import load_tensors, save_tensors, write_atomically
+from training.tracking import TIMES
 from utils import InputError
 
 SMALL = (
@@ -62,7 +63,6 @@ SMALL = (
     "--warm 0 --epochs 2 --keep 1"
 ).split()
 PATIENCE = 120  # seconds that one damage may take
-TIMED = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
 REFUSED, SAME, READ, CHANGED, TRACEBACK = "refused", "no effect", "read", "ACCEPTED", "TRACEBACK"
 OUTCOMES = (REFUSED, SAME, READ, CHANGED, TRACEBACK)
 
@@ -75,7 +75,7 @@ def _continue(run: Path, out: Path, start: str = "") -> object:
     train.main(options.parse_train(["--resume-run", str(run / start), *more]))
     state = torch.load(run / "last.pth", weights_only=True)["model_state_dict"]
     rows = train.start.RunFolder(run).metrics.rows()
-    untimed = [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
+    untimed = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
     return {name: tensor.tolist() for name, tensor in state.items()}, untimed
 
 

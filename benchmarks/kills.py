@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from training.tracking import TIMES
 from utils import sentence_errors
 
 SMALL = (
@@ -50,11 +51,10 @@ METHODS = {
     "--schedule onecycle",
 }
 PREPARING = 0.5  # seconds between the imports and the first step
-TIMED = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
 PHASES = {
     "save_tensors": "a save",
     "evaluate": "an evaluation",
-    "_divide": "a division",
+    "divide_anew": "a division",
     "step": "a step",
     "advance": "between two steps",
     "prepare": "the start",
@@ -168,7 +168,7 @@ def training_seconds(folder: Path) -> float:
 def facts(folder: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv without timings."""
     rows = rows_of(folder)
-    return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
 def same(first: Any, second: Any) -> bool:

@@ -55,15 +55,36 @@ class Result:
     thresholds: Thresholds | None = None
 
 
+@dataclass(frozen=True)
+class How:
+    """What is measured, and how.
+
+    Attributes:
+        chosen: those of `options.EVALUATED` that are computed.
+        seed: of the draws. kmeans_restarts: how often k-means starts; the best counts.
+        block_size: images that the search compares at once; never changes the numbers.
+        ranking: what is done before the retrieval metrics; the official protocol is left out then.
+    """
+
+    chosen: Sequence[str] = options.METRICS
+    seed: int = 1
+    kmeans_restarts: int = 1
+    block_size: int | None = None
+    ranking: Ranking | None = None
+
+
+USUAL = How()
+
+
 def measure(
     network: EmbeddingNet,
     task: Task,
     precision: Precision,
     viewing: Viewing,
-    **how: Any,
+    how: How = USUAL,
 ) -> Result:
     """Embeds the images of a task and measures; the arguments are those of `measure_all`."""
-    (result,) = measure_all(network, [task], precision, viewing, **how)
+    (result,) = measure_all(network, [task], precision, viewing, how)
     return result
 
 
@@ -72,25 +93,16 @@ def measure_all(
     tasks: Sequence[Task],
     precision: Precision,
     viewing: Viewing,
-    *,
-    seed: int = 1,
-    kmeans_restarts: int = 1,
-    chosen: Sequence[str] = options.METRICS,
-    block_size: int | None = None,
-    ranking: Ranking | None = None,
+    how: How = USUAL,
 ) -> list[Result]:
     """Measures tasks on the same images, which are embedded once; they differ in `Task.dims`.
 
     Images that cannot be read are left out, as many as `viewing` admits. The seconds of the
     embedding count in the first result.
 
-    Args:
-        chosen: those of `options.METRICS` that are computed.
-        ranking: what is done before the retrieval metrics; the official protocol is left out then.
-
     Raises:
         InputError: more cannot be read, or too few classes are left, the embeddings are not finite,
-            or K, or the neighbours of `ranking`, exceed the gallery.
+            or K, or the neighbours of `how.ranking`, exceed the gallery.
     """
     start = time.perf_counter()
     title = tasks[0].name
@@ -104,16 +116,7 @@ def measure_all(
     for task in tasks:
         first = slice(task.dims)
         cut = x[:, first], None if y is None else y[:, first]
-        numbers, per_query, thresholds = _numbers(
-            network,
-            task,
-            *cut,
-            seed=seed,
-            kmeans_restarts=kmeans_restarts,
-            chosen=chosen,
-            block_size=block_size,
-            ranking=ranking,
-        )
+        numbers, per_query, thresholds = _numbers(network, task, *cut, how)
         end = time.perf_counter()
         results.append(Result(task.title, numbers, *cut, end - start, per_query, task, thresholds))
         start = end
@@ -125,33 +128,28 @@ def _numbers(
     task: Task,
     x: torch.Tensor,
     y: torch.Tensor | None,
-    *,
-    seed: int,
-    kmeans_restarts: int,
-    chosen: Sequence[str],
-    block_size: int | None,
-    ranking: Ranking | None,
+    how: How,
 ) -> tuple[dict[str, float], dict[str, torch.Tensor] | None, Thresholds | None]:
     """The numbers of a task whose queries have the embeddings x, and its gallery y."""
-    numbers: dict[str, float] = {}
+    numbers, chosen = dict[str, float](), how.chosen
     if task.left_out:
         numbers[tables.LEFT_OUT] = task.left_out
     per_query = thresholds = None
     try:
         if "retrieval" in chosen:
-            per_query = _retrieval(task, x, y, block_size, ranking)
+            per_query = _retrieval(task, x, y, how)
             numbers |= metrics.summarise(per_query, task.ks)
             extra = [name for name in per_query if name.startswith("R@")]
             numbers |= {name: float(per_query[name].mean()) for name in extra}
-        if "official" in chosen and task.official and not ranking:
-            numbers |= _official(task, x, seed, block_size)
+        if "official" in chosen and task.official and not how.ranking:
+            numbers |= _official(task, x, how)
         if {"nmi", "f1", "ami"} & set(chosen):
-            cluster = partial(_agreement, task, x, y, seed, kmeans_restarts, "ami" in chosen)
+            cluster = partial(_agreement, task, x, y, how)
             found = processes.from_main(cluster)
             numbers |= {name: value for name, value in found.items() if name.lower() in chosen}
         if "verification" in chosen:
             with progress_bar(f"{task.title} pairs") as bar:
-                named = {"seed": seed, "network": fingerprint_of(network)}
+                named = {"seed": how.seed, "network": fingerprint_of(network)}
                 found, thresholds = verify(task, x, y, **named, progress=bar, share=_share())
             numbers |= found
     except ValueError as error:
@@ -160,20 +158,16 @@ def _numbers(
 
 
 def _retrieval(
-    task: Task,
-    x: torch.Tensor,
-    y: torch.Tensor | None,
-    block_size: int | None,
-    ranking: Ranking | None,
+    task: Task, x: torch.Tensor, y: torch.Tensor | None, how: How
 ) -> dict[str, torch.Tensor]:
-    search = partial(_searched, task, x, y, postprocessed(x, y, ranking) if ranking else None)
-    how = {"block_size": block_size, "share": _share()}
+    searched = postprocessed(x, y, how.ranking) if how.ranking else None
+    search = partial(_searched, task, x, y, searched, block_size=how.block_size, share=_share())
     with progress_bar(f"{task.title} search") as bar:
-        found = search(None, progress=bar, **how)
+        found = search(None, progress=bar)
     groups = task.queries.groups
     if task.group_name and groups is not None:
         with progress_bar(f"{task.title} other {task.group_name}s") as bar:
-            others = search(groups, progress=bar, **how)
+            others = search(groups, progress=bar)
         found[f"R@1 other {task.group_name}s"] = metrics.recall_at(others, 1)
     return found
 
@@ -207,29 +201,27 @@ def _share() -> metrics.Share:
     return metrics.Share(processes.rank(), processes.world(), processes.sum_over)
 
 
-def _official(task: Task, x: torch.Tensor, seed: int, block_size: int | None) -> dict[str, float]:
+def _official(task: Task, x: torch.Tensor, how: How) -> dict[str, float]:
     ks = [k for k in task.ks if k <= len(set(task.queries.labels.tolist()))]
     found = metrics.one_per_class_gallery(
-        x, task.queries.labels, DRAWS, seed, ks, block_size=block_size, share=_share()
+        x, task.queries.labels, DRAWS, how.seed, ks, block_size=how.block_size, share=_share()
     )
     return {OFFICIAL + name: value for name, value in found.items()}
 
 
-def _agreement(
-    task: Task,
-    x: torch.Tensor,
-    y: torch.Tensor | None,
-    seed: int,
-    restarts: int,
-    ami: bool,
-) -> dict[str, float]:
+def _agreement(task: Task, x: torch.Tensor, y: torch.Tensor | None, how: How) -> dict[str, float]:
     labels = torch.from_numpy(task.queries.labels)
     if task.gallery is not None and y is not None:
         x = torch.cat([x, y])
         labels = torch.cat([labels, torch.from_numpy(task.gallery.labels)])
     with progress_bar(f"{task.title} k-means") as bar:
         return metrics.clustering_metrics(
-            x, labels, seed=seed, restarts=restarts, ami=ami, progress=bar
+            x,
+            labels,
+            seed=how.seed,
+            restarts=how.kmeans_restarts,
+            ami="ami" in how.chosen,
+            progress=bar,
         )
 
 

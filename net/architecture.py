@@ -106,6 +106,10 @@ class Architecture:
                 f"{', '.join(self.backbone.poolings)}"
             )
         self._fit_to_backbone()
+        self._check()
+
+    def _check(self) -> None:
+        """Raises InputError where a name or a number is none that the network can have."""
         check_choice("stem", self.stem, self.backbone.stems)
         check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
         check_choice("head", self.head, HEAD_USES)

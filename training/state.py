@@ -19,7 +19,7 @@ from dataset import TrainedOn
 from dataset.loader import Batch, Loader
 from devices import Precision, environment, random_states, restore_random_states
 from evaluation.embedding import Viewing, embed
-from evaluation.measuring import Result, measure
+from evaluation.measuring import How, Result, measure
 from evaluation.tables import HIDDEN, RAW
 from evaluation.tasks import Task
 from methods import Routine
@@ -135,16 +135,9 @@ class Training:
         return results + [_of_raw_weights(result) for result in self._evaluated(tasks, chosen)]
 
     def _evaluated(self, tasks: list[Task], chosen: Sequence[str]) -> list[Result]:
-        chosen = chosen or ("retrieval", *self.chosen)
-        measured = partial(
-            measure,
-            self.network,
-            precision=self.precision,
-            viewing=self.viewing,
-            seed=self.seed,
-            chosen=chosen,
-        )
-        results = [self._with_room(partial(measured, task)) for task in tasks]
+        how = How(chosen or ("retrieval", *self.chosen), self.seed)
+        seen = self.precision, self.viewing, how
+        results = [self._with_room(partial(measure, self.network, task, *seen)) for task in tasks]
         tasks[:] = [result.task for result in results]
         return results
 
