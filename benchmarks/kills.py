@@ -64,7 +64,7 @@ MOMENT = "KILLED_AT"  # "time 3.2", "save 4" or "evaluation 2"
 
 
 def write_images(folder: Path) -> Path:
-    """Noise around a colour a class: 8 classes of 24 images to train on, 8 to be judged on."""
+    """Noise around one colour per class: 8 classes of 24 images to train on, 8 to be judged on."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 24), ("eval", 12)):
         for label in range(8):

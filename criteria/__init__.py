@@ -1,4 +1,4 @@
-"""The losses, one family a file, of torch alone; this file names them and loads none.
+"""The losses, one family per file, of torch alone; this file names them and loads none.
 
 So `--help` can list them at once. A loss of your own costs its file, `criteria/mine.py`, and a line
 in `COMMANDS`, `"Mine": "mine:MyLoss"`; a term that goes with other losses its file and a line in

@@ -2,7 +2,7 @@
 
 train_list.txt trains; the held-out lists are small, medium and large (800, 1600 and 2400 vehicles).
 As in the papers on metric learning, each image of a list searches among the others; the protocol
-of re-identification (one gallery image a vehicle, drawn at random) is another one.
+of re-identification (one gallery image per vehicle, drawn at random) is another one.
 """
 
 from __future__ import annotations

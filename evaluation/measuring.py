@@ -245,7 +245,7 @@ def rows_of(result: Result, label: str = "", **more: Any) -> list[Row]:
     if official:
         means = {name: value for name, value in official.items() if not name.endswith("_sd")}
         deviation = {name: official[f"{name}_sd"] for name in means}
-        title = f"{result.title}, one image a class as gallery ({DRAWS} draws)"
+        title = f"{result.title}, one image per class as gallery ({DRAWS} draws)"
         about = more.get("about", {})
         rows.append(
             Row(title, label, means, deviation, about=about, repeats=DRAWS, repeated="draws")

@@ -668,7 +668,7 @@ def test_vehicleid_has_its_official_protocol_as_a_row(runs, command, tmp_path):
     results = json.loads((tmp_path / "n.json").read_text())["results"]
     titles = [result["title"] for result in results]
     assert titles[0] == "vid large" and len(titles) == 6
-    assert titles[1] == "vid large, one image a class as gallery (10 draws)"
+    assert titles[1] == "vid large, one image per class as gallery (10 draws)"
     x, labels, _ = read_embeddings(tmp_path / "e.npz")
     expected = metrics.one_per_class_gallery(x, labels, 10, seed=1, ks=(1, 2))
     for name in ("R@1", "R@2", "MRR"):
@@ -681,7 +681,7 @@ def test_vehicleid_has_its_official_protocol_as_a_row(runs, command, tmp_path):
     )
     assert titles[1] in done.out and "of the mean over draws" in re.sub(r"\s+", " ", done.out)
     done = command(*line, "--metrics", "retrieval", "nmi", "--ks", "1")
-    assert done.code == 0 and "one image a class" not in done.out
+    assert done.code == 0 and "one image per class" not in done.out
 
 
 def test_queries_and_gallery(runs, command, tmp_path):
