@@ -24,7 +24,7 @@ from dataset.samplers import ClusterSampler
 from methods.divide.routine import DivideAndConquer
 from methods.divide.settings import Division
 from metrics.clustering import Clustering
-from training import optim
+from training import schedules
 from training.state import Training
 from utils import InputError
 
@@ -35,7 +35,7 @@ DIVIDED = "--nb-clusters 4 --mod-epoch 2 --warm 0 --IPC 2 --amp off --lr 1e-3 --
 
 
 def test_cosine_follows_the_epochs_where_their_length_is_known():
-    by_steps, by_epochs = optim.cosine(100), optim.cosine(100, 10)
+    by_steps, by_epochs = schedules.cosine(100), schedules.cosine(100, 10)
     for step in range(101):
         assert by_epochs(step / 10, step) == pytest.approx(by_steps(0, step), abs=1e-12)
     assert by_epochs(9.5, 10**6) == pytest.approx(by_steps(0, 95))  # however many steps it took
@@ -48,7 +48,7 @@ def test_rate_follows_the_epochs_though_divided_ones_have_other_lengths(images, 
     rows = tiny.metrics_rows(tiny.run(images, tmp_path, "run", flags))
     steps = np.diff([0, *(int(row["step"]) for row in rows)])
     assert len(set(steps)) > 1  # else this shows nothing
-    expected = optim.cosine(4 * steps[0], steps[0])
+    expected = schedules.cosine(4 * steps[0], steps[0])
     for epoch, (row, count) in enumerate(zip(rows, steps, strict=True)):
         last_step = epoch + (count - 1) / count
         assert float(row["lr backbone"]) == pytest.approx(1e-3 * expected(last_step, 0), rel=1e-4)

@@ -17,7 +17,7 @@ import net
 import options
 import processes
 import train
-from training import optim
+from training import optim, schedules
 from training.describing import describe
 from utils import InputError
 
@@ -29,7 +29,7 @@ SGD = optim.Rule("sgd")
 
 def optimisers(groups: list[dict], rule: optim.Rule = SGD, **more: object) -> optim.Optimisers:
     """Those of these groups, without decay of weights or rates unless `more` says otherwise."""
-    settings = {"weight_decay": 0.0, "schedule": optim.constant, **more}
+    settings = {"weight_decay": 0.0, "schedule": schedules.constant, **more}
     return optim.Optimisers(groups, rule=rule, **settings)
 
 
@@ -51,7 +51,7 @@ def quartic(members: list[nn.Parameter]) -> torch.Tensor:
 
 
 def test_one_cycle_is_that_of_torch():
-    rate, momentum = optim.one_cycle(STEPS)
+    rate, momentum = schedules.one_cycle(STEPS)
     theirs = torch.optim.AdamW(parameters((3,)), lr=0.2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(theirs, 0.2, total_steps=STEPS, pct_start=0.1)
     for step in range(STEPS):
@@ -61,13 +61,13 @@ def test_one_cycle_is_that_of_torch():
         theirs.step()
         if step < STEPS - 1:
             schedule.step()
-    by_epochs, _ = optim.one_cycle(STEPS, 10)
+    by_epochs, _ = schedules.one_cycle(STEPS, 10)
     assert by_epochs(3.5, 0) == rate(0, 35)
 
 
 @pytest.mark.parametrize("rule", ["adamw", "sgd"])
 def test_one_cycle_moves_the_momentum_of_the_groups_that_follow_it(rule):
-    rate, momentum = optim.one_cycle(STEPS)
+    rate, momentum = schedules.one_cycle(STEPS)
     free, own = parameters((2,), (2,))
     groups = [group([free]), group([own], "margins", step=5, gamma=0.1)]
     made = optimisers(groups, optim.Rule(rule), schedule=rate, momentum=momentum)
@@ -79,22 +79,22 @@ def test_one_cycle_moves_the_momentum_of_the_groups_that_follow_it(rule):
 
 
 def test_a_cosine_ends_at_its_floor_and_needs_no_rise():
-    plain = optim.cosine(STEPS, warmup=0)
+    plain = schedules.cosine(STEPS, warmup=0)
     assert plain(0, 0) == 1.0 and plain(0, STEPS // 2) == pytest.approx(0.5)
-    floored = optim.cosine(STEPS, warmup=0, floor=0.1)
+    floored = schedules.cosine(STEPS, warmup=0, floor=0.1)
     assert floored(0, STEPS) == pytest.approx(0.1) and floored(0, 10 * STEPS) == pytest.approx(0.1)
     for step in range(STEPS):
         assert floored(0, step) == pytest.approx(0.1 + 0.9 * plain(0, step))
-    risen = optim.cosine(STEPS)
+    risen = schedules.cosine(STEPS)
     assert risen(0, 2) == pytest.approx(3 / 6) and risen(0, 6) == 1.0
 
 
 def test_the_warm_up_is_linear_in_steps_and_in_front_of_every_schedule():
     for schedule in (
-        optim.constant,
-        optim.step_decay(2, 0.5),
-        optim.milestones([3, 8], 0.1),
-        optim.cosine(STEPS, warmup=4, floor=0.2),
+        schedules.constant,
+        schedules.step_decay(2, 0.5),
+        schedules.milestones([3, 8], 0.1),
+        schedules.cosine(STEPS, warmup=4, floor=0.2),
     ):
         one, other = parameters((2,), (3,))
         groups = [group([one]), group([other], "margins", step=1, gamma=0.5)]
@@ -106,7 +106,7 @@ def test_the_warm_up_is_linear_in_steps_and_in_front_of_every_schedule():
             rates = made.learning_rates()
             assert rates["weights"] == pytest.approx(0.01 * risen * schedule(epoch, step))
             assert rates["margins"] == pytest.approx(0.01 * risen * 0.5 ** int(epoch))
-    assert optim.cosine(STEPS, warmup=4)(0, 3) == optim.cosine(STEPS, warmup=4)(0, 4) == 1.0
+    assert schedules.cosine(STEPS, warmup=4)(0, 3) == schedules.cosine(STEPS, warmup=4)(0, 4) == 1.0
 
 
 # --- clipping by norm -----------------------------------------------------------------------------

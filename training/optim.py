@@ -1,17 +1,15 @@
-"""Parameter groups, their optimisers and their learning-rate schedules.
+"""Parameter groups and their optimisers.
 
 The network and every criterion say how their parameters are trained (`parameter_groups(lr)`); this
 file turns the groups into optimisers. A group is a dict with `name`, `params`, `lr` and, where it
 differs from the rest, `weight_decay`, `optimizer`, or `step` and `gamma` (a step decay of its own).
-Groups of one name, such as the layers of a backbone, share a schedule and differ in their rates.
-A schedule is a plain function of the epochs and optimisation steps done, so a resumed run needs no
-scheduler state.
+Groups of one name, such as the layers of a backbone, share a schedule (see schedules.py) and differ
+in their rates.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,98 +17,7 @@ import torch
 from torch import nn
 
 import processes
-
-# --- schedules ------------------------------------------------------------------------------------
-
-Schedule = Callable[[float, int], float]
-"""(epochs done, with the part of the present one; optimisation steps done) → factor on a group's
-learning rate."""
-
-
-def constant(epoch: float, step: int) -> float:
-    """The learning rate as given."""
-    return 1.0
-
-
-def step_decay(every: int, gamma: float) -> Schedule:
-    """gamma^(epoch // every): the published schedules' StepLR, by epochs."""
-    return lambda epoch, step: gamma ** (int(epoch) // every)
-
-
-def milestones(steps: Sequence[int], gamma: float) -> Schedule:
-    """gamma^(milestones passed), by optimisation steps."""
-    return lambda epoch, step: gamma ** sum(step >= milestone for milestone in steps)
-
-
-def rise(total_steps: int, warmup: int | None) -> int:
-    """Steps before a cosine begins: of a warm-up, or of the rise of its own."""
-    return max(1, round(0.1 * total_steps)) if warmup is None else warmup
-
-
-def cosine(
-    total_steps: int,
-    steps_per_epoch: int | None = None,
-    *,
-    warmup: int | None = None,
-    floor: float = 0.0,
-    length: int | None = None,
-) -> Schedule:
-    """Linear from 0 during a tenth of all steps, then half a cosine from 1 down to `floor`.
-
-    With `steps_per_epoch` it follows the epochs, which may turn out longer or shorter (those of
-    divide and conquer do): it reaches its end with the last, not before and not never.
-
-    Args:
-        warmup: steps of a warm-up of all groups (see `Optimisers`), which takes the place of the
-            rise: the cosine begins after it. 0 is neither.
-        length: steps at which the cosine ends, where that is not with the run: one that is longer
-            is left before its end, and after the end of a shorter one the rates rise again, as with
-            torch's `CosineAnnealingLR`.
-    """
-    end, rising = length or total_steps, rise(total_steps, warmup)
-
-    def factor(epoch: float, step: int) -> float:
-        position = step if steps_per_epoch is None else epoch * steps_per_epoch
-        if position < rising:
-            return min(1.0, (position + 1) / rising) if warmup is None else 1.0
-        done = (position - rising) / max(1, end - rising)
-        done = done if length else min(1.0, done)
-        return floor + (1 - floor) * (0.5 * (1 + math.cos(math.pi * done)))
-
-    return factor
-
-
-def one_cycle(total_steps: int, steps_per_epoch: int | None = None) -> tuple[Schedule, Schedule]:
-    """The rate and the momentum of torch's `OneCycleLR` with `pct_start` .1, as UNICOM has it.
-
-    The factor on the rate goes from 1/25 up to 1 in the first tenth and down to 1/250,000 at the
-    end, the momentum from .95 down to .85 and back, each in half cosines. `steps_per_epoch` is that
-    of `cosine`. (Smith and Topin, Super-Convergence, 2017.)
-
-    Returns:
-        Two schedules: factors on the rate, and the momentum itself.
-    """
-
-    def cycle(begin: float, top: float, end: float) -> Schedule:
-        peak = 0.1 * total_steps - 1
-
-        def value(epoch: float, step: int) -> float:
-            position = step if steps_per_epoch is None else epoch * steps_per_epoch
-            if position < peak:
-                return _half_cosine(begin, top, position / peak)
-            return _half_cosine(top, end, (position - peak) / max(1, total_steps - 1 - peak))
-
-        return value
-
-    return cycle(1 / 25, 1.0, 1 / 25e4), cycle(0.95, 0.85, 0.95)
-
-
-def _half_cosine(start: float, end: float, done: float) -> float:
-    """From `start` to `end`, of which the share `done` lies behind."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-# --- optimisers -----------------------------------------------------------------------------------
+from training.schedules import Schedule, step_decay
 
 
 @dataclass(frozen=True)

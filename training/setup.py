@@ -26,7 +26,7 @@ from methods.base import Options
 from net.building import whole
 from net.shared import share_batches
 from runs import load_checkpoint
-from training import compiling, optim
+from training import compiling, optim, schedules
 from training.clock import Length
 from utils import InputError
 
@@ -251,11 +251,11 @@ def trained_groups(
 def build_optimisers(
     args: Options,
     groups: Sequence[dict],
-    schedules: tuple[optim.Schedule, optim.Schedule | None],
+    rates: tuple[schedules.Schedule, schedules.Schedule | None],
     scaler: torch.amp.GradScaler | None,
 ) -> optim.Optimisers:
-    """The optimisers of all groups; `schedules` as `build_schedules` gives them."""
-    schedule, momentum = schedules
+    """The optimisers of all groups; `rates` as `build_schedules` gives them."""
+    schedule, momentum = rates
     return optim.Optimisers(
         groups,
         rule=optim.Rule(args.optimizer, args.adam_eps, args.momentum, bool(args.nesterov)),
@@ -272,7 +272,7 @@ def build_optimisers(
 
 def build_schedules(
     args: Options, length: Length, steps_per_epoch: int
-) -> tuple[optim.Schedule, optim.Schedule | None]:
+) -> tuple[schedules.Schedule, schedules.Schedule | None]:
     """What --schedule does to the rates, and to the momentum where it does something.
 
     Raises:
@@ -281,12 +281,12 @@ def build_schedules(
     total = length.total_steps(steps_per_epoch), None if length.steps else steps_per_epoch
     match args.schedule:
         case "step":
-            return optim.step_decay(args.lr_decay_step, args.lr_decay_gamma), None
+            return schedules.step_decay(args.lr_decay_step, args.lr_decay_gamma), None
         case "milestones":
-            return optim.milestones(args.milestones, args.lr_decay_gamma), None
+            return schedules.milestones(args.milestones, args.lr_decay_gamma), None
         case "cosine":
             ends = args.cosine_epochs and args.cosine_epochs * steps_per_epoch
-            rises = optim.rise(total[0], args.lr_warmup)
+            rises = schedules.rise(total[0], args.lr_warmup)
             if ends and ends <= rises:
                 raise InputError(
                     f"--cosine-epochs {args.cosine_epochs} is over after step {ends}, and the "
@@ -294,7 +294,7 @@ def build_schedules(
                     "(--lr-warmup STEPS)"
                 )
             more = {"warmup": args.lr_warmup, "floor": args.lr_floor, "length": ends}
-            return optim.cosine(*total, **more), None
+            return schedules.cosine(*total, **more), None
         case "onecycle":
-            return optim.one_cycle(*total)
-    return optim.constant, None
+            return schedules.one_cycle(*total)
+    return schedules.constant, None
