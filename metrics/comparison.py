@@ -37,14 +37,13 @@ import torch
 from torch import Tensor
 
 from metrics import recall_at
+from metrics.ranks import COUNTS
 
 if TYPE_CHECKING:
     import numpy as np
 
 COVERAGE = 0.95
 RATES = ("RP", "MAP@R", "mARP")  # means over the queries that have a match
-# What `retrieval_per_query` gives that is no metric.
-COUNTS = ("relevant", "rank", "tied", "tied_matches", "undecided")
 CHUNK = 2**22  # draws made at once: 64 MiB with the counts they become
 
 

@@ -11,7 +11,7 @@ from metrics import ties
 
 COUNTS = ("relevant", "rank", "tied", "tied_matches", "undecided")
 SCORES = ("RP", "MAP@R", "mARP", "MRR")
-"""The values of a query, `retrieval_per_query` describes them; int64, and float64."""
+"""What `retrieval_per_query` gives each query: int64, which are no metrics, and float64."""
 
 
 @dataclass(frozen=True)
