@@ -145,7 +145,7 @@ class Workers:
             words = [*entrant.command(values), *_of_fold(plan, fold)]
             watch = Watch(trial, self.ledger, entrant, fold)
             try:
-                record = self._train(work, name, words, place, watch)
+                record = self.train(work, name, words, place, watch)
             except Failed as failure:
                 trial.set_user_attr("error", str(failure))
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -172,7 +172,7 @@ class Workers:
         out = ledger.result_file(entrant, work.name)
         words = [*entrant.command(chosen.values), "--seed", str(work.number)]
         try:
-            record = self._train(work, work.name, [*words, "--metrics", "retrieval"], place)
+            record = self.train(work, work.name, [*words, "--metrics", "retrieval"], place)
             self._judge(record.path / "last.pth", out, place)
         except Failed as failure:
             write_json(out, {"error": str(failure), "values": dict(chosen.values)})
@@ -219,7 +219,7 @@ class Workers:
 
     # -- one training
 
-    def _train(
+    def train(
         self, work: Work, name: str, words: Sequence[str], place: Place, watch: Watch | None = None
     ) -> Record:
         """Trains, or goes on with, one run, and returns what it left.
@@ -238,7 +238,7 @@ class Workers:
         while not (path / "results.json").is_file():
             with (folder / f"{name}.log").open("ab") as log:
                 begins = log.tell()
-                status = self._watched(command, log, place, path, watch)
+                status = self.watched(command, log, place, path, watch)
             if status == 0 or (watch is not None and watch.pruned):
                 break
             if self.stopping.is_set() or status in STOPPED:
@@ -254,7 +254,7 @@ class Workers:
                 raise Failed(said)
         return read(path)
 
-    def _watched(
+    def watched(
         self, command: list[str], log: IO[bytes], place: Place, path: Path, watch: Watch | None
     ) -> int:
         """Runs a training and looks at its numbers; its exit status."""
@@ -407,10 +407,10 @@ class Progress:
     def __init__(self, ledger: Ledger, jobs: int) -> None:
         self.ledger, self.jobs = ledger, jobs
         self.begun = time.monotonic()
-        self.first = self._left()
+        self.first = self.left()
         self._lock = threading.Lock()
 
-    def _left(self) -> tuple[int, int]:
+    def left(self) -> tuple[int, int]:
         """Trainings that are not done: of folds, and with seeds."""
         plan = self.ledger.plan
         left = [self.ledger.left(one) for one in plan.entrants]
@@ -419,7 +419,7 @@ class Progress:
     def say(self, sentence: str) -> None:
         """Prints the sentence with the time that is left."""
         with self._lock:
-            left = self._left()
+            left = self.left()
             done = sum(self.first) - sum(left)
             words = sentence
             if done > 0 and sum(left):

@@ -495,7 +495,7 @@ def workers(ledger, monkeypatch):
         write_json(path / "results.json", {"results": {}})
         return 0
 
-    monkeypatch.setattr(made, "_watched", watched)
+    monkeypatch.setattr(made, "watched", watched)
     return made
 
 
@@ -506,7 +506,7 @@ def test_a_run_of_other_values_is_not_gone_on_with(workers):
 
     def rate(lr):
         words = ["--loss", "Proxy_Anchor", "--lr", lr, "--seed", "1"]
-        return workers._train(work, "seed1", words, place).args["lr"]
+        return workers.train(work, "seed1", words, place).args["lr"]
 
     assert rate("0.001") == rate("0.001") == 0.001 and len(workers.trained) == 1
     assert rate("0.01") == 0.01 and len(workers.trained) == 2
@@ -528,11 +528,11 @@ def test_what_a_training_said_earlier_is_not_what_it_says_now(workers, monkeypat
         log.write(f"{said.pop(0)}\n".encode() if said else b"Traceback\nKeyError: 1\n")
         return 2
 
-    monkeypatch.setattr(workers, "_watched", watched)
+    monkeypatch.setattr(workers, "watched", watched)
     work, place = Work("seed", workers.ledger.plan.entrants[0], 1), worker.Place()
     for words in ("no images there", "KeyError: 1"):
         with pytest.raises(worker.Failed, match=words):
-            workers._train(work, "seed1", ["--seed", "1"], place)
+            workers.train(work, "seed1", ["--seed", "1"], place)
 
 
 def test_a_trial_below_the_median_of_its_fold_is_stopped_however_good_another_was(
@@ -758,7 +758,7 @@ def test_a_method_whose_trials_all_failed_leaves_nothing_open(tmp_path):
     do_everything(
         made, lambda *it: do_trial(*it, state="FAIL" if it[1].entrant.name == "PA" else None)
     )
-    assert made.is_finished and worker.Progress(made, 1)._left() == (0, 0)
+    assert made.is_finished and worker.Progress(made, 1).left() == (0, 0)
     assert "Not finished" not in " ".join(pages.conclusions(results.collect(made)))
 
 
