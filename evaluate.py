@@ -117,19 +117,7 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
             opened.network.keep(max(args.dims, default=None))
         except InputError as error:
             raise InputError(f"--dims: {path}: {error}") from None
-        candidates.append(
-            Candidate(
-                path,
-                label,
-                opened.trained,
-                opened.data,
-                opened.viewing,
-                opened.network,
-                loaded[images],
-                args.kmeans_restarts,
-                opened.weights,
-            )
-        )
+        candidates.append(Candidate.of(opened, path, label, loaded[images], args.kmeans_restarts))
     return candidates
 
 

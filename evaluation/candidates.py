@@ -24,6 +24,7 @@ from utils import InputError
 if TYPE_CHECKING:
     import torch
 
+    from evaluation.networks import Opened
     from net import EmbeddingNet
 
 
@@ -54,6 +55,23 @@ class Candidate:
     postprocessing: str = ""
     results: list[Result] = field(default_factory=list)
     replicates: list[torch.Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, opened: Opened, path: str, label: str, tasks: list[Task], kmeans_restarts: int
+    ) -> Candidate:
+        """A checkpoint that has been opened."""
+        return cls(
+            path,
+            label,
+            opened.trained,
+            opened.data,
+            opened.viewing,
+            opened.network,
+            tasks,
+            kmeans_restarts,
+            opened.weights,
+        )
 
     def scores(self, number: int = 0) -> comparison.Scores:
         """The bootstrap's view of one result."""
