@@ -22,7 +22,7 @@ from PIL import Image
 from training import tracking
 from training.clock import Length
 from training.keeping import Keeper
-from training.tracking import Tracker, wandb_mode
+from training.tracking import About, Tracker, wandb_mode
 
 
 def wandb_records(file: Path) -> Iterator[bytes]:
@@ -221,12 +221,11 @@ def test_every_flag_by_its_name_and_a_value(words):
 
 def test_repeated_steps_replace_the_earlier_ones(tmp_path):
     pytest.importorskip("tensorboard")
-    common = {"tensorboard": True, "project": "p", "name": "n", "folder": tmp_path, "config": {}}
-    first = Tracker("disabled", **common)
+    first = Tracker("disabled", About("p", "n", tmp_path), tensorboard=True)
     for step in (10, 20, 30):
         first.log({"loss": 1.0}, step)
     first.finish()
-    again = Tracker("disabled", **common, continued_at=20)
+    again = Tracker("disabled", About("p", "n", tmp_path), tensorboard=True, continued_at=20)
     again.log({"loss": 2.0}, 20)
     again.finish()
     assert scalars(events(tmp_path / "tensorboard"), "train/loss") == [(10, 1.0), (20, 2.0)]
@@ -257,7 +256,7 @@ def test_a_tracker_that_fails_leaves_the_other_running(tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(tracking, "answers", lambda *_: True)
     monkeypatch.setattr(wandb, "init", lambda **_: Run())
-    tracker = Tracker("online", tensorboard=True, project="p", name="n", folder=tmp_path, config={})
+    tracker = Tracker("online", About("p", "n", tmp_path), tensorboard=True)
     tracker.log({"loss": 1.0}, 1)
     monkeypatch.setattr(writer, "add_scalar", fail)
     tracker.log({"loss": 2.0}, 2)
@@ -404,7 +403,7 @@ def test_a_server_that_does_not_answer_makes_wandb_offline(fault, server, monkey
         if fault != "refuses":  # either takes the call and says nothing, or is not there
             port = silent.getsockname()[1] if fault == "slow" else 1
             monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
-        tracker = Tracker("online", project="p", name="n", folder=tmp_path, config={})
+        tracker = Tracker("online", About("p", "n", tmp_path))
         tracker.finish()
     assert modes == (["online", "offline"] if fault == "refuses" else ["offline"])
     why = "has timed out" if fault == "refuses" else "does not answer"

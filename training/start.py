@@ -193,18 +193,14 @@ def open_tracker(
     step, first = training.clock.step, state is None or state["row"] is None
     return Tracker(
         wandb_mode(args.wandb) if processes.is_main() else "disabled",
+        _about(args, run, training),
         tensorboard=args.tensorboard and processes.is_main(),
-        project=args.wandb_project,
-        name=run.path.name,
-        folder=run.path,
-        config=options.by_flag(training.options),
         run_id=None if state is None else state["wandb_id"],
         continued_at=step + first if step else None,
-        about=_about(run, training),
     )
 
 
-def _about(run: RunFolder, training: Training) -> About:
+def _about(args: Options, run: RunFolder, training: Training) -> About:
     """How the trackers tell the run from others; its seeds have a group in common."""
     chosen, began = training.options, run.read_environment()
     title = methods.title(options.kept(chosen))
@@ -213,4 +209,11 @@ def _about(run: RunFolder, training: Training) -> About:
     group = f"{title} on {data} ({hashlib.sha256(words.encode()).hexdigest()[:6]})"
     facts = {"commit": began.get("git_commit"), "data fingerprint": began.get("data")}
     tags = (title, data, f"seed {chosen['seed']}")
-    return About(group[-128:], tuple(tag[:64] for tag in tags), facts)
+    return About(
+        args.wandb_project,
+        run.path.name,
+        run.path,
+        {**options.by_flag(chosen), **facts},
+        group[-128:],
+        tuple(tag[:64] for tag in tags),
+    )

@@ -132,16 +132,21 @@ def summary_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class About:
-    """What tells a run from others.
+    """What a run is called, and what tells it from others.
 
     Attributes:
+        project, name: as wandb shows them.
+        folder: the run folder; files go into its sub-folders `wandb` and `tensorboard`.
+        config: the options, and what else tells runs apart: commit, fingerprint of the data.
         group: shared by the seeds of one configuration. tags: method, data and seed.
-        facts: what the configuration has besides the options: commit, fingerprint of the data.
     """
 
+    project: str
+    name: str
+    folder: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
     group: str = ""
     tags: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 # --- sinks ----------------------------------------------------------------------------------------
@@ -174,25 +179,16 @@ class _Wandb:
 
     name = "wandb"
 
-    def __init__(
-        self,
-        mode: str,
-        project: str,
-        name: str,
-        folder: Path,
-        config: dict[str, Any],
-        run_id: str | None,
-        about: About,
-    ) -> None:
+    def __init__(self, mode: str, about: About, run_id: str | None) -> None:
         import wandb
 
         def begin(mode: str) -> Any:
             return wandb.init(
                 mode=mode,
-                project=project,
-                name=name,
-                dir=str(folder),
-                config={**config, **about.facts},
+                project=about.project,
+                name=about.name,
+                dir=str(about.folder),
+                config=dict(about.config),
                 group=about.group or None,
                 tags=about.tags or None,
                 id=run_id,
@@ -241,19 +237,17 @@ class _TensorBoard:
 
     name = "tensorboard"
 
-    def __init__(
-        self, folder: Path, config: dict[str, Any], continued_at: int | None, about: About
-    ) -> None:
+    def __init__(self, about: About, continued_at: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
         _quieten_threads_of("tensorboard")
-        self._writer = SummaryWriter(folder / "tensorboard", purge_step=continued_at)
+        self._writer = SummaryWriter(about.folder / "tensorboard", purge_step=continued_at)
         if continued_at is None:
-            listed = json.dumps({**config, **about.facts}, indent=2, default=str)
+            listed = json.dumps(about.config, indent=2, default=str)
             self._writer.add_text("options", f"```\n{listed}\n```", 0)
             # Here and not by add_hparams, which would begin another run for them.
-            for part in hparams(_plain({**config, **about.facts}), dict.fromkeys(JUDGED, 0.0))[:2]:
+            for part in hparams(_plain(about.config), dict.fromkeys(JUDGED, 0.0))[:2]:
                 self._writer.file_writer.add_summary(part)
 
     def log(self, row: dict[str, Any], step: int) -> None:
@@ -297,13 +291,10 @@ class Tracker:
 
     Args:
         mode: of wandb: online, offline or disabled.
+        about: what the run is called, and where its files go.
         tensorboard: whether TensorBoard's files are written too.
-        project, name: as wandb shows them.
-        folder: the run folder; files go into its sub-folders `wandb` and `tensorboard`.
-        config: the options.
         run_id: of an earlier run to continue in wandb.
         continued_at: the step from which a continued run logs again.
-        about: how the run is found among others.
 
     Attributes:
         status: how each of the two stands, in words.
@@ -312,28 +303,22 @@ class Tracker:
     def __init__(
         self,
         mode: str,
+        about: About,
         *,
         tensorboard: bool = False,
-        project: str,
-        name: str,
-        folder: Path,
-        config: dict[str, Any],
         run_id: str | None = None,
         continued_at: int | None = None,
-        about: About | None = None,
     ) -> None:
-        about = about or About()
         self._sinks: list[_Sink] = []
         self.run_id = run_id
         self.status = {"wandb": mode}
         if mode != "disabled":
-            asked = (mode, project, name, folder, config, run_id, about)
-            opened = self._open("wandb", _Wandb, *asked)
+            opened = self._open("wandb", _Wandb, mode, about, run_id)
             if opened:
                 self.run_id, self.status["wandb"] = opened.id, opened.status
         if tensorboard:
-            self.status["tensorboard"] = str(folder / "tensorboard")
-            self._open("tensorboard", _TensorBoard, folder, config, continued_at, about)
+            self.status["tensorboard"] = str(about.folder / "tensorboard")
+            self._open("tensorboard", _TensorBoard, about, continued_at)
 
     def _open(self, name: str, kind: Callable[..., Any], *arguments: Any) -> Any:
         try:
