@@ -37,22 +37,13 @@ from methods.base import Forward
 from runs import RunFolder
 from terminal import fitted, hear, say, told
 from training import data as run_data
-from training import start
+from training import setup, start
 from training.average import Average
 from training.clock import Estimate, Length
 from training.describing import describe
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
 from training.keeping import Keeper, Row
 from training.progress import progress_bar, show, tell_time
-from training.setup import (
-    build_loader,
-    build_network,
-    build_objective,
-    build_optimisers,
-    build_schedules,
-    rehearse,
-    trained_groups,
-)
 from training.state import Training
 from utils import sentence_errors
 
@@ -72,22 +63,24 @@ def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
     with told(f"looking for the images of {args.dataset}"):
         data = run_data.load(choice, held_out, args.batch_size, args.max_bad_images)
     labels = data.train.labels
-    objective = build_objective(args, data.train.num_classes, device)
+    objective = setup.build_objective(args, data.train.num_classes, device)
     routines = methods.routines(args, labels)
     with told(f"building {args.model}"):
-        network = build_network(args, objective.heads, routines, precision, continued=continued)
+        network = setup.build_network(
+            args, objective.heads, routines, precision, continued=continued
+        )
     viewing = Viewing.of(args)
     batches = methods.sampler(args, labels) or make_sampler(
         labels, args.batch_size, instances=args.IPC, repeat=bool(args.IPC_repeat), seed=args.seed
     )
-    rehearse(args, objective, data.train, batches)
+    setup.rehearse(args, objective, data.train, batches)
     data = run_data.look_through(data, viewing)
-    loader = build_loader(args, data.train, batches, network.input, viewing, device)
+    loader = setup.build_loader(args, data.train, batches, network.input, viewing, device)
     length = Length.of(args, len(loader))
     loader.read_ahead(length.epochs_begun(len(loader)))
-    groups = trained_groups(args, network, objective, routines)
-    schedules = build_schedules(args, length, len(loader))
-    optimisers = build_optimisers(args, groups, schedules, precision.scaler)
+    groups = setup.trained_groups(args, network, objective, routines)
+    schedules = setup.build_schedules(args, length, len(loader))
+    optimisers = setup.build_optimisers(args, groups, schedules, precision.scaler)
     return Training(
         data,
         network,

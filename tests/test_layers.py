@@ -209,6 +209,17 @@ def test_what_reaches_up_does_so_on_demand_and_for_others_only() -> None:
     )
 
 
+MOST_LINES = 300
+
+
+def test_the_front_doors_are_read_in_one_sitting() -> None:
+    lengths = {
+        door: len((ROOT / f"{door}.py").read_text(encoding="utf-8").splitlines())
+        for door in FRONT_DOORS.split()
+    }
+    complain([f"{door}.py has {n} lines" for door, n in lengths.items() if n > MOST_LINES])
+
+
 MOST_ROOMS = 10
 
 

@@ -19,6 +19,7 @@ import losses
 import processes
 import train
 from criteria import amloss, strips
+from training import setup
 from utils import InputError
 
 LOSSES = {
@@ -43,15 +44,15 @@ DIVIDED = "--shard-proxies"
 def divided_steps(images: Path, flags: str) -> dict:
     """Five steps with divided proxies, and how many numbers of them this process has."""
     held = []
-    build = train.build_objective
+    build = setup.build_objective
 
     def watched(*given):
         held.append(build(*given))
         return held[0]
 
-    train.build_objective = watched
+    setup.build_objective = watched
     result = five_steps(images, f"{flags} {DIVIDED}")
-    train.build_objective = build
+    setup.build_objective = build
     own = sum(p.numel() for p in held[0].parameters() if processes.share_of(p))
     return {**result, "own": torch.tensor(own)}
 
