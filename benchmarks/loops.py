@@ -251,7 +251,7 @@ class _OneEpoch(BatchSampler):
 class OurWay:
     """train.py's loop."""
 
-    AHEAD = 2  # batches for each worker, see dataset/loader.py
+    AHEAD = 2  # batches for each worker, as a DataLoader has them
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.training = train.prepare(args)

@@ -114,11 +114,11 @@ def run(
     status = max((report.exit_status for report in looked_at), default=UNUSABLE)
     content = {"exit_status": status, "datasets": [asdict(report) for report in reports]}
     # In ASCII, since a name on disk need be no text in any encoding.
-    as_text_ = json.dumps(content, indent=2)
+    in_json = json.dumps(content, indent=2)
     if file is not None:
-        write_atomically(file, lambda stream: stream.write(f"{as_text_}\n".encode()))
+        write_atomically(file, lambda stream: stream.write(f"{in_json}\n".encode()))
     if as_json:
-        print(as_text_)
+        print(in_json)
         return status
     print("\n\n".join(as_text(report) for report in looked_at))
     absent = [report.dataset for report in reports if report not in looked_at]
