@@ -1,8 +1,8 @@
 """Image sets → normalised batches on the device.
 
-Pictures in memory are cut, changed and normalised there for a whole batch at once; files are read
-and cut by worker processes, the cache on the CPU by threads; both are finished on the device. Every
-way a random draw depends on (seed, epoch, image, visit) alone: see transforms.py.
+What is planned (plans.py) is cut out of the images by a source (sources.py), and changed and
+normalised here, on the device. Wherever views come from, a random draw depends on (seed, epoch,
+image, visit) alone: see transforms.py.
 """
 
 from __future__ import annotations

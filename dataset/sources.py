@@ -1,6 +1,6 @@
 """Where views come from: pictures in memory, workers that read files, threads that cut the cache.
 
-Each source turns plans into batches of views; which one serves an image set, `source_of` decides.
+Each source turns plans into batches of views; `source_of` decides which one serves an image set.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From options to the parts of a run: objective, network, batches, optimisers."""
+"""From options to the parts of a run: objective, network, loader, optimisers."""
 
 from __future__ import annotations
 
