@@ -156,7 +156,9 @@ def _check(args: argparse.Namespace) -> None:
         )
     for name in ("licence", "numbers"):
         if getattr(args, name) and not (args.card or args.push_to_hub):
-            raise InputError(f"--{name} is for the model card; give --card FILE too, or leave it")
+            raise InputError(
+                f"--{name} is for the model card; give --card FILE too, or leave it out"
+            )
     if args.private and not args.push_to_hub:
         raise InputError("--private is for --push-to-hub USER/NAME; leave it out")
     from runs import files_of

@@ -117,7 +117,7 @@ class EmbeddingNet(nn.Module):
         """
         if dims is not None and not 1 <= dims <= self._whole_size:
             raise InputError(
-                f"{dims} dimensions cannot be taken of embeddings that have {self._whole_size}; "
+                f"{dims} dimensions cannot be taken from embeddings that have {self._whole_size}; "
                 f"choose 1 to {self._whole_size}"
             )
         self._kept = dims

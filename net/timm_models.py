@@ -334,6 +334,6 @@ def _check_patches(name: str, body: nn.Module, image_size: int | None) -> None:
     side = patch[0] if isinstance(patch, tuple) else patch
     if image_size is not None and isinstance(side, int) and image_size % side:
         raise InputError(
-            f"{TIMM}{name} sees patches of {side} pixels, and {image_size} is no multiple of that; "
-            f"choose --image-size {max(1, round(image_size / side)) * side}"
+            f"{TIMM}{name} sees patches of {side} pixels, and {image_size} is not a multiple "
+            f"of that; choose --image-size {max(1, round(image_size / side)) * side}"
         )

@@ -117,7 +117,9 @@ def imagenet_file(backbone: Backbone) -> Path:
     if backbone.hub is not None:
         return _file_of_hub(model, backbone.hub)
     if url is None:
-        raise InputError(f"there are no ImageNet weights of {model}; use --pretrained none or FILE")
+        raise InputError(
+            f"there are no ImageNet weights of {model}; use --pretrained none or a FILE of weights"
+        )
     name = url.rsplit("/", 1)[1]
     # Without a home folder torch's cache would be a folder called ~.
     cache = Path(torch.hub.get_dir()) / "checkpoints" if home() else WEIGHTS_FOLDER

@@ -178,7 +178,7 @@ def check_one_checkpoint(args: argparse.Namespace, count: int) -> None:
     given = [entry for entry in SINGLE_IMAGES.flags if entry.dest in args.given]
     if count > 1 and given:
         raise InputError(
-            f"{given[0].spellings[0]} describes one checkpoint and --resume names {count}; leave "
+            f"{given[0].spellings[0]} describes one checkpoint and --resume names {count}; name "
             "one of them"
         )
     if len(args.dims) > 1 and given:

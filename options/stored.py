@@ -44,7 +44,7 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
     words = [*given, recipe or ""] if isinstance(given, list | tuple) else [given]
     if not all(isinstance(word, str) for word in words):
         raise InputError(
-            "the flags that the run was given are no words; args.json or its checkpoint is "
+            "the flags that the run was given are not words; args.json or its checkpoint is "
             "damaged, so use another copy"
         )
     unknown_then = {
@@ -58,7 +58,7 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
     }
     if not isinstance(stored.get("at_first", {}), dict):
         raise InputError(
-            "what the run began with is no list of options; args.json or its checkpoint is "
+            "what the run began with is not a list of options; args.json or its checkpoint is "
             "damaged, so use another copy"
         )
     args = argparse.Namespace(**{**unknown_then, **stored})

@@ -90,10 +90,11 @@ class RunFolder:
         """In the user's home: a night's training is worth more than its place."""
         folder = home_logs()
         if folder is None or folder == parent:
+            other = (
+                f"neither can {folder}" if folder else "there is no home folder to go to instead"
+            )
             raise InputError(
-                f"--LOG_DIR {parent} cannot be written, and "
-                + (f"{folder} neither" if folder else "there is no home folder to go to instead")
-                + "; choose another --LOG_DIR"
+                f"--LOG_DIR {parent} cannot be written, and {other}; choose another --LOG_DIR"
             )
         logger.warning("%s is read-only; the run goes to %s", parent, folder)
         return cls.create(folder, name)

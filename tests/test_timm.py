@@ -291,7 +291,7 @@ def test_wrong_names_are_one_sentence(
 @pytest.mark.parametrize(
     ("described", "words"),
     [
-        ({"image_size": 100}, "patches of 16 pixels, and 100 is no multiple .* --image-size 96"),
+        ({"image_size": 100}, "patches of 16 pixels, and 100 is not a multiple .* --image-size 96"),
         ({"model_args": (("depht", 2),)}, "cannot be built .*depht"),
         ({"model_args": (("img_size", 32),)}, "img_size is decided by --image-size"),
     ],
