@@ -70,8 +70,18 @@ def _server() -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    atexit.register(server.communicate)
+    atexit.register(_dismiss, server)
     return server
+
+
+def _dismiss(server: subprocess.Popen[str]) -> None:
+    """Ends the idle process.
+
+    It does not see that its orders have ended where a fork of this process, such as one that reads
+    images, holds the pipe open too.
+    """
+    server.terminate()
+    server.communicate()
 
 
 # --- in the process that forks --------------------------------------------------------------------
