@@ -22,6 +22,7 @@ from dataset.decoding import central_part
 from devices import Precision
 from evaluation.embedding import Embedded, Viewing, embed, nearest
 from evaluation.measuring import worst_queries
+from evaluation.networks import fingerprint_of
 from evaluation.pictures import contact_sheet, neighbours_picture, random_queries, save_picture
 from metrics import comparison
 from storage import save_arrays, write_table
@@ -45,18 +46,22 @@ def cosines(queries: torch.Tensor, gallery: torch.Tensor, found: np.ndarray) -> 
 
 
 def export(
-    path: Path, embedded: Embedded, uncertainty: Sequence[torch.Tensor | None] = (None, None)
+    path: Path,
+    embedded: Embedded,
+    network: str,
+    uncertainty: Sequence[torch.Tensor | None] = (None, None),
 ) -> None:
     """Writes unit-length embeddings, labels, class names and paths to an .npz.
 
     Args:
+        network: which one made them, as `networks.fingerprint_of` has it.
         uncertainty: raw uncertainty vectors of the queries and of the gallery, where there are.
     """
     sides = [
         ("", embedded.images, embedded.embeddings, uncertainty[0]),
         ("gallery_", embedded.task.gallery, embedded.gallery, uncertainty[1]),
     ]
-    content: dict[str, np.ndarray] = {}
+    content = {"network": np.array(network)}
     for prefix, images, embeddings, uncertain in sides:
         if images is None or embeddings is None:
             continue
@@ -275,7 +280,8 @@ def _per_class(subject: Subject, path: str) -> str:
 def _export(subject: Subject, path: str) -> str:
     task = subject.embedded.task
     uncertain = [subject.uncertainty(images) for images in (task.queries, task.gallery)]
-    _in_main(export, Path(path), subject.embedded, uncertain)
+    network = fingerprint_of(subject.network)
+    _in_main(export, Path(path), subject.embedded, network, uncertain)
     return f"embeddings written to {path}"
 
 

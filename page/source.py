@@ -5,6 +5,7 @@ All that pages need from evaluation comes in through this file.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +21,14 @@ from dataset.base import ImageSet
 from devices import Precision, pick_device
 from evaluation.embedding import Embedded, Viewing, embed_readable
 from evaluation.files import random_neighbours
-from evaluation.networks import found_again, looked_for, open_checkpoint
+from evaluation.networks import fingerprint_of, found_again, looked_for, open_checkpoint
 from evaluation.tasks import Task
 from page.findings import TOP
 from page.records import Record, read
 from storage import load_arrays
 from utils import InputError
+
+logger = logging.getLogger("report")
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def judge(source: Source, file: str | None = None) -> Embedded:
     """
     task = source.task
     if file is not None:
-        return _exported(task, Path(file), source.network.test_size)
+        return _exported(task, Path(file), source.network)
     queries, embeddings, uncertainty = source.embed_with_uncertainty(task.queries)
     searched, gallery = (None, None) if task.gallery is None else source.embed(task.gallery)
     if not len(queries) or len(queries if searched is None else searched) < 2:
@@ -126,8 +129,9 @@ def judge(source: Source, file: str | None = None) -> Embedded:
     return Embedded(task.narrowed(queries, searched), embeddings, gallery, uncertainty)
 
 
-def _exported(task: Task, path: Path, size: int) -> Embedded:
-    """The embeddings of a file, of as many numbers as the network's, which the page compares."""
+def _exported(task: Task, path: Path, network: net.EmbeddingNet) -> Embedded:
+    """The embeddings of a file that this network has made."""
+    size = network.test_size
     content = load_arrays(path, "--embeddings")
     gallery = None if task.gallery is None else _of_export(content, "gallery_", task.gallery)
     task = task.narrowed(_of_export(content, "", task.queries), gallery)
@@ -154,6 +158,7 @@ def _exported(task: Task, path: Path, size: int) -> Embedded:
                 f"run's have {size}; make it with evaluate.py --export, of the run's best "
                 "checkpoint and without --dims and --whiten"
             )
+    _check_network(content, network, path)
     return Embedded(
         task,
         found["embeddings"],
@@ -161,6 +166,23 @@ def _exported(task: Task, path: Path, size: int) -> Embedded:
         found["uncertainty"],
         unit=True,
     )
+
+
+def _check_network(
+    content: Mapping[str, np.ndarray], network: net.EmbeddingNet, path: Path
+) -> None:
+    """Raises InputError where a file's embeddings are another network's; an older one tells not."""
+    if (made_by := content.get("network")) is None:
+        logger.warning(
+            "--embeddings %s does not say which network made it (evaluate.py --export writes that "
+            "by now), so whether it was this run's best checkpoint is not checked",
+            path,
+        )
+    elif str(made_by) != fingerprint_of(network):
+        raise InputError(
+            f"--embeddings {path} was made by another network than the run's best checkpoint; "
+            "make it with evaluate.py --export, of that checkpoint"
+        )
 
 
 def _of_export(content: Mapping[str, np.ndarray], prefix: str, images: ImageSet) -> ImageSet:

@@ -23,6 +23,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+import evaluate
 import methods as methods_of_runs
 import metrics
 import options
@@ -221,6 +222,21 @@ def test_embeddings_can_come_from_a_file(logs, images, tmp_path):
     np.savez(tmp_path / "e.npz", embeddings=unit, labels=judged.images.labels[::-1])
     with pytest.raises(InputError, match="labels differ"):
         report.make([logs / "first"], tmp_path / "x.html", embeddings=str(tmp_path / "e.npz"))
+
+
+def test_embeddings_of_another_network_are_refused(logs, tmp_path, caplog):
+    made = str(tmp_path / "e.npz")
+    best = {run: tiny.best_checkpoint(logs / run) for run in ("first", "other")}
+    evaluate.main(options.parse_evaluate(["--resume", str(best["first"]), "--export", made]))
+    report.make([logs / "first"], tmp_path / "x.html", embeddings=made)
+    assert "which network" not in caplog.text
+    with pytest.raises(InputError, match="made by another network than the run's best checkpoint"):
+        report.make([logs / "other"], tmp_path / "y.html", embeddings=made)
+    content = dict(np.load(made))
+    del content["network"]  # as an older version wrote it
+    np.savez(made, **content)
+    report.make([logs / "first"], tmp_path / "x.html", embeddings=made)
+    assert "does not say which network made it" in caplog.text
 
 
 def test_picture_has_the_queries_and_below_them_the_margins(logs, tmp_path):
