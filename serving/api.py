@@ -90,6 +90,8 @@ class Api:
         top = _count(query.get("top", "20"), "top")
         crop = Crop.of(query["crop"]) if query.get("crop") else None
         own = None
+        if "entry" in query and body:
+            raise Refused(HTTPStatus.BAD_REQUEST, "send a picture or name an entry, not both")
         if "entry" in query:
             entry, own = self._entry(state, query["entry"], query)
             source: str | bytes | int = own if crop is None else entry.path

@@ -19,7 +19,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -30,7 +30,8 @@ from urllib.parse import parse_qsl
 from serving import guards
 from serving.api import Api, Picture
 from serving.guards import Refused
-from utils import InputError
+from terminal import printable
+from utils import InputError, nearest_names
 
 logger = logging.getLogger("serving")
 
@@ -162,11 +163,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> Answer:
         # Browsers escape what is not ASCII; curl sends it as it was typed, in UTF-8.
         path, _, text = self.path.encode("latin-1").decode("utf-8", "replace").partition("?")
-        try:
-            query = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=20))
-        except ValueError:
-            raise Refused(HTTPStatus.BAD_REQUEST, "the address has too many parameters") from None
-        for method, pattern, answer in ROUTES:
+        for method, pattern, names, answer in ROUTES:
             if (found := re.fullmatch(pattern, path)) is None:
                 continue
             if self.command != method and (self.command, method) != ("HEAD", "GET"):
@@ -174,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(
                     HTTPStatus.METHOD_NOT_ALLOWED, f"use {allowed} for {path}", Allow=allowed
                 )
-            return answer(self, query, *found.groups())
+            return answer(self, _wishes(text, names), *found.groups())
         raise Refused(HTTPStatus.NOT_FOUND, "there is nothing at this address; open /")
 
     def _send(self, answer: Answer) -> None:
@@ -246,6 +243,28 @@ class Handler(BaseHTTPRequestHandler):
 # --- routes ---------------------------------------------------------------------------------------
 
 
+def _wishes(text: str, names: Collection[str] | None) -> dict[str, str]:
+    """The parameters of an address; refuses those that would change nothing.
+
+    Args:
+        names: which are known; None takes any, as of a link to the page that stands somewhere.
+    """
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        raise Refused(HTTPStatus.BAD_REQUEST, "the address has too many parameters") from None
+    wishes: dict[str, str] = {}
+    for name, value in pairs if names is not None else ():
+        shown = printable(name[:40])
+        if name not in names:
+            hint = nearest_names(shown, names) if names else "leave it out"
+            raise Refused(HTTPStatus.BAD_REQUEST, f"there is no parameter {shown} here; {hint}")
+        if name in wishes:
+            raise Refused(HTTPStatus.BAD_REQUEST, f"{shown} is given more than once; give it once")
+        wishes[name] = value
+    return wishes
+
+
 def _file(name: str) -> Callable[[Handler, Mapping[str, str]], Answer]:
     content = (_HERE / name).read_bytes()
     kind = f"{_KINDS[Path(name).suffix]}; charset=utf-8"
@@ -286,11 +305,12 @@ def _search(handler: Handler, query: Mapping[str, str]) -> Answer:
         handler.searches.release()
 
 
-ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
-    *(("GET", re.escape(path), _file(name)) for path, name in FILES.items()),
-    ("GET", "/api/info", _info),
-    ("GET", "/api/entries", _entries),
-    ("GET", "/api/entries/([0-9]{1,12})", _entry),
-    ("GET", "/api/entries/([0-9]{1,12})/(thumbnail|image)", _picture),
-    ("POST", "/api/search", _search),
+ROUTES: tuple[tuple[str, str, Collection[str] | None, Callable[..., Answer]], ...] = (
+    *(("GET", re.escape(path), None, _file(name)) for path, name in FILES.items()),
+    ("GET", "/api/info", (), _info),
+    ("GET", "/api/entries", ("count", "label"), _entries),
+    ("GET", "/api/entries/([0-9]{1,12})", ("check",), _entry),
+    ("GET", "/api/entries/([0-9]{1,12})/(thumbnail|image)", ("check",), _picture),
+    ("POST", "/api/search", ("top", "crop", "label", "entry", "check"), _search),
 )
+"""Method, address, the parameters that it takes, and what answers."""

@@ -278,6 +278,27 @@ def test_a_number_of_results_that_is_none_is_refused(server, top):
     assert answer.status == 400 and "give 1 to 200" in answer.error
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("/api/search?topp=3", "no parameter topp here; did you mean top or crop?"),
+        ("/api/search?top=3&top=4", "top is given more than once"),
+        ("/api/entries?top=3", "no parameter top here; known names: count, label"),
+        ("/api/entries/1?label=x", "no parameter label here"),
+        ("/api/info?%3Cb%3E=1", "no parameter <b> here; leave it out"),
+    ],
+)
+def test_a_parameter_that_would_change_nothing_is_refused(shop, server, address, words):
+    body = shop.photo().read_bytes() if "search" in address else None
+    answer = ask(server, address, body)
+    assert answer.status == 400 and words in answer.error
+    assert ask(server, "/?source=mail").status == 200  # a link to the page may have any
+
+
+def test_a_search_is_from_a_picture_or_from_an_entry(shop, server):
+    assert "not both" in find(server, shop.photo().read_bytes(), entry=3).error
+
+
 def test_nothing_is_taken_for_a_picture(server):
     assert "no bytes" in find(server, b"").error
 
