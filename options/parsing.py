@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import criteria
 import dataset
 import methods
+from dataset.files import join_words
 from flags import SWITCH, Flag, Group
 from machine import expanded
 from options.declared import (
@@ -95,6 +96,17 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": Formatter, **settings})
+
+    def _get_values(self, action: argparse.Action, words: list[str]) -> Any:
+        """Values of words; where a flag of several has taken what stands alone, says where to."""
+        try:
+            return super()._get_values(action, words)
+        except argparse.ArgumentError as error:
+            names = [each.metavar or each.dest for each in self._get_positional_actions()]
+            if action.option_strings and action.nargs in ("?", "*", "+") and names:
+                where = f"give {join_words(names, 'and')} before it"
+                error.message += f"; the flag takes the words that follow it, so {where}"
+            raise
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with the sentence and status 2."""
