@@ -36,6 +36,7 @@ import torch
 
 from index import Index, codes, graph, journal, making
 from index.gallery import entry_arrays
+from options import searching
 from utils import InputError, sentence_errors
 
 KINDS = ("exact", "int8", "binary", "graph", "faiss-flat", "faiss-hnsw", "faiss-ivf", "usearch")
@@ -119,9 +120,9 @@ def ours(folder: Path, kind: str, _: argparse.Namespace) -> tuple[Search, dict[s
     path = folder / f"{'none' if kind in ('exact', 'graph') else kind}.index"
     facts: dict[str, Any] = {}
     if kind == "graph":
-        if not graph.file_of(path).exists():
+        if not searching.graph_of(path).exists():
             facts["build_seconds"] = making.approximate(path)
-        facts["file_mb"] = graph.file_of(path).stat().st_size / 1e6
+        facts["file_mb"] = searching.graph_of(path).stat().st_size / 1e6
     index = Index.open(path, exact=kind == "exact")
     if index.codes != "none":
         held = [segment.record.arrays["codes"].nbytes for segment in index.segments]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 
 from dataset.base import ImageSet, PathTable, reason
 from dataset.decoding import need_file
+from dataset.files import composed
 from dataset.inventory import admitted_bad_images
 from evaluation.embedding import embed
 from evaluation.files import on_white
@@ -170,7 +172,9 @@ class Adding:
         self._files: dict[int, _File] = {}
         self._ids: dict[str, int] = {}
         self._paths: dict[str, int] = {}
-        self._contents: dict[bytes, int] = {}
+        self._alike: dict[str, list[int]] = {}  # the same by what a path looks like
+        self._contents: dict[bytes, list[int]] = {}  # several, where copies were kept
+        self._stayed: set[int] = set()  # those of which `_has_left` knows that they have not
         self._given: dict[str, str] = {}  # id → path, of those that are given one
         numbers = self.index.numbers()
         stamps = self.index.stamps()[numbers].tolist()
@@ -182,16 +186,35 @@ class Adding:
         entry = self.index.entry_of(number)
         self._files[number] = file
         self._ids[entry.id] = self._paths[entry.path] = number
-        self._contents.setdefault(file.content, number)
+        self._contents.setdefault(file.content, []).append(number)
+        if not entry.path.isascii():
+            self._alike.setdefault(composed(entry.path), []).append(number)
 
     def _forget(self, number: int) -> _File:
         entry, file = self.index.entry_of(number), self._files.pop(number)
         for known, key in ((self._ids, entry.id), (self._paths, entry.path)):
             if known.get(key) == number:
                 del known[key]
-        if self._contents.get(file.content) == number:
-            del self._contents[file.content]
+        self._contents[file.content].remove(number)
+        if not entry.path.isascii():
+            self._alike[composed(entry.path)].remove(number)
         return file
+
+    def _at(self, path: str) -> int | None:
+        """The image at a path, however its accents are put together (see `composed`).
+
+        Names that look alike are those of two images where they are those of two files.
+        """
+        if path in self._paths or path.isascii():
+            return self._paths.get(path)
+        return next(
+            (
+                number
+                for number in self._alike.get(composed(path), ())
+                if not _is_another(self.index.entry_of(number).path, path)
+            ),
+            None,
+        )
 
     def run(self, photos: Sequence[Photo]) -> Outcome:
         """Adds images; what was added stays, whatever becomes of the others.
@@ -270,7 +293,7 @@ class Adding:
             need_file(photo.path)
             status = os.stat(photo.path)  # noqa: PTH116
             stamp = (status.st_size, status.st_mtime_ns)
-            old = self._files.get(self._paths.get(photo.path, -1))
+            old = self._files.get(self._at(photo.path))
             return old if old and old.stamp == stamp else _File(stamp, content_of(photo.path))
         except (OSError, ValueError) as error:
             return error
@@ -281,27 +304,32 @@ class Adding:
             logger.warning("%s cannot be read (%s); it is left out", photo.path, reason(file))
             outcome.bad.append(photo.path)
             return
-        old, twin = self._paths.get(photo.path), self._contents.get(file.content)
+        old, twins = self._at(photo.path), self._contents.get(file.content, ())
         if old is not None and self._files[old].content == file.content:
             self._restate(photo, file, old, chunk, outcome)
         elif old is not None:
             self._put(photo, file, old, chunk)
-        elif twin is not None and self._has_left(twin):
-            self._restate(photo, file, twin, chunk, outcome)
+        elif (left := next(filter(self._has_left, twins), None)) is not None:
+            self._restate(photo, file, left, chunk, outcome)
         elif file.content in chunk.contents and not self.keep_copies:
             chunk.copies.append((photo.path, file.content))
-        elif twin is not None and not self.keep_copies:
-            outcome.copies.append((photo.path, self.index.entry_of(twin).id))
+        elif twins and not self.keep_copies:
+            outcome.copies.append((photo.path, self.index.entry_of(twins[0]).id))
         else:
             self._put(photo, file, self._ids.get(photo.id) if photo.id else None, chunk)
 
     def _has_left(self, number: int) -> bool:
         """Whether an image's file is gone, or holds another picture by now."""
+        if number in self._stayed:
+            return False
         path = self.index.entry_of(number).path
         if not os.path.lexists(path):
             return True
         now = self._look(Photo(path))
-        return isinstance(now, _File) and now.content != self._files[number].content
+        if isinstance(now, _File) and now.content != self._files[number].content:
+            return True
+        self._stayed.add(number)
+        return False
 
     def _restate(
         self, photo: Photo, file: _File, old: int, chunk: _Chunk, outcome: Outcome
@@ -333,7 +361,8 @@ class Adding:
     def _named(self, photo: Photo, old: int | None, chunk: _Chunk) -> Photo:
         """The image with an id; what is not given of it is as it was with the one it replaces."""
         label = photo.label
-        names = [PurePath(os.path.relpath(photo.path, self.folder)).as_posix(), photo.path]
+        path = composed(photo.path)
+        names = [composed(PurePath(os.path.relpath(photo.path, self.folder)).as_posix()), path]
         if old is not None:
             before = self.index.entry_of(old)
             label = label or before.label
@@ -341,12 +370,12 @@ class Adding:
                 names.insert(0, before.id)
         free = (
             name
-            for name in names
+            for name in chain(names, (f"{path} ({number})" for number in count(2)))
             if self._given.get(name, photo.path) == photo.path
             and self._ids.get(name, old) == old
             and name not in chunk.ids
         )
-        return Photo(photo.path, photo.id or next(free, photo.path), label)
+        return Photo(photo.path, photo.id or next(free), label)
 
     def _embed(self, chunk: _Chunk, outcome: Outcome, title: str) -> None:
         """Gives the new images their vectors; those that cannot be read are left without."""
@@ -424,6 +453,14 @@ class Adding:
             return False
         is_named = photo.id is not None or self.index.is_named_by_path(number)
         return is_named and (photo.label is not None or entry.label is None)
+
+
+def _is_another(known: str, path: str) -> bool:
+    """Whether a path is that of a file that is there, and not the one at `path`."""
+    try:
+        return not os.path.samefile(known, path)  # noqa: PTH121
+    except OSError:
+        return os.path.lexists(known)
 
 
 def content_of(source: str | os.PathLike[str] | bytes) -> bytes:

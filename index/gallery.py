@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from utils import DamagedError, InputError, nearest_names
 
 if TYPE_CHECKING:
     from evaluation.inference import Embedder
+
+logger = logging.getLogger("index")
 
 SMALL = 512  # rows: records with fewer are put together in memory
 CONTENT_SIZE = 16  # bytes of the checksum of an image's file
@@ -108,8 +111,12 @@ class Segment:
         """(n, d) float32, unit length."""
         return self.record.arrays["vectors"]
 
+    def id(self, place: int) -> str:
+        """The id of its image `place`; older files have those that look alike in two forms."""
+        return composed(self.ids[place])
+
     def label(self, place: int) -> str | None:
-        """The label of its image `place`; older files have those that look alike in two forms."""
+        """The label of its image `place`; likewise."""
         number = int(self.record.arrays["label_of"][place])
         return None if number < 0 else composed(self.labels[number])
 
@@ -226,7 +233,7 @@ class Index:
     def id(self, row: int) -> str:
         """The id of the image in a row."""
         segment, place = self._place(self.number(row))
-        return segment.ids[place]
+        return segment.id(place)
 
     def row(self, id: str) -> int:
         """The row of the image with this id.
@@ -236,7 +243,7 @@ class Index:
         """
         if self._by_id is None:
             self._by_id = {self.id(row): row for row in range(len(self))}
-        if id not in self._by_id:
+        if (id := composed(id)) not in self._by_id:
             raise InputError(
                 f"{self.path} holds no image with the id {id}; {nearest_names(id, self._by_id)}"
             )
@@ -279,7 +286,7 @@ class Index:
         """The image with a number."""
         segment, place = self._place(number)
         path = self._found(segment.paths[place], segment.record.content["folder"])
-        return Entry(segment.ids[place], path, segment.label(place))
+        return Entry(segment.id(place), path, segment.label(place))
 
     def embedding_of(self, number: int) -> np.ndarray:
         """(d,) float32, unit length: the embedding of the image with a number."""
@@ -289,7 +296,7 @@ class Index:
     def is_named_by_path(self, number: int) -> bool:
         """Whether an image's id is its path, as of those that were given none."""
         segment, place = self._place(number)
-        return segment.ids[place] == segment.paths[place]
+        return segment.id(place) == composed(segment.paths[place])
 
     def contents(self) -> np.ndarray:
         """(added, CONTENT_SIZE) uint8: the checksum of each image's file."""
@@ -345,7 +352,10 @@ class Index:
         """What finds candidates without looking at all images; None where every one is compared."""
         if not self._graph_sought:
             self._graph_sought = True
-            self._graph = None if self.exact else Graph.open(self.path, self.about["made"])
+            try:
+                self._graph = None if self.exact else Graph.open(self.path, self.about["made"])
+            except InputError as error:
+                logger.warning("the search is exact: %s", error)
         return self._graph
 
     @property

@@ -8,7 +8,7 @@ with all), what was added since is searched exactly, and what it finds is scored
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +18,12 @@ import numpy as np
 
 from evaluation.embedding import progress_bar
 from index import journal, scanning
+from index.journal import Record
 from index.scanning import Block, Hits
 from machine import cores
-from utils import InputError
-
-logger = logging.getLogger("index")
+from options.searching import graph_of
+from terminal import as_shell
+from utils import DamagedError, InputError
 
 PATIENCE = 0.1  # seconds: an exact search of one query that takes longer is worth a graph
 SAMPLE = 1 << 16  # images that are timed
@@ -31,11 +32,6 @@ CONNECTIVITY, ON_ADDING = 16, 128  # edges of a node, and how many candidates ea
 DEPTH, LEAST = 4, 64  # candidates that are scored exactly: so many for each hit asked for
 BREADTH = 16  # nodes that are kept in view for each candidate: .99 of the 10 nearest in a million
 AT_ONCE = 10_000  # images that are added to the graph between two looks at the progress
-
-
-def file_of(index: Path) -> Path:
-    """Where the graph of an index stands."""
-    return index.with_name(f"{index.name}.graph")
 
 
 class Graph:
@@ -48,29 +44,34 @@ class Graph:
 
     @classmethod
     def open(cls, index: Path, made: str, *, writable: bool = False) -> Graph | None:
-        """The graph of an index; None where there is none that can be used, which is said.
+        """The graph of an index; None where there is none.
 
         Args:
             made: what tells the index from others. writable: in memory, not in the file.
+
+        Raises:
+            InputError: it cannot be used; the sentence says why, and how a new one is made.
         """
-        path = file_of(index)
+        path = graph_of(index)
         if not path.exists():
             return None
+        usearch = _library()
+        anew = f"make it anew with python search.py approximate {as_shell(index)}"
         try:
-            usearch = _library()
-            record = journal.read(path).records[-1]
+            record = _kept(index)
             record.check("graph")
-        except (InputError, IndexError, OSError) as error:
-            logger.warning("%s is not used, and the search is exact: %s", path, error)
-            return None
+        except DamagedError as error:
+            raise InputError(f"{path} is damaged; {anew}") from error
         if record.content["made"] != made:
-            logger.warning("%s belongs to another index; the search is exact", path)
-            return None
+            raise InputError(f"{path} belongs to another index; {anew}")
         found = usearch.Index(**_settings(record.content["size"]))
-        if writable:
-            found.load(record.arrays["graph"].tobytes())
-        else:
-            found.view(memoryview(record.arrays["graph"]))
+        try:
+            if writable:
+                found.load(record.arrays["graph"].tobytes())
+            else:
+                found.view(memoryview(record.arrays["graph"]))
+        except RuntimeError as error:
+            raise InputError(f"{path} cannot be read by this usearch ({error}); {anew}") from error
         return cls(found, record.content["covers"], record)
 
     @classmethod
@@ -113,7 +114,7 @@ class Graph:
         Raises:
             InputError: it cannot be written there.
         """
-        path = file_of(index)
+        path = graph_of(index)
         part = path.with_name(f"{path.name}.part")
         content = np.frombuffer(self._found.save(), np.uint8)
         journal.create(part)
@@ -121,6 +122,43 @@ class Graph:
             about = {"kind": "graph", "made": made, "size": size, "covers": self.covers}
             writer.add(about, {"graph": content})
         part.replace(path)
+
+
+def _kept(index: Path) -> Record:
+    """What stands in the place of an index's graph.
+
+    Raises:
+        InputError: it is no graph. DamagedError: it is not as it was written.
+    """
+    path = graph_of(index)
+    try:
+        record = journal.read(path).records[0]
+    except DamagedError:
+        raise
+    except (InputError, IndexError):
+        record = None
+    if record is None or record.content["kind"] != "graph":
+        raise InputError(
+            f"{path} is no graph that can be read here, and that of {index} would take its place; "
+            "move it away, or give the index another name"
+        )
+    return record
+
+
+def check_place(index: Path) -> None:
+    """Raises InputError where a graph would take the place of what is none.
+
+    What is damaged may go: a graph can be made again.
+    """
+    if graph_of(index).exists():
+        with contextlib.suppress(DamagedError):
+            _kept(index)
+
+
+def discard(index: Path) -> None:
+    """Deletes the graph of an index; raises InputError as `check_place`."""
+    check_place(index)
+    graph_of(index).unlink(missing_ok=True)
 
 
 def _library() -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.files import composed
 from evaluation.inference import Embedder
 from index import codes, graph, journal
 from index.adding import CHUNKS, Adding, Outcome
@@ -28,6 +29,7 @@ def check_place(path: Path, overwrite: bool) -> None:
     """Raises InputError unless an index may be made at `path`: what is no index stays."""
     if path.is_dir():
         raise InputError(f"--index {path} is a folder; name a file")
+    graph.check_place(path)
     if not path.exists():
         return
     if not overwrite:
@@ -35,7 +37,7 @@ def check_place(path: Path, overwrite: bool) -> None:
             f"{path} is there already; `add` adds images to it, and --overwrite makes it anew"
         )
     with contextlib.suppress(DamagedError):
-        journal.read_mark(path)
+        Index.open(path)
 
 
 def build(
@@ -73,7 +75,7 @@ def build(
             part.unlink()
             raise InputError("none of the images could be read, so there is nothing to search in")
         part.replace(path)
-        graph.file_of(path).unlink(missing_ok=True)  # of an index that stood here before
+        graph.discard(path)  # of an index that stood here before
     return outcome
 
 
@@ -143,6 +145,7 @@ def compact(path: Path) -> int:
     with journal.held(path):
         index = Index.open(path)
         index.check()
+        graph.check_place(path)
         part = path.with_name(f"{path.name}.part")
         journal.create(part)
         with journal.writing(part) as writer:
@@ -151,7 +154,7 @@ def compact(path: Path) -> int:
                 writer.add(*_copied(index, slice(start, start + CHUNKS[1]), first=start == 0))
         freed = path.stat().st_size - part.stat().st_size
         part.replace(path)
-        graph.file_of(path).unlink(missing_ok=True)  # it numbers images as they were
+        graph.discard(path)  # it numbers images as they were
         return freed
 
 
@@ -184,8 +187,12 @@ def approximate(path: Path) -> float:
         index = Index.open(path, exact=True)
         if not len(index):
             raise InputError(f"{path} holds no images to make a graph of; add some first")
+        graph.check_place(path)
         made = index.about["made"]
-        found = graph.Graph.open(path, made, writable=True) or graph.Graph.empty(index.size)
+        found = None
+        with contextlib.suppress(InputError):  # what cannot be used is made anew
+            found = graph.Graph.open(path, made, writable=True)
+        found = found or graph.Graph.empty(index.size)
         found.extend(index.blocks())
         found.save(path, made, index.size)
         return time.perf_counter() - began
@@ -194,10 +201,13 @@ def approximate(path: Path) -> float:
 def _meant(name: str, entries: Sequence[Entry], path: Path) -> list[int]:
     """The rows that an id, a path or a folder stands for."""
     place = absolute(expanded(name))
+    alike, below = composed(place), place.rstrip(os.sep) + os.sep
     tests = (
-        lambda entry: entry.id == name,
+        lambda entry: entry.id == composed(name),
         lambda entry: entry.path == place,
-        lambda entry: entry.path.startswith(place.rstrip(os.sep) + os.sep),
+        lambda entry: entry.path.startswith(below),
+        lambda entry: composed(entry.path) == alike,  # however its accents are put together
+        lambda entry: composed(entry.path).startswith(composed(below)),
     )
     for test in tests:
         if found := [row for row, entry in enumerate(entries) if test(entry)]:

@@ -14,6 +14,7 @@ from index.adding import Outcome
 from index.asking import Answer
 from index.duplicates import Pairs
 from index.gallery import Entry, Index
+from options import searching
 from storage import in_bytes, write_json
 from terminal import WIDTH, as_shell, columns, fitted, printable, say, wrapped
 from utils import counted, human_seconds
@@ -107,7 +108,7 @@ def speed_up(path: Path, wanted: str) -> None:
         return
     say(f"making a graph, so that a search need not look at all {counted(len(index))}")
     seconds = making.approximate(path)
-    say(f"{graph.file_of(path)} made in {human_seconds(seconds)}")
+    say(f"{searching.graph_of(path)} made in {human_seconds(seconds)}")
 
 
 def _seconds_per_image(index: Index) -> float:
@@ -227,7 +228,7 @@ def facts(index: Index) -> dict[str, Any]:
         "thresholds": index.thresholds and index.thresholds.as_dict(),
         "codes": index.about["codes"],
         "exact_milliseconds": seconds * len(index) * 1e3,
-        "approximate_from": graph.worth_from(seconds),
+        "approximate_from": graph.worth_from(seconds) if len(index) else None,
         "graph_covers": known.covers if known else None,
         "missing": missing,
     }
@@ -277,6 +278,8 @@ def _search_words(found: dict[str, Any]) -> str:
     kind = "exact" if found["codes"] == "none" else f"by {found['codes']} codes, scored exactly"
     if found["graph_covers"] is not None:
         kind = f"by a graph of {counted(found['graph_covers'])}, scored exactly"
+    if found["approximate_from"] is None:
+        return kind
     return (
         f"{kind}; to compare with all takes {found['exact_milliseconds']:.1f} ms per query here, "
         f"and a graph is worth it from about {found['approximate_from']:,} images on"

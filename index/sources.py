@@ -33,8 +33,8 @@ class Photo(NamedTuple):
 
 
 def _photo(path: str, id: str | None, label: str) -> Photo:
-    """A photo with a label; labels that look alike are one (see `composed`)."""
-    return Photo(path, id, composed(label) or None)
+    """A photo with an id and a label; those that look alike are one (see `composed`)."""
+    return Photo(path, composed(id or "") or None, composed(label) or None)
 
 
 def photos_of(given: Iterable[str | os.PathLike[str]]) -> list[Photo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from flags import number, whole
 from machine import expanded
@@ -55,6 +56,11 @@ def exact(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def graph_of(index: Path) -> Path:
+    """Where the graph of an index stands: beside it."""
+    return index.with_name(f"{index.name}.graph")
+
+
 def written(parser: argparse.ArgumentParser) -> None:
     """What is written beside what is said."""
     parser.add_argument("--json", metavar="FILE", type=file, help="write it all as JSON")
@@ -63,7 +69,7 @@ def written(parser: argparse.ArgumentParser) -> None:
 def check_written(args: argparse.Namespace) -> None:
     """Raises InputError where what is to be written cannot be, or is what is read."""
     asked = {f"--{name}": getattr(args, name, None) for name in ("json", "picture")}
-    check_outputs(asked, [args.index, *getattr(args, "images", ())])
+    check_outputs(asked, [args.index, graph_of(args.index), *getattr(args, "images", ())])
     drawn = asked["--picture"]
     if drawn and drawn.suffix.lower() not in ("", ".png"):
         raise InputError(f"--picture: {drawn} is drawn as PNG; give it the ending .png")

@@ -31,6 +31,7 @@ from index.duplicates import pairs_above
 from index.gallery import entry_arrays
 from index.reordering import best
 from net import hub
+from options import searching
 from options.ranking import Ranking
 from utils import DamagedError, InputError
 
@@ -234,6 +235,9 @@ def test_an_index_without_images_is_no_trouble(
     for _ in range(2):
         assert "0 pairs among 0 images" in said_by(f"duplicates {path} --json {path}.json", capsys)
         assert "holds no images to make a graph of" in refusal_of(f"approximate {path}", capsys)
+        said = said_by(f"info {path} --json {path}.json", capsys)
+        assert "0 images" not in said and "worth it" not in said
+        assert json.loads(Path(f"{path}.json").read_text())["approximate_from"] is None
         command(f"compact {path}")
     assert Index.open(path).added == 0
 
@@ -277,6 +281,39 @@ def test_an_index_is_not_written_over_by_what_is_said_of_it(
     said = refusal_of(f"{asked} --picture {tmp_path}/x --json {tmp_path}/x", capsys)
     assert "--json and --picture both name" in said
     assert path.read_bytes() == before and (tmp_path / "a.png").read_bytes() == b"a picture"
+
+
+def test_a_graph_is_not_written_over_by_what_is_said_of_its_index(
+    graphed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = searching.graph_of(graphed)
+    before = file.read_bytes()
+    assert "would overwrite" in refusal_of(f"info {graphed} --json {file}", capsys)
+    said = refusal_of(f"build run --images {graphed.parent} --index {file} --overwrite", capsys)
+    assert "is the graph of an index, not an index" in said
+    assert file.read_bytes() == before
+
+
+def test_what_is_no_graph_stays_where_one_would_stand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("usearch")
+    index = filled(tmp_path / "i", unit(30))
+    place = searching.graph_of(index)
+    for make in (place.mkdir, lambda: filled(place, unit(5)), lambda: place.write_text("words")):
+        make()
+        before = place.is_file() and place.read_bytes()
+        for words in (
+            f"approximate {index}",
+            f"compact {index}",
+            f"build run --images {tmp_path} --index {index} --overwrite",
+        ):
+            assert "is no graph that can be read here" in refusal_of(words, capsys), words
+        caplog.clear()
+        assert Index.open(index).search(unit(1), 1).rows[0, 0] == 0
+        assert "the search is exact" in caplog.text and "move it away" in caplog.text
+        assert (place.is_file() and place.read_bytes()) == before
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
 
 
 def test_a_sheet_tells_a_damaged_file_from_one_that_is_gone(tmp_path: Path) -> None:
@@ -333,7 +370,7 @@ def test_a_graph_finds_what_an_exact_search_finds(graphed: Path) -> None:
 
 def test_a_graph_is_not_taken_for_its_index(graphed: Path) -> None:
     with pytest.raises(InputError, match=r"graph of an index.*give the index itself"):
-        Index.open(graph.file_of(graphed))
+        Index.open(searching.graph_of(graphed))
 
 
 def test_a_graph_finds_enough_where_a_whole_neighbourhood_was_removed(tmp_path: Path) -> None:
@@ -359,12 +396,16 @@ def test_a_graph_that_cannot_be_used_is_left_aside_and_named(
     other = filled(graphed.with_name("other"), unit(30))
     assert Index.open(other).graph is None  # it has none, and nothing is said
     assert not caplog.records
-    file = graph.file_of(graphed)
+    file = searching.graph_of(graphed)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     assert Index.open(graphed).graph is None and "the search is exact" in caplog.text
+    assert f"is damaged; make it anew with python search.py approximate {graphed}" in caplog.text
     assert Index.open(graphed).search(unit(1), 1).rows[0, 0] == 0
+    caplog.clear()
+    making.approximate(graphed)
+    assert Index.open(graphed).graph.covers == 2000 and not caplog.records
     monkeypatch.setitem(sys.modules, "usearch.index", None)
     with pytest.raises(InputError, match="needs the package usearch"):
         making.approximate(graphed)
@@ -811,6 +852,69 @@ def test_labels_that_look_alike_are_one(folder: Path, monkeypatch: pytest.Monkey
     assert (again.there, again.moved, again.added) == (4, 0, 0)
 
 
+NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+def test_a_file_whose_name_is_put_together_otherwise_is_the_same_image(folder: Path) -> None:
+    lay(folder / "p", {f"{NFC}/{NFC}": "a", "other": "b"})
+    taken_in(folder / "i", folder / "p")
+    ids = [f"p/{NFC}/{NFC}.png", "p/other.png"]
+    for content in ("a", "c"):  # copied from a Mac; and changed there
+        lay(folder / "p", {f"{NFD}/{NFD}": content, "other": "b"})
+        taken_in(folder / "i", folder / "p")
+        assert holds(folder / "i") == {ids[0]: f"p/{NFD}/{NFD}.png", ids[1]: ids[1]}
+        assert taken_in(folder / "i", folder / "p").there == 2
+    # Where both spellings lead to one file, as on a Mac.
+    (folder / "p" / NFC).mkdir()
+    (folder / f"p/{NFC}/{NFC}.png").hardlink_to(folder / f"p/{NFD}/{NFD}.png")
+    assert taken_in(folder / "i", folder / f"p/{NFC}/{NFC}.png").copies == []
+    # Two files are two images, and both keep the ids that they have.
+    lay(folder / "p", {f"{NFD}/{NFD}": "c", f"{NFC}/{NFC}": "d", "other": "b"})
+    taken_in(folder / "i", folder / "p")
+    assert len(holds(folder / "i")) == 3
+    assert taken_in(folder / "i", folder / "p").there == 3
+
+
+def test_ids_that_look_alike_are_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = folder / "t.csv"
+    lay(folder / "p", {"0": "a", "1": "b", "2": "c"})
+    table.write_text(f"path,id\np/0.png,{NFC}\np/1.png,{NFD}\n", "utf-8")
+    with pytest.raises(InputError, match="give every image an id of its own"):
+        taken_in(folder / "i", table)
+    table.write_text(f"path,id\np/0.png,{NFD}\n", "utf-8")
+    taken_in(folder / "i", table)
+    assert Index.open(folder / "i").row(NFC) == Index.open(folder / "i").row(NFD) == 0
+    table.write_text(f"path,id\np/0.png,{NFC}\n", "utf-8")
+    assert taken_in(folder / "i", table).there == 1
+    assert "1 image removed" in said_by(f"remove {folder}/i {NFD}", capsys)
+
+
+def test_images_are_removed_however_their_names_are_put_together(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {f"{NFD}/{NFD}": "a", f"{NFD}/1": "b", f"{NFC}/2": "c", f"{NFC}/3": "d"}
+    lay(folder / "p", files)
+    taken_in(folder / "i", folder / "p")
+    assert "1 image removed" in said_by(f"remove {folder}/i {folder}/p/{NFC}/{NFC}.png", capsys)
+    assert "2 images removed" in said_by(f"remove {folder}/i {folder}/p/{NFC}", capsys)
+    assert "1 image removed" in said_by(f"remove {folder}/i {folder}/p/{NFC}", capsys)
+
+
+def test_adding_again_changes_nothing_where_copies_were_kept(folder: Path) -> None:
+    lay(folder / "p", {"1": "a", "2": "a"})
+    taken_in(folder / "i", folder / "p", keep_copies=True)
+    (folder / "p/1.png").rename(folder / "p/3.png")
+    table = folder / "t.csv"
+    table.write_text("path,id\np/2.png,A\np/3.png,B\n")
+    assert (taken_in(folder / "i", table).moved, taken_in(folder / "i", table).there) == (2, 2)
+    assert holds(folder / "i") == {"A": "p/2.png", "B": "p/3.png"}
+    # A copy is none of one that was there and is not: of two, the other is still known.
+    command(f"remove {folder}/i B")
+    (folder / "p/2.png").unlink()
+    assert taken_in(folder / "i", folder / "p").moved == 1
+    assert holds(folder / "i") == {"A": "p/3.png"}
+
+
 def test_an_id_is_never_that_of_two_images(folder: Path) -> None:
     table = folder / "t.csv"
     lay(folder / "s", {"1": "a", "2": "b"})
@@ -1236,7 +1340,7 @@ def test_a_graph_is_made_where_it_is_worth_it(
     assert "by a graph of 25 images" in said_by(f"info {index}", capsys)
     plain = said_by(f"query {index} {shop}/photos/eval1/0.png --exact", capsys)
     assert said_by(f"query {index} {shop}/photos/eval1/0.png", capsys) == plain
-    graph.file_of(index).unlink()
+    searching.graph_of(index).unlink()
     monkeypatch.setitem(sys.modules, "usearch.index", None)
     said = said_by(f"add {index} {shop}/photos", capsys)
     assert "pip install usearch" in said and "python search.py approximate" in said
@@ -1300,6 +1404,8 @@ def test_the_commands_survive_kill_9(workdir: Path, run: Path) -> None:
 
 def test_typing_errors_are_sentences(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "unrecognized arguments: --tpo" in refusal_of("query x.index a.png --tpo 3", capsys)
+    said = refusal_of("query x.index --rerank a.png", capsys)
+    assert "'a.png' is not a number" in said and "give INDEX and IMAGE before it" in said
     assert "required: --images" in refusal_of(f"build run --index {tmp_path}/x", capsys)
     said = refusal_of(f"build run --images {tmp_path} --index {tmp_path}", capsys)
     assert "is a folder; name a file" in said
