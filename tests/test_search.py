@@ -903,16 +903,16 @@ def test_images_are_removed_however_their_names_are_put_together(
 def test_adding_again_changes_nothing_where_copies_were_kept(folder: Path) -> None:
     lay(folder / "p", {"1": "a", "2": "a"})
     taken_in(folder / "i", folder / "p", keep_copies=True)
-    (folder / "p/1.png").rename(folder / "p/3.png")
+    (folder / "p/2.png").rename(folder / "p/3.png")
     table = folder / "t.csv"
-    table.write_text("path,id\np/2.png,A\np/3.png,B\n")
+    table.write_text("path,id\np/1.png,A\np/3.png,B\n")
     assert (taken_in(folder / "i", table).moved, taken_in(folder / "i", table).there) == (2, 2)
-    assert holds(folder / "i") == {"A": "p/2.png", "B": "p/3.png"}
-    # A copy is none of one that was there and is not: of two, the other is still known.
-    command(f"remove {folder}/i B")
-    (folder / "p/2.png").unlink()
-    assert taken_in(folder / "i", folder / "p").moved == 1
-    assert holds(folder / "i") == {"A": "p/3.png"}
+    assert holds(folder / "i") == {"A": "p/1.png", "B": "p/3.png"}
+    # Where one of them is another picture now, the other is still known.
+    (folder / "p/1.png").write_text("b")
+    lay(folder / "q", {"4": "a"})
+    outcome = taken_in(folder / "i", folder / "p", folder / "q")
+    assert outcome.copies == [(str(folder / "q/4.png"), "B")]
 
 
 def test_an_id_is_never_that_of_two_images(folder: Path) -> None:
