@@ -13,6 +13,7 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Iterable, Iterator
+from pathlib import PurePath
 from typing import Any, TextIO
 
 WIDTH = 80
@@ -254,8 +255,16 @@ def _escaped(character: str) -> str:
 
 
 def as_shell(*words: object) -> str:
-    """Words as one pastes them into a shell: quoted where they must be, and printable."""
-    return " ".join(map(_shell_word, map(str, words)))
+    """Words as one pastes them into a shell: quoted where they must be, and printable.
+
+    A path that begins with "-" is no flag.
+    """
+    paths = (f"./{word}" if _looks_like_flag(word) else str(word) for word in words)
+    return " ".join(map(_shell_word, paths))
+
+
+def _looks_like_flag(word: object) -> bool:
+    return isinstance(word, PurePath) and str(word).startswith("-")
 
 
 def _shell_word(word: str) -> str:

@@ -114,14 +114,10 @@ class Graph:
         Raises:
             InputError: it cannot be written there.
         """
-        path = graph_of(index)
-        part = path.with_name(f"{path.name}.part")
         content = np.frombuffer(self._found.save(), np.uint8)
-        journal.create(part)
-        with journal.writing(part) as writer:
+        with journal.writing_anew(graph_of(index)) as writer:
             about = {"kind": "graph", "made": made, "size": size, "covers": self.covers}
             writer.add(about, {"graph": content})
-        part.replace(path)
 
 
 def _kept(index: Path) -> Record:

@@ -316,13 +316,47 @@ def packed(mark: Mark, version: int = VERSION) -> bytes:
 
 
 def create(path: Path) -> None:
-    """Writes an index without records, atomically.
+    """Writes an index without records, atomically, in place of an unfinished one.
 
     Raises:
-        InputError: it cannot be written there.
+        InputError: it cannot be written there, or what stands there is none of ours.
     """
+    if path.exists() and not _is_ours(path):
+        raise InputError(
+            f"{path} is in the place of an index that is being made, and is none; move it away"
+        )
     first = packed(Mark(ALIGNMENT, 0)).ljust(ALIGNMENT, b"\0")
     write_atomically(path, lambda file: file.write(first))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is an index or a graph, damaged or not."""
+    try:
+        read_mark(path)
+    except DamagedError:
+        return True
+    except InputError:
+        return False
+    return True
+
+
+def part_of(path: Path) -> Path:
+    """The file in which an index or a graph grows until it is complete."""
+    return path.with_name(f"{path.name}.part")
+
+
+@contextlib.contextmanager
+def writing_anew(path: Path) -> Iterator[Writer]:
+    """Writes an index or a graph from its first record on; it is there once that has ended.
+
+    Raises:
+        InputError: as `create`.
+    """
+    part = part_of(path)
+    create(part)
+    with writing(part) as writer:
+        yield writer
+    part.replace(path)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def build(
     Raises:
         InputError: see `Adding.run`, or no image could be read.
     """
-    part = path.with_name(f"{path.name}.part")
+    part = journal.part_of(path)
     with contextlib.suppress(OSError):  # said by the next line
         path.parent.mkdir(parents=True, exist_ok=True)
     with journal.held(path):
@@ -146,16 +146,13 @@ def compact(path: Path) -> int:
         index = Index.open(path)
         index.check()
         graph.check_place(path)
-        part = path.with_name(f"{path.name}.part")
-        journal.create(part)
-        with journal.writing(part) as writer:
+        before = path.stat().st_size
+        with journal.writing_anew(path) as writer:
             writer.add({**index.about, "made": secrets.token_hex(8)}, {})
             for start in range(0, len(index), CHUNKS[1]):
                 writer.add(*_copied(index, slice(start, start + CHUNKS[1]), first=start == 0))
-        freed = path.stat().st_size - part.stat().st_size
-        part.replace(path)
         graph.discard(path)  # it numbers images as they were
-        return freed
+        return before - path.stat().st_size
 
 
 def _copied(index: Index, part: slice, *, first: bool) -> tuple[dict, dict[str, np.ndarray]]:
@@ -212,10 +209,11 @@ def _meant(name: str, entries: Sequence[Entry], path: Path) -> list[int]:
     for test in tests:
         if found := [row for row, entry in enumerate(entries) if test(entry)]:
             return found
-    known = [entry.id for entry in entries]
+    ids = [entry.id for entry in entries[:NAMES_COMPARED]]
+    known = {*ids, *(folder for id in ids for folder in map(str, PurePath(id).parents[:-1]))}
     raise InputError(f"{path} holds no image {name}; {_near(name, known)}")
 
 
-def _near(name: str, known: Sequence[str]) -> str:
-    close = close_names(name, known[:NAMES_COMPARED])
+def _near(name: str, known: Collection[str]) -> str:
+    close = close_names(name, known)
     return f"did you mean {' or '.join(close)}?" if close else "give an id, a file or a folder"

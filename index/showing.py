@@ -56,7 +56,7 @@ def tell_outcome(outcome: Outcome, path: Path) -> None:
         if len(outcome.copies) > NAMED:
             say(f"  and {len(outcome.copies) - NAMED:,} more")
     if outcome.bad:
-        say(f"{counted(len(outcome.bad))} left out, because they cannot be read (named above)")
+        say(f"{counted(len(outcome.bad))} left out, not readable (named above)")
     say(f"{path} holds {counted(len(Index.open(path)))}")
 
 
@@ -65,7 +65,7 @@ def tell_next(path: Path) -> None:
     index = Index.open(path)
     own = index.entry(0).path
     say("search it with any image, such as one of its own:")
-    say(f"  python search.py query {as_shell(path, min(own, os.path.relpath(own), key=len))}")
+    say(f"  python search.py query {as_shell(path, Path(min(own, os.path.relpath(own), key=len)))}")
 
 
 def tell_removed(entries: Sequence[Entry], path: Path) -> None:

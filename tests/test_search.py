@@ -967,6 +967,21 @@ def test_a_build_keeps_nothing_of_an_unfinished_one_that_is_not_asked_for(
     assert "going on" not in capsys.readouterr().out
 
 
+def test_what_is_no_unfinished_index_stays_where_one_would_grow(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay(folder / "p", {"1": "a"})
+    index = filled(folder / "old", unit(3))
+    parts = [path.with_name(f"{path.name}.part") for path in (folder / "i", index)]
+    for part in parts:
+        part.write_text("my notes, part 1")
+    with pytest.raises(InputError, match="part is in the place of an index that is being made"):
+        made(folder / "i", folder / "p")
+    assert "and is none; move it away" in refusal_of(f"compact {index}", capsys)
+    assert [part.read_text() for part in parts] == 2 * ["my notes, part 1"]
+    assert len(Index.open(index)) == 3 and not (folder / "i").exists()
+
+
 def test_a_build_goes_on_with_other_ids_and_labels(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1149,6 +1164,7 @@ def test_images_are_removed_by_id_file_and_folder(
     assert "5 images removed" in said and "holds 19 images" in said
     said = refusal_of(f"remove {index} photos/eval1/0.png photos/eval1/9.png", capsys)
     assert "no image photos/eval1/9.png; did you mean photos/eval1/" in said
+    assert "did you mean photos/eval1" in refusal_of(f"remove {index} photos/evil1", capsys)
     assert len(Index.open(index)) == 19
     assert "nothing to remove" in refusal_of(f"remove {index}", capsys)
     monkeypatch.chdir(photos)  # an empty name is not that of all that lies here

@@ -76,6 +76,10 @@ def test_a_shell_gets_the_word_that_was_meant(word: str) -> None:
     assert done.stdout == os.fsencode(word) + b"."
 
 
+def test_a_path_that_begins_with_a_dash_is_no_flag() -> None:
+    assert as_shell(Path("-x y"), Path("a-b"), "-x") == "'./-x y' a-b -x"
+
+
 @pytest.mark.parametrize("word", STRANGE)
 def test_names_are_escaped_in_tables_pages_and_latex(word: str, capsys) -> None:
     rows = [tables.Row(word, f"[{word}", {"R@1": 0.5}), tables.Row(word, "*", {"R@1": 0.25})]
