@@ -25,7 +25,7 @@ from typing import NamedTuple
 from options import searching
 from options.parsing import Parser
 from storage import in_bytes
-from terminal import hear, say, terminal_width
+from terminal import as_shell, hear, say, terminal_width
 from utils import InputError, counted, sentence_errors
 
 # What needs torch is imported by each command, so that --help and a typing error answer at once.
@@ -100,8 +100,12 @@ def compact(args: argparse.Namespace) -> None:
     """Writes an index anew without what was removed."""
     from index import making
 
+    had_graph = searching.graph_of(args.index).exists()
     freed = making.compact(args.index)
     say(f"{args.index} written anew, {in_bytes(freed)} smaller")
+    if had_graph:
+        say("its graph numbered the images as they were, and is gone; to make it anew:")
+        say(f"  python search.py approximate {as_shell(args.index)}")
 
 
 def approximate(args: argparse.Namespace) -> None:

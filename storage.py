@@ -127,6 +127,11 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
             ) from error
 
 
+def followed(path: Path) -> Path:
+    """Where a link leads; any other path as it is. A file put in a link's place would end it."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def _is_stream(path: Path) -> bool:
     """Whether a name stands for a device, a pipe or an open file, and not for a file to be made.
 

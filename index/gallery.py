@@ -21,6 +21,7 @@ from index.graph import search as search_graph
 from index.journal import Reading, Record
 from index.scanning import Block, Hits
 from machine import expanded
+from storage import followed
 from utils import DamagedError, InputError, nearest_names
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class Index:
     def refresh(self) -> None:
         """Takes in what was added to the file, or removed, since it was opened."""
         reading = journal.read(self.path, self._reading)
+        self.folder = followed(self.path).absolute().parent  # from where paths are seen
         records = reading.records
         if reading.anew:
             self._begin(records)
@@ -323,7 +325,7 @@ class Index:
 
     def _found(self, path: str, folder: str) -> str:
         """A path of the file as it is now: beside the index, or where it lay when it was added."""
-        here = os.path.normpath(os.path.join(self.path.parent.absolute(), path))  # noqa: PTH118
+        here = os.path.normpath(os.path.join(self.folder, path))  # noqa: PTH118
         there = os.path.normpath(os.path.join(folder, path))  # noqa: PTH118
         return there if here != there and not os.path.lexists(here) else here
 

@@ -354,9 +354,13 @@ def writing_anew(path: Path) -> Iterator[Writer]:
     """
     part = part_of(path)
     create(part)
-    with writing(part) as writer:
-        yield writer
-    part.replace(path)
+    try:
+        with writing(part) as writer:
+            yield writer
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)  # a disk that is full needs the room
+        raise
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from index.adding import CHUNKS, Adding, Outcome
 from index.gallery import Entry, Index, entry_arrays
 from index.sources import Photo, absolute
 from machine import expanded
+from storage import followed
 from terminal import say
 from utils import DamagedError, InputError, close_names
 
@@ -57,6 +58,7 @@ def build(
     Raises:
         InputError: see `Adding.run`, or no image could be read.
     """
+    path = followed(path)
     part = journal.part_of(path)
     with contextlib.suppress(OSError):  # said by the next line
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +106,7 @@ def add(
     Raises:
         InputError: see `Adding.run`; another process changes the index.
     """
+    path = followed(path)
     with journal.writing(path) as writer:
         adding = Adding(writer, embedder, **how)
         if thresholds and thresholds != adding.index.about["thresholds"]:
@@ -122,6 +125,7 @@ def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entr
     Raises:
         InputError: a name means no image of the index; then none is removed.
     """
+    path = followed(path)
     with journal.writing(path) as writer:
         index = Index.open(path)
         entries = list(index.entries())
@@ -142,6 +146,7 @@ def compact(path: Path) -> int:
     Raises:
         InputError: another process changes the index; it is damaged; or the disk is full.
     """
+    path = followed(path)
     with journal.held(path):
         index = Index.open(path)
         index.check()
@@ -159,7 +164,7 @@ def _copied(index: Index, part: slice, *, first: bool) -> tuple[dict, dict[str, 
     """Some rows of an index as a record."""
     numbers = index.numbers()[part]
     entries = [index.entry_of(number) for number in numbers.tolist()]
-    folder = str(index.path.parent.absolute())
+    folder = str(index.folder)
     vectors, kind = index.rows(part), index.about["codes"]
     arrays = {
         "vectors": vectors,
@@ -179,6 +184,7 @@ def approximate(path: Path) -> float:
     Raises:
         InputError: usearch is not installed; another process changes the index; it has no images.
     """
+    path = followed(path)
     with journal.held(path):
         began = time.perf_counter()
         index = Index.open(path, exact=True)

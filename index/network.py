@@ -16,7 +16,7 @@ from evaluation.networks import fingerprint_of
 from evaluation.thresholds import thresholds_of
 from machine import expanded
 from net import hub
-from storage import as_json
+from storage import as_json, followed
 from utils import InputError
 
 
@@ -42,8 +42,8 @@ def description(
         "made": secrets.token_hex(8),
         "size": model.network.test_size,
         "fingerprint": identity(model),
-        "run": os.path.relpath(place.absolute(), index.absolute().parent),
-        "folder": str(index.absolute().parent),
+        "run": os.path.relpath(place.absolute(), followed(index).absolute().parent),
+        "folder": str(followed(index).absolute().parent),
         "weights": weights,
         **({} if whiten is None else {"whiten": whiten}),
         "model": model.network.architecture.model,
@@ -115,7 +115,7 @@ def embedder_of(
 
 def places_of(index: Path, about: dict[str, Any]) -> list[Path]:
     """Where the run may be: as seen from the index, and where it was when the index was made."""
-    folders = (index.absolute().parent, Path(about["folder"]))
+    folders = (followed(index).absolute().parent, Path(about["folder"]))
     return [Path(os.path.normpath(folder / about["run"])) for folder in folders]
 
 

@@ -11,7 +11,7 @@ from net.choices import WEIGHTS
 from options import ranking
 from options.parsing import file
 from options.ranking import ALPHA, RERANKING, Ranking
-from storage import check_outputs
+from storage import check_outputs, followed
 from utils import InputError
 
 CODES = ("none", "int8", "binary")
@@ -58,6 +58,7 @@ def exact(parser: argparse.ArgumentParser) -> None:
 
 def graph_of(index: Path) -> Path:
     """Where the graph of an index stands: beside it."""
+    index = followed(index)
     return index.with_name(f"{index.name}.graph")
 
 

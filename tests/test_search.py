@@ -647,6 +647,36 @@ def test_two_writers_are_refused_and_readers_are_not(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["i"]
 
 
+def test_a_link_to_an_index_is_that_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "real").mkdir()
+    index = filled(tmp_path / "real/i", unit(10))
+    link = tmp_path / "link"
+    link.symlink_to("real/i")
+    (tmp_path / "0.png").write_bytes(b"beside the link, another picture")
+    assert Index.open(link).entry(0).path == str(tmp_path / "real/0.png")
+    with journal.writing(index):  # is one by either name
+        process = child(lambda: removed_or_exit(link))
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
+    command(f"remove {link} 3")
+    made = searching.graph_of(index)
+    if graph.is_installed():
+        command(f"approximate {link}")
+        assert made.exists()
+    said = said_by(f"compact {link}", capsys)
+    assert link.is_symlink() and len(Index.open(index)) == 9 and not made.exists()
+    # A graph takes long to make, so nobody is left to find out that it is gone.
+    assert (f"python search.py approximate {link}" in said) == graph.is_installed()
+
+
+def removed_or_exit(path: Path) -> None:
+    try:
+        making.remove(path, ["1"])
+    except InputError:
+        os._exit(3)
+
+
 def refused(path: Path) -> int:
     try:
         with journal.writing(path):
@@ -672,6 +702,22 @@ def test_a_full_disk_leaves_the_index_as_it_was(
         assert path.read_bytes() == before
         put(writer, unit(5), 10)
     assert len(Index.open(path)) == 15
+
+
+def test_an_index_that_is_not_written_anew_leaves_nothing_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = filled(tmp_path / "i", unit(10))
+    removed(path, [1])
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal.Writer, "_write", full)
+    with pytest.raises(InputError, match="free some space"):
+        making.compact(path)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["i"]
 
 
 # --- which images are meant -----------------------------------------------------------------------
