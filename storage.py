@@ -13,6 +13,7 @@ import io
 import json
 import math
 import os
+import pickle
 import shutil
 import tempfile
 import zipfile
@@ -337,8 +338,11 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
         except InputError:
             raise
         except Exception as error:  # torch reports damage through a dozen unrelated types
+            # What it says of a pickle is how to run the code in it.
+            is_pickle = isinstance(error, pickle.UnpicklingError)
+            why = "it holds something else" if is_pickle else first_line(error)
             raise DamagedError(
-                f"{what} {path} cannot be read safely as tensors ({first_line(error)}); "
+                f"{what} {path} cannot be read safely as tensors ({why}); "
                 "it is damaged, or not a file of weights: save it again or choose another"
             ) from error
     if not isinstance(content, dict):

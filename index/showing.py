@@ -38,7 +38,7 @@ def shortened(text: str, width: int) -> str:
 def tell_outcome(outcome: Outcome, path: Path) -> None:
     """Says what became of the images that were given."""
     rate = f" ({outcome.embedded / max(outcome.seconds, 1e-9):.0f} images/s)"
-    took = f" in {human_seconds(outcome.seconds)}{rate if outcome.embedded else ''}"
+    took = f" in {human_seconds(outcome.seconds)}{rate if outcome.added else ''}"
     say(f"{counted(outcome.added)} added{took}")
     if outcome.there:
         say(f"{counted(outcome.there)} there already, unchanged")
@@ -135,6 +135,8 @@ def tell_answers(answers: Sequence[Answer], index: Index) -> None:
             if not os.path.lexists(hit.entry.path):
                 note += "  (file gone)"
             say(line + shortened(hit.entry.id, WIDTH - columns(line) - columns(note)) + note)
+        if not answer.hits:
+            say("      nothing: the index holds no other image")
     if any(hit.verdict for answer in answers for hit in answer.hits):
         say(wrapped(_threshold_words(index.thresholds.as_dict()), "verdicts  ", " " * 10))
 

@@ -97,6 +97,41 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": Formatter, **settings})
 
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse's, but for the sentence about words that mean nothing here."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._command_of(found)._unknown(unknown[0]))
+        return found
+
+    def _command_of(self, found: argparse.Namespace) -> Parser:
+        """The parser of the command that was given; this one where there are no commands."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return action.choices[getattr(found, action.dest)]
+        return self
+
+    def _unknown(self, word: str) -> str:
+        if not word.startswith("-"):
+            several = [each for each in self._get_positional_actions() if each.nargs in ("+", "*")]
+            where = "; give it beside the others, not behind a flag" if several else ""
+            return f"unknown argument {word}{where}"
+        return unknown_flag(word.split("=")[0], self._option_string_actions)
+
+    def _match_arguments_partial(
+        self, actions: Sequence[argparse.Action], pattern: str
+    ) -> list[int]:
+        """How many words each place takes; one that may take none waits while words follow.
+
+        Before Python 3.13, `INDEX --missing NAME` left NAME over.
+        """
+        counts = super()._match_arguments_partial(actions, pattern)
+        while counts and counts[-1] == 0 and "A" in pattern[sum(counts) :]:
+            counts.pop()
+        return counts
+
     def _get_values(self, action: argparse.Action, words: list[str]) -> Any:
         """Values of words; where a flag of several has taken what stands alone, says where to."""
         try:
@@ -113,6 +148,13 @@ class Parser(argparse.ArgumentParser):
         sentence = f"error: {message[:1].lower()}{message[1:]} (see --help)"
         say(fitted(sentence, "  ", sys.stderr), file=sys.stderr)
         raise SystemExit(2)
+
+
+def unknown_flag(name: str, known: Iterable[str]) -> str:
+    """What is said of a flag that there is not, with those that may have been meant."""
+    near = close_names(name, known)
+    hint = f"; did you mean {' or '.join(near[:2])}?" if near else ""
+    return f"unknown argument {name}{hint}"
 
 
 def file(text: str) -> Path:
@@ -193,9 +235,7 @@ def _parse(
         if any(name in _all_spellings(entry) for entry in train_flags()):
             script = program.split()[-1]
             parser.error(f"{name} is for training, and {script} does not read it; leave it out")
-        near = close_names(name, known)
-        hint = f"; did you mean {' or '.join(near[:2])}?" if near else ""
-        parser.error(f"unknown argument {unknown[0]}{hint}")
+        parser.error(unknown_flag(name, known))
     args = argparse.Namespace(**{**defaults(groups), **vars(given)})
     args.given = sorted(vars(given))
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)

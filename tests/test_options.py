@@ -93,7 +93,7 @@ def test_bad_flag_gets_one_sentence_and_status_2(command, words, capsys):
     [
         ("anchorage.completion", "tcsh", "shell: invalid choice"),
         ("dataset.__main__", "", "required: COMMAND"),
-        ("dataset.__main__", "check emoji --ex-if ignore", "unrecognized arguments: --ex-if"),
+        ("dataset.__main__", "check emoji --ex-if ignore", "--ex-if; did you mean --exif?"),
         ("dataset.__main__", "check folder:x --eval-classes half", "--eval-classes"),
         ("net.__main__", "", "required: COMMAND"),
         ("net.__main__", "export run --weights mean", "--weights"),
