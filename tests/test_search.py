@@ -1466,7 +1466,7 @@ def test_the_commands_survive_kill_9(workdir: Path, run: Path) -> None:
 
 def test_typing_errors_are_sentences(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     said = refusal_of("query x.index a.png --tpo 3", capsys)
-    assert "unknown argument --tpo; did you mean --top?" in said
+    assert "unknown argument --tpo; did you mean --top" in said
     said = refusal_of("query x.index a.png --top 3 b.png", capsys)
     assert "unknown argument b.png; give it beside the others, not behind a flag" in said
     said = refusal_of("query x.index --rerank a.png", capsys)
