@@ -20,6 +20,7 @@ from dataset.workers import deaths_told
 from devices import Precision
 from evaluation.tasks import Task
 from terminal import printable
+from utils import InputError, counted
 
 if TYPE_CHECKING:
     from net import EmbeddingNet
@@ -114,6 +115,21 @@ def embed(
     readable[[index - own.start * size for index in loader.bad_images]] = 0
     rows, readable = (_gathered(part, own, size, len(images)) for part in (rows, readable))
     return rows, readable[:, 0] > 0
+
+
+def unit_length(raw: torch.Tensor, readable: torch.Tensor) -> np.ndarray:
+    """What `embed` returned → (N, d) float32 of unit length, on the CPU.
+
+    Raises:
+        InputError: the network gives no numbers for an image that could be read.
+    """
+    broken = readable & ~raw.isfinite().all(dim=1)
+    if broken.any():
+        raise InputError(
+            f"the network makes NaN or infinity of {int(broken.sum()):,} of {counted(len(raw))}, "
+            "which cannot be compared; its training may have diverged: choose another checkpoint"
+        )
+    return torch.nn.functional.normalize(raw, dim=1).cpu().numpy()
 
 
 def embed_readable(

@@ -27,7 +27,7 @@ import dataset
 from dataset.base import ImageSet, PathTable, decode, reason, to_rgb
 from dataset.emoji import Emoji
 from devices import Precision, pick_device
-from evaluation.embedding import Viewing, embed
+from evaluation.embedding import Viewing, embed, unit_length
 from evaluation.files import on_white
 from evaluation.networks import Opened, open_checkpoint
 from evaluation.thresholds import Thresholds, Verdict, thresholds_of
@@ -125,13 +125,13 @@ class Embedder:
 
         Raises:
             InputError: a file is missing or no picture; the sentence says which, never its pixels.
+                Or the network gives no numbers, as one whose training has diverged.
         """
         pictures = [pictures] if _is_one(pictures) else list(pictures)
         if not pictures:
             return np.empty((0, self.model.network.test_size), np.float32)
         images = _image_set(pictures, self.model.square, self.model.upright)
-        raw, _ = embed(self.model.network, images, self.precision, self.model.viewing)
-        return torch.nn.functional.normalize(raw, dim=1).cpu().numpy()
+        return unit_length(*embed(self.model.network, images, self.precision, self.model.viewing))
 
     @cached_property
     def thresholds(self) -> Thresholds | None:

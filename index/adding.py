@@ -15,13 +15,12 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from dataset.base import ImageSet, PathTable, reason
 from dataset.decoding import need_file
 from dataset.files import composed
 from dataset.inventory import admitted_bad_images
-from evaluation.embedding import embed
+from evaluation.embedding import embed, unit_length
 from evaluation.files import on_white
 from evaluation.inference import Embedder
 from index import codes
@@ -60,6 +59,9 @@ def embedded(
 
     Args:
         workers: processes that read files; None is one for each core.
+
+    Raises:
+        InputError: the network gives no numbers for one that could be read.
     """
     model = embedder.model
     images = _Files(
@@ -79,8 +81,7 @@ def embedded(
         max_bad_images=1.0,
     )
     raw, readable = embed(model.network, images, embedder.precision, viewing, title=title)
-    vectors = torch.nn.functional.normalize(raw, dim=1).cpu().numpy()
-    return vectors, readable.cpu().numpy()
+    return unit_length(raw, readable), readable.cpu().numpy()
 
 
 # --- into the index -------------------------------------------------------------------------------

@@ -19,13 +19,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny
+import torch
 from conftest import ROOT, run_cli
 from PIL import Image
 
 import search
 from evaluation.inference import load_run
 from evaluation.thresholds import Found, Rate, Thresholds
-from index import Entry, Index, adding, codes, graph, journal, making, pictures, sources
+from index import Entry, Index, adding, codes, graph, journal, making, network, pictures, sources
 from index.asking import Answer, Hit
 from index.duplicates import pairs_above
 from index.gallery import entry_arrays
@@ -1131,6 +1132,20 @@ def test_an_index_holds_what_load_run_says_of_every_photo(shop: Path) -> None:
     embed.model = replace(embed.model, square=48)
     vectors, readable = adding.embedded(embed, paths, workers=0)
     assert readable.all() and np.allclose(vectors, embed(paths), atol=1e-5)
+
+
+def test_a_network_that_gives_no_numbers_makes_no_index(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embed = load_run(shop / "run")
+    with torch.no_grad():  # as of a training that has diverged
+        next(embed.model.network.parameters()).fill_(float("nan"))
+    monkeypatch.setattr(network, "load_run", lambda *_, **__: embed)
+    said = refusal_of(f"build run --images {shop}/photos --index {shop}/x.index", capsys)
+    assert "makes NaN or infinity of 24 of 24 images" in said
+    assert not (shop / "x.index").exists()
+    with pytest.raises(InputError, match="its training may have diverged"):
+        embed(shop / "photos/eval0/0.png")
 
 
 def test_the_commands_one_after_the_other(workdir: Path, run: Path, images: Path) -> None:
