@@ -1268,7 +1268,7 @@ def test_unreadable_images_are_named_and_left_out(
     said = refusal_of(f"add {index} {shop}/photos --max-bad-images 0.04", capsys)
     assert "2 of 26 images cannot be read" in said and "bad1.png" in said
     said = said_by(f"add {index} {shop}/photos", capsys)
-    assert "2 images left out, because they cannot be read" in said
+    assert "2 images left out, not readable" in said
     assert "bad0.png cannot be read" in caplog.text and len(Index.open(index)) == 24
 
 
