@@ -179,6 +179,14 @@ def _instances(args: argparse.Namespace, size: int, classes: int) -> int:
         return args.IPC
     if "batch_size" not in args.given:
         return min(4, size // LEAST_CLASSES) if size >= 2 * LEAST_CLASSES else 0
+    return instances_in(size, classes)
+
+
+def instances_in(size: int, classes: int) -> int:
+    """A number of images of each class that divides a batch: 4, or else the nearest below or above.
+
+    0 where none does, so that the batch has two classes or more, and no more than there are.
+    """
     each = range(2, size // LEAST_CLASSES + 1)
     fits = [n for n in each if size % n == 0 and size // n <= classes]
     return min(fits, key=lambda n: (n > 4, abs(n - 4)), default=0)

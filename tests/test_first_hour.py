@@ -263,7 +263,10 @@ def test_what_can_hardly_work_is_said(images: Path) -> None:
     assert "--warm 3 of 3 epochs" in said("--epochs 3 --warm 3 --lr 1e-3")
     assert "--warm 3 of 1 epochs" in said("--steps 2 --warm 3 --lr 1e-3")
     assert said("--freeze-blocks all --epochs 1 --lr 1e-3") == ""
-    assert "use --IPC 4" in said("--loss ms --IPC 0 --lr 1e-3 --warm 0 --batch-size 4")
+    pairs = "--loss Contrastive --lr 1e-3 --warm 0 --batch-size"
+    for size, better in ((4, "--IPC 2"), (5, "--IPC 4 --batch-size 8")):
+        assert said(f"{pairs} {size}").endswith(f"use {better}"), size
+        assert said(f"{pairs} {size} {better}") == ""  # it can be done
     assert said("--loss ms --IPC 2 --lr 1e-3 --warm 0 --optimizer sgd --epochs 2") == ""
 
 

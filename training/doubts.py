@@ -10,6 +10,7 @@ import numpy as np
 import options
 from methods.base import Options
 from net.choices import ALL_BLOCKS
+from options.suited import instances_in
 
 if TYPE_CHECKING:
     from training.state import Training
@@ -68,7 +69,10 @@ def _few_pairs(training: Training, args: Options) -> Iterator[str]:
     alike = (sizes * (sizes - 1)).sum() / (images * (images - 1))
     paired = size * (1 - (1 - alike) ** (size - 1))
     if paired < size / 2:
+        each = instances_in(size, len(sizes))
+        divided = 4 * max(2, min(size // 4, len(sizes)))
+        better = f"--IPC {each}" if each else f"--IPC 4 --batch-size {divided}"
         yield (
             f"--loss {args.loss} learns from pairs, and of a batch of {size} about "
-            f"{paired:.0f} images have another of their class in it; use --IPC 4"
+            f"{paired:.0f} images have another of their class in it; use {better}"
         )
