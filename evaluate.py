@@ -113,6 +113,8 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
             dataset.require_files(None, images_of(tasks), opened.viewing.max_bad_images)
             loaded[images] = [task for one in tasks for task in one.at(args.dims)]
         warn_of_trained(path, opened, loaded[images])
+        if opened.other_pixels:
+            logger.warning("%s: %s", path, opened.other_pixels)
         try:
             opened.network.keep(max(args.dims, default=None))
         except InputError as error:

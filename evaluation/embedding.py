@@ -24,6 +24,7 @@ from utils import InputError, counted
 
 if TYPE_CHECKING:
     from net import EmbeddingNet
+    from net.backbones import InputSpec
 
 SEARCHED_AT_ONCE = 256  # queries, so that a block of similarities stays small
 
@@ -60,6 +61,10 @@ class Viewing:
             options.cache_size,
             options.max_bad_images,
         )
+
+    def short_side(self, spec: InputSpec) -> int:
+        """The short side that a photograph is brought to, before its centre is cut out."""
+        return self.resize or round(self.image_size * spec.resize / spec.size)
 
     @property
     def reading(self) -> dict[str, Any]:

@@ -67,10 +67,7 @@ class Model:
     @property
     def resize(self) -> int | None:
         """The short side to which a picture is brought first; None where it is fitted whole."""
-        size, spec = self.viewing.image_size, self.network.input
-        if self.square is not None:
-            return None
-        return self.viewing.resize or round(size * spec.resize / spec.size)
+        return None if self.square is not None else self.viewing.short_side(self.network.input)
 
 
 def open_model(path: str | Path, weights: str | None = None) -> Model:

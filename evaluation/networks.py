@@ -66,6 +66,24 @@ class Opened:
         entry = self.content.get("data")
         return None if entry is None else dataset.TrainedOn.of_entry(entry)
 
+    @property
+    def other_pixels(self) -> str | None:
+        """In words, where the run's own evaluation saw its images in slightly other pixels.
+
+        A cache of the size that evaluation wants has the pixels of the files, any other not.
+        """
+        size = self.trained.get("cache_size")
+        same_images = self.data.name == self.trained.get("dataset")
+        if self.trained.get("decode") != "cache" or not same_images:
+            return None
+        if self.viewing.decode == "cache" or size == self.viewing.short_side(self.network.input):
+            return None
+        return (
+            f"the run evaluated images of its cache, which were brought to {size} pixels first; "
+            "here files are decoded, so the numbers may differ a little from the run's own, which "
+            "--decode cache gives"
+        )
+
     def tasks(self, ks: Sequence[int] | None = None) -> list[Task]:
         """What it is evaluated on; see `tasks_of`.
 

@@ -68,6 +68,21 @@ def test_the_cache_gives_evaluation_the_numbers_of_the_files(
     assert len(list((tmp_path / "cache").iterdir())) == 2  # one for each split
 
 
+def test_an_evaluation_of_files_says_where_its_run_saw_pixels_resized_twice(
+    images: Path, tmp_path: Path
+) -> None:
+    cache = ["--decode", "cache", "--cache-dir", str(tmp_path)]
+    for size, otherwise in ((64, True), (37, False)):
+        run = tiny.run(
+            images, tmp_path, f"from-{size}", f"--epochs 1 {' '.join(cache)} --cache-size {size}"
+        )
+        for more in ([], [*cache, "--cache-size", str(size)]):
+            done = run_cli("evaluate.py", "--resume", run, "--workers", "0", *more, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            told = f"which were brought to {size} pixels first" in done.stderr
+            assert told is (otherwise and not more)
+
+
 def test_training_from_the_cache_is_the_same_with_any_number_of_workers(
     images: Path, tmp_path: Path
 ) -> None:
