@@ -29,7 +29,7 @@ from studies import markdown, pages, results, tables
 from studies.ledger import Ledger
 from studies.plan import Plan, of, read
 from studies.worker import Place, Progress, Stopped, Workers, places, rehearse
-from terminal import as_shell, say, terminal_width
+from terminal import as_shell, reading_width, say
 from utils import InputError, counted, sentence_errors
 
 
@@ -50,7 +50,7 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
     """What will be done."""
     folds = len(plan.entrants) * plan.trials * plan.folds
     runs = len(plan.entrants) * plan.seeds
-    width = min(100, terminal_width() or 100)
+    width = reading_width()
     lines = [
         f"study       {plan.folder}",
         f"search      {counted(plan.trials, 'trial')} of {counted(len(plan.entrants), 'method')} "

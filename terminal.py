@@ -6,9 +6,9 @@ import codecs
 import contextlib
 import io
 import logging
+import os
 import re
 import shlex
-import shutil
 import sys
 import threading
 import unicodedata
@@ -19,6 +19,7 @@ from typing import Any, TextIO
 WIDTH = 80
 """Columns of a line of text, where it does not go to a narrower terminal."""
 NARROWEST = 30  # below that lines are broken by the terminal itself
+LONGEST_LINE = 100  # columns; a longer one is hard to read
 
 _IN_ASCII = {"…": "...", "–": "-", "×": "x", "±": "+-", "→": "->", "≤": "<=", "≥": ">="}
 _IN_ASCII |= {"Σ": "sum", "β": "beta", "‖": "|", "\N{RIGHT SINGLE QUOTATION MARK}": "'"}
@@ -31,7 +32,24 @@ def terminal_width() -> int | None:
 
 def width_of(stream: TextIO | None) -> int | None:
     """Columns of the terminal that a stream writes to; None where it is none."""
-    return shutil.get_terminal_size().columns if stream and stream.isatty() else None
+    if stream is None or not stream.isatty():
+        return None
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said) > 0:
+        return int(said)
+    # shutil.get_terminal_size would ask standard output, which may go elsewhere (`… | tee log`).
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(stream.fileno()).columns or WIDTH
+    return WIDTH
+
+
+def reading_width() -> int:
+    """Columns for text that is laid out in lines: those of the terminal, but 100 at most.
+
+    Where output goes to a pager (`--help | less`), standard error is on the terminal still.
+    """
+    widths = map(width_of, (sys.stdout, sys.stderr))
+    return min(LONGEST_LINE, next(filter(None, widths), LONGEST_LINE))
 
 
 def fitted(text: str, further: str = "", stream: TextIO | None = None) -> str:

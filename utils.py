@@ -10,7 +10,7 @@ import difflib
 import errno
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,6 +36,9 @@ def sentence_errors() -> Iterator[None]:
     except InputError as error:
         _end(str(error))
     except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename)
+            _end(f"no file can have so long a name: {name[:60]}... ({len(name)} letters); check it")
         if not _out_of_files(error):
             raise
         # What is only half there complains once more when it is put away.
@@ -162,8 +165,14 @@ def close_names(name: str, known: Iterable[str]) -> list[str]:
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """What helps after a misspelt name: the nearest known names, or all of them."""
     if close := close_names(name, known := list(known)):
-        return f"did you mean {' or '.join(close)}?"
+        return f"did you mean {alternatives(close)}?"
     return f"known names: {', '.join(sorted(known, key=str.lower)) or 'none'}"
+
+
+def alternatives(names: Sequence[str]) -> str:
+    """a, b, c → 'a, b or c'."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def counted(count: int, what: str = "image") -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.base import ROOT, BadImageError, DataSet, ImageSet, Protocol
-from dataset.files import is_gone
+from dataset.files import is_file, is_folder, is_gone
 from dataset.folders import FolderData
 from dataset.inventory import fingerprints, require_files
 from dataset.own import OwnData
@@ -66,9 +66,10 @@ def find(name: str) -> DataSet:
         return (FolderData if kind.lower() == "folder" else CsvData)(name, Path(path))
     entry = _BY_NAME.get(re.sub("[-_ ]", "", name.lower()))
     if entry is None:
+        own = f"folder:{name}" if is_folder(name) else f"csv:{name}" if is_file(name) else None
+        near = f"did you mean {own}?" if own else nearest_names(name, NAMES)
         raise InputError(
-            f"there is no data set {name!r}; {nearest_names(name, NAMES)} (your own images: "
-            "folder:PATH or csv:FILE)"
+            f"there is no data set {name!r}; {near} (your own images: folder:PATH or csv:FILE)"
         )
     return entry
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from metrics import about_ties
 from metrics.comparison import Difference, half_width
 from metrics.verification import NAMES as VERIFICATION
-from terminal import fitted, printable, terminal_width
+from terminal import fitted, printable, reading_width, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
@@ -442,5 +442,5 @@ def footnote(rows: Sequence[Row]) -> str:
 
 def in_lines(sentences: str) -> str:
     """Text as lines that fit the terminal, and are not too long to read."""
-    width = min(100, terminal_width() or 100)
+    width = reading_width()
     return textwrap.fill(sentences, width, break_long_words=False, break_on_hyphens=False)

@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dataset.files import is_file, is_gone
 from machine import expanded
 from storage import decoded
-from utils import InputError, close_names
+from utils import InputError, alternatives, close_names
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 """The recipes that come with the code; `@recipes/NAME.txt` is found there from any folder."""
@@ -32,21 +33,20 @@ def words_of(words: Sequence[str], above: tuple[str, ...] = ()) -> Iterator[str]
     for word in words:
         if not word.startswith("@"):
             yield word
+        elif word == "@":
+            raise InputError("@ names no file of flags; write @FILE")
         elif word in above:
             raise InputError(f"{word[1:]} names itself as a file of flags; remove that line")
         else:
-            yield from words_of(list(_words_in_file(_found(word[1:]))), (*above, word))
+            yield from words_of(list(_words_in_file(file_of_flags(word[1:]))), (*above, word))
 
 
-def _found(name: str) -> Path:
+def file_of_flags(name: str) -> Path:
     """The file that `@name` means: the one of that path, or else the recipe of that name."""
     file = Path(expanded(name))
     ours = RECIPES / file.name
-    return (
-        ours
-        if str(file.parent) in (".", "recipes") and not file.exists() and ours.is_file()
-        else file
-    )
+    could_be_ours = str(file.parent) in (".", "recipes") and is_gone(file)
+    return ours if could_be_ours and is_file(ours) else file
 
 
 def _words_in_file(file: Path) -> Iterator[str]:
@@ -57,7 +57,7 @@ def _words_in_file(file: Path) -> Iterator[str]:
         text = decoded(file.read_bytes())
     except FileNotFoundError as error:
         near = close_names(file.name, (path.name for path in RECIPES.glob("*.txt")))[:2]
-        hint = f"did you mean {' or '.join(f'@recipes/{each}' for each in near)}?" if near else ""
+        hint = near and f"did you mean {alternatives([f'@recipes/{each}' for each in near])}?"
         raise InputError(f"there is no file of flags {file}; {hint or 'check its name'}") from error
     except (OSError, ValueError) as error:
         why = "it is no text in UTF-8" if isinstance(error, UnicodeError) else str(error)

@@ -11,14 +11,14 @@ import io
 import re
 import sys
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import criteria
 import dataset
 import methods
-from dataset.files import join_words
+from dataset.files import is_file, join_words
 from flags import SWITCH, Flag, Group
 from machine import expanded
 from options.declared import (
@@ -29,7 +29,7 @@ from options.declared import (
     flags_of,
     train_flags,
 )
-from options.files import words_of
+from options.files import file_of_flags, words_of
 from options.meaning import (
     as_published,
     as_suited,
@@ -43,8 +43,8 @@ from options.meaning import (
     useless,
 )
 from options.training import DATA
-from terminal import fitted, say, terminal_width
-from utils import InputError, close_names
+from terminal import as_shell, fitted, reading_width, say
+from utils import InputError, alternatives, close_names
 
 # --- the parser -----------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ class Formatter(argparse.HelpFormatter):
     """Help that fits the terminal, with switches shown bare."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=min(100, terminal_width() or 100))
+        super().__init__(prog, max_help_position=30, width=reading_width())
 
     def add_argument(self, action: argparse.Action) -> None:
         """Makes room for commands, too, which argparse indents further than it reckons with."""
@@ -118,7 +118,8 @@ class Parser(argparse.ArgumentParser):
             several = [each for each in self._get_positional_actions() if each.nargs in ("+", "*")]
             where = "; give it beside the others, not behind a flag" if several else ""
             return f"unknown argument {word}{where}"
-        return unknown_flag(word.split("=")[0], self._option_string_actions)
+        known = {flag: action.dest for flag, action in self._option_string_actions.items()}
+        return unknown_flag(word.split("=")[0], known)
 
     def _match_arguments_partial(
         self, actions: Sequence[argparse.Action], pattern: str
@@ -150,10 +151,16 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def unknown_flag(name: str, known: Iterable[str]) -> str:
-    """What is said of a flag that there is not, with those that may have been meant."""
-    near = close_names(name, known)
-    hint = f"; did you mean {' or '.join(near[:2])}?" if near else ""
+def unknown_flag(name: str, known: Mapping[str, str]) -> str:
+    """What is said of a flag that there is not, with those that may have been meant.
+
+    Args:
+        known: spelling → what it sets. Of several spellings of one flag the nearest is named.
+    """
+    near: dict[str, str] = {}
+    for spelling in close_names(name, known):
+        near.setdefault(known[spelling], spelling)
+    hint = f"; did you mean {alternatives([*near.values()][:2])}?" if near else ""
     return f"unknown argument {name}{hint}"
 
 
@@ -230,16 +237,32 @@ def _parse(
         parser.error(str(error))
     entries = flags_of(groups)
     if unknown:
-        known = [spelling for entry in entries for spelling in entry.spellings]
-        name = unknown[0].split("=")[0]
-        if any(name in _all_spellings(entry) for entry in train_flags()):
-            script = program.split()[-1]
-            parser.error(f"{name} is for training, and {script} does not read it; leave it out")
-        parser.error(unknown_flag(name, known))
+        parser.error(_about_unknown(unknown[0], program, entries))
     args = argparse.Namespace(**{**defaults(groups), **vars(given)})
     args.given = sorted(vars(given))
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
     return args, entries, parser
+
+
+def _about_unknown(word: str, program: str, entries: Sequence[Flag]) -> str:
+    """The sentence about a word that the parser could do nothing with."""
+    known = {spelling: entry.dest for entry in entries for spelling in entry.spellings}
+    name = word.split("=")[0]
+    if not name.startswith("-"):
+        meant = _meant(word, known)
+        hint = f"did you mean {meant}?" if meant else "leave it out, or give its flag before it"
+        return f"no flag takes the word {word}; {hint}"
+    if any(name in _all_spellings(entry) for entry in train_flags()):
+        return f"{name} is for training, and {program.split()[-1]} does not read it; leave it out"
+    return unknown_flag(name, known)
+
+
+def _meant(word: str, known: Collection[str]) -> str | None:
+    """What a word without a flag stands for, where that can be seen: a run, or a file of flags."""
+    path = Path(expanded(word))
+    if is_file(path / "args.json") or path.suffix == ".pth":
+        return as_shell("--resume-run" if "--resume-run" in known else "--resume", word)
+    return as_shell(f"@{word}") if is_file(file_of_flags(word)) else None
 
 
 # --- the commands ---------------------------------------------------------------------------------

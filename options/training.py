@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import criteria
 import dataset
 import net
@@ -57,6 +59,7 @@ from options.needs import (
     TRACKED,
     schedule_is,
 )
+from terminal import as_shell
 
 METRICS = ("retrieval", "official", "nmi", "f1", "ami")
 """What an evaluation of a run computes."""
@@ -70,6 +73,18 @@ AMP_TEXT = "precision of the network; auto: bf16 where the hardware has it; the 
 
 METRIC_NAMES = Kind(str.lower, "NAME", METRICS, nargs="+")
 FOLDS = COUNT_OR_ZERO._replace(metavar="K")
+
+
+def _auto(text: str) -> str:
+    """The one word of train.py's --resume; of evaluate.py's any checkpoint is."""
+    if text != "auto":
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not auto; --resume-run {as_shell(text)} continues a run by its folder"
+        )
+    return text
+
+
+AUTO = Kind(_auto, choices=("auto",))
 
 # fmt: off
 DATA = Group("data", (
@@ -100,8 +115,8 @@ DATA = Group("data", (
          "orientation that a file's EXIF data give. apply: the picture is turned upright; ignore: "
          "its pixels are taken as stored, as the released programs do", need=PHOTOGRAPHS),
     flag("--cache-size", 256, Kind(whole(16), "PX"),
-         "short side of the images in the cache; 256 gives the evaluation what exact gives it",
-         need=CACHED),
+         "short side of the images in the cache; 256 gives the evaluation what exact gives it, at "
+         "224 and 227 pixels", need=CACHED),
     flag("--cache-dir", None, a_path("DIR"), "where caches are kept", need=CACHED,
          shown="~/.cache/anchorage", change=NOTHING, local=True),
     flag("--data-device", None, one_of("cpu", "cuda"),
@@ -330,7 +345,7 @@ RUN = Group("run", (
     flag("--on-nan", "stop", one_of("stop", "skip"),
          "what a loss or gradient that is not finite does: stop the run, or skip the step (100 "
          "steps at most)", change=CONTINUED),
-    flag("--resume", None, one_of("auto"),
+    flag("--resume", None, AUTO,
          "auto: continue the run of this very command in --LOG_DIR if there is one, else start it",
          change=NOTHING),
     flag("--resume-run", None, a_path("DIR"),

@@ -160,6 +160,26 @@ def test_ctrl_c_before_there_is_a_run_ends_a_command_in_a_word(command, tmp_path
         assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", said)
 
 
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"train.py --resume-run {LONG}",
+        f"train.py --pretrained {LONG} --dry-run",
+        f"evaluate.py --resume {LONG}",
+        f"report.py {LONG}",
+        f"search.py info {LONG}",
+        f"-m net export {LONG} --onnx y",
+    ],
+)
+def test_a_name_that_no_file_can_have_is_a_sentence(command):
+    done = run_python(*command.split())
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"no file can have so long a name: {LONG[:60]}..." in done.stderr
+
+
 def test_where_it_does_not_run_it_says_so():
     code = "import sys; sys.modules['fcntl'] = None; import door; door.enter()"
     done = run_python("-c", code)

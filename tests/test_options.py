@@ -88,6 +88,40 @@ def test_bad_flag_gets_one_sentence_and_status_2(command, words, capsys):
         assert word in said
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to type commands in, with a run, a recipe, photographs and a table of them."""
+    for made in ("logs/one run", "photos/mug", "recipes"):
+        (tmp_path / made).mkdir(parents=True)
+    for made in ("logs/one run/args.json", "recipes/mine.txt", "photos.csv"):
+        (tmp_path / made).touch()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parse", "words", "hint"),
+    [
+        ("train", ["logs/one run"], "did you mean --resume-run 'logs/one run'?"),
+        ("evaluate", ["logs/one run"], "did you mean --resume 'logs/one run'?"),
+        ("evaluate", ["some/best.pth"], "did you mean --resume some/best.pth?"),
+        ("train", ["recipes/mine.txt"], "did you mean @recipes/mine.txt?"),
+        ("train", ["recipes/emoji_scratch.txt"], "did you mean @recipes/emoji_scratch.txt?"),
+        ("train", ["--seed", "1", "2"], "no flag takes the word 2; leave it out"),
+        ("train", ["x" * 300], "leave it out"),
+        ("train", ["--resume", "logs/one run"], "--resume-run 'logs/one run' continues a run"),
+        ("train", ["--dataset", "photos"], "did you mean folder:photos?"),
+        ("train", ["--dataset", "photos.csv"], "did you mean csv:photos.csv?"),
+        ("train", ["@"], "@ names no file of flags"),
+        ("train", ["@" + "x" * 300], "check its name"),
+        ("train", ["--batchsize", "4"], "did you mean --batch_size or --cache-size?"),
+        ("train", ["--loss", "Proxy-Anchor"], "Proxy_Anchor, Proxy_NCA or ProxyNCA_pp?"),
+    ],
+)
+def test_what_was_probably_meant_is_said(parse, words, hint, folder, capsys):
+    parse = {"train": options.parse_train, "evaluate": options.parse_evaluate}[parse]
+    assert hint in refusal(capsys, parse, words)
+
+
 @pytest.mark.parametrize(
     ("module", "command", "words"),
     [

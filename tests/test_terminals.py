@@ -400,6 +400,21 @@ def test_help_fits_the_terminal(door: str, columns: int, monkeypatch, capsys) ->
         assert not [line for line in shown if re.search(r"--[a-z-]+-$", line)]
 
 
+def test_help_fits_the_terminal_behind_a_pager() -> None:
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 62, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    for more, columns in (({}, 62), ({"COLUMNS": "50"}, 50)):
+        shown = subprocess.run(
+            [sys.executable, str(ROOT / "report.py"), "--help"],
+            env={**environment, **more}, stdout=subprocess.PIPE, stderr=follower, text=True,
+        ).stdout.split("\n")  # fmt: skip
+        assert not does_not_fit(shown, columns) and len(shown) > 10
+        assert max(map(len, shown)) > columns - 12  # and the room is used
+    os.close(leader)
+    os.close(follower)
+
+
 def test_what_a_continued_run_begins_with_fits_the_terminal(
     images: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
