@@ -20,7 +20,7 @@ help:
 $(VENV)/.run: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "error: Python 3.10 or newer is needed; try: make PYTHON=python3.12"; exit 2; }
-	@echo "installing into $(VENV) (about 5 GB, one to three minutes)"
+	@echo "installing into $(VENV) (about 6 GB, one to three minutes)"
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 	  { echo "error: $(PYTHON) cannot make a virtual environment with pip in it;" \
 	    "install its venv package (Debian, Ubuntu: sudo apt install python3-venv) and try again"; exit 2; }

@@ -23,8 +23,7 @@ from terminal import printable
 from utils import InputError, counted
 
 if TYPE_CHECKING:
-    from net import EmbeddingNet
-    from net.backbones import InputSpec
+    from net import EmbeddingNet, InputSpec
 
 SEARCHED_AT_ONCE = 256  # queries, so that a block of similarities stays small
 
