@@ -39,11 +39,11 @@ demo: $(VENV)/.run
 demo-scratch: $(VENV)/.run
 	@$(PY) train.py @recipes/emoji_scratch.txt --name demo-scratch
 
-# Activated after bash's own start file, which may put another python in front.
+# Activated after bash's own start file, which may put another python in front, or go elsewhere.
 shell: $(VENV)/.run
-	@printf '%s\n' '[ -f ~/.bashrc ] && . ~/.bashrc' '. $(CURDIR)/$(VENV)/bin/activate' \
+	@printf '%s\n' '[ -f ~/.bashrc ] && . ~/.bashrc' '. "$$ACTIVATE"' \
 	  'echo "python is $$(command -v python); exit leaves this shell"' > $(VENV)/.bashrc
-	@exec bash --rcfile $(VENV)/.bashrc -i
+	@ACTIVATE="$$PWD/$(VENV)/bin/activate" exec bash --rcfile $(VENV)/.bashrc -i
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -225,3 +225,24 @@ def test_make_begins_again_after_a_start_without_pip(able, tmp_path):
     assert (done.returncode == 0) == able, done.stderr
     assert (tmp_path / ".venv/.run").exists() == able
     assert ("python3-venv" in done.stdout) != able
+
+
+@with_make
+def test_a_shell_has_the_environment_whatever_the_folder_is_called(tmp_path):
+    folder = tmp_path / 'it\'s $HOME "here"'
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name in ("Makefile", "requirements.txt", "constraints.txt"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    (folder / ".venv/bin/activate").write_text("echo activated\n")
+    (folder / ".venv/.run").touch()
+    home = {"HOME": str(tmp_path)}
+    (tmp_path / ".bashrc").write_text("cd /\n")
+    done = subprocess.run(
+        ["make", "shell"],
+        cwd=folder,
+        env={**os.environ, **home},
+        input="exit\n",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("activated\npython is "), done.stderr
