@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import dataset
+import net
 from dataset.own import OwnData
 from flags import AS_TODAY, SWITCH, Change, Flag, Kind, key_value, key_values
 from options.declared import train_flags
@@ -115,8 +116,12 @@ def _hashable(value: Any) -> Any:
 
 
 def configuration(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs share that differ in the seed alone."""
-    return settings(stored, Change.SEED, Change.LABEL, Change.NOTHING)
+    """What runs share that differ in the seed alone, whichever way they spell data and network."""
+    found = settings(stored, Change.SEED, Change.LABEL, Change.NOTHING)
+    for name, find in (("dataset", dataset.find), ("model", net.find_backbone)):
+        with contextlib.suppress(InputError):  # one of another version
+            found[name] = find(found[name]).name
+    return found
 
 
 def same_training(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -231,7 +231,8 @@ def kept(flags: str) -> dict:
 @pytest.mark.parametrize(
     "flags",
     ["--seed 2", "--tensorboard", "--save-every 5 --keep 2", "--wandb offline --wandb-images 3",
-     "--workers 0 --gpu-id 1", "--name b --remark c --LOG_DIR d", "--no-report"],
+     "--workers 0 --gpu-id 1", "--name b --remark c --LOG_DIR d", "--no-report",
+     "--dataset Emoji", "--model BN-Inception"],
 )  # fmt: skip
 def test_runs_that_differ_in_this_are_seeds_of_one_configuration(flags):
     assert options.configuration(kept(flags)) == options.configuration(kept("--seed 1"))

@@ -204,8 +204,8 @@ def _about(args: Options, run: RunFolder, training: Training) -> About:
     """How the trackers tell the run from others; its seeds have a group in common."""
     chosen, began = training.options, run.read_environment()
     title = methods.title(options.kept(chosen))
-    data = data_name(chosen["dataset"])
-    words = json.dumps(options.configuration(chosen), sort_keys=True, default=str)
+    shared = options.configuration(chosen)
+    data, words = data_name(shared["dataset"]), json.dumps(shared, sort_keys=True, default=str)
     group = f"{title} on {data} ({hashlib.sha256(words.encode()).hexdigest()[:6]})"
     facts = {"commit": began.get("git_commit"), "data fingerprint": began.get("data")}
     tags = (title, data, f"seed {chosen['seed']}")
