@@ -6,6 +6,7 @@ A command, so it stands above evaluate.py like train.py does; nothing imports it
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -99,8 +100,8 @@ def _declare_shared(export: argparse.ArgumentParser) -> None:
         "--card",
         metavar="FILE",
         type=file,
-        help="a model card (README.md) written from the run folder: data, metrics, limits, "
-        "licences, how to load, what to cite",
+        help="a model card, written from the run folder: data, metrics, limits, licences, how to "
+        "load, what to cite",
     )
     shared.add_argument(
         "--push-to-hub",
@@ -167,11 +168,23 @@ def _check(args: argparse.Namespace) -> None:
     kept = [run, *files_of(run if run.is_dir() else run.parent), *filter(None, [args.numbers])]
     asked = {_flag(name): getattr(args, name) for name in (*GRAPHS, "safetensors", "card")}
     check_outputs(asked, kept)
+    if args.card and args.card.is_file() and not _is_card(args.card):
+        raise InputError(
+            f"--card {args.card}: a file that is no model card of ours is there, and would be "
+            "lost; name another one, such as card.md"
+        )
     if args.safetensors and args.safetensors.suffix != ".safetensors":
         raise InputError(
             f"--safetensors {args.safetensors}: load_run knows such a file by its ending; call it "
             f"{args.safetensors.with_suffix('.safetensors').name}"
         )
+
+
+def _is_card(path: Path) -> bool:
+    """Whether a file begins as our cards do; one's own README.md does not."""
+    with path.open("rb") as card:
+        head = card.read(4096)
+    return re.search(rb'^library_name: "?anchorage"?$', head, re.MULTILINE) is not None
 
 
 # --- to be shared ---------------------------------------------------------------------------------

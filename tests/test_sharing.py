@@ -104,6 +104,15 @@ def card_of(run: Path, tmp_path: Path, *flags: object) -> str:
     return (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_card_replaces_a_card_and_no_other_file(run, tmp_path, capsys):
+    written = card_of(run, tmp_path)
+    assert card_of(run, tmp_path) == written
+    mine = tmp_path / "mine.md"
+    mine.write_text("# My repository\n")
+    assert "no model card of ours" in refusal(capsys, export, run, "--card", mine)
+    assert mine.read_text() == "# My repository\n"
+
+
 def test_a_card_says_what_the_run_s_files_carry(root, run, tmp_path):
     text = card_of(run, tmp_path, "--licence", "cc-by-4.0")
     results = json.loads((run / "results.json").read_text())["results"]
