@@ -32,8 +32,19 @@ if TYPE_CHECKING:
 
 def free_space(folder: Path) -> int:
     """Bytes that are free where a folder is, or will be."""
+    return shutil.disk_usage(_standing(folder)).free
+
+
+def can_be_made(folder: Path) -> bool:
+    """Whether a folder can be written, or made where it is not there yet."""
+    place = _standing(folder)
+    return place.is_dir() and os.access(place, os.W_OK)
+
+
+def _standing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
     folder = Path(folder).absolute()
-    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def in_bytes(count: float) -> str:

@@ -18,7 +18,7 @@ from dataset.own import OwnData, count_held_out
 from machine import cores
 from net import find_backbone
 from options.suited import MODEL, Images, Machine
-from storage import free_space
+from storage import can_be_made, free_space
 from utils import InputError
 
 SAMPLE = 9  # files whose sizes are looked at
@@ -93,9 +93,11 @@ def this_machine(args: argparse.Namespace) -> Machine:
 
 
 def _free(folder: str | None) -> int:
-    """Bytes that are free where caches are kept; 0 where there is no such place."""
+    """Bytes that are free where caches are kept; 0 where no place can be had unasked."""
     try:
-        place = default_folder() if folder is None else Path(folder)
-        return free_space(place)
+        if folder is not None:  # if that cannot be written, its user is told
+            return free_space(Path(folder))
+        place = default_folder()
+        return free_space(place) if can_be_made(place) else 0
     except (InputError, OSError):
         return 0

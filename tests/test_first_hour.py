@@ -186,6 +186,17 @@ def test_own_images_alone_are_suited(photos: Path) -> None:
     assert (again.chosen, again.batch_size) == (args.chosen, args.batch_size)
 
 
+def test_no_cache_is_chosen_where_none_can_be_written(tmp_path: Path, monkeypatch) -> None:
+    for number in range(8):
+        (tmp_path / f"shop/{number // 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (140, 140)).save(tmp_path / f"shop/{number // 2}/{number}.png")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse(tmp_path / "shop").decode == "cache"
+    (tmp_path / ".cache").write_text("a file, as good as a read-only home")
+    assert parse(tmp_path / "shop").decode == "exact"
+
+
 def test_a_method_adds_what_is_its_own_and_leaves_what_was_chosen(photos: Path) -> None:
     plain, own = parse(photos), parse(photos, "--loss", "AMLoss")
     assert (own.epochs, own.batch_size) == (plain.epochs, plain.batch_size)
