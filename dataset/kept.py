@@ -14,6 +14,7 @@ import numpy as np
 
 from dataset.base import ImageSet
 from machine import home
+from storage import can_be_made
 from utils import InputError
 
 
@@ -26,6 +27,15 @@ def default_folder() -> Path:
             "there is no home folder to keep the cache in; name a folder with --cache-dir"
         )
     return Path(base) / "anchorage"
+
+
+def usual_place() -> Path | None:
+    """The `default_folder`; None where it cannot be written: a read-only home, or none at all."""
+    try:
+        folder = default_folder()
+    except InputError:
+        return None
+    return folder if can_be_made(folder) else None
 
 
 def name_of(images: ImageSet, *kind: object, size: int | None = None) -> str:

@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 import dataset
-from dataset.cache import default_folder
 from dataset.decoding import need_file
+from dataset.kept import usual_place
 from dataset.own import OwnData, count_held_out
 from machine import cores
 from net import find_backbone
 from options.suited import MODEL, Images, Machine
-from storage import can_be_made, free_space
+from storage import free_space
 from utils import InputError
 
 SAMPLE = 9  # files whose sizes are looked at
@@ -94,10 +94,8 @@ def this_machine(args: argparse.Namespace) -> Machine:
 
 def _free(folder: str | None) -> int:
     """Bytes that are free where caches are kept; 0 where no place can be had unasked."""
+    place = usual_place() if folder is None else Path(folder)  # whether that can be written is told
     try:
-        if folder is not None:  # if that cannot be written, its user is told
-            return free_space(Path(folder))
-        place = default_folder()
-        return free_space(place) if can_be_made(place) else 0
-    except (InputError, OSError):
+        return free_space(place) if place else 0
+    except OSError:
         return 0

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT, SMALL, run_cli
+from conftest import ROOT, SMALL, run_cli, run_python
 from PIL import Image
 
 from training import tracking
@@ -322,6 +322,20 @@ def test_missing_wandb_is_no_error(workdir):
     assert done.returncode == 0, done.stderr
     assert "wandb is not installed" in done.stdout
     assert (workdir / "logs" / "plain" / "metrics.csv").is_file()
+
+
+def test_wandb_is_quiet_where_the_home_folder_cannot_be_written(tmp_path):
+    (tmp_path / ".cache").touch()  # a file, as good as a read-only home
+    code = (
+        "import training.tracking as t; from pathlib import Path; "
+        "w = t._Wandb('offline', 'p', 'n', Path('run'), {}, None, t.About()); "
+        "w.log({'loss': 1.0}, 1); w.finish()"
+    )
+    quiet = {"HOME": str(tmp_path), "XDG_CACHE_HOME": "", "WANDB_CACHE_DIR": ""}
+    (tmp_path / "run").mkdir()
+    done = run_python("-c", code, cwd=tmp_path, **quiet, WANDB_MODE="offline")
+    assert done.returncode == 0 and done.stdout + done.stderr == ""
+    assert list((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_without_a_key_wandb_is_offline_and_never_asks(monkeypatch, tmp_path):

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from dataset.kept import usual_place
 from evaluation.tables import HIDDEN, is_metric
 from machine import expanded
 
@@ -180,6 +181,9 @@ class _Wandb:
     name = "wandb"
 
     def __init__(self, mode: str, about: About, run_id: str | None) -> None:
+        if not os.environ.get("WANDB_CACHE_DIR") and usual_place() is None:
+            # Its second process writes its log there, or else all over the terminal.
+            os.environ["WANDB_CACHE_DIR"] = str(about.folder / "wandb")
         import wandb
 
         def begin(mode: str) -> Any:
