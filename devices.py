@@ -167,9 +167,24 @@ class Precision:
 
 def environment(device: torch.device) -> dict:
     """Versions, hardware and the state of the code: what `environment.json` keeps."""
-    packages = {}
+    return {
+        "python": platform.python_version(),
+        "packages": versions(),
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "cpu_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "git_commit": git_commit(),
+        "command": as_shell(*sys.orig_argv[1:]),
+    }
+
+
+@functools.cache  # each save of a checkpoint asks, and would read seven files again
+def versions() -> dict[str, str]:
+    """The versions of the packages that a run's numbers may depend on, of those installed."""
     from importlib import metadata
 
+    packages = {}
     for name in (
         "torch",
         "torchvision",
@@ -181,16 +196,7 @@ def environment(device: torch.device) -> dict:
     ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             packages[name] = metadata.version(name)
-    return {
-        "python": platform.python_version(),
-        "packages": packages,
-        "platform": platform.platform(),
-        "device": device_name(device),
-        "cpu_threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "git_commit": git_commit(),
-        "command": as_shell(*sys.orig_argv[1:]),
-    }
+    return packages
 
 
 def device_name(device: torch.device) -> str:
