@@ -312,16 +312,17 @@ def test_a_flag_that_nobody_reads_is_refused(workdir):
     assert done.returncode == 2 and "wandb or --tensorboard" in done.stderr
 
 
-def test_missing_wandb_is_no_error(workdir):
-    blocked = workdir / "blocked"
+def test_missing_wandb_is_no_error(images, tmp_path):
+    blocked = tmp_path / "blocked"
     blocked.mkdir()
     (blocked / "wandb.py").write_text("raise ImportError('not installed')\n")
-    command = [*SMALL, "--max-steps", "1", "--name", "plain"]
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--max-steps", "1"]
     command[command.index("disabled")] = "offline"
-    done = run_cli("train.py", *command, cwd=workdir, PYTHONPATH=str(blocked))
+    more = ["--name", "plain"]
+    done = run_cli("train.py", *command, *more, cwd=tmp_path, PYTHONPATH=str(blocked))
     assert done.returncode == 0, done.stderr
     assert "wandb is not installed" in done.stdout
-    assert (workdir / "logs" / "plain" / "metrics.csv").is_file()
+    assert (tmp_path / "logs" / "plain" / "metrics.csv").is_file()
 
 
 def test_wandb_is_quiet_where_the_home_folder_cannot_be_written(tmp_path):
