@@ -10,12 +10,13 @@ import door
 os.environ["OMP_NUM_THREADS"] = "1"
 door.settle_threads(os.environ)
 
+import gc
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import programs
 import pytest
@@ -41,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
 
 
+def pytest_collection_finish() -> None:
+    """Lets no collection of garbage look at what the imports made: it looked at little else."""
+    gc.collect()
+    gc.freeze()
+
+
 def run_python(
     *arguments: object, cwd: Path = ROOT, **variables: str
 ) -> subprocess.CompletedProcess[str]:
@@ -49,9 +56,7 @@ def run_python(
     Args:
         variables: of the environment, over those of this process.
     """
-    words = [str(a) for a in arguments]
-    ours = {"WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    environment = {**os.environ, **ours, **variables}
+    words, environment = _called(arguments, variables)
     if programs.suits(words, environment):
         return programs.run(words, cwd, environment, seconds=300)
     return subprocess.run(
@@ -60,8 +65,42 @@ def run_python(
         env=environment,
         capture_output=True,
         text=True,
+        encoding=environment.get("PYTHONIOENCODING"),
         timeout=300,
     )
+
+
+def start_python(
+    *arguments: object,
+    cwd: Path = ROOT,
+    streams: Mapping[str, int | IO] | None = None,
+    **variables: str,
+) -> programs.Program | subprocess.Popen[str]:
+    """Starts `python ARGUMENTS`, in a session of its own; for signals and terminals.
+
+    Args:
+        streams: where `stdin`, `stdout` and `stderr` go, as `subprocess.Popen` takes them; both
+            outputs can be read from here unless they are named.
+    """
+    words, environment = _called(arguments, variables)
+    if programs.suits(words, environment):
+        return programs.start(words, cwd, environment, seconds=300, **(streams or {}))
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **(streams or {})},
+    )
+
+
+def _called(
+    arguments: Sequence[object], variables: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """The words and the environment of a command."""
+    ours = {"WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    return [str(a) for a in arguments], {**os.environ, **ours, **variables}
 
 
 def run_cli(

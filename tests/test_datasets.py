@@ -10,7 +10,6 @@ import re
 import shutil
 import struct
 import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -902,8 +901,7 @@ def test_command_line(tmp_path: Path) -> None:
     (folder / "eval" / "d" / "bad.jpg").write_text("no picture")
 
     def call(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "dataset", *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return run_python("-m", "dataset", *words)
 
     done = call("check", f"folder:{folder}", "--json")
     assert done.returncode == 1

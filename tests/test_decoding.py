@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import struct
-import subprocess
-import sys
 import textwrap
 import tracemalloc
 import zlib
@@ -17,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from conftest import ROOT
+from conftest import run_python
 from PIL import Image, PngImagePlugin
 
 from dataset.base import BadImageError, ImageSet, PathTable
@@ -205,9 +202,8 @@ def test_odd_pictures_are_read_without_a_word_from_pillow(tmp_path: Path) -> Non
         "from PIL import Image; from dataset.decoding import decode; import sys\n"
         f"Image.MAX_IMAGE_PIXELS = {PIXELS[..., 0].size - 1}; decode(sys.argv[1])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)], cwd=ROOT, capture_output=True, text=True
-    )
+    (tmp_path / "reading.py").write_text(script)
+    done = run_python(tmp_path / "reading.py", path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -286,13 +282,8 @@ def test_pillow_heif_is_registered_where_it_is_installed(tmp_path: Path) -> None
     )
     (tmp_path / "x.heic").write_bytes((ftyp(b"heic") + bytes(16))[:16] + bytes(range(18)))
     script = "import sys; from dataset.base import decode; print(decode(sys.argv[1]).tolist())"
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "x.heic")],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    (tmp_path / "reading.py").write_text(script)  # beside the plugin, which it so finds
+    done = run_python(tmp_path / "reading.py", tmp_path / "x.heic")
     assert done.returncode == 0, done.stderr
     assert np.array(json.loads(done.stdout)).ravel().tolist() == list(range(18))
 

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
-from conftest import ROOT, run_python
+from conftest import ROOT, run_python, start_python
+from programs import Program
 
 import door
 import machine
@@ -88,18 +90,14 @@ def test_cores_are_those_that_the_process_is_bound_to(monkeypatch):
 # --- output that cannot be written ----------------------------------------------------------------
 
 
-def training(images: Path, logs: Path, **how: object) -> subprocess.Popen[str]:
-    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(logs)]
-    return subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *command, "--epochs", "2", "--name", "run"],
-        text=True,
-        stderr=subprocess.PIPE,
-        **how,
-    )
+def training(images: Path, logs: Path, **streams: Any) -> Program | subprocess.Popen[str]:
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", logs]
+    more = ["--epochs", "2", "--name", "run"]
+    return start_python(ROOT / "train.py", *command, *more, streams=streams)
 
 
 def test_training_goes_on_when_its_reader_goes_away(images, tmp_path):
-    run = training(images, tmp_path, stdout=subprocess.PIPE)
+    run = training(images, tmp_path)
     assert run.stdout.readline()
     run.stdout.close()
     assert (run.stderr.read(), run.wait(100)) == ("", 0)
@@ -117,26 +115,28 @@ def test_training_goes_on_when_the_disk_under_its_output_is_full(images, tmp_pat
     assert (tmp_path / "run" / "results.json").is_file()
 
 
-def check(words: str = "-m dataset check emoji", **how: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words.split()], cwd=ROOT, text=True, stderr=subprocess.PIPE, **how
-    )
+def answer(images: Path, stdout: Any) -> tuple[int, str]:
+    """Status and words of a command whose answer goes to `stdout`."""
+    words = ["-m", "dataset", "check", f"folder:{images}"]
+    command = start_python(*words, streams={"stdout": stdout})
+    _, errors = command.communicate()
+    return command.returncode, errors
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_an_answer_that_is_lost_is_an_error():
+def test_an_answer_that_is_lost_is_an_error(images):
     with Path("/dev/full").open("w") as full:
-        done = check(stdout=full)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: not all of the output could be written")
+        status, errors = answer(images, full)
+    assert status == 2 and "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("error: not all of the output could be written")
 
 
-def test_a_reader_who_has_seen_enough_is_none():
+def test_a_reader_who_has_seen_enough_is_none(images):
     read, write = os.pipe()
     os.close(read)
-    done = check(stdout=write)
+    ended = answer(images, write)
     os.close(write)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert ended == (0, "")
 
 
 def test_a_closed_output_is_not_given_to_the_next_file(tmp_path):

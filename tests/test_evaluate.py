@@ -10,7 +10,6 @@ import re
 import runpy
 import shutil
 import struct
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import pytest
 import tiny
 import together
 import torch
-from conftest import ROOT, files_in, run_cli, run_python
+from conftest import ROOT, files_in, run_cli, run_python, start_python
 from PIL import Image
 
 import dataset
@@ -706,21 +705,41 @@ def test_queries_and_gallery(runs, command, tmp_path):
 # --- several processes ----------------------------------------------------------------------------
 
 
-def test_two_processes_write_what_one_writes(runs, tmp_path):
-    """torchrun itself, with every kind of output; batches of 7, so that shares are uneven."""
+def evaluated_here(line: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    evaluate.run(options.parse_evaluate(line))
+    return capfd.readouterr().out
+
+
+def evaluated_by_two(line: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    work = lambda: evaluate.run(options.parse_evaluate(line))  # noqa: E731
+    together.run(2, work, Path("..").resolve())
+    return capfd.readouterr().out
+
+
+def evaluated_by_torchrun(line: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run_python(*torchrun, ROOT / "evaluate.py", *line, cwd=Path.cwd(), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "by_two",
+    [evaluated_by_two, pytest.param(evaluated_by_torchrun, marks=pytest.mark.slow)],
+)
+def test_two_processes_write_what_one_writes(by_two, runs, tmp_path, monkeypatch, capfd):
+    """Every kind of output; batches of 7, so that shares are uneven."""
     query = str(runs.images / "train" / "train0" / "0.png")
     line = ["--resume", str(runs.uncertain), "--workers", "0", "--amp", "off", "--batch-size", "7"]
     line += "--json n.json --csv n.csv --latex n.tex --per-class c.csv --export e.npz".split()
     line += "--uncertain u.csv --neighbours n.png --failures 4 --out . --bootstrap 100".split()
     line += ["--query", query]
-    script = str(ROOT / "evaluate.py")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     printed = {}
-    for name, start in (("one", []), ("two", torchrun)):
+    for name, evaluated in (("one", evaluated_here), ("two", by_two)):
         (tmp_path / name).mkdir()
-        done = run_python(*start, script, *line, cwd=tmp_path / name, OMP_NUM_THREADS="1")
-        assert done.returncode == 0, done.stderr
-        printed[name] = re.sub(r"\d+\.\d s", "", done.stdout)
+        monkeypatch.chdir(tmp_path / name)
+        capfd.readouterr()
+        printed[name] = re.sub(r"\d+\.\d s", "", evaluated(line, capfd))
     assert printed["one"] == printed["two"]
     files = files_in(tmp_path / "one")
     assert files == files_in(tmp_path / "two") and len(files) == 11
@@ -800,10 +819,8 @@ def test_progress_on_a_terminal_has_the_time_left(runs, tmp_path):
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    command = [sys.executable, str(ROOT / "evaluate.py"), "--resume", str(runs.seed1)]
-    process = subprocess.Popen(
-        [*command, "--workers", "0"], stderr=theirs, stdout=subprocess.PIPE, cwd=tmp_path
-    )
+    command = [ROOT / "evaluate.py", "--resume", runs.seed1, "--workers", "0"]
+    process = start_python(*command, cwd=tmp_path, streams={"stderr": theirs})
     os.close(theirs)
     seen = b""
     while True:

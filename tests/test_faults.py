@@ -18,11 +18,13 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
-from conftest import ROOT, run_cli, run_python
+from conftest import ROOT, run_cli, run_python, start_python
+from programs import Program
 from tiny import same, untimed_rows
 
 import evaluate
@@ -52,51 +54,52 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 # --- signals --------------------------------------------------------------------------------------
 
 
-def start(images: Path, logs: Path, *flags: str) -> subprocess.Popen:
-    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(logs), *flags]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(images: Path, logs: Path, *flags: str, **how: Any) -> Program | subprocess.Popen[str]:
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", logs, *flags]
+    return start_python(ROOT / "train.py", *command, **how)
 
 
-def wait_for(file: Path, seconds: float = 60) -> None:
+def wait_for(file: Path, seconds: float = 250) -> None:
     end = time.monotonic() + seconds
     while not file.is_file():
         assert time.monotonic() < end, f"{file} did not appear"
         time.sleep(0.02)
 
 
+FORTY = "--epochs 40 --eval-every 7 --deterministic"
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of so many epochs that nobody disturbed."""
+    return tiny.run(images, tmp_path_factory.mktemp("logs"), "whole", FORTY)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_after_a_checkpoint(number, status, images, tmp_path) -> None:
-    flags = ["--epochs", "40", "--eval-every", "7", "--name", "run", "--deterministic"]
-    run = start(images, tmp_path, *flags)
+def test_a_signal_ends_a_run_after_a_checkpoint(number, status, whole, images, tmp_path) -> None:
+    run = start(images, tmp_path, *FORTY.split(), "--name", "run")
     wait_for(tmp_path / "run" / "metrics.csv")
     run.send_signal(number)
-    printed, errors = run.communicate(timeout=60)
+    printed, errors = run.communicate(timeout=250)
     assert run.returncode == status, errors
     assert f"python train.py --resume-run {tmp_path / 'run'}" in printed
     assert "Traceback" not in errors
     stopped = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["clock"]["step"]
     assert f"at step {stopped}" in printed and 0 < stopped < 40 * 8
     tiny.resume(tmp_path / "run", "")
-    whole = tiny.run(images, tmp_path, "whole", "--epochs 40 --eval-every 7 --deterministic")
     assert same(weights(tmp_path / "run"), weights(whole))
     assert untimed_rows(tmp_path / "run") == untimed_rows(whole)
 
 
 def test_a_terminal_that_is_closed_ends_a_run_after_a_checkpoint(images, tmp_path) -> None:
-    flags = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(tmp_path)]
-    flags += ["--epochs", "4000", "--eval-every", "4000", "--workers", "1", "--name", "run"]
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), *flags])
+    flags = ["--epochs", "4000", "--eval-every", "4000", "--workers", "1", "--name", "run"]
+    terminal, inside = pty.openpty()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), inside)
+    run = start(images, tmp_path, *flags, streams=streams)
+    os.close(inside)
     wait_for(tmp_path / "run" / "metrics.csv")
-    os.kill(child, signal.SIGHUP)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    os.close(terminal)  # which the system tells the run by SIGHUP
+    assert run.wait(250) == 129
     clock = tiny.saved(tmp_path / "run")["clock"]
     assert 0 < clock["step"] < 4000 * 8
 
@@ -558,7 +561,8 @@ def test_the_death_of_a_worker_is_a_sentence_wherever_the_run_stands(images, tmp
         "with sentence_errors(): train.main(options.parse_train(sys.argv[1:]))\n"
     )
     flags = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--epochs", "2", "--workers", "1"]
-    done = run_python("-c", code, *flags, "--LOG_DIR", tmp_path, cwd=tmp_path)
+    (tmp_path / "killing.py").write_text(code)
+    done = run_python(tmp_path / "killing.py", *flags, "--LOG_DIR", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "a process that reads images died" in done.stderr
 
@@ -654,12 +658,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path) -> None:
         "try: save_tensors(Path(sys.argv[1]), {'a': torch.zeros(10**6)})\n"
         "except InputError as error: sys.exit(str(error))\n"
     )
-    path = tmp_path / "last.pth"
+    (tmp_path / "saving.py").write_text(code)
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "last.pth"
     save_tensors(path, {"a": torch.ones(3)})
-    done = run_python("-c", code, path)
+    done = run_python(tmp_path / "saving.py", path)
     assert done.returncode == 1 and "cannot write" in done.stderr and "unchanged" in done.stderr
     assert torch.load(path, weights_only=True)["a"].sum() == 3
-    assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
+    assert [file.name for file in path.parent.iterdir()] == ["last.pth"]
 
 
 def test_a_run_outlives_a_disk_that_fills_up_and_says_so_at_the_end(images, tmp_path) -> None:

@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import start_python
 from PIL import Image
+from programs import Program
 from scipy.stats import ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
@@ -1036,17 +1037,14 @@ print(sum(int(kept.read(index).astype(int).sum()) for index in range(count)))
 """
 
 
-def slow_build(images: ImageSet, out: Path, seconds: float) -> subprocess.Popen:
-    folder = str(Path(images.paths[0]).parent)
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW_BUILD, folder, str(len(images)), str(out), str(seconds)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def slow_build(images: ImageSet, out: Path, seconds: float) -> Program | subprocess.Popen[str]:
+    folder = Path(images.paths[0]).parent
+    script = out.with_name("slow_build.py")
+    script.write_text(SLOW_BUILD)
+    return start_python(script, folder, len(images), out, seconds)
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = 250.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

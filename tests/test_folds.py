@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT, run_cli
+from conftest import ROOT, run_cli, start_python
 
 import options
 import train
@@ -85,19 +83,12 @@ def test_a_fold_finishes_its_step_when_the_folds_are_stopped(tmp_path):
     tiny.write_images(tmp_path / "photos")
     flags = ["--dataset", "folder:photos", *tiny.NETWORK, "--folds", "2", "--name", "tried"]
     flags += ["--epochs", "4000", "--eval-every", "4000"]
-    run = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *flags],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    begun, end = tmp_path / "logs" / "tried-folds2" / "fold0" / "metrics.csv", time.time() + 60
+    run = start_python(ROOT / "train.py", *flags, cwd=tmp_path)
+    begun, end = tmp_path / "logs" / "tried-folds2" / "fold0" / "metrics.csv", time.time() + 250
     while not begun.is_file() and time.time() < end:
         time.sleep(0.05)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
-    said, errors = run.communicate(timeout=60)
+    said, errors = run.communicate(timeout=250)
     assert run.returncode == 130 and "Traceback" not in errors
     assert "stopped by SIGINT at step" in said and "the same command goes on there" in said
 

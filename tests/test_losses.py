@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import run_python
 
 import criteria
 import losses
@@ -1062,12 +1063,12 @@ def test_library_loss_takes_its_arguments_and_float64_leaves_its_proxies_alone()
     assert criterion.loss.fc.dtype == torch.float32 and embeddings.grad.dtype == torch.float64
 
 
-def test_own_losses_do_not_import_the_library():
-    code = (
+def test_own_losses_do_not_import_the_library(tmp_path):
+    (tmp_path / "program.py").write_text(
         "import sys, losses; losses.compose('AMLoss', 9, 4); losses.options_of('ms');"
         "assert 'pytorch_metric_learning' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=FIXTURES.parent.parent)
+    assert run_python(tmp_path / "program.py").returncode == 0
 
 
 def test_missing_library_says_how_to_install_it(monkeypatch):

@@ -381,7 +381,8 @@ def test_one_file_and_one_line_train_evaluate_and_export_a_new_backbone(tmp_path
     assert torch.jit.load(script)(torch.rand(2, 3, 64, 64) * 255).shape == (2, 8)
     embeds = "from net import load_run; from PIL import Image; "
     embeds += f"print(load_run({str(run)!r})([Image.new('RGB', (64, 64))]).shape)"
-    assert call("-c", embeds) == "(1, 8)\n"
+    (tmp_path / "embed.py").write_text(embeds)
+    assert call(tmp_path / "embed.py") == "(1, 8)\n"
 
 
 # --- heads ----------------------------------------------------------------------------------------

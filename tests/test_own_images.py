@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import unicodedata
 from argparse import Namespace
 from dataclasses import replace
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT
+from conftest import run_python
 from official_layouts import class_of, save_image
 from PIL import Image
 
@@ -814,18 +812,11 @@ def bad_names(tmp_path: Path) -> str:
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
 def test_names_that_are_not_text_are_shown_and_break_nothing(encoding: str, tmp_path: Path) -> None:
     given = bad_names(tmp_path)
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
     for words in (["check", given], ["check", given, "--json"], ["check", "--help"], ["--help"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "dataset", *words],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            timeout=120,
-        )
+        done = run_python("-m", "dataset", *words, PYTHONIOENCODING=encoding)
         assert done.returncode == (0 if "--help" in words else 1), done.stderr
-        assert done.stderr == b""
-        shown = done.stdout.decode(encoding)
+        assert done.stderr == ""
+        shown = done.stdout
         assert "\x1b" not in shown and "\x07" not in shown
         if "--json" in words:
             (report,) = json.loads(shown)["datasets"]

@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT, run_cli
+from conftest import run_cli
 from PIL import Image, features
 
 import report
@@ -322,11 +321,11 @@ def test_check_says_what_becomes_of_each_split_and_its_command_works(tmp_path: P
     command = found.commands["train on it"]
     assert f"'folder:{images}'" in command and f"  {command}" in as_text(found).splitlines()
     assert command.endswith("--exif ignore --max-bad-images 0.125")
-    words = command.replace("python train.py", f"{sys.executable} {ROOT / 'train.py'}")
-    flags = " ".join([*tiny.NETWORK, "--dry-run"])
-    done = subprocess.run(
-        ["bash", "-c", f"{words} {flags}"], capture_output=True, text=True, cwd=tmp_path
+    shown = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True
     )
+    _, _, *words = shown.stdout.split("\0")[:-1]  # as a shell hands them to `python train.py`
+    done = run_cli("train.py", *words, *tiny.NETWORK, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0 and "3 for evaluation, left out" in done.stdout, done.stderr
     for file in (images / "train" / "train2").iterdir():
         cut(file)

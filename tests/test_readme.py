@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import official_layouts
 import pytest
 import tiny
 import torch
-from conftest import ROOT, link_repository_data, run_cli, run_python
+from conftest import ROOT, link_repository_data, run_cli, run_python, start_python
 from PIL import Image
 
 GUIDES = "training evaluation report library datasets demo"
@@ -113,8 +112,7 @@ def test_from_photographs_to_a_search_page(folder):
     done = run_cli("search.py", *arguments(build), cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "shop.index").stat().st_size > 0
-    command = [sys.executable, str(ROOT / "search.py"), *arguments(serve), "--port", "0"]
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    server = start_python(ROOT / "search.py", *arguments(serve), "--port", "0", cwd=folder)
     try:
         address = next(
             found[0] for line in server.stdout if (found := re.findall(r"http:\S+", line))
@@ -122,7 +120,7 @@ def test_from_photographs_to_a_search_page(folder):
         with urllib.request.urlopen(f"{address.rstrip('/')}/api/info", timeout=20) as answer:
             assert answer.status == 200
     finally:
-        server.terminate()
+        server.kill()
         server.communicate()
 
 
@@ -179,8 +177,9 @@ def test_evaluation_of_the_demo(demo):
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_blocks(code, demo):
-    done = run_python("-c", code, cwd=demo)
+def test_python_blocks(code, demo, tmp_path):
+    (tmp_path / "block.py").write_text(code)
+    done = run_python(tmp_path / "block.py", cwd=demo)
     assert done.returncode == 0, done.stderr
 
 
@@ -208,7 +207,8 @@ def test_the_losses_need_the_files_that_are_named_and_no_others(tmp_path):
         place = ROOT / name
         (shutil.copytree if place.is_dir() else shutil.copy)(place, tmp_path / name)
     (code,) = (block for block in blocks("python") if "AMLoss" in block)
-    done = run_python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    (tmp_path / "block.py").write_text(code)
+    done = run_python(tmp_path / "block.py", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
 
 

@@ -6,14 +6,12 @@ import contextlib
 import io
 import json
 import math
-import os
 import re
 import shutil
 import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -27,8 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT
+from conftest import ROOT, start_python
 from PIL import Image
+from programs import Program
 
 import search
 from evaluation.thresholds import Rate, Thresholds
@@ -581,7 +580,7 @@ def connection_of_another(server):
     return socket.create_connection(("127.0.0.1", port_of(server)))
 
 
-def until(holds: Callable[[], bool], seconds: float = 20) -> None:
+def until(holds: Callable[[], bool], seconds: float = 200) -> None:
     """Waits for it."""
     end = time.monotonic() + seconds
     while not holds():
@@ -792,22 +791,16 @@ def test_what_cannot_be_served_gets_a_sentence(shop, server, capsys, tmp_path):
 @contextlib.contextmanager
 def command(
     shop: Shop, *flags: str, home: Path = ROOT, **variables: str
-) -> Iterator[tuple[subprocess.Popen[str], int]]:
+) -> Iterator[tuple[Program | subprocess.Popen[str], int]]:
     """`search.py serve` as a user has it, once it answers; and its port."""
-    words = [sys.executable, home / "search.py", "serve", shop.index, "--port", "0", *flags]
-    with subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=shop.folder,
-        env={**os.environ, **variables},
-    ) as process:
-        try:
-            address = next(line for line in process.stdout if line.startswith("open "))
-            yield process, int(re.search(r"http://127\.0\.0\.1:(\d+)/", address)[1])
-        finally:
-            process.kill()
+    words = [home / "search.py", "serve", shop.index, "--port", "0", *flags]
+    process = start_python(*words, cwd=shop.folder, **variables)
+    try:
+        address = next(line for line in process.stdout if line.startswith("open "))
+        yield process, int(re.search(r"http://127\.0\.0\.1:(\d+)/", address)[1])
+    finally:
+        process.kill()
+        process.wait()
 
 
 def entries_at(port: int) -> int:
@@ -841,7 +834,8 @@ def test_the_image_of_the_dockerfile_has_all_that_serving_needs(shop, tmp_path):
         f"import sys\nsys.modules.update(dict.fromkeys({missing!r}))  # importing them fails\n"
     )
     flags = ("--host", "0.0.0.0")
-    with command(shop, *flags, home=tmp_path, PYTHONPATH=str(tmp_path)) as (process, port):
+    own = {"PYTHONPATH": str(tmp_path), "PYTHONNOUSERSITE": "1"}  # a Python that starts with that
+    with command(shop, *flags, home=tmp_path, **own) as (process, port):
         assert entries_at(port) == 24
         connection = HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("POST", "/api/search?top=1", shop.photo(3).read_bytes())

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, run_cli
+from conftest import ROOT, run_cli, run_python
 
 import criteria
 import metrics
@@ -299,9 +299,9 @@ def test_two_workers_are_never_at_the_same_work(ledger):
         "other = Ledger(plan_of(folds=2, trials=3, seeds=2, logs=sys.argv[1]))\n"
         "work = other.next(); print(json.dumps([work.name, work.entrant.name]))\n"
     )
-    folder = str(ledger.folder.parent)
-    command = [sys.executable, "-c", code, folder, str(ROOT), str(ROOT / "tests")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    folder = ledger.folder.parent
+    (folder / "other.py").write_text(code)
+    done = run_python(folder / "other.py", folder, ROOT, ROOT / "tests")
     assert json.loads(done.stdout) == ["trial000", "AM"]
     # That one has ended without finishing: its trial is taken over, before anything new.
     second = ledger.next()

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from conftest import ROOT, run_cli, run_python
+from conftest import ROOT, run_cli, run_python, start_python
 
 import dataset.__main__
 import net.__main__
@@ -316,14 +316,8 @@ def on_a_terminal(columns: int, *arguments: object, cwd: Path, status: int = 0) 
     leader, follower = pty.openpty()
     size = struct.pack("HHHH", 24, columns, 0, 0)
     fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
-    environment = {**os.environ, "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    environment.pop("COLUMNS", None)
-    done = subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        stdin=follower, stdout=follower, stderr=follower, cwd=cwd, env=environment,
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), follower)
+    done = start_python(*arguments, cwd=cwd, streams=streams, COLUMNS="")
     os.close(follower)
     parts = []
     with contextlib.suppress(OSError):  # what a terminal says when its last writer is gone

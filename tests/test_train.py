@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, SMALL, files_in, run_cli, run_python
+from conftest import ROOT, SMALL, files_in, run_cli, run_python, start_python
 
 from training import compiling
 from utils import InputError
@@ -281,13 +280,8 @@ def test_whoever_waits_for_the_compiler_is_told(monkeypatch, capsys):
 def on_a_terminal(columns: int, *arguments: object, cwd: Path) -> list[str]:
     """The lines that a command prints on a terminal of so many columns, without passing bars."""
     leader, follower = pty.openpty()
-    done = subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        stdout=follower,
-        stderr=subprocess.DEVNULL,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": str(columns), "WANDB_MODE": "disabled"},
-    )
+    streams = {"stdout": follower, "stderr": subprocess.DEVNULL}
+    done = start_python(*arguments, cwd=cwd, streams=streams, COLUMNS=str(columns))
     os.close(follower)
     parts = []
     with contextlib.suppress(OSError):  # what a terminal says when its last writer is gone
