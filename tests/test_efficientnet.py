@@ -300,7 +300,7 @@ def retrieved(flags: str, folder: Path, name: str) -> float:
 def test_the_demos_recipe_goes_on_from_what_imagenet_knows(tmp_path, released):
     """A few steps of it are worth more than the same steps of the same network from nothing."""
     del released
-    recipe = f"@{ROOT / 'recipes' / 'emoji_imagenet.txt'} --max-steps 8 --batch-size 32 --epochs 1"
+    recipe = f"@{ROOT / 'recipes' / 'emoji_imagenet.txt'} --max-steps 4 --batch-size 32 --epochs 1"
     recipe += " --eval-every 1"
     known = retrieved(recipe, tmp_path, "imagenet")
     nothing = retrieved(f"{recipe} --pretrained none --freeze-blocks 0", tmp_path, "none")

@@ -8,8 +8,6 @@ import json
 import os
 import pty
 import pwd
-import resource
-import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +25,7 @@ from conftest import ROOT, run_cli, run_python, start_python
 from programs import Program
 from tiny import same, untimed_rows
 
+import devices
 import evaluate
 import machine
 import options
@@ -66,18 +65,18 @@ def wait_for(file: Path, seconds: float = 250) -> None:
         time.sleep(0.02)
 
 
-FORTY = "--epochs 40 --eval-every 7 --deterministic"
+LONG = "--epochs 24 --eval-every 7 --deterministic"
 
 
 @pytest.fixture(scope="module")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of so many epochs that nobody disturbed."""
-    return tiny.run(images, tmp_path_factory.mktemp("logs"), "whole", FORTY)
+    """A run that nobody disturbed."""
+    return tiny.run(images, tmp_path_factory.mktemp("logs"), "whole", LONG)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_after_a_checkpoint(number, status, whole, images, tmp_path) -> None:
-    run = start(images, tmp_path, *FORTY.split(), "--name", "run")
+    run = start(images, tmp_path, *LONG.split(), "--name", "run")
     wait_for(tmp_path / "run" / "metrics.csv")
     run.send_signal(number)
     printed, errors = run.communicate(timeout=250)
@@ -85,7 +84,7 @@ def test_a_signal_ends_a_run_after_a_checkpoint(number, status, whole, images, t
     assert f"python train.py --resume-run {tmp_path / 'run'}" in printed
     assert "Traceback" not in errors
     stopped = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["clock"]["step"]
-    assert f"at step {stopped}" in printed and 0 < stopped < 40 * 8
+    assert f"at step {stopped}" in printed and 0 < stopped < 24 * 8
     tiny.resume(tmp_path / "run", "")
     assert same(weights(tmp_path / "run"), weights(whole))
     assert untimed_rows(tmp_path / "run") == untimed_rows(whole)
@@ -215,6 +214,18 @@ def test_saves_between_epochs_and_older_checkpoints(images, tmp_path, monkeypatc
     for kept in ("environment", "args", "random", "optimisers", "criterion_state_dict", "format"):
         assert kept in middle
     assert middle["environment"]["packages"]["torch"]
+
+
+def test_the_versions_of_packages_are_read_once(monkeypatch) -> None:
+    """Each checkpoint keeps them, and reading them takes longer than saving a small network."""
+    from importlib import metadata
+
+    version, asked = metadata.version, []
+    monkeypatch.setattr(metadata, "version", lambda name: asked.append(name) or version(name))
+    devices.versions.cache_clear()
+    kept = [devices.environment(torch.device("cpu"))["packages"] for _ in range(3)]
+    assert kept[0] == kept[1] == kept[2] and kept[0]["torch"] == version("torch")
+    assert len(asked) == len({*asked}) >= 7
 
 
 def test_resume_auto_continues_finds_the_end_and_tells_other_runs_apart(
@@ -668,18 +679,28 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["last.pth"]
 
 
-def test_a_run_outlives_a_disk_that_fills_up_and_says_so_at_the_end(images, tmp_path) -> None:
-    def limited() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+LIMITED = """
+import resource, runpy, signal, sys
+name, most = sys.argv[1], int(sys.argv[2])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(getattr(resource, name), (most, most))
+sys.argv = sys.argv[3:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
-    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *command, "--epochs", "2", "--name", "run"],
-        capture_output=True,
-        text=True,
-        preexec_fn=limited,
-    )
+
+def train_limited(
+    name: str, most: int, tmp_path: Path, *flags: object
+) -> subprocess.CompletedProcess[str]:
+    """`train.py` where the system's limit of that name is so low."""
+    (tmp_path / "limited.py").write_text(LIMITED)
+    return run_python(tmp_path / "limited.py", name, most, ROOT / "train.py", *flags)
+
+
+def test_a_run_outlives_a_disk_that_fills_up_and_says_so_at_the_end(images, tmp_path) -> None:
+    command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", tmp_path]
+    command += ["--epochs", "2", "--name", "run"]
+    done = train_limited("RLIMIT_FSIZE", 150_000, tmp_path, *command)
     assert done.returncode == 2
     assert done.stdout.count("\nepoch ") == 2 and "training goes on" in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: cannot write")
@@ -768,10 +789,7 @@ def test_a_run_folder_that_cannot_be_written_is_not_continued(
 def test_few_open_files_are_a_sentence(images, tmp_path) -> None:
     words = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", tmp_path]
     words[words.index("--workers") + 1] = "2"
-    command = shlex.join([sys.executable, str(ROOT / "train.py"), *map(str, words)])
-    done = subprocess.run(
-        ["bash", "-c", f"ulimit -n 10; {command}"], capture_output=True, text=True
-    )
+    done = train_limited("RLIMIT_NOFILE", 10, tmp_path, *words)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "ulimit -n" in done.stderr.strip().splitlines()[-1]
 
