@@ -5,20 +5,22 @@ into shards of some hundred images that are memory-mapped afterwards. With the e
 short side (256) the evaluation sees exactly what decoding each file would give it; training crops
 come from the smaller image.
 
-A shard is two files: the pixels, and a list with the size and time of every source file and the
-pixels' checksum, which is written last. So a killed build goes on where it stopped, a changed
-source file costs one shard, and a shard that is damaged is made anew. A lock lets a second run wait
-for the first one's build.
+A shard is two files: the pixels, and a list with the version of every image (kept.py) and the
+pixels' checksum, which is written last. A shard is never written again, so a run that reads it is
+not disturbed by one that adds images. All lists of images in one place share their shards: only an
+image that is new or has changed is decoded, into a new shard, and old shards with few images that
+are of use are packed into it. A killed build goes on where it stopped, and a shard that is damaged
+is made anew. A lock lets a second run wait for the first one's build.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import logging
+import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -33,32 +35,45 @@ from tqdm import tqdm
 from dataset.base import BadImageError, ImageSet, reason
 from dataset.decoding import LONGEST, need_file
 from dataset.files import told_logger
-from dataset.kept import default_folder, name_of, stamps_of
+from dataset.kept import VERSION, default_folder, name_of, versions_of
 from dataset.transforms import PixelStore, with_short_side
 from dataset.workers import deaths_told, with_workers
 from machine import cores
 from storage import load_arrays, need_room, save_arrays, write_atomically
 from terminal import told
-from utils import InputError
+from utils import InputError, counted
 
 logger = logging.getLogger("dataset")
 
 SHARD = 256  # images; what a kill can cost each core
 MAPPED = 128  # shards that are open at a time; a process may often have no more than 256 files
-_FORMAT = 2  # 1: pictures of any length, and 32 bits or 12 in 16 as if they were full 16
+_FORMAT = 3  # 2: a folder for each list of images
 
 
 class Cache:
-    """The pixels of an image set, each with its short side at `size`; what `open_cache` gives."""
+    """The pixels of an image set, each with its short side at `size`; what `open_cache` gives.
 
-    def __init__(self, images: ImageSet, size: int, shards: list[_Shard]) -> None:
+    Args:
+        places: (N, 2) the number of the shard, and the row in it, of each image.
+    """
+
+    def __init__(
+        self, images: ImageSet, size: int, shards: Sequence[_Shard], places: np.ndarray
+    ) -> None:
         self.images = images
         self.size = size
-        self.shapes = np.concatenate([shard.shapes for shard in shards])
-        self._shards = shards
-        self._starts = np.concatenate([shard.starts() for shard in shards])
+        self.shapes = np.zeros((len(images), 2), np.int64)
+        self._starts = np.zeros(len(images), np.int64)
+        self._shard, self._row = places.T
+        for number in np.unique(self._shard).tolist():
+            here = self._shard == number
+            self.shapes[here] = shards[number].shapes[self._row[here]]
+            self._starts[here] = shards[number].starts()[self._row[here]]
         # A mapped file is an open one. Mapping one again costs far less than cutting an image.
         self._pixels = lru_cache(MAPPED)(lambda number: shards[number].map())
+        for number in np.unique(self._shard)[:MAPPED].tolist():
+            with contextlib.suppress(FileNotFoundError):
+                self._pixels(number)  # so that it stays when another run removes it
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -72,21 +87,32 @@ class Cache:
         height, width = self.shapes[index].tolist()
         if not height:
             return with_short_side(self.images.read(index), self.size)
+        try:
+            pixels = self._pixels(int(self._shard[index]))
+        except FileNotFoundError:  # another run has packed it into a new shard
+            return with_short_side(self.images.read(index), self.size)
         start = int(self._starts[index])
-        pixels = self._pixels(index // SHARD)[start : start + height * width * 3]
-        return pixels.reshape(height, width, 3)
+        return pixels[start : start + height * width * 3].reshape(height, width, 3)
 
     def on_device(self, device: torch.device) -> PixelStore:
         """All pixels in the device's memory; raises InputError when they do not fit."""
-        needed = int(self.shapes.prod(axis=1).sum()) * 3
+        lengths = self.shapes.prod(axis=1) * 3
+        needed = int(lengths.sum())
         check_room(needed, device, self.images)
         store = torch.empty(needed, dtype=torch.uint8, device=device)
-        start = 0
-        for shard in self._shards:
-            pixels = shard.map()
-            store[start : start + len(pixels)] = torch.from_numpy(pixels)
-            start += len(pixels)
+        end = 0
+        for first, last in self._runs():
+            start, length = int(self._starts[first]), int(lengths[first : last + 1].sum())
+            pixels = self._pixels(int(self._shard[first]))[start : start + length]
+            store[end : end + length] = torch.from_numpy(pixels)
+            end += length
         return PixelStore(store.view(-1, 3), self.shapes)
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """The first and the last of images that lie one behind the other in a shard."""
+        apart = (np.diff(self._shard) != 0) | (np.diff(self._row) != 1)
+        ends = np.flatnonzero(np.r_[apart, True])
+        return zip(np.r_[0, ends[:-1] + 1].tolist(), ends.tolist(), strict=True)
 
 
 def check_room(needed: int, device: torch.device, images: ImageSet) -> None:
@@ -107,30 +133,18 @@ def check_room(needed: int, device: torch.device, images: ImageSet) -> None:
 # --- shards ---------------------------------------------------------------------------------------
 
 
-class _Task(NamedTuple):
-    """One shard to be: which images, where."""
-
-    folder: Path
-    number: int
-    size: int
-    first: int
-    stop: int
-
-    @property
-    def pixels(self) -> Path:
-        return self.folder / f"{self.number:05d}.pixels"
-
-    @property
-    def listing(self) -> Path:
-        return self.folder / f"{self.number:05d}.npz"
-
-
 class _Shard(NamedTuple):
-    """A finished shard: (n, 2) shapes, 0 for images that could not be decoded."""
+    """A finished shard: the versions of its n images, (n, 2) shapes, 0 for what is no picture."""
 
-    path: Path
+    listing: Path
+    versions: np.ndarray
     shapes: np.ndarray
     checksum: int
+
+    @property
+    def path(self) -> Path:
+        """The file of its pixels."""
+        return self.listing.with_suffix(".pixels")
 
     def starts(self) -> np.ndarray:
         """(n,) where each image begins in the file, in bytes."""
@@ -143,38 +157,94 @@ class _Shard(NamedTuple):
             return np.empty(0, np.uint8)  # an empty file cannot be mapped
         return np.memmap(self.path, np.uint8, mode="c")
 
+    def read(self, row: int) -> np.ndarray:
+        """The image in a row, as (H, W, 3); (0, 0, 3) for what is no picture."""
+        start, shape = int(self.starts()[row]), (*self.shapes[row].tolist(), 3)
+        return self.map()[start : start + int(np.prod(shape))].reshape(shape)
 
-def _load(task: _Task, images: ImageSet) -> _Shard | None:
-    """The shard of a task if it is finished and up to date."""
+    def remove(self) -> None:
+        """Deletes it, the listing first; a run that has it mapped goes on with it."""
+        for path in (self.listing, self.path):
+            path.unlink(missing_ok=True)
+
+
+def _shards_in(folder: Path) -> list[_Shard]:
+    found = []
+    for listing in sorted(folder.glob("*.npz")):
+        with contextlib.suppress(OSError):  # another run has just removed it
+            status = listing.stat()
+            found.append(_load(listing, status.st_ino, status.st_mtime_ns))
+    return [shard for shard in found if shard is not None]
+
+
+@lru_cache(maxsize=4096)
+def _load(listing: Path, _number: int, _time: int) -> _Shard | None:
+    """The shard of a list, if the list is whole; a list is never changed."""
     try:
-        listing = load_arrays(task.listing, "cache")
-        stamps, shapes, checksum = (listing[name] for name in ("stamps", "shapes", "checksum"))
-        length = task.pixels.stat().st_size
+        parts = load_arrays(listing, "cache")
+        versions, shapes, checksum = (parts[name] for name in ("versions", "shapes", "checksum"))
     except (OSError, KeyError, InputError):
         return None
-    fits = shapes.shape == (task.stop - task.first, 2) and shapes.dtype.kind in "iu"
-    if not fits or (shapes < 0).any() or checksum.shape or checksum.dtype.kind not in "iu":
+    fits = versions.dtype == VERSION and shapes.shape == (len(versions), 2)
+    if not fits or shapes.dtype.kind not in "iu" or (shapes < 0).any():
         return None
-    if not np.array_equal(stamps, stamps_of(images, task.first, task.stop)):
+    if checksum.shape or checksum.dtype.kind not in "iu":
         return None
-    shard = _Shard(task.pixels, shapes, int(checksum))
-    return shard if length == shapes.prod(axis=1).sum() * 3 else None
+    return _Shard(listing, versions, shapes, int(checksum))
+
+
+_Rows = dict[tuple[int, int, int], tuple[int, int]]  # version → number of a shard, row in it
+
+
+def _rows_of(shards: Sequence[_Shard]) -> _Rows:
+    """Where each version is; in several shards, where it is a picture."""
+    rows: _Rows = {}
+    for number, shard in enumerate(shards):
+        known = zip(shard.versions.tolist(), shard.shapes[:, 0].tolist(), strict=True)
+        for row, (version, height) in enumerate(known):
+            if height or version not in rows:
+                rows[version] = number, row
+    return rows
+
+
+def _places(images: ImageSet, shards: Sequence[_Shard]) -> np.ndarray:
+    """(N, 2) the shard and the row that hold each image as its file is now; -1 for none."""
+    rows = _rows_of(shards)
+    places = [rows.get(version, (-1, -1)) for version in versions_of(images).tolist()]
+    return np.array(places, np.int64).reshape(-1, 2)
+
+
+class _Task(NamedTuple):
+    """One shard to be: images that are decoded, and rows of older shards."""
+
+    folder: Path
+    size: int
+    new: Sequence[int]
+    kept: Sequence[tuple[_Shard, int]]
 
 
 def _build(task: _Task, images: ImageSet) -> None:
-    """Decodes the images of a task and writes their shard, the listing last."""
-    stamps = stamps_of(images, task.first, task.stop)
-    shapes = np.zeros((task.stop - task.first, 2), np.int64)
-    pixels = io.BytesIO()
-    for row, index in enumerate(range(task.first, task.stop)):
-        with contextlib.suppress(BadImageError):
-            image = with_short_side(images.read(index), task.size)
-            shapes[row] = image.shape[:2]
-            pixels.write(np.ascontiguousarray(image))
-    content = pixels.getbuffer()
-    write_atomically(task.pixels, lambda file: file.write(content))
-    parts = {"stamps": stamps, "shapes": shapes, "checksum": np.int64(zlib.crc32(content))}
-    save_arrays(task.listing, parts)
+    """Makes the shard of a task and writes it, the listing last."""
+    versions = versions_of(images.subset(task.new)).tolist()  # as they are before they are read
+    pictures = [_decoded(images, index, task.size) for index in task.new]
+    versions += [tuple(shard.versions[row].tolist()) for shard, row in task.kept]
+    pictures += [shard.read(row) for shard, row in task.kept]
+    content = b"".join(np.ascontiguousarray(picture) for picture in pictures)
+    parts = {
+        "versions": np.array(versions, VERSION),
+        "shapes": np.array([picture.shape[:2] for picture in pictures], np.int64),
+        "checksum": np.int64(zlib.crc32(content)),
+    }
+    shard = _Shard(task.folder / f"{secrets.token_hex(8)}.npz", *parts.values())
+    write_atomically(shard.path, lambda file: file.write(content))
+    save_arrays(shard.listing, parts)
+
+
+def _decoded(images: ImageSet, index: int, size: int) -> np.ndarray:
+    try:
+        return with_short_side(images.read(index), size)
+    except BadImageError:
+        return np.empty((0, 0, 3), np.uint8)
 
 
 # --- building and opening -------------------------------------------------------------------------
@@ -192,54 +262,142 @@ def open_cache(images: ImageSet, size: int = 256, folder: str | Path | None = No
         InputError: the folder cannot be written, or the disk is full.
     """
     folder = Path(folder or default_folder())
-    folder /= name_of(images, _FORMAT, SHARD, size, size=size)
-    stops = [*range(SHARD, len(images), SHARD), len(images)]
-    tasks = [_Task(folder, number, size, number * SHARD, stop) for number, stop in enumerate(stops)]
-    shards = [_load(task, images) for task in tasks]
-    if None in shards or not all(_verify(shards)):
+    folder /= name_of(images, _FORMAT, size, size=size)
+    shards = _shards_in(folder)
+    places = _places(images, shards)
+    mended = _mended(images, shards, places)
+    if mended or (places < 0).any() or _damaged(shards, places):
         with _lock(folder):
-            shards = _complete(tasks, images)
-    return Cache(images, size, shards)
+            shards, places = _complete(images, size, folder, mended)
+    return Cache(images, size, shards, places)
 
 
-def _verify(shards: list[_Shard]) -> list[bool]:
-    """Whether the pixels of each shard are those that were written; once in a process."""
+def _mended(images: ImageSet, shards: Sequence[_Shard], places: np.ndarray) -> list[int]:
+    """Images that could not be read once, and can be now, although their files are the same.
+
+    A disk may have been away, or what reads their format is installed now.
+    """
+    held = zip(range(len(images)), *places.T.tolist(), strict=True)
+    failed = [
+        index for index, shard, row in held if shard >= 0 and not shards[shard].shapes[row, 0]
+    ]
+    return [index for index in failed if _can_be_read(images, index)]
+
+
+def _can_be_read(images: ImageSet, index: int) -> bool:
+    try:
+        images.read(index)
+    except BadImageError:
+        return False
+    return True
+
+
+def _damaged(shards: Sequence[_Shard], places: np.ndarray) -> list[_Shard]:
+    """Those of the shards in use whose pixels are not as they were written; once in a process."""
 
     def intact(shard: _Shard) -> bool:
-        status = shard.path.stat()
-        name = (str(shard.path), status.st_ino, status.st_mtime_ns, shard.checksum)
-        if name not in _verified and zlib.crc32(shard.map()) == shard.checksum:
-            _verified.add(name)
+        try:
+            status = shard.path.stat()
+            name = (str(shard.path), status.st_ino, status.st_mtime_ns, shard.checksum)
+            if name not in _verified and zlib.crc32(shard.map()) == shard.checksum:
+                _verified.add(name)
+        except (OSError, ValueError):  # it is gone, or empty
+            return False
         return name in _verified
 
-    gigabytes = sum(int(shard.shapes.prod(axis=1).sum()) for shard in shards) * 3e-9
+    used = [shards[number] for number in np.unique(places[:, 0]).tolist() if number >= 0]
+    gigabytes = sum(int(shard.shapes.prod(axis=1).sum()) for shard in used) * 3e-9
     with told(f"checking the cache, {gigabytes:.1f} GB"), ThreadPoolExecutor(cores()) as pool:
-        return list(pool.map(intact, shards))
+        return [shard for shard, fine in zip(used, pool.map(intact, used), strict=True) if not fine]
 
 
-def _complete(tasks: list[_Task], images: ImageSet) -> list[_Shard]:
-    """Builds what is missing, out of date or damaged; another run may just have done so."""
-    found = [_load(task, images) for task in tasks]
-    present = [shard for shard in found if shard is not None]
-    damaged = {
-        shard.path for shard, intact in zip(present, _verify(present), strict=True) if not intact
-    }
+def _complete(
+    images: ImageSet, size: int, folder: Path, mended: Sequence[int]
+) -> tuple[Sequence[_Shard], np.ndarray]:
+    """Builds what is missing, out of date, damaged or mended; another run may just have done so.
+
+    Returns:
+        the shards, and the places of the images in them.
+    """
+    shards = _cleared(folder, images)
+    missing = np.flatnonzero(_places(images, shards)[:, 0] < 0).tolist()
+    wanted = _each_once(images, [*missing, *mended])
+    if wanted:
+        few = _remove_outdated(shards, images, wanted)
+        rows = [(shard, row) for shard, live in few for row in live]
+        _build_all(_tasks(folder, size, wanted, rows), images)
+        for shard, _ in few:
+            shard.remove()
+        shards = _shards_in(folder)
+    places = _places(images, shards)
+    lost = np.flatnonzero(places[:, 0] < 0).tolist()
+    if lost:
+        raise InputError(
+            f"{images.paths[lost[0]]} changed while it was cached; start again when nothing writes "
+            "to the images"
+        )
+    return shards, places
+
+
+def _cleared(folder: Path, images: ImageSet) -> list[_Shard]:
+    """The shards, without the damaged ones of these images and what killed builds have left."""
+    shards = _shards_in(folder)
+    damaged = {shard.path for shard in _damaged(shards, _places(images, shards))}
     for path in sorted(damaged):
         logger.warning("%s is damaged and is made anew", path)
-    wanted = [
-        task
-        for task, shard in zip(tasks, found, strict=True)
-        if shard is None or shard.path in damaged
-    ]
-    _build_all(wanted, images)
-    shards = [_load(task, images) for task in tasks]
-    lost = next((task for task, shard in zip(tasks, shards, strict=True) if shard is None), None)
-    if lost is not None:
-        raise InputError(
-            f"images between {images.paths[lost.first]} and {images.paths[lost.stop - 1]} changed "
-            "while they were cached; start again when nothing writes to them"
-        )
+    shards = [shard for shard in shards if shard.path not in damaged]
+    whole = {path for shard in shards for path in (shard.listing, shard.path)}
+    for path in folder.iterdir():
+        if path not in whole and path.name != _LOCK:
+            path.unlink()
     return shards
+
+
+def _each_once(images: ImageSet, indices: Sequence[int]) -> list[int]:
+    """The indices in order; of an image that is listed more than once, the first."""
+    indices = sorted(set(indices))
+    first: dict[tuple, int] = {}
+    for index, version in zip(indices, versions_of(images.subset(indices)).tolist(), strict=True):
+        first.setdefault(version, index)
+    return list(first.values())
+
+
+def _remove_outdated(
+    shards: Sequence[_Shard], images: ImageSet, wanted: Sequence[int]
+) -> list[tuple[_Shard, list[int]]]:
+    """Removes shards that hold nothing more of use; those with few rows of use, and these rows.
+
+    Of no use are older versions of the images, what is wanted anew, and what another shard holds
+    too. What is known of other images is left.
+    """
+    now = versions_of(images)
+    anew = set(now[wanted].tolist())
+    current, known = set(now.tolist()) - anew, set(now["who"].tolist())
+    rows = _rows_of(shards)
+    few = []
+    for number, shard in enumerate(shards):
+        live = [
+            row
+            for row, version in enumerate(shard.versions.tolist())
+            if rows[version] == (number, row) and (version in current or version[0] not in known)
+        ]
+        if not live:
+            shard.remove()
+        elif len(live) < SHARD // 2:
+            few.append((shard, live))
+    return few
+
+
+def _tasks(
+    folder: Path, size: int, new: Sequence[int], kept: Sequence[tuple[_Shard, int]]
+) -> list[_Task]:
+    """The shards to be, full ones but for the last: what is new, and then what is kept."""
+
+    def task(start: int) -> _Task:
+        first, last = (max(0, place - len(new)) for place in (start, start + SHARD))
+        return _Task(folder, size, new[start : start + SHARD], kept[first:last])
+
+    return [task(start) for start in range(0, len(new) + len(kept), SHARD)]
 
 
 def bytes_of_one(images: ImageSet, size: int, sample: int = 64) -> float:
@@ -260,7 +418,7 @@ class _Builder(Dataset):
     is noticed.
     """
 
-    def __init__(self, tasks: list[_Task], images: ImageSet) -> None:
+    def __init__(self, tasks: Sequence[_Task], images: ImageSet) -> None:
         self.tasks = tasks
         self.images = images
 
@@ -273,19 +431,19 @@ class _Builder(Dataset):
             _build(task, self.images)
         except InputError as error:
             return error
-        return task.stop - task.first
+        return len(task.new)
 
 
-def _build_all(tasks: list[_Task], images: ImageSet) -> None:
-    if not tasks:
-        return
-    total = sum(task.stop - task.first for task in tasks)
-    needed = total * bytes_of_one(images, tasks[0].size)
+def _build_all(tasks: Sequence[_Task], images: ImageSet) -> None:
+    folder, size = tasks[0].folder, tasks[0].size
+    new = images.subset([index for task in tasks for index in task.new])
+    packed = sum(int(shard.shapes[row].prod()) * 3 for task in tasks for shard, row in task.kept)
     advice = "choose another --cache-dir, a smaller --cache-size or --decode exact"
-    room = need_room(tasks[0].folder, needed, f"the cache of {total:,} images", advice)
-    told_logger.info("decoding %s images once into %s: %s", f"{total:,}", tasks[0].folder, room)
+    needed = len(new) * bytes_of_one(new, size) + packed
+    room = need_room(folder, needed, f"the cache of {counted(len(new))}", advice)
+    told_logger.info("decoding %s once into %s: %s", counted(len(new)), folder, room)
     built = with_workers(_Builder(tasks, images), min(cores(), len(tasks)))
-    bar = tqdm(total=total, desc="cache", unit="img", leave=False, disable=None)
+    bar = tqdm(total=len(new), desc="cache", unit="img", leave=False, disable=None)
     with bar, deaths_told("; start again, and the cache is continued"):
         for outcome in built:
             if isinstance(outcome, InputError):
@@ -293,12 +451,15 @@ def _build_all(tasks: list[_Task], images: ImageSet) -> None:
             bar.update(outcome)
 
 
+_LOCK = "lock"
+
+
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Holds the folder's lock; a process that dies lets go of it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("w")
+        file = (folder / _LOCK).open("w")
     except OSError as error:
         raise InputError(
             f"the cache folder {folder} cannot be written ({reason(error)}); "

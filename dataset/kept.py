@@ -5,7 +5,6 @@ Nothing here loads torch.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -39,19 +38,19 @@ def usual_place() -> Path | None:
 
 
 def name_of(images: ImageSet, *kind: object, size: int | None = None) -> str:
-    """A name of its own for every list of images and boxes, way of decoding, and kind of file.
+    """What the file or folder is called in which something is kept of a data set's images.
+
+    All lists of images that lie in one place share it (training and evaluation, other draws of the
+    held-out classes, the same images and a few more); each image is found by its version.
 
     Args:
         kind: what else tells one file from another. size: stands in the name, for people.
     """
     told = kind if images.upright else (*kind, "as stored")
     digest = hashlib.blake2b(repr(told).encode(), digest_size=6)
-    digest.update(os.fsencode(_place(images)) + b"\0")
-    digest.update(b"\0".join(os.fsencode(name) for name in images.paths.names()))
-    if images.boxes is not None:
-        digest.update(np.ascontiguousarray(images.boxes))
+    digest.update(os.fsencode(_place(images)))
     name = "".join(letter if letter.isalnum() else "-" for letter in images.name)[-40:]
-    parts = [name, images.split, *([] if size is None else [str(size)]), digest.hexdigest()]
+    parts = [name, *([] if size is None else [str(size)]), digest.hexdigest()]
     return "-".join(parts)
 
 
@@ -63,12 +62,34 @@ def _place(images: ImageSet) -> str:
     return os.path.join(os.getcwd(), prefix)  # noqa: PTH109, PTH118 (an absolute prefix as it is)
 
 
-def stamps_of(images: ImageSet, first: int = 0, stop: int | None = None) -> np.ndarray:
-    """(n, 2) int64: size in bytes and time in ns of each source file; -1 for missing ones."""
-    stop = len(images) if stop is None else stop
-    stamps = np.full((stop - first, 2), -1, np.int64)
-    for row, index in enumerate(range(first, stop)):
-        with contextlib.suppress(OSError, ValueError):
-            status = os.stat(images.paths[index])  # noqa: PTH116 (a Path costs more than stat)
-            stamps[row] = status.st_size, status.st_mtime_ns
-    return stamps
+# --- versions -------------------------------------------------------------------------------------
+
+VERSION = np.dtype([("who", np.uint64), ("size", np.int64), ("time", np.int64)])
+"""An image as its file was once: a hash of its name and box, and the file's size in bytes and time
+in ns, -1 where it is missing. What was found out of a version holds as long as it is the file's."""
+
+
+def versions_of(images: ImageSet) -> np.ndarray:
+    """(N,) of `VERSION`: the images as their files are now."""
+    boxes = [None] * len(images) if images.boxes is None else images.boxes
+    names = images.paths.names()
+    found = [
+        (_who(name, box), *_size_and_time(images.paths.prefix + name))
+        for name, box in zip(names, boxes, strict=True)
+    ]
+    return np.array(found, VERSION)
+
+
+def _who(name: str, box: np.ndarray | None) -> int:
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8)
+    if box is not None and box[0] >= 0:
+        digest.update(b"\0" + box.tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)  # noqa: PTH116 (a Path object costs more than stat)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns

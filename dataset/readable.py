@@ -19,7 +19,6 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from dataset.base import BadImageError, ImageSet
 from dataset.files import join_words, told_logger, warn_once
 from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
-from dataset.kept import default_folder, name_of, stamps_of
+from dataset.kept import VERSION, default_folder, name_of, versions_of
 from dataset.own import LEAST_CLASSES
 from machine import cores
 from storage import load_arrays, save_arrays
@@ -241,19 +240,37 @@ def _memory(images: ImageSet) -> Iterator[np.ndarray]:
     if len(images) < REMEMBERED:
         yield known
         return
-    stamps = stamps_of(images)
-    file = None
+    versions = versions_of(images)
+    file, kept = None, {}
     with contextlib.suppress(InputError):
-        file = default_folder() / "readable" / f"{name_of(images, 'readable', 1)}.npz"
-    if file is not None and file.is_file():
-        with contextlib.suppress(InputError, KeyError):  # damaged: it is made anew
-            kept = load_arrays(file, "what is known of images")
-            if kept["stamps"].shape == stamps.shape and kept["known"].shape == known.shape:
-                same = (kept["stamps"] == stamps).all(axis=1) & (stamps[:, 0] >= 0)
-                known[same] = kept["known"][same]
+        file = default_folder() / "readable" / f"{name_of(images, 'readable', 2)}.npz"
+        kept = _remembered(file)
+    known[:] = [kept.get(version, 0) for version in versions.tolist()]
     before = known.copy()
     yield known
     if file is not None and (known != before).any():
-        write = partial(save_arrays, file, {"stamps": stamps, "known": known}, small=True)
-        with contextlib.suppress(InputError):
-            write()
+        _remember(file, kept, versions, known)
+
+
+def _remembered(file: Path) -> dict[tuple, int]:
+    """Version → how much is known of it; nothing where there is no file, or a damaged one."""
+    with contextlib.suppress(InputError, KeyError):
+        parts = load_arrays(file, "what is known of images")
+        versions, known = parts["versions"], parts["known"]
+        if versions.dtype == VERSION and versions.shape == known.shape == (len(known),):
+            return dict(zip(versions.tolist(), known.tolist(), strict=True))
+    return {}
+
+
+def _remember(file: Path, kept: dict[tuple, int], versions: np.ndarray, known: np.ndarray) -> None:
+    """Writes down what is known of images; what was of other images stays, of these it goes."""
+    these = set(versions["who"].tolist())
+    found = {version: level for version, level in kept.items() if version[0] not in these}
+    levels = zip(versions.tolist(), known.tolist(), strict=True)
+    found |= {version: level for version, level in levels if level and version[1] >= 0}
+    parts = {
+        "versions": np.array(list(found), VERSION),
+        "known": np.array(list(found.values()), np.uint8),
+    }
+    with contextlib.suppress(InputError):
+        save_arrays(file, parts, small=True)

@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from torchvision.transforms import functional as tv
 
 from dataset import cache as cache_module
 from dataset.augment import AUGMENTATIONS, Album, Redraw
-from dataset.base import ImageSet, PathTable
+from dataset.base import BadImageError, ImageSet, PathTable
 from dataset.cache import Cache, open_cache
 from dataset.files import said_anew
 from dataset.loader import Loader, eval_loader, train_loader
@@ -950,35 +951,107 @@ def files_of(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.pixels")}
 
 
-def test_a_changed_file_costs_its_shard_and_a_changed_size_all(tmp_path, small_shards):
+@pytest.fixture()
+def decoded(monkeypatch) -> list[str]:
+    """The names of the files that are decoded from now on, in this process."""
+    names: list[str] = []
+    read = ImageSet.read
+
+    def noting(self: ImageSet, index: int) -> np.ndarray:
+        names.append(Path(self.paths[index]).name)
+        return read(self, index)
+
+    monkeypatch.setattr(ImageSet, "read", noting)
+    monkeypatch.setattr(cache_module, "with_workers", lambda builder, _: builder_items(builder))
+    return names
+
+
+def builder_items(builder) -> Iterator:
+    return (builder[position] for position in range(len(builder)))
+
+
+def assert_as_the_files(kept: Cache, images: ImageSet) -> None:
+    assert len(kept) == len(images)
+    for index in range(len(images)):
+        fresh = with_short_side(images.read(index), kept.size)
+        np.testing.assert_array_equal(kept.read(index), fresh)
+
+
+def test_only_new_and_changed_files_are_decoded(tmp_path, small_shards, decoded):
     images = write_photographs(tmp_path / "images", 14)
     open_cache(images, 56, tmp_path / "cache")
     before = files_of(tmp_path / "cache")
-    assert len(before) == 4
-    Image.fromarray(photograph(80, 80, 99)).save(images.paths[5], quality=92)
-    kept = open_cache(images, 56, tmp_path / "cache")
+    assert len(before) == 4 and len(decoded) == 14
+    Image.fromarray(photograph(80, 80, 99)).save(images.paths[5], quality=92)  # replaced
+    write_photographs(tmp_path / "more", 15)
+    (tmp_path / "more" / "014.jpg").rename(tmp_path / "images" / "007b.jpg")  # added
+    Path(images.paths[2]).unlink()
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    paths = PathTable(names, f"{tmp_path / 'images'}/")
+    now = ImageSet("own", "train", np.zeros(14, np.int64), ("a",), paths)
+    decoded.clear()
+    kept = open_cache(now, 56, tmp_path / "cache")
+    assert decoded == ["005.jpg", "007b.jpg"]
     after = files_of(tmp_path / "cache")
-    assert [name for name in after if after[name] != before[name]] == ["00001.pixels"]
-    np.testing.assert_array_equal(
-        kept.read(5), open_cache(images.subset(np.arange(14)), 56, tmp_path / "new").read(5)
-    )
-    assert min(kept.read(5).shape[:2]) == 56 and kept.read(5).shape[:2] == (56, 56)
-    smaller = open_cache(images, 40, tmp_path / "cache")
+    assert sum(name in after for name in before) >= 3, "a shard in use was written again"
+    assert_as_the_files(kept, now)
+    decoded.clear()
+    for part in (now, now.subset([13, 2, 2, 0]), replace(now, split="eval")):
+        open_cache(part, 56, tmp_path / "cache")
+    assert decoded == []  # lists of the same files share what is kept
+    smaller = open_cache(now, 40, tmp_path / "cache")
     assert min(smaller.read(0).shape[:2]) == 40 and min(kept.read(0).shape[:2]) == 56
+
+
+def test_what_is_out_of_date_leaves_the_cache(tmp_path, small_shards, photographs):
+    images = write_photographs(tmp_path / "images", 14)
+    for _ in range(5):
+        for path in images.paths:
+            os.utime(path, ns=(0, os.stat(path).st_mtime_ns + 1))  # noqa: PTH116
+        kept = open_cache(images, 56, tmp_path / "cache")
+    assert len(files_of(tmp_path / "cache")) == 4
+    for number in range(1, 12):  # one photograph a day
+        kept = open_cache(photographs.subset(np.arange(number)), 56, tmp_path / "daily")
+    assert len(files_of(tmp_path / "daily")) <= 6
+    assert_as_the_files(kept, photographs.subset(np.arange(11)))
+
+
+def test_a_run_goes_on_while_another_changes_its_cache(tmp_path, small_shards, monkeypatch):
+    monkeypatch.setattr(cache_module, "MAPPED", 1)
+    images = write_photographs(tmp_path / "images", 14)
+    kept = open_cache(images, 56, tmp_path / "cache")
+    expected = [kept.read(index).copy() for index in range(14)]
+    for path in images.paths:
+        os.utime(path, (1, 1))
+    open_cache(images, 56, tmp_path / "cache")
+    for index in (0, 9, 13, 4):
+        np.testing.assert_array_equal(kept.read(index), expected[index])
+
+
+def test_what_can_be_read_again_is_kept_although_its_file_is_the_same(photographs, tmp_path):
+    def gone(self: ImageSet, index: int) -> np.ndarray:
+        raise BadImageError(self.paths[index], "Stale file handle")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageSet, "read", gone)
+        assert not open_cache(photographs, 56, tmp_path).shapes.any()
+    kept = open_cache(photographs, 56, tmp_path)
+    assert kept.shapes.all()
+    assert_as_the_files(kept, photographs)
 
 
 def test_a_damaged_shard_is_noticed_and_rebuilt(photographs, tmp_path, small_shards, caplog):
     expected = [
         image.copy() for image in map(open_cache(photographs, 56, tmp_path).read, range(30))
     ]
-    (path,) = tmp_path.rglob("00002.pixels")
+    path, cut_short, *_ = sorted(tmp_path.rglob("*.pixels"))
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
-    (cut_short,) = tmp_path.rglob("00004.pixels")
     cut_short.write_bytes(cut_short.read_bytes()[:-1])
     kept = open_cache(photographs, 56, tmp_path)
-    assert "00002.pixels is damaged" in caplog.text
+    for damaged in (path, cut_short):
+        assert f"{damaged.name} is damaged" in caplog.text and not damaged.exists()
     for index, image in enumerate(expected):
         np.testing.assert_array_equal(kept.read(index), image)
 
