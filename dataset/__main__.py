@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import door
 from dataset import NAMES, find
-from dataset.base import ROOT, check_command
+from dataset.base import ROOT, check_command, root_words
 from dataset.download import SOURCES, download
 from dataset.own import SEED, OwnData
 from dataset.showing import run
@@ -103,6 +103,8 @@ def _check(args: argparse.Namespace) -> int:
         raise InputError(
             "--eval-classes and --seed are for folder:PATH and csv:FILE; leave them out"
         )
+    if args.name and root_words(root := args.data_root) and not find(args.name).lies_under(root):
+        raise InputError(f"--data-root has no effect on {args.name}; leave it out")
     if args.name and "eval_classes" not in options:
         options |= _held_out_by_a_run(args.name)
     as_json = args.json == _TO_STDOUT

@@ -360,6 +360,10 @@ class DataSet(ABC):
         """Where the user's own images lie, as an absolute path; None for what the root holds."""
         return None
 
+    def lies_under(self, root: Path) -> bool:
+        """Whether a data root is where it is looked for; a root that has none of it counts too."""
+        return True
+
     def variants(self) -> list[dict[str, Any]]:
         """The arguments of `load` for every part of an evaluation, training first."""
         evaluated = ("query", "gallery") if self.query_gallery else ("eval",)

@@ -74,8 +74,8 @@ class CUB(Benchmark):
     published = MappingProxyType({"train": (5864, 100), "eval": (5924, 100)})
     origin = (
         "CUB-200-2011 is public at https://data.caltech.edu/records/65de6-vp158 "
-        "(CUB_200_2011.tgz, 1.15 GB): `python -m dataset download cub` fetches it. The photographs "
-        "belong to their authors; the collection is for non-commercial research and education. "
+        "(CUB_200_2011.tgz, 1.15 GB). The photographs belong to their authors; the collection is "
+        "for non-commercial research and education. "
         "Take the 2011 edition, not the one of 2010."
     )
     tree = """CUB_200_2011/
@@ -91,9 +91,8 @@ class CUB(Benchmark):
         if _is_2010_edition(listing.names):
             raise InputError(
                 f"cub: {folder} is the 2010 edition of CUB-200 ({len(listing.names):,} images, "
-                "6,033 in full), on which no published result was measured; get the 2011 edition "
-                "with `python -m dataset download cub`, or name this one folder:"
-                f"{listing.folder}"
+                "6,033 in full), on which no published result was measured; move it away and "
+                f"get the 2011 edition, or name this one folder:{listing.folder}"
             )
         return half_of_classes(listing, split, self.name)
 

@@ -147,6 +147,10 @@ class Emoji(DataSet):
         path = archive_path(root)
         return _load(path, path.stat().st_mtime_ns, split)
 
+    def lies_under(self, root: Path) -> bool:
+        """Whether the root holds a copy; without one it is the repository's that is read."""
+        return find(root, FILE) is not None
+
     def changed_files(self, root: Path) -> list[Path]:
         """The archive, unless it is the published one."""
         path = archive_path(root)

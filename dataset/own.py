@@ -192,6 +192,10 @@ class OwnData(DataSet):
         """The folder or file, as an absolute path."""
         return self.path.absolute()
 
+    def lies_under(self, root: Path) -> bool:
+        """Never: they lie where their name says."""
+        return False
+
     def share_held_out(self) -> float | None:
         """The share that a run will hold out; None where the data say themselves what is."""
         rows = self.rows()

@@ -48,10 +48,9 @@ class SOP(Benchmark):
     layouts = (_layout(""), _layout("Info_Files/"))
     published = MappingProxyType({"train": (59551, 11318), "eval": (60502, 11316)})
     origin = (
-        "Stanford_Online_Products.zip (3 GB) of cvgl.stanford.edu/projects/lifted_struct: "
-        "`python -m dataset download sop` fetches it from that laboratory's server, which people "
-        "have found unreachable at times; its project page names other copies. For research; the "
-        "photographs belong to the sellers who took them."
+        "Stanford_Online_Products.zip (3 GB) of cvgl.stanford.edu/projects/lifted_struct is on "
+        "that laboratory's server, which people have found unreachable at times; its project page "
+        "names other copies. For research; the photographs belong to the sellers who took them."
     )
     tree = """Stanford_Online_Products/
   Ebay_train.txt

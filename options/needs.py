@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import dataset
 import net
@@ -35,6 +36,11 @@ PHOTOGRAPHS = Need("photographs", lambda args: args.dataset.lower() != "emoji")
 OWN_DATA = Need(
     "your own images (--dataset folder:PATH or csv:FILE)",
     lambda args: args.dataset.lower().startswith(("folder:", "csv:")),
+)
+UNDER_A_ROOT = Need(
+    "data sets that lie under it, not to your own images, nor to emoji, which is part of the "
+    "program",
+    lambda args: dataset.find(args.dataset).lies_under(Path(args.data_root)),
 )
 CROPPED = Need(
     "--augment crop, sec, Geom, GeomColor or ColorHeavy",

@@ -57,6 +57,7 @@ from options.needs import (
     SGD,
     SOME_DECAY,
     TRACKED,
+    UNDER_A_ROOT,
     schedule_is,
 )
 from terminal import as_shell
@@ -90,8 +91,8 @@ AUTO = Kind(_auto, choices=("auto",))
 DATA = Group("data", (
     flag("--dataset --use_dataset", "emoji", Kind(a_data_set, "NAME"), DATASETS_TEXT),
     flag("--data-root --dataset-dir", dataset.ROOT, a_path("DIR"),
-         "folder that holds the data sets",
-         change=NOTHING, local=True),
+         "folder that holds the published data sets",
+         need=UNDER_A_ROOT, change=NOTHING, local=True),
     flag("--eval-classes", None, Kind(number(0.0, 1.0, above=True), "F"),
          "share of the classes of your own images that is held out", need=OWN_DATA,
          shown="a fifth to a third where --defaults suited chooses, else 0.5; what the data say "

@@ -187,6 +187,8 @@ def test_two_checkpoints_are_compared_on_the_images_that_can_be_read(
         ("--dataset emoji --decode cache", ["--decode", "photographs"]),
         ("--dataset cub --cache-size 200", ["--cache-size", "--decode cache"]),
         ("--dataset cub --eval-classes 0.3", ["--eval-classes", "your own images"]),
+        ("--data-root elsewhere", ["--data-root has no effect", "nor to emoji"]),
+        ("--dataset folder:x --data-root .", ["--data-root has no effect", "your own images"]),
         ("--dataset folder:x --split-seed -1", ["--split-seed", "below"]),
         ("--dataset folder:x --eval-classes 1.5", ["--eval-classes", "out of range"]),
     ],

@@ -25,7 +25,7 @@ import dataset
 from dataset import mat
 from dataset.base import BadImageError, ImageSet, PathTable, decode
 from dataset.check import Report, check
-from dataset.showing import run
+from dataset.showing import as_text, run
 from utils import InputError
 
 CLASSES, IMAGES = 6, 3
@@ -169,6 +169,22 @@ def test_cub_of_2010_is_recognised_and_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"CUB_200 is the 2010 edition.*get the 2011 edition"):
         dataset.load("cub", tmp_path, "train")
     assert check("cub", tmp_path).status == "unusable"
+
+
+def test_check_refuses_a_data_root_that_it_does_not_look_into(tmp_path: Path) -> None:
+    for name in ("emoji", f"folder:{tmp_path}"):
+        done = run_python("-m", "dataset", "check", name, "--data-root", tmp_path)
+        assert done.returncode == 2 and done.stdout == ""
+        assert f"--data-root has no effect on {name}" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["cub", "sop"])
+def test_the_command_that_fetches_a_data_set_fetches_it_to_its_root(
+    name: str, tmp_path: Path
+) -> None:
+    text = as_text(check(name, tmp_path))
+    commands = re.findall(r"python -m dataset download .*", text)
+    assert commands == [f"python -m dataset download {name} --data-root {tmp_path}"]
 
 
 @pytest.mark.parametrize("name", [name for name in dataset.NAMES if name != "emoji"])

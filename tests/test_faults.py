@@ -1044,7 +1044,7 @@ def test_a_run_goes_on_where_its_images_have_moved_and_on_no_others(images, tmp_
     moved = tmp_path / "moved" / "pictures"
     shutil.copytree(images, moved)
     for place in (images, f"{images}/", tmp_path / "link"):
-        tiny.resume(folder, f"--epochs 1 --dataset folder:{place} --data-root elsewhere")
+        tiny.resume(folder, f"--epochs 1 --dataset folder:{place}")
     tiny.resume(folder, f"--epochs 2 --dataset folder:{moved}")
     assert same(weights(folder), weights(whole))
     (moved / "train" / "train0" / "0.png").unlink()

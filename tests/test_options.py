@@ -290,9 +290,10 @@ def test_a_continued_run_listens_to_what_the_run_listens_to():
     ],
 )
 def test_data_may_have_moved(before, now, kept_as):
-    given = options.parse_train(["--resume-run", "x", "--dataset", now, "--data-root", "else"])
+    root = [] if ":" in now else ["--data-root", "else"]
+    given = options.parse_train(["--resume-run", "x", "--dataset", now, *root])
     found = options.continued(given, kept(f"--dataset {before}"))
-    assert (found.dataset, found.data_root) == (kept_as, "else")
+    assert (found.dataset, found.data_root) == (kept_as, "else" if root else "data")
 
 
 def test_another_data_set_is_another_run():
