@@ -14,7 +14,7 @@ import numpy as np
 
 from dataset.decoding import BadImageError, central_part, decode, need_file, reason, to_rgb
 from terminal import as_shell
-from utils import InputError
+from utils import InputError, counted
 
 __all__ = [
     "ROOT",
@@ -386,8 +386,8 @@ class DataSet(ABC):
         expected = self.published.get(title, (None, None))
         found = (images, classes)
         parts = [
-            f"{have:,} {what} where {want:,} are published"
-            for have, want, what in zip(found, expected, ("images", "classes"), strict=True)
+            f"{counted(have, what)} where {want:,} are published"
+            for have, want, what in zip(found, expected, ("image", "class"), strict=True)
             if want is not None and have != want
         ]
         return " and ".join(parts)

@@ -66,7 +66,6 @@ class CUB(Benchmark):
         "CUB200",
         "CUB",
         "CUB/CUB_200_2011",
-        "CUB_200_2011/CUB_200_2011",
         "CUB_200",
         "CUB-200",
     )

@@ -227,6 +227,61 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+class OnDisk:
+    r"""How a path that a list or a table names is spelled on disk.
+
+    One from Windows has "\" between the parts, and "A.JPG" for a file that is called "a.jpg"; one
+    from a Mac, or a disk from there, puts accents together in another way (Unicode's NFC and NFD).
+    A path that is there is never changed.
+
+    Args:
+        folder: where relative paths begin.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._spelled: dict[str, str] = {}  # folders
+        self._names: dict[str, tuple[set[str], dict[str, str]]] = {}
+
+    def __call__(self, path: str) -> str:
+        """A path, relative or absolute, as it is on disk; unchanged where nothing is there."""
+        if "\\" in path and not self.is_there(path):
+            path = path.replace("\\", "/")
+        return self._file(path)
+
+    def is_there(self, path: str) -> bool:
+        """Whether something is at a path."""
+        return os.path.exists(self._place(path))  # noqa: PTH110 (Path is slow)
+
+    def _place(self, path: str) -> str:
+        return os.path.join(self.folder, path)  # noqa: PTH118 (Path is slow)
+
+    def _file(self, path: str) -> str:
+        # Folders are listed, once each: files are many, and asking for each takes as long.
+        parent, slash, name = path.rpartition("/")
+        inside = self._folder(parent) if parent else ""
+        exact, alike = self._names_in(inside + slash)
+        return f"{inside}{slash}{name if name in exact else alike.get(_folded(name), name)}"
+
+    def _folder(self, path: str) -> str:
+        if path not in self._spelled:
+            self._spelled[path] = path if self.is_there(path) else self._file(path)
+        return self._spelled[path]
+
+    def _names_in(self, inside: str) -> tuple[set[str], dict[str, str]]:
+        if inside not in self._names:
+            try:
+                names = sorted(os.listdir(self._place(inside)), reverse=True)  # noqa: PTH208
+            except OSError:
+                names = []
+            self._names[inside] = set(names), {_folded(name): name for name in names}
+        return self._names[inside]
+
+
+def _folded(name: str) -> str:
+    return composed(name).casefold()
+
+
 def join_words(words: Iterable[object], last: str) -> str:
     """["a", "b", "c"], "or" → "a, b or c"."""
     texts: Sequence[str] = [str(word) for word in words]

@@ -20,7 +20,7 @@ import numpy as np
 from dataset.base import Protocol
 from dataset.decoding import reason
 from dataset.files import find, need, read_rows, read_text, safe_name, warn_once
-from dataset.layouts import Benchmark, Layout, Listing, from_rows
+from dataset.layouts import Benchmark, Layout, Listing, folder_with, from_rows
 from dataset.own import notes_logger
 from utils import InputError
 
@@ -70,7 +70,9 @@ def _read(folder: Path, split: str, kind: str) -> Listing:
     rows = [row for row in _partition(path) if row[2] in side]
     rows.sort(key=lambda row: side.index(row[2]))
     names = [safe_name(name, path).removeprefix("img/") for name, _, _ in rows]
-    listing = from_rows(_images(folder, kind) or folder, names, [item for _, item, _ in rows])
+    images = _images(folder, kind) or folder
+    base = folder_with(names[0], images, find(images, kind)) if names else images
+    listing = from_rows(base, names, [item for _, item, _ in rows])
     wanted = side if split == "eval" else (split,)
     chosen = [index for index, row in enumerate(rows) if row[2] in wanted]
     return listing._replace(

@@ -16,7 +16,17 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from dataset.base import DataSet, ImageSet, PathTable, check_command
-from dataset.files import Tree, find, find_all, is_file, is_folder, join_words, tree, warn_once
+from dataset.files import (
+    OnDisk,
+    Tree,
+    find,
+    find_all,
+    is_file,
+    is_folder,
+    join_words,
+    tree,
+    warn_once,
+)
 from utils import InputError, counted
 
 counts_logger = logging.getLogger("dataset.counts")
@@ -84,7 +94,7 @@ class Benchmark(DataSet):
                 f"{self.name}: {folder} ({layout.title}) holds no image of split {split}; "
                 f"unpack it again, or see `{check_command(self.name, root)}`"
             )
-        self._check_presence(listing, root)
+        listing = self._on_disk(listing, root)
         images = ImageSet(
             name=self.name,
             split=split,
@@ -107,7 +117,12 @@ class Benchmark(DataSet):
         roots = _data_roots(root)
         candidates = []
         for place in roots:
-            inside = [folder for name in self.folders for folder in find_all(place, name)]
+            inside = [
+                folder
+                for name in self.folders
+                for outer in find_all(place, name)
+                for folder in (outer, *find_all(outer, outer.name))  # unpacked into its own name
+            ]
             candidates += inside
             for folder in [*inside, place]:
                 for layout in self.layouts:
@@ -128,14 +143,23 @@ class Benchmark(DataSet):
         known = join_words((layout.title for layout in self.layouts), "or")
         return f"{what}; expected {known}"
 
-    def _check_presence(self, listing: Listing, root: Path) -> None:
-        first, last = listing.names[0], listing.names[-1]
-        if not any(is_file(listing.folder / name) for name in (first, last)):
+    def _on_disk(self, listing: Listing, root: Path) -> Listing:
+        """The listing with its images called as they are on disk, where the lists do otherwise.
+
+        Raises:
+            InputError: neither the first nor the last image is there.
+        """
+        if _is_there(listing):
+            return listing
+        spelled = list(map(OnDisk(str(listing.folder)), listing.names))
+        found = listing._replace(names=spelled)
+        if not _is_there(found):
             raise InputError(
-                f"{self.name}: the lists name images such as {first}, which is not in "
+                f"{self.name}: the lists name images such as {listing.names[0]}, which is not in "
                 f"{listing.folder}; unpack the images there, or see "
                 f"`{check_command(self.name, root)}`"
             )
+        return found
 
     def _say_concern(self, images: ImageSet) -> None:
         if images.concern:
@@ -149,6 +173,12 @@ class Benchmark(DataSet):
                 f"`{check_command(self.name, root)}` says more",
                 counts_logger,
             )
+
+
+def _is_there(listing: Listing) -> bool:
+    """Whether the first or the last image of a listing is a file."""
+    ends = (listing.names[0], listing.names[-1])
+    return any(is_file(listing.folder / name) for name in ends)
 
 
 _USUAL_ROOTS = ("data", "datasets")

@@ -19,7 +19,7 @@ _LISTS = {"train": "Ebay_train.txt", "eval": "Ebay_test.txt"}
 
 def _read(folder: Path, split: str, lists: str) -> Listing:
     path = need(folder, lists + _LISTS[split])
-    rows = read_rows(path, columns=4, skip=1)
+    rows = [row for row in read_rows(path, columns=4) if row[0] != "image_id"]  # the heading
     names = [safe_name(name, path) for _, _, _, name in rows]
     base = folder_with(names[0], folder, find(folder, "images")) if names else folder
     return from_rows(base, names, whole_numbers([number for _, number, _, _ in rows], path))
@@ -43,7 +43,6 @@ class SOP(Benchmark):
         "SOP",
         "SOP/Stanford_Online_Products",
         "online_products",
-        "Stanford_Online_Products/Stanford_Online_Products",
     )
     layouts = (_layout(""), _layout("Info_Files/"))
     published = MappingProxyType({"train": (59551, 11318), "eval": (60502, 11316)})

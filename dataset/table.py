@@ -19,7 +19,7 @@ import numpy as np
 
 from dataset.base import SPLITS, PathTable
 from dataset.decoding import reason
-from dataset.files import composed, is_file, join_words
+from dataset.files import OnDisk, is_file, join_words
 from dataset.own import Note, OwnData, Rows, check_one_held_out, numbered, split_of
 from dataset.spreadsheet import read_rows
 from machine import expanded
@@ -314,50 +314,6 @@ class _Marks:
             self.first_line.setdefault(mark, line)
             number = self._number[said] = list(self.first_line).index(mark)
         self.numbers.append(number)
-
-
-class OnDisk:
-    r"""How a path that a table names is spelled on disk.
-
-    A table from Windows has "\" between the parts; one from a Mac, or a disk from there, puts
-    accents together in another way (Unicode's NFC and NFD). A path that is there is never changed.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self._entries: dict[str, dict[str, str]] = {}
-
-    def __call__(self, path: str) -> str:
-        """A path that the table names, relative to its folder or absolute, as it is on disk."""
-        if path.isascii() and "\\" not in path:
-            return path
-        if self.is_there(path):
-            return path
-        path = path.replace("\\", "/")
-        return path if path.isascii() or self.is_there(path) else self._respelled(path)
-
-    def is_there(self, path: str) -> bool:
-        """Whether something is at a path that the table names."""
-        return os.path.exists(os.path.join(self.folder, path))  # noqa: PTH110, PTH118 (Path is slow)
-
-    def _respelled(self, path: str) -> str:
-        place, found = self.folder, []
-        if path.startswith("/"):
-            place, found = "/", [""]
-        for part in path.strip("/").split("/"):
-            name = self._names_in(place).get(composed(part), part)
-            found.append(name)
-            place = os.path.join(place, name)  # noqa: PTH118
-        return "/".join(found)
-
-    def _names_in(self, folder: str) -> dict[str, str]:
-        if folder not in self._entries:
-            try:
-                names = os.listdir(folder)  # noqa: PTH208
-            except OSError:
-                names = []
-            self._entries[folder] = {composed(name): name for name in names}
-        return self._entries[folder]
 
 
 def _has_break(text: str) -> bool:

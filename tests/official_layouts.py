@@ -84,7 +84,7 @@ _CARS = ("AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Audi S4 Sedan 200
 
 
 def car(class_number: int) -> str:
-    """The name of a class; by character code they are in class order, as the real ones are."""
+    """The name of a class; by character code they are in class order."""
     return f"{chr(ord('A') + class_number)} {_CARS[class_number % len(_CARS)]}"
 
 

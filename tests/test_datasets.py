@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,60 @@ def test_all_layouts_of_a_class_list_give_the_same_order(tmp_path: Path) -> None
             images = dataset.load(name, tmp_path / layout, "train")
             orders.append([Path(path).name for path in images.paths])
     assert orders[0] == orders[1] == orders[2]
+
+
+def _lower(root: Path) -> None:
+    for path in [*root.rglob("*.jpg"), *root.rglob("*.JPG")]:
+        path.rename(path.with_suffix({".jpg": ".JPG", ".JPG": ".jpg"}[path.suffix]))
+
+
+def _edited(pattern: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def edit(root: Path) -> None:
+        for path in root.rglob(pattern):
+            path.write_bytes(change(path.read_bytes()))
+
+    return edit
+
+
+def _nested(name: str) -> Callable[[Path], None]:
+    def nest(root: Path) -> None:
+        (folder,) = (path for path in root.rglob(name) if path.is_dir())
+        folder.rename(root / "away")
+        folder.mkdir()
+        (root / "away").rename(folder / name)
+
+    return nest
+
+
+_FROM_WINDOWS = _edited(
+    "*.txt", lambda text: b"\xef\xbb\xbf" + text.replace(b"/", b"\\").replace(b"\n", b"\r\n")
+)
+_WITHOUT_HEADING = _edited("Ebay_*.txt", lambda text: text.split(b"\n", 1)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *((name, change) for name in ("cub", "sop", "vid") for change in (_lower, _FROM_WINDOWS)),
+        *(("inshop", change) for change in (_lower, _FROM_WINDOWS, _nested("img"))),
+        ("sop", _WITHOUT_HEADING),
+        *(("cub", _nested("CUB_200_2011")), ("vid", _nested("VehicleID_V1.0"))),
+        ("cars", _nested("cars196")),
+    ],
+)
+def test_copies_as_people_have_them(
+    name: str, change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write(name, "official", tmp_path)
+    as_published = [dataset.load(name, tmp_path, split) for split in ("train", "eval")]
+    shown = [[images.read(index) for index in range(len(images))] for images in as_published]
+    change(tmp_path)
+    for before, pictures in zip(as_published, shown, strict=True):
+        images = dataset.load(name, tmp_path, before.split)
+        assert images.labels.tolist() == before.labels.tolist()
+        assert images.class_names == before.class_names
+        for index, picture in enumerate(pictures):
+            assert np.array_equal(images.read(index), picture)
 
 
 def test_a_full_set_of_classes_is_split_where_the_papers_split_it(tmp_path: Path) -> None:
@@ -564,6 +619,22 @@ def test_csv_boxes_are_cut_out(tmp_path: Path) -> None:
     kinds = {finding.kind: (finding.count, finding.note) for finding in report.findings}
     assert kinds["box outside its image"] == (1, False)
     assert kinds["box beyond its image's edge"] == (1, True)
+
+
+def test_csv_of_a_system_that_takes_no_heed_of_letter_case(tmp_path: Path) -> None:
+    photo_folder(tmp_path / "Photos", ["a", "b", "c", "d"])
+    rows = [f"photos/{name}/Bild {k} Ü.JPG,{name}" for name in "abcd" for k in (0, 1)]
+    (tmp_path / "t.csv").write_text("path,label\n" + "\n".join(rows))
+    images = dataset.load(f"csv:{tmp_path / 't.csv'}", split="train")
+    named = ["abcd".index(images.class_names[label]) for label in images.labels]
+    assert [class_of(images.read(index)) for index in range(len(images))] == named
+    (tmp_path / "Photos" / "a" / "BILD 0 ü.jpg").write_bytes(b"another")
+    rows = ["Photos/a/bild 0 ü.jpg,a", "Photos/b/bild 0 ü.jpg,b", *rows[4:]]
+    (tmp_path / "t.csv").write_text("path,label\n" + "\n".join(rows))
+    entry = dataset.find(f"csv:{tmp_path / 't.csv'}")
+    assert [path for path in entry.rows().paths if "/a/" in path] == [
+        f"{tmp_path}/Photos/a/bild 0 ü.jpg"
+    ]
 
 
 def test_csv_takes_absolute_paths(tmp_path: Path) -> None:
