@@ -437,10 +437,10 @@ class _Builder(Dataset):
 def _build_all(tasks: Sequence[_Task], images: ImageSet) -> None:
     folder, size = tasks[0].folder, tasks[0].size
     new = images.subset([index for task in tasks for index in task.new])
-    packed = sum(int(shard.shapes[row].prod()) * 3 for task in tasks for shard, row in task.kept)
     advice = "choose another --cache-dir, a smaller --cache-size or --decode exact"
-    needed = len(new) * bytes_of_one(new, size) + packed
-    room = need_room(folder, needed, f"the cache of {counted(len(new))}", advice)
+    room = need_room(
+        folder, len(new) * bytes_of_one(new, size), f"the cache of {counted(len(new))}", advice
+    )
     told_logger.info("decoding %s once into %s: %s", counted(len(new)), folder, room)
     built = with_workers(_Builder(tasks, images), min(cores(), len(tasks)))
     bar = tqdm(total=len(new), desc="cache", unit="img", leave=False, disable=None)

@@ -162,7 +162,7 @@ class _Classes:
     def random(
         self, rng: np.random.Generator, c: int, count: int, repeat: bool = False
     ) -> np.ndarray:
-        """`count` images of class `c`, without `repeat` each once as far as the class has them."""
+        """`count` images of class `c`: different ones, unless `repeat`, or the class has fewer."""
         return rng.choice(self.of(c), count, replace=repeat or self.sizes[c] < count)
 
 
