@@ -168,11 +168,13 @@ def fetch(url: str, target: Path, md5: str, pauses: tuple[float, ...] = _PAUSES)
         except (OSError, HTTPException) as error:
             attempts = 0 if _size(part) > before else attempts  # only futile ones count
             if attempts == len(pauses) or _is_final(error):
+                kept = f"what arrived is kept in {part}: call again to continue"
                 raise InputError(
-                    f"{url} could not be fetched ({reason(error)}); what arrived is kept in "
-                    f"{part}: call again to continue, or put the archive at {target} by hand"
+                    f"{url} could not be fetched ({_why(error)}); "
+                    f"{kept if _size(part) else 'call again'}, or put the archive at {target} by "
+                    "hand"
                 ) from error
-            logger.warning("%s: %s; trying again in %s s", url, reason(error), pauses[attempts])
+            logger.warning("%s: %s; trying again in %s s", url, _why(error), pauses[attempts])
             time.sleep(pauses[attempts])
             attempts += 1
     found = _md5(part)
@@ -191,6 +193,12 @@ def _part(target: Path) -> Path:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, without the wrapping of urllib."""
+    inner = getattr(error, "reason", None)
+    return reason(inner if isinstance(inner, Exception) else error)
 
 
 def _is_final(error: Exception) -> bool:

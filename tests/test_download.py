@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import socket
 import stat
 import tarfile
 import threading
@@ -126,6 +127,16 @@ def test_a_complete_part_is_only_checked(server: Server, tmp_path: Path) -> None
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"checksum {MD5} instead of {'0' * 32}"):
         fetch(server.url("a.bin"), tmp_path / "a.bin", "0" * 32)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_no_server_answers_nothing_is_said_to_be_kept(tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound, and not listening
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/a.bin"
+        with pytest.raises(InputError, match=r"\(Connection refused\); call again, or") as caught:
+            fetch(url, tmp_path / "a.bin", MD5, pauses=())
+    assert "kept" not in str(caught.value) and "urlopen" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
