@@ -266,7 +266,7 @@ def open_cache(images: ImageSet, size: int = 256, folder: str | Path | None = No
     shards = _shards_in(folder)
     places = _places(images, shards)
     mended = _mended(images, shards, places)
-    if mended or (places < 0).any() or _damaged(shards, places):
+    if mended or (places < 0).any() or _damaged(_used(shards, places)):
         with _lock(folder):
             shards, places = _complete(images, size, folder, mended)
     return Cache(images, size, shards, places)
@@ -292,8 +292,12 @@ def _can_be_read(images: ImageSet, index: int) -> bool:
     return True
 
 
-def _damaged(shards: Sequence[_Shard], places: np.ndarray) -> list[_Shard]:
-    """Those of the shards in use whose pixels are not as they were written; once in a process."""
+def _used(shards: Sequence[_Shard], places: np.ndarray) -> list[_Shard]:
+    return [shards[number] for number in np.unique(places[:, 0]).tolist() if number >= 0]
+
+
+def _damaged(shards: Sequence[_Shard]) -> list[_Shard]:
+    """Those whose pixels are not as they were written; each is looked at once in a process."""
 
     def intact(shard: _Shard) -> bool:
         try:
@@ -305,10 +309,10 @@ def _damaged(shards: Sequence[_Shard], places: np.ndarray) -> list[_Shard]:
             return False
         return name in _verified
 
-    used = [shards[number] for number in np.unique(places[:, 0]).tolist() if number >= 0]
-    gigabytes = sum(int(shard.shapes.prod(axis=1).sum()) for shard in used) * 3e-9
+    gigabytes = sum(int(shard.shapes.prod(axis=1).sum()) for shard in shards) * 3e-9
     with told(f"checking the cache, {gigabytes:.1f} GB"), ThreadPoolExecutor(cores()) as pool:
-        return [shard for shard, fine in zip(used, pool.map(intact, used), strict=True) if not fine]
+        fine = list(pool.map(intact, shards))
+    return [shard for shard, whole in zip(shards, fine, strict=True) if not whole]
 
 
 def _complete(
@@ -319,14 +323,21 @@ def _complete(
     Returns:
         the shards, and the places of the images in them.
     """
-    shards = _cleared(folder, images)
+    shards = _shards_in(folder)
+    shards = _without_damage(shards, _used(shards, _places(images, shards)))
+    _remove_remains(folder, shards)
     missing = np.flatnonzero(_places(images, shards)[:, 0] < 0).tolist()
     wanted = _each_once(images, [*missing, *mended])
     if wanted:
-        few = _remove_outdated(shards, images, wanted)
-        rows = [(shard, row) for shard, live in few for row in live]
-        _build_all(_tasks(folder, size, wanted, rows), images)
-        for shard, _ in few:
+        live = _live_rows(shards, images, wanted)
+        for shard in shards:
+            if not live[shard.path]:
+                shard.remove()
+        few = [shard for shard in shards if 0 < len(live[shard.path]) < SHARD // 2]
+        few = _without_damage(few, few)
+        kept = [(shard, row) for shard in few for row in live[shard.path]]
+        _build_all(_tasks(folder, size, wanted, kept), images)
+        for shard in few:
             shard.remove()
         shards = _shards_in(folder)
     places = _places(images, shards)
@@ -339,18 +350,21 @@ def _complete(
     return shards, places
 
 
-def _cleared(folder: Path, images: ImageSet) -> list[_Shard]:
-    """The shards, without the damaged ones of these images and what killed builds have left."""
-    shards = _shards_in(folder)
-    damaged = {shard.path for shard in _damaged(shards, _places(images, shards))}
-    for path in sorted(damaged):
+def _without_damage(shards: Sequence[_Shard], looked_at: Sequence[_Shard]) -> list[_Shard]:
+    """The shards but for those that are damaged, which are removed."""
+    damaged = {shard.path: shard for shard in _damaged(looked_at)}
+    for path, shard in sorted(damaged.items()):
         logger.warning("%s is damaged and is made anew", path)
-    shards = [shard for shard in shards if shard.path not in damaged]
+        shard.remove()
+    return [shard for shard in shards if shard.path not in damaged]
+
+
+def _remove_remains(folder: Path, shards: Sequence[_Shard]) -> None:
+    """Removes what killed builds have left beside the shards."""
     whole = {path for shard in shards for path in (shard.listing, shard.path)}
     for path in folder.iterdir():
         if path not in whole and path.name != _LOCK:
             path.unlink()
-    return shards
 
 
 def _each_once(images: ImageSet, indices: Sequence[int]) -> list[int]:
@@ -362,10 +376,10 @@ def _each_once(images: ImageSet, indices: Sequence[int]) -> list[int]:
     return list(first.values())
 
 
-def _remove_outdated(
+def _live_rows(
     shards: Sequence[_Shard], images: ImageSet, wanted: Sequence[int]
-) -> list[tuple[_Shard, list[int]]]:
-    """Removes shards that hold nothing more of use; those with few rows of use, and these rows.
+) -> dict[Path, list[int]]:
+    """The rows of each shard that are of use, by the file of its pixels.
 
     Of no use are older versions of the images, what is wanted anew, and what another shard holds
     too. What is known of other images is left.
@@ -374,18 +388,14 @@ def _remove_outdated(
     anew = set(now[wanted].tolist())
     current, known = set(now.tolist()) - anew, set(now["who"].tolist())
     rows = _rows_of(shards)
-    few = []
-    for number, shard in enumerate(shards):
-        live = [
+    return {
+        shard.path: [
             row
             for row, version in enumerate(shard.versions.tolist())
             if rows[version] == (number, row) and (version in current or version[0] not in known)
         ]
-        if not live:
-            shard.remove()
-        elif len(live) < SHARD // 2:
-            few.append((shard, live))
-    return few
+        for number, shard in enumerate(shards)
+    }
 
 
 def _tasks(

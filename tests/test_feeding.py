@@ -1056,6 +1056,19 @@ def test_a_damaged_shard_is_noticed_and_rebuilt(photographs, tmp_path, small_sha
         np.testing.assert_array_equal(kept.read(index), image)
 
 
+def test_damage_does_not_pass_into_a_new_shard(photographs, tmp_path, monkeypatch, caplog):
+    others = photographs.subset(np.arange(20, 30))
+    open_cache(others, 56, tmp_path)
+    monkeypatch.setattr(cache_module, "_verified", set())  # as in another process
+    (path,) = tmp_path.rglob("*.pixels")
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    open_cache(photographs.subset(np.arange(20)), 56, tmp_path)  # packs what there is with its own
+    assert "is damaged" in caplog.text
+    assert_as_the_files(open_cache(others, 56, tmp_path), others)
+
+
 def test_a_large_cache_opens_few_files(photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(cache_module, "SHARD", 1)
     monkeypatch.setattr(cache_module, "MAPPED", 5)
