@@ -43,19 +43,14 @@ from evaluation.candidates import (
     bootstrapped,
     caption,
     doubts,
+    fingerprints,
     json_content,
     labels_of,
     paired_tests,
 )
 from evaluation.embedding import Embedded
 from evaluation.measuring import How, measure_all, print_thresholds
-from evaluation.networks import (
-    Opened,
-    checkpoint_files,
-    fingerprint_of,
-    open_checkpoint,
-    open_untrained,
-)
+from evaluation.networks import Opened, checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, on_the_same_images
 from evaluation.whitening import Origin, whitened
@@ -121,17 +116,6 @@ def open_candidates(args: argparse.Namespace) -> list[Candidate]:
             raise InputError(f"--dims: {path}: {error}") from None
         candidates.append(Candidate.of(opened, path, label, loaded[images], args.kmeans_restarts))
     return candidates
-
-
-def fingerprints(candidates: Sequence[Candidate]) -> dict[str, str]:
-    """What tells networks, and the images that they are shown, from others."""
-    found = {}
-    for each in candidates:
-        images = images_of(each.tasks)
-        prints = " and ".join(part.fingerprint() for part in images)
-        found[f"the network of {each.path}"] = fingerprint_of(each.network)
-        found[f"the images for {each.path}"] = f"{sum(map(len, images)):,} ({prints})"
-    return found
 
 
 def warn_of_trained(path: str, opened: Opened, tasks: Sequence[Task]) -> None:

@@ -165,14 +165,14 @@ def close_names(name: str, known: Iterable[str]) -> list[str]:
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """What helps after a misspelt name: the nearest known names, or all of them."""
     if close := close_names(name, known := list(known)):
-        return f"did you mean {alternatives(close)}?"
+        return f"did you mean {join_words(close, 'or')}?"
     return f"known names: {', '.join(sorted(known, key=str.lower)) or 'none'}"
 
 
-def alternatives(names: Sequence[str]) -> str:
-    """a, b, c → 'a, b or c'."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+def join_words(words: Iterable[object], last: str) -> str:
+    """["a", "b", "c"], "or" → "a, b or c"."""
+    texts: Sequence[str] = [str(word) for word in words]
+    return f" {last} ".join(part for part in (", ".join(texts[:-1]), *texts[-1:]) if part)
 
 
 def counted(count: int, what: str = "image") -> str:

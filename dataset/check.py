@@ -18,7 +18,7 @@ import dataset
 from dataset.base import ROOT, DataSet, ImageSet, root_words
 from dataset.download import SOURCES
 from dataset.facts import FileFacts, examine_all
-from dataset.files import join_words, said_anew
+from dataset.files import said_anew
 from dataset.findings import (
     OUTSIDE,
     READING,
@@ -35,7 +35,7 @@ from dataset.layouts import NotFoundError, counts_logger
 from dataset.own import OwnData, classes_logger, notes_logger
 from dataset.readable import too_few_left
 from terminal import as_shell, told
-from utils import InputError
+from utils import InputError, join_words
 
 CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
 _EXAMPLES = 3

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dataset.decoding import need_file, reason
 from storage import decoded
-from utils import InputError, counted
+from utils import InputError, counted, join_words
 
 logger = logging.getLogger("dataset")
 # What takes long, or much of the disk, is said before it is begun, also where warnings alone are.
@@ -280,12 +280,6 @@ class OnDisk:
 
 def _folded(name: str) -> str:
     return composed(name).casefold()
-
-
-def join_words(words: Iterable[object], last: str) -> str:
-    """["a", "b", "c"], "or" → "a, b or c"."""
-    texts: Sequence[str] = [str(word) for word in words]
-    return f" {last} ".join(part for part in (", ".join(texts[:-1]), *texts[-1:]) if part)
 
 
 # --- all that lies below a folder -----------------------------------------------------------------

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from dataset.base import SPLITS, PathTable, reason
-from dataset.files import Tree, in_class_order, is_folder, join_words, tree
+from dataset.files import Tree, in_class_order, is_folder, tree
 from dataset.layouts import by_top_level
 from dataset.own import (
     Note,
@@ -27,7 +27,7 @@ from dataset.own import (
     split_in,
     split_of,
 )
-from utils import InputError, counted
+from utils import InputError, counted, join_words
 
 
 class FolderData(OwnData):

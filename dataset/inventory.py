@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dataset.base import ImageSet
-from dataset.files import join_words
-from utils import InputError
+from utils import InputError, join_words
 
 _NAMED = 3
 BAD_IMAGES = 0.01

@@ -23,11 +23,10 @@ from dataset.files import (
     find_all,
     is_file,
     is_folder,
-    join_words,
     tree,
     warn_once,
 )
-from utils import InputError, counted
+from utils import InputError, counted, join_words
 
 counts_logger = logging.getLogger("dataset.counts")
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset.base import SPLITS, DataSet, ImageSet, PathTable
-from dataset.files import composed, in_class_order, is_file, join_words, warn_once
+from dataset.files import composed, in_class_order, is_file, warn_once
 from machine import expanded
-from utils import InputError, counted
+from utils import InputError, counted, join_words
 
 logger = logging.getLogger("dataset")
 notes_logger = logging.getLogger("dataset.notes")  # `check` has them as notes

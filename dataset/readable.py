@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset.base import BadImageError, ImageSet
-from dataset.files import join_words, told_logger, warn_once
+from dataset.files import told_logger, warn_once
 from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.kept import VERSION, default_folder, name_of, versions_of
@@ -33,7 +33,7 @@ from dataset.own import LEAST_CLASSES
 from machine import cores
 from storage import load_arrays, save_arrays
 from terminal import printable
-from utils import InputError
+from utils import InputError, join_words
 
 logger = logging.getLogger("dataset")
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from dataset.base import SPLITS, PathTable
 from dataset.decoding import reason
-from dataset.files import OnDisk, is_file, join_words
+from dataset.files import OnDisk, is_file
 from dataset.own import Note, OwnData, Rows, check_one_held_out, numbered, split_of
 from dataset.spreadsheet import read_rows
 from machine import expanded
-from utils import InputError
+from utils import InputError, join_words
 
 _BOX = ("x1", "y1", "x2", "y2")
 BOX_NAMES = {

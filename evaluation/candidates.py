@@ -16,8 +16,9 @@ import options
 from evaluation import tables
 from evaluation.embedding import Viewing
 from evaluation.measuring import OFFICIAL, Result, rows_of
+from evaluation.networks import fingerprint_of
 from evaluation.tables import HIDDEN, Row
-from evaluation.tasks import Task
+from evaluation.tasks import Task, images_of
 from metrics import comparison
 from utils import InputError
 
@@ -123,6 +124,17 @@ def labels_of(paths: Sequence[str]) -> list[str]:
         if len(set(labels)) == len(labels):
             return labels
     return [str(path) for path in paths]
+
+
+def fingerprints(candidates: Sequence[Candidate]) -> dict[str, str]:
+    """What tells networks, and the images that they are shown, from others."""
+    found = {}
+    for each in candidates:
+        images = images_of(each.tasks)
+        prints = " and ".join(part.fingerprint() for part in images)
+        found[f"the network of {each.path}"] = fingerprint_of(each.network)
+        found[f"the images for {each.path}"] = f"{sum(map(len, images)):,} ({prints})"
+    return found
 
 
 def bootstrapped(candidates: Sequence[Candidate], resamples: int, seed: int) -> list[Candidate]:

@@ -21,7 +21,7 @@ from index.sources import Photo, absolute
 from machine import expanded
 from storage import followed
 from terminal import say
-from utils import DamagedError, InputError, alternatives, close_names
+from utils import DamagedError, InputError, close_names, join_words
 
 NAMES_COMPARED = 10_000  # with a misspelt one: beyond, it would take too long
 
@@ -222,4 +222,4 @@ def _meant(name: str, entries: Sequence[Entry], path: Path) -> list[int]:
 
 def _near(name: str, known: Collection[str]) -> str:
     close = close_names(name, known)
-    return f"did you mean {alternatives(close)}?" if close else "give an id, a file or a folder"
+    return f"did you mean {join_words(close, 'or')}?" if close else "give an id, a file or a folder"

@@ -12,7 +12,7 @@ from pathlib import Path
 from dataset.files import is_file, is_gone
 from machine import expanded
 from storage import decoded
-from utils import InputError, alternatives, close_names
+from utils import InputError, close_names, join_words
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 """The recipes that come with the code; `@recipes/NAME.txt` is found there from any folder."""
@@ -57,7 +57,7 @@ def _words_in_file(file: Path) -> Iterator[str]:
         text = decoded(file.read_bytes())
     except FileNotFoundError as error:
         near = close_names(file.name, (path.name for path in RECIPES.glob("*.txt")))[:2]
-        hint = near and f"did you mean {alternatives([f'@recipes/{each}' for each in near])}?"
+        hint = near and f"did you mean {join_words([f'@recipes/{each}' for each in near], 'or')}?"
         raise InputError(f"there is no file of flags {file}; {hint or 'check its name'}") from error
     except (OSError, ValueError) as error:
         why = "it is no text in UTF-8" if isinstance(error, UnicodeError) else str(error)

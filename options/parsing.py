@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import criteria
 import dataset
 import methods
-from dataset.files import is_file, join_words
+from dataset.files import is_file
 from flags import SWITCH, Flag, Group
 from machine import expanded
 from options.declared import (
@@ -44,7 +44,7 @@ from options.meaning import (
 )
 from options.training import DATA
 from terminal import as_shell, fitted, reading_width, say
-from utils import InputError, alternatives, close_names
+from utils import InputError, close_names, join_words
 
 # --- the parser -----------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ def unknown_flag(name: str, known: Mapping[str, str]) -> str:
     near: dict[str, str] = {}
     for spelling in close_names(name, known):
         near.setdefault(known[spelling], spelling)
-    hint = f"; did you mean {alternatives([*near.values()][:2])}?" if near else ""
+    hint = f"; did you mean {join_words([*near.values()][:2], 'or')}?" if near else ""
     return f"unknown argument {name}{hint}"
 
 
