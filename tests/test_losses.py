@@ -1085,7 +1085,7 @@ def test_missing_library_says_how_to_install_it(monkeypatch):
         ("proxy-anchor", "Proxy_Anchor"),
         ("nonsense?!", "semihtriplet"),
         ("pml:CirleLoss", "CircleLoss"),
-        ("tripet", "Triplet or triplet"),  # which case tells apart
+        ("tripet", "Triplet, triplet"),  # which case tells apart
     ],
 )
 def test_unknown_losses_are_answered_with_names(name, nearest):

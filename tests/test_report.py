@@ -636,7 +636,7 @@ def test_one_class_says_nothing_of_others():
     run = SimpleNamespace(search=search)
     assert summary.paired(run, run) is None
     fifths = np.array_split(np.arange(60), 5)
-    assert methods._whether_it_knows(search.scores, fifths) == []
+    assert methods.whether_it_knows(search.scores, fifths) == []
 
 
 def test_a_part_of_the_queries_stands_for_all(monkeypatch):

@@ -329,7 +329,7 @@ def test_wandb_is_quiet_where_the_home_folder_cannot_be_written(tmp_path):
     (tmp_path / ".cache").touch()  # a file, as good as a read-only home
     code = (
         "import training.tracking as t; from pathlib import Path; "
-        "w = t._Wandb('offline', 'p', 'n', Path('run'), {}, None, t.About()); "
+        "w = t._Wandb('offline', t.About('p', 'n', Path('run')), None); "
         "w.log({'loss': 1.0}, 1); w.finish()"
     )
     quiet = {"HOME": str(tmp_path), "XDG_CACHE_HOME": "", "WANDB_CACHE_DIR": ""}
