@@ -1429,17 +1429,25 @@ SMALL_CHUNKS = (
 )
 
 
-def until_done(folder: Path, rng: random.Random, *words: str) -> int:
-    """Runs a command again and again, and kills it ever later, until it ends; how often it did."""
+def in_small_chunks(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """search.py with these words, started."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SMALL_CHUNKS, *words],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def until_done(folder: Path, rng: random.Random, seconds: float, *words: str) -> int:
+    """Runs a command again and again, and kills it ever later, until it ends; how often it did.
+
+    seconds: what it takes as a whole, about.
+    """
     kills = 0
     while True:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SMALL_CHUNKS, *words],
-            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        process = in_small_chunks(folder, *words)
         try:
-            said, _ = process.communicate(timeout=rng.uniform(2.5, 5.0) + kills / 3)
+            said, _ = process.communicate(timeout=(rng.uniform(0.6, 0.95) + kills / 20) * seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -1460,12 +1468,15 @@ def test_the_commands_survive_kill_9(workdir: Path, run: Path) -> None:
     shutil.copytree(run, workdir / "run")
     photos = tiny.write_images(workdir / "photos", images=60, eval_images=60)
     rng, how = random.Random(0), ("--workers", "1")
+    build = ("build", "run", "--images", "photos/train", *how, "--index")
+    start = time.perf_counter()
+    in_small_chunks(workdir, *build, "undisturbed.index").communicate()
+    seconds = time.perf_counter() - start
     kills = [
-        until_done(workdir, rng, "build", "run", "--images", "photos/train", "--index",
-                   "shop.index", *how),
-        until_done(workdir, rng, "add", "shop.index", "photos/eval", *how),
-        until_done(workdir, rng, "remove", "shop.index", "photos/eval/eval1"),
-    ]  # fmt: skip
+        until_done(workdir, rng, seconds, *build, "shop.index"),
+        until_done(workdir, rng, seconds, "add", "shop.index", "photos/eval", *how),
+        until_done(workdir, rng, seconds, "remove", "shop.index", "photos/eval/eval1"),
+    ]
     assert sum(kills) > 2
     whole = workdir / "whole.index"
     command(f"build {workdir}/run --images {photos}/train {photos}/eval --index {whole}")
