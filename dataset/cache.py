@@ -36,6 +36,7 @@ from dataset.base import BadImageError, ImageSet, reason
 from dataset.decoding import LONGEST, need_file
 from dataset.files import told_logger
 from dataset.kept import VERSION, default_folder, name_of, versions_of
+from dataset.readable import why_unreadable
 from dataset.transforms import PixelStore, with_short_side
 from dataset.workers import deaths_told, with_workers
 from machine import cores
@@ -281,15 +282,7 @@ def _mended(images: ImageSet, shards: Sequence[_Shard], places: np.ndarray) -> l
     failed = [
         index for index, shard, row in held if shard >= 0 and not shards[shard].shapes[row, 0]
     ]
-    return [index for index in failed if _can_be_read(images, index)]
-
-
-def _can_be_read(images: ImageSet, index: int) -> bool:
-    try:
-        images.read(index)
-    except BadImageError:
-        return False
-    return True
+    return [index for index in failed if why_unreadable(images, index) is None]
 
 
 def _used(shards: Sequence[_Shard], places: np.ndarray) -> list[_Shard]:

@@ -184,11 +184,13 @@ def _of_cache(images: ImageSet, reading: Reading) -> dict[int, str]:
     from dataset.cache import open_cache  # loads torch
 
     cache = open_cache(images, reading.cache_size, reading.cache_dir)
-    found = ((index, _reason(images, index)) for index in np.flatnonzero(cache.shapes[:, 0] == 0))
+    found = (
+        (index, why_unreadable(images, index)) for index in np.flatnonzero(cache.shapes[:, 0] == 0)
+    )
     return {int(index): reason for index, reason in found if reason is not None}
 
 
-def _reason(images: ImageSet, index: int) -> str | None:
+def why_unreadable(images: ImageSet, index: int) -> str | None:
     """Why an image cannot be read; None where it can."""
     try:
         images.read(index)
@@ -204,7 +206,7 @@ def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int
         found = {}
         for index in part.tolist():
             if decoded or not looks_whole(images.paths[index]):
-                reason = _reason(images, index)
+                reason = why_unreadable(images, index)
                 if reason is not None:
                     found[index] = reason
         return found

@@ -137,25 +137,25 @@ def interval(values: Tensor, classes: int) -> list[float]:
 
     classes: how many were drawn from.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtrit
 
     values = values[~values.isnan()]
     if len(values) == 0 or classes < 2:
         return [math.nan, math.nan]
-    quantile = t.ppf((1 - COVERAGE) / 2, classes - 1)
-    tail = float(norm.cdf(quantile * math.sqrt(classes / (classes - 1))))
+    quantile = stdtrit(classes - 1, (1 - COVERAGE) / 2)
+    tail = float(ndtr(quantile * math.sqrt(classes / (classes - 1))))
     ends = torch.tensor([tail, 1 - tail], dtype=values.dtype)
     return values.quantile(ends).tolist()
 
 
 def _two_sided(share: float, classes: int) -> float:
     """p where such a share of replicates lies beyond 0: `interval` ends at 0 where p is .05."""
-    from scipy.stats import norm, t
+    from scipy.special import ndtri, stdtr
 
     if classes < 2:
         return math.nan
-    quantile = norm.ppf(share) * math.sqrt((classes - 1) / classes)
-    return min(1.0, 2 * float(t.cdf(quantile, classes - 1)))
+    quantile = ndtri(share) * math.sqrt((classes - 1) / classes)
+    return min(1.0, 2 * float(stdtr(classes - 1, quantile)))
 
 
 class Difference(NamedTuple):
