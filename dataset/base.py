@@ -391,3 +391,12 @@ class DataSet(ABC):
             if want is not None and have != want
         ]
         return " and ".join(parts)
+
+
+def why_unreadable(images: ImageSet, index: int) -> str | None:
+    """Why an image cannot be read; None where it can."""
+    try:
+        images.read(index)
+    except BadImageError as error:
+        return error.reason
+    return None

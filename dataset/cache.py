@@ -32,11 +32,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dataset.base import BadImageError, ImageSet, reason
+from dataset.base import BadImageError, ImageSet, reason, why_unreadable
 from dataset.decoding import LONGEST, need_file
 from dataset.files import told_logger
 from dataset.kept import VERSION, default_folder, name_of, versions_of
-from dataset.readable import why_unreadable
 from dataset.transforms import PixelStore, with_short_side
 from dataset.workers import deaths_told, with_workers
 from machine import cores

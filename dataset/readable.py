@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.base import BadImageError, ImageSet
+from dataset.base import ImageSet, why_unreadable
 from dataset.files import told_logger, warn_once
 from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
@@ -188,15 +188,6 @@ def _of_cache(images: ImageSet, reading: Reading) -> dict[int, str]:
         (index, why_unreadable(images, index)) for index in np.flatnonzero(cache.shapes[:, 0] == 0)
     )
     return {int(index): reason for index, reason in found if reason is not None}
-
-
-def why_unreadable(images: ImageSet, index: int) -> str | None:
-    """Why an image cannot be read; None where it can."""
-    try:
-        images.read(index)
-    except BadImageError as error:
-        return error.reason
-    return None
 
 
 def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int, str]:
