@@ -18,12 +18,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -40,12 +38,20 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+ALIKE = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "COLUMNS": "100"}
+"""What every command finds in its environment."""
+if __name__ == "__main__":  # before programs.py looks at it
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ |= ALIKE
+
 import official_layouts
+import programs
 import small_images
 from run_folders import difference, run_contents
 from unchanged_cases import COMMANDS, METHODS, NETWORK
 
 DATA_SETS = ("cub", "cars", "sop", "inshop", "vid")
+LIMIT = 300  # seconds after which a command is killed
 
 # --- two source trees -----------------------------------------------------------------------------
 
@@ -64,23 +70,20 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """One version of the source; commands run through the server on that socket."""
+    """One version of the source."""
 
     root: Path
-    server: Path
 
     def run(self, argv: list[str], cwd: Path | None = None) -> Outcome:
         """Runs `python ARGV` in the folder `cwd`, by default the tree's own."""
-        with (
-            tempfile.NamedTemporaryFile() as output,
-            socket.socket(socket.AF_UNIX) as connection,
-        ):
-            request = {"root": str(self.root), "argv": argv, "output": output.name}
-            connection.connect(str(self.server))
-            connection.sendall(json.dumps({**request, "cwd": str(cwd or self.root)}).encode())
-            connection.sendall(b"\n")
-            status = int(connection.recv(16) or -1)
-            return Outcome(status, Path(output.name).read_text(errors="replace"))
+        words = argv if argv[0] == "-m" else [str(self.root / argv[0]), *argv[1:]]
+        environment = {**os.environ, "PYTHONPATH": str(self.root)}
+        with tempfile.TemporaryFile("w+", errors="replace") as output:
+            streams = {"stdout": output, "stderr": output}
+            command = programs.start(words, cwd or self.root, environment, LIMIT, **streams)
+            status = command.wait()
+            output.seek(0)
+            return Outcome(status, output.read())
 
 
 class Trees(NamedTuple):
@@ -95,23 +98,6 @@ def git(*arguments: str) -> str:
     return subprocess.run(
         ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-
-
-@contextlib.contextmanager
-def command_server(path: Path) -> Iterator[None]:
-    """A command server that listens on the socket `path`."""
-    variables = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    variables |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "COLUMNS": "100"}
-    script = str(ROOT / "scripts" / "command_server.py")
-    with subprocess.Popen(
-        [sys.executable, script, str(path)], stdout=subprocess.PIPE, env=variables, text=True
-    ) as server:
-        try:
-            if not server.stdout.readline():
-                raise RuntimeError("the command server did not start")
-            yield
-        finally:
-            server.terminate()
 
 
 @contextlib.contextmanager
@@ -306,11 +292,10 @@ def chosen(name: str, pattern: str) -> bool:
 def compare(args: argparse.Namespace, folder: Path) -> int:
     """Prints a line per check and a summary; returns the exit status."""
     count: Counter[str] = Counter()
-    socket_path = folder / "socket"
-    with source_trees(args.commit, folder) as roots, command_server(socket_path):
+    with source_trees(args.commit, folder) as roots:
         every = all_checks(roots, folder, args.steps)
         checks = [check for check in every if chosen(check.name, args.only)]
-        trees = Trees(*(Tree(root, socket_path) for root in roots))
+        trees = Trees(*map(Tree, roots))
         bad = not checks
         for check, verdict, seconds in run_checks(checks, trees, folder, args.jobs):
             count[verdict.word] += 1
@@ -341,11 +326,8 @@ def main() -> int:
         try:
             return compare(args, Path(folder))
         except subprocess.CalledProcessError as error:
-            said = f"{' '.join(error.cmd)}: {error.stderr.strip()}"
-        except RuntimeError as error:
-            said = str(error)
-    print(f"error: {said}", file=sys.stderr)
-    return 2
+            print(f"error: {' '.join(error.cmd)}: {error.stderr.strip()}", file=sys.stderr)
+            return 2
 
 
 if __name__ == "__main__":
