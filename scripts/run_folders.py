@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-TIMES = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
-"""Columns of metrics.csv that no two runs share."""
+from training.tracking import TIMES
+
+LEARNED = ("model_state_dict", "criterion_state_dict", "ema_state_dict")
 
 
 def run_contents(run: Path) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def run_contents(run: Path) -> dict[str, Any]:
 
 def _learned(path: Path, *others: str) -> dict[str, Any]:
     stored = torch.load(path, weights_only=True)
-    content = {key: stored[key] for key in ("model_state_dict", "criterion_state_dict", *others)}
+    content = {key: stored[key] for key in (*LEARNED, *others) if key in stored}
     if "clock" in content:
         content["clock"] = {k: v for k, v in content["clock"].items() if k != "seconds"}
     return content

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
 from parity_inputs import rebuilt
 
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import pytest
-import torch
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "scripts"))
 import parity
+import pytest
 from parity import CASES, Record, differences, load, run
 
 from utils import InputError
@@ -24,13 +18,7 @@ TOLERANCE = 1e-7
 """Relative, of every number. They differ by 1e-9 at most; a missing weight decay makes 2e-7."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in one order, and no threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # sums in one order
 
 
 @pytest.mark.slow

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, run_python
-
-sys.path.insert(0, str(ROOT / "scripts"))
 from run_folders import difference
 from unchanged import Outcome, both_ran, chosen, compare_text
 from unchanged_cases import COMMANDS

@@ -13,6 +13,7 @@ from small_images import write_images
 
 import options
 import train
+from training.tracking import TIMES
 
 __all__ = [
     "NETWORK",
@@ -70,8 +71,7 @@ def metrics_rows(folder: Path) -> list[dict[str, str]]:
 
 def untimed_rows(folder: Path) -> list[dict[str, str]]:
     """The rows of metrics.csv without what is measured in seconds."""
-    timed = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
-    return [{k: v for k, v in row.items() if k not in timed} for row in metrics_rows(folder)]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in metrics_rows(folder)]
 
 
 def best_checkpoint(folder: Path) -> Path:
