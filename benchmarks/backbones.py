@@ -16,7 +16,6 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +31,7 @@ import torch
 
 import losses
 import net
+from benchmarks.measuring import heads, line, timed
 from devices import Precision, device_name, pick_device, seed_everything
 from utils import sentence_errors
 
@@ -153,14 +153,8 @@ def speeds(row: Row, batch: int, batches: int) -> list[str]:
 
 
 def _rate(work: Callable[[], None], batch: int, batches: int, device: torch.device) -> str:
-    seconds = []
-    for _ in range(batches + 1):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return f"{batch / statistics.median(seconds[1:]):.3g}"
+    taken = [timed(work, device) for _ in range(batches + 1)]
+    return f"{batch / statistics.median(taken[1:]):.3g}"
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -175,13 +169,13 @@ def main() -> None:
     parser.add_argument("--facts", action="store_true", help="leave out the measuring")
     args = parser.parse_args()
     count = len(COLUMNS) - (2 if args.facts else 0)
-    print(f"| {' | '.join(COLUMNS[:count])} |\n|{'---|' * count}")
+    print(heads(COLUMNS[:count]))
     with sentence_errors():
         for row in ROWS:
             if args.only in row.model:
                 cells = facts(row)
                 cells += [] if args.facts else speeds(row, args.batch_size, args.batches)
-                print(f"| {' | '.join(cells)} |", flush=True)
+                print(line(cells), flush=True)
     device = pick_device(0)
     print(f"\n{device_name(device)}, {Precision('auto', device).name}, torch {torch.__version__}")
 

@@ -49,6 +49,7 @@ import evaluate
 import options
 import page.map
 import train
+from benchmarks.measuring import heads, line, timed
 from net import load_run
 from net.__main__ import main as net_command
 from page import overview
@@ -258,15 +259,15 @@ def whole_run(folder: Path) -> Path:
 
 def table(counts: dict[tuple[str, bool], Counter[str]]) -> str:
     """Rows for a Markdown table: one for each file and series."""
-    lines = [f"| file | damages | {' | '.join(OUTCOMES)} |", "|---" * (2 + len(OUTCOMES)) + "|"]
+    lines = [heads(("file", "damages", *OUTCOMES))]
     total: Counter[str] = Counter()
     for (pattern, hostile), found in sorted(counts.items(), key=lambda pair: pair[0][::-1]):
         total += found
         name = f"{pattern}, hostile, without checksum" if hostile else pattern
         cells = [str(found.total()), *(str(found[outcome]) for outcome in OUTCOMES)]
-        lines.append(f"| {' | '.join([name, *cells])} |")
+        lines.append(line([name, *cells]))
     cells = [str(total.total()), *(str(total[outcome]) for outcome in OUTCOMES)]
-    return "\n".join([*lines, f"| {' | '.join(['all', *cells])} |"])
+    return "\n".join([*lines, line(["all", *cells])])
 
 
 def cost() -> str:
@@ -280,14 +281,10 @@ def cost() -> str:
             "torch.load": lambda: torch.load(path, weights_only=True),
             "load_tensors": lambda: load_tensors(path),
         }
-        lines = ["| | seconds |", "|---|---|"]
+        lines = [heads(("", "seconds"))]
         for name, work in works.items():
-            times = []
-            for _ in range(7):
-                started = time.perf_counter()
-                work()
-                times.append(time.perf_counter() - started)
-            lines.append(f"| {name} | {statistics.median(times):.3f} |")
+            taken = statistics.median(timed(work, "cpu") for _ in range(7))
+            lines.append(line((name, f"{taken:.3f}")))
     return "\n".join(lines)
 
 

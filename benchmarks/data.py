@@ -40,6 +40,7 @@ from torchvision import transforms
 
 import dataset
 import net
+from benchmarks.measuring import wait
 from dataset.base import ImageSet, PathTable
 from dataset.cache import open_cache
 from dataset.loader import Loader, eval_loader, train_loader
@@ -145,8 +146,7 @@ def images_per_second(batches: Iterable, device: torch.device) -> float:
     for pixels, labels, *_ in batches:
         pixels, labels = (each.to(device, non_blocking=True) for each in (pixels, labels))
         images += len(labels)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait(device)
     return images / (time.perf_counter() - start)
 
 
@@ -276,7 +276,7 @@ def print_waiting(images: ImageSet, args: argparse.Namespace, cache_dir: Path) -
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-4)
     loader = ours(images, args, decode="cache", cache_dir=cache_dir, data_device="cuda")
     for epoch in range(2):  # the first one warms up
-        torch.cuda.synchronize(args.device)
+        wait(args.device)
         loader.set_epoch(epoch)
         start, seen = time.perf_counter(), 0
         for batch in loader:
@@ -286,7 +286,7 @@ def print_waiting(images: ImageSet, args: argparse.Namespace, cache_dir: Path) -
             optimiser.step()
             optimiser.zero_grad()
             seen += len(batch.labels)
-        torch.cuda.synchronize(args.device)
+        wait(args.device)
         seconds = time.perf_counter() - start
     print(
         f"\nResNet-18 in bf16 trains on (d) at {seen / seconds:,.0f} images/s and waits for data "

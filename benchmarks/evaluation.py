@@ -25,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -42,6 +41,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.measuring import Memory, heads, line, timed
 from metrics import clustering_metrics, nmi_f1, retrieval_metrics
 from metrics.clustering import kmeans
 
@@ -239,30 +239,6 @@ ROWS = RETRIEVAL | CLUSTERING
 # One row, in a process of its own ---------------------------------------------------------------
 
 
-class Memory:
-    """Peak memory in MB between its making and `peak`."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from here
-            self.before = self._status("VmRSS")
-
-    def peak(self) -> float:
-        """Peak so far beyond what there was."""
-        if self.device.type == "cuda":
-            return (torch.cuda.max_memory_allocated() - self.before) / 1e6
-        return (self._status("VmHWM") - self.before) / 1e6
-
-    def _status(self, name: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name)))
-
-
 def run_row(name: str, data: Path, ks: tuple[int, ...], device: torch.device) -> dict:
     """Measure one row on saved embeddings."""
     with np.load(data) as file:
@@ -274,13 +250,9 @@ def run_row(name: str, data: Path, ks: tuple[int, ...], device: torch.device) ->
     except ModuleNotFoundError as missing:
         return {"missing": missing.name}
     with two_busy_processes() if name == BESIDE else nullcontext():
-        memory = Memory(device)
-        start = time.perf_counter()
-        found = function(x, labels, ks)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "memory": memory.peak(), **found}
+        memory, found = Memory(device), {}
+        taken = timed(lambda: found.update(function(x, labels, ks)), device)
+    return {"seconds": taken, "memory": memory.peak() / 1e6, **found}
 
 
 def measure(shape: Shape, repeats: int, device: str) -> dict[str, list[dict]]:
@@ -313,22 +285,25 @@ def print_ours(shape: Shape, repeats: int, device: torch.device) -> None:
         "one float32 product": lambda: one_product(x, labels, shape.ks),
     }
     for name, compute in what.items():
-        seconds, peak = [], 0.0
+        taken, peak = [], 0.0
         for _ in range(repeats):
-            memory, start = Memory(device), time.perf_counter()
-            compute()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-            peak = memory.peak()
+            memory = Memory(device)
+            taken.append(timed(compute, device))
+            peak = memory.peak() / 1e6
         print(
-            f"{shape.title} {name}: {statistics.median(seconds):.3f} s ({min(seconds):.3f} to "
-            f"{max(seconds):.3f}), {peak:.0f} MB",
+            f"{shape.title} {name}: {statistics.median(taken):.3f} s ({min(taken):.3f} to "
+            f"{max(taken):.3f}), {peak:.0f} MB",
             flush=True,
         )
 
 
 # The table --------------------------------------------------------------------------------------
+
+
+COLUMNS = (
+    *("", "seconds (min to max)", "÷ ours", "memory, MB", "÷ ours"),
+    *("R@1", "MAP@R", "inertia", "NMI"),
+)
 
 
 def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
@@ -337,25 +312,24 @@ def table(shape: Shape, results: dict[str, list[dict]], device: str) -> str:
         f"### {shape.title}: {shape.images:,} × {shape.dimension}, {shape.classes:,} classes, "
         f"{device}",
         "",
-        "| | seconds (min to max) | ÷ ours | memory, MB | ÷ ours | R@1 | MAP@R | inertia | NMI |",
-        "|---|---|---|---|---|---|---|---|---|",
+        heads(COLUMNS),
     ]
     for name, runs in results.items():
         if "missing" in runs[0]:
-            lines.append(f"| {name} | needs {runs[0]['missing']} | | | | | | | |")
+            lines.append(line((name, f"needs {runs[0]['missing']}", *[""] * 7)))
             continue
         reference = results["ours" if name in RETRIEVAL else "k-means: ours"]
-        seconds, memory = (median(runs, key) for key in ("seconds", "memory"))
+        taken, memory = (median(runs, key) for key in ("seconds", "memory"))
         spread = f"{min(r['seconds'] for r in runs):.2f} to {max(r['seconds'] for r in runs):.2f}"
         cells = [
-            f"{seconds:.2f} ({spread})",
-            f"{seconds / median(reference, 'seconds'):.2f}",
+            f"{taken:.2f} ({spread})",
+            f"{taken / median(reference, 'seconds'):.2f}",
             f"{memory:.0f}",
             f"{memory / max(1.0, median(reference, 'memory')):.2f}",
         ]
         for key, digits in (("R@1", 4), ("MAP@R", 4), ("inertia", 1), ("NMI", 4)):
             cells.append(f"{runs[0][key]:.{digits}f}" if key in runs[0] else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(line((name, *cells)))
     recalls = ", ".join(f"R@{k} {results['ours'][0][f'R@{k}']:.4f}" for k in shape.ks)
     lines += ["", f"Our row's recalls: {recalls}."]
     if shape.rows:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import net
+from benchmarks.measuring import heads, line, timed
 from net import Architecture
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -74,14 +74,14 @@ def milliseconds(network: Any, images: torch.Tensor, repeats: int) -> float:
     """The median of a few steps."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
+
+    def step() -> None:
         optimiser.zero_grad()
         network(images).embedding.square().sum().backward()
         optimiser.step()
-        seconds.append(time.perf_counter() - started)
-    return 1000 * median(seconds[1:])
+
+    taken = [timed(step, "cpu") for _ in range(repeats + 1)]
+    return 1000 * median(taken[1:])
 
 
 def main() -> None:
@@ -92,8 +92,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     kept = "kept for the backward, MB per image"
-    print(f"| setting | numbers that train | images a second | {kept} |")
-    print("|---|---|---|---|")
+    print(heads(("setting", "numbers that train", "images a second", kept)))
     for name, setting in SETTINGS.items():
         network = build(args.model, **setting)
         size = network.architecture.image_size or network.input.size
@@ -101,7 +100,8 @@ def main() -> None:
         speed = 1000 * args.batch_size / milliseconds(network, images, args.repeats)
         kept = kept_for_backward(network, images) / args.batch_size / 1e6
         trained, total = network.counts()
-        print(f"| `{name}` | {trained:,} ({trained / total:.1%}) | {speed:.1f} | {kept:.1f} |")
+        numbers = [f"{trained:,} ({trained / total:.1%})", f"{speed:.1f}", f"{kept:.1f}"]
+        print(line([f"`{name}`", *numbers]))
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts"), str(ROOT / "tests")]
 
-import numpy as np
 import torch
-from PIL import Image
+from run_folders import difference, run_contents
+from small_images import write_images
 
-from training.tracking import TIMES
+from benchmarks.measuring import heads, line
 from utils import sentence_errors
 
 SMALL = (
@@ -61,20 +61,6 @@ PHASES = {
 }
 WHERE = "KILLED_WHILE"  # in the child's environment: the file that gets the phase
 MOMENT = "KILLED_AT"  # "time 3.2", "save 4" or "evaluation 2"
-
-
-def write_images(folder: Path) -> Path:
-    """Noise around one colour per class: 8 classes of 24 images to train on, 8 to be judged on."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 24), ("eval", 12)):
-        for label in range(8):
-            place = folder / split / f"{split}{label}"
-            place.mkdir(parents=True)
-            colour = rng.integers(40, 216, 3)
-            for number in range(count):
-                noise = (colour + rng.normal(0, 35, (6, 6, 3))).clip(0, 255).astype(np.uint8)
-                Image.fromarray(noise).resize((40, 40)).save(place / f"{number}.png")
-    return folder
 
 
 # --- the run that dies ----------------------------------------------------------------------------
@@ -153,39 +139,11 @@ def start(command: list[str], folder: Path, moment: str | None = None) -> tuple[
     return True, ""
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv."""
-    with (folder / "run" / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def training_seconds(folder: Path) -> float:
     """How long the run trained and evaluated."""
-    rows = rows_of(folder)
+    with (folder / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
     return float(rows[-1]["seconds"]) + sum(float(r["evaluation_seconds"] or 0) for r in rows)
-
-
-def facts(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without timings."""
-    rows = rows_of(folder)
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
-
-
-def same(first: Any, second: Any) -> bool:
-    """Equality of nested dictionaries of tensors, bit by bit."""
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
-    return first == second
-
-
-def final(folder: Path) -> dict[str, Any]:
-    """Weights of network and criterion, their running mean, and where the run ended."""
-    state = torch.load(folder / "run" / "last.pth", weights_only=True)
-    kept = ("model_state_dict", "criterion_state_dict", "ema_state_dict")
-    clock = {name: value for name, value in state["clock"].items() if name != "seconds"}
-    return {**{name: state.get(name) for name in kept}, "clock": clock}
 
 
 def experiment(name: str, data: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -205,29 +163,25 @@ def experiment(name: str, data: Path, folder: Path, kills: int, seed: int) -> di
             break
         phases.append(phase)
     start(command, folder / "killed")
+    whole, killed = (run_contents(folder / part / "run") for part in ("whole", "killed"))
     return {
         "method": name,
         "kills": len(phases),
         "during": phases,
-        "weights": same(final(folder / "whole"), final(folder / "killed")),
-        "rows": facts(folder / "whole") == facts(folder / "killed"),
-        "count": len(facts(folder / "whole")),
+        "weights": not difference(whole["last.pth"], killed["last.pth"]),
+        "rows": whole["metrics.csv"] == killed["metrics.csv"],
+        "count": len(whole["metrics.csv"]),
     }
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """One line per method."""
-    lines = [
-        "| method | kills | killed during | weights | rows of metrics.csv |",
-        "|---|---|---|---|---|",
-    ]
+    lines = [heads(("method", "kills", "killed during", "weights", "rows of metrics.csv"))]
     for result in results:
         phases = [f"{result['during'].count(p)} × {p}" for p in sorted(set(result["during"]))]
         weights = "equal bit for bit" if result["weights"] else "DIFFERENT"
         rows = f"{result['count']}, the same" if result["rows"] else "DIFFERENT"
-        lines.append(
-            f"| {result['method']} | {result['kills']} | {', '.join(phases)} | {weights} | {rows} |"
-        )
+        lines.append(line((result["method"], result["kills"], ", ".join(phases), weights, rows)))
     total = sum(result["kills"] for result in results)
     return "\n".join([*lines, f"\n{total} kills in all."])
 
@@ -242,7 +196,7 @@ def main() -> None:
     args = parser.parse_args()
     data, results = args.folder / "data", []
     if not data.is_dir():
-        write_images(data)
+        write_images(data, images=24, eval_images=12)
     for name in args.methods:
         folder = args.folder / f"{name.replace(' ', '-')}_{args.kills}_{args.seed}"
         found = folder / "result.json"

@@ -18,12 +18,10 @@ other would be timed instead.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import functools
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import losses
+from benchmarks.measuring import Memory, heads, line, timed
 from benchmarks.plain import proxy_terms
 from criteria.hierarchy import reciprocal_triplets
 
@@ -534,39 +533,21 @@ def share_parameters(criterion: nn.Module, batch: Batch) -> None:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def seconds(step: Step, clear: Callable[[], None], device: str) -> float:
-    """Duration of one forward and backward pass."""
+def duration(step: Step, clear: Callable[[], None], device: str) -> float:
+    """Seconds of one forward and backward pass."""
     clear()
-    synchronise(device)
-    start = time.perf_counter()
-    step().backward()
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-def synchronise(device: str) -> None:
-    """Wait for the device."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    return timed(lambda: step().backward(), device)
 
 
 def peak_mebibytes(step: Step, clear: Callable[[], None], device: str) -> float | None:
     """What one pass adds to the memory at its peak, or None where the system does not tell."""
     clear()
-    if device.startswith("cuda"):
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step().backward()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        # Freed memory that the allocator kept would hide what the step needs.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = status_mebibytes("VmRSS")
-        step().backward()
-        return status_mebibytes("VmHWM") - before
+        memory = Memory(device)
     except (OSError, AttributeError):
         return None
+    step().backward()
+    return memory.peak() / 2**20
 
 
 class OperatorCount(TorchDispatchMode):
@@ -593,12 +574,6 @@ def operators(step: Step, clear: Callable[[], None]) -> int:
     with OperatorCount() as counter:
         step().backward()
     return counter.count
-
-
-def status_mebibytes(key: str) -> float:
-    """A memory line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 def check_agreement(case: Case, steps: dict[str, Step]) -> None:
@@ -629,7 +604,7 @@ def measure(case: Case, classes: int, args: argparse.Namespace) -> str:
     times: dict[str, list[float]] = {kind: [] for kind in steps}
     for _ in range(args.repeats):
         for kind, step in steps.items():
-            times[kind].append(seconds(step, clear, args.device))
+            times[kind].append(duration(step, clear, args.device))
     medians = {kind: statistics.median(values) for kind, values in times.items()}
     fastest = {kind: min(values) for kind, values in times.items()}
     cells = [case.name, f"{classes:,}" if case.by_class else "any"]
@@ -640,7 +615,7 @@ def measure(case: Case, classes: int, args: argparse.Namespace) -> str:
     cells += [f"{gain(medians):.2f}× ({gain(fastest):.2f}×)" if len(steps) > 1 else "–"]
     cells += [f"{counts[kind]}" if kind in counts else "–" for kind in ("ours", "plain")]
     cells += [f"{memory[kind]:.0f}" if memory.get(kind) is not None else "–" for kind in COLUMNS]
-    return "| " + " | ".join(cells) + " |"
+    return line(cells)
 
 
 def gain(times: dict[str, float]) -> float:
@@ -650,9 +625,8 @@ def gain(times: dict[str, float]) -> float:
 
 COLUMNS = ("ours", "plain", "library")
 HEADER = (
-    "| loss | C | ours, ms | plain formula, ms | library, ms | faster other / ours "
-    "| operators ours | plain | memory ours, MiB | plain | library "
-    "|\n|---|---|---|---|---|---|---|---|---|---|---|"
+    *("loss", "C", "ours, ms", "plain formula, ms", "library, ms", "faster other / ours"),
+    *("operators ours", "plain", "memory ours, MiB", "plain", "library"),
 )
 
 
@@ -672,7 +646,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     print(
         f"torch {torch.__version__}, {where}, {args.threads} threads, float32, B = {args.batch}, "
-        f"d = {args.dim}, median (fastest) of {args.repeats}\n\n{HEADER}"
+        f"d = {args.dim}, median (fastest) of {args.repeats}\n\n{heads(HEADER)}"
     )
     for case in CASES:
         if args.only and case.name not in args.only:

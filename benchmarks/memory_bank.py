@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 import losses
-from benchmarks.losses import peak_mebibytes, seconds
+from benchmarks.losses import duration, peak_mebibytes
+from benchmarks.measuring import heads, line
 
 PER_CLASS = 4
 LOSSES: dict[str, Callable[[], torch.nn.Module] | None] = {
@@ -73,9 +74,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(
         f"torch {torch.__version__}, {args.device}, {args.threads} threads, B = {args.batch}, "
-        f"d = {args.dim}\n\n| loss | N | ours, ms | library, ms | ours, MiB | library, MiB "
-        "|\n|---|---|---|---|---|---|"
+        f"d = {args.dim}\n"
     )
+    print(heads(("loss", "N", "ours, ms", "library, ms", "ours, MiB", "library, MiB")))
     for name in args.only:
         for size in args.sizes:
             steps = steps_of(name, size, args)
@@ -83,13 +84,13 @@ def main() -> None:
             times = {kind: [] for kind in steps}
             for _ in range(args.repeats):
                 for kind, step in steps.items():
-                    times[kind].append(seconds(step, _nothing, args.device))
+                    times[kind].append(duration(step, _nothing, args.device))
             cells = [name, f"{size:,}"]
             for values, form in ((_medians(times), "{:.1f}"), (memory, "{:.0f}")):
                 cells += [
                     form.format(values[k]) if k in values else "–" for k in ("ours", "library")
                 ]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            print(line(cells), flush=True)
 
 
 def _medians(times: dict[str, list[float]]) -> dict[str, float]:

@@ -11,10 +11,8 @@ is the highest there was above that of the process with its network and images. 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,6 +21,7 @@ import torch
 
 import losses
 import net
+from benchmarks.measuring import Memory, heads, line, timed
 
 CLASSES = 100
 
@@ -36,19 +35,9 @@ def step(args: argparse.Namespace, batch: int, pieces: int) -> tuple[float, floa
     images = torch.randn(batch, 3, args.image_size, args.image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch, device=device) % CLASSES
-    before = memory(device)
-    start = time.perf_counter()
-    objective(network(images, pieces=pieces), labels).backward()
-    peak = memory(device)
-    return (peak - before) / 2**30, time.perf_counter() - start
-
-
-def memory(device: torch.device) -> int:
-    """The highest use so far, in bytes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = Memory(device)
+    taken = timed(lambda: objective(network(images, pieces=pieces), labels).backward(), device)
+    return memory.peak() / 2**30, taken
 
 
 def main() -> None:
@@ -66,7 +55,7 @@ def main() -> None:
     if args.one:
         print(*step(args, *args.one))
         return
-    print("| batch | at once, GiB | seconds | in pieces, GiB | seconds |\n|---|---|---|---|---|")
+    print(heads(("batch", "at once, GiB", "seconds", "in pieces, GiB", "seconds")))
     fits = True
     for batch in args.batches:
         cells = []
@@ -76,11 +65,11 @@ def main() -> None:
                 continue
             command = [sys.executable, __file__, *sys.argv[1:], "--one", str(batch), str(pieces)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            peak, seconds = map(float, done.stdout.split())
-            cells += [f"{peak:.2f}", f"{seconds:.1f}"]
+            peak, taken = map(float, done.stdout.split())
+            cells += [f"{peak:.2f}", f"{taken:.1f}"]
             if pieces == 1:
                 fits = 4 * peak < args.limit
-        print(f"| {batch:,} | {' | '.join(cells)} |", flush=True)
+        print(line((f"{batch:,}", *cells)), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import measuring
 from machine import cores
 from metrics.comparison import half_width
 from utils import sentence_errors
@@ -72,7 +73,7 @@ def row(precision: str, runs: list[dict[str, float]]) -> str:
             mean += f" ± {half_width(statistics.stdev(values), len(values)):.3f}"
         cells.append(f"{mean} ({min(values):.4f}–{max(values):.4f})")
     cells.append(f"{statistics.median(run['seconds'] for run in runs):.0f}")
-    return f"| {' | '.join(cells)} |"
+    return measuring.line(cells)
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ def main() -> None:
             except subprocess.CalledProcessError as error:
                 failed, found = failed + 1, f"failed, with exit status {error.returncode}"
             print(f"{precision} seed {seed}: {found}", file=sys.stderr, flush=True)
-    print("| precision | seeds | R@1 | MAP@R | seconds of training |\n|---|---|---|---|---|")
+    print(measuring.heads(("precision", "seeds", *METRICS, "seconds of training")))
     for precision, found in runs.items():
         if found:
             print(row(precision, found))

@@ -34,7 +34,7 @@ from test_shares import DIVIDED, LOSSES
 
 import losses
 import processes
-from benchmarks.losses import status_mebibytes
+from benchmarks.measuring import heads, line, status
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
@@ -66,7 +66,7 @@ def sharing_the_gpu(images: Path, folder: Path, flags: str, more: str = "") -> l
 
 def proxies_held(classes: int) -> dict[str, torch.Tensor]:
     """MiB that two steps of this process take at their peak, and the seconds of the second."""
-    before = status_mebibytes("VmRSS")
+    before = status("VmRSS")
     torch.manual_seed(0)
     objective = losses.compose("Proxy_Anchor", classes, embedding_size=512)
     if processes.world() > 1:
@@ -84,18 +84,18 @@ def proxies_held(classes: int) -> dict[str, torch.Tensor]:
         objective(losses.Embeddings(embeddings), labels).backward()
         processes.sum_gradients(objective.parameters())
         optimiser.step()
-    peak = status_mebibytes("VmHWM") - before  # with what building took
+    peak = (status("VmHWM") - before) / 2**20  # with what building took
     return {"MiB": torch.tensor(peak), "seconds": torch.tensor(time.perf_counter() - start)}
 
 
 def tell_memory(classes: int) -> None:
     """Prints what a process holds, alone and as one of two that have half of the proxies each."""
-    print("| processes | MiB of each | seconds |\n|---|---|---|", flush=True)
+    print(heads(("processes", "MiB of each", "seconds")), flush=True)
     for count in (1, 2):
         with tempfile.TemporaryDirectory() as name:
             found = together.run(count, partial(proxies_held, classes), Path(name))
         most, slowest = (max(float(one[key]) for one in found) for key in ("MiB", "seconds"))
-        print(f"| {count} | {most:,.0f} | {slowest:.1f} |", flush=True)
+        print(line((count, f"{most:,.0f}", f"{slowest:.1f}")), flush=True)
 
 
 def main() -> None:
@@ -110,8 +110,8 @@ def main() -> None:
         return
     on_gpu, methods = args.device == "cuda", LOSSES if args.shard_proxies else METHODS
     torch.set_num_threads(1)
-    heads = ("2 processes on one GPU",) if on_gpu else ("2 processes", "3 processes")
-    print(f"| method | {' | '.join(heads)} |\n|{'---|' * (1 + len(heads))}", flush=True)
+    counts = ("2 processes on one GPU",) if on_gpu else ("2 processes", "3 processes")
+    print(heads(("method", *counts)), flush=True)
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(len(methods)) as pool:
         images = tiny.write_images(Path(name) / "data")
         places = [Path(name) / str(number) for number in range(len(methods))]
@@ -122,7 +122,7 @@ def main() -> None:
         more = DIVIDED if args.shard_proxies else ""
         ways = partial(sharing_the_gpu if on_gpu else forked, images, more=more)
         for method, found in zip(methods, together_map(ways, places, methods.values())):  # noqa: B905
-            print(f"| {method} | {' | '.join(f'{worst:.1e}' for worst in found)} |", flush=True)
+            print(line((method, *(f"{worst:.1e}" for worst in found))), flush=True)
 
 
 if __name__ == "__main__":

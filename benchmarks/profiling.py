@@ -6,7 +6,6 @@ import json
 import math
 import statistics
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from benchmarks.loops import OurWay, run
+from benchmarks.measuring import timed
 from dataset.loader import Batch
 from devices import Precision
 from training.state import Training
@@ -163,14 +163,7 @@ def peak(precision: Precision) -> float:
 def _seconds_of(work: Callable[[], object], times: int, device: torch.device) -> float:
     """Seconds of one, the mean of so many after one more."""
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(times):
-        work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / times
+    return timed(lambda: [work() for _ in range(times)], device) / times
 
 
 def _traced(way: OurWay, batches: int, device: torch.device, step: float) -> Busy | None:

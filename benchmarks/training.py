@@ -52,6 +52,7 @@ import options
 from benchmarks.card import card_asked
 from benchmarks.data import make_photographs
 from benchmarks.loops import READINGS, OurWay, PlainWay, Way, run
+from benchmarks.measuring import heads, line
 from benchmarks.profiling import profile_step, told
 from devices import device_name
 from machine import cores
@@ -238,7 +239,7 @@ def compare(
         if device.type == "cuda":
             cells += _of_both(pair, lambda side: f"{side.memory / 2**30:.1f}")
         recorded = {side: rounds.record() for side, rounds in pair.items() if rounds}
-        yield row(cells), {**setting._asdict(), "data": name, "ratio": ratio, **recorded}
+        yield line(cells), {**setting._asdict(), "data": name, "ratio": ratio, **recorded}
 
 
 def _of_both(pair: dict[str, Rounds | None], told: Callable[[Rounds], str]) -> list[str]:
@@ -262,11 +263,6 @@ def profiled(
                 "profile": found.record(),
             },
         )
-
-
-def row(cells: list[str] | tuple[str, ...]) -> str:
-    """A line of the table."""
-    return f"| {' | '.join(cells)} |"
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -346,7 +342,7 @@ def main() -> None:
     print(f"{machine['device']}, torch {machine['torch']}, {given.workers} workers\n", flush=True)
     if not given.profile:
         headings = HEADINGS + GPU_HEADINGS * (given.device.type == "cuda")
-        print(f"{row(headings)}\n{row(['---'] * len(headings))}", flush=True)
+        print(heads(headings), flush=True)
     failed, seen = False, Seen(given.device)
     with data_of(given):
         for chosen in itertools.product(

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +26,7 @@ import torch
 from torch import Tensor
 
 import metrics
+from benchmarks.measuring import Memory, timed
 from evaluation.verifying import recommended
 from metrics.expansion import expanded
 from metrics.reranking import Reranking
@@ -66,12 +65,9 @@ def measure(row: str, images: int, classes: int) -> None:
     """Prints a row, measured in this process."""
     ROWS[row](*embeddings(600, 100))  # so that nothing is loaded while it counts
     x, labels = embeddings(images, classes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    ROWS[row](x, labels)
-    seconds = time.perf_counter() - start
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"{row:26} {seconds:8.1f} s {memory:8.0f} MiB", flush=True)
+    memory = Memory("cpu")
+    taken = timed(lambda: ROWS[row](x, labels), "cpu")
+    print(f"{row:26} {taken:8.1f} s {memory.peak() / 2**20:8.0f} MiB", flush=True)
 
 
 def main() -> None:

@@ -1,0 +1,66 @@
+"""What the benchmarks measure with: seconds, memory at its peak, and the lines of a table."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+
+def wait(device: torch.device | str) -> None:
+    """Until a GPU has done all that it was asked for."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(work: Callable[[], object], device: torch.device | str) -> float:
+    """Seconds of a call, with all that it asks of the device."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+class Memory:
+    """What is taken at the peak from now on: allocated on a GPU, resident on a CPU (Linux).
+
+    Raises:
+        OSError, AttributeError: the system does not tell.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.on_gpu = torch.device(device).type == "cuda"
+        wait(device)
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+            return
+        ctypes.CDLL(None).malloc_trim(0)  # what is freed and kept would hide what comes
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+        self.before = status("VmRSS")
+
+    def peak(self) -> int:
+        """Bytes at the peak so far, beyond what there was."""
+        now = torch.cuda.max_memory_allocated() if self.on_gpu else status("VmHWM")
+        return now - self.before
+
+
+def status(key: str) -> int:
+    """A memory line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def line(cells: Iterable[object]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def heads(titles: Iterable[str]) -> str:
+    """Its first two."""
+    titles = list(titles)
+    return f"{line(titles)}\n|{'---|' * len(titles)}"
