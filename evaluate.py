@@ -56,7 +56,7 @@ from evaluation.tasks import Task, images_of, on_the_same_images
 from evaluation.whitening import Origin, whitened
 from options.ranking import ranking_of
 from runs import files_of
-from storage import check_outputs, write_atomically, write_json, write_table
+from storage import check_outputs, write_content, write_json, write_table
 from terminal import fitted, hear, say, told
 from utils import ROOM_ON_A_GPU, InputError, full_gpu_in_words, human_seconds, sentence_errors
 
@@ -254,8 +254,7 @@ def write_tables(
         write_table(Path(args.csv), *tables.csv_table(rows))
         say(f"table written to {args.csv}")
     if args.latex:
-        content = tables.latex(shown, caption(candidates, shown))
-        write_atomically(Path(args.latex), lambda file: file.write(content.encode()))
+        write_content(Path(args.latex), tables.latex(shown, caption(candidates, shown)))
         say(f"table for a paper written to {args.latex}")
 
 

@@ -105,6 +105,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         raise
 
 
+def write_content(path: Path, content: bytes | str) -> None:
+    """Writes a file that holds this, text in UTF-8, atomically."""
+    written = content.encode() if isinstance(content, str) else content
+    write_atomically(path, lambda file: file.write(written))
+
+
 def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | Path] = ()) -> None:
     """Whether the files that are asked for can be written: before the work.
 
@@ -170,8 +176,7 @@ def as_json(content: object) -> bytes:
 
 def write_json(path: Path, content: object) -> None:
     """Writes `as_json(content)`, atomically."""
-    written = as_json(content)
-    write_atomically(path, lambda file: file.write(written))
+    write_content(path, as_json(content))
 
 
 def _plain(content: object) -> object:
@@ -193,8 +198,7 @@ def as_table(header: list[str], rows: list[list]) -> bytes:
 
 def write_table(path: Path, header: list[str], rows: list[list]) -> None:
     """Writes `as_table(header, rows)`, atomically."""
-    written = as_table(header, rows)
-    write_atomically(path, lambda file: file.write(written))
+    write_content(path, as_table(header, rows))
 
 
 def _cell(value: object) -> object:
@@ -382,8 +386,7 @@ def save_safetensors(path: Path, tensors: dict[str, torch.Tensor], note: dict) -
     save = _safetensors(path).torch.save
     # A copy each: the format knows no two tensors that share their memory.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    content = save(own, {"format": "pt", _NOTE: as_json(note).decode()})
-    write_atomically(path, lambda file: file.write(content))
+    write_content(path, save(own, {"format": "pt", _NOTE: as_json(note).decode()}))
 
 
 def _load_safetensors(path: Path) -> dict:

@@ -24,7 +24,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from storage import write_atomically, write_table
+from storage import write_content, write_table
 from studies import markdown, pages, results, tables
 from studies.ledger import Ledger
 from studies.plan import Plan, of, read
@@ -77,15 +77,13 @@ def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> r
     said = tables.text(found, columns)
     folder = ledger.folder
     write_table(folder / "trials.csv", *tables.trials_csv(found))
-    content = pages.page(found)
-    write_atomically(folder / "study.html", lambda file: file.write(content.encode()))
+    write_content(folder / "study.html", pages.page(found))
     written = ["trials.csv"]
     if found.with_runs:
         write_table(folder / "runs.csv", *tables.runs_csv(found))
     say(f"\n{said}")
     if found.with_runs:
-        made = tables.latex(found, columns)
-        write_atomically(folder / "study.tex", lambda file: file.write(made.encode()))
+        write_content(folder / "study.tex", tables.latex(found, columns))
         written += ["runs.csv", "study.tex"]
     say(f"\npage: {folder / 'study.html'} (beside it {', '.join(written)})")
     if document:

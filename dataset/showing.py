@@ -11,7 +11,7 @@ from typing import Any
 
 import dataset
 from dataset.check import UNUSABLE, Report, check
-from storage import write_atomically
+from storage import write_content
 from terminal import plain, text_width, wrapped
 from utils import counted
 
@@ -116,7 +116,7 @@ def run(
     # In ASCII, since a name on disk need be no text in any encoding.
     in_json = json.dumps(content, indent=2)
     if file is not None:
-        write_atomically(file, lambda stream: stream.write(f"{in_json}\n".encode()))
+        write_content(file, f"{in_json}\n")
     if as_json:
         print(in_json)
         return status

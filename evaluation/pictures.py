@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dataset.base import ImageSet
 from evaluation.lettering import Lettering
-from storage import write_atomically
+from storage import write_content
 from utils import InputError
 
 # 900 pixels wide with ten neighbours: a README shows it pixel by pixel.
@@ -266,7 +266,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    write_content(path, buffer.getvalue())
 
 
 def _framed(

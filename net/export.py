@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from net import EmbeddingNet
 from net.peft import merge_lora
-from storage import write_atomically
+from storage import write_content
 from utils import InputError
 
 TOLERANCE = 1e-4
@@ -218,7 +218,7 @@ def write_checked(graph: Graph, run: Run, content: bytes, path: Path, who: str) 
             f"{who} and torch differ by {difference:.1e} in an entry of an embedding, more than "
             f"{TOLERANCE:.0e}; {path} was not written: report this with the versions of both"
         )
-    write_atomically(path, lambda file: file.write(content))
+    write_content(path, content)
     return difference
 
 

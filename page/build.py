@@ -11,7 +11,7 @@ from typing import Any
 
 from evaluation.pictures import Thumbnails
 from page import about, curves, results
-from page.document import as_text, bullets, document, facts, folded, section
+from page.document import as_text, bullets, document, facts, folded, navigation, section
 from page.document import command as as_command
 from page.explained import Explained
 from page.summary import summary
@@ -101,9 +101,7 @@ def _navigation(methods: bool, compared: bool) -> str:
         *((("methods-here", "Method"),) if methods else ()),
         ("map", "Map"),
     ]
-    anchors = "".join(f'<a href="#{name}">{words}</a>' for name, words in links)
-    switch = '<span class="end"><button data-theme-switch>light / dark</button></span>'
-    return f"<nav><div>{anchors}{switch}</div></nav>"
+    return navigation(links)
 
 
 def _choice(runs: Sequence[Explained]) -> str:

@@ -88,6 +88,22 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
     return f'<dl class="facts">{"".join(found)}</dl>'
 
 
+def navigation(links: Iterable[tuple[str, str]]) -> str:
+    """Links to the parts of the page, by anchor, and the switch of its colours."""
+    anchors = "".join(f'<a href="#{name}">{words}</a>' for name, words in links)
+    switch = '<span class="end"><button data-theme-switch>light / dark</button></span>'
+    return f"<nav><div>{anchors}{switch}</div></nav>"
+
+
+def table(head: str, lines: Iterable[str], kind: str = "") -> str:
+    """A table on a card, from the HTML of its head's cells and of its lines."""
+    kind = f' class="{kind}"' if kind else ""
+    return (
+        f'<div class="card scroll"><table{kind}><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
 def column(name: str) -> str:
     """The name of a column, in two lines where it has several words and there is little room."""
     words = name.split(" ")

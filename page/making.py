@@ -9,7 +9,7 @@ from pathlib import Path
 from page import records
 from page.build import build, thumbnails
 from page.explained import explain
-from storage import write_atomically
+from storage import write_content
 
 LONGEST_NAME = 60
 
@@ -43,5 +43,5 @@ def make(
     content = build([explain(run, thumbs, **asked) for run in runs], thumbs)
     if out is None:
         out = (runs[0].path if len(runs) == 1 else runs[0].path.resolve().parent) / "report.html"
-    write_atomically(Path(out), lambda file: file.write(content.encode()))
+    write_content(Path(out), content)
     return Path(out)

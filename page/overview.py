@@ -11,7 +11,7 @@ from typing import Any
 from evaluation import tables
 from page.lines import ABOUT, Line, cell, collect, doubts, in_percent, rows
 from page.together import page
-from storage import write_atomically, write_table
+from storage import write_content, write_table
 from terminal import fitted, say, terminal_width, told
 from utils import InputError
 
@@ -36,15 +36,13 @@ def compare(args: argparse.Namespace) -> None:
             raise InputError(f"--grep {args.grep}: no run under {args.compare} contains that")
     say("\n".join([screen(lines), *(fitted(doubt, "  ") for doubt in doubts(lines))]))
     out = Path(args.out) if args.out else Path(args.compare) / page_name(args.grep)
-    content = page(lines, args.compare)
-    write_atomically(out, lambda file: file.write(content.encode()))
+    write_content(out, page(lines, args.compare))
     say(f"\npage written to {out}")
     if args.csv:
         write_table(Path(args.csv), *csv_table(lines))
         say(f"table written to {args.csv}")
     if args.latex:
-        made = tables.latex(rows(lines), caption(lines))
-        write_atomically(Path(args.latex), lambda file: file.write(made.encode()))
+        write_content(Path(args.latex), tables.latex(rows(lines), caption(lines)))
         say(f"table for a paper written to {args.latex}")
 
 

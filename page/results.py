@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evaluation import tables
+from page import document
 from page.document import as_text, cell, column, named, warnings
 from page.explained import Explained
 from page.records import Numbers
@@ -21,13 +22,10 @@ def table(runs: Sequence[Explained]) -> str:
     if len(own) > 1:
         best = {name: max(row.numbers.get(name, -1.0) for row in own) for name in names}
     head = "".join(f'<th scope="col">{column(name)}</th>' for name in ("", *names))
-    lines = "".join(_line(row, names, {} if _is_published(row) else best) for row in rows)
+    lines = (_line(row, names, {} if _is_published(row) else best) for row in rows)
     meaning = " ".join(meaning.text for meaning in tables.meanings_of(names))
-    return (
-        f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{lines}</tbody></table></div>{warnings(_doubts(runs))}"
-        f'<p class="note space">{as_text(meaning)}</p>'
-    )
+    note = f'<p class="note space">{as_text(meaning)}</p>'
+    return f"{document.table(head, lines)}{warnings(_doubts(runs))}{note}"
 
 
 def _rows(runs: Sequence[Explained]) -> list[tables.Row]:

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 
 from evaluation import tables
 from page import plots
-from page.document import as_text, column, document, named, section, warnings
+from page.document import (
+    as_text,
+    column,
+    document,
+    named,
+    navigation,
+    section,
+    table,
+    warnings,
+)
 from page.lines import ABOUT, Line, cell, doubts, in_percent, rows, title
 from page.plots import Bar, Point
 from utils import counted
@@ -27,12 +36,10 @@ def page(lines: Sequence[Line], folder: str) -> str:
     counts = [counted(len(single), "run")] if single else []
     counts += [f"{counted(len(groups), 'group')} of seeds"] if groups else []
     parts = _parts(groups, single)
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, *_ in parts)
     head = (
         f"<header><h1>Runs in {as_text(folder)}</h1>"
         f'<p class="lead">{", ".join(counts)}</p></header>'
-        f'<nav><div>{links}<span class="end"><button data-theme-switch>light / dark</button></span>'
-        "</div></nav>"
+        f"{navigation((name, title) for name, title, *_ in parts)}"
     )
     meaning = " ".join(m.text for m in tables.meanings_of(tables.columns(rows(lines))))
     note = f'<p class="note">{as_text(meaning)}</p>'
@@ -104,11 +111,7 @@ def _table(lines: Sequence[Line]) -> str:
         f'<th data-sort scope="col"{_aligned(name)}>{column(name)}</th>'
         for name in ("run", *ABOUT, *names)
     )
-    body = "".join(_html_row(line, names) for line in lines)
-    return (
-        '<div class="card scroll"><table class="sortable">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return table(heads, (_html_row(line, names) for line in lines), "sortable")
 
 
 def _html_row(line: Line, names: Sequence[str]) -> str:

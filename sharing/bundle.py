@@ -8,7 +8,7 @@ from typing import Any
 from evaluation.networks import WEIGHTS_FILE, Opened
 from runs import FORMAT
 from sharing.card import Card, named_by_data, without_folders
-from storage import save_safetensors, write_atomically, write_json
+from storage import save_safetensors, write_content, write_json
 
 KEPT = ("epoch", "step", "metrics", "data")
 """Entries of a checkpoint that go along with its weights as they are, where they are there."""
@@ -40,8 +40,7 @@ def write_card(card: Card, file: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    text = card.text().encode()
-    write_atomically(file, lambda open_file: open_file.write(text))
+    write_content(file, card.text())
 
 
 def write_bundle(opened: Opened, card: Card, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evaluation import tables as evaluation_tables
 from page import plots
-from storage import check_outputs, write_atomically
+from storage import check_outputs, write_content
 from studies import pages, tables
 from studies.results import Results, Test
 from utils import InputError
@@ -43,11 +43,10 @@ def write(path: Path, results: Results, columns: Sequence[str] = ()) -> list[Pat
         drawn = plots.forest_picture(pages.difference_bars(tests, metric), title, zero=True)
     blocks["picture"] = f"![{title}]({picture.name})" if drawn else ""
     text = _text(path) if path.exists() else _begun(results, blocks)
-    content = filled(text, blocks, str(path))
-    write_atomically(path, lambda file: file.write(content.encode()))
+    write_content(path, filled(text, blocks, str(path)))
     if not drawn:
         return [path]
-    write_atomically(picture, lambda file: file.write(drawn.encode()))
+    write_content(picture, drawn)
     return [path, picture]
 
 

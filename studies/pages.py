@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 from evaluation import tables as evaluation_tables
 from page import plots
-from page.document import as_text, bullets, cell, document, facts, folded, section
+from page.document import (
+    as_text,
+    bullets,
+    cell,
+    document,
+    facts,
+    folded,
+    navigation,
+    section,
+    table,
+)
 from page.plots import Bar, Point
 from studies import tables
 from studies.ledger import STARTUP
@@ -42,12 +52,8 @@ def page(results: Results) -> str:
             ("training time", human_seconds(seconds)),
         ]
     )
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in _links(results))
-    head = (
-        f"<header><h1>Study: {as_text(plan.name)}</h1>{about}</header>"
-        f'<nav><div>{links}<span class="end">'
-        "<button data-theme-switch>light / dark</button></span></div></nav>"
-    )
+    head = f"<header><h1>Study: {as_text(plan.name)}</h1>{about}</header>"
+    head += navigation(_links(results))
     return document(f"Study {plan.name}", f"{head}<main>{plots.STYLE}{''.join(parts)}</main>", {})
 
 
@@ -220,18 +226,11 @@ def _means(results: Results) -> str:
         for f in results.ranked
     ]
     words = f"{metric}, percent: each seed, their mean and its 95 % interval"
-    return _table(head, lines) + plots.forest(bars, words)
+    return table(head, lines) + plots.forest(bars, words)
 
 
 def _around(mean: float, half: float) -> tuple[float, float]:
     return mean - half, mean + half
-
-
-def _table(head: str, lines: Sequence[str]) -> str:
-    return (
-        f'<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
 
 
 def _plain_table(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -241,7 +240,7 @@ def _plain_table(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]
         f"<tr>{''.join(f'<td>{as_text(c)}</td>' for c in (name, *cells))}</tr>"
         for name, cells in lines
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _tests_about(results: Results) -> str:
@@ -274,9 +273,9 @@ def _tables(tests: Sequence[Test], metric: str) -> str:
     parts = []
     for over, alike in tables.grouped(tests).items():
         heads, lines = tables.test_lines(alike, metric)
-        table = _plain_table(("method", *heads), lines)
         less = f", less {alike[0].a}" if tables.of_one(alike) else ""
-        parts.append(f"<h3>Over {alike[0].count:,} {over}{as_text(less)}</h3>{table}")
+        parts.append(f"<h3>Over {alike[0].count:,} {over}{as_text(less)}</h3>")
+        parts.append(_plain_table(("method", *heads), lines))
     return "".join(parts)
 
 
