@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metrics.clustering import Progress, inner_products
-from metrics.images import Images, exact_cosines, pairwise_cosines, rounding
+from metrics.images import Images, Pairing, exact_cosines, pairwise_cosines, rounding
 from metrics.ranks import Ranks
 from metrics.sharing import Share, in_threads
 
@@ -51,19 +51,13 @@ def scale_of(device: torch.device) -> Scale:
 
 
 def search(
-    queries: Images,
-    gallery: Images,
-    begin: Tensor,
-    end: Tensor,
-    size: int,
-    excluding: bool,
-    progress: Progress | None,
-    share: Share,
+    pairing: Pairing, size: int, progress: Progress | None, share: Share
 ) -> dict[str, Tensor]:
-    """`retrieval_per_query`'s answer, in the order of `queries`.
+    """`retrieval_per_query`'s answer, in the order of the queries.
 
-    begin, end (Q,): the run of the query's class in the gallery. size: gallery images in a block.
+    size: gallery images in a block.
     """
+    queries, gallery, begin, end, _ = pairing
     runs = _runs((end - begin).cpu())
     # Similarity is symmetric: where the counts of all images fit in memory, a block serves its
     # columns as queries too, and only pairs (i, j) with i < j are computed.
@@ -71,14 +65,14 @@ def search(
     bounds = rounding(queries, gallery)
     found: dict[str, Tensor] = {}
     for number, run in enumerate(runs):
-        counts = _Counts(*_matches(queries, gallery, run, begin, end), *bounds)
+        counts = _Counts(*_matches(pairing, run), *bounds)
         done, total = 0, (run.stop - run.start) * len(gallery) / (2 if symmetric else 1)
         total /= share.count
         sides: Iterable[Sides] = ()
         if counts.searchable.any():
             height = max(1, size // scale_of(gallery.order.device).columns)
             sides = cut(gallery, run, (height, size), symmetric, share, gallery.unit, growing=True)
-        compare = partial(_compare, counts, queries, gallery, run.start, symmetric, excluding)
+        compare = partial(_compare, counts, pairing, run.start, symmetric)
         for entries in in_threads(compare, sides, queries.embeddings.device):
             done += entries
             if progress:
@@ -91,17 +85,9 @@ def search(
     return found
 
 
-def _compare(
-    counts: _Counts,
-    queries: Images,
-    gallery: Images,
-    first: int,
-    symmetric: bool,
-    excluding: bool,
-    sides: Sides,
-) -> int:
+def _compare(counts: _Counts, pairing: Pairing, first: int, symmetric: bool, sides: Sides) -> int:
     """Count a block for the queries on its sides; returns how many similarities it had."""
-    block = _Block(queries, gallery, sides, symmetric, excluding)
+    block = _Block(pairing, sides, symmetric)
     counts.add(block, block.rows, first, along=0)
     if symmetric:
         counts.add(block, block.columns, first, along=1)
@@ -115,14 +101,13 @@ def _runs(sizes: Tensor) -> list[slice]:
     return [slice(stop - n, stop) for n, stop in zip(lengths, accumulate(lengths), strict=True)]
 
 
-def _matches(
-    queries: Images, gallery: Images, run: slice, begin: Tensor, end: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Cosines of the queries' same-class images, and where each query's begin.
+def _matches(pairing: Pairing, run: slice) -> tuple[Tensor, Tensor]:
+    """Cosines of the same-class images of a run of queries, and where each query's begin.
 
     Returns (P + 1,) float64, nearest first inside a query, with a last number that belongs to none,
-    and offsets (n + 1,). begin, end (Q,): the run of the query's class in the gallery.
+    and offsets (n + 1,).
     """
+    queries, gallery, begin, end, _ = pairing
     sizes, scale = (end - begin).cpu(), scale_of(begin.device)
     cosines, counts = [], []
     top = run.start
@@ -162,9 +147,8 @@ class _Block:
     a block serves both its sides, those on or below the diagonal of the whole matrix.
     """
 
-    def __init__(
-        self, queries: Images, gallery: Images, sides: Sides, symmetric: bool, excluding: bool
-    ) -> None:
+    def __init__(self, pairing: Pairing, sides: Sides, symmetric: bool) -> None:
+        queries, gallery, *_, excluding = pairing
         self.queries, self.gallery = queries, gallery
         self.rows, self.columns, y = sides
         self.width = len(y)

@@ -114,6 +114,28 @@ class Images:
         return self.embeddings[self.order[part]].double()
 
 
+class Pairing(NamedTuple):
+    """What searches in what.
+
+    Attributes:
+        begin, end: (Q,) the run of each query's class in the gallery.
+        excluding: whether a query does not see the images of its own group.
+    """
+
+    queries: Images
+    gallery: Images
+    begin: Tensor
+    end: Tensor
+    excluding: bool
+
+    @classmethod
+    def of(cls, queries: Images, gallery: Images, excluding: bool) -> Pairing:
+        """The classes are looked up among the gallery's labels, which are in order."""
+        begin = torch.searchsorted(gallery.labels, queries.labels)
+        end = torch.searchsorted(gallery.labels, queries.labels, right=True)
+        return cls(queries, gallery, begin, end, excluding)
+
+
 def exact_cosines(queries: Images, rows: slice | Tensor, gallery: Images, columns: slice) -> Tensor:
     """Float64 cosines of some queries and a run of gallery images."""
     products = queries.given(rows) @ gallery.given(columns).T

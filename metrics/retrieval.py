@@ -36,7 +36,7 @@ from torch import Tensor
 
 from metrics import blocks, rows, ties
 from metrics.clustering import Array, Progress, full_float32, kmeans, nmi_f1
-from metrics.images import Images, are_crowded, embeddings_of
+from metrics.images import Images, Pairing, are_crowded, embeddings_of
 from metrics.rows import Score
 from metrics.sharing import ALONE, Share
 
@@ -51,29 +51,14 @@ def retrieval_metrics(
     gallery: Array | None = None,
     gallery_labels: Array | None = None,
     ks: Sequence[int] = (1, 2, 4, 8),
-    *,
-    block_size: int | None = None,
-    exclude: Array | tuple[Array, Array] | None = None,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
-    share: Share = ALONE,
+    **options: Any,
 ) -> dict[str, float]:
     """R@K for each K, RP, MAP@R, mARP, MRR, fractions in 0..1, and how many queries they rest on.
 
     The arguments are those of `retrieval_per_query`; the means are those of `summarise`.
     """
     check_ks(ks, len(embeddings if gallery is None else gallery))
-    found = retrieval_per_query(
-        embeddings,
-        labels,
-        gallery,
-        gallery_labels,
-        block_size=block_size,
-        exclude=exclude,
-        device=device,
-        progress=progress,
-        share=share,
-    )
+    found = retrieval_per_query(embeddings, labels, gallery, gallery_labels, **options)
     return summarise(found, ks)
 
 
@@ -145,8 +130,8 @@ def retrieval_per_query(
         y, _ = embeddings_of(gallery, "gallery", device, like=x)
         images = Images(y, gallery_labels, gallery_groups, "gallery")
     with full_float32(device):
-        size = _size(block_size, device)
-        found = _search(queries, images, size, exclude is not None, progress, share, score)
+        pairing = Pairing.of(queries, images, exclude is not None)
+        found = _search(pairing, _size(block_size, device), progress, share, score)
     back = queries.order.cpu().argsort()
     return {name: values[back] for name, values in found.items()}
 
@@ -292,22 +277,15 @@ def _size(block_size: int | None, device: torch.device) -> int:
 
 
 def _search(
-    queries: Images,
-    gallery: Images,
-    size: int,
-    excluding: bool,
-    progress: Progress | None,
-    share: Share,
-    score: Score | None,
+    pairing: Pairing, size: int, progress: Progress | None, share: Share, score: Score | None
 ) -> dict[str, Tensor]:
-    """`retrieval_per_query`'s answer, in the order of `queries`."""
-    begin = torch.searchsorted(gallery.labels, queries.labels)
-    end = torch.searchsorted(gallery.labels, queries.labels, right=True)
+    """`retrieval_per_query`'s answer, in the order of the queries."""
+    queries, gallery, begin, end, _ = pairing
     matches = float((end - begin).double().mean())
     by_rows = score is not None or _by_rows(matches, gallery.embeddings.shape[1])
     if by_rows or are_crowded(queries, gallery):
-        return rows.search(queries, gallery, begin, end, size, excluding, progress, share, score)
-    return blocks.search(queries, gallery, begin, end, size, excluding, progress, share)
+        return rows.search(pairing, size, progress, share, score)
+    return blocks.search(pairing, size, progress, share)
 
 
 def _by_rows(matches: float, dimension: int) -> bool:

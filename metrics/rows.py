@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from metrics.blocks import count_true
 from metrics.clustering import Progress, inner_products
-from metrics.images import Images, pairwise_cosines, rounding
+from metrics.images import Pairing, pairwise_cosines, rounding
 from metrics.ranks import COUNTS, SCORES, Ranks
 from metrics.sharing import Share, in_threads, workers
 
@@ -36,25 +36,19 @@ Score = Callable[[Tensor], Tensor]
 
 
 def search(
-    queries: Images,
-    gallery: Images,
-    begin: Tensor,
-    end: Tensor,
+    pairing: Pairing,
     size: int,
-    excluding: bool,
     progress: Progress | None,
     share: Share,
     score: Score | None = None,
 ) -> dict[str, Tensor]:
-    """`retrieval_per_query`'s answer, in the order of `queries`.
+    """`retrieval_per_query`'s answer, in the order of the queries.
 
-    begin, end (Q,): the run of the query's class in the gallery. size: half its square is the
-    number of similarities that are held at once. score: what is searched by, if not the cosine.
+    size: half its square is the number of similarities that are held at once. score: what is
+    searched by, if not the cosine.
     """
-    if score is None:
-        rows = _Rows(queries, gallery, begin, end, excluding)
-    else:
-        rows = _ScoredRows(queries, gallery, begin, end, excluding, score)
+    rows = _Rows(pairing) if score is None else _ScoredRows(pairing, score)
+    queries, gallery = pairing.queries, pairing.gallery
     device = queries.embeddings.device
     found = {name: torch.zeros(len(queries), dtype=torch.int64) for name in COUNTS}
     found |= {name: torch.zeros(len(queries), dtype=torch.float64) for name in SCORES}
@@ -170,12 +164,9 @@ class _Rows:
         precise: whether rows are float64 from the start.
     """
 
-    def __init__(
-        self, queries: Images, gallery: Images, begin: Tensor, end: Tensor, excluding: bool
-    ) -> None:
-        self.queries, self.gallery = queries, gallery
-        self.begin, self.end = begin, end
-        self.excluding = excluding
+    def __init__(self, pairing: Pairing) -> None:
+        queries, gallery, begin, end, excluding = pairing
+        self.queries, self.gallery, self.begin, self.end, self.excluding = pairing
         self.doubt, self.tie = rounding(queries, gallery)
         self.precise = False
         self.padding = -len(gallery) % 8  # see `count_true`
@@ -397,16 +388,8 @@ class _Rows:
 class _ScoredRows(_Rows):
     """Rows of scores that somebody else computes."""
 
-    def __init__(
-        self,
-        queries: Images,
-        gallery: Images,
-        begin: Tensor,
-        end: Tensor,
-        excluding: bool,
-        score: Score,
-    ) -> None:
-        super().__init__(queries, gallery, begin, end, excluding)
+    def __init__(self, pairing: Pairing, score: Score) -> None:
+        super().__init__(pairing)
         self.score, self.tie, self.precise = score, SCORE_TIE, True
 
     def _similarities(self, rows: Tensor, precise: bool) -> Tensor:
