@@ -14,6 +14,7 @@ import gc
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -108,6 +109,14 @@ def run_cli(
 ) -> subprocess.CompletedProcess[str]:
     """Runs `python SCRIPT ARGUMENTS` as a user would, from the folder `cwd`; see `run_python`."""
     return run_python(ROOT / script, *arguments, cwd=cwd, **variables)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 250) -> None:
+    """Until something is so, such as `file.is_file`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, condition
+        time.sleep(0.02)
 
 
 def refusal(

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import ROOT, run_cli, run_python, start_python
+from conftest import ROOT, run_cli, run_python, start_python, wait_for
 from programs import Program
 from tiny import same, untimed_rows
 
@@ -58,13 +58,6 @@ def start(images: Path, logs: Path, *flags: str, **how: Any) -> Program | subpro
     return start_python(ROOT / "train.py", *command, **how)
 
 
-def wait_for(file: Path, seconds: float = 250) -> None:
-    end = time.monotonic() + seconds
-    while not file.is_file():
-        assert time.monotonic() < end, f"{file} did not appear"
-        time.sleep(0.02)
-
-
 LONG = "--epochs 24 --eval-every 7 --deterministic"
 
 
@@ -77,7 +70,7 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_run_after_a_checkpoint(number, status, whole, images, tmp_path) -> None:
     run = start(images, tmp_path, *LONG.split(), "--name", "run")
-    wait_for(tmp_path / "run" / "metrics.csv")
+    wait_for((tmp_path / "run" / "metrics.csv").is_file)
     run.send_signal(number)
     printed, errors = run.communicate(timeout=250)
     assert run.returncode == status, errors
@@ -96,7 +89,7 @@ def test_a_terminal_that_is_closed_ends_a_run_after_a_checkpoint(images, tmp_pat
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), inside)
     run = start(images, tmp_path, *flags, streams=streams)
     os.close(inside)
-    wait_for(tmp_path / "run" / "metrics.csv")
+    wait_for((tmp_path / "run" / "metrics.csv").is_file)
     os.close(terminal)  # which the system tells the run by SIGHUP
     assert run.wait(250) == 129
     clock = tiny.saved(tmp_path / "run")["clock"]
@@ -348,7 +341,7 @@ def test_a_run_is_not_continued_on_other_images(images, tmp_path) -> None:
 
 def test_a_run_in_progress_is_not_continued_by_another_process(images, tmp_path) -> None:
     run = start(images, tmp_path, "--epochs", "4000", "--eval-every", "4000", "--name", "run")
-    wait_for(tmp_path / "run" / "last.pth")
+    wait_for((tmp_path / "run" / "last.pth").is_file)
     try:
         with pytest.raises(InputError, match="is going on in another process"):
             tiny.resume(tmp_path / "run", "")

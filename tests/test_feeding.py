@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import start_python
+from conftest import start_python, wait_for
 from PIL import Image
 from programs import Program
 from scipy.stats import ks_2samp
@@ -1128,13 +1128,6 @@ def slow_build(images: ImageSet, out: Path, seconds: float) -> Program | subproc
     script = out.with_name("slow_build.py")
     script.write_text(SLOW_BUILD)
     return start_python(script, folder, len(images), out, seconds)
-
-
-def wait_for(condition, seconds: float = 250.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_killed_build_goes_on_where_it_stopped(tmp_path, small_shards):

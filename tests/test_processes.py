@@ -20,7 +20,7 @@ import tiny
 import together
 import torch
 import torch.distributed as dist
-from conftest import ROOT, files_in
+from conftest import ROOT, files_in, wait_for
 
 import dataset.loader
 import processes
@@ -364,13 +364,6 @@ def test_two_processes_one_of_which_was_killed_continue_bit_for_bit(images, tmp_
         assert all(torch.equal(first[part][key], second[part][key]) for key in first[part])
 
 
-def wait_for(file: Path, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not file.is_file():
-        assert time.monotonic() < end, f"{file} did not appear"
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("to_all", "number", "status"), [(True, signal.SIGINT, 130), (False, signal.SIGTERM, 143)]
@@ -379,7 +372,7 @@ def test_a_signal_to_the_launcher_or_to_one_process_stops_all_after_a_checkpoint
     to_all, number, status, images, tmp_path
 ):
     started = launch(2, *command(images, tmp_path, "run", "--epochs 400 --eval-every 7"))
-    wait_for(tmp_path / "run" / "metrics.csv")
+    wait_for((tmp_path / "run" / "metrics.csv").is_file)
     pids = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(started.pid)], capture_output=True, text=True
     ).stdout.split()
@@ -473,7 +466,7 @@ def test_a_job_that_is_stopped_and_continued_goes_on(all_stop, tmp_path, monkeyp
     def stop_and_continue() -> None:
         files = [tmp_path / f"{number}.pid" for number in range(2)]
         for file in files:
-            wait_for(file)
+            wait_for(file.is_file)
         time.sleep(1)
         pids = [int(file.read_text()) for file in files[: 2 if all_stop else 1]]
         for number, pause in ((signal.SIGSTOP, 2.5), (signal.SIGCONT, 0)):
@@ -554,7 +547,7 @@ def test_an_error_in_all_processes_is_reported_once(images, tmp_path):
 @pytest.mark.slow
 def test_nobody_outlives_the_launcher(images, tmp_path):
     started = launch(2, *command(images, tmp_path, "run", "--epochs 100000 --eval-every 100000"))
-    wait_for(tmp_path / "run" / "last.pth")
+    wait_for((tmp_path / "run" / "last.pth").is_file)
     children = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(started.pid)], capture_output=True, text=True
     ).stdout.split()

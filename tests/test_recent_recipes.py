@@ -10,14 +10,13 @@ import argparse
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
-import official_layouts
 import pytest
 import tiny
 from conftest import ROOT, run_cli
+from test_recipes import DATA_SETS, assert_asks_for, number, parse, recipe, small_benchmarks
 
 import criteria
 import dataset
@@ -27,7 +26,6 @@ import train
 from evaluation.networks import open_checkpoint
 from training.describing import describe
 
-DATA_SETS = ("cub", "cars", "sop", "inshop")
 SMALL_VITS = ("deit", "dino", "vit")
 FROZEN = ("dino", "vit", "dinov2", "dinov3", "clip", "siglip2")
 NAMES = sorted(
@@ -137,23 +135,8 @@ OTHER_NUMBERS = {
 }
 
 
-def recipe(name: str) -> Path:
-    return ROOT / "recipes" / f"{name}.txt"
-
-
-def parse(name: str, flags: str = "") -> argparse.Namespace:
-    return options.parse_train([f"@{recipe(name)}", *flags.split()])
-
-
 def data_of(name: str) -> str:
     return next(part for part in name.split("_") if part in (*DATA_SETS, "vid"))
-
-
-def number(text: str) -> float | str | None:
-    try:
-        return None if text == "None" else float(text)
-    except ValueError:
-        return text
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(("frozen", "dinov2"))])
@@ -183,9 +166,7 @@ def test_recipes_ask_for_the_authors_settings(name: str) -> None:
     assert asked == expected
     assert dataset.find(args.dataset).name == data_of(name)
     assert args.image_size == 224
-    for pattern, wanted in OTHERS.items():
-        if fnmatch(name, pattern) or fnmatch(name, f"{pattern}_*"):
-            assert {option: getattr(args, option) for option in wanted} == wanted, pattern
+    assert_asks_for(name, args, OTHERS)
 
 
 def test_the_loss_of_hier_has_the_authors_constants() -> None:
@@ -236,15 +217,8 @@ def test_recipes_name_the_published_r1() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The five benchmarks with few images, in the official layouts; K is 1 and 2."""
-    root = tmp_path_factory.mktemp("data")
-    changed = pytest.MonkeyPatch()
-    for name in (*DATA_SETS, "vid"):
-        official_layouts.write(name, "official", root, classes=12, images=6)
-        entry = dataset.find(name)
-        changed.setattr(type(entry), "protocol", replace(entry.protocol, ks=(1, 2)))
-    yield root
-    changed.undo()
+    with small_benchmarks(tmp_path_factory.mktemp("data")) as root:
+        yield root
 
 
 def cut_down(name: str, root: Path, flags: str = "") -> argparse.Namespace:

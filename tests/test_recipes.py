@@ -10,6 +10,7 @@ import argparse
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -156,9 +157,10 @@ def data_of(name: str) -> str:
     return name.removeprefix("proxy_anchor_").split("_")[0 if name.startswith("proxy") else 1]
 
 
-def number(text: str) -> float | str:
+def number(text: str) -> float | str | None:
+    """A cell of a table of settings."""
     try:
-        return float(text)
+        return None if text == "None" else float(text)
     except ValueError:
         return text
 
@@ -184,21 +186,25 @@ def schedule_words(args: argparse.Namespace) -> str:
 # --- the tiny data they are run on ----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@contextmanager
+def small_benchmarks(root: Path) -> Iterator[Path]:
     """All five benchmarks with few images, in the official layouts, and the embedded data.
 
     The galleries are too small for the published K (up to 1,000), so that K is 1 and 2 here.
     """
-    root = tmp_path_factory.mktemp("data")
-    changed = pytest.MonkeyPatch()
-    for name in (*DATA_SETS, "vid"):
-        official_layouts.write(name, "official", root, classes=12, images=6)
-        entry = dataset.find(name)
-        changed.setattr(type(entry), "protocol", replace(entry.protocol, ks=(1, 2)))
-    (root / "emoji").symlink_to(ROOT / "data" / "emoji")
-    yield root
-    changed.undo()
+    with pytest.MonkeyPatch.context() as changed:
+        for name in (*DATA_SETS, "vid"):
+            official_layouts.write(name, "official", root, classes=12, images=6)
+            entry = dataset.find(name)
+            changed.setattr(type(entry), "protocol", replace(entry.protocol, ks=(1, 2)))
+        (root / "emoji").symlink_to(ROOT / "data" / "emoji")
+        yield root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with small_benchmarks(tmp_path_factory.mktemp("data")) as root:
+        yield root
 
 
 def cut_down(name: str, root: Path, flags: str = "") -> argparse.Namespace:
@@ -243,7 +249,12 @@ def test_recipes_ask_for_the_published_settings(name: str) -> None:
     }
     assert asked == settings(name)
     assert args.embedding_size == 512
-    for pattern, expected in LOSSES.items():
+    assert_asks_for(name, args, LOSSES)
+
+
+def assert_asks_for(name: str, args: argparse.Namespace, wanted: dict[str, dict]) -> None:
+    """Options are those of every pattern of `wanted` that the recipe's name starts with."""
+    for pattern, expected in wanted.items():
         if fnmatch(name, pattern) or fnmatch(name, f"{pattern}_*"):
             assert {option: getattr(args, option) for option in expected} == expected, pattern
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
-import pty
 import re
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,7 +12,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, SMALL, files_in, run_cli, run_python, start_python
+from conftest import ROOT, SMALL, files_in, run_cli, run_python
+from test_terminals import on_a_terminal
 
 from training import compiling
 from utils import InputError
@@ -275,21 +272,6 @@ def test_whoever_waits_for_the_compiler_is_told(monkeypatch, capsys):
     compiled(torch.ones(2))
     time.sleep(0.2)
     assert not capsys.readouterr().err
-
-
-def on_a_terminal(columns: int, *arguments: object, cwd: Path) -> list[str]:
-    """The lines that a command prints on a terminal of so many columns, without passing bars."""
-    leader, follower = pty.openpty()
-    streams = {"stdout": follower, "stderr": subprocess.DEVNULL}
-    done = start_python(*arguments, cwd=cwd, streams=streams, COLUMNS=str(columns))
-    os.close(follower)
-    parts = []
-    with contextlib.suppress(OSError):  # what a terminal says when its last writer is gone
-        while part := os.read(leader, 4096):
-            parts.append(part)
-    os.close(leader)
-    assert done.wait() == 0
-    return b"".join(parts).decode().replace("\r", "").split("\n")
 
 
 def test_what_training_and_evaluation_print_fits_eighty_columns(tmp_path):
