@@ -37,7 +37,6 @@ from devices import Precision, pick_device
 from evaluation import files, tables
 from evaluation.candidates import (
     Candidate,
-    Test,
     about_tests,
     averages,
     bootstrapped,
@@ -54,10 +53,11 @@ from evaluation.networks import Opened, checkpoint_files, open_checkpoint, open_
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, on_the_same_images
 from evaluation.whitening import Origin, whitened
+from metrics.comparison import Test
 from options.ranking import ranking_of
 from runs import files_of
 from storage import check_outputs, write_content, write_json, write_table
-from terminal import fitted, hear, say, told
+from terminal import fitted, hear, in_lines, say, told
 from utils import ROOM_ON_A_GPU, InputError, full_gpu_in_words, human_seconds, sentence_errors
 
 logger = logging.getLogger("evaluate")
@@ -234,7 +234,7 @@ def print_results(
         say(fitted(f"\nB = {test.b} less A = {test.a} on {test.task}"))
         say(tables.difference_text(test.differences, test.corrected))
     if tests:
-        say(tables.in_lines(about_tests(tests, resamples)))
+        say(in_lines(about_tests(tests, resamples)))
 
 
 def write_tables(

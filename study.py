@@ -20,7 +20,6 @@ ARGS = asking.parse() if __name__ == "__main__" else None
 
 import argparse
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from studies import markdown, pages, results, tables
 from studies.ledger import Ledger
 from studies.plan import Plan, of, read
 from studies.worker import Place, Progress, Stopped, Workers, places, rehearse
-from terminal import as_shell, reading_width, say
+from terminal import as_shell, in_lines, say
 from utils import InputError, counted, sentence_errors
 
 
@@ -50,7 +49,6 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
     """What will be done."""
     folds = len(plan.entrants) * plan.trials * plan.folds
     runs = len(plan.entrants) * plan.seeds
-    width = reading_width()
     lines = [
         f"study       {plan.folder}",
         f"search      {counted(plan.trials, 'trial')} of {counted(len(plan.entrants), 'method')} "
@@ -60,8 +58,7 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
     for number, one in enumerate(plan.entrants):
         space = "; ".join(r.describe() for r in one.space) or "nothing"
         head = "searched    " if number == 0 else " " * 12
-        lines += textwrap.wrap(f"{one.name}: {space}", width, initial_indent=head,
-                               subsequent_indent=" " * 14)  # fmt: skip
+        lines.append(in_lines(f"{one.name}: {space}", head, " " * 14))
     lines.append(f"at once     {len(where)}, {counted(where[0].threads, 'thread')} each")
     return "\n".join(lines)
 

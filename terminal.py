@@ -84,6 +84,14 @@ def wrapped(text: str, first: str = "", further: str = "") -> str:
     return _filled(words, room, first, further)
 
 
+def in_lines(text: str, first: str = "", further: str = "") -> str:
+    """A paragraph in lines of `reading_width` columns, wherever it goes; as `wrapped` otherwise.
+
+    Every word stays whole.
+    """
+    return _filled(_words(text), reading_width(), first, further)
+
+
 def text_width() -> int:
     """Columns of a line of text: 80, or fewer where the terminal has fewer."""
     return max(NARROWEST, min(WIDTH, terminal_width() or WIDTH))

@@ -20,6 +20,7 @@ from evaluation.networks import fingerprint_of
 from evaluation.tables import HIDDEN, Row
 from evaluation.tasks import Task, images_of
 from metrics import comparison
+from metrics.comparison import Test
 from utils import InputError
 
 if TYPE_CHECKING:
@@ -238,25 +239,6 @@ def method_name(trained: dict[str, Any], seeds: int) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-@dataclass(frozen=True)
-class Test:
-    """B less A on one task.
-
-    Attributes:
-        over: "seeds", paired t-tests over the `count` seeds that both have, or "classes", a paired
-            bootstrap over `count` classes of the means of A and B.
-        differences: one per metric, uncorrected. corrected: p of each, for the number of tests.
-    """
-
-    a: str
-    b: str
-    task: str
-    over: str
-    count: int
-    differences: dict[str, comparison.Difference]
-    corrected: dict[str, float] = field(default_factory=dict)
-
-
 def paired_tests(candidates: Sequence[Candidate]) -> list[Test]:
     """The first subject (A) against each other one (B) that saw the same queries.
 
@@ -271,8 +253,8 @@ def paired_tests(candidates: Sequence[Candidate]) -> list[Test]:
             for other in others
             if other.tasks is first.tasks
         ]
-        found += _corrected([test for test in tests if test is not None])
-    return found
+        found += [test for test in tests if test is not None]
+    return comparison.corrected(found, lambda test: test.task)
 
 
 def _test(a: Subject, b: Subject, number: int, task: str) -> Test | None:
@@ -296,12 +278,6 @@ def _shown(seeds: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, floa
         seed: {k: v for k, v in numbers.items() if not k.startswith((HIDDEN, OFFICIAL))}
         for seed, numbers in seeds.items()
     }
-
-
-def _corrected(tests: Sequence[Test]) -> list[Test]:
-    """The tests of one task with p corrected for their number, each metric by itself (Holm)."""
-    corrected = comparison.holm_by_metric([test.differences for test in tests])
-    return [replace(test, corrected=p) for test, p in zip(tests, corrected, strict=True)]
 
 
 def doubts(candidates: Sequence[Candidate]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from metrics import about_ties
 from metrics.comparison import Difference, half_width
 from metrics.verification import NAMES as VERIFICATION
-from terminal import fitted, printable, reading_width, terminal_width
+from terminal import fitted, in_lines, printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
@@ -438,9 +437,3 @@ def footnote(rows: Sequence[Row]) -> str:
     """What the columns of these rows and ± mean, in lines."""
     sentences = " ".join(meaning.text for meaning in meanings_of(columns(rows)))
     return in_lines(sentences + about_spread(rows))
-
-
-def in_lines(sentences: str) -> str:
-    """Text as lines that fit the terminal, and are not too long to read."""
-    width = reading_width()
-    return textwrap.fill(sentences, width, break_long_words=False, break_on_hyphens=False)

@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -211,6 +212,38 @@ def holm_by_metric(tests: Sequence[Mapping[str, Difference]]) -> list[dict[str, 
         for place, p in zip(having, found, strict=True):
             corrected[place][name] = p
     return corrected
+
+
+@dataclass(frozen=True)
+class Test:
+    """B less A on one task.
+
+    Attributes:
+        over: "seeds", paired t-tests over the `count` seeds that both have, or "classes", a paired
+            bootstrap over `count` classes of the means of A and B.
+        differences: one per metric, uncorrected. corrected: p of each, for the number of tests.
+    """
+
+    a: str
+    b: str
+    task: str
+    over: str
+    count: int
+    differences: Mapping[str, Difference]
+    corrected: Mapping[str, float] = field(default_factory=dict)
+
+
+def corrected(tests: Sequence[Test], alike: Callable[[Test], object]) -> list[Test]:
+    """With p corrected for the number of tests that are `alike`, each metric by itself (Holm)."""
+    groups: dict[object, list[int]] = {}
+    for place, test in enumerate(tests):
+        groups.setdefault(alike(test), []).append(place)
+    found = list(tests)
+    for places in groups.values():
+        p_values = holm_by_metric([tests[place].differences for place in places])
+        for place, p in zip(places, p_values, strict=True):
+            found[place] = replace(tests[place], corrected=p)
+    return found
 
 
 # Seeds --------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluation import tables as evaluation_tables
+from metrics.comparison import Test
 from page import plots
 from storage import check_outputs, write_content
 from studies import pages, tables
-from studies.results import Results, Test
+from studies.results import Results
 from utils import InputError
 
 BLOCKS = {

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from evaluation import tables as evaluation_tables
+from metrics.comparison import Test
 from page import plots
 from page.document import (
     as_text,
@@ -21,7 +22,7 @@ from page.document import (
 from page.plots import Bar, Point
 from studies import tables
 from studies.ledger import STARTUP
-from studies.results import Found, Results, Test
+from studies.results import Found, Results
 from utils import counted, human_seconds
 
 SURE = 0.05

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metrics import comparison
-from metrics.comparison import Difference
+from metrics.comparison import Test
 from studies import judging
 from studies.ledger import Ledger, Trial, run_again
 from studies.plan import Entrant, Plan
@@ -121,21 +121,6 @@ def _sensitivity(name: str, title: str, trials: Sequence[Trial]) -> Sensitivity:
 
 
 @dataclass(frozen=True)
-class Test:
-    """`b` less `a`: metric → difference, and its p corrected for the number of tests (Holm).
-
-    `over` is "seeds" (paired t-test) or "classes" (paired bootstrap of the means over seeds).
-    """
-
-    a: str
-    b: str
-    over: str
-    count: int
-    differences: Mapping[str, Difference]
-    corrected: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Results:
     """A study as it stands; methods in the order of the plan."""
 
@@ -162,7 +147,7 @@ class Results:
         first, *others = self.with_runs
         made = [_over_seeds(first, other) for other in others]
         made += _over_classes(first, others)
-        return _corrected([test for test in made if test is not None])
+        return _corrected(made)
 
     @cached_property
     def asked(self) -> list[Test]:
@@ -172,13 +157,13 @@ class Results:
         made = [_over_seeds(a, b) for a, b in pairs]
         for a, b in pairs:
             made += _over_classes(a, [b])
-        return _corrected([test for test in made if test is not None])
+        return _corrected(made)
 
     @cached_property
     def pairs(self) -> list[Test]:
         """Each method against each that ranks below it, over the seeds."""
-        made = [_over_seeds(below, above) for above, below in combinations(self.ranked, 2)]
-        return _corrected([test for test in made if test is not None])
+        pairs = combinations(self.ranked, 2)
+        return _corrected(_over_seeds(below, above) for above, below in pairs)
 
     @cached_property
     def best_against(self) -> list[Test]:
@@ -193,7 +178,7 @@ class Results:
 def _over_seeds(a: Found, b: Found) -> Test | None:
     found = comparison.seed_differences(a.seeds, b.seeds)
     shared = len(a.seeds.keys() & b.seeds.keys())
-    return Test(a.name, b.name, "seeds", shared, found, {}) if found else None
+    return Test(a.name, b.name, "", "seeds", shared, found) if found else None
 
 
 def _over_classes(first: Found, others: Sequence[Found]) -> list[Test]:
@@ -207,39 +192,22 @@ def _over_classes(first: Found, others: Sequence[Found]) -> list[Test]:
     drawn = iter(comparison.replicates(scores, RESAMPLES, seed=0))
     replicates = {one.name: _mean([next(drawn) for _ in one.scores]) for one in able}
     means = {one.name: comparison.means_over(list(one.scores.values())) for one in able}
-    classes = len(scores[0].labels)
-    return [
-        Test(
-            first.name,
-            other.name,
-            "classes",
-            classes,
-            comparison.paired_differences(
-                means[first.name],
-                means[other.name],
-                replicates[first.name],
-                replicates[other.name],
-                scores[0].rest_on(),
-            ),
-            {},
-        )
-        for other in able[1:]
-    ]
+    classes, rest_on, a = len(scores[0].labels), scores[0].rest_on(), first.name
+    found = []
+    for b in (other.name for other in able[1:]):
+        pairs = means[a], means[b], replicates[a], replicates[b]
+        differences = comparison.paired_differences(*pairs, rest_on)
+        found.append(Test(a, b, "", "classes", classes, differences))
+    return found
 
 
 def _mean(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return sum(parts[1:], parts[0]) / len(parts)
 
 
-def _corrected(tests: Sequence[Test]) -> list[Test]:
-    """With p corrected within what was tested alike, each metric by itself."""
-    found: dict[int, Test] = {}
-    for over in dict.fromkeys(test.over for test in tests):
-        alike = [place for place, test in enumerate(tests) if test.over == over]
-        corrected = comparison.holm_by_metric([tests[place].differences for place in alike])
-        for place, p in zip(alike, corrected, strict=True):
-            found[place] = replace(tests[place], corrected=p)
-    return [found[place] for place in range(len(tests))]
+def _corrected(tests: Iterable[Test | None]) -> list[Test]:
+    """Those that could be made, with p corrected within what was tested alike."""
+    return comparison.corrected([test for test in tests if test], lambda test: test.over)
 
 
 def collect(ledger: Ledger) -> Results:

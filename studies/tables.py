@@ -9,10 +9,10 @@ import dataset
 from evaluation import tables
 from evaluation.measuring import OFFICIAL
 from evaluation.tables import Row
-from metrics.comparison import Difference
+from metrics.comparison import Difference, Test
 from studies.plan import Plan
-from studies.results import Found, Results, Sensitivity, Test
-from terminal import terminal_width
+from studies.results import Found, Results, Sensitivity
+from terminal import in_lines, terminal_width
 from utils import InputError, human_seconds, nearest_names
 
 SHOWN = ("R@1", "RP", "MAP@R", "NMI")
@@ -67,7 +67,7 @@ def text(results: Results, columns: Sequence[str] = ()) -> str:
         made = rows(results, shown(results, columns))
         parts.append("On the test classes, after the last epoch, at the chosen settings:")
         parts.append(_means(made))
-        parts.append(tables.in_lines(_about(made)))
+        parts.append(in_lines(_about(made)))
     parts += _tests(results.tests, results.plan.metric)
     parts += _tests(results.asked, results.plan.metric)
     parts += [*_gains(results), *_sensitivities(results), *failures(results)]
@@ -145,7 +145,7 @@ def _tests(tests: Iterable[Test], metric: str) -> list[str]:
     parts = []
     for alike in grouped(tests).values():
         heads, lines = test_lines(alike, metric)
-        parts.append(f"\n{tables.in_lines(tests_about(alike))}")
+        parts.append(f"\n{in_lines(tests_about(alike))}")
         parts.append(tables.aligned(heads, lines, terminal_width()))
     return parts
 
@@ -236,11 +236,11 @@ def _gains(results: Results) -> list[str]:
     if not lines:
         return []
     about = f"{gains_about(results)}:"
-    return [f"\n{tables.in_lines(about)}", tables.aligned(GAINS, lines, terminal_width())]
+    return [f"\n{in_lines(about)}", tables.aligned(GAINS, lines, terminal_width())]
 
 
 def _sensitivities(results: Results) -> list[str]:
-    said = [tables.in_lines(line) for line in sensitivity_lines(results)]
+    said = [in_lines(line) for line in sensitivity_lines(results)]
     about = f"\nHow {results.plan.metric} of the trials goes with what was searched:"
     return [about, *said] if said else []
 
@@ -270,7 +270,7 @@ def failures(results: Results) -> list[str]:
             if trial.state == "failed"
         ]
         said += [f"{found.name} seed {seed}: {why}" for seed, why in found.failures.items()]
-    return ["\nFailed:", *map(tables.in_lines, said)] if said else []
+    return ["\nFailed:", *map(in_lines, said)] if said else []
 
 
 # --- files ----------------------------------------------------------------------------------------

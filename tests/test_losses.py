@@ -81,6 +81,14 @@ def leaf(tensor):
     return tensor.clone().requires_grad_()
 
 
+def assert_released(data, loss, **learnt):
+    """The loss, and the gradient of every tensor, are the released code's."""
+    loss.backward()
+    agree(loss, data["loss"])
+    for name, tensor in learnt.items():
+        agree(tensor.grad, data[f"grad_{name}"])
+
+
 def with_parameters(criterion, **values):
     """The criterion with these parameter values; every name must exist."""
     parameters = dict(criterion.named_parameters())
@@ -106,10 +114,7 @@ def test_proxy_anchor_is_the_released_one(name):
     with_parameters(criterion, proxies=data["proxies"])
     embeddings = leaf(data["embeddings"])
     loss = criterion(embeddings, data["labels"])
-    loss.backward()
-    agree(loss, data["loss"])
-    agree(embeddings.grad, data["grad_embeddings"])
-    agree(criterion.proxies.grad, data["grad_proxies"])
+    assert_released(data, loss, embeddings=embeddings, proxies=criterion.proxies)
 
 
 @pytest.mark.parametrize("strip_elements", [2**24, 60])
@@ -122,11 +127,8 @@ def test_amloss_is_the_released_one(name, strip_elements, monkeypatch):
     with_parameters(criterion, proxies=data["proxies"], margins=data["margins"])
     embeddings = leaf(data["embeddings"])
     loss = criterion(embeddings, data["labels"])
-    loss.backward()
-    agree(loss, data["loss"])
-    agree(embeddings.grad, data["grad_embeddings"])
-    agree(criterion.proxies.grad, data["grad_proxies"])
-    agree(criterion.margins.grad, data["grad_margins"])
+    learnt = {"proxies": criterion.proxies, "margins": criterion.margins}
+    assert_released(data, loss, embeddings=embeddings, **learnt)
 
 
 @pytest.mark.parametrize("name", names("ddml[01]*"))
@@ -138,13 +140,10 @@ def test_ddml_is_the_released_one(name):
     main, specific = leaf(data["embedding_params"]), leaf(data["specific_params"])
     torch.manual_seed(data["rng_seed"])
     loss = criterion(main, specific, data["labels"])
-    loss.backward()
-    agree(loss, data["loss"])
+    heads = {"embedding_params": main, "specific_params": specific}
+    assert_released(data, loss, **heads, proxies=base.proxies)
     for part in ("metric", "agnostic", "specific", "split"):
         agree(criterion.terms[part], data[part])
-    agree(main.grad, data["grad_embedding_params"])
-    agree(specific.grad, data["grad_specific_params"])
-    agree(base.proxies.grad, data["grad_proxies"])
 
 
 @pytest.mark.parametrize("name", names("idml*"))
@@ -162,11 +161,8 @@ def test_idml_is_the_released_one(name):
     with_parameters(criterion, proxies=data["proxies"])
     outputs = Embeddings(leaf(data["semantic"]), leaf(data["uncertainty"]))
     loss = objective(outputs, data["labels"])
-    loss.backward()
-    agree(loss, data["loss"])
-    agree(outputs.embedding.grad, data["grad_semantic"])
-    agree(outputs.uncertainty.grad, data["grad_uncertainty"])
-    agree(criterion.proxies.grad, data["grad_proxies"])
+    heads = {"semantic": outputs.embedding, "uncertainty": outputs.uncertainty}
+    assert_released(data, loss, **heads, proxies=criterion.proxies)
 
 
 @pytest.mark.parametrize("loss_name", ["triplet", "semihtriplet", "n-npair", "ms"])
@@ -175,9 +171,7 @@ def test_sec_pair_losses_are_the_released_ones(loss_name, seed):
     data = fixture(f"sec_{loss_name}_{seed}")
     embeddings = leaf(data["embeddings"])
     loss = build(loss_name, CLASSES, SIZE)(embeddings, data["labels"])
-    loss.backward()
-    agree(loss, data["loss"])
-    agree(embeddings.grad, data["grad_embeddings"])
+    assert_released(data, loss, embeddings=embeddings)
 
 
 @pytest.mark.parametrize("name", names("sec_regulariser*"))
@@ -200,10 +194,7 @@ def test_margin_loss_is_the_released_one(name):
     embeddings = leaf(data["embeddings"])
     triplets = data["anchors"], data["positives"], data["negatives"]
     loss = criterion(embeddings, data["labels"], triplets)
-    loss.backward()
-    agree(loss, data["loss"])
-    agree(embeddings.grad, data["grad_embeddings"])
-    agree(criterion.beta.grad, data["grad_beta"])
+    assert_released(data, loss, embeddings=embeddings, beta=criterion.beta)
 
 
 def drawing_shares(miner, embeddings, labels):
@@ -224,10 +215,7 @@ def test_distance_weights_are_the_released_ones(name):
 def test_mask_orthogonality_is_the_released_one(name):
     data = fixture(name)
     masks = leaf(data["masks"])
-    loss = mask_orthogonality(masks)
-    loss.backward()
-    agree(loss, data["loss"])
-    agree(masks.grad, data["grad_masks"])
+    assert_released(data, mask_orthogonality(masks), masks=masks)
 
 
 # --- gradients, precision, numerical range --------------------------------------------------------

@@ -21,7 +21,7 @@ from metrics.comparison import mean_and_deviation
 from page.records import metrics_in, read
 from runs import RunFolder, data_name
 from storage import write_json, write_table
-from terminal import as_shell, say
+from terminal import as_shell, in_lines, say
 from utils import InputError
 
 Numbers = Mapping[str, float]
@@ -121,7 +121,7 @@ def conclude(folder: Path, runs: Sequence[Path]) -> None:
     say(tables.footnote(rows))
     best = [(record.best_epoch, record.results[tables.VALIDATION]["R@1"]) for record in found]
     words = ", ".join(f"{value:.4f} after epoch {epoch}" for epoch, value in best)
-    say(tables.in_lines(f"Highest R@1 of each fold, picked on itself: {words}."))
+    say(in_lines(f"Highest R@1 of each fold, picked on itself: {words}."))
     write_table(folder / "folds.csv", *tables.csv_table(rows))
     content = {
         "folds": [dict(numbers) for numbers in last],
