@@ -19,23 +19,6 @@ from dataset.table import CsvData
 from dataset.trained_on import TrainedOn
 from utils import InputError, nearest_names
 
-__all__ = [
-    "NAMES",
-    "BadImageError",
-    "Choice",
-    "DataSet",
-    "ImageSet",
-    "Protocol",
-    "Reading",
-    "TrainedOn",
-    "find",
-    "fingerprints",
-    "load",
-    "protocol",
-    "require_files",
-    "require_readable",
-]
-
 FILES = (
     "emoji",
     "cub",

@@ -20,17 +20,3 @@ from runs.checkpoints import FORMAT, checked, load_checkpoint, with_base
 from runs.folder import RunFolder, files_of, find_run
 from runs.names import data_name, run_name
 from runs.tables import ClassHistory, MetricsTable
-
-__all__ = [
-    "FORMAT",
-    "ClassHistory",
-    "MetricsTable",
-    "RunFolder",
-    "checked",
-    "data_name",
-    "files_of",
-    "find_run",
-    "load_checkpoint",
-    "run_name",
-    "with_base",
-]

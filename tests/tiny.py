@@ -9,26 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_images import write_images
+from small_images import write_images  # noqa: F401 (others take it from here)
 
 import options
 import train
 from training.tracking import TIMES
-
-__all__ = [
-    "NETWORK",
-    "best_checkpoint",
-    "edit",
-    "metrics_rows",
-    "parse",
-    "prepare",
-    "resume",
-    "run",
-    "same",
-    "saved",
-    "untimed_rows",
-    "write_images",
-]
 
 NETWORK = (
     "--model resnet10 --width 0.125 --stem small --embedding-size 8 --image-size 32 "
