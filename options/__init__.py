@@ -28,7 +28,6 @@ from options.meaning import (
     check_metrics,
     check_one_checkpoint,
     check_read,
-    check_schedule,
     criterion_arguments,
     notices,
     of_all_processes,
