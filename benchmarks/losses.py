@@ -400,21 +400,23 @@ Step = Callable[[], Tensor]
 
 
 class Case(NamedTuple):
-    """A row: ours as a criterion and what it is called with, the plain formula, the library's."""
+    """A row: the plain formula, the library's, and ours as a criterion and what it is called with.
+
+    ``ours`` is the loss of that name unless it is told.
+    """
 
     name: str
-    ours: Callable[[int, int], nn.Module]
-    inputs: Callable[[Batch], tuple]
     plain: Callable[[Batch], Tensor]
     library: str | None = None
+    inputs: Callable[[Batch], tuple] = lambda batch: (batch.embeddings, batch.labels)
+    ours: Callable[[int, int], nn.Module] | None = None
     by_class: bool = False
     wide: bool = False
     most: int = sys.maxsize  # classes that the plain formula has memory for
 
-
-def pair_inputs(batch: Batch) -> tuple:
-    """(embeddings, labels)."""
-    return batch.embeddings, batch.labels
+    def criterion(self, classes: int, size: int) -> nn.Module:
+        """Ours, for so many classes and embeddings of this size."""
+        return (self.ours or functools.partial(losses.build, self.name))(classes, size)
 
 
 def unit_inputs(batch: Batch) -> tuple:
@@ -424,22 +426,12 @@ def unit_inputs(batch: Batch) -> tuple:
 
 def introspective_inputs(batch: Batch) -> tuple:
     """(embeddings, labels, uncertainty) at unit length."""
-    return F.normalize(batch.embeddings), batch.labels, F.normalize(batch.second)
+    return *unit_inputs(batch), F.normalize(batch.second)
 
 
-def disentangling_inputs(batch: Batch) -> tuple:
+def both_heads(batch: Batch) -> tuple:
     """(main head, specific head, labels)."""
     return batch.embeddings, batch.second, batch.labels
-
-
-def margin_inputs(batch: Batch) -> tuple:
-    """(unit embeddings, labels, triplets)."""
-    return F.normalize(batch.embeddings), batch.labels, every_triplet(batch.labels)
-
-
-def named(name: str, **options: Any) -> Callable[[int, int], nn.Module]:
-    """Our loss of this name."""
-    return functools.partial(losses.build, name, **options)
 
 
 def disentangling(classes: int, size: int) -> nn.Module:
@@ -447,57 +439,43 @@ def disentangling(classes: int, size: int) -> nn.Module:
     return losses.DisentanglingLoss(losses.ProxyAnchorLoss(classes, size), 1.0, 0.1, 1e-5)
 
 
-def sphere(classes: int, size: int) -> nn.Module:
-    """SEC's constraint."""
-    return losses.SphericalConstraint()
+def named(name: str, **options: Any) -> Callable[[int, int], nn.Module]:
+    """Our loss of this name, with options."""
+    return functools.partial(losses.build, name, **options)
 
 
+by_class = functools.partial(Case, by_class=True)
 CASES = (
+    by_class("Proxy_Anchor", plain_proxy_anchor, "pml:ProxyAnchorLoss"),
+    by_class("AMLoss", plain_amloss),
+    by_class("IDML", plain_introspective, None, introspective_inputs, named("Proxy_Anchor")),
+    by_class("DDML", plain_disentangling, None, both_heads, disentangling, wide=True),
+    Case("triplet", plain_triplet, "pml:TripletMarginLoss"),
+    Case("semihtriplet", plain_semihard, "Triplet"),
+    Case("n-npair", plain_n_pair, "pml:NPairsLoss"),
+    Case("ms", plain_multi_similarity, "MS"),
+    Case("MarginLoss", plain_margin, None, lambda b: (*unit_inputs(b), every_triplet(b.labels))),
     Case(
-        "Proxy_Anchor",
-        named("Proxy_Anchor"),
-        pair_inputs,
-        plain_proxy_anchor,
-        "pml:ProxyAnchorLoss",
-        by_class=True,
+        "SEC",
+        plain_sphere,
+        None,
+        lambda b: (b.embeddings,),
+        lambda *_: losses.SphericalConstraint(),
     ),
-    Case("AMLoss", named("AMLoss"), pair_inputs, plain_amloss, by_class=True),
-    Case("IDML", named("Proxy_Anchor"), introspective_inputs, plain_introspective, by_class=True),
-    Case(
-        "DDML", disentangling, disentangling_inputs, plain_disentangling, by_class=True, wide=True
+    Case("Sph", plain_sphere_pairs),
+    Case("Hyp", plain_hyperbolic_pairs),
+    Case("RecallAtK", plain_recall, None, unit_inputs),
+    Case("SupAP", plain_average_precision, None, unit_inputs, named("SupAP", weight=1.0)),
+    Case("SupCon", plain_contrast, "pml:SupConLoss", ours=named("SupCon", temperature=0.1)),
+    by_class("NormSoftmax", plain_softmax, "pml:NormalizedSoftmaxLoss"),
+    by_class(
+        "ArcFace", plain_arcface, "pml:ArcFaceLoss", ours=named("ArcFace", exact_gradient=True)
     ),
-    Case("triplet", named("triplet"), pair_inputs, plain_triplet, "pml:TripletMarginLoss"),
-    Case("semihtriplet", named("semihtriplet"), pair_inputs, plain_semihard, "Triplet"),
-    Case("n-npair", named("n-npair"), pair_inputs, plain_n_pair, "pml:NPairsLoss"),
-    Case("ms", named("ms"), pair_inputs, plain_multi_similarity, "MS"),
-    Case("MarginLoss", named("MarginLoss"), margin_inputs, plain_margin),
-    Case("SEC", sphere, lambda batch: (batch.embeddings,), plain_sphere),
-    Case("Sph", named("Sph"), pair_inputs, plain_sphere_pairs),
-    Case("Hyp", named("Hyp"), pair_inputs, plain_hyperbolic_pairs),
-    Case("RecallAtK", named("RecallAtK"), unit_inputs, plain_recall),
-    Case("SupAP", named("SupAP", weight=1.0), unit_inputs, plain_average_precision),
-    Case("SupCon", named("SupCon", temperature=0.1), pair_inputs, plain_contrast, "pml:SupConLoss"),
-    Case(
-        "NormSoftmax",
-        named("NormSoftmax"),
-        pair_inputs,
-        plain_softmax,
-        "pml:NormalizedSoftmaxLoss",
-        by_class=True,
-    ),
-    Case(
-        "ArcFace",
-        named("ArcFace", exact_gradient=True),
-        pair_inputs,
-        plain_arcface,
-        "pml:ArcFaceLoss",
-        by_class=True,
-    ),
-    Case("CosFace", named("CosFace"), pair_inputs, plain_cosface, "pml:CosFaceLoss", by_class=True),
-    Case("HIST", named("HIST"), pair_inputs, plain_hypergraph, by_class=True, most=1000),
-    Case("HIER", named("HIER"), pair_inputs, plain_hierarchy, by_class=True),
-    Case("PFML", named("PFML"), pair_inputs, plain_field, by_class=True, most=1000),
-    Case("masks", lambda *_: losses.MaskOrthogonality(), lambda batch: (batch.masks,), plain_masks),
+    by_class("CosFace", plain_cosface, "pml:CosFaceLoss"),
+    by_class("HIST", plain_hypergraph, most=1000),
+    by_class("HIER", plain_hierarchy),
+    by_class("PFML", plain_field, most=1000),
+    Case("masks", plain_masks, None, lambda b: (b.masks,), lambda *_: losses.MaskOrthogonality()),
 )
 
 
@@ -505,7 +483,7 @@ def variants(
     case: Case, batch: Batch, size: int, device: str, alone: bool = False
 ) -> dict[str, Step]:
     """The steps to be timed: ours, the plain formula, the library's, on the same parameters."""
-    criterion = case.ours(len(batch.proxies), size).to(device)
+    criterion = case.criterion(len(batch.proxies), size).to(device)
     steps: dict[str, Step] = {"ours": lambda: criterion(*case.inputs(batch))}
     share_parameters(criterion, batch)
     batch.learnt = criterion
@@ -515,7 +493,7 @@ def variants(
     if case.library:
         library = losses.build(case.library, len(batch.proxies), size).to(device)
         share_parameters(library, batch)
-        steps["library"] = lambda: library(*pair_inputs(batch))
+        steps["library"] = lambda: library(batch.embeddings, batch.labels)
     return steps
 
 
