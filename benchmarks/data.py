@@ -91,18 +91,18 @@ def make_photographs(root: Path, training_images: int) -> ImageSet:
 
 
 class PublishedDataset(Dataset):
-    """Paths and labels in lists, a PIL image and torchvision's transforms an item."""
+    """Files and labels in lists, a PIL image and torchvision's transforms an item."""
 
     def __init__(self, images: ImageSet, transform: Callable | None) -> None:
-        self.paths = list(images.paths)
+        self.files = list(images.paths)
         self.labels = images.labels.tolist()
         self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = Image.open(self.paths[index]).convert("RGB")
+        image = Image.open(self.files[index]).convert("RGB")
         return self.transform(image), self.labels[index]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from torchvision import transforms
 
 import losses
@@ -93,26 +93,18 @@ def run(way: Way, batches: int, device: torch.device) -> Ran:
 # --- the published loop ---------------------------------------------------------------------------
 
 
-class EncodedPictures(Dataset):
+class EncodedPictures(PublishedDataset):
     """Pictures in memory as encoded files, opened and transformed one by one."""
 
     def __init__(self, images: ImageSet, transform: Callable) -> None:
+        super().__init__(images, transform)
         self.files = [_encoded(picture) for picture in images.pixels]
-        self.labels = images.labels.tolist()
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        picture = Image.open(io.BytesIO(self.files[index])).convert("RGB")
-        return self.transform(picture), self.labels[index]
 
 
-def _encoded(picture) -> bytes:
+def _encoded(picture: np.ndarray) -> io.BytesIO:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
+    return buffer
 
 
 def plain_transform(drawings: bool, size: int, spec: net.InputSpec) -> transforms.Compose:

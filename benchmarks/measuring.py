@@ -1,8 +1,10 @@
-"""What the benchmarks measure with: seconds, memory at its peak, and the lines of a table."""
+"""What benchmarks measure with: seconds, memory, what a run reached, and the lines of a table."""
 
 from __future__ import annotations
 
+import csv
 import ctypes
+import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -53,6 +55,14 @@ def status(key: str) -> int:
     """A memory line of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def reached(run: Path) -> dict[str, float]:
+    """The metrics in a run's results.json, and its seconds of training."""
+    (numbers, *_) = json.loads((run / "results.json").read_text())["results"].values()
+    with (run / "metrics.csv").open() as file:
+        *_, last = csv.DictReader(file)
+    return {**numbers, "seconds": float(last["seconds"])}
 
 
 def line(cells: Iterable[object]) -> str:

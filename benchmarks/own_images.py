@@ -10,7 +10,6 @@ Each line is `train.py --dataset folder:photos`, with one setting changed, judge
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -21,6 +20,9 @@ from pathlib import Path
 from statistics import mean
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.measuring import heads, line, reached
 
 ALTERNATIVES = {
     "chosen": "",
@@ -59,11 +61,8 @@ def trained(data: str, flags: list[str], epochs: int | None) -> dict[str, float]
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
         run = Path(folder) / "run"
-        (numbers, *_) = json.loads((run / "results.json").read_text())["results"].values()
-        with (run / "metrics.csv").open() as file:
-            last = list(csv.DictReader(file))[-1]
         asked = json.loads((run / "args.json").read_text())
-    return {**numbers, "seconds": float(last["seconds"]), "epochs": asked["epochs"]}
+        return {**reached(run), "epochs": asked["epochs"]}
 
 
 def main() -> None:
@@ -76,7 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("WANDB_MODE", "disabled")
     epochs = None
-    print("| | R@1 | MAP@R | epochs | seconds of training |\n|---|---|---|---|---|")
+    print(heads(("", "R@1", "MAP@R", "epochs", "seconds of training")))
     for name, flags in ALTERNATIVES.items():
         if name != "chosen" and not any(fnmatch(name, pattern) for pattern in args.only):
             continue
@@ -87,8 +86,8 @@ def main() -> None:
         ]
         row = {key: mean(run[key] for run in runs) for key in ("R@1", "MAP@R", "epochs", "seconds")}
         epochs = epochs or int(row["epochs"])
-        numbers = f"{row['R@1']:.4f} | {row['MAP@R']:.4f} | {row['epochs']:.0f}"
-        print(f"| {name} | {numbers} | {row['seconds']:.0f} |", flush=True)
+        cells = [f"{row['R@1']:.4f}", f"{row['MAP@R']:.4f}", f"{row['epochs']:.0f}"]
+        print(line([name, *cells, f"{row['seconds']:.0f}"]), flush=True)
 
 
 if __name__ == "__main__":

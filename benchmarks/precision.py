@@ -12,8 +12,6 @@ over the seeds, and seconds; of the runs that ended, where --limit cuts others o
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import math
 import os
 import statistics
@@ -57,10 +55,8 @@ def train(
             stdout=subprocess.DEVNULL,
             timeout=max(0.0, end - time.monotonic()),
         )
-    (numbers, *_) = json.loads((run / "results.json").read_text())["results"].values()
-    with (run / "metrics.csv").open() as file:
-        *_, last = csv.DictReader(file)
-    return {**{name: numbers[name] for name in METRICS}, "seconds": float(last["seconds"])}
+    found = measuring.reached(run)
+    return {name: found[name] for name in (*METRICS, "seconds")}
 
 
 def row(precision: str, runs: list[dict[str, float]]) -> str:
