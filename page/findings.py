@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -286,8 +286,3 @@ def histogram(values: np.ndarray, bins: int = 40) -> dict[str, list[float]]:
         return {"counts": [len(values)], "edges": [low - 0.5, low + 0.5]}
     counts, edges = np.histogram(values, bins=bins)
     return {"counts": counts.tolist(), "edges": [float(f"{e:.5g}") for e in edges]}
-
-
-def blocks(total: int, size: int) -> Iterator[slice]:
-    """Slices that cover `total`."""
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))

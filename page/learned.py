@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from dataset.base import ImageSet
 from evaluation.embedding import Embedded
 from evaluation.pictures import Thumbnails
-from page.findings import Search, blocks
+from page.findings import Search
 from page.records import Record
 from utils import InputError
 
@@ -121,10 +121,9 @@ def nearest_proxy(proxies: torch.Tensor) -> torch.Tensor:
     """(C,) the cosine of each proxy of (C, d) to the nearest other one."""
     unit = F.normalize(proxies.float(), dim=1)
     best = []
-    for rows in blocks(len(unit), 1024):
+    for rows in torch.arange(len(unit)).split(1024):
         similarity = unit[rows] @ unit.T
-        own = torch.arange(rows.start, rows.stop)
-        similarity[own - rows.start, own] = -torch.inf
+        similarity[torch.arange(len(rows)), rows] = -torch.inf
         best.append(similarity.amax(dim=1))
     return torch.cat(best)
 
