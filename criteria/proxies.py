@@ -27,6 +27,9 @@ from criteria.base import (
 from criteria.similarity import compare
 from criteria.strips import Strip, Terms, made_again, rows_of_strip, total
 
+Batch = tuple[Tensor, Tensor, Tensor | None]
+"""Embeddings (B, d), labels (B,), and the uncertainty (B, d) where there is one."""
+
 FAR = -1e4
 """The similarity to a class that is as good as none: e^x of it is 0 beside any other."""
 
@@ -187,16 +190,15 @@ class ProxyLoss(Criterion):
         """
         if classes is not None:
             labels = torch.searchsorted(classes, labels)
+        batch = embeddings, labels, uncertainty
         if self.share is not None:
-            return self._by_strips_of_all(
-                terms, embeddings, labels, uncertainty, self.share, classes
-            )
+            return self._by_strips_of_all(terms, batch, self.share, classes)
         proxies = self.proxies if classes is None else self._proxies_of(classes)
         most = rows_of_strip(len(embeddings) * self.per_class)
         rows = most * self.per_class
         pieces = proxies.split(rows) if len(proxies) > rows else [proxies]
         starts = range(0, len(pieces) * most, most)
-        found = self._of_pieces(terms, embeddings, labels, uncertainty, pieces, starts)
+        found = self._of_pieces(terms, batch, pieces, starts)
         return [*zip(*found, strict=True)]
 
     def _proxies_of(self, classes: Tensor) -> Tensor:
@@ -206,9 +208,7 @@ class ProxyLoss(Criterion):
     def _of_pieces(
         self,
         terms: Terms,
-        embeddings: Tensor,
-        labels: Tensor,
-        uncertainty: Tensor | None,
+        batch: Batch,
         pieces: Sequence[Tensor],
         starts: Sequence[int],
         *,
@@ -219,6 +219,7 @@ class ProxyLoss(Criterion):
 
         ``alone``: there are no other classes than theirs. ``absent``: theirs do not count.
         """
+        embeddings, labels, uncertainty = batch
         whole = alone and len(pieces) == 1
 
         def of_piece(
@@ -242,15 +243,10 @@ class ProxyLoss(Criterion):
         ]
 
     def _by_strips_of_all(
-        self,
-        terms: Terms,
-        embeddings: Tensor,
-        labels: Tensor,
-        uncertainty: Tensor | None,
-        share: processes.Share,
-        classes: Tensor | None,
+        self, terms: Terms, batch: Batch, share: processes.Share, classes: Tensor | None
     ) -> list[tuple[Tensor, ...]]:
         """``by_strips``, where every process has some of the classes: all strips of all of them."""
+        embeddings, labels, uncertainty = batch
         most = rows_of_strip(len(embeddings) * self.per_class)
         first, proxies, counts, absent = share.own.start, self.proxies, share.counts, False
         if classes is not None:
@@ -267,9 +263,8 @@ class ProxyLoss(Criterion):
         pieces = [unit.flatten(0, 1) for unit in units]
         starts = [*accumulate(map(len, units), initial=first)][:-1]
         given = [None if x is None else processes.part_of_all(x) for x in (embeddings, uncertainty)]
-        found = self._of_pieces(
-            terms, given[0], labels, given[1], pieces, starts, alone=False, absent=absent
-        )
+        batch = given[0], labels, given[1]
+        found = self._of_pieces(terms, batch, pieces, starts, alone=False, absent=absent)
         total = count * processes.world()
         parts = (torch.stack(part) for part in zip(*found, strict=True))
         return [processes.gather_rows(part, total).unbind() for part in parts]
