@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -67,7 +68,7 @@ class Flag:
     what another value changes; `dead` flags are accepted and change nothing; `before` is what runs
     did that were begun before there was the flag; `local` ones may have another value in each of
     several processes, on machines of their own; `search` is what a study tries where the flag is
-    read.
+    read; `spelt` gives the one spelling of values that have several, for comparing runs.
     """
 
     spellings: tuple[str, ...]
@@ -82,6 +83,7 @@ class Flag:
     before: Any = AS_TODAY
     local: bool = False
     search: Search | None = None
+    spelt: Callable[[Any], Any] | None = None
 
     @property
     def dest(self) -> str:
@@ -193,6 +195,17 @@ def any_text(metavar: str) -> Kind:
 def a_path(metavar: str) -> Kind:
     """A file or folder; `~` is the home folder also where no shell has seen it (`--flag=~/x`)."""
     return Kind(expanded, metavar)
+
+
+def a_place(path: str) -> str:
+    """A path as it is written shortest: `./photos/` is `photos`; words stay as they are."""
+    return os.path.normpath(path)
+
+
+def in_order(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Values, or pairs of names and values, whose order says nothing; of a name the last counts."""
+    named = {value[0] if isinstance(value, list | tuple) else value: value for value in values}
+    return tuple(named[name] for name in sorted(named))
 
 
 def a_data_set(text: str) -> str:

@@ -17,6 +17,7 @@ from dataset.own import OwnData
 from dataset.readable import Reading, require_readable
 from dataset.table import CsvData
 from dataset.trained_on import TrainedOn
+from flags import a_place
 from utils import InputError, nearest_names
 
 FILES = (
@@ -55,6 +56,16 @@ def find(name: str) -> DataSet:
             f"there is no data set {name!r}; {near} (your own images: folder:PATH or csv:FILE)"
         )
     return entry
+
+
+def spelt(name: str) -> str:
+    """The one spelling of a data set's name: `CUB-200` is `cub`, `folder:./own/` is `folder:own`.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    entry, (kind, _, path) = find(name), name.partition(":")
+    return f"{kind.lower()}:{a_place(path)}" if isinstance(entry, OwnData) else entry.name
 
 
 def load(name: str, root: str | Path = ROOT, split: str = "train", **options: Any) -> ImageSet:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import dataset
-import net
 from dataset.own import OwnData
 from flags import AS_TODAY, SWITCH, Change, Flag, Kind, key_value, key_values
 from options.declared import train_flags
@@ -105,10 +104,18 @@ def settings(stored: Mapping[str, Any], *less: Change) -> dict[str, Any]:
     """
     args = kept(stored)
     return {
-        entry.dest: _hashable(getattr(args, entry.dest))
+        entry.dest: _spelt(entry, getattr(args, entry.dest))
         for entry in train_flags()
         if entry.change not in less and entry.is_read(args)
     }
+
+
+def _spelt(entry: Flag, value: Any) -> Any:
+    """A value in the one spelling that it is compared in."""
+    if value is not None and entry.spelt is not None:
+        with contextlib.suppress(InputError):  # a name of another version
+            value = entry.spelt(value)
+    return _hashable(value)
 
 
 def _hashable(value: Any) -> Any:
@@ -116,11 +123,10 @@ def _hashable(value: Any) -> Any:
 
 
 def configuration(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs share that differ in the seed alone, whichever way they spell data and network."""
+    """What runs share that differ in the seed alone, wherever their images were."""
     found = settings(stored, Change.SEED, Change.LABEL, Change.NOTHING)
-    for name, find in (("dataset", dataset.find), ("model", net.find_backbone)):
-        with contextlib.suppress(InputError):  # one of another version
-            found[name] = find(found[name]).name
+    with contextlib.suppress(InputError):  # a data set of another version
+        found["dataset"] = dataset.find(found["dataset"]).name
     return found
 
 
@@ -143,8 +149,8 @@ def same_words(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     if "given" not in stored:
         return None
     known = {**kept(stored).__dict__, "LOG_DIR": None, "resume": None}
-    said = (entry.dest for entry in train_flags() if entry.change is not Change.NOTHING)
-    return {name: _hashable(known[name]) for name in said if name in stored["given"]}
+    said = (entry for entry in train_flags() if entry.change is not Change.NOTHING)
+    return {e.dest: _spelt(e, known[e.dest]) for e in said if e.dest in stored["given"]}
 
 
 def is_of(stored: Mapping[str, Any], args: argparse.Namespace) -> bool:
@@ -218,19 +224,19 @@ def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.N
     given = {name: getattr(args, name) for name in args.given}
     if "dataset" in given:
         one, other = dataset.find(before.dataset), dataset.find(given["dataset"])
-        if one is other:  # another spelling
-            given["dataset"] = before.dataset
-        elif isinstance(one, OwnData) and isinstance(other, OwnData):
+        if isinstance(one, OwnData) and isinstance(other, OwnData):
             # They may have moved; whether they are the same images is seen when they are read.
             before = changed(before, {"dataset": given["dataset"]})
     for entry in train_flags():
         name = entry.dest
-        fixed = entry.change not in (Change.CONTINUED, Change.NOTHING)
-        if name in given and fixed and _hashable(given[name]) != _hashable(getattr(before, name)):
+        if name not in given or entry.change in (Change.CONTINUED, Change.NOTHING):
+            continue
+        if _spelt(entry, given[name]) != _spelt(entry, getattr(before, name)):
             raise InputError(
                 f"{entry.spellings[0]} cannot change in a continued run; leave it out, or start a "
                 "new run"
             )
+        given[name] = getattr(before, name)  # as the run spells it
     # How far a start goes is its own business.
     own = ("dry_run", "shard_proxies")
     now = {

@@ -24,8 +24,10 @@ from flags import (
     Search,
     a_data_set,
     a_path,
+    a_place,
     any_text,
     flag,
+    in_order,
     key_value,
     key_values,
     not_negative,
@@ -89,7 +91,8 @@ AUTO = Kind(_auto, choices=("auto",))
 
 # fmt: off
 DATA = Group("data", (
-    flag("--dataset --use_dataset", "emoji", Kind(a_data_set, "NAME"), DATASETS_TEXT),
+    flag("--dataset --use_dataset", "emoji", Kind(a_data_set, "NAME"), DATASETS_TEXT,
+         spelt=dataset.spelt),
     flag("--data-root --dataset-dir", dataset.ROOT, a_path("DIR"),
          "folder that holds the published data sets",
          need=UNDER_A_ROOT, change=NOTHING, local=True),
@@ -181,18 +184,19 @@ SELECTION = Group("batches and model selection", (
 ))
 NETWORK = Group("network", (
     flag("--model --arch", "bn_inception", any_text("NAME"),
-         f"{', '.join(net.MODELS)}; timm:NAME or timm:NAME.TAG for any model of timm"),
+         f"{', '.join(net.MODELS)}; timm:NAME or timm:NAME.TAG for any model of timm",
+         spelt=lambda name: net.find_backbone(name).name),
     flag("--model-args", (), Kind(key_values, "KEY=VALUE", nargs="+"),
          "what timm builds the model with, by its own names: patch_drop_rate=0.5 depths=2,2,6,2",
-         need=OF_TIMM),
+         need=OF_TIMM, spelt=in_order),
     flag("--embedding-size --sz-embedding", 512, COUNT, "dimensions of the embedding"),
     flag("--pretrained", None, a_path("WHAT"),
          "imagenet (downloaded where they are not here yet; of timm: those of the tag), none, or a "
          "FILE of weights",
-         shown="none for emoji, imagenet for photographs"),
+         shown="none for emoji, imagenet for photographs", spelt=a_place),
     flag("--checkpoint", None, a_path("FILE"),
          "start from all the weights of a checkpoint, ours or released, with fresh optimisers "
-         "(to go on with a run: --resume-run)"),
+         "(to go on with a run: --resume-run)", spelt=a_place),
     flag("--l2-norm", 1, BINARY, "1: the embedding is used at unit length"),
     flag("--pooling --features-pooling", None, Kind(str, "NAME", tuple(net.POOLINGS)),
          "how the last feature map becomes a vector: avg+max, avg, max; grid: average of each cell "
@@ -255,7 +259,7 @@ LOSS = Group("loss", (
          LOSSES_TEXT),
     flag("--loss-args", (), Kind(key_value, "KEY=VALUE", nargs="+"),
          "arguments of any loss, by the names in its class: margin=0.3 soft=true; of pml: losses "
-         "also distance, reducer, miner by their class: distance=LpDistance(p=1)"),
+         "also distance, reducer, miner by their class: distance=LpDistance(p=1)", spelt=in_order),
 ))
 OPTIMISATION = Group("optimisation", (
     flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS, change=CONTINUED,
@@ -300,7 +304,7 @@ OPTIMISATION = Group("optimisation", (
     flag("--lr-decay-gamma --lr_gamma", 0.5, SHARE, "factor of a decay",
          need=schedule_is("step", "milestones")),
     flag("--milestones", (), Kind(whole(1), "STEP", nargs="+"), "when the rates decay",
-         need=schedule_is("milestones")),
+         need=schedule_is("milestones"), spelt=sorted),
     flag("--clip-norm", 0.0, not_negative("G"),
          "limit on the norm of all gradients together, those of the loss included; 0 is none",
          shown="none"),
@@ -319,7 +323,7 @@ OPTIMISATION = Group("optimisation", (
 ))
 RUN = Group("run", (
     flag("--LOG_DIR --log-dir", "logs", a_path("DIR"), "folder that run folders are made in",
-         change=LABEL),
+         change=LABEL, spelt=a_place),
     flag("--name --experiment-id -i", None, any_text("NAME"), "name of the run and of its folder",
          shown="from data set, model, loss and time", change=LABEL),
     flag("--remark", "", any_text("TEXT"), "added to the run's name", change=LABEL),

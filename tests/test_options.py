@@ -269,6 +269,31 @@ def test_every_flag_of_a_run_is_what_it_was_unless_it_may_change():
         options.continued(given, stored)
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("--model resnet50", "--model ResNet-50"),
+        ("--dataset CUB", "--dataset cub-200"),
+        ("--dataset folder:own", "--dataset folder:./own/"),
+        ("--checkpoint runs/old", "--checkpoint ./runs/old/"),
+        ("--pretrained weights.pth", "--pretrained ./weights.pth"),
+        ("--LOG_DIR runs", "--LOG_DIR runs/"),
+        ("--loss-args margin=1 alpha=2", "--loss-args alpha=2 margin=1"),
+        ("--loss-args margin=1", "--loss-args margin=2 margin=1"),
+        ("--schedule milestones --milestones 5 9", "--milestones 9 5"),
+    ],
+)
+def test_another_spelling_is_no_other_run(before, now):
+    begun = f"--model resnet18 --dataset cub {before}"
+    stored, again = kept(begun), kept(f"{begun} {now}")
+    assert options.same_command(again) == options.same_command(stored)
+    assert options.configuration(again) == options.configuration(stored)
+    given = options.parse_train(f"--resume-run x {now}".split())
+    assert options.same_training(options.plain(options.continued(given, stored))) == (
+        options.same_training(stored)
+    )
+
+
 def test_a_continued_run_listens_to_what_the_run_listens_to():
     stored = kept("--dataset folder:own --decode cache --tensorboard")
     flags = (
