@@ -50,7 +50,7 @@ def with_workers(
         pin_memory=pin,
         persistent_workers=count > 0,
         multiprocessing_context=start_context() if count else None,
-        worker_init_fn=processes.ignore_terminal,
+        worker_init_fn=processes.ignore_requests,
         # A generator of its own, so that reading data leaves torch's random state alone.
         generator=torch.Generator(),
     )

@@ -45,4 +45,4 @@ from processes.rows import (
     sum_over,
     whole_size,
 )
-from processes.starting import ignore_terminal, launch, run, stop_signals, wanted
+from processes.starting import ignore_requests, launch, run, stop_signals, wanted

@@ -119,13 +119,19 @@ class Children:
         return 128 - status if status < 0 else status
 
 
+ANNOUNCED = (signal.SIGUSR1, signal.SIGUSR2)
+"""What clusters send some time before they end a job (Slurm's `--signal=USR1@60`, Grid Engine)."""
+
+
 def stop_signals() -> list[signal.Signals]:
     """The signals that ask a program to stop; under nohup a terminal may be closed."""
     stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([] if stays else [signal.SIGHUP])]
+    return [signal.SIGINT, signal.SIGTERM, *ANNOUNCED, *([] if stays else [signal.SIGHUP])]
 
 
-def ignore_terminal(_: int) -> None:
-    """For processes that read data: its signals reach them too, and the parent still needs them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def ignore_requests(_: int) -> None:
+    """For processes that read data: what a terminal or a cluster sends to the whole job reaches
+    them too, and the parent still needs them.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, *ANNOUNCED):
+        signal.signal(number, signal.SIG_IGN)

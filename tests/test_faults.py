@@ -67,7 +67,9 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.run(images, tmp_path_factory.mktemp("logs"), "whole", LONG)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)]
+)
 def test_a_signal_ends_a_run_after_a_checkpoint(number, status, whole, images, tmp_path) -> None:
     run = start(images, tmp_path, *LONG.split(), "--name", "run")
     wait_for((tmp_path / "run" / "metrics.csv").is_file)
@@ -276,7 +278,7 @@ def test_a_run_of_an_older_version_is_found_and_goes_on_as_it_was(images, tmp_pa
 def test_a_signal_before_the_first_step_of_a_division_divides_once(
     images, tmp_path, monkeypatch
 ) -> None:
-    flags = "--epochs 4 --warm 0 --nb-clusters 2 --mod-epoch 2 --IPC 2 -crs 3"
+    flags = "--epochs 4 --warm 0 --nb-clusters 2 --mod-epoch 2 --IPC 2 -crs 3 --ema 0.9"
     whole = tiny.run(images, tmp_path, "whole", flags)
     following = faults.Signals.next_of
 

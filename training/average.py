@@ -76,6 +76,9 @@ class Average:
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Goes on from `state()`; the network has its own weights of that moment.
 
+        Masks that were split after the last step have as many rows more as their mean, which is
+        kept as it is: it begins anew with the next step.
+
         Raises:
             ValueError: it is the mean of another network.
         """
@@ -83,7 +86,9 @@ class Average:
         if stored.keys() != own.keys():
             raise ValueError("its running mean is of another network")
         for name, value in own.items():
-            if stored[name].shape != value.shape or stored[name].dtype != value.dtype:
+            mean = stored[name]
+            if mean.shape[1:] != value.shape[1:] or mean.dtype != value.dtype:
                 raise ValueError(f"its running mean of {name} does not fit the network")
-            self.tensors[name] = value.clone().copy_(stored[name])
+            like = value if mean.shape == value.shape else mean.to(value.device)
+            self.tensors[name] = like.clone().copy_(mean)
         self.updates = int(checkpoint["ema_updates"])

@@ -45,7 +45,7 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """While entered, SIGINT, SIGTERM and SIGHUP (a terminal that is closed) are requests to stop.
+    """While entered, signals that ask a program to stop (`processes.stop_signals`) are requests.
 
     The first is kept in `requested` until the loop asks (several processes ask together, see
     `agreed`). The second, and any that comes while `at_once` is entered, raises `Interrupted` where
