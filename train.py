@@ -143,8 +143,9 @@ def loss_of(training: Training, batch: Batch) -> tuple[torch.Tensor, dict[str, t
     for images, targets in forwards:
         outputs = training.outputs(images, batch)
         for weight, labels in targets:
-            loss = loss + weight * training.objective(outputs, labels, **context)
-            terms = terms or training.objective.terms
+            again = terms is not None
+            loss = loss + weight * training.objective(outputs, labels, again=again, **context)
+            terms = training.objective.terms if terms is None else terms
     return loss, terms
 
 

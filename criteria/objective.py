@@ -84,9 +84,10 @@ class Term(nn.Module):
 class Objective(Criterion):
     """A weighted sum of named terms over the same Embeddings: ``objective(outputs, labels)``.
 
-    What a step knows besides comes as keywords, e.g. ``masks=`` (K, d), or None in divide and
-    conquer's full phase. ``terms`` collects those of all criteria, with the term's name in front
-    where two agree, and ``heads`` says which outputs the network must have.
+    What a step knows besides comes as keywords: ``masks=`` (K, d), or None in divide and conquer's
+    full phase; ``again=`` whether the step has called it before, with other images or labels.
+    ``terms`` collects those of all criteria, with the term's name in front where two agree, and
+    ``heads`` says which outputs the network must have.
     """
 
     def __init__(self, terms: Mapping[str, Term]) -> None:

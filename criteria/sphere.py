@@ -5,6 +5,7 @@ Zhang et al., Deep Metric Learning with Spherical Embedding, NeurIPS 2020.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from criteria.base import (
     Criterion,
+    Embeddings,
     check_batch,
     check_embeddings,
     check_not_negative,
@@ -20,7 +22,7 @@ from criteria.base import (
     unit_rows,
     written_out,
 )
-from criteria.objective import Term
+from criteria.objective import Term, raw_retrieval
 
 
 class SphericalConstraint(Criterion):
@@ -29,8 +31,9 @@ class SphericalConstraint(Criterion):
         L = weight · mean_i (n_i - μ)²,  n_i = ‖x_i‖,  μ ← (1 - ρ)·μ + ρ·mean_i n_i
 
     μ is a constant for the gradient and the first batch sets it; with ρ ``momentum`` 1 it is the
-    batch's own mean. Buffer ``norm_mean`` holds μ (nan before the first batch) and moves in
-    training mode only. Call with raw embeddings (B, d). ``terms``: sec (without the weight),
+    batch's own mean. Buffer ``norm_mean`` holds μ (nan before the first batch). It moves in
+    training mode only, and not where a step calls ``again`` (mixed images): μ is a mean over steps.
+    Call with raw embeddings (B, d). ``terms``: sec (without the weight),
     norm_mean and norm_var of the batch, norm_ema (μ), and with ``labels`` the mean cosines
     cos_positive and cos_negative of its pairs. Raises ValueError for an empty batch.
     """
@@ -47,12 +50,14 @@ class SphericalConstraint(Criterion):
         self.register_buffer("norm_mean", torch.tensor(torch.nan))
 
     @in_float32
-    def forward(self, embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor | None = None, again: bool = False
+    ) -> Tensor:
         """The weighted constraint, 0-d."""
         check_embeddings(embeddings)
         norms = embeddings.detach().norm(dim=1)
         batch_mean = norms.mean()
-        mean = self._moved(batch_mean)
+        mean = self._moved(batch_mean, keeps=self.training and not again)
         constraint = _Spread.apply(embeddings, norms, mean)
         terms = {"sec": constraint, "norm_mean": batch_mean, "norm_ema": mean}
         terms["norm_var"] = norms.var(correction=0)
@@ -61,12 +66,12 @@ class SphericalConstraint(Criterion):
         self._report(**terms)
         return constraint if self.weight == 1 else self.weight * constraint
 
-    def _moved(self, batch_mean: Tensor) -> Tensor:
+    def _moved(self, batch_mean: Tensor, keeps: bool) -> Tensor:
         moved = batch_mean
         if self.momentum < 1:
             moved = torch.lerp(self.norm_mean.to(batch_mean), batch_mean, self.momentum)
             moved = torch.where(self.norm_mean.isnan(), batch_mean, moved)
-        if self.training:
+        if keeps:
             self.norm_mean.copy_(moved)
         return moved
 
@@ -126,7 +131,14 @@ def sec(
     name: str, metric: Term, l2_norm: bool, *, weight: float = 1.0, momentum: float = 1.0
 ) -> dict[str, Term]:
     """The spherical constraint beside a loss."""
-    return {"sec": Term(SphericalConstraint(weight, momentum))}
+    return {"sec": Term(SphericalConstraint(weight, momentum), _raw)}
+
+
+def _raw(
+    outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, bool]:
+    """The retrieval embedding at its own length, its labels, and whether the step goes on."""
+    return *raw_retrieval(outputs, labels, context), context.get("again", False)
 
 
 def l2(name: str, metric: Term, l2_norm: bool, *, weight: float = 1.0) -> dict[str, Term]:

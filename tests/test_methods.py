@@ -401,6 +401,18 @@ def test_a_mixup_step_is_two_forwards_and_three_weighted_losses(
     assert float(values["loss"]) == pytest.approx(whole + share * own + rest * other, rel=1e-5)
 
 
+def test_the_mean_of_the_norms_moves_once_a_step_also_with_mixup(
+    images: Path, tmp_path: Path
+) -> None:
+    flags = "--sec_wei 1 --norm_momentum 0.25 --mixup 1 --warm 0 --eval-steps 1 --max-steps 3"
+    rows = tiny.metrics_rows(tiny.run(images, tmp_path, "run", flags))
+    batch, kept = ([float(row[name]) for row in rows] for name in ("norm_mean", "norm_ema"))
+    assert kept[0] == batch[0]
+    for step in (1, 2):
+        moved = 0.75 * kept[step - 1] + 0.25 * batch[step]
+        assert kept[step] == pytest.approx(moved, rel=1e-5)
+
+
 def test_every_forward_sees_the_batch_as_the_routines_have_prepared_it(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
