@@ -254,7 +254,8 @@ def _train(args: argparse.Namespace, run: RunFolder | None) -> None:
     """Prepares a run, or what an earlier start of it left, and brings it to its end."""
     training = prepare(args, continued=run is not None)
     if args.dry_run:
-        say(fitted(describe(training), " " * 12))
+        with door.answering():
+            say(fitted(describe(training), " " * 12))
         return
     if args.resume == "auto" and run is not None and start.is_finished(run):
         say(f"this run is finished: {run.path}")

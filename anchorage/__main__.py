@@ -49,13 +49,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else list(argv)
     name, rest = (words[0], words[1:]) if words else ("--help", [])
     if name in ("-h", "--help"):
-        say(usage())
+        _answer(usage())
     elif name == "--version":
-        say(f"anchorage {__version__}")
+        _answer(f"anchorage {__version__}")
     else:
         with sentence_errors():
             command = _found(name)
         run(command, rest)
+
+
+def _answer(text: str) -> None:
+    with sentence_errors(), door.answering():
+        say(text)
 
 
 def _found(name: str) -> Command:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import criteria
 import dataset
+import door
 import methods
 from dataset.files import is_file
 from flags import SWITCH, Flag, Group
@@ -44,7 +45,7 @@ from options.meaning import (
 )
 from options.training import DATA
 from terminal import as_shell, fitted, reading_width, say
-from utils import InputError, close_names, join_words
+from utils import InputError, close_names, join_words, sentence_errors
 
 # --- the parser -----------------------------------------------------------------------------------
 
@@ -143,6 +144,12 @@ class Parser(argparse.ArgumentParser):
                 where = f"give {join_words(names, 'and')} before it"
                 error.message += f"; the flag takes the words that follow it, so {where}"
             raise
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Ends the program; status 2 where the help that was asked for could not be written."""
+        with sentence_errors(), door.answering():
+            pass
+        super().exit(status, message)
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with the sentence and status 2."""

@@ -131,6 +131,16 @@ def test_an_answer_that_is_lost_is_an_error(images):
     assert errors.splitlines()[-1].startswith("error: not all of the output could be written")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize("command", ["train.py", "search.py", "-m anchorage", "-m net"])
+def test_help_that_is_lost_is_an_error(command):
+    with Path("/dev/full").open("w") as full:
+        done = start_python(*command.split(), "--help", streams={"stdout": full})
+    errors = done.communicate()[1]
+    assert done.returncode == 2 and "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("error: not all of the output could be written")
+
+
 def test_a_reader_who_has_seen_enough_is_none(images):
     read, write = os.pipe()
     os.close(read)
