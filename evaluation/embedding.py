@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import metrics
 import processes
+from bars import Bar
 from dataset.base import ImageSet
 from dataset.loader import eval_loader
 from dataset.workers import deaths_told
 from devices import Precision
 from evaluation.tasks import Task
-from terminal import printable
 from utils import InputError, counted
 
 if TYPE_CHECKING:
@@ -108,8 +107,7 @@ def embed(
         **vars(viewing),
     )
     parts, total = [], min(len(loader) * size, len(images))
-    bar = tqdm(total=total, desc=printable(title), unit="img", leave=False, disable=_no_bars())
-    with bar, deaths_told():
+    with Bar(title, total, speaks=processes.is_main()) as bar, deaths_told():
         for batch in loader:
             with precision.autocast():
                 parts.append(represent(batch.images).float())
@@ -157,18 +155,11 @@ def _gathered(rows: torch.Tensor, own: slice, size: int, total: int) -> torch.Te
     return processes.gather_rows(batches, math.ceil(total / size)).flatten(0, 1)[:total]
 
 
-def _no_bars() -> bool | None:
-    """What tqdm's `disable` is: off a terminal, and in all processes but the main one."""
-    return None if processes.is_main() else True
-
-
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[metrics.Progress]:
     """A bar for work that tells which share of it is done, in 0..1; nothing off a terminal."""
     look = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with tqdm(
-        total=1.0, desc=printable(title), bar_format=look, leave=False, disable=_no_bars()
-    ) as bar:
+    with Bar(title, 1.0, bar_format=look, speaks=processes.is_main()) as bar:
         yield lambda share: bar.update(share - bar.n)
 
 

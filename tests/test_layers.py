@@ -17,7 +17,7 @@ from conftest import ROOT, run_python
 
 FRONT_DOORS = "train evaluate report search study"
 FLOORS = (
-    "utils terminal storage flags devices machine door",
+    "utils terminal bars storage flags devices machine door",
     "processes runs criteria metrics",
     "losses dataset",
     "net",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ import options
 import report
 import storage
 import terminal
+from bars import Bar
 from criteria import amloss, timing
 from evaluation import tables
 from options.files import words_of
@@ -511,3 +514,25 @@ def test_what_a_run_keeps_is_about_what_was_said(flags: str, images, tmp_path, m
     run = tiny.run(images, tmp_path, "run", wide)
     kept = sum(file.stat().st_size for file in run.glob("*.pth"))
     assert 0.8 * expected < kept < 1.3 * expected, (expected, kept)
+
+
+def test_a_terminal_that_is_slow_to_take_a_bar_does_not_hold_up_the_work():
+    class Slow(io.StringIO):
+        waited = 0.0
+
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            time.sleep(0.01)
+            self.waited += 0.01
+            return super().write(text)
+
+    slow, begun = Slow(), time.perf_counter()
+    with Bar("a \x1b[31mtitle", 10**6, file=slow) as bar:
+        while time.perf_counter() - begun < 1:
+            bar.update()
+            time.sleep(0.002)
+        waited = slow.waited
+    assert 0 < waited < 0.25
+    assert "a \\x1b[31mtitle" in slow.getvalue()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tqdm import tqdm
 
 import processes
+from bars import Bar
 from dataset.loader import Batch
 from terminal import say
 from training.faults import CHECK_EVERY_ON_GPU
@@ -15,21 +15,19 @@ from utils import human_seconds
 WORTH_A_WORD = 30.0  # seconds
 
 
-def progress_bar(training: Training) -> tqdm:
+def progress_bar(training: Training) -> Bar:
     """A bar over the images of the running epoch; nothing off a terminal."""
     clock, size = training.clock, training.viewing.batch_size
-    return tqdm(
-        total=len(training.loader) * size,
+    return Bar(
+        " ".join(training.length.place(clock.epoch + 1, clock.step).split()),
+        len(training.loader) * size,
         initial=clock.step_in_epoch * size,
-        desc=" ".join(training.length.place(clock.epoch + 1, clock.step).split()),
-        unit="img",
-        leave=False,
-        disable=None if processes.is_main() else True,
+        speaks=processes.is_main(),
     )
 
 
 def show(
-    bar: tqdm, training: Training, batch: Batch, values: dict[str, torch.Tensor] | None
+    bar: Bar, training: Training, batch: Batch, values: dict[str, torch.Tensor] | None
 ) -> None:
     """One step on; on a GPU the loss is read only now and then, because reading it waits."""
     on_cpu = training.precision.device.type == "cpu"
@@ -38,7 +36,7 @@ def show(
     bar.update(len(batch.labels))
 
 
-def tell_time(bar: tqdm, training: Training, seconds: float) -> None:
+def tell_time(bar: Bar, training: Training, seconds: float) -> None:
     """Says once how long the run will take, where that is worth a word.
 
     Args:
