@@ -79,8 +79,8 @@ def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
     length = Length.of(args, len(loader))
     loader.read_ahead(length.epochs_begun(len(loader)))
     groups = setup.trained_groups(args, network, objective, routines)
-    schedules = setup.build_schedules(args, length, len(loader))
-    optimisers = setup.build_optimisers(args, groups, schedules, precision.scaler)
+    rates = setup.build_rates(args, length, len(loader))
+    optimisers = setup.build_optimisers(args, groups, rates, precision.scaler)
     return Training(
         data,
         network,

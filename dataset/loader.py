@@ -51,19 +51,41 @@ class Batch(NamedTuple):
     cluster: int | None = None
 
 
+class Look(NamedTuple):
+    """What is seen of an image.
+
+    Attributes:
+        rule: which part of it. change: what is done to that on the device; None is nothing.
+        spec: in what form the backbone wants it.
+    """
+
+    rule: ViewRule
+    change: Change | None
+    spec: InputSpec
+
+
+class Tolerance(NamedTuple):
+    """What is made of images that cannot be read.
+
+    Attributes:
+        share: of all of them that may be so, see `admitted_bad_images`.
+        leave_out: those that no other replaces do not stop it, up to that share; what stands in
+            their places in the batches means nothing.
+    """
+
+    share: float = 0.0
+    leave_out: bool = False
+
+
 class Loader:
     """Batches of one epoch after another.
 
     Args:
         images: the set. plans: what is drawn, shared with a source that reads ahead.
-        source: plans → views. rule, change: which views, and what is done to them on the device.
-        spec: what the backbone wants. device: where the batches go.
-        max_bad_images: how many images may be unreadable, see `admitted_bad_images`.
-        leave_out: unreadable images that no other replaces do not stop it, up to that share; what
-            stands in their places in the batches means nothing.
+        source: plans → views by the rule of `look`. device: where the batches go.
 
     Attributes:
-        rule: as given.
+        look: as given.
         bad_images: index → reason of every image that could not be read so far.
     """
 
@@ -72,24 +94,18 @@ class Loader:
         images: ImageSet,
         plans: Plans,
         source: Source,
-        rule: ViewRule,
-        change: Change | None,
-        spec: InputSpec,
+        look: Look,
         device: torch.device,
-        max_bad_images: float = 0.0,
-        leave_out: bool = False,
+        tolerance: Tolerance,
     ) -> None:
         self.images = images
         self.bad_images: dict[int, str] = {}
         self._plans = plans
         self._source = source
-        self.rule = rule
-        self._change = change
-        self._spec = spec
+        self.look = look
         self._device = device
         self._waiting = waiting_on(device)
-        self._max_bad_images = max_bad_images
-        self._leave_out = leave_out
+        self._tolerance = tolerance
         self._epoch = self._skipped = 0
         self._views: Iterator[CutBatch] = iter(())
         self._place: tuple[BatchSampler, int, int] | None = None  # of the next of them
@@ -182,18 +198,19 @@ class Loader:
     def _finish(self, made: CutBatch) -> Batch:
         """Views → the batch, on the device, in float32."""
         (index, cluster, visit), whole = made.plan.batch, made.plan.whole
+        rule, change, spec = self.look
         u = None
-        if self._change is not None:
-            draws = self._change.draws
-            u = uniforms(self.rule.seed, made.plan.epoch, index, draws, CHANGE_STREAM, visit)
+        if change is not None:
+            u = uniforms(rule.seed, made.plan.epoch, index, change.draws, CHANGE_STREAM, visit)
         pixels = made.pixels.to(self._device, non_blocking=True)
         labels = with_host_copy(self.images.labels[whole], self._device)
-        images = to_network(pixels, self._spec, self._change, u)
+        images = to_network(pixels, spec, change, u)
         return Batch(images, labels, torch.from_numpy(whole), cluster)
 
     def _take_note(self, bad: list[BadImage]) -> None:
+        share, leave_out = self._tolerance
         for index, path, reason, replaced in bad:
-            if not replaced and not self._leave_out:
+            if not replaced and not leave_out:
                 raise InputError(self._irreplaceable(path, reason))
             if index not in self.bad_images:
                 self.bad_images[index] = reason
@@ -201,12 +218,12 @@ class Loader:
                     warn_once(in_words(path, reason, replaced), logger)
                 elif len(self.bad_images) == NAMED + 1:
                     warn_once("further images cannot be read; they are not named", logger)
-        if len(self.bad_images) > admitted_bad_images(self._max_bad_images, len(self.images)):
-            side = "evaluation" if self._leave_out else "training"
-            raise InputError(too_many(self.images, side, self.bad_images, self._max_bad_images))
+        if len(self.bad_images) > admitted_bad_images(share, len(self.images)):
+            side = "evaluation" if leave_out else "training"
+            raise InputError(too_many(self.images, side, self.bad_images, share))
 
     def _irreplaceable(self, path: str, reason: str) -> str:
-        if self._max_bad_images:
+        if self._tolerance.share:
             why = "and no other image of its class can take its place"
         else:
             why = "and an evaluation leaves no image out"
@@ -281,7 +298,8 @@ def train_loader(
     rule = _view_rule(images, crop, spec, image_size, seed)
     plans = Plans(sampler, shared=True)
     source = source_of(images, plans, rule, device, workers, replace_bad=True, **reading)
-    return Loader(images, plans, source, rule, change, spec, device, max_bad_images)
+    look = Look(rule, change, spec)
+    return Loader(images, plans, source, look, device, Tolerance(max_bad_images))
 
 
 def eval_loader(
@@ -315,11 +333,9 @@ def eval_loader(
         rule = rule._replace(resize=resize)
     plans = Plans(SequentialSampler(len(images), batch_size, batches))
     source = source_of(images, plans, rule, device, workers, replace_bad=False, **reading)
-    shrunk = None if zoom == 1.0 else Shrunk(zoom)
-    leave_out = max_bad_images > 0
-    return Loader(
-        images, plans, source, rule, shrunk, spec, device, max_bad_images, leave_out=leave_out
-    )
+    look = Look(rule, None if zoom == 1.0 else Shrunk(zoom), spec)
+    tolerance = Tolerance(max_bad_images, leave_out=max_bad_images > 0)
+    return Loader(images, plans, source, look, device, tolerance)
 
 
 def _view_rule(

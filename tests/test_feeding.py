@@ -1250,7 +1250,7 @@ def test_crop_scale_is_the_smallest_share_of_a_picture_that_is_shown(drawings) -
     plan = Plan(0, IndexBatch(index, None, np.zeros_like(index)), index)
 
     def shares(**changes: float) -> np.ndarray:
-        rule = loader_of(drawings, **changes).rule
+        rule = loader_of(drawings, **changes).look.rule
         return rule(np.tile([300, 400], (2000, 1)), plan).boxes[:, 2:].prod(axis=1) / 120_000
 
     for least, found in ((0.08, shares()), (0.5, shares(crop_scale=0.5))):

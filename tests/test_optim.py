@@ -27,10 +27,18 @@ STEPS = 60
 SGD = optim.Rule("sgd")
 
 
-def optimisers(groups: list[dict], rule: optim.Rule = SGD, **more: object) -> optim.Optimisers:
-    """Those of these groups, without decay of weights or rates unless `more` says otherwise."""
-    settings = {"weight_decay": 0.0, "schedule": schedules.constant, **more}
-    return optim.Optimisers(groups, rule=rule, **settings)
+def optimisers(
+    groups: list[dict],
+    rule: optim.Rule = SGD,
+    *,
+    clip_norm: float = 0.0,
+    clip: float = 0.0,
+    scaler: torch.amp.GradScaler | None = None,
+    **rates: object,
+) -> optim.Optimisers:
+    """Those of these groups, without decay of weights or rates unless something says otherwise."""
+    clipping = optim.Clipping(clip_norm, clip)
+    return optim.Optimisers(groups, rule, schedules.Rates(**rates), clipping, scaler)
 
 
 def parameters(*shapes: tuple[int, ...], seed: int = 0) -> list[nn.Parameter]:
@@ -354,6 +362,7 @@ def test_a_run_with_layer_wise_rates_is_continued_bit_by_bit(images, tmp_path):
         ("--lr-floor 2 --schedule cosine", ["--lr-floor", "from 0 to 1"]),
         ("--schedule cosine --lr-floor 0.1 --lr-min 1e-6", ["--lr-min and --lr-floor"]),
         ("--schedule cosine --lr 1e-5 --lr-min 1e-4", ["--lr-min 0.0001", "is above --lr 1e-05"]),
+        ("--schedule cosine --lr_p 0 --lr-min 1e-6", ["--lr-min 1e-06", "is above --lr_p 0"]),
         ("--lr-min 1e-6", ["--lr-min", "--schedule cosine"]),
         ("--cosine-epochs 5", ["--cosine-epochs", "--schedule cosine"]),
         ("--schedule milestones", ["--milestones names"]),
@@ -440,7 +449,7 @@ def test_the_command_line_reaches_the_optimisers(images):
         images, "--clip-norm 3 --clip 0 --adam-eps 1e-4 --lr-warmup 2 --schedule cosine "
         "--lr-floor 0.5 --epochs 2 --lr 1e-3"
     ).optimisers  # fmt: skip
-    assert (made.clip_norm, made.clip, made.groups[0]["eps"]) == (3.0, 0.0, 1e-4)
+    assert (*made.clipping, made.groups[0]["eps"]) == (3.0, 0.0, 1e-4)
     rates = []
     for step in range(9):
         made.set_learning_rates(step / 4, step)

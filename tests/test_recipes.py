@@ -349,7 +349,7 @@ def test_optimiser_groups_are_the_published_ones(name: str, data: Path) -> None:
     built = {group["name"]: (group["lr"], group["weight_decay"]) for group in optimisers.groups}
     assert built == {group: pytest.approx(pair) for group, pair in expected_groups(name).items()}
     assert set(optimisers.kinds) == {row["optimiser"]}
-    assert optimisers.clip == row["clip"]
+    assert optimisers.clipping.entry == row["clip"]
     assert [r.epochs for r in training.routines if isinstance(r, Warmup)] == (
         [row["warm"]] if row["warm"] else []
     )

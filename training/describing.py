@@ -135,7 +135,7 @@ def _what_rests(network: net.EmbeddingNet) -> list[str]:
 
 
 def _about_warmup(training: Training) -> list[str]:
-    rising = training.optimisers.warmup
+    rising = training.optimisers.rates.warmup
     steps = training.length.total_steps(len(training.loader))
     few = f"--lr-warmup {rising}: the run has {steps} steps, so its rates only rise"
     return [few] if rising >= steps else []

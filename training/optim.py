@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 import processes
-from training.schedules import Schedule, step_decay
+from training.schedules import Rates, Schedule, step_decay
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,19 @@ class Rule:
     Attributes:
         name: adamw, adam, sgd or rmsprop (alpha .9).
         eps: of adamw and adam. momentum: of sgd and rmsprop. nesterov: of sgd with momentum.
+        weight_decay: of the groups that name none.
     """
 
     name: str
     eps: float = 1e-8
     momentum: float = 0.9
     nesterov: bool = True
+    weight_decay: float = 0.0
 
-    def optimiser(self, groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
+    def optimiser(self, groups: list[dict]) -> torch.optim.Optimizer:
         """Makes the optimiser of these groups."""
         fused = {"fused": True} if _can_fuse(groups) else {}
-        common = {"weight_decay": weight_decay, **fused}
+        common = {"weight_decay": self.weight_decay, **fused}
         match self.name:
             case "adamw":
                 return torch.optim.AdamW(groups, eps=self.eps, **common)
@@ -49,8 +52,24 @@ class Rule:
                 return torch.optim.SGD(groups, **more, **common)
             case "rmsprop":
                 more = {"alpha": 0.9, "momentum": self.momentum}
-                return torch.optim.RMSprop(groups, weight_decay=weight_decay, **more)
+                return torch.optim.RMSprop(groups, weight_decay=self.weight_decay, **more)
         raise ValueError(f"unknown optimizer {self.name!r}; choose adamw, adam, sgd or rmsprop")
+
+    def of_kind(self, name: str) -> Rule:
+        """This one, or what a group that names another has: that one as it is by itself."""
+        return self if name == self.name else Rule(name, weight_decay=self.weight_decay)
+
+
+class Clipping(NamedTuple):
+    """Limits on gradients; 0 is none.
+
+    Attributes:
+        norm: on that of all of them together, the criterion's included.
+        entry: on the absolute value of each entry after that.
+    """
+
+    norm: float = 0.0
+    entry: float = 0.0
 
 
 def _can_fuse(groups: list[dict]) -> bool:
@@ -80,35 +99,21 @@ class Optimisers:
     Args:
         groups: parameter groups (see the file's header); empty groups are dropped.
         rule: for the groups that name no optimizer, or the same.
-        weight_decay: for the groups that name none.
-        schedule: for the groups without a `step` and `gamma` of their own.
-        momentum: a schedule of Adam's first beta, or of the momentum, of the same groups.
-        least: rate at which `schedule` is 0, the same for all its groups: torch's `eta_min`.
-        warmup: steps in which the rates of all groups rise linearly to what their schedules say.
-        clip_norm: limit on the norm of all gradients together, the criterion's included; 0 is none.
-        clip: limit on the absolute value of each gradient entry after that; 0 is none.
+        rates: how they move; the schedule is for groups without a `step` and `gamma` of their own.
+        clipping: of the gradients.
         scaler: of the mixed precision; disabled unless fp16.
     """
 
     def __init__(
         self,
         groups: Iterable[dict],
-        *,
         rule: Rule,
-        weight_decay: float,
-        schedule: Schedule,
-        momentum: Schedule | None = None,
-        least: float = 0.0,
-        warmup: int = 0,
-        clip_norm: float = 0.0,
-        clip: float = 0.0,
+        rates: Rates,
+        clipping: Clipping,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        self.warmup = warmup
-        self.clip_norm = clip_norm
-        self.clip = clip
+        self.rule, self.rates, self.clipping = rule, rates, clipping
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-        self._rule, self._weight_decay = rule, weight_decay
         # Groups of one kind share an optimiser; a second one is made only for another kind.
         self._members: dict[str, list[dict]] = {}
         self._schedules: dict[str, Schedule] = {}
@@ -121,22 +126,17 @@ class Optimisers:
                 continue
             every, gamma = group.pop("step", None), group.pop("gamma", None)
             own = every is not None
-            self._schedules[group["name"]] = step_decay(every, gamma) if own else schedule
-            self._least[group["name"]] = 0.0 if own else least
-            if momentum is not None and not own:
-                self._momenta[group["name"]] = momentum
+            self._schedules[group["name"]] = step_decay(every, gamma) if own else rates.schedule
+            self._least[group["name"]] = 0.0 if own else rates.least
+            if rates.momentum is not None and not own:
+                self._momenta[group["name"]] = rates.momentum
             group["base_lr"] = group["lr"]
             self._members.setdefault(group.pop("optimizer", rule.name), []).append(group)
 
     @cached_property
     def optimisers(self) -> list[torch.optim.Optimizer]:
         """torch's, one for each kind."""
-        return [
-            (self._rule if kind == self._rule.name else Rule(kind)).optimiser(
-                members, self._weight_decay
-            )
-            for kind, members in self._members.items()
-        ]
+        return [self.rule.of_kind(kind).optimiser(part) for kind, part in self._members.items()]
 
     @property
     def kinds(self) -> list[str]:
@@ -163,7 +163,8 @@ class Optimisers:
 
     def set_learning_rates(self, epoch: float, step: int) -> None:
         """Sets every group's rate for the step that follows `step` done ones, after `epoch`s."""
-        risen = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        warmup = self.rates.warmup
+        risen = min(1.0, (step + 1) / warmup) if warmup else 1.0
         for group in self.groups:
             name = group["name"]
             scheduled, held = self._schedules[name](epoch, step), self._holds.get(name, 1.0)
@@ -195,19 +196,20 @@ class Optimisers:
             self.scaler.unscale_(optimiser)
         parameters = [p for group in self.groups for p in group["params"] if p.grad is not None]
         finite, scaled = loss.detach().isfinite(), self.scaler.is_enabled()
-        norm = _total_norm(parameters) if parameters and (self.clip_norm or not scaled) else None
+        limit = self.clipping.norm
+        norm = _total_norm(parameters) if parameters and (limit or not scaled) else None
         if norm is not None and not scaled:
             finite = finite & norm.isfinite()
         finite = processes.in_all(finite)
         if careful and not finite:
             self.scaler.update()  # without it the next step's gradients cannot be unscaled
             return finite
-        if self.clip_norm and norm is not None:
+        if limit and norm is not None:
             # Gradients that overflow are the scaler's business, and must not spoil the others.
             norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
-        if self.clip:
-            nn.utils.clip_grad_value_(parameters, self.clip)
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        if self.clipping.entry:
+            nn.utils.clip_grad_value_(parameters, self.clipping.entry)
         for optimiser in self.optimisers:
             self.scaler.step(optimiser)
         self.scaler.update()
@@ -238,7 +240,7 @@ class Optimisers:
             for name, members in by_name.items():
                 count = sum(processes.whole_size(p) for group in members for p in group["params"])
                 rates = sorted({group["base_lr"] for group in members})
-                decay = members[0].get("weight_decay", self._weight_decay)
+                decay = members[0].get("weight_decay", self.rule.weight_decay)
                 lines.append(
                     f"{name:<16}{count:>10,} parameters lr {rates[-1]:<6g} decay {decay:<6g} {kind}"
                 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 Schedule = Callable[[float, int], float]
 """(epochs done, with the part of the present one; optimisation steps done) → factor on a group's
@@ -16,6 +17,22 @@ learning rate."""
 def constant(epoch: float, step: int) -> float:
     """The learning rate as given."""
     return 1.0
+
+
+class Rates(NamedTuple):
+    """How the rates of a run move.
+
+    Attributes:
+        schedule: of the groups without one of their own.
+        momentum: of Adam's first beta, or of the momentum, of the same groups; None leaves it.
+        least: rate at which `schedule` is 0, the same for all its groups: torch's `eta_min`.
+        warmup: steps in which the rates of all groups rise linearly to what their schedules say.
+    """
+
+    schedule: Schedule = constant
+    momentum: Schedule | None = None
+    least: float = 0.0
+    warmup: int = 0
 
 
 def step_decay(every: int, gamma: float) -> Schedule:

@@ -251,33 +251,29 @@ def trained_groups(
 def build_optimisers(
     args: Options,
     groups: Sequence[dict],
-    rates: tuple[schedules.Schedule, schedules.Schedule | None],
+    rates: schedules.Rates,
     scaler: torch.amp.GradScaler | None,
 ) -> optim.Optimisers:
-    """The optimisers of all groups; `rates` as `build_schedules` gives them."""
-    schedule, momentum = rates
-    return optim.Optimisers(
-        groups,
-        rule=optim.Rule(args.optimizer, args.adam_eps, args.momentum, bool(args.nesterov)),
-        weight_decay=args.weight_decay,
-        schedule=schedule,
-        least=args.lr_min,
-        momentum=momentum,
-        warmup=args.lr_warmup or 0,
-        clip_norm=args.clip_norm,
-        clip=args.clip,
-        scaler=scaler,
-    )
+    """The optimisers of all groups."""
+    momentum, nesterov = args.momentum, bool(args.nesterov)
+    rule = optim.Rule(args.optimizer, args.adam_eps, momentum, nesterov, args.weight_decay)
+    return optim.Optimisers(groups, rule, rates, optim.Clipping(args.clip_norm, args.clip), scaler)
 
 
-def build_schedules(
-    args: Options, length: Length, steps_per_epoch: int
-) -> tuple[schedules.Schedule, schedules.Schedule | None]:
-    """What --schedule does to the rates, and to the momentum where it does something.
+def build_rates(args: Options, length: Length, steps_per_epoch: int) -> schedules.Rates:
+    """How the rates move, and the momentum where --schedule does something to it.
 
     Raises:
         InputError: the cosine would end before the rates have risen.
     """
+    schedule, momentum = _schedules(args, length, steps_per_epoch)
+    return schedules.Rates(schedule, momentum, args.lr_min, args.lr_warmup or 0)
+
+
+def _schedules(
+    args: Options, length: Length, steps_per_epoch: int
+) -> tuple[schedules.Schedule, schedules.Schedule | None]:
+    """Of the rates, and of the momentum; see `build_rates`."""
     total = length.total_steps(steps_per_epoch), None if length.steps else steps_per_epoch
     match args.schedule:
         case "step":
