@@ -25,6 +25,22 @@ def note(options: Options) -> str:
     return ""
 
 
+def refuses(options: Options) -> str:
+    """What reads the main head as a vector of the embedding's size."""
+    if options.introspective:
+        return (
+            "--disent cannot go with --introspective: one reads the main head as a mean and a "
+            "spread, the other as a vector; leave one of them out"
+        )
+    if options.nb_clusters is not None:
+        return (
+            "--disent cannot go with divide and conquer (--nb-clusters): its masks have as many "
+            "entries as the embedding, and the main head of --disent twice as many; leave one of "
+            "them out"
+        )
+    return ""
+
+
 # fmt: off
 METHOD = Method(
     name="disentangled",
@@ -44,4 +60,5 @@ METHOD = Method(
     off={"disent": False},
     defaults=authors_settings,
     note=note,
+    refuses=refuses,
 )

@@ -136,11 +136,13 @@ def check_schedule(args: argparse.Namespace) -> None:
         raise InputError(
             "--lr-min and --lr-floor both say where the cosine ends; leave one of them out"
         )
-    if args.lr_min > args.lr:
-        raise InputError(
-            f"--lr-min {args.lr_min:g}, the rate at the end of the cosine, is above --lr "
-            f"{args.lr:g}, the rate at its start; choose at most that"
-        )
+    for flag, rate in (("--lr", args.lr), ("--lr_p", args.lr_p)):
+        if rate is not None and args.lr_min > rate:
+            raise InputError(
+                f"--lr-min {args.lr_min:g}, the rate at the end of the cosine, is above {flag} "
+                f"{rate:g}, the rate at its start; choose at most that, or --lr-floor F, a share "
+                "of each rate"
+            )
 
 
 def check_metrics(args: argparse.Namespace, evaluated: Iterable[dataset.DataSet]) -> None:
