@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn
 
 import criteria
 import dataset
+import door
 import net
 from anchorage.commands import COMMANDS, Command, commands, run
 from options.files import RECIPES
@@ -397,7 +398,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("shell", choices=SHELLS)
     args = parser.parse_args(argv)
-    with sentence_errors():
+    with sentence_errors(), door.answering():
         with contextlib.redirect_stdout(None):
             found = list(syntaxes())
         say(SHELLS[args.shell](found))

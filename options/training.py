@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import criteria
 import dataset
@@ -367,8 +368,8 @@ RUN = Group("run", (
     flag("--sweep", False, SWITCH,
          "the command is drawn by a sweep (recipes/sweep.yaml): a flag that the drawn loss does "
          "not read is noted and left out; otherwise it would be an error", change=NOTHING),
-    flag("--wandb-project", "anchorage", any_text("NAME"), "project at Weights & Biases",
-         change=NOTHING),
+    flag("--wandb-project", os.environ.get("WANDB_PROJECT") or "anchorage", any_text("NAME"),
+         "project at Weights & Biases", shown="$WANDB_PROJECT, else anchorage", change=NOTHING),
     flag("--tensorboard", False, SWITCH,
          "also write TensorBoard's files, into the run folder (needs the package tensorboard)",
          change=NOTHING),

@@ -132,10 +132,13 @@ def test_an_answer_that_is_lost_is_an_error(images):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-@pytest.mark.parametrize("command", ["train.py", "search.py", "-m anchorage", "-m net"])
+@pytest.mark.parametrize(
+    "command",
+    ["train.py --help", "-m net --help", "-m anchorage --help", "-m anchorage completion bash"],
+)
 def test_help_that_is_lost_is_an_error(command):
     with Path("/dev/full").open("w") as full:
-        done = start_python(*command.split(), "--help", streams={"stdout": full})
+        done = start_python(*command.split(), streams={"stdout": full})
     errors = done.communicate()[1]
     assert done.returncode == 2 and "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("error: not all of the output could be written")

@@ -392,6 +392,19 @@ def test_what_wandbs_own_commands_have_set_holds(
     assert wandb_mode("offline") == "offline"
 
 
+def test_what_wandbs_own_variables_name_holds(monkeypatch, tmp_path):
+    wandb, told = pytest.importorskip("wandb"), {}
+    monkeypatch.setattr(wandb, "init", lambda **given: told.update(given) or Begun())
+    for name in ("NAME", "TAGS", "RUN_GROUP"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.setenv("WANDB_NAME", "of my own")  # which wandb reads itself
+    Tracker("offline", About("p", "n", tmp_path, group="g", tags=("t",))).finish()
+    assert "name" not in told and (told["group"], told["tags"]) == ("g", ("t",))
+    code = "import options, sys; print(options.parse_train(sys.argv[1:]).wandb_project)"
+    for words, project in (([], "mine"), (["--wandb-project", "other"], "other")):
+        assert run_python("-c", code, *words, WANDB_PROJECT="mine").stdout == f"{project}\n"
+
+
 class Begun:
     """Stands for wandb's run."""
 

@@ -1,9 +1,9 @@
 """A run shown live: Weights & Biases and TensorBoard, both optional.
 
 wandb is online with a key, offline without or where its server does not answer, and never asks.
-What its own commands have set (`wandb disabled`, $WANDB_MODE) holds. Nothing that goes wrong in
-either may stop a training run: the first failure is reported in one sentence and that one ends. The
-run folder holds the same numbers in any case.
+What its own commands and variables have set (`wandb disabled`, $WANDB_MODE, $WANDB_NAME) holds.
+Nothing that goes wrong in either may stop a training run: the first failure is reported in one
+sentence and that one ends. The run folder holds the same numbers in any case.
 
 Both have the columns of metrics.csv in groups: `train/` the loss and its terms, `eval/` what was
 measured on the classes that pick the best epoch, `best/` the highest R@1 so far, `lr/` and `time/`.
@@ -171,6 +171,10 @@ class _Sink(Protocol):
         """Writes what is left."""
 
 
+VARIABLES = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "tags": "WANDB_TAGS"}
+"""From where wandb takes these where it is not told them."""
+
+
 class _Wandb:
     """Weights & Biases; `id` is that of the run, to be given when it continues.
 
@@ -186,15 +190,16 @@ class _Wandb:
             os.environ["WANDB_CACHE_DIR"] = str(about.folder / "wandb")
         import wandb
 
+        ours = {"name": about.name, "group": about.group or None, "tags": about.tags or None}
+        named = {key: value for key, value in ours.items() if not os.environ.get(VARIABLES[key])}
+
         def begin(mode: str) -> Any:
             return wandb.init(
                 mode=mode,
                 project=about.project,
-                name=about.name,
                 dir=str(about.folder),
                 config=dict(about.config),
-                group=about.group or None,
-                tags=about.tags or None,
+                **named,
                 id=run_id,
                 resume="allow" if run_id else None,
                 settings=wandb.Settings(
