@@ -48,14 +48,17 @@ from training.state import Training
 from utils import sentence_errors
 
 
-def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
+def prepare(args: argparse.Namespace, *, run: RunFolder | None = None) -> Training:
     """Builds everything a run needs, and checks it, before anything is written.
+
+    Args:
+        run: the one that is continued.
 
     Raises:
         InputError: options that do not go together, or data or weights that are not there.
     """
     device = pick_device(processes.gpu(args.gpu_id))
-    precision = Precision(args.amp, device)
+    precision = Precision(start.precision_of(args, run), device)
     processes.check_alike(precision.shared, "give all the same --amp, and machines that are alike")
     seed_everything(args.seed, args.deterministic)
     held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed, args.val_folds)
@@ -67,7 +70,7 @@ def prepare(args: argparse.Namespace, *, continued: bool = False) -> Training:
     routines = methods.routines(args, labels)
     with told(f"building {args.model}"):
         network = setup.build_network(
-            args, objective.heads, routines, precision, continued=continued
+            args, objective.heads, routines, precision, continued=run is not None
         )
     viewing = Viewing.of(args)
     batches = methods.sampler(args, labels) or make_sampler(
@@ -252,7 +255,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace, run: RunFolder | None) -> None:
     """Prepares a run, or what an earlier start of it left, and brings it to its end."""
-    training = prepare(args, continued=run is not None)
+    training = prepare(args, run=run)
     if args.dry_run:
         with door.answering():
             say(fitted(describe(training), " " * 12))

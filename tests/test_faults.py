@@ -298,6 +298,17 @@ def test_a_signal_before_the_first_step_of_a_division_divides_once(
     assert untimed_rows(tmp_path / "run") == untimed_rows(whole)
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_in(images, tmp_path, capsys) -> None:
+    """--amp auto is what suits the machine, and the next one may be another."""
+    folder = tiny.run(images, tmp_path, "run", "--epochs 1")
+    here = json.loads((folder / "environment.json").read_text())["precision"]
+    assert f"precision {here}" in capsys.readouterr().out
+    other = "off" if here == "bf16" else "bf16"
+    tiny.edit(folder / "environment.json", precision=other)
+    tiny.resume(folder, "--epochs 2")
+    assert f"precision {other}" in capsys.readouterr().out
+
+
 def test_an_older_checkpoint_can_be_continued_from(images, tmp_path) -> None:
     folder = tiny.run(images, tmp_path, "run", "--epochs 3 --keep 9")
     before, rows = weights(folder), untimed_rows(folder)

@@ -115,6 +115,14 @@ def _begun_by(args: Options) -> RunFolder | None:
     return processes.from_main(partial(find_run, args.LOG_DIR, args.name, closeness))
 
 
+def precision_of(args: Options, run: RunFolder | None) -> str:
+    """--amp; what `auto` was on the machine that began the run, it is on another one too."""
+    if args.amp != "auto" or run is None:
+        return args.amp
+    began = processes.from_main(run.read_environment).get("precision")
+    return began if began in ("bf16", "off") else args.amp
+
+
 def is_finished(run: RunFolder) -> bool:
     """Whether the run came to its end, as the main process sees it."""
     return processes.from_main(lambda: run.is_finished)
@@ -141,6 +149,7 @@ def open_folder(
         return run, processes.from_main(partial(run.load_last, options.same_training))
     about = {**environment(training.precision.device), **data}
     about |= {"source": train.source, "concern": train.concern}
+    about["precision"] = training.precision.name
     if (place := dataset.find(args.dataset).place) is not None:
         about["place"] = str(place)  # a relative path leads there from this folder alone
     network, chosen = training.network, training.options
@@ -179,11 +188,12 @@ def _check_length(training: Training) -> None:
             f"--epochs {length.epochs} is less than the {done} epochs that the run has begun; "
             f"give at least --epochs {done}"
         )
-    if length.max_steps is not None and clock.step > length.max_steps:
-        raise InputError(
-            f"--max-steps {length.max_steps} is less than the {clock.step} steps that the run has "
-            "done; choose more, or leave --max-steps out"
-        )
+    for flag, most in (("--steps", length.steps), ("--max-steps", length.max_steps)):
+        if most is not None and clock.step > most:
+            raise InputError(
+                f"{flag} {most} is less than the {clock.step} steps that the run has done; choose "
+                f"more, or leave {flag} out"
+            )
 
 
 def open_tracker(
