@@ -227,6 +227,10 @@ def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.N
         if isinstance(one, OwnData) and isinstance(other, OwnData):
             # They may have moved; whether they are the same images is seen when they are read.
             before = changed(before, {"dataset": given["dataset"]})
+    if "steps" in given and before.steps is None:
+        raise InputError(
+            "--steps: the length of this run is in epochs; --epochs MORE makes it longer"
+        )
     for entry in train_flags():
         name = entry.dest
         if name not in given or entry.change in (Change.CONTINUED, Change.NOTHING):

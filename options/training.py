@@ -265,7 +265,8 @@ LOSS = Group("loss", (
 OPTIMISATION = Group("optimisation", (
     flag("--epochs --epoch --nb-epochs", 60, COUNT, "epochs", need=BY_EPOCHS, change=CONTINUED,
          shown="60; AMLoss 40, --experiment 100; SEC's losses count in --steps"),
-    flag("--steps", None, COUNT, "length of the run in optimisation steps instead of epochs"),
+    flag("--steps", None, COUNT, "length of the run in optimisation steps instead of epochs",
+         change=CONTINUED),
     flag("--optimizer", "adamw", Kind(str.lower, choices=("adamw", "adam", "sgd", "rmsprop")),
          "for everything but the margins of AMLoss"),
     flag("--lr --base-lr", 1e-4, positive("LR"), "learning rate of the network",

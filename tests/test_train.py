@@ -307,3 +307,22 @@ def test_a_continued_run_is_not_made_shorter_than_it_is(tmp_path):
     assert (folder / "metrics.csv").read_bytes() == before
     tiny.resume(folder, "--epochs 4 --no-report")
     assert len(tiny.metrics_rows(folder)) == 4
+
+
+def test_a_run_that_counts_in_steps_can_be_made_longer(tmp_path):
+    images = tiny.write_images(tmp_path / "data")
+    flags = "--eval-steps 4 --warm 0"
+    folder = tiny.run(images, tmp_path, "run", f"{flags} --steps 5")
+    by_epochs = tiny.run(images, tmp_path, "epochs", "--epochs 1")
+    for run, asked, words in (
+        (folder, "--steps 3", "--steps 3 is less than the 5 steps that the run has done"),
+        (folder, "--epochs 9", "--epochs has no effect"),
+        (by_epochs, "--steps 9", "in epochs; --epochs MORE"),
+    ):
+        with pytest.raises(InputError, match=words):
+            tiny.resume(run, asked)
+    tiny.resume(folder, "--steps 9")
+    whole = tiny.run(images, tmp_path, "whole", f"{flags} --steps 9")
+    weights = [tiny.saved(run)["model_state_dict"] for run in (folder, whole)]
+    assert tiny.same(*weights)
+    assert json.loads((folder / "args.json").read_text())["steps"] == 9
