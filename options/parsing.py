@@ -120,7 +120,8 @@ class Parser(argparse.ArgumentParser):
             where = "; give it beside the others, not behind a flag" if several else ""
             return f"unknown argument {word}{where}"
         known = {flag: action.dest for flag, action in self._option_string_actions.items()}
-        return unknown_flag(word.split("=")[0], known)
+        about = {action.dest: action.help or "" for action in self._actions}
+        return unknown_flag(word.split("=")[0], known, about)
 
     def _match_arguments_partial(
         self, actions: Sequence[argparse.Action], pattern: str
@@ -158,14 +159,17 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def unknown_flag(name: str, known: Mapping[str, str]) -> str:
+def unknown_flag(name: str, known: Mapping[str, str], about: Mapping[str, str]) -> str:
     """What is said of a flag that there is not, with those that may have been meant.
 
     Args:
         known: spelling → what it sets. Of several spellings of one flag the nearest is named.
+        about: what is set → its help, with whose first words a flag may be called elsewhere.
     """
+    words = re.sub("[-_]+", " ", name).strip().lower()
+    called = [s for s, dest in known.items() if f"{about[dest]} ".lower().startswith(f"{words} ")]
     near: dict[str, str] = {}
-    for spelling in close_names(name, known):
+    for spelling in (*sorted(called, key=len), *close_names(name, known)):
         near.setdefault(known[spelling], spelling)
     hint = f"; did you mean {join_words([*near.values()][:2], 'or')}?" if near else ""
     return f"unknown argument {name}{hint}"
@@ -253,7 +257,8 @@ def _parse(
 
 def _about_unknown(word: str, program: str, entries: Sequence[Flag]) -> str:
     """The sentence about a word that the parser could do nothing with."""
-    known = {spelling: entry.dest for entry in entries for spelling in entry.spellings}
+    alive = [entry for entry in entries if not entry.dead]
+    known = {spelling: entry.dest for entry in alive for spelling in entry.spellings}
     name = word.split("=")[0]
     if not name.startswith("-"):
         meant = _meant(word, known)
@@ -261,7 +266,7 @@ def _about_unknown(word: str, program: str, entries: Sequence[Flag]) -> str:
         return f"no flag takes the word {word}; {hint}"
     if any(name in _all_spellings(entry) for entry in train_flags()):
         return f"{name} is for training, and {program.split()[-1]} does not read it; leave it out"
-    return unknown_flag(name, known)
+    return unknown_flag(name, known, {entry.dest: entry.help for entry in entries})
 
 
 def _meant(word: str, known: Collection[str]) -> str | None:
