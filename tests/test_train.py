@@ -16,6 +16,7 @@ from conftest import ROOT, SMALL, files_in, run_cli, run_python
 from test_terminals import on_a_terminal
 
 from training import compiling
+from training.describing import describe
 from utils import InputError
 
 
@@ -307,6 +308,22 @@ def test_a_continued_run_is_not_made_shorter_than_it_is(tmp_path):
     assert (folder / "metrics.csv").read_bytes() == before
     tiny.resume(folder, "--epochs 4 --no-report")
     assert len(tiny.metrics_rows(folder)) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--epochs 2 --warm 2", "--warm 2 of 2 epochs: the network itself never trains"),
+        ("--epochs 2 --warm 2", "use --warm 0, or more --epochs"),
+        ("--max-steps 3", "--max-steps 3 ends within --warm 1: until then only the head trains"),
+        ("--steps 4 --eval-steps 4", "use --warm 0, or more --steps"),
+        ("--epochs 3 --warm 2 --max-steps 9", None),
+        ("--epochs 1 --warm 0", None),
+    ],
+)
+def test_a_warm_up_as_long_as_the_run_is_told(flags, words, tmp_path):
+    said = describe(tiny.prepare(tiny.write_images(tmp_path / "data"), flags))
+    assert (words in said) if words else ("the network itself" not in said)
 
 
 def test_a_run_that_counts_in_steps_can_be_made_longer(tmp_path):

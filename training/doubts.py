@@ -11,6 +11,7 @@ import options
 from methods.base import Options
 from net.choices import ALL_BLOCKS
 from options.suited import instances_in
+from utils import counted
 
 if TYPE_CHECKING:
     from training.state import Training
@@ -50,12 +51,19 @@ def _too_few_steps(training: Training, args: Options) -> Iterator[str]:
 
 
 def _network_never_trains(training: Training, args: Options) -> Iterator[str]:
-    epochs, frozen = training.length.epochs, args.freeze_blocks == ALL_BLOCKS
-    if args.warm and not frozen and args.warm >= epochs:
+    length = training.length
+    if not args.warm or args.freeze_blocks == ALL_BLOCKS:
+        return
+    if args.warm >= length.epochs:
         more = "--steps" if args.steps else "--epochs"
         yield (
-            f"--warm {args.warm} of {epochs} epochs: the network itself never trains, only "
-            f"its head does; use --warm 0, or more {more}"
+            f"--warm {args.warm} of {counted(length.epochs, 'epoch')}: the network itself never "
+            f"trains, only its head does; use --warm 0, or more {more}"
+        )
+    elif args.warm >= length.epochs_begun(len(training.loader)):
+        yield (
+            f"--max-steps {length.max_steps} ends within --warm {args.warm}: until then only the "
+            "head trains, not the network itself; use --warm 0, or more --max-steps"
         )
 
 
