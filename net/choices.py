@@ -88,7 +88,8 @@ class Peft:
         found: dict[str, Any] = {}
         for part in [] if text == "none" else text.split(","):
             if lora := re.fullmatch(r"lora:([1-9]\d*)(?::([1-9]\d*))?", part):
-                own = {"rank": int(lora[1]), "alpha": int(lora[2]) if lora[2] else None}
+                rank, alpha = lora.groups(default=lora[1])
+                own = {"rank": int(rank), "alpha": None if alpha == rank else int(alpha)}
             elif prompts := re.fullmatch(r"prompts:([1-9]\d*)", part):
                 own = {"prompts": int(prompts[1])}
             elif part == "bitfit":

@@ -247,7 +247,7 @@ FINETUNING = Group("fine-tuning: what of a pretrained network is kept and what i
     flag("--peft", "none", Kind(net.peft_of, "PARTS"),
          "the network is frozen, and what is added to it trains: lora:RANK (or lora:RANK:ALPHA), "
          "prompts:N (tokens in front of each block's), bitfit (biases, and scales and shifts of "
-         "norms), or several: prompts:10,bitfit; checkpoints hold that alone"),
+         "norms), or several: prompts:10,bitfit; checkpoints hold that alone", spelt=net.peft_of),
     flag("--drop-path", 0.0, Kind(number(0.0, 0.99), "P"),
          "stochastic depth: share of the images for which the last block's branches are left out, "
          "rising to it from 0 at the first block", need=BLOCKS_TRAIN),

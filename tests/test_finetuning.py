@@ -347,6 +347,7 @@ def test_what_a_network_has_no_place_for(flags: str, words: str, images: Path) -
     [
         ("none", "none"),
         ("lora:8", "lora:8"),
+        ("lora:8:8", "lora:8"),
         ("bitfit,prompts:10,lora:4:8", "lora:4:8,prompts:10,bitfit"),
     ],
 )

@@ -282,6 +282,7 @@ def test_every_flag_of_a_run_is_what_it_was_unless_it_may_change():
         ("--LOG_DIR runs", "--LOG_DIR runs/"),
         ("--loss-args margin=1 alpha=2", "--loss-args alpha=2 margin=1"),
         ("--loss-args margin=1", "--loss-args margin=2 margin=1"),
+        ("--peft bitfit,lora:8", "--peft lora:8:8,bitfit"),
         ("--schedule milestones --milestones 5 9", "--milestones 9 5"),
     ],
 )
