@@ -41,8 +41,21 @@ class Bottleneck(torchvision_resnet.Bottleneck):
         return F.relu(out + _shortcut(self, x), inplace=True)
 
 
+FEW = 16
+"""Channels below which a shortcut is thinned out first, instead of by a convolution with a stride.
+
+torch 2.15's library for CPUs (oneDNN 3.13) writes outside its memory when it computes the gradient
+of a 1×1 kernel of so few channels with a stride, for an odd batch on several threads: the process
+crashes, now or later. Thinned out before, outputs and gradients are the same to the bit.
+"""
+
+
 def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
-    return x if block.downsample is None else conv_norm(x, *block.downsample)
+    if block.downsample is None:
+        return x
+    if x.shape[1] < FEW:
+        x = x[:, :, :: block.stride, :: block.stride]
+    return conv_norm(x, *block.downsample)
 
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -87,7 +100,7 @@ def _stage(block: Block, inputs: int, planes: int, count: int, stride: int) -> n
     outputs = planes * block.expansion
     downsample = None
     if stride != 1 or inputs != outputs:
-        projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        projection = nn.Conv2d(inputs, outputs, 1, stride if inputs >= FEW else 1, bias=False)
         downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
     first = block(inputs, planes, stride, downsample)
     return nn.Sequential(first, *(block(outputs, planes) for _ in range(count - 1)))

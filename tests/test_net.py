@@ -230,6 +230,34 @@ def test_width_scales_every_channel() -> None:
     assert wide.model.layer2[0].conv1.weight.shape == (64, 32, 3, 3)
 
 
+@pytest.mark.parametrize("width", [0.125, 0.25])
+def test_shortcuts_have_a_stride_however_few_their_channels(width: float) -> None:
+    block = tiny(width=width).train().model.layer2[0]
+    x = torch.randn(2, block.conv1.in_channels, 9, 9, requires_grad=True)
+    projection, norm = block.downsample
+    strided = norm(F.conv2d(x, projection.weight, stride=2))
+    out = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
+    expected, answer = F.relu(strided + out), block(x)
+    assert torch.equal(answer, expected)
+    mine, theirs = (
+        torch.autograd.grad(y.square().sum(), projection.weight) for y in (answer, expected)
+    )
+    assert_close(mine, theirs)
+
+
+def test_a_narrow_network_survives_odd_batches_on_several_threads() -> None:
+    code = (
+        "import torch; from net.resnet import BasicBlock, ResNet; torch.set_num_threads(4)\n"
+        "network = ResNet(BasicBlock, (1, 1, 1, 1), 'small', 0.125).train()\n"
+        "network.to(memory_format=torch.channels_last)\n"
+        "for _ in range(6):\n"
+        "    images = torch.randn(15, 3, 64, 64).to(memory_format=torch.channels_last)\n"
+        "    network(images).sum().backward()\n"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("pooling", ["avg+max", "avg", "max"])
 def test_pooling(pooling: str) -> None:
     network = tiny(pooling=pooling).eval()
