@@ -39,22 +39,20 @@ from utils import sentence_errors
 class Row(NamedTuple):
     """A backbone that has been trained on the benchmarks, and the recipe to begin with.
 
-    `size` is what it is trained at, where that is not what its weights were trained at; `licence`
-    that of its weights, where timm does not say it.
+    `size` is what it is trained at, where that is not what its weights were trained at.
     """
 
     family: str
     model: str
     recipe: str = ""
     size: int | None = None
-    licence: str | None = None
 
 
 ROWS = (
-    Row("BN-Inception", "bn_inception", "proxy_anchor_cub_bn_inception", licence="not stated"),
-    Row("GoogLeNet", "googlenet", licence="bsd-3-clause"),
-    Row("ResNet", "resnet50", "proxy_anchor_cub_resnet50", licence="bsd-3-clause"),
-    Row("EfficientNet-Lite", "efficientnet_lite0", licence="apache-2.0"),
+    Row("BN-Inception", "bn_inception", "proxy_anchor_cub_bn_inception"),
+    Row("GoogLeNet", "googlenet"),
+    Row("ResNet", "resnet50", "proxy_anchor_cub_resnet50"),
+    Row("EfficientNet-Lite", "efficientnet_lite0"),
     Row("ResNet", "timm:resnet50.tv_in1k"),
     Row("ConvNeXt, IN-22k", "timm:convnext_tiny.fb_in22k"),
     Row("MobileNetV4", "timm:mobilenetv4_conv_small.e2400_r224_in1k"),
@@ -91,7 +89,7 @@ def facts(row: Row) -> list[str]:
     return [
         row.family,
         f"`{row.model}`",
-        row.licence or _licence_by_timm(row.model),
+        architecture.backbone.licence or "not stated",
         str(spec.size),
         "bicubic" if spec.cubic else "bilinear",
         _constants(spec),
@@ -100,12 +98,6 @@ def facts(row: Row) -> list[str]:
         recipe,
         str(row.size or spec.size),
     ]
-
-
-def _licence_by_timm(model: str) -> str:
-    import timm
-
-    return timm.get_pretrained_cfg(model.removeprefix(net.TIMM)).license or "none stated"
 
 
 def _constants(spec: net.InputSpec) -> str:
