@@ -160,7 +160,10 @@ def _two_sided(share: float, classes: int) -> float:
 
 
 class Difference(NamedTuple):
-    """B - A, its 95 % interval, and a two-sided p; NaN where the metric is undefined."""
+    """B - A, its 95 % interval, and a two-sided p; NaN where the metric is undefined.
+
+    The interval alone is NaN where seeds do not vary, see `_t_test`.
+    """
 
     difference: float
     low: float
@@ -321,13 +324,20 @@ def _number(value: float | None) -> float:
 
 
 def _t_test(values: Tensor) -> Difference:
-    """Whether the mean of these differences (n,) is 0."""
+    """Whether the mean of these differences (n,) is 0.
+
+    Where all are the same there is no spread to go by, and no interval: p is what the signs alone
+    give, 2 / 2ⁿ. On few test images that is no rarity: two methods that find 28 or 29 of 30, each
+    as often, differ by the same image with both of two seeds once in eight studies.
+    """
     from scipy.stats import t
 
     count, mean, deviation = len(values), float(values.mean()), float(values.std())
+    if float(values.max() - values.min()) < 1e-9:
+        if abs(mean) < 1e-9:
+            return Difference(0.0, 0.0, 0.0, 1.0)
+        return Difference(mean, math.nan, math.nan, 2.0 ** (1 - count))
     half = half_width(deviation, count)
-    if deviation == 0:  # seeds that make no difference to the difference
-        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0)
     p = 2 * float(t.sf(abs(mean) * math.sqrt(count) / deviation, count - 1))
     return Difference(mean, mean - half, mean + half, p)
 

@@ -263,6 +263,25 @@ def test_groups_of_seeds_are_compared_seed_by_seed():
     assert same == (0, 0, 0, 1)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_seeds_that_all_differ_alike_are_no_certainty(seeds: int) -> None:
+    """Two methods that find 28 or 29 of 30 images, each as often, are seldom told apart."""
+    rng, surely, studies = np.random.default_rng(0), 0, 400
+    for _ in range(studies):
+        a, b = (
+            {seed: {"R@1": float(rng.integers(28, 30)) / 30} for seed in range(seeds)}
+            for _ in range(2)
+        )
+        surely += comparison.seed_differences(a, b)["R@1"].p < 0.05
+    assert surely / studies < 0.05
+    # 29/30 - 28/30 is not 28/30 - 27/30 to the last bit
+    a = {seed: {"R@1": (28 - seed % 2) / 30} for seed in range(seeds)}
+    b = {seed: {"R@1": (29 - seed % 2) / 30} for seed in range(seeds)}
+    found = comparison.seed_differences(a, b)["R@1"]
+    assert found.p == 2 ** (1 - seeds) and found.difference == pytest.approx(1 / 30)
+    assert math.isnan(found.low) and math.isnan(found.high)
+
+
 def test_corrected_p_values():
     peer = pytest.importorskip("scipy.stats")
     ps = [0.01, 0.04, 0.03, 0.005, math.nan]
