@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from evaluation import tables as evaluation_tables
-from metrics.comparison import Test
+from metrics.comparison import Difference, Test
 from page import plots
 from page.document import (
     as_text,
@@ -128,17 +128,17 @@ def _against(results: Results) -> list[str]:
         corrected = f", corrected for all {count} pairs" if count > 1 else ""
         said.append(f"More than chance over the seeds{corrected}: it is better than {listed}.")
     if maybe:
-        listed = ", ".join(
-            f"{test.a} ({100 * test.differences[metric].difference:+.1f} "
-            f"[{100 * test.differences[metric].low:+.1f}, "
-            f"{100 * test.differences[metric].high:+.1f}])"
-            for test in maybe
-        )
+        listed = ", ".join(f"{test.a} ({_difference(test.differences[metric])})" for test in maybe)
         said.append(
             f"Not told apart from it by these seeds: {listed}; difference and 95 % interval in "
             f"points of {metric}. That is no proof that they are equal."
         )
     return said
+
+
+def _difference(found: Difference) -> str:
+    words = f"{100 * found.difference:+.1f}"
+    return f"{words} {tables.interval_text(found) or 'with every seed'}"
 
 
 def _classes_say(results: Results) -> list[str]:

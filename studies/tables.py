@@ -193,8 +193,13 @@ def difference_cells(found: Difference, p: float) -> list[str]:
     """Difference and interval in points, and p."""
     if math.isnan(found.difference):
         return ["–", "", ""]
+    return [f"{100 * found.difference:+.1f}", interval_text(found) or "–", p_text(p)]
+
+
+def interval_text(found: Difference) -> str:
+    """`[+1.0, +2.0]`, in points; "" where there is none, because all seeds differ alike."""
     low, high = 100 * found.low, 100 * found.high
-    return [f"{100 * found.difference:+.1f}", f"[{low:+.1f}, {high:+.1f}]", p_text(p)]
+    return "" if math.isnan(low) else f"[{low:+.1f}, {high:+.1f}]"
 
 
 def p_text(p: float) -> str:
