@@ -98,9 +98,10 @@ def _forest(shown: Sequence[Bar], zero: bool) -> tuple[str, int, int]:
         kind = ' class="zero"' if zero and mark == 0 else ""
         parts.append(f'<line{kind} x1="{x(mark)}" x2="{x(mark)}" y1="4" y2="{bottom}"/>')
         label = f"{mark:+g}" if zero and mark else f"{mark:g}"
+        half = 4 * len(label)  # of its width; what is wider than the margin moves inwards
+        place = min(max(x(mark), half), WIDTH - half)
         parts.append(
-            f'<text class="soft" x="{x(mark)}" y="{bottom + 17}" '
-            f'text-anchor="middle">{label}</text>'
+            f'<text class="soft" x="{place}" y="{bottom + 17}" text-anchor="middle">{label}</text>'
         )
     for row, bar in enumerate(shown):
         y = STEP * row + STEP - 11
