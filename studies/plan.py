@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -24,7 +24,7 @@ import options
 from machine import expanded
 from methods.base import Options
 from storage import decoded
-from studies.space import Range, asked, declared, flag_named, words_of
+from studies.space import LOSS_ARGUMENT, Range, asked, declared, flag_named, words_of
 from utils import InputError, nearest_names
 
 OWN_FLAGS = {
@@ -46,6 +46,13 @@ KINDS = {
     "prune": bool, "logs": str, "methods": (dict, list), "search": dict, "fixed": list,
     "compare": list,
 }  # fmt: skip
+IN_WORDS = {
+    str: "text", (str, list): "text or a list", int: "a whole number", bool: "true or false",
+    (dict, list): "a table or a list", dict: "a table", list: "a list",
+}  # fmt: skip
+"""What a value of these kinds is."""
+TAKEN = ("claims", "plan.json", "trials.log", "trials.csv", "runs.csv", "study.html", "study.tex")
+"""What the folder of a study holds beside a folder for each method."""
 METRICS = ("R@1", "RP", "MAP@R", "MRR")
 LEAST = {"folds": 2, "trials": 1, "seeds": 2}
 TEST_CLASSES = ("dataset", "eval_classes", "split_seed")
@@ -161,7 +168,7 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
             raise InputError(f"{source}: unknown entry {entry}; {nearest_names(entry, KINDS)}")
         if not isinstance(value, KINDS[entry]) or (KINDS[entry] is int and value is True):
             raise InputError(
-                f"{source}: {entry} = {value!r} is not what it can be; see study.py --help"
+                f"{source}: {entry} = {value!r} is not {IN_WORDS[KINDS[entry]]}; give that"
             )
     for entry, least in LEAST.items():
         if content.get(entry, least) < least:
@@ -173,6 +180,9 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
             f"{source} names no methods; add [methods] with a line such as "
             'AMLoss = "--loss AMLoss", one per method'
         )
+    name = content.get("name", default_name)
+    if Path(name).name in ("", ".."):
+        raise InputError(f"{source}: name = {name!r} is no name of a folder; give another")
     shared = words(content.get("flags", ""), source)
     flags = {
         name: _joined(shared, words(own, source))
@@ -182,8 +192,12 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
     _check_alike(chosen, source)
     found = {name: _entrant(name, own, chosen[name], content, source)
              for name, own in flags.items()}  # fmt: skip
+    _check_read(content, found.values(), source)
     entrants = _without_fixed(found, content, source)
     folders = [one.folder.lower() for one in entrants]
+    for one, folder in zip(entrants, folders, strict=True):
+        if not folder.strip(".") or folder in TAKEN:
+            raise InputError(f"{source}: a method cannot be called {one.name!r}; rename it")
     if len(set(folders)) < len(folders):
         raise InputError(f"{source}: two methods have names that are one as a folder; rename one")
     numbers = {
@@ -192,7 +206,7 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
         if name in content
     }
     return Plan(
-        content.get("name", default_name),
+        name,
         tuple(entrants),
         logs=expanded(content.get("logs", "logs")),
         compare=_pairs(content, [one.name for one in entrants], source),
@@ -218,7 +232,7 @@ def _pairs(
                     f"{source}: compare: {name} is no method here; "
                     f"{nearest_names(str(name), names)}"
                 )
-    return tuple((a, b) for a, b in pairs)
+    return tuple(dict.fromkeys((a, b) for a, b in pairs))
 
 
 def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str, Any]:
@@ -241,11 +255,11 @@ def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str,
             raise InputError(
                 f"{source}: {line!r} is no method; give losses by name, or flags of train.py"
             )
-        first = line.split()[0]
-        if first.startswith(("-", "@")):
-            found[line.removeprefix("--loss ")] = line
-        else:
-            found[line] = f"--loss {line}"
+        bare = not line.split()[0].startswith(("-", "@"))
+        name = line if bare else line.removeprefix("--loss ")
+        if name in found:
+            raise InputError(f"{source}: the method {name} stands there twice; leave one out")
+        found[name] = f"--loss {line}" if bare else line
     return found
 
 
@@ -293,31 +307,67 @@ def _entrant(
     name: str, flags: list[str], chosen: Options, content: Mapping[str, Any], source: str
 ) -> Entrant:
     for given in chosen.given:
-        if given in OWN_FLAGS:
-            entry = OWN_FLAGS[given]
-            instead = f"; its entry {entry} says that" if entry else "; leave it out"
-            raise InputError(
-                f"{source}: {name}: --{given.replace('_', '-')} is the study's own{instead}"
-            )
+        _check_own(given, f"{source}: {name}")
+    if "wandb" in chosen.given and chosen.wandb != "disabled":
+        raise InputError(f"{source}: {name}: a study's trainings do not use wandb; leave it out")
     own = {one.name: one for one in declared(chosen)}
     search = content.get("search", {})
     for key, value in search.items():
-        if isinstance(value, Mapping) and not {"low", "high"} & value.keys():
+        if _is_of_method(value):
             known = _methods(content["methods"], source)
             if key not in known:
                 raise InputError(
                     f"{source}: [search.{key}] is of no method; {nearest_names(key, known)}"
                 )
             if key == name:
-                own |= {r.name: r for r in (asked(k, v, chosen) for k, v in value.items())}
+                own |= {r.name: r for r in (_asked(k, v, chosen, source) for k, v in value.items())}
             continue
-        one = asked(key, value, chosen)
+        one = _asked(key, value, chosen, source)
         if one.name in own or _is_read(one, chosen):
             own[one.name] = one
     made = Entrant(name, tuple(flags), tuple(own.values()), tuple(chosen.loss_args))
     if search:
         _try(made, source)
     return made
+
+
+def _asked(key: str, value: Any, chosen: Options, source: str) -> Range:
+    """What an entry of the search says.
+
+    Raises:
+        InputError: it says no range, or is of what methods must have alike.
+    """
+    one = asked(key, value, chosen)
+    _check_own(one.name, f"{source}: search")
+    if one.name in TEST_CLASSES:
+        raise InputError(
+            f"{source}: search: {key} decides what methods are judged on; give it once, in flags"
+        )
+    return one
+
+
+def _check_own(option: str, what: str) -> None:
+    """Raises InputError for an option that a study sets by itself."""
+    if option in OWN_FLAGS:
+        entry = OWN_FLAGS[option]
+        instead = f"; its entry {entry} says that" if entry else "; leave it out"
+        raise InputError(f"{what}: --{option.replace('_', '-')} is the study's own{instead}")
+
+
+def _check_read(content: Mapping[str, Any], entrants: Iterable[Entrant], source: str) -> None:
+    """Raises InputError where a search for all methods is of nothing that any of them reads."""
+    read = {one.name for entrant in entrants for one in entrant.space}
+    for key, value in content.get("search", {}).items():
+        if _is_of_method(value):
+            continue
+        argument = key.lower().replace("-", "_").startswith(LOSS_ARGUMENT)
+        if not argument and flag_named(key).dest not in read:
+            raise InputError(f"{source}: search: no method here reads {key}; leave it out")
+
+
+def _is_of_method(value: Any) -> bool:
+    """Whether an entry of the search is a table of a method's own, and not a range."""
+    return isinstance(value, Mapping) and not {"low", "high"} & value.keys()
 
 
 def _try(entrant: Entrant, source: str) -> None:

@@ -206,7 +206,8 @@ def _spelt_out(name: str, dest: str, value: Mapping[str, Any], start: Any) -> Ra
 
 
 def _checked(name: str, dest: str, low: Any, high: Any, log: bool, start: Any) -> Range:
-    if not (_is_number(low) and _is_number(high) and low < high and (low > 0 or not log)):
+    numbers = _is_number(low) and _is_number(high) and math.isfinite(high - low)
+    if not (numbers and low < high and (low > 0 or not log)):
         raise _unclear(name, [low, high])
     if _takes_fractions(dest, low, high, start):
         return Range(dest, low, high, log, start=start)
