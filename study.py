@@ -28,7 +28,7 @@ from studies import markdown, pages, results, tables
 from studies.ledger import Ledger
 from studies.plan import Plan, of, read
 from studies.worker import Place, Progress, Stopped, Workers, places, rehearse
-from terminal import as_shell, in_lines, say
+from terminal import as_shell, fitted, in_lines, say
 from utils import InputError, counted, sentence_errors
 
 
@@ -60,6 +60,7 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
         head = "searched    " if number == 0 else " " * 12
         lines.append(in_lines(f"{one.name}: {space}", head, " " * 14))
     lines.append(f"at once     {len(where)}, {counted(where[0].threads, 'thread')} each")
+    lines.append(f"printed     what a training says: {plan.folder}/METHOD/*.log")
     return "\n".join(lines)
 
 
@@ -122,8 +123,14 @@ def main(args: argparse.Namespace) -> None:
         say(f"\nstopped; go on with:\n  python study.py {as_shell(*sys.argv[1:])}", flush=True)
         raise SystemExit(130) from None
     found = conclude(ledger, args.columns, args.markdown)
-    if failed := sum(len(one.failures) for one in found.methods):
+    failed = sum(len(one.failures) for one in found.methods)
+    if failed:
         say(f"{counted(failed, 'run')} failed; the same command tries again", flush=True)
+    never = [one.name for one in found.methods if one.all_trials_failed]
+    if never:
+        words = f"{' and '.join(never)}: all trials failed, and stay counted; mend the cause, and "
+        say(fitted(f"{words}give the study another name"), flush=True)
+    if failed or never:
         raise SystemExit(1)
 
 

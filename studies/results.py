@@ -75,6 +75,11 @@ class Found:
         return comparison.half_width(self.deviation.get(metric, math.nan), len(self.seeds))
 
     @property
+    def all_trials_failed(self) -> bool:
+        """Whether nothing is open for want of a trial that was trained."""
+        return self.chosen is None and not any(self.left)
+
+    @property
     def search_seconds(self) -> float:
         """Training time of its trials."""
         return sum(trial.seconds for trial in self.trials)

@@ -71,7 +71,7 @@ class Workers:
     """The workers of this process, one thread each.
 
     Attributes:
-        done: called after each piece of work with a sentence about it.
+        done: called after each training with a sentence about it.
     """
 
     def __init__(self, ledger: Ledger, where: Sequence[Place], done: Callable[[str], None]) -> None:
@@ -146,17 +146,21 @@ class Workers:
             watch = Watch(trial, self.ledger, entrant, fold)
             try:
                 record = self.train(work, name, words, place, watch)
+                reached = _reached(record, plan.metric)
             except Failed as failure:
                 trial.set_user_attr("error", str(failure))
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 self.done(f"{_called(work)}: failed: {failure}")
                 return
-            trial.set_user_attr(f"fold{fold}", _reached(record))
+            trial.set_user_attr(f"fold{fold}", reached)
             _tidy(record.path)
             if watch.pruned:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
                 self.done(f"{_called(work)}: stopped early, behind the others")
                 return
+            if fold < plan.folds - 1:
+                about = f"{_called(work)}, fold {fold + 1} of {plan.folds}"
+                self.done(f"{about}: {plan.metric} {reached[plan.metric]:.4f}")
         found = [trial.user_attrs[f"fold{fold}"][plan.metric] for fold in range(plan.folds)]
         mean = sum(found) / len(found)
         study.tell(trial, mean)
@@ -367,9 +371,17 @@ def _of_fold(plan: Plan, fold: int) -> list[str]:
     return words.split()
 
 
-def _reached(record: Record) -> dict[str, float]:
-    """The numbers of the last evaluation of a fold, and what it took."""
+def _reached(record: Record, metric: str) -> dict[str, float]:
+    """The numbers of the last evaluation of a fold, and what it took.
+
+    Raises:
+        Failed: the study's metric is not among them.
+    """
     last = record.evaluated[-1]
+    if metric not in last:
+        raise Failed(
+            f"{metric} is undefined on a fold without two images of one class; choose fewer folds"
+        )
     return {**metrics_in(last), "epoch": last["epoch"], "seconds": record.seconds}
 
 
@@ -402,7 +414,7 @@ def _called(work: Work) -> str:
 
 
 class Progress:
-    """One line after each piece of work: what it was, and about how long the rest will take."""
+    """One line after each training: what it was, and about how long the rest will take."""
 
     def __init__(self, ledger: Ledger, jobs: int) -> None:
         self.ledger, self.jobs = ledger, jobs
@@ -414,7 +426,11 @@ class Progress:
         """Trainings that are not done: of folds, and with seeds."""
         plan = self.ledger.plan
         left = [self.ledger.left(one) for one in plan.entrants]
-        return plan.folds * sum(trials for trials, _ in left), sum(runs for _, runs in left)
+        running = [
+            t for one in plan.entrants for t in self.ledger.trials(one) if t.state == "running"
+        ]
+        folds = plan.folds * sum(trials for trials, _ in left)
+        return folds - sum(len(t.folds) for t in running), sum(runs for _, runs in left)
 
     def say(self, sentence: str) -> None:
         """Prints the sentence with the time that is left."""

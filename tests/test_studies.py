@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,20 @@ def test_eight_lines_of_toml(tmp_path):
         ({"fixed": ["mgr"]}, "did you mean mrg"),
         ({"search": {"optimizer": ["adamw", "sdg"]}}, "PA: search: .*sdg"),
         ({"search": {"lr": [-1.0, 1.0]}}, "PA: search: .*lr"),
+        ({"search": {"lr": [1e-4, math.inf]}}, "lr = .* says no range"),
+        ({"search": {"seed": [1, 5]}}, "search: --seed is the study's own; its entry seeds"),
+        ({"search": {"PA": {"val-fold": [0, 1]}}}, "search: --val-fold is the study's own"),
+        ({"search": {"eval-classes": [0.2, 0.5]}}, "eval-classes decides what methods are judged"),
+        ({"search": {"dataset": ["cub", "cars"]}}, "dataset decides what methods are judged on"),
+        ({"search": {"soft-loss": [True, False]}}, "no method here reads soft-loss"),
+        ({"flags": "--wandb online"}, "do not use wandb"),
+        ({"name": ""}, "name = '' is no name of a folder"),
+        ({"name": "a/.."}, "is no name of a folder"),
+        ({"methods": {"claims": "--loss ms"}}, "cannot be called 'claims'"),
+        ({"methods": {"..": "--loss ms"}}, "cannot be called '..'"),
+        ({"methods": {"": "--loss ms"}}, "cannot be called ''"),
+        ({"methods": ["AMLoss", "--loss AMLoss"]}, "the method AMLoss stands there twice"),
+        ({"prune": "no"}, "prune = 'no' is not true or false"),
         (
             {"methods": {"PA": "--dataset cub", "AM": "--dataset cars"}},
             "PA has --dataset cub and AM has --dataset cars",
@@ -102,6 +117,10 @@ def test_a_plan_that_cannot_be_is_refused_in_a_sentence(entries, words):
     with pytest.raises(InputError, match=words) as error:
         plan_of(**entries)
     assert "\n" not in str(error.value)
+
+
+def test_a_pair_that_is_compared_twice_counts_once():
+    assert plan_of(compare=[["PA", "AM"], ["PA", "AM"]]).compare == (("PA", "AM"),)
 
 
 def test_a_file_that_is_no_plan(tmp_path):
@@ -535,6 +554,28 @@ def test_what_a_training_said_earlier_is_not_what_it_says_now(workers, monkeypat
             workers.train(work, "seed1", ["--seed", "1"], place)
 
 
+def test_every_training_is_told_with_what_is_left(workers, monkeypatch, tmp_path):
+    said, made = [], workers.ledger
+    monkeypatch.setattr(worker, "say", lambda words, **_: said.append(words))
+    monkeypatch.setattr(workers, "done", worker.Progress(made, 1).say)
+    row = {"epoch": 1, "R@1": 0.5, "MAP@R": 0.4}
+    record = SimpleNamespace(path=tmp_path, evaluated=[row], seconds=2.0)
+    monkeypatch.setattr(workers, "train", lambda *_: record)
+    workers._trial(made.next(), worker.Place())
+    assert len(said) == made.plan.folds == 2
+    assert said[0].startswith("PA trial000, fold 1 of 2: MAP@R 0.4000; 15 trainings left, about ")
+    assert said[1].startswith("PA trial000: MAP@R 0.4000 on the folds; 14 trainings left, about ")
+
+
+def test_a_fold_whose_metric_is_undefined_fails_its_trial(workers, monkeypatch, tmp_path):
+    record = SimpleNamespace(path=tmp_path, evaluated=[{"epoch": 1, "R@1": 0.0}], seconds=2.0)
+    monkeypatch.setattr(workers, "train", lambda *_: record)
+    work = workers.ledger.next()
+    workers._trial(work, worker.Place())
+    (trial,) = workers.ledger.trials(work.entrant)
+    assert trial.state == "failed" and "MAP@R is undefined on a fold" in trial.error
+
+
 def test_a_trial_below_the_median_of_its_fold_is_stopped_however_good_another_was(
     tmp_path, monkeypatch
 ):
@@ -762,6 +803,21 @@ def test_a_method_whose_trials_all_failed_leaves_nothing_open(tmp_path):
     assert "Not finished" not in " ".join(pages.conclusions(results.collect(made)))
 
 
+def test_a_study_without_a_trial_of_a_method_says_what_to_do(tmp_path, capsys):
+    words = f"--methods Proxy_Anchor AMLoss --folds 2 --trials 1 --seeds 2 --logs {tmp_path}"
+    args = asking.parse(words.split())
+    made = Ledger(study.plan_of(args))
+    made.begin()
+    lost = "Proxy_Anchor"
+    do_everything(
+        made, lambda *it: do_trial(*it, state="FAIL" if it[1].entrant.name == lost else None)
+    )
+    with pytest.raises(SystemExit) as stop:
+        study.main(args)
+    assert stop.value.code == 1
+    assert f"\n{lost}: all trials failed" in capsys.readouterr().out
+
+
 def of_seeds(*methods):
     """Results of methods whose MAP@R with each seed is given: seed → value."""
     found = [
@@ -804,6 +860,15 @@ def test_the_best_mean_is_not_better_where_it_is_behind_with_each_seed_that_both
     assert found.ranked[0].name == "m1"
     said = " ".join(pages.conclusions(found))
     assert "it is better than" not in said and "Not told apart from it by these seeds: m0" in said
+
+
+def test_a_difference_that_is_the_same_with_every_seed_is_said_so(tmp_path):
+    found = of_seeds({1: 28 / 30, 2: 27 / 30}, {1: 29 / 30, 2: 28 / 30})
+    markdown.write(tmp_path / "s.md", found)
+    for text in (tables.text(found), pages.page(found), (tmp_path / "s.md").read_text()):
+        assert "nan" not in text and "0.500" in text
+    said = " ".join(pages.conclusions(found))
+    assert "Not told apart from it by these seeds: m0 (+3.3 with every seed)" in said
 
 
 def test_a_metric_that_is_undefined_ranks_nobody(tmp_path):
@@ -898,6 +963,16 @@ def test_ticks_are_round_and_few(low, high):
 
 
 NETWORK = [word for word in tiny.NETWORK if word not in ("--wandb", "disabled", "--no-report")]
+
+
+def test_the_marks_of_a_chart_stand_inside_it():
+    drawn = plots.forest([plots.Bar("m", 0.0, 1.3)], "chart", zero=True)
+    places = re.findall(
+        r'<text class="soft" x="([\d.]+)" y="\d+" text-anchor="middle">(.*?)<', drawn
+    )
+    assert "+150" in [label for _, label in places]
+    for place, label in places:
+        assert 4 * len(label) <= float(place) <= plots.WIDTH - 4 * len(label)
 
 
 def test_data_that_are_not_there_are_told_before_anything_begins(tmp_path):
