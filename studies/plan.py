@@ -243,6 +243,10 @@ def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str,
     """
     if isinstance(given, Mapping):
         for name, flags in given.items():
+            if name in KINDS:  # TOML ends a table at the next one, and nowhere else
+                raise InputError(
+                    f"{source}: {name} stands below [methods], among the methods; put it above"
+                )
             if not isinstance(flags, str | list):
                 raise InputError(
                     f"{source}: the method {name} = {flags!r} is no flags; write "

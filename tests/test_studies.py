@@ -102,6 +102,8 @@ def test_eight_lines_of_toml(tmp_path):
         ({"flags": "--wandb online"}, "do not use wandb"),
         ({"name": ""}, "name = '' is no name of a folder"),
         ({"name": "a/.."}, "is no name of a folder"),
+        ({"methods": {"PA": "--loss ms", "trials": 12}}, "trials stands below .methods.*above"),
+        ({"methods": {"PA": "--loss ms", "fixed": ["lr"]}}, "fixed stands below .methods"),
         ({"methods": {"claims": "--loss ms"}}, "cannot be called 'claims'"),
         ({"methods": {"..": "--loss ms"}}, "cannot be called '..'"),
         ({"methods": {"": "--loss ms"}}, "cannot be called ''"),
