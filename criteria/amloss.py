@@ -15,6 +15,7 @@ from criteria.base import (
     check_batch,
     check_not_negative,
     check_positive,
+    check_whole,
     in_float32,
     unit_rows,
     written_out,
@@ -57,6 +58,7 @@ class AMLoss(ProxyLoss):
         check_positive(
             alphap=alphap, alphan=alphan, margin_step=margin_step, margin_gamma=margin_gamma
         )
+        check_whole(margin_step=margin_step)
         check_not_negative(lam=lam, margin_lr=margin_lr)
         self.margin = margin
         self.alphap = alphap

@@ -76,8 +76,10 @@ def _fits(value: Any, default: Any) -> bool:
     """
     if not isinstance(value, str | int | float) or not isinstance(default, str | int | float):
         return True
+    if isinstance(default, bool):
+        return value in (0, 1)
     if isinstance(value, bool):
-        return isinstance(default, bool)
+        return False
     return isinstance(value, str) == isinstance(default, str)
 
 

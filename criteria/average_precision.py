@@ -60,7 +60,7 @@ class SupAPLoss(Criterion):
         proxy_lr: float = 10.0,
     ) -> None:
         super().__init__()
-        check_positive(temperature=temperature)
+        check_positive(temperature=temperature, softmax_temperature=softmax_temperature)
         check_not_negative(slope=slope, delta=delta, start=start, offset=offset, proxy_lr=proxy_lr)
         if not 0 < weight <= 1:
             raise ValueError(f"weight must be above 0 and at most 1, not {weight}.")

@@ -19,7 +19,7 @@ from criteria.base import (
     check_positive,
     in_float32,
 )
-from criteria.miners import Miner, Triplets, build_miner
+from criteria.miners import Miner, Triplets, miner_of
 
 
 class MarginLoss(Criterion):
@@ -60,7 +60,7 @@ class MarginLoss(Criterion):
         self.num_classes = num_classes
         self.beta_lr = beta_lr
         self.beta = nn.Parameter(torch.full((num_classes or 1,), float(beta)), beta_lr != 0)
-        self.miner = build_miner(miner, margin, mining) if isinstance(miner, str) else miner
+        self.miner = miner_of(miner, margin, mining)
 
     @in_float32
     def forward(

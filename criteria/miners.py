@@ -263,6 +263,15 @@ MINING = ("released", "earlier")
 the first versions of this code did."""
 
 
+def miner_of(given: Miner | str | None, margin: float, mining: str) -> Miner | None:
+    """The miner of a loss that was given one: by its name, as an object, or none.
+
+    Raises ValueError like ``build_miner``, for an unknown way of mining whatever is given.
+    """
+    _check_mining(mining)
+    return given if given is None or callable(given) else build_miner(str(given), margin, mining)
+
+
 def build_miner(name: str, margin: float = 0.2, mining: str = "released") -> Miner:
     """The miner of MINERS called ``name``, for a loss with this margin.
 
@@ -272,6 +281,10 @@ def build_miner(name: str, margin: float = 0.2, mining: str = "released") -> Min
     """
     if name not in MINERS:
         raise ValueError(unknown("miner", name, MINERS))
-    if mining not in MINING:
-        raise ValueError(unknown("way of mining", mining, MINING))
+    _check_mining(mining)
     return MINERS[name](margin, mining == "released")
+
+
+def _check_mining(name: str) -> None:
+    if name not in MINING:
+        raise ValueError(unknown("way of mining", name, MINING))

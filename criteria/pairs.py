@@ -23,7 +23,7 @@ from criteria.base import (
     unit_others,
     unit_rows,
 )
-from criteria.miners import Miner, Triplets, build_miner
+from criteria.miners import Miner, Triplets, miner_of
 
 
 def _distances(embeddings: Tensor, squared: bool, references: References | None) -> Tensor:
@@ -69,7 +69,7 @@ class TripletLoss(Criterion):
         self.margin = margin
         self.squared = squared
         self.soft = soft
-        self.miner = build_miner(miner, margin, mining) if isinstance(miner, str) else miner
+        self.miner = miner_of(miner, margin, mining)
 
     @in_float32
     def forward(

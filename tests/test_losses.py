@@ -853,6 +853,13 @@ def test_distance_weighted_pairs_are_in_index_order():
 def test_an_unknown_way_of_mining_is_answered_with_names():
     with pytest.raises(ValueError, match=r"way of mining called 'relased'.*released"):
         build_miner("easypeasy", mining="relased")
+    with pytest.raises(ValueError, match=r"way of mining called 'relased'.*released"):
+        build("triplet", CLASSES, SIZE, mining="relased")  # which mines nothing
+
+
+def test_a_miner_that_is_no_name_is_answered_with_names():
+    with pytest.raises(ValueError, match=r"no miner called '5'; known names: distanceweighted"):
+        build("triplet", CLASSES, SIZE, miner=5)
 
 
 def test_the_circle_loss_of_amloss_counts_what_it_leaves_out_as_one():
@@ -1120,6 +1127,7 @@ def test_a_loss_takes_the_options_that_it_hands_on_to_its_base(monkeypatch):
     [
         ("Proxy_Anchor", "margin", "wide", "0.1"),
         ("TripletLoss", "soft", "maybe", "False"),
+        ("TripletLoss", "soft", 2, "False"),
         ("MarginLoss", "miner", 3, "'easypeasy'"),
         ("pml:CircleLoss", "gamma", "much", "80"),
     ],
@@ -1216,10 +1224,7 @@ def test_bad_batches_are_one_sentence(name):
 @pytest.mark.parametrize(
     "make, sentence",
     [
-        (lambda: ProxyAnchorLoss(5, 4, alpha=0), "alpha must be above 0"),
         (lambda: ProxyAnchorLoss(0, 4), "num_classes must be above 0"),
-        (lambda: AMLoss(5, 4, lam=-1), "lam must be 0 or more"),
-        (lambda: TripletLoss(-0.1), "margin must be 0 or more"),
         (lambda: SphericalConstraint(momentum=0), "momentum"),
         (lambda: SphericalConstraint(weight=float("nan")), "weight"),
         (lambda: DistanceWeightedMiner(1.5), "cutoff"),
@@ -1236,6 +1241,53 @@ def test_bad_batches_are_one_sentence(name):
 def test_bad_arguments_are_one_sentence(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+MAY_BE_0 = {
+    "Proxy_Anchor": "proxy_lr_scale",
+    "AMLoss": "lam margin_lr proxy_lr_scale",
+    "MarginLoss": "beta_lr margin nu",
+    "NPairsLoss": "alpha_lr",
+    "Hyp": "clip",
+    "SupAP": "delta offset proxy_lr slope start",
+    "NormSoftmax": "proxy_lr_scale smoothing",
+    "ProxyNCA_pp": "proxy_lr_scale",
+    "ArcFace": "margin proxy_lr_scale",
+    "CosFace": "margin proxy_lr_scale",
+    "HIST": "alpha distribution_lr lam layer_lr_scale",
+    "HIER": "ancestor_lr_scale hierarchy_margin proxy_lr_scale weight",
+    "PFML": "proxy_lr_scale",
+} | dict.fromkeys(
+    "triplet semihtriplet TripletLoss TripletAllLoss TripletSemihardLoss".split(), "margin"
+)
+MAY_BE_NEGATIVE = {
+    "Proxy_Anchor": "margin",
+    "AMLoss": "delta margin",
+    "CircleLoss": "m",
+    "ms": "base epsilon",
+    "HIER": "margin",
+}
+WHOLE = "margin_step sub_centers hidden ancestors topk proxies_per_class".split()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, place in criteria.LOSSES.items() if not place.startswith("library:")]
+)
+def test_a_number_out_of_its_range_is_named(name):
+    """Numbers are above 0 unless it is said here, and a count is whole."""
+    numbers = {
+        option: losses.default_of(name, option)
+        for option in options_of(name)
+        if type(losses.default_of(name, option)) in (int, float)
+    }
+    for option in set(numbers).difference(MAY_BE_NEGATIVE.get(name, "").split()):
+        may_be_0 = option in MAY_BE_0.get(name, "").split()
+        wrong = [-1, *([] if may_be_0 else [0]), *([2.5] if option in WHOLE else [])]
+        for value in wrong:
+            with pytest.raises(ValueError, match=rf"^{option} must be .*not {value}.*\.$"):
+                build(name, CLASSES, SIZE, **{option: value})
+        if may_be_0:
+            build(name, CLASSES, SIZE, **{option: 0})
 
 
 def test_ddml_refuses_heads_of_the_wrong_width():
