@@ -169,8 +169,8 @@ class NPairLoss(Criterion):
 
     x_c and x⁺_c are the first and the second image of class c in the batch; classes with one image
     are left out. ``scale`` 5 lengthens both vectors. ``terms``: accuracy, the share of first images
-    whose own second image is the nearest. Raises ValueError for an empty batch; one without a pair
-    gives 0.
+    whose own second image is the nearest; a tie is not. Raises ValueError for an empty batch; one
+    without a pair gives 0.
     """
 
     needs_pairs = True
@@ -190,7 +190,7 @@ class NPairLoss(Criterion):
         logits = vectors[first] @ vectors[second].T
         target = torch.arange(len(first), device=labels.device)
         pairs = max(len(first), 1)
-        nearest_is_own = (logits <= logits.diagonal()[:, None]).all(dim=1)
+        nearest_is_own = (logits >= logits.diagonal()[:, None]).sum(dim=1) == 1
         self._report(accuracy=nearest_is_own.sum() / pairs)
         return F.cross_entropy(logits, target, reduction="sum") / pairs
 

@@ -4,6 +4,7 @@ what their equations say about special cases."""
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 import re
@@ -547,6 +548,78 @@ def test_margin_loss_by_hand():
     assert loss.item() == pytest.approx(0.1 + 0.5 * 1.2, rel=1e-5)
     assert criterion.terms["positive"] == 0
     assert criterion.terms["negative"].item() == pytest.approx(0.1, rel=1e-5)
+
+
+def active_triplets(c, y):
+    """Of all (a, p, n): D_ap - D_an + 0.2 = 2 (c_an - c_ap) + 0.2 above 0."""
+    found = [
+        c[a, n] - c[a, p] > -0.1
+        for a, p in itertools.permutations(range(len(y)), 2)
+        for n in range(len(y))
+        if y[a] == y[p] != y[n]
+    ]
+    return {"active": np.mean(found)}
+
+
+def active_pairs(c, y):
+    found = []
+    for a, p in itertools.permutations(range(len(y)), 2):
+        if y[a] == y[p]:
+            others = [c[a, n] for n in range(len(y)) if y[n] != y[a]]
+            farther = [value for value in others if value < c[a, p]]
+            found.append((max(farther) if farther else min(others)) - c[a, p] > -0.1)
+    return {"active": np.mean(found)}
+
+
+def active_images(c, y):
+    """Those with a positive and a negative within 0.1 of the hardest of the others."""
+    found = []
+    for a in range(len(y)):
+        positive = [c[a, i] for i in range(len(y)) if i != a and y[i] == y[a]]
+        negative = [c[a, i] for i in range(len(y)) if y[i] != y[a]]
+        found.append(bool(positive) and max(negative) + 0.1 > min(positive))
+    return {"active": np.mean(found)}
+
+
+def nearest_seconds(c, y):
+    places = [[i for i in range(len(y)) if y[i] == label][:2] for label in sorted(set(y))]
+    first, second = np.transpose([place for place in places if len(place) == 2])
+    return {"accuracy": np.mean(second[c[np.ix_(first, second)].argmax(axis=1)] == second)}
+
+
+def mean_cosines(c, y):
+    same = np.equal.outer(y, y)
+    return {"positive": c[same & ~np.eye(len(y), dtype=bool)].mean(), "negative": c[~same].mean()}
+
+
+@pytest.mark.parametrize(
+    "name, options, said",
+    [
+        ("triplet", {"margin": 0.2}, active_triplets),
+        ("semihtriplet", {}, active_pairs),
+        ("ms", {}, active_images),
+        ("n-npair", {}, nearest_seconds),
+        ("NPairsLoss", {"alpha": 3.0}, lambda c, y: {"alpha": 3}),
+        ("Sph", {}, mean_cosines),
+        ("SupCon", {}, mean_cosines),
+    ],
+)
+def test_terms_are_what_the_loss_says_of_them(name, options, said):
+    labels = [0, 1, 0, 2, 1, 0, 3, 2]
+    for seed in range(4):
+        unit = F.normalize(
+            torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)).double()
+        )
+        criterion = build(name, 4, 3, **options).double()
+        criterion(unit, torch.tensor(labels))
+        expected = said((unit @ unit.T).numpy(), labels)
+        assert {k: v.item() for k, v in criterion.terms.items()} == pytest.approx(expected), seed
+
+
+def test_the_second_image_that_is_as_near_as_others_is_not_the_nearest():
+    criterion = build("n-npair", 2, 3)
+    criterion(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]))  # a network that has collapsed
+    assert criterion.terms["accuracy"] == 0
 
 
 def test_margin_loss_without_active_term_is_zero_with_finite_gradient():
