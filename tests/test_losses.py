@@ -4,12 +4,16 @@ what their equations say about special cases."""
 from __future__ import annotations
 
 import copy
+import importlib
+import inspect
 import itertools
 import math
 import pickle
+import pkgutil
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,7 @@ from conftest import run_python
 import criteria
 import losses
 import options
+from criteria.arguments import arguments_of
 from criteria.base import pair_masks
 from criteria.ddml import log_softplus
 from losses import (
@@ -730,6 +735,8 @@ def test_miners_never_return_the_anchor_or_a_wrong_class(name):
     for seed in range(20):
         torch.manual_seed(seed)
         labels = torch.randint(0, 6, (30,))
+        if seed % 2:  # most are of class 0, and have fewer negatives than positives
+            labels *= torch.rand(30) < 0.2
         embeddings = torch.randn(30, 4) + F.one_hot(labels % 4, 4)
         anchors, positives, negatives = miner(embeddings, labels)
         assert len(anchors) == len(positives) == len(negatives) > 0
@@ -1314,6 +1321,27 @@ def test_bad_batches_are_one_sentence(name):
 def test_bad_arguments_are_one_sentence(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def said_of_numbers(text):
+    """``alpha`` 32, ``temperature`` 1/9, ``rate`` 10,000 → the first number said of each name."""
+    found = re.findall(r"``(\w+)``\s(-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?:/\d+)?)", text)
+    return {name: float(Fraction(number.replace(",", ""))) for name, number in reversed(found)}
+
+
+def test_the_constants_of_a_loss_are_those_that_it_says():
+    said = {}
+    for file in pkgutil.iter_modules(criteria.__path__):
+        module = importlib.import_module(f"criteria.{file.name}")
+        for name, kind in inspect.getmembers(module, inspect.isclass):
+            known = arguments_of(kind)
+            for option, number in said_of_numbers(kind.__doc__ or "").items():
+                if option in known and type(known[option].default) in (int, float):
+                    said[name, option] = number, known[option].default
+    assert {key: pair for key, pair in said.items() if pair[0] != pair[1]} == {}
+    assert len(said) > 50
+    for option in ("beta", "margin", "nu"):
+        assert losses.default_of("MarginLoss", option) == said["MarginLoss", option][1]
 
 
 MAY_BE_0 = {
