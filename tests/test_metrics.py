@@ -33,6 +33,7 @@ from metrics import (
     ties,
 )
 from metrics.clustering import kmeans
+from metrics.verification import count_pairs
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -837,10 +838,14 @@ def test_the_callers_precision_is_neither_used_nor_changed(setting):
     assert found == expected
 
 
-def test_progress_rises_to_one():
+def test_progress_rises_to_one(each_search):
     x, labels = CASES["plain"]
+    split = x[::2], labels[::2], x[1::2], labels[1::2]
     for call in (
         lambda p: retrieval_metrics(x, labels, block_size=64, progress=p),
+        lambda p: retrieval_metrics(*split, block_size=64, progress=p),
+        lambda p: count_pairs(x, labels, block_size=64, progress=p),
+        lambda p: count_pairs(*split, block_size=64, progress=p),
         lambda p: clustering_metrics(x, labels, restarts=2, progress=p),
     ):
         shares = []
