@@ -456,9 +456,32 @@ def test_amloss_class_by_class():
     torch.testing.assert_close(criterion(embeddings, labels).detach(), expected)
 
 
-def test_proxies_start_kaiming_normal_by_classes():
-    proxies = ProxyAnchorLoss(500, 400).proxies
-    assert proxies.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.02)
+KAIMING = (2 / 500) ** 0.5  # by the number of classes
+
+
+@pytest.mark.parametrize(
+    "name, deviations",
+    [
+        ("Proxy_Anchor", {"proxies": KAIMING}),
+        ("AMLoss", {"proxies": KAIMING, "margins": 0}),
+        ("NormSoftmax", {"proxies": (1 / 3 / 64) ** 0.5}),  # uniform in ±1/√d
+        ("ProxyNCA_pp", {"proxies": 1 / 8}),
+        ("ArcFace", {"proxies": 0.01}),
+        ("CosFace", {"proxies": 0.01}),
+        ("HIST", {"means": KAIMING, "log_variances": KAIMING}),
+        ("HIER", {"proxies": KAIMING, "ancestors": 0.9 * 2.3 / 8}),
+        ("PFML", {"proxies": 1}),
+    ],
+)
+def test_what_a_loss_learns_starts_as_published(name, deviations):
+    torch.manual_seed(0)
+    learned = dict(build(name, 500, 64).named_parameters())
+    found = {part: learned[part].detach().std().item() for part in deviations}
+    assert found == pytest.approx(deviations, rel=0.03, abs=1e-6)
+    for part in set(found) - {"margins"}:
+        assert abs(learned[part].detach().mean().item()) < 0.03 * deviations[part]
+    if name == "NormSoftmax":
+        assert learned["proxies"].abs().max() <= 1 / 8
 
 
 def test_introspective_similarity_lies_between_cosine_and_one():
@@ -625,6 +648,15 @@ def test_the_second_image_that_is_as_near_as_others_is_not_the_nearest():
     criterion = build("n-npair", 2, 3)
     criterion(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]))  # a network that has collapsed
     assert criterion.terms["accuracy"] == 0
+
+
+def test_the_boundary_of_the_margin_loss_learns_as_it_is_told():
+    assert MarginLoss(beta_lr=0.0).parameter_groups(0.01) == []
+    for given, rate in ((None, 0.01), (0.5, 0.5)):
+        (group,) = MarginLoss(num_classes=3, beta_lr=given).parameter_groups(0.01)
+        assert (group["lr"], group["weight_decay"]) == (rate, 0)
+    assert MarginLoss().class_values() == {}
+    assert MarginLoss(num_classes=3).class_values()["beta"].tolist() == pytest.approx([1.2] * 3)
 
 
 def test_margin_loss_without_active_term_is_zero_with_finite_gradient():

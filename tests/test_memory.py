@@ -277,6 +277,8 @@ def test_a_smaller_memory_than_a_batch_is_refused() -> None:
     (x, labels), *_ = batches(1)
     with pytest.raises(ValueError, match="7 embeddings cannot hold a batch of 8"):
         bank("ms", size=7)(losses.Embeddings(x), labels)
+    alone = losses.compose("ms", CLASSES, SIZE).double()(losses.Embeddings(x), labels)
+    assert torch.equal(bank("ms", size=8)(losses.Embeddings(x), labels), alone)
 
 
 # --- which losses ---------------------------------------------------------------------------------
