@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 
 import pytest
 import tiny
@@ -11,6 +12,7 @@ import together
 import torch
 from conftest import ROOT, refusal
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import net
@@ -84,6 +86,38 @@ def test_one_cycle_moves_the_momentum_of_the_groups_that_follow_it(rule):
     key = {"adamw": lambda g: g["betas"][0], "sgd": lambda g: g["momentum"]}[rule]
     assert key(first) == momentum(0, 30) and key(second) == 0.9
     assert first["lr"] == 0.01 * rate(0, 30) and second["lr"] == 0.01
+
+
+def test_steps_and_milestones_are_those_of_torch():
+    (weight,) = parameters((2,))
+    for ours, theirs in (
+        (schedules.step_decay(3, 0.5), partial(StepLR, step_size=3, gamma=0.5)),
+        (schedules.milestones([2, 7], 0.1), partial(MultiStepLR, milestones=[2, 7], gamma=0.1)),
+    ):
+        optimiser = torch.optim.SGD([weight], lr=1.0)
+        schedule = theirs(optimiser)
+        for done in range(10):
+            # One step per epoch; the part of an epoch that lies behind does not count.
+            assert ours(done + 0.9, done) == pytest.approx(schedule.get_last_lr()[0])
+            optimiser.step()
+            schedule.step()
+
+
+def test_the_least_rate_is_that_of_every_group_on_the_schedule():
+    one, other, own = parameters((2,), (2,), (2,))
+    groups = [group([one]), group([other], "head", lr=0.1), group([], "nothing")]
+    groups += [{"name": "margins", "params": iter([own]), "lr": 0.01, "step": 10, "gamma": 0.5}]
+    made = optimisers(groups, schedule=schedules.cosine(STEPS, warmup=0), least=0.002)
+    made.hold("head", 0.5)
+    theirs = torch.optim.SGD([{"params": [one], "lr": 0.01}, {"params": [other], "lr": 0.1}])
+    schedule = CosineAnnealingLR(theirs, STEPS, eta_min=0.002)
+    for done in range(STEPS):
+        made.set_learning_rates(done, done)
+        weights, head = schedule.get_last_lr()
+        expected = {"weights": weights, "head": head / 2, "margins": 0.01 * 0.5 ** (done // 10)}
+        assert made.learning_rates() == pytest.approx(expected)
+        theirs.step()
+        schedule.step()
 
 
 def test_a_cosine_ends_at_its_floor_and_needs_no_rise():
@@ -236,8 +270,8 @@ def test_processes_clip_by_the_norm_of_the_summed_gradients(tmp_path):
 )
 def test_rules_update_as_torch_does(rule, theirs):
     ours, copies = parameters((4,)), parameters((4,))
-    made, plain = optimisers([group(ours)], rule=rule), theirs(copies)
-    plain.param_groups[0]["weight_decay"] = 0.0
+    made, plain = optimisers([group(ours)], rule=rule, weight_decay=0.3), theirs(copies)
+    plain.param_groups[0]["weight_decay"] = 0.3
     for step in range(4):
         made.step((ours[0] ** 2).sum(), 0.0, step)
         plain.zero_grad()
