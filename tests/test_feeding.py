@@ -390,6 +390,32 @@ def test_shuffled_batches_cover_the_data_once():
     assert any((a.index != b.index).any() for a, b in zip(first, later, strict=True))
 
 
+@pytest.mark.parametrize(("seed", "entropy"), [(5, 5), (0, 0), (-1, 2**63 - 1), (2**63 + 3, 3)])
+def test_a_seed_and_an_epoch_draw_the_same_batches_for_good(seed, entropy):
+    """By numpy's generator alone: another machine or version must not train on other batches."""
+    labels = np.random.default_rng(0).permutation(LABELS)
+    whole, balanced = ShuffledSampler(100, 16, seed), BalancedSampler(labels, 12, 3, seed)
+    for epoch in (0, 2):
+        order = np.random.default_rng([entropy, epoch]).permutation(100)
+        expected = order[:96].reshape(6, 16)
+        assert np.array_equal([batch.index for batch in drawn(whole, epoch)], expected)
+        rng = np.random.default_rng([entropy, epoch])
+        for batch in drawn(balanced, epoch):
+            for number, c in enumerate(rng.choice(12, 4, replace=False)):
+                members = np.flatnonzero(labels == c)
+                images = rng.choice(members, 3, replace=len(members) < 3)
+                assert batch.index[3 * number :][:3].tolist() == images.tolist()
+    given = ShuffledSampler(100, 16) if seed == 0 else ShuffledSampler(100, 16, seed)
+    first = [batch.index for batch in given]  # epoch 0, where none was chosen
+    assert np.array_equal(first, [batch.index for batch in drawn(whole, 0)])
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_a_batch_may_be_of_one_image_or_of_all(size):
+    index = [batch.index for batch in drawn(ShuffledSampler(10, size))]
+    assert np.shape(index) == (10 // size, size) and len(np.unique(index)) == 10
+
+
 def test_sequential_batches_give_every_image_in_order():
     index = [batch.index for batch in drawn(SequentialSampler(10, 4))]
     assert [each.tolist() for each in index] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -439,6 +465,8 @@ def test_visits_count_earlier_draws_of_the_same_epoch():
 def test_samplers_say_what_does_not_fit():
     with pytest.raises(InputError, match="--batch-size"):
         ShuffledSampler(10, 11)
+    with pytest.raises(InputError, match="a --batch-size from 1 to 10"):
+        ShuffledSampler(10, 0)
     with pytest.raises(InputError, match="multiple, such as --batch-size 12"):
         BalancedSampler(LABELS, 14, 3)
     with pytest.raises(InputError, match="20 classes where the data have 12"):
