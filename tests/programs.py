@@ -227,6 +227,9 @@ def _become(order: Order, streams: list[int]) -> None:
     os.environ.update(environment)
     numpy.random.seed()  # no two commands start alike
     signal.alarm(seconds)
+    # As in a terminal, though the tests run under nohup or in the background of a script.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.orig_argv = [sys.executable, *arguments]
     folders = [folder for folder in environment.get("PYTHONPATH", "").split(":") if folder]
     if arguments[0] == "-m":

@@ -167,6 +167,7 @@ def test_ctrl_c_before_there_is_a_run_ends_a_command_in_a_word(command, tmp_path
             [sys.executable, *COMMANDS[command].split()],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(tmp_path), "RANK": number},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             capture_output=True,
             text=True,
         )
