@@ -456,6 +456,26 @@ def test_amloss_class_by_class():
     torch.testing.assert_close(criterion(embeddings, labels).detach(), expected)
 
 
+@pytest.mark.parametrize("miner", losses.MINERS)
+def test_mined_losses_are_means_over_what_is_active(miner):
+    torch.manual_seed(0)
+    x, y = F.normalize(torch.randn(20, 3).double()), torch.randint(0, 4, (20,))
+    triplets = build_miner(miner, margin=0.5)(x, y)
+    near, far = (
+        [math.dist(x[a], x[b]) for a, b in zip(triplets[0], others, strict=True)]
+        for others in triplets[1:]
+    )
+    costs = [max(0.0, p - n + 0.5) for p, n in zip(near, far, strict=True)]
+    active = [cost for cost in costs if cost]
+    assert len(active) > 1
+    criterion = TripletLoss(0.5, squared=False)
+    assert criterion(x, y, triplets).item() == pytest.approx(np.mean(active), rel=1e-5)
+    assert criterion.terms["active"].item() == pytest.approx(len(active) / len(costs))
+    costs = [max(0.0, p - 1) for p in near] + [max(0.0, 1.4 - n) for n in far]
+    active = [cost for cost in costs if cost]
+    assert MarginLoss()(x, y, triplets).item() == pytest.approx(np.mean(active), rel=1e-5)
+
+
 KAIMING = (2 / 500) ** 0.5  # by the number of classes
 
 
@@ -650,11 +670,13 @@ def test_the_second_image_that_is_as_near_as_others_is_not_the_nearest():
     assert criterion.terms["accuracy"] == 0
 
 
-def test_the_boundary_of_the_margin_loss_learns_as_it_is_told():
+def test_boundaries_and_temperatures_learn_as_they_are_told():
     assert MarginLoss(beta_lr=0.0).parameter_groups(0.01) == []
     for given, rate in ((None, 0.01), (0.5, 0.5)):
         (group,) = MarginLoss(num_classes=3, beta_lr=given).parameter_groups(0.01)
         assert (group["lr"], group["weight_decay"]) == (rate, 0)
+    (group,) = build("NPairsLoss", CLASSES, SIZE, alpha_lr=0.5).parameter_groups(0.01)
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0)
     assert MarginLoss().class_values() == {}
     assert MarginLoss(num_classes=3).class_values()["beta"].tolist() == pytest.approx([1.2] * 3)
 
