@@ -390,6 +390,11 @@ def test_shuffled_batches_cover_the_data_once():
     assert any((a.index != b.index).any() for a, b in zip(first, later, strict=True))
 
 
+def test_a_balanced_epoch_has_a_batch_however_few_the_images():
+    (batch,) = drawn(BalancedSampler(np.repeat([0, 1], 3), 8, 4))
+    assert np.bincount(batch.index // 3).tolist() == [4, 4]
+
+
 @pytest.mark.parametrize(("seed", "entropy"), [(5, 5), (0, 0), (-1, 2**63 - 1), (2**63 + 3, 3)])
 def test_a_seed_and_an_epoch_draw_the_same_batches_for_good(seed, entropy):
     """By numpy's generator alone: another machine or version must not train on other batches."""
@@ -508,8 +513,17 @@ def test_cluster_batches_can_be_drawn_again_from_any_epoch(kind):
     repeated = drawn(once, 4)
     for a, b, c in zip(whole[2], jumped, repeated, strict=True):
         assert a.index.tolist() == b.index.tolist() == c.index.tolist()
+    for a, b in zip(whole[1], drawn(once, 3), strict=True):  # an earlier one than the last
+        assert a.index.tolist() == b.index.tolist()
+    with pytest.raises(ValueError, match="for epoch 2 and later"):
+        drawn(once, 1)
     other = drawn(cluster_sampler(kind=kind, first_epoch=2, seed=4), 4)
     assert any(a.index.tolist() != b.index.tolist() for a, b in zip(jumped, other, strict=True))
+
+
+def test_a_negative_seed_of_clusters_is_one_too():
+    for a, b in zip(*(drawn(cluster_sampler(seed=each)) for each in (-1, 2**63 - 1)), strict=True):
+        assert a.index.tolist() == b.index.tolist()
 
 
 @pytest.mark.parametrize("kind", ["balanced_old", "adaptbalanced"])
@@ -517,9 +531,32 @@ def test_cursors_use_all_images_of_a_class_before_any_again(kind):
     # One cluster of 5 classes with 4 images: each batch takes 2 of every class.
     labels = np.repeat(np.arange(5), 4)
     sampler = ClusterSampler(labels, np.zeros(20, int), 10, 2, kind=kind)
+    pairs = set()
     for epoch in range(3):
         first, second = drawn(sampler, epoch)
         assert sorted([*first.index, *second.index]) == list(range(20))
+        rows = np.sort(first.index.reshape(5, 2))
+        pairs.add(tuple(rows[np.argsort(rows[:, 0])].flatten().tolist()))
+    assert len(pairs) == 3, "each time in another order"
+    assert (0, 1, 4, 5, 8, 9, 12, 13, 16, 17) not in pairs
+
+
+@pytest.mark.parametrize("images", [12, 15])
+def test_slices_of_a_permutation_share_no_image(images):
+    """Those that do not fill a batch are left out."""
+    sampler = ClusterSampler(np.arange(images), np.zeros(images, int), 4, 1, kind="randombatch")
+    left_out = set()
+    for epoch in range(6):
+        batches = [batch.index for batch in drawn(sampler, epoch)]
+        assert np.shape(batches) == (3, 4) and len(np.unique(batches)) == 12
+        left_out |= set(range(images)).difference(np.ravel(batches))
+    assert len(left_out) > 3 if images == 15 else not left_out
+
+
+def test_slices_of_one_class_are_left_out():
+    sampler = ClusterSampler(np.repeat([0, 1], 6), np.zeros(12, int), 2, 1, kind="randombatch")
+    for epoch in range(6):
+        assert all(batch.index.min() < 6 <= batch.index.max() for batch in drawn(sampler, epoch))
 
 
 def test_cursors_live_on_through_epochs():
@@ -559,11 +596,15 @@ def test_small_classes_make_the_batch_smaller():
     assert counts.tolist() == [1, 2, 3] and len(set(index)) == 6
 
 
-def test_few_classes_share_the_batch():
+@pytest.mark.parametrize("action", ["sample_other", "smaller_batch"])
+@pytest.mark.parametrize(("size", "counts"), [(10, [3, 3, 4]), (14, [4, 5, 5])])
+def test_few_classes_share_the_batch(size, counts, action, caplog):
     labels = np.repeat(np.arange(3), 20)
-    sampler = ClusterSampler(labels, np.zeros(60, int), 10, 2)
-    for batch in drawn(sampler):
-        assert sorted(np.bincount(labels[batch.index]).tolist()) == [3, 3, 4]
+    sampler = ClusterSampler(labels, np.zeros(60, int), size, 2, small_class_action=action)
+    for epoch in range(3):
+        for batch in drawn(sampler, epoch):
+            assert sorted(np.bincount(labels[batch.index]).tolist()) == counts
+    assert not sampler.skipped and not caplog.text
 
 
 def test_replicas_repeat_images_with_visits_of_their_own():
@@ -592,11 +633,20 @@ def test_clusters_of_one_class_are_left_out_and_reported(caplog):
         ({"small_class_action": "duplicates"}, "did you mean duplicate"),
         ({"kind": "npairs", "replicas": 2}, "no effect"),
         ({"replicas": 3}, "multiple of --num-replicas"),
+        ({"instances": 3}, "multiple, such as --batch-size 9"),
+        ({"instances": 10}, "no room for a second class"),
+        ({"kind": "npairs", "instances": 10}, "no room for a second class"),
+        ({"kind": "randombatch", "replicas": 10}, "no room for a second class"),
     ],
 )
 def test_cluster_sampler_says_what_is_wrong(changes, words):
     with pytest.raises(InputError, match=words):
         cluster_sampler(**changes)
+
+
+def test_kinds_that_do_not_divide_a_batch_by_class_take_any_number():
+    for changes in ({"kind": "npairs", "instances": 3}, {"kind": "randombatch", "instances": 10}):
+        assert len(drawn(cluster_sampler(**changes))[0].index) == 10
 
 
 # --- the loader -----------------------------------------------------------------------------------
