@@ -569,6 +569,9 @@ def test_cursors_live_on_through_epochs():
     assert sampler._states[1][0][1].tolist() == [2, 2]
     drawn(sampler, 1)
     assert sampler._states[2][0][1].tolist() == [0, 0]
+    for epoch in range(12):
+        (batch,) = drawn(sampler, epoch)
+        assert len(set(batch.index)) == 4, "different ones where they are drawn at random too"
 
 
 def small_classes(action: str):
