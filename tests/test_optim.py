@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -270,7 +271,8 @@ def test_processes_clip_by_the_norm_of_the_summed_gradients(tmp_path):
 )
 def test_rules_update_as_torch_does(rule, theirs):
     ours, copies = parameters((4,)), parameters((4,))
-    made, plain = optimisers([group(ours)], rule=rule, weight_decay=0.3), theirs(copies)
+    rule = replace(rule, weight_decay=0.3)
+    made, plain = optimisers([group(ours)], rule=rule), theirs(copies)
     plain.param_groups[0]["weight_decay"] = 0.3
     for step in range(4):
         made.step((ours[0] ** 2).sum(), 0.0, step)
