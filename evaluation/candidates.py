@@ -89,8 +89,9 @@ class Candidate:
             intervals = {}
             if self.replicates:
                 scores = self.scores(number)
-                drawn = zip(scores.names, self.replicates[number].T, scores.rest_on(), strict=True)
-                intervals = {name: comparison.interval(*each) for name, *each in drawn}
+                drawn = self.replicates[number].T, scores.rest_on()
+                each = zip(scores.means().items(), *drawn, strict=True)
+                intervals = {n: comparison.share_interval(v, *own) for (n, v), *own in each}
             about = {
                 "checkpoint": self.path,
                 "dataset": self.data.name,
@@ -297,9 +298,6 @@ def doubts(candidates: Sequence[Candidate]) -> list[str]:
     ]
 
 
-FEW_CLASSES = 20
-
-
 def about_tests(tests: Sequence[Test], resamples: int | None) -> str:
     """How the tests were made, in sentences."""
     said = []
@@ -311,8 +309,8 @@ def about_tests(tests: Sequence[Test], resamples: int | None) -> str:
             f"Tested over {_numbers(counts['classes'])} classes (paired bootstrap, {resamples:,} "
             "resamples), the networks as they are: other seeds may differ."
         )
-        if min(counts["classes"]) < FEW_CLASSES:
-            said.append(f"With fewer than {FEW_CLASSES} classes that is a rough guess.")
+        if min(counts["classes"]) < comparison.FEW_CLASSES:
+            said.append(f"With fewer than {comparison.FEW_CLASSES} classes that is a rough guess.")
     said.append("p is two-sided.")
     tasks = Counter(test.task for test in tests)
     if (alike := max(tasks.values())) > 1:

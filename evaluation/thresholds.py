@@ -61,7 +61,7 @@ class Found:
     """What queries found among the images of an index, where their class was in it and not.
 
     Attributes:
-        images: the size of that index.
+        images: what a query searched there once its class was left out, on average.
         queries: how many searched it.
         same: (rate, cosine, low, high), the rates falling: that share of the queries, had nothing
             of their class been in the index, would have found an image at or above the cosine; and
@@ -123,10 +123,11 @@ class Thresholds:
         """Those for what a query finds among `size` images: `same` is wrong for 5 in 100 queries.
 
         That is of queries that have nothing of their class in the index; `different` is wrong for
-        `found.missed` of those that have. An index of G' images that was measured with G has the
-        rate 1 - (1 - rate)^(G'/G), as if it were searched in parts; one of fewer images counts as
-        the one measured. Where too few queries were measured for so low a rate, it is the lowest
-        that they carry, and `false_same` says it; where even that is above 1 in 5, `same` is inf.
+        `found.missed` of those that have. An index of G' images, where G of other classes were
+        measured, has the rate 1 - (1 - rate)^(G'/G), as if it were searched in parts; one of fewer
+        images counts as the one measured. Where too few queries were measured for so low a rate, it
+        is the lowest that they carry, and `false_same` says it; where even that is above 1 in 5,
+        `same` is inf.
 
         Where the two cosines cross, which leaves nothing unsure, both are their mean. What was
         measured nearest to it then stands on the safe side: `same` is wrong for at most so many,

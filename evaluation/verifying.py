@@ -29,7 +29,7 @@ import metrics
 from evaluation.tasks import Task
 from evaluation.thresholds import WORST, Found, Rate, Thresholds
 from metrics import resampling
-from metrics.comparison import interval
+from metrics.comparison import FEW_CLASSES, share_interval
 from metrics.verification import (
     PairCounts,
     allowed,
@@ -97,11 +97,14 @@ def recommended(
         same = different = (same + different + 1) // 2  # not below `same`, where pairs are listed
     by_class, every = pairs.same_by_class(same, different), pairs.same_by_class(0)[0]
     above, below = pairs.different[same:].sum(), pairs.different[:different].sum()
-    confused = resampling.rate_of_different_pairs(pairs, same, seed)
+    confused, count = float(above) / different_pairs, len(pairs.classes)
+    drawn = resampling.rate_of_different_pairs(pairs, same, seed)
     return Thresholds(
         edge(same),
         edge(different),
-        false_same=Rate(float(above) / different_pairs, *interval(confused, len(pairs.classes))),
+        false_same=Rate(
+            confused, *share_interval(confused, drawn, count, alike=count * (count - 1) // 2)
+        ),
         false_different=_rate(every - by_class[1], every, seed),
         found_same=_rate(by_class[0], every, seed),
         found_different=Rate(float(below) / different_pairs),
@@ -124,6 +127,7 @@ def in_words(title: str, numbers: Mapping[str, float], found: Thresholds | None)
         return f"{title}, pairs of images: {curve}; too few to recommend a threshold"
     searching = found.in_index(0)
     pairs = f"{found.same_pairs:,} of one class, {found.different_pairs:,} of two"
+    guess = f"With {found.classes} classes these errors are a rough guess, and rather too low."
     return "\n".join(
         [
             f"{title}, pairs of images ({pairs}): {curve}",
@@ -131,6 +135,7 @@ def in_words(title: str, numbers: Mapping[str, float], found: Thresholds | None)
             *_rule(found, "pairs of two classes", "pairs of one class"),
             f"a query and what it finds among {searching.index_size:,} images:",
             *_rule(searching, "queries whose class is not there", "queries whose class is there"),
+            *([guess] if found.classes < FEW_CLASSES else []),
         ]
     )
 
@@ -153,11 +158,9 @@ def _percent(rate: Rate) -> str:
 
 def _rate(counted: Tensor, every: Tensor, seed: int) -> Rate:
     """The share of the classes' counts (C,), and its interval."""
-    replicates = resampling.rate_of_classes(counted, every, seed)
-    return Rate(
-        float(counted.double().sum() / every.double().sum()),
-        *interval(replicates, int((every > 0).sum())),
-    )
+    drawn = resampling.rate_of_classes(counted, every, seed)
+    share = float(counted.double().sum() / every.double().sum())
+    return Rate(share, *share_interval(share, drawn, int((every > 0).sum())))
 
 
 def searched(pairs: PairCounts, seed: int = 1) -> Found | None:
@@ -183,6 +186,5 @@ def searched(pairs: PairCounts, seed: int = 1) -> Found | None:
         entries.append((share.expected, edge(place), share.low, share.high))
         shares.append(float((right >= place).double().mean()))
     low = float((right < different).double().mean())
-    return Found(
-        len(pairs.gallery), len(wrong), tuple(entries), edge(different), low, tuple(shares)
-    )
+    others = len(pairs.gallery) - float(pairs.sizes[1][owner].double().mean())
+    return Found(round(others), len(wrong), tuple(entries), edge(different), low, tuple(shares))

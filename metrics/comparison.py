@@ -12,18 +12,27 @@ narrow. An interval takes the classes as a sample and the network as given. What
 training would give is another question, which only several checkpoints can answer: ± is half of
 the 95 % interval of a mean over seeds, by Student's t, wherever this project prints it.
 
-Of n classes, replicates vary less than the metric does over samples of n classes, by √((n - 1)/n),
-and the plain percentiles take what varies for known. So an interval's ends are the percentiles that
-give Student's interval of a mean where replicates are normal (Hesterberg's expanded percentiles,
-The American Statistician 69, 2015): beyond the lower end lies, in replicates, a share
+A metric is a share, and near 0 or 1 replicates say too little: with no miss they are all 1. So its
+interval is Wilson's (Journal of the American Statistical Association 22, 1927), which asks of each
+p whether the metric found is likely under it, in Student's form and with as many independent draws
+as have the metric's variance (as surveys of clusters do: Korn and Graubard, Survey Methodology 24,
+1998):
 
-    Φ(t · √(n / (n - 1)))  for  α,   t the α-quantile of Student's t with n - 1 degrees of freedom
+    |m - p| <= t · √(p (1 - p) / n),   n = m (1 - m) / variance,   or C where replicates are alike
 
-and the p of a paired test is that α for the share beyond 0, so that the two agree. In simulations
-of classes of 4 to 60 images and an R@1 of .7, 95 % intervals hold the truth in 90 % of samples of 5
-classes (plain percentiles: 81), 92 % of 10 (88), 94 % of 20 (92) and 94 % of 100 (94). Where R@1 is
-.95, because few classes miss most of their images, they do in 83, 81, 87 and 92 % (74, 76, 85, 92):
-a few classes seldom show such a one.
+m is the metric, C the classes, t the 97.5 % quantile of Student's t with C - 1 degrees of freedom,
+and the variance C / (C - 1) times that of the replicates, which vary less than the metric does over
+samples of C classes. Where all queries are right nothing is known of how many of a class's images
+are missed together, if any are: each class counts as one draw.
+
+A difference is no share. The ends of its interval are the percentiles that give Student's interval
+of a mean where replicates are normal (Hesterberg's expanded percentiles, The American Statistician
+69, 2015): beyond the lower end lies, in replicates, a share
+
+    Φ(t · √(C / (C - 1)))  for  α,   t the α-quantile of Student's t with C - 1 degrees of freedom
+
+and the p of a paired test is that α for the share beyond 0, so that the two agree. How often such
+intervals hold the truth is in docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -44,7 +53,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 COVERAGE = 0.95
+FEW_CLASSES = 20  # with fewer, what is said of other classes is a rough guess
 RATES = ("RP", "MAP@R", "mARP")  # means over the queries that have a match
+ROUNDING = 1e-9  # replicates that differ by no more are alike
 CHUNK = 2**22  # draws made at once: 64 MiB with the counts they become
 
 
@@ -131,10 +142,35 @@ def class_draws(classes: int, resamples: int, seed: int) -> Iterator[Tensor]:
         yield weights.scatter_add_(1, draws, weights.new_ones(()).expand(draws.shape))
 
 
-def interval(values: Tensor, classes: int) -> list[float]:
-    """The 95 % interval [low, high] from replicates (resamples,); see the file's header.
+def share_interval(share: float, values: Tensor, classes: int, alike: int = 0) -> list[float]:
+    """The 95 % interval [low, high] of a metric in 0..1; see the file's header.
 
-    Over those that are defined; [NaN, NaN] where none is, or with fewer than two classes.
+    [NaN, NaN] where the metric is undefined, no replicate is defined, or there are fewer than two
+    classes.
+
+    share: the metric. values: its replicates (resamples,). classes: how many were drawn from.
+    alike: as how many draws all that was counted counts where replicates are alike (0: classes).
+    """
+    from scipy.special import stdtrit
+
+    values = values[~values.isnan()]
+    if len(values) == 0 or classes < 2 or math.isnan(share):
+        return [math.nan, math.nan]
+    binomial = max(0.0, share * (1 - share))
+    variance = float(values.var(correction=0)) * classes / (classes - 1)
+    draws = binomial / variance if variance > ROUNDING**2 and binomial else alike or classes
+    t2 = float(stdtrit(classes - 1, (1 + COVERAGE) / 2)) ** 2
+    middle = share + t2 / (2 * draws)
+    half = math.sqrt(t2 * (binomial + t2 / (4 * draws)) / draws)
+    low, high = ((middle + side) / (1 + t2 / draws) for side in (-half, half))
+    return [max(0.0, min(low, share)), min(1.0, max(high, share))]
+
+
+def interval(values: Tensor, classes: int) -> list[float]:
+    """The 95 % interval [low, high] of a difference from its replicates (resamples,).
+
+    See the file's header. Over those that are defined; [NaN, NaN] where none is, or with fewer than
+    two classes.
 
     classes: how many were drawn from.
     """

@@ -80,14 +80,12 @@ class Search:
         return f"{len(self.queries):,} of the {total:,} queries, drawn at random"
 
     def intervals(self, numbers: Mapping[str, float]) -> dict[str, list[float]]:
-        """95 % intervals over the classes, where there are some, around what retrieval gives."""
+        """95 % intervals over the classes, where there are some."""
         found = {}
         columns = zip(self.scores.names, self.replicates.T, self.scores.rest_on(), strict=True)
         for name, values, classes in columns:
             if name in numbers and classes > 1:
-                low, high = comparison.interval(values, classes)
-                shift = numbers[name] - self.scores.means()[name]
-                found[name] = [low + shift, high + shift]
+                found[name] = comparison.share_interval(numbers[name], values, classes)
         return found
 
 

@@ -722,11 +722,11 @@ def test_a_resample_in_which_no_query_counts_is_left_out():
     (drawn,) = comparison.replicates([scores], 500, seed=0)
     empty = drawn.isnan().any(dim=1)
     assert 0.02 < empty.double().mean() < 0.2  # (4/6)^6 = 0.088
-    for column, name in enumerate(scores.names):
-        low, high = comparison.interval(drawn[:, column], 6)
+    for column, (name, share) in enumerate(scores.means().items()):
+        low, high = comparison.share_interval(share, drawn[:, column], 6)
         if name in RATES:
             assert torch.equal(drawn[:, column].isnan(), empty)
-            assert (low, high) == (1, 1)
+            assert share == high == 1 and low < 1
         else:
             assert not drawn[:, column].isnan().any()
             assert 0 <= low < high <= 1
@@ -770,7 +770,7 @@ def test_metrics_that_no_query_counts_in_are_undefined_everywhere():
     _, _, by_class = comparison.by_class(scores)
     for column, name in enumerate(scores.names):
         undefined = name in RATES
-        between = comparison.interval(drawn[:, column], rest_on[column])
+        between = comparison.share_interval(means[name], drawn[:, column], rest_on[column])
         numbers = [means[name], *between, *differences[name]]
         assert [math.isnan(number) for number in numbers] == [undefined] * len(numbers)
         assert bool(by_class[:, column].isnan().all()) == undefined
