@@ -17,6 +17,7 @@ from terminal import fitted, in_lines, printable, terminal_width
 
 HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
 RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
+BESIDE = "raw "  # before a metric of the raw weights, where that of the running mean has the name
 VALIDATION = "validation"  # the title of training classes that a run holds out
 OTHER = "R@1 other"  # and the groups of a query's own images, which it does not find there
 LOWER_IS_BETTER = ("EER",)
@@ -354,6 +355,11 @@ MEANINGS = {
         "R@1 other …: R@1 among the images that are not of the query's own.",
         r"R@1 other \dots: R@1 among the images that are not of the query's own.",
     ),
+    BESIDE: Meaning(
+        "raw …: of the weights themselves; the others are of their running mean, where a run kept "
+        "one (--ema).",
+        r"raw \dots: of the weights themselves, the others of their running mean.",
+    ),
     "NMI": Meaning(
         "NMI: arithmetic; k-means with one cluster per class.",
         "NMI: arithmetic normalisation; $k$-means with one cluster per class.",
@@ -387,8 +393,9 @@ def meanings_of(names: Iterable[str]) -> list[Meaning]:
 
 def _family(name: str) -> str:
     """The key of a metric's definition."""
-    if name.startswith(OTHER):
-        return OTHER
+    for known in (OTHER, BESIDE):
+        if name.startswith(known):
+            return known
     return "R@K" if _is_recall(name) else "TAR@F" if _is_tar(name) else name
 
 

@@ -24,12 +24,17 @@ def groups(runs: Sequence[Record]) -> list[dict[str, Any]]:
     speed = [name for name in shown if name in SPEED]
     loss = [name for name in shown if name not in {*measured, *rates, *speed}]
     measured = tables.columns([tables.Row("", "", dict.fromkeys(measured, 0.0))])
-    main = [name for name in measured if name.removeprefix("raw ") in MAIN_METRICS]
+    main = [name for name in measured if name.removeprefix(tables.BESIDE) in MAIN_METRICS]
     more = [name for name in measured if name not in main]
+    raw = {
+        name: f"{name.replace(tables.BESIDE, '')}{tables.RAW}, %"
+        for name in measured
+        if tables.BESIDE in name
+    }
     return [
-        {"title": "Metrics", "columns": main, "percent": True},
+        {"title": "Metrics", "columns": main, "percent": True, "titles": raw},
         {"title": "Loss and its terms", "columns": loss, "titles": TITLES},
-        {"title": "More metrics", "columns": more, "percent": True, "folded": True},
+        {"title": "More metrics", "columns": more, "percent": True, "titles": raw, "folded": True},
         {"title": "Learning rates", "columns": rates, "log": True, "folded": True},
         {"title": "Speed", "columns": speed, "folded": True},
     ]

@@ -205,13 +205,17 @@ def _rank(search: Search, query: int) -> int | None:
 
 
 def confusions(search: Search, thumbs: Thumbnails) -> list[dict]:
-    """The pairs of classes that most often have a nearest image of each other, with examples."""
+    """The pairs of classes that most often have a nearest image of each other, with examples.
+
+    A query with a right image exactly as close as its nearest one confuses nothing.
+    """
     images, gallery = search.judged.images, search.judged.searched[0]
     labels = images.labels[search.queries]
     first = gallery.labels[search.found[:, 0]]
     sizes = np.bincount(labels, minlength=images.num_classes)
     pairs: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for row in np.flatnonzero(labels != first).tolist():
+    missed = search.per_query["rank"].numpy() > 0
+    for row in np.flatnonzero((labels != first) & missed).tolist():
         pairs[tuple(sorted((int(labels[row]), int(first[row]))))].append(row)
 
     def weight(pair: tuple[int, int]) -> tuple[float, float]:

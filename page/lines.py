@@ -114,7 +114,7 @@ def _line(record: Record, folder: Path, differs: str) -> Line:
     sort = {"epoch": float(best or 0), "time": record.seconds}
     name = str(record.path.relative_to(folder)) if record.path != folder else record.name
     doubt = " ".join(tables.doubts(first))
-    beside = {f"raw {name}": record.raw[name] for name in ("R@1",) if name in record.raw}
+    beside = {tables.BESIDE + n: record.raw[n] for n in ("R@1",) if n in record.raw}
     return Line(name, about, _shown(first) | beside, _shown(final), sort=sort, doubt=doubt)
 
 

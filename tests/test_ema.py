@@ -197,13 +197,13 @@ def test_a_file_without_a_mean_has_raw_weights_and_no_other(images, tmp_path):
 def test_the_page_and_the_comparison_show_both(run, capsys):
     made = report.make([run]).read_text()
     assert "running mean of the weights (--ema 0.9)" in made and "raw weights" in made
-    assert "raw R@1" in made
+    assert '"raw R@1":"R@1, raw weights, %"' in made
     capsys.readouterr()
     report.main(options.parse_report(["--compare", str(run.parent)]))
     said = capsys.readouterr().out
     assert "EMA" in said
     page = (run.parent / "runs.html").read_text()
-    assert "raw R@1" in page
+    assert "raw R@1" in page and "raw …: of the weights themselves" in page
     record = records.read(run)
     assert record.raw["R@1"] == list(tiny.saved(run, "best")["metrics"].values())[1]["R@1"]
 

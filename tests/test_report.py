@@ -739,6 +739,12 @@ def test_confusions_count_both_directions():
     assert len(found) == findings.SHOWN_PAIRS or sum(totals) == (labels != first).sum()
 
 
+def test_a_network_that_tells_nothing_apart_confuses_no_pair_more_than_others():
+    judged = made_up()
+    search = findings.Search(replace(judged, embeddings=torch.ones_like(judged.embeddings)))
+    assert findings.confusions(search, Thumbnails(10**6)) == []
+
+
 @pytest.mark.parametrize("count", [2, 3, 40, 1500])
 def test_closest_pairs_are_those_of_all_pairs(count):
     proxies = torch.randn(count, 6, generator=torch.Generator().manual_seed(count))
