@@ -11,7 +11,7 @@ import methods
 import options
 from flags import SWITCH, Flag
 from page import records
-from page.document import percent
+from page.document import against, percent
 from page.records import Record
 from runs import RunFolder
 from terminal import as_shell
@@ -32,9 +32,8 @@ def sentence(record: Record) -> str:
         other = _recall(found) or 0.0
         return (
             f"Was it worth it? The same training without {words} ({_described(found, record)}) has "
-            f"R@1 {percent(other)} %, {100 * abs(own - other):.1f} points "
-            f"{'less' if other <= own else 'more'}. How sure that is, query by query, and in "
-            f"pictures: `{_compare(found.path, record.path)}`."
+            f"R@1 {percent(other)} %; this run is {against(own, other)} that. How sure that is, "
+            f"query by query, and in pictures: `{_compare(found.path, record.path)}`."
         )
     command = _command(record, plain)
     if command is None:

@@ -169,6 +169,22 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def of_100(share: float) -> str:
+    """A share as `13 of 100`; one that is nearly none, or nearly all, is not called so."""
+    count = round(100 * share)
+    if count == 100 and share < 1:
+        return "more than 99 of 100"
+    return f"{count} of 100" if count or not share else "fewer than 1 of 100"
+
+
+def against(own: float, other: float) -> str:
+    """How far a share is from another one: `0.3 points above`, or `level with`."""
+    apart = f"{100 * abs(own - other):.1f}"
+    if apart == "0.0":
+        return "level with"
+    return f"{apart} points {'above' if own > other else 'below'}"
+
+
 def cell(value: float | None, between: Sequence[float] | None = None, best: bool = False) -> str:
     """A metric in percent, with its interval below; – where it is undefined."""
     if value is None or math.isnan(value):

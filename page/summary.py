@@ -9,7 +9,7 @@ import numpy as np
 from evaluation import tables
 from metrics import comparison
 from page import counterpart, values
-from page.document import isolated, percent
+from page.document import against, isolated, of_100, percent
 from page.explained import Explained
 from utils import plain_number
 
@@ -62,8 +62,8 @@ def _reached(run: Explained) -> list[str]:
             sure = f" (95 % interval {percent(interval[0])} to {percent(interval[1])})"
         of = f" ({run.counts})" if run.counts else ""
         said.append(
-            f"R@1 {percent(recall)} %{sure}: for {100 * recall:.0f} of 100 queries the nearest "
-            f"image is of the right class{of}.{_unseen(run)}"
+            f"R@1 {percent(recall)} %{sure}: for {of_100(recall)} queries the nearest image is of "
+            f"the right class{of}.{_unseen(run)}"
         )
     if run.search is not None:
         relevant = run.search.per_query["relevant"].double()
@@ -106,11 +106,10 @@ def _averaged(run: Explained) -> list[str]:
     raw, mean = run.record.raw.get("R@1"), run.numbers.get("R@1")
     if raw is None or mean is None:
         return []
-    apart = 100 * (mean - raw)
     return [
         f"The numbers are those of the running mean of the weights (--ema "
-        f"{run.record.options.ema:g}): R@1 is {abs(apart):.1f} points "
-        f"{'above' if apart >= 0 else 'below'} that of the weights themselves at the same step."
+        f"{run.record.options.ema:g}): R@1 is {against(mean, raw)} that of the weights themselves "
+        "at the same step."
     ]
 
 
@@ -121,11 +120,11 @@ def _against_published(run: Explained) -> list[str]:
     numbers, known = run.numbers, run.published
     if known is None or "R@1" not in known.numbers or "R@1" not in numbers:
         return []
-    apart = 100 * (numbers["R@1"] - known.numbers["R@1"])
+    apart = against(numbers["R@1"], known.numbers["R@1"])
     changes = f" It differs from the recipe: {', '.join(known.changes)}." if known.changes else ""
     return [
         f"The recipe {known.recipe} is published with R@1 {percent(known.numbers['R@1'])} %; "
-        f"this run is {abs(apart):.1f} points {'above' if apart >= 0 else 'below'}.{changes}"
+        f"this run is {apart} that.{changes}"
     ]
 
 

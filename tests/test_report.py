@@ -739,6 +739,15 @@ def test_confusions_count_both_directions():
     assert len(found) == findings.SHOWN_PAIRS or sum(totals) == (labels != first).sum()
 
 
+def test_shares_in_words_claim_no_more_than_they_are():
+    assert [document.of_100(share) for share in (0, 0.0004, 0.126, 0.9996, 1)] == [
+        *("0 of 100", "fewer than 1 of 100", "13 of 100", "more than 99 of 100", "100 of 100")
+    ]
+    assert document.against(0.5, 0.5) == document.against(0.50001, 0.5) == "level with"
+    assert document.against(0.5, 0.52) == "2.0 points below"
+    assert document.against(0.523, 0.5) == "2.3 points above"
+
+
 def test_a_network_that_tells_nothing_apart_confuses_no_pair_more_than_others():
     judged = made_up()
     search = findings.Search(replace(judged, embeddings=torch.ones_like(judged.embeddings)))
