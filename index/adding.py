@@ -92,13 +92,15 @@ class Outcome:
     """What became of the images that were given.
 
     Attributes:
-        added: new ones. there: in the index already, unchanged. replaced: their files have changed.
-        moved: their files lie elsewhere now, or have another id or label. copies: left out, because
-            the index holds the same picture; path, and the id of that. bad: not readable; paths.
+        added: new ones. unlabelled: those of them without a label. there: in the index already,
+            unchanged. replaced: their files have changed. moved: their files lie elsewhere now, or
+            have another id or label. copies: left out, because the index holds the same picture;
+            path, and the id of that. bad: not readable; paths.
         seconds: how long it took. embedded: how many images the network has looked at.
     """
 
     added: int = 0
+    unlabelled: int = 0
     there: int = 0
     replaced: int = 0
     moved: int = 0
@@ -135,6 +137,7 @@ class _Chunk:
     def __init__(self) -> None:
         self.news: list[_New] = []
         self.copies: list[tuple[str, bytes]] = []  # path, checksum
+        self.touched: dict[int, _File] = {}  # of other times than the index knows, else unchanged
         self.contents: set[bytes] = set()
         self.ids: set[str] = set()
 
@@ -287,6 +290,7 @@ class Adding:
             else:
                 outcome.bad.append(path)
         self._write(ready)
+        self._note(chunk.touched)
 
     def _look(self, photo: Photo) -> _File | Exception:
         """What a file is; it is read only where its path or its stamp is new."""
@@ -339,6 +343,8 @@ class Adding:
         now, before = self._named(photo, old, chunk), self.index.entry_of(old)
         if (now.id, now.path, now.label) == (before.id, before.path, before.label):
             outcome.there += 1
+            if file.stamp != self._files[old].stamp:
+                chunk.touched[old] = self._files[old] = file
             return
         outcome.moved += 1
         self._put(photo, file, old, chunk, self.index.embedding_of(old))
@@ -396,6 +402,7 @@ class Adding:
                 outcome.replaced += 1
             else:
                 outcome.added += 1
+                outcome.unlabelled += new.photo.label is None
 
     def _write(self, news: Sequence[_New]) -> None:
         """One record: what comes, and whose place it takes."""
@@ -418,6 +425,14 @@ class Adding:
         self.index.refresh()
         for number, new in enumerate(news, first):
             self._know(number, new.file)
+
+    def _note(self, touched: Mapping[int, _File]) -> None:
+        """The new times of unchanged files, so that these need not be read again."""
+        if touched:
+            stamps = np.array([file.stamp for file in touched.values()], np.int64)
+            numbers = np.array(list(touched), np.int64)
+            self.writer.add({}, {"touched": numbers, "touched_stamps": stamps})
+            self.index.refresh()
 
     def _codes(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
         """The codes of a record's vectors; the first record says what they are about."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,6 +71,11 @@ def entry_arrays(entries: Iterable[Any], folder: str) -> dict[str, np.ndarray]:
         **as_arrays("labels", labels),
         "label_of": np.array([number.get(entry.label, -1) for entry in entries], np.int32),
     }
+
+
+def _halves(contents: np.ndarray) -> np.ndarray:
+    """Checksums (n, CONTENT_SIZE) as two numbers each, (n, 2) uint64."""
+    return contents.view(np.uint64)
 
 
 class Texts(Sequence[str]):
@@ -152,7 +158,7 @@ class Index:
     def refresh(self) -> None:
         """Takes in what was added to the file, or removed, since it was opened."""
         reading = journal.read(self.path, self._reading)
-        self.folder = followed(self.path).absolute().parent  # from where paths are seen
+        self.folder = str(followed(self.path).absolute().parent)  # from where paths are seen
         records = reading.records
         if reading.anew:
             self._begin(records)
@@ -177,14 +183,17 @@ class Index:
         self.added = 0  # images ever, with the removed ones; they are numbered in this order
         self.centre: np.ndarray | None = None  # (d,) see codes.py; from the first images on
         self._removed = np.empty(0, np.int64)
+        self._touched: list[tuple[np.ndarray, np.ndarray]] = []  # numbers, stamps since
 
     def _take(self, record: Record) -> None:
         self.about |= {k: v for k, v in record.content.items() if k == "thresholds"}
-        record.check("centre", "removed")
+        record.check("centre", "removed", "touched", "touched_stamps")
         if "centre" in record.arrays:
             self.centre = np.array(record.arrays["centre"])
         if "removed" in record.arrays:
             self._removed = np.concatenate([self._removed, record.arrays["removed"]])
+        if "touched" in record.arrays:
+            self._touched.append((record.arrays["touched"], record.arrays["touched_stamps"]))
         if "vectors" in record.arrays:
             self.segments.append(Segment.of(self.added, record))
             self.added += len(self.segments[-1])
@@ -197,11 +206,12 @@ class Index:
             self.live[self._removed] = False
             self._numbers = np.flatnonzero(self.live)
             self._rows = np.cumsum(self.live) - 1
-        self._firsts = np.array([segment.first for segment in self.segments], np.int64)
+        self._firsts = [segment.first for segment in self.segments]
         self._blocks: list[Block] | None = None
         self._graph: Graph | None = None
         self._graph_sought = False
         self._by_id: dict[str, int] | None = None
+        self._by_content: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def size(self) -> int:
@@ -213,6 +223,11 @@ class Index:
 
     def __repr__(self) -> str:
         return f"Index({self.path}: {len(self):,} images, {self.size} numbers each)"
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether an image was ever added with one."""
+        return any(len(segment.labels) for segment in self.segments)
 
     @property
     def is_current(self) -> bool:
@@ -306,13 +321,24 @@ class Index:
 
     def rows_with(self, content: bytes) -> set[int]:
         """The rows of the images whose files have this checksum (see `adding.content_of`)."""
-        alike = (self.contents() == np.frombuffer(content, np.uint8)).all(axis=1)
-        numbers = np.flatnonzero(alike if self.live is None else alike & self.live)
+        if self._by_content is None:
+            contents = self.contents()
+            order = np.argsort(_halves(contents)[:, 0], kind="stable")
+            self._by_content = order, contents[order]
+        order, contents = self._by_content
+        halves, (first, second) = _halves(contents), np.frombuffer(content, np.uint64)
+        start, stop = (np.searchsorted(halves[:, 0], first, side) for side in ("left", "right"))
+        numbers = order[start:stop][halves[start:stop, 1] == second]
+        if self.live is not None:
+            numbers = numbers[self.live[numbers]]
         return set(self.rows_of(numbers).tolist())
 
     def stamps(self) -> np.ndarray:
         """(added, 2) int64: each file's size in bytes, and when it was changed, in nanoseconds."""
-        return self._all("stamps", (0, 2), np.int64)
+        stamps = self._all("stamps", (0, 2), np.int64)
+        for numbers, later in self._touched:
+            stamps[numbers] = later
+        return stamps
 
     def _all(self, name: str, none: tuple[int, int], kind: type) -> np.ndarray:
         found = [segment.record.arrays[name] for segment in self.segments]
@@ -320,14 +346,15 @@ class Index:
 
     def _place(self, number: int) -> tuple[Segment, int]:
         """The segment that holds an image, and where in it."""
-        segment = self.segments[int(np.searchsorted(self._firsts, number, side="right")) - 1]
+        segment = self.segments[bisect.bisect_right(self._firsts, number) - 1]
         return segment, number - segment.first
 
     def _found(self, path: str, folder: str) -> str:
         """A path of the file as it is now: beside the index, or where it lay when it was added."""
         here = os.path.normpath(os.path.join(self.folder, path))  # noqa: PTH118
-        there = os.path.normpath(os.path.join(folder, path))  # noqa: PTH118
-        return there if here != there and not os.path.lexists(here) else here
+        if folder == self.folder or os.path.lexists(here):
+            return here
+        return os.path.normpath(os.path.join(folder, path))  # noqa: PTH118
 
     # --- search ---
 

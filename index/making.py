@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -129,7 +131,8 @@ def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entr
     with journal.writing(path) as writer:
         index = Index.open(path)
         entries = list(index.entries())
-        rows = sorted({row for name in names for row in _meant(name, entries, path)})
+        meant = _Meant(entries, path)
+        rows = sorted({row for name in names for row in meant(name)})
         if missing:
             gone = (row for row, entry in enumerate(entries) if not os.path.lexists(entry.path))
             rows = sorted({*rows, *gone})
@@ -164,7 +167,7 @@ def _copied(index: Index, part: slice, *, first: bool) -> tuple[dict, dict[str, 
     """Some rows of an index as a record."""
     numbers = index.numbers()[part]
     entries = [index.entry_of(number) for number in numbers.tolist()]
-    folder = str(index.folder)
+    folder = index.folder
     vectors, kind = index.rows(part), index.about["codes"]
     arrays = {
         "vectors": vectors,
@@ -201,23 +204,40 @@ def approximate(path: Path) -> float:
         return time.perf_counter() - began
 
 
-def _meant(name: str, entries: Sequence[Entry], path: Path) -> list[int]:
-    """The rows that an id, a path or a folder stands for."""
-    place = absolute(expanded(name))
-    alike, below = composed(place), place.rstrip(os.sep) + os.sep
-    tests = (
-        lambda entry: entry.id == composed(name),
-        lambda entry: entry.path == place,
-        lambda entry: entry.path.startswith(below),
-        lambda entry: composed(entry.path) == alike,  # however its accents are put together
-        lambda entry: composed(entry.path).startswith(composed(below)),
-    )
-    for test in tests:
-        if found := [row for row, entry in enumerate(entries) if test(entry)]:
-            return found
-    ids = [entry.id for entry in entries[:NAMES_COMPARED]]
-    known = {*ids, *(folder for id in ids for folder in map(str, PurePath(id).parents[:-1]))}
-    raise InputError(f"{path} holds no image {name}; {_near(name, known)}")
+class _Meant:
+    """The rows that a name stands for: an id, a path, or a folder for all that is below.
+
+    Args:
+        entries: the images of an index, by row. path: of the index.
+    """
+
+    def __init__(self, entries: Sequence[Entry], path: Path) -> None:
+        self.path = path
+        self.entries = entries
+        self._ids = {entry.id: row for row, entry in enumerate(entries)}
+        self._paths = sorted((entry.path, row) for row, entry in enumerate(entries))
+        # However accents are put together.
+        self._alike = sorted((composed(path), row) for path, row in self._paths)
+
+    def __call__(self, name: str) -> list[int]:
+        """The rows; raises InputError where there are none."""
+        if (row := self._ids.get(composed(name))) is not None:
+            return [row]
+        place = absolute(expanded(name))
+        below = place.rstrip(os.sep) + os.sep
+        for paths, spelled in ((self._paths, str), (self._alike, composed)):
+            file = [row for path, row in _starting(paths, spelled(place)) if path == spelled(place)]
+            if found := file or [row for _, row in _starting(paths, spelled(below))]:
+                return found
+        ids = [entry.id for entry in self.entries[:NAMES_COMPARED]]
+        known = {*ids, *(folder for id in ids for folder in map(str, PurePath(id).parents[:-1]))}
+        raise InputError(f"{self.path} holds no image {name}; {_near(name, known)}")
+
+
+def _starting(paths: Sequence[tuple[str, int]], start: str) -> Iterator[tuple[str, int]]:
+    """Those of some sorted paths, and their rows, that begin with a text."""
+    sought = range(bisect.bisect_left(paths, (start,)), len(paths))
+    return takewhile(lambda each: each[0].startswith(start), map(paths.__getitem__, sought))
 
 
 def _near(name: str, known: Collection[str]) -> str:

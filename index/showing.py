@@ -40,6 +40,15 @@ def tell_outcome(outcome: Outcome, path: Path) -> None:
     rate = f" ({outcome.embedded / max(outcome.seconds, 1e-9):.0f} images/s)"
     took = f" in {human_seconds(outcome.seconds)}{rate if outcome.added else ''}"
     say(f"{counted(outcome.added)} added{took}")
+    index = Index.open(path)
+    if outcome.unlabelled and index.has_labels:
+        verb = "has" if outcome.unlabelled == 1 else "have"
+        which = "it" if outcome.added == 1 else f"{outcome.unlabelled:,} of them"
+        words = (
+            f"{which} {verb} no label: labels are the names of the folders inside the folder that is "
+            "given, so give the folder above, or a table with labels"
+        )
+        say(fitted(words, "  "))
     if outcome.there:
         say(f"{counted(outcome.there)} there already, unchanged")
     if outcome.replaced:
@@ -57,7 +66,7 @@ def tell_outcome(outcome: Outcome, path: Path) -> None:
             say(f"  and {len(outcome.copies) - NAMED:,} more")
     if outcome.bad:
         say(f"{counted(len(outcome.bad))} left out, not readable (named above)")
-    say(f"{path} holds {counted(len(Index.open(path)))}")
+    say(f"{path} holds {counted(len(index))}")
 
 
 def tell_next(path: Path) -> None:

@@ -95,6 +95,8 @@ class Formatter(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one sentence, and help that fits; so are those of subcommands."""
 
+    _taker = ""  # the last flag of several values that has taken words
+
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": Formatter, **settings})
 
@@ -137,13 +139,14 @@ class Parser(argparse.ArgumentParser):
 
     def _get_values(self, action: argparse.Action, words: list[str]) -> Any:
         """Values of words; where a flag of several has taken what stands alone, says where to."""
+        takes_several = action.option_strings and action.nargs in ("?", "*", "+")
+        if takes_several and words:
+            self._taker = action.option_strings[0]
         try:
             return super()._get_values(action, words)
         except argparse.ArgumentError as error:
-            names = [each.metavar or each.dest for each in self._get_positional_actions()]
-            if action.option_strings and action.nargs in ("?", "*", "+") and names:
-                where = f"give {join_words(names, 'and')} before it"
-                error.message += f"; the flag takes the words that follow it, so {where}"
+            if takes_several:
+                error.message += self._where_to("the flag", self._names())
             raise
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
@@ -152,8 +155,25 @@ class Parser(argparse.ArgumentParser):
             pass
         super().exit(status, message)
 
+    def _names(self) -> list[str]:
+        """What stands alone on the command line, without a flag."""
+        return [str(each.metavar or each.dest) for each in self._get_positional_actions()]
+
+    @staticmethod
+    def _where_to(flag: str, names: Sequence[str]) -> str:
+        """The part of a sentence that says where to give what a flag has taken."""
+        where = join_words(names, "and")
+        return (
+            f"; {flag} takes the words that follow it, so give {where} before it" if names else ""
+        )
+
     def error(self, message: str) -> NoReturn:
         """Ends the program with the sentence and status 2."""
+        required, _, _ = argparse._("the following arguments are required: %s").partition("%s")
+        if self._taker and message.startswith(required):
+            missing = message.removeprefix(required).split(", ")
+            taken = [name for name in self._names() if name in missing]
+            message += self._where_to(self._taker, taken)
         sentence = f"error: {message[:1].lower()}{message[1:]} (see --help)"
         say(fitted(sentence, "  ", sys.stderr), file=sys.stderr)
         raise SystemExit(2)

@@ -28,6 +28,8 @@ const breakable = (name) => (name.match(/[^/_]+[/_]*|[/_]+/g) || []).flatMap((pa
 const count = (number, word) => `${number.toLocaleString("en")} ${number === 1 ? word : `${word}s`}`;
 const among = (which, looked, of) => (looked < of ? ` of the ${looked.toLocaleString("en")} ${which}` : "");
 const cosine = (value) => value.toFixed(3);
+// An address of the server as seen from this page, which a proxy may have below a path of its own.
+const fromHere = (address) => address.replace(/^\//, "");
 
 // --- asking --------------------------------------------------------------------------------------
 
@@ -95,13 +97,14 @@ function search() {
       wishes.set("check", asked.entry.check);
     }
     const body = asked.blob || null;
-    const answer = await ask(`/api/search?${wishes}`, {method: "POST", body, signal});
+    const answer = await ask(`api/search?${wishes}`, {method: "POST", body, signal});
     show(answer, wishes.get("label"));
   });
 }
 
 function show(answer, label) {
   const found = answer.neighbours;
+  introduce(answer.entries);
   const seconds = answer.seconds < 0.1 ? "in less than 0.1 s" : `in ${answer.seconds.toFixed(1)} s`;
   $("found-title").textContent = "Nearest pictures";
   if (found.length) {
@@ -139,7 +142,7 @@ function explain(any, limits) {
 function thumbnail(entry) {
   const none = () => el("span", {class: "thumb none"}, `${entry.name} cannot be shown`);
   if (entry.gone) return el("span", {class: "thumb none"}, `${entry.name} is gone`);
-  const image = el("img", {class: "thumb", src: entry.thumbnail, alt: "", loading: "lazy", decoding: "async", draggable: "false"});
+  const image = el("img", {class: "thumb", src: fromHere(entry.thumbnail), alt: "", loading: "lazy", decoding: "async", draggable: "false"});
   image.addEventListener("error", () => image.replaceWith(none()));
   return image;
 }
@@ -170,7 +173,8 @@ function browse() {
   const label = $("label").value.trim();
   return working("Looking …", async (signal) => {
     const wishes = new URLSearchParams({count: $("top").value, label});
-    const {entries, of, looked_at} = await ask(`/api/entries?${wishes}`, {signal});
+    const {entries, of, looked_at} = await ask(`api/entries?${wishes}`, {signal});
+    introduce(of);
     $("found-title").textContent = "Pictures of the index";
     const some = label ? `with “${label}” in their label or name` : "from all over the index";
     if (entries.length) $("status").textContent = `${count(entries.length, "picture")} ${some}. Choose one to search from it.`;
@@ -220,7 +224,7 @@ function picture(asked) {
   $("unshown").hidden = true;
   if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
   if (gone) image.removeAttribute("src");
-  else image.src = entry ? entry.image : URL.createObjectURL(asked.blob);
+  else image.src = entry ? fromHere(entry.image) : URL.createObjectURL(asked.blob);
 }
 
 function canCrop(yes) {
@@ -229,7 +233,10 @@ function canCrop(yes) {
 }
 
 $("picture").addEventListener("load", () => {
-  $("picture").classList.toggle("small", $("picture").naturalWidth < 120);
+  const {naturalWidth: width, naturalHeight: height, classList} = $("picture");
+  const small = Math.max(width, height) < 120; // too small to drag over
+  classList.toggle("wider", small && width >= height);
+  classList.toggle("higher", small && width < height);
 });
 $("picture").addEventListener("error", () => {
   if (!$("picture").hasAttribute("src")) return;
@@ -383,11 +390,17 @@ $("theme").addEventListener("click", () => theme(document.documentElement.getAtt
 
 // --- the start -----------------------------------------------------------------------------------
 
+// The index may grow while the page is open.
+function introduce(entries) {
+  if (!facts) return;
+  $("about").textContent = `${facts.name}: ${count(entries, "picture")}. What you search for stays on the machine that serves this page, and is not kept.`;
+}
+
 async function start() {
   try {
-    facts = await ask("/api/info");
+    facts = await ask("api/info");
     document.title = `${facts.name}: search by picture`;
-    $("about").textContent = `${facts.name}: ${count(facts.entries, "picture")}. What you search for stays on the machine that serves this page, and is not kept.`;
+    introduce(facts.entries);
     document.documentElement.setAttribute("data-upright", facts.upright ? "yes" : "no");
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;

@@ -202,6 +202,32 @@ def test_bits_are_counted_alike_by_an_old_numpy() -> None:
     assert codes._counted_by_table(words).tolist() == counted == codes.bits_in(words).tolist()
 
 
+def test_rows_are_found_by_the_content_of_their_files(tmp_path: Path) -> None:
+    contents = np.random.default_rng(0).integers(2, size=(300, 16), dtype=np.uint8)
+    contents[:, 1:-2] = 0  # alike in most
+    with journal.writing(begin(tmp_path / "i")) as writer:
+        put(writer, unit(200), contents=contents[:200])
+        put(writer, unit(100), 200, contents=contents[200:])
+    for gone in ([], [3, 50, 299]):
+        removed(tmp_path / "i", gone)
+        index, live = Index.open(tmp_path / "i"), np.delete(contents, gone, axis=0)
+        for content in np.unique(contents, axis=0):
+            rows = set(np.flatnonzero((live == content).all(axis=1)).tolist())
+            assert index.rows_with(content.tobytes()) == rows != set()
+        assert index.rows_with(bytes([2] * 16)) == index.rows_with(bytes([0] * 15 + [9])) == set()
+
+
+def test_many_images_are_removed_by_name_at_once(tmp_path: Path) -> None:
+    with journal.writing(begin(tmp_path / "i", 1)) as writer:
+        put(writer, np.ones((20_000, 1), np.float32))
+    names = [str(n) for n in range(0, 20_000, 5)] + [f"{tmp_path}/{n}.png" for n in range(99)]
+    began = time.process_time()
+    gone = making.remove(tmp_path / "i", names)
+    assert len(gone) == 4000 + 99 - 20
+    assert time.process_time() - began < 4  # and not the time of comparing each with each
+    assert len(making.remove(tmp_path / "i", [str(tmp_path)])) == 20_000 - len(gone)
+
+
 def test_pairs_of_an_index(tmp_path: Path) -> None:
     vectors = unit(300, 64)
     vectors[200] = vectors[20]
@@ -864,6 +890,21 @@ def test_a_copy_of_a_file_that_was_only_touched_is_a_copy(folder: Path) -> None:
     assert holds(folder / "i") == {"p/1.png": "p/1.png"}
 
 
+def test_a_file_that_was_only_touched_is_read_once(folder: Path) -> None:
+    lay(folder / "p", {"1": "a", "2": "b"})
+    taken_in(folder / "i", folder / "p")
+    os.utime(folder / "p/1.png", ns=(0, 7))
+    assert taken_in(folder / "i", folder / "p").there == 2
+    # Known by its new time: a picture that is given the same time is not looked at.
+    (folder / "p/1.png").write_text("z")
+    os.utime(folder / "p/1.png", ns=(0, 7))
+    size = (folder / "i").stat().st_size
+    assert taken_in(folder / "i", folder / "p").there == 2
+    assert (folder / "i").stat().st_size == size
+    making.compact(folder / "i")
+    assert Index.open(folder / "i").stamps()[0].tolist() == [1, 7]
+
+
 @pytest.mark.parametrize("size", [1, 100])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_ids_pass_from_images_that_moved_to_new_ones(
@@ -1194,9 +1235,10 @@ def test_adding_what_is_there_says_so(shop: Path, capsys: pytest.CaptureFixture[
     index, photos = shop / "shop.index", shop / "photos"
     size = index.stat().st_size
     assert "24 images there already, unchanged" in said_by(f"add {index} {photos}", capsys)
+    assert index.stat().st_size == size
     os.utime(photos / "eval0/0.png")  # touched, and the same
     assert "24 images there already" in said_by(f"add {index} {photos}", capsys)
-    assert index.stat().st_size == size
+    assert len(Index.open(index)) == Index.open(index).added == 24
     # The same file under another name is left out, and named; unless it is wanted.
     shutil.copy(photos / "eval0/0.png", shop / "copy.png")
     said = said_by(f"add {index} {shop}/copy.png", capsys)
@@ -1257,6 +1299,24 @@ def test_ids_and_labels_of_a_table(shop: Path, capsys: pytest.CaptureFixture[str
     table.write_text("path,id\nphotos/eval0/2.png,17\n")
     said = refusal_of(f"add {shop}/shop.index {table}", capsys)
     assert "the id 17 is given to" in said and "eval0/0.png has it" in said
+
+
+def test_new_images_without_a_label_are_told_of(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        Image.new("RGB", (40, 40), (90 * number, 30, 60)).save(shop / f"photos/eval0/n{number}.png")
+    said = said_by(f"add {shop}/shop.index {shop}/photos/eval0/n0.png", capsys)
+    assert "it has no label" in said
+    said = said_by(f"add {shop}/shop.index {shop}/photos/eval0", capsys)
+    assert "2 of them have no label" in said and "give the folder above" in said
+    said = said_by(f"add {shop}/shop.index {shop}/photos", capsys)
+    assert "3 images there under another path, id or label" in said and "no label" not in said
+    index = Index.open(shop / "shop.index")
+    assert {index.entry(row).label for row in range(24, 27)} == {"eval0"}
+    # Nobody misses labels where there are none.
+    said = said_by(f"build {shop}/run --images {shop}/photos/eval0 --index {shop}/flat", capsys)
+    assert "6 images added" in said and "no label" not in said
 
 
 def test_unreadable_images_are_named_and_left_out(
@@ -1497,6 +1557,8 @@ def test_typing_errors_are_sentences(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "unknown argument b.png; give it beside the others, not behind a flag" in said
     said = refusal_of("query x.index --rerank a.png", capsys)
     assert "'a.png' is not a number" in said and "give INDEX and IMAGE before it" in said
+    said = refusal_of(f"build --images {tmp_path} run --index {tmp_path}/x", capsys)
+    assert "required: RUN; --images takes the words that follow it, so give RUN before it" in said
     assert "required: --images" in refusal_of(f"build run --index {tmp_path}/x", capsys)
     said = refusal_of(f"build run --images {tmp_path} --index {tmp_path}", capsys)
     assert "is a folder; name a file" in said

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -851,7 +852,7 @@ def test_the_image_of_the_dockerfile_has_all_that_serving_needs(shop, tmp_path):
 
 
 @contextlib.contextmanager
-def opened(browser: Any, server: Server, **context: object) -> Iterator[tuple[Any, list[str]]]:
+def opened(browser: Any, server: Any, **context: object) -> Iterator[tuple[Any, list[str]]]:
     """The page in a window of its own, and what its console says, or where else it asks."""
     size = {"width": 1280, "height": 900}
     window = browser.new_context(**{"viewport": size, **context}).new_page()
@@ -859,7 +860,7 @@ def opened(browser: Any, server: Server, **context: object) -> Iterator[tuple[An
     window.on("console", lambda message: said.append(message.text))
     window.on("pageerror", lambda error: said.append(str(error)))
     window.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
-    ours = (server.url, f"blob:{server.url}")
+    ours = (server.url, f"blob:{re.match('[a-z]+://[^/]+/', server.url)[0]}")
     window.on("request", lambda r: r.url.startswith(ours) or said.append(r.url))
     window.goto(server.url)
     window.wait_for_selector("html[data-ready]", state="attached", timeout=20_000)
@@ -1119,6 +1120,75 @@ def test_the_page_fits_the_screen_in_light_and_dark(browser, shop, server, width
         assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == (scheme == "dark")
         window.get_by_role("button", name="light / dark").click()
         assert window.evaluate("getComputedStyle(document.body).backgroundColor") != paper
+        assert said == []
+
+
+class Proxy(NamedTuple):
+    url: str
+
+
+@contextlib.contextmanager
+def proxy(server: Server, below: str) -> Iterator[Proxy]:
+    """Hands on what is asked for below a path, as nginx does with `proxy_pass .../;`."""
+
+    class Passing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self.path.startswith(below):
+                return self.send_error(404)
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            path = "/" + self.path.removeprefix(below)
+            connection = HTTPConnection("127.0.0.1", port_of(server), timeout=30)
+            connection.request(self.command, path, body, dict(self.headers))
+            answer = connection.getresponse()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.read())
+            connection.close()
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *values: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Passing) as found:
+        thread = threading.Thread(target=found.serve_forever, args=(0.02,))
+        thread.start()
+        yield Proxy(f"http://127.0.0.1:{found.server_address[1]}{below}")
+        found.shutdown()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_the_page_works_below_a_path_of_a_proxy(browser, shop, server):
+    with (
+        proxy(server, "/shop/search/") as there,
+        opened(browser, there) as (window, said),
+    ):
+        assert len(settled(window)) == 20
+        assert choose(window, shop.photo(3))[0] == shop.photo(3).name
+        window.locator(".neighbour").nth(1).click()
+        settled(window)
+        for picture in ("#picture", ".neighbour img"):
+            window.wait_for_function(
+                "where => document.querySelector(where).naturalWidth > 0", arg=picture
+            )
+        assert said == []
+
+
+@pytest.mark.slow
+def test_tiny_pictures_keep_their_shape_and_can_be_dragged_over(browser, shop, server):
+    with opened(browser, server) as (window, said):
+        for width, height in ((16, 16), (10, 60), (90, 30), (40, 400), (400, 40)):
+            dropped(window, "tiny.png", "image/png", as_bytes(Image.new("RGB", (width, height))))
+            window.wait_for_function(
+                "width => document.querySelector('#picture').naturalWidth == width", arg=width
+            )
+            settled(window)
+            box = window.locator("#picture").bounding_box()
+            assert box["width"] / box["height"] == pytest.approx(width / height, rel=0.03)
+            assert max(box["width"], box["height"]) >= 120
         assert said == []
 
 
