@@ -42,9 +42,10 @@ class Command(NamedTuple):
 
 def build(args: argparse.Namespace) -> None:
     """Makes an index of images."""
-    from index import making, network, showing, sources
+    from index import graph, making, network, showing, sources
 
     making.check_place(args.index, args.overwrite)
+    graph.check_wanted(args.approximate)
     photos = sources.photos_of(args.images)
     say(f"{counted(len(photos))}; opening {args.run}", flush=True)
     embedder = network.opened(args.run, args.device, args.weights, args.whiten)
@@ -60,8 +61,9 @@ def build(args: argparse.Namespace) -> None:
 
 def add(args: argparse.Namespace) -> None:
     """Adds images to an index."""
-    from index import Index, making, network, showing, sources
+    from index import Index, graph, making, network, showing, sources
 
+    graph.check_wanted(args.approximate)
     index, photos = Index.open(args.index), sources.photos_of(args.images)
     say(f"{counted(len(photos))}; opening the network of {args.index}", flush=True)
     embedder = index.embedder(args.device, args.run)

@@ -57,6 +57,7 @@ def ask(
     Raises:
         InputError: a file is missing or no picture.
     """
+    top = min(top, len(index))
     vectors = embedder(list(pictures))
     own = [index.rows_with(content_of(picture)) for picture in pictures]
     if ranking:

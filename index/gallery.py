@@ -17,7 +17,7 @@ import torch
 from dataset.files import composed
 from evaluation.thresholds import Thresholds
 from index import codes, journal, network, scanning
-from index.graph import Graph
+from index.graph import Graph, graph_stamp
 from index.graph import search as search_graph
 from index.journal import Reading, Record
 from index.scanning import Block, Hits
@@ -210,6 +210,7 @@ class Index:
         self._blocks: list[Block] | None = None
         self._graph: Graph | None = None
         self._graph_sought = False
+        self._graph_stamp: tuple[int, ...] | None = None  # as it was then
         self._by_id: dict[str, int] | None = None
         self._by_content: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -231,8 +232,10 @@ class Index:
 
     @property
     def is_current(self) -> bool:
-        """Whether nobody has changed the file since it was read."""
-        return journal.read_mark(self.path) == (self._reading.mark, self._reading.source.identity)
+        """Whether the file is as it was read, and the graph as it was when it was sought."""
+        read = self._reading.mark, self._reading.source.identity
+        graph = not self._graph_sought or self._graph_stamp == graph_stamp(self.path)
+        return graph and journal.read_mark(self.path) == read
 
     def check_there(self) -> None:
         """Raises DamagedError where what was read has been cut or written over since.
@@ -380,7 +383,7 @@ class Index:
     def graph(self) -> Graph | None:
         """What finds candidates without looking at all images; None where every one is compared."""
         if not self._graph_sought:
-            self._graph_sought = True
+            self._graph_sought, self._graph_stamp = True, graph_stamp(self.path)
             try:
                 self._graph = None if self.exact else Graph.open(self.path, self.about["made"])
             except InputError as error:

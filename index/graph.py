@@ -9,6 +9,7 @@ with all), what was added since is searched exactly, and what it finds is scored
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -151,6 +152,15 @@ def check_place(index: Path) -> None:
             _kept(index)
 
 
+def graph_stamp(index: Path) -> tuple[int, ...] | None:
+    """What tells the graph of an index from one that has taken its place; None where none is."""
+    try:
+        found = os.stat(graph_of(index))  # noqa: PTH116
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def discard(index: Path) -> None:
     """Deletes the graph of an index; raises InputError as `check_place`."""
     check_place(index)
@@ -158,6 +168,7 @@ def discard(index: Path) -> None:
 
 
 def _library() -> Any:
+    """usearch; raises InputError where it is not installed."""
     try:
         import usearch.index
     except ImportError as error:
@@ -166,6 +177,12 @@ def _library() -> Any:
             "pip install usearch -c constraints.txt"
         ) from error
     return usearch.index
+
+
+def check_wanted(wanted: str) -> None:
+    """Raises InputError where a graph is asked for ("yes") and cannot be made here."""
+    if wanted == "yes":
+        _library()
 
 
 def is_installed() -> bool:

@@ -107,7 +107,7 @@ class Record:
                     f"index {self._source.path} is not as it was written (the checksum of some of "
                     f"its {name} differs), so it is damaged; {ADVICE}"
                 )
-            del self._digests[name]
+            self._digests.pop(name, None)  # another thread may have checked it meanwhile
 
     def rows(self, name: str, numbers: np.ndarray) -> np.ndarray:
         """Some rows of an array, read one by one: a look at them would map what lies around."""

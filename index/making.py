@@ -23,7 +23,7 @@ from index.sources import Photo, absolute
 from machine import expanded
 from storage import followed
 from terminal import say
-from utils import DamagedError, InputError, close_names, join_words
+from utils import DamagedError, InputError, close_names, counted, join_words
 
 NAMES_COMPARED = 10_000  # with a misspelt one: beyond, it would take too long
 
@@ -125,7 +125,8 @@ def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entr
             files are gone.
 
     Raises:
-        InputError: a name means no image of the index; then none is removed.
+        InputError: a name means no image of the index, or no file is there, as where a disk is not
+            connected; then none is removed.
     """
     path = followed(path)
     with journal.writing(path) as writer:
@@ -134,7 +135,12 @@ def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entr
         meant = _Meant(entries, path)
         rows = sorted({row for name in names for row in meant(name)})
         if missing:
-            gone = (row for row, entry in enumerate(entries) if not os.path.lexists(entry.path))
+            gone = [row for row, entry in enumerate(entries) if not os.path.lexists(entry.path)]
+            if gone and len(gone) == len(entries):
+                raise InputError(
+                    f"none of the {counted(len(gone), 'file')} is there, so --missing would remove "
+                    f"all; connect the disk that holds them ({entries[0].path}), or delete {path}"
+                )
             rows = sorted({*rows, *gone})
         if rows:
             writer.add({}, {"removed": index.numbers()[rows].astype(np.int64)})

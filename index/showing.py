@@ -45,8 +45,8 @@ def tell_outcome(outcome: Outcome, path: Path) -> None:
         verb = "has" if outcome.unlabelled == 1 else "have"
         which = "it" if outcome.added == 1 else f"{outcome.unlabelled:,} of them"
         words = (
-            f"{which} {verb} no label: labels are the names of the folders inside the folder that is "
-            "given, so give the folder above, or a table with labels"
+            f"{which} {verb} no label: labels are the names of the folders inside the folder that "
+            "is given, so give the folder above, or a table with labels"
         )
         say(fitted(words, "  "))
     if outcome.there:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 from pathlib import Path
 
 from flags import number, whole
@@ -257,10 +259,21 @@ def serve(parser: argparse.ArgumentParser) -> None:
         "--allow-host",
         metavar="NAME",
         action="append",
+        type=_host_name,
         default=[],
         help="a further name that the page may be opened by, such as that of a proxy",
     )
     network(parser)
+
+
+def _host_name(text: str) -> str:
+    with contextlib.suppress(UnicodeError):
+        name = text.encode("idna").decode()  # as browsers send it
+        if re.fullmatch("[A-Za-z0-9._-]+", name):
+            return name
+    raise argparse.ArgumentTypeError(
+        f"{text} is no name alone; give it without http://, port and path (shop.example)"
+    )
 
 
 def _port(text: str) -> int:

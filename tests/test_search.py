@@ -395,6 +395,19 @@ def test_a_graph_finds_what_an_exact_search_finds(graphed: Path) -> None:
     assert Index.open(graphed).graph.covers == 2040
 
 
+def test_a_graph_that_comes_or_goes_meanwhile_is_noticed(graphed: Path) -> None:
+    file = searching.graph_of(graphed)
+    kept = file.rename(file.with_name("kept"))
+    index = Index.open(graphed)
+    assert index.graph is None and index.is_current
+    kept.rename(file)
+    assert not index.is_current
+    index.refresh()
+    assert index.graph is not None and index.is_current
+    file.unlink()
+    assert not index.is_current
+
+
 def test_a_graph_is_not_taken_for_its_index(graphed: Path) -> None:
     with pytest.raises(InputError, match=r"graph of an index.*give the index itself"):
         Index.open(searching.graph_of(graphed))
@@ -1301,6 +1314,32 @@ def test_ids_and_labels_of_a_table(shop: Path, capsys: pytest.CaptureFixture[str
     assert "the id 17 is given to" in said and "eval0/0.png has it" in said
 
 
+def test_a_disk_that_is_not_connected_empties_no_index(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay(folder / "p", {"1": "a", "2": "b", "3": "c"})
+    taken_in(folder / "i", folder / "p")
+    (folder / "p").rename(folder / "away")
+    said = refusal_of(f"remove {folder}/i --missing", capsys)
+    assert "none of the 3 files is there" in said and "p/1.png" in said
+    assert len(Index.open(folder / "i")) == 3
+    (folder / "away").rename(folder / "p")
+    (folder / "p/1.png").unlink()
+    assert "1 image removed" in said_by(f"remove {folder}/i --missing", capsys)
+    assert "0 images removed" in said_by(f"remove {folder}/i --missing", capsys)
+
+
+def test_a_graph_that_cannot_be_made_is_told_of_before_the_work(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    words = f"build {shop}/run --images {shop}/photos --index {shop}/other --approximate yes"
+    assert "needs the package usearch" in refusal_of(words, capsys)
+    assert not (shop / "other").exists()
+    words = f"add {shop}/shop.index {shop}/photos --approximate yes"
+    assert "needs the package usearch" in refusal_of(words, capsys)
+
+
 def test_new_images_without_a_label_are_told_of(
     shop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1423,6 +1462,14 @@ def test_queries_find_themselves_unless_told_otherwise(
     )
     said = refusal_of(f"query {shop}/shop.index {shop}/nothing.png", capsys)
     assert "nothing.png cannot be read" in said and said.endswith("give another image file\n")
+
+
+def test_more_answers_than_images_are_all_images(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"query {shop}/shop.index {shop}/photos/eval0/0.png --top {10**12}"
+    assert len(said_by(words, capsys).splitlines()) == 1 + 24
+    assert len(said_by(f"{words} --without-self", capsys).splitlines()) == 1 + 23
 
 
 def test_duplicates_and_info(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

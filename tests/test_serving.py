@@ -787,6 +787,8 @@ def test_what_cannot_be_served_gets_a_sentence(shop, server, capsys, tmp_path):
     assert "no address of this machine" in refused(capsys, shop.index, "--host", "192.0.2.1")
     assert "no address of this machine" in refused(capsys, shop.index, "--host", "no host")
     assert "65535" in refused(capsys, shop.index, "--port", 70000)
+    for name in ("https://shop.example", "shop.example:8443", "shop.example/search", ""):
+        assert "no name alone" in refused(capsys, shop.index, "--allow-host", name)
 
 
 @contextlib.contextmanager
