@@ -120,6 +120,7 @@ def approximate(args: argparse.Namespace) -> None:
 def query(args: argparse.Namespace) -> None:
     """Finds the images nearest to some others."""
     searching.check_written(args)
+    searching.check_pictures(args.images)
     ranking = searching.ranking_of(args)
     from index import Index, asking, showing
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from dataset.decoding import need_file, reason
 from flags import number, whole
 from machine import expanded
 from net.choices import WEIGHTS
@@ -76,6 +78,17 @@ def check_written(args: argparse.Namespace) -> None:
     drawn = asked["--picture"]
     if drawn and drawn.suffix.lower() not in ("", ".png"):
         raise InputError(f"--picture: {drawn} is drawn as PNG; give it the ending .png")
+
+
+def check_pictures(pictures: Sequence[str]) -> None:
+    """Raises InputError where one of some pictures is not there, or no file; none is read yet."""
+    for picture in pictures:
+        try:
+            need_file(picture)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{picture} cannot be read ({reason(error)}); give another image file"
+            ) from error
 
 
 def _taking_in(parser: argparse.ArgumentParser) -> None:

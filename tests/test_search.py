@@ -1460,8 +1460,12 @@ def test_queries_find_themselves_unless_told_otherwise(
         said_by(f"{asked} --without-self", capsys).splitlines()[1].split()[1]
         == (lines[2].split()[1])
     )
-    said = refusal_of(f"query {shop}/shop.index {shop}/nothing.png", capsys)
-    assert "nothing.png cannot be read" in said and said.endswith("give another image file\n")
+    (shop / "run").rename(shop / "away")  # a typing error is told of before a network is opened
+    for name in ("nothing.png", "photos"):
+        said = refusal_of(
+            f"query {shop}/shop.index {shop}/photos/eval2/1.png {shop}/{name}", capsys
+        )
+        assert f"{name} cannot be read" in said and said.endswith("give another image file\n")
 
 
 def test_more_answers_than_images_are_all_images(
