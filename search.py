@@ -20,6 +20,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from options import searching
@@ -27,6 +28,8 @@ from options.parsing import Parser
 from storage import in_bytes
 from terminal import as_shell, hear, say, terminal_width
 from utils import InputError, counted, sentence_errors
+
+LARGE = 100_000_000  # bytes of an index with which most takes seconds
 
 # What needs torch is imported by each command, so that --help and a typing error answer at once.
 
@@ -68,10 +71,18 @@ def add(args: argparse.Namespace) -> None:
     say(f"{counted(len(photos))}; opening the network of {args.index}", flush=True)
     embedder = index.embedder(args.device, args.run)
     thresholds = network.measured(network.run_of(args.index, index.about, args.run), embedder)
+    place = network.place_of(args.run, embedder, args.index) if args.run else None
     with going_on():
-        outcome = making.add(args.index, photos, embedder, thresholds, **_how(args))
+        outcome = making.add(args.index, photos, embedder, thresholds, place, **_how(args))
     showing.tell_outcome(outcome, args.index)
     showing.speed_up(args.index, args.approximate)
+
+
+def tell_wait(index: Path, doing: str) -> None:
+    """Says what is being done to an index that is so large that who waits would wonder."""
+    with contextlib.suppress(OSError):
+        if terminal_width() is not None and index.stat().st_size > LARGE:
+            say(f"{doing} {index} ...", flush=True)
 
 
 @contextlib.contextmanager
@@ -95,6 +106,7 @@ def remove(args: argparse.Namespace) -> None:
         raise InputError("nothing to remove; give ids, files or folders, or --missing")
     from index import making, showing
 
+    tell_wait(args.index, "looking through")
     showing.tell_removed(making.remove(args.index, args.names, args.missing), args.index)
 
 
@@ -102,6 +114,7 @@ def compact(args: argparse.Namespace) -> None:
     """Writes an index anew without what was removed."""
     from index import making
 
+    tell_wait(args.index, "copying")
     had_graph = searching.graph_of(args.index).exists()
     freed = making.compact(args.index)
     say(f"{args.index} written anew, {in_bytes(freed)} smaller")
@@ -155,6 +168,7 @@ def info(args: argparse.Namespace) -> None:
     searching.check_written(args)
     from index import Index, showing
 
+    tell_wait(args.index, "checking")
     facts = showing.facts(Index.open(args.index))
     showing.tell_facts(facts)
     if args.json:

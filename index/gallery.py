@@ -187,6 +187,7 @@ class Index:
 
     def _take(self, record: Record) -> None:
         self.about |= {k: v for k, v in record.content.items() if k == "thresholds"}
+        self.about |= record.content.get("place", {})  # of the run, see `network.place_of`
         record.check("centre", "removed", "touched", "touched_stamps")
         if "centre" in record.arrays:
             self.centre = np.array(record.arrays["centre"])

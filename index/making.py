@@ -71,6 +71,8 @@ def build(
                 writer.add(about, {})
         with journal.writing(part) as writer:
             adding = Adding(writer, embedder, **how)
+            place = {name: about[name] for name in ("run", "folder")}
+            _bring_up_to_date(writer, adding.index, about.get("thresholds"), place)
             adding.keep_only(photos)  # first: no image is left out as a copy of one that goes
             if len(adding.index):
                 say(f"going on with the {len(adding.index):,} images of an interrupted build")
@@ -89,7 +91,7 @@ def _goes_on(part: Path, about: dict[str, Any]) -> bool:
         index = Index.open(part)
     except InputError:
         return False
-    apart = {"made": None, "run": None, "thresholds": None}
+    apart = dict.fromkeys(("made", "run", "folder", "thresholds"))
     return {**index.about, **apart} == {**about, **apart}
 
 
@@ -98,12 +100,14 @@ def add(
     photos: Sequence[Photo],
     embedder: Embedder,
     thresholds: dict[str, Any] | None = None,
+    place: dict[str, str] | None = None,
     **how: Any,
 ) -> Outcome:
     """Adds images to an index; see `Adding`.
 
     Args:
-        thresholds: what the run has measured by now; the index takes it over.
+        thresholds, place: what the run has measured by now, and where it is (`network.place_of`);
+            the index takes them over.
 
     Raises:
         InputError: see `Adding.run`; another process changes the index.
@@ -111,10 +115,26 @@ def add(
     path = followed(path)
     with journal.writing(path) as writer:
         adding = Adding(writer, embedder, **how)
-        if thresholds and thresholds != adding.index.about["thresholds"]:
-            writer.add({"thresholds": thresholds}, {})
-            adding.index.refresh()
+        _bring_up_to_date(writer, adding.index, thresholds, place)
         return adding.run(photos)
+
+
+def _bring_up_to_date(
+    writer: journal.Writer,
+    index: Index,
+    thresholds: dict[str, Any] | None,
+    place: dict[str, str] | None,
+) -> None:
+    """Has an index say of its run what is so by now; what is None stays."""
+    known = {name: index.about[name] for name in ("run", "folder")}
+    news: dict[str, Any] = {}
+    if thresholds and thresholds != index.about.get("thresholds"):
+        news["thresholds"] = thresholds
+    if place and place != known:
+        news["place"] = place
+    if news:
+        writer.add(news, {})
+        index.refresh()
 
 
 def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entry]:

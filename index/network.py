@@ -35,21 +35,27 @@ def description(
         codes: see `codes.CODINGS`. whiten: see `load_run`.
     """
     model = embedder.model
-    # Of a model on the Hub, what was fetched is a file like any other.
-    place = model.path if str(run).startswith(hub.PREFIX) else Path(expanded(str(run)))
     return {
         "kind": "network",
         "made": secrets.token_hex(8),
         "size": model.network.test_size,
         "fingerprint": identity(model),
-        "run": os.path.relpath(place.absolute(), followed(index).absolute().parent),
-        "folder": str(followed(index).absolute().parent),
+        **place_of(run, embedder, index),
         "weights": weights,
         **({} if whiten is None else {"whiten": whiten}),
         "model": model.network.architecture.model,
         "codes": codes,
         "thresholds": measured(run, embedder),
     }
+
+
+def place_of(run: str | Path, embedder: Embedder, index: Path) -> dict[str, str]:
+    """What an index keeps of where its run is: as seen from its own folder, and that folder."""
+    # Of a model on the Hub, what was fetched is a file like any other.
+    fetched = str(run).startswith(hub.PREFIX)
+    place = embedder.model.path if fetched else Path(expanded(str(run)))
+    folder = followed(index).absolute().parent
+    return {"run": os.path.relpath(place.absolute(), folder), "folder": str(folder)}
 
 
 def measured(run: str | Path, embedder: Embedder) -> dict[str, Any] | None:

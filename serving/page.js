@@ -204,6 +204,7 @@ function askedAt(state) {
 
 function take(asked) {
   query = asked;
+  drag = null;
   $("hint").hidden = asked !== null;
   $("shown").hidden = asked === null;
   if (asked !== null) picture(asked);

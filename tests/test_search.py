@@ -1391,8 +1391,14 @@ def test_photos_and_index_move_together_and_apart(
     said = said_by(f"query {alone} {shop}/photos/eval1/0.png --top 24", capsys)
     assert said.count("(file gone)") == 3
     (shop / "run").rename(shop / "other")
-    assert "say where it is now with --run" in refusal_of(f"query {alone} x.png", capsys)
-    command(f"query {alone} {shop}/photos/eval1/0.png --run {shop}/other")
+    asked = f"query {alone} {shop}/photos/eval1/0.png"
+    assert "say where it is now with --run" in refusal_of(asked, capsys)
+    command(f"{asked} --run {shop}/other")
+    assert "say where it is now with --run" in refusal_of(asked, capsys)
+    command(f"add {alone} {shop}/photos --run {shop}/other")  # which the index notes
+    command(asked)
+    command(f"compact {alone}")
+    command(asked)
 
 
 def test_a_network_of_the_hub_is_found_again(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1437,7 +1443,10 @@ def test_a_build_goes_on_where_it_was_interrupted(
         command(again.replace("--images", f"--images {shop}/extra.png"))
     assert not (shop / "again.index").exists() and (shop / "again.index.part").exists()
     monkeypatch.setattr(adding, "embedded", looked)
+    (shop / "run").rename(shop / "kept")  # the run has moved meanwhile
+    again = again.replace(f"{shop}/run ", f"{shop}/kept ")
     said = said_by(again, capsys)
+    command(f"query {shop}/again.index {shop}/photos/eval0/0.png")
     # Without the image that is no longer asked for.
     assert "going on with the 9 images of an interrupted build" in said
     index = Index.open(shop / "again.index")
@@ -1493,6 +1502,19 @@ def test_duplicates_and_info(shop: Path, capsys: pytest.CaptureFixture[str]) -> 
     content = index.read_bytes()
     index.write_bytes(content.replace(vector, bytes(len(vector))))
     assert "damaged" in refusal_of(f"info {index}", capsys)
+
+
+def test_who_waits_for_a_large_index_is_told_so(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = shop / "shop.index"
+    words = {f"remove {index} --missing": "looking", f"info {index}": "checking"}
+    words[f"compact {index}"] = "copying"
+    for width, least, told in ((80, 0, True), (80, 10**8, False), (None, 0, False)):
+        monkeypatch.setattr(search, "terminal_width", lambda width=width: width)
+        monkeypatch.setattr(search, "LARGE", least)
+        for asked, word in words.items():
+            assert said_by(asked, capsys).startswith(word) == told
 
 
 def test_thresholds_of_the_run_come_with_the_index(
