@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from evaluation.inference import Embedder
-from index.adding import content_of
+from index.adding import content_of, embedded
 from index.gallery import Entry, Index
 from index.reordering import best
 from options.ranking import Ranking
+from utils import InputError
 
 if TYPE_CHECKING:
     from evaluation.thresholds import Thresholds, Verdict
@@ -58,7 +61,7 @@ def ask(
         InputError: a file is missing or no picture.
     """
     top = min(top, len(index))
-    vectors = embedder(list(pictures))
+    vectors = _embedded(embedder, pictures)
     own = [index.rows_with(content_of(picture)) for picture in pictures]
     if ranking:
         return [
@@ -74,6 +77,18 @@ def ask(
         seen = [pair for pair in pairs if pair[0] >= 0 and not (without_self and pair[0] in mine)]
         answers.append(Answer(picture, _hits(index, seen[:top], mine)))
     return answers
+
+
+def _embedded(embedder: Embedder, pictures: Sequence[str]) -> np.ndarray:
+    """(Q, d), unit length; files of more than one batch are read by all cores."""
+    if len(pictures) <= embedder.model.viewing.batch_size:
+        return embedder(pictures)
+    vectors, readable = embedded(embedder, pictures)
+    if not readable.all():
+        bad = [picture for picture, good in zip(pictures, readable, strict=True) if not good]
+        also = f" and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+        raise InputError(f"{bad[0]}{also} cannot be read; give another image file")
+    return vectors
 
 
 def _hits(index: Index, found: Sequence[tuple[int, float]], mine: set[int]) -> list[Hit]:

@@ -27,7 +27,7 @@ import search
 from evaluation.inference import load_run
 from evaluation.thresholds import Found, Rate, Thresholds
 from index import Entry, Index, adding, codes, graph, journal, making, network, pictures, sources
-from index.asking import Answer, Hit
+from index.asking import Answer, Hit, ask
 from index.duplicates import pairs_above
 from index.gallery import entry_arrays
 from index.reordering import best
@@ -1475,6 +1475,28 @@ def test_queries_find_themselves_unless_told_otherwise(
             f"query {shop}/shop.index {shop}/photos/eval2/1.png {shop}/{name}", capsys
         )
         assert f"{name} cannot be read" in said and said.endswith("give another image file\n")
+
+
+def test_many_queries_at_once_find_what_each_finds(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = Index.open(shop / "shop.index")
+    photos = [str(path) for path in sorted((shop / "photos").glob("*/*.png"))]
+    embedder = index.embedder()
+    viewing = replace(embedder.model.viewing, batch_size=7)  # so that they are several batches
+    embedder.model = replace(embedder.model, viewing=viewing)
+    for answer in ask(index, embedder, photos, 3):
+        (alone,) = ask(index, embedder, [answer.query], 3)
+        assert [hit.entry for hit in answer.hits] == [hit.entry for hit in alone.hits]
+        assert [hit.score for hit in answer.hits] == pytest.approx(
+            [hit.score for hit in alone.hits], abs=1e-5
+        )
+        assert answer.hits[0].same_file and answer.hits[0].entry.path == answer.query
+    for name in ("bad0.png", "bad1.png"):
+        (shop / name).write_bytes(b"\x89PNG broken")
+        photos.append(str(shop / name))
+    with pytest.raises(InputError, match=r"bad0.png and 1 more cannot be read"):
+        ask(index, embedder, photos, 3)
 
 
 def test_more_answers_than_images_are_all_images(
