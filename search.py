@@ -71,7 +71,9 @@ def add(args: argparse.Namespace) -> None:
     say(f"{counted(len(photos))}; opening the network of {args.index}", flush=True)
     embedder = index.embedder(args.device, args.run)
     thresholds = network.measured(network.run_of(args.index, index.about, args.run), embedder)
-    place = network.place_of(args.run, embedder, args.index) if args.run else None
+    place = None
+    if args.run and network.has_moved(args.index, index.about):
+        place = network.place_of(args.run, embedder, args.index)
     with going_on():
         outcome = making.add(args.index, photos, embedder, thresholds, place, **_how(args))
     showing.tell_outcome(outcome, args.index)

@@ -125,6 +125,11 @@ def places_of(index: Path, about: dict[str, Any]) -> list[Path]:
     return [Path(os.path.normpath(folder / about["run"])) for folder in folders]
 
 
+def has_moved(index: Path, about: dict[str, Any]) -> bool:
+    """Whether the run of an index is where the index looks for it no more."""
+    return not any(place.exists() for place in places_of(index, about))
+
+
 def run_of(index: Path, about: dict[str, Any], run: str | Path | None = None) -> Path:
     """Where the run of an index is, see `embedder_of`; raises InputError where it is nowhere."""
     if run:
