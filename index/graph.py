@@ -32,6 +32,7 @@ NUMBERS = "i8"  # in which vectors stand in the graph
 CONNECTIVITY, ON_ADDING = 16, 128  # edges of a node, and how many candidates each is chosen from
 DEPTH, LEAST = 4, 64  # candidates that are scored exactly: so many for each hit asked for
 BREADTH = 16  # nodes that are kept in view for each candidate: .99 of the 10 nearest in a million
+MOST_IN_VIEW = 1 << 14  # nodes, unless so many candidates are asked for: a node takes some 5 µs
 AT_ONCE = 10_000  # images that are added to the graph between two looks at the progress
 
 
@@ -91,7 +92,7 @@ class Graph:
             queries: (Q, d) float32, unit length.
         """
         count = min(count, self.covers)
-        self._found.expansion_search = BREADTH * count
+        self._found.expansion_search = max(count, min(BREADTH * count, MOST_IN_VIEW))
         found = self._found.search(queries, count, threads=cores() if len(queries) > 1 else 1)
         numbers = found.keys.reshape(len(queries), -1).astype(np.int64)
         counts = np.atleast_1d(getattr(found, "counts", numbers.shape[1]))

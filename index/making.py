@@ -158,8 +158,9 @@ def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entr
             gone = [row for row, entry in enumerate(entries) if not os.path.lexists(entry.path)]
             if gone and len(gone) == len(entries):
                 raise InputError(
-                    f"none of the {counted(len(gone), 'file')} is there, so --missing would remove "
-                    f"all; connect the disk that holds them ({entries[0].path}), or delete {path}"
+                    f"not one file of {path} is there, so --missing would remove all "
+                    f"{counted(len(gone))}; connect the disk that holds them "
+                    f"({entries[0].path}), or delete the index"
                 )
             rows = sorted({*rows, *gone})
         if rows:

@@ -395,6 +395,17 @@ def test_a_graph_finds_what_an_exact_search_finds(graphed: Path) -> None:
     assert Index.open(graphed).graph.covers == 2040
 
 
+def test_many_hits_do_not_have_a_graph_look_at_everything() -> None:
+    class Found:  # as usearch's, of a million images
+        def search(self, queries: np.ndarray, count: int, threads: int) -> SimpleNamespace:
+            return SimpleNamespace(keys=np.zeros((len(queries), count), np.uint64))
+
+    found = Found()
+    for asked, nodes in ((64, 1024), (800, 12_800), (4000, 16_384), (40_000, 40_000)):
+        numbers = graph.Graph(found, 1_000_000).candidates(unit(1), asked)
+        assert numbers.shape == (1, asked) and found.expansion_search == nodes
+
+
 def test_a_graph_that_comes_or_goes_meanwhile_is_noticed(graphed: Path) -> None:
     file = searching.graph_of(graphed)
     kept = file.rename(file.with_name("kept"))
@@ -1321,7 +1332,7 @@ def test_a_disk_that_is_not_connected_empties_no_index(
     taken_in(folder / "i", folder / "p")
     (folder / "p").rename(folder / "away")
     said = refusal_of(f"remove {folder}/i --missing", capsys)
-    assert "none of the 3 files is there" in said and "p/1.png" in said
+    assert "is there, so --missing would remove all 3 images" in said and "p/1.png" in said
     assert len(Index.open(folder / "i")) == 3
     (folder / "away").rename(folder / "p")
     (folder / "p/1.png").unlink()
