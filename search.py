@@ -27,7 +27,7 @@ from options import searching
 from options.parsing import Parser
 from storage import in_bytes
 from terminal import as_shell, hear, say, terminal_width
-from utils import InputError, counted, sentence_errors
+from utils import InputError, counted, program, sentence_errors
 
 LARGE = 100_000_000  # bytes of an index with which most takes seconds
 
@@ -122,7 +122,7 @@ def compact(args: argparse.Namespace) -> None:
     say(f"{args.index} written anew, {in_bytes(freed)} smaller")
     if had_graph:
         say("its graph numbered the images as they were, and is gone; to make it anew:")
-        say(f"  python search.py approximate {as_shell(args.index)}")
+        say(f"  {program('search')} approximate {as_shell(args.index)}")
 
 
 def approximate(args: argparse.Namespace) -> None:
@@ -204,7 +204,7 @@ COMMANDS = (
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """A command line → options; `carry_out` is the command's function."""
-    parser = Parser(prog="python search.py", description=__doc__.split("\n")[0])
+    parser = Parser(prog=program("search"), description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         own = commands.add_parser(

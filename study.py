@@ -29,7 +29,7 @@ from studies.ledger import Ledger
 from studies.plan import Plan, of, read
 from studies.worker import Place, Progress, Stopped, Workers, places, rehearse
 from terminal import as_shell, fitted, in_lines, say
-from utils import InputError, counted, sentence_errors
+from utils import InputError, counted, program, sentence_errors
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -120,7 +120,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         Workers(ledger, where, progress.say).run()
     except Stopped:
-        say(f"\nstopped; go on with:\n  python study.py {as_shell(*sys.argv[1:])}", flush=True)
+        say(f"\nstopped; go on with:\n  {program('study')} {as_shell(*sys.argv[1:])}", flush=True)
         raise SystemExit(130) from None
     found = conclude(ledger, args.columns, args.markdown)
     failed = sum(len(one.failures) for one in found.methods)

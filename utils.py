@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from terminal import fitted, say
+from terminal import as_shell, fitted, say
 
 # --- errors ---------------------------------------------------------------------------------------
 
@@ -148,6 +149,40 @@ _START = (
 def top_folder() -> Path:
     """The folder from which `our_name` is found: the repository, or where packages are."""
     return Path(__file__).resolve().parents[1 if __package__ else 0]
+
+
+_caller = {"is": "anchorage" if __package__ else ""}
+_OF_PACKAGES = {"dataset": "dataset", "export": "net export"}
+
+
+def called_as(command: str) -> None:
+    """From now on our commands are subcommands of this one, such as `anchorage`."""
+    _caller["is"] = command
+
+
+def program(name: str) -> str:
+    """How a command of ours is called here, to be pasted: `python train.py`, `anchorage train`.
+
+    Args:
+        name: as a subcommand of `anchorage` is called: "train", "dataset", "export", ….
+    """
+    if _caller["is"]:
+        return f"{_caller['is']} {name}"
+    house, here = top_folder(), False
+    with contextlib.suppress(OSError):  # one of them may be gone by the end of a training
+        here = house.samefile(os.curdir)
+    if name in _OF_PACKAGES:
+        away = "" if here else f"PYTHONPATH={as_shell(_nearest(house))} "
+        return f"{away}python -m {_OF_PACKAGES[name]}"
+    file = house / f"{name}.py"
+    return f"python {as_shell(file.name if here else _nearest(file))}"
+
+
+def _nearest(path: Path) -> Path:
+    """The shorter way to a path from the current folder."""
+    with contextlib.suppress(OSError):
+        return min(path, Path(os.path.relpath(path)), key=lambda way: len(str(way)))
+    return path
 
 
 # --- names and numbers ----------------------------------------------------------------------------

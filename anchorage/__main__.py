@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import door
 from anchorage import __version__
 from anchorage.commands import Command, commands, run
 from terminal import say
-from utils import InputError, nearest_names, sentence_errors
+from utils import InputError, called_as, nearest_names, sentence_errors
 
 
 def usage() -> str:
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: as the subcommand ends; with status 2 and a sentence where there is none.
     """
     door.enter()
+    by_module = Path(sys.argv[0]).name == "__main__.py"  # `python -m anchorage …`
+    called_as("python -m anchorage" if by_module else "anchorage")
     words = sys.argv[1:] if argv is None else list(argv)
     name, rest = (words[0], words[1:]) if words else ("--help", [])
     if name in ("-h", "--help"):

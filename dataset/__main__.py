@@ -19,13 +19,13 @@ from machine import expanded
 from options.parsing import Parser, file
 from storage import check_outputs
 from terminal import hear, say
-from utils import InputError, sentence_errors
+from utils import InputError, program, sentence_errors
 
 _TO_STDOUT = "-"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m dataset", description=__doc__)
+    parser = Parser(prog=program("dataset"), description="Examines a data set, or fetches one.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (_add_check(commands), _add_download(commands)):
         command.add_argument(
@@ -74,7 +74,7 @@ def _add_check(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--exif",
         choices=("apply", "ignore"),
         default="apply",
-        help="as in train.py: turn pictures as their EXIF data say, or not (default: %(default)s)",
+        help="as in training: turn pictures as their EXIF data say, or not (default: %(default)s)",
     )
     return check
 

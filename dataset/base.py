@@ -14,7 +14,7 @@ import numpy as np
 
 from dataset.decoding import BadImageError, central_part, decode, need_file, reason, to_rgb
 from terminal import as_shell
-from utils import InputError, counted
+from utils import InputError, counted, program
 
 __all__ = [
     "ROOT",
@@ -42,7 +42,7 @@ def root_words(root: str | Path) -> list[str]:
 
 def check_command(name: str, root: str | Path = ROOT) -> str:
     """The command that examines the data set of a name under a data root."""
-    return f"python -m dataset check {as_shell(name, *root_words(root))}"
+    return f"{program('dataset')} check {as_shell(name, *root_words(root))}"
 
 
 # --- the lists ------------------------------------------------------------------------------------

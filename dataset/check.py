@@ -35,7 +35,7 @@ from dataset.layouts import NotFoundError, counts_logger
 from dataset.own import OwnData, classes_logger, notes_logger
 from dataset.readable import too_few_left
 from terminal import as_shell, told
-from utils import InputError, join_words
+from utils import InputError, join_words, program
 
 CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
 _EXAMPLES = 3
@@ -124,7 +124,7 @@ def _commands_to_get(name: str, root: str | Path) -> dict[str, str]:
     if dataset.find(name).name not in SOURCES:
         return {}
     words = [name, *root_words(root)]
-    return {"get it": f"python -m dataset download {as_shell(*words)}"}
+    return {"get it": f"{program('dataset')} download {as_shell(*words)}"}
 
 
 def _commands_to_go_on(
@@ -145,7 +145,7 @@ def _commands_to_go_on(
     words += [] if exif == "apply" else ["--exif", exif]
     shares = [share_admitting(row.unreadable, row.images) for row in splits if _refused(row)]
     words += ["--max-bad-images", f"{max(shares):g}"] if shares else []
-    return {"train on it": f"python train.py {as_shell(*words)}"}
+    return {"train on it": f"{program('train')} {as_shell(*words)}"}
 
 
 def _refused(row: SplitCount) -> bool:
@@ -180,7 +180,7 @@ def _hopeless(
     left = [part.subset(~unreadable[title]) for title, part in tested.items()]
     if any(unreadable[title].any() for title in tested) and too_few_left(left):
         why = (
-            "the classes that are left are too few to be told apart, so train.py stops before "
+            "the classes that are left are too few to be told apart, so a run stops before "
             "training: repair the images"
         )
         found |= {part.split: why for part in tested.values()}
@@ -216,7 +216,7 @@ def _outcome(row: SplitCount, hopeless: str) -> str:
         admitted = admitted_bad_images(BAD_IMAGES, row.images)
         share = share_admitting(row.unreadable, row.images)
         text += (
-            f", and --max-bad-images {BAD_IMAGES:g} admits {admitted}: train.py stops before "
+            f", and --max-bad-images {BAD_IMAGES:g} admits {admitted}: a run stops before "
             "training; repair or remove them"
         )
         text += "" if hopeless else f", or do without them (--max-bad-images {share:g})"

@@ -13,7 +13,7 @@ import dataset
 from dataset.check import UNUSABLE, Report, check
 from storage import write_content
 from terminal import plain, text_width, wrapped
-from utils import counted
+from utils import counted, program
 
 
 def as_text(report: Report) -> str:
@@ -123,6 +123,7 @@ def run(
     print("\n\n".join(as_text(report) for report in looked_at))
     absent = [report.dataset for report in reports if report not in looked_at]
     if absent:
-        more = f"not under {root}: {', '.join(absent)}; `python -m dataset check NAME` tells more"
+        asked = f"`{program('dataset')} check NAME`"
+        more = f"not under {root}: {', '.join(absent)}; {asked} tells more"
         print(f"\n{wrapped(more)}")
     return status

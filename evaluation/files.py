@@ -26,7 +26,7 @@ from evaluation.networks import fingerprint_of
 from evaluation.pictures import contact_sheet, neighbours_picture, random_queries, save_picture
 from metrics import comparison
 from storage import save_arrays, write_table
-from utils import InputError
+from utils import InputError, program
 
 if TYPE_CHECKING:
     from net import EmbeddingNet
@@ -313,7 +313,7 @@ def _query(subject: Subject, paths: Sequence[str]) -> str:
     answer += (
         f"\nsearched: the {len(searched):,} evaluated images of {searched.num_classes:,} classes; "
         "an image of another class, such as those trained on, has no right answer among them "
-        "(python search.py build RUN --images PHOTOS makes any images searchable)"
+        f"({program('search')} build RUN --images PHOTOS makes any images searchable)"
     )
     return f"{answer}\nanswers written to {_listed(written)}"
 

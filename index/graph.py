@@ -24,7 +24,7 @@ from index.scanning import Block, Hits
 from machine import cores
 from options.searching import graph_of
 from terminal import as_shell
-from utils import DamagedError, InputError
+from utils import DamagedError, InputError, program
 
 PATIENCE = 0.1  # seconds: an exact search of one query that takes longer is worth a graph
 SAMPLE = 1 << 16  # images that are timed
@@ -58,7 +58,7 @@ class Graph:
         if not path.exists():
             return None
         usearch = _library()
-        anew = f"make it anew with python search.py approximate {as_shell(index)}"
+        anew = f"make it anew with {program('search')} approximate {as_shell(index)}"
         try:
             record = _kept(index)
             record.check("graph")

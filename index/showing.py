@@ -17,7 +17,7 @@ from index.gallery import Entry, Index
 from options import searching
 from storage import in_bytes, write_json
 from terminal import WIDTH, as_shell, columns, fitted, printable, say, wrapped
-from utils import counted, human_seconds
+from utils import counted, human_seconds, program
 
 NAMED = 3  # images that a line names
 
@@ -74,7 +74,8 @@ def tell_next(path: Path) -> None:
     index = Index.open(path)
     own = index.entry(0).path
     say("search it with any image, such as one of its own:")
-    say(f"  python search.py query {as_shell(path, Path(min(own, os.path.relpath(own), key=len)))}")
+    picture = Path(min(own, os.path.relpath(own), key=len))
+    say(f"  {program('search')} query {as_shell(path, picture)}")
 
 
 def tell_removed(entries: Sequence[Entry], path: Path) -> None:
@@ -86,7 +87,7 @@ def tell_removed(entries: Sequence[Entry], path: Path) -> None:
     say(f"{counted(len(entries))} removed; {path} holds {counted(len(Index.open(path)))}")
     if entries:
         say("their embeddings stay in the file, unused, until it is written anew:")
-        say(f"  python search.py compact {as_shell(path)}")
+        say(f"  {program('search')} compact {as_shell(path)}")
 
 
 def speed_up(path: Path, wanted: str) -> None:
@@ -111,7 +112,7 @@ def speed_up(path: Path, wanted: str) -> None:
             "constraints.txt`, and then"
         )
         say(fitted(words, "  "))
-        say(f"  python search.py approximate {as_shell(path)}")
+        say(f"  {program('search')} approximate {as_shell(path)}")
         return
     if wanted == "auto" and index.graph and index.added - index.graph.covers < index.added // 10:
         return

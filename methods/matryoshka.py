@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flags import Group, Kind, flag, whole
 from methods.base import Method, Options
+from utils import program
 
 
 def refuses(options: Options) -> str:
@@ -29,7 +30,7 @@ METHOD = Method(
     flags=(Group("Matryoshka: embeddings that can be cut short, for any loss", (
         flag("--matryoshka", (), Kind(whole(1), "D", nargs="+"),
              "add the loss of the first D dimensions of the embedding for each D; the last one is "
-             "--embedding-size; evaluate.py --dims measures them", shown="off"),
+             f"--embedding-size; `{program('evaluate')} --dims` measures them", shown="off"),
     )),),
     wanted=lambda options: bool(options.matryoshka),
     attach={"sizes": "matryoshka"},

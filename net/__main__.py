@@ -18,7 +18,7 @@ from net.choices import WEIGHTS
 from options.parsing import Parser, file
 from storage import check_outputs
 from terminal import Wait, fitted, say, told
-from utils import InputError, sentence_errors
+from utils import InputError, program, sentence_errors
 
 if TYPE_CHECKING:
     from evaluation.inference import Model
@@ -58,7 +58,8 @@ OTHERS = ("safetensors", "card", "push_to_hub")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m net", description=__doc__.split("\n")[0])
+    name = program("export").removesuffix(" export")
+    parser = Parser(prog=name, description="Writes a trained network for use elsewhere.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     export = commands.add_parser(
         "export",
@@ -94,7 +95,7 @@ def _declare_shared(export: argparse.ArgumentParser) -> None:
         "--safetensors",
         metavar="FILE",
         type=file,
-        help="the weights and what describes the network, for load_run and evaluate.py",
+        help="the weights and what describes the network, for load_run and evaluation",
     )
     shared.add_argument(
         "--card",
@@ -121,8 +122,8 @@ def _declare_shared(export: argparse.ArgumentParser) -> None:
         "--numbers",
         metavar="FILE",
         type=file,
-        help="for the card: a file of evaluate.py --bootstrap 1000 --json FILE, whose intervals "
-        "it takes",
+        help="for the card: a file of an evaluation with --bootstrap 1000 --json FILE, whose "
+        "intervals it takes",
     )
 
 

@@ -19,6 +19,7 @@ from options.needs import (
     RETRIEVAL,
 )
 from options.training import AMP_TEXT, METRIC_NAMES, METRICS, METRICS_TEXT
+from utils import program
 
 EVALUATED = (*METRICS, "verification")
 """What evaluate.py can compute; training does the rest of it once, at its end."""
@@ -115,8 +116,8 @@ REPORT = Group("the page of one run or several", (
     flag("--queries", (), Kind(str, "TEXT", nargs="+"),
          "also show the queries whose class or file contains TEXT", need=ONE_PAGE),
     flag("--embeddings", None, a_path("FILE.npz"),
-         "embeddings of one run, made by evaluate.py --export, instead of the best checkpoint's",
-         need=ONE_PAGE),
+         f"embeddings of one run, made by `{program('evaluate')} --export`, instead of the best "
+         "checkpoint's", need=ONE_PAGE),
     flag("--seed", 1, COUNT_OR_ZERO, "seed of the random draws", need=ONE_PAGE),
     flag("--gpu-id --gpu", 0, Kind(whole(0), "N"), "which GPU embeds; the CPU where there is none",
          need=ONE_PAGE),

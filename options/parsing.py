@@ -45,7 +45,7 @@ from options.meaning import (
 )
 from options.training import DATA
 from terminal import as_shell, fitted, reading_width, say
-from utils import InputError, close_names, join_words, sentence_errors
+from utils import InputError, close_names, join_words, program, sentence_errors
 
 # --- the parser -----------------------------------------------------------------------------------
 
@@ -209,12 +209,12 @@ def _help_text(entry: Flag) -> str:
 
 
 def _make_parser(
-    program: str, description: str, groups: Sequence[Group], positional: str | None
+    command: str, description: str, groups: Sequence[Group], positional: str | None
 ) -> Parser:
-    runs = " [RUN ...]" if positional else ""
+    name, runs = program(command), " [RUN ...]" if positional else ""
     parser = Parser(
-        prog=program,
-        usage=fitted(f"{program}{runs} [@FILE] [--flag VALUE] ...", "  "),
+        prog=name,
+        usage=fitted(f"{name}{runs} [@FILE] [--flag VALUE] ...", "  ").replace("%", "%%"),
         description=description,
         argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
         allow_abbrev=False,
@@ -254,13 +254,13 @@ def _argparse_settings(entry: Flag) -> dict[str, Any]:
 
 
 def _parse(
-    program: str,
+    command: str,
     description: str,
     groups: Sequence[Group],
     argv: Sequence[str] | None,
     positional: str | None = None,
 ) -> tuple[argparse.Namespace, list[Flag], Parser]:
-    parser = _make_parser(program, description, groups, positional)
+    parser = _make_parser(command, description, groups, positional)
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         given, unknown = parser.parse_known_args(list(words_of(words)))
@@ -268,14 +268,14 @@ def _parse(
         parser.error(str(error))
     entries = flags_of(groups)
     if unknown:
-        parser.error(_about_unknown(unknown[0], program, entries))
+        parser.error(_about_unknown(unknown[0], command, entries))
     args = argparse.Namespace(**{**defaults(groups), **vars(given)})
     args.given = sorted(vars(given))
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
     return args, entries, parser
 
 
-def _about_unknown(word: str, program: str, entries: Sequence[Flag]) -> str:
+def _about_unknown(word: str, command: str, entries: Sequence[Flag]) -> str:
     """The sentence about a word that the parser could do nothing with."""
     alive = [entry for entry in entries if not entry.dead]
     known = {spelling: entry.dest for entry in alive for spelling in entry.spellings}
@@ -285,7 +285,7 @@ def _about_unknown(word: str, program: str, entries: Sequence[Flag]) -> str:
         hint = f"did you mean {meant}?" if meant else "leave it out, or give its flag before it"
         return f"no flag takes the word {word}; {hint}"
     if any(name in _all_spellings(entry) for entry in train_flags()):
-        return f"{name} is for training, and {program.split()[-1]} does not read it; leave it out"
+        return f"{name} is for training, and {program(command)} does not read it; leave it out"
     return unknown_flag(name, known, {entry.dest: entry.help for entry in entries})
 
 
@@ -310,7 +310,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         SystemExit: with status 2 and one sentence for a bad or ineffective flag, 0 for --help.
     """
     about = "Train an embedding network and judge it on classes it never saw."
-    args, entries, parser = _parse("python train.py", about, TRAIN_GROUPS, argv)
+    args, entries, parser = _parse("train", about, TRAIN_GROUPS, argv)
     try:
         if args.resume_run and args.folds:
             parser.error(
@@ -347,7 +347,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace | None:
 def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of evaluate.py; see `parse_train`."""
     about = "Evaluate a checkpoint on the classes it never saw."
-    args, entries, parser = _parse("python evaluate.py", about, EVALUATE_GROUPS, argv)
+    args, entries, parser = _parse("evaluate", about, EVALUATE_GROUPS, argv)
     if not args.resume and "model" not in args.given:
         parser.error(
             "--resume FILE is needed: the checkpoint to evaluate; or --model NAME, which is "
@@ -366,7 +366,7 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of report.py; `runs` are the folders. See `parse_train`."""
     about = "One HTML page that explains a run, or compares several; or all runs in a table."
-    args, entries, parser = _parse("python report.py", about, REPORT_GROUPS, argv, "runs")
+    args, entries, parser = _parse("report", about, REPORT_GROUPS, argv, "runs")
     _check_needs(args, entries, parser)
     if bool(args.runs) == bool(args.compare):
         parser.error("name the run folders, such as logs/NAME, or give --compare DIR")

@@ -64,6 +64,7 @@ from options.needs import (
     schedule_is,
 )
 from terminal import as_shell
+from utils import program
 
 METRICS = ("retrieval", "official", "nmi", "f1", "ami")
 """What an evaluation of a run computes."""
@@ -362,7 +363,8 @@ RUN = Group("run", (
          "print what would run, and stop (with --decode cache, a missing cache is made first)",
          change=NOTHING),
     flag("--no-report", False, SWITCH,
-         "no report.html at the end (python report.py RUN makes it at any time)", change=NOTHING),
+         f"no report.html at the end ({program('report')} RUN makes it at any time)",
+         change=NOTHING),
     flag("--wandb", None, one_of("online", "offline", "disabled"),
          "where Weights & Biases keeps the run",
          shown="online when a key is configured, else offline", change=NOTHING),

@@ -15,7 +15,7 @@ from page.document import against, percent
 from page.records import Record
 from runs import RunFolder
 from terminal import as_shell
-from utils import InputError
+from utils import InputError, program
 
 RATES = ("lr", "lr_p")  # each method may have its own
 REPEATED = ("seed", "LOG_DIR", "data_root", *RATES)  # said in the command all the same
@@ -72,7 +72,7 @@ def _described(found: Record, record: Record) -> str:
 
 
 def _compare(*folders: object) -> str:
-    return f"python report.py {as_shell(*folders)}"
+    return f"{program('report')} {as_shell(*folders)}"
 
 
 # --- beside it ------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def _command(record: Record, plain: argparse.Namespace) -> str | None:
         again = options.parsed(words)
         if again is not None and _training(vars(again)) == _training(vars(plain)):
             words += ["--name", _plain_name(record)]
-            return f"python train.py {as_shell(*words)}"
+            return f"{program('train')} {as_shell(*words)}"
     return None
 
 

@@ -26,7 +26,7 @@ from evaluation.tasks import Task
 from page.findings import TOP
 from page.records import Record, read
 from storage import load_arrays
-from utils import InputError
+from utils import InputError, program
 
 logger = logging.getLogger("report")
 
@@ -124,7 +124,7 @@ def judge(source: Source, file: str | None = None) -> Embedded:
     if not len(queries) or len(queries if searched is None else searched) < 2:
         raise InputError(
             f"no images of the evaluation ({task.title}) can be read any more; put them back, and "
-            "python report.py makes the whole page"
+            f"{program('report')} makes the whole page"
         )
     return Embedded(task.narrowed(queries, searched), embeddings, gallery, uncertainty)
 
@@ -142,21 +142,21 @@ def _exported(task: Task, path: Path, network: net.EmbeddingNet) -> Embedded:
         if not np.array_equal(content.get(f"{prefix}labels"), images.labels):
             raise InputError(
                 f"--embeddings {path} is not of this run's evaluation ({task.title}): the labels "
-                "differ; make it with evaluate.py --export"
+                f"differ; make it with {program('evaluate')} --export"
             )
         for name in ("embeddings", "uncertainty"):
             found[prefix + name] = _vectors(content, prefix + name, len(images), path)
     if found["embeddings"] is None or (task.gallery and found["gallery_embeddings"] is None):
         raise InputError(
-            f"--embeddings {path} holds no embeddings of all images; make it with evaluate.py "
-            "--export"
+            f"--embeddings {path} holds no embeddings of all images; make it with "
+            f"{program('evaluate')} --export"
         )
     for vectors in (found["embeddings"], found.get("gallery_embeddings")):
         if vectors is not None and vectors.shape[1] != size:
             raise InputError(
                 f"--embeddings {path} holds embeddings of {vectors.shape[1]} numbers, and the "
-                f"run's have {size}; make it with evaluate.py --export, of the run's best "
-                "checkpoint and without --dims and --whiten"
+                f"run's have {size}; make it with {program('evaluate')} --export, of the run's "
+                "best checkpoint and without --dims and --whiten"
             )
     _check_network(content, network, path)
     return Embedded(
@@ -174,14 +174,15 @@ def _check_network(
     """Raises InputError where a file's embeddings are another network's; an older one tells not."""
     if (made_by := content.get("network")) is None:
         logger.warning(
-            "--embeddings %s does not say which network made it (evaluate.py --export writes that "
+            "--embeddings %s does not say which network made it (%s --export writes that "
             "by now), so whether it was this run's best checkpoint is not checked",
             path,
+            program("evaluate"),
         )
     elif str(made_by) != fingerprint_of(network):
         raise InputError(
             f"--embeddings {path} was made by another network than the run's best checkpoint; "
-            "make it with evaluate.py --export, of that checkpoint"
+            f"make it with {program('evaluate')} --export, of that checkpoint"
         )
 
 
@@ -205,7 +206,7 @@ def _vectors(
     if not (fine and np.isfinite(vectors).all()):
         raise InputError(
             f"--embeddings {path}: its {name} are no finite vectors, one for each of the {count} "
-            "images; make it anew with evaluate.py --export"
+            f"images; make it anew with {program('evaluate')} --export"
         )
     return torch.from_numpy(vectors.astype(np.float32))
 

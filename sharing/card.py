@@ -26,7 +26,7 @@ from page import records
 from page.records import Numbers, Record
 from runs import RunFolder
 from sharing import references
-from utils import InputError, damage_in_words
+from utils import InputError, damage_in_words, program
 
 ROUNDED = 4  # digits behind the point, as in the tables of evaluate.py
 IN_WORDS = {"imagenet": "its pretrained weights", "none": "random weights"}
@@ -353,7 +353,7 @@ def read_intervals(
     Raises:
         InputError: it cannot be read, has none, or its metrics are not the run's.
     """
-    advice = "give a file that evaluate.py --bootstrap 1000 --json FILE has written"
+    advice = f"give a file that {program('evaluate')} --bootstrap 1000 --json FILE has written"
     if not file.is_file():
         raise InputError(f"--numbers {file} does not exist; {advice}")
     with damage_in_words(str(file), advice):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from flags import whole
 from options.parsing import Parser, file
 from studies.plan import LEAST, METRICS, Plan
+from utils import program
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -29,9 +30,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python study.py",
-        usage="python study.py FILE.toml [--jobs N] ...\n"
-        '       python study.py --flags "..." --methods NAME ... [--trials N] ...',
+        prog=program("study"),
+        usage="%(prog)s FILE.toml [--jobs N] ...\n"
+        '       %(prog)s --flags "..." --methods NAME ... [--trials N] ...',
         description="Each method gets the same number of trials on class-disjoint folds of the "
         "training classes, then runs with several seeds at its best settings, which are judged on "
         "the test classes. Started again it goes on; started several times it shares the work.",
@@ -49,10 +50,10 @@ def _parser() -> Parser:
 def _declare_what(parser: Parser) -> None:
     asked = parser.add_argument_group("what to study, if there is no file")
     asked.add_argument("--name", help="name of the study's folder in --logs")
-    asked.add_argument("--flags", help="flags of train.py that all methods share")
+    asked.add_argument("--flags", help="flags of training that all methods share")
     asked.add_argument(
         "--methods", nargs="+", metavar="METHOD",
-        help='losses by name, or flags of train.py: AMLoss "AMLoss --sec_wei 1" @recipes/FILE.txt',
+        help='losses by name, or flags of training: AMLoss "AMLoss --sec_wei 1" @recipes/FILE.txt',
     )  # fmt: skip
     for name, metavar, what in (
         ("folds", "K", "folds that the training classes are divided into"),

@@ -257,7 +257,7 @@ def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str,
     for line in given:
         if not isinstance(line, str) or not line.strip():
             raise InputError(
-                f"{source}: {line!r} is no method; give losses by name, or flags of train.py"
+                f"{source}: {line!r} is no method; give losses by name, or flags of training"
             )
         bare = not line.split()[0].startswith(("-", "@"))
         name = line if bare else line.removeprefix("--loss ")

@@ -121,7 +121,7 @@ def flag_named(name: str) -> Flag:
         for spelling in flag.spellings
     }
     if wanted not in known:
-        raise InputError(f"search: {name} is no flag of train.py; {nearest_names(wanted, known)}")
+        raise InputError(f"search: {name} is no flag of training; {nearest_names(wanted, known)}")
     return known[wanted]
 
 

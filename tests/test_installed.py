@@ -6,6 +6,7 @@ import ast
 import itertools
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -134,6 +135,30 @@ def test_the_package_holds_modules_recipes_and_data_and_nothing_else(site):
     assert files_in(site / "anchorage/recipes") == files_in(RECIPES)
     texts = [file for file in files if file.endswith(".py") and "/data/" not in file]
     assert not [file for file in texts if "python train.py" in (site / file).read_text("utf-8")]
+
+
+def test_printed_commands_are_called_as_the_one_that_prints_them(tmp_path):
+    """From another folder they work when pasted, be it by the scripts' paths or by `anchorage`."""
+    tiny.write_images(tmp_path / "photos")
+    check = ["check", "folder:photos"]
+    shown = run_python("-m", "dataset", *check, cwd=tmp_path)
+    (command,) = re.findall(r"^ +(python \S*train.py --dataset .*)", shown.stdout, re.MULTILINE)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    pasted = [f"{command} --help"]
+    absent = run_python("-m", "dataset", "check", "cub", cwd=tmp_path).stdout
+    pasted += [f"{words} --help" for words in re.findall("PYTHONPATH=.* download cub", absent)]
+    assert len(pasted) >= 2, absent
+    for command in pasted:
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+    editable = f"import sys; sys.argv[0] = '/bin/anchorage'; sys.path.insert(0, {str(ROOT)!r})"
+    code = f"{editable}; from anchorage.__main__ import main; main(['dataset', *{check}])"
+    shown = run_python("-c", code, cwd=tmp_path)
+    assert "anchorage train --dataset folder:photos" in shown.stdout
+    assert "python" not in shown.stdout
 
 
 def test_its_names_meet_nobody_else_s(site, tmp_path):

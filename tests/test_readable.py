@@ -330,7 +330,7 @@ def test_check_says_what_becomes_of_each_split_and_its_command_works(tmp_path: P
     found = check(f"folder:{images}", exif="ignore")
     by_split = {row.split: row for row in found.splits}
     assert by_split["eval"].unreadable == 3
-    assert "train.py stops before training" in by_split["eval"].outcome
+    assert "a run stops before training" in by_split["eval"].outcome
     command = found.commands["train on it"]
     assert f"'folder:{images}'" in command and f"  {command}" in as_text(found).splitlines()
     assert command.endswith("--exif ignore --max-bad-images 0.125")
@@ -344,7 +344,7 @@ def test_check_says_what_becomes_of_each_split_and_its_command_works(tmp_path: P
         cut(file)
     found = check(f"folder:{images}")
     (train, _) = found.splits
-    assert "of train2 no image is left, so train.py stops before training" in train.outcome
+    assert "of train2 no image is left, so a run stops before training" in train.outcome
     assert not found.commands and "do without them" not in train.outcome
 
 

@@ -200,7 +200,7 @@ def test_a_card_takes_intervals_from_an_evaluation_of_this_run_alone(run, tmp_pa
     said = refusal(capsys, export, run, "--card", tmp_path / "c.md", "--numbers", strange)
     assert "MAP@R of folder:" in said and "is 0.0000 there" in said
     said = refusal(capsys, export, run, "--card", tmp_path / "c.md", "--numbers", tmp_path / "no")
-    assert "no does not exist; give a file that evaluate.py" in said
+    assert "no does not exist; give a file that python evaluate.py" in said
     strange.write_text('{"results": []}')
     with pytest.raises(InputError, match="holds no intervals"):
         read_intervals(strange, {})

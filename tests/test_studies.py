@@ -78,7 +78,7 @@ def test_eight_lines_of_toml(tmp_path):
         ({"methods": {"a b": "--loss ms", "a_b": "--loss MS"}}, "names that are one as a folder"),
         ({"methods": {"PA": "--loss 'ms"}}, "No closing quotation"),
         ({"flags": "--no-test --val-fold 1"}, "is the study's own"),
-        ({"search": {"learning_rate": [1, 2]}}, "is no flag of train.py"),
+        ({"search": {"learning_rate": [1, 2]}}, "is no flag of training"),
         ({"search": {"lr": 3}}, "lr = 3 says no range"),
         ({"search": {"lr": [2, 1]}}, "says no range"),
         ({"search": {"lr": {"low": 1}}}, "is of no method|says no range"),

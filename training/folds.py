@@ -22,7 +22,7 @@ from page.records import metrics_in, read
 from runs import RunFolder, data_name
 from storage import write_json, write_table
 from terminal import as_shell, in_lines, say
-from utils import InputError
+from utils import InputError, program
 
 Numbers = Mapping[str, float]
 
@@ -131,7 +131,7 @@ def conclude(folder: Path, runs: Sequence[Path]) -> None:
         content |= {"mean": rows[-1].numbers, "half_width_95": rows[-1].spread}
     write_json(folder / "folds.json", content)
     say(f"written to {folder / 'folds.json'} and folds.csv")
-    say(f"page of all: python report.py --compare {as_shell(folder)}")
+    say(f"page of all: {program('report')} --compare {as_shell(folder)}")
 
 
 def start(args: Options) -> None:

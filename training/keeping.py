@@ -27,7 +27,7 @@ from terminal import as_shell, fitted, say, terminal_width, told
 from training.faults import CollapseWarning, Interrupted, NonFinite
 from training.state import Training
 from training.tracking import Tracker
-from utils import InputError, human_seconds
+from utils import InputError, human_seconds, program
 
 logger = logging.getLogger("train")
 
@@ -174,11 +174,11 @@ class Keeper:
         if self.training.finished and self.run.is_finished:
             return (
                 f"stopped by {by.name} when the run had ended; its page is made by:\n"
-                f"  python report.py {path}"
+                f"  {program('report')} {path}"
             )
         return (
             f"stopped by {by.name} at step {self.training.clock.step}; continue with:\n"
-            f"  python train.py --resume-run {path}"
+            f"  {program('train')} --resume-run {path}"
         )
 
     def recorded(self, fault: NonFinite) -> InputError:
@@ -216,8 +216,9 @@ class Keeper:
                 say(f"report:     {made}", flush=True)
         except Exception as error:  # it touches data, network, disk: none may fail a finished run
             logger.warning(
-                "no report page (%s); python report.py %s makes it",
+                "no report page (%s); %s %s makes it",
                 " ".join(str(error).split()) or type(error).__name__,
+                program("report"),
                 as_shell(self.run.path),
             )
 
@@ -251,7 +252,7 @@ class Keeper:
         print_doubts(results)
         print_thresholds(verified[:1])
         say(f"run folder: {run.path}")
-        say(f"evaluate:   python evaluate.py --resume {as_shell(run.best_checkpoint())}")
+        say(f"evaluate:   {program('evaluate')} --resume {as_shell(run.best_checkpoint())}")
         for line in self._about_search():
             say(line)
 
@@ -261,10 +262,11 @@ class Keeper:
         if not isinstance(data, OwnData):
             return []
         index = f"{data_name(self.training.options['dataset'])}.index"
-        build = f"python search.py build {as_shell(self.run.path, '--images', data.path)}"
+        search = program("search")
+        build = f"{search} build {as_shell(self.run.path, '--images', data.path)}"
         return [
             f"search:     {build} --index {as_shell(index)}",
-            f"            python search.py serve {as_shell(index)}",
+            f"            {search} serve {as_shell(index)}",
         ]
 
     @property
