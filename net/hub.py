@@ -32,7 +32,8 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
         Its address.
 
     Raises:
-        InputError: the package is missing, nobody is logged in, or the Hub refuses.
+        InputError: the package is missing, nobody is logged in, the Hub refuses, or what is to be
+            private would go into a model that everybody sees.
     """
     hub, name = _hub(), check_name(name)
     if not hub.get_token():
@@ -43,12 +44,31 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
     api = hub.HfApi()
     try:
         address = api.create_repo(name, private=private, exist_ok=True)
+        # One that was there keeps its visibility, whatever was asked for.
+        if private and not api.model_info(name).private:
+            raise InputError(
+                f"{name} is on the Hub already, and public: everybody would see what --private is "
+                "to hide; make it private in its settings there, or give another name"
+            )
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    except InputError:
+        raise
     except Exception as error:  # the network's errors are those of whatever library it uses
         raise InputError(
-            f"{name} could not be uploaded ({first_line(error)}); try again"
+            f"{name} could not be uploaded ({first_line(error)}); {_advice(error)}"
         ) from error
     return str(address)
+
+
+def _advice(error: Exception) -> str:
+    """What to do about an error of an upload."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return (
+            "the token here may not write there: give a name of your own, or log in with a token "
+            "that has the right to write (`hf auth login`, or HF_TOKEN)"
+        )
+    return "try again"
 
 
 def download(name: str) -> Path:

@@ -245,6 +245,7 @@ class Hub:
 
     def __init__(self, folder: Path, token: str | None = "secret") -> None:
         self.folder, self.token, self.asked = folder, token, {}
+        self.public: set[str] = set()  # models that are there, for all to see
 
     def get_token(self) -> str | None:
         return self.token
@@ -255,6 +256,9 @@ class Hub:
     def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
         self.asked |= {"name": name, "private": private, "exist_ok": exist_ok}
         return f"https://hub.example/{name}"
+
+    def model_info(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(private=self.asked["private"] and name not in self.public)
 
     def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
         shutil.copytree(folder_path, self.folder / repo_id)
@@ -308,8 +312,19 @@ def test_what_the_hub_refuses_is_one_sentence(run, hub, monkeypatch, capsys):
         load_run("hf:me/none")
     hub.token = None
     assert "hf auth login" in refusal(capsys, export, run, "--push-to-hub", "me/x")
-    hub.token, hub.create_repo = "secret", SimpleNamespace().__getattribute__
-    assert "me/x could not be uploaded" in refusal(capsys, export, run, "--push-to-hub", "me/x")
+    hub.token, hub.public = "secret", {"me/x"}
+    said = refusal(capsys, export, run, "--push-to-hub", "me/x", "--private")
+    assert "me/x is on the Hub already, and public" in said and "give another name" in said
+    for status, advice in ((403, "may not write there"), (500, "; try again")):
+
+        def refuse(*_: object, status: int = status, **__: object) -> None:
+            error = OSError(f"{status} of the Hub")
+            error.response = SimpleNamespace(status_code=status)
+            raise error
+
+        hub.create_repo = refuse
+        said = refusal(capsys, export, run, "--push-to-hub", "me/x")
+        assert f"me/x could not be uploaded ({status} of the Hub)" in said and advice in said
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert "pip install huggingface_hub" in refusal(capsys, export, run, "--push-to-hub", "me/x")
     assert not hub.folder.exists()
