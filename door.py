@@ -19,7 +19,13 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from machine import cores
-from terminal import Wait, leave_telling_to_others, say, speak_to_any_terminal
+from terminal import (
+    Wait,
+    leave_out_remarks,
+    leave_telling_to_others,
+    say,
+    speak_to_any_terminal,
+)
 from utils import InputError, sentence_errors
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -41,6 +47,7 @@ def enter(*, loads_torch: bool = False) -> None:
     _open_closed_streams()
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
     speak_to_any_terminal()
+    leave_out_remarks()
     settle_threads(os.environ)
     speaks = (os.environ.get("RANK") or "0") == "0"  # of several processes one
     if not speaks:

@@ -12,6 +12,7 @@ import shlex
 import sys
 import threading
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any, TextIO
@@ -196,6 +197,21 @@ def told(what: str) -> Iterator[None]:
 def leave_telling_to_others() -> None:
     """From now on `told` says nothing here: of several processes one speaks."""
     _said_by["this process"] = False
+
+
+_REMARKS = (
+    # Pillow's on odd metadata and on large pictures; `python -m dataset check` has its own.
+    {"category": UserWarning, "module": r"PIL\."},
+    {"category": RuntimeWarning, "message": r"Image size \(\d+ pixels\) exceeds limit"},
+    # More workers than cores are the user's choice, and torch's advice names no flag of ours.
+    {"category": UserWarning, "message": "This DataLoader will create"},
+)
+
+
+def leave_out_remarks() -> None:
+    """Silences what libraries say to programmers; a program that imports us hears it as before."""
+    for remark in _REMARKS:
+        warnings.filterwarnings("ignore", **remark)
 
 
 def speak_to_any_terminal() -> None:

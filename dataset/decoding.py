@@ -15,7 +15,6 @@ import os
 import re
 import stat
 import struct
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -24,10 +23,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 Source = str | os.PathLike[str] | BinaryIO
-
-# Pillow's remarks on odd metadata and on large pictures; `python -m dataset check` has its own.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class UnfitImageError(ValueError):

@@ -9,7 +9,6 @@ import itertools
 import logging
 import math
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,9 +32,6 @@ from dataset.workers import deaths_told, with_workers
 from utils import InputError, nearest_names
 
 views_logger = logging.getLogger("dataset.views")  # silent where a cache was chosen, and told
-
-# More workers than cores are the user's choice, and torch's advice names no flag of ours.
-warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
 
 DECODE = ("exact", "cache")
 

@@ -23,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import processes
+from terminal import leave_out_remarks
 from utils import InputError
 
 SOCKET_NAME = 100  # bytes of an address that every system takes: Linux 107, macOS 103
@@ -50,10 +51,16 @@ def with_workers(
         pin_memory=pin,
         persistent_workers=count > 0,
         multiprocessing_context=start_context() if count else None,
-        worker_init_fn=processes.ignore_requests,
+        worker_init_fn=_begin,
         # A generator of its own, so that reading data leaves torch's random state alone.
         generator=torch.Generator(),
     )
+
+
+def _begin(number: int) -> None:
+    """What a worker does first; one that was not forked knows of no filters yet."""
+    processes.ignore_requests(number)
+    leave_out_remarks()
 
 
 def _as_it_is(made: Any) -> Any:

@@ -25,6 +25,7 @@ from evaluation.tasks import tasks_of
 from metrics import comparison
 from metrics.comparison import Scores
 from storage import load_arrays, save_arrays, write_json
+from terminal import leave_out_remarks
 from utils import sentence_errors
 
 
@@ -173,5 +174,6 @@ def _measured(
 
 
 if __name__ == "__main__":
+    leave_out_remarks()
     with sentence_errors():
         judge(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

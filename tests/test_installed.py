@@ -179,6 +179,29 @@ def test_its_names_meet_nobody_else_s(site, tmp_path):
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
+def test_a_program_that_imports_it_stays_as_it_is(site, tmp_path):
+    """Its warnings, its log, its random numbers and its threads are its own."""
+    tiny.write_images(tmp_path / "photos")
+    (tmp_path / "program.py").write_text(
+        "import logging, os, random, signal, sys, warnings\n"
+        "import numpy, PIL.Image, torch\n"
+        "def state():\n"
+        "    log = logging.getLogger()\n"
+        "    chance = random.getstate(), numpy.random.get_state()[1].tolist()\n"
+        "    chance += (torch.get_rng_state().tolist(), torch.get_num_threads())\n"
+        "    heard = list(warnings.filters), list(log.handlers), log.level\n"
+        "    system = dict(os.environ), sys.excepthook, signal.getsignal(signal.SIGTERM)\n"
+        "    return chance, heard, system, PIL.Image.MAX_IMAGE_PIXELS\n"
+        "before = state()\n"
+        "from anchorage import load_run, retrieval_metrics, clustering_metrics\n"
+        "import anchorage.losses, anchorage.metrics, anchorage.dataset, anchorage.train\n"
+        "anchorage.dataset.load('folder:photos').read(0)\n"
+        "print([now for now, then in zip(state(), before) if now != then])\n"
+    )
+    done = installed(site, tmp_path, "program.py")
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
 def test_every_command_says_how_it_is_called_and_loads_no_torch(site, tmp_path):
     done = installed(site, tmp_path, "-m", "anchorage")
     assert done.returncode == 0 and all(f"\n  {name} " in done.stdout for name in commands())
