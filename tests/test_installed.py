@@ -130,7 +130,7 @@ def test_the_package_holds_modules_recipes_and_data_and_nothing_else(site):
     files = files_in(site)
     assert {file.partition("/")[0] for file in files} == {"anchorage"}
     held = {file.split("/")[1] for file in files}
-    assert {"train.py", "net", "page", "recipes", "data", "__main__.py"} <= held
+    assert {"train.py", "net", "page", "recipes", "data", "__main__.py", "py.typed"} <= held
     assert not held & {"tests", "benchmarks", "scripts", "docs", "logs", "hatch_build.py"}
     assert files_in(site / "anchorage/recipes") == files_in(RECIPES)
     texts = [file for file in files if file.endswith(".py") and "/data/" not in file]

@@ -438,7 +438,7 @@ def test_errors_and_warnings_fit_the_terminal(tmp_path: Path) -> None:
     shown = on_a_terminal(60, *words, cwd=tmp_path, status=2)
     said = "\n".join(line for line in shown if line)
     assert "error: 3 of the 24 evaluation images" in said and not does_not_fit(shown, 60)
-    assert f"`python -m dataset check folder:{images} --json FILE`" in said  # in one piece
+    assert f" python -m dataset check folder:{images} --json FILE`" in said  # in one piece
 
 
 def test_lines_are_broken_at_blanks_alone_and_only_on_a_terminal(monkeypatch) -> None:
