@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
 from terminal import printable
-from utils import DamagedError, InputError, damage_in_words, first_line
+from utils import DamagedError, InputError, damage_in_words, first_line, installing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -403,7 +403,7 @@ def _safetensors(path: Path) -> ModuleType:
     except ImportError as error:
         raise InputError(
             f"{path} needs the package safetensors, which is not installed here; "
-            "pip install safetensors -c constraints.txt"
+            f"{installing('safetensors')}"
         ) from error
     return safetensors
 

@@ -168,19 +168,22 @@ def program(name: str) -> str:
     """
     if _caller["is"]:
         return f"{_caller['is']} {name}"
-    house, here = top_folder(), False
-    with contextlib.suppress(OSError):  # one of them may be gone by the end of a training
-        here = house.samefile(os.curdir)
-    if name in _OF_PACKAGES:
-        away = "" if here else f"PYTHONPATH={as_shell(_nearest(house))} "
-        return f"{away}python -m {_OF_PACKAGES[name]}"
-    file = house / f"{name}.py"
-    return f"python {as_shell(file.name if here else _nearest(file))}"
+    if name not in _OF_PACKAGES:
+        return f"python {as_shell(_nearest(top_folder() / f'{name}.py'))}"
+    house = as_shell(_nearest(top_folder()))
+    return f"{'' if house == '.' else f'PYTHONPATH={house} '}python -m {_OF_PACKAGES[name]}"
+
+
+def installing(*packages: str) -> str:
+    """The command that installs packages: in the tests' versions, where the repository is here."""
+    versions = top_folder() / "constraints.txt"
+    known = f" -c {as_shell(_nearest(versions))}" if versions.is_file() else ""
+    return f"pip install {as_shell(*packages)}{known}"
 
 
 def _nearest(path: Path) -> Path:
     """The shorter way to a path from the current folder."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # that folder may be gone by the end of a training
         return min(path, Path(os.path.relpath(path)), key=lambda way: len(str(way)))
     return path
 

@@ -24,7 +24,7 @@ from index.scanning import Block, Hits
 from machine import cores
 from options.searching import graph_of
 from terminal import as_shell
-from utils import DamagedError, InputError, program
+from utils import DamagedError, InputError, installing, program
 
 PATIENCE = 0.1  # seconds: an exact search of one query that takes longer is worth a graph
 SAMPLE = 1 << 16  # images that are timed
@@ -175,7 +175,7 @@ def _library() -> Any:
     except ImportError as error:
         raise InputError(
             "an approximate search needs the package usearch, which is not installed here; "
-            "pip install usearch -c constraints.txt"
+            f"{installing('usearch')}"
         ) from error
     return usearch.index
 

@@ -17,7 +17,7 @@ from index.gallery import Entry, Index
 from options import searching
 from storage import in_bytes, write_json
 from terminal import WIDTH, as_shell, columns, fitted, printable, say, wrapped
-from utils import counted, human_seconds, program
+from utils import counted, human_seconds, installing, program
 
 NAMED = 3  # images that a line names
 
@@ -108,8 +108,8 @@ def speed_up(path: Path, wanted: str) -> None:
     if wanted == "auto" and not graph.is_installed():
         words = (
             f"comparing with all {counted(len(index))} takes longer than {graph.PATIENCE:g} s per "
-            f"query here, as from about {least:,} on; to avoid that, `pip install usearch -c "
-            "constraints.txt`, and then"
+            f"query here, as from about {least:,} on; to avoid that, "
+            f"`{installing('usearch')}`, and then"
         )
         say(fitted(words, "  "))
         say(f"  {program('search')} approximate {as_shell(path)}")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from net import EmbeddingNet
 from net.peft import merge_lora
 from storage import write_content
-from utils import InputError
+from utils import InputError, installing
 
 TOLERANCE = 1e-4
 """Largest difference of an entry of a unit embedding that an exported file may show."""
@@ -177,8 +177,7 @@ def _needed(*packages: str) -> list:
             missing.append(name)
     if missing:
         raise InputError(
-            f"--onnx needs {', '.join(missing)}, not installed here; "
-            f"pip install {' '.join(missing)} -c constraints.txt"
+            f"--onnx needs {', '.join(missing)}, not installed here; {installing(*missing)}"
         )
     return modules
 

@@ -25,7 +25,7 @@ from net.checkpoints import inside
 from net.choices import InputSpec
 from net.heads import Pool
 from net.shared import SHARED, SharedBatchNorm2d
-from utils import InputError, close_names, first_line, nearest_names
+from utils import InputError, close_names, first_line, installing, nearest_names
 
 # --- the module -----------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ def _timm() -> ModuleType:
     except ImportError as error:
         raise InputError(
             f"--model {TIMM}NAME needs the package timm, which cannot be loaded here ({error}); "
-            "pip install timm -c constraints.txt"
+            f"{installing('timm')}"
         ) from error
 
 

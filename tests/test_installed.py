@@ -161,6 +161,18 @@ def test_printed_commands_are_called_as_the_one_that_prints_them(tmp_path):
     assert "python" not in shown.stdout
 
 
+def test_a_missing_package_is_asked_for_in_words_that_work_there(site, tmp_path):
+    """The file with the tests' versions is the repository's; installed, there is none to name."""
+    code = "from {}utils import installing; print(installing('usearch', 'onnx'))"
+    shown = run_python("-c", code.format(""), cwd=tmp_path).stdout
+    command, _, versions = shown.strip().partition(" -c ")
+    assert command == "pip install usearch onnx" and (tmp_path / versions).samefile(
+        ROOT / "constraints.txt"
+    )
+    done = installed(site, tmp_path, "-c", code.format("anchorage."))
+    assert done.stdout == "pip install usearch onnx\n", done.stderr
+
+
 def test_its_names_meet_nobody_else_s(site, tmp_path):
     """A program with a utils.py and a net.py of its own uses the library, and both find theirs."""
     (tmp_path / "utils.py").write_text("WHOSE = 'mine'")
