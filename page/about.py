@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from page import results
@@ -37,7 +38,9 @@ def command(record: Record) -> str:
     """The command that started a run; where it was not kept, the flags that were given."""
     kept, args = record.environment.get("command"), record.args
     if kept:
-        return f"python {kept}"
+        program, _, words = kept.partition(" ")
+        installed = Path(program).name == "anchorage"  # as a command, wherever it lies
+        return f"anchorage {words}" if installed else f"python {kept}"
     given = "\n".join(
         f"--{name.replace('_', '-')} {in_brief(args.get(name))}" for name in args.get("given", [])
     )

@@ -24,6 +24,7 @@ import options
 from anchorage import completion
 from anchorage.commands import COMMANDS, commands
 from options.files import RECIPES, words_of
+from page import about
 from utils import InputError
 
 
@@ -159,6 +160,19 @@ def test_printed_commands_are_called_as_the_one_that_prints_them(tmp_path):
     shown = run_python("-c", code, cwd=tmp_path)
     assert "anchorage train --dataset folder:photos" in shown.stdout
     assert "python" not in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("kept", "shown"),
+    [
+        ("/opt/venv/bin/anchorage train --loss MS", "anchorage train --loss MS"),
+        ("train.py --loss MS --name anchorage", "python train.py --loss MS --name anchorage"),
+        ("-m anchorage train --loss MS", "python -m anchorage train --loss MS"),
+    ],
+)
+def test_a_page_shows_the_command_of_its_run_as_one_types_it(kept, shown):
+    record = types.SimpleNamespace(environment={"command": kept}, args={})
+    assert about.command(record) == shown
 
 
 def test_a_missing_package_is_asked_for_in_words_that_work_there(site, tmp_path):
