@@ -173,7 +173,7 @@ def _hopeless(
         emptied = [name for name, count in zip(part.class_names, left, strict=True) if not count]
         if part.split == TRAIN and bad.any() and emptied:
             found[TRAIN] = (
-                f"of {join_words(emptied[:_EXAMPLES], 'and')} no image is left, so train.py stops "
+                f"of {join_words(emptied[:_EXAMPLES], 'and')} no image is left, so a run stops "
                 "before training: repair or remove what is in that class"
             )
     tested = {title: part for title, part in parts.items() if part.split != TRAIN}
