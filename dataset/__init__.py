@@ -12,6 +12,7 @@ from typing import Any
 from dataset.base import ROOT, BadImageError, DataSet, ImageSet, Protocol
 from dataset.files import is_file, is_folder, is_gone
 from dataset.folders import FolderData
+from dataset.foreign import is_address, what_it_is
 from dataset.inventory import fingerprints, require_files
 from dataset.own import OwnData
 from dataset.readable import Reading, require_readable
@@ -44,12 +45,19 @@ def find(name: str) -> DataSet:
         InputError: there is none of this name; the sentence gives the nearest ones.
     """
     kind, colon, path = name.partition(":")
+    if is_address(path) or is_address(name):
+        raise InputError(
+            f"--dataset {name} is an address; download and unpack it, and name the folder: "
+            "folder:PATH"
+        )
     if colon and kind.lower() in ("folder", "csv"):
         if not path:
             raise InputError(f"--dataset {name} names no path; write {kind}:PATH")
         return (FolderData if kind.lower() == "folder" else CsvData)(name, Path(path))
     entry = _BY_NAME.get(re.sub("[-_ ]", "", name.lower()))
     if entry is None:
+        if other := what_it_is(name):
+            raise InputError(f"{name} is {other}")
         own = f"folder:{name}" if is_folder(name) else f"csv:{name}" if is_file(name) else None
         near = f"did you mean {own}?" if own else nearest_names(name, NAMES)
         raise InputError(

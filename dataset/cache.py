@@ -85,28 +85,48 @@ class Cache:
             BadImageError: it could not be decoded when the cache was made, and still cannot.
         """
         height, width = self.shapes[index].tolist()
-        if not height:
+        pixels = self._kept(index, index) if height else None
+        if pixels is None:
             return with_short_side(self.images.read(index), self.size)
-        try:
-            pixels = self._pixels(int(self._shard[index]))
-        except FileNotFoundError:  # another run has packed it into a new shard
-            return with_short_side(self.images.read(index), self.size)
-        start = int(self._starts[index])
-        return pixels[start : start + height * width * 3].reshape(height, width, 3)
+        return pixels.reshape(height, width, 3)
 
     def on_device(self, device: torch.device) -> PixelStore:
-        """All pixels in the device's memory; raises InputError when they do not fit."""
-        lengths = self.shapes.prod(axis=1) * 3
-        needed = int(lengths.sum())
-        check_room(needed, device, self.images)
-        store = torch.empty(needed, dtype=torch.uint8, device=device)
+        """All pixels in the device's memory.
+
+        Raises:
+            InputError: they do not fit; or what is not kept any more is not as it was.
+        """
+        ends = np.cumsum(self.shapes.prod(axis=1) * 3)
+        check_room(int(ends[-1]), device, self.images)
+        store = torch.empty(int(ends[-1]), dtype=torch.uint8, device=device)
         end = 0
         for first, last in self._runs():
-            start, length = int(self._starts[first]), int(lengths[first : last + 1].sum())
-            pixels = self._pixels(int(self._shard[first]))[start : start + length]
-            store[end : end + length] = torch.from_numpy(pixels)
-            end += length
+            pixels = self._kept(first, last)
+            if pixels is None:
+                pixels = np.concatenate([self._as_it_was(each) for each in range(first, last + 1)])
+            start, end = end, int(ends[last])
+            store[start:end] = torch.from_numpy(pixels)
         return PixelStore(store.view(-1, 3), self.shapes)
+
+    def _kept(self, first: int, last: int) -> np.ndarray | None:
+        """The bytes of images that lie one behind the other in a shard.
+
+        None where another run has packed it into a new one, and it was not open here.
+        """
+        try:
+            pixels = self._pixels(int(self._shard[first]))
+        except FileNotFoundError:
+            return None
+        return pixels[self._starts[first] : self._starts[last] + self.shapes[last].prod() * 3]
+
+    def _as_it_was(self, index: int) -> np.ndarray:
+        """The bytes of an image, decoded anew; raises InputError where its shape is another."""
+        if not self.shapes[index].any():
+            return np.empty(0, np.uint8)
+        picture = _decoded(self.images, index, self.size)
+        if picture.shape[:2] != tuple(self.shapes[index]):
+            raise InputError(_changed(self.images.paths[index]))
+        return picture.reshape(-1)
 
     def _runs(self) -> Iterator[tuple[int, int]]:
         """The first and the last of images that lie one behind the other in a shard."""
@@ -335,11 +355,12 @@ def _complete(
     places = _places(images, shards)
     lost = np.flatnonzero(places[:, 0] < 0).tolist()
     if lost:
-        raise InputError(
-            f"{images.paths[lost[0]]} changed while it was cached; start again when nothing writes "
-            "to the images"
-        )
+        raise InputError(_changed(images.paths[lost[0]]))
     return shards, places
+
+
+def _changed(path: str) -> str:
+    return f"{path} changed while it was cached; start again when nothing writes to the images"
 
 
 def _without_damage(shards: Sequence[_Shard], looked_at: Sequence[_Shard]) -> list[_Shard]:

@@ -16,7 +16,8 @@ from functools import lru_cache
 import numpy as np
 
 from dataset.base import SPLITS, PathTable, reason
-from dataset.files import Tree, in_class_order, is_folder, tree
+from dataset.files import Tree, in_class_order, is_file, is_folder, tree
+from dataset.foreign import packed_suffixes, what_it_is
 from dataset.layouts import by_top_level
 from dataset.own import (
     Note,
@@ -53,6 +54,9 @@ PATH/eval/<class>/<image>    (or PATH/query and PATH/gallery)"""
         except (OSError, ValueError):
             if not os.path.lexists(self.path):
                 return "does not exist; check the path"
+        if is_file(self.path):
+            other = what_it_is(self.path)
+            return f"is {other or f'a file; if it is a table of images, name it csv:{self.path}'}"
         return "is no folder; check the path"
 
 
@@ -88,11 +92,9 @@ class _Arrangement:
         else:
             table = list(self._classes_only())
         if not table:
-            loose = len(self.tree.pictures)
-            outside = f"{counted(loose, 'picture')}, outside any class folder"
-            what = outside if loose else "no picture found"
             raise InputError(
-                f"{self.given}: {what}; expected {self.tree.folder.absolute()}/<class>/<image>, or "
+                f"{self.given}: {self._what_else()}; expected "
+                f"{self.tree.folder.absolute()}/<class>/<image>, or "
                 "train/<class>/<image> and eval/<class>/<image>"
             )
         labels, names = numbered(class_name for _, class_name, _ in table)
@@ -104,6 +106,15 @@ class _Arrangement:
             numbers if splits or classes_first else None,
             remarks=tuple(self.remarks),
             notes=tuple(self._notes()),
+        )
+
+    def _what_else(self) -> str:
+        """What there is in place of pictures in class folders."""
+        if loose := len(self.tree.pictures):
+            return f"{counted(loose, 'picture')}, outside any class folder"
+        packed = join_words(packed_suffixes(self.tree.others), "and")
+        return "no picture found" + (
+            f"; take the pictures out of the {packed} files" if packed else ""
         )
 
     # --- which folders are splits ---

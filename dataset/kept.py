@@ -55,11 +55,14 @@ def name_of(images: ImageSet, *kind: object, size: int | None = None) -> str:
 
 
 def _place(images: ImageSet) -> str:
-    """Where the paths begin, so that the same relative path elsewhere is another one."""
+    """Where the paths begin, so that the same relative path elsewhere is another one.
+
+    However the folder is called from where this process runs: `photos`, `.` and `../photos`.
+    """
     prefix = images.paths.prefix
     if not prefix and all(map(os.path.isabs, images.paths.names())):
         return prefix
-    return os.path.join(os.getcwd(), prefix)  # noqa: PTH109, PTH118 (an absolute prefix as it is)
+    return os.path.join(os.path.abspath(prefix), "")  # noqa: PTH100, PTH118 (links as they are)
 
 
 # --- versions -------------------------------------------------------------------------------------

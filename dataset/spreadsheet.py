@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dataset.decoding import need_file, reason
+from dataset.foreign import HEAD, what_begins_with
 from storage import encoding_of
 from utils import InputError
 
@@ -25,12 +26,15 @@ def read_rows(path: Path, given: str) -> Iterator[tuple[int, list[str]]]:
         given: what the file is called in a message.
 
     Raises:
-        InputError: it cannot be read, or a quotation mark is opened and not closed.
+        InputError: it cannot be read, is no table, or a quotation mark is opened and not closed.
     """
     try:
         need_file(path)
         with path.open("rb") as file:
-            encoding = encoding_of(file.read(2))
+            head = file.read(HEAD)
+        if other := what_begins_with(head, path):
+            raise InputError(f"{given} is {other}")
+        encoding = encoding_of(head[:2])
         with path.open(encoding=encoding, newline="") as file:
             delimiter, spoken = _delimiter(file)
             file.seek(0)

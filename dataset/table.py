@@ -19,7 +19,8 @@ import numpy as np
 
 from dataset.base import SPLITS, PathTable
 from dataset.decoding import reason
-from dataset.files import OnDisk, is_file
+from dataset.files import OnDisk, is_file, is_folder
+from dataset.foreign import is_address
 from dataset.own import Note, OwnData, Rows, check_one_held_out, numbered, split_of
 from dataset.spreadsheet import read_rows
 from machine import expanded
@@ -36,6 +37,7 @@ _FLAGS = ("is_query", "is_gallery")
 _KNOWN = {"path", "label", *_FLAGS, *_SPLIT_NAMES, *BOX_NAMES}
 _NO_BOX = (-1, -1, -1, -1)
 _LARGEST = 2**31 - 1
+_SHOWN = 12  # names of columns in a message
 _TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("", "false", "0", "0.0", "no", "nan", "none")
 
 
@@ -52,6 +54,11 @@ x1 to y2: a box in pixels, optional"""
 
     def rows(self) -> Rows:
         """Every row of the file; it is read once in a process, unless it changes."""
+        if is_folder(self.path):
+            raise InputError(
+                f"{self.given} is a folder; if its folders are the classes, name it "
+                f"folder:{self.path}"
+            )
         try:
             status = self.path.stat()
         except OSError as error:
@@ -156,9 +163,7 @@ class _Table:
             missing += [name for name in _FLAGS if name not in place]
         if missing:
             raise InputError(
-                f"{self.given} has no column {join_words(missing, 'and')}; its first line must "
-                "name the columns path, label, split and, if you like, x1, y1, x2, y2, and it "
-                f"names {join_words(filter(None, names), 'and') or 'nothing'}"
+                f"{self.given} has no column {join_words(missing, 'and')}; {self._of(heading)}"
             )
         splits = [place[name] for name in _SPLIT_NAMES if name in place]
         if "split" in place:
@@ -168,6 +173,17 @@ class _Table:
         if twice:
             raise InputError(f"{self.given} has two columns {twice[0]}; rename one of them")
         return _Columns(place["path"], place["label"], tuple(splits), flags, box, tuple(names))
+
+    def _of(self, heading: list[str]) -> str:
+        """What a first line must be, and what this one is."""
+        if any(is_file(self.folder / name.strip()) for name in heading):
+            return "its first line is an image; put the line path,label above it"
+        names = [name.strip().lower() for name in heading if name.strip()]
+        has = join_words([*names[:_SHOWN], *(["others"] if len(names) > _SHOWN else [])], "and")
+        return (
+            "its first line must name the columns path and label and, if you like, split, x1, y1, "
+            f"x2, y2, parted by commas, semicolons or tabs, and it names {has or 'nothing'}"
+        )
 
     def _notes(self, columns: _Columns, split: int | None) -> Iterator[Note]:
         used = columns.used(split)
@@ -185,6 +201,11 @@ class _Table:
     def _checked_path(self, path: str, label: str, line: int) -> str:
         if not path or not label:
             raise self._fault(line, f"the {'label' if path else 'path'} is empty; fill it in")
+        if is_address(path):
+            raise self._fault(
+                line,
+                f"{path} is an address; images are read from files: download it, and name that",
+            )
         path = self.on_disk(expanded(path))
         if _has_break(label) or (_has_break(path) and not self.on_disk.is_there(path)):
             raise self._fault(
@@ -301,7 +322,8 @@ class _Marks:
     def __init__(self) -> None:
         self.numbers: list[int] = []
         self.first_line: dict[_Mark, int] = {}
-        self._number: dict[tuple[str, ...], int] = {}
+        self._number: dict[tuple[str, ...], int] = {}  # of a row's fields as they are written
+        self._place: dict[_Mark, int] = {}
 
     def add(self, row: list[str], columns: _Columns, line: int) -> None:
         """Takes note of one row."""
@@ -312,7 +334,7 @@ class _Marks:
             split = len(columns.splits)
             mark = _Mark(words[:split], words[split:])
             self.first_line.setdefault(mark, line)
-            number = self._number[said] = list(self.first_line).index(mark)
+            number = self._number[said] = self._place.setdefault(mark, len(self._place))
         self.numbers.append(number)
 
 

@@ -25,6 +25,7 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
+import dataset
 from dataset import cache as cache_module
 from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import BadImageError, ImageSet, PathTable
@@ -1107,6 +1108,38 @@ def test_a_run_goes_on_while_another_changes_its_cache(tmp_path, small_shards, m
     open_cache(images, 56, tmp_path / "cache")
     for index in (0, 9, 13, 4):
         np.testing.assert_array_equal(kept.read(index), expected[index])
+    flat = np.concatenate([image.reshape(-1, 3) for image in expected])
+    assert torch.equal(kept.on_device(CPU).pixels, torch.from_numpy(flat))
+    Image.new("RGB", (300, 56)).save(images.paths[0])
+    with pytest.raises(InputError, match=r"changed while it was cached"):
+        kept.on_device(CPU)
+
+
+@pytest.mark.parametrize(
+    ("from_inside", "from_above"),
+    [
+        ("folder:.", "folder:photos"),
+        ("folder:../photos", "folder:photos"),
+        ("csv:all.csv", "csv:photos/all.csv"),
+    ],
+)
+def test_what_is_kept_is_found_however_the_folder_is_called(
+    from_inside, from_above, tmp_path, monkeypatch
+):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in "abcd":
+        write_photographs(folder / name, 2)
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*.jpg"))]
+    rows = [f"{path},{path.parent}" for path in paths]
+    (folder / "all.csv").write_text("\n".join(["path,label", *rows]))
+    monkeypatch.chdir(folder)
+    kept = open_cache(dataset.load(from_inside), 56, tmp_path / "cache")
+    expected = kept.read(0).copy()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ImageSet, "read", None)  # nothing is decoded a second time
+    again = open_cache(dataset.load(from_above), 56, tmp_path / "cache")
+    np.testing.assert_array_equal(again.read(0), expected)
 
 
 def test_what_can_be_read_again_is_kept_although_its_file_is_the_same(photographs, tmp_path):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tarfile
+import time
 import unicodedata
+import zipfile
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -664,6 +667,63 @@ def test_columns_that_are_not_used_are_named(
     assert any("subset, bbox, image_id and score are not used" in note for note in notes(report))
     with pytest.raises(InputError, match=r"no column label.*it names path and class"):
         dataset.load(table(tmp_path, "path,class", "a/0.jpg,a"))
+
+
+def test_a_first_line_that_names_no_columns_is_shown_in_part(tmp_path: Path) -> None:
+    photos(tmp_path, "abcd")
+    rows = [f"{c}/{k}.jpg,{c}" for c in "abcd" for k in (0, 1)]
+    with pytest.raises(InputError, match=r"its first line is an image; put the line path,label"):
+        dataset.load(table(tmp_path, *rows))
+    with pytest.raises(InputError, match=r"parted by commas.*it names c1, .* c12 and others$"):
+        dataset.load(table(tmp_path, ",".join(f"C{k}" for k in range(1, 3000))))
+    with pytest.raises(InputError, match=r"line 3: s3://shop/b.jpg is an address"):
+        dataset.load(table(tmp_path, "path,label", rows[0], "s3://shop/b.jpg,b"))
+
+
+def test_a_column_that_might_be_a_split_and_has_many_values_is_read_quickly(tmp_path: Path) -> None:
+    photos(tmp_path, "abcd")
+    rows = [f"{'abcd'[k % 4]}/{k % 2}.jpg,{'abcd'[k % 4]},set {k}" for k in range(40_000)]
+    given = table(tmp_path, "path,label,set", *rows)
+    begin = time.process_time()
+    assert sum(len(dataset.load(given, split=split)) for split in ("train", "eval")) == 40_000
+    assert time.process_time() - begin < 5  # 30 s where each value is compared with all
+
+
+def other_kinds(folder: Path) -> dict[str, str]:
+    """Files that are no tables → what is said of them."""
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        archive.writestr("a/0.jpg", b"")
+    shutil.copy(folder / "photos.zip", folder / "photos.xlsx")
+    with tarfile.open(folder / "photos.tar", "w") as archive:
+        archive.add(folder / "photos.zip", "a/0.jpg")
+    with tarfile.open(folder / "photos.tgz", "w:gz") as archive:
+        archive.add(folder / "photos.zip", "a/0.jpg")
+    (folder / "photos.json").write_text(' [{"path": "a/0.jpg", "label": "a"}]')
+    (folder / "photos.parquet").write_bytes(b"PAR1" + bytes(20) + b"PAR1")
+    return {
+        **dict.fromkeys(("photos.zip", "photos.tar", "photos.tgz"), "an archive; unpack it"),
+        "photos.xlsx": "a spreadsheet; save it as CSV",
+        "photos.json": "JSON, and images are listed in CSV",
+        "photos.parquet": "a Parquet file, and images are listed in CSV",
+    }
+
+
+def test_files_of_other_kinds_are_called_what_they_are(tmp_path: Path) -> None:
+    for name, words in other_kinds(tmp_path).items():
+        for given in (f"csv:{tmp_path / name}", f"folder:{tmp_path / name}", f"{tmp_path / name}"):
+            with pytest.raises(InputError, match=f"{name}( is|: .*{name} is) {words}"):
+                dataset.load(given)
+    with pytest.raises(InputError, match=r"take the pictures out of the .parquet, .tar, .tgz and"):
+        dataset.load(f"folder:{tmp_path}")
+    photos(tmp_path / "photos", "abcd")
+    given = table(tmp_path, "path,label", "photos/a/0.jpg,a")
+    with pytest.raises(InputError, match=f"is a file; if it is a table of images, name it {given}"):
+        dataset.load(given.replace("csv:", "folder:"))
+    with pytest.raises(InputError, match=f"are the classes, name it folder:{tmp_path}/photos"):
+        dataset.load(f"csv:{tmp_path}/photos")
+    for given in ("https://host/photos.zip", "folder:hf://shop/photos", "csv:s3://shop/a.csv"):
+        with pytest.raises(InputError, match=f"{given} is an address; download"):
+            dataset.load(given)
 
 
 NOT_CLOSED = "a quotation mark is opened and not closed"
