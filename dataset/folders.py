@@ -8,6 +8,7 @@ split and does not fit any of these is refused: taken for a class it would give 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -105,7 +106,7 @@ class _Arrangement:
             names,
             numbers if splits or classes_first else None,
             remarks=tuple(self.remarks),
-            notes=tuple(self._notes()),
+            notes=(*self._notes(), *self._notes_on_depth(table, 2 if splits else 1, classes_first)),
         )
 
     def _what_else(self) -> str:
@@ -292,6 +293,33 @@ class _Arrangement:
                 (f"{count} {kind or 'without a suffix'}" for kind, count in most), "and"
             )
             yield Note(f"{self.tree.folder}: files that are not read as pictures: {words}")
+
+    def _notes_on_depth(
+        self, table: list[tuple[str, str, str | None]], depth: int, divided: bool
+    ) -> Iterator[Note]:
+        """What is said where pictures lie below class folders, which are `depth` folders down.
+
+        If all of them do, and in more folders than there are classes, the lower folders may be what
+        is to be told apart.
+        """
+        deeper = [row for row in table if row[0].count("/") > depth]
+        if divided or not deeper:
+            return
+        path, class_name, _ = deeper[0]
+        text = (
+            f"{self.given}: of the {counted(len(table), 'picture')}, {len(deeper):,} in folders "
+            f"below a class folder belong to that class, such as {path} to {class_name}"
+        )
+        classes = len({name for _, name, _ in table})
+        lower = len({path.rpartition("/")[0] for path, *_ in table})
+        if len(deeper) < len(table) or lower == classes:
+            yield Note(text)
+            return
+        text += (
+            f"; if the {lower:,} lower folders are the classes, and not these {classes:,}, move "
+            "them up, or list the pictures in a table (csv:FILE)"
+        )
+        yield Note(text, logging.WARNING)
 
 
 def _is_division(splits: Collection[str | None]) -> bool:

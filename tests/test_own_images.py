@@ -689,6 +689,31 @@ def test_a_column_that_might_be_a_split_and_has_many_values_is_read_quickly(tmp_
     assert time.process_time() - begin < 5  # 30 s where each value is compared with all
 
 
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_pictures_below_class_folders_are_said_to_belong_to_the_upper_one(
+    split: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for name in ("mugs", "pots", "pans", "lids"):
+        photos(tmp_path / split / name, "ab")
+    if split:
+        photos(tmp_path / "eval" / "cups", "ab", first=5)
+        photos(tmp_path / "eval" / "jars", "ab", first=7)
+    given = f"folder:{tmp_path}"
+    dataset.load(given)
+    (said,) = [each for each in caplog.records if "below a class folder" in each.message]
+    folders, classes = (12, 6) if split else (8, 4)
+    assert said.levelname == "WARNING"
+    assert f"such as {split}lids/a/0.jpg to lids; if the {folders} lower folders" in said.message
+    assert f"and not these {classes}, move them up" in said.message
+    caplog.clear()
+    save_image(tmp_path / split / "mugs" / "0.jpg", 3, 9)
+    dataset.load(given)
+    (said,) = [each for each in caplog.records if "below a class folder" in each.message]
+    assert said.levelname == "INFO" and "move them up" not in said.message
+    assert any("below a class" in note for note in notes(check(given)))
+
+
 def other_kinds(folder: Path) -> dict[str, str]:
     """Files that are no tables → what is said of them."""
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
