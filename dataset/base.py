@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dataset.decoding import BadImageError, central_part, decode, need_file, reason, to_rgb
+from dataset.statuses import answers, statuses
 from terminal import as_shell
 from utils import InputError, counted, program
 
@@ -200,7 +202,7 @@ class ImageSet:
         digest.update(b"\0".join(_encoded(name) for name in self.paths.names()))
         self._add_arrays(digest)
         if self.pixels is None:
-            digest.update(np.array([_size(path) for path in self.paths], np.int64))
+            digest.update(_sizes(self.paths))
         return digest.hexdigest()
 
     def content_fingerprint(self, sample: int = 512) -> str:
@@ -218,10 +220,11 @@ class ImageSet:
         digest.update(b"\0".join(_encoded(name) for name in _below_common_folder(self.paths)))
         self._add_arrays(digest)
         if self.pixels is None:
-            digest.update(np.array([_size(path) for path in self.paths], np.int64))
+            digest.update(_sizes(self.paths))
             count = min(sample, len(self))
-            for index in np.linspace(0, len(self) - 1, count).round().astype(int).tolist():
-                digest.update(_content_digest(self.paths[index]))
+            looked_into = np.linspace(0, len(self) - 1, count).round().astype(int)
+            for content in answers(_content_digest, self.paths.take(looked_into)):
+                digest.update(content)
         return digest.hexdigest()
 
     def _add_arrays(self, digest: hashlib.blake2b) -> None:
@@ -233,7 +236,8 @@ class ImageSet:
         """The paths that lead to no file: nothing, a folder, a named pipe; each once."""
         if self.pixels is not None:
             return []
-        absent = (path for path in self.paths if not os.path.isfile(path))  # noqa: PTH113
+        found = zip(self.paths, statuses(self.paths), strict=True)
+        absent = (path for path, now in found if now is None or not stat.S_ISREG(now.st_mode))
         return list(dict.fromkeys(absent))
 
 
@@ -245,11 +249,10 @@ def _below_common_folder(paths: PathTable) -> Iterator[str]:
     return (name[len(folder) :].lstrip(os.sep) for name in paths.names())
 
 
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116 (a Path object per image costs more than stat)
-    except (OSError, ValueError):
-        return -1
+def _sizes(paths: PathTable) -> np.ndarray:
+    """(N,) the files' sizes in bytes, -1 for one that is missing."""
+    found = statuses(paths)
+    return np.array([-1 if now is None else now.st_size for now in found], np.int64)
 
 
 def _content_digest(path: str, part: int = 1 << 18) -> bytes:

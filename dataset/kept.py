@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.base import ImageSet
+from dataset.statuses import statuses
 from machine import home
 from storage import can_be_made
 from utils import InputError
@@ -75,12 +76,8 @@ in ns, -1 where it is missing. What was found out of a version holds as long as 
 def versions_of(images: ImageSet) -> np.ndarray:
     """(N,) of `VERSION`: the images as their files are now."""
     boxes = [None] * len(images) if images.boxes is None else images.boxes
-    names = images.paths.names()
-    found = [
-        (_who(name, box), *_size_and_time(images.paths.prefix + name))
-        for name, box in zip(names, boxes, strict=True)
-    ]
-    return np.array(found, VERSION)
+    found = zip(images.paths.names(), boxes, statuses(images.paths), strict=True)
+    return np.array([(_who(name, box), *_size_and_time(now)) for name, box, now in found], VERSION)
 
 
 def _who(name: str, box: np.ndarray | None) -> int:
@@ -90,9 +87,5 @@ def _who(name: str, box: np.ndarray | None) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _size_and_time(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)  # noqa: PTH116 (a Path object costs more than stat)
-    except (OSError, ValueError):
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
+def _size_and_time(status: os.stat_result | None) -> tuple[int, int]:
+    return (-1, -1) if status is None else (status.st_size, status.st_mtime_ns)

@@ -6,13 +6,13 @@ tables do not keep to that, training can warn at its start, and the page of a ru
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from dataset.base import ImageSet
+from dataset.statuses import statuses
 
 NAMED = 3  # classes that a warning names
 
@@ -87,13 +87,8 @@ def names_of(images: ImageSet) -> list[str]:
 
 def _files(images: ImageSet) -> Iterator[Hashable]:
     """What tells the file of each image from all others; None where it is gone."""
-    for path in images.paths:
-        if images.pixels is not None:
-            yield path
-            continue
-        try:
-            status = os.stat(path)  # noqa: PTH116 (a Path object per image costs more than stat)
-        except OSError:
-            yield None
-        else:
-            yield status.st_dev, status.st_ino
+    if images.pixels is not None:
+        yield from images.paths
+        return
+    for status in statuses(images.paths):
+        yield None if status is None else (status.st_dev, status.st_ino)

@@ -30,6 +30,7 @@ from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.kept import VERSION, default_folder, name_of, versions_of
 from dataset.own import LEAST_CLASSES
+from dataset.statuses import ASKED_AT_ONCE
 from machine import cores
 from storage import load_arrays, save_arrays
 from terminal import printable
@@ -212,8 +213,9 @@ def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int
     bar = tqdm(
         total=len(indices), desc=printable(title), unit="img", leave=False, disable=None, delay=1
     )
-    # Pillow releases the interpreter while it decodes, so threads keep all cores busy.
-    with ThreadPoolExecutor(cores()) as pool, bar:
+    # Pillow releases the interpreter while it decodes, so threads keep all cores busy; a look at a
+    # file is mostly waiting for its disk.
+    with ThreadPoolExecutor(cores() if decoded else ASKED_AT_ONCE) as pool, bar:
         for part, found in zip(parts, pool.map(look, parts), strict=True):
             bad |= found
             bar.update(len(part))

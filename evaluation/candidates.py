@@ -133,7 +133,7 @@ def fingerprints(candidates: Sequence[Candidate]) -> dict[str, str]:
     found = {}
     for each in candidates:
         images = images_of(each.tasks)
-        prints = " and ".join(part.fingerprint() for part in images)
+        prints = " and ".join(part.content_fingerprint() for part in images)
         found[f"the network of {each.path}"] = fingerprint_of(each.network)
         found[f"the images for {each.path}"] = f"{sum(map(len, images)):,} ({prints})"
     return found

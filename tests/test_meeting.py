@@ -16,12 +16,15 @@ import pytest
 import tiny
 import together
 from conftest import ROOT
+from PIL import Image
 
+import dataset
 import devices
 import processes
 from processes import meeting, watching
 from processes.meeting import Place
-from training.data import Data
+from training.data import Data, HeldOut
+from training.data import load as load_data
 from training.describing import describe
 from utils import InputError
 
@@ -203,6 +206,29 @@ def test_what_differs_is_named_in_all_processes(tmp_path):
 
     said = "the processes differ in --seed: it is 0 in process 0 and 1 in process 1; give all the"
     assert together.run(3, work, tmp_path) == [f"{said} same"] * 3
+
+
+def test_images_are_compared_by_what_is_in_the_files(tmp_path):
+    """As on two machines that keep their copies in folders of other names."""
+    for rank, (copies, others) in enumerate([(10, 10), (10, 60)]):
+        for name, first in (("copies", copies), ("others", others)):
+            for k in range(8):
+                file = tmp_path / f"{name}{rank}" / "abcd"[k % 4] / f"{k}.bmp"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (first + k, 0, 0)).save(file)  # all of one size
+
+    def work() -> str:
+        def load(name: str) -> Data:
+            choice = dataset.Choice(f"folder:{tmp_path}/{name}{processes.rank()}")
+            return load_data(choice, HeldOut(), 2)
+
+        assert len(load("copies").train) == 4
+        with pytest.raises(InputError) as raised:
+            load("others")
+        return str(raised.value)
+
+    for said in together.run(2, work, tmp_path):
+        assert said.startswith("the processes differ in their training images: it is 4 (")
 
 
 def test_processes_of_another_precision_are_refused(images, tmp_path, monkeypatch):

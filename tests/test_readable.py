@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from dataset.base import ImageSet, PathTable
 from dataset.check import check
 from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
+from dataset.kept import versions_of
+from dataset.overlap import shared_with_training
 from dataset.readable import Reading, unreadable
 from dataset.showing import as_text
 from utils import InputError
@@ -403,3 +406,32 @@ def test_the_page_is_made_of_what_can_still_be_read(tmp_path: Path) -> None:
     assert "no images of the evaluation" in page and "can be read any more" in page
     shutil.rmtree(images)
     assert '"missing":""' not in report.make([run]).read_text()
+
+
+def test_a_disk_that_answers_slowly_is_asked_for_many_files_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(640):
+        (tmp_path / f"{number}.jpg").write_bytes(b"x" * (number + 1))
+    names = [f"{number}.jpg" for number in range(640)]
+    labels = np.arange(640) % 2
+    images = ImageSet("own", "train", labels, ("a", "b"), PathTable(names, f"{tmp_path}/"))
+    ask = os.stat
+
+    def slow(path: str, **more: object) -> os.stat_result:
+        time.sleep(0.005)
+        return ask(path, **more)
+
+    monkeypatch.setattr(os, "stat", slow)
+    for look in (
+        images.missing,
+        images.fingerprint,
+        images.content_fingerprint,
+        lambda: versions_of(images),
+        lambda: shared_with_training(images, images.subset([3])),
+    ):
+        begin = time.monotonic()
+        found = look()
+        assert time.monotonic() - begin < 2  # 3.2 s one after the other
+    assert found.images == 1
+    assert versions_of(images)["size"].tolist() == list(range(1, 641))

@@ -46,10 +46,10 @@ class Data:
         return images_of(self.tasks)
 
     def fingerprints(self) -> dict[str, str]:
-        """What tells these images from others, by their names, sizes and labels, not the pixels."""
-        evaluation = " and ".join(images.fingerprint() for images in self.judged)
+        """What tells these images from others, wherever they lie: see `content_fingerprint`."""
+        evaluation = " and ".join(images.content_fingerprint() for images in self.judged)
         return {
-            "their training images": f"{len(self.train):,} ({self.train.fingerprint()})",
+            "their training images": f"{len(self.train):,} ({self.train.content_fingerprint()})",
             "their evaluation images": f"{sum(map(len, self.judged)):,} ({evaluation})",
         }
 
