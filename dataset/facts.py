@@ -30,6 +30,7 @@ from dataset.decoding import (
 from machine import cores
 from terminal import printable
 
+MOST_COMPARED = 250_000  # images whose thumbnails are kept: 3 kB each
 _GREY_MODES = ("1", "L", "LA", "La")
 _TURNED = range(2, 9)  # EXIF orientation 1 is upright
 _BITS_PER_SAMPLE = 258  # a TIFF tag
@@ -156,7 +157,10 @@ def examine_pixels(pixels: np.ndarray) -> FileFacts:
 
 
 def examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
-    """Facts of every image, by path; a file that several splits list is read once."""
+    """Facts of every image, by path; a file that several splits list is read once.
+
+    Of more than `MOST_COMPARED` images no thumbnails are kept.
+    """
     jobs: dict[str, Callable[[], FileFacts]] = {}
     names: dict[str, str] = {}
     for part in parts.values():
@@ -171,8 +175,10 @@ def examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
         results = pool.map(lambda job: job(), jobs.values())
         with image_bar(name, len(jobs)) as bar:
             found = {}
+            few = len(jobs) <= MOST_COMPARED
             for path, fact in zip(jobs, results, strict=True):
-                found[path] = fact._replace(name=names[path])
+                thumbnail = fact.thumbnail if few else None
+                found[path] = fact._replace(name=names[path], thumbnail=thumbnail)
                 bar.update()
     return found
 

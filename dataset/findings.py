@@ -16,14 +16,21 @@ import numpy as np
 from dataset.alike import near_duplicates
 from dataset.base import DataSet, ImageSet
 from dataset.decoding import LONGEST
-from dataset.facts import CONVERSIONS, FAULTS, MISSING, ROTATION, FileFacts, image_bar
+from dataset.facts import (
+    CONVERSIONS,
+    FAULTS,
+    MISSING,
+    MOST_COMPARED,
+    ROTATION,
+    FileFacts,
+    image_bar,
+)
 
 TRAIN = "train"
 READING = "reading"
 REMARK = "remark"
 _EXAMPLES = 3
 _REMARKS = 20
-_MOST_COMPARED = 250_000  # images whose thumbnails are kept: 3 kB each
 _FEWEST_PIXELS = 4  # of a side, for something to be seen
 _AS_STORED = "taken as stored, as the released programs do (--exif ignore)"
 
@@ -261,6 +268,10 @@ def _near_duplicate_notes(
     """
     if any(part.boxes is not None for part in parts.values()):
         return
+    if len(facts) > MOST_COMPARED:
+        words = f"near duplicates are looked for among {MOST_COMPARED:,} images at most"
+        yield Finding(READING, 1, f"{words}, and there are {len(facts):,}", note=True)
+        return
     trained, tested = (
         {
             facts[path].digest: path
@@ -272,10 +283,6 @@ def _near_duplicate_notes(
         for side in (True, False)
     )
     sides = [[d for d in a if d not in b] for a, b in ((tested, trained), (trained, tested))]
-    if sum(map(len, sides)) > _MOST_COMPARED:
-        words = f"near duplicates are looked for among {_MOST_COMPARED:,} images at most"
-        yield Finding(READING, 1, f"{words}, and there are more", note=True)
-        return
     if not all(sides):
         return
     names = [

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
-from dataset import alike
+import dataset
+from dataset import alike, facts, findings
 from dataset.alike import hashes, near_duplicates, thumbnail
 from dataset.check import check
 from dataset.showing import as_text
@@ -126,7 +127,7 @@ def test_of_too_many_candidates_the_most_alike_are_looked_at(photographs, monkey
     assert len(pairs) == 3 and pairs[0][:2] == (0, 0)
 
 
-def test_check_notes_them_beside_exact_ones(photographs, tmp_path: Path) -> None:
+def test_check_notes_them_beside_exact_ones(photographs, tmp_path: Path, monkeypatch) -> None:
     for number, image in enumerate(photographs[:16]):
         folder = tmp_path / ("train" if number < 8 else "eval") / f"class{number // 2}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,3 +142,12 @@ def test_check_notes_them_beside_exact_ones(photographs, tmp_path: Path) -> None
     kinds = {finding.kind: finding.count for finding in check(f"folder:{tmp_path}").findings}
     assert kinds["exact duplicate across train and test"] == 1
     assert kinds["near duplicate across train and test"] == 1  # not once more among these
+    for module in (facts, findings):
+        monkeypatch.setattr(module, "MOST_COMPARED", 17)
+    many = [finding.sentence() for finding in check(f"folder:{tmp_path}").findings]
+    assert "near duplicates are looked for among 17 images at most, and there are 18" in many
+    examined = facts.examine_all({"train": dataset.load(f"folder:{tmp_path}")}, "")
+    assert all(fact.thumbnail is not None for fact in examined.values())
+    monkeypatch.setattr(facts, "MOST_COMPARED", 7)  # of so many they would fill the memory
+    examined = facts.examine_all({"train": dataset.load(f"folder:{tmp_path}")}, "")
+    assert all(fact.thumbnail is None for fact in examined.values())
