@@ -113,8 +113,9 @@ class _Arrangement:
         """What there is in place of pictures in class folders."""
         if loose := len(self.tree.pictures):
             return f"{counted(loose, 'picture')}, outside any class folder"
+        among = f" among {self._other_files()}" if self.tree.others else ""
         packed = join_words(packed_suffixes(self.tree.others), "and")
-        return "no picture found" + (
+        return f"no picture found{among}" + (
             f"; take the pictures out of the {packed} files" if packed else ""
         )
 
@@ -163,11 +164,13 @@ class _Arrangement:
 
     def _refuse_loose(self, group: dict[str, str]) -> None:
         """Refuses pictures that are sorted into splits and not into classes."""
-        nothing_else = len(group) > 1 and group.keys() == self.filled.keys()
+        nothing_else = group and group.keys() == self.filled.keys()
         if not self.deep & group.keys() and (_is_division(group.values()) or nothing_else):
+            hold = "hold" if len(group) > 1 else "holds"
             raise InputError(
-                f"{self.given}: {join_words(group, 'and')} hold pictures and no class folders, so "
-                f"nothing says what class they are; expected {next(iter(group))}/<class>/<image>"
+                f"{self.given}: {join_words(group, 'and')} {hold} pictures and no class folders, "
+                "so nothing says what class they are; expected "
+                f"{next(iter(group))}/<class>/<image>, or a table (csv:FILE) that says it"
             )
 
     def _one_of_each(self, group: dict[str, str]) -> dict[str, str]:
@@ -288,11 +291,12 @@ class _Arrangement:
 
     def _notes(self) -> Iterator[Note]:
         if self.tree.others:
-            most = self.tree.others.most_common()
-            words = join_words(
-                (f"{count} {kind or 'without a suffix'}" for kind, count in most), "and"
-            )
-            yield Note(f"{self.tree.folder}: files that are not read as pictures: {words}")
+            others = self._other_files()
+            yield Note(f"{self.tree.folder}: files that are not read as pictures: {others}")
+
+    def _other_files(self) -> str:
+        most = sorted(self.tree.others.items(), key=lambda kind: (-kind[1], kind[0]))
+        return join_words((f"{count} {kind or 'without a suffix'}" for kind, count in most), "and")
 
     def _notes_on_depth(
         self, table: list[tuple[str, str, str | None]], depth: int, divided: bool

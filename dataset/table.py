@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -129,7 +129,7 @@ class _Table:
             names,
             self._splits(marks, columns, split),
             _box_array(boxes, len(paths)),
-            notes=tuple(self._notes(columns, split)),
+            notes=(*self._notes(columns, split), *self._notes_on_labels(names)),
         )
 
     # --- lines ---
@@ -193,6 +193,18 @@ class _Table:
                 f"{self.given}: {join_words(left, 'and')} {'is' if len(left) == 1 else 'are'} not "
                 "used; the columns that are: path, label, split, is_query and is_gallery, and "
                 "boxes in pixels as x1, y1, x2, y2",
+                logging.WARNING,
+            )
+
+    def _notes_on_labels(self, names: Collection[str]) -> Iterator[Note]:
+        """What is said of a label that is there as 3 and as 3.0, which pandas makes of some 3."""
+        known = set(names)
+        twice = [name for name in names if name.endswith(".0") and name[:-2] in known]
+        if twice:
+            yield Note(
+                f"{self.given}: the labels {twice[0][:-2]} and {twice[0]} are two classes"
+                + (f", and {len(twice) - 1:,} others likewise" if len(twice) > 1 else "")
+                + "; write them alike if they are one",
                 logging.WARNING,
             )
 

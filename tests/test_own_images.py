@@ -121,6 +121,7 @@ def test_the_same_classes_on_both_sides_are_said(
         (["train/a", "train/b", "val/c"], "one evaluation class (c)"),
         (["train/a", "val/b", "val/c"], "one training class (a)"),
         (["train", "val"], "train and val hold pictures and no class folders"),
+        (["train"], "train holds pictures and no class folders"),
         (["Test", "validation"], "Test and validation hold pictures and no class folders"),
         (["cars_train", "cars_test"], "cars_test and cars_train hold pictures"),
         (["train/a", "train/b"], "train is called like a split and holds folders"),
@@ -714,6 +715,18 @@ def test_pictures_below_class_folders_are_said_to_belong_to_the_upper_one(
     assert any("below a class" in note for note in notes(check(given)))
 
 
+def test_a_number_written_in_two_ways_is_said_to_be_two_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos(tmp_path, "abcd")
+    rows = [f"{c}/{k}.jpg,{i}{'.0' if k else ''}" for i, c in enumerate("abcd") for k in (0, 1)]
+    dataset.load(table(tmp_path, "path,label", *rows))
+    assert "the labels 0 and 0.0 are two classes, and 3 others likewise" in caplog.text
+    caplog.clear()
+    dataset.load(table(tmp_path, "path,label", *rows[1::2], rows[1], name="alike.csv"))
+    assert "two classes" not in caplog.text
+
+
 def other_kinds(folder: Path) -> dict[str, str]:
     """Files that are no tables → what is said of them."""
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
@@ -738,7 +751,7 @@ def test_files_of_other_kinds_are_called_what_they_are(tmp_path: Path) -> None:
         for given in (f"csv:{tmp_path / name}", f"folder:{tmp_path / name}", f"{tmp_path / name}"):
             with pytest.raises(InputError, match=f"{name}( is|: .*{name} is) {words}"):
                 dataset.load(given)
-    with pytest.raises(InputError, match=r"take the pictures out of the .parquet, .tar, .tgz and"):
+    with pytest.raises(InputError, match=r"found among 1 .json, .*out of the .parquet, .tar, .tgz"):
         dataset.load(f"folder:{tmp_path}")
     photos(tmp_path / "photos", "abcd")
     given = table(tmp_path, "path,label", "photos/a/0.jpg,a")
