@@ -21,20 +21,15 @@ class Bar(tqdm):
 
     Args:
         title: what is being done. total: of it. speaks: of several processes one does.
-        more: as tqdm has it.
+        more: as tqdm has it (leave=True: it stays).
     """
 
     def __init__(
-        self,
-        title: str,
-        total: float | None,
-        *,
-        unit: str = "img",
-        speaks: bool = True,
-        **more: Any,
+        self, title: str, total: float | None, *, speaks: bool = True, **more: Any
     ) -> None:
-        look = {"unit": unit, "leave": False, "disable": None if speaks else True}
-        super().__init__(desc=printable(title), total=total, mininterval=OFTEN, **look, **more)
+        look = {"unit": "img", "leave": False, "mininterval": OFTEN}
+        look["disable"] = None if speaks else True
+        super().__init__(desc=printable(title), total=total, **{**look, **more})
 
     def refresh(self, *args: Any, **more: Any) -> Any:
         """Draws it."""

@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from bars import Bar
 from dataset.base import BadImageError, ImageSet, reason, why_unreadable
 from dataset.decoding import LONGEST, need_file
 from dataset.files import told_logger
@@ -466,8 +466,7 @@ def _build_all(tasks: Sequence[_Task], images: ImageSet) -> None:
     )
     told_logger.info("decoding %s once into %s: %s", counted(len(new)), folder, room)
     built = with_workers(_Builder(tasks, images), min(cores(), len(tasks)))
-    bar = tqdm(total=len(new), desc="cache", unit="img", leave=False, disable=None)
-    with bar, deaths_told("; start again, and the cache is continued"):
+    with Bar("cache", len(new)) as bar, deaths_told("; start again, and the cache is continued"):
         for outcome in built:
             if isinstance(outcome, InputError):
                 raise outcome

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import shutil
 import stat
-import sys
 import tarfile
 import tempfile
 import time
@@ -27,9 +26,8 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from tqdm import tqdm
-
 import dataset
+from bars import Bar
 from dataset.base import ROOT
 from dataset.decoding import reason
 from storage import in_bytes
@@ -235,10 +233,8 @@ def _starts_at(response: HTTPResponse, offset: int) -> bool:
 
 
 def _copy(source: HTTPResponse, file: IO[bytes], start: int, total: int | None, title: str) -> None:
-    quiet = not sys.stderr.isatty()
-    with tqdm(
-        desc=title, initial=start, total=total, unit="B", unit_scale=True, disable=quiet
-    ) as bar:
+    look = {"unit": "B", "unit_scale": True, "leave": True}
+    with Bar(title, total, initial=start, **look) as bar:
         while block := source.read(_BLOCK):
             file.write(block)
             bar.update(len(block))

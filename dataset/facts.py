@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from bars import Bar
 from dataset.alike import thumbnail
 from dataset.base import ImageSet
 from dataset.decoding import (
@@ -28,7 +28,6 @@ from dataset.decoding import (
     to_rgb,
 )
 from machine import cores
-from terminal import printable
 
 MOST_COMPARED = 250_000  # images whose thumbnails are kept: 3 kB each
 _GREY_MODES = ("1", "L", "LA", "La")
@@ -173,7 +172,7 @@ def examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
     # Pillow and hashlib release the interpreter, so threads keep all cores busy.
     with ThreadPoolExecutor(cores()) as pool:
         results = pool.map(lambda job: job(), jobs.values())
-        with image_bar(name, len(jobs)) as bar:
+        with Bar(name, len(jobs)) as bar:
             found = {}
             few = len(jobs) <= MOST_COMPARED
             for path, fact in zip(jobs, results, strict=True):
@@ -181,8 +180,3 @@ def examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
                 found[path] = fact._replace(name=names[path], thumbnail=thumbnail)
                 bar.update()
     return found
-
-
-def image_bar(title: str, count: int) -> tqdm:
-    """A bar for so many images; nothing off a terminal."""
-    return tqdm(total=count, desc=printable(title), unit=" images", disable=None, leave=False)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bars import Bar
 from dataset.alike import near_duplicates
 from dataset.base import DataSet, ImageSet
 from dataset.decoding import LONGEST
@@ -23,7 +24,6 @@ from dataset.facts import (
     MOST_COMPARED,
     ROTATION,
     FileFacts,
-    image_bar,
 )
 
 TRAIN = "train"
@@ -289,7 +289,7 @@ def _near_duplicate_notes(
         [one[digest] for digest in side] for one, side in zip((tested, trained), sides, strict=True)
     ]
     first, second = (np.stack([facts[path].thumbnail for path in side]) for side in names)
-    with image_bar("near duplicates", len(first)) as bar:
+    with Bar("near duplicates", len(first)) as bar:
         pairs = near_duplicates(first, second, lambda done: bar.update(done - bar.n))
     yield from some(
         "near duplicate across train and test",

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from bars import Bar
 from dataset.base import ImageSet, why_unreadable
 from dataset.files import told_logger, warn_once
 from dataset.glance import looks_whole
@@ -33,7 +33,6 @@ from dataset.own import LEAST_CLASSES
 from dataset.statuses import ASKED_AT_ONCE
 from machine import cores
 from storage import load_arrays, save_arrays
-from terminal import printable
 from utils import InputError, join_words
 
 logger = logging.getLogger("dataset")
@@ -210,9 +209,7 @@ def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int
     parts = [indices[start : start + _AT_ONCE] for start in range(0, len(indices), _AT_ONCE)]
     bad: dict[int, str] = {}
     title = "looking at the images" if decoded else "looking at the files"
-    bar = tqdm(
-        total=len(indices), desc=printable(title), unit="img", leave=False, disable=None, delay=1
-    )
+    bar = Bar(title, len(indices), delay=1)
     # Pillow releases the interpreter while it decodes, so threads keep all cores busy; a look at a
     # file is mostly waiting for its disk.
     with ThreadPoolExecutor(cores() if decoded else ASKED_AT_ONCE) as pool, bar:
