@@ -79,6 +79,19 @@ from criteria.similarity import cosine_similarity, introspective_similarity
 from criteria.sphere import NormPenalty, SphericalConstraint
 from utils import InputError
 
+__all__ = [
+    "ATTACHMENTS", "CRITERIA", "FILLED_IN", "MINERS", "AMLoss", "AnchorMiner", "Criterion",
+    "DisentanglingLoss", "DistanceWeightedMiner", "Embeddings", "Inputs", "LibraryEntry",
+    "LibraryLoss", "LibraryPart", "MarginLoss", "MaskOrthogonality", "MemoryBank", "Miner",
+    "MultiSimilarityLoss", "NPairLoss", "NearestNegativeMiner", "NormPenalty", "Objective",
+    "ProxyAnchorLoss", "ProxyCrowding", "ProxyLoss", "References", "SemihardTripletLoss",
+    "SoftmaxPairLoss", "SphericalConstraint", "Term", "TripletLoss", "Triplets", "at_random",
+    "build", "build_miner", "compose", "cosine_similarity", "default_of", "farthest", "in_float32",
+    "introspective_similarity", "library_loss", "log_one_plus_sum_exp", "mask_orthogonality",
+    "nearest", "needs_pairs", "negative_term", "options_of", "positive_term", "proxy_losses",
+    "raw_retrieval", "try_out", "unit_retrieval",
+]  # fmt: skip
+
 CRITERIA: dict[str, Callable[..., Criterion]] = {
     name: criteria.load(place) for name, place in criteria.LOSSES.items()
 }

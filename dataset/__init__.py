@@ -21,6 +21,24 @@ from dataset.trained_on import TrainedOn
 from flags import a_place
 from utils import InputError, nearest_names
 
+__all__ = [
+    "NAMES",
+    "BadImageError",
+    "Choice",
+    "DataSet",
+    "ImageSet",
+    "Protocol",
+    "Reading",
+    "TrainedOn",
+    "find",
+    "fingerprints",
+    "load",
+    "protocol",
+    "require_files",
+    "require_readable",
+    "spelt",
+]
+
 FILES = (
     "emoji",
     "cub",
