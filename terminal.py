@@ -314,9 +314,10 @@ def _shell_word(word: str) -> str:
         return shlex.quote(word)
 
     def spelt(character: str) -> str:
-        code = ord(character)
-        if character in "`'\\" or code < 32 or _is_raw_byte(character):
-            return f"\\x{code & 0xFF:02x}"
-        return character if _is_shown(character, False) else f"\\U{code:08x}"
+        if character not in "`'\\" and _is_shown(character, False):
+            return character
+        errors = "surrogateescape" if _is_raw_byte(character) else "surrogatepass"
+        # As bytes, not as \u: a shell in the C locale knows no such characters.
+        return "".join(f"\\x{byte:02x}" for byte in character.encode(errors=errors))
 
     return f"$'{''.join(map(spelt, word))}'"

@@ -195,10 +195,11 @@ def test_a_picture_of_200_million_pixels_is_too_large_and_not_damaged(tmp_path: 
     assert facts.fault == "picture that cannot be used as it is" and "smaller" in facts.error
 
 
-def test_odd_pictures_are_read_without_a_word_from_pillow(tmp_path: Path) -> None:
+def test_commands_read_odd_pictures_without_a_word_from_pillow(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(png((b"eXIf", BROKEN_EXIF[2][6:])))
     script = (
+        "import door; door.enter()\n"
         "from PIL import Image; from dataset.decoding import decode; import sys\n"
         f"Image.MAX_IMAGE_PIXELS = {PIXELS[..., 0].size - 1}; decode(sys.argv[1])"
     )

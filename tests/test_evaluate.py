@@ -859,7 +859,7 @@ def test_progress_on_a_terminal_has_the_time_left(runs, tmp_path):
     import termios
 
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
     command = [ROOT / "evaluate.py", "--resume", runs.seed1, "--workers", "0"]
     process = start_python(*command, cwd=tmp_path, streams={"stderr": theirs})
     os.close(theirs)

@@ -272,7 +272,7 @@ def test_what_can_hardly_work_is_said(images: Path) -> None:
     few = said("--epochs 3")
     assert "4 steps an epoch, 12 in all" in few and "starts from nothing" in few
     assert "--warm 3 of 3 epochs" in said("--epochs 3 --warm 3 --lr 1e-3")
-    assert "--warm 3 of 1 epochs" in said("--steps 2 --warm 3 --lr 1e-3")
+    assert "--warm 3 of 1 epoch:" in said("--steps 2 --warm 3 --lr 1e-3")
     assert said("--freeze-blocks all --epochs 1 --lr 1e-3") == ""
     pairs = "--loss Contrastive --lr 1e-3 --warm 0 --batch-size"
     for size, better in ((4, "--IPC 2"), (5, "--IPC 4 --batch-size 8")):

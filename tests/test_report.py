@@ -521,7 +521,7 @@ def test_page_names_the_run_that_says_whether_the_method_was_worth_it(images, tm
     ("flags", "words", "plain"),
     [
         ("--loss AMLoss --sec_wei 0.5", "SEC", "--loss AMLoss"),
-        ("--introspective --disent True", "DDML and IDML", "--model resnet50 --batch-size 180"),
+        ("--introspective --sec_wei 1", "IDML and SEC", "--model resnet50 --batch-size 150"),
         (
             "--loss MarginLoss --nb-clusters 2 --batch-sampler adaptbalanced "
             "--small-class-action sample_other",

@@ -71,11 +71,13 @@ def test_what_a_terminal_obeys_is_escaped_and_letters_are_not() -> None:
     assert plain("a…b – c × d") == "a...b - c x d"
 
 
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 @pytest.mark.parametrize("word", [*STRANGE, "", "folder:/a b/c", "-x", "$HOME"])
-def test_a_shell_gets_the_word_that_was_meant(word: str) -> None:
+def test_a_shell_gets_the_word_that_was_meant(word: str, locale: str) -> None:
     said = as_shell(word)
     assert not obeyed(said)
-    done = subprocess.run(["bash", "-c", f"printf '%s.' {said}"], capture_output=True, check=True)
+    command, language = ["bash", "-c", f"printf '%s.' {said}"], {**os.environ, "LC_ALL": locale}
+    done = subprocess.run(command, capture_output=True, check=True, env=language)
     assert done.stdout == os.fsencode(word) + b"."
 
 

@@ -96,7 +96,7 @@ def test_output_is_quiet_off_a_terminal_and_says_where_everything_lies(run_folde
     printed = (run_folder.parent.parent / "printed.txt").read_text()
     assert "\r" not in printed and "it/s" not in printed
     assert sum(line.startswith("epoch ") for line in printed.splitlines()) == 1
-    for said in ("4,417 images", "4,409 images", "run folder", "python evaluate.py", "MAP@R"):
+    for said in ("4,417 images", "4,409 images", "run folder", "evaluate.py --resume", "MAP@R"):
         assert said in printed
 
 
@@ -281,7 +281,7 @@ def test_what_training_and_evaluation_print_fits_eighty_columns(tmp_path):
     trained = on_a_terminal(80, ROOT / "train.py", *flags, cwd=tmp_path)
     evaluated = on_a_terminal(80, ROOT / "evaluate.py", "--resume", "logs/run", cwd=tmp_path)
     assert images.is_dir() and sum(line.startswith("epoch ") for line in trained) == 2
-    paths = ("data ", "run folder", "evaluate:", "report:")
+    paths = ("data ", "run folder", "evaluate:", "report:", "search:", " " * 12 + "python ")
     for line in (*trained, *evaluated):
         assert len(line) <= 80 or line.startswith(paths), line
     for name in ("R@1", "MAP@R", "NMI", "AMI"):
