@@ -8,6 +8,7 @@ binary   each number in one bit, whether it lies above the mean of the first ima
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -47,6 +48,13 @@ class Coding(NamedTuple):
     least: int
 
 
+def tensor_of(array: np.ndarray) -> torch.Tensor:
+    """An array as a tensor that nobody writes to: it may lie in a file, on which torch remarks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array)
+
+
 # --- int8 -----------------------------------------------------------------------------------------
 
 
@@ -56,7 +64,7 @@ def _to_int8(vectors: np.ndarray, _: np.ndarray) -> Coded:
 
 
 def _compare_int8(queries: np.ndarray, coded: Coded, part: slice, _: np.ndarray) -> torch.Tensor:
-    codes = torch.from_numpy(coded.codes[part]).float()
+    codes = tensor_of(coded.codes[part]).float()
     step = coded.step[part] if isinstance(coded.step, np.ndarray) else coded.step
     return (torch.from_numpy(queries) @ codes.T).mul_(torch.as_tensor(step, dtype=torch.float32))
 

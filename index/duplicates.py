@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from evaluation.embedding import progress_bar
+from index.codes import tensor_of
 from index.gallery import Index
 from index.scanning import ROUNDING, TILE, as_cosines
 from utils import InputError
@@ -83,7 +83,7 @@ def _above(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Places in both whose cosine is `least` or more, but for `SLACK`; and that cosine."""
     least -= SLACK
-    product = torch.from_numpy(some) @ torch.from_numpy(others).T
+    product = tensor_of(some) @ tensor_of(others).T
     first, second = (product >= least - ROUNDING).nonzero(as_tuple=True)
     first, second = first.numpy(), second.numpy()
     parts = [

@@ -8,17 +8,13 @@ first.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from index.codes import CODINGS, Coded
-
-# Vectors in a file cannot be written, and nobody here writes to them.
-warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+from index.codes import CODINGS, Coded, tensor_of
 
 QUERIES = 64  # at once
 WIDTH = 1 << 18  # rows whose scores are in memory at once: 64 MB for so many queries
@@ -65,7 +61,7 @@ Compare = Callable[[np.ndarray, Block, slice], torch.Tensor]
 
 def by_product(queries: np.ndarray, block: Block, part: slice) -> torch.Tensor:
     """Cosines."""
-    return torch.from_numpy(queries) @ torch.from_numpy(block.vectors[part]).T
+    return torch.from_numpy(queries) @ tensor_of(block.vectors[part]).T
 
 
 # --- the searches ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +195,21 @@ def test_codes_find_what_an_exact_search_finds(tmp_path: Path, kind: str, share:
     assert (coded.blocks()[0].taken(few) == vectors[few]).all()
     size = {"int8": 64, "binary": 8}[kind]
     assert coded.segments[0].record.arrays["codes"].nbytes == size * 1000
+
+
+@pytest.mark.parametrize("kind", ["none", *codes.CODINGS])
+def test_a_program_hears_no_remarks_on_arrays_that_lie_in_a_file(tmp_path: Path, kind: str) -> None:
+    index = Index.open(filled(tmp_path / "i", unit(3000, 64), 1, kind))
+    before = list(warnings.filters)
+    torch.set_warn_always(True)  # or torch says it once in a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            index.search(unit(3, 64), 10)
+            pairs_above(index, 0.9)
+    finally:
+        torch.set_warn_always(False)
+    assert warnings.filters == before
 
 
 def test_bits_are_counted_alike_by_an_old_numpy() -> None:
