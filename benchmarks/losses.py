@@ -284,7 +284,7 @@ def plain_recall(batch: Batch) -> Tensor:
     itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
     ranks = 1 + torch.sigmoid(gaps / 0.01).masked_fill(itself, 0).sum(dim=2)
     positive, total = same & ~itself, 0.0
-    for k in (1, 2, 4, 8, 16):
+    for k in (min(k, len(same)) for k in (1, 2, 4, 8, 16)):  # none above the batch
         hits = (torch.sigmoid(k - ranks) * positive).sum(dim=1).clamp_max(k)
         total = total + hits / positive.sum(dim=1).clamp_max(k) / 5
     return 1 - total.mean()
