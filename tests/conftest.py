@@ -14,6 +14,7 @@ import gc
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ SMALL = (
     "--model resnet18 --stem imagenet --width 0.125 --embedding-size 16 --batch-size 32 "
     "--workers 0 --wandb disabled --no-report"
 ).split()
+
+
+def pytest_configure() -> None:
+    """Refuses a folder for temporary files in whose paths command lines would be cut in two."""
+    if " " in tempfile.gettempdir():
+        pytest.exit("the tests split command lines at spaces, and TMPDIR has one: TMPDIR=/tmp", 2)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
