@@ -124,6 +124,20 @@ def test_signals_are_requests_and_the_second_one_is_obeyed_at_once() -> None:
     assert stop.value.status == 143 and signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_that_comes_while_the_processes_agree_counts_the_next_time(monkeypatch) -> None:
+    """Most of a short step is waiting for the others, so many signals come just then."""
+
+    def interrupted(own: int) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return own
+
+    with faults.Signals() as signals:
+        with monkeypatch.context() as during:
+            during.setattr(faults.processes, "largest", interrupted)
+            assert signals.agreed() is None
+        assert signals.agreed() == signals.requested == signal.SIGTERM
+
+
 def test_a_signal_does_not_wait_for_an_evaluation() -> None:
     with faults.Signals() as signals, pytest.raises(faults.Interrupted), signals.at_once():
         os.kill(os.getpid(), signal.SIGINT)

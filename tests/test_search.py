@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -1607,7 +1608,7 @@ def test_a_graph_is_made_where_it_is_worth_it(
 
 
 SMALL_CHUNKS = (
-    "import sys, search; from index import making; making.CHUNKS = (16, 16); search.main()"
+    "import sys, search; from index import adding; adding.CHUNKS = (16, 16); search.main()"
 )
 
 
@@ -1620,21 +1621,29 @@ def in_small_chunks(folder: Path, *words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def until_done(folder: Path, rng: random.Random, seconds: float, *words: str) -> int:
-    """Runs a command again and again, and kills it ever later, until it ends; how often it did.
+def until_done(folder: Path, rng: random.Random, *words: str) -> int:
+    """Runs a command again and again until it ends; how often it was killed before that.
 
-    seconds: what it takes as a whole, about.
+    Each time it is killed when it has written a few times.
     """
-    kills = 0
+    files, kills = (folder / "shop.index", folder / "shop.index.part"), 0
+
+    def size() -> int:
+        return sum(file.stat().st_size for file in files if file.exists())
+
     while True:
+        sizes, most = {size()}, rng.randint(2, 8)
         process = in_small_chunks(folder, *words)
-        try:
-            said, _ = process.communicate(timeout=(rng.uniform(0.6, 0.95) + kills / 20) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        while process.poll() is None and len(sizes) <= most:
+            time.sleep(rng.uniform(0.0005, 0.002))
+            with contextlib.suppress(FileNotFoundError):  # renamed at this moment
+                sizes.add(size())
+        ended = process.poll() is not None
+        process.kill()
+        said, _ = process.communicate()
+        if not ended:
             kills += 1
-            for file in (folder / "shop.index", folder / "shop.index.part"):
+            for file in files:
                 if file.exists() and file.stat().st_size > 64:
                     Index.open(file).check()
             continue
@@ -1651,15 +1660,12 @@ def test_the_commands_survive_kill_9(workdir: Path, run: Path) -> None:
     photos = tiny.write_images(workdir / "photos", images=60, eval_images=60)
     rng, how = random.Random(0), ("--workers", "1")
     build = ("build", "run", "--images", "photos/train", *how, "--index")
-    start = time.perf_counter()
-    in_small_chunks(workdir, *build, "undisturbed.index").communicate()
-    seconds = time.perf_counter() - start
     kills = [
-        until_done(workdir, rng, seconds, *build, "shop.index"),
-        until_done(workdir, rng, seconds, "add", "shop.index", "photos/eval", *how),
-        until_done(workdir, rng, seconds, "remove", "shop.index", "photos/eval/eval1"),
+        until_done(workdir, rng, *build, "shop.index"),
+        until_done(workdir, rng, "add", "shop.index", "photos/eval", *how),
+        until_done(workdir, rng, "remove", "shop.index", "photos/eval/eval1"),
     ]
-    assert sum(kills) > 2
+    assert min(kills[:2]) > 1, kills
     whole = workdir / "whole.index"
     command(f"build {workdir}/run --images {photos}/train {photos}/eval --index {whole}")
     command(f"remove {whole} {photos}/eval/eval1")

@@ -67,9 +67,11 @@ class Signals:
             signal.signal(number, handler)
 
     def agreed(self) -> int | None:
-        """What `requested` is in this process, or in any other; all must ask together."""
-        self.requested = processes.largest(self.requested or 0) or None
-        return self.requested
+        """What `requested` was in this process, or in any other; all must ask together."""
+        found = processes.largest(self.requested or 0) or None
+        if found is not None:  # else one may have come meanwhile: it is asked for the next time
+            self.requested = found
+        return found
 
     def next_of(self, batches: Iterator[T]) -> T | None:
         """The next batch; None when a signal has come, to this process or another."""
