@@ -220,7 +220,8 @@ def test_a_program_that_imports_it_stays_as_it_is(site, tmp_path):
         "    return chance, heard, system, PIL.Image.MAX_IMAGE_PIXELS\n"
         "before = state()\n"
         "from anchorage import load_run, retrieval_metrics, clustering_metrics\n"
-        "import anchorage.losses, anchorage.metrics, anchorage.dataset, anchorage.train\n"
+        "import anchorage.losses, anchorage.metrics, anchorage.dataset, anchorage.index\n"
+        "import anchorage.train\n"
         "anchorage.dataset.load('folder:photos').read(0)\n"
         "print([now for now, then in zip(state(), before) if now != then])\n"
     )
