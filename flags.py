@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from machine import expanded
 
+Options = argparse.Namespace
+"""What a command line asks for: an attribute for each flag, called as `Flag.dest` says."""
+
 # --- what a flag is -------------------------------------------------------------------------------
 
 
@@ -29,10 +32,15 @@ class Kind(NamedTuple):
 
 
 class Need(NamedTuple):
-    """Who listens to a flag: words for the error message, and a test on the resolved options."""
+    """Who reads a flag.
+
+    Attributes:
+        name: of the reader, for messages: `--optimizer sgd`.
+        met: whether these resolved options have such a reader.
+    """
 
     name: str
-    met: Callable[[argparse.Namespace], bool]
+    met: Callable[[Options], bool]
 
 
 class Change(Enum):
@@ -46,7 +54,7 @@ class Change(Enum):
 
 
 class Search(NamedTuple):
-    """What a study tries for a flag: numbers from `low` to `high`, by factors where `log`."""
+    """What a study tries for a flag: `low` to `high`, on a logarithmic scale where `log`."""
 
     low: float
     high: float
@@ -56,19 +64,27 @@ class Search(NamedTuple):
 MATTERS, CONTINUED, SEED, LABEL, NOTHING = Change
 
 AS_TODAY: Any = object()
-"""Of a flag that came later: runs begun without it did what its default does."""
+"""`Flag.before` of a flag whose default does what the program did before there was the flag."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag: its spellings, default, kind and help.
+    """One flag of a command.
 
-    `need` says which method reads it (all do, without one); `argument` is what that method's
-    criterion calls it; `shown` is the default in words, where it depends on something; `change` is
-    what another value changes; `dead` flags are accepted and change nothing; `before` is what runs
-    did that were begun before there was the flag; `local` ones may have another value in each of
-    several processes, on machines of their own; `search` is what a study tries where the flag is
-    read; `spelt` gives the one spelling of values that have several, for comparing runs.
+    Attributes:
+        spellings: `--loss --use_loss`; the first one names the option.
+        default: the option's value where the flag is not given.
+        kind: what values it takes.
+        help: the sentence in --help.
+        need: who reads it; None: it is always read.
+        argument: what the chosen loss calls it, where it is an argument of that loss.
+        shown: the default in words, for --help, where the default depends on other options.
+        change: what another value changes.
+        dead: whether it is accepted and changes nothing.
+        before: the option's value in runs that were begun before there was this flag.
+        local: whether processes that train together may each have their own value of it.
+        search: what a study tries, where the flag is read.
+        spelt: value → its one spelling, where a value has several; for comparing runs.
     """
 
     spellings: tuple[str, ...]
@@ -90,8 +106,8 @@ class Flag:
         """The attribute it is stored under: the first spelling."""
         return self.spellings[0].lstrip("-").replace("-", "_")
 
-    def is_read(self, args: argparse.Namespace) -> bool:
-        """Whether anybody listens to it under these options."""
+    def is_read(self, args: Options) -> bool:
+        """Whether anything reads it under these options."""
         return self.need is None or self.need.met(args)
 
 

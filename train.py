@@ -10,6 +10,7 @@ parameter groups say how they are trained.
 """
 
 import door
+from flags import Options
 
 if __name__ == "__main__":
     door.enter(loads_torch=True)
@@ -18,7 +19,6 @@ import options
 
 ARGS = options.parse_train() if __name__ == "__main__" else None
 
-import argparse
 import logging
 import sys
 import time
@@ -48,7 +48,7 @@ from training.state import Training
 from utils import sentence_errors
 
 
-def prepare(args: argparse.Namespace, *, run: RunFolder | None = None) -> Training:
+def prepare(args: Options, *, run: RunFolder | None = None) -> Training:
     """Builds everything a run needs, and checks it, before anything is written.
 
     Args:
@@ -242,7 +242,7 @@ def fit(training: Training, keeper: Keeper, signals: Signals, row: Row | None = 
         keeper.save(row)
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: Options) -> None:
     """Runs train.py with parsed options."""
     # What is worth a warning while a run is built is the same in all processes.
     level = logging.WARNING if processes.is_main() else logging.ERROR
@@ -253,7 +253,7 @@ def main(args: argparse.Namespace) -> None:
         _train(args, run)
 
 
-def _train(args: argparse.Namespace, run: RunFolder | None) -> None:
+def _train(args: Options, run: RunFolder | None) -> None:
     """Prepares a run, or what an earlier start of it left, and brings it to its end."""
     training = prepare(args, run=run)
     if args.dry_run:

@@ -24,7 +24,7 @@ from benchmarks.plain import modules_one_by_one
 from dataset.base import ImageSet
 from dataset.loader import Batch
 from dataset.samplers import BatchSampler, make_sampler
-from methods.base import Options
+from flags import Options
 from training.faults import CHECK_EVERY_ON_GPU
 
 READINGS = {

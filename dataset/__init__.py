@@ -18,7 +18,7 @@ from dataset.own import OwnData
 from dataset.readable import Reading, require_readable
 from dataset.table import CsvData
 from dataset.trained_on import TrainedOn
-from flags import a_place
+from flags import Options, a_place
 from utils import InputError, nearest_names
 
 __all__ = [
@@ -163,7 +163,7 @@ class Choice:
     trained: frozenset[str] = field(default=frozenset(), compare=False)
 
     @classmethod
-    def of(cls, options: Any) -> Choice:
+    def of(cls, options: Options) -> Choice:
         """The data that resolved options ask for."""
         return cls(
             options.dataset,

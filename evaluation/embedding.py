@@ -19,6 +19,7 @@ from dataset.loader import eval_loader
 from dataset.workers import deaths_told
 from devices import Precision
 from evaluation.tasks import Task
+from flags import Options
 from utils import InputError, counted
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Viewing:
     max_bad_images: float = 0.0
 
     @classmethod
-    def of(cls, options: Any) -> Viewing:
+    def of(cls, options: Options) -> Viewing:
         """The way of looking that resolved options ask for."""
         return cls(
             options.batch_size,

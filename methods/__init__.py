@@ -10,8 +10,8 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flags import Group
-from methods.base import Method, Options, Routine
+from flags import Group, Options
+from methods.base import Method, Routine
 from utils import InputError
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flags import EPOCHS, SHARE, Group, Kind, Search, flag, not_negative, number, positive
+from flags import EPOCHS, SHARE, Group, Kind, Options, Search, flag, not_negative, number, positive
 from machine import cores
-from methods.base import Method, Options, loss_is
+from methods.base import Method, loss_is
 
 WANTED = loss_is("AMLoss")
 

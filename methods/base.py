@@ -6,12 +6,11 @@ what needs torch is imported by the function that makes it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from flags import Group, Need
+from flags import Group, Need, Options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from net import EmbeddingMasks, EmbeddingNet
 else:
     Batch = Any  # so that the file of a method can name it, and torch is not loaded
-
-Options = argparse.Namespace
-"""The resolved options of train.py."""
 
 
 def never(options: Options) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flags import TRUTH, Group, Need, Search, flag, not_negative
-from methods.base import Method, Options
+from flags import TRUTH, Group, Need, Options, Search, flag, not_negative
+from methods.base import Method
 
 WANTED = Need("--disent True", lambda options: bool(options.disent))
 

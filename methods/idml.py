@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flags import Group, Kind, flag
-from methods.base import Method, Options
+from flags import Group, Kind, Options, flag
+from methods.base import Method
 
 
 def authors_settings(options: Options) -> dict[str, Any]:

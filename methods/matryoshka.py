@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flags import Group, Kind, flag, whole
-from methods.base import Method, Options
+from flags import Group, Kind, Options, flag, whole
+from methods.base import Method
 from utils import program
 
 

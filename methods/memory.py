@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flags import COUNT_OR_ZERO, Group, Need, flag
-from methods.base import Method, Options
+from flags import COUNT_OR_ZERO, Group, Need, Options, flag
+from methods.base import Method
 
 WANTED = Need("--memory-bank", lambda options: options.memory_bank > 0)
 

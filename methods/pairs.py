@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flags import SWITCH, Group, Search, flag, not_negative, one_of
-from methods.base import Method, Options, loss_is
+from flags import SWITCH, Group, Options, Search, flag, not_negative, one_of
+from methods.base import Method, loss_is
 
 MINED = loss_is("MarginLoss", "TripletLoss")
 LOSSES = loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihardLoss", "NPairsLoss")

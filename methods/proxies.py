@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from criteria import PROXY_LR_SCALE
-from flags import NOTHING, SWITCH, Group, Search, flag, not_negative, positive
-from methods.base import Method, Options, loss_is
+from flags import NOTHING, SWITCH, Group, Options, Search, flag, not_negative, positive
+from methods.base import Method, loss_is
 
 PROXY_LOSSES = loss_is("Proxy_Anchor", "AMLoss")
 RATED = loss_is("Proxy_Anchor", "AMLoss", "Proxy_NCA")

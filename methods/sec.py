@@ -7,8 +7,8 @@ from typing import Any
 import dataset
 import net
 from criteria import COMMANDS
-from flags import Group, Kind, Need, Search, flag, not_negative, number
-from methods.base import Method, Options
+from flags import Group, Kind, Need, Options, Search, flag, not_negative, number
+from methods.base import Method
 
 LOSSES = tuple(COMMANDS["spherical embeddings'"])
 """The losses of its authors' command, which has defaults of its own."""

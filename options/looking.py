@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import dataset
 from dataset.decoding import need_file
 from dataset.kept import usual_place
 from dataset.own import OwnData, count_held_out
+from flags import Options
 from machine import cores
 from net import find_backbone
 from options.suited import MODEL, Images, Machine
@@ -24,7 +24,7 @@ from utils import InputError
 SAMPLE = 9  # files whose sizes are looked at
 
 
-def images_of(args: argparse.Namespace) -> Images:
+def images_of(args: Options) -> Images:
     """What is known of the images that these options would train on.
 
     Raises:
@@ -53,7 +53,7 @@ def images_of(args: argparse.Namespace) -> Images:
     )
 
 
-def _validation_classes(args: argparse.Namespace, used: int) -> int:
+def _validation_classes(args: Options, used: int) -> int:
     """How many of the classes pick the best epoch, as training/data.py takes them."""
     if args.val_fold is not None:
         return math.ceil(used / max(2, args.val_folds))
@@ -71,7 +71,7 @@ def _usual_side(paths: Sequence[str]) -> int:
     return int(np.median(sides)) if sides else 256
 
 
-def this_machine(args: argparse.Namespace) -> Machine:
+def this_machine(args: Options) -> Machine:
     """What there is to compute with, and room for a cache."""
     import torch
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dataset
 import methods
 import net
-from flags import Flag
+from flags import Flag, Options
 from options import suited
 from options.declared import (
     EVALUATE_GROUPS,
@@ -23,12 +22,12 @@ from options.ranking import ranking_of
 from utils import InputError
 
 
-def changed(args: argparse.Namespace, values: Mapping[str, Any]) -> argparse.Namespace:
+def changed(args: Options, values: Mapping[str, Any]) -> Options:
     """The options with other values of some."""
-    return argparse.Namespace(**{**vars(args), **values})
+    return Options(**{**vars(args), **values})
 
 
-def as_suited(args: argparse.Namespace) -> argparse.Namespace:
+def as_suited(args: Options) -> Options:
     """With settings that suit the user's own images, where they are wanted; `chosen` tells of them.
 
     Images that are not there are missed where they are read.
@@ -44,7 +43,7 @@ def as_suited(args: argparse.Namespace) -> argparse.Namespace:
     return changed(args, {"defaults": "suited", "chosen": told})
 
 
-def as_published(args: argparse.Namespace) -> argparse.Namespace:
+def as_published(args: Options) -> Options:
     """With the defaults that the published command of a method has, where it is meant.
 
     Beside settings that suit the user's own images, they are those of the method's own flags.
@@ -58,7 +57,7 @@ def as_published(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def resolved(args: argparse.Namespace) -> argparse.Namespace:
+def resolved(args: Options) -> Options:
     """The options with what data set and network decide: image size, weights, pooling, views, …
 
     Nothing changes them afterwards.
@@ -91,7 +90,7 @@ def resolved(args: argparse.Namespace) -> argparse.Namespace:
 # --- who listens ----------------------------------------------------------------------------------
 
 
-def unread(args: argparse.Namespace, entries: Sequence[Flag]) -> list[Flag]:
+def unread(args: Options, entries: Sequence[Flag]) -> list[Flag]:
     """The given flags that nobody listens to."""
     return [entry for entry in entries if entry.dest in args.given and not entry.is_read(args)]
 
@@ -105,13 +104,13 @@ def useless(entry: Flag) -> str:
     )
 
 
-def check_read(args: argparse.Namespace) -> None:
+def check_read(args: Options) -> None:
     """Raises InputError where a flag of evaluate.py was given that nobody listens to."""
     for entry in unread(args, flags_of(EVALUATE_GROUPS)):
         raise InputError(useless(entry))
 
 
-def notices(args: argparse.Namespace) -> list[str]:
+def notices(args: Options) -> list[str]:
     """A sentence for each given flag that changes nothing."""
     dead = [entry for entry in train_flags() if entry.dead and entry.dest in args.given]
     return [
@@ -125,7 +124,7 @@ def notices(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def check_schedule(args: argparse.Namespace) -> None:
+def check_schedule(args: Options) -> None:
     """Raises InputError where the flags of the schedule leave it without an effect, or clash."""
     if args.schedule == "milestones" and not args.milestones:
         raise InputError(
@@ -145,7 +144,7 @@ def check_schedule(args: argparse.Namespace) -> None:
             )
 
 
-def check_metrics(args: argparse.Namespace, evaluated: Iterable[dataset.DataSet]) -> None:
+def check_metrics(args: Options, evaluated: Iterable[dataset.DataSet]) -> None:
     """Raises InputError where `--metrics official` was given and no data set has that protocol."""
     asked = "metrics" in args.given and "official" in args.metrics
     if asked and not any(entry.protocol.sizes for entry in evaluated):
@@ -155,7 +154,7 @@ def check_metrics(args: argparse.Namespace, evaluated: Iterable[dataset.DataSet]
         )
 
 
-def check_ranking(args: argparse.Namespace) -> None:
+def check_ranking(args: Options) -> None:
     """Raises InputError where post-processing is asked for that cannot be, or not with the rest."""
     if not ranking_of(args):
         return
@@ -175,7 +174,7 @@ def check_ranking(args: argparse.Namespace) -> None:
         )
 
 
-def check_one_checkpoint(args: argparse.Namespace, count: int) -> None:
+def check_one_checkpoint(args: Options, count: int) -> None:
     """Raises InputError where something is asked about one embedding, and there are several."""
     given = [entry for entry in SINGLE_IMAGES.flags if entry.dest in args.given]
     if count > 1 and given:
@@ -193,7 +192,7 @@ def check_one_checkpoint(args: argparse.Namespace, count: int) -> None:
 # --- for those who use them -----------------------------------------------------------------------
 
 
-def criterion_arguments(args: argparse.Namespace) -> dict[str, Any]:
+def criterion_arguments(args: Options) -> dict[str, Any]:
     """The keyword arguments that the chosen loss is built with."""
     listening = {
         entry.argument: getattr(args, entry.dest)
@@ -212,7 +211,7 @@ def by_flag(stored: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def of_all_processes(args: argparse.Namespace) -> dict[str, Any]:
+def of_all_processes(args: Options) -> dict[str, Any]:
     """Flag → value of what has to be the same in processes that work together."""
     groups = TRAIN_GROUPS if "loss" in args else EVALUATE_GROUPS
     flags = [entry for entry in flags_of(groups) if not entry.local]

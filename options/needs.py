@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import dataset
 import net
-from flags import Need
+from flags import Need, Options
 
 
 def schedule_is(*names: str) -> Need:
@@ -87,13 +86,13 @@ AS_IT_STARTS = Need(
 )
 
 
-def pretrained_of(args: argparse.Namespace) -> str:
+def pretrained_of(args: Options) -> str:
     """What --pretrained is, given or not."""
     if args.pretrained is not None:
         return args.pretrained
     return dataset.protocol(args.dataset).pretrained
 
 
-def bn_freeze_of(args: argparse.Namespace) -> str:
+def bn_freeze_of(args: Options) -> str:
     """What `--bn-freeze` is where it is not given."""
     return "0" if pretrained_of(args) == "none" else "1"

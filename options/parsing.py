@@ -20,7 +20,7 @@ import dataset
 import door
 import methods
 from dataset.files import is_file
-from flags import SWITCH, Flag, Group
+from flags import SWITCH, Flag, Group, Options
 from machine import expanded
 from options.declared import (
     EVALUATE_GROUPS,
@@ -259,7 +259,7 @@ def _parse(
     groups: Sequence[Group],
     argv: Sequence[str] | None,
     positional: str | None = None,
-) -> tuple[argparse.Namespace, list[Flag], Parser]:
+) -> tuple[Options, list[Flag], Parser]:
     parser = _make_parser(command, description, groups, positional)
     words = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -269,7 +269,7 @@ def _parse(
     entries = flags_of(groups)
     if unknown:
         parser.error(_about_unknown(unknown[0], command, entries))
-    args = argparse.Namespace(**{**defaults(groups), **vars(given)})
+    args = Options(**{**defaults(groups), **vars(given)})
     args.given = sorted(vars(given))
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
     return args, entries, parser
@@ -300,7 +300,7 @@ def _meant(word: str, known: Collection[str]) -> str | None:
 # --- the commands ---------------------------------------------------------------------------------
 
 
-def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_train(argv: Sequence[str] | None = None) -> Options:
     """The options of train.py, resolved; see `resolved`.
 
     `given` lists those that stood on the command line, `recipe` is the first file of flags on it
@@ -335,7 +335,7 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(str(error))
 
 
-def parsed(words: Sequence[str]) -> argparse.Namespace | None:
+def parsed(words: Sequence[str]) -> Options | None:
     """The options that words of train.py's command line ask for; None if it refuses them."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -344,7 +344,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace | None:
         return None
 
 
-def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_evaluate(argv: Sequence[str] | None = None) -> Options:
     """The options of evaluate.py; see `parse_train`."""
     about = "Evaluate a checkpoint on the classes it never saw."
     args, entries, parser = _parse("evaluate", about, EVALUATE_GROUPS, argv)
@@ -363,7 +363,7 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_report(argv: Sequence[str] | None = None) -> Options:
     """The options of report.py; `runs` are the folders. See `parse_train`."""
     about = "One HTML page that explains a run, or compares several; or all runs in a table."
     args, entries, parser = _parse("report", about, REPORT_GROUPS, argv, "runs")
@@ -381,7 +381,7 @@ def parse_report(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _check_needs(
-    args: argparse.Namespace,
+    args: Options,
     entries: list[Flag],
     parser: Parser,
     excused: Collection[str] = (),
@@ -391,7 +391,7 @@ def _check_needs(
             parser.error(useless(entry))
 
 
-def _without_unread(args: argparse.Namespace, entries: list[Flag]) -> argparse.Namespace:
+def _without_unread(args: Options, entries: list[Flag]) -> Options:
     """The options of a drawn command without the flags that nobody reads; it notes each."""
     while entry := next(iter(unread(args, entries)), None):
         say(f"note: {useless(entry).split(';')[0]}; left out (--sweep)")
@@ -400,14 +400,14 @@ def _without_unread(args: argparse.Namespace, entries: list[Flag]) -> argparse.N
     return args
 
 
-def _without_effect(args: argparse.Namespace, entries: list[Flag]) -> argparse.Namespace:
+def _without_effect(args: Options, entries: list[Flag]) -> Options:
     """The options; what nobody reads is as it is without its flag, whoever looks at it."""
     while idle := [e for e in unread(args, entries) if getattr(args, e.dest) != e.default]:
         args = changed(args, {entry.dest: entry.default for entry in idle})
     return args
 
 
-def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: Parser) -> None:
+def _check_loss(args: Options, entries: list[Flag], parser: Parser) -> None:
     """The loss exists, and each of its arguments has one value: by its flag or by its own name."""
     try:
         criteria.check_name(args.loss)
@@ -422,9 +422,7 @@ def _check_loss(args: argparse.Namespace, entries: list[Flag], parser: Parser) -
             )
 
 
-def _only_in_files(
-    parser: Parser, args: argparse.Namespace, argv: Sequence[str] | None
-) -> set[str]:
+def _only_in_files(parser: Parser, args: Options, argv: Sequence[str] | None) -> set[str]:
     """The given options that stand in a file of flags and not on the command line itself."""
     words = sys.argv[1:] if argv is None else list(argv)
     typed = [word for word in words if not word.startswith("@")]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from flags import Options
 from utils import InputError
 
 ALPHA = 3.0
@@ -52,7 +52,7 @@ class Ranking(NamedTuple):
         return ", ".join(parts)
 
 
-def ranking_of(args: argparse.Namespace) -> Ranking:
+def ranking_of(args: Options) -> Ranking:
     """What --query-expansion, --database-augmentation and --rerank ask for.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 import dataset
 from dataset.own import OwnData
-from flags import AS_TODAY, SWITCH, Change, Flag, Kind, key_value, key_values
+from flags import AS_TODAY, SWITCH, Change, Flag, Kind, Options, key_value, key_values
 from options.declared import train_flags
 from options.meaning import changed, check_metrics, resolved, unread, useless
 from utils import InputError
@@ -19,7 +19,7 @@ PAIRS = ("loss_args", "model_args")
 """The options that are pairs of a name and a value."""
 
 
-def plain(args: argparse.Namespace) -> dict[str, Any]:
+def plain(args: Options) -> dict[str, Any]:
     """The options as JSON and `weights_only` know them."""
     return {
         name: [list(item) for item in value] if name in PAIRS else value
@@ -27,7 +27,7 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
+def kept(stored: Mapping[str, Any]) -> Options:
     """Options that a run has kept; those that its version did not have are as they were then.
 
     Raises:
@@ -61,7 +61,7 @@ def kept(stored: Mapping[str, Any]) -> argparse.Namespace:
             "what the run began with is not a list of options; args.json or its checkpoint is "
             "damaged, so use another copy"
         )
-    args = argparse.Namespace(**{**unknown_then, **stored})
+    args = Options(**{**unknown_then, **stored})
     for name in PAIRS:
         setattr(args, name, tuple(tuple(item) for item in getattr(args, name)))
     # A run of another version may name a data set or a model that there is not here.
@@ -153,7 +153,7 @@ def same_words(stored: Mapping[str, Any]) -> dict[str, Any] | None:
     return {e.dest: _spelt(e, known[e.dest]) for e in said if e.dest in stored["given"]}
 
 
-def is_of(stored: Mapping[str, Any], args: argparse.Namespace) -> bool:
+def is_of(stored: Mapping[str, Any], args: Options) -> bool:
     """Whether a run was begun by this command: by its options, or by its words in another version.
 
     Its words also tell where settings that suit images and machine come out otherwise today.
@@ -190,7 +190,7 @@ def at_first(stored: Mapping[str, Any]) -> dict[str, Any]:
     return stored.get("at_first", {})
 
 
-def as_begun(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:
+def as_begun(args: Options, stored: Mapping[str, Any]) -> Options:
     """The options of a command, and of the run that it began where it says nothing.
 
     What was changed for good since then (see `lengthened`) stays so, whatever the command says.
@@ -214,7 +214,7 @@ def lengthened(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, A
     return {**stored, **new, **noted}
 
 
-def continued(args: argparse.Namespace, stored: Mapping[str, Any]) -> argparse.Namespace:
+def continued(args: Options, stored: Mapping[str, Any]) -> Options:
     """The options `stored` of the run that is continued, under those that are given now.
 
     Raises:

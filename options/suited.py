@@ -10,12 +10,11 @@ What they were chosen by is in docs/own_images.md; `python benchmarks/own_images
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dataset.own import LEAST_CLASSES, count_held_out, suited_share
-from flags import Flag
+from flags import Flag, Options
 from options.declared import train_flags
 from options.needs import HELD_OUT, OWN_DATA
 from storage import in_bytes
@@ -80,10 +79,10 @@ class Chosen(NamedTuple):
     why: str
 
 
-Rule = Callable[[argparse.Namespace, Images, Machine], Chosen]
+Rule = Callable[[Options, Images, Machine], Chosen]
 
 
-def wanted(args: argparse.Namespace) -> bool:
+def wanted(args: Options) -> bool:
     """Whether the settings are to suit the images: asked for, or own images and nothing else named.
 
     Who names a network, a checkpoint or a file of flags is a researcher with a setting in mind.
@@ -97,7 +96,7 @@ def wanted(args: argparse.Namespace) -> bool:
 # --- the rules ------------------------------------------------------------------------------------
 
 
-def held_out(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+def held_out(args: Options, images: Images, machine: Machine) -> Chosen:
     """So many classes that there is something to measure."""
     share = suited_share(images.classes)
     count = count_held_out(share, images.classes)
@@ -107,7 +106,7 @@ def held_out(args: argparse.Namespace, images: Images, machine: Machine) -> Chos
     )
 
 
-def network(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+def network(args: Options, images: Images, machine: Machine) -> Chosen:
     """ImageNet weights where they are at hand, else a network that learns fast from nothing."""
     if "model" in args.given and args.model != MODEL:
         return Chosen({}, "")  # its weights and its blocks are its own
@@ -124,7 +123,7 @@ def network(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
     return Chosen({**narrow, "pretrained": "none"}, why)
 
 
-def pixels(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+def pixels(args: Options, images: Images, machine: Machine) -> Chosen:
     """As many as the weights were trained at, and as there are."""
     if "model" in args.given:  # whose weights may want a certain size
         return Chosen({}, "")
@@ -137,7 +136,7 @@ def pixels(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen
     return Chosen({"image_size": 224}, "detail tells much, and the weights were trained at it")
 
 
-def reading(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+def reading(args: Options, images: Images, machine: Machine) -> Chosen:
     """A cache, where it holds what the network sees, saves time, and the disk has room."""
     all_of_them = images.images * images.classes / max(1, images.trained)
     needed = all_of_them * 3 * 256 * 384  # short side 256, as a camera's pictures are shaped
@@ -150,7 +149,7 @@ def reading(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
     )
 
 
-def batches(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+def batches(args: Options, images: Images, machine: Machine) -> Chosen:
     """So that an epoch has enough steps; of pairs, so that each batch has some."""
     size = min(images.images // LEAST_STEPS, 128 if machine.gpu else 32)
     size = min(max(size, 8), images.fewest or images.images)
@@ -169,7 +168,7 @@ def batches(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
     return Chosen({"batch_size": size}, f"{_steps(images, size)} an epoch")
 
 
-def _instances(args: argparse.Namespace, size: int, classes: int) -> int:
+def _instances(args: Options, size: int, classes: int) -> int:
     """How many images of a class a batch has: four, or what divides a size that was given; else 0.
 
     Args:
@@ -192,7 +191,7 @@ def instances_in(size: int, classes: int) -> int:
     return min(fits, key=lambda n: (n > 4, abs(n - 4)), default=0)
 
 
-def length(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+def length(args: Options, images: Images, machine: Machine) -> Chosen:
     """Looks at images that the machine has in minutes, if each is looked at ten times by then."""
     looks = 120_000 if machine.gpu else 10_000
     if args.pretrained == "none":
@@ -204,7 +203,7 @@ def length(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen
     return Chosen({"epochs": epochs}, f"{steps}, {epochs * images.images:,} looks at an image")
 
 
-def judging(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+def judging(args: Options, images: Images, machine: Machine) -> Chosen:
     """Once, so that no epoch is picked on the classes that say how good it is."""
     if args.steps is not None or args.eval_steps is not None:
         return Chosen({}, "")
@@ -216,7 +215,7 @@ def judging(args: argparse.Namespace, images: Images, machine: Machine) -> Chose
     )
 
 
-def rates(args: argparse.Namespace, images: Images, machine: Machine) -> Chosen:
+def rates(args: Options, images: Images, machine: Machine) -> Chosen:
     """High at first and down to nothing, as the few steps there are must do."""
     if args.optimizer != "adamw":
         return Chosen({"warm": 0, "schedule": "cosine"}, "down to nothing at the end")
@@ -244,8 +243,8 @@ RULES: tuple[Rule, ...] = (
 
 
 def choose(
-    args: argparse.Namespace, look: Callable[[argparse.Namespace], Images], machine: Machine
-) -> tuple[argparse.Namespace, list[list[str]]]:
+    args: Options, look: Callable[[Options], Images], machine: Machine
+) -> tuple[Options, list[list[str]]]:
     """The options with what `RULES` set of them, and for people: settings, and why.
 
     Args:
@@ -253,7 +252,7 @@ def choose(
     """
     flags = {entry.dest: entry for entry in train_flags()}
     told = []
-    args = argparse.Namespace(**vars(args))
+    args = Options(**vars(args))
     images = look(args)
     for rule in RULES if images.images else ():
         chosen = rule(args, images, machine)

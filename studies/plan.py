@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import options
+from flags import Options
 from machine import expanded
-from methods.base import Options
 from storage import decoded
 from studies.space import LOSS_ARGUMENT, Range, asked, declared, flag_named, words_of
 from utils import InputError, nearest_names

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import criteria
 import methods
 import options
-from flags import Flag
-from methods.base import Options
+from flags import Flag, Options
 from utils import InputError, nearest_names
 
 if TYPE_CHECKING:

@@ -7,12 +7,20 @@ from dataclasses import dataclass, field
 
 import torch
 
+from flags import Options
 from net.replay import CALLS_BEFORE
 
 
 @dataclass
 class Clock:
-    """Where a run stands; `begun`: what comes before the first step of the epoch is done."""
+    """Where a run stands.
+
+    Attributes:
+        epoch, step: done so far. step_in_epoch: steps done of the running epoch.
+        begun: whether the routines have begun the running epoch (`Routine.begin_epoch`).
+        best, best_epoch: the highest R@1 so far, and the epoch after which it was reached.
+        seconds: of training, evaluations not counted.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -27,8 +35,8 @@ class Clock:
 class Length:
     """When a run ends, and when it evaluates and saves before that; see the flags of these names.
 
-    With `steps` they alone decide, because with clusters epochs differ in length; `epochs` is then
-    what they would be.
+    Where `steps` is given, it decides when the run ends, because epochs differ in length where
+    clusters are trained; `epochs` is then only an estimate.
     """
 
     epochs: int
@@ -39,7 +47,7 @@ class Length:
     save_every: int | None = None
 
     @classmethod
-    def of(cls, options: object, steps_per_epoch: int) -> Length:
+    def of(cls, options: Options, steps_per_epoch: int) -> Length:
         """From the options of these names."""
         given = {name: getattr(options, name) for name in cls.__dataclass_fields__}
         if given["steps"]:
@@ -95,15 +103,16 @@ class Length:
         return not self.eval_steps and ended and clock.epoch % self.eval_every == 0
 
     def epochs_between_evaluations(self, steps_per_epoch: int) -> int:
-        """At most so many, and one at least."""
+        """At most so many epochs lie between two evaluations; at least one."""
         return math.ceil(self.eval_steps / steps_per_epoch) if self.eval_steps else self.eval_every
 
 
 @dataclass
 class Estimate:
-    """How long the rest of a run takes, told once, by the steps that this start began with.
+    """How long the rest of a run takes, estimated once, from the first steps after its start.
 
-    The first of them are left out: libraries set themselves up in them, and a GPU records one.
+    The very first ones are not counted: libraries set themselves up in them, and on a GPU one of
+    them is recorded (net/replay.py).
     """
 
     not_counted: int = 2

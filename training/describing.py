@@ -13,7 +13,7 @@ import net
 import options
 import processes
 from devices import device_name
-from methods.base import Options
+from flags import Options
 from storage import need_room
 from training.data import Data
 from training.doubts import doubts

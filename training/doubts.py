@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import options
-from methods.base import Options
+from flags import Options
 from net.choices import ALL_BLOCKS
 from options.suited import instances_in
 from utils import counted

@@ -16,7 +16,7 @@ import options
 import processes
 from evaluation import tables
 from evaluation.tables import Row
-from methods.base import Options
+from flags import Options
 from metrics.comparison import mean_and_deviation
 from page.records import metrics_in, read
 from runs import RunFolder, data_name

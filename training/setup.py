@@ -21,8 +21,8 @@ from dataset.samplers import BatchSampler
 from devices import Precision
 from evaluation.embedding import Viewing
 from evaluation.networks import checkpoint_file
+from flags import Options
 from methods import Routine
-from methods.base import Options
 from net.building import whole
 from net.shared import share_batches
 from runs import load_checkpoint

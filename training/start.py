@@ -16,7 +16,7 @@ import options
 import processes
 from devices import environment
 from evaluation.networks import checkpoint_file, found_again, looked_for
-from methods.base import Options
+from flags import Options
 from net.base import describe_base
 from runs import RunFolder, data_name, find_run, run_name
 from terminal import fitted, say

@@ -19,6 +19,7 @@ from flags import (
     Group,
     Kind,
     Need,
+    Options,
     Search,
     any_text,
     flag,
@@ -26,7 +27,7 @@ from flags import (
     one_of,
     whole,
 )
-from methods.base import Method, Options, Routine
+from methods.base import Method, Routine
 from methods.divide.settings import PER_CLASS, Division
 
 if TYPE_CHECKING:

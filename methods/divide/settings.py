@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from methods.base import Options
+from flags import Options
 from utils import InputError
 
 if TYPE_CHECKING:
