@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from options import searching
 from options.parsing import Parser
+from options.ranking import ranking_by
 from storage import in_bytes
 from terminal import as_shell, hear, say, terminal_width
 from utils import InputError, counted, program, sentence_errors
@@ -136,7 +137,7 @@ def query(args: argparse.Namespace) -> None:
     """Finds the images nearest to some others."""
     searching.check_written(args)
     searching.check_pictures(args.images)
-    ranking = searching.ranking_of(args)
+    ranking = ranking_by(args.query_expansion, args.rerank)
     from index import Index, asking, showing
 
     index = Index.open(args.index, exact=args.exact)

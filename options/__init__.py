@@ -2,7 +2,7 @@
 
 training   the flags of train.py that belong to no method
 evaluating those of evaluate.py and report.py      declared  all of a command, the methods' too
-needs      who listens to a flag                   files     `@FILE` on a command line
+needs      what reads a flag                       files     `@FILE` on a command line
 parsing    a command line → options                meaning   what they say, and what does not fit
 suited     settings for the user's own images      looking   what is known of these
 stored     what a run has kept of them             searching the flags of search.py

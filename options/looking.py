@@ -1,4 +1,4 @@
-"""What is known of the user's own images and of the machine, for `suited`; nothing is said here."""
+"""Looks at the user's own images and at the machine, for the rules of suited.py; prints nothing."""
 
 from __future__ import annotations
 
@@ -33,19 +33,16 @@ def images_of(args: Options) -> Images:
     data = dataset.find(args.dataset)
     assert isinstance(data, OwnData)
     rows = data.divided(args.eval_classes, args.split_seed)
-    trained = rows.of(["train"])
-    sizes = np.bincount(rows.labels[trained])
+    sizes = np.bincount(rows.labels[rows.of(["train"])])
     sizes = sizes[sizes > 0]
     if not len(sizes):
         return Images(len(rows.class_names), divided=True)
-    used = math.ceil(args.ratio_classes * len(sizes))
-    trained = used - _validation_classes(args, used)
-    share = trained / len(sizes)
+    trained = _trained_classes(args, len(sizes))
     return Images(
         classes=len(rows.class_names),
         divided=data.rows().splits is not None,
         trained=trained,
-        images=max(2, int(share * sizes.sum())),
+        images=max(2, int(trained / len(sizes) * sizes.sum())),
         smallest=int(sizes.min()),
         largest=int(sizes.max()),
         side=_usual_side(rows.paths),
@@ -53,11 +50,15 @@ def images_of(args: Options) -> Images:
     )
 
 
-def _validation_classes(args: Options, used: int) -> int:
-    """How many of the classes pick the best epoch, as training/data.py takes them."""
+def _trained_classes(args: Options, classes: int) -> int:
+    """How many of the training classes are left to train on beside those that pick the best epoch.
+
+    They are taken out by training/data.py.
+    """
+    used = math.ceil(args.ratio_classes * classes)
     if args.val_fold is not None:
-        return math.ceil(used / max(2, args.val_folds))
-    return count_held_out(args.val_classes, used) if args.val_classes else 0
+        return used - math.ceil(used / max(2, args.val_folds))
+    return used - (count_held_out(args.val_classes, used) if args.val_classes else 0)
 
 
 def _usual_side(paths: Sequence[str]) -> int:
@@ -72,7 +73,7 @@ def _usual_side(paths: Sequence[str]) -> int:
 
 
 def this_machine(args: Options) -> Machine:
-    """What there is to compute with, and room for a cache."""
+    """What this machine has to compute with, and how much room for a cache."""
     import torch
 
     from net.weights import imagenet_file

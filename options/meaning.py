@@ -1,4 +1,4 @@
-"""What options mean: what decides where nothing is given, who listens, what does not fit."""
+"""What options mean: what is decided where nothing is given, which flags are read, what clashes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def changed(args: Options, values: Mapping[str, Any]) -> Options:
 
 
 def as_suited(args: Options) -> Options:
-    """With settings that suit the user's own images, where they are wanted; `chosen` tells of them.
+    """The options with settings that suit the user's own images, where these are wanted.
 
-    Images that are not there are missed where they are read.
+    `chosen` then lists the settings, each with its reason. (That the images are not there at all is
+    no error yet: it is one where they are read.)
 
     Raises:
         InputError: the images cannot be used.
@@ -44,23 +45,23 @@ def as_suited(args: Options) -> Options:
 
 
 def as_published(args: Options) -> Options:
-    """With the defaults that the published command of a method has, where it is meant.
+    """The options with the defaults of the published command of each method that is used.
 
-    Beside settings that suit the user's own images, they are those of the method's own flags.
+    Where the settings suit the user's own images, a method decides the flags of methods alone.
     """
-    suited_ones = args.defaults == "suited"
-    own_flags = {entry.dest for entry in flags_of(methods.groups())}
+    of_methods = {entry.dest for entry in flags_of(methods.groups())}
     for method in methods.METHODS:
-        own = method.defaults(args)
-        fixed = args.given if not suited_ones else [*args.given, *(own.keys() - own_flags)]
-        args = changed(args, {k: v for k, v in own.items() if k not in fixed})
+        published = {k: v for k, v in method.defaults(args).items() if k not in args.given}
+        if args.defaults == "suited":
+            published = {k: v for k, v in published.items() if k in of_methods}
+        args = changed(args, published)
     return args
 
 
 def resolved(args: Options) -> Options:
-    """The options with what data set and network decide: image size, weights, pooling, views, …
+    """The options with what data set and network decide where nothing is given.
 
-    Nothing changes them afterwards.
+    That is image size, weights, pooling and the like. Nothing changes the options afterwards.
 
     Raises:
         InputError: an unknown data set, or evaluation is to cut more out of an image than it has.
@@ -87,16 +88,16 @@ def resolved(args: Options) -> Options:
     )
 
 
-# --- who listens ----------------------------------------------------------------------------------
+# --- which flags are read -------------------------------------------------------------------------
 
 
 def unread(args: Options, entries: Sequence[Flag]) -> list[Flag]:
-    """The given flags that nobody listens to."""
+    """The flags that were given, and that nothing reads."""
     return [entry for entry in entries if entry.dest in args.given and not entry.is_read(args)]
 
 
 def useless(entry: Flag) -> str:
-    """The sentence about a flag that was given and that nobody listens to."""
+    """The sentence about a flag that was given, and that nothing reads."""
     assert entry.need is not None
     return (
         f"{entry.spellings[0]} has no effect here: it belongs to {entry.need.name}; remove it or "
@@ -105,7 +106,7 @@ def useless(entry: Flag) -> str:
 
 
 def check_read(args: Options) -> None:
-    """Raises InputError where a flag of evaluate.py was given that nobody listens to."""
+    """Raises InputError where a flag of evaluate.py was given that nothing reads."""
     for entry in unread(args, flags_of(EVALUATE_GROUPS)):
         raise InputError(useless(entry))
 
@@ -194,16 +195,16 @@ def check_one_checkpoint(args: Options, count: int) -> None:
 
 def criterion_arguments(args: Options) -> dict[str, Any]:
     """The keyword arguments that the chosen loss is built with."""
-    listening = {
+    by_flags = {
         entry.argument: getattr(args, entry.dest)
         for entry in train_flags()
         if entry.argument and entry.need and entry.need.met(args)
     }
-    return {**listening, **dict(args.loss_args)}
+    return {**by_flags, **dict(args.loss_args)}
 
 
 def by_flag(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a run keeps, by the names that a command line or a sweep gives them."""
+    """The options that a run keeps, by the names of their flags on a command line or in a sweep."""
     return {
         entry.spellings[0].lstrip("-"): stored[entry.dest]
         for entry in train_flags()
@@ -212,7 +213,7 @@ def by_flag(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_all_processes(args: Options) -> dict[str, Any]:
-    """Flag → value of what has to be the same in processes that work together."""
+    """Flag → value, of the options that processes that work together must have in common."""
     groups = TRAIN_GROUPS if "loss" in args else EVALUATE_GROUPS
     flags = [entry for entry in flags_of(groups) if not entry.local]
     return {entry.spellings[0]: getattr(args, entry.dest) for entry in flags}

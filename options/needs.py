@@ -1,4 +1,4 @@
-"""What a flag needs to be read at all: who listens to it."""
+"""The readers of flags: what has to be chosen for a flag to be read at all (`Flag.need`)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ AS_IT_STARTS = Need(
 
 
 def pretrained_of(args: Options) -> str:
-    """What --pretrained is, given or not."""
+    """What --pretrained is: as given, or else as the data set has it."""
     if args.pretrained is not None:
         return args.pretrained
     return dataset.protocol(args.dataset).pretrained

@@ -53,15 +53,24 @@ class Ranking(NamedTuple):
 
 
 def ranking_of(args: Options) -> Ranking:
-    """What --query-expansion, --database-augmentation and --rerank ask for.
+    """What evaluate.py's flags ask for; raises InputError like `ranking_by`."""
+    return ranking_by(args.query_expansion, args.rerank, args.database_augmentation)
+
+
+def ranking_by(
+    query_expansion: Sequence[float] | None,
+    rerank: Sequence[float] | None,
+    database_augmentation: Sequence[float] | None = None,
+) -> Ranking:
+    """What the numbers behind the flags of these names ask for; None: the flag is not given.
 
     Raises:
-        InputError: their numbers make no sense, or they do not go together.
+        InputError: the numbers make no sense, or the flags do not go together.
     """
     ranking = Ranking(
-        expansion_of("--query-expansion", args.query_expansion),
-        expansion_of("--database-augmentation", args.database_augmentation),
-        reranking_of(args.rerank),
+        expansion_of("--query-expansion", query_expansion),
+        expansion_of("--database-augmentation", database_augmentation),
+        reranking_of(rerank),
     )
     if ranking.reranking and (ranking.expansion or ranking.augmentation):
         other = "--query-expansion" if ranking.expansion else "--database-augmentation"

@@ -12,21 +12,14 @@ from dataset.decoding import need_file, reason
 from flags import number, whole
 from machine import expanded
 from net.choices import WEIGHTS
-from options import ranking
 from options.parsing import file
-from options.ranking import ALPHA, RERANKING, Ranking
+from options.ranking import ALPHA, RERANKING
 from storage import check_outputs, followed
 from utils import InputError
 
 CODES = ("none", "int8", "binary")
 APPROXIMATE = ("auto", "yes", "no")
 ABOVE = 0.95
-
-
-def ranking_of(args: argparse.Namespace) -> Ranking:
-    """What --query-expansion and --rerank ask for; raises InputError where they cannot."""
-    asked = {"query_expansion": args.query_expansion, "rerank": args.rerank}
-    return ranking.ranking_of(argparse.Namespace(**asked, database_augmentation=None))
 
 
 def index(parser: argparse.ArgumentParser) -> None:

@@ -28,11 +28,35 @@ def plain(args: Options) -> dict[str, Any]:
 
 
 def kept(stored: Mapping[str, Any]) -> Options:
-    """Options that a run has kept; those that its version did not have are as they were then.
+    """The options of a run, as args.json or a checkpoint keeps them.
+
+    An option that the run's version of the code did not have gets the value by which that version
+    worked (`Flag.before`).
 
     Raises:
         InputError: an option has a value that its flag cannot have: the run's file is damaged.
     """
+    _check_undamaged(stored)
+    defaults_then = {
+        **{
+            entry.dest: entry.default if entry.before is AS_TODAY else entry.before
+            for entry in train_flags()
+        },
+        "given": [],
+        "recipe": None,
+        "chosen": [],
+    }
+    args = Options(**{**defaults_then, **stored})
+    for name in PAIRS:
+        setattr(args, name, tuple(tuple(item) for item in getattr(args, name)))
+    # A run of another version may name a data set or a model that there is not here.
+    with contextlib.suppress(InputError):
+        args = resolved(args)
+    return args
+
+
+def _check_undamaged(stored: Mapping[str, Any]) -> None:
+    """Raises InputError where something is kept that no run can have written."""
     for entry in train_flags():
         if entry.dest in stored and not _can_have(entry, stored[entry.dest]):
             raise InputError(
@@ -47,31 +71,15 @@ def kept(stored: Mapping[str, Any]) -> Options:
             "the flags that the run was given are not words; args.json or its checkpoint is "
             "damaged, so use another copy"
         )
-    unknown_then = {
-        **{
-            entry.dest: entry.default if entry.before is AS_TODAY else entry.before
-            for entry in train_flags()
-        },
-        "given": [],
-        "recipe": None,
-        "chosen": [],
-    }
     if not isinstance(stored.get("at_first", {}), dict):
         raise InputError(
             "what the run began with is not a list of options; args.json or its checkpoint is "
             "damaged, so use another copy"
         )
-    args = Options(**{**unknown_then, **stored})
-    for name in PAIRS:
-        setattr(args, name, tuple(tuple(item) for item in getattr(args, name)))
-    # A run of another version may name a data set or a model that there is not here.
-    with contextlib.suppress(InputError):
-        args = resolved(args)
-    return args
 
 
 def _can_have(entry: Flag, value: Any) -> bool:
-    """Whether a flag can come out with this value; which words it takes may differ by version."""
+    """Whether the value is of the flag's kind; which words are allowed may differ by version."""
     kind = entry.kind
     if value is None or kind is SWITCH:
         return value is entry.default or isinstance(value, bool)
@@ -97,10 +105,10 @@ def _is_of(kind: Kind, value: Any) -> bool:
 
 
 def settings(stored: Mapping[str, Any], *less: Change) -> dict[str, Any]:
-    """The options that make a training what it is, without those that nobody listens to.
+    """Option → value, of the options of a run that something reads.
 
     Args:
-        stored: as a run keeps them. less: the kinds of flags that are left out as well.
+        stored: as a run keeps them. less: the kinds of flags that are left out.
     """
     args = kept(stored)
     return {
@@ -123,7 +131,7 @@ def _hashable(value: Any) -> Any:
 
 
 def configuration(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs share that differ in the seed alone, wherever their images were."""
+    """What runs that differ in the seed alone have in common, wherever their images lay."""
     found = settings(stored, Change.SEED, Change.LABEL, Change.NOTHING)
     with contextlib.suppress(InputError):  # a data set of another version
         found["dataset"] = dataset.find(found["dataset"]).name
@@ -131,20 +139,20 @@ def configuration(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same_training(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What all starts of one run share, the continued ones too."""
+    """What all starts of one run have in common, those that continue it too."""
     return settings(stored, Change.CONTINUED, Change.LABEL, Change.NOTHING)
 
 
 def same_command(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What two starts of one run share, for `--resume auto`."""
+    """What two starts of a run by the same command have in common, for `--resume auto`."""
     # It is looked for in --LOG_DIR, which may itself have been moved.
     return {k: v for k, v in settings(stored, Change.NOTHING).items() if k != "LOG_DIR"}
 
 
 def same_words(stored: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What stood on the command line of a start, for `--resume auto`; None where that is not kept.
+    """The flags that were given when the run was begun, for `--resume auto`; None: not kept.
 
-    Two versions may differ in what they do where nothing is said.
+    Unlike `same_command`, it is the same in versions of the code that have other defaults.
     """
     if "given" not in stored:
         return None
@@ -154,20 +162,22 @@ def same_words(stored: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def is_of(stored: Mapping[str, Any], args: Options) -> bool:
-    """Whether a run was begun by this command: by its options, or by its words in another version.
+    """Whether a run was begun by this command: by the same options, or the same flags as given.
 
-    Its words also tell where settings that suit images and machine come out otherwise today.
+    The flags tell where the options do not: in another version of the code, and where the settings
+    that suit images and machine are others today.
     """
     now = plain(args)
     return any(same(stored) == same(now) for same in (same_command, same_words))
 
 
 def closeness(now: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], int]:
-    """For `--resume auto`: tells of what a run has kept whether this command began it.
+    """For `--resume auto`: whether a run was begun by the command with the options `now`.
 
     Returns:
-        A function: 2 by its options, 1 by its words alone, 0 where it did not. A run that was made
-        longer since then is still the command's.
+        A function of what a run has kept: 2 where its options are the same, 1 where only the flags
+        that were given are (see `is_of`), else 0. A run that was made longer since it began is
+        compared by what it began with.
     """
     asked = [(2, same_command, same_command(now)), (1, same_words, same_words(now))]
 
@@ -183,17 +193,18 @@ def closeness(now: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], int]:
 
 
 def at_first(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run began with of that which later starts have changed for good, such as its length.
+    """The options that a later start has changed for good (the length, say), as they were at first.
 
-    The command that began it, in a job script for instance, says this for ever.
+    The command that began the run, in a job script for instance, still gives these values.
     """
     return stored.get("at_first", {})
 
 
 def as_begun(args: Options, stored: Mapping[str, Any]) -> Options:
-    """The options of a command, and of the run that it began where it says nothing.
+    """The options of a command, for going on with the run `stored` that it began.
 
-    What was changed for good since then (see `lengthened`) stays so, whatever the command says.
+    What the command does not give is as in the run. So is what was changed for good since the run
+    began (see `lengthened`), whatever the command gives.
     """
     before, said = kept(stored), set(args.given) - at_first(stored).keys()
     unsaid = [entry.dest for entry in train_flags() if entry.change is not Change.NOTHING]
@@ -202,10 +213,10 @@ def as_begun(args: Options, stored: Mapping[str, Any]) -> Options:
 
 
 def lengthened(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a run has kept, with what a start of it that goes on has changed for good.
+    """What a run keeps once a start with the options `now` has continued it, and made it longer.
 
-    What it began with is kept beside them, for `at_first`. How far this start goes (--max-steps) is
-    not part of it.
+    The values that it began with are kept beside the new ones, for `at_first`. --max-steps stays as
+    it was: it says how far one start goes.
     """
     lasting = {entry.dest for entry in train_flags() if entry.change is Change.CONTINUED}
     new = {name: now[name] for name in lasting - {"max_steps"} if name in stored}

@@ -24,18 +24,21 @@ MODEL = "efficientnet_lite0"
 """The network whose ImageNet weights are installed with the other packages."""
 
 LEAST_STEPS = 20
-"""An epoch should have as many: fewer would make the batches too few before the rates fall."""
+"""Steps that an epoch should have at least: in fewer a network hardly moves before rates fall."""
 
 
 class Images(NamedTuple):
     """What is known of the images before training.
 
     Attributes:
-        classes: of all of them. divided: whether the data say themselves which are held out.
-        trained: classes that are trained on. images: of those. smallest, largest: of a class.
-        side: short side of a usual picture, in pixels.
-        fewest: images of the smallest classes, if so many are trained on: there are no fewer,
-            whichever classes validation takes.
+        classes: how many there are, held-out ones included.
+        divided: whether the data say themselves which classes are held out.
+        trained: how many classes are trained on.
+        images: about how many images these have.
+        smallest, largest: images of the smallest and of the largest training class.
+        side: short side of a typical picture, in pixels.
+        fewest: images of the `trained` smallest classes. Training has no fewer, whichever classes
+            are taken out for validation.
     """
 
     classes: int
@@ -48,9 +51,8 @@ class Images(NamedTuple):
     fewest: int = 0
 
     def __str__(self) -> str:
-        each = f"{self.smallest}" if self.smallest == self.largest else (
-            f"{self.smallest} to {self.largest}"
-        )  # fmt: skip
+        same = self.smallest == self.largest
+        each = f"{self.smallest}" if same else f"{self.smallest} to {self.largest}"
         return f"{self.images:,} training images of {self.trained:,} classes, {each} each"
 
 
@@ -58,8 +60,10 @@ class Machine(NamedTuple):
     """What is known of the machine.
 
     Attributes:
-        weights: whether the ImageNet weights of `MODEL` are installed; remedy: what installs them.
-        free: bytes of the disk that caches are kept on.
+        cores: of the CPU. gpu: whether there is one.
+        weights: whether the ImageNet weights of `MODEL` are installed.
+        remedy: the command that installs them.
+        free: bytes that are free on the disk that caches are kept on.
     """
 
     cores: int
@@ -73,7 +77,7 @@ class Machine(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """Settings that belong together, by option, and why they are what they are."""
+    """Settings that belong together (option → value), and the reason for them in words."""
 
     settings: Mapping[str, Any]
     why: str
@@ -83,9 +87,10 @@ Rule = Callable[[Options, Images, Machine], Chosen]
 
 
 def wanted(args: Options) -> bool:
-    """Whether the settings are to suit the images: asked for, or own images and nothing else named.
+    """Whether the settings are to suit the images.
 
-    Who names a network, a checkpoint or a file of flags is a researcher with a setting in mind.
+    They are where --defaults suited asks for it; and by default with the user's own images, unless
+    a network, a checkpoint or a file of flags is named: whoever does that has a setting in mind.
     """
     if args.defaults is not None:
         return args.defaults == "suited" and OWN_DATA.met(args)
@@ -97,7 +102,7 @@ def wanted(args: Options) -> bool:
 
 
 def held_out(args: Options, images: Images, machine: Machine) -> Chosen:
-    """So many classes that there is something to measure."""
+    """Enough classes for a measurement."""
     share = suited_share(images.classes)
     count = count_held_out(share, images.classes)
     return Chosen(
@@ -124,7 +129,7 @@ def network(args: Options, images: Images, machine: Machine) -> Chosen:
 
 
 def pixels(args: Options, images: Images, machine: Machine) -> Chosen:
-    """As many as the weights were trained at, and as there are."""
+    """As many as the weights were trained at, but no more than the pictures have."""
     if "model" in args.given:  # whose weights may want a certain size
         return Chosen({}, "")
     if images.side < 128:
@@ -137,7 +142,7 @@ def pixels(args: Options, images: Images, machine: Machine) -> Chosen:
 
 
 def reading(args: Options, images: Images, machine: Machine) -> Chosen:
-    """A cache, where it holds what the network sees, saves time, and the disk has room."""
+    """A cache, where it holds all that the network sees and the disk has room for it."""
     all_of_them = images.images * images.classes / max(1, images.trained)
     needed = all_of_them * 3 * 256 * 384  # short side 256, as a camera's pictures are shaped
     seen_whole = (args.image_size or 224) <= 224 and images.side >= 128
@@ -150,7 +155,7 @@ def reading(args: Options, images: Images, machine: Machine) -> Chosen:
 
 
 def batches(args: Options, images: Images, machine: Machine) -> Chosen:
-    """So that an epoch has enough steps; of pairs, so that each batch has some."""
+    """So small that an epoch has `LEAST_STEPS`; for a loss on pairs, several images of a class."""
     size = min(images.images // LEAST_STEPS, 128 if machine.gpu else 32)
     size = min(max(size, 8), images.fewest or images.images)
     if "batch_size" in args.given:
@@ -169,10 +174,12 @@ def batches(args: Options, images: Images, machine: Machine) -> Chosen:
 
 
 def _instances(args: Options, size: int, classes: int) -> int:
-    """How many images of a class a batch has: four, or what divides a size that was given; else 0.
+    """How many images of each class a batch has; 0 where it cannot have two of each of two classes.
+
+    Four, or fewer in a small batch; where --batch-size is given, a number that divides it.
 
     Args:
-        size: of the batch. classes: that are trained on.
+        size: of the batch. classes: how many are trained on.
     """
     if "IPC" in args.given:
         return args.IPC
@@ -182,9 +189,10 @@ def _instances(args: Options, size: int, classes: int) -> int:
 
 
 def instances_in(size: int, classes: int) -> int:
-    """A number of images of each class that divides a batch: 4, or else the nearest below or above.
+    """A number of images of each class that divides a batch of this size.
 
-    0 where none does, so that the batch has two classes or more, and no more than there are.
+    4 where that is possible, else the nearest below 4, else the nearest above. The batch then has
+    two classes or more, and no more than `classes`. 0 where there is no such number.
     """
     each = range(2, size // LEAST_CLASSES + 1)
     fits = [n for n in each if size % n == 0 and size // n <= classes]
@@ -192,7 +200,7 @@ def instances_in(size: int, classes: int) -> int:
 
 
 def length(args: Options, images: Images, machine: Machine) -> Chosen:
-    """Looks at images that the machine has in minutes, if each is looked at ten times by then."""
+    """As many epochs as take the machine minutes, between 10 and 100."""
     looks = 120_000 if machine.gpu else 10_000
     if args.pretrained == "none":
         looks *= 2
@@ -204,7 +212,7 @@ def length(args: Options, images: Images, machine: Machine) -> Chosen:
 
 
 def judging(args: Options, images: Images, machine: Machine) -> Chosen:
-    """Once, so that no epoch is picked on the classes that say how good it is."""
+    """Once, at the end: then no epoch is picked on the very classes that it is judged on."""
     if args.steps is not None or args.eval_steps is not None:
         return Chosen({}, "")
     if HELD_OUT.met(args):
@@ -245,10 +253,15 @@ RULES: tuple[Rule, ...] = (
 def choose(
     args: Options, look: Callable[[Options], Images], machine: Machine
 ) -> tuple[Options, list[list[str]]]:
-    """The options with what `RULES` set of them, and for people: settings, and why.
+    """Applies `RULES`.
 
     Args:
-        look: what is known of the images, once it is settled which classes are held out.
+        look: options → what is known of the images. Asked again once a rule has settled which
+            classes are held out.
+
+    Returns:
+        The options as the rules set them; and for people, a pair of words for each rule that set
+        something: the flags, and why. Before them stands a pair without flags: for what images.
     """
     flags = {entry.dest: entry for entry in train_flags()}
     told = []

@@ -1,4 +1,4 @@
-"""Choices that cannot work, or hardly: said before the first step, and by --dry-run."""
+"""Settings that can hardly work: warnings before the first step, and of --dry-run."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ import numpy as np
 import options
 from flags import Options
 from net.choices import ALL_BLOCKS
-from options.suited import instances_in
+from options.suited import LEAST_STEPS, instances_in
 from utils import counted
 
 if TYPE_CHECKING:
     from training.state import Training
 
-LEAST_STEPS = 20  # an epoch
-LOW_RATE = 1e-4
-LEAST_CLASSES = 5  # to be judged on
+LOW_RATE = 1e-4  # of Adam, up to which a step is a short one
+ENOUGH_CLASSES = 5  # to be judged on
 
 
 def doubts(training: Training) -> Iterator[str]:
-    """A sentence for each."""
+    """A sentence for each doubt about a run as it is about to start."""
     args = options.kept(training.options)
     yield from _too_few_steps(training, args)
     yield from _network_never_trains(training, args)
     yield from _few_pairs(training, args)
     for task in training.data.test:
-        if (count := task.queries.num_classes) < LEAST_CLASSES:
+        if (count := task.queries.num_classes) < ENOUGH_CLASSES:
             yield (
                 f"{task.title} is judged on {count} classes, which says little about others; the "
                 "more classes there are, the more the numbers mean"
