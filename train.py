@@ -34,15 +34,15 @@ from dataset.samplers import make_sampler
 from devices import Precision, pick_device, seed_everything
 from evaluation.embedding import Viewing
 from methods.base import Forward
-from runs import RunFolder
-from terminal import fitted, hear, say, told
+from runs import MetricsRow, RunFolder
+from terminal import hear, say, told
 from training import data as run_data
 from training import setup, start
 from training.average import Average
 from training.clock import Estimate, Length
 from training.describing import describe
 from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
-from training.keeping import Keeper, Row
+from training.keeping import Keeper
 from training.progress import progress_bar, show, tell_time
 from training.state import Training
 from utils import sentence_errors
@@ -156,10 +156,10 @@ def loss_of(training: Training, batch: Batch) -> tuple[torch.Tensor, dict[str, t
 
 
 def advance(training: Training, signals: Signals | None = None) -> bool:
-    """Trains on, to the next stop or the next pause; whether it is a stop.
+    """Trains on to the next stop or the next pause; returns whether it is a stop.
 
-    A stop, which has a row of its own, is the end of an epoch, an evaluation by --eval-steps, or
-    the run's last step. A pause is a save by --save-every, or a signal.
+    A stop has a row of its own in metrics.csv: it is the end of an epoch, an evaluation by
+    --eval-steps, or the run's last step. A pause is a save by --save-every, or a signal.
 
     Raises:
         NonFinite: a loss or gradient is not finite.
@@ -197,7 +197,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
 
 
 def rest_of_epoch(training: Training) -> Iterator[Batch]:
-    """The batches that the running epoch still has; begins it where it has not begun."""
+    """The batches that the running epoch still has; begins the epoch where it has not begun."""
     if training.batches is None:
         for routine in training.routines:
             begin = routine.resume if training.clock.begun else routine.begin_epoch
@@ -212,8 +212,13 @@ def rest_of_epoch(training: Training) -> Iterator[Batch]:
 # --- the whole run --------------------------------------------------------------------------------
 
 
-def fit(training: Training, keeper: Keeper, signals: Signals, row: Row | None = None) -> None:
-    """Trains to the end; `row` is the one that the last checkpoint left to be completed.
+def fit(
+    training: Training, keeper: Keeper, signals: Signals, row: MetricsRow | None = None
+) -> None:
+    """Trains to the end.
+
+    Args:
+        row: of metrics.csv, which the checkpoint that the run goes on from left to be completed.
 
     Raises:
         Interrupted: by a signal, after a checkpoint.
@@ -244,7 +249,7 @@ def fit(training: Training, keeper: Keeper, signals: Signals, row: Row | None = 
 
 def main(args: Options) -> None:
     """Runs train.py with parsed options."""
-    # What is worth a warning while a run is built is the same in all processes.
+    # All processes would give the same warnings while a run is built: one of them does.
     level = logging.WARNING if processes.is_main() else logging.ERROR
     hear(level)
     args, run = start.to_continue(args)
@@ -254,16 +259,16 @@ def main(args: Options) -> None:
 
 
 def _train(args: Options, run: RunFolder | None) -> None:
-    """Prepares a run, or what an earlier start of it left, and brings it to its end."""
+    """Prepares a run, goes back to where an earlier start of it stood, and brings it to its end."""
     training = prepare(args, run=run)
     if args.dry_run:
         with door.answering():
-            say(fitted(describe(training), " " * 12))
+            say(describe(training))
         return
     if args.resume == "auto" and run is not None and start.is_finished(run):
         say(f"this run is finished: {run.path}")
         return
-    say(fitted(describe(training), " " * 12), flush=True)
+    say(describe(training), flush=True)
     logging.getLogger().setLevel(logging.WARNING)
     with told("making the run folder, and fingerprints of the images"):
         run, state = start.open_folder(args, run, training)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import processes
 from criteria import PROXY_LR_SCALE
 from criteria.base import (
+    ParameterGroup,
     check_batch,
     check_not_negative,
     check_positive,
@@ -92,7 +93,7 @@ class AMLoss(ProxyLoss):
     def _terms(self, strip: Strip) -> tuple[Tensor, Tensor]:
         return own_and_push(strip, self.margin, self.alphan)
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The proxies, and the margins with the optimiser and the schedule of their own."""
         margins = {"name": "margins", "params": [self.margins], "optimizer": "adamw"}
         return [*super().parameter_groups(lr), margins | self.margin_schedule]

@@ -7,13 +7,13 @@ Robust and Decomposable Average Precision for Image Retrieval, NeurIPS 2021.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from criteria.base import (
     Criterion,
+    ParameterGroup,
     References,
     check_batch,
     check_not_negative,
@@ -118,7 +118,7 @@ class SupAPLoss(Criterion):
         step = torch.where(gaps > 0, self.start + sigmoid, sigmoid)
         return torch.where(gaps > self.delta, steep, step)
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The proxies at ``proxy_lr``, without weight decay."""
         if self.softmax is None:
             return []

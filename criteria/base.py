@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,24 @@ def _parameters_as(dtype: torch.dtype, owner: nn.Module | None) -> Iterator[None
             parameters[name] = parameter
 
 
+class ParameterGroup(TypedDict, total=False):
+    """Parameters that are trained alike: a group as torch's optimisers take it, and what is ours.
+
+    `name`, `params` and `lr` are always there. `weight_decay` and `eps` (Adam's) stand where they
+    differ from the run's. `optimizer` names another kind of optimiser than the run's; `step`
+    (epochs) and `gamma` are a step decay of its own, in place of the run's schedule.
+    """
+
+    name: str
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+    eps: float
+    optimizer: str
+    step: int
+    gamma: float
+
+
 class Criterion(nn.Module):
     """A loss: a scalar from a batch, the parameters it learns, and what it saw.
 
@@ -142,18 +160,14 @@ class Criterion(nn.Module):
         super().__init__()
         self.terms: dict[str, Tensor] = {}
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Groups for a torch optimiser, given the network's learning rate; [] if nothing is learnt.
-
-        Each has a "name"; "optimizer", "step" and "gamma" mark a group with an optimiser and a
-        StepLR schedule of its own, "eps" is Adam's.
-        """
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
+        """How its parameters are trained, given the network's learning rate; [] if it has none."""
         return []
 
     def torch_groups(self, lr: float) -> list[dict[str, Any]]:
-        """``parameter_groups(lr)`` for a plain torch optimiser, without what is ours alone.
+        """``parameter_groups(lr)`` for a plain torch optimiser, without keys that it would refuse.
 
-        An optimiser and a schedule of a group's own are left out: it shares those of the others.
+        A group that asks for an optimiser or a schedule of its own shares those of the others then.
         """
         known = ("params", "lr", "weight_decay", "eps")
         groups = self.parameter_groups(lr)

@@ -16,6 +16,7 @@ from torch import Tensor
 from criteria.base import (
     Criterion,
     Embeddings,
+    ParameterGroup,
     check_batch,
     check_not_negative,
     check_positive,
@@ -117,7 +118,7 @@ class DisentanglingLoss(Criterion):
         mean, raw = params.chunk(2, dim=1)
         return mean, F.softplus(raw - 5)
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The base's groups: the disentangling itself learns nothing but the network's heads."""
         return self.base.parameter_groups(lr)
 

@@ -5,13 +5,17 @@ Kim et al., HIER: Metric Learning Beyond Class Labels via Hierarchical Regulariz
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from criteria.base import check_not_negative, check_positive, check_whole, in_float32
+from criteria.base import (
+    ParameterGroup,
+    check_not_negative,
+    check_positive,
+    check_whole,
+    in_float32,
+)
 from criteria.poincare import ball_distances, riemannian, to_ball
 from criteria.proxies import ProxyAnchorLoss
 
@@ -108,7 +112,7 @@ class HierLoss(ProxyAnchorLoss):
         )
         return (losses * (of_two.argmax(dim=1) != of_three.argmax(dim=1))).mean()
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The proxies and the ancestors, each at their multiple of ``lr``."""
         ancestors = {"name": "ancestors", "params": [self.ancestors]}
         return [*super().parameter_groups(lr), ancestors | {"lr": self.ancestor_lr_scale * lr}]

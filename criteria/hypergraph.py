@@ -5,14 +5,13 @@ Lim et al., Hypergraph-Induced Semantic Tuplet Loss for Deep Metric Learning, CV
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from criteria.base import (
     Criterion,
+    ParameterGroup,
     check_batch,
     check_not_negative,
     check_positive,
@@ -107,7 +106,7 @@ class HistLoss(Criterion):
             hidden = self.norm(hidden)
         return graph @ self.second(F.leaky_relu(hidden, 0.1))
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The distributions at ``distribution_lr``, the layers at ``layer_lr_scale`` × ``lr``."""
         layers = [*self.first.parameters(), *self.norm.parameters(), *self.second.parameters()]
         distributions = [self.means, self.log_variances]

@@ -19,7 +19,14 @@ from criteria.arguments import (
     check_complete,
     unknown,
 )
-from criteria.base import Criterion, References, check_batch, check_not_negative, in_float32
+from criteria.base import (
+    Criterion,
+    ParameterGroup,
+    References,
+    check_batch,
+    check_not_negative,
+    in_float32,
+)
 from flags import key_value
 from utils import InputError
 
@@ -139,7 +146,7 @@ class LibraryLoss(Criterion):
         without = {each.__name__ for each in _mended() if getattr(each, "no_memory", "")}
         return f"the library has one for {', '.join(each for each in known if each not in without)}"
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """Matrices as proxies at theirs, the rest at ``lr`` without weight decay."""
         parameters = list(self.loss.parameters())
         proxies = [parameter for parameter in parameters if parameter.ndim > 1]

@@ -5,14 +5,13 @@ Wu et al., Sampling Matters in Deep Embedding Learning, ICCV 2017.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from criteria.base import (
     Criterion,
+    ParameterGroup,
     References,
     check_batch,
     check_not_negative,
@@ -88,7 +87,7 @@ class MarginLoss(Criterion):
     def _distance(left: Tensor, right: Tensor) -> Tensor:
         return ((left - right).square().sum(dim=1) + 1e-8).sqrt()
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """β with its own learning rate and no weight decay; [] when it is fixed."""
         if not self.beta.requires_grad:
             return []

@@ -6,13 +6,13 @@ Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from criteria.base import (
     Criterion,
+    ParameterGroup,
     References,
     check_batch,
     check_not_negative,
@@ -95,7 +95,7 @@ class MemoryBank(Criterion):
         known = with_host_copy(self.labels[:full], labels.device)
         return References(self.embeddings[:full], known, own)
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The loss's."""
         return self.loss.parameter_groups(lr)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from criteria.base import Criterion, Embeddings, in_float32, unit_rows
+from criteria.base import Criterion, Embeddings, ParameterGroup, in_float32, unit_rows
 
 Inputs = Callable[[Embeddings, Tensor, Mapping[str, Any]], tuple[Any, ...] | None]
 """A function of its file, or a partial of one: an Objective with a closure cannot be pickled."""
@@ -135,7 +135,7 @@ class Objective(Criterion):
         self.terms = terms
         return torch.stack(losses).sum()
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The groups of all terms."""
         parts = self.parts.values()
         return [group for part in parts for group in part.criterion.parameter_groups(lr)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from criteria.base import (
     Criterion,
+    ParameterGroup,
     References,
     check_batch,
     check_not_negative,
@@ -297,7 +297,7 @@ class SoftmaxPairLoss(Criterion):
         self._report(alpha=self.alpha)
         return losses.sum() / max(1, len(used))
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The inverse temperature at ``alpha_lr``, without weight decay."""
         group = {"name": "alpha", "params": [self.alpha], "lr": self.alpha_lr, "weight_decay": 0.0}
         return [group]

@@ -5,14 +5,13 @@ Bhatnagar and Ahuja, Potential Field Based Deep Metric Learning, CVPR 2025.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from criteria import PROXY_LR_SCALE
 from criteria.base import (
     Criterion,
+    ParameterGroup,
     check_batch,
     check_not_negative,
     check_positive,
@@ -148,7 +147,7 @@ class PotentialFieldLoss(Criterion):
         near = self._squares(cosines).clamp_max(self.delta**2) ** (-self.alpha / 2)
         return near - self.delta**-self.alpha
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The proxies, at ``proxy_lr_scale`` × ``lr``."""
         return [{"name": "proxies", "params": [self.proxies], "lr": self.proxy_lr_scale * lr}]
 

@@ -18,6 +18,7 @@ import processes
 from criteria import LOSSES, PROXY_LR_SCALE, load
 from criteria.base import (
     Criterion,
+    ParameterGroup,
     check_batch,
     check_not_negative,
     check_positive,
@@ -269,7 +270,7 @@ class ProxyLoss(Criterion):
         parts = (torch.stack(part) for part in zip(*found, strict=True))
         return [processes.gather_rows(part, total).unbind() for part in parts]
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The proxies, at ``proxy_lr_scale`` × ``lr``."""
         return [{"name": "proxies", "params": [self.proxies], "lr": self.proxy_lr_scale * lr}]
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from criteria.base import (
+    ParameterGroup,
     check_batch,
     check_not_negative,
     check_positive,
@@ -212,7 +213,7 @@ class ProxyNCAPlusPlusLoss(ProxyLoss):
         self._report(accuracy=rows.hits(scale))
         return cross_entropy(scale * rows.own, rows.others)
 
-    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, lr: float) -> list[ParameterGroup]:
         """The proxies with a rate and an ε of their own, without weight decay."""
         (proxies,) = super().parameter_groups(lr)
         return [proxies | {"weight_decay": 0.0, "eps": self.proxy_eps}]

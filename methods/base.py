@@ -15,7 +15,9 @@ from flags import Group, Need, Options
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch import nn
 
+    from criteria.base import ParameterGroup
     from dataset.loader import Batch, Loader
     from dataset.samplers import BatchSampler
     from net import EmbeddingMasks, EmbeddingNet
@@ -85,12 +87,22 @@ class Forward(NamedTuple):
     targets: list[tuple[torch.Tensor | float, torch.Tensor]]
 
 
+class Optimisers(Protocol):
+    """What a routine may ask of the optimisers (training/optim.py)."""
+
+    def hold(self, name: str, factor: float) -> None:
+        """Multiplies the rate of a group, on top of its schedule; with 0 the group rests."""
+
+    def replace(self, name: str, parameters: list[nn.Parameter]) -> None:
+        """Gives a group other parameters; with none it trains no more."""
+
+
 class Loop(Protocol):
     """What a routine sees of the run."""
 
     network: EmbeddingNet
     loader: Loader
-    optimisers: Any
+    optimisers: Optimisers
 
     @property
     def epoch(self) -> int:
@@ -101,7 +113,7 @@ class Loop(Protocol):
 
 
 class Routine:
-    """Does nothing, everywhere a method may do something.
+    """What a method does around the steps: here nothing. A method overrides what it needs.
 
     The loop calls every routine in turn and knows none of them: once before it begins (`start`),
     before an epoch (`begin_epoch`), for a batch (`prepare`, then `forwards` and `context`), and
@@ -111,7 +123,7 @@ class Routine:
     def start(self, network: EmbeddingNet) -> None:
         """Called once, when the network is built."""
 
-    def parameter_groups(self, groups: Sequence[dict]) -> Sequence[dict]:
+    def parameter_groups(self, groups: Sequence[ParameterGroup]) -> Sequence[ParameterGroup]:
         """May change how the network's parameters are trained."""
         return groups
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from criteria.base import ParameterGroup
 from losses import Embeddings
 from net.architecture import Architecture
 from net.blocks import Block, belongs
@@ -375,7 +376,7 @@ class EmbeddingNet(nn.Module):
         decay_all: bool = True,
         decay_biases: bool = False,
         layer_decay: float = 1.0,
-    ) -> list[dict]:
+    ) -> list[ParameterGroup]:
         """Optimiser groups: `backbone` at `lr`, `head` and, if there are any, `masks` at `head_lr`.
 
         With `decay_all=False` biases and norms stand in groups of their own, `backbone vectors` and
@@ -395,7 +396,7 @@ class EmbeddingNet(nn.Module):
             groups.append({"name": "masks", "params": list(self.masks.parameters()), "lr": head_lr})
         return groups
 
-    def _backbone_groups(self, lr: float, layer_decay: float) -> list[dict]:
+    def _backbone_groups(self, lr: float, layer_decay: float) -> list[ParameterGroup]:
         if layer_decay == 1.0:
             return [{"name": "backbone", "params": self.backbone_parameters(), "lr": lr}]
         blocks = self.block_parameters()
@@ -423,7 +424,7 @@ class EmbeddingNet(nn.Module):
             self.masks = EmbeddingMasks(self.embedding_size).to(weight.device)
 
 
-def _apart(group: dict, undecayed: set[nn.Parameter]) -> list[dict]:
+def _apart(group: ParameterGroup, undecayed: set[nn.Parameter]) -> list[ParameterGroup]:
     """The group without some of its parameters, and those without weight decay."""
     kept = [p for p in group["params"] if p not in undecayed]
     vectors = [p for p in group["params"] if p in undecayed]

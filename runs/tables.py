@@ -19,6 +19,9 @@ from utils import DamagedError, InputError, damage_in_words
 
 LONGEST_COUNT = 15  # digits of an epoch or step
 
+MetricsRow = dict[str, float | int]
+"""A row of metrics.csv: column → number. `epoch` and `step` say where the run stood."""
+
 
 class TextFiles:
     """The text files of a run, which people open too; their checksums lie in checksums.json.
@@ -88,7 +91,7 @@ class MetricsTable:
         self._unwritten: list[dict[str, Any]] = []
 
     @main_only
-    def append(self, row: dict[str, float | int]) -> None:
+    def append(self, row: MetricsRow) -> None:
         """Adds a row and waits until it is on disk; a new name in it becomes a new column.
 
         The file is replaced as a whole, so that no reader, and no kill, meets half a row.

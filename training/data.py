@@ -23,7 +23,13 @@ logger = logging.getLogger("train")
 
 @dataclass(frozen=True)
 class Data:
-    """The images of a run; `unreadable` are known to be so, by side ("train", "eval")."""
+    """The images of a run.
+
+    Attributes:
+        train: what is trained on. selection: what picks the best epoch. test: what it is judged on;
+            the very list of `selection` where the test classes pick the best epoch.
+        unreadable: how many images are known to be so, by side ("train", "eval").
+    """
 
     train: ImageSet
     selection: list[Task]
@@ -46,7 +52,7 @@ class Data:
         return images_of(self.tasks)
 
     def fingerprints(self) -> dict[str, str]:
-        """What tells these images from others, wherever they lie: see `content_fingerprint`."""
+        """What must be the same in all processes: how many images there are, and their content."""
         evaluation = " and ".join(images.content_fingerprint() for images in self.judged)
         return {
             "their training images": f"{len(self.train):,} ({self.train.content_fingerprint()})",
@@ -78,21 +84,26 @@ class HeldOut:
         Raises:
             InputError: the data set has no such fold, or too few classes.
         """
-        chosen, flag = np.zeros(train.num_classes, bool), ""
         if self.fold is not None:
             chosen, flag = self._folds_of(train) == self.fold, f"--val-fold {self.fold}"
         elif self.share:
-            count = count_held_out(self.share, train.num_classes)
-            order = np.random.default_rng(self.seed).permutation(train.num_classes)
-            chosen[order[:count]], flag = True, f"--val-classes {self.share:g}"
+            chosen, flag = self._drawn_from(train), f"--val-classes {self.share:g}"
+        else:
+            return np.zeros(train.num_classes, bool)
         left = int((~chosen).sum())
-        if flag and min(left, len(chosen) - left) < LEAST_CLASSES:
+        if min(left, len(chosen) - left) < LEAST_CLASSES:
             raise InputError(
                 f"{flag} holds out {len(chosen) - left} of the {len(chosen)} training classes of "
                 f"{train.name}, and each side needs two; choose another share or fold, or give "
                 "more classes"
             )
         return chosen
+
+    def _drawn_from(self, train: ImageSet) -> np.ndarray:
+        """(C,) bool: a random share of the classes."""
+        count = count_held_out(self.share, train.num_classes)
+        order = np.random.default_rng(self.seed).permutation(train.num_classes)
+        return np.isin(np.arange(train.num_classes), order[:count])
 
     def _folds_of(self, train: ImageSet) -> np.ndarray:
         """(C,) the fold of each class."""
@@ -114,9 +125,10 @@ class HeldOut:
 
 
 def deal(labels: np.ndarray, classes: int, folds: int) -> np.ndarray:
-    """(C,) the fold of each class: in random order, the same for all, each to the smallest fold.
+    """(C,) the fold of each class, dealt so that the folds have about equally many images.
 
-    Large classes are dealt first, so that the folds have about as many images.
+    The largest class first, each class goes to the fold that has the fewest images so far. Classes
+    of one size come in a random order, which is the same in every run.
 
     Raises:
         InputError: a fold would have fewer than two classes, or nothing would be left to train on.

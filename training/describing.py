@@ -1,4 +1,4 @@
-"""What would run, in words: the lines with which a run begins, and all that --dry-run says."""
+"""What would run, in words: the lines that a run begins with, and all that --dry-run prints."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ import processes
 from devices import device_name
 from flags import Options
 from storage import need_room
+from terminal import fitted
 from training.data import Data
 from training.doubts import doubts
 from training.state import Training
 from utils import counted
 
+MARGIN = 12  # columns of the labels, such as `data`, on the left
+
 
 def describe(training: Training) -> str:
-    """Data counts, parameters, steps per epoch, optimiser groups, disk; notes and warnings."""
+    """Data counts, parameters, steps per epoch, optimiser groups, disk; notes and warnings.
+
+    The lines fit the terminal.
+    """
     args = options.kept(training.options)
     notes = [
         *options.notices(args),
@@ -37,24 +43,32 @@ def describe(training: Training) -> str:
         *_about_network(training.network, args),
         *_about_loss(training, args),
         *_about_steps(training, args),
-        *(f"optimiser   {line}" for line in training.optimisers.describe()),
-        f"disk        {_about_disk(training, args)}",
-        *(f"ema         {words}" for words in _about_average(training)),
-        *(f"note        {line}" for line in notes),
-        *(f"warning     {line}" for line in doubts(training)),
+        *(_line("optimiser", group) for group in training.optimisers.describe()),
+        _line("disk", _about_disk(training, args)),
+        *_about_average(training),
+        *(_line("note", note) for note in notes),
+        *(_line("warning", doubt) for doubt in doubts(training)),
     ]
-    return "\n".join(lines)
+    return fitted("\n".join(lines), " " * MARGIN)
+
+
+def _line(label: str, words: str) -> str:
+    """A line under a label; without one it goes on from the line above."""
+    return f"{label:<{MARGIN}}{words}"
 
 
 def _about_data(training: Training, args: Options) -> list[str]:
     data, train = training.data, training.data.train
     source = f" ({train.source})" if train.source not in ("", args.dataset) else ""
     return [
-        f"data        {args.dataset}: {len(train):,} images, {train.num_classes:,} classes{source}",
-        *([] if train.upright else ["pictures    as stored, EXIF orientation ignored"]),
-        *(f"evaluation  {task.title}: {task.describe()}" for task in data.test),
+        _line(
+            "data",
+            f"{args.dataset}: {len(train):,} images, {train.num_classes:,} classes{source}",
+        ),
+        *([] if train.upright else [_line("pictures", "as stored, EXIF orientation ignored")]),
+        *(_line("evaluation", f"{task.title}: {task.describe()}") for task in data.test),
         *_what_is_left_out(data),
-        f"best epoch  {_what_picks_it(training)}",
+        _line("best epoch", _what_picks_it(training)),
     ]
 
 
@@ -70,11 +84,10 @@ def _what_picks_it(training: Training) -> str:
 def _about_network(network: net.EmbeddingNet, args: Options) -> list[str]:
     parameters = sum(p.numel() for p in network.parameters())
     begun = f"checkpoint {args.checkpoint}" if args.checkpoint else f"pretrained {args.pretrained}"
-    return [
-        f"network     {args.model}, {args.image_size} px, stem {args.stem}, "
-        f"{parameters:,} parameters, {begun}",
-        *_what_rests(network),
-    ]
+    words = (
+        f"{args.model}, {args.image_size} px, stem {args.stem}, {parameters:,} parameters, {begun}"
+    )
+    return [_line("network", words), *_what_rests(network)]
 
 
 def _about_loss(training: Training, args: Options) -> list[str]:
@@ -82,25 +95,25 @@ def _about_loss(training: Training, args: Options) -> list[str]:
     terms = " + ".join([args.loss, *methods.attachments(args)])
     more = [*methods.notes(args), *filter(None, [training.objective.cost()])]
     return [
-        f"loss        {terms}, {parameters:,} parameters",
-        *(f"            {words}" for words in more),
+        _line("loss", f"{terms}, {parameters:,} parameters"),
+        *(_line("", words) for words in more),
     ]
 
 
 def _about_steps(training: Training, args: Options) -> list[str]:
     precision = training.precision
     several = f", {processes.world()} processes" if processes.world() > 1 else ""
+    per_epoch = f"{len(training.loader)} per epoch of {args.batch_size} images each"
     return [
-        f"device      {device_name(precision.device)}, precision {precision.name}{several}",
-        f"steps       {len(training.loader)} per epoch of {args.batch_size} images each, "
-        + counted(training.length.epochs, "epoch"),
+        _line("device", f"{device_name(precision.device)}, precision {precision.name}{several}"),
+        _line("steps", f"{per_epoch}, {counted(training.length.epochs, 'epoch')}"),
     ]
 
 
 def _about_choice(chosen: Sequence[Sequence[str]]) -> list[str]:
     """What was set to suit the images, and why; the first line says for what."""
     words = [f"{settings}: {why}" if settings else why for settings, why in chosen]
-    return [f"{'' if number else 'chosen':<12}{line}" for number, line in enumerate(words)]
+    return [_line("" if number else "chosen", line) for number, line in enumerate(words)]
 
 
 def _about_disk(training: Training, args: Options) -> str:
@@ -120,7 +133,7 @@ def _what_is_left_out(data: Data) -> list[str]:
     train, judged = (data.unreadable.get(side, 0) for side in ("train", "eval"))
     parts = [f"{train:,} for training, others take their place"] if train else []
     parts += [f"{judged:,} for evaluation, left out"] if judged else []
-    return [f"unreadable  {'; '.join(parts)}"] if parts else []
+    return [_line("unreadable", "; ".join(parts))] if parts else []
 
 
 def _what_rests(network: net.EmbeddingNet) -> list[str]:
@@ -128,7 +141,7 @@ def _what_rests(network: net.EmbeddingNet) -> list[str]:
     if not network.rests_in_part:
         return []
     trained, total = network.counts()
-    return [f"            {trained:,} of them train ({trained / total:.2%})"]
+    return [_line("", f"{trained:,} of them train ({trained / total:.2%})")]
 
 
 # --- notes ----------------------------------------------------------------------------------------
@@ -171,4 +184,6 @@ def _about_norms(training: Training, args: Options) -> list[str]:
 
 def _about_average(training: Training) -> list[str]:
     average = training.average
-    return [f"{average.decay:g}: a mean of the weights picks the best epoch"] if average else []
+    if average is None:
+        return []
+    return [_line("ema", f"{average.decay:g}: a mean of the weights picks the best epoch")]

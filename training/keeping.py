@@ -22,7 +22,7 @@ from evaluation.measuring import Result, print_doubts, print_thresholds, table
 from evaluation.tables import RAW
 from metrics.verification import NAMES as VERIFICATION
 from options import EVALUATED, METRICS
-from runs import RunFolder, data_name
+from runs import MetricsRow, RunFolder, data_name
 from terminal import as_shell, fitted, say, terminal_width, told
 from training.faults import CollapseWarning, Interrupted, NonFinite
 from training.state import Training
@@ -31,14 +31,12 @@ from utils import InputError, human_seconds, program
 
 logger = logging.getLogger("train")
 
-Row = dict[str, Any]
-
 
 class Keeper:
     """Keeps a run in its folder, and tells of it there, on the screen and to the trackers.
 
     At every stop the checkpoint is written before the evaluation, with the row that the evaluation
-    completes. So an interrupted evaluation is made again, and no training is.
+    completes. So where an evaluation is interrupted, it is made again, and no training is lost.
 
     Args:
         kept: how many older checkpoints remain. picture_every: epochs between pictures of
@@ -63,14 +61,14 @@ class Keeper:
 
     # -- at every stop
 
-    def save(self, row: Row | None = None) -> None:
-        """Writes last.pth; `row` is to be completed by what continues from it."""
+    def save(self, row: MetricsRow | None = None) -> None:
+        """Writes last.pth; who continues from it completes the `row` of metrics.csv."""
         state = {**self.training.state(), "row": row, "wandb_id": self.tracker.run_id}
         state["images"] = self.run.images
         with self.run.forgiving("the last checkpoint"):
             self.run.save_last(state, self.kept)
 
-    def complete(self, row: Row, results: Sequence[Result] | None) -> None:
+    def complete(self, row: MetricsRow, results: Sequence[Result] | None) -> None:
         """Adds what an evaluation gave, where there was one, then writes and prints the row."""
         if row.get("loss") == 0:
             logger.warning(
@@ -134,7 +132,7 @@ class Keeper:
             ]
             self.run.write_table(f"{name}s.csv", ["class", name, "images"], rows)
 
-    def _remember_classes(self, row: Row) -> None:
+    def _remember_classes(self, row: MetricsRow) -> None:
         """What the criterion has learned for each class at this row, for the report."""
         train = self.training.data.train
         counts = np.bincount(train.labels, minlength=train.num_classes)
@@ -142,7 +140,7 @@ class Keeper:
         values = {name: tensor.cpu().numpy() for name, tensor in learned.items()}
         self.run.classes.append(row["epoch"], row["step"], train.class_names, counts, values)
 
-    def line(self, row: Row) -> str:
+    def line(self, row: MetricsRow) -> str:
         """One line of results; what matters least is left out where a terminal is narrow."""
         clock = self.training.clock
         found = best = ""
@@ -227,17 +225,7 @@ class Keeper:
         training, run = self.training, self.run
         checkpoint = processes.from_main(run.load_best)
         say(fitted(f"\n{self._picked(look_at_test)}"))
-        judged = training.data.selects_on_test
-        judged = judged and set(METRICS) <= {"retrieval", *training.chosen}
-        if "metrics" in checkpoint and (judged or not look_at_test):
-            kept = checkpoint["metrics"].items()
-            results = [Result(title, n, torch.empty(0), None, 0.0) for title, n in kept]
-            training.load_best(checkpoint)
-            verified = training.evaluate(training.data.selection, ["verification"])
-        else:
-            training.load_best(checkpoint)
-            verified = training.evaluate(training.data.test, EVALUATED)
-            results = [_without_verification(result) for result in verified]
+        results, verified = self._final_results(checkpoint, look_at_test)
         run.write_results(
             {
                 "best_epoch": training.clock.best_epoch,
@@ -255,6 +243,25 @@ class Keeper:
         say(f"evaluate:   {program('evaluate')} --resume {as_shell(run.best_checkpoint())}")
         for line in self._about_search():
             say(line)
+
+    def _final_results(
+        self, checkpoint: dict[str, Any], look_at_test: bool
+    ) -> tuple[list[Result], list[Result]]:
+        """What the best checkpoint reaches: all metrics; and the comparison of all pairs.
+
+        Where its own evaluation was on the same classes and computed all metrics, only the pairs
+        are left to be compared.
+        """
+        training = self.training
+        training.load_best(checkpoint)
+        judged = training.data.selects_on_test
+        judged = judged and set(METRICS) <= {"retrieval", *training.chosen}
+        if "metrics" in checkpoint and (judged or not look_at_test):
+            kept = checkpoint["metrics"].items()
+            results = [Result(title, n, torch.empty(0), None, 0.0) for title, n in kept]
+            return results, training.evaluate(training.data.selection, ["verification"])
+        verified = training.evaluate(training.data.test, EVALUATED)
+        return [_without_verification(result) for result in verified], verified
 
     def _about_search(self) -> list[str]:
         """How one's own images become searchable, as commands to be pasted."""

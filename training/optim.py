@@ -1,10 +1,8 @@
 """Parameter groups and their optimisers.
 
 The network and every criterion say how their parameters are trained (`parameter_groups(lr)`); this
-file turns the groups into optimisers. A group is a dict with `name`, `params`, `lr` and, where it
-differs from the rest, `weight_decay`, `optimizer`, or `step` and `gamma` (a step decay of its own).
-Groups of one name, such as the layers of a backbone, share a schedule (see schedules.py) and differ
-in their rates.
+file makes optimisers of such groups (`ParameterGroup`). Groups of one name, such as the layers of a
+backbone, share a schedule (see schedules.py) and differ in their rates.
 """
 
 from __future__ import annotations
@@ -12,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 import processes
+from criteria.base import ParameterGroup
 from training.schedules import Rates, Schedule, step_decay
 
 
@@ -37,7 +36,7 @@ class Rule:
     nesterov: bool = True
     weight_decay: float = 0.0
 
-    def optimiser(self, groups: list[dict]) -> torch.optim.Optimizer:
+    def optimiser(self, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
         """Makes the optimiser of these groups."""
         fused = {"fused": True} if _can_fuse(groups) else {}
         common = {"weight_decay": self.weight_decay, **fused}
@@ -72,7 +71,7 @@ class Clipping(NamedTuple):
     entry: float = 0.0
 
 
-def _can_fuse(groups: list[dict]) -> bool:
+def _can_fuse(groups: list[ParameterGroup]) -> bool:
     parameters = [parameter for group in groups for parameter in group["params"]]
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
@@ -90,6 +89,14 @@ def _total_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
     return (squares.to(own) + processes.sum_over(own)).sqrt()
 
 
+class _Course(NamedTuple):
+    """How the rate of the groups of one name moves, and their momentum; see `Rates`."""
+
+    schedule: Schedule
+    least: float = 0.0
+    momentum: Schedule | None = None
+
+
 class Optimisers:
     """One or more torch optimisers that step together, each group on its own schedule.
 
@@ -97,16 +104,16 @@ class Optimisers:
     compiler, which takes a second or two that nobody has to wait for to see what would run.
 
     Args:
-        groups: parameter groups (see the file's header); empty groups are dropped.
-        rule: for the groups that name no optimizer, or the same.
-        rates: how they move; the schedule is for groups without a `step` and `gamma` of their own.
+        groups: empty ones are dropped.
+        rule: of the groups that name no `optimizer`, or this one.
+        rates: how the rates move of groups without a `step` and `gamma` of their own.
         clipping: of the gradients.
         scaler: of the mixed precision; disabled unless fp16.
     """
 
     def __init__(
         self,
-        groups: Iterable[dict],
+        groups: Iterable[ParameterGroup],
         rule: Rule,
         rates: Rates,
         clipping: Clipping,
@@ -115,21 +122,17 @@ class Optimisers:
         self.rule, self.rates, self.clipping = rule, rates, clipping
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         # Groups of one kind share an optimiser; a second one is made only for another kind.
-        self._members: dict[str, list[dict]] = {}
-        self._schedules: dict[str, Schedule] = {}
-        self._least: dict[str, float] = {}
-        self._momenta: dict[str, Schedule] = {}
+        self._members: dict[str, list[ParameterGroup]] = {}
+        self._courses: dict[str, _Course] = {}
         self._holds: dict[str, float] = {}
+        shared = _Course(rates.schedule, rates.least, rates.momentum)
         for group in groups:
             group = {**group, "params": list(group["params"])}
             if not group["params"]:
                 continue
             every, gamma = group.pop("step", None), group.pop("gamma", None)
-            own = every is not None
-            self._schedules[group["name"]] = step_decay(every, gamma) if own else rates.schedule
-            self._least[group["name"]] = 0.0 if own else rates.least
-            if rates.momentum is not None and not own:
-                self._momenta[group["name"]] = rates.momentum
+            own = None if every is None else _Course(step_decay(every, gamma))
+            self._courses[group["name"]] = own or shared
             group["base_lr"] = group["lr"]
             self._members.setdefault(group.pop("optimizer", rule.name), []).append(group)
 
@@ -144,7 +147,7 @@ class Optimisers:
         return list(self._members)
 
     @property
-    def groups(self) -> list[dict]:
+    def groups(self) -> list[ParameterGroup]:
         """All parameter groups, in the order given within each optimiser."""
         return [group for optimiser in self.optimisers for group in optimiser.param_groups]
 
@@ -166,12 +169,12 @@ class Optimisers:
         warmup = self.rates.warmup
         risen = min(1.0, (step + 1) / warmup) if warmup else 1.0
         for group in self.groups:
-            name = group["name"]
-            scheduled, held = self._schedules[name](epoch, step), self._holds.get(name, 1.0)
+            schedule, least, momentum = self._courses[group["name"]]
+            scheduled, held = schedule(epoch, step), self._holds.get(group["name"], 1.0)
             group["lr"] = group["base_lr"] * (scheduled * held * risen)
-            group["lr"] += self._least[name] * (1 - scheduled) * held * risen
-            if name in self._momenta:
-                _set_momentum(group, self._momenta[name](epoch, step))
+            group["lr"] += least * (1 - scheduled) * held * risen
+            if momentum is not None:
+                _set_momentum(group, momentum(epoch, step))
 
     def step(
         self, loss: torch.Tensor, epoch: float, step: int, *, careful: bool = False
@@ -216,7 +219,7 @@ class Optimisers:
         return finite
 
     def forget_gradients(self) -> None:
-        """Gives back the memory of the last step's gradients, which the next one needs no more."""
+        """Frees the memory of the last step's gradients, which nobody needs any more."""
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
 
@@ -234,7 +237,7 @@ class Optimisers:
         """
         lines = []
         for kind, part in self._members.items():
-            by_name: dict[str, list[dict]] = {}
+            by_name: dict[str, list[ParameterGroup]] = {}
             for group in part:
                 by_name.setdefault(group["name"], []).append(group)
             for name, members in by_name.items():
@@ -249,9 +252,9 @@ class Optimisers:
         return lines
 
     def bytes_of_state(self) -> int:
-        """What a checkpoint will keep of the optimisers at most: two tensors a parameter, SGD one.
+        """What a checkpoint keeps of the optimisers at most: two tensors for a parameter, SGD one.
 
-        Parameters that rest at the start, as in a warm-up, may train later.
+        Parameters that rest count too: after a warm-up they train.
         """
         return sum(
             (1 if kind == "sgd" else 2) * parameter.numel() * parameter.element_size()
@@ -260,7 +263,7 @@ class Optimisers:
             for parameter in group["params"]
         )
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
             "optimisers": [
@@ -270,7 +273,7 @@ class Optimisers:
             "scaler": self.scaler.state_dict(),
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state_dict()`.
 
         Raises:
@@ -294,9 +297,9 @@ class Optimisers:
 
 def _divided(
     optimiser: torch.optim.Optimizer,
-    content: dict,
+    content: dict[str, Any],
     convert: Callable[[processes.Share, torch.Tensor], torch.Tensor],
-) -> dict:
+) -> dict[str, Any]:
     """A state_dict in which `convert` was applied to what is kept of divided parameters' rows."""
     state = dict(content["state"])
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -311,7 +314,7 @@ def _divided(
     return {**content, "state": state}
 
 
-def _set_momentum(group: dict, value: float) -> None:
+def _set_momentum(group: ParameterGroup, value: float) -> None:
     """Sets Adam's first beta, or the momentum."""
     if "betas" in group:
         group["betas"] = (value, group["betas"][1])
@@ -319,7 +322,7 @@ def _set_momentum(group: dict, value: float) -> None:
         group["momentum"] = value
 
 
-def _is_like(stored: dict, own: dict) -> bool:
+def _is_like(stored: ParameterGroup, own: ParameterGroup) -> bool:
     """Whether a parameter group was stored by such an optimiser, of whichever version of torch."""
     if stored.get("name") != own["name"] or not {"lr", "base_lr", "weight_decay"} <= stored.keys():
         return False

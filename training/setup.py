@@ -15,6 +15,7 @@ import methods
 import net
 import options
 import processes
+from criteria.base import ParameterGroup
 from dataset.base import ImageSet, InputSpec
 from dataset.loader import Loader, train_loader
 from dataset.samplers import BatchSampler
@@ -224,13 +225,13 @@ def trained_groups(
     network: net.EmbeddingNet,
     objective: losses.Objective,
     routines: Sequence[Routine],
-) -> Sequence[dict]:
+) -> Sequence[ParameterGroup]:
     """Backbone, heads, masks and the criterion's own parameters, each group with its rate.
 
     Raises:
         InputError: nothing would train.
     """
-    groups: Sequence[dict] = network.parameter_groups(
+    groups: Sequence[ParameterGroup] = network.parameter_groups(
         args.lr if args.lr_p is None else args.lr_p,
         args.lr,
         decay_all=bool(args.decay_vectors),
@@ -250,7 +251,7 @@ def trained_groups(
 
 def build_optimisers(
     args: Options,
-    groups: Sequence[dict],
+    groups: Sequence[ParameterGroup],
     rates: schedules.Rates,
     scaler: torch.amp.GradScaler | None,
 ) -> optim.Optimisers:

@@ -37,19 +37,30 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
     """
     processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
     if args.resume_run:
-        run = processes.from_main(partial(RunFolder.open, args.resume_run))
-        stored = processes.from_main(run.read_args)
-        if "dataset" not in args.given:
-            stored = {**stored, "dataset": processes.from_main(partial(_images_of, run, stored))}
-        args = options.continued(args, stored)
-        if stored.get("max_steps") and args.max_steps is None:
-            _tell(
-                f"begun with --max-steps {stored['max_steps']}, continued to the end of the run "
-                "(--max-steps N stops it earlier)"
-            )
-        _tell_of_stretching(args, stored)
-        return args, run
-    run = _begun_by(args) if args.resume == "auto" else None
+        return _by_folder(args)
+    return _by_command(args) if args.resume == "auto" else (args, None)
+
+
+def _by_folder(args: Options) -> tuple[Options, RunFolder]:
+    """The run of --resume-run, and its options under those that are given now."""
+    run = processes.from_main(partial(RunFolder.open, args.resume_run))
+    stored = processes.from_main(run.read_args)
+    if "dataset" not in args.given:
+        stored = {**stored, "dataset": processes.from_main(partial(_images_of, run, stored))}
+    args = options.continued(args, stored)
+    if stored.get("max_steps") and args.max_steps is None:
+        _tell(
+            f"begun with --max-steps {stored['max_steps']}, continued to the end of the run "
+            "(--max-steps N stops it earlier)"
+        )
+    _tell_of_stretching(args, stored)
+    return args, run
+
+
+def _by_command(args: Options) -> tuple[Options, RunFolder | None]:
+    """The run that this very command began, if there is one, and what it goes on with."""
+    closeness = options.closeness(options.plain(args))
+    run = processes.from_main(partial(find_run, args.LOG_DIR, args.name, closeness))
     if run is None:
         return args, None
     stored = processes.from_main(run.read_args)
@@ -65,7 +76,7 @@ def _tell(sentence: str) -> None:
 
 
 def _tell_of_stretching(args: Options, stored: dict[str, Any]) -> None:
-    """Says what another length does to rates that follow the length of the run."""
+    """Says what another length does to rates whose schedule spans the whole run."""
     follows = args.schedule == "onecycle" or (args.schedule == "cosine" and not args.cosine_epochs)
     for name in ("epochs", "steps"):
         before, now = stored.get(name), getattr(args, name)
@@ -78,9 +89,9 @@ def _tell_of_stretching(args: Options, stored: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def without_what_is_told(args: Options) -> Iterator[None]:
-    """In here, no warnings come about settings that were chosen, and told with their reasons.
+    """In here, no warnings come about a cache that was chosen for the user, and told with a reason.
 
-    Of several processes, to which they would all be of the same, one gives them.
+    Of several processes only the main one warns of a cache at all.
     """
     views = logging.getLogger("dataset.views")
     level = views.level
@@ -94,7 +105,7 @@ def without_what_is_told(args: Options) -> Iterator[None]:
 
 
 def _images_of(run: RunFolder, stored: dict[str, Any]) -> str:
-    """The name of a run's data set, by which its images are found from here.
+    """The name by which the images of a run are found from here.
 
     Raises:
         InputError: they are not there.
@@ -109,14 +120,8 @@ def _images_of(run: RunFolder, stored: dict[str, Any]) -> str:
     return choice.found_by
 
 
-def _begun_by(args: Options) -> RunFolder | None:
-    """The run that this very command began, by its options, or by its words in another version."""
-    closeness = options.closeness(options.plain(args))
-    return processes.from_main(partial(find_run, args.LOG_DIR, args.name, closeness))
-
-
 def precision_of(args: Options, run: RunFolder | None) -> str:
-    """--amp; what `auto` was on the machine that began the run, it is on another one too."""
+    """--amp; where a run with `auto` is continued, what that was on the machine where it began."""
     if args.amp != "auto" or run is None:
         return args.amp
     began = processes.from_main(run.read_environment).get("precision")
@@ -163,7 +168,7 @@ def open_folder(
 
 
 def go_back(run: RunFolder, training: Training, state: dict[str, Any]) -> None:
-    """Puts a checkpoint into the run, and forgets what came after it."""
+    """Continues from a checkpoint, and removes from the folder what came after it."""
     training.load_state(state)
     clock = training.clock
     _check_length(training)

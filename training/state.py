@@ -23,6 +23,7 @@ from evaluation.measuring import How, Result, measure
 from evaluation.tables import HIDDEN, RAW
 from evaluation.tasks import Task
 from methods import Routine
+from runs import MetricsRow
 from training.average import Average
 from training.clock import Clock, Estimate, Lap, Length
 from training.data import Data
@@ -172,9 +173,9 @@ class Training:
         """What a forward changes, and a skipped step must not."""
         return [*self.network.buffers(), *self.objective.buffers()]
 
-    def end_lap(self, epoch: int) -> dict[str, float | int]:
-        """The row of what happened since the last one, in `epoch`, and a new lap."""
-        row = {"epoch": epoch, **self.lap.summary()}
+    def end_lap(self, epoch: int) -> MetricsRow:
+        """Ends the lap and begins a new one; returns the row of what happened in it, in `epoch`."""
+        row: MetricsRow = {"epoch": epoch, **self.lap.summary()}
         row |= {"step": self.clock.step, "seconds": self.clock.seconds}
         row |= {f"lr {name}": lr for name, lr in self.optimisers.learning_rates().items()}
         self.lap = Lap()

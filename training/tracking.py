@@ -31,6 +31,7 @@ from PIL import Image
 from dataset.kept import usual_place
 from evaluation.tables import HIDDEN, is_metric
 from machine import expanded
+from runs import MetricsRow
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ class _Sink(Protocol):
 
     name: str
 
-    def log(self, row: dict[str, Any], step: int) -> None:
+    def log(self, row: MetricsRow, step: int) -> None:
         """Takes a row of numbers at optimisation step `step`."""
 
     def log_histogram(self, name: str, values: np.ndarray, step: int) -> None:
@@ -220,7 +221,7 @@ class _Wandb:
         self.id = self._run.id
         self._defined: set[str] = set()
 
-    def log(self, row: dict[str, Any], step: int) -> None:
+    def log(self, row: MetricsRow, step: int) -> None:
         for name in row:
             if name not in self._defined and name not in PLACES:
                 self._run.define_metric(name, summary=summary_of(name))
@@ -259,7 +260,7 @@ class _TensorBoard:
             for part in hparams(_plain(about.config), dict.fromkeys(JUDGED, 0.0))[:2]:
                 self._writer.file_writer.add_summary(part)
 
-    def log(self, row: dict[str, Any], step: int) -> None:
+    def log(self, row: MetricsRow, step: int) -> None:
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()  # a run that is killed has shown what it knew
@@ -345,7 +346,7 @@ class Tracker:
         """A line for each."""
         return "\n".join(f"{name:<11} {status}" for name, status in self.status.items())
 
-    def log(self, row: dict[str, Any], step: int) -> None:
+    def log(self, row: MetricsRow, step: int) -> None:
         """Sends one row at optimisation step `step`; its columns are `grouped`."""
         named = {grouped(column): value for column, value in row.items()}
         self._to_all(lambda sink: sink.log(named, step))

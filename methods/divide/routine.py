@@ -19,6 +19,7 @@ from methods.divide.settings import Division
 from utils import InputError
 
 if TYPE_CHECKING:
+    from criteria.base import ParameterGroup
     from net import EmbeddingMasks
 
 SEED = 1234
@@ -58,7 +59,7 @@ class DivideAndConquer(Routine):
         drawn = division.draws_from
         self._seeds = None if drawn is None else np.random.RandomState(drawn)
 
-    def parameter_groups(self, groups: Sequence[dict]) -> Sequence[dict]:
+    def parameter_groups(self, groups: Sequence[ParameterGroup]) -> Sequence[ParameterGroup]:
         """The masks at their own rate and decay; fixed ones at none."""
         learned = self.division.learned_masks
         own = {
