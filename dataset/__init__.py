@@ -14,7 +14,7 @@ from dataset.files import is_file, is_folder, is_gone
 from dataset.folders import FolderData
 from dataset.foreign import is_address, what_it_is
 from dataset.inventory import fingerprints, require_files
-from dataset.own import OwnData
+from dataset.own import Draw, OwnData
 from dataset.readable import Reading, require_readable
 from dataset.table import CsvData
 from dataset.trained_on import TrainedOn
@@ -211,7 +211,7 @@ class Choice:
         entry = find(self.found_by)
         if not self.trained or not isinstance(entry, OwnData) or self.is_gone:
             return frozenset()
-        drawn = entry.drawn_of(self.trained, self.eval_classes, self.split_seed)
+        drawn = entry.drawn_of(self.trained, Draw(self.eval_classes, self.split_seed))
         return self.trained if drawn else frozenset()
 
     def of_other_data(self, name: str, root: str | Path) -> Choice:

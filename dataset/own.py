@@ -25,7 +25,7 @@ logger = logging.getLogger("dataset")
 notes_logger = logging.getLogger("dataset.notes")  # `check` has them as notes
 classes_logger = logging.getLogger("dataset.classes")  # `check` finds these by itself
 
-EVAL_CLASSES = 0.5
+EVAL_CLASSES = 0.5  # the share that is held out where nobody says another one
 SEED = 1
 LEAST_CLASSES = 2  # of one class alone every answer is right
 
@@ -141,21 +141,40 @@ def count_held_out(share: float, classes: int) -> int:
 
 
 @dataclass(frozen=True)
-class ClassSplit:
-    """Which classes are held out where the data do not say: a share of them, and a seed."""
+class Draw:
+    """Which classes are held out where the data do not say it themselves.
 
-    eval_classes: float = EVAL_CLASSES
-    seed: int = SEED
+    Attributes:
+        eval_classes: the share of the classes that is drawn; None is `EVAL_CLASSES`.
+        seed: of the draw; None is `SEED`.
+        trained: classes that a network was trained on. Where there are some, nothing is drawn: all
+            other classes are held out.
+    """
+
+    eval_classes: float | None = None
+    seed: int | None = None
+    trained: Collection[str] = ()
+
+    @property
+    def used_seed(self) -> int:
+        """The seed that is drawn with."""
+        return SEED if self.seed is None else self.seed
 
     def held_out(self, class_names: Sequence[str], where: str) -> set[str]:
-        """The class names that are not trained on: at least two, and at least two are left.
+        """The names of the classes that are not trained on, two at least.
+
+        Args:
+            where: what to call the data in errors.
 
         Raises:
-            InputError: the share is not between 0 and 1, or there are fewer than four classes.
+            InputError: the share is not between 0 and 1, or there are too few classes.
         """
-        if not 0.0 < self.eval_classes < 1.0:
+        if self.trained:
+            return self._never_trained(class_names, where)
+        share = EVAL_CLASSES if self.eval_classes is None else self.eval_classes
+        if not 0.0 < share < 1.0:
             raise InputError(
-                f"--eval-classes {self.eval_classes:g} must lie between 0 and 1: it is the share "
+                f"--eval-classes {share:g} must lie between 0 and 1: it is the share "
                 "of the classes that is held out"
             )
         names = in_class_order(set(class_names))
@@ -165,9 +184,19 @@ class ClassSplit:
                 f"evaluation need {LEAST_CLASSES} each; add classes"
             )
         most = len(names) - LEAST_CLASSES
-        count = min(count_held_out(self.eval_classes, len(names)), most)
-        order = np.random.default_rng(self.seed).permutation(len(names))
+        count = min(count_held_out(share, len(names)), most)
+        order = np.random.default_rng(self.used_seed).permutation(len(names))
         return {names[index] for index in order[:count]}
+
+    def _never_trained(self, class_names: Sequence[str], where: str) -> set[str]:
+        held_out = set(class_names).difference(self.trained)
+        if len(held_out) < LEAST_CLASSES:
+            raise InputError(
+                f"{where} has {counted(len(held_out), 'class')} that the network was not "
+                f"trained on, and an evaluation needs {LEAST_CLASSES}; add classes, or name other "
+                "images (--dataset folder:PATH or csv:FILE)"
+            )
+        return held_out
 
 
 class OwnData(DataSet):
@@ -205,10 +234,8 @@ class OwnData(DataSet):
         """All images; raises InputError when the data cannot be used."""
         raise NotImplementedError
 
-    def drawn_of(
-        self, trained: Collection[str], eval_classes: float | None, seed: int | None
-    ) -> set[str]:
-        """Those of the classes that a network was trained on that a draw would hold out.
+    def drawn_of(self, trained: Collection[str], draw: Draw) -> set[str]:
+        """Those of the classes that a network was trained on which a draw would hold out.
 
         There are some where classes came or went since the training. Raises InputError when the
         data cannot be used.
@@ -216,15 +243,14 @@ class OwnData(DataSet):
         rows = self.rows()
         if rows.splits is not None:
             return set()
-        return self._held_out(rows, eval_classes, seed, ()).intersection(trained)
+        return draw.held_out(rows.class_names, self.given).intersection(trained)
 
-    def split_rows(
-        self, eval_classes: float | None, seed: int | None, trained: Collection[str] = ()
-    ) -> Rows:
-        """All images with a split each; for `trained` see `load`.
+    def split_rows(self, draw: Draw) -> Rows:
+        """All images with a split each; what is worth a word about them is logged.
 
         Raises:
-            InputError: the data cannot be used, or `eval_classes` is given and has no effect.
+            InputError: the data cannot be used, or a share of the classes is asked for and the data
+                say themselves what is held out.
         """
         rows = self.rows()
         for remark in rows.remarks:
@@ -232,36 +258,31 @@ class OwnData(DataSet):
         for note in rows.notes:
             warn_once(note.text, notes_logger, note.level)
         if rows.splits is None:
-            return self._told(rows, eval_classes, seed, trained)
-        if eval_classes is not None:
+            return self._told(rows, draw)
+        if draw.eval_classes is not None:
             raise InputError(
                 f"--eval-classes has no effect on {self.given}, which says itself what is "
                 "held out; leave it out"
             )
-        if seed is not None:  # no refusal, so that runs that keep one go on
+        if draw.seed is not None:  # no refusal, so that runs that keep one go on
             warn_once(
-                f"the seed of the draw ({seed}) has no effect on {self.given}, which says itself "
-                "what is held out",
+                f"the seed of the draw ({draw.seed}) has no effect on {self.given}, which says "
+                "itself what is held out",
                 notes_logger,
             )
         self._check_splits(rows.counts())
         self._compare_classes(rows)
         return rows
 
-    def divided(self, eval_classes: float | None, seed: int | None) -> Rows:
+    def divided(self, draw: Draw) -> Rows:
         """All images with a split each, as `split_rows`, without a word about them."""
         rows = self.rows()
-        return rows if rows.splits is not None else self._drawn(rows, eval_classes, seed)[0]
+        return rows if rows.splits is not None else self._drawn(rows, draw)[0]
 
-    def _told(
-        self,
-        rows: Rows,
-        eval_classes: float | None,
-        seed: int | None,
-        trained: Collection[str],
-    ) -> Rows:
-        drawn, held_out = self._drawn(rows, eval_classes, seed, trained)
-        if trained:
+    def _told(self, rows: Rows, draw: Draw) -> Rows:
+        """The images with a split each; logs what was drawn."""
+        drawn, held_out = self._drawn(rows, draw)
+        if draw.trained:
             note = (
                 f"{self.given} has changed since the network was trained, and a new draw would "
                 f"hold out classes that it was trained on; held out are the {held_out} of its "
@@ -271,47 +292,20 @@ class OwnData(DataSet):
             return drawn
         note = (
             f"{self.given} does not say what is held out: {held_out} of its "
-            f"{len(rows.class_names)} classes are, drawn with seed {_seed(seed)}"
+            f"{len(rows.class_names)} classes are, drawn with seed {draw.used_seed}"
         )
-        asked = eval_classes is not None
+        asked = draw.eval_classes is not None
         more = "" if asked else "; --eval-classes sets the share"
         warn_once(note + more, notes_logger, logging.INFO if asked else logging.WARNING)
         return drawn
 
-    def _held_out(
-        self,
-        rows: Rows,
-        eval_classes: float | None,
-        seed: int | None,
-        trained: Collection[str],
-    ) -> set[str]:
-        if not trained:
-            share = EVAL_CLASSES if eval_classes is None else eval_classes
-            return ClassSplit(share, _seed(seed)).held_out(rows.class_names, self.given)
-        held_out = set(rows.class_names).difference(trained)
-        if len(held_out) < LEAST_CLASSES:
-            raise InputError(
-                f"{self.given} has {counted(len(held_out), 'class')} that the network was not "
-                f"trained on, and an evaluation needs {LEAST_CLASSES}; add classes, or name other "
-                "images (--dataset folder:PATH or csv:FILE)"
-            )
-        return held_out
-
-    def _drawn(
-        self,
-        rows: Rows,
-        eval_classes: float | None,
-        seed: int | None,
-        trained: Collection[str] = (),
-    ) -> tuple[Rows, int]:
+    def _drawn(self, rows: Rows, draw: Draw) -> tuple[Rows, int]:
         """The images with a split each, and how many classes are held out."""
-        held_out = self._held_out(rows, eval_classes, seed, trained)
+        held_out = draw.held_out(rows.class_names, self.given)
         is_held_out = np.array([name in held_out for name in rows.class_names])
         splits = np.where(is_held_out, SPLITS.index("eval"), SPLITS.index("train"))
-        drawn = Rows(
-            rows.paths, rows.labels, rows.class_names, splits[rows.labels].astype(np.int8),
-            rows.boxes,
-        )  # fmt: skip
+        splits = splits[rows.labels].astype(np.int8)
+        drawn = Rows(rows.paths, rows.labels, rows.class_names, splits, rows.boxes)
         return drawn, len(held_out)
 
     def _check_splits(self, counts: dict[str, int]) -> None:
@@ -360,10 +354,9 @@ class OwnData(DataSet):
         """The images of `split`; see `dataset.load`. The data root plays no part.
 
         Args:
-            trained: classes that a network was trained on. Where there are some and the data do not
-                say what is held out, all others are, whatever `eval_classes` and `seed` are.
+            eval_classes, seed, trained: see `Draw`.
         """
-        rows = self.split_rows(eval_classes, seed, trained)
+        rows = self.split_rows(Draw(eval_classes, seed, trained))
         counts = rows.counts()
         # Queries and gallery share their labels, whichever of the two is asked for.
         held_out = ("query", "gallery") if "query" in counts else ("eval",)
@@ -393,10 +386,6 @@ class OwnData(DataSet):
                 "train on it mark some images as train"
             )
         return f"{self.given} has no split {split!r}; it has {have}"
-
-
-def _seed(given: int | None) -> int:
-    return SEED if given is None else given
 
 
 def _in_order(

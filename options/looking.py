@@ -13,7 +13,7 @@ from PIL import Image
 import dataset
 from dataset.decoding import need_file
 from dataset.kept import usual_place
-from dataset.own import OwnData, count_held_out
+from dataset.own import Draw, OwnData, count_held_out
 from flags import Options
 from machine import cores
 from net import find_backbone
@@ -32,7 +32,7 @@ def images_of(args: Options) -> Images:
     """
     data = dataset.find(args.dataset)
     assert isinstance(data, OwnData)
-    rows = data.divided(args.eval_classes, args.split_seed)
+    rows = data.divided(Draw(args.eval_classes, args.split_seed))
     sizes = np.bincount(rows.labels[rows.of(["train"])])
     sizes = sizes[sizes > 0]
     if not len(sizes):
