@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from benchmarks.measuring import wait
 from dataset.base import ImageSet, PathTable
 from dataset.cache import open_cache
 from dataset.loader import Loader, eval_loader, train_loader
+from dataset.reading import FROM_FILES, Reading
 from dataset.samplers import make_sampler
 from devices import device_name
 
@@ -126,7 +128,7 @@ def published(images: ImageSet, args: argparse.Namespace) -> DataLoader:
     )
 
 
-def ours(images: ImageSet, args: argparse.Namespace, **reading: object) -> Loader:
+def ours(images: ImageSet, args: argparse.Namespace, reading: Reading = FROM_FILES) -> Loader:
     """A new loader of ours, so that starting its workers is part of every measurement."""
     return train_loader(
         images,
@@ -136,7 +138,7 @@ def ours(images: ImageSet, args: argparse.Namespace, **reading: object) -> Loade
         device=args.device,
         workers=args.workers,
         seed=0,
-        **reading,
+        reading=reading,
     )
 
 
@@ -152,14 +154,14 @@ def images_per_second(batches: Iterable, device: torch.device) -> float:
 
 def measure(images: ImageSet, args: argparse.Namespace, cache_dir: Path) -> dict[str, float]:
     """Median images per second of each way."""
-    cache = {"decode": "cache", "cache_dir": cache_dir}
+    cache = Reading("cache", cache_dir=cache_dir)
     ways: dict[str, Callable[[], Iterable]] = {
         "(a) PIL + torchvision, as published": lambda: published(images, args),
         "(b) exact": lambda: ours(images, args),
-        "(c) cache, CPU": lambda: ours(images, args, **cache),
+        "(c) cache, CPU": lambda: ours(images, args, cache),
     }
     if args.device.type == "cuda":
-        resident = ours(images, args, data_device="cuda", **cache)
+        resident = ours(images, args, replace(cache, data_device="cuda"))
         ways["(d) cache, GPU"] = lambda: resident
     speeds: dict[str, list[float]] = {title: [] for title in ways}
     for _ in range(args.repeats):
@@ -274,7 +276,7 @@ def print_waiting(images: ImageSet, args: argparse.Namespace, cache_dir: Path) -
         args.device, memory_format=torch.channels_last
     )
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-4)
-    loader = ours(images, args, decode="cache", cache_dir=cache_dir, data_device="cuda")
+    loader = ours(images, args, Reading("cache", cache_dir=cache_dir, data_device="cuda"))
     for epoch in range(2):  # the first one warms up
         wait(args.device)
         loader.set_epoch(epoch)

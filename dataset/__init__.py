@@ -15,7 +15,8 @@ from dataset.folders import FolderData
 from dataset.foreign import is_address, what_it_is
 from dataset.inventory import fingerprints, require_files
 from dataset.own import Draw, OwnData
-from dataset.readable import Reading, require_readable
+from dataset.readable import require_readable
+from dataset.reading import Reading
 from dataset.table import CsvData
 from dataset.trained_on import TrainedOn
 from flags import Options, a_place

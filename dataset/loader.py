@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +23,7 @@ from dataset.files import warn_once
 from dataset.inventory import admitted_bad_images
 from dataset.plans import BadImage, CutBatch, Plans, ViewRule
 from dataset.readable import in_words, too_many
+from dataset.reading import FROM_FILES, Reading
 from dataset.samplers import BatchSampler, SequentialSampler
 from dataset.sources import Source, source_of
 from dataset.transforms import CHANGE_STREAM, RandomCrop, to_network, uniforms
@@ -270,7 +271,7 @@ def train_loader(
     image_size: int | None = None,
     crop_scale: float | None = None,
     max_bad_images: float = 0.01,
-    **reading: Any,
+    reading: Reading = FROM_FILES,
 ) -> Loader:
     """Augmented batches in the sampler's order; of several processes each makes its share.
 
@@ -283,7 +284,7 @@ def train_loader(
             augmentation's own without it.
         max_bad_images: the share of images that may be unreadable; each is replaced by others of
             its class and named in a warning.
-        reading: where pixels come from, see `source_of`.
+        reading: where pixels come from.
 
     Raises:
         InputError: an unknown augmentation; what `source_of` raises.
@@ -297,7 +298,7 @@ def train_loader(
         crop = replace(crop, scale=(crop_scale, crop.scale[1]))
     rule = _view_rule(images, crop, spec, image_size, seed)
     plans = Plans(sampler, shared=True)
-    source = source_of(images, plans, rule, device, workers, replace_bad=True, **reading)
+    source = source_of(images, plans, rule, device, workers, reading, replace_bad=True)
     look = Look(rule, change, spec)
     return Loader(images, plans, source, look, device, Tolerance(max_bad_images))
 
@@ -314,7 +315,7 @@ def eval_loader(
     resize: int | None = None,
     batches: slice = slice(None),
     max_bad_images: float = 0.0,
-    **reading: Any,
+    reading: Reading = FROM_FILES,
 ) -> Loader:
     """Every image once, in order, as evaluation sees it: short side resized, central square.
 
@@ -332,7 +333,7 @@ def eval_loader(
     if resize is not None and images.pixels is None:
         rule = rule._replace(resize=resize)
     plans = Plans(SequentialSampler(len(images), batch_size, batches))
-    source = source_of(images, plans, rule, device, workers, replace_bad=False, **reading)
+    source = source_of(images, plans, rule, device, workers, reading, replace_bad=False)
     look = Look(rule, None if zoom == 1.0 else Shrunk(zoom), spec)
     tolerance = Tolerance(max_bad_images, leave_out=max_bad_images > 0)
     return Loader(images, plans, source, look, device, tolerance)

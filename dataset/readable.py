@@ -18,7 +18,6 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.kept import VERSION, default_folder, name_of, versions_of
 from dataset.own import LEAST_CLASSES
+from dataset.reading import FROM_FILES, Reading
 from dataset.statuses import ASKED_AT_ONCE
 from machine import cores
 from storage import load_arrays, save_arrays
@@ -47,26 +47,18 @@ _SIDES = {"train": "training", "eval": "evaluation"}
 REPLACED, LEFT_OUT = "other images of its class take its place", "it is left out"
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How a run reads its images, as far as it matters here: see the flags of the same names."""
-
-    decode: str = "exact"
-    cache_size: int = 256
-    cache_dir: str | Path | None = None
-
-
 def require_readable(
     train: ImageSet | None,
     evaluated: Iterable[ImageSet],
     max_bad_images: float = 0.0,
-    reading: Reading | None = None,
+    reading: Reading = FROM_FILES,
 ) -> dict[str, int]:
     """Names every image that is known not to be readable, and refuses too many.
 
     Args:
         train: the training images, or None. evaluated: queries, galleries, held-out classes.
         max_bad_images: the share of each of them that may be unreadable (`--max-bad-images`).
+        reading: of a run; with `decode="cache"` the cache is made here.
 
     Returns:
         how many there are on the two sides, "train" and "eval".
@@ -75,7 +67,6 @@ def require_readable(
         InputError: more are unreadable than that, or all images of a training class are, or too few
             evaluation classes are left.
     """
-    reading = reading or Reading()
     counts, left = {"train": 0, "eval": 0}, []
     for images in ([] if train is None else [train]) + list(evaluated):
         side = "train" if images is train else "eval"
@@ -160,13 +151,12 @@ def _need_others(images: ImageSet, bad: dict[int, str]) -> None:
 # --- finding them ---------------------------------------------------------------------------------
 
 
-def unreadable(images: ImageSet, *, whole: bool, reading: Reading | None = None) -> dict[int, str]:
+def unreadable(images: ImageSet, *, whole: bool, reading: Reading = FROM_FILES) -> dict[int, str]:
     """Place → reason of the images that cannot be read, as far as is found out here.
 
     Args:
         whole: decode them all, unless they are more than `DECODED_AT_ONCE`.
     """
-    reading = reading or Reading()
     if images.pixels is not None:
         return {}
     if reading.decode == "cache":

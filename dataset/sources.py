@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -26,14 +25,13 @@ from dataset.cache import open_cache
 from dataset.decoding import central_part
 from dataset.files import warn_once
 from dataset.plans import BadImage, CutBatch, Plan, Plans, Substitutes, ViewRule
+from dataset.reading import Reading
 from dataset.samplers import IndexBatch
 from dataset.transforms import PixelStore, cut
 from dataset.workers import deaths_told, with_workers
-from utils import InputError, nearest_names
+from utils import InputError
 
 views_logger = logging.getLogger("dataset.views")  # silent where a cache was chosen, and told
-
-DECODE = ("exact", "cache")
 
 
 class _Reader(Protocol):
@@ -248,45 +246,35 @@ def source_of(
     rule: ViewRule,
     device: torch.device,
     workers: int,
+    reading: Reading,
     *,
     replace_bad: bool,
-    decode: str = "exact",
-    data_device: str | None = None,
-    cache_dir: str | Path | None = None,
-    cache_size: int = 256,
 ) -> Source:
     """Where views come from.
 
     Args:
         replace_bad: an image that cannot be read is replaced by another of its class.
-        decode: "exact" decodes a file each time it is needed; "cache" keeps the pixels of all files
-            on disk, their short side brought to `cache_size` (see cache.py).
-        data_device: "cuda" keeps the cache's pixels in the GPU's memory. Pictures that are in
-            memory anyway go to the device unless this says "cpu".
 
     Raises:
-        InputError: an unknown word; the data do not fit the GPU; the cache cannot be written.
+        InputError: the data do not fit the GPU, or there is none; the cache cannot be written.
     """
-    if decode not in DECODE:
-        raise InputError(f"--decode {decode} does not exist; {nearest_names(decode, DECODE)}")
-    if data_device not in (None, "cpu", "cuda"):
-        raise InputError(f"--data-device {data_device} does not exist; choose cpu or cuda")
-    if data_device == "cuda" and device.type != "cuda":
+    on_gpu, cached = reading.data_device == "cuda", reading.decode == "cache"
+    if on_gpu and device.type != "cuda":
         raise InputError("--data-device cuda needs a GPU, and the run has none; use cpu")
     substitutes = Substitutes(images.labels, rule.seed, replace_bad)
     if images.pixels is not None:
-        place = torch.device("cpu") if data_device == "cpu" else device
+        place = torch.device("cpu") if reading.data_device == "cpu" else device
         return FromMemory(images, PixelStore.of_stack(images.pixels, place), rule, substitutes)
-    if decode == "exact" and data_device == "cuda":
+    if on_gpu and not cached:
         raise InputError("--data-device cuda keeps the cache on the GPU; add --decode cache")
     reader: _Reader = images
-    if decode == "cache":
-        reader = cache = open_cache(images, cache_size, cache_dir)
-        _say_what_differs(cache_size, rule)
-        if data_device == "cuda":
+    if cached:
+        reader = cache = open_cache(images, reading.cache_size, reading.cache_dir)
+        _say_what_differs(reading.cache_size, rule)
+        if on_gpu:
             return FromMemory(images, cache.on_device(device), rule, substitutes)
     batch_reader, pin = _BatchReader(reader, rule, substitutes), device.type == "cuda"
-    if decode == "cache" and workers:
+    if cached and workers:
         return _FromThreads(batch_reader, workers, pin)
     if workers and not replace_bad:
         return _FromStandingWorkers(images, rule, workers, pin)

@@ -16,6 +16,7 @@ import processes
 from bars import Bar
 from dataset.base import ImageSet
 from dataset.loader import eval_loader
+from dataset.reading import FROM_FILES, Reading
 from dataset.workers import deaths_told
 from devices import Precision
 from evaluation.tasks import Task
@@ -39,11 +40,8 @@ class Viewing:
     image_size: int
     zoom: float = 1.0
     resize: int | None = None
-    decode: str = "exact"
-    data_device: str | None = None
-    cache_dir: str | None = None
-    cache_size: int = 256
     max_bad_images: float = 0.0
+    reading: Reading = FROM_FILES
 
     @classmethod
     def of(cls, options: Options) -> Viewing:
@@ -54,22 +52,13 @@ class Viewing:
             options.image_size,
             options.eval_zoom,
             options.eval_resize,
-            options.decode,
-            options.data_device,
-            options.cache_dir,
-            options.cache_size,
             options.max_bad_images,
+            Reading.of(options),
         )
 
     def short_side(self, spec: InputSpec) -> int:
         """The short side that a photograph is brought to, before its centre is cut out."""
         return self.resize or round(self.image_size * spec.resize / spec.size)
-
-    @property
-    def reading(self) -> dict[str, Any]:
-        """Where loaders take their pixels from, as `dataset.loader` names it."""
-        names = ("decode", "data_device", "cache_dir", "cache_size")
-        return {name: getattr(self, name) for name in names}
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from conftest import ROOT, refusal, run_cli
 
 import evaluate
 import options
+from dataset.reading import Reading
 from evaluation.networks import open_checkpoint
 from utils import InputError
 
@@ -61,7 +62,7 @@ def test_the_cache_gives_evaluation_the_numbers_of_the_files(
     logs = tmp_path / "logs"
     training = tiny.prepare(images, f"{flags} {' '.join(device)}")
     cached = training.evaluate(training.data.test)
-    training.viewing = replace(training.viewing, decode="exact")
+    training.viewing = replace(training.viewing, reading=Reading("exact"))
     exact = training.evaluate(training.data.test)
     # 32 pixels are cut from images whose short side is 32·256/224 ≈ 37.
     assert torch.equal(cached[0].embeddings, exact[0].embeddings)

@@ -23,6 +23,7 @@ from dataset.decoding import UnfitImageError, central_part, decode, to_rgb, with
 from dataset.facts import examine
 from dataset.glance import looks_whole
 from dataset.loader import eval_loader, train_loader
+from dataset.reading import Reading
 from dataset.samplers import SequentialSampler
 from dataset.showing import as_text
 from dataset.transforms import Views, centre_views, cut
@@ -371,7 +372,9 @@ def test_extreme_shapes_cost_no_memory_anywhere(tmp_path: Path) -> None:
     tracemalloc.start()
     exact = list(eval_loader(images, batch_size=4, **options))
     cached = list(
-        eval_loader(images, batch_size=4, decode="cache", cache_dir=tmp_path / "c", **options)
+        eval_loader(
+            images, batch_size=4, reading=Reading("cache", cache_dir=tmp_path / "c"), **options
+        )
     )
     for augment in ("crop", "sec"):
         sampler = SequentialSampler(4, 4)

@@ -33,6 +33,7 @@ from dataset.cache import Cache, open_cache
 from dataset.files import said_anew
 from dataset.loader import Loader, eval_loader, train_loader
 from dataset.plans import Plan, Plans, Substitutes, ViewRule
+from dataset.reading import FROM_FILES, Reading
 from dataset.samplers import (
     BalancedSampler,
     ClusterSampler,
@@ -106,6 +107,11 @@ def drawings() -> ImageSet:
 
 
 SPEC = replace(INPUTS["imagenet"], size=48, resize=56)
+
+
+def cached(folder: Path, size: int = 256) -> Reading:
+    """A cache in a folder."""
+    return Reading("cache", size, folder)
 
 
 def loader_of(images: ImageSet, **changes) -> Loader:
@@ -684,7 +690,7 @@ def test_an_epoch_can_begin_in_its_middle(kind, workers, request):
 def test_reading_ahead_changes_no_batch(way, instances, photographs, drawings, tmp_path):
     images = drawings if way == "memory" else photographs
     more = {"workers": 0 if way == "in turn" else 2}
-    more |= {"decode": "cache", "cache_dir": tmp_path} if way == "threads" else {}
+    more |= {"reading": cached(tmp_path)} if way == "threads" else {}
 
     def sampler(seed: int = 5):
         return make_sampler(images.labels, 8, instances=instances, seed=seed)
@@ -721,7 +727,7 @@ def test_the_next_epoch_is_read_before_it_begins_and_none_beyond(
         os.write(noted, b".")
         return read(self, index)
 
-    more = {"decode": "cache", "cache_dir": tmp_path} if way == "threads" else {}
+    more = {"reading": cached(tmp_path)} if way == "threads" else {}
     loader = loader_of(photographs, workers=2, **more)
     monkeypatch.setattr(kind, "read", noting)
     loader.read_ahead(2)
@@ -875,14 +881,21 @@ def test_a_gpu_waits_for_data_only_when_it_has_nothing_to_do(monkeypatch):
     ("changes", "words"),
     [
         ({"augment": "corp"}, "did you mean crop"),
-        ({"decode": "exakt"}, "did you mean exact"),
-        ({"data_device": "gpu"}, "choose cpu or cuda"),
-        ({"data_device": "cuda"}, "needs a GPU"),
+        ({"reading": Reading(data_device="cuda")}, "needs a GPU"),
     ],
 )
 def test_the_loader_says_what_is_wrong(photographs, changes, words):
     with pytest.raises(InputError, match=words):
         loader_of(photographs, **changes)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [({"decode": "exakt"}, "did you mean exact"), ({"data_device": "gpu"}, "choose cpu or cuda")],
+)
+def test_there_is_no_other_way_of_reading(words, answer):
+    with pytest.raises(InputError, match=answer):
+        Reading(**words)
 
 
 # --- images that cannot be read -------------------------------------------------------------------
@@ -907,8 +920,7 @@ def test_a_bad_image_is_named_once_and_replaced_by_its_class(
         sampler=SequentialSampler(30, 10),
         workers=workers,
         max_bad_images=0.1,
-        decode=decode,
-        cache_dir=tmp_path / "cache",
+        reading=Reading(decode, cache_dir=tmp_path / "cache"),
     )
     for epoch in (0, 1):
         batches = epoch_of(loader, epoch)
@@ -949,8 +961,7 @@ def test_an_evaluation_that_admits_bad_images_names_them(
             device=CPU,
             workers=workers,
             max_bad_images=share,
-            decode=decode,
-            cache_dir=tmp_path / "cache",
+            reading=Reading(decode, cache_dir=tmp_path / "cache"),
         )
 
     loader = evaluation(0.1)
@@ -987,45 +998,41 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(cache_module, "SHARD", 4)
 
 
-def evaluation_pixels(images: ImageSet, **reading) -> torch.Tensor:
-    loader = eval_loader(images, spec=SPEC, batch_size=8, device=CPU, workers=0, **reading)
+def evaluation_pixels(images: ImageSet, reading: Reading = FROM_FILES) -> torch.Tensor:
+    loader = eval_loader(images, spec=SPEC, batch_size=8, device=CPU, workers=0, reading=reading)
     return torch.cat([batch.images for batch in loader])
 
 
 def test_evaluation_from_the_cache_is_that_of_the_files_bit_for_bit(photographs, tmp_path):
     exact = evaluation_pixels(photographs)
-    reading = {"decode": "cache", "cache_dir": tmp_path, "cache_size": 56}
-    assert torch.equal(evaluation_pixels(photographs, **reading), exact)
+    assert torch.equal(evaluation_pixels(photographs, cached(tmp_path, 56)), exact)
     store = open_cache(photographs, 56, tmp_path).on_device(CPU)
     views = centre_views(store.shapes, 56, 48)
     assert torch.equal(to_network(store.cut(np.arange(30), views, 48), SPEC), exact)
 
 
 def test_the_cached_crops_of_sec_are_those_of_the_files(photographs, tmp_path):
-    reading = {"decode": "cache", "cache_dir": tmp_path, "cache_size": 56}
     assert_same_batches(
         epoch_of(loader_of(photographs, augment="sec")),
-        epoch_of(loader_of(photographs, augment="sec", workers=2, **reading)),
+        epoch_of(loader_of(photographs, augment="sec", workers=2, reading=cached(tmp_path, 56))),
     )
 
 
 def test_crops_from_the_cache_are_announced(photographs, tmp_path, caplog):
-    cached = {"decode": "cache", "cache_dir": tmp_path, "cache_size": 61}
     with said_anew():  # else once for a process
-        loader_of(photographs, **cached)
-        evaluation_pixels(photographs, **cached)
+        loader_of(photographs, reading=cached(tmp_path, 61))
+        evaluation_pixels(photographs, cached(tmp_path, 61))
     assert "training crops come from the cache's images" in caplog.text
     assert "--cache-size 56 gives what --decode exact gives" in caplog.text
 
 
 def test_an_announcement_that_is_kept_back_is_made_later(photographs, tmp_path, caplog):
-    cached = {"decode": "cache", "cache_dir": tmp_path, "cache_size": 61}
     with said_anew():
         with caplog.at_level(logging.ERROR, logger="dataset.views"):
-            loader_of(photographs, **cached)
+            loader_of(photographs, reading=cached(tmp_path, 61))
             assert "training crops" not in caplog.text
         for _ in range(2):
-            loader_of(photographs, **cached)
+            loader_of(photographs, reading=cached(tmp_path, 61))
         assert caplog.text.count("training crops") == 1
 
 

@@ -6,6 +6,7 @@ Run by make gpu-check; skipped where there is no GPU.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ import options
 from dataset.augment import AUGMENTATIONS
 from dataset.base import ImageSet
 from dataset.loader import train_loader
+from dataset.reading import Reading
 from dataset.samplers import make_sampler
 from dataset.transforms import PixelStore, RandomCrop, uniforms
 from dataset.waiting import waiting_on
@@ -305,12 +307,19 @@ def test_bf16_is_close_to_float32():
     assert rounded.dtype == torch.float32 and cosine.min() > 0.99
 
 
-def batches(images: ImageSet, device: torch.device, **reading: object) -> list[torch.Tensor]:
+def batches(images: ImageSet, device: torch.device, reading: Reading) -> list[torch.Tensor]:
     """Two epochs of 224-pixel crops, in pixel values 0..255."""
     spec = net.InputSpec(scale=255.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     sampler = make_sampler(images.labels, 8)
     loader = train_loader(
-        *(images, sampler), augment="crop", spec=spec, device=device, workers=0, seed=3, **reading
+        images,
+        sampler,
+        augment="crop",
+        spec=spec,
+        device=device,
+        workers=0,
+        seed=3,
+        reading=reading,
     )
     found = []
     for epoch in range(2):
@@ -322,10 +331,10 @@ def batches(images: ImageSet, device: torch.device, **reading: object) -> list[t
 def test_crops_from_gpu_memory_are_those_of_the_cpu(tmp_path):
     official_layouts.write("cub", "official", tmp_path, classes=4, images=6)
     images = dataset.load("cub", tmp_path, "train")
-    cache = {"decode": "cache", "cache_dir": tmp_path / "cache"}
-    cpu = batches(images, torch.device("cpu"), **cache)
+    cache = Reading("cache", cache_dir=tmp_path / "cache")
+    cpu = batches(images, torch.device("cpu"), cache)
     for place in (None, "cuda"):
-        gpu = batches(images, DEVICE, data_device=place, **cache)
+        gpu = batches(images, DEVICE, replace(cache, data_device=place))
         for one, other in zip(cpu, gpu, strict=True):
             assert (one - other).abs().mean() < 1  # of 255 levels
 
@@ -349,11 +358,11 @@ def test_a_busy_gpu_does_not_wait_for_data():
 def test_epochs_use_the_memory_of_those_before(tmp_path):
     official_layouts.write("cub", "official", tmp_path, classes=4, images=6)
     images = dataset.load("cub", tmp_path, "train")
-    cache = {"decode": "cache", "cache_dir": tmp_path / "cache", "data_device": "cuda"}
+    cache = Reading("cache", cache_dir=tmp_path / "cache", data_device="cuda")
     taken = []
     for _ in range(4):
         torch.cuda.synchronize()
-        batches(images, DEVICE, **cache)  # two epochs
+        batches(images, DEVICE, cache)  # two epochs
         taken.append(torch.cuda.memory_reserved())
     assert taken[-1] - taken[0] < 2**26  # an epoch takes as much; crops differ in size
 

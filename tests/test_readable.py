@@ -25,7 +25,8 @@ from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.kept import versions_of
 from dataset.overlap import shared_with_training
-from dataset.readable import Reading, unreadable
+from dataset.readable import unreadable
+from dataset.reading import Reading
 from dataset.showing import as_text
 from utils import InputError
 

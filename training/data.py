@@ -191,9 +191,8 @@ def look_through(data: Data, viewing: Viewing) -> Data:
     Raises:
         InputError: they are more than `--max-bad-images` admits.
     """
-    reading = dataset.Reading(viewing.decode, viewing.cache_size, viewing.cache_dir)
     look = partial(
-        dataset.require_readable, data.train, data.judged, viewing.max_bad_images, reading
+        dataset.require_readable, data.train, data.judged, viewing.max_bad_images, viewing.reading
     )
     return replace(data, unreadable=processes.from_main(look))
 

@@ -216,7 +216,7 @@ def build_loader(
         image_size=args.image_size,
         crop_scale=args.crop_scale,
         max_bad_images=args.max_bad_images,
-        **viewing.reading,
+        reading=viewing.reading,
     )
 
 
