@@ -36,7 +36,8 @@ from dataset.base import BadImageError, ImageSet, reason, why_unreadable
 from dataset.decoding import LONGEST, need_file
 from dataset.files import told_logger
 from dataset.kept import VERSION, default_folder, name_of, versions_of
-from dataset.transforms import PixelStore, with_short_side
+from dataset.pixel_store import PixelStore
+from dataset.transforms import with_short_side
 from dataset.workers import deaths_told, with_workers
 from machine import cores
 from storage import load_arrays, need_room, save_arrays, write_atomically

@@ -24,10 +24,11 @@ from dataset.base import BadImageError, ImageSet
 from dataset.cache import open_cache
 from dataset.decoding import central_part
 from dataset.files import warn_once
+from dataset.pixel_store import PixelStore
 from dataset.plans import BadImage, CutBatch, Plan, Plans, Substitutes, ViewRule
 from dataset.reading import Reading
 from dataset.samplers import IndexBatch
-from dataset.transforms import PixelStore, cut
+from dataset.transforms import cut
 from dataset.workers import deaths_told, with_workers
 from utils import InputError
 

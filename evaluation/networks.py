@@ -76,9 +76,8 @@ class Opened:
         same_images = self.data.name == self.trained.get("dataset")
         if self.trained.get("decode") != "cache" or not same_images:
             return None
-        if self.viewing.reading.decode == "cache" or size == self.viewing.short_side(
-            self.network.input
-        ):
+        wanted = self.viewing.short_side(self.network.input)
+        if self.viewing.reading.decode == "cache" or size == wanted:
             return None
         return (
             f"the run evaluated images of its cache, which were brought to {size} pixels first; "

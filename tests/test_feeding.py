@@ -32,6 +32,7 @@ from dataset.base import BadImageError, ImageSet, PathTable
 from dataset.cache import Cache, open_cache
 from dataset.files import said_anew
 from dataset.loader import Loader, eval_loader, train_loader
+from dataset.pixel_store import PixelStore
 from dataset.plans import Plan, Plans, Substitutes, ViewRule
 from dataset.reading import FROM_FILES, Reading
 from dataset.samplers import (
@@ -44,7 +45,6 @@ from dataset.samplers import (
 )
 from dataset.sources import FromMemory
 from dataset.transforms import (
-    PixelStore,
     RandomCrop,
     Views,
     centre_views,

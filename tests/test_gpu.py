@@ -25,9 +25,10 @@ import options
 from dataset.augment import AUGMENTATIONS
 from dataset.base import ImageSet
 from dataset.loader import train_loader
+from dataset.pixel_store import PixelStore
 from dataset.reading import Reading
 from dataset.samplers import make_sampler
-from dataset.transforms import PixelStore, RandomCrop, uniforms
+from dataset.transforms import RandomCrop, uniforms
 from dataset.waiting import waiting_on
 from utils import InputError
 
