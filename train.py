@@ -212,13 +212,8 @@ def rest_of_epoch(training: Training) -> Iterator[Batch]:
 # --- the whole run --------------------------------------------------------------------------------
 
 
-def fit(
-    training: Training, keeper: Keeper, signals: Signals, row: MetricsRow | None = None
-) -> None:
-    """Trains to the end.
-
-    Args:
-        row: of metrics.csv, which the checkpoint that the run goes on from left to be completed.
+def fit(training: Training, keeper: Keeper, signals: Signals, row: MetricsRow | None) -> None:
+    """Trains to the end; `row` is the one that the last checkpoint left to be completed.
 
     Raises:
         Interrupted: by a signal, after a checkpoint.
