@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import dataset
 from dataset.alike import near_duplicates, thumbnail
-from dataset.files import tree
+from dataset.tree import tree
 
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 

@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from dataset.base import SPLITS, PathTable, reason
-from dataset.files import Tree, in_class_order, is_file, is_folder, tree
+from dataset.files import in_class_order, is_file, is_folder
 from dataset.foreign import packed_suffixes, what_it_is
 from dataset.layouts import by_top_level
 from dataset.own import (
@@ -29,6 +29,7 @@ from dataset.own import (
     split_in,
     split_of,
 )
+from dataset.tree import Tree, tree
 from utils import InputError, counted, join_words
 
 

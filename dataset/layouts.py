@@ -16,16 +16,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from dataset.base import DataSet, ImageSet, PathTable, check_command
-from dataset.files import (
-    OnDisk,
-    Tree,
-    find,
-    find_all,
-    is_file,
-    is_folder,
-    tree,
-    warn_once,
-)
+from dataset.files import OnDisk, find, find_all, is_file, is_folder, warn_once
+from dataset.tree import Tree, tree
 from utils import InputError, counted, join_words
 
 counts_logger = logging.getLogger("dataset.counts")

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset.files import composed, is_file, is_folder, tree, warn_once
+from dataset.files import composed, is_file, is_folder, warn_once
 from dataset.spreadsheet import read_rows
 from dataset.table import BOX_NAMES, OnDisk
+from dataset.tree import tree
 from machine import expanded
 from utils import InputError, join_words
 

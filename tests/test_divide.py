@@ -18,9 +18,9 @@ import methods
 import options
 import train
 from dataset import clusters
+from dataset.cluster_sampler import ClusterSampler
 from dataset.clusters import can_divide, divide, is_acceptable, renumber, without_singles
 from dataset.loader import Batch
-from dataset.samplers import ClusterSampler
 from methods.divide.routine import DivideAndConquer
 from methods.divide.settings import Division
 from metrics.clustering import Clustering

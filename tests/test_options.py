@@ -494,7 +494,7 @@ def test_the_choices_of_a_flag_are_those_of_the_library():
     import net
     from criteria.miners import MINING
     from dataset.augment import AUGMENTATIONS
-    from dataset.samplers import SMALL_CLASS_ACTIONS
+    from dataset.cluster_sampler import SMALL_CLASS_ACTIONS
 
     assert set(choices("--sampler")) == set(losses.MINERS)
     assert set(choices("--augment")) == set(AUGMENTATIONS)

@@ -23,7 +23,7 @@ from PIL import Image
 import dataset
 import evaluate
 import options
-from dataset import files
+from dataset import tree as trees
 from dataset.__main__ import main
 from dataset.check import Report, check
 from dataset.showing import as_text
@@ -279,7 +279,7 @@ def test_folders_behind_links_are_entered_and_circles_are_not(tmp_path: Path) ->
     (folder / "c" / "up").symlink_to(tmp_path)
     (folder / "e").symlink_to(folder / "d")
     (folder / "b" / "gone").symlink_to(tmp_path / "nowhere")
-    found = files.tree(folder)
+    found = trees.tree(folder)
     assert [name for name in found.pictures if name.startswith("a/")] == [
         "a/0.jpg",
         "a/1.jpg",
@@ -335,7 +335,7 @@ def test_a_folder_that_may_not_be_read_is_named(
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(files.os, "scandir", refusing)
+    monkeypatch.setattr(trees.os, "scandir", refusing)
     closed = "a/closed"
     report = check(f"folder:{folder}")
     assert report.exit_status == 1
@@ -497,7 +497,7 @@ def test_a_folder_is_walked_once_until_it_changes(
     save_image(folder / "loose.jpg", 5, 5)
     walked = []
     scandir = os.scandir
-    monkeypatch.setattr(files.os, "scandir", lambda path: walked.append(str(path)) or scandir(path))
+    monkeypatch.setattr(trees.os, "scandir", lambda path: walked.append(str(path)) or scandir(path))
     given = f"folder:{folder}"
     choice = dataset.Choice(given)
     for _ in range(3):

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 import processes
+from dataset.cluster_sampler import ClusterSampler
 from dataset.clusters import can_divide, divide, one_cluster
 from dataset.loader import Batch
-from dataset.samplers import ClusterSampler
 from methods.base import Loop, Routine
 from methods.divide.settings import Division
 from utils import InputError
