@@ -41,9 +41,10 @@ from training import setup, start
 from training.average import Average
 from training.clock import Estimate, Length
 from training.describing import describe
-from training.faults import Interrupted, NonFinite, Signals, Step, Watch, memory_in_words
+from training.faults import NonFinite, Step, Watch, memory_in_words
 from training.keeping import Keeper
 from training.progress import progress_bar, show, tell_time
+from training.signals import Interrupted, Signals
 from training.state import Training
 from utils import sentence_errors
 
@@ -248,8 +249,7 @@ def main(args: Options) -> None:
     level = logging.WARNING if processes.is_main() else logging.ERROR
     hear(level)
     args, run = start.to_continue(args)
-    memory = memory_in_words(args.batch_size, args.image_size)
-    with start.without_what_is_told(args), memory:
+    with start.without_what_is_told(args), memory_in_words(args.batch_size, args.image_size):
         _train(args, run)
 
 

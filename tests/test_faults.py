@@ -29,12 +29,15 @@ import devices
 import evaluate
 import machine
 import options
+import processes
 import train
 from dataset.cache import default_folder
 from devices import pick_device
 from runs import RunFolder
 from storage import save_tensors
 from training import faults, tracking
+from training.collapse import CollapseWarning, chance, class_mean_cosine
+from training.signals import Interrupted, Signals
 from training.tracking import wandb_mode
 from utils import InputError, sentence_errors
 
@@ -101,11 +104,11 @@ def test_a_terminal_that_is_closed_ends_a_run_after_a_checkpoint(images, tmp_pat
 def test_under_nohup_a_terminal_may_be_closed() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with faults.Signals() as signals:
+        with Signals() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
             assert signals.requested is None
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with faults.Signals() as signals:
+        with Signals() as signals:
             for _ in range(2):  # the shell and the system both say so
                 os.kill(os.getpid(), signal.SIGHUP)
             assert signals.requested == signal.SIGHUP
@@ -115,10 +118,10 @@ def test_under_nohup_a_terminal_may_be_closed() -> None:
 
 def test_signals_are_requests_and_the_second_one_is_obeyed_at_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with faults.Signals() as signals:
+    with Signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.requested == signal.SIGTERM
-        with pytest.raises(faults.Interrupted) as stop:
+        with pytest.raises(Interrupted) as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
     assert stop.value.status == 143 and signal.getsignal(signal.SIGTERM) is before
@@ -131,15 +134,15 @@ def test_a_signal_that_comes_while_the_processes_agree_counts_the_next_time(monk
         os.kill(os.getpid(), signal.SIGTERM)
         return own
 
-    with faults.Signals() as signals:
+    with Signals() as signals:
         with monkeypatch.context() as during:
-            during.setattr(faults.processes, "largest", interrupted)
+            during.setattr(processes, "largest", interrupted)
             assert signals.agreed() is None
         assert signals.agreed() == signals.requested == signal.SIGTERM
 
 
 def test_a_signal_does_not_wait_for_an_evaluation() -> None:
-    with faults.Signals() as signals, pytest.raises(faults.Interrupted), signals.at_once():
+    with Signals() as signals, pytest.raises(Interrupted), signals.at_once():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 
@@ -295,7 +298,7 @@ def test_a_signal_before_the_first_step_of_a_division_divides_once(
 ) -> None:
     flags = "--epochs 4 --warm 0 --nb-clusters 2 --mod-epoch 2 --IPC 2 -crs 3 --ema 0.9"
     whole = tiny.run(images, tmp_path, "whole", flags)
-    following = faults.Signals.next_of
+    following = Signals.next_of
 
     def interrupted(signals, batches):
         if following.__dict__.setdefault("asked", 0) == 8 * 2:  # the first batch of epoch 3
@@ -303,7 +306,7 @@ def test_a_signal_before_the_first_step_of_a_division_divides_once(
         following.__dict__["asked"] += 1
         return following(signals, batches)
 
-    monkeypatch.setattr(faults.Signals, "next_of", interrupted)
+    monkeypatch.setattr(Signals, "next_of", interrupted)
     with pytest.raises(SystemExit):
         tiny.run(images, tmp_path, "run", flags)
     state = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
@@ -531,20 +534,20 @@ def test_collapse_is_reported_once(caplog) -> None:
     labels = torch.arange(60) // 3
     spread = torch.randn(60, 16, generator=generator)
     same_for_all = torch.ones(60, 16) + 0.01 * spread
-    warning = faults.CollapseWarning()
+    warning = CollapseWarning()
     for recall in (0.02, 0.03, 0.5):  # at the beginning, while it rises, and while they are found
         warning.look(same_for_all, labels, recall)
     assert not caplog.records
     for embeddings in (spread, same_for_all, same_for_all):
         warning.look(embeddings, labels, recall=0.03)
-    assert faults.chance(labels) == pytest.approx(2 / 59)
+    assert chance(labels) == pytest.approx(2 / 59)
     assert [record.message[:25] for record in caplog.records] == ["the network has collapsed"]
     means = torch.stack(
         [torch.nn.functional.normalize(spread)[labels == c].mean(0) for c in range(20)]
     )
     cosines = torch.nn.functional.normalize(means) @ torch.nn.functional.normalize(means).T
     expected = (cosines.sum() - 20) / (20 * 19)
-    assert faults.class_mean_cosine(spread, labels) == pytest.approx(float(expected), abs=1e-5)
+    assert class_mean_cosine(spread, labels) == pytest.approx(float(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 0.3])
@@ -553,7 +556,7 @@ def test_embeddings_without_a_difference_have_collapsed_whatever_recall_is(
     size, scale, caplog
 ) -> None:
     embeddings, labels = torch.full((60, size), scale), torch.arange(60) // 3
-    warning = faults.CollapseWarning()
+    warning = CollapseWarning()
     warning.look(embeddings, labels, recall=1.0)
     warning.look(embeddings, labels, recall=1.0)
     reason = "all embeddings point the same way" if scale else "all embeddings are zero"
@@ -566,8 +569,8 @@ def test_embeddings_without_a_difference_have_collapsed_whatever_recall_is(
 def test_embeddings_of_which_most_are_zero_have_collapsed(caplog) -> None:
     embeddings, labels = torch.zeros(60, 16), torch.arange(60) // 3
     embeddings[:1] = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
-    assert faults.class_mean_cosine(embeddings, labels) > 0.98
-    warning = faults.CollapseWarning()
+    assert class_mean_cosine(embeddings, labels) > 0.98
+    warning = CollapseWarning()
     warning.look(embeddings, labels, recall=0.9)  # says nothing while they are found
     warning.look(embeddings, labels, recall=0.9)
     assert not caplog.records
@@ -577,7 +580,7 @@ def test_embeddings_of_which_most_are_zero_have_collapsed(caplog) -> None:
 
 def test_a_short_embedding_is_no_zero(caplog) -> None:
     spread = 1e-25 * torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
-    faults.CollapseWarning().look(spread, torch.arange(60) // 3, recall=0.03)
+    CollapseWarning().look(spread, torch.arange(60) // 3, recall=0.03)
     assert not caplog.records
 
 

@@ -3,5 +3,6 @@
 data      what is trained on and judged     setup     options → network, objective, optimisers
 state     all that changes                  clock     where a run stands, when it looks and stops
 keeping   what is written and told          optim     parameter groups, rates and schedules
-faults    signals, bad numbers, collapse    tracking  wandb and TensorBoard
+faults    numbers that are not finite       signals   what asks a run to stop
+collapse  all classes embedded alike        tracking  wandb and TensorBoard
 """

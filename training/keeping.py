@@ -24,7 +24,9 @@ from metrics.verification import NAMES as VERIFICATION
 from options import EVALUATED, METRICS
 from runs import MetricsRow, RunFolder, data_name
 from terminal import as_shell, fitted, say, terminal_width, told
-from training.faults import CollapseWarning, Interrupted, NonFinite
+from training.collapse import CollapseWarning
+from training.faults import NonFinite
+from training.signals import Interrupted
 from training.state import Training
 from training.tracking import Tracker
 from utils import InputError, human_seconds, program
