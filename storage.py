@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 def free_space(folder: Path) -> int:
     """Bytes that are free where a folder is, or will be."""
-    return shutil.disk_usage(_standing(folder)).free
+    return shutil.disk_usage(_nearest_that_exists(folder)).free
 
 
 def can_be_made(folder: Path) -> bool:
     """Whether a folder can be written, or made where it is not there yet."""
-    place = _standing(folder)
+    place = _nearest_that_exists(folder)
     return place.is_dir() and os.access(place, os.W_OK)
 
 
-def _standing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+def _nearest_that_exists(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
     folder = Path(folder).absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())
 
@@ -112,10 +112,11 @@ def write_content(path: Path, content: bytes | str) -> None:
 
 
 def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | Path] = ()) -> None:
-    """Whether the files that are asked for can be written: before the work.
+    """Checks, before the work begins, that the files that are asked for can be written.
 
     Args:
-        asked: files by flag; None is not asked for. kept: files that are read, and stay.
+        asked: flag → file; None where the flag is not given.
+        kept: files that are read and must stay as they are.
 
     Raises:
         InputError: one is asked for twice, is one that stays, is a folder, or cannot be written.
@@ -136,9 +137,8 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
             raise InputError(
                 f"{flag}: {path} is no file of its own, and only whole files are written; name one"
             )
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
         try:
-            tempfile.TemporaryFile(dir=folder).close()
+            tempfile.TemporaryFile(dir=_nearest_that_exists(path.parent)).close()
         except OSError as error:
             raise InputError(
                 f"{flag}: {path} cannot be written ({error.strerror}); choose another folder"
@@ -146,14 +146,15 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
 
 
 def followed(path: Path) -> Path:
-    """Where a link leads; any other path as it is. A file put in a link's place would end it."""
+    """Where a link leads; any other path as it is. (A new file would replace the link itself.)"""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a name stands for a device, a pipe or an open file, and not for a file to be made.
+    """Whether a name stands for a device, a pipe or an open file, and not for a file of its own.
 
-    A file would be put in its place: of /dev/null, for the whole machine, where we may.
+    Writing atomically would replace it by a plain file: /dev/null too, for the whole machine, where
+    the user has the right to.
     """
     leads_to_open_file = path.is_symlink() and path.readlink().is_relative_to("/proc")
     return str(path) == "-" or leads_to_open_file or (path.exists() and not path.is_file())
@@ -226,8 +227,8 @@ def digest(content: bytes) -> str:
 
 
 # --- archives that carry a checksum ---------------------------------------------------------------
-# .pth and .npz are zip archives. The checksum is the archive's comment: all readers of archives
-# skip it, and it stays with the file wherever that is copied.
+# .pth and .npz are zip archives. Their checksum is the archive's comment: all readers of archives
+# skip it, and it goes wherever the file is copied.
 
 
 _SEAL = b"checksum blake2b-128 "

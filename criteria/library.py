@@ -273,18 +273,18 @@ def library_loss(
     loss = _library("losses", name)
     options = arguments_of(loss)
     check_arguments(f"{LIBRARY}{name}", arguments, options)
-    values = {"num_classes": num_classes, "embedding_size": embedding_size}
+    sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
     named = inspect.signature(loss).parameters
-    check_complete(f"{LIBRARY}{name}", {*arguments, *SIZE_NAMES, *values}, named)
-    sizes = {SIZE_NAMES.get(key, key): key for key in options}
-    sizes = {size: name for size, name in sizes.items() if size in values}
-    given = {name: values[size] for size, name in sizes.items()}
+    check_complete(f"{LIBRARY}{name}", {*arguments, *SIZE_NAMES, *sizes}, named)
+    called = {key: SIZE_NAMES.get(key, key) for key in options}  # what we call its arguments
+    called = {key: size for key, size in called.items() if size in sizes}
+    given = {key: sizes[size] for key, size in called.items()}
     for key, value in arguments.items():
         given[key] = _library_part(key, value) if key in PARTS and value is not None else value
     built = _built(f"{LIBRARY}{name}", loss, given)
     chosen = None if miner in (None, "none") else _library_part("miner", miner)
-    known = {size: values[size] for size in sizes}
-    return LibraryLoss(built, chosen, **known, proxy_lr_scale=proxy_lr_scale)
+    taken = {size: sizes[size] for size in called.values()}
+    return LibraryLoss(built, chosen, **taken, proxy_lr_scale=proxy_lr_scale)
 
 
 class LibraryEntry(NamedTuple):

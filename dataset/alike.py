@@ -231,19 +231,16 @@ def _inside(where: np.ndarray) -> np.ndarray:
 
 def _places(where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, 32) each: which y and which x, from -1 to 1, are looked at."""
-    return where[:, 0, None] * _AXIS + where[:, 1, None], where[:, 2, None] * _AXIS + where[
-        :, 3, None
-    ]
+    scale_y, shift_y, scale_x, shift_x = where.T[:, :, None]
+    return scale_y * _AXIS + shift_y, scale_x * _AXIS + shift_x
 
 
 def _warped(images: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Images (n, 32, 32, …) looked at elsewhere, between the pixels in proportion."""
-    across_y, across_x = (_interpolation(at) for at in _places(where))
-    colours = images.reshape(len(images), SIDE, SIDE, -1)
-    down = across_y[:, None] @ colours.transpose(0, 3, 1, 2)
-    return (
-        (down @ across_x[:, None].transpose(0, 1, 3, 2)).transpose(0, 2, 3, 1).reshape(images.shape)
-    )
+    down, across = (_interpolation(at)[:, None] for at in _places(where))
+    colours = images.reshape(len(images), SIDE, SIDE, -1).transpose(0, 3, 1, 2)
+    warped = down @ colours @ across.transpose(0, 1, 3, 2)
+    return warped.transpose(0, 2, 3, 1).reshape(images.shape)
 
 
 def _interpolation(places: np.ndarray) -> np.ndarray:

@@ -36,10 +36,15 @@ _BITS_PER_SAMPLE = 258  # a TIFF tag
 
 
 class FileFacts(NamedTuple):
-    """What one image file is: a hash of its bytes, its size, what is unusual, why it fails.
+    """What one image file is.
 
-    `fault` is a key of `FAULTS`, and empty for a picture that can be used. `name` is what the
-    report calls it: its path below the data set's folder, or as a table has it.
+    Attributes:
+        digest: a hash of its bytes. size: width and height in pixels.
+        traits: what is unusual about it, keys of `CONVERSIONS`.
+        fault: a key of `FAULTS`; empty for a picture that can be used.
+        error: what exactly is wrong, in words.
+        thumbnail: (32, 32, 3) uint8, for the search for near duplicates.
+        name: what the report calls it: its path below the data set's folder, or as a table has it.
     """
 
     digest: bytes = b""
@@ -54,6 +59,8 @@ class FileFacts(NamedTuple):
 MISSING, _CLOSED, _NO_FILE = "missing file", "file that may not be read", "no plain file"
 _UNFIT, _DAMAGED = "picture that cannot be used as it is", "unreadable or truncated file"
 
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
 # What is wrong with a file → what it means.
 FAULTS = {
     MISSING: "listed, but not there; put it back, or unpack the archive again",
@@ -64,7 +71,6 @@ FAULTS = {
 }
 
 ROTATION = "EXIF rotation"
-_AS_STORED = "taken as stored, as the released programs do (--exif ignore)"
 
 # What is unusual about a file → what happens to it (see decoding.decode).
 CONVERSIONS = {
@@ -108,9 +114,7 @@ def _fault(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return _CLOSED
     number = getattr(error, "errno", None)
-    if isinstance(error, ValueError) or number in (
-        *(errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
-    ):
+    if isinstance(error, ValueError) or number in _NOTHING_THERE:
         return MISSING
     return _NO_FILE if number is None else _DAMAGED
 

@@ -37,9 +37,12 @@ _AS_STORED = "taken as stored, as the released programs do (--exif ignore)"
 
 @dataclass
 class Finding:
-    """One kind of thing that was found: how often, where, and what it means.
+    """One kind of thing that was found.
 
-    `examples` are all of them; the table shows a few.
+    Attributes:
+        kind: what was found. count: how often. meaning: for results, and what to do.
+        examples: where, all places; the table shows a few.
+        note: whether it is a note, which does not set the exit status.
     """
 
     kind: str
@@ -180,9 +183,8 @@ class _Copy(NamedTuple):
 def _duplicate_findings(
     parts: dict[str, ImageSet], facts: dict[str, FileFacts]
 ) -> Iterable[Finding]:
-    groups = _groups_of_copies(parts, facts)
     across, both, twice, labels, same = ([] for _ in range(5))
-    for copies, times in groups:
+    for copies, times in _groups_of_copies(parts, facts):
         trained = [copy for copy in copies if copy.side == TRAIN]
         tested = [copy for copy in copies if copy.side != TRAIN]
         answers = {copy.name for copy in copies if copy.side == "gallery"}
@@ -222,11 +224,10 @@ def _duplicate_findings(
 def _groups_of_copies(
     parts: dict[str, ImageSet], facts: dict[str, FileFacts]
 ) -> Iterator[tuple[list[_Copy], int]]:
-    """The listings of each image that is listed more than once, and how often in one and the same
-    way in one list.
+    """The different listings of each image that is listed more than once.
 
-    An image is what a file holds, or what a box cuts out of it. Lists of which a run uses one, such
-    as VehicleID's, count as one.
+    With them comes how often one of them stands in one list. An image is what a file holds, or what
+    a box cuts out of it. Lists of which a run uses one, such as VehicleID's, count as one.
     """
     listed: dict[tuple[bytes, bytes], dict[_Copy, Counter[str]]] = defaultdict(
         lambda: defaultdict(Counter)
@@ -264,7 +265,7 @@ def _near_duplicate_notes(
 ) -> Iterable[Finding]:
     """Pictures of the evaluation that are in the training once more, changed a little.
 
-    Boxes are left alone: what they cut out of a photograph is not looked at here.
+    Data with boxes are left out: what a box cuts out of a photograph is not looked at here.
     """
     if any(part.boxes is not None for part in parts.values()):
         return
@@ -272,32 +273,37 @@ def _near_duplicate_notes(
         words = f"near duplicates are looked for among {MOST_COMPARED:,} images at most"
         yield Finding(READING, 1, f"{words}, and there are {len(facts):,}", note=True)
         return
-    trained, tested = (
-        {
-            facts[path].digest: path
-            for title, part in parts.items()
-            if (title == TRAIN) == side
-            for path in part.paths
-            if facts[path].thumbnail is not None
-        }
-        for side in (True, False)
+    tested, trained = _facts_of_sides(parts, facts)
+    copies = tested.keys() & trained.keys()  # exact ones, which are a finding of their own
+    first, second = (
+        [fact for digest, fact in side.items() if digest not in copies]
+        for side in (tested, trained)
     )
-    sides = [[d for d in a if d not in b] for a, b in ((tested, trained), (trained, tested))]
-    if not all(sides):
+    if not (first and second):
         return
-    names = [
-        [one[digest] for digest in side] for one, side in zip((tested, trained), sides, strict=True)
-    ]
-    first, second = (np.stack([facts[path].thumbnail for path in side]) for side in names)
+    thumbnails = (np.stack([fact.thumbnail for fact in side]) for side in (first, second))
     with Bar("near duplicates", len(first)) as bar:
-        pairs = near_duplicates(first, second, lambda done: bar.update(done - bar.n))
+        pairs = near_duplicates(*thumbnails, lambda done: bar.update(done - bar.n))
     yield from some(
         "near duplicate across train and test",
-        [f"{facts[names[0][a]].name} ~ {facts[names[1][b]].name}" for a, b, _ in pairs],
+        [f"{first[pair.first].name} ~ {second[pair.second].name}" for pair in pairs],
         "the same picture in another size, cut or brightness, or one much like it; look at them, "
         "the most alike first, and remove one of each that is the same",
         note=True,
     )
+
+
+def _facts_of_sides(
+    parts: dict[str, ImageSet], facts: dict[str, FileFacts]
+) -> tuple[dict[bytes, FileFacts], dict[bytes, FileFacts]]:
+    """Of the evaluation and of the training: digest → facts of a file that has a thumbnail."""
+    tested: dict[bytes, FileFacts] = {}
+    trained: dict[bytes, FileFacts] = {}
+    for title, part in parts.items():
+        side = trained if title == TRAIN else tested
+        found = (facts[path] for path in part.paths)
+        side |= {fact.digest: fact for fact in found if fact.thumbnail is not None}
+    return tested, trained
 
 
 def _class_findings(parts: dict[str, ImageSet]) -> Iterable[Finding]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -38,9 +37,11 @@ class Listing(NamedTuple):
 class Layout(NamedTuple):
     """One arrangement of files on disk.
 
-    `matches(folder)` looks at names only; `read(folder, …)` gives a `Listing` and is called with
-    whatever the data set's `list_split` passes on. `concern` says why results on the pictures of
-    this layout cannot be compared with published ones, where they are other pictures.
+    Attributes:
+        title: what people call it. matches: whether a folder has it, by names alone.
+        read: the folder, and whatever the data set's `list_split` passes on → a `Listing`.
+        concern: why results on its pictures cannot be compared with published ones, where they are
+            other pictures; else "".
     """
 
     title: str
@@ -186,11 +187,7 @@ def _data_roots(root: Path) -> list[Path]:
 
 def has(*relatives: str) -> Callable[[Path], bool]:
     """A test for `Layout.matches`: every one of `relatives` exists, in any letter case."""
-    return partial(_has_all, relatives=relatives)
-
-
-def _has_all(folder: Path, relatives: Sequence[str]) -> bool:
-    return all(find(folder, relative) is not None for relative in relatives)
+    return lambda folder: all(find(folder, relative) is not None for relative in relatives)
 
 
 # --- shapes of listings that several data sets share ----------------------------------------------

@@ -13,6 +13,7 @@ from methods.base import Method
 LOSSES = tuple(COMMANDS["spherical embeddings'"])
 """The losses of its authors' command, which has defaults of its own."""
 SMALL = ("cub", "cars", "emoji")
+DECAY = 0.1  # the usual factor of a decay of the rates
 WANTED = Need("--sec_wei above 0", lambda options: options.sec_wei > 0)
 
 
@@ -28,10 +29,10 @@ def authors_settings(options: Options) -> dict[str, Any]:
         "sop": (2.5e-4, 0.5e-4),
         "inshop": (5e-4, 1e-4),
     }.get(data, (1e-5, 1e-5))
-    gamma = options.lr_decay_gamma if "lr_decay_gamma" in options.given else 0.1
+    gamma = options.lr_decay_gamma if "lr_decay_gamma" in options.given else DECAY
     defaults = {
         "batch_size": 120, "IPC": {"n-npair": 2, "ms": 5}.get(options.loss, 3),
-        "optimizer": "adam", "lr": lr, "lr_p": lr_p, "lr_decay_gamma": 0.1,
+        "optimizer": "adam", "lr": lr, "lr_p": lr_p, "lr_decay_gamma": DECAY,
         "weight_decay": 2.5e-3 if small else 1e-5, "decay_vectors": 0, "decay_biases": 1,
         "schedule": "milestones", "milestones": _milestones(data, options.loss, gamma),
         "steps": 8000 if small else 12000, "eval_steps": {"sop": 500, "inshop": 200}.get(data, 100),
@@ -54,10 +55,11 @@ def authors_settings(options: Options) -> dict[str, Any]:
 
 
 def _milestones(data: str, loss: str, gamma: float) -> tuple[int, ...]:
+    """The steps at which the rates decay, by this factor."""
     if data in ("sop", "inshop"):
         return (6000,)
     if data == "cars":
-        return (2000,) if gamma == 0.1 else (4000, 6000)
+        return (2000,) if gamma == DECAY else (4000, 6000)
     return (3000, 6000) if loss == "ms" else (5000,)
 
 

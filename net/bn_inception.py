@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from net.backbones import Backbone
-from net.blocks import Block as NamedBlock
-from net.blocks import sorted_blocks
+from net.blocks import Block, sorted_blocks
 from net.choices import STEMS
 from net.layers import average_conv_norm, conv_norm, init_convolutions
 
 
-class Block(NamedTuple):
+class InceptionBlock(NamedTuple):
     """Channels of an inception block's four branches; `pool_proj` 0: the block halves the size."""
 
     name: str
@@ -44,16 +43,16 @@ class Block(NamedTuple):
 
 
 BLOCKS = (
-    Block("3a", 64, (64, 64), (64, 96), "avg", 32),
-    Block("3b", 64, (64, 96), (64, 96), "avg", 64),
-    Block("3c", 0, (128, 160), (64, 96), "max", 0),
-    Block("4a", 224, (64, 96), (96, 128), "avg", 128),
-    Block("4b", 192, (96, 128), (96, 128), "avg", 128),
-    Block("4c", 160, (128, 160), (128, 160), "avg", 128),
-    Block("4d", 96, (128, 192), (160, 192), "avg", 128),
-    Block("4e", 0, (128, 192), (192, 256), "max", 0),
-    Block("5a", 352, (192, 320), (160, 224), "avg", 128),
-    Block("5b", 352, (192, 320), (192, 224), "max", 128),
+    InceptionBlock("3a", 64, (64, 64), (64, 96), "avg", 32),
+    InceptionBlock("3b", 64, (64, 96), (64, 96), "avg", 64),
+    InceptionBlock("3c", 0, (128, 160), (64, 96), "max", 0),
+    InceptionBlock("4a", 224, (64, 96), (96, 128), "avg", 128),
+    InceptionBlock("4b", 192, (96, 128), (96, 128), "avg", 128),
+    InceptionBlock("4c", 160, (128, 160), (128, 160), "avg", 128),
+    InceptionBlock("4d", 96, (128, 192), (160, 192), "avg", 128),
+    InceptionBlock("4e", 0, (128, 192), (192, 256), "max", 0),
+    InceptionBlock("5a", 352, (192, 320), (160, 224), "avg", 128),
+    InceptionBlock("5b", 352, (192, 320), (192, 224), "max", 128),
 )
 
 
@@ -77,7 +76,7 @@ class BNInception(nn.Module):
         self.add_module(f"{name}_bn", nn.BatchNorm2d(outputs))
         return outputs
 
-    def _add_block(self, block: Block, inputs: int) -> int:
+    def _add_block(self, block: InceptionBlock, inputs: int) -> int:
         prefix, stride = block.prefix, block.stride
         outputs = 0
         if block.conv1x1:
@@ -110,7 +109,7 @@ class BNInception(nn.Module):
     def _run(self, name: str, x: Tensor) -> Tensor:
         return F.relu(conv_norm(x, *self._layer(name)), inplace=True)
 
-    def _run_block(self, block: Block, x: Tensor) -> Tensor:
+    def _run_block(self, block: InceptionBlock, x: Tensor) -> Tensor:
         prefix = block.prefix
         branches = [self._run(f"{prefix}1x1", x)] if block.conv1x1 else []
         branches.append(self._run(f"{prefix}3x3", self._run(f"{prefix}3x3_reduce", x)))
@@ -120,7 +119,7 @@ class BNInception(nn.Module):
         branches.append(self._pooled(block, x))
         return torch.cat(branches, dim=1)
 
-    def _pooled(self, block: Block, x: Tensor) -> Tensor:
+    def _pooled(self, block: InceptionBlock, x: Tensor) -> Tensor:
         if not block.pool_proj:
             return F.max_pool2d(x, 3, 2, ceil_mode=True)
         name = f"{block.prefix}pool_proj"
@@ -129,7 +128,7 @@ class BNInception(nn.Module):
         return F.relu(average_conv_norm(x, *self._layer(name)), inplace=True)
 
 
-def _blocks(module: nn.Module) -> list[NamedBlock]:
+def _blocks(module: nn.Module) -> list[Block]:
     places = {block.prefix: place for place, block in enumerate(BLOCKS, 1)}
     return sorted_blocks(
         module,

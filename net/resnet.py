@@ -58,8 +58,9 @@ def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
     return conv_norm(x, *block.downsample)
 
 
-Block = type[BasicBlock] | type[Bottleneck]
-Blocks = tuple[int, int, int, int]
+BlockClass = type[BasicBlock] | type[Bottleneck]
+Counts = tuple[int, int, int, int]
+"""How many blocks each of the four stages has."""
 
 
 class ResNet(nn.Module):
@@ -72,7 +73,7 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, block: Block, blocks: Blocks, stem: str = "imagenet", width: float = 1.0
+        self, block: BlockClass, blocks: Counts, stem: str = "imagenet", width: float = 1.0
     ) -> None:
         super().__init__()
         stride, pool = STEMS[stem]
@@ -96,7 +97,7 @@ class ResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
-def _stage(block: Block, inputs: int, planes: int, count: int, stride: int) -> nn.Sequential:
+def _stage(block: BlockClass, inputs: int, planes: int, count: int, stride: int) -> nn.Sequential:
     outputs = planes * block.expansion
     downsample = None
     if stride != 1 or inputs != outputs:
@@ -106,7 +107,7 @@ def _stage(block: Block, inputs: int, planes: int, count: int, stride: int) -> n
     return nn.Sequential(first, *(block(outputs, planes) for _ in range(count - 1)))
 
 
-def _resnet(name: str, block: Block, blocks: Blocks, file: str | None = None) -> Backbone:
+def _resnet(name: str, block: BlockClass, blocks: Counts, file: str | None = None) -> Backbone:
     return Backbone(
         name,
         partial(ResNet, block, blocks),
@@ -118,7 +119,7 @@ def _resnet(name: str, block: Block, blocks: Blocks, file: str | None = None) ->
     )
 
 
-def _is_in(block: Block, blocks: Blocks, keys: Collection[str]) -> bool:
+def _is_in(block: BlockClass, blocks: Counts, keys: Collection[str]) -> bool:
     places = [re.match(r"layer([1-4])\.(\d+)\.", key) for key in keys]
     found = {match.groups() for match in places if match}
     counts = tuple(sum(stage == own for stage, _ in found) for own in "1234")
