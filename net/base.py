@@ -1,7 +1,7 @@
-"""The base: the resting weights that checkpoints of a PEFT run leave out, and how they come back.
+"""The base: the weights that rest in a PEFT run, which its checkpoints leave out.
 
-A run folder holds its base once, in base.pth, and stands on its own. A checkpoint that was taken
-out of its folder says what its base was; from that `building.whole` builds it once more.
+A run folder holds its base once, in base.pth, and is complete. A checkpoint that was taken out of
+its folder says what its base was; `building.whole` builds it again from that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from net.peft import fingerprint
 def describe_base(
     network: EmbeddingNet, pretrained: str, checkpoint: str | None
 ) -> dict[str, Any] | None:
-    """What a checkpoint says of the weights that it leaves out; None where it leaves out none.
+    """What a checkpoint says of the base that it leaves out; None where it leaves out nothing.
 
     Args:
         network: at its start. pretrained, checkpoint: what it started from, by the flags' names.
@@ -38,7 +38,7 @@ def _absolute(path: str) -> str:
 
 
 def in_words(base: dict[str, Any]) -> str:
-    """What `describe_base` has said."""
+    """A base, as `describe_base` describes it, in words."""
     if base["checkpoint"] is not None:
         return f"the {base['model']} in {base['checkpoint']}"
     words = {"imagenet": "with its pretrained weights", "none": "that was started at random"}

@@ -1,9 +1,9 @@
 """The blocks of a backbone, in order from the input to the output.
 
-Freezing, layer-wise rates and whatever else treats the depth of a network speak of blocks, and this
-is what a block is to all of them: the names of the modules and parameters that it consists of. The
-first one is what comes before the first repeated block (the stem; patch embedding, position
-embeddings and class tokens), and what comes after the last one (the final norm) belongs to it.
+Freezing, layer-wise rates and whatever else depends on depth use blocks. To all of them a block is
+the names of the modules and parameters that it consists of. The first block is what comes before
+the repeated ones: the stem; or patch embedding, position embeddings and class tokens. What comes
+after the last one (the final norm) belongs to the last one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def as_blocks(module: nn.Module, groups: Iterable[Iterable[str]]) -> list[Block]
 
 
 def _largest_module(name: str, place: Mapping[str, int]) -> str:
-    """The largest module around a parameter that lies in its group with all its parameters."""
+    """The largest module that contains a parameter, and only parameters of the same group."""
     parts = name.split(".")
     for length in range(1, len(parts)):
         module = ".".join(parts[:length])

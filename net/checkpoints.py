@@ -39,7 +39,7 @@ from utils import InputError
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
 _NO_LONGER_KEPT = ("l2_norm",)
 _UNSAID = {"bn_momentum": 0.1}
-"""What held for our own checkpoints before they said it, where that is not the default."""
+"""Entries that our old checkpoints lack, with what held for them; it is not today's default."""
 _NORM_COUNTER = "num_batches_tracked"
 _FORMER_SPECIFIC = "model.specific."
 
@@ -107,7 +107,7 @@ def description_of(checkpoint: dict, source: str | Path) -> dict[str, Any] | Non
 
 
 def _described_by_flags(checkpoint: dict) -> dict[str, Any]:
-    """The description of a last.pth from before it kept one."""
+    """The description of an old last.pth, which kept none."""
     flags, weights = checkpoint["args"], checkpoint["model_state_dict"]
     described = {**Architecture.entries(flags), "heads": _heads_in(weights)}
     if "masks.weight" in weights:
@@ -233,7 +233,10 @@ def _for_other_size(network: EmbeddingNet, weights: dict[str, Tensor]) -> dict[s
 def _with_other_peft(
     weights: dict[str, Tensor], held: Peft, network: EmbeddingNet, source: str | Path
 ) -> dict[str, Tensor]:
-    """Weights as those of a network that has another PEFT, or none; what that adds is its own."""
+    """The weights for a network with another PEFT, or none.
+
+    LoRA is merged into the weights; what the network's own PEFT adds keeps its values.
+    """
     prompts = Peft.of(network.architecture.peft).prompts
     if held.prompts and held.prompts != prompts:
         raise InputError(
@@ -288,7 +291,7 @@ def _has_former_specific(weights: Collection[str]) -> bool:
 
 
 def _means_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One head, of the rows of the main head that give the means."""
+    """The weights of a network with one head: the rows of the main head that give the means."""
     main = ("model.embedding.weight", "model.embedding.bias")
     return {
         key: value[: len(value) // 2] if key in main else value
@@ -306,7 +309,7 @@ def _unwrapped(checkpoint: dict) -> dict[str, Tensor]:
 
 
 def inside(content: dict) -> dict:
-    """What is in all of `WRAPPERS` that are around it."""
+    """A file's content without the `WRAPPERS` around it."""
     while wrapped := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
         content = content[wrapped[0]]
     return content

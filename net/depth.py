@@ -54,7 +54,7 @@ def set_drop_path(module: nn.Module, blocks: Sequence[Block], rate: float) -> No
         share = rate * place / max(1, len(inner) - 1)
         for part in [part for each in parts for part in each.modules()]:
             for name in [*part.__dict__, *dict(part.named_children())]:
-                # None or a module, that is: of some blocks it is the rate's name too.
+                # Only None or a module: some blocks call the rate itself so.
                 if _BRANCH.fullmatch(name) and isinstance(getattr(part, name), nn.Module | None):
                     setattr(part, name, DropPath(share))
                     found = found or share > 0
@@ -110,7 +110,7 @@ class _Recomputed:
 
 @contextlib.contextmanager
 def _put_back(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """BatchNorms have taken the batch into their running statistics already: these are put back."""
+    """In here, BatchNorms update copies of their running statistics: they have seen the batch."""
     before = [dict(norm._buffers) for norm in norms]
     for norm, buffers in zip(norms, before, strict=True):
         norm._buffers |= {name: b if b is None else b.clone() for name, b in buffers.items()}

@@ -92,8 +92,8 @@ class Pool(nn.Module):
 
 
 def _maximum(maps: Tensor) -> Tensor:
-    # The same numbers. Only the first has one place of the maximum take the whole gradient where
-    # there are several, and the ONNX export of torch 2.11 knows only the second.
+    # Both give the same numbers. Of equal maxima the first way gives one of them all the gradient;
+    # the second is the only one that the ONNX export of torch 2.11 knows.
     if torch.is_grad_enabled():
         return F.adaptive_max_pool2d(maps, 1)
     return maps.amax((2, 3), keepdim=True)

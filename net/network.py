@@ -107,7 +107,7 @@ class EmbeddingNet(nn.Module):
 
     @property
     def is_cut(self) -> bool:
-        """Whether test-time embeddings lack entries that the network gives them."""
+        """Whether test-time embeddings lack entries that the network computes (see `keep`)."""
         return self.test_size < self._whole_size
 
     def keep(self, dims: int | None) -> None:
@@ -156,9 +156,13 @@ class EmbeddingNet(nn.Module):
     def forward(self, images: Tensor, cluster: int | None = None, pieces: int = 1) -> Embeddings:
         """Images (B, 3, H, W), normalised as `input` says → raw head outputs (B, d), float32.
 
-        With a `specific` head, it and the embedding are (B, 2d). With masks, the embedding is
-        multiplied by the mask of `cluster`, or by what their `full` says when there is none. With
-        `pieces` the backbone is computed in as many, twice, with the memory of one: see pieces.py.
+        With a `specific` head, that head and the embedding are (B, 2d).
+
+        Args:
+            cluster: with masks, the one whose mask multiplies the embedding; None: what the masks'
+                `full` says.
+            pieces: with more than one, the backbone computes the batch piece by piece, and twice,
+                with the memory of one piece: see pieces.py.
         """
         features = self.features(images, pieces)
         # Heads cost nothing beside the backbone; in bfloat16 they would round the embeddings.
@@ -186,7 +190,7 @@ class EmbeddingNet(nn.Module):
         """Lets the training steps of the backbone be recorded on the GPU, or not; see replay.py."""
         self._replay = None
         if recorded:
-            # Without a circle: what a recording holds on the GPU goes at once with its network.
+            # No circle of references, so that a recording's memory is freed with its network.
             me = weakref.proxy(self)
             self._replay = Replay(
                 lambda images: me._pooled(images),
@@ -206,11 +210,11 @@ class EmbeddingNet(nn.Module):
         return list(self.model.buffers())
 
     def check_image_size(self, size: int) -> None:
-        """Looks at one blank image of `size` pixels.
+        """Tries one blank image of `size` pixels.
 
         Raises:
-            InputError: branches of a block would give maps of different sizes, or none is left; or
-                prompts are no tokens to these blocks.
+            InputError: branches of a block would give maps of different sizes, or nothing is left
+                of a map; or the blocks do not pass on tokens, and there are prompts.
         """
         error = self._trouble_with(size)
         if error is None:
@@ -267,7 +271,7 @@ class EmbeddingNet(nn.Module):
     # -- what is trained
 
     def recompute_blocks(self) -> None:
-        """Saves memory in training at the cost of a second forward of the blocks that train.
+        """Saves memory in training at the cost of a second forward pass of the blocks that train.
 
         Raises:
             InputError: none of them trains, or they are not modules.
@@ -296,9 +300,9 @@ class EmbeddingNet(nn.Module):
         return bool(self._rest.parameters)
 
     def counts(self) -> tuple[int, int]:
-        """How many numbers the network learns once no warm-up holds it, and how many it has."""
+        """How many parameters train (after a warm-up, if there is one), and how many there are."""
         trained = {p for p in self.parameters() if p.requires_grad}
-        if self._frozen:  # what its end releases
+        if self._frozen:  # by a warm-up, whose end releases them
             trained.update(self.backbone_parameters())
             if self.architecture.bn_freeze == "affine":
                 trained -= self._affine()

@@ -1,11 +1,10 @@
-"""A batch embedded in pieces: the loss of all of its images, the memory of a few.
+"""A batch embedded in pieces: the loss of the whole batch with the memory of a piece.
 
-The features are first computed without a graph, piece by piece; heads and loss are those of the
-whole batch, and so is the gradient at the features. Then each piece is computed again, with a
-graph, and handed its part of that gradient. (Gao et al., Scaling Deep Contrastive Learning Batch
-Size under Memory Limited Setup, 2021.) The gradients are those of the whole batch at once, as long
-as no image sees the others inside the backbone: a BatchNorm that trains there normalises each piece
-by itself.
+The features are first computed piece by piece, without a graph; heads and loss then see the whole
+batch, and give the gradient at the features. Then each piece is computed again, with a graph, and
+given its part of that gradient. (Gao et al., Scaling Deep Contrastive Learning Batch Size under
+Memory Limited Setup, 2021.) The gradients are those of the whole batch, as long as images do not
+see each other inside the backbone: a BatchNorm that trains there normalises each piece by itself.
 
 A piece that is computed again draws what it drew at first (stochastic depth), and moves no running
 statistics a second time.
@@ -34,9 +33,10 @@ def in_pieces(
     """What `compute` makes of images (n, 3, H, W), in `count` pieces whose sizes differ by one.
 
     Args:
-        compute: features (n, F) of some images, with a graph where gradients are on.
-        count: in several processes the same, because they compute together; a piece may be empty.
-        parameters: what `compute` may train. buffers: what it moves (running statistics).
+        compute: images (n, 3, H, W) → features (n, F), with a graph where gradients are on.
+        count: of the pieces. The same in all processes, which compute together; a piece may be
+            empty.
+        parameters: what `compute` may train. buffers: what it changes (running statistics).
     """
     pieces = images.tensor_split(count)
     if not any(parameter.requires_grad for parameter in parameters):

@@ -24,8 +24,8 @@ CALLS_BEFORE = 3
 MOST = 2
 """Shapes of batches that are recorded: the last batch of an epoch may be a smaller one."""
 TOGETHER = 2
-"""Batches whose backward may be to come: mixup adds a second one. Each has a recording of its own,
-for a replay overwrites what the backward of the one before it needs."""
+"""Batches whose backward pass may still be to come: mixup adds a second one. Each has a recording
+of its own, because a replay overwrites what the backward pass of the batch before needs."""
 WARM_UPS = 2
 """Passes on the recording's stream before it: libraries set themselves up in the first."""
 
@@ -59,7 +59,7 @@ class Replay:
         self._over = False
 
     def __deepcopy__(self, memo: dict) -> None:
-        """A copy of the network computes as usual: recordings write to the parameters they know."""
+        """A copy of a network has no recordings: they write to the parameters of the original."""
         return None
 
     @property
@@ -78,7 +78,7 @@ class Replay:
             self._under_way += 1
             features.register_hook(self._arrived)
         else:
-            self._over = True  # nothing of what it may train has part in the features
+            self._over = True  # the features depend on nothing that may train
         return features
 
     def _arrived(self, gradient: Tensor) -> None:
@@ -93,7 +93,7 @@ class Replay:
         self._calls[shape, place] += 1
         if place == 0:  # nothing can be recorded while the graph of another batch lives
             for other in range(TOGETHER):
-                # The call of this step is yet to come for a second batch.
+                # A second batch of this step has yet to be counted.
                 calls = self._calls[shape, other] + (other > 0)
                 if calls > CALLS_BEFORE and (shape, other) not in self._tapes:
                     self._add_tape(shape, other, images, trained)
@@ -209,9 +209,9 @@ class Tape:
 def in_places_of_their_own(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The same gradients, none of which lies where one before it does.
 
-    Parameters that are added to each other are given one tensor for all. backward() copies it for
-    each, which it cannot know of what a recording hands out; clipped in place, it would be clipped
-    as often as there are parameters.
+    autograd gives parameters that are added to each other one tensor as the gradient of all. Its
+    own backward() copies it for each of them; with a recording, nobody does. Clipped in place, it
+    would be clipped as often as there are such parameters.
     """
     taken: set[int] = set()
     found: list[Tensor | None] = []

@@ -1,7 +1,7 @@
-"""What of a backbone rests for good, as `--freeze-stem`, `--freeze-blocks` and `--peft` say.
+"""What of a backbone rests for the whole run: `--freeze-stem`, `--freeze-blocks` and `--peft`.
 
-What rests has no gradient. Because nothing below it has one either, autograd keeps nothing of the
-lowest blocks' forward: it costs what it costs in an evaluation.
+What rests has no gradient. Where nothing below a block has one either, autograd keeps nothing of
+its forward pass, which then costs as much as in an evaluation.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from utils import InputError
 
 
 class Rest(NamedTuple):
-    """What rests, by names below the backbone.
+    """What rests, by the names of the backbone's modules and parameters.
 
     Attributes:
-        modules: in evaluation mode, with all that is in them.
-        parameters: never trained.
-        base: those of them that a checkpoint leaves out, since they can be had elsewhere.
+        modules: which stay in evaluation mode, with all that is in them.
+        parameters: which are never trained.
+        base: those of the parameters that checkpoints leave out; see base.py.
     """
 
     modules: Block
@@ -33,7 +33,7 @@ class Rest(NamedTuple):
     base: frozenset[str]
 
     def holds(self, name: str, module: nn.Module) -> bool:
-        """Whether a module rests: by its own name, or, a single layer, by its parameters'."""
+        """Whether a module rests; a single layer does also where its parameters are named alone."""
         if next(module.children(), None) is not None:
             return belongs(name, self.modules)
         own = [name, *(f"{name}.{each}" for each, _ in module.named_parameters())]

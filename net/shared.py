@@ -19,7 +19,7 @@ from net.depth import DropPath
 
 
 def share_batches(network: nn.Module) -> None:
-    """Turns what looks at the whole batch into what does so in several processes, in place."""
+    """Makes the layers that look at the whole batch do so over several processes, in place."""
     for module in network.modules():
         for plain, shared in SHARED.items():
             if type(module) is plain:

@@ -25,8 +25,9 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 def load_checkpoint(path: str | Path) -> dict:
     """A checkpoint of ours or a released file of weights, as a dictionary.
 
-    One that leaves out its base gets the weights of base.pth beside it, and what it says of them
-    goes from `base` to `joined_base`. Where there is no such file, it stays as it is.
+    Where a checkpoint leaves out its base (--peft), the weights of base.pth beside it are put in,
+    and what it says of them moves from the entry `base` to `joined_base`. Without such a file it
+    stays as it is.
 
     Raises:
         InputError: it cannot be read safely, or was written by a newer version; or base.pth is
@@ -81,7 +82,10 @@ def _joined(content: dict, path: str | Path, beside: Path) -> dict:
 
 
 def with_base(content: dict, weights: dict) -> dict:
-    """A checkpoint that leaves out its base, with the base's weights; a mean stays what trains."""
+    """A checkpoint that leaves out its base, with the base's weights put in.
+
+    A running mean (--ema) stays one of the trained weights alone.
+    """
     rest = {name: value for name, value in content.items() if name != "base"}
     joined = weights | content["model_state_dict"]
     return {**rest, "model_state_dict": joined, "joined_base": content["base"]}

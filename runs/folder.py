@@ -31,7 +31,7 @@ NOT_A_STATE = "it holds weights, and not the state of a training that could go o
 
 
 def files_of(folder: str | Path) -> list[Path]:
-    """What a run has written into its folder, and nobody else replaces; of another folder none."""
+    """The files that a run has written into its folder; none where the folder is not a run's."""
     if not Path(folder, "args.json").is_file():
         return []
     return [file for pattern in WRITTEN for file in Path(folder).glob(pattern)]
@@ -87,7 +87,7 @@ class RunFolder:
 
     @classmethod
     def _elsewhere(cls, parent: Path, name: str) -> RunFolder:
-        """In the user's home: a night's training is worth more than its place."""
+        """Makes the folder in the user's home instead, so that no night's training is lost."""
         folder = home_logs()
         if folder is None or folder == parent:
             other = (
@@ -128,8 +128,8 @@ class RunFolder:
         Raises:
             InputError: another one is at work in it.
         """
-        # On args.json itself, so that no file is left behind; lockf and not flock: what reads data
-        # does not inherit it, so it ends with this process.
+        # The lock is on args.json itself, so that no file is left behind. lockf and not flock: the
+        # processes that read data do not inherit it, so it ends with this process.
         try:
             self._held = (self.path / "args.json").open("r+")
         except OSError as error:
@@ -196,12 +196,12 @@ class RunFolder:
         """The options the run was started with."""
         args = self._read("args.json")
         if self._held is not None:
-            self._lock()  # which goes with any descriptor of the file that this process closes
+            self._lock()  # it was lost: closing any descriptor of a file ends this process's lock
         return args
 
     @main_only
     def change_args(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Writes args.json anew where `change` makes others of them; the folder stays held."""
+        """Writes args.json anew where `change` alters the options; the folder stays held."""
         before = self.read_args()
         if (after := change(before)) != before:
             self.write_args(after)

@@ -26,12 +26,12 @@ MetricsRow = dict[str, float | int]
 class TextFiles:
     """The text files of a run, which people open too; their checksums lie in checksums.json.
 
-    There each file has the checksum of the version before and of that after a write, so that a kill
-    between the two files leaves nothing that looks damaged.
+    A write first notes two checksums of the file there, that of its present version and that of the
+    new one. So a kill between the two writes leaves nothing that looks damaged.
     """
 
     NOTES = "checksums.json"
-    LOOKS = 3  # where the run goes on, both files may change between two looks
+    LOOKS = 3  # tries of a read: a run that goes on may change both files in the middle of one
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -23,8 +23,8 @@ from torch import Tensor
 class Average:
     """The mean of the weights and buffers of a network, on their device; starts as a copy.
 
-    A tensor that has changed its shape, as masks do that are split, begins its mean anew. Several
-    processes have the same weights, and so the same mean.
+    Where a tensor has changed its shape, as masks do when they are split, its mean starts anew.
+    Several processes have the same weights, and so the same mean.
 
     Args:
         weights: gives them as they are, by name: `EmbeddingNet.trained_state`.
@@ -76,8 +76,8 @@ class Average:
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Goes on from `state()`; the network has its own weights of that moment.
 
-        Masks that were split after the last step have as many rows more as their mean, which is
-        kept as it is: it begins anew with the next step.
+        Masks that were split after the last step have more rows than their mean. The mean is kept
+        as it is then, and starts anew with the next step.
 
         Raises:
             ValueError: it is the mean of another network.

@@ -26,9 +26,8 @@ class CollapseWarning:
         """Embeddings (N, d), labels (N,) and R@1 of an evaluation.
 
         Embeddings that are all zero, or all the same, have collapsed whatever R@1 is. Directions
-        that lie close together are common at the beginning, and harmless while they find far more
-        than chance would, or more than they did before: they are no collapse in the first
-        evaluation, nor while R@1 rises.
+        that lie close together are common at the beginning. They count as a collapse only if R@1 is
+        not far above chance, and has not risen since the evaluation before.
         """
         before, self._before = self._before, recall
         if self.said:

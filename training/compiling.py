@@ -1,8 +1,9 @@
-"""Words while torch.compile works, which itself says nothing for minutes.
+"""Tells the user that torch.compile is at work, which itself says nothing for minutes.
 
-A network becomes dozens of kernels, on a CPU each a file for the C++ compiler, as many at a time as
-there are cores: first those of the forward pass, then those of the backward pass, and others again
-for the evaluation. What is compiled is kept, so an interrupted start goes on where it stood.
+A network becomes dozens of kernels. On a CPU each is a file for the C++ compiler, which compiles as
+many at a time as there are cores: first those of the forward pass, then those of the backward pass,
+and later others for the evaluation. What is compiled is kept, so that a start which was interrupted
+goes on where it stood.
 """
 
 from __future__ import annotations

@@ -40,7 +40,12 @@ class NonFinite(InputError):
 
 
 class Step(NamedTuple):
-    """What is known of a step until its numbers have been looked at."""
+    """What is kept of a step until its numbers have been looked at.
+
+    Attributes:
+        index: (B,) the images. terms: the loss and its terms, 0-d on the device.
+        rates: learning rates by group. finite: 0-d bool on the device.
+    """
 
     epoch: int
     step: int
@@ -51,10 +56,11 @@ class Step(NamedTuple):
 
 
 class Watch:
-    """Looks whether losses and gradients are finite.
+    """Checks whether losses and gradients are finite.
 
-    On a CPU after every step; on a GPU, which would have to be waited for, every
-    `CHECK_EVERY_ON_GPU` steps and before anything is saved, unless bad steps are to be skipped.
+    On a CPU it looks after every step. On a GPU each look waits for the device, so it looks every
+    `CHECK_EVERY_ON_GPU` steps and before anything is saved; after every step only where bad steps
+    are to be skipped.
 
     Args:
         policy: "stop" or "skip" (--on-nan). device: of the run.
@@ -71,7 +77,7 @@ class Watch:
         self._unseen: deque[Step] = deque(maxlen=CHECK_EVERY_ON_GPU)
 
     def saw(self, step: Step) -> bool:
-        """Notes a step; whether it counts, as far as that is known now.
+        """Takes note of a step; returns whether it counts, as far as that is known yet.
 
         Raises:
             NonFinite: it, or one before it, was not finite.
@@ -82,7 +88,11 @@ class Watch:
         return True
 
     def check(self) -> bool:
-        """Looks at the steps since the last look; False if one was skipped. Raises NonFinite."""
+        """Looks at the steps since the last look; returns whether none of them was skipped.
+
+        Raises:
+            NonFinite: one was not finite, and the run is to stop.
+        """
         if not self._unseen:
             return True
         finite = torch.stack([step.finite for step in self._unseen]).tolist()

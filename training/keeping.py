@@ -101,7 +101,7 @@ class Keeper:
         if reached > clock.best:
             with self.run.forgiving("the best checkpoint"):
                 self.run.save_best(training.best_checkpoint(results))
-                # Not before: the best there is, is what can be used.
+                # Only now: the best checkpoint is the one that was written.
                 clock.best, clock.best_epoch = reached, epoch
                 self._write_learned_values()
 
@@ -115,11 +115,14 @@ class Keeper:
             self.tracker.log_picture("neighbours", draw, step)
 
     def picture_due(self, epoch: int) -> bool:
-        """At the first evaluation after every so many epochs, and at the end."""
+        """Whether there is to be a picture now: every `picture_every` epochs, and at the end.
+
+        Where there is no evaluation at such an epoch, at the next one.
+        """
         every = self.picture_every
         if not every or self.training.finished:
             return bool(every)
-        # Known without memory, so that a continued run draws what an uninterrupted one does.
+        # From the epoch alone, so that a continued run draws what an uninterrupted one does.
         gap = self.training.length.epochs_between_evaluations(len(self.training.loader))
         return epoch // every > (epoch - gap) // every
 
@@ -312,9 +315,9 @@ def _verification(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def flat(results: Sequence[Result]) -> dict[str, float]:
-    """The first evaluation's numbers by name, the others' with their title before it.
+    """The numbers of all evaluations by name, with the title before the name but for the first one.
 
-    Those of the raw weights, where a running mean of them is evaluated too, have `raw` before it.
+    Where a running mean of the weights is evaluated too, the raw weights' names begin with `raw`.
     """
     found: dict[str, float] = {}
     for result in results:

@@ -46,7 +46,7 @@ def milestones(steps: Sequence[int], gamma: float) -> Schedule:
 
 
 def rise(total_steps: int, warmup: int | None) -> int:
-    """Steps before a cosine begins: of a warm-up, or of the rise of its own."""
+    """Steps before a cosine begins: those of the warm-up, or else of its own rise."""
     return max(1, round(0.1 * total_steps)) if warmup is None else warmup
 
 
@@ -60,15 +60,17 @@ def cosine(
 ) -> Schedule:
     """Linear from 0 during a tenth of all steps, then half a cosine from 1 down to `floor`.
 
-    With `steps_per_epoch` it follows the epochs, which may turn out longer or shorter (those of
-    divide and conquer do): it reaches its end with the last, not before and not never.
+    With `steps_per_epoch` it follows the epochs instead of the steps. Epochs may turn out longer or
+    shorter (those of divide and conquer do), and it still ends with the last one.
 
     Args:
-        warmup: steps of a warm-up of all groups (see `Optimisers`), which takes the place of the
-            rise: the cosine begins after it. 0 is neither.
-        length: steps at which the cosine ends, where that is not with the run: one that is longer
-            is left before its end, and after the end of a shorter one the rates rise again, as with
-            torch's `CosineAnnealingLR`.
+        total_steps: of the run.
+        warmup: steps of a warm-up of all groups (see `Rates`), after which the cosine begins with
+            no rise of its own. 0: neither a warm-up nor a rise.
+        floor: the factor at the end of the cosine.
+        length: steps after which the cosine ends; None: with the run. A cosine that is longer than
+            the run is left before its end. After the end of a shorter one the rates rise again, as
+            with torch's `CosineAnnealingLR`.
     """
     end, rising = length or total_steps, rise(total_steps, warmup)
 

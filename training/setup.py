@@ -31,7 +31,7 @@ from training import compiling, optim, schedules
 from training.clock import Length
 from utils import InputError
 
-BATCHES_LOOKED_AT = 100  # for one from which the loss can learn
+BATCHES_LOOKED_AT = 100  # at most, until one is found from which the loss can learn
 
 
 def build_objective(args: Options, num_classes: int, device: torch.device) -> losses.Objective:
@@ -80,7 +80,7 @@ def _divide_proxies(args: Options, objective: losses.Objective) -> None:
 def rehearse(
     args: Options, objective: losses.Objective, data: ImageSet, batches: BatchSampler
 ) -> None:
-    """Makes sure that the loss can learn from the batches of a run, before there is a run.
+    """Tries out, before the run begins, whether the loss can learn from its batches.
 
     Raises:
         InputError: there is one class, or no batch has the pairs that the loss needs, or the loss
@@ -119,7 +119,7 @@ def _recipe(args: Options) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _loss_errors() -> Iterator[None]:
-    """A loss's complaints are about what was asked for on the command line."""
+    """In here, what a loss refuses becomes an InputError: the command line asked for it."""
     try:
         yield
     except ValueError as error:

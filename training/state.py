@@ -143,11 +143,11 @@ class Training:
         return results
 
     def _with_room(self, look: Callable[[], T]) -> T:
-        """What a look at images returns, which changes nothing.
+        """What `look` returns, which looks at images and changes nothing.
 
-        A recorded step keeps its memory between the steps, and a small GPU may have too little left
-        beside it. Then the look begins anew without it, and steps are no longer recorded: each
-        look would end their recording again.
+        A recorded step (net/replay.py) keeps its memory between the steps, and a small GPU may have
+        too little left beside it. Then the recording is given up and the look begins anew. Steps
+        are not recorded again, because the next look would end that recording too.
         """
         try:
             return look()
@@ -170,7 +170,7 @@ class Training:
     # -- what is kept
 
     def running_statistics(self) -> list[torch.Tensor]:
-        """What a forward changes, and a skipped step must not."""
+        """The buffers that a forward pass changes, and that a skipped step must leave alone."""
         return [*self.network.buffers(), *self.objective.buffers()]
 
     def end_lap(self, epoch: int) -> MetricsRow:
@@ -286,16 +286,16 @@ def _bytes(state: Mapping[str, torch.Tensor]) -> int:
 
 
 def _of_raw_weights(result: Result) -> Result:
-    """What the weights themselves reached, without what it shares with the mean's result."""
+    """A result of the weights themselves, without what is the same in that of their mean."""
     numbers = {k: v for k, v in result.numbers.items() if not k.startswith(HIDDEN)}
     bare = replace(result, embeddings=torch.empty(0), gallery=None, per_query=None)
     return replace(bare, title=result.title + RAW, numbers=numbers)
 
 
 def alike(stored: Any, own: Any) -> bool:
-    """Whether a plain value that was stored can stand where `own` stands: kind, size and range.
+    """Whether a plain value that was stored can take the place of `own`: kind, size and range.
 
-    What `own` has not begun to hold, an empty dictionary, may hold finite numbers.
+    Where `own` is an empty dictionary, the stored one may hold any finite numbers.
     """
     match own:
         case dict() if not own:
