@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 import processes
 from dataset.base import ImageSet, PathTable, decode, reason
 from dataset.decoding import central_part
+from dataset.reading import FROM_FILES
 from devices import Precision
 from evaluation.embedding import Embedded, Viewing, embed, nearest
 from evaluation.measuring import worst_queries
@@ -305,7 +306,7 @@ def _failures(subject: Subject, count: int) -> str:
 
 def _query(subject: Subject, paths: Sequence[str]) -> str:
     queries = own_images(paths, like=subject.embedded.images)
-    once = replace(subject.viewing, decode="exact", data_device=None)
+    once = replace(subject.viewing, reading=FROM_FILES)
     embeddings, _ = embed(subject.network, queries, subject.precision, once, title="queries")
     asked = (subject.folder, queries, embeddings, subject.embedded, subject.top)
     written, answer = _in_main(write_answers, *asked)

@@ -26,6 +26,7 @@ from PIL import Image
 import dataset
 from dataset.base import ImageSet, PathTable, decode, reason, to_rgb
 from dataset.emoji import Emoji
+from dataset.reading import FROM_FILES
 from devices import Precision, pick_device
 from evaluation.embedding import Viewing, embed, unit_length
 from evaluation.files import on_white
@@ -82,7 +83,7 @@ def open_model(path: str | Path, weights: str | None = None) -> Model:
     opened = open_checkpoint(path, weights=weights)
     known = opened.trained_on
     square = _square_of_older(opened) if known is None else known.square
-    viewing = replace(opened.viewing, workers=0, decode="exact", data_device=None)
+    viewing = replace(opened.viewing, workers=0, reading=FROM_FILES)
     upright = opened.data.exif == "apply"
     origin = Origin(opened.path, opened.data, opened.trained)
     return Model(opened.network.eval(), viewing, square, upright, origin, known)
