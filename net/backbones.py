@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from net.blocks import Block, numbered_blocks
 from utils import InputError, nearest_names
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from net.choices import InputSpec
 
@@ -94,7 +94,7 @@ class Backbone:
     imagenet_package: Package | None = None
     hub: str | None = None
     licence: str | None = None
-    adapt: Callable[[nn.Module, dict], dict] | None = None
+    adapt: Callable[[nn.Module, dict[str, Any]], dict[str, Tensor]] | None = None
     bn_momentum: float | None = None
     weights_fit_all_stems: bool = False
     is_in: Callable[[Collection[str]], bool] | None = None

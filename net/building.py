@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from net.architecture import Architecture
 from net.base import in_words
@@ -12,7 +11,7 @@ from net.masks import EmbeddingMasks
 from net.network import EmbeddingNet
 from net.peft import fingerprint
 from net.weights import imagenet_file, load_pretrained
-from runs import checked, with_base
+from runs import Checkpoint, checked, with_base
 from runs import load_checkpoint as read
 from storage import load_tensors
 from utils import InputError
@@ -63,7 +62,7 @@ def _check_imagenet_fits(architecture: Architecture) -> None:
         )
 
 
-def _content(file: Path) -> dict[str, Any]:
+def _content(file: Path) -> Checkpoint:
     """A file of weights; a checkpoint of ours with its base, and the mean where it has one."""
     content = load_tensors(file, "weights file")
     if not is_ours(content):
@@ -74,7 +73,7 @@ def _content(file: Path) -> dict[str, Any]:
 # --- what a checkpoint leaves out -----------------------------------------------------------------
 
 
-def whole(content: dict[str, Any], source: str | Path) -> dict[str, Any]:
+def whole(content: Checkpoint, source: str | Path) -> Checkpoint:
     """A checkpoint with all weights: its base is built anew where it came without it.
 
     Args:

@@ -34,6 +34,7 @@ from net.choices import MASKS_AT_TEST, WEIGHTS, Peft, check_choice
 from net.heads import HEADS, classifiers
 from net.network import EmbeddingNet
 from net.peft import ADDED_KEYS, merged
+from runs import Checkpoint
 from utils import InputError
 
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
@@ -52,7 +53,7 @@ WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "mo
 
 
 def architecture_of(
-    checkpoint: dict, source: str | Path = "checkpoint", *, image_size: int = 224
+    checkpoint: Checkpoint, source: str | Path = "checkpoint", *, image_size: int = 224
 ) -> Architecture:
     """The network that a checkpoint holds.
 
@@ -77,12 +78,12 @@ def architecture_of(
         raise InputError(f"{source} describes a network that cannot be built: {error}") from error
 
 
-def is_ours(checkpoint: dict) -> bool:
+def is_ours(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint says which network it holds."""
     return "network" in checkpoint or "clock" in checkpoint
 
 
-def description_of(checkpoint: dict, source: str | Path) -> dict[str, Any] | None:
+def description_of(checkpoint: Checkpoint, source: str | Path) -> dict[str, Any] | None:
     """What a checkpoint of ours says of its network; None for a foreign file.
 
     Raises:
@@ -106,7 +107,7 @@ def description_of(checkpoint: dict, source: str | Path) -> dict[str, Any] | Non
     return described
 
 
-def _described_by_flags(checkpoint: dict) -> dict[str, Any]:
+def _described_by_flags(checkpoint: Checkpoint) -> dict[str, Any]:
     """The description of an old last.pth, which kept none."""
     flags, weights = checkpoint["args"], checkpoint["model_state_dict"]
     described = {**Architecture.entries(flags), "heads": _heads_in(weights)}
@@ -117,7 +118,9 @@ def _described_by_flags(checkpoint: dict) -> dict[str, Any]:
     return described
 
 
-def _architecture_of_foreign(checkpoint: dict, source: str | Path, image_size: int) -> Architecture:
+def _architecture_of_foreign(
+    checkpoint: Checkpoint, source: str | Path, image_size: int
+) -> Architecture:
     layout, weights = _layout(_unwrapped(checkpoint)), weights_of(checkpoint)
     model, heads = recognised(_backbone_keys(weights)), _heads_in(weights)
     if model is None or "embedding" not in heads:
@@ -136,7 +139,7 @@ def _architecture_of_foreign(checkpoint: dict, source: str | Path, image_size: i
     )
 
 
-def backbone_of(checkpoint: dict, source: str | Path) -> str | None:
+def backbone_of(checkpoint: Checkpoint, source: str | Path) -> str | None:
     """The name of the backbone in a checkpoint, with heads or without; None where nothing tells."""
     if description_of(checkpoint, source) is not None:
         return architecture_of(checkpoint, source).model
@@ -155,8 +158,8 @@ def _backbone_keys(weights: Iterable[str]) -> set[str]:
 
 
 def with_weights(
-    checkpoint: dict, weights: str | None = None, source: str | Path = "checkpoint"
-) -> dict:
+    checkpoint: Checkpoint, weights: str | None = None, source: str | Path = "checkpoint"
+) -> Checkpoint:
     """The checkpoint with the weights that are asked for as its `model_state_dict`.
 
     Args:
@@ -182,7 +185,7 @@ def with_weights(
 
 def load_checkpoint(
     network: EmbeddingNet,
-    checkpoint: dict,
+    checkpoint: Checkpoint,
     source: str | Path = "checkpoint",
     *,
     masks: bool = True,
@@ -271,7 +274,7 @@ def _heads_in_words(architecture: Architecture) -> str:
     return " and ".join(architecture.heads) + norms[architecture.head_norm]
 
 
-def weights_of(checkpoint: dict) -> dict[str, Tensor]:
+def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """A checkpoint's weights under our keys, whoever wrote it."""
     weights = _unwrapped(checkpoint)
     if _layout(weights) == "proxy-anchor":
@@ -300,7 +303,7 @@ def _means_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _unwrapped(checkpoint: dict) -> dict[str, Tensor]:
+def _unwrapped(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {
         str(key).removeprefix("module."): value
         for key, value in inside(checkpoint).items()
@@ -308,7 +311,7 @@ def _unwrapped(checkpoint: dict) -> dict[str, Tensor]:
     }
 
 
-def inside(content: dict) -> dict:
+def inside(content: Checkpoint) -> dict[str, Any]:
     """A file's content without the `WRAPPERS` around it."""
     while wrapped := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
         content = content[wrapped[0]]

@@ -8,7 +8,7 @@ does, for the weights were trained that way.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -141,7 +141,7 @@ def _is_in(keys: Collection[str]) -> bool:
     return len(blocks) == BLOCKS and not any("._se_" in key for key in keys)
 
 
-def _adapt(module: nn.Module, content: dict) -> dict[str, Tensor]:
+def _adapt(module: nn.Module, content: dict[str, Any]) -> dict[str, Tensor]:
     """The weights in a file without those behind the last block that is kept."""
     weights = {key.removeprefix("model."): value for key, value in weights_of(content).items()}
     kept = module.state_dict().keys()

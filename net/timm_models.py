@@ -233,7 +233,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "body.")
 """What training codes put in front of the names of weights."""
 
 
-def _adapt(name: str, module: Body, content: dict) -> dict[str, Tensor]:
+def _adapt(name: str, module: Body, content: dict[str, Any]) -> dict[str, Tensor]:
     """The weights of a file, for a model; position embeddings are resized to its images.
 
     The translation is timm's own of that model's family, so it takes what timm takes: timm's files,
@@ -250,11 +250,12 @@ def _adapt(name: str, module: Body, content: dict) -> dict[str, Tensor]:
     return {f"body.{key}": value for key, value in weights.items() if key in own}
 
 
-def _unwrapped(content: dict) -> dict:
+def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in inside(content).items() if isinstance(v, Tensor | dict)}
 
 
-def _bare(weights: dict, children: Collection[str]) -> dict:
+def _bare(weights: dict[str, Any], children: Collection[str]) -> dict[str, Any]:
+    """Weights whose names are those of the model itself, without `_PREFIXES` in front."""
     for prefix in _PREFIXES:
         within = [key for key in weights if str(key).startswith(prefix)]
         if within and prefix.rstrip(".") not in children:

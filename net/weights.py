@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ from net.checkpoints import (
 from net.choices import Peft
 from net.heads import HEAD_KEYS
 from net.peft import merged
+from runs import Checkpoint
 from utils import InputError, first_line
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,7 +41,9 @@ OTHER_FOLDERS = (Path("pretrained_models"), _REPOSITORY / "pretrained_models")
 SECONDS_WITHOUT_ANSWER = 20
 
 
-def load_pretrained(module: nn.Module, backbone: Backbone, checkpoint: dict, file: Path) -> None:
+def load_pretrained(
+    module: nn.Module, backbone: Backbone, checkpoint: Checkpoint, file: Path
+) -> None:
     """Gives a backbone its starting weights; heads in the file are left aside.
 
     Args:
@@ -81,7 +85,7 @@ def load_pretrained(module: nn.Module, backbone: Backbone, checkpoint: dict, fil
 
 
 def _adapted(
-    module: nn.Module, backbone: Backbone, content: dict, source: str
+    module: nn.Module, backbone: Backbone, content: dict[str, Any], source: str
 ) -> dict[str, torch.Tensor]:
     """The content of a file as the backbone adapts it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from storage import load_tensors
 from utils import InputError, damage_in_words
@@ -10,6 +11,10 @@ from utils import InputError, damage_in_words
 FORMAT = 1
 """Version of the checkpoints' layout; a newer one is refused with a sentence."""
 BASE = "base.pth"
+
+Checkpoint = dict[str, Any]
+"""The content of a checkpoint: the entries of `KINDS`; of a foreign file, whatever it has."""
+
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("format", "epoch", "step", "skipped"), int),
     **dict.fromkeys(("model_state_dict", "criterion_state_dict", "network", "args"), dict),
@@ -19,10 +24,10 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "row": (dict, type(None)),
     "wandb_id": (str, type(None)),
 }
-"""What the entries of a checkpoint are."""
+"""The entries of a checkpoint of ours, and the type of each."""
 
 
-def load_checkpoint(path: str | Path) -> dict:
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """A checkpoint of ours or a released file of weights, as a dictionary.
 
     Where a checkpoint leaves out its base (--peft), the weights of base.pth beside it are put in,
@@ -36,7 +41,7 @@ def load_checkpoint(path: str | Path) -> dict:
     return checked(load_tensors(Path(path)), path)
 
 
-def checked(content: dict, path: str | Path) -> dict:
+def checked(content: Checkpoint, path: str | Path) -> Checkpoint:
     """What `load_tensors` has read from `path`, as `load_checkpoint` gives it.
 
     Raises:
@@ -73,7 +78,7 @@ def checked(content: dict, path: str | Path) -> dict:
     return _joined(content, path, beside) if "base" in content and beside.is_file() else content
 
 
-def _joined(content: dict, path: str | Path, beside: Path) -> dict:
+def _joined(content: Checkpoint, path: str | Path, beside: Path) -> Checkpoint:
     """A checkpoint with the weights of its base."""
     base, held = content["base"], load_tensors(beside, "the base")
     if held.get("fingerprint") != base["fingerprint"]:
@@ -81,7 +86,7 @@ def _joined(content: dict, path: str | Path, beside: Path) -> dict:
     return with_base(content, held["base_state_dict"])
 
 
-def with_base(content: dict, weights: dict) -> dict:
+def with_base(content: Checkpoint, weights: dict[str, Any]) -> Checkpoint:
     """A checkpoint that leaves out its base, with the base's weights put in.
 
     A running mean (--ema) stays one of the trained weights alone.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from processes import main_only
-from runs.checkpoints import BASE, FORMAT, load_checkpoint
+from runs.checkpoints import BASE, FORMAT, Checkpoint, load_checkpoint
 from runs.names import data_name, file_name_part, home_logs
 from runs.tables import ClassHistory, MetricsTable, TextFiles
 from storage import as_json, as_table, save_tensors
@@ -295,7 +295,7 @@ class RunFolder:
             self.trouble.pop(what, None)
 
     @main_only
-    def save_last(self, state: dict, keep: int = 0) -> None:
+    def save_last(self, state: Checkpoint, keep: int = 0) -> None:
         """Replaces last.pth, whole or not at all.
 
         Args:
@@ -324,7 +324,7 @@ class RunFolder:
         found = self.path.glob("step_*.pth")
         return sorted((path for path in found if _step_of(path) >= 0), key=_step_of)
 
-    def load_last(self, identity: Callable[[dict[str, Any]], dict[str, Any]]) -> dict:
+    def load_last(self, identity: Callable[[dict[str, Any]], dict[str, Any]]) -> Checkpoint:
         """last.pth as `save_last` wrote it, or the older one that was asked for.
 
         Args:
@@ -384,7 +384,7 @@ class RunFolder:
         return True
 
     @main_only
-    def save_best(self, state: dict) -> None:
+    def save_best(self, state: Checkpoint) -> None:
         """Replaces the best checkpoint, whole or not at all."""
         args = state["args"]
         name = f"{data_name(args['dataset'])}_{file_name_part(args['model'])}_best.pth"
@@ -392,7 +392,7 @@ class RunFolder:
         path = self.best_checkpoint() or self.path / name
         save_tensors(path, {"format": FORMAT, **state})
 
-    def load_best(self) -> dict:
+    def load_best(self) -> Checkpoint:
         """What `save_best` wrote.
 
         Raises:

@@ -22,7 +22,7 @@ from evaluation.measuring import Result, print_doubts, print_thresholds, table
 from evaluation.tables import RAW
 from metrics.verification import NAMES as VERIFICATION
 from options import EVALUATED, METRICS
-from runs import MetricsRow, RunFolder, data_name
+from runs import Checkpoint, MetricsRow, RunFolder, data_name
 from terminal import as_shell, fitted, say, terminal_width, told
 from training.collapse import CollapseWarning
 from training.faults import NonFinite
@@ -250,7 +250,7 @@ class Keeper:
             say(line)
 
     def _final_results(
-        self, checkpoint: dict[str, Any], look_at_test: bool
+        self, checkpoint: Checkpoint, look_at_test: bool
     ) -> tuple[list[Result], list[Result]]:
         """What the best checkpoint reaches: all metrics; and the comparison of all pairs.
 

@@ -18,7 +18,7 @@ from devices import environment
 from evaluation.networks import checkpoint_file, found_again, looked_for
 from flags import Options
 from net.base import describe_base
-from runs import RunFolder, data_name, find_run, run_name
+from runs import Checkpoint, RunFolder, data_name, find_run, run_name
 from terminal import fitted, say
 from training.state import Training
 from training.tracking import About, Tracker, wandb_mode
@@ -135,7 +135,7 @@ def is_finished(run: RunFolder) -> bool:
 
 def open_folder(
     args: Options, run: RunFolder | None, training: Training
-) -> tuple[RunFolder, dict[str, Any] | None]:
+) -> tuple[RunFolder, Checkpoint | None]:
     """The folder, held against other processes, and the checkpoint to go on from, if there is one.
 
     Raises:
@@ -167,7 +167,7 @@ def open_folder(
     return run, None
 
 
-def go_back(run: RunFolder, training: Training, state: dict[str, Any]) -> None:
+def go_back(run: RunFolder, training: Training, state: Checkpoint) -> None:
     """Continues from a checkpoint, and removes from the folder what came after it."""
     training.load_state(state)
     clock = training.clock
@@ -202,7 +202,7 @@ def _check_length(training: Training) -> None:
 
 
 def open_tracker(
-    args: Options, run: RunFolder, training: Training, state: dict[str, Any] | None
+    args: Options, run: RunFolder, training: Training, state: Checkpoint | None
 ) -> Tracker:
     """wandb and TensorBoard, as the options want them, continued where the run is."""
     step, first = training.clock.step, state is None or state["row"] is None

@@ -23,7 +23,7 @@ from evaluation.measuring import How, Result, measure
 from evaluation.tables import HIDDEN, RAW
 from evaluation.tasks import Task
 from methods import Routine
-from runs import MetricsRow
+from runs import Checkpoint, MetricsRow
 from training.average import Average
 from training.clock import Clock, Estimate, Lap, Length
 from training.data import Data
@@ -193,7 +193,7 @@ class Training:
         }
         return entries | ({"base": self.base} if self.base else {})
 
-    def best_checkpoint(self, results: Sequence[Result]) -> dict[str, Any]:
+    def best_checkpoint(self, results: Sequence[Result]) -> Checkpoint:
         """The content of the best checkpoint: weights, options and what they reached."""
         return {
             **self._network_state(),
@@ -217,13 +217,13 @@ class Training:
         last = weights + self.optimisers.bytes_of_state()
         return _bytes(self.network.base_state()) + weights + last * (1 + kept)
 
-    def load_best(self, checkpoint: dict[str, Any]) -> None:
+    def load_best(self, checkpoint: Checkpoint) -> None:
         """Puts the weights of a `best_checkpoint` into the network; training is over then."""
         self.network.load_state_dict(checkpoint["model_state_dict"])
         if self.average is not None:
             self.average.load(checkpoint)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Checkpoint:
         """The content of last.pth: all that a continued run needs."""
         return {
             **self._network_state(),
@@ -239,7 +239,7 @@ class Training:
             **self._mean(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: Checkpoint) -> None:
         """Continues from `state()`.
 
         Raises:
@@ -249,7 +249,7 @@ class Training:
         with damage_in_words("the last checkpoint", "use an older one (step_N.pth), or start anew"):
             self._load_state(state)
 
-    def _load_state(self, state: dict[str, Any]) -> None:
+    def _load_state(self, state: Checkpoint) -> None:
         for part, name in ((self.clock, "clock"), (self.lap, "lap")):
             stored, own = state[name], vars(part)
             if not (stored.keys() <= own.keys() and all(alike(stored[k], own[k]) for k in stored)):
