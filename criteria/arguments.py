@@ -70,9 +70,10 @@ def check_complete(owner: str, given: Collection[str], known: Parameters) -> Non
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value can stand where a default does: words for words, numbers for the rest.
+    """Whether a value is of the kind of a default: a word for a word, a number for a number.
 
-    0 and 1 stand for false and true, but true is no number. What is neither says nothing.
+    0 and 1 may stand for false and true, but true is no number. Any value fits where the default,
+    or the value, is none of these (None, a tuple).
     """
     if not isinstance(value, str | int | float) or not isinstance(default, str | int | float):
         return True

@@ -251,7 +251,7 @@ def check_whole(**values: float) -> None:
 
 
 LARGE = 1024**2
-"""Pairs from which on a GPU takes so long for a batch that to wait for it costs nothing beside."""
+"""Pairs of a batch from which on waiting for a GPU costs nothing beside the batch itself."""
 
 
 def of_labels(
@@ -261,9 +261,9 @@ def of_labels(
 ) -> tuple[Any, ...]:
     """``function(labels, references)``: tensors that follow from them, and numbers.
 
-    How many pairs a batch has stands in its labels, and a GPU that is asked for a number is waited
-    for until it has done all that it was given before: the network. So what labels alone say is
-    worked out from their copy in the host's memory where there is one, ``labels.host``.
+    How many pairs a batch has follows from its labels. To read such a number from a GPU is to wait
+    until it has done all its earlier work, the whole network. So what follows from labels alone is
+    worked out from their copy in the host's memory, ``labels.host``, where there is one.
     """
     others = labels if references is None else references.labels
     if len(labels) * len(others) > LARGE:
@@ -278,9 +278,9 @@ def of_labels(
 
 
 def on_host(function: Callable[..., tuple[Any, ...]], *tensors: Tensor) -> tuple[Any, ...]:
-    """``function(*tensors)``, of their ``host`` copies where all have one (see ``of_labels``).
+    """``function(*tensors)``, worked out from their ``host`` copies where all of them have one.
 
-    What it finds has such copies too.
+    The tensors that it returns have such copies then too. See ``of_labels``.
     """
     copies = [getattr(tensor, "host", None) for tensor in tensors]
     if any(copy is None for copy in copies):
@@ -343,9 +343,9 @@ def written_out(backward: Callable) -> Callable:
 class _UnitRows(torch.autograd.Function):
     """x̂ = x/‖x‖ of each row, with the gradient (g - x̂·(x̂·g))/‖x‖ written out.
 
-    F.normalize gives the same bits with more than twice the operators, whose number is what a small
-    loss costs. The rows are given twice, once for their lengths: the two halves of the gradient are
-    added to what else there is of theirs one after the other, as autograd adds F.normalize's.
+    F.normalize gives the same bits with more than twice the operators, and the time of a small loss
+    is the number of its operators. The rows are given twice, the second time for their lengths: so
+    autograd adds the two halves of the gradient one after the other, in F.normalize's order.
     """
 
     @staticmethod

@@ -24,7 +24,7 @@ from criteria.objective import Term
 from devices import with_host_copy
 
 ON_THE_HOST = ("labels", "steps", "taken")
-"""The buffers that a step asks for numbers, for which a GPU would have to be waited for."""
+"""The buffers that a step reads numbers from; on a GPU each read would wait for the device."""
 
 
 class MemoryBank(Criterion):
@@ -35,10 +35,10 @@ class MemoryBank(Criterion):
 
     An image's own place in M is no pair; embeddings of the same image from earlier epochs are. In
     the first ``start`` steps there is no memory, and the loss is that of the batch alone. Buffers
-    hold the memory, so that checkpoints do; it takes embeddings as the loss is given them, in
-    training mode only. Labels and counts stay in the host's memory, wherever the module is moved
-    to. ``terms``: the loss's, and remembered, how many embeddings there are. Raises
-    ValueError for a loss that cannot use it, for a batch larger than N, and what the loss raises.
+    hold the memory, so that checkpoints keep it; it takes in embeddings as the loss is given them,
+    in training mode only. Labels and counts stay in the host's memory, wherever the module is moved
+    to. ``terms``: the loss's, and remembered, how many embeddings there are. Raises ValueError for
+    a batch larger than N, and what the loss raises.
     """
 
     def __init__(self, loss: Criterion, size: int, embedding_size: int, start: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Losses of pytorch-metric-learning, finite where the library's are not.
+"""Losses of pytorch-metric-learning, mended where the library's fail or give NaN.
 
 Goldberger et al., Neighbourhood Components Analysis, NeurIPS 2004. Movshovitz-Attias et al., No
 Fuss Distance Metric Learning Using Proxies, ICCV 2017. Yu and Tao, Deep Metric Learning with Tuplet

@@ -60,7 +60,7 @@ def _mining_distances(unit: Tensor, others: Tensor) -> Tensor:
 
 
 def _drawn(weights: Tensor, count: int, replacement: bool = False) -> Tensor:
-    """``torch.multinomial``, the same bits, which would wait for a GPU to see what it is given."""
+    """The same bits as ``torch.multinomial``, which would wait for a GPU to check its arguments."""
     if replacement and count > 1:
         return torch.multinomial(weights, count, replacement=True)  # this one does not wait
     keys = weights / torch.empty_like(weights).exponential_()
@@ -162,8 +162,8 @@ class NearestNegativeMiner(Miner):
         return anchors, positives[anchors, places], negatives[anchors, places]
 
     def _negatives(self, distances: Tensor, allowed: Tensor, draws: int) -> Tensor:
-        """(B, draws): the negatives of each anchor, as many as are allowed before all others."""
-        # No two unit vectors are farther apart than 2, so all before the cutoff come last.
+        """(B, draws): each anchor's negatives; where fewer are allowed, others come after them."""
+        # No two unit vectors are farther apart than 2: 4 more puts all before the cutoff last.
         ranks = distances + 4 * (distances < self.cutoff)
         nearest = ranks.masked_fill(~allowed, torch.inf).argsort(dim=1, stable=True)[:, :draws]
         if not self.near:
@@ -182,7 +182,7 @@ def _places(positive: Tensor, allowed: Tensor) -> tuple[int, Tensor, Tensor]:
 
 
 def _in_index_order(chosen: Tensor) -> Tensor:
-    """(B, B): the images that each row of a mask marks, in index order, before all others."""
+    """(B, B) indices: in each row those that the mask marks, in order, and then all others."""
     return (~chosen).int().argsort(dim=1, stable=True)
 
 

@@ -124,7 +124,8 @@ class ProxyLoss(Criterion):
     """A criterion that compares images with one learnable proxy p_c for each class.
 
     ``proxies`` (C, d), Kaiming-normal with fan_out, are optimised at ``proxy_lr_scale`` × the
-    network's learning rate. ``per_class``: how many proxies a class has, class by class.
+    network's learning rate. A subclass may have several for each class, ``per_class``: its proxies
+    are (C · per_class, d), class by class.
     """
 
     per_class = 1
@@ -185,9 +186,9 @@ class ProxyLoss(Criterion):
     ) -> list[tuple[Tensor, ...]]:
         """``terms`` of every Strip of the table (B, C): one list for each of the terms.
 
-        A small table is one strip. Of a larger one nothing is kept: a strip is made, and again to
-        go backward. With ``classes``, sorted, the table has their columns alone; the batch's own
-        are among them.
+        A small table is one strip. A larger one is never kept: each strip is made on its own, and
+        once more in the backward pass. With ``classes``, sorted, the table has only their columns;
+        the batch's own classes have to be among them.
         """
         if classes is not None:
             labels = torch.searchsorted(classes, labels)
@@ -216,9 +217,10 @@ class ProxyLoss(Criterion):
         alone: bool = True,
         absent: bool = False,
     ) -> list[tuple[Tensor, ...]]:
-        """``terms`` of each of the pieces, whose first classes are ``starts``.
+        """``terms`` of each of the ``pieces`` of the proxies, whose first classes are ``starts``.
 
-        ``alone``: there are no other classes than theirs. ``absent``: theirs do not count.
+        ``alone``: no other process has classes. ``absent``: the pieces only stand in for classes
+        that this process does not have, and must not count.
         """
         embeddings, labels, uncertainty = batch
         whole = alone and len(pieces) == 1
@@ -255,10 +257,10 @@ class ProxyLoss(Criterion):
             bounds = torch.searchsorted(known, torch.tensor(share.starts).to(known)).tolist()
             first, end = bounds[processes.rank() : processes.rank() + 2]
             own, absent = classes[first:end] - share.own.start, first == end
-            # One that has none of the classes compares with another one, which does not count.
+            # A process that has none of the classes compares with some proxy, which does not count.
             proxies = self._proxies_of(own.new_zeros(1) if absent else own)
             counts = [max(1, end - start) for start, end in pairwise(bounds)]
-        # As many strips in each process, none of them empty.
+        # All processes make equally many strips, because they gather them together; none is empty.
         count = min(math.ceil(max(counts) / most), min(counts))
         units = proxies.unflatten(0, (-1, self.per_class)).tensor_split(count)
         pieces = [unit.flatten(0, 1) for unit in units]

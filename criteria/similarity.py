@@ -14,9 +14,9 @@ class _Cosines(torch.autograd.Function):
     """x̂_i·p_c/‖p_c‖ of unit rows x̂ (B, d) and raw proxies p (C, d), (B, C).
 
     The columns of the product are scaled instead of the proxies: with C in the thousands that is
-    the smaller matrix. The gradient is written out, for the same bits as autograd's with half the
-    operators and half the tables. The proxies are given twice for the reason that
-    unit_rows has.
+    the smaller matrix. The gradient is written out: the same bits as autograd's, with half the
+    operators and half the tables. The proxies are given twice for the same reason as the rows in
+    ``unit_rows``.
     """
 
     @staticmethod

@@ -19,7 +19,7 @@ def rows_of_strip(columns: int) -> int:
 
 
 def made_again(function: Callable[..., Tensor], strips: int) -> Callable[..., Tensor]:
-    """The function, which keeps nothing to go backward where there is more than one strip."""
+    """The function; of several strips each is computed once more in the backward pass."""
     if strips == 1:
         return function
     from torch.utils.checkpoint import checkpoint  # its first call takes seconds
@@ -28,10 +28,11 @@ def made_again(function: Callable[..., Tensor], strips: int) -> Callable[..., Te
 
 
 class Strip(NamedTuple):
-    """How a batch compares with S classes of all, which follow each other.
+    """The similarities of a batch to some of the classes, S that follow each other.
 
-    ``similarity`` (B, S); ``target`` (B, 1) the column of an image's own class. Where that class is
-    in another strip, ``inside`` (B, 1) is False and the column is any; None: all classes are here.
+    ``similarity`` (B, S). ``target`` (B, 1): the column of an image's own class. ``inside`` (B, 1)
+    is False where that class is in another strip, and the column means nothing then; None where the
+    strip holds all classes.
     """
 
     similarity: Tensor
@@ -47,9 +48,9 @@ class Strip(NamedTuple):
         return (own if self.inside is None else own.masked_fill(~self.inside, 0)).squeeze(1)
 
     def put(self, table: Tensor, own: Tensor | float) -> Tensor:
-        """``table`` (B, S) with ``own`` (B, 1), or a number, at the own class.
+        """``table`` (B, S) with ``own`` (B, 1), or a number, at each image's own class.
 
-        The table is changed in place, unless its gradient has to know what it was.
+        The table is changed in place, unless autograd still needs its values.
         """
         if self.inside is None:
             return table.scatter_(1, self.target, own)

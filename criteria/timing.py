@@ -1,4 +1,4 @@
-"""How long a loss compares its proxies with each other, for those that are told of it."""
+"""How long a loss takes to compare all its proxies with each other; told before a run if long."""
 
 from __future__ import annotations
 

@@ -110,9 +110,10 @@ class Cache:
         return PixelStore(store.view(-1, 3), self.shapes)
 
     def _kept(self, first: int, last: int) -> np.ndarray | None:
-        """The bytes of images that lie one behind the other in a shard.
+        """The bytes of the images `first` to `last`, which lie one behind the other in a shard.
 
-        None where another run has packed it into a new one, and it was not open here.
+        None where the shard is gone: another run has packed it into a new one before it was opened
+        here.
         """
         try:
             pixels = self._pixels(int(self._shard[first]))
@@ -294,9 +295,9 @@ def open_cache(images: ImageSet, size: int = 256, folder: str | Path | None = No
 
 
 def _mended(images: ImageSet, shards: Sequence[_Shard], places: np.ndarray) -> list[int]:
-    """Images that could not be read once, and can be now, although their files are the same.
+    """Images that could not be read when the cache was made, and now can be, from the same files.
 
-    A disk may have been away, or what reads their format is installed now.
+    A disk may have been away, or a package that reads their format may be installed since.
     """
     held = zip(range(len(images)), *places.T.tolist(), strict=True)
     failed = [
@@ -310,7 +311,7 @@ def _used(shards: Sequence[_Shard], places: np.ndarray) -> list[_Shard]:
 
 
 def _damaged(shards: Sequence[_Shard]) -> list[_Shard]:
-    """Those whose pixels are not as they were written; each is looked at once in a process."""
+    """The shards whose pixels are not as they were written; a process checks each of them once."""
 
     def intact(shard: _Shard) -> bool:
         try:
@@ -331,7 +332,7 @@ def _damaged(shards: Sequence[_Shard]) -> list[_Shard]:
 def _complete(
     images: ImageSet, size: int, folder: Path, mended: Sequence[int]
 ) -> tuple[Sequence[_Shard], np.ndarray]:
-    """Builds what is missing, out of date, damaged or mended; another run may just have done so.
+    """Builds what is missing, out of date, damaged or mended, unless another run just has.
 
     Returns:
         the shards, and the places of the images in them.
@@ -393,10 +394,10 @@ def _each_once(images: ImageSet, indices: Sequence[int]) -> list[int]:
 def _live_rows(
     shards: Sequence[_Shard], images: ImageSet, wanted: Sequence[int]
 ) -> dict[Path, list[int]]:
-    """The rows of each shard that are of use, by the file of its pixels.
+    """The rows of each shard that are still of use, by the file of its pixels.
 
-    Of no use are older versions of the images, what is wanted anew, and what another shard holds
-    too. What is known of other images is left.
+    Of no use are older versions of these images, images that are to be decoded anew, and what
+    another shard holds as well. Other images of the same place keep their rows.
     """
     now = versions_of(images)
     anew = set(now[wanted].tolist())

@@ -8,7 +8,7 @@ grows, each is split in two: cluster c becomes 2c and 2c + 1.
 Deviations: the released code applies the permutation that it finds by the Hungarian method the
 wrong way round, so that from three clusters on masks do not follow their clusters (`legacy=True`
 does that too). k-means is ours, which starts by k-means++ and not from random images. A division
-that failed all of its trials is used, as there, but said.
+that failed all of its trials is used, as there, with a warning.
 """
 
 from __future__ import annotations

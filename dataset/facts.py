@@ -1,4 +1,4 @@
-"""What one image file is: its size, what is unusual about it, and why it cannot be read."""
+"""Facts about image files, for `check`: size, what is unusual, and why one cannot be read."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Whether a file looks like a whole picture, told without decoding it.
 
-Its header is read by Pillow, and its end compared with how its format ends: what was cut short on
-its way, or is of zeros after a disk that was full, ends otherwise. A file that does not look whole
-may still be one (cameras write more behind a JPEG's end), and one that does may be damaged in its
-middle: only decoding tells.
+Pillow reads its header, and its end is compared with how files of its format end. A file that was
+cut short on its way, or that is filled with zeros because the disk was full, ends otherwise. One
+that does not look whole may still be sound (cameras write more behind a JPEG's end), and one that
+does may be damaged in its middle: only decoding tells.
 """
 
 from __future__ import annotations

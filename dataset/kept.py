@@ -1,4 +1,6 @@
-"""What is kept of image files beside them: where, under which name, and whether it is still true.
+"""Where something is kept about image files, under which name, and whether it still holds.
+
+What is kept are pixels (cache.py) and which files can be read (readable.py).
 
 Nothing here loads torch.
 """
@@ -39,13 +41,13 @@ def usual_place() -> Path | None:
 
 
 def name_of(images: ImageSet, *kind: object, size: int | None = None) -> str:
-    """What the file or folder is called in which something is kept of a data set's images.
+    """The name of the file or folder in which something is kept about a data set's images.
 
-    All lists of images that lie in one place share it (training and evaluation, other draws of the
-    held-out classes, the same images and a few more); each image is found by its version.
+    All lists of images that lie in one place share it: training and evaluation, other draws of the
+    held-out classes, the same images and a few more. Each image is found in it by its version.
 
     Args:
-        kind: what else tells one file from another. size: stands in the name, for people.
+        kind: what is kept; another kind has another name. size: stands in the name, for people.
     """
     told = kind if images.upright else (*kind, "as stored")
     digest = hashlib.blake2b(repr(told).encode(), digest_size=6)
@@ -56,9 +58,9 @@ def name_of(images: ImageSet, *kind: object, size: int | None = None) -> str:
 
 
 def _place(images: ImageSet) -> str:
-    """Where the paths begin, so that the same relative path elsewhere is another one.
+    """The absolute folder that the paths are relative to; "" where they are absolute themselves.
 
-    However the folder is called from where this process runs: `photos`, `.` and `../photos`.
+    It is the same however the folder is called from here: `photos`, `.` or `../photos`.
     """
     prefix = images.paths.prefix
     if not prefix and all(map(os.path.isabs, images.paths.names())):
@@ -69,8 +71,9 @@ def _place(images: ImageSet) -> str:
 # --- versions -------------------------------------------------------------------------------------
 
 VERSION = np.dtype([("who", np.uint64), ("size", np.int64), ("time", np.int64)])
-"""An image as its file was once: a hash of its name and box, and the file's size in bytes and time
-in ns, -1 where it is missing. What was found out of a version holds as long as it is the file's."""
+"""An image and the state of its file: a hash of the image's name and box, the file's size in bytes
+and its time in ns (-1 where the file is missing). What was found out about a version holds for as
+long as the file has it."""
 
 
 def versions_of(images: ImageSet) -> np.ndarray:

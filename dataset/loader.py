@@ -66,12 +66,12 @@ class Look(NamedTuple):
 
 
 class Tolerance(NamedTuple):
-    """What is made of images that cannot be read.
+    """How many images may be unreadable, and what becomes of them.
 
     Attributes:
-        share: of all of them that may be so, see `admitted_bad_images`.
-        leave_out: those that no other replaces do not stop it, up to that share; what stands in
-            their places in the batches means nothing.
+        share: of all images that may be unreadable, see `admitted_bad_images`.
+        leave_out: whether an image that no other one replaces is left out, instead of ending the
+            iteration. Its row in the batch means nothing then.
     """
 
     share: float = 0.0
@@ -123,9 +123,9 @@ class Loader:
         self._epoch, self._skipped = epoch, 0
 
     def read_ahead(self, until: int) -> None:
-        """Lets workers go on with the epochs that follow, before `until`, when one is made.
+        """Lets workers go on with the next epoch, before epoch `until`, when they have made one.
 
-        Without it they have nothing to do while the last batches of an epoch are consumed and an
+        Otherwise they have nothing to do while the last batches of an epoch are consumed and an
         evaluation runs, and the next epoch begins by waiting for them.
         """
         self._plans.until, self._place = until, None

@@ -1,7 +1,7 @@
 """What an evaluation shares with the training: classes of the same name, and the same files.
 
 Retrieval is to be judged on classes that were never trained on. Where the user's own folders or
-tables do not keep to that, training can warn at its start, and the page of a run does.
+tables break that rule, training warns at its start, and so does the page of a run.
 """
 
 from __future__ import annotations

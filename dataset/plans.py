@@ -22,10 +22,12 @@ from dataset.transforms import (
 
 
 class Plan(NamedTuple):
-    """A batch to be made; what becomes of it is a function of this alone.
+    """A batch to be made; its pixels are a function of the plan alone.
 
     Attributes:
-        batch: what this process makes. whole: (B,) the image indices of the whole batch.
+        epoch: that it belongs to.
+        batch: this process's share of it, which is what this process makes.
+        whole: (B,) int64 image indices of the whole batch.
     """
 
     epoch: int
@@ -39,9 +41,9 @@ class Plans:
     With `shared` each of several processes makes its share of every batch.
 
     Attributes:
-        epoch, start: where the next iteration begins.
-        until: the epoch before which it ends; it goes beyond the one it began with if that is to
-            come, and the sampler is `foreseeable`.
+        epoch, start: where the next iteration begins: with which batch of which epoch.
+        until: the epoch before which it ends, at the latest. It goes on from one epoch to the next
+            only where the sampler is `foreseeable`.
     """
 
     def __init__(self, sampler: BatchSampler, shared: bool = False) -> None:
@@ -106,14 +108,19 @@ class BadImage(NamedTuple):
 
 
 class Substitutes(NamedTuple):
-    """Which images may stand in for one that cannot be read; nothing may in an evaluation."""
+    """Which images may take the place of one that cannot be read; in an evaluation none may.
+
+    Attributes:
+        labels: (N,) int64 of the image set. seed: of the draw among them.
+        allowed: False in an evaluation.
+    """
 
     labels: np.ndarray
     seed: int
     allowed: bool
 
     def __call__(self, index: int, epoch: int) -> list[int]:
-        """The other images of the class, beginning at a random one."""
+        """The other images of the class, in the order they are tried in; a random one first."""
         if not self.allowed:
             return []
         others = np.flatnonzero(self.labels == self.labels[index])

@@ -37,7 +37,7 @@ class BatchSampler(ABC):
 
     Attributes:
         foreseeable: an epoch depends on nothing that training finds out, and has `len(self)`
-            batches, so that its images may be read before the one before it has ended.
+            batches. So its images may be read while the epoch before it still goes on.
     """
 
     foreseeable: ClassVar[bool] = False

@@ -36,7 +36,10 @@ views_logger = logging.getLogger("dataset.views")  # silent where a cache was ch
 
 
 class _Reader(Protocol):
-    def read(self, index: int) -> np.ndarray: ...
+    """An image set, or its cache."""
+
+    def read(self, index: int) -> np.ndarray:
+        """Image `index` as (H, W, 3) uint8 RGB."""
 
 
 class _BatchReader(Dataset):
@@ -197,7 +200,11 @@ class _FromStandingWorkers:
 
 @lru_cache(maxsize=1)
 def _standing(workers: int, pin: bool, process: int) -> tuple[_Queue, DataLoader]:
-    """The queue and its workers; those of the process that this one was forked from are not its."""
+    """The queue and its workers.
+
+    Args:
+        process: the id of this one. A forked child has another id, and so starts its own workers.
+    """
     queue = _Queue()
     return queue, with_workers(_Errands(), workers, sampler=queue, pin=pin)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of its training data: so it can be used where those no longer are."""
+"""What a checkpoint keeps of its training data, so that it can be used where the data are gone."""
 
 from __future__ import annotations
 

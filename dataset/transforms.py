@@ -231,7 +231,7 @@ def to_network(
 
     Args:
         pixels: (B, 3, S, S) RGB, 0..255, uint8 or float32; fastest with the channels last.
-        spec: colour order, scale, mean and standard deviation .
+        spec: colour order, scale, mean and standard deviation.
         change: is done to the pixels first, with `u` (B, change.draws).
 
     Returns:

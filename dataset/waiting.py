@@ -1,4 +1,4 @@
-"""How long those who use batches wait for them: the host, or the GPU that it asks."""
+"""How long batches are waited for: by the host, or by the GPU that computes with them."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class OfHost:
 
 
 class OfGPU:
-    """By the GPU: from where it has done all that was asked of it, to where a batch is there.
+    """By the GPU: from when it has done all its work until the next batch is there.
 
-    The host runs ahead of a GPU. While it waits for a batch, the GPU still computes the steps
-    before, and lacks nothing until it has done them.
+    The host runs ahead of a GPU. While the host waits for a batch, the GPU still computes earlier
+    steps, and lacks nothing until it has done them.
     """
 
     def __init__(self, device: torch.device) -> None:

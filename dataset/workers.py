@@ -1,9 +1,10 @@
-"""How processes that read images are started, and what is said when they cannot work.
+"""How the processes that read images are started, and what is said when one of them dies.
 
-They read files and cut pixels, and touch neither the GPU nor torch's threads. So they are forked
-from this process wherever Linux lets us, as all Pythons before 3.14 did by themselves. A program
-that has set another start method gets it: macOS has "spawn". Such a process loads torch anew, which
-takes seconds; so workers live as long as the run, those of its evaluations too (see loader.py).
+They read files and cut pixels, and touch neither the GPU nor torch's threads. So on Linux they are
+forked from this process, which was the default of all Pythons before 3.14. Where the program has
+set another start method, that is used; macOS has "spawn". A process that is not forked loads torch
+anew, which takes seconds; so workers live as long as the run, those of its evaluations too (see
+sources.py).
 """
 
 from __future__ import annotations

@@ -62,9 +62,10 @@ def wanted(options: Options) -> list[Method]:
 
 
 def added(options: Options) -> list[Method]:
-    """Those of them that are added to a plain loss.
+    """Those of the wanted methods that are added to a plain loss.
 
-    What another one leaves out together with itself is a part of that one, as mixup is of IDML.
+    A method that is switched off together with another one is a part of that one, and not listed:
+    mixup is a part of IDML.
     """
     found = [method for method in wanted(options) if method.off and "loss" not in method.off]
     return [m for m in found if not any(set(m.off) < set(other.off) for other in found)]
@@ -85,7 +86,7 @@ def attachments(options: Options) -> dict[str, dict[str, Any]]:
 
 
 def architecture(options: Options) -> dict[str, Any]:
-    """What the network must be told for them: entries of `net.Architecture`."""
+    """What the methods need of the network: entries of `net.Architecture`."""
     found: dict[str, Any] = {}
     for method in METHODS:
         found |= method.architecture(options)
@@ -93,13 +94,13 @@ def architecture(options: Options) -> dict[str, Any]:
 
 
 def masks(options: Options) -> EmbeddingMasks | None:
-    """The masks on the embedding that one of them begins with."""
+    """The masks on the embedding that one of the methods begins with; None without one."""
     made = (method.masks(options) for method in METHODS)
     return next((masks for masks in made if masks is not None), None)
 
 
 def routines(options: Options, labels: np.ndarray) -> list[Routine]:
-    """What they do around the steps; `labels` (N,) are those of the training images.
+    """What the wanted methods do around the steps; `labels` (N,) are those of the training images.
 
     Raises:
         InputError: settings that cannot work together, or do not suit the images.
@@ -134,10 +135,10 @@ def check(options: Options) -> None:
 
 
 def without(options: Options) -> tuple[Sequence[Method], Mapping[str, Any]]:
-    """What would be left out to see what it was worth, and the options that leave it out.
+    """What to leave out to see what it was worth, and the options that leave it out.
 
-    What is added goes first; only a loss to which nothing is added is itself taken apart, as AMLoss
-    into Proxy-Anchor.
+    That is all that is added to the loss. Where nothing is, it is what the loss itself adds to a
+    simpler one: AMLoss becomes Proxy-Anchor.
     """
     chosen = added(options) or [method for method in wanted(options) if method.off]
     return chosen, {name: value for method in chosen for name, value in method.off.items()}

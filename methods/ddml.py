@@ -16,7 +16,7 @@ def authors_settings(options: Options) -> dict[str, Any]:
 
 
 def note(options: Options) -> str:
-    """What is left when no term has a weight, as in its authors' command without its flags."""
+    """Where no term has a weight, as in its authors' command without its flags, little is left."""
     if options.disent and not (options.al or options.be or options.gam):
         return (
             f"--disent with --al, --be and --gam 0 trains {options.loss} alone, on a wider head; "
@@ -26,7 +26,7 @@ def note(options: Options) -> str:
 
 
 def refuses(options: Options) -> str:
-    """What reads the main head as a vector of the embedding's size."""
+    """The methods that need the main head to be a plain vector of the embedding's size."""
     if options.introspective:
         return (
             "--disent cannot go with --introspective: one reads the main head as a mean and a "

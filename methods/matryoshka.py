@@ -8,7 +8,7 @@ from utils import program
 
 
 def refuses(options: Options) -> str:
-    """What leaves the first entries of the embedding without a meaning of their own."""
+    """Settings in which the first entries of the embedding are no embedding of their own."""
     if options.nb_clusters is not None:
         return (
             "--matryoshka cannot go with divide and conquer (--nb-clusters): each cluster learns "

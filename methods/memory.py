@@ -9,7 +9,7 @@ WANTED = Need("--memory-bank", lambda options: options.memory_bank > 0)
 
 
 def refuses(options: Options) -> str:
-    """What makes an embedding in the memory unlike those that it is compared with."""
+    """Settings in which remembered embeddings cannot be compared with those of a batch."""
     if options.mixup > 0:
         return (
             "--memory-bank cannot go with --mixup: a mixed image is of two classes, and what is "

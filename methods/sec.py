@@ -18,7 +18,7 @@ WANTED = Need("--sec_wei above 0", lambda options: options.sec_wei > 0)
 
 
 def authors_settings(options: Options) -> dict[str, Any]:
-    """Steps instead of epochs, Adam, two learning rates, all by data set."""
+    """Its authors count in steps, use Adam and two learning rates, and set most by data set."""
     if options.loss not in LOSSES:
         return {}
     data = dataset.find(options.dataset).name

@@ -19,7 +19,7 @@ class Warmup(Routine):
         self.epochs = epochs
 
     def start(self, network: EmbeddingNet) -> None:
-        """Freezes the backbone, so that its end, and not a state before, releases it."""
+        """Freezes the backbone from the start; only the end of the warm-up releases it."""
         network.freeze_backbone(True)
 
     def begin_epoch(self, loop: Loop) -> None:
@@ -29,7 +29,7 @@ class Warmup(Routine):
     resume = begin_epoch
 
 
-SOMETHING_TO_HOLD = Need(
+TRAINS_AFTERWARDS = Need(
     "a backbone that trains (not --freeze-blocks all)",
     lambda options: not options.warm or options.freeze_blocks != net.ALL_BLOCKS,
 )
@@ -40,7 +40,7 @@ METHOD = Method(
     title="warm-up",
     flags=(Group("warm-up", (
         flag("--warm", 1, COUNT_OR_ZERO,
-             "epochs in which only the heads and the criterion train", need=SOMETHING_TO_HOLD),
+             "epochs in which only the heads and the criterion train", need=TRAINS_AFTERWARDS),
     )),),
     wanted=lambda options: options.warm > 0,
     routine=lambda options, labels: Warmup(options.warm),

@@ -46,7 +46,7 @@ MASKS_SUMMED = Need("--masks-sum-for-full-emb 1", lambda options: options.masks_
 
 
 def hierarchy(text: str) -> str:
-    """`bot_top` is `none`: the branch of the released code that would tell them apart is dead."""
+    """`bot_top` is the same as `none`: the released code's branch for it can never be reached."""
     return "none" if text == "bot_top" else text
 
 
@@ -125,7 +125,7 @@ DEAD_FLAGS = Group("accepted because published commands have them; they change n
 
 
 def authors_settings(options: Options) -> dict[str, Any]:
-    """The released experiment file; and images per class wherever there are clusters."""
+    """The defaults of the released experiment file; with clusters always some images per class."""
     if options.experiment is None:
         per_class = options.IPC or PER_CLASS
         return {} if options.nb_clusters is None else {"IPC": per_class}
@@ -154,14 +154,14 @@ def new_masks(options: Options) -> EmbeddingMasks | None:
 
 
 def routine(options: Options, labels: np.ndarray) -> Routine:
-    """Divides the training images, again and again."""
+    """The routine that divides the training images every few epochs."""
     from methods.divide.routine import DivideAndConquer
 
     return DivideAndConquer(Division.of(options), labels)
 
 
 def sampler(options: Options, labels: np.ndarray) -> BatchSampler:
-    """It begins with one cluster."""
+    """The batches to begin with: those of one cluster."""
     from dataset.clusters import one_cluster
     from methods.divide.routine import cluster_sampler
 

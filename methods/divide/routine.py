@@ -27,7 +27,7 @@ SEED = 1234
 
 
 class DivideAndConquer(Routine):
-    """Clusters the training images every few epochs; each cluster trains the embedding's own part.
+    """Clusters the training images every few epochs; each cluster trains its part of the embedding.
 
     The number of clusters doubles at each division up to `division.clusters`; batches come from one
     cluster each; the backbone rests in the first epochs of every period; in the full phase the
@@ -115,7 +115,7 @@ class DivideAndConquer(Routine):
         loop.optimisers.replace("masks", list(masks.parameters()))
 
     def resume(self, loop: Loop) -> None:
-        """Sampler, resting backbone and the masks' phase, from the state alone."""
+        """Sets sampler, resting backbone and masks for the epoch, from what `state_dict` keeps."""
         division, epoch = self.division, loop.epoch
         if self._sampler is None:
             self._sampler = cluster_sampler(division, self.labels, self.clusters, self.divided_at)
