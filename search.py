@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from options import searching
-from options.parsing import Parser
+from options.parser import Parser
 from options.ranking import ranking_by
 from storage import in_bytes
 from terminal import as_shell, hear, say, terminal_width

@@ -23,7 +23,7 @@ import door
 import net
 from anchorage.commands import COMMANDS, Command, commands, run
 from options.files import RECIPES
-from options.parsing import Parser
+from options.parser import Parser
 from terminal import say
 from utils import sentence_errors
 

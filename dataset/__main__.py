@@ -16,7 +16,7 @@ from dataset.own import SEED, OwnData
 from dataset.showing import run
 from flags import whole
 from machine import expanded
-from options.parsing import Parser, file
+from options.parser import Parser, file
 from storage import check_outputs
 from terminal import hear, say
 from utils import InputError, program, sentence_errors

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import door
 from net.choices import WEIGHTS
-from options.parsing import Parser, file
+from options.parser import Parser, file
 from storage import check_outputs
 from terminal import Wait, fitted, say, told
 from utils import InputError, program, sentence_errors

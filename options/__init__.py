@@ -3,10 +3,10 @@
 training   the flags of train.py that belong to no method
 evaluating those of evaluate.py and report.py      declared  all of a command, the methods' too
 needs      what reads a flag                       files     `@FILE` on a command line
-parsing    a command line → options                meaning   what they say, and what does not fit
+parser     argparse with sentences                 parsing   a command line → options
+meaning    what options say, and what clashes      ranking   what is done before images are compared
 suited     settings for the user's own images      looking   what is known of these
-stored     what a run has kept of them             searching the flags of search.py
-ranking    what is done before images are compared
+stored     what a run has kept of its options      searching the flags of search.py
 
 Options are resolved once, when they are parsed (`resolved`); what a run has kept of them is read
 back by `kept`. What comes later on a command line wins, so `@recipes/emoji_scratch.txt --seed 2` is

@@ -8,16 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import re
 import sys
-import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import criteria
 import dataset
-import door
 import methods
 from dataset.files import is_file
 from flags import SWITCH, Flag, Group, Options
@@ -43,161 +40,12 @@ from options.meaning import (
     unread,
     useless,
 )
+from options.parser import Parser, unknown_flag
 from options.training import DATA
-from terminal import as_shell, fitted, reading_width, say
-from utils import InputError, close_names, join_words, program, sentence_errors
+from terminal import as_shell, fitted, say
+from utils import InputError, program
 
-# --- the parser -----------------------------------------------------------------------------------
-
-
-class Formatter(argparse.HelpFormatter):
-    """Help that fits the terminal, with switches shown bare."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30, width=reading_width())
-
-    def add_argument(self, action: argparse.Action) -> None:
-        """Makes room for commands, too, which argparse indents further than it reckons with."""
-        super().add_argument(action)
-        for command in self._iter_indented_subactions(action):
-            width = len(self._format_action_invocation(command)) + self._current_indent
-            self._action_max_length = max(self._action_max_length, width)
-
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        return "" if action.type is SWITCH.parse else super()._format_args(action, default_metavar)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        words = super()._format_action_invocation(action).replace(" ,", ",").rstrip()
-        lines, room = [""], self._width - self._current_indent
-        for part in re.split("(?<=,)", words):  # between spellings, or between choices
-            if lines[-1] and len(lines[-1] + part) > room:
-                lines.append(part.lstrip())
-            else:
-                lines[-1] += part
-        return f"\n{' ' * self._current_indent}".join(lines)
-
-    def start_section(self, heading: str | None) -> None:
-        """A heading that fits, too."""
-        super().start_section(heading and textwrap.fill(heading, self._width - 1))
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        """Lines that are broken at blanks, not inside a flag, unless a word does not fit at all."""
-        words = text.split()
-        too_long = max(map(len, words), default=0) > width
-        return textwrap.wrap(" ".join(words), width, break_on_hyphens=too_long)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """A description, whose own line ends stay."""
-        lines = (self._split_lines(line, width - len(indent)) for line in text.split("\n"))
-        return "\n".join(indent + part for parts in lines for part in parts or [""])
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one sentence, and help that fits; so are those of subcommands."""
-
-    _taker = ""  # the last flag of several values that has taken words
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"formatter_class": Formatter, **settings})
-
-    def parse_args(
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
-        """As argparse's, but for the sentence about words that mean nothing here."""
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            self.error(self._command_of(found)._unknown(unknown[0]))
-        return found
-
-    def _command_of(self, found: argparse.Namespace) -> Parser:
-        """The parser of the command that was given; this one where there are no commands."""
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                return action.choices[getattr(found, action.dest)]
-        return self
-
-    def _unknown(self, word: str) -> str:
-        if not word.startswith("-"):
-            several = [each for each in self._get_positional_actions() if each.nargs in ("+", "*")]
-            where = "; give it beside the others, not behind a flag" if several else ""
-            return f"unknown argument {word}{where}"
-        known = {flag: action.dest for flag, action in self._option_string_actions.items()}
-        about = {action.dest: action.help or "" for action in self._actions}
-        return unknown_flag(word.split("=")[0], known, about)
-
-    def _match_arguments_partial(
-        self, actions: Sequence[argparse.Action], pattern: str
-    ) -> list[int]:
-        """How many words each place takes; one that may take none waits while words follow.
-
-        Before Python 3.13, `INDEX --missing NAME` left NAME over.
-        """
-        counts = super()._match_arguments_partial(actions, pattern)
-        while counts and counts[-1] == 0 and "A" in pattern[sum(counts) :]:
-            counts.pop()
-        return counts
-
-    def _get_values(self, action: argparse.Action, words: list[str]) -> Any:
-        """Values of words; where a flag of several has taken what stands alone, says where to."""
-        takes_several = action.option_strings and action.nargs in ("?", "*", "+")
-        if takes_several and words:
-            self._taker = action.option_strings[0]
-        try:
-            return super()._get_values(action, words)
-        except argparse.ArgumentError as error:
-            if takes_several:
-                error.message += self._where_to("the flag", self._names())
-            raise
-
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """Ends the program; status 2 where the help that was asked for could not be written."""
-        with sentence_errors(), door.answering():
-            pass
-        super().exit(status, message)
-
-    def _names(self) -> list[str]:
-        """What stands alone on the command line, without a flag."""
-        return [str(each.metavar or each.dest) for each in self._get_positional_actions()]
-
-    @staticmethod
-    def _where_to(flag: str, names: Sequence[str]) -> str:
-        """The part of a sentence that says where to give what a flag has taken."""
-        where = join_words(names, "and")
-        return (
-            f"; {flag} takes the words that follow it, so give {where} before it" if names else ""
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program with the sentence and status 2."""
-        required, _, _ = argparse._("the following arguments are required: %s").partition("%s")
-        if self._taker and message.startswith(required):
-            missing = message.removeprefix(required).split(", ")
-            taken = [name for name in self._names() if name in missing]
-            message += self._where_to(self._taker, taken)
-        sentence = f"error: {message[:1].lower()}{message[1:]} (see --help)"
-        say(fitted(sentence, "  ", sys.stderr), file=sys.stderr)
-        raise SystemExit(2)
-
-
-def unknown_flag(name: str, known: Mapping[str, str], about: Mapping[str, str]) -> str:
-    """What is said of a flag that there is not, with those that may have been meant.
-
-    Args:
-        known: spelling → what it sets. Of several spellings of one flag the nearest is named.
-        about: what is set → its help, with whose first words a flag may be called elsewhere.
-    """
-    words = re.sub("[-_]+", " ", name).strip().lower()
-    called = [s for s, dest in known.items() if f"{about[dest]} ".lower().startswith(f"{words} ")]
-    near: dict[str, str] = {}
-    for spelling in (*sorted(called, key=len), *close_names(name, known)):
-        near.setdefault(known[spelling], spelling)
-    hint = f"; did you mean {join_words([*near.values()][:2], 'or')}?" if near else ""
-    return f"unknown argument {name}{hint}"
-
-
-def file(text: str) -> Path:
-    """A path of the command line; `~` is the home folder."""
-    return Path(expanded(text))
+# --- from flags to a parser -----------------------------------------------------------------------
 
 
 def _help_text(entry: Flag) -> str:

@@ -12,7 +12,7 @@ from dataset.decoding import need_file, reason
 from flags import number, whole
 from machine import expanded
 from net.choices import WEIGHTS
-from options.parsing import file
+from options.parser import file
 from options.ranking import ALPHA, RERANKING
 from storage import check_outputs, followed
 from utils import InputError

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from flags import whole
-from options.parsing import Parser, file
+from options.parser import Parser, file
 from studies.plan import LEAST, METRICS, Plan
 from utils import program
 
