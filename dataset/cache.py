@@ -201,7 +201,10 @@ def _shards_in(folder: Path) -> list[_Shard]:
 
 @lru_cache(maxsize=4096)
 def _load(listing: Path, _number: int, _time: int) -> _Shard | None:
-    """The shard of a list, if the list is whole; a list is never changed."""
+    """The shard of a list, None where the list is damaged.
+
+    A list is never changed: another one of the same name has another inode number or time.
+    """
     try:
         parts = load_arrays(listing, "cache")
         versions, shapes, checksum = (parts[name] for name in ("versions", "shapes", "checksum"))

@@ -6,8 +6,9 @@ it. Findings set the exit status, notes do not.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,8 @@ def check(name: str, root: str | Path = ROOT, *, exif: str = "apply", **options:
     """
     entry, upright = dataset.find(name), exif == "apply"
     report = Report(name)
-    remarks = _Remarks()
     try:
-        with remarks, told(f"looking for the images of {name}"):
+        with _logged() as remarks, told(f"looking for the images of {name}"):
             parts = _load_parts(entry, name, root, upright, options)
     except NotFoundError as error:
         report.status, report.problem = "absent", f"not found: {error.detail}"
@@ -230,7 +230,7 @@ def _outcome(row: SplitCount, hopeless: str) -> str:
 
 
 class _Remarks(logging.Handler):
-    """Collects what `load` would log, so that it stands in the report and nowhere else.
+    """Collects what `load` logs.
 
     Attributes:
         messages: what training goes without. notes: how the data were understood. What the report
@@ -241,8 +241,6 @@ class _Remarks(logging.Handler):
         super().__init__(logging.INFO)
         self.messages: list[str] = []
         self.notes: list[str] = []
-        self.logger = logging.getLogger("dataset")
-        self._anew = said_anew()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps a message that is new."""
@@ -253,19 +251,22 @@ class _Remarks(logging.Handler):
         if message not in kept:
             kept.append(message)
 
-    def __enter__(self) -> _Remarks:
-        self._anew.__enter__()
-        self.propagate, self.logger.propagate = self.logger.propagate, False
-        self.level_of_notes = notes_logger.level
-        notes_logger.setLevel(logging.INFO)
-        self.logger.addHandler(self)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.logger.removeHandler(self)
-        notes_logger.setLevel(self.level_of_notes)
-        self.logger.propagate = self.propagate
-        self._anew.__exit__(None, None, None)
+@contextlib.contextmanager
+def _logged() -> Iterator[_Remarks]:
+    """In here, what `load` logs is collected for the report, and goes nowhere else."""
+    remarks, logger = _Remarks(), logging.getLogger("dataset")
+    propagates, level_of_notes = logger.propagate, notes_logger.level
+    with said_anew():
+        logger.propagate = False
+        notes_logger.setLevel(logging.INFO)
+        logger.addHandler(remarks)
+        try:
+            yield remarks
+        finally:
+            logger.removeHandler(remarks)
+            notes_logger.setLevel(level_of_notes)
+            logger.propagate = propagates
 
 
 def _load_parts(

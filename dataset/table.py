@@ -69,6 +69,7 @@ x1 to y2: a box in pixels, optional"""
 
 @lru_cache(maxsize=8)
 def _read(_absolute: Path, path: Path, given: str, _stamp: tuple[int, ...]) -> Rows:
+    """The rows of a file; what is not used here tells another file, or a changed one, from it."""
     return _Table(path, given).read()
 
 

@@ -26,6 +26,9 @@ HEADS = {
 """Each head's name, and the released name of its layer among the backbone's."""
 HEAD_KEYS = tuple(f"{key}." for key in (*HEADS.values(), "head_norm"))
 """What the keys of the heads, and of the norm before them, begin with among the backbone's."""
+GEM_START = 3.0
+"""The power that generalised mean pooling starts with."""
+
 Init = Callable[[Tensor], object]
 
 
@@ -97,9 +100,6 @@ def _maximum(maps: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return F.adaptive_max_pool2d(maps, 1)
     return maps.amax((2, 3), keepdim=True)
-
-
-GEM_START = 3.0
 
 
 def head_sizes(heads: tuple[str, ...], embedding_size: int) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,10 +10,8 @@ import options
 from flags import Options
 from net.choices import ALL_BLOCKS
 from options.suited import LEAST_STEPS, instances_in
+from training.state import Training
 from utils import counted
-
-if TYPE_CHECKING:
-    from training.state import Training
 
 LOW_RATE = 1e-4  # of Adam, up to which a step is a short one
 ENOUGH_CLASSES = 5  # to be judged on

@@ -43,10 +43,10 @@ def tell_time(bar: Bar, training: Training, seconds: float) -> None:
         seconds: of the last step, the wait for its images included.
     """
     estimate, device = training.estimate, training.precision.device
-    left = training.length.steps_left(training.clock, len(training.loader))
-    seconds = estimate.after(seconds, left)
+    steps = training.length.steps_left(training.clock, len(training.loader))
+    rest = estimate.after(seconds, steps)
     if estimate.waits and device.type == "cuda":
         torch.cuda.synchronize(device)
-    if seconds is not None and seconds > WORTH_A_WORD and processes.is_main():
+    if rest is not None and rest > WORTH_A_WORD and processes.is_main():
         bar.clear()
-        say(f"about {human_seconds(seconds)} of training to go, by the first steps", flush=True)
+        say(f"about {human_seconds(rest)} of training to go, by the first steps", flush=True)

@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -171,6 +171,8 @@ class _Sink(Protocol):
     def finish(self) -> None:
         """Writes what is left."""
 
+
+S = TypeVar("S", bound=_Sink)
 
 VARIABLES = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "tags": "WANDB_TAGS"}
 """From where wandb takes these where it is not told them."""
@@ -323,16 +325,17 @@ class Tracker:
         self.run_id = run_id
         self.status = {"wandb": mode}
         if mode != "disabled":
-            opened = self._open("wandb", _Wandb, mode, about, run_id)
+            opened = self._open("wandb", lambda: _Wandb(mode, about, run_id))
             if opened:
                 self.run_id, self.status["wandb"] = opened.id, opened.status
         if tensorboard:
             self.status["tensorboard"] = str(about.folder / "tensorboard")
-            self._open("tensorboard", _TensorBoard, about, continued_at)
+            self._open("tensorboard", lambda: _TensorBoard(about, continued_at))
 
-    def _open(self, name: str, kind: Callable[..., Any], *arguments: Any) -> Any:
+    def _open(self, name: str, make: Callable[[], S]) -> S | None:
+        """Opens one of the two; None where it is not installed, or fails."""
         try:
-            sink = kind(*arguments)
+            sink = make()
         except ImportError:
             self.status[name] = f"off ({name} is not installed: pip install {name})"
             return None
