@@ -197,16 +197,17 @@ def compose(
     terms = {"metric": Term(criterion, unit_retrieval if unit else raw_retrieval)}
     done: dict[str, Mapping[str, Any]] = {}
     for attachment, make in ATTACHMENTS.items():
-        if attachment in attach:
-            taken = _keywords(make)
-            known = {key: argument for key, argument in taken.items() if key not in FILLED_IN}
-            check_arguments(attachment, attach[attachment], known)
-            check_complete(attachment, attach[attachment], known)
-            again = partial(_metric_of_size, name, num_classes, dict(done), l2_norm, options)
-            filled = dict(zip(FILLED_IN, (embedding_size, again), strict=True))
-            filled = {key: value for key, value in filled.items() if key in taken}
-            terms.update(make(name, terms["metric"], l2_norm, **attach[attachment], **filled))
-            done[attachment] = attach[attachment]
+        if attachment not in attach:
+            continue
+        given, taken = attach[attachment], _keywords(make)
+        known = {key: argument for key, argument in taken.items() if key not in FILLED_IN}
+        check_arguments(attachment, given, known)
+        check_complete(attachment, given, known)
+        again = partial(_metric_of_size, name, num_classes, dict(done), l2_norm, options)
+        ours = {"embedding_size": embedding_size, "metric_of_size": again}
+        ours = {key: value for key, value in ours.items() if key in taken}
+        terms |= make(name, terms["metric"], l2_norm, **given, **ours)
+        done[attachment] = given
     return Objective(terms)
 
 

@@ -99,27 +99,26 @@ def _check(args: argparse.Namespace) -> int:
         for key, value in (("eval_classes", args.eval_classes), ("seed", args.seed))
         if value is not None
     }
-    if options and not (args.name and isinstance(find(args.name), OwnData)):
+    entry = find(args.name) if args.name else None
+    if options and not isinstance(entry, OwnData):
         raise InputError(
             "--eval-classes and --seed are for folder:PATH and csv:FILE; leave them out"
         )
-    if args.name and root_words(root := args.data_root) and not find(args.name).lies_under(root):
+    if entry and root_words(args.data_root) and not entry.lies_under(args.data_root):
         raise InputError(f"--data-root has no effect on {args.name}; leave it out")
-    if args.name and "eval_classes" not in options:
-        options |= _held_out_by_a_run(args.name)
+    if isinstance(entry, OwnData) and "eval_classes" not in options:
+        options |= _held_out_by_a_run(entry)
     as_json = args.json == _TO_STDOUT
     written = file(args.json) if args.json and not as_json else None
-    own = [entry.place] if args.name and isinstance(entry := find(args.name), OwnData) else []
-    check_outputs({"--json": written}, own)
+    check_outputs({"--json": written}, [entry.place] if isinstance(entry, OwnData) else [])
     names = [args.name] if args.name else None
     return run(names, args.data_root, as_json, written, exif=args.exif, **options)
 
 
-def _held_out_by_a_run(name: str) -> dict[str, float]:
-    """What training would hold out of one's own images; {} where the data or nobody says it."""
-    with contextlib.suppress(InputError):  # which the check itself tells
-        entry = find(name)
-        share = entry.share_held_out() if isinstance(entry, OwnData) else None
+def _held_out_by_a_run(entry: OwnData) -> dict[str, float]:
+    """The share of the classes that training would hold out; {} where the data say what is."""
+    with contextlib.suppress(InputError):  # which the check itself reports
+        share = entry.share_held_out()
         return {} if share is None else {"eval_classes": share}
     return {}
 

@@ -161,14 +161,31 @@ def build_network(
             masks=methods.masks(args),
         )
     if args.checkpoint and not continued:
-        start = checkpoint_file(args.checkpoint)
-        begun = net.with_weights(whole(load_checkpoint(start), start))
-        net.load_checkpoint(network, begun, start, masks=False)
+        _start_from(network, args.checkpoint)
     network.to(precision.device, memory_format=precision.memory_format)
     network.check_image_size(args.image_size)
     processes.copy_main(network.state_dict().values())
     if processes.is_group():
         share_batches(network)
+    _choose_how_to_compute(network, args, precision)
+    for routine in routines:
+        routine.start(network)
+    return network
+
+
+def _start_from(network: net.EmbeddingNet, checkpoint: str) -> None:
+    """Gives the network all weights of --checkpoint, but for masks."""
+    file = checkpoint_file(checkpoint)
+    begun = net.with_weights(whole(load_checkpoint(file), file))
+    net.load_checkpoint(network, begun, file, masks=False)
+
+
+def _choose_how_to_compute(network: net.EmbeddingNet, args: Options, precision: Precision) -> None:
+    """Recomputation of blocks, compilation, or recorded steps, as the options want them.
+
+    Raises:
+        InputError: options that exclude each other.
+    """
     if args.grad_checkpointing:
         if args.compile and network.updates_statistics:
             raise InputError(
@@ -181,9 +198,6 @@ def build_network(
         compiling.tell()
     elif can_be_recorded(args, precision):
         network.record()
-    for routine in routines:
-        routine.start(network)
-    return network
 
 
 def can_be_recorded(args: Options, precision: Precision) -> bool:
