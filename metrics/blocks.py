@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metrics.clustering import Progress, inner_products
 from metrics.images import Images, Pairing, exact_cosines, pairwise_cosines, rounding
+from metrics.products import inner_products
 from metrics.ranks import Ranks
-from metrics.sharing import Share, in_threads
+from metrics.selection import count_true
+from metrics.sharing import Progress, Share, in_threads
 
 MAX_PAIRS = 2**21  # same-class pairs counted at once; with what it takes to count them 200 MiB
-SUMMED = 2**23  # entries of a mask that a GPU counts at once, in 64 MiB
 
 
 class Scale(NamedTuple):
@@ -374,18 +374,3 @@ class _Counts:
         wrong = torch.zeros_like(group).index_add_(0, number, self.tied[pair])
         right = torch.empty_like(group).index_copy_(0, number, right)
         return group.cpu(), right.cpu(), wrong.cpu()
-
-
-def count_true(mask: Tensor, dim: int) -> Tensor:
-    """Count the true entries of a mask (rows, columns) along a dimension; columns divisible by 8.
-
-    On a CPU eight bytes are added at a time, as one int64, of which a byte holds 255 of them: that
-    is twenty times as fast as mask.sum(dim). A GPU, where that makes an int64 of every entry, is
-    given some rows at a time.
-    """
-    if mask.device.type != "cpu":
-        parts = [rows.sum(dim) for rows in mask.split(max(1, SUMMED // mask.shape[1]))]
-        return torch.cat(parts) if dim == 1 else torch.stack(parts).sum(0)
-    words = mask.view(torch.int64)
-    sums = torch.stack([part.sum(dim) for part in words.split(255, dim)]).view(torch.uint8)
-    return sums.sum(0) if dim == 0 else sums.view(len(sums), -1, 8).sum((0, 2))

@@ -3,31 +3,23 @@
 Batched greedy k-means++ start (Arthur and Vassilvitskii, 2007: many centres a round once many are
 chosen, so that the start costs about one Lloyd iteration even at 11,316 centres), then Lloyd
 iterations that skip the products which cannot change an assignment. retrieval.py clusters with it
-for NMI and F1, divide and conquer for its division. The float32 product that both k-means and the
-retrieval metrics are made of lives here too.
+for NMI and F1, divide and conquer for its division.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Array = Tensor | np.ndarray
-Progress = Callable[[float], None]
+from metrics.products import Array, as_numbers, full_float32, inner_products
+from metrics.sharing import Progress
 
 DRAWN_ALONE = 2**20  # k-means++ draws this / N centres one by one, then several at a time
 BLOCK_ELEMENTS = {"cpu": 2**22, "cuda": 2**25}  # floats in one block of scores: 16 and 128 MiB
-
-# torch's way to oneDNN's float32 product, which its compiler takes too: it copies neither what is
-# multiplied nor the result, as `F.linear(a.to_mkldnn(), b).to_dense()` does for the same numbers.
-ONEDNN_PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 class Clustering(NamedTuple):
@@ -36,47 +28,6 @@ class Clustering(NamedTuple):
     labels: Tensor  # (N,) int64, the nearest centre of each point
     centres: Tensor  # (k, d) float32
     inertia: float  # sum over the points of ‖x - its centre‖²
-
-
-@contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Make float32 products real float32 inside: no TF32, no bfloat16, no autocast."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
-
-
-def inner_products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a (n, d), b (m, d), both float32 -> a·bᵀ (n, m), in `out` where that is given."""
-    # With AVX-512, oneDNN is twice as fast as the BLAS behind `@` on AMD and its equal on Intel.
-    if (
-        ONEDNN_PRODUCT is not None
-        and a.device.type == "cpu"
-        and len(b) >= 64
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    ):
-        found = ONEDNN_PRODUCT(a, b, None, "none", [], "")
-        return found if out is None else out.copy_(found)
-    return torch.mm(a, b.T, out=out)
-
-
-def as_numbers(values: Array, demand: str) -> Tensor:
-    """Real numbers as a tensor, where they lie. Raises ValueError with the sentence `demand`."""
-    try:
-        x = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # text, objects, ragged
-        raise ValueError(demand) from error
-    if x.is_complex():
-        raise ValueError(demand)
-    return x
 
 
 @torch.no_grad()
@@ -264,89 +215,3 @@ class _Lloyd:
         won = scores > self.scores[rows]
         self.scores[rows[won]] = scores[won]
         self.labels[rows[won]] = challengers[winners[won]]
-
-
-def nmi_f1(labels: Array, clusters: Array, *, ami: bool = False) -> dict[str, float]:
-    """Agreement of a clustering with the labels, both (N,) integers.
-
-    NMI = 2 I(labels; clusters) / (H(labels) + H(clusters)), 1 when both are one single group.
-    F1 = 2PR / (P + R) over pairs of images: P the share of same-cluster pairs that are of one
-    class, R the share of same-class pairs that are in one cluster; NaN, undefined, where there is
-    neither a pair of one class nor one in one cluster.
-    `ami=True` adds AMI, mutual information adjusted for chance (Vinh et al., 2010, arithmetic).
-    Whether NMI and AMI say anything about the clustering is for `by_construction` to tell.
-
-    Raises ValueError: no labels, lengths that differ, or text.
-    """
-    labels, clusters = _groups(labels, "labels"), _groups(clusters, "clusters")
-    if len(labels) != len(clusters) or len(labels) == 0:
-        raise ValueError(
-            f"{len(labels)} labels, {len(clusters)} clusters: there must be one of each per image."
-        )
-    _, row, a = labels.cpu().unique(return_inverse=True, return_counts=True)
-    _, column, b = clusters.cpu().unique(return_inverse=True, return_counts=True)
-    cells, joint = (row * len(b) + column).unique(return_counts=True)
-    share = joint.double() / len(labels)
-    by_chance = a[cells // len(b)].double() * b[cells % len(b)] / len(labels) ** 2
-    information = float((share * (share / by_chance).log()).sum().clamp_min(0))
-    entropy = (_entropy(a) + _entropy(b)) / 2
-    pairs = float(_pairs(a) + _pairs(b))
-    metrics = {
-        "NMI": min(1.0, information / entropy) if entropy > 0 else 1.0,
-        "F1": 2 * float(_pairs(joint)) / pairs if pairs > 0 else math.nan,
-    }
-    if ami:
-        chance = _expected_information(a, b)
-        room = entropy - chance
-        metrics["AMI"] = min(1.0, (information - chance) / room) if room > 1e-12 else 1.0
-    return metrics
-
-
-def by_construction(labels: Array) -> bool:
-    """Whether NMI and AMI are 1 whatever the embeddings are, as long as they differ.
-
-    So it is where each image is a class of its own, and where there is one class: with as many
-    clusters as classes there is one clustering. labels (N,). Raises ValueError as `nmi_f1` does.
-    """
-    labels = _groups(labels, "labels")
-    return len(labels.unique()) in (1, len(labels))
-
-
-def _groups(values: Array, what: str) -> Tensor:
-    return as_numbers(values, f"The {what} must be integers of shape (N,).").flatten()
-
-
-def _entropy(counts: Tensor) -> float:
-    p = counts.double() / counts.sum()
-    return float(-(p * p.log()).sum())
-
-
-def _pairs(counts: Tensor) -> Tensor:
-    return (counts * (counts - 1)).sum() / 2
-
-
-def _expected_information(a: Tensor, b: Tensor) -> float:
-    """Mean mutual information of random groupings with the group sizes a and b.
-
-    Σ_ij Σ_n P(n | a_i, b_j) · n/N · log(N·n / (a_i·b_j)), n hypergeometric; equal sizes are taken
-    together, which leaves few terms.
-    """
-    n = int(a.sum())
-    (a, times_a), (b, times_b) = (size.unique(return_counts=True) for size in (a, b))
-    log_factorial = torch.arange(1, n + 2, dtype=torch.float64).lgamma()
-    total = 0.0
-    for size, times in zip(a.tolist(), times_a.tolist(), strict=True):
-        most = b.clamp_max(size)
-        column = torch.repeat_interleave(torch.arange(len(b)), most)
-        other = b[column]
-        shared = torch.arange(len(column)) - (most.cumsum(0) - most)[column] + 1
-        possible = shared >= size + other - n
-        column, other, shared = column[possible], other[possible], shared[possible]
-        lf = log_factorial
-        log_p = (
-            lf[size] + lf[other] + lf[n - size] + lf[n - other] - lf[n] - lf[shared]
-            - lf[size - shared] - lf[other - shared] - lf[n - size - other + shared]
-        )  # fmt: skip
-        gain = shared.double() / n * (n * shared.double() / (size * other)).log()
-        total += times * float((log_p.exp() * gain * times_b[column]).sum())
-    return total

@@ -18,9 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metrics.clustering import Array
-from metrics.images import Images
-from metrics.neighbours import Near, as_images, nearest
+from metrics.neighbours import Near, as_images, check_count, nearest
+from metrics.products import Array
 
 
 def expanded(
@@ -41,31 +40,16 @@ def expanded(
     own |= gallery is None
     check_count(k, len(images) - own)
     found = torch.empty(queries.embeddings.shape, device=queries.embeddings.device)
-    everything = unit(images)
+    everything = images.exact_unit(slice(None))
     for near in nearest(queries, images, k, own):
         weights = near.cosine.clamp_min(0).pow(alpha) * near.share
         part = slice(int(near.queries[0]), int(near.queries[-1]) + 1)
-        own = queries.given(part).mul_(queries.inverse[part, None])
-        moved = own + weighted_sum(near, weights, everything)
+        moved = queries.exact_unit(part) + _weighted_sum(near, weights, everything)
         found[part] = torch.nn.functional.normalize(moved, dim=1).float()
     return found
 
 
-def check_count(k: int, there: int) -> None:
-    """Raises ValueError unless an image can have k neighbours."""
-    if not 1 <= k <= there:
-        raise ValueError(
-            f"{k} nearest images were asked for, and an image can find {there}; choose a number "
-            f"from 1 to {there}."
-        )
-
-
-def unit(images: Images) -> Tensor:
-    """(N, d) float64 of unit length."""
-    return images.given(slice(None)).mul_(images.inverse[:, None])
-
-
-def weighted_sum(near: Near, weights: Tensor, everything: Tensor) -> Tensor:
+def _weighted_sum(near: Near, weights: Tensor, everything: Tensor) -> Tensor:
     """Σ_j weight_j · x_j of each query, (B, d) float64; everything: (G, d) the gallery."""
     row, place = (near.index >= 0).nonzero(as_tuple=True)
     where = torch.stack([row, near.index[row, place]])

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metrics.clustering import Array, as_numbers
+from metrics.products import Array, as_numbers
 
 SHORTEST = 1e-30  # a vector shorter than that counts as zeros
 LONGEST = 1e37  # float32 has all its digits up to there, and of the reciprocal
@@ -106,8 +106,12 @@ class Images:
     def unit(self, part: slice) -> Tensor:
         """L2-normalised float32 embeddings (n, d) of a run of images."""
         if not self.fits_float32:
-            return self.given(part).mul_(self.inverse[part, None]).float()
+            return self.exact_unit(part).float()
         return self.embeddings[self.order[part]].float() * self.scale[part]
+
+    def exact_unit(self, part: slice) -> Tensor:
+        """The same in float64."""
+        return self.given(part).mul_(self.inverse[part, None])
 
     def given(self, part: slice | Tensor) -> Tensor:
         """The embeddings (n, d) of some images as they were given, in float64."""

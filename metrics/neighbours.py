@@ -14,9 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metrics.clustering import Array, full_float32, inner_products
 from metrics.images import Images, embeddings_of, pairwise_cosines, rounding
-from metrics.rows import largest
+from metrics.products import Array, full_float32, inner_products
+from metrics.runs import counted
+from metrics.selection import largest
 
 HELD = 2**23  # similarities at once: 32 MiB, and as much again for what is made of them
 
@@ -43,6 +44,15 @@ def as_images(embeddings: Array, name: str = "embeddings") -> Images:
     """Embeddings (N, d) in the order in which they are given."""
     x, _ = embeddings_of(embeddings, name, None)
     return Images(x, torch.arange(len(x)), None, name)
+
+
+def check_count(k: int, there: int) -> None:
+    """Raises ValueError unless an image can have k neighbours among those that are there."""
+    if not 1 <= k <= there:
+        raise ValueError(
+            f"{k} nearest images were asked for, and an image can find {there}; choose a number "
+            f"from 1 to {there}."
+        )
 
 
 @torch.no_grad()
@@ -72,7 +82,7 @@ def nearest(queries: Images, gallery: Images, k: int, own: bool) -> Iterator[Nea
 def _near(rows: Tensor, row: Tensor, column: Tensor, exact: Tensor, k: int, tie: float) -> Near:
     """The k nearest among the candidates (P,) of each row, and those tied with the k-th."""
     sizes = row.bincount(minlength=len(rows))
-    place = torch.arange(len(row), device=row.device) - (sizes.cumsum(0) - sizes)[row]
+    place = counted(sizes)
     cosine = exact.new_full((len(rows), int(sizes.max())), -torch.inf)
     index = column.new_full(cosine.shape, -1)
     cosine[row, place], index[row, place] = exact, column

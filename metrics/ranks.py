@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metrics import ties
+from metrics.runs import counted, spread
 
 COUNTS = ("relevant", "rank", "tied", "tied_matches", "undecided")
 SCORES = ("RP", "MAP@R", "mARP", "MRR")
@@ -47,8 +48,7 @@ class Ranks:
     def values(self) -> dict[str, Tensor]:
         """The queries' values, as `retrieval_per_query` describes them."""
         relevant, rank, sizes = self.relevant, self.rank, self.offsets.diff()
-        # m of each match
-        place = torch.arange(1, len(rank) + 1) - self.offsets[:-1].repeat_interleave(sizes)
+        place = counted(sizes) + 1  # m of each match
         hit = (rank <= relevant.repeat_interleave(sizes)).double()
         precision = place.double().div_(rank).mul_(hit)
 
@@ -56,7 +56,7 @@ class Ranks:
         groups = ties.TieGroups(
             self.right, self.wrong, rank[self.first] - 1, place[self.first] - 1, relevant[query]
         )
-        pair, group = _spread(self.first, self.right)
+        group, pair = spread(self.first, self.right)
         hit[pair], precision[pair] = groups.hits()[group], groups.precision()[group]
 
         hits, total = (
@@ -79,10 +79,3 @@ class Ranks:
         counts = relevant, self.closer, self.tied, self.tied_matches, undecided
         scores = hits / relevant.clamp_min(1), total / relevant.clamp_min(1), marp, mrr
         return dict(zip(COUNTS + SCORES, counts + scores, strict=True))
-
-
-def _spread(first: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """The indices of runs that begin at `first` (T,), and which run each belongs to."""
-    run = torch.repeat_interleave(torch.arange(len(first)), length)
-    step = torch.arange(len(run)) - (length.cumsum(0) - length)[run]
-    return first[run] + step, run

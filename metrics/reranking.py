@@ -25,10 +25,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metrics.clustering import Array
-from metrics.expansion import check_count, unit
 from metrics.images import Images, pairwise_cosines
-from metrics.neighbours import as_images, nearest
+from metrics.neighbours import as_images, check_count, nearest
+from metrics.products import Array
+from metrics.runs import spread
 
 MOST_LINKS = 2**26  # of the graph: beyond, most embeddings are the same
 AT_ONCE = 2**12  # images or pairs whose neighbours are looked at together
@@ -65,16 +65,8 @@ class Links:
 
     def of(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The partners of some images (M,), one after the other: whose each is, and it, (T,)."""
-        run, place = _runs(*_ends(self.offsets, images))
+        run, place = spread(*_runs(self.offsets, images))
         return run, self.keys[place] % self.count
-
-
-def _runs(begin: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers of the runs begin … end - 1 (M,), one after the other: whose, and the number."""
-    sizes = end - begin
-    run = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-    step = torch.arange(len(run), device=sizes.device) - (sizes.cumsum(0) - sizes)[run]
-    return run, begin[run] + step
 
 
 class Reranking:
@@ -110,7 +102,7 @@ class Reranking:
         half = Links(near.keys[before < round(k1 / 2)], len(images)).mutual()
         wide = _widened(near.mutual(), half)
         self.weights = _averaged(_vectors(images, wide), close)
-        self.unit = unit(images)
+        self.unit = images.exact_unit(slice(None))
         self.columns = _Columns(self.weights, self.first)
 
     @torch.no_grad()
@@ -179,7 +171,7 @@ def _averaged(vectors: _Sparse, close: Links) -> _Sparse:
     keys, values = [], []
     for rows in torch.arange(count, device=sizes.device).split(AT_ONCE // 4):
         run, partner = close.of(rows)
-        entry, place = _runs(*_ends(vectors.links.offsets, partner))
+        entry, place = spread(*_runs(vectors.links.offsets, partner))
         key = rows[run[entry]] * count + vectors.links.keys[place] % count
         unique, inverse = key.unique(return_inverse=True)
         sums = vectors.values.new_zeros(len(unique))
@@ -189,8 +181,10 @@ def _averaged(vectors: _Sparse, close: Links) -> _Sparse:
     return _Sparse(torch.cat(keys), torch.cat(values), count)
 
 
-def _ends(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return offsets[rows], offsets[rows + 1]
+def _runs(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the entries of some rows begin, and how many there are."""
+    begin = offsets[rows]
+    return begin, offsets[rows + 1] - begin
 
 
 class _Columns:
@@ -209,14 +203,13 @@ class _Columns:
     def shared(self, rows: _Sparse, queries: Tensor) -> Tensor:
         """Σ_j min(V'(p, j), V'(g, j)) of some queries with all gallery images, (B, G)."""
         found = self.values.new_zeros(len(queries) * self.count)
-        run, place = _runs(*_ends(rows.links.offsets, queries))
+        run, place = spread(*_runs(rows.links.offsets, queries))
         column = rows.links.keys[place] % rows.links.count
-        begin, end = _ends(self.offsets, column)
-        total = (end - begin).cumsum(0)
-        part = total // HELD
+        begin, sizes = _runs(self.offsets, column)
+        part = sizes.cumsum(0) // HELD
         for number in range(int(part[-1]) + 1 if len(part) else 0):
             some = part == number
-            entry, at = _runs(begin[some], end[some])
+            entry, at = spread(begin[some], sizes[some])
             least = rows.values[place[some]][entry].minimum(self.values[at])
             found.index_add_(0, run[some][entry] * self.count + self.image[at], least)
         return found.view(len(queries), self.count)

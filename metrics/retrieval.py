@@ -1,4 +1,4 @@
-"""Retrieval and clustering metrics of deep metric learning: exact, and in bounded memory.
+"""Retrieval metrics of deep metric learning: exact, and in bounded memory.
 
 Similarity is the cosine; a vector of zeros, which has no direction, has cosine 0 with everything.
 For a query with R other images of its class in the gallery, let c_m be the number of other-class
@@ -35,10 +35,10 @@ import torch
 from torch import Tensor
 
 from metrics import blocks, rows, ties
-from metrics.clustering import Array, Progress, full_float32, kmeans, nmi_f1
 from metrics.images import Images, Pairing, are_crowded, embeddings_of
+from metrics.products import Array, full_float32
 from metrics.rows import Score
-from metrics.sharing import ALONE, Share
+from metrics.sharing import ALONE, Progress, Share
 
 BLOCK_SIZE = {"cpu": 4096, "cuda": 8192}  # gallery images in a block, see also blocks.Scale
 MAX_BLOCK_SIZE = 8192
@@ -238,34 +238,6 @@ def one_per_class_gallery(
         metrics[name] = float(values.mean())
         metrics[f"{name}_sd"] = float(values.std()) if draws > 1 else 0.0
     return metrics
-
-
-def clustering_metrics(
-    embeddings: Array,
-    labels: Array,
-    seed: int = 0,
-    restarts: int = 1,
-    *,
-    iterations: int = 100,
-    ami: bool = False,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
-) -> dict[str, float]:
-    """NMI and F1 of k-means on the L2-normalised embeddings, k = number of classes.
-
-    embeddings (N, d), labels (N,). Where all classes have one image, or there is one class, NMI and
-    AMI are 1 by construction, see `clustering.by_construction`, and in the former case F1 is NaN,
-    undefined.
-    Memory: one normalised copy of the embeddings beside `kmeans`'s.
-    Raises ValueError as `retrieval_metrics` does.
-    """
-    x, device = embeddings_of(embeddings, "embeddings", device)
-    images = Images(x, labels, None, "embeddings")
-    k = len(images.labels.unique_consecutive())
-    clusters = kmeans(
-        images.unit(slice(None)), k, seed, restarts, iterations, progress=progress
-    ).labels
-    return nmi_f1(images.labels, clusters, ami=ami)
 
 
 # The arguments -----------------------------------------------------------------------------------

@@ -11,22 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Lock, local
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metrics.blocks import count_true
-from metrics.clustering import Progress, inner_products
 from metrics.images import Pairing, pairwise_cosines, rounding
+from metrics.products import inner_products
 from metrics.ranks import COUNTS, SCORES, Ranks
-from metrics.sharing import Share, in_threads, workers
+from metrics.runs import counted
+from metrics.selection import count_true, largest
+from metrics.sharing import Progress, Share, in_threads, workers
 
 KEPT = 2**27  # bytes of a gallery up to which it is kept as it is multiplied with
 CHUNK = 2**21  # numbers of a larger one that are converted at once
 LISTED = 2**20  # images that are put in order at once, by all threads together
-FOLDS = 16  # see `_chosen`
-SELECTED = 2**20  # similarities from which the largest are selected at once, by each thread
 SPARE = 8  # images listed beyond the R nearest, which tell where a tie ends
 SCORE_TIE = 1e-10  # scores that are no cosines and differ by less are equal
 FEW = 1 / 64  # share of the similarities that is taken again in float64 one by one
@@ -118,7 +116,7 @@ class _Lists:
             start, width = starts[row, place], starts.shape[1]
             group, right = (row * width + start).unique_consecutive(return_counts=True)
             first = right.cumsum(0) - right
-            rank = start + 1 + _counted(right)
+            rank = start + 1 + counted(right)
             every = starts + width * torch.arange(len(starts), device=row.device)[:, None]
             wrong = every.flatten().bincount(minlength=every.numel())[group] - right
         else:
@@ -131,8 +129,8 @@ class _Lists:
         cut = self.more_right.nonzero().squeeze(1)
         if len(cut):  # so do those that are not listed
             more, after = self.more_right[cut], offsets[cut] + listed[cut]
-            pair = offsets[row] + _counted(listed)
-            step = _counted(more)
+            pair = offsets[row] + counted(listed)
+            step = counted(more)
             every = torch.empty(int(offsets[-1]), dtype=torch.int64, device=row.device)
             every[pair] = rank
             every[after.repeat_interleave(more) + step] = (
@@ -429,55 +427,3 @@ def _falling_in_runs(values: Tensor, begins: Tensor) -> Tensor:
     """The order (P,) that sorts the numbers of each run, the largest first."""
     order = values.argsort(descending=True)
     return order[begins.cumsum(0)[order].argsort(stable=True)]
-
-
-def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest numbers of each row (B, N), falling, and where they stand: (B, count) each."""
-    if values.device.type != "cpu":
-        found = values.topk(count, dim=1)
-        return found.values, found.indices
-    parts = values.split(max(1, SELECTED // values.shape[1]))
-    chosen = [_chosen(part, count) for part in parts]
-    numbers, columns = (torch.cat(side) for side in zip(*chosen, strict=True))
-    order = torch.from_numpy(np.argsort(-numbers.numpy(), axis=1))  # a tenth of torch's time
-    return numbers.gather(1, order), columns.gather(1, order)
-
-
-def _chosen(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`largest`, in any order.
-
-    Fold a row and keep the larger of what meets: the count-th largest that is left is no larger
-    than that of the row, and little smaller, so that few others come along. Half the time of a
-    selection, which is a third to a twentieth of topk's.
-    """
-    length = values.shape[1]
-    if length >= 4 * FOLDS * count:
-        width = length // FOLDS
-        kept = values[:, : FOLDS * width].unflatten(1, (FOLDS, width)).amax(dim=1).numpy()
-        least = np.partition(kept, width - count, axis=1)[:, width - count]
-        entry = np.flatnonzero(values.numpy() >= least[:, None])
-        if len(entry) <= 2 * len(values) * count:
-            return _rectangle(values, torch.from_numpy(entry), count)
-    first = length - count
-    columns = torch.from_numpy(np.argpartition(values.numpy(), first, axis=1)[:, first:].copy())
-    return values.gather(1, columns), columns
-
-
-def _rectangle(values: Tensor, entry: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest among some entries of each row, `count` of them; entry: where in the whole."""
-    row = entry // values.shape[1]
-    sizes = row.bincount(minlength=len(values))
-    place = row, _counted(sizes)
-    numbers = values.new_full((len(values), int(sizes.max())), -torch.inf)
-    columns = torch.zeros_like(numbers, dtype=torch.int64)
-    numbers[place], columns[place] = values.view(-1)[entry], entry - row * values.shape[1]
-    if numbers.shape[1] == count:
-        return numbers, columns
-    order = torch.from_numpy(np.argsort(-numbers.numpy(), axis=1)[:, :count].copy())
-    return numbers.gather(1, order), columns.gather(1, order)
-
-
-def _counted(sizes: Tensor) -> Tensor:
-    """0 .. size - 1 for each of the sizes (T,), one after the other."""
-    index = torch.arange(int(sizes.sum()), device=sizes.device)
-    return index - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)

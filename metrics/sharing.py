@@ -1,4 +1,4 @@
-"""Who does what of a search: processes that share it, and the threads of each."""
+"""Who does what of a search, processes and the threads of each, and who hears how far it is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Progress = Callable[[float], None]
+"""Is called with the share of the work that is done, in 0..1."""
 
 MAX_WORKERS = 4  # each holds blocks of its own, and the memory of a search is bounded
 

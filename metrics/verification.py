@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from metrics.blocks import Sides, cut, parts, share_labels
-from metrics.clustering import Array, Progress, full_float32
 from metrics.images import Images, embeddings_of
-from metrics.sharing import ALONE, Share, in_threads
+from metrics.products import Array, full_float32
+from metrics.sharing import ALONE, Progress, Share, in_threads
 
 GRID = 2**20  # steps of the grid for a cosine of 1
 BINS = 2 * GRID + 1
@@ -124,7 +124,7 @@ class PairCounts:
                 for side in (self.queries, self.gallery)
             )
             for y_part in parts(columns, BLOCK_SIZE["cpu"]):
-                y = _unit(self.gallery, y_part)
+                y = self.gallery.exact_unit(y_part)
                 for x_part in parts(rows, BLOCK_SIZE["cpu"] // 4):
                     bins = _bins(self.queries, x_part, y)
                     yield label, bins[_upper(x_part, y_part, bins)] if self.symmetric else bins
@@ -253,8 +253,7 @@ def count_pairs(
     counting = _Counting(queries, images, symmetric, listed_rate)
     total, done = sum(counting.pairs) / share.count or 1, 0
     sizes = max(1, size // 4), size
-    unit = partial(_unit, images)
-    blocks = cut(images, slice(0, len(queries)), sizes, symmetric, share, unit)
+    blocks = cut(images, slice(0, len(queries)), sizes, symmetric, share, images.exact_unit)
     with full_float32(device):
         for number in in_threads(partial(_Counting.add, counting), blocks, device):
             done += number
@@ -263,15 +262,10 @@ def count_pairs(
     return counting.result(share)
 
 
-def _unit(images: Images, part: slice) -> Tensor:
-    """(n, d) float64, of unit length."""
-    return images.given(part).mul_(images.inverse[part, None])
-
-
 def _bins(queries: Images, rows: slice, unit: Tensor) -> Tensor:
     """The places on the grid of the pairs of some queries and gallery images, int32."""
     middle = unit.new_tensor(GRID + 0.5)  # rounding down then rounds to the nearest
-    return torch.addmm(middle, _unit(queries, rows), unit.T, alpha=GRID).to(torch.int32)
+    return torch.addmm(middle, queries.exact_unit(rows), unit.T, alpha=GRID).to(torch.int32)
 
 
 def _upper(rows: slice, columns: slice, like: Tensor) -> Tensor:

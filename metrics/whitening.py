@@ -15,9 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metrics.clustering import Array
-from metrics.expansion import unit
 from metrics.neighbours import as_images
+from metrics.products import Array
 
 LEAST = 1e-8  # of the largest eigenvalue: below, a variance is rounding
 
@@ -54,7 +53,7 @@ def fit(embeddings: Array) -> Whitening:
     Raises:
         ValueError: they are not finite, or all the same.
     """
-    x = unit(as_images(embeddings, "training embeddings"))
+    x = as_images(embeddings, "training embeddings").exact_unit(slice(None))
     mean = x.mean(dim=0)
     x -= mean
     variances, axes = torch.linalg.eigh(x.T @ x / len(x))

@@ -20,11 +20,13 @@ from torch.nn import functional as F
 import metrics
 from metrics import (
     blocks,
+    by_construction,
     clustering,
     clustering_metrics,
     comparison,
     nmi_f1,
     one_per_class_gallery,
+    products,
     retrieval,
     retrieval_metrics,
     retrieval_per_query,
@@ -574,16 +576,16 @@ def test_which_search_is_chosen(monkeypatch):
 @pytest.mark.parametrize("shape", [(100, 64, 512), (3, 200, 70), (50, 63, 8), (0, 80, 16)])
 def test_products_are_float32_whichever_library_makes_them(fast, shape, monkeypatch):
     if not fast:
-        monkeypatch.setattr(clustering, "ONEDNN_PRODUCT", None)
+        monkeypatch.setattr(products, "ONEDNN_PRODUCT", None)
     rows, columns, dimension = shape
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(rows, dimension, generator=generator)
     b = torch.randn(columns, 2 * dimension, generator=generator)[:, ::2]
     expected = (a.double() @ b.double().T).float()
-    with clustering.full_float32(a.device):
-        torch.testing.assert_close(clustering.inner_products(a, b), expected, rtol=0, atol=2e-4)
+    with products.full_float32(a.device):
+        torch.testing.assert_close(products.inner_products(a, b), expected, rtol=0, atol=2e-4)
         out = torch.full((rows, columns + 8), 7.0)
-        found = clustering.inner_products(a, b, out=out[:, :columns])
+        found = products.inner_products(a, b, out=out[:, :columns])
     assert found.data_ptr() == out.data_ptr() and (out[:, columns:] == 7).all()
     torch.testing.assert_close(out[:, :columns], expected, rtol=0, atol=2e-4)
 
@@ -1003,8 +1005,8 @@ def test_agreement_that_says_nothing():
     for labels in (np.arange(8), np.zeros(8, int)):  # nobody's match; one class
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
         assert clustering_metrics(x, labels)["NMI"] == pytest.approx(1)
-        assert clustering.by_construction(labels)
-    assert not clustering.by_construction([0, 0, 1])
+        assert by_construction(labels)
+    assert not by_construction([0, 0, 1])
 
 
 def test_text_for_labels_of_a_clustering():
