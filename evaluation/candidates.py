@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import dataset
 import options
-from evaluation import tables
+from evaluation import meanings, tables
 from evaluation.embedding import Viewing
+from evaluation.meanings import HIDDEN
 from evaluation.measuring import OFFICIAL, Result, rows_of
 from evaluation.networks import fingerprint_of
-from evaluation.tables import HIDDEN, Row
+from evaluation.tables import Row
 from evaluation.tasks import Task, images_of
 from metrics import comparison
 from metrics.comparison import Test
@@ -290,7 +291,7 @@ def doubts(candidates: Sequence[Candidate]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for one in candidates:
         for result in one.results:
-            for about in tables.doubts(result.numbers):
+            for about in meanings.doubts(result.numbers):
                 found.setdefault((result.title, about), []).append(one.label)
     return [
         f"{title if len(labels) == evaluated[title] else ', '.join([*labels, title])}: {about}"

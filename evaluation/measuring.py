@@ -16,7 +16,7 @@ import options
 import processes
 from dataset.readable import too_few_left
 from devices import Precision
-from evaluation import tables
+from evaluation import meanings, tables
 from evaluation.embedding import Viewing, embed_readable, progress_bar
 from evaluation.networks import fingerprint_of
 from evaluation.postprocessing import Searched, postprocessed
@@ -133,7 +133,7 @@ def _numbers(
     """The numbers of a task whose queries have the embeddings x, and its gallery y."""
     numbers, chosen = dict[str, float](), how.chosen
     if task.left_out:
-        numbers[tables.LEFT_OUT] = task.left_out
+        numbers[meanings.LEFT_OUT] = task.left_out
     per_query = thresholds = None
     try:
         if "retrieval" in chosen:
@@ -261,7 +261,7 @@ def table(results: Sequence[Result]) -> str:
 def print_doubts(results: Sequence[Result]) -> None:
     """Prints what is to be said beside the numbers, where they say less than they seem to."""
     for result in results:
-        for about in tables.doubts(result.numbers):
+        for about in meanings.doubts(result.numbers):
             say(fitted(f"{result.title}: {about}", "  "))
 
 

@@ -1,27 +1,20 @@
-"""Numbers → the table on the screen, in a paper, in a CSV file; and what the numbers mean."""
+"""Numbers → the table on the screen, in a paper, in a CSV file."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from metrics import about_ties
+from evaluation import meanings
 from metrics.comparison import Difference, half_width
 from metrics.verification import NAMES as VERIFICATION
 from terminal import fitted, in_lines, printable, terminal_width
 
-HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
-RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
-BESIDE = "raw "  # before a metric of the raw weights, where that of the running mean has the name
-VALIDATION = "validation"  # the title of training classes that a run holds out
-OTHER = "R@1 other"  # and the groups of a query's own images, which it does not find there
 LOWER_IS_BETTER = ("EER",)
-LEFT_OUT = "queries_left_out"  # images of either side that could not be read
 
 
 @dataclass(frozen=True)
@@ -62,29 +55,13 @@ def without_verification(rows: Iterable[Row]) -> list[Row]:
     ]
 
 
-METRIC = re.compile(r"R@\d+|RP|MAP@R|mARP|MRR|NMI|F1|AMI")
-
-
-def is_metric(column: str) -> bool:
-    """Whether a column of metrics.csv is what an evaluation measured, not its loss or speed."""
-    return any(METRIC.fullmatch(word) for word in column.split(" "))
-
-
 def columns(rows: Iterable[Row]) -> list[str]:
     """The metrics of all rows: R@K by K, then the others in order of appearance."""
     names = dict.fromkeys(name for row in rows for name in row.numbers)
-    shown = [name for name in names if not name.startswith(HIDDEN)]
-    recalls = [name for name in shown if _is_recall(name)]
+    shown = [name for name in names if not name.startswith(meanings.HIDDEN)]
+    recalls = [name for name in shown if meanings.is_recall(name)]
     recalls.sort(key=lambda name: int(name[2:]))
     return recalls + [name for name in shown if name not in recalls]
-
-
-def _is_recall(name: str) -> bool:
-    return name.startswith("R@") and name[2:].isdigit()
-
-
-def _is_tar(name: str) -> bool:
-    return name.startswith("TAR@")
 
 
 # --- the screen -----------------------------------------------------------------------------------
@@ -150,6 +127,11 @@ def about_spread(rows: Iterable[Row]) -> str:
     if not repeated:
         return ""
     return f" ±: half of the 95 % interval of the mean over {repeated} (Student's t)."
+
+
+def footnote(rows: Sequence[Row]) -> str:
+    """What the columns of these rows and ± mean, in lines."""
+    return in_lines(meanings.in_words(columns(rows)) + about_spread(rows))
 
 
 def difference_text(differences: Mapping[str, Difference], corrected: Mapping[str, float]) -> str:
@@ -264,7 +246,6 @@ def latex(rows: Sequence[Row], caption: str) -> str:
         for row in part:
             cells = [_percent(row, name, best[name]) for name in names]
             body.append(rf"    {' & '.join([escaped(row.label or task), *cells])} \\")
-    meanings = " ".join(meaning.latex for meaning in meanings_of(names))
     lines = [
         "% needs \\usepackage{booktabs}",
         r"\begin{table}",
@@ -277,7 +258,7 @@ def latex(rows: Sequence[Row], caption: str) -> str:
         *body,
         r"    \bottomrule",
         r"  \end{tabular}",
-        rf"  \par\smallskip\footnotesize {meanings}",
+        rf"  \par\smallskip\footnotesize {meanings.in_latex(names)}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
@@ -315,132 +296,3 @@ def escaped(words: str) -> str:
     # In front of a cell these would be arguments of the line break before it.
     special |= {"[": "{[}", "]": "{]}", "*": "{*}", "`": r"\`{}"}
     return "".join(special.get(character, character) for character in printable(words))
-
-
-# --- what the numbers mean ------------------------------------------------------------------------
-
-
-class Meaning(NamedTuple):
-    """The definition of a metric, for the screen and for a paper."""
-
-    text: str
-    latex: str
-
-
-MEANINGS = {
-    "R@K": Meaning(
-        "R@K: share of queries with an image of their class among the K nearest (cosine, the query "
-        "left out).",
-        "R@$K$: share of the queries with an image of their class among the $K$ nearest (cosine).",
-    ),
-    "RP": Meaning(
-        "RP: share of the R nearest that are right, R = other images of the class.",
-        "RP: share of the $R$ nearest that are right, $R$ being the other images of the class.",
-    ),
-    "MAP@R": Meaning(
-        "MAP@R: Σ precision@j over right j ≤ R, over R.",
-        r"MAP@R: $\frac{1}{R}\sum_{j\le R} P@j\cdot\mathrm{hit}_j$.",
-    ),
-    "mARP": Meaning(
-        "mARP: the same sum over the number of right j ≤ R instead of R; not comparable with "
-        "MAP@R.",
-        r"mARP: $\sum_{j\le R} P@j\cdot\mathrm{hit}_j \,/\, \sum_{j\le R}\mathrm{hit}_j$; not "
-        "comparable with MAP@R.",
-    ),
-    "MRR": Meaning(
-        "MRR: mean of 1 / rank of the nearest right image.",
-        "MRR: mean reciprocal rank of the nearest right image.",
-    ),
-    OTHER: Meaning(
-        "R@1 other …: R@1 among the images that are not of the query's own.",
-        r"R@1 other \dots: R@1 among the images that are not of the query's own.",
-    ),
-    BESIDE: Meaning(
-        "raw …: of the weights themselves; the others are of their running mean, where a run kept "
-        "one (--ema).",
-        r"raw \dots: of the weights themselves, the others of their running mean.",
-    ),
-    "NMI": Meaning(
-        "NMI: arithmetic; k-means with one cluster per class.",
-        "NMI: arithmetic normalisation; $k$-means with one cluster per class.",
-    ),
-    "F1": Meaning(
-        "F1: of same-cluster pairs for same-class pairs.",
-        "F1: of same-cluster pairs for same-class pairs.",
-    ),
-    "AMI": Meaning("AMI: adjusted for chance, arithmetic.", "AMI: adjusted for chance."),
-    "TAR@F": Meaning(
-        "TAR@F: share of the pairs of one class that are accepted by the threshold that accepts at "
-        "most the share F of the pairs of two classes (–: too few of these).",
-        "TAR@$F$: share of the same-class pairs accepted where at most $F$ of the others are.",
-    ),
-    "EER": Meaning(
-        "EER: error where both kinds of pairs have the same one; lower is better.",
-        "EER: equal error rate of pairs; lower is better.",
-    ),
-    "AUC": Meaning(
-        "AUC: probability that a same-class pair is nearer than another.",
-        "AUC: area under the ROC curve of pairs.",
-    ),
-}
-
-
-def meanings_of(names: Iterable[str]) -> list[Meaning]:
-    """The definitions of those of the metrics that have one."""
-    known = {_family(name) for name in names}
-    return [meaning for name, meaning in MEANINGS.items() if name in known]
-
-
-def _family(name: str) -> str:
-    """The key of a metric's definition."""
-    for known in (OTHER, BESIDE):
-        if name.startswith(known):
-            return known
-    return "R@K" if _is_recall(name) else "TAR@F" if _is_tar(name) else name
-
-
-def nothing_to_find(numbers: Mapping[str, float]) -> bool:
-    """Whether no query had another image of its class to find; then the metrics mean nothing."""
-    queries = numbers.get("queries", 0)
-    return queries > 0 and numbers.get("queries_without_match") == queries
-
-
-def about_matches(numbers: Mapping[str, float]) -> str:
-    """What is to be said beside metrics where queries had nothing to find; empty where all had."""
-    alone, queries = numbers.get("queries_without_match", 0), numbers.get("queries", 0)
-    if not alone:
-        return ""
-    if alone == queries:
-        none = "The only query has no other image"
-        if queries > 1:
-            none = f"None of the {queries:,.0f} queries has another image"
-        return (
-            f"{none} of its class to find: R@K, MAP@R, NMI and all other metrics say nothing about "
-            "the network."
-        )
-    have = "have" if alone > 1 else "has"
-    return (
-        f"{alone:,.0f} of the {queries:,.0f} queries {have} no other image of the same class to "
-        "find: misses in R@K and MRR, left out of RP, MAP@R and mARP."
-    )
-
-
-def about_left_out(numbers: Mapping[str, float]) -> str:
-    """What is to be said where images were left out of an evaluation, else ""."""
-    count = numbers.get(LEFT_OUT, 0)
-    if not count:
-        return ""
-    images = "images that cannot be read were" if count > 1 else "image that cannot be read was"
-    return f"{count:,.0f} {images} left out of the evaluation."
-
-
-def doubts(numbers: Mapping[str, float]) -> list[str]:
-    """What is to be said beside metrics: images left out, nothing to find, or tied answers."""
-    said = (about_left_out(numbers), about_matches(numbers), about_ties(numbers))
-    return [words for words in said if words]
-
-
-def footnote(rows: Sequence[Row]) -> str:
-    """What the columns of these rows and ± mean, in lines."""
-    sentences = " ".join(meaning.text for meaning in meanings_of(columns(rows)))
-    return in_lines(sentences + about_spread(rows))

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation import tables
+from evaluation import meanings, tables
 from page.records import Numbers, Record
 
-NOT_DRAWN = ("epoch", "step", "seconds", tables.HIDDEN)
+NOT_DRAWN = ("epoch", "step", "seconds", meanings.HIDDEN)
 MAIN_METRICS = ("R@1", "MAP@R", "NMI")
 TITLES = {"margin": "proxy-proxy term"}  # of AMLoss; the margins have a part of their own
 SPEED = ("images_per_second", "data_wait", "evaluation_seconds")
@@ -19,17 +19,17 @@ def groups(runs: Sequence[Record]) -> list[dict[str, Any]]:
     """The columns of metrics.csv, sorted into groups of charts."""
     columns = dict.fromkeys(name for run in runs for row in run.rows for name in row)
     shown = [name for name in columns if not name.startswith(NOT_DRAWN)]
-    measured = [name for name in shown if tables.is_metric(name)]
+    measured = [name for name in shown if meanings.is_metric(name)]
     rates = [name for name in shown if name.startswith("lr ")]
     speed = [name for name in shown if name in SPEED]
     loss = [name for name in shown if name not in {*measured, *rates, *speed}]
     measured = tables.columns([tables.Row("", "", dict.fromkeys(measured, 0.0))])
-    main = [name for name in measured if name.removeprefix(tables.BESIDE) in MAIN_METRICS]
+    main = [name for name in measured if name.removeprefix(meanings.BESIDE) in MAIN_METRICS]
     more = [name for name in measured if name not in main]
     raw = {
-        name: f"{name.replace(tables.BESIDE, '')}{tables.RAW}, %"
+        name: f"{name.replace(meanings.BESIDE, '')}{meanings.RAW}, %"
         for name in measured
-        if tables.BESIDE in name
+        if meanings.BESIDE in name
     }
     return [
         {"title": "Metrics", "columns": main, "percent": True, "titles": raw},
@@ -56,9 +56,9 @@ def points(run: Record) -> dict[str, Any]:
 
 def _drawn(row: Numbers) -> Numbers:
     """Without the metrics where no query had anything to find."""
-    if not tables.nothing_to_find(row):
+    if not meanings.nothing_to_find(row):
         return row
-    return {name: value for name, value in row.items() if not tables.is_metric(name)}
+    return {name: value for name, value in row.items() if not meanings.is_metric(name)}
 
 
 def _epochs(rows: Sequence[Numbers]) -> list[float]:

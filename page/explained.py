@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset.overlap import Shared, shared_names, shared_with_training
-from evaluation import tables
+from evaluation import meanings
 from evaluation.pictures import Thumbnails
 from evaluation.tasks import images_of
 from page import findings, methods, records, source
@@ -52,7 +52,7 @@ class Explained:
         """What keeps the numbers of the first evaluation from saying what they seem to say."""
         said = [self._concern]
         said += [self.shared.warning()] if self.shared is not None else []
-        said += [*tables.doubts(self.numbers), self._gone]
+        said += [*meanings.doubts(self.numbers), self._gone]
         if self.search is not None and self.search.found.size:
             judged = self.search.judged
             if len(np.union1d(judged.images.labels, judged.searched[0].labels)) == 1:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluation import tables
+from evaluation import meanings, tables
 from metrics import comparison
 from page import records
 from page.records import Numbers, Record
@@ -113,8 +113,8 @@ def _line(record: Record, folder: Path, differs: str) -> Line:
     first = next(iter(record.results.values()), {})
     sort = {"epoch": float(best or 0), "time": record.seconds}
     name = str(record.path.relative_to(folder)) if record.path != folder else record.name
-    doubt = " ".join(tables.doubts(first))
-    beside = {tables.BESIDE + n: record.raw[n] for n in ("R@1",) if n in record.raw}
+    doubt = " ".join(meanings.doubts(first))
+    beside = {meanings.BESIDE + n: record.raw[n] for n in ("R@1",) if n in record.raw}
     return Line(name, about, _shown(first) | beside, _shown(final), sort=sort, doubt=doubt)
 
 
@@ -123,14 +123,14 @@ def _settings(record: Record) -> dict[str, str]:
     network = f"{args.get('model')}, {args.get('embedding_size')}"
     network += f", {record.options.peft}" if record.options.peft != "none" else ""
     network += ", EMA" if record.options.ema else ""
-    data = str(args.get("dataset")) + (f", {tables.VALIDATION}" if record.is_of_held_out else "")
+    data = str(args.get("dataset")) + (f", {meanings.VALIDATION}" if record.is_of_held_out else "")
     return {"method": record.method, "network": network, "data": data}
 
 
 def _shown(numbers: Numbers) -> Numbers:
-    if tables.nothing_to_find(numbers):
+    if meanings.nothing_to_find(numbers):
         return {}
-    return {k: v for k, v in numbers.items() if not k.startswith(tables.HIDDEN)}
+    return {k: v for k, v in numbers.items() if not k.startswith(meanings.HIDDEN)}
 
 
 def _group(first: Record, lines: Sequence[Line]) -> Line:

@@ -17,7 +17,7 @@ from typing import Any
 
 import methods
 import options
-from evaluation import tables
+from evaluation import meanings
 from evaluation.thresholds import Thresholds
 from flags import Change
 from options.files import RECIPES
@@ -98,7 +98,7 @@ class Record:
             return {title: _defined(numbers) for title, numbers in results.items()}
         best = max(self.evaluated, key=lambda row: row["R@1"], default=None)
         title = str(self.args.get("dataset", "evaluation"))
-        title = tables.VALIDATION if self.holds_out else title
+        title = meanings.VALIDATION if self.holds_out else title
         return {} if best is None else {title: metrics_in(best)}
 
     @property
@@ -109,13 +109,13 @@ class Record:
     @property
     def is_of_held_out(self) -> bool:
         """Whether `results` are of such classes, not of the test classes."""
-        return tables.VALIDATION in self.results
+        return meanings.VALIDATION in self.results
 
     @property
     def raw(self) -> Numbers:
         """What the weights themselves reached, where `results` are those of their running mean."""
         title = next(iter(self.results), "")
-        return self.results.get(title + tables.RAW, {})
+        return self.results.get(title + meanings.RAW, {})
 
     @property
     def seconds(self) -> float:
@@ -201,8 +201,8 @@ def _numbers(row: dict[str, str]) -> Numbers:
 
 def metrics_in(row: Numbers) -> Numbers:
     """The metrics of the first evaluation in a row of metrics.csv, and how many queries it had."""
-    beside = (tables.OTHER, tables.HIDDEN)
-    names = [name for name in row if tables.METRIC.fullmatch(name) or name.startswith(beside)]
+    beside = (meanings.OTHER, meanings.HIDDEN)
+    names = [name for name in row if meanings.METRIC.fullmatch(name) or name.startswith(beside)]
     return {name: row[name] for name in names}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluation import tables
+from evaluation import meanings, tables
 from page import document
 from page.document import as_text, cell, column, named, warnings
 from page.explained import Explained
@@ -17,14 +17,13 @@ def table(runs: Sequence[Explained]) -> str:
     if not rows:
         return '<p class="note">No evaluation yet.</p>'
     names = tables.columns(rows)
-    own = [row for row in rows if not (_is_published(row) or tables.nothing_to_find(row.numbers))]
+    own = [row for row in rows if not (_is_published(row) or meanings.nothing_to_find(row.numbers))]
     best: Numbers = {}
     if len(own) > 1:
         best = {name: max(row.numbers.get(name, -1.0) for row in own) for name in names}
     head = "".join(f'<th scope="col">{column(name)}</th>' for name in ("", *names))
     lines = (_line(row, names, {} if _is_published(row) else best) for row in rows)
-    meaning = " ".join(meaning.text for meaning in tables.meanings_of(names))
-    note = f'<p class="note space">{as_text(meaning)}</p>'
+    note = f'<p class="note space">{as_text(meanings.in_words(names))}</p>'
     return f"{document.table(head, lines)}{warnings(_doubts(runs))}{note}"
 
 
@@ -52,7 +51,7 @@ def _is_published(row: tables.Row) -> bool:
 
 def _line(row: tables.Row, names: Sequence[str], best: Numbers) -> str:
     """A row of the table; `best` are the numbers that are set in bold, where it has them."""
-    numbers = {} if tables.nothing_to_find(row.numbers) else row.numbers
+    numbers = {} if meanings.nothing_to_find(row.numbers) else row.numbers
     cells = [
         cell(
             numbers.get(name),
@@ -69,7 +68,7 @@ def _doubts(runs: Sequence[Explained]) -> list[str]:
     """What keeps the numbers from saying what they seem to say, each sentence once."""
     said: dict[str, None] = {}
     for run in runs:
-        more = [words for n in run.record.results.values() for words in tables.doubts(n)]
+        more = [words for n in run.record.results.values() for words in meanings.doubts(n)]
         name = f"{run.record.title}: " if len(runs) > 1 else ""
         said |= dict.fromkeys(name + words for words in [*run.doubts, *more] if words)
     return list(said)
@@ -78,7 +77,7 @@ def _doubts(runs: Sequence[Explained]) -> list[str]:
 def caption(runs: Sequence[Explained]) -> str:
     """What the numbers are."""
     words = "Of the best checkpoint, in percent."
-    shown = [run for run in runs if not tables.nothing_to_find(run.numbers)]
+    shown = [run for run in runs if not meanings.nothing_to_find(run.numbers)]
     if any(run.search is not None for run in shown):
         words += " Below: 95 % intervals over the classes (bootstrap), taking the network as given"
         part = sampled(runs)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import tables
+from evaluation import meanings
 from metrics import comparison
 from page import counterpart, values
 from page.document import against, isolated, of_100, percent
@@ -21,7 +21,7 @@ def summary(run: Explained, first: Explained | None = None, *, alone: bool = Tru
     numbers from saying what they seem to say comes first; where no query had anything to find,
     nothing is said of them.
     """
-    if tables.nothing_to_find(run.numbers):
+    if meanings.nothing_to_find(run.numbers):
         return [*_unfinished(run), *run.doubts, *_learned(run)]
     worth = counterpart.sentence(run.record) if alone else ""
     return [

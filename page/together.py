@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 
-from evaluation import tables
+from evaluation import meanings, tables
 from page import plots
 from page.document import (
     as_text,
@@ -41,7 +41,7 @@ def page(lines: Sequence[Line], folder: str) -> str:
         f'<p class="lead">{", ".join(counts)}</p></header>'
         f"{navigation((name, title) for name, title, *_ in parts)}"
     )
-    meaning = " ".join(m.text for m in tables.meanings_of(tables.columns(rows(lines))))
+    meaning = meanings.in_words(tables.columns(rows(lines)))
     note = f'<p class="note">{as_text(meaning)}</p>'
     sections = "".join(section(*part) for part in parts)
     body = f'{head}<main class="wide">{plots.STYLE}{sections}{note}</main>'

@@ -17,7 +17,7 @@ import dataset
 import methods
 import net
 from dataset.own import OwnData
-from evaluation import tables
+from evaluation import meanings
 from evaluation.inference import Model
 from evaluation.networks import Opened
 from evaluation.thresholds import Thresholds
@@ -100,7 +100,7 @@ class Card:
                 "metrics": [
                     {"type": _kind(name), "name": name, "value": round(value, ROUNDED)}
                     for name, value in numbers.items()
-                    if tables.is_metric(name)
+                    if meanings.is_metric(name)
                 ],
             }
             for title, numbers in self.record.results.items()
@@ -108,7 +108,7 @@ class Card:
 
     def _split(self, title: str, brief: bool = False) -> str:
         """What an evaluation was of, in a sentence, or in brief."""
-        if title.removesuffix(tables.RAW) == tables.VALIDATION:
+        if title.removesuffix(meanings.RAW) == meanings.VALIDATION:
             held_out = "classes held out of the training split"
             return f"{self.data}, {held_out}" if brief else f"{held_out} of {self.data}"
         name = data_in_words(title)
@@ -172,7 +172,7 @@ class Card:
     def _results(self) -> str:
         parts, names = [], []
         for title, numbers in self.record.results.items():
-            shown = {name: value for name, value in numbers.items() if tables.is_metric(name)}
+            shown = {name: value for name, value in numbers.items() if meanings.is_metric(name)}
             pairs = self.record.outcome.get("verification", {}).get(title, {})
             shown |= {name: value for name, value in pairs.items() if value is not None}
             known = self.intervals.get(title, {})
@@ -188,7 +188,7 @@ class Card:
                 f"On {self._split(title)}{of}:\n",
                 _table([head, ["---"] * len(head), *rows]) + "\n",
             ]
-        parts.append(" ".join(meaning.text for meaning in tables.meanings_of(names)) + "\n")
+        parts.append(meanings.in_words(names) + "\n")
         unsure = "" if self.intervals else " How sure the numbers are was not measured."
         return "\n".join([*parts, self._picked() + unsure])
 
@@ -274,7 +274,7 @@ class Card:
             "- Other pictures than these (other cameras, light, backgrounds) were not measured, "
             "nor was how it treats pictures of people.",
         ]
-        lines += [f"- {doubt}" for doubt in tables.doubts(first)]
+        lines += [f"- {doubt}" for doubt in meanings.doubts(first)]
         if concern := self.record.environment.get("concern"):
             lines.append(f"- About the pictures of {self.data}: {concern}.")
         return "\n".join(lines)

@@ -18,9 +18,9 @@ import torch
 
 import metrics
 from devices import Precision, pick_device
+from evaluation.meanings import HIDDEN
 from evaluation.measuring import measure
 from evaluation.networks import open_checkpoint
-from evaluation.tables import HIDDEN
 from evaluation.tasks import tasks_of
 from metrics import comparison
 from metrics.comparison import Scores

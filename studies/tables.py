@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import dataset
-from evaluation import tables
+from evaluation import meanings, tables
 from evaluation.measuring import OFFICIAL
 from evaluation.tables import Row
 from metrics.comparison import Difference, Test
@@ -55,7 +55,7 @@ def check_columns(results: Results, columns: Sequence[str]) -> None:
 
 def _to_come(plan: Plan) -> list[str]:
     protocol = dataset.protocol(plan.dataset)
-    names = [name for name in tables.MEANINGS if tables.METRIC.fullmatch(name)]
+    names = [name for name in meanings.MEANINGS if meanings.METRIC.fullmatch(name)]
     names = [*(f"R@{k}" for k in protocol.ks), *names]
     return names + ([f"{OFFICIAL}{name}" for name in names] if protocol.sizes else [])
 
@@ -67,7 +67,7 @@ def text(results: Results, columns: Sequence[str] = ()) -> str:
         made = rows(results, shown(results, columns))
         parts.append("On the test classes, after the last epoch, at the chosen settings:")
         parts.append(_means(made))
-        parts.append(in_lines(_about(made)))
+        parts.append(tables.footnote(made))
     parts += _tests(results.tests, results.plan.metric)
     parts += _tests(results.asked, results.plan.metric)
     parts += [*_gains(results), *_sensitivities(results), *failures(results)]
@@ -78,11 +78,6 @@ def shown(results: Results, columns: Sequence[str]) -> Sequence[str]:
     """The columns that are wanted, or those that fit a screen; of a study that has runs."""
     usual = dict.fromkeys([*SHOWN, results.plan.metric])
     return columns or [name for name in usual if name in results.with_runs[0].mean]
-
-
-def _about(made: Sequence[Row]) -> str:
-    meanings = " ".join(m.text for m in tables.meanings_of(tables.columns(made)))
-    return meanings + tables.about_spread(made)
 
 
 def _means(made: Sequence[Row]) -> str:

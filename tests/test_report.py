@@ -32,7 +32,7 @@ import train
 from benchmarks import page as sop
 from criteria.amloss import AMLoss
 from dataset.base import ImageSet, PathTable
-from evaluation import pictures, tables
+from evaluation import meanings, pictures
 from evaluation.embedding import Embedded
 from evaluation.measuring import worst_queries
 from evaluation.pictures import Thumbnails, class_values_picture
@@ -482,7 +482,7 @@ def test_classes_that_are_never_found_come_by_chance():
 
 def test_every_column_of_a_table_is_explained():
     columns = ("R@1", "R@10", "MAP@R", "R@1 other drawing sets", "NMI", "TAR@1e-3")
-    said = " ".join(meaning.text for meaning in tables.meanings_of(columns))
+    said = meanings.in_words(columns)
     for name in ("R@K", "MAP@R", "R@1 other …", "NMI", "TAR@F"):
         assert f"{name}: " in said
 

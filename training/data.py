@@ -14,7 +14,7 @@ from dataset.base import ImageSet
 from dataset.overlap import shared_with_training
 from dataset.own import LEAST_CLASSES, count_held_out
 from evaluation.embedding import Viewing
-from evaluation.tables import VALIDATION, about_matches
+from evaluation.meanings import VALIDATION, about_matches
 from evaluation.tasks import Task, images_of, tasks_of
 from utils import InputError
 

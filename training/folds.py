@@ -14,7 +14,7 @@ from pathlib import Path
 
 import options
 import processes
-from evaluation import tables
+from evaluation import meanings, tables
 from evaluation.tables import Row
 from flags import Options
 from metrics.comparison import mean_and_deviation
@@ -109,17 +109,17 @@ def conclude(folder: Path, runs: Sequence[Path]) -> None:
     """The table of the folds and their mean, on the screen and as folds.csv and folds.json."""
     found = [read(path) for path in runs]
     last = [metrics_in(record.evaluated[-1]) for record in found]
-    rows = [Row(tables.VALIDATION, path.name, n) for path, n in zip(runs, last, strict=True)]
+    rows = [Row(meanings.VALIDATION, path.name, n) for path, n in zip(runs, last, strict=True)]
     if len(last) > 1:
         means, deviation = mean_and_deviation(last)
-        deviation = {k: v for k, v in deviation.items() if not k.startswith(tables.HIDDEN)}
+        deviation = {k: v for k, v in deviation.items() if not k.startswith(meanings.HIDDEN)}
         rows.append(
-            Row(tables.VALIDATION, "mean", means, deviation, repeats=len(last), repeated="folds")
+            Row(meanings.VALIDATION, "mean", means, deviation, repeats=len(last), repeated="folds")
         )
     say("\nClasses that took no part in the training, after the last epoch:")
     say(tables.text(rows))
     say(tables.footnote(rows))
-    best = [(record.best_epoch, record.results[tables.VALIDATION]["R@1"]) for record in found]
+    best = [(record.best_epoch, record.results[meanings.VALIDATION]["R@1"]) for record in found]
     words = ", ".join(f"{value:.4f} after epoch {epoch}" for epoch, value in best)
     say(in_lines(f"Highest R@1 of each fold, picked on itself: {words}."))
     write_table(folder / "folds.csv", *tables.csv_table(rows))

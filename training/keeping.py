@@ -18,8 +18,8 @@ import processes
 from dataset.own import OwnData
 from evaluation.embedding import Embedded
 from evaluation.files import random_neighbours
+from evaluation.meanings import RAW
 from evaluation.measuring import Result, print_doubts, print_thresholds, table
-from evaluation.tables import RAW
 from metrics.verification import NAMES as VERIFICATION
 from options import EVALUATED, METRICS
 from runs import Checkpoint, MetricsRow, RunFolder, data_name

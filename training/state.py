@@ -19,8 +19,8 @@ from dataset import TrainedOn
 from dataset.loader import Batch, Loader
 from devices import Precision, environment, random_states, restore_random_states
 from evaluation.embedding import Viewing, embed
+from evaluation.meanings import HIDDEN, RAW
 from evaluation.measuring import How, Result, measure
-from evaluation.tables import HIDDEN, RAW
 from evaluation.tasks import Task
 from methods import Routine
 from runs import Checkpoint, MetricsRow

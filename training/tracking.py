@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.kept import usual_place
-from evaluation.tables import HIDDEN, is_metric
+from evaluation.meanings import HIDDEN, is_metric
 from machine import expanded
 from runs import MetricsRow
 

@@ -1,0 +1,164 @@
+"""What the numbers of an evaluation are called and mean, and what is to be said beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from metrics import about_ties
+
+HIDDEN = "queries"  # counts beside the metrics: `queries`, `queries_without_match`, …
+RAW = ", raw weights"  # at the end of a title, where the weights' running mean has the title alone
+BESIDE = "raw "  # before a metric of the raw weights, where that of the running mean has the name
+VALIDATION = "validation"  # the title of training classes that a run holds out
+OTHER = "R@1 other"  # and the groups of a query's own images, which it does not find there
+LEFT_OUT = "queries_left_out"  # images of either side that could not be read
+
+METRIC = re.compile(r"R@\d+|RP|MAP@R|mARP|MRR|NMI|F1|AMI")
+
+
+def is_metric(column: str) -> bool:
+    """Whether a column of metrics.csv is what an evaluation measured, not its loss or speed."""
+    return any(METRIC.fullmatch(word) for word in column.split(" "))
+
+
+def is_recall(name: str) -> bool:
+    """Whether a metric is R@K, for whatever K."""
+    return name.startswith("R@") and name[2:].isdigit()
+
+
+# --- definitions ----------------------------------------------------------------------------------
+
+
+class Meaning(NamedTuple):
+    """The definition of a metric, for the screen and for a paper."""
+
+    text: str
+    latex: str
+
+
+MEANINGS = {
+    "R@K": Meaning(
+        "R@K: share of queries with an image of their class among the K nearest (cosine, the query "
+        "left out).",
+        "R@$K$: share of the queries with an image of their class among the $K$ nearest (cosine).",
+    ),
+    "RP": Meaning(
+        "RP: share of the R nearest that are right, R = other images of the class.",
+        "RP: share of the $R$ nearest that are right, $R$ being the other images of the class.",
+    ),
+    "MAP@R": Meaning(
+        "MAP@R: Σ precision@j over right j ≤ R, over R.",
+        r"MAP@R: $\frac{1}{R}\sum_{j\le R} P@j\cdot\mathrm{hit}_j$.",
+    ),
+    "mARP": Meaning(
+        "mARP: the same sum over the number of right j ≤ R instead of R; not comparable with "
+        "MAP@R.",
+        r"mARP: $\sum_{j\le R} P@j\cdot\mathrm{hit}_j \,/\, \sum_{j\le R}\mathrm{hit}_j$; not "
+        "comparable with MAP@R.",
+    ),
+    "MRR": Meaning(
+        "MRR: mean of 1 / rank of the nearest right image.",
+        "MRR: mean reciprocal rank of the nearest right image.",
+    ),
+    OTHER: Meaning(
+        "R@1 other …: R@1 among the images that are not of the query's own.",
+        r"R@1 other \dots: R@1 among the images that are not of the query's own.",
+    ),
+    BESIDE: Meaning(
+        "raw …: of the weights themselves; the others are of their running mean, where a run kept "
+        "one (--ema).",
+        r"raw \dots: of the weights themselves, the others of their running mean.",
+    ),
+    "NMI": Meaning(
+        "NMI: arithmetic; k-means with one cluster per class.",
+        "NMI: arithmetic normalisation; $k$-means with one cluster per class.",
+    ),
+    "F1": Meaning(
+        "F1: of same-cluster pairs for same-class pairs.",
+        "F1: of same-cluster pairs for same-class pairs.",
+    ),
+    "AMI": Meaning("AMI: adjusted for chance, arithmetic.", "AMI: adjusted for chance."),
+    "TAR@F": Meaning(
+        "TAR@F: share of the pairs of one class that are accepted by the threshold that accepts at "
+        "most the share F of the pairs of two classes (–: too few of these).",
+        "TAR@$F$: share of the same-class pairs accepted where at most $F$ of the others are.",
+    ),
+    "EER": Meaning(
+        "EER: error where both kinds of pairs have the same one; lower is better.",
+        "EER: equal error rate of pairs; lower is better.",
+    ),
+    "AUC": Meaning(
+        "AUC: probability that a same-class pair is nearer than another.",
+        "AUC: area under the ROC curve of pairs.",
+    ),
+}
+
+
+def _definitions(names: Iterable[str]) -> list[Meaning]:
+    """The definitions of those of the metrics that have one."""
+    known = {_family(name) for name in names}
+    return [meaning for name, meaning in MEANINGS.items() if name in known]
+
+
+def in_words(names: Iterable[str]) -> str:
+    """Those definitions as sentences."""
+    return " ".join(meaning.text for meaning in _definitions(names))
+
+
+def in_latex(names: Iterable[str]) -> str:
+    """The same for a paper."""
+    return " ".join(meaning.latex for meaning in _definitions(names))
+
+
+def _family(name: str) -> str:
+    """The key of a metric's definition."""
+    for known in (OTHER, BESIDE):
+        if name.startswith(known):
+            return known
+    return "R@K" if is_recall(name) else "TAR@F" if name.startswith("TAR@") else name
+
+
+# --- beside the numbers ---------------------------------------------------------------------------
+
+
+def nothing_to_find(numbers: Mapping[str, float]) -> bool:
+    """Whether no query had another image of its class to find; then the metrics mean nothing."""
+    queries = numbers.get("queries", 0)
+    return queries > 0 and numbers.get("queries_without_match") == queries
+
+
+def about_matches(numbers: Mapping[str, float]) -> str:
+    """What is to be said beside metrics where queries had nothing to find; empty where all had."""
+    alone, queries = numbers.get("queries_without_match", 0), numbers.get("queries", 0)
+    if not alone:
+        return ""
+    if alone == queries:
+        none = "The only query has no other image"
+        if queries > 1:
+            none = f"None of the {queries:,.0f} queries has another image"
+        return (
+            f"{none} of its class to find: R@K, MAP@R, NMI and all other metrics say nothing about "
+            "the network."
+        )
+    have = "have" if alone > 1 else "has"
+    return (
+        f"{alone:,.0f} of the {queries:,.0f} queries {have} no other image of the same class to "
+        "find: misses in R@K and MRR, left out of RP, MAP@R and mARP."
+    )
+
+
+def about_left_out(numbers: Mapping[str, float]) -> str:
+    """What is to be said where images were left out of an evaluation, else ""."""
+    count = numbers.get(LEFT_OUT, 0)
+    if not count:
+        return ""
+    images = "images that cannot be read were" if count > 1 else "image that cannot be read was"
+    return f"{count:,.0f} {images} left out of the evaluation."
+
+
+def doubts(numbers: Mapping[str, float]) -> list[str]:
+    """What is to be said beside metrics: images left out, nothing to find, or tied answers."""
+    said = (about_left_out(numbers), about_matches(numbers), about_ties(numbers))
+    return [words for words in said if words]
