@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.pictures import Thumbnails
 from page import about, curves, results
 from page.document import as_text, bullets, document, facts, folded, navigation, section
 from page.document import command as as_command
 from page.explained import Explained
 from page.summary import summary
+from page.thumbnails import Thumbnails
 
 PICTURES = 4_000_000  # bytes of thumbnails in the page of one run, so that it stays below 5 MB
 PICTURES_MORE = 1_200_000  # for each further run

@@ -9,13 +9,13 @@ import numpy as np
 
 from dataset.overlap import Shared, shared_names, shared_with_training
 from evaluation import meanings
-from evaluation.pictures import Thumbnails
 from evaluation.tasks import images_of
 from page import findings, methods, records, source
 from page.findings import Search
 from page.map import embedding_map
 from page.pairs import pairs
 from page.records import Numbers, Published, Record
+from page.thumbnails import Thumbnails
 from runs import load_checkpoint
 from utils import DamagedError, InputError
 

@@ -19,8 +19,9 @@ import metrics
 from dataset.base import ImageSet
 from evaluation.embedding import Embedded
 from evaluation.measuring import worst_queries
-from evaluation.pictures import Thumbnails, random_queries
+from evaluation.pictures import random_queries
 from metrics import comparison
+from page.thumbnails import Thumbnails
 from utils import InputError
 
 MOST_COMPARISONS = 180_000_000  # of a query with a gallery image: 3,000 queries of SOP, all of CUB

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from dataset.base import ImageSet
 from evaluation.embedding import Embedded
-from evaluation.pictures import Thumbnails
 from page.findings import Search
 from page.records import Record
+from page.thumbnails import Thumbnails
 from utils import InputError
 
 DRAWN_IMAGES, IMAGES_PER_CLASS = 1500, 12

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from evaluation.embedding import Embedded
-from evaluation.pictures import Thumbnails
+from page.thumbnails import Thumbnails
 from terminal import told
 from utils import our_command, top_folder
 

@@ -35,7 +35,7 @@ from dataset.base import ImageSet, PathTable
 from evaluation import meanings, pictures
 from evaluation.embedding import Embedded
 from evaluation.measuring import worst_queries
-from evaluation.pictures import Thumbnails, class_values_picture
+from evaluation.pictures import class_values_picture
 from evaluation.tasks import Task
 from metrics import comparison
 from metrics.correlation import Correlation
@@ -55,6 +55,7 @@ from page.learned import nearest_proxy
 from page.lines import collect
 from page.map import embedding_map
 from page.pairs import pairs
+from page.thumbnails import Thumbnails
 from runs import ClassHistory, RunFolder
 from utils import InputError
 
