@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import losses
 from benchmarks import losses as table
+from benchmarks.formulas import make_batch
 from criteria import strips
 from criteria.base import unit_rows
 
@@ -63,7 +64,7 @@ def test_strips_give_the_numbers_of_the_whole(name, attached, monkeypatch):
 def test_strips_agree_with_the_plain_formula_at_11318_classes(name, monkeypatch):
     monkeypatch.setattr(strips, "STRIP_ELEMENTS", 2**16)
     case = next(case for case in table.CASES if case.name == name)
-    batch = table.make_batch(11_318, 32, 60, "cpu", case.wide)
+    batch = make_batch(11_318, 32, 60, "cpu", case.wide)
     found = []
     for make in table.variants(case._replace(library=None), batch, 32, "cpu").values():
         torch.manual_seed(1)
