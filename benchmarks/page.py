@@ -26,9 +26,10 @@ from dataset.base import ImageSet, PathTable, decode
 from devices import device_name, pick_device
 from evaluation.embedding import Embedded
 from evaluation.tasks import Task
-from page import findings, methods
+from page import findings
 from page.build import build, thumbnails
 from page.explained import look
+from page.learned import Learned
 from page.records import Record
 
 TRAINED = 11_318  # training classes of SOP
@@ -74,7 +75,7 @@ def synthetic_page(record: Record, queries: int, classes: int, epochs: int) -> s
     judged = Embedded(task, centres[judged_images.labels] + noise)
     thumbs = thumbnails(1)
     margins = rng.normal(0.1, 0.02, (epochs, TRAINED)).astype(np.float32)
-    learned = methods.Learned(
+    learned = Learned(
         record=record,
         checkpoint={
             "criterion_state_dict": {"parts.metric.proxies": torch.randn(TRAINED, SIZE)},

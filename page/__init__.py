@@ -4,7 +4,7 @@ In the order of the work:
 
 records     a run folder, read back         source      its best checkpoint and data, opened
 findings    what an evaluation shows        pairs       two images: one class or two
-learned     a run's checkpoint and images   methods     what each method learned, made visible
+learned     a run's checkpoint and images   sections    what each method learned, made visible
 values      what was learned for a class    map, tsne   the embedding in the plane
 thumbnails  the pictures that it shows      explained   a run with all of that
 summary     what is said of it in a few sentences

@@ -10,8 +10,9 @@ import numpy as np
 from dataset.overlap import Shared, shared_names, shared_with_training
 from evaluation import meanings
 from evaluation.tasks import images_of
-from page import findings, methods, records, source
+from page import findings, records, sections, source
 from page.findings import Search
+from page.learned import Learned
 from page.map import embedding_map
 from page.pairs import pairs
 from page.records import Numbers, Published, Record
@@ -113,7 +114,7 @@ def explain(
         return Explained(record, records.published(record), missing=str(error))
     state = record.path / "last.pth"
     history = record.folder.classes.load()
-    learned = methods.Learned(
+    learned = Learned(
         record=record,
         checkpoint=best.checkpoint,
         state=load_checkpoint(state) if state.is_file() else {},
@@ -128,7 +129,7 @@ def explain(
     return look(learned, queries, search.judged.task.describe())
 
 
-def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explained:
+def look(learned: Learned, chosen: Sequence[str], counts: str) -> Explained:
     """All that the embeddings and the checkpoint of a run show; `counts` says of how many images.
 
     Raises:
@@ -143,7 +144,7 @@ def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explai
         galleries=findings.galleries(search, chosen, thumbs, seed),
         confusions=findings.confusions(search, thumbs) if matched else (),
         classes=findings.class_scores(search, thumbs, seed) if matched else None,
-        sections=methods.sections(learned),
+        sections=sections.made(learned),
         pairs=pairs(learned.record, search) if matched else None,
         map=embedding_map(learned.judged, thumbs, seed),
         counts=counts,
@@ -151,7 +152,7 @@ def look(learned: methods.Learned, chosen: Sequence[str], counts: str) -> Explai
     )
 
 
-def _shared(learned: methods.Learned) -> Shared | None:
+def _shared(learned: Learned) -> Shared | None:
     judged, names = learned.judged, learned.history.get("names")
     parts = images_of([judged.task])
     if learned.train is not None:

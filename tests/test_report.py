@@ -24,7 +24,7 @@ from conftest import ROOT
 from PIL import Image
 
 import evaluate
-import methods as methods_of_runs
+import methods
 import metrics
 import options
 import report
@@ -43,15 +43,15 @@ from page import (
     counterpart,
     document,
     findings,
-    methods,
     records,
+    sections,
     source,
     summary,
     values,
 )
 from page.build import build
 from page.explained import explain, look
-from page.learned import nearest_proxy
+from page.learned import Learned, nearest_proxy
 from page.lines import collect
 from page.map import embedding_map
 from page.pairs import pairs
@@ -173,7 +173,7 @@ def test_each_method_has_its_own_picture(images, tmp_path, flags, kinds):
 
 def test_images_that_sit_out_are_no_cluster():
     learned = SimpleNamespace(state={"routines": [{"clusters": [0, 1, -1, 1, -1, 1]}]}, train=None)
-    (section,) = methods.clusters(learned)
+    (section,) = sections.clusters(learned)
     assert [(part["cluster"], part["size"]) for part in section["clusters"]] == [(0, 1), (1, 3)]
     assert "2 clusters" in section["about"] and "2 images, alone" in section["about"]
 
@@ -279,7 +279,7 @@ def _classes_seen(picture: np.ndarray) -> list[list[int]]:
 
 def learned_by_classes(
     margins: np.ndarray, spreads: np.ndarray, proxies: torch.Tensor | None = None
-) -> methods.Learned:
+) -> Learned:
     """A run whose history of margins (E, C) is given, and the spread of each class's images (C,).
 
     Eight images of a class lie around a direction of its own, as far from it as its spread says.
@@ -295,7 +295,7 @@ def learned_by_classes(
     train = ImageSet("x", "train", labels, names, paths, pixels=pixels)
     epochs = np.arange(1, len(margins) + 1)
     judged = made_up()
-    return methods.Learned(
+    return Learned(
         record=sop.stand_in(),
         checkpoint={
             "criterion_state_dict": {} if proxies is None else {"proxies": proxies},
@@ -413,7 +413,7 @@ def test_whether_close_proxies_mean_like_images_is_computed():
     strangers = torch.randn(60, 16, generator=torch.Generator().manual_seed(9))
     for proxies, words in ((means, "finds alike"), (strangers, "say little")):
         given = replace(learned, checkpoint={"criterion_state_dict": {"proxies": proxies}})
-        (part,) = methods.proxies(given)
+        (part,) = sections.proxies(given)
         assert words in part["said"][0]
 
 
@@ -427,7 +427,7 @@ def test_whether_certainty_tells_errors_is_computed(hits, words):
     places = np.array_split(np.arange(500), 5)
     right = torch.tensor(np.concatenate(fifths), dtype=torch.float64)[:, None]
     scores = comparison.Scores(("R@1",), right, torch.ones_like(right), torch.arange(500) % 100)
-    (said,) = methods.whether_it_knows(scores, places)
+    (said,) = sections.whether_it_knows(scores, places)
     assert words in said
 
 
@@ -439,7 +439,7 @@ def test_copies_of_queries_do_not_make_it_surer_what_certainty_tells():
         hits = right.repeat_interleave(times, 0)
         labels = (torch.arange(100) % 20).repeat_interleave(times)
         scores = comparison.Scores(("R@1",), hits, torch.ones_like(hits), labels)
-        said += methods.whether_it_knows(scores, np.array_split(np.arange(100 * times), 5))
+        said += sections.whether_it_knows(scores, np.array_split(np.arange(100 * times), 5))
     assert said[0] == said[1]
 
 
@@ -539,7 +539,7 @@ def test_counterpart_is_the_same_without_the_method(flags, words, plain, tmp_pat
     said, alike = counterpart.without_method(record)
     assert said == words
     again = options.parse_train(shlex.split(command_in(counterpart.sentence(record)))[2:])
-    assert not methods_of_runs.attachments(alike).keys() - {"sec"} and not alike.sec_wei
+    assert not methods.attachments(alike).keys() - {"sec"} and not alike.sec_wei
     asked = options.parse_train([*plain.split(), "--name", "run-plain"])
     if plain.startswith("@"):
         asked.loss = "Proxy_Anchor"
@@ -637,7 +637,7 @@ def test_one_class_says_nothing_of_others():
     run = SimpleNamespace(search=search)
     assert summary.paired(run, run) is None
     fifths = np.array_split(np.arange(60), 5)
-    assert methods.whether_it_knows(search.scores, fifths) == []
+    assert sections.whether_it_knows(search.scores, fifths) == []
 
 
 def test_a_part_of_the_queries_stands_for_all(monkeypatch):
@@ -763,7 +763,7 @@ def test_closest_pairs_are_those_of_all_pairs(count):
     nearest = nearest_proxy(proxies)
     torch.testing.assert_close(nearest, cosines.max(dim=1).values)
     expected = cosines.triu(1).masked_fill(torch.ones_like(cosines).tril() > 0, -2).flatten()
-    pairs = methods.closest_pairs(proxies, nearest, 5)
+    pairs = sections.closest_pairs(proxies, nearest, 5)
     best = expected.topk(len(pairs)).values
     torch.testing.assert_close(torch.tensor([value for _, _, value in pairs]), best)
     assert all(cosines[a, b] == pytest.approx(value, abs=1e-6) for a, b, value in pairs)
@@ -848,7 +848,7 @@ def test_a_map_survives_any_embeddings(name):
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_a_page_survives_any_embeddings(name):
     judged, thumbs = of(DEGENERATE[name]), Thumbnails(10**5)
-    learned = methods.Learned(
+    learned = Learned(
         record=sop.stand_in(),
         checkpoint={"model_state_dict": {}},
         state={},

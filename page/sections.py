@@ -30,7 +30,7 @@ EXTREMES = 12  # classes, pairs or images at each end of a ranking
 AGREE = 0.3  # rank correlation from which two orders are said to agree
 
 
-def sections(learned: Learned) -> list[Section]:
+def made(learned: Learned) -> list[Section]:
     """All that there is to show of a run's method, in order."""
     makers = (class_values, terms_of_disentangling, uncertainty, norms, masks, clusters, proxies)
     return [section for make in makers for section in make(learned)]
