@@ -7,7 +7,8 @@ from typing import Any
 
 from evaluation.networks import WEIGHTS_FILE, Opened
 from runs import FORMAT
-from sharing.card import Card, named_by_data, without_folders
+from sharing.card import Card
+from sharing.naming import named_by_data, without_folders
 from storage import save_safetensors, write_content, write_json
 
 KEPT = ("epoch", "step", "metrics", "data")

@@ -26,6 +26,8 @@ from page import records
 from page.records import Numbers, Record
 from runs import RunFolder
 from sharing import references
+from sharing.naming import LOCAL, data_in_words, without_folders
+from sharing.yaml import as_yaml
 from utils import InputError, damage_in_words, program
 
 ROUNDED = 4  # digits behind the point, as in the tables of evaluate.py
@@ -58,7 +60,7 @@ class Card:
     def text(self) -> str:
         """The whole card."""
         parts = [
-            f"---\n{yaml(self.header())}\n---",
+            f"---\n{as_yaml(self.header())}\n---",
             f"# {self.name}",
             self._what(),
             "## How to load",
@@ -247,12 +249,11 @@ class Card:
         return f"{options.model}, pretrained ({where}); licence of these weights: {licence}"
 
     def _given(self) -> str:
-        stored = self.record.args
-        names = [name for name in stored.get("given", ()) if name in stored]
+        stored = without_folders(self.record.args)
         told = [
-            f"`{name.replace('_', '-')}` {records.in_brief(without_folders(stored)[name])}"
-            for name in names
-            if name not in LOCAL
+            f"`{name.replace('_', '-')}` {records.in_brief(stored[name])}"
+            for name in self.record.args.get("given", ())
+            if name in stored and name not in LOCAL
         ]
         return ", ".join(told) or "none; all had their defaults"
 
@@ -361,54 +362,25 @@ def read_intervals(
         entries = [entry for entry in content["results"] if "interval_95" in entry]
         found = {entry["title"]: entry["interval_95"] for entry in entries}
         for entry in entries:
-            title, own = entry["title"], results.get(entry["title"], {})
-            known = {"R@1", *entry["interval_95"]} & {"R@1", *own}
-            for name in sorted(known):
-                there, here = entry[name], own.get(name, math.nan)
-                if not math.isclose(there, here, abs_tol=1e-3):
-                    raise InputError(
-                        f"{file} is not about this run: {name} of {title} is {there:.4f} there and "
-                        f"{'unknown' if math.isnan(here) else f'{here:.4f}'} in results.json; "
-                        "evaluate this run, without whitening, expansion and the like"
-                    )
+            _check_numbers(entry, results.get(entry["title"], {}), file)
     if not found:
         raise InputError(f"{file} holds no intervals; {advice}")
     return found
 
 
+def _check_numbers(entry: Mapping[str, Any], own: Numbers, file: Path) -> None:
+    """Raises InputError where an evaluation's metrics are not those that the run has reached."""
+    for name in sorted({"R@1", *entry["interval_95"]} & {"R@1", *own}):
+        there, here = entry[name], own.get(name, math.nan)
+        if not math.isclose(there, here, abs_tol=1e-3):
+            raise InputError(
+                f"{file} is not about this run: {name} of {entry['title']} is {there:.4f} there and "
+                f"{'unknown' if math.isnan(here) else f'{here:.4f}'} in results.json; "
+                "evaluate this run, without whitening, expansion and the like"
+            )
+
+
 # --- words ----------------------------------------------------------------------------------------
-
-LOCAL = {"LOG_DIR", "name", "data_root", "cache_dir", "gpu_id", "workers", "wandb", "resume"}
-LOCAL |= {"resume_run", "wandb_project", "no_report", "dry_run", "tensorboard", "dataset"}
-"""Options that say nothing about the model."""
-
-
-def without_folders(args: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run without the folders of the machine that it ran on."""
-    return {name: _without_folder(name, value) for name, value in args.items()}
-
-
-def named_by_data(content: Any) -> Any:
-    """What JSON holds, with own data sets called by `data_in_words` wherever they are named."""
-    if isinstance(content, dict):
-        return {named_by_data(name): named_by_data(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [named_by_data(value) for value in content]
-    return data_in_words(content) if isinstance(content, str) else content
-
-
-def _without_folder(name: str, value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if name == "dataset":
-        return data_in_words(value)
-    return Path(value).name if "/" in value and name not in ("model", "remark") else value
-
-
-def data_in_words(name: str) -> str:
-    """`folder:/home/me/photos` → `folder:photos`; other names as they are."""
-    kind, _, path = name.partition(":")
-    return f"{kind}:{Path(path).name}" if kind.lower() in ("folder", "csv") else name
 
 
 def _kind(name: str) -> str:
@@ -431,25 +403,3 @@ def _interval(values: Sequence[float | None] | None) -> str:
 
 def _table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-
-
-def yaml(content: Any, indent: str = "") -> str:
-    """Dictionaries, lists, text and numbers as YAML in lines; a text stands as in JSON."""
-    if isinstance(content, dict):
-        return "\n".join(_entry(f"{key}:", value, indent) for key, value in content.items())
-    if isinstance(content, list):
-        return "\n".join(_item(value, indent) for value in content)
-    return json.dumps(content, ensure_ascii=False)
-
-
-def _entry(key: str, value: Any, indent: str) -> str:
-    if isinstance(value, dict | list) and value:
-        return f"{indent}{key}\n{yaml(value, indent + '  ')}"
-    return f"{indent}{key} {yaml(value)}" if value != [] else f"{indent}{key} []"
-
-
-def _item(value: Any, indent: str) -> str:
-    if isinstance(value, dict):
-        lines = yaml(value, indent + "  ")
-        return f"{indent}- {lines.removeprefix(indent + '  ')}"
-    return f"{indent}- {yaml(value)}"

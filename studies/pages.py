@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from evaluation import tables as evaluation_tables
-from metrics.comparison import Difference, Test
+from metrics.comparison import FEW_CLASSES, Difference, Test
 from page import plots
 from page.document import (
     as_text,
@@ -149,7 +149,7 @@ def _classes_say(results: Results) -> list[str]:
         return []
     sure = [test for test in known if test.corrected[metric] < SURE]
     count = known[0].count
-    few = " Few classes make that a rough guess." if count < 20 else ""
+    few = " Few classes make that a rough guess." if count < FEW_CLASSES else ""
     if not sure:
         return [
             f"Had other classes been the test ({count:,} of them were), no method would surely "
