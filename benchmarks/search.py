@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from index import Index, codes, graph, journal, making
-from index.gallery import entry_arrays
+from index.entries import entry_arrays
 from options import searching
 from utils import InputError, sentence_errors
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain, count
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
 
-from dataset.base import ImageSet, PathTable, reason
+from dataset.base import reason
 from dataset.decoding import need_file
 from dataset.files import composed
 from dataset.inventory import admitted_bad_images
-from evaluation.embedding import embed, unit_length
-from evaluation.files import on_white
 from evaluation.inference import Embedder
 from index import codes
-from index.gallery import CONTENT_SIZE, Index, entry_arrays
+from index.entries import CONTENT_SIZE, entry_arrays
+from index.files import content_of, embedded
+from index.gallery import Index
 from index.journal import Writer
+from index.known import File, Known
 from index.sources import Photo
 from machine import cores
 from terminal import say, terminal_width
@@ -36,55 +35,6 @@ logger = logging.getLogger("index")
 CHUNKS = (1024, 8192)  # images that are embedded, and then added, at once: at least, at most
 SECONDS = 60.0  # how long a chunk takes, so far as the above leaves it open
 TOLD_EVERY = 30.0  # seconds, where no bar is shown
-
-
-# --- from files to embeddings ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _Files(ImageSet):
-    """Image files; with `square`, each is fitted whole into so many pixels, on white."""
-
-    square: int | None = None
-
-    def read(self, index: int) -> np.ndarray:
-        pixels = super().read(index)
-        return pixels if self.square is None else on_white(pixels, self.square, self.square)
-
-
-def embedded(
-    embedder: Embedder, paths: Sequence[str], workers: int | None = None, title: str = "embedding"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Unit-length embeddings (N, d) of image files, and which could be read, (N,) bool.
-
-    Args:
-        workers: processes that read files; None is one for each core.
-
-    Raises:
-        InputError: the network gives no numbers for one that could be read.
-    """
-    model = embedder.model
-    images = _Files(
-        name="images",
-        split="gallery",
-        labels=np.zeros(len(paths), np.int64),
-        class_names=("unknown",),
-        paths=PathTable(paths),
-        upright=model.upright,
-        square=model.square,
-    )
-    workers = cores() if workers is None else workers
-    viewing = replace(
-        model.viewing,
-        workers=min(workers, -(-len(paths) // model.viewing.batch_size)),
-        resize=model.viewing.resize if model.square is None else model.viewing.image_size,
-        max_bad_images=1.0,
-    )
-    raw, readable = embed(model.network, images, embedder.precision, viewing, title=title)
-    return unit_length(raw, readable), readable.cpu().numpy()
-
-
-# --- into the index -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -110,13 +60,6 @@ class Outcome:
     embedded: int = 0
 
 
-class _File(NamedTuple):
-    """What tells whether a file is a known one: size and time of change, checksum of its bytes."""
-
-    stamp: tuple[int, int]
-    content: bytes
-
-
 class _New(NamedTuple):
     """An image on its way into the index.
 
@@ -126,8 +69,8 @@ class _New(NamedTuple):
     """
 
     photo: Photo
-    file: _File
-    replaces: Mapping[int, _File]
+    file: File
+    replaces: Mapping[int, File]
     vector: np.ndarray | None = None
 
 
@@ -137,7 +80,7 @@ class _Chunk:
     def __init__(self) -> None:
         self.news: list[_New] = []
         self.copies: list[tuple[str, bytes]] = []  # path, checksum
-        self.touched: dict[int, _File] = {}  # of other times than the index knows, else unchanged
+        self.touched: dict[int, File] = {}  # of other times than the index knows, else unchanged
         self.contents: set[bytes] = set()
         self.ids: set[str] = set()
 
@@ -173,52 +116,9 @@ class Adding:
         self.keep_copies = keep_copies
         self.folder = str(writer.path.parent.absolute())
         self.index = Index.open(writer.path)
-        self._files: dict[int, _File] = {}
-        self._ids: dict[str, int] = {}
-        self._paths: dict[str, int] = {}
-        self._alike: dict[str, list[int]] = {}  # the same by what a path looks like
-        self._contents: dict[bytes, list[int]] = {}  # several, where copies were kept
+        self.known = Known(self.index)
         self._stayed: set[int] = set()  # those of which `_has_left` knows that they have not
         self._given: dict[str, str] = {}  # id → path, of those that are given one
-        numbers = self.index.numbers()
-        stamps = self.index.stamps()[numbers].tolist()
-        contents = self.index.contents()[numbers]
-        for number, stamp, content in zip(numbers.tolist(), stamps, contents, strict=True):
-            self._know(number, _File(tuple(stamp), content.tobytes()))
-
-    def _know(self, number: int, file: _File) -> None:
-        entry = self.index.entry_of(number)
-        self._files[number] = file
-        self._ids[entry.id] = self._paths[entry.path] = number
-        self._contents.setdefault(file.content, []).append(number)
-        if not entry.path.isascii():
-            self._alike.setdefault(composed(entry.path), []).append(number)
-
-    def _forget(self, number: int) -> _File:
-        entry, file = self.index.entry_of(number), self._files.pop(number)
-        for known, key in ((self._ids, entry.id), (self._paths, entry.path)):
-            if known.get(key) == number:
-                del known[key]
-        self._contents[file.content].remove(number)
-        if not entry.path.isascii():
-            self._alike[composed(entry.path)].remove(number)
-        return file
-
-    def _at(self, path: str) -> int | None:
-        """The image at a path, however its accents are put together (see `composed`).
-
-        Names that look alike are those of two images where they are those of two files.
-        """
-        if path in self._paths or path.isascii():
-            return self._paths.get(path)
-        return next(
-            (
-                number
-                for number in self._alike.get(composed(path), ())
-                if not _is_another(self.index.entry_of(number).path, path)
-            ),
-            None,
-        )
 
     def run(self, photos: Sequence[Photo]) -> Outcome:
         """Adds images; what was added stays, whatever becomes of the others.
@@ -252,7 +152,7 @@ class Adding:
             if photo.id is None:
                 continue
             other = self._given.setdefault(photo.id, photo.path)
-            if other == photo.path and (known := self._ids.get(photo.id)) is not None:
+            if other == photo.path and (known := self.known.ids.get(photo.id)) is not None:
                 path = self.index.entry_of(known).path
                 other = path if os.path.lexists(path) else other
             if other != photo.path:
@@ -281,7 +181,7 @@ class Adding:
         for new in chunk.news:
             if new.vector is None:  # not readable: what it was to replace stays
                 for number, known in new.replaces.items():
-                    self._know(number, known)
+                    self.known.take(number, known)
         ready = [new for new in chunk.news if new.vector is not None]
         ids = {new.file.content: new.photo.id for new in ready}
         for path, content in chunk.copies:
@@ -292,25 +192,25 @@ class Adding:
         self._write(ready)
         self._note(chunk.touched)
 
-    def _look(self, photo: Photo) -> _File | Exception:
+    def _look(self, photo: Photo) -> File | Exception:
         """What a file is; it is read only where its path or its stamp is new."""
         try:
             need_file(photo.path)
             status = os.stat(photo.path)  # noqa: PTH116
             stamp = (status.st_size, status.st_mtime_ns)
-            old = self._files.get(self._at(photo.path))
-            return old if old and old.stamp == stamp else _File(stamp, content_of(photo.path))
+            old = self.known.files.get(self.known.at(photo.path))
+            return old if old and old.stamp == stamp else File(stamp, content_of(photo.path))
         except (OSError, ValueError) as error:
             return error
 
-    def _sort(self, photo: Photo, file: _File | Exception, chunk: _Chunk, outcome: Outcome) -> None:
+    def _sort(self, photo: Photo, file: File | Exception, chunk: _Chunk, outcome: Outcome) -> None:
         """Finds out whether an image is new, has changed, has moved, or is there."""
         if isinstance(file, Exception):
             logger.warning("%s cannot be read (%s); it is left out", photo.path, reason(file))
             outcome.bad.append(photo.path)
             return
-        old, twins = self._at(photo.path), self._contents.get(file.content, ())
-        if old is not None and self._files[old].content == file.content:
+        old, twins = self.known.at(photo.path), self.known.with_content(file.content)
+        if old is not None and self.known.files[old].content == file.content:
             self._restate(photo, file, old, chunk, outcome)
         elif old is not None:
             self._put(photo, file, old, chunk)
@@ -321,7 +221,7 @@ class Adding:
         elif twins and not self.keep_copies:
             outcome.copies.append((photo.path, self.index.entry_of(twins[0]).id))
         else:
-            self._put(photo, file, self._ids.get(photo.id) if photo.id else None, chunk)
+            self._put(photo, file, self.known.ids.get(photo.id) if photo.id else None, chunk)
 
     def _has_left(self, number: int) -> bool:
         """Whether an image's file is gone, or holds another picture by now."""
@@ -331,20 +231,18 @@ class Adding:
         if not os.path.lexists(path):
             return True
         now = self._look(Photo(path))
-        if isinstance(now, _File) and now.content != self._files[number].content:
+        if isinstance(now, File) and now.content != self.known.files[number].content:
             return True
         self._stayed.add(number)
         return False
 
-    def _restate(
-        self, photo: Photo, file: _File, old: int, chunk: _Chunk, outcome: Outcome
-    ) -> None:
+    def _restate(self, photo: Photo, file: File, old: int, chunk: _Chunk, outcome: Outcome) -> None:
         """An image whose embedding stays; its path, id or label may have changed."""
         now, before = self._named(photo, old, chunk), self.index.entry_of(old)
         if (now.id, now.path, now.label) == (before.id, before.path, before.label):
             outcome.there += 1
-            if file.stamp != self._files[old].stamp:
-                chunk.touched[old] = self._files[old] = file
+            if file.stamp != self.known.files[old].stamp:
+                chunk.touched[old] = self.known.files[old] = file
             return
         outcome.moved += 1
         self._put(photo, file, old, chunk, self.index.embedding_of(old))
@@ -352,7 +250,7 @@ class Adding:
     def _put(
         self,
         photo: Photo,
-        file: _File,
+        file: File,
         old: int | None,
         chunk: _Chunk,
         vector: np.ndarray | None = None,
@@ -362,8 +260,8 @@ class Adding:
         Both are forgotten at once, so that no other image is compared with them or replaces them.
         """
         named = self._named(photo, old, chunk)
-        replaced = {old, self._ids.get(photo.id) if photo.id else None} - {None}
-        chunk.put(_New(named, file, {each: self._forget(each) for each in replaced}, vector))
+        replaced = {old, self.known.ids.get(photo.id) if photo.id else None} - {None}
+        chunk.put(_New(named, file, {each: self.known.drop(each) for each in replaced}, vector))
 
     def _named(self, photo: Photo, old: int | None, chunk: _Chunk) -> Photo:
         """The image with an id; what is not given of it is as it was with the one it replaces."""
@@ -379,7 +277,7 @@ class Adding:
             name
             for name in chain(names, (f"{path} ({number})" for number in count(2)))
             if self._given.get(name, photo.path) == photo.path
-            and self._ids.get(name, old) == old
+            and self.known.ids.get(name, old) == old
             and name not in chunk.ids
         )
         return Photo(photo.path, photo.id or next(free), label)
@@ -424,9 +322,9 @@ class Adding:
         self.writer.add({"folder": self.folder}, arrays)
         self.index.refresh()
         for number, new in enumerate(news, first):
-            self._know(number, new.file)
+            self.known.take(number, new.file)
 
-    def _note(self, touched: Mapping[int, _File]) -> None:
+    def _note(self, touched: Mapping[int, File]) -> None:
         """The new times of unchanged files, so that these need not be read again."""
         if touched:
             stamps = np.array([file.stamp for file in touched.values()], np.int64)
@@ -448,11 +346,13 @@ class Adding:
         """Removes all images but these, and those of these that have another's id or label."""
         wanted = {photo.path: photo for photo in photos}
         owners = {photo.id: photo.path for photo in photos if photo.id}
-        others = [number for number in self._files if not self._is_one_of(number, wanted, owners)]
+        others = [
+            number for number in self.known.files if not self._is_one_of(number, wanted, owners)
+        ]
         if others:
             self.writer.add({}, {"removed": np.array(others, np.int64)})
             for number in others:
-                self._forget(number)
+                self.known.drop(number)
             self.index.refresh()
 
     def _is_one_of(
@@ -469,20 +369,3 @@ class Adding:
             return False
         is_named = photo.id is not None or self.index.is_named_by_path(number)
         return is_named and (photo.label is not None or entry.label is None)
-
-
-def _is_another(known: str, path: str) -> bool:
-    """Whether a path is that of a file that is there, and not the one at `path`."""
-    try:
-        return not os.path.samefile(known, path)  # noqa: PTH121
-    except OSError:
-        return os.path.lexists(known)
-
-
-def content_of(source: str | os.PathLike[str] | bytes) -> bytes:
-    """The checksum of a file, or of its bytes: the same picture under another name has the same."""
-    found = hashlib.blake2b(digest_size=CONTENT_SIZE)
-    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-        while part := file.read(1 << 20):
-            found.update(part)
-    return found.digest()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.inference import Embedder
-from index.adding import content_of, embedded
-from index.gallery import Entry, Index
+from index.entries import Entry
+from index.files import content_of, embedded
+from index.gallery import Index
 from index.reordering import best
 from options.ranking import Ranking
 from utils import InputError

@@ -18,7 +18,8 @@ from dataset.files import composed
 from evaluation.inference import Embedder
 from index import codes, graph, journal
 from index.adding import CHUNKS, Adding, Outcome
-from index.gallery import Entry, Index, entry_arrays
+from index.entries import Entry, entry_arrays
+from index.gallery import Index
 from index.sources import Photo, absolute
 from machine import expanded
 from storage import followed

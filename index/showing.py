@@ -13,7 +13,8 @@ from index import graph, making, network, pictures
 from index.adding import Outcome
 from index.asking import Answer
 from index.duplicates import Pairs
-from index.gallery import Entry, Index
+from index.entries import Entry
+from index.gallery import Index
 from options import searching
 from storage import in_bytes, write_json
 from terminal import WIDTH, as_shell, columns, fitted, printable, say, wrapped

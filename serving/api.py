@@ -11,8 +11,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from dataset.files import composed
-from index.adding import content_of
 from index.asking import verdict_of
+from index.files import content_of
 from serving.gallery import Gallery, Query, State
 from serving.guards import Refused
 from serving.pictures import SIDES, Crop, Shown

@@ -373,10 +373,11 @@ def _check_numbers(entry: Mapping[str, Any], own: Numbers, file: Path) -> None:
     for name in sorted({"R@1", *entry["interval_95"]} & {"R@1", *own}):
         there, here = entry[name], own.get(name, math.nan)
         if not math.isclose(there, here, abs_tol=1e-3):
+            reached = "unknown" if math.isnan(here) else f"{here:.4f}"
             raise InputError(
-                f"{file} is not about this run: {name} of {entry['title']} is {there:.4f} there and "
-                f"{'unknown' if math.isnan(here) else f'{here:.4f}'} in results.json; "
-                "evaluate this run, without whitening, expansion and the like"
+                f"{file} is not about this run: {name} of {entry['title']} is {there:.4f} there "
+                f"and {reached} in results.json; evaluate this run, without whitening, expansion "
+                "and the like"
             )
 
 

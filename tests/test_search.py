@@ -28,10 +28,22 @@ from PIL import Image
 import search
 from evaluation.inference import load_run
 from evaluation.thresholds import Found, Rate, Thresholds
-from index import Entry, Index, adding, codes, graph, journal, making, network, pictures, sources
+from index import (
+    Entry,
+    Index,
+    adding,
+    codes,
+    files,
+    graph,
+    journal,
+    making,
+    network,
+    pictures,
+    sources,
+)
 from index.asking import Answer, Hit, ask
 from index.duplicates import pairs_above
-from index.gallery import entry_arrays
+from index.entries import entry_arrays
 from index.reordering import best
 from net import hub
 from options import searching
@@ -1212,7 +1224,7 @@ def test_an_index_holds_what_load_run_says_of_every_photo(shop: Path) -> None:
     assert found.rows[0, 0] == 5 and found.scores[0, 0] > 0.999
     # Of a run on drawings: pictures are seen whole, on white.
     embed.model = replace(embed.model, square=48)
-    vectors, readable = adding.embedded(embed, paths, workers=0)
+    vectors, readable = files.embedded(embed, paths, workers=0)
     assert readable.all() and np.allclose(vectors, embed(paths), atol=1e-5)
 
 

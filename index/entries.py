@@ -1,0 +1,102 @@
+"""The images that a record adds to an index: ids, paths and labels, as arrays and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dataset.files import composed
+from index.journal import Record
+
+CONTENT_SIZE = 16  # bytes of the checksum of an image's file
+
+
+class Entry(NamedTuple):
+    """An image of an index.
+
+    Attributes:
+        id: its name in the index, of which there is no second. path: its file, as it is found now.
+        label: what it shows; None where nobody has said.
+    """
+
+    id: str
+    path: str
+    label: str | None
+
+
+def _text_arrays(name: str, texts: Iterable[str]) -> dict[str, np.ndarray]:
+    """Texts as arrays for a record: their bytes, and where each ends."""
+    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+    return {
+        name: np.frombuffer(b"".join(encoded), np.uint8),
+        f"{name}_ends": np.cumsum([len(each) for each in encoded], dtype=np.int64),
+    }
+
+
+def entry_arrays(entries: Iterable[Any], folder: str) -> dict[str, np.ndarray]:
+    """Ids, paths (absolute ones, kept relative to the index's folder) and labels, for a record."""
+    entries = list(entries)
+    labels = dict.fromkeys(entry.label for entry in entries if entry.label is not None)
+    number = {label: place for place, label in enumerate(labels)}
+    paths = (PurePath(os.path.relpath(entry.path, folder)).as_posix() for entry in entries)
+    return {
+        **_text_arrays("ids", (entry.id for entry in entries)),
+        **_text_arrays("paths", paths),
+        **_text_arrays("labels", labels),
+        "label_of": np.array([number.get(entry.label, -1) for entry in entries], np.int32),
+    }
+
+
+class Texts(Sequence[str]):
+    """The texts that `_text_arrays` has put into a record; they stay in the file."""
+
+    def __init__(self, record: Record, name: str) -> None:
+        self._blob = record.arrays[name]
+        self._ends = record.arrays[f"{name}_ends"]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, row: int) -> str:  # type: ignore[override]
+        start = int(self._ends[row - 1]) if row else 0
+        return self._blob[start : int(self._ends[row])].tobytes().decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The images of one record; `first` is the number of the first among all ever added."""
+
+    first: int
+    record: Record
+    ids: Texts
+    paths: Texts
+    labels: Texts
+
+    @classmethod
+    def of(cls, first: int, record: Record) -> Segment:
+        """The images that a record adds."""
+        record.check("ids", "ids_ends", "paths", "paths_ends", "labels", "labels_ends", "label_of")
+        record.check("contents", "stamps")
+        return cls(first, record, *(Texts(record, name) for name in ("ids", "paths", "labels")))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """(n, d) float32, unit length."""
+        return self.record.arrays["vectors"]
+
+    def id(self, place: int) -> str:
+        """The id of its image `place`; older files have those that look alike in two forms."""
+        return composed(self.ids[place])
+
+    def label(self, place: int) -> str | None:
+        """The label of its image `place`; likewise."""
+        number = int(self.record.arrays["label_of"][place])
+        return None if number < 0 else composed(self.labels[number])
