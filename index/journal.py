@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 
@@ -425,7 +425,8 @@ def held(path: Path) -> Iterator[None]:
         file.close()
 
 
-def _is_still(path: Path, file: Any) -> bool:
+def _is_still(path: Path, file: TextIO) -> bool:
+    """Whether an open file is still the one at a path."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except OSError:

@@ -9,10 +9,8 @@ from PIL import Image, ImageDraw, ImageOps
 
 from dataset.decoding import central_part, decode
 from evaluation.lettering import Lettering
-from evaluation.pictures import blank, save_picture
+from evaluation.pictures import blank
 from index.asking import Answer, Hit
-
-__all__ = ["save_picture", "sheet"]
 
 SIDE, GAP, EDGE = 140, 8, 12
 WORDS = Lettering(13)

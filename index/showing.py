@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.pictures import save_picture
 from evaluation.thresholds import Rate
 from index import graph, making, network, pictures
 from index.adding import Outcome
@@ -176,7 +177,7 @@ def write_answers(path: Path, answers: Sequence[Answer], index: Index) -> None:
 
 def draw_answers(path: Path, answers: Sequence[Answer], upright: bool) -> None:
     """The same as a picture."""
-    pictures.save_picture(pictures.sheet(answers, upright), path)
+    save_picture(pictures.sheet(answers, upright), path)
     say(f"answers drawn to {path}")
 
 
