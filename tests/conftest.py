@@ -10,11 +10,15 @@ import door
 os.environ["OMP_NUM_THREADS"] = "1"
 door.settle_threads(os.environ)
 
+import contextlib
+import fcntl
 import gc
+import pty
 import shutil
+import struct
 import subprocess
-import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,18 +68,7 @@ def run_python(
     Args:
         variables: of the environment, over those of this process.
     """
-    words, environment = _called(arguments, variables)
-    if programs.suits(words, environment):
-        return programs.run(words, cwd, environment, seconds=300)
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding=environment.get("PYTHONIOENCODING"),
-        timeout=300,
-    )
+    return programs.run(*_called(arguments, cwd, variables))
 
 
 def start_python(
@@ -84,31 +77,38 @@ def start_python(
     streams: Mapping[str, int | IO] | None = None,
     **variables: str,
 ) -> programs.Program | subprocess.Popen[str]:
-    """Starts `python ARGUMENTS`, in a session of its own; for signals and terminals.
+    """Starts `python ARGUMENTS`; for signals and terminals. The arguments are those above.
 
     Args:
-        streams: where `stdin`, `stdout` and `stderr` go, as `subprocess.Popen` takes them; both
-            outputs can be read from here unless they are named.
+        streams: see `programs.start`.
     """
-    words, environment = _called(arguments, variables)
-    if programs.suits(words, environment):
-        return programs.start(words, cwd, environment, seconds=300, **(streams or {}))
-    return subprocess.Popen(
-        [sys.executable, *words],
-        cwd=cwd,
-        env=environment,
-        text=True,
-        start_new_session=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **(streams or {})},
-    )
+    return programs.start(*_called(arguments, cwd, variables), **(streams or {}))
+
+
+def on_a_terminal(columns: int, *arguments: object, cwd: Path, status: int = 0) -> list[str]:
+    """All that a command shows on a terminal of so many columns, bars that have passed left out."""
+    leader, follower = pty.openpty()
+    size = struct.pack("HHHH", 24, columns, 0, 0)
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), follower)
+    done = start_python(*arguments, cwd=cwd, streams=streams, COLUMNS="")
+    os.close(follower)
+    parts = []
+    with contextlib.suppress(OSError):  # what a terminal says when its last writer is gone
+        while part := os.read(leader, 4096):
+            parts.append(part)
+    os.close(leader)
+    text = b"".join(parts).decode()
+    assert done.wait() == status, text
+    return [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
 
 
 def _called(
-    arguments: Sequence[object], variables: Mapping[str, str]
-) -> tuple[list[str], dict[str, str]]:
-    """The words and the environment of a command."""
+    arguments: Sequence[object], cwd: Path, variables: Mapping[str, str]
+) -> tuple[list[str], Path, dict[str, str]]:
+    """The words, the folder and the environment of a command."""
     ours = {"WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    return [str(a) for a in arguments], {**os.environ, **ours, **variables}
+    return [str(a) for a in arguments], cwd, {**os.environ, **ours, **variables}
 
 
 def run_cli(
@@ -130,6 +130,7 @@ def refusal(
     capsys: pytest.CaptureFixture[str], parse: Callable[..., object], *arguments: object
 ) -> str:
     """The one sentence, with status 2, with which `parse(*arguments)` refuses a command line."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         parse(*arguments)
     said = capsys.readouterr().err

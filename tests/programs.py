@@ -30,6 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
+SECONDS = 300
+"""After which a command is taken to hang."""
 STARTS = ("PYTHON", "LC_", "LANG", "OMP_", "LD_")
 """Variables that are read before a command is: one that was changed wants a Python of its own."""
 FOLLOWED = ("PYTHONPATH", "PYTHONIOENCODING")
@@ -94,19 +96,66 @@ def start(
     arguments: Sequence[str],
     cwd: Path,
     environment: Mapping[str, str],
-    seconds: int,
+    **streams: int | IO,
+) -> Program | subprocess.Popen[str]:
+    """Starts `python ARGUMENTS` in a session of its own, so that no Ctrl-C of others is for it.
+
+    Args:
+        streams: where `stdin`, `stdout` and `stderr` go, as `subprocess.Popen` takes them; both
+            outputs can be read from here unless they are named.
+    """
+    if _suits(arguments, environment):
+        return _forked(arguments, cwd, environment, **streams)
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        start_new_session=True,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
+    )
+
+
+def run(
+    arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """What `python ARGUMENTS` printed, and its status."""
+    encoding = environment.get("PYTHONIOENCODING")
+    if not _suits(arguments, environment):
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding=encoding,
+            timeout=SECONDS,
+        )
+    written = functools.partial(tempfile.TemporaryFile, "w+", encoding=encoding)
+    with written() as out, written() as err:
+        program = _forked(arguments, cwd, environment, stdout=out, stderr=err, session=False)
+        status = program.wait()
+        said = [(file.seek(0), file.read())[1] for file in (out, err)]
+    return subprocess.CompletedProcess([sys.executable, *arguments], status, *said)
+
+
+def _forked(
+    arguments: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    *,
     stdin: int | IO = subprocess.DEVNULL,
     stdout: int | IO = subprocess.PIPE,
     stderr: int | IO = subprocess.PIPE,
     session: bool = True,
 ) -> Program:
-    """Starts `python ARGUMENTS`; a signal (SIGALRM) ends it when that takes over `seconds`.
+    """Starts a command by a fork; a signal (SIGALRM) ends it when it takes over `SECONDS`.
 
     Args:
         stdin: an open file, as `stdout` and `stderr` may be; a terminal becomes the command's own.
-        session: whether it is alone in a session, and so no Ctrl-C of others is for it.
+        session: whether it is alone in a session.
     """
-    order = [list(arguments), str(cwd), dict(environment), seconds, session]
+    order = [list(arguments), str(cwd), dict(environment), session]
     places = (stdin, stdout, stderr, subprocess.PIPE)
     with contextlib.ExitStack() as theirs:
         files, (_, out, err, told) = zip(*(_ends(each, theirs) for each in places), strict=True)
@@ -125,21 +174,7 @@ def _ends(place: int | IO, theirs: contextlib.ExitStack) -> tuple[int, IO[str] |
     return place if isinstance(place, int) else place.fileno(), None
 
 
-def run(
-    arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], seconds: int
-) -> subprocess.CompletedProcess[str]:
-    """What `python ARGUMENTS` printed, and its status (-14 where it took over `seconds`)."""
-    written = functools.partial(
-        tempfile.TemporaryFile, "w+", encoding=environment.get("PYTHONIOENCODING")
-    )
-    with written() as out, written() as err:
-        program = start(arguments, cwd, environment, seconds, stdout=out, stderr=err, session=False)
-        status = program.wait()
-        said = [(file.seek(0), file.read())[1] for file in (out, err)]
-    return subprocess.CompletedProcess([sys.executable, *arguments], status, *said)
-
-
-def suits(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
+def _suits(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether a fork runs `python ARGUMENTS` as a Python of its own would."""
     # Elsewhere a fork of what has loaded torch may crash.
     if sys.platform != "linux" or not (arguments[0] == "-m" or arguments[0].endswith(".py")):
@@ -176,8 +211,8 @@ def _dismiss(server: subprocess.Popen[bytes]) -> None:
 
 # --- in the process that forks --------------------------------------------------------------------
 
-Order = tuple[list[str], str, dict[str, str], int, bool]
-"""Arguments, folder, environment, seconds, and whether it is alone in a session."""
+Order = tuple[list[str], str, dict[str, str], bool]
+"""Arguments, folder, environment, and whether it is alone in a session."""
 
 
 def _orders(orders: socket.socket) -> tuple[Order, list[int]] | None:
@@ -211,7 +246,7 @@ def _orders(orders: socket.socket) -> tuple[Order, list[int]] | None:
 
 def _become(order: Order, streams: list[int]) -> None:
     """Runs `python ARGUMENTS` here, as a shell would start it."""
-    arguments, cwd, environment, seconds, session = order
+    arguments, cwd, environment, session = order
     for number, file in enumerate(streams):
         os.dup2(file, number)
         os.close(file)
@@ -226,7 +261,7 @@ def _become(order: Order, streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     numpy.random.seed()  # no two commands start alike
-    signal.alarm(seconds)
+    signal.alarm(SECONDS)
     # As in a terminal, though the tests run under nohup or in the background of a script.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)

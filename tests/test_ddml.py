@@ -23,11 +23,6 @@ from utils import InputError
 DISENTANGLED = "--disent True --al 1 --be 0.1 --gam 1e-3 --warm 0"
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_images(tmp_path_factory.mktemp("images"))
-
-
 # --- as released ----------------------------------------------------------------------------------
 
 

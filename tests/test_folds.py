@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT, run_cli, start_python
+from conftest import ROOT, refusal, run_cli, start_python
 
 import options
 import train
@@ -179,9 +179,7 @@ def test_folds_of_another_command_are_not_taken_over(tmp_path, monkeypatch):
     ],
 )
 def test_what_does_not_go_together(flags, words, capsys):
-    with pytest.raises(SystemExit) as stop:
-        options.parse_train(flags.split())
-    assert stop.value.code == 2 and words in capsys.readouterr().err
+    assert words in refusal(capsys, options.parse_train, flags.split())
 
 
 def test_folds_under_torchrun_are_refused_once(tmp_path):

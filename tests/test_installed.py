@@ -59,6 +59,14 @@ def installed(site: Path, cwd: Path, *words: object) -> subprocess.CompletedProc
     return run_python(*words, cwd=cwd, PYTHONPATH=str(site))
 
 
+def printed_by(program: str, site: Path, folder: Path) -> str:
+    """What a program of somebody else's prints, in a folder, where the package is installed."""
+    (folder / "program.py").write_text(program)
+    done = installed(site, folder, "program.py")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 # --- how modules are written ----------------------------------------------------------------------
 
 
@@ -191,7 +199,7 @@ def test_its_names_meet_nobody_else_s(site, tmp_path):
     """A program with a utils.py and a net.py of its own uses the library, and both find theirs."""
     (tmp_path / "utils.py").write_text("WHOSE = 'mine'")
     (tmp_path / "net.py").write_text("WHOSE = 'mine'")
-    (tmp_path / "program.py").write_text(
+    program = (
         "import net, utils\n"
         "from anchorage import load_run, retrieval_metrics\n"
         "import anchorage.losses, anchorage.net, importlib.util\n"
@@ -201,14 +209,13 @@ def test_its_names_meet_nobody_else_s(site, tmp_path):
         "names = ('losses', 'train', 'dataset', 'options', 'storage', 'flags')\n"
         "print([name for name in names if importlib.util.find_spec(name)])\n"
     )
-    done = installed(site, tmp_path, "program.py")
-    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert printed_by(program, site, tmp_path) == "[]\n"
 
 
 def test_a_program_that_imports_it_stays_as_it_is(site, tmp_path):
     """Its warnings, its log, its random numbers and its threads are its own."""
     tiny.write_images(tmp_path / "photos")
-    (tmp_path / "program.py").write_text(
+    program = (
         "import logging, os, random, signal, sys, warnings\n"
         "import numpy, PIL.Image, torch\n"
         "def state():\n"
@@ -225,8 +232,7 @@ def test_a_program_that_imports_it_stays_as_it_is(site, tmp_path):
         "anchorage.dataset.load('folder:photos').read(0)\n"
         "print([now for now, then in zip(state(), before) if now != then])\n"
     )
-    done = installed(site, tmp_path, "program.py")
-    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert printed_by(program, site, tmp_path) == "[]\n"
 
 
 def test_every_command_says_how_it_is_called_and_loads_no_torch(site, tmp_path):

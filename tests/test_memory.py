@@ -13,8 +13,8 @@ import together
 import torch
 import torch.nn.functional as F
 from conftest import refusal
-from test_processes import five_steps, in_float64, largest_difference
 from tiny import same, saved
+from together import five_steps, in_float64, largest_difference
 from torch import Tensor
 
 import losses

@@ -175,12 +175,17 @@ def test_a_share_of_the_classes(images: Path, tmp_path: Path) -> None:
 def test_pairs_without_a_meaning_are_refused(
     flags: str, words: list[str], images: Path, tmp_path: Path
 ) -> None:
+    assert_refused(flags, words, images, tmp_path)
+
+
+def assert_refused(flags: str, words: list[str], images: Path, folder: Path) -> None:
+    """A run with these flags ends with one sentence, in which words stand, and writes nothing."""
     with pytest.raises(InputError) as refusal:
-        tiny.run(images, tmp_path, "run", flags)
+        tiny.run(images, folder, "run", flags)
     assert "\n" not in str(refusal.value)
     for word in words:
         assert word in str(refusal.value)
-    assert files_in(tmp_path) == []
+    assert files_in(folder) == []
 
 
 @pytest.mark.parametrize(
@@ -240,12 +245,7 @@ def test_flags_nobody_reads_and_impossible_values_stop_at_once(
 def test_bad_values_get_one_sentence_before_anything_is_written(
     flags: str, words: list[str], images: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError) as refusal:
-        tiny.run(images, tmp_path, "run", flags)
-    assert "\n" not in str(refusal.value)
-    for word in words:
-        assert word in str(refusal.value)
-    assert files_in(tmp_path) == []
+    assert_refused(flags, words, images, tmp_path)
 
 
 def test_classes_of_one_image_are_refused_or_named(

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from conftest import run_python
+from conftest import refusal, run_python
 from official_layouts import class_of, save_image
 from PIL import Image
 
@@ -449,9 +449,8 @@ def test_places_that_may_not_be_looked_at_are_not_gone(
 def test_a_seed_that_is_none_is_refused_by_check(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["check", f"folder:{photos(tmp_path, 'abcd')}", "--seed", "-1"])
-    assert ended.value.code == 2 and "--seed" in capsys.readouterr().err
+    check = ["check", f"folder:{photos(tmp_path, 'abcd')}", "--seed", "-1"]
+    assert "--seed" in refusal(capsys, main, check)
 
 
 def test_a_seed_without_effect_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -964,9 +963,7 @@ def test_json_that_cannot_be_written_is_refused_before_the_work(
     table.write_text("path,label\na.png,a\n")
     monkeypatch.setattr("dataset.showing.check", None)
     for file, why in ((tmp_path, "is a folder"), (table, "would overwrite")):
-        with pytest.raises(SystemExit) as stop:
-            main(["check", f"csv:{table}", "--json", str(file)])
-        assert stop.value.code == 2 and why in capsys.readouterr().err
+        assert why in refusal(capsys, main, ["check", f"csv:{table}", "--json", str(file)])
     assert table.read_text() == "path,label\na.png,a\n"
 
 

@@ -14,18 +14,15 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import tiny
 import together
 import torch
 import torch.distributed as dist
 from conftest import ROOT, files_in, wait_for
+from together import five_steps, in_float64, largest_difference
 
-import dataset.loader
 import processes
-import train
-from dataset.samplers import BatchSampler
 from processes import joining, rows, watching
 
 METHODS = {
@@ -46,63 +43,6 @@ COUNT = pytest.mark.parametrize("count", [2, 3])
 # --- the same numbers -----------------------------------------------------------------------------
 
 
-class Uneven(BatchSampler):
-    """Batches of random images, of these sizes."""
-
-    def __init__(self, images: int, sizes: tuple[int, ...]) -> None:
-        super().__init__(images, sizes[0])
-        self.sizes = sizes
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def draw(self, epoch: int) -> Iterator[tuple[np.ndarray, int | None]]:
-        rng = self.generator(epoch)
-        for size in self.sizes:
-            yield rng.permutation(self.images)[:size], None
-
-
-def five_steps(images: Path, flags: str, sizes: tuple[int, ...] = (12, 12, 11, 12, 7)) -> dict:
-    """Losses and all that was learnt after five steps, the last batch smaller than the others.
-
-    Divide and conquer trains an epoch with two clusters (four batches), then one with four: both
-    divisions come from the embeddings of the training images.
-    """
-    training = tiny.prepare(images, f"--warm 0 --amp off {flags}")
-    if torch.Tensor.float is torch.Tensor.double:
-        training.network.double()
-        training.objective.double()
-    if training.options["nb_clusters"] is None:
-        training.loader.set_sampler(Uneven(len(training.data.train), sizes))
-    else:
-        training.clock.epoch = 1
-    losses: list[float] = []
-    while len(losses) < 5:
-        batches = train.rest_of_epoch(training)
-        training.network.train()
-        for batch in batches:
-            losses.append(float(train.step(training, batch)["loss"]))
-            if len(losses) == 5:
-                break
-        clock, training.batches = training.clock, None
-        clock.epoch, clock.step_in_epoch, clock.begun = clock.epoch + 1, 0, False
-    return {
-        "losses": torch.tensor(losses, dtype=torch.float64),
-        **{f"network {key}": value for key, value in training.network.state_dict().items()},
-        **{f"loss {key}": value for key, value in training.objective.state_dict().items()},
-    }
-
-
-def largest_difference(one: dict, other: dict) -> float:
-    """Of all entries: absolute below 1, relative above."""
-    assert one.keys() == other.keys()
-    differences = (
-        (one[key].double() - other[key].double()).abs() / other[key].double().abs().clamp_min(1)
-        for key in one
-    )
-    return max(float(difference.max()) for difference in differences)
-
-
 @METHOD
 @COUNT
 def test_five_steps_are_those_of_one_process(method, count, images, tmp_path):
@@ -114,13 +54,6 @@ def test_five_steps_are_those_of_one_process(method, count, images, tmp_path):
     for result in results:
         assert largest_difference(alone, result) < 1e-5
         assert all(torch.equal(result[key], results[0][key]) for key in result)
-
-
-def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets everything be computed in float64."""
-    to_network = dataset.loader.to_network
-    monkeypatch.setattr(dataset.loader, "to_network", lambda *given: to_network(*given).double())
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 @METHOD

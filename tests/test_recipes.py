@@ -671,7 +671,5 @@ def test_a_checkpoint_remembers_eval_resize(images: Path, tmp_path: Path) -> Non
 def test_eval_resize_below_the_image_size_is_refused(
     images: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        tiny.parse(images, "--eval-resize 20")
-    assert stop.value.code == 2
-    assert re.search(r"--eval-resize 20 .* 32 pixels .* at least 32", capsys.readouterr().err)
+    said = refusal(capsys, tiny.parse, images, "--eval-resize 20")
+    assert re.search(r"--eval-resize 20 .* 32 pixels .* at least 32", said)

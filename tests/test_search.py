@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, run_cli
+from conftest import ROOT, refusal, run_cli
 from PIL import Image
 
 import search
@@ -1204,12 +1204,7 @@ def said_by(words: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def refusal_of(words: str, capsys: pytest.CaptureFixture[str]) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        command(words)
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
-    return said
+    return refusal(capsys, command, words)
 
 
 def test_an_index_holds_what_load_run_says_of_every_photo(shop: Path) -> None:
@@ -1325,9 +1320,7 @@ def test_images_are_removed_by_id_file_and_folder(
     assert "nothing to remove" in refusal_of(f"remove {index}", capsys)
     monkeypatch.chdir(photos)  # an empty name is not that of all that lies here
     for words in (["remove", index, ""], ["add", index, ""], ["add", index, "folder:"]):
-        with pytest.raises(SystemExit):
-            search.main(list(map(str, words)))
-        assert "an empty name is given" in capsys.readouterr().err
+        assert "an empty name is given" in refusal(capsys, search.main, list(map(str, words)))
     assert len(Index.open(index)) == 19
     (photos / "eval7/1.png").unlink()
     assert "2 images removed" in said_by(f"remove {index} --missing photos/eval7/0.png", capsys)

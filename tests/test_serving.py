@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT, start_python
+from conftest import ROOT, refusal, start_python
 from PIL import Image
 from programs import Program
 
@@ -773,12 +773,7 @@ def test_an_empty_index_is_served(own_shop):
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    with pytest.raises(SystemExit) as stop:
-        search.main(["serve", *map(str, arguments)])
-    assert stop.value.code == 2
-    (sentence,) = capsys.readouterr().err.strip().split("\n")
-    assert sentence.startswith("error: ")
-    return sentence
+    return refusal(capsys, search.main, ["serve", *map(str, arguments)])
 
 
 def test_what_cannot_be_served_gets_a_sentence(shop, server, capsys, tmp_path):

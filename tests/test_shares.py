@@ -11,8 +11,8 @@ import tiny
 import together
 import torch
 import torch.nn.functional as F
-from test_processes import five_steps, in_float64, largest_difference
 from tiny import same, saved
+from together import five_steps, in_float64, largest_difference
 from torch import Tensor
 
 import losses

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import io
 import json
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from conftest import ROOT, run_cli, run_python, start_python
+from conftest import ROOT, on_a_terminal, refusal, run_cli, run_python
 
 import dataset.__main__
 import net.__main__
@@ -238,19 +237,15 @@ def test_files_of_flags_may_come_from_any_editor(encoding: str, tmp_path: Path) 
 def test_a_bad_file_of_flags_is_one_sentence(content, words, tmp_path, capsys) -> None:
     file = tmp_path / "mine.txt"
     file.write_bytes(content.replace(b"SELF", os.fsencode(file)))
-    with pytest.raises(SystemExit) as stop:
-        options.parse_train([f"@{file}"])
-    (sentence,) = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and str(file) in sentence
+    sentence = refusal(capsys, options.parse_train, [f"@{file}"])
+    assert str(file) in sentence
     assert all(word in sentence for word in words), sentence
 
 
 def test_what_is_no_file_is_no_file_of_flags(tmp_path, capsys) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "none", tmp_path / ("x" * 300)):
-        with pytest.raises(SystemExit) as stop:
-            options.parse_train([f"@{path}"])
-        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+        refusal(capsys, options.parse_train, [f"@{path}"])
 
 
 # --- files on a disk ------------------------------------------------------------------------------
@@ -314,24 +309,6 @@ def test_the_cost_of_the_margins_is_measured() -> None:
 
 
 # --- what fits a terminal -------------------------------------------------------------------------
-
-
-def on_a_terminal(columns: int, *arguments: object, cwd: Path, status: int = 0) -> list[str]:
-    """All that a command shows on a terminal of so many columns, bars that have passed left out."""
-    leader, follower = pty.openpty()
-    size = struct.pack("HHHH", 24, columns, 0, 0)
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, size)
-    streams = dict.fromkeys(("stdin", "stdout", "stderr"), follower)
-    done = start_python(*arguments, cwd=cwd, streams=streams, COLUMNS="")
-    os.close(follower)
-    parts = []
-    with contextlib.suppress(OSError):  # what a terminal says when its last writer is gone
-        while part := os.read(leader, 4096):
-            parts.append(part)
-    os.close(leader)
-    text = b"".join(parts).decode()
-    assert done.wait() == status, text
-    return [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
 
 
 def does_not_fit(lines: list[str], columns: int) -> list[str]:

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import ROOT, SMALL, files_in, run_cli, run_python
-from test_terminals import on_a_terminal
+from conftest import ROOT, SMALL, files_in, on_a_terminal, run_cli, run_python
 
 from training import compiling
 from training.describing import describe

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from made_up import clusters
 from sklearn.metrics import roc_auc_score, roc_curve
 
 import evaluate
@@ -26,15 +27,6 @@ from storage import as_json
 from utils import DamagedError, InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def clusters(
-    classes: int, images: int, size: int, seed: int = 0, spread: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.repeat(np.arange(classes), images))
-    centres = rng.normal(size=(classes, size))
-    return centres[labels] + spread * rng.normal(size=(len(labels), size)), labels
 
 
 def places(x: np.ndarray, y: np.ndarray) -> np.ndarray:
