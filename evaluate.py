@@ -134,9 +134,11 @@ def check_files(args: argparse.Namespace) -> None:
     checkpoints = [file for path in args.resume or () for file in checkpoint_files(path)]
     kept = [own for folder in {file.parent for file in checkpoints} for own in files_of(folder)]
     folders = [Path(args.out)] if args.out else [file.parent for file in checkpoints]
-    for option, names in files.WRITTEN.items():
+    for option, written in files.WRITTEN.items():
         if getattr(args, option):
-            asked |= {f"--{option}'s {name}": folder / name for folder in folders for name in names}
+            asked |= {
+                f"--{option}'s {name}": folder / name for folder in folders for name in written
+            }
     kind, _, table = args.dataset.partition(":")
     listed = [table] if kind.lower() == "csv" else []
     check_outputs(asked, [*checkpoints, *kept, *listed, *(args.query or ())])

@@ -95,7 +95,7 @@ def _compare_bits(
         return torch.from_numpy(np.stack(list(threads.map(agreement, range(len(queries))))))
 
 
-def _counted_by_table(words: np.ndarray) -> np.ndarray:
+def bits_by_table(words: np.ndarray) -> np.ndarray:
     """How many bits of each 64-bit word are set, for a NumPy before 2.0."""
     pieces = np.ascontiguousarray(words).view(np.uint16).reshape(len(words), 4)
     return _BITS_OF_16[pieces].sum(axis=1, dtype=np.uint8)
@@ -106,7 +106,7 @@ _BITS_OF_16 = np.unpackbits(
 )
 _BITS_OF_16 = _BITS_OF_16.sum(axis=1, dtype=np.uint8)
 
-bits_in: Callable[[np.ndarray], np.ndarray] = getattr(np, "bitwise_count", _counted_by_table)
+bits_in: Callable[[np.ndarray], np.ndarray] = getattr(np, "bitwise_count", bits_by_table)
 
 CODINGS = {
     "int8": Coding(_to_int8, _compare_int8, axis=0, depth=4, least=64),

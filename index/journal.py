@@ -37,7 +37,7 @@ ALIGNMENT = 64
 ADVICE = "use another copy of it, or build it again"
 _MARK = struct.Struct("<8sIIQQ16s")  # magic, version, 0, where the records end, how many, checksum
 _HEAD = struct.Struct("<QQ16s")  # bytes of JSON, bytes of arrays, checksum of the JSON
-_PATIENCE = 20  # readings, 10 ms apart, of a mark that is just being written
+READINGS = 20  # 10 ms apart, of a mark that is just being written
 
 
 class Source:
@@ -185,7 +185,7 @@ def _opened(path: Path) -> int:
 
 def _mark_of(source: Source) -> Mark:
     path = source.path
-    for _ in range(_PATIENCE):
+    for _ in range(READINGS):
         first = os.pread(source.number, _MARK.size, 0)
         if not first.startswith(MAGIC):
             raise InputError(f"{path} is no index of ours; give the file that `build` wrote")

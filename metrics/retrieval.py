@@ -269,13 +269,13 @@ def _search(
     """`retrieval_per_query`'s answer, in the order of the queries."""
     queries, gallery, begin, end, _ = pairing
     matches = float((end - begin).double().mean())
-    by_rows = score is not None or _by_rows(matches, gallery.embeddings.shape[1])
+    by_rows = score is not None or rows_are_faster(matches, gallery.embeddings.shape[1])
     if by_rows or are_crowded(queries, gallery):
         return rows.search(pairing, size, progress, share, score)
     return blocks.search(pairing, size, progress, share)
 
 
-def _by_rows(matches: float, dimension: int) -> bool:
+def rows_are_faster(matches: float, dimension: int) -> bool:
     """Whether rows.py is faster for so many matches a query, on average.
 
     It compares all pairs twice, which costs more the longer the embeddings are; blocks.py looks at

@@ -110,7 +110,7 @@ class Workers:
                 work = self.ledger.next()
                 if work is not None:
                     try:
-                        self._do(work, place)
+                        self.do(work, place)
                     finally:
                         self.ledger.release(claim_of(work))
                 elif self.ledger.is_finished:
@@ -123,7 +123,8 @@ class Workers:
             self.errors.append(error)
             self.stopping.set()
 
-    def _do(self, work: Work, place: Place) -> None:
+    def do(self, work: Work, place: Place) -> None:
+        """Does a piece of work whose claim is held."""
         {"trial": self._trial, "seed": self._seed, "together": self._together}[work.kind](
             work, place
         )

@@ -461,11 +461,16 @@ CASES = {
 }
 
 
+def search_with(kind: str, monkeypatch) -> None:
+    """From now on one of the two searches is used, whichever would have been chosen."""
+    monkeypatch.setattr(retrieval, "rows_are_faster", lambda *_: kind == "rows")
+    monkeypatch.setattr(retrieval, "are_crowded", lambda *_: False)
+
+
 @pytest.fixture(params=["blocks", "rows"])
 def each_search(request, monkeypatch):
-    """Once with each of the two searches, whichever would have been chosen."""
-    monkeypatch.setattr(retrieval, "_by_rows", lambda *_: request.param == "rows")
-    monkeypatch.setattr(retrieval, "are_crowded", lambda *_: False)
+    """Once with each of the two searches."""
+    search_with(request.param, monkeypatch)
     return request.param
 
 
@@ -545,14 +550,13 @@ def test_both_searches_give_the_same_numbers_to_the_bit(name, threads, monkeypat
             ((x[part], labels[part], x, labels), {}),
         ):
             found = {}
-            for by_rows in (False, True):
-                monkeypatch.setattr(retrieval, "_by_rows", lambda *_, by_rows=by_rows: by_rows)
-                monkeypatch.setattr(retrieval, "are_crowded", lambda *_: False)
-                found[by_rows] = retrieval_per_query(*arguments, **options, block_size=700)
-            for key, values in found[False].items():
+            for kind in ("blocks", "rows"):
+                search_with(kind, monkeypatch)
+                found[kind] = retrieval_per_query(*arguments, **options, block_size=700)
+            for key, values in found["blocks"].items():
                 # Sums over the orders of ties are rounded differently beside longer ones.
                 near = 1e-14 if values.is_floating_point() and name == "codes" else 0
-                torch.testing.assert_close(found[True][key], values, rtol=0, atol=near)
+                torch.testing.assert_close(found["rows"][key], values, rtol=0, atol=near)
     finally:
         torch.set_num_threads(before)
     assert torch.get_num_threads() == before

@@ -228,7 +228,7 @@ def test_a_program_hears_no_remarks_on_arrays_that_lie_in_a_file(tmp_path: Path,
 def test_bits_are_counted_alike_by_an_old_numpy() -> None:
     words = np.random.default_rng(0).integers(0, 2**64, 500, np.uint64)
     counted = [bin(word).count("1") for word in words.tolist()]
-    assert codes._counted_by_table(words).tolist() == counted == codes.bits_in(words).tolist()
+    assert codes.bits_by_table(words).tolist() == counted == codes.bits_in(words).tolist()
 
 
 def test_rows_are_found_by_the_content_of_their_files(tmp_path: Path) -> None:
@@ -565,7 +565,7 @@ def test_cut_off_at_any_step_an_index_is_as_before_or_after(tmp_path: Path) -> N
 
 
 def test_any_damage_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_PATIENCE", 1)
+    monkeypatch.setattr(journal, "READINGS", 1)
     path = filled(tmp_path / "i", unit(6), 2, "int8")
     removed(path, [2])
     whole = path.read_bytes()

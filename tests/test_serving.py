@@ -324,12 +324,22 @@ def test_a_large_picture_is_made_small():
 
 def test_thumbnails_in_memory_are_bounded(shop, monkeypatch):
     monkeypatch.setattr(pictures.Shown, "MOST_BYTES", 3000)
-    shown = pictures.Shown()
-    for number in range(1, 12):
+    shown, as_jpeg, made = pictures.Shown(), pictures.as_jpeg, []
+    monkeypatch.setattr(pictures, "as_jpeg", lambda *how: made.append(as_jpeg(*how)) or made[-1])
+
+    def ask(number: int) -> bytes:
         path = str(shop.photo(number))
-        made = shown.jpeg(path, shown.stamp(path), 256, True)
-        assert made == shown.jpeg(path, shown.stamp(path), 256, True)
-    assert sum(map(len, shown._kept.values())) == shown._size <= 3000
+        return shown.jpeg(path, shown.stamp(path), 256, True)
+
+    for number in range(1, 12):
+        assert ask(number) == ask(number)
+    assert len(made) == 11
+    kept = []  # the last ones, which are not made again
+    for number in range(11, 0, -1):
+        kept.append(ask(number))
+        if len(made) > 11:
+            break
+    assert len(kept) > 1 and len(made) == 12 and sum(map(len, kept[:-1])) <= 3000
 
 
 def test_a_picture_that_is_gone_is_said_to_be(shop, server):

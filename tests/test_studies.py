@@ -563,7 +563,7 @@ def test_every_training_is_told_with_what_is_left(workers, monkeypatch, tmp_path
     row = {"epoch": 1, "R@1": 0.5, "MAP@R": 0.4}
     record = SimpleNamespace(path=tmp_path, evaluated=[row], seconds=2.0)
     monkeypatch.setattr(workers, "train", lambda *_: record)
-    workers._trial(made.next(), worker.Place())
+    workers.do(made.next(), worker.Place())
     assert len(said) == made.plan.folds == 2
     assert said[0].startswith("PA trial000, fold 1 of 2: MAP@R 0.4000; 15 trainings left, about ")
     assert said[1].startswith("PA trial000: MAP@R 0.4000 on the folds; 14 trainings left, about ")
@@ -573,7 +573,7 @@ def test_a_fold_whose_metric_is_undefined_fails_its_trial(workers, monkeypatch, 
     record = SimpleNamespace(path=tmp_path, evaluated=[{"epoch": 1, "R@1": 0.0}], seconds=2.0)
     monkeypatch.setattr(workers, "train", lambda *_: record)
     work = workers.ledger.next()
-    workers._trial(work, worker.Place())
+    workers.do(work, worker.Place())
     (trial,) = workers.ledger.trials(work.entrant)
     assert trial.state == "failed" and "MAP@R is undefined on a fold" in trial.error
 
