@@ -136,9 +136,7 @@ def check_files(args: argparse.Namespace) -> None:
     folders = [Path(args.out)] if args.out else [file.parent for file in checkpoints]
     for option, written in files.WRITTEN.items():
         if getattr(args, option):
-            asked |= {
-                f"--{option}'s {name}": folder / name for folder in folders for name in written
-            }
+            asked |= {f"--{option}'s {n}": folder / n for folder in folders for n in written}
     kind, _, table = args.dataset.partition(":")
     listed = [table] if kind.lower() == "csv" else []
     check_outputs(asked, [*checkpoints, *kept, *listed, *(args.query or ())])

@@ -163,6 +163,34 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
     Raises:
         InputError: an entry is unknown, of the wrong kind, or asks for what cannot be.
     """
+    _check_entries(content, source)
+    name = content.get("name", default_name)
+    if Path(name).name in ("", ".."):
+        raise InputError(f"{source}: name = {name!r} is no name of a folder; give another")
+    shared = words(content.get("flags", ""), source)
+    flags = {
+        name: _joined(shared, words(own, source))
+        for name, own in _methods(content["methods"], source).items()
+    }
+    chosen = {name: parsed(own, f"{source}: {name}") for name, own in flags.items()}
+    _check_alike(chosen, source)
+    found = {n: _entrant(n, own, chosen[n], content, source) for n, own in flags.items()}
+    _check_read(content, found.values(), source)
+    entrants = _without_fixed(found, content, source)
+    _check_folders(entrants, source)
+    given = ("folds", "trials", "seeds", "metric", "prune")
+    return Plan(
+        name,
+        tuple(entrants),
+        logs=expanded(content.get("logs", "logs")),
+        compare=_pairs(content, [one.name for one in entrants], source),
+        dataset=next(iter(chosen.values())).dataset,
+        **{entry: content[entry] for entry in given if entry in content},
+    )
+
+
+def _check_entries(content: Mapping[str, Any], source: str) -> None:
+    """Raises InputError for an entry that is unknown, of the wrong kind or out of range."""
     for entry, value in content.items():
         if entry not in KINDS:
             raise InputError(f"{source}: unknown entry {entry}; {nearest_names(entry, KINDS)}")
@@ -180,39 +208,20 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
             f"{source} names no methods; add [methods] with a line such as "
             'AMLoss = "--loss AMLoss", one per method'
         )
-    name = content.get("name", default_name)
-    if Path(name).name in ("", ".."):
-        raise InputError(f"{source}: name = {name!r} is no name of a folder; give another")
-    shared = words(content.get("flags", ""), source)
-    flags = {
-        name: _joined(shared, words(own, source))
-        for name, own in _methods(content["methods"], source).items()
-    }
-    chosen = {name: parsed(own, f"{source}: {name}") for name, own in flags.items()}
-    _check_alike(chosen, source)
-    found = {name: _entrant(name, own, chosen[name], content, source)
-             for name, own in flags.items()}  # fmt: skip
-    _check_read(content, found.values(), source)
-    entrants = _without_fixed(found, content, source)
-    folders = [one.folder.lower() for one in entrants]
-    for one, folder in zip(entrants, folders, strict=True):
+
+
+def _check_folders(entrants: Iterable[Entrant], source: str) -> None:
+    """Raises InputError where the names of methods are not those of folders of their own."""
+    taken = set()
+    for one in entrants:
+        folder = one.folder.lower()
         if not folder.strip(".") or folder in TAKEN:
             raise InputError(f"{source}: a method cannot be called {one.name!r}; rename it")
-    if len(set(folders)) < len(folders):
-        raise InputError(f"{source}: two methods have names that are one as a folder; rename one")
-    numbers = {
-        name: content[name]
-        for name in ("folds", "trials", "seeds", "metric", "prune")
-        if name in content
-    }
-    return Plan(
-        name,
-        tuple(entrants),
-        logs=expanded(content.get("logs", "logs")),
-        compare=_pairs(content, [one.name for one in entrants], source),
-        dataset=next(iter(chosen.values())).dataset,
-        **numbers,
-    )
+        if folder in taken:
+            raise InputError(
+                f"{source}: two methods have names that are one as a folder; rename one"
+            )
+        taken.add(folder)
 
 
 def _pairs(
