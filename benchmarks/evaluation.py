@@ -42,6 +42,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measuring import Memory, heads, line, timed
+from devices import device_name
 from metrics import clustering_metrics, nmi_f1, retrieval_metrics
 from metrics.clustering import kmeans
 
@@ -392,17 +393,6 @@ def median(runs: list[dict], key: str) -> float:
     return statistics.median(run[key] for run in runs)
 
 
-def processor(device: str) -> str:
-    """The machine, in words."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((li.split(":")[1].strip() for li in lines if "model name" in li), model)
-    return f"{model}, {torch.get_num_threads()} threads"
-
-
 def main() -> None:
     """Run the rows and print the table, or (--row) run one of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -423,9 +413,8 @@ def main() -> None:
         print(json.dumps(run_row(args.row, args.data, tuple(args.ks), torch.device(args.device))))
         return
     chosen = GROUPS["quick" if args.quick else args.shapes]
-    print(
-        f"{processor(args.device)}; torch {torch.__version__}; Python {platform.python_version()}"
-    )
+    machine = device_name(torch.device(args.device))
+    print(f"{machine}; torch {torch.__version__}; Python {platform.python_version()}")
     for key in chosen:
         if args.ours:
             print_ours(SHAPES[key], args.repeats, torch.device(args.device))

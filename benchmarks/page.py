@@ -22,6 +22,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.measuring import heads, line
 from dataset.base import ImageSet, PathTable, decode
 from devices import device_name, pick_device
 from evaluation.embedding import Embedded
@@ -119,9 +120,9 @@ def main() -> None:
     if given.out:
         Path(given.out).write_text(content)
     print(f"{device_name(pick_device(0))}, torch {torch.__version__}\n")
-    print("| queries | classes | seconds | MB |\n|---|---|---|---|")
     size = len(content.encode()) / 1e6
-    print(f"| {given.queries:,} | {given.classes:,} | {seconds:.1f} | {size:.2f} |")
+    print(heads(("queries", "classes", "seconds", "MB")))
+    print(line((f"{given.queries:,}", f"{given.classes:,}", f"{seconds:.1f}", f"{size:.2f}")))
 
 
 if __name__ == "__main__":

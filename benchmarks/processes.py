@@ -29,8 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import tiny
 import together
 import torch
-from test_processes import METHODS, five_steps, largest_difference
+from test_processes import METHODS
 from test_shares import DIVIDED, LOSSES
+from together import five_steps, largest_difference
 
 import losses
 import processes
