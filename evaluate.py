@@ -37,13 +37,11 @@ from devices import Precision, pick_device
 from evaluation import files, tables
 from evaluation.candidates import (
     Candidate,
-    about_tests,
     averages,
     bootstrapped,
     caption,
     doubts,
     fingerprints,
-    json_content,
     labels_of,
     paired_tests,
 )
@@ -234,7 +232,7 @@ def print_results(
         say(fitted(f"\nB = {test.b} less A = {test.a} on {test.task}"))
         say(tables.difference_text(test.differences, test.corrected))
     if tests:
-        say(in_lines(about_tests(tests, resamples)))
+        say(in_lines(tables.about_tests(tests, resamples)))
 
 
 def write_tables(
@@ -246,7 +244,7 @@ def write_tables(
 ) -> None:
     """--json and --csv, which have all there is; and --latex, which has what is shown."""
     if args.json:
-        content = json_content(rows, tests, seed=args.seed, bootstrap=args.bootstrap)
+        content = tables.json_content(rows, tests, seed=args.seed, bootstrap=args.bootstrap)
         content |= {"remark": args.remark} if args.remark else {}
         write_json(Path(args.json), content)
         say(f"numbers written to {args.json}")

@@ -1,7 +1,4 @@
-"""Evaluated checkpoints side by side: rows of a table, means over seeds, paired tests.
-
-A candidate has what evaluate.py made of it; here are numbers only.
-"""
+"""Evaluated checkpoints side by side: rows of a table, means over seeds, paired tests."""
 
 from __future__ import annotations
 
@@ -299,32 +296,6 @@ def doubts(candidates: Sequence[Candidate]) -> list[str]:
     ]
 
 
-def about_tests(tests: Sequence[Test], resamples: int | None) -> str:
-    """How the tests were made, in sentences."""
-    said = []
-    counts = {over: [t.count for t in tests if t.over == over] for over in ("seeds", "classes")}
-    if counts["seeds"]:
-        said.append(f"Tested over {_numbers(counts['seeds'])} seeds (paired t-test).")
-    if counts["classes"]:
-        said.append(
-            f"Tested over {_numbers(counts['classes'])} classes (paired bootstrap, {resamples:,} "
-            "resamples), the networks as they are: other seeds may differ."
-        )
-        if min(counts["classes"]) < comparison.FEW_CLASSES:
-            said.append(f"With fewer than {comparison.FEW_CLASSES} classes that is a rough guess.")
-    said.append("p is two-sided.")
-    tasks = Counter(test.task for test in tests)
-    if (alike := max(tasks.values())) > 1:
-        each = " of each evaluation" if len(tasks) > 1 else ""
-        said.append(f"Corrected: for the {alike} tests{each} (Holm).")
-    return " ".join(said)
-
-
-def _numbers(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
 def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
     """What a table shows, in a sentence or two."""
     tasks = {task.name: task for candidate in candidates for task in candidate.tasks}
@@ -332,43 +303,3 @@ def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
     done = ", ".join(dict.fromkeys(one.postprocessing for one in candidates if one.postprocessing))
     done = f" With {done}." if done else ""
     return f"Retrieval, in percent ({sizes}).{done}{tables.about_spread(rows)}"
-
-
-def json_content(
-    rows: Sequence[Row], tests: Sequence[Test], *, seed: int, bootstrap: int | None
-) -> dict[str, Any]:
-    """All numbers: one entry per row, and the tests; `bootstrap` counts the resamples."""
-    results = []
-    for row in rows:
-        content = {"title": row.task, **row.about, **row.numbers}
-        if row.label:
-            content["label"] = row.label
-        if row.deviation:
-            content["standard_deviation"] = row.deviation
-            content["half_width_95"] = row.spread
-        if row.intervals:
-            content["interval_95"] = row.intervals
-        if row.thresholds:
-            content["thresholds"] = row.thresholds
-        if row.members:
-            content["mean_of"] = row.members
-        results.append(content)
-    content = {"results": results, "seed": seed}
-    if bootstrap:
-        content["bootstrap_resamples"] = bootstrap
-    if tests:
-        content["paired_tests"] = [
-            {
-                "a": test.a,
-                "b": test.b,
-                "title": test.task,
-                "over": test.over,
-                test.over: test.count,
-                **{
-                    name: {**values._asdict(), "p_corrected": test.corrected[name]}
-                    for name, values in test.differences.items()
-                },
-            }
-            for test in tests
-        ]
-    return content

@@ -1,8 +1,9 @@
-"""Numbers → the table on the screen, in a paper, in a CSV file."""
+"""Numbers → the table on the screen, in a paper, in files."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import meanings
-from metrics.comparison import Difference, half_width
+from metrics.comparison import FEW_CLASSES, Difference, Test, half_width
 from metrics.verification import NAMES as VERIFICATION
 from terminal import fitted, in_lines, printable, terminal_width
 
@@ -144,6 +145,32 @@ def difference_text(differences: Mapping[str, Difference], corrected: Mapping[st
     return aligned(["B - A", "95 % interval", "p", "corrected"], lines, terminal_width())
 
 
+def about_tests(tests: Sequence[Test], resamples: int | None) -> str:
+    """How the tests were made, in sentences."""
+    said = []
+    counts = {over: [t.count for t in tests if t.over == over] for over in ("seeds", "classes")}
+    if counts["seeds"]:
+        said.append(f"Tested over {_range(counts['seeds'])} seeds (paired t-test).")
+    if counts["classes"]:
+        said.append(
+            f"Tested over {_range(counts['classes'])} classes (paired bootstrap, {resamples:,} "
+            "resamples), the networks as they are: other seeds may differ."
+        )
+        if min(counts["classes"]) < FEW_CLASSES:
+            said.append(f"With fewer than {FEW_CLASSES} classes that is a rough guess.")
+    said.append("p is two-sided.")
+    tasks = Counter(test.task for test in tests)
+    if (alike := max(tasks.values())) > 1:
+        each = " of each evaluation" if len(tasks) > 1 else ""
+        said.append(f"Corrected: for the {alike} tests{each} (Holm).")
+    return " ".join(said)
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
 def aligned(
     heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]], room: int | None = None
 ) -> str:
@@ -192,7 +219,7 @@ def _fitting(widths: Sequence[int], room: int | None) -> list[range]:
     return [range(*ends) for ends in pairwise([*starts, len(widths)])]
 
 
-# --- a file ---------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -222,6 +249,46 @@ def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def _short(value: float | None) -> str:
     return f"{value:.6g}" if value is not None and math.isfinite(value) else ""
+
+
+def json_content(
+    rows: Sequence[Row], tests: Sequence[Test], *, seed: int, bootstrap: int | None
+) -> dict[str, Any]:
+    """All numbers: one entry per row, and the tests; `bootstrap` counts the resamples."""
+    results = []
+    for row in rows:
+        content = {"title": row.task, **row.about, **row.numbers}
+        if row.label:
+            content["label"] = row.label
+        if row.deviation:
+            content["standard_deviation"] = row.deviation
+            content["half_width_95"] = row.spread
+        if row.intervals:
+            content["interval_95"] = row.intervals
+        if row.thresholds:
+            content["thresholds"] = row.thresholds
+        if row.members:
+            content["mean_of"] = row.members
+        results.append(content)
+    content = {"results": results, "seed": seed}
+    if bootstrap:
+        content["bootstrap_resamples"] = bootstrap
+    if tests:
+        content["paired_tests"] = [
+            {
+                "a": test.a,
+                "b": test.b,
+                "title": test.task,
+                "over": test.over,
+                test.over: test.count,
+                **{
+                    name: {**values._asdict(), "p_corrected": test.corrected[name]}
+                    for name, values in test.differences.items()
+                },
+            }
+            for test in tests
+        ]
+    return content
 
 
 # --- a paper --------------------------------------------------------------------------------------

@@ -1087,4 +1087,4 @@ def test_a_paper_is_not_told_that_classes_are_unseen_which_were_trained_on(
 )
 def test_it_is_said_for_how_many_tests_p_is_corrected(tasks, words):
     tests = [candidates.Test("a", "b", task, "classes", 30, {}) for task in tasks]
-    assert candidates.about_tests(tests, 100).partition("p is two-sided.")[2].strip() == words
+    assert tables.about_tests(tests, 100).partition("p is two-sided.")[2].strip() == words
