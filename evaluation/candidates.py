@@ -12,7 +12,6 @@ import dataset
 import options
 from evaluation import meanings, tables
 from evaluation.embedding import Viewing
-from evaluation.meanings import HIDDEN
 from evaluation.measuring import OFFICIAL, Result, rows_of
 from evaluation.networks import fingerprint_of
 from evaluation.tables import Row
@@ -216,7 +215,7 @@ def averages(candidates: Sequence[Candidate]) -> list[Row]:
             continue
         for parts in subject.rows():
             numbers, deviation = comparison.mean_and_deviation([part.numbers for part in parts])
-            deviation = {n: value for n, value in deviation.items() if not n.startswith(HIDDEN)}
+            deviation = meanings.without_counts(deviation)
             checkpoints = " ".join(member.path for member in subject.members)
             found.append(
                 Row(
@@ -273,9 +272,11 @@ def _test(a: Subject, b: Subject, number: int, task: str) -> Test | None:
 
 
 def _shown(seeds: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, float]]:
+    """What of each seed is tested: no counts, and nothing of the official protocol."""
+    metrics = {seed: meanings.without_counts(numbers) for seed, numbers in seeds.items()}
     return {
-        seed: {k: v for k, v in numbers.items() if not k.startswith((HIDDEN, OFFICIAL))}
-        for seed, numbers in seeds.items()
+        seed: {name: value for name, value in each.items() if not name.startswith(OFFICIAL)}
+        for seed, each in metrics.items()
     }
 
 

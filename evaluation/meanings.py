@@ -23,6 +23,11 @@ def is_metric(column: str) -> bool:
     return any(METRIC.fullmatch(word) for word in column.split(" "))
 
 
+def without_counts(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The metrics, without the counts beside them."""
+    return {name: value for name, value in numbers.items() if not name.startswith(HIDDEN)}
+
+
 def is_recall(name: str) -> bool:
     """Whether a metric is R@K, for whatever K."""
     return name.startswith("R@") and name[2:].isdigit()

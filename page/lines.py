@@ -130,7 +130,7 @@ def _settings(record: Record) -> dict[str, str]:
 def _shown(numbers: Numbers) -> Numbers:
     if meanings.nothing_to_find(numbers):
         return {}
-    return {k: v for k, v in numbers.items() if not k.startswith(meanings.HIDDEN)}
+    return meanings.without_counts(numbers)
 
 
 def _group(first: Record, lines: Sequence[Line]) -> Line:

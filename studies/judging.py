@@ -18,7 +18,7 @@ import torch
 
 import metrics
 from devices import Precision, pick_device
-from evaluation.meanings import HIDDEN
+from evaluation.meanings import without_counts
 from evaluation.measuring import measure
 from evaluation.networks import open_checkpoint
 from evaluation.tasks import tasks_of
@@ -70,7 +70,7 @@ def judge(checkpoint: Path, out: Path, gpu: int = 0) -> None:
             by_classes(scores),
         ),
     )
-    shown = [{k: v for k, v in r.numbers.items() if not k.startswith(HIDDEN)} for r in results]
+    shown = [without_counts(result.numbers) for result in results]
     titles = [result.title for result in results]
     write_json(out.with_suffix(".json"), {"results": dict(zip(titles, shown, strict=True))})
 
@@ -169,8 +169,7 @@ def _measured(
     run: Judged, queries: torch.Tensor, gallery: torch.Tensor | None = None
 ) -> dict[str, float]:
     found = metrics.retrieval_per_query(queries, run.labels, gallery, run.gallery_labels)
-    numbers = metrics.summarise(found, run.ks)
-    return {name: v for name, v in numbers.items() if not name.startswith(HIDDEN)}
+    return without_counts(metrics.summarise(found, run.ks))
 
 
 if __name__ == "__main__":

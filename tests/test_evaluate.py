@@ -30,7 +30,7 @@ import metrics
 import net
 import options
 import processes
-from evaluation import candidates, files, tables
+from evaluation import files, tables
 from evaluation.tables import Row
 from metrics import comparison, retrieval_per_query, summarise
 from metrics.comparison import Scores, query_scores, replicates
@@ -1086,5 +1086,5 @@ def test_a_paper_is_not_told_that_classes_are_unseen_which_were_trained_on(
     ],
 )
 def test_it_is_said_for_how_many_tests_p_is_corrected(tasks, words):
-    tests = [candidates.Test("a", "b", task, "classes", 30, {}) for task in tasks]
+    tests = [comparison.Test("a", "b", task, "classes", 30, {}) for task in tasks]
     assert tables.about_tests(tests, 100).partition("p is two-sided.")[2].strip() == words

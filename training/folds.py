@@ -112,7 +112,7 @@ def conclude(folder: Path, runs: Sequence[Path]) -> None:
     rows = [Row(meanings.VALIDATION, path.name, n) for path, n in zip(runs, last, strict=True)]
     if len(last) > 1:
         means, deviation = mean_and_deviation(last)
-        deviation = {k: v for k, v in deviation.items() if not k.startswith(meanings.HIDDEN)}
+        deviation = meanings.without_counts(deviation)
         rows.append(
             Row(meanings.VALIDATION, "mean", means, deviation, repeats=len(last), repeated="folds")
         )

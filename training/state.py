@@ -19,7 +19,7 @@ from dataset import TrainedOn
 from dataset.loader import Batch, Loader
 from devices import Precision, environment, random_states, restore_random_states
 from evaluation.embedding import Viewing, embed
-from evaluation.meanings import HIDDEN, RAW
+from evaluation.meanings import RAW, without_counts
 from evaluation.measuring import How, Result, measure
 from evaluation.tasks import Task
 from methods import Routine
@@ -286,8 +286,8 @@ def _bytes(state: Mapping[str, torch.Tensor]) -> int:
 
 
 def _of_raw_weights(result: Result) -> Result:
-    """A result of the weights themselves, without what is the same in that of their mean."""
-    numbers = {k: v for k, v in result.numbers.items() if not k.startswith(HIDDEN)}
+    """What the weights themselves reached, without what it shares with the mean's result."""
+    numbers = without_counts(result.numbers)
     bare = replace(result, embeddings=torch.empty(0), gallery=None, per_query=None)
     return replace(bare, title=result.title + RAW, numbers=numbers)
 
