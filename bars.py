@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from terminal import printable
 
-SHARE = 0.02  # of the time that drawing may take
+SHARE = 0.02  # the part of the time that drawing may take
 OFTEN, SELDOM = 0.1, 60.0  # seconds between two drawings, where it takes no time and where it does
 
 

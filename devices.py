@@ -98,12 +98,12 @@ def on_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.
 
 
 def with_host_copy(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``on_device``, and as ``host`` of the result the same in the host's memory.
+    """``on_device``; the result's ``host`` is the same in the host's memory.
 
-    Who asks that for a number waits for no GPU.
+    To read a number from that waits for no GPU.
     """
     tensor = on_device(values, device)
-    tensor.host = torch.as_tensor(values).detach()  # on a CPU not the tensor itself: no circle
+    tensor.host = torch.as_tensor(values).detach()  # or on a CPU the tensor would hold itself
     return tensor
 
 

@@ -1,4 +1,4 @@
-"""What is said, in letters that every terminal has and with nothing in it that one would obey."""
+"""What is printed: in letters that the terminal has, with nothing in it that it would obey."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def hear(level: int, form: str = "%(levelname)s: %(message)s") -> None:
 
 
 def say(text: object = "", **more: Any) -> None:
-    """Prints, with whatever a terminal would obey escaped; `more` are the arguments of `print`."""
+    """Prints with everything escaped that a terminal would obey; `more` goes to `print`."""
     print(printable_lines(str(text)), **more)
 
 

@@ -42,7 +42,7 @@ def sentence_errors() -> Iterator[None]:
             _end(f"no file can have so long a name: {name[:60]}... ({len(name)} letters); check it")
         if not _out_of_files(error):
             raise
-        # What is only half there complains once more when it is put away.
+        # Objects that were only half made would each print one more error as they are deleted.
         sys.unraisablehook = lambda _: None
         _end(
             "this process may not open more files or processes; raise the limit (ulimit -n 4096), "

@@ -39,10 +39,13 @@ DRAWS = 10  # of its gallery
 class Result:
     """The numbers of one task, and the embeddings they were computed from.
 
-    `per_query` is what retrieval gave each query (`metrics.retrieval_per_query`), and the second
-    R@1 where the task has one; None where retrieval was not computed. `task` holds the images that
-    could be read; None where the numbers were read from a file. `thresholds` are those that
-    verification recommends; None where it was not computed, or there are too few pairs.
+    Attributes:
+        embeddings: (N, d) of the queries. gallery: (G, d), where the task has one.
+        per_query: what retrieval gave each query (`metrics.retrieval_per_query`), and the second
+            R@1 where the task has one; None where retrieval was not computed.
+        task: with the images that could be read; None where the numbers were read from a file.
+        thresholds: those that verification recommends; None where it was not computed, or there
+            are too few pairs.
     """
 
     title: str
@@ -180,7 +183,7 @@ def _searched(
     groups: np.ndarray | None,
     **how: Any,
 ) -> dict[str, torch.Tensor]:
-    """What each query finds, plainly or post-processed; `groups` are left out of what it sees."""
+    """What each query finds, plainly or post-processed; it does not see images of its own group."""
     labels = task.queries.labels
     others = None if task.gallery is None else task.gallery.labels
     if searched is None:

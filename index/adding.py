@@ -343,7 +343,7 @@ class Adding:
         return {**codes.as_arrays(kind, vectors, centre), "centre": centre}
 
     def keep_only(self, photos: Sequence[Photo]) -> None:
-        """Removes all images but these, and those of these that have another's id or label."""
+        """Removes all images but these; of these too, where an id or label is no longer given."""
         wanted = {photo.path: photo for photo in photos}
         owners = {photo.id: photo.path for photo in photos if photo.id}
         others = [

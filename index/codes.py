@@ -38,7 +38,8 @@ class Coding(NamedTuple):
         encode: unit vectors (n, d) and the centre → codes.
         compare: queries (Q, d), codes, which of them, the centre → (Q, n), larger is nearer.
         axis: of the codes, along which vectors follow each other.
-        depth, least: how many candidates are looked at exactly: `depth` for each hit asked for.
+        depth, least: how many candidates are scored exactly: `depth` for each hit that is asked
+            for, and `least` at the least.
     """
 
     encode: Callable[[np.ndarray, np.ndarray], Coded]

@@ -69,7 +69,11 @@ class Texts(Sequence[str]):
 
 @dataclass(frozen=True)
 class Segment:
-    """The images of one record; `first` is the number of the first among all ever added."""
+    """The images of one record.
+
+    Attributes:
+        first: the number of the first image, among all that were ever added.
+    """
 
     first: int
     record: Record
@@ -93,10 +97,10 @@ class Segment:
         return self.record.arrays["vectors"]
 
     def id(self, place: int) -> str:
-        """The id of its image `place`; older files have those that look alike in two forms."""
+        """The id of its image `place`, composed: older files hold names as the disk spelt them."""
         return composed(self.ids[place])
 
     def label(self, place: int) -> str | None:
-        """The label of its image `place`; likewise."""
+        """The label of its image `place`, composed too; None where it has none."""
         number = int(self.record.arrays["label_of"][place])
         return None if number < 0 else composed(self.labels[number])

@@ -126,7 +126,7 @@ def _bring_up_to_date(
     thresholds: dict[str, Any] | None,
     place: dict[str, str] | None,
 ) -> None:
-    """Has an index say of its run what is so by now; what is None stays."""
+    """Records what is known of the index's run by now; what is None stays as it was."""
     known = {name: index.about[name] for name in ("run", "folder")}
     news: dict[str, Any] = {}
     if thresholds and thresholds != index.about.get("thresholds"):

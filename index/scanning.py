@@ -140,8 +140,8 @@ def _scores(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The first image's number and scores (Q, n) of some images after others.
 
-    The blocks follow each other. Those that do not count have -inf. The tensor is written anew each
-    time.
+    The blocks follow each other. Images that do not count have -inf. The tensor that is yielded is
+    overwritten by the next one.
     """
     total = sum(len(block.vectors) for block in blocks)
     found = torch.empty(len(queries), min(WIDTH, total))

@@ -9,8 +9,8 @@ of Chum et al., 2007), and database augmentation where x is an image of the gall
 and Lowe, 2009; Arandjelović and Zisserman, 2012). An image is never its own neighbour. Images tied
 with the K-th share what is left of the K, see neighbours.py.
 
-Where queries search among themselves, an image that is augmented may have the query among its K
-nearest: it is moved by an image that is not in the database of a query from outside.
+Where queries search among themselves, an augmented image may have been moved by the query itself,
+if that is among its K nearest. A query from outside moves nothing.
 """
 
 from __future__ import annotations

@@ -147,13 +147,15 @@ def exact_cosines(queries: Images, rows: slice | Tensor, gallery: Images, column
 
 
 class Rounding(NamedTuple):
-    """How far from each other rounding can bring, at most
+    """How far apart rounding can bring two numbers, at most.
 
-    doubt: a float32 product of unit vectors and the float64 cosine. Summing d products, in whatever
-        order, costs d·2^-24 (1 %: second order), the unit vectors' own rounding 6·2^-24; the rest
-        is for the ends of the windows that are compared with.
-    tie: two float64 cosines that are equal. A product and a norm cost d·2^-53 and d·2^-54, unless
-        they are sums of whole numbers, and what is done with them 6·2^-53, for each of the two.
+    Attributes:
+        doubt: a float32 product of unit vectors and the float64 cosine. Summing d products, in
+            whatever order, costs d·2^-24 (1 %: second order), the unit vectors' own rounding
+            6·2^-24; the rest is for the ends of the windows that are compared with.
+        tie: two float64 cosines that are equal. A product and a norm cost d·2^-53 and d·2^-54,
+            unless they are sums of whole numbers, and what is done with them 6·2^-53, for each of
+            the two.
     """
 
     doubt: float

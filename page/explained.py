@@ -23,11 +23,14 @@ from utils import DamagedError, InputError
 
 @dataclass(frozen=True)
 class Explained:
-    """A run with all that the page says of it. Without embeddings `missing` says why.
+    """A run with all that the page says of it.
 
-    `counts` says in words how many images it was judged on, `shared` what they have in common with
-    those it was trained on, where that can be told; the other fields are what the modules of the
-    same names have found, as plain values.
+    Attributes:
+        missing: why there are no embeddings; empty where there are.
+        counts: how many images it was judged on, in words. shared: what they have in common with
+            those it was trained on; None where that cannot be told.
+        galleries, confusions, classes, map, sections, pairs: what the modules of these names, and
+            findings.py, have found, as plain values for page.js.
     """
 
     record: Record

@@ -26,9 +26,11 @@ Section = dict[str, Any]
 class Learned:
     """A run's checkpoints and images, for the sections of its page.
 
-    `train` are the training images, with their classes numbered as in the criterion; None where
-    they are not available. `embed` gives the raw embeddings (n, d) of readable images by the best
-    network. `state` is last.pth, `history` classes.npz; either may be empty.
+    Attributes:
+        checkpoint: the best one. state: last.pth. history: classes.npz. The latter may be empty.
+        train: the training images, with their classes numbered as in the criterion; None where they
+            are not available.
+        embed: images → those that can be read, and their raw embeddings (n, d) by the best network.
     """
 
     record: Record

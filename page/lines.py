@@ -25,12 +25,15 @@ ABOUT = ("method", "network", "data", "differs", "seed", "epoch", "time")
 
 @dataclass(frozen=True)
 class Line:
-    """A run, or several that differ only in the seed (`members`).
+    """A run, or several that differ only in the seed.
 
-    `best` are the metrics of the best checkpoint on the test classes, `final` those of the last
-    evaluation; `deviation` is the standard deviation of `best` over the members. Metrics that mean
-    nothing are left out, and `doubt` says why; it also says where they rest on a part of the
-    queries.
+    Attributes:
+        about: column → what is said of it, see `ABOUT`. sort: column → number it is sorted by.
+        best: the metrics of the best checkpoint on the test classes, without those that mean
+            nothing. final: those of the last evaluation.
+        deviation: the standard deviations of `best` over the members.
+        members: the names of the runs that are taken together; () for a single run.
+        doubt: why metrics mean nothing, or on which part of the queries they rest.
     """
 
     name: str

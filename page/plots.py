@@ -48,7 +48,11 @@ class Bar(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A dot of a scatter; `kind` is dot, on (chosen) or off (hollow), `about` what it is."""
+    """A dot of a scatter.
+
+    Attributes:
+        kind: dot, on (chosen) or off (hollow). about: what it is.
+    """
 
     x: float
     y: float

@@ -30,9 +30,12 @@ Numbers = dict[str, float]
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `rows` are those of metrics.csv, as numbers; empty cells are left out.
+    """One run.
 
-    `differs` says which options set it apart from others beside it.
+    Attributes:
+        path: its folder. args, environment, outcome: args.json, environment.json, results.json.
+        rows: those of metrics.csv, as numbers; empty cells are left out.
+        differs: which options set it apart from others beside it, in words.
     """
 
     path: Path
@@ -239,7 +242,7 @@ def in_brief(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Published:
-    """What a recipe says was published; `changes` are the flags in which the run differs."""
+    """What a recipe says was published, and the flags in which the run differs (`changes`)."""
 
     recipe: str
     numbers: Numbers

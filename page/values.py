@@ -136,10 +136,12 @@ ABOUT_VALUES: dict[str, Callable[[Learned, np.ndarray], str]] = {
 
 
 class Movement(NamedTuple):
-    """How values moved in the last of `total` epochs.
+    """How values moved in the last of all epochs.
 
-    `falling` and `rising` are shares of the classes; `pace` is how fast they moved in the last
-    `epochs`, over how fast they moved on average.
+    Attributes:
+        epochs: how many of them were looked at. total: all.
+        falling, rising: shares of the classes.
+        pace: how fast values moved in these epochs, over how fast they moved on average.
     """
 
     epochs: int
@@ -197,7 +199,11 @@ def _percent(share: float) -> str:
 
 
 class Quantity(NamedTuple):
-    """Something known of classes: `of` is it by label, `where` says what more of it means."""
+    """Something known of classes.
+
+    Attributes:
+        where: what more of it means, as in "larger where …". of: label → how much of it.
+    """
 
     title: str
     where: str

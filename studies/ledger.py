@@ -48,7 +48,7 @@ class Work(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its run folder and its claim."""
+        """What its run folder is called, and how its claim ends."""
         forms = {"trial": "trial{:03d}", "seed": "seed{}", "together": "together{}"}
         return forms[self.kind].format(self.number)
 

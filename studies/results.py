@@ -174,8 +174,8 @@ class Results:
     def best_against(self) -> list[Test]:
         """The method with the best mean against each other one, over the seeds.
 
-        It is known for the best by the same numbers, so p is corrected for all pairs: any of them
-        could have been the one with the best.
+        Which one is best was seen in the same numbers. So p is corrected for all pairs of methods,
+        not for these alone.
         """
         return [test for test in self.pairs if test.b == self.ranked[0].name]
 
