@@ -21,7 +21,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from options import searching
 from options.parser import Parser
@@ -29,6 +29,9 @@ from options.ranking import ranking_by
 from storage import in_bytes
 from terminal import as_shell, hear, say, terminal_width
 from utils import InputError, counted, program, sentence_errors
+
+if TYPE_CHECKING:
+    from index.adding import How
 
 LARGE = 100_000_000  # bytes of an index with which most takes seconds
 
@@ -57,7 +60,7 @@ def build(args: argparse.Namespace) -> None:
         args.run, embedder, args.weights, args.index, args.codes, args.whiten
     )
     with going_on():
-        outcome = making.build(args.index, photos, embedder, about, **_how(args))
+        outcome = making.build(args.index, photos, embedder, about, _how(args))
     showing.tell_outcome(outcome, args.index)
     showing.speed_up(args.index, args.approximate)
     showing.tell_next(args.index)
@@ -76,7 +79,7 @@ def add(args: argparse.Namespace) -> None:
     if args.run and network.has_moved(args.index, index.about):
         place = network.place_of(args.run, embedder, args.index)
     with going_on():
-        outcome = making.add(args.index, photos, embedder, thresholds, place, **_how(args))
+        outcome = making.add(args.index, photos, embedder, thresholds, place, _how(args))
     showing.tell_outcome(outcome, args.index)
     showing.speed_up(args.index, args.approximate)
 
@@ -98,9 +101,10 @@ def going_on() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def _how(args: argparse.Namespace) -> dict:
-    names = ("workers", "max_bad_images", "keep_copies")
-    return {name: getattr(args, name) for name in names}
+def _how(args: argparse.Namespace) -> How:
+    from index.adding import How
+
+    return How(args.workers, args.max_bad_images, args.keep_copies)
 
 
 def remove(args: argparse.Namespace) -> None:

@@ -91,29 +91,30 @@ class _Chunk:
         self.ids.add(new.photo.id)
 
 
-class Adding:
-    """Adds images to an index that this process may change.
+class How(NamedTuple):
+    """How images are added.
 
-    Args:
-        keep_copies: pictures that the index holds under another path are added all the same.
-        max_bad_images: the share of the given images that may be unreadable.
+    Attributes:
         workers: processes that read files; None is one for each core.
+        max_bad_images: the share of the given images that may be unreadable.
+        keep_copies: pictures that the index holds under another path are added all the same.
     """
 
-    def __init__(
-        self,
-        writer: Writer,
-        embedder: Embedder,
-        *,
-        workers: int | None = None,
-        max_bad_images: float = 1.0,
-        keep_copies: bool = False,
-    ) -> None:
+    workers: int | None = None
+    max_bad_images: float = 1.0
+    keep_copies: bool = False
+
+
+USUAL = How()
+
+
+class Adding:
+    """Adds images to an index that this process may change."""
+
+    def __init__(self, writer: Writer, embedder: Embedder, how: How = USUAL) -> None:
         self.writer = writer
         self.embedder = embedder
-        self.workers = workers
-        self.max_bad_images = max_bad_images
-        self.keep_copies = keep_copies
+        self.how = how
         self.folder = str(writer.path.parent.absolute())
         self.index = Index.open(writer.path)
         self.known = Known(self.index)
@@ -162,12 +163,13 @@ class Adding:
                 )
 
     def _check_bad(self, bad: Sequence[str], count: int) -> None:
-        if len(bad) > admitted_bad_images(self.max_bad_images, count):
+        share = self.how.max_bad_images
+        if len(bad) > admitted_bad_images(share, count):
             some = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
             raise InputError(
                 f"{len(bad):,} of {count:,} images cannot be read so far, more than "
-                f"--max-bad-images {self.max_bad_images:g} admits ({some}); repair or remove them, "
-                "or admit more; the same command goes on from here"
+                f"--max-bad-images {share:g} admits ({some}); repair or remove them, or admit "
+                "more; the same command goes on from here"
             )
 
     # --- one chunk ---
@@ -216,9 +218,9 @@ class Adding:
             self._put(photo, file, old, chunk)
         elif (left := next(filter(self._has_left, twins), None)) is not None:
             self._restate(photo, file, left, chunk, outcome)
-        elif file.content in chunk.contents and not self.keep_copies:
+        elif file.content in chunk.contents and not self.how.keep_copies:
             chunk.copies.append((photo.path, file.content))
-        elif twins and not self.keep_copies:
+        elif twins and not self.how.keep_copies:
             outcome.copies.append((photo.path, self.index.entry_of(twins[0]).id))
         else:
             self._put(photo, file, self.known.ids.get(photo.id) if photo.id else None, chunk)
@@ -288,7 +290,7 @@ class Adding:
         if not places:
             return
         paths = [chunk.news[place].photo.path for place in places]
-        vectors, readable = embedded(self.embedder, paths, self.workers, title)
+        vectors, readable = embedded(self.embedder, paths, self.how.workers, title)
         outcome.embedded += len(places)
         for place, path, vector, good in zip(places, paths, vectors, readable, strict=True):
             if not good:

@@ -17,7 +17,7 @@ import numpy as np
 from dataset.files import composed
 from evaluation.inference import Embedder
 from index import codes, graph, journal
-from index.adding import CHUNKS, Adding, Outcome
+from index.adding import CHUNKS, USUAL, Adding, How, Outcome
 from index.entries import Entry, entry_arrays
 from index.gallery import Index
 from index.sources import Photo, absolute
@@ -49,14 +49,14 @@ def build(
     photos: Sequence[Photo],
     embedder: Embedder,
     about: dict[str, Any],
-    **how: Any,
+    how: How = USUAL,
 ) -> Outcome:
     """Makes an index of some images; it is there once it is complete.
 
     Until then it grows in PATH.part; a build that was interrupted goes on with what is there.
 
     Args:
-        about: what `network.description` says. how: see `Adding`.
+        about: what `network.description` says.
 
     Raises:
         InputError: see `Adding.run`, or no image could be read.
@@ -71,7 +71,7 @@ def build(
             with journal.writing(part) as writer:
                 writer.add(about, {})
         with journal.writing(part) as writer:
-            adding = Adding(writer, embedder, **how)
+            adding = Adding(writer, embedder, how)
             place = {name: about[name] for name in ("run", "folder")}
             _bring_up_to_date(writer, adding.index, about.get("thresholds"), place)
             adding.keep_only(photos)  # first: no image is left out as a copy of one that goes
@@ -102,7 +102,7 @@ def add(
     embedder: Embedder,
     thresholds: dict[str, Any] | None = None,
     place: dict[str, str] | None = None,
-    **how: Any,
+    how: How = USUAL,
 ) -> Outcome:
     """Adds images to an index; see `Adding`.
 
@@ -115,7 +115,7 @@ def add(
     """
     path = followed(path)
     with journal.writing(path) as writer:
-        adding = Adding(writer, embedder, **how)
+        adding = Adding(writer, embedder, how)
         _bring_up_to_date(writer, adding.index, thresholds, place)
         return adding.run(photos)
 

@@ -894,7 +894,7 @@ def taken_in(path: Path, *given: Path, **how: object) -> adding.Outcome:
     if not path.exists():
         begin(path)
     with journal.writing(path) as writer:
-        return adding.Adding(writer, None, **how).run(sources.photos_of(given))
+        return adding.Adding(writer, None, adding.How(**how)).run(sources.photos_of(given))
 
 
 def holds(path: Path) -> dict[str, str]:
@@ -1091,7 +1091,7 @@ ABOUT = {"kind": "network", "made": "1", "size": 16, "codes": "none", "folder": 
 
 
 def made(path: Path, *given: Path) -> adding.Outcome:
-    return making.build(path, sources.photos_of(given), None, ABOUT, max_bad_images=0.1)
+    return making.build(path, sources.photos_of(given), None, ABOUT, adding.How(max_bad_images=0.1))
 
 
 def test_a_build_keeps_nothing_of_an_unfinished_one_that_is_not_asked_for(
