@@ -10,7 +10,7 @@ from torch import Tensor
 from metrics.clustering import kmeans
 from metrics.images import Images, embeddings_of
 from metrics.products import Array, as_numbers
-from metrics.runs import spread
+from metrics.ragged import spread
 from metrics.sharing import Progress
 
 

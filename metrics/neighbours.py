@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metrics.images import Images, embeddings_of, pairwise_cosines, rounding
 from metrics.products import Array, full_float32, inner_products
-from metrics.runs import counted
+from metrics.ragged import counted
 from metrics.selection import largest
 
 HELD = 2**23  # similarities at once: 32 MiB, and as much again for what is made of them

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metrics import ties
-from metrics.runs import counted, spread
+from metrics.ragged import counted, spread
 
 COUNTS = ("relevant", "rank", "tied", "tied_matches", "undecided")
 SCORES = ("RP", "MAP@R", "mARP", "MRR")

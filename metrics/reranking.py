@@ -28,7 +28,7 @@ from torch import Tensor
 from metrics.images import Images, pairwise_cosines
 from metrics.neighbours import as_images, check_count, nearest
 from metrics.products import Array
-from metrics.runs import spread
+from metrics.ragged import spread
 
 MOST_LINKS = 2**26  # of the graph: beyond, most embeddings are the same
 AT_ONCE = 2**12  # images or pairs whose neighbours are looked at together

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from metrics.images import Pairing, pairwise_cosines, rounding
 from metrics.products import inner_products
+from metrics.ragged import counted
 from metrics.ranks import COUNTS, SCORES, Ranks
-from metrics.runs import counted
 from metrics.selection import count_true, largest
 from metrics.sharing import Progress, Share, in_threads, workers
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.runs import counted
+from metrics.ragged import counted
 
 FOLDS = 16  # see `_chosen`
 SELECTED = 2**20  # numbers from which the largest are selected at once, by each thread

@@ -1,4 +1,4 @@
-"""Runs of numbers that stand one after the other, as rows of different lengths do."""
+"""Rows of different lengths, kept one after the other in one vector."""
 
 from __future__ import annotations
 
