@@ -121,8 +121,8 @@ def build(name: str, num_classes: int, embedding_size: int, **options: Any) -> C
     made = make(**{key: size for key, size in sizes.items() if key in taken}, **options)
     if not isinstance(made, Criterion):
         raise ValueError(
-            f"The loss {name} is made by {type(made).__name__}, which is no Criterion: begin its "
-            "class with Criterion or ProxyLoss."
+            f"The loss {name} is made by {type(made).__name__}, which is not a Criterion: begin "
+            "its class with Criterion or ProxyLoss."
         )
     return made
 

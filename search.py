@@ -124,9 +124,9 @@ def compact(args: argparse.Namespace) -> None:
     tell_wait(args.index, "copying")
     had_graph = searching.graph_of(args.index).exists()
     freed = making.compact(args.index)
-    say(f"{args.index} written anew, {in_bytes(freed)} smaller")
+    say(f"{args.index} rewritten, {in_bytes(freed)} smaller")
     if had_graph:
-        say("its graph numbered the images as they were, and is gone; to make it anew:")
+        say("its graph numbered the images as they were, and is gone; to make it again:")
         say(f"  {program('search')} approximate {as_shell(args.index)}")
 
 
@@ -199,7 +199,7 @@ COMMANDS = (
     Command("duplicates", "find images that look alike", searching.duplicates, duplicates),
     Command("info", "what an index holds, and whether it is sound", searching.info, info),
     Command("approximate", "make searching a large index fast", searching.index, approximate),
-    Command("compact", "write an index anew without the removed", searching.index, compact),
+    Command("compact", "rewrite an index without the removed images", searching.index, compact),
     Command("serve", "open a page in the browser to search on", searching.serve, serve),
 )
 

@@ -135,7 +135,7 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
             raise InputError(f"{flag}: {path} is a folder; name a file")
         if _is_stream(path):
             raise InputError(
-                f"{flag}: {path} is no file of its own, and only whole files are written; name one"
+                f"{flag}: {path} is not a regular file, and only those are written; name one"
             )
         try:
             tempfile.TemporaryFile(dir=_nearest_that_exists(path.parent)).close()

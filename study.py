@@ -128,7 +128,9 @@ def main(args: argparse.Namespace) -> None:
         say(f"{counted(failed, 'run')} failed; the same command tries again", flush=True)
     never = [one.name for one in found.methods if one.all_trials_failed]
     if never:
-        words = f"{' and '.join(never)}: all trials failed, and stay counted; mend the cause, and "
+        words = (
+            f"{' and '.join(never)}: all trials failed, and stay counted; remove the cause, and "
+        )
         say(fitted(f"{words}give the study another name"), flush=True)
     if failed or never:
         raise SystemExit(1)

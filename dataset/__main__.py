@@ -44,7 +44,7 @@ def _add_check(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         help="what is there, compared with what is published, and what is wrong with it",
         description="Says what is there, compared with what is published, and what is wrong with "
         "it.\nExit status: 0 clean, 1 findings, 2 not usable. Notes (such as grey images, which "
-        "are converted) are no findings.",
+        "are converted) are not findings.",
     )
     check.add_argument(
         "name", nargs="?", metavar="NAME", help=f"{', '.join(NAMES)}, folder:PATH or csv:FILE"

@@ -372,7 +372,7 @@ def _without_damage(shards: Sequence[_Shard], looked_at: Sequence[_Shard]) -> li
     """The shards but for those that are damaged, which are removed."""
     damaged = {shard.path: shard for shard in _damaged(looked_at)}
     for path, shard in sorted(damaged.items()):
-        logger.warning("%s is damaged and is made anew", path)
+        logger.warning("%s is damaged and will be made again", path)
         shard.remove()
     return [shard for shard in shards if shard.path not in damaged]
 

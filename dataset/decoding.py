@@ -247,8 +247,8 @@ def _brightest(image: Image.Image) -> int:
 
 def _too_large(text: str) -> str:
     numbers = [int(number) for number in re.findall("[0-9]+", text)]
-    millions = " are more than the ".join(f"{number / 1e6:.0f} million" for number in numbers[:2])
-    return f"{millions} pixels that are decoded at most; save it smaller"
+    millions = (f"{number / 1e6:.0f} million" for number in numbers[:2])
+    return f"{' pixels, more than the limit of '.join(millions)}; save it smaller"
 
 
 def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:

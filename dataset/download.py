@@ -109,7 +109,7 @@ def download(name: str, root: str | Path = ROOT, source: Source | None = None) -
     elif _md5(archive) != source.md5:
         raise InputError(
             f"{archive} is there already but not the published archive (another MD5 checksum); "
-            "move it away and call again"
+            "move it away and run the command again"
         )
     unpack(archive, source.folder, root)
     if not was_there:
@@ -166,11 +166,11 @@ def fetch(url: str, target: Path, md5: str, pauses: tuple[float, ...] = _PAUSES)
         except (OSError, HTTPException) as error:
             attempts = 0 if _size(part) > before else attempts  # only futile ones count
             if attempts == len(pauses) or _is_final(error):
-                kept = f"what arrived is kept in {part}: call again to continue"
+                again = "run the command again"
+                kept = f"what arrived is kept in {part}: {again} to continue"
                 raise InputError(
                     f"{url} could not be fetched ({_why(error)}); "
-                    f"{kept if _size(part) else 'call again'}, or put the archive at {target} by "
-                    "hand"
+                    f"{kept if _size(part) else again}, or put the archive at {target} by hand"
                 ) from error
             logger.warning("%s: %s; trying again in %s s", url, _why(error), pauses[attempts])
             time.sleep(pauses[attempts])
@@ -180,7 +180,7 @@ def fetch(url: str, target: Path, md5: str, pauses: tuple[float, ...] = _PAUSES)
         part.unlink()
         raise InputError(
             f"{url} has the MD5 checksum {found} instead of {md5}: it is damaged or not the "
-            "published file; it was deleted, call again"
+            "published file; it was deleted; run the command again"
         )
     part.replace(target)
 
@@ -300,7 +300,7 @@ def _tar_entries(archive: Path) -> Iterator[_Entry]:
                 continue
             content = tar.extractfile(member) if member.isreg() else None
             if content is None:
-                raise _unsafe(archive, member.name, "a link or a device, no plain file")
+                raise _unsafe(archive, member.name, "a link or a device, not a regular file")
             yield _Entry(_refuse_outside(member.name, archive), content)
 
 
@@ -309,7 +309,7 @@ def _zip_entries(archive: Path) -> Iterator[_Entry]:
         for member in file.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _unsafe(archive, member.filename, "a link or a device, no plain file")
+                raise _unsafe(archive, member.filename, "a link or a device, not a regular file")
             _refuse_outside(member.filename, archive)
             if not member.is_dir():
                 with file.open(member) as content:

@@ -147,7 +147,7 @@ def _shape_findings(parts: dict[str, ImageSet], facts: dict[str, FileFacts]) -> 
                 for kind in odd_shapes(facts[path].size, box):
                     found[kind][facts[path].name] = None
     for kind, meaning in (
-        (OUTSIDE, "there is nothing to cut out; mend the list"),
+        (OUTSIDE, "there is nothing to cut out; correct the list"),
         (_SMALL, "hardly anything is in it; of a box, are its numbers pixels?"),
         (_EXTREME, "only the centre is looked at"),
         (_BEYOND, "it is cut at the edge"),

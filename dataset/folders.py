@@ -59,7 +59,7 @@ PATH/eval/<class>/<image>    (or PATH/query and PATH/gallery)"""
         if is_file(self.path):
             other = what_it_is(self.path)
             return f"is {other or f'a file; if it is a table of images, name it csv:{self.path}'}"
-        return "is no folder; check the path"
+        return "is not a folder; check the path"
 
 
 @lru_cache(maxsize=8)

@@ -183,7 +183,7 @@ class _Table:
         has = join_words([*names[:_SHOWN], *(["others"] if len(names) > _SHOWN else [])], "and")
         return (
             "its first line must name the columns path and label and, if you like, split, x1, y1, "
-            f"x2, y2, parted by commas, semicolons or tabs, and it names {has or 'nothing'}"
+            f"x2, y2, separated by commas, semicolons or tabs, and it names {has or 'nothing'}"
         )
 
     def _notes(self, columns: _Columns, split: int | None) -> Iterator[Note]:
@@ -254,7 +254,7 @@ class _Table:
         if not (0 <= x1 < x2 and 0 <= y1 < y2):
             raise self._fault(line, f"the box {shown} must have 0 <= x1 < x2 and 0 <= y1 < y2")
         if max(x2, y2) > _LARGEST:
-            raise self._fault(line, f"the box {shown} is larger than any picture; mend it")
+            raise self._fault(line, f"the box {shown} is larger than any picture; correct it")
         return x1, y1, x2, y2
 
     def _check_presence(self, paths: Sequence[str], line: int) -> None:

@@ -83,7 +83,7 @@ def deaths_told(
         if "DataLoader worker" not in str(error):
             raise
         raise InputError(
-            "a process that reads images died, most often for want of memory or of shared memory"
+            "a process that reads images died, most often for lack of memory or of shared memory"
             f"{_shared_memory()}{advice} ({str(error).strip().splitlines()[-1]})"
         ) from error
 

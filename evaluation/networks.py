@@ -245,12 +245,12 @@ def checkpoint_file(path: str | Path) -> Path:
         )
     if models := sorted(file.name for file in path.glob("*.pth")):
         raise InputError(
-            f"{path} is no run folder (no args.json), and holds {_some(models)}; "
+            f"{path} is not a run folder (no args.json), and holds {_some(models)}; "
             f"give one of these files"
         )
     if runs := sorted(file.parent.name for file in path.glob("*/args.json")):
         raise InputError(
-            f"{path} is no run folder (no args.json), and holds the runs {_some(runs)}; "
+            f"{path} is not a run folder (no args.json), and holds the runs {_some(runs)}; "
             "give one of these folders"
         )
     raise InputError(

@@ -127,7 +127,7 @@ def in_words(title: str, numbers: Mapping[str, float], found: Thresholds | None)
         return f"{title}, pairs of images: {curve}; too few to recommend a threshold"
     searching = found.in_index(0)
     pairs = f"{found.same_pairs:,} of one class, {found.different_pairs:,} of two"
-    guess = f"With {found.classes} classes these errors are a rough guess, and rather too low."
+    guess = f"With {found.classes} classes these errors are a rough guess, and probably too low."
     return "\n".join(
         [
             f"{title}, pairs of images ({pairs}): {curve}",

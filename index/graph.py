@@ -58,7 +58,7 @@ class Graph:
         if not path.exists():
             return None
         usearch = _library()
-        anew = f"make it anew with {program('search')} approximate {as_shell(index)}"
+        anew = f"make it again with {program('search')} approximate {as_shell(index)}"
         try:
             record = _kept(index)
             record.check("graph")
@@ -137,8 +137,8 @@ def _kept(index: Path) -> Record:
         record = None
     if record is None or record.content["kind"] != "graph":
         raise InputError(
-            f"{path} is no graph that can be read here, and that of {index} would take its place; "
-            "move it away, or give the index another name"
+            f"{path} is not a graph that can be read here, and that of {index} would take its "
+            "place; move it away, or give the index another name"
         )
     return record
 

@@ -64,7 +64,9 @@ class Source:
         process.
         """
         if self._identity() != self.identity:
-            raise DamagedError(f"index {self.path} was overwritten while it was read; open it anew")
+            raise DamagedError(
+                f"index {self.path} was overwritten while it was read; open it again"
+            )
         _check_end(self, mark)
 
     def __del__(self) -> None:
@@ -188,7 +190,7 @@ def _mark_of(source: Source) -> Mark:
     for _ in range(READINGS):
         first = os.pread(source.number, _MARK.size, 0)
         if not first.startswith(MAGIC):
-            raise InputError(f"{path} is no index of ours; give the file that `build` wrote")
+            raise InputError(f"{path} is not an index of ours; give the file that `build` wrote")
         if len(first) == _MARK.size:
             _, version, _, end, records, checksum = _MARK.unpack(first)
             if checksum == _short_digest(first[: -len(checksum)]):
@@ -324,7 +326,7 @@ def create(path: Path) -> None:
     """
     if path.exists() and not _is_ours(path):
         raise InputError(
-            f"{path} is in the place of an index that is being made, and is none; move it away"
+            f"{path} is in the way of an index that is being made, and is not one; move it away"
         )
     first = packed(Mark(ALIGNMENT, 0)).ljust(ALIGNMENT, b"\0")
     write_atomically(path, lambda file: file.write(first))

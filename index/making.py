@@ -38,7 +38,7 @@ def check_place(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(
-            f"{path} is there already; `add` adds images to it, and --overwrite makes it anew"
+            f"{path} is there already; `add` adds images to it, and --overwrite replaces it"
         )
     with contextlib.suppress(DamagedError):
         Index.open(path)

@@ -88,7 +88,7 @@ def tell_removed(entries: Sequence[Entry], path: Path) -> None:
         say(f"  and {len(entries) - NAMED:,} more")
     say(f"{counted(len(entries))} removed; {path} holds {counted(len(Index.open(path)))}")
     if entries:
-        say("their embeddings stay in the file, unused, until it is written anew:")
+        say("their embeddings stay in the file, unused, until it is rewritten:")
         say(f"  {program('search')} compact {as_shell(path)}")
 
 

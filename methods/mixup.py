@@ -46,7 +46,7 @@ METHOD = Method(
     title="mixup",
     flags=(Group("mixup of images", (
         flag("--mixup", 0.0, not_negative("ALPHA"),
-             "mix images with Beta(ALPHA, ALPHA) shares in a second forward; 0 is off",
+             "mix images with Beta(ALPHA, ALPHA) shares in a second forward pass; 0 is off",
              shown="1 with --introspective, else 0"),
     )),),
     wanted=lambda options: options.mixup > 0,

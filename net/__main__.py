@@ -171,7 +171,7 @@ def _check(args: argparse.Namespace) -> None:
     check_outputs(asked, kept)
     if args.card and args.card.is_file() and not _is_card(args.card):
         raise InputError(
-            f"--card {args.card}: a file that is no model card of ours is there, and would be "
+            f"--card {args.card}: a file that is not a model card of ours is there, and would be "
             "lost; name another one, such as card.md"
         )
     if args.safetensors and args.safetensors.suffix != ".safetensors":

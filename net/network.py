@@ -279,8 +279,8 @@ class EmbeddingNet(nn.Module):
         open_blocks = [b for b in self._blocks[1:] if not belongs(b[0], self._rest.modules)]
         if not open_blocks:
             raise InputError(
-                "--grad-checkpointing: all blocks rest (--freeze-blocks), so nothing of them is "
-                "kept for the backward; leave it out"
+                "--grad-checkpointing: all blocks are frozen (--freeze-blocks), so nothing of them "
+                "is kept for the backward pass; leave it out"
             )
         recompute_blocks(self.model, open_blocks)
 

@@ -141,8 +141,8 @@ def as_evaluated(group: Group) -> Group:
     """A group of train.py's flags as evaluate.py has them: those that an evaluation reads."""
     otherwise: dict[str, dict[str, Any]] = {
         "max_bad_images": {
-            "help": "share of the images that may be unreadable (one at least; 0 is none): they "
-            "are left out, and each is named"
+            "help": "share of the images that may be unreadable (at least one; 0 allows none): "
+            "they are left out, and each is named"
         },
         "model_args": {"need": None},  # the model itself says that it takes none
         "pretrained": {"need": AS_IT_STARTS},

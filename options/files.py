@@ -53,14 +53,14 @@ def _words_in_file(file: Path) -> Iterator[str]:
     """The words of a file of flags."""
     try:
         if file.exists() and not file.is_file():
-            raise InputError(f"{file} is no plain file; a file of flags follows @")
+            raise InputError(f"{file} is not a regular file; @ is followed by a file of flags")
         text = decoded(file.read_bytes())
     except FileNotFoundError as error:
         near = close_names(file.name, (path.name for path in RECIPES.glob("*.txt")))[:2]
         hint = near and f"did you mean {join_words([f'@recipes/{each}' for each in near], 'or')}?"
         raise InputError(f"there is no file of flags {file}; {hint or 'check its name'}") from error
     except (OSError, ValueError) as error:
-        why = "it is no text in UTF-8" if isinstance(error, UnicodeError) else str(error)
+        why = "it is not text in UTF-8" if isinstance(error, UnicodeError) else str(error)
         raise InputError(
             f"the file of flags {file} cannot be read ({why}); check its name"
         ) from error

@@ -278,12 +278,12 @@ def _host_name(text: str) -> str:
         if re.fullmatch("[A-Za-z0-9._-]+", name):
             return name
     raise argparse.ArgumentTypeError(
-        f"{text} is no name alone; give it without http://, port and path (shop.example)"
+        f"{text} is more than a name; give it without http://, port and path (shop.example)"
     )
 
 
 def _port(text: str) -> int:
     value = whole(0)(text)
     if value > 65535:
-        raise argparse.ArgumentTypeError(f"{value} is no port; the last one is 65535")
+        raise argparse.ArgumentTypeError(f"{value} is not a port; the last one is 65535")
     return value

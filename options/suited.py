@@ -121,9 +121,9 @@ def network(args: Options, images: Images, machine: Machine) -> Chosen:
             "ImageNet weights that are installed; the first blocks see edges and colours and stay "
             "frozen",
         )
-    why = "from nothing, as --pretrained none says"
+    why = "from scratch, as --pretrained none says"
     if args.pretrained is None:
-        why = f"from nothing, for want of ImageNet weights; far better: {machine.remedy}"
+        why = f"from scratch, for lack of ImageNet weights; far better: {machine.remedy}"
     narrow = {} if "model" in args.given else {"model": "resnet18", "width": 0.5}
     return Chosen({**narrow, "pretrained": "none"}, why)
 
@@ -136,7 +136,8 @@ def pixels(args: Options, images: Images, machine: Machine) -> Chosen:
         return Chosen({"image_size": max(32, images.side // 32 * 32)}, "the pictures have no more")
     if args.pretrained == "none" and not machine.gpu:
         return Chosen(
-            {"image_size": 112}, "from nothing it takes many looks, so each of them must be quick"
+            {"image_size": 112},
+            "from scratch the images must be seen often, so each step must be quick",
         )
     return Chosen({"image_size": 224}, "detail tells much, and the weights were trained at it")
 
@@ -208,7 +209,7 @@ def length(args: Options, images: Images, machine: Machine) -> Chosen:
     steps = f"{_steps(images, args.batch_size)} each"
     if args.steps is not None or "epochs" in args.given:
         return Chosen({}, "")
-    return Chosen({"epochs": epochs}, f"{steps}, {epochs * images.images:,} looks at an image")
+    return Chosen({"epochs": epochs}, f"{steps}, {epochs * images.images:,} images seen in all")
 
 
 def judging(args: Options, images: Images, machine: Machine) -> Chosen:
@@ -229,7 +230,7 @@ def rates(args: Options, images: Images, machine: Machine) -> Chosen:
         return Chosen({"warm": 0, "schedule": "cosine"}, "down to nothing at the end")
     settings = {"schedule": "cosine", "warm": 0, "weight_decay": 0.02, "decay_vectors": 0}
     if args.pretrained == "none":
-        return Chosen({"lr": 4e-3, **settings}, "few steps from nothing must be long ones")
+        return Chosen({"lr": 4e-3, **settings}, "few steps from scratch must be long ones")
     lr = args.lr if "lr" in args.given else 1e-3
     return Chosen(
         {"lr": lr, "lr_p": lr / 2, **settings},

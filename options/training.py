@@ -105,7 +105,7 @@ DATA = Group("data", (
     flag("--split-seed", None, COUNT_OR_ZERO, "chooses which classes these are", need=OWN_DATA,
          shown="1"),
     flag("--ratio-classes", 1.0, Kind(number(0.0, 1.0, above=True), "F"),
-         "only the first F of the classes of each split, for a quick trial"),
+         "use only this share of the classes of each split, the first ones, for a quick trial"),
     flag("--image-size --sz-crop", None, Kind(whole(16), "PX"),
          "side of the square the network sees",
          shown="64 for emoji; for photographs 224, for timm: what its weights were trained at"),
@@ -113,7 +113,7 @@ DATA = Group("data", (
          "evaluation brings the short side of a photograph to this and cuts out the centre",
          need=PHOTOGRAPHS, shown="256 for 224 and 227 pixels, in proportion for others"),
     flag("--eval-zoom", 1.0, Kind(number(0.5, 1.0), "X"),
-         "evaluation sees pictures at this size, on white; for drawings (emoji)"),
+         "evaluation shows a picture at this share of its size, on white; for drawings (emoji)"),
     flag("--decode", "exact", one_of("exact", "cache"),
          "exact: a file is decoded whenever it is needed; cache: all are decoded once, and their "
          "pixels kept on disk", need=PHOTOGRAPHS),
@@ -130,7 +130,7 @@ DATA = Group("data", (
          "that are in memory anyway off the GPU", shown="cpu for files, the GPU for pictures in "
          "memory", change=NOTHING),
     flag("--max-bad-images", BAD_IMAGES, Kind(number(0.0, 1.0), "F"),
-         "share of the images of a split that may be unreadable (one at least; 0 is none): a "
+         "share of the images of a split that may be unreadable (at least one; 0 allows none): a "
          "training image is replaced by another of its class, an evaluation image left out, and "
          "each is named"),
     flag("--workers --num-workers", min(4, cores()), COUNT_OR_ZERO,
@@ -178,7 +178,7 @@ SELECTION = Group("batches and model selection", (
          need=FOLDED, shown="the data set's own"),
     flag("--folds", 0, FOLDS,
          "cross-validation: train K times, each time without one of K folds of the training "
-         "classes, on which it is judged, and say the mean; the test classes are not looked at",
+         "classes, on which it is judged, and print the mean; the test classes are not looked at",
          need=NOT_FOLDED, shown="off", change=NOTHING),
     flag("--no-test", False, SWITCH,
          "do not look at the test classes at the end either: for a run that only chooses options",
@@ -222,7 +222,7 @@ NETWORK = Group("network", (
          "orthogonal: with zero bias; "
          "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out: "
          "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)"),
-    flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "on the pooled features"),
+    flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "dropout on the pooled features"),
     flag("--input-spec", None, one_of(*net.INPUTS),
          "colour order, scale and mean of the input", shown="what the model's weights want"),
     flag("--bn-freeze --freeze_bn", None, one_of(*net.BN_FREEZE),
@@ -253,7 +253,7 @@ FINETUNING = Group("fine-tuning: what of a pretrained network is kept and what i
          "stochastic depth: share of the images for which the last block's branches are left out, "
          "rising to it from 0 at the first block", need=BLOCKS_TRAIN),
     flag("--grad-checkpointing", False, SWITCH,
-         "compute the blocks once more in the backward instead of keeping their inner results: "
+         "compute the blocks again in the backward pass instead of keeping their inner results: "
          "less memory, a third more time, the same numbers", change=NOTHING),
 ))
 LOSS = Group("loss", (
@@ -283,7 +283,7 @@ OPTIMISATION = Group("optimisation", (
     flag("--decay-biases", 0, BINARY, "1: biases decay as well, norms do not",
          need=SOME_DECAY),
     flag("--adam-eps", 1e-8, positive("EPS"), "what Adam adds to its denominators", need=ADAM),
-    flag("--momentum", 0.9, Kind(number(0.0, 0.9999), "M"), "of sgd and rmsprop; 0 is none",
+    flag("--momentum", 0.9, Kind(number(0.0, 0.9999), "M"), "of sgd and rmsprop; 0: none",
          need=MOMENTUM),
     flag("--nesterov", 1, BINARY, "0: plain momentum, without Nesterov's look ahead", need=SGD),
     flag("--schedule", "step", one_of("step", "milestones", "cosine", "onecycle", "constant"),
@@ -306,16 +306,16 @@ OPTIMISATION = Group("optimisation", (
     flag("--lr-decay-step", 10, EPOCHS, "epochs between two decays", need=schedule_is("step")),
     flag("--lr-decay-gamma --lr_gamma", 0.5, SHARE, "factor of a decay",
          need=schedule_is("step", "milestones")),
-    flag("--milestones", (), Kind(whole(1), "STEP", nargs="+"), "when the rates decay",
+    flag("--milestones", (), Kind(whole(1), "STEP", nargs="+"), "steps at which the rates decay",
          need=schedule_is("milestones"), spelt=sorted),
     flag("--clip-norm", 0.0, not_negative("G"),
-         "limit on the norm of all gradients together, those of the loss included; 0 is none",
+         "limit on the norm of all gradients together, those of the loss included; 0: no limit",
          shown="none"),
     flag("--clip", 10.0, not_negative("G"),
-         "limit on the absolute value of each gradient entry, after --clip-norm; 0 is none"),
+         "limit on the absolute value of each gradient entry, after --clip-norm; 0: no limit"),
     flag("--ema", 0.0, Kind(number(0.0, 0.99999), "D"),
          "keep a running mean of the network's weights, of which a step replaces 1 - D; it is "
-         "evaluated beside the weights themselves, and its R@1 picks the best epoch; 0 is none",
+         "evaluated beside the weights themselves, and its R@1 picks the best epoch; 0: none",
          shown="none"),
     flag("--amp", "auto", one_of("auto", "bf16", "fp16", "off"), AMP_TEXT),
     flag("--compile", False, SWITCH,
@@ -348,7 +348,7 @@ RUN = Group("run", (
     flag("--save-every", None, COUNT,
          "save last.pth every N steps too, besides every epoch", shown="every epoch only",
          change=NOTHING),
-    flag("--keep", 0, COUNT_OR_ZERO, "older checkpoints that remain, as step_N.pth",
+    flag("--keep", 0, COUNT_OR_ZERO, "older checkpoints to keep, as step_N.pth",
          change=NOTHING),
     flag("--on-nan", "stop", one_of("stop", "skip"),
          "what a loss or gradient that is not finite does: stop the run, or skip the step (100 "
@@ -378,6 +378,6 @@ RUN = Group("run", (
          change=NOTHING),
     flag("--wandb-images", 10, COUNT_OR_ZERO,
          "epochs between pictures of random queries and their nearest images, in wandb and "
-         "TensorBoard, as evaluations allow; 0 is none", need=TRACKED, change=NOTHING),
+         "TensorBoard, as evaluations allow; 0: none", need=TRACKED, change=NOTHING),
 ))
 # fmt: on

@@ -140,7 +140,7 @@ def read(path: str | Path) -> Record:
     """
     path = Path(path)
     if not (path / "args.json").is_file():
-        raise InputError(f"{path} is no run folder: there is no args.json; give logs/NAME")
+        raise InputError(f"{path} is not a run folder: there is no args.json; give logs/NAME")
     folder = RunFolder(path)
     args = folder.read_args()
     options.kept(args)  # its values are what options can be

@@ -205,8 +205,8 @@ def _vectors(
     fine = vectors.ndim == 2 and len(vectors) == count and vectors.dtype.kind == "f"
     if not (fine and np.isfinite(vectors).all()):
         raise InputError(
-            f"--embeddings {path}: its {name} are no finite vectors, one for each of the {count} "
-            f"images; make it anew with {program('evaluate')} --export"
+            f"--embeddings {path}: its {name} are not finite vectors, one for each of the {count} "
+            f"images; make it again with {program('evaluate')} --export"
         )
     return torch.from_numpy(vectors.astype(np.float32))
 

@@ -214,5 +214,7 @@ def longest_wait(environment: Mapping[str, str]) -> float:
     except ValueError:
         seconds = -1.0
     if not seconds >= 0:
-        raise InputError(f"{WAIT} is {text!r} and has to be a number of seconds; unset or mend it")
+        raise InputError(
+            f"{WAIT} is {text!r} and has to be a number of seconds; unset or correct it"
+        )
     return seconds

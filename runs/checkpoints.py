@@ -54,7 +54,7 @@ def checked(content: Checkpoint, path: str | Path) -> Checkpoint:
                 raise ValueError(f"its {name} is a {type(content[name]).__name__}")
         for title, numbers in content.get("metrics", {}).items():
             if not all(isinstance(value, int | float) for value in numbers.values()):
-                raise ValueError(f"its metrics of {title} are no numbers")
+                raise ValueError(f"its metrics of {title} are not numbers")
         row = content.get("row") or {"epoch": 0, "step": 0}
         if not all(isinstance(row[name], int) for name in ("epoch", "step")):
             raise ValueError("its row has no epoch, or no step")

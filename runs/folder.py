@@ -69,7 +69,7 @@ class RunFolder:
             except FileExistsError as error:
                 if not path.parent.is_dir():
                     raise InputError(
-                        f"cannot make the run folder {path}: {path.parent} is no folder; choose "
+                        f"cannot make the run folder {path}: {path.parent} is not a folder; choose "
                         "another --LOG_DIR or --name"
                     ) from error
                 continue

@@ -197,7 +197,7 @@ def _count(text: str, name: str) -> int:
     plain = text.isascii() and text.isdigit() and len(text) <= len(str(MOST_RESULTS))
     if not plain or not 1 <= int(text) <= MOST_RESULTS:
         raise Refused(
-            HTTPStatus.BAD_REQUEST, f"{name} is no number of entries; give 1 to {MOST_RESULTS}"
+            HTTPStatus.BAD_REQUEST, f"{name} is not a number of entries; give 1 to {MOST_RESULTS}"
         )
     return int(text)
 

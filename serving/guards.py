@@ -89,7 +89,7 @@ def body_length(headers: Message, most: int = MOST_BYTES) -> int:
     if "Transfer-Encoding" in headers:
         raise Refused(
             HTTPStatus.NOT_IMPLEMENTED,
-            "a body in chunks is not taken; send the picture whole, with its Content-Length",
+            "a body in chunks is not accepted; send the picture whole, with its Content-Length",
         )
     lengths = headers.get_all("Content-Length") or []
     if not lengths:
@@ -98,12 +98,12 @@ def body_length(headers: Message, most: int = MOST_BYTES) -> int:
         )
     if len(lengths) > 1 or not re.fullmatch("[0-9]{1,18}", lengths[0].strip()):
         raise Refused(
-            HTTPStatus.BAD_REQUEST, "the Content-Length is no number of bytes; send one number"
+            HTTPStatus.BAD_REQUEST, "the Content-Length is not a number of bytes; send one number"
         )
     if (length := int(lengths[0])) > most:
         raise Refused(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"the picture has {length / 1e6:.0f} MB, of which {most / 1e6:.0f} are taken; "
+            f"the picture has {length / 1e6:.0f} MB, and at most {most / 1e6:.0f} MB are accepted; "
             "save it smaller",
         )
     return length
@@ -114,5 +114,5 @@ def check_kind(headers: Message) -> None:
     if headers.get("Content-Type", "").strip().lower().startswith("multipart/"):
         raise Refused(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "a form is not taken; send the picture itself (curl --data-binary @photo.jpg)",
+            "a form is not accepted; send the picture itself (curl --data-binary @photo.jpg)",
         )

@@ -209,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.request_version = self.protocol_version
         self.command = ""
-        sentence = f"this is no request that is answered here ({HTTPStatus(code).phrase})"
+        sentence = f"this request is not answered here ({HTTPStatus(code).phrase})"
         self._send(as_answer({"error": sentence}, HTTPStatus(code)))
 
     def handle_expect_100(self) -> bool:

@@ -248,10 +248,10 @@ $("picture").addEventListener("error", () => {
 
 function upload(files) {
   const file = Array.from(files).find((one) => one.type.startsWith("image/") || one.type === "");
-  if (!file) return complain("This is no picture. Give a file such as a JPEG or a PNG.");
+  if (!file) return complain("This is not a picture. Give a file such as a JPEG or a PNG.");
   if (facts && file.size > facts.most_bytes) {
     const [have, most] = [file.size, facts.most_bytes].map((size) => Math.round(size / 1e6));
-    return complain(`${file.name} has ${have} MB, of which ${most} are taken. Save it smaller.`);
+    return complain(`${file.name} has ${have} MB, and at most ${most} MB are accepted. Save it smaller.`);
   }
   if (file.size === 0) return complain(`${file.name} is empty. Choose another file.`);
   return begin({blob: file, name: file.name || "pasted picture"});

@@ -102,7 +102,7 @@ def query_pixels(
     except Exception as error:  # Pillow reports damage through a dozen unrelated types
         raise InputError(
             f"{called} cannot be read ({reason(error)}); JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF "
-            "are taken"
+            "are accepted"
         ) from error
     return central_part(pixels if crop is None else crop.cut(pixels))
 

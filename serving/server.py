@@ -91,7 +91,8 @@ def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
         raise InputError(
-            f"--host: {host} is no address of this machine; give one in numbers, such as {LOOPBACK}"
+            f"--host: {host} is not an address of this machine; give one in numbers, such as "
+            f"{LOOPBACK}"
         ) from None
     family, _, _, _, address = found[0]
     return family, address
@@ -103,8 +104,8 @@ def _no_address(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"port {port} is only for the administrator; choose one above 1023 (--port)"
     return (
-        f"--host: {host} is no address of this machine ({error.strerror}); give one of its own, or "
-        f"leave the flag out for {LOOPBACK}"
+        f"--host: {host} is not an address of this machine ({error.strerror}); give one of its "
+        f"own, or leave the flag out for {LOOPBACK}"
     )
 
 

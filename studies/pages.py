@@ -131,7 +131,7 @@ def _against(results: Results) -> list[str]:
         listed = ", ".join(f"{test.a} ({_difference(test.differences[metric])})" for test in maybe)
         said.append(
             f"Not told apart from it by these seeds: {listed}; difference and 95 % interval in "
-            f"points of {metric}. That is no proof that they are equal."
+            f"points of {metric}. That does not prove that they are equal."
         )
     return said
 

@@ -153,7 +153,7 @@ def read(path: Path) -> Plan:
         why = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"{path} cannot be read ({why}); give a study's TOML file") from error
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is no TOML: {error}") from error
+        raise InputError(f"{path} is not TOML: {error}") from error
     return of(content, default_name=path.stem, source=str(path))
 
 
@@ -166,7 +166,7 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
     _check_entries(content, source)
     name = content.get("name", default_name)
     if Path(name).name in ("", ".."):
-        raise InputError(f"{source}: name = {name!r} is no name of a folder; give another")
+        raise InputError(f"{source}: name = {name!r} is not a folder's name; give another")
     shared = words(content.get("flags", ""), source)
     flags = {
         name: _joined(shared, words(own, source))
@@ -238,7 +238,7 @@ def _pairs(
         for name in pair:
             if name not in names:
                 raise InputError(
-                    f"{source}: compare: {name} is no method here; "
+                    f"{source}: compare: {name} is not a method here; "
                     f"{nearest_names(str(name), names)}"
                 )
     return tuple(dict.fromkeys((a, b) for a, b in pairs))
@@ -258,7 +258,7 @@ def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str,
                 )
             if not isinstance(flags, str | list):
                 raise InputError(
-                    f"{source}: the method {name} = {flags!r} is no flags; write "
+                    f"{source}: the method {name} = {flags!r} does not hold flags; write "
                     f'{name} = "--loss AMLoss"'
                 )
         return dict(given)
@@ -266,7 +266,7 @@ def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str,
     for line in given:
         if not isinstance(line, str) or not line.strip():
             raise InputError(
-                f"{source}: {line!r} is no method; give losses by name, or flags of training"
+                f"{source}: {line!r} is not a method; give losses by name, or flags of training"
             )
         bare = not line.split()[0].startswith(("-", "@"))
         name = line if bare else line.removeprefix("--loss ")

@@ -120,7 +120,9 @@ def flag_named(name: str) -> Flag:
         for spelling in flag.spellings
     }
     if wanted not in known:
-        raise InputError(f"search: {name} is no flag of training; {nearest_names(wanted, known)}")
+        raise InputError(
+            f"search: {name} is not a flag of training; {nearest_names(wanted, known)}"
+        )
     return known[wanted]
 
 

@@ -98,7 +98,9 @@ def test_a_broken_transfer_continues_where_it_stood(server: Server, tmp_path: Pa
 def test_the_next_call_continues_an_earlier_one(server: Server, tmp_path: Path) -> None:
     server.breaks = [120_000, 0, 0]
     target = tmp_path / "a.bin"
-    with pytest.raises(InputError, match=r"a\.bin could not be fetched.*call again to continue"):
+    with pytest.raises(
+        InputError, match=r"a\.bin could not be fetched.*run the command again to continue"
+    ):
         fetch(server.url("a.bin"), target, MD5, pauses=(0.0,))
     assert not target.exists()
     assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:120_000]
@@ -134,7 +136,9 @@ def test_where_no_server_answers_nothing_is_said_to_be_kept(tmp_path: Path) -> N
     with socket.socket() as taken:  # bound, and not listening
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/a.bin"
-        with pytest.raises(InputError, match=r"\(Connection refused\); call again, or") as caught:
+        with pytest.raises(
+            InputError, match=r"\(Connection refused\); run the command again, or"
+        ) as caught:
             fetch(url, tmp_path / "a.bin", MD5, pauses=())
     assert "kept" not in str(caught.value) and "urlopen" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -941,7 +941,7 @@ def test_ctrl_c_while_a_run_folder_is_made_leaves_none(images, tmp_path, monkeyp
 
 def test_a_file_where_run_folders_are_to_be_made_is_named(tmp_path) -> None:
     (tmp_path / "logs").touch()
-    with pytest.raises(InputError, match="logs is no folder; choose another --LOG_DIR"):
+    with pytest.raises(InputError, match="logs is not a folder; choose another --LOG_DIR"):
         RunFolder.create(tmp_path / "logs", "run")
 
 

@@ -279,7 +279,7 @@ def test_a_recomputed_transformer_can_be_compiled() -> None:
 
 
 def test_blocks_that_rest_are_not_recomputed() -> None:
-    with pytest.raises(InputError, match="--grad-checkpointing: all blocks rest"):
+    with pytest.raises(InputError, match="--grad-checkpointing: all blocks are frozen"):
         built(freeze_blocks="all").recompute_blocks()
 
 

@@ -270,7 +270,7 @@ def test_what_can_hardly_work_is_said(images: Path) -> None:
 
     assert said("--lr 1e-3 --warm 0") == ""
     few = said("--epochs 3")
-    assert "4 steps an epoch, 12 in all" in few and "starts from nothing" in few
+    assert "4 steps an epoch, 12 in all" in few and "starts from scratch" in few
     assert "--warm 3 of 3 epochs" in said("--epochs 3 --warm 3 --lr 1e-3")
     assert "--warm 3 of 1 epoch:" in said("--steps 2 --warm 3 --lr 1e-3")
     assert said("--freeze-blocks all --epochs 1 --lr 1e-3") == ""

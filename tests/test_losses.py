@@ -1325,7 +1325,7 @@ def test_what_is_wrong_with_it_is_said_before_training(arguments, sentence, monk
 
 def test_a_loss_that_is_no_criterion_is_told_to_be_one(monkeypatch):
     monkeypatch.setitem(losses.CRITERIA, "Own", torch.nn.TripletMarginLoss)
-    with pytest.raises(ValueError, match=r"TripletMarginLoss, which is no Criterion: begin its"):
+    with pytest.raises(ValueError, match=r"TripletMarginLoss, which is not a Criterion: begin its"):
         losses.try_out("Own", torch.tensor([0, 0, 1, 1]), SIZE)
 
 

@@ -704,7 +704,7 @@ def test_a_k_that_counts_no_neighbours(k):
         lambda: summarise(found, (1, k)),
         lambda: comparison.query_scores(found, (1, k), Y),
     ):
-        with pytest.raises(ValueError, match="mend --ks"):
+        with pytest.raises(ValueError, match="correct --ks"):
             call()
 
 

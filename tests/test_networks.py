@@ -197,8 +197,8 @@ def folder_of(kind: str, logs: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("models", ["no run folder", "heads.pth, masks.pth, pooling.pth", "give one of these"]),
-        ("runs", ["no run folder", "heads, masks, pooling", "give one of these"]),
+        ("models", ["not a run folder", "heads.pth, masks.pth, pooling.pth", "give one of these"]),
+        ("runs", ["not a run folder", "heads, masks, pooling", "give one of these"]),
         ("unevaluated", ["no best checkpoint", "last.pth"]),
         ("empty", ["holds no checkpoint", "give a run folder"]),
         ("nowhere", ["does not exist"]),

@@ -674,7 +674,7 @@ def test_a_first_line_that_names_no_columns_is_shown_in_part(tmp_path: Path) -> 
     rows = [f"{c}/{k}.jpg,{c}" for c in "abcd" for k in (0, 1)]
     with pytest.raises(InputError, match=r"its first line is an image; put the line path,label"):
         dataset.load(table(tmp_path, *rows))
-    with pytest.raises(InputError, match=r"parted by commas.*it names c1, .* c12 and others$"):
+    with pytest.raises(InputError, match=r"separated by commas.*it names c1, .* c12 and others$"):
         dataset.load(table(tmp_path, ",".join(f"C{k}" for k in range(1, 3000))))
     with pytest.raises(InputError, match=r"line 3: s3://shop/b.jpg is an address"):
         dataset.load(table(tmp_path, "path,label", rows[0], "s3://shop/b.jpg,b"))

@@ -307,7 +307,7 @@ def test_answers_take_the_place_of_no_stream(
     os.mkfifo("pipe")
     Path("stdout").symlink_to("/proc/self/fd/1")  # as /dev/stdout is
     before = sorted(Path().iterdir())
-    assert f"--json: {name} is no file of its own" in refusal_of(f"info i --json {name}", capsys)
+    assert f"--json: {name} is not a regular file" in refusal_of(f"info i --json {name}", capsys)
     assert sorted(Path().iterdir()) == before and Path("stdout").is_symlink()
 
 
@@ -364,7 +364,7 @@ def test_what_is_no_graph_stays_where_one_would_stand(
             f"compact {index}",
             f"build run --images {tmp_path} --index {index} --overwrite",
         ):
-            assert "is no graph that can be read here" in refusal_of(words, capsys), words
+            assert "is not a graph that can be read here" in refusal_of(words, capsys), words
         caplog.clear()
         assert Index.open(index).search(unit(1), 1).rows[0, 0] == 0
         assert "the search is exact" in caplog.text and "move it away" in caplog.text
@@ -481,7 +481,7 @@ def test_a_graph_that_cannot_be_used_is_left_aside_and_named(
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     assert Index.open(graphed).graph is None and "the search is exact" in caplog.text
-    assert f"is damaged; make it anew with python search.py approximate {graphed}" in caplog.text
+    assert f"is damaged; make it again with python search.py approximate {graphed}" in caplog.text
     assert Index.open(graphed).search(unit(1), 1).rows[0, 0] == 0
     caplog.clear()
     making.approximate(graphed)
@@ -639,7 +639,7 @@ def test_files_that_are_no_index_are_named_in_a_sentence(tmp_path: Path) -> None
     with pytest.raises(InputError, match="is a folder"):
         Index.open(tmp_path)
     (tmp_path / "photo").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(InputError, match="is no index of ours"):
+    with pytest.raises(InputError, match="is not an index of ours"):
         Index.open(tmp_path / "photo")
     path.write_bytes(
         journal.packed(journal.Mark(len(content), 2), 2).ljust(64, b"\0") + content[64:]
@@ -1116,9 +1116,9 @@ def test_what_is_no_unfinished_index_stays_where_one_would_grow(
     parts = [path.with_name(f"{path.name}.part") for path in (folder / "i", index)]
     for part in parts:
         part.write_text("my notes, part 1")
-    with pytest.raises(InputError, match="part is in the place of an index that is being made"):
+    with pytest.raises(InputError, match="part is in the way of an index that is being made"):
         made(folder / "i", folder / "p")
-    assert "and is none; move it away" in refusal_of(f"compact {index}", capsys)
+    assert "and is not one; move it away" in refusal_of(f"compact {index}", capsys)
     assert [part.read_text() for part in parts] == 2 * ["my notes, part 1"]
     assert len(Index.open(index)) == 3 and not (folder / "i").exists()
 
@@ -1489,7 +1489,7 @@ def test_a_build_goes_on_where_it_was_interrupted(
     command(f"{again} --overwrite")
     (shop / "photo").write_bytes(b"\xff\xd8\xff")
     said = refusal_of(again.replace("again.index", "photo") + " --overwrite", capsys)
-    assert "is no index of ours" in said  # what is no index is not written over
+    assert "is not an index of ours" in said  # what is no index is not written over
 
 
 def test_queries_find_themselves_unless_told_otherwise(

@@ -109,7 +109,7 @@ def test_a_card_replaces_a_card_and_no_other_file(run, tmp_path, capsys):
     assert card_of(run, tmp_path) == written
     mine = tmp_path / "mine.md"
     mine.write_text("# My repository\n")
-    assert "no model card of ours" in refusal(capsys, export, run, "--card", mine)
+    assert "not a model card of ours" in refusal(capsys, export, run, "--card", mine)
     assert mine.read_text() == "# My repository\n"
 
 
@@ -225,7 +225,7 @@ def test_a_card_has_what_was_measured_on_pairs(run, tmp_path):
 def test_what_cannot_be_written_is_one_sentence(run, tmp_path, capsys):
     lonely = shutil.copy(tiny.best_checkpoint(run), tmp_path / "lonely.pth")
     for flags, words in (
-        ((lonely, "--card", tmp_path / "c.md"), "is no run folder"),
+        ((lonely, "--card", tmp_path / "c.md"), "is not a run folder"),
         ((run, "--card", tmp_path), "is a folder; name a file"),
         ((run, "--card", tmp_path / "x", "--onnx", tmp_path / "x"), "both name"),
         ((run, "--onnx", tmp_path / "x", "--licence", "mit"), "--licence is for the model card"),

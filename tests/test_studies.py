@@ -78,17 +78,17 @@ def test_eight_lines_of_toml(tmp_path):
         ({"methods": {"a b": "--loss ms", "a_b": "--loss MS"}}, "names that are one as a folder"),
         ({"methods": {"PA": "--loss 'ms"}}, "No closing quotation"),
         ({"flags": "--no-test --val-fold 1"}, "is the study's own"),
-        ({"search": {"learning_rate": [1, 2]}}, "is no flag of training"),
+        ({"search": {"learning_rate": [1, 2]}}, "is not a flag of training"),
         ({"search": {"lr": 3}}, "lr = 3 says no range"),
         ({"search": {"lr": [2, 1]}}, "says no range"),
         ({"search": {"lr": {"low": 1}}}, "is of no method|says no range"),
         ({"search": {"XX": {"lr": [1, 2]}}}, "is of no method"),
-        ({"compare": [["PA", "XX"]]}, "XX is no method here"),
+        ({"compare": [["PA", "XX"]]}, "XX is not a method here"),
         ({"compare": ["PA", "AM"]}, "give pairs of methods"),
         ({"compare": [["PA", "PA"]]}, "give pairs of methods"),
-        ({"methods": [""]}, "'' is no method"),
-        ({"methods": [1]}, "1 is no method"),
-        ({"methods": {"PA": 3}}, "the method PA = 3 is no flags"),
+        ({"methods": [""]}, "'' is not a method"),
+        ({"methods": [1]}, "1 is not a method"),
+        ({"methods": {"PA": 3}}, "the method PA = 3 does not hold flags"),
         ({"fixed": [1]}, "fixed: 1 is searched by no method"),
         ({"fixed": ["mgr"]}, "did you mean mrg"),
         ({"search": {"optimizer": ["adamw", "sdg"]}}, "PA: search: .*sdg"),
@@ -100,8 +100,8 @@ def test_eight_lines_of_toml(tmp_path):
         ({"search": {"dataset": ["cub", "cars"]}}, "dataset decides what methods are judged on"),
         ({"search": {"soft-loss": [True, False]}}, "no method here reads soft-loss"),
         ({"flags": "--wandb online"}, "do not use wandb"),
-        ({"name": ""}, "name = '' is no name of a folder"),
-        ({"name": "a/.."}, "is no name of a folder"),
+        ({"name": ""}, "name = '' is not a folder's name"),
+        ({"name": "a/.."}, "is not a folder's name"),
         ({"methods": {"PA": "--loss ms", "trials": 12}}, "trials stands below .methods.*above"),
         ({"methods": {"PA": "--loss ms", "fixed": ["lr"]}}, "fixed stands below .methods"),
         ({"methods": {"claims": "--loss ms"}}, "cannot be called 'claims'"),
@@ -129,7 +129,7 @@ def test_a_file_that_is_no_plan(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("folds = = 3")
-    with pytest.raises(InputError, match="is no TOML"):
+    with pytest.raises(InputError, match="is not TOML"):
         read(tmp_path / "bad.toml")
 
 
@@ -890,7 +890,7 @@ def test_equal_methods_are_not_told_apart(tmp_path):
     made.begin()
     do_everything(made)
     said = " ".join(pages.conclusions(results.collect(made)))
-    assert "Not told apart" in said and "no proof that they are equal" in said
+    assert "Not told apart" in said and "not prove that they are equal" in said
     assert "More than chance" not in said
 
 

@@ -230,7 +230,7 @@ def test_files_of_flags_may_come_from_any_editor(encoding: str, tmp_path: Path) 
     [
         (b"--epochs 3\n--remark it's\n", ["line 2", "quotation mark '", "no partner"]),
         (b'--name "C:\\photos\\"\n', ["line 1", 'quotation mark "']),
-        (b"--name \xff\xfe\xfa\n", ["cannot be read", "no text in UTF-8"]),
+        (b"--name \xff\xfe\xfa\n", ["cannot be read", "not text in UTF-8"]),
         (b"--epochs 3\n@SELF\n", ["names itself"]),
     ],
 )

@@ -246,7 +246,9 @@ class Training:
             InputError: it is damaged, or not the state of such a training; or the options gave
                 another network in the version that began the run.
         """
-        with damage_in_words("the last checkpoint", "use an older one (step_N.pth), or start anew"):
+        with damage_in_words(
+            "the last checkpoint", "use an older one (step_N.pth), or start again"
+        ):
             self._load_state(state)
 
     def _load_state(self, state: Checkpoint) -> None:

@@ -77,7 +77,7 @@ FLAGS = Group("divide and conquer, for any loss", (
          "draws another seed for each k-means", need=DIVIDED, shown="the same each time"),
     flag("--clustering-method", "kmeans",
          Kind(str, "NAME", ("kmeans", "kmeans_adaptive_centroids")),
-         "kmeans starts anew at each division, kmeans_adaptive_centroids at the means of the "
+         "kmeans starts afresh at each division, kmeans_adaptive_centroids at the means of the "
          "clusters before", need=DIVIDED),
     flag("--legacy-renumbering", False, SWITCH,
          "apply the Hungarian permutation the wrong way round, as the released code does",
