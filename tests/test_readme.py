@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import official_layouts
@@ -15,6 +16,8 @@ import tiny
 import torch
 from conftest import ROOT, link_repository_data, run_cli, run_python, start_python
 from PIL import Image
+
+from anchorage.completion import syntaxes
 
 GUIDES = "training evaluation report library datasets demo"
 """The documents whose commands are run here; others have tests beside what they are about."""
@@ -244,3 +247,69 @@ def test_the_readme_is_short_and_names_every_document():
     reached = {name for page in linked for name in re.findall(
         r"\((\w+)\.md", (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"))}  # fmt: skip
     assert {path.stem for path in DOCUMENTS[1:]} <= linked | reached
+
+
+def test_the_index_of_documents_names_each_once() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| \[(\w+\.md)\]\(\1\) \|", index, flags=re.MULTILINE)
+    documents = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert sorted(named) == sorted(documents)
+
+
+def commands_of(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The commands in the blocks and sentences of a document: a program, and the words behind it.
+
+    `anchorage X`, `python X.py` and `X.py` are one program; what stands in quotes, and what follows
+    `|`, `>` or `#`, is left out.
+    """
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    shell = "\n".join(block for language, block in fenced if language in ("", "bash"))
+    rest = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines = shell.replace("\\\n", " ").splitlines() + re.findall(r"`([^`]+)`", rest)
+    start = r"(?:\w+=\S* )*(?:python (?:-m )?|anchorage )?([\w/]+)(?:\.py)? (.*)"
+    for line in lines:
+        if found := re.match(start, " ".join(line.split())):
+            yield found[1], re.sub(r"\"[^\"]*\"|'[^']*'|[#|>].*", "", found[2]).split()
+
+
+def test_commands_of_documents_have_flags_that_their_programs_know() -> None:
+    known = {one.command: {s for o in one.options for s in o.spellings} for one in syntaxes()}
+    measuring = (ROOT / "benchmarks" / "measuring.py").read_text(encoding="utf-8")
+    inside = {"dataset": "dataset {}", "search": "search {}", "net": "{}"}
+    looked_at = 0
+    for document in DOCUMENTS:
+        if document.stem == "extending":  # there they are made
+            continue
+        for program, words in commands_of(document.read_text(encoding="utf-8")):
+            flags = {word.partition("=")[0] for word in words if re.match("--?[A-Za-z]", word)}
+            name = inside.get(program, program).format(*words[:1])
+            if program.startswith(("benchmarks/", "scripts/")):
+                source = (ROOT / f"{program}.py").read_text(encoding="utf-8") + measuring
+                unknown = {flag for flag in flags if f'"{flag}"' not in source}
+            else:
+                unknown = flags - known.get(name, flags)
+            assert not unknown, (document.name, program, unknown)
+            looked_at += len(flags)
+    assert looked_at > 300
+
+
+def test_tests_that_documents_name_are_there() -> None:
+    """`tests/test_X.py -k WORDS`: each word is in the name of one of its tests."""
+    named = set()
+    for document in DOCUMENTS:
+        text = " ".join(document.read_text(encoding="utf-8").split())
+        named |= set(re.findall(r"(tests/test_\w+\.py) -k (\"[^\"]+\"|\w+)", text))
+    faults = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    for cell in re.findall(r"\| ([^|]*) \|$", faults, flags=re.MULTILINE):
+        bare = [
+            words
+            for words in re.findall(r"`([^`]+)`", cell)
+            if re.fullmatch(r"\"?[a-z_ ]+\"?", words)
+        ]
+        named |= {("tests/test_faults.py", words) for words in bare}
+    assert len(named) > 100
+    for file, words in named:
+        names = re.findall(r"def (test_\w+)", (ROOT / file).read_text(encoding="utf-8"))
+        for word in re.findall(r"\w+", words):
+            known = word in ("or", "and", "not", "NAME") or any(word in name for name in names)
+            assert known, (file, word)

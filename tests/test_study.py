@@ -57,6 +57,66 @@ def test_every_method_had_the_same_number_of_trials_and_its_best_was_chosen():
         assert table[name][:3] == [f"{PLAN.trials} of {PLAN.trials}", str(early), "0"]
 
 
+def corrected(found):
+    """Holm's correction of some p."""
+    order = np.argsort(found)
+    steps = np.maximum.accumulate((len(found) - np.arange(len(found))) * np.array(found)[order])
+    return np.minimum(steps, 1)[np.argsort(order)]
+
+
+@pytest.mark.parametrize("mark", ["tests", "pairs"])
+def test_tests_over_seeds_are_those_of_the_runs(mark):
+    seeds = defaultdict(list)
+    for row in rows("study_runs.csv"):
+        seeds[row["method"]].append(row)
+    first, *others = seeds
+    compared = {name: (first, name) for name in others}
+    if mark == "pairs":
+        compared = {f"{b} less {a}": (a, b) for a, b in PLAN.compare}
+    heads, _ = block(mark)
+    (text,) = re.findall(rf"<!-- {mark} -->\n(.*?)<!-- end of {mark} -->", DOCUMENT, re.DOTALL)
+    over_seeds = text[: text.index("paired bootstrap")]
+    for column, head in ((0, "R@1"), (3, "MAP@R")):
+        assert heads[1 + column] == head
+        less = {
+            name: 100
+            * np.array(
+                [
+                    float(y[head]) - float(x[head])
+                    for x, y in zip(*(seeds[m] for m in pair), strict=True)
+                ]
+            )
+            for name, pair in compared.items()
+        }
+        p = corrected([stats.ttest_1samp(values, 0).pvalue for values in less.values()])
+        for (name, values), own in zip(less.items(), p, strict=True):
+            (line,) = re.findall(rf"^\| {re.escape(name)} \| (.*) \|$", over_seeds, re.MULTILINE)
+            cells = line.split(" | ")[column : column + 3]
+            half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+            told = [float(cells[0]), *map(float, cells[1].strip("[]").split(", "))]
+            mean = values.mean()
+            assert told == pytest.approx([mean, mean - half, mean + half], abs=0.051), name
+            p_told = 0.0005 if "&lt;" in cells[2] else float(cells[2])
+            assert own == pytest.approx(p_told, abs=0.00051), name
+
+
+def test_what_the_search_depended_on_is_that_of_the_trials():
+    (text,) = re.findall(r"<!-- trials -->\n(.*?)<!-- end of trials -->", DOCUMENT, re.DOTALL)
+    finished = defaultdict(list)
+    for row in rows("study_trials.csv"):
+        if row["state"] == "complete":
+            finished[row["method"]].append(row)
+    told = dict(re.findall(r"^- (.*?) \(\d+ trials\): (.*)$", text, flags=re.MULTILINE))
+    assert set(told) == {name for name, found in finished.items() if len(found) >= 6}
+    for name, words in told.items():
+        for value, correlation, p in re.findall(r"([\w.-]+) ([+-][\d.]+) \(p ([\d.]+)\)", words):
+            reached = [
+                [float(row[head]) for row in finished[name]] for head in (value, "mean MAP@R")
+            ]
+            found = stats.spearmanr(*reached)
+            assert [float(correlation), float(p)] == pytest.approx(found, abs=0.0051), (name, value)
+
+
 def test_runs_on_a_gpu_are_beside_those_of_the_same_seeds_on_a_cpu():
     text = (ROOT / "docs" / "gpu.md").read_text()
     (table,) = re.findall(r"<!-- h200 -->\n(.*?)<!-- end of h200 -->", text, re.DOTALL)
