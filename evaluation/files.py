@@ -202,7 +202,8 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
 
 def on_white(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """(H, W, 3) uint8 fitted whole into (height, width, 3); white fills what is left."""
-    return np.asarray(ImageOps.pad(Image.fromarray(pixels), (width, height), color="white"))
+    # A copy: what shows a picture's own memory may not be written to, and torch warns of that.
+    return np.array(ImageOps.pad(Image.fromarray(pixels), (width, height), color="white"))
 
 
 def write_answers(
