@@ -1229,9 +1229,10 @@ from net import load_run
 
 paths = sorted(map(str, Path("photos").rglob("*.png")))
 embed = load_run("run")
-embed.model = replace(embed.model, square=48)
-vectors, readable = files.embedded(embed, paths, workers=0)
-assert readable.all() and np.allclose(vectors, embed(paths), atol=1e-5)
+for square in (48, embed.model.viewing.image_size):  # resized, and just as it is
+    embed.model = replace(embed.model, square=square)
+    vectors, readable = files.embedded(embed, paths, workers=0)
+    assert readable.all() and np.allclose(vectors, embed(paths), atol=1e-5)
 """
     done = run_python("-c", code, cwd=shop)  # torch warns once per process
     assert (done.returncode, done.stderr) == (0, "")
