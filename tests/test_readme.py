@@ -10,12 +10,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import official_layouts
 import pytest
 import tiny
 import torch
 from conftest import ROOT, link_repository_data, run_cli, run_python, start_python
 from PIL import Image
+from scipy import stats
 
 from anchorage.completion import syntaxes
 
@@ -254,6 +256,20 @@ def test_the_index_of_documents_names_each_once() -> None:
     named = re.findall(r"^\| \[(\w+\.md)\]\(\1\) \|", index, flags=re.MULTILINE)
     documents = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert sorted(named) == sorted(documents)
+
+
+@pytest.mark.parametrize("start", ["from scratch", "from ImageNet"])
+def test_the_table_of_the_demo_is_that_of_its_seeds(start: str) -> None:
+    def cells(document: str, words: str) -> list[str]:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        (line,) = re.findall(rf"^\| \**{words}.*$", text, flags=re.MULTILINE)
+        return [cell.strip(" *") for cell in line.strip("|").split("|")[1:]]
+
+    r1, map_at_r, _, nmi = cells("docs/demo.md", f"{start}, seeds")
+    for seeds, told in zip((r1, map_at_r, nmi), cells("README.md", start), strict=True):
+        values = np.array([float(value) for value in seeds.split(" / ")])
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        assert list(map(float, told.split(" ± "))) == pytest.approx([values.mean(), half], abs=6e-4)
 
 
 def commands_of(text: str) -> Iterator[tuple[str, list[str]]]:
