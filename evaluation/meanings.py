@@ -68,8 +68,8 @@ MEANINGS = {
         "MRR: mean reciprocal rank of the nearest right image.",
     ),
     OTHER: Meaning(
-        "R@1 other …: R@1 among the images that are not of the query's own.",
-        r"R@1 other \dots: R@1 among the images that are not of the query's own.",
+        "R@1 other …: R@1 where the query's own … is left out of the gallery.",
+        r"R@1 other \dots: R@1 where the query's own \dots{} is left out of the gallery.",
     ),
     BESIDE: Meaning(
         "raw …: of the weights themselves; the others are of their running mean, where a run kept "
@@ -77,21 +77,21 @@ MEANINGS = {
         r"raw \dots: of the weights themselves, the others of their running mean.",
     ),
     "NMI": Meaning(
-        "NMI: arithmetic; k-means with one cluster per class.",
+        "NMI: agreement of k-means, with one cluster per class, with the classes (arithmetic).",
         "NMI: arithmetic normalisation; $k$-means with one cluster per class.",
     ),
     "F1": Meaning(
-        "F1: of same-cluster pairs for same-class pairs.",
-        "F1: of same-cluster pairs for same-class pairs.",
+        "F1: of the pairs in one cluster, taken as the pairs of one class.",
+        "F1: of the pairs in one cluster, taken as the pairs of one class.",
     ),
-    "AMI": Meaning("AMI: adjusted for chance, arithmetic.", "AMI: adjusted for chance."),
+    "AMI": Meaning("AMI: as NMI, but adjusted for chance.", "AMI: adjusted for chance."),
     "TAR@F": Meaning(
         "TAR@F: share of the pairs of one class that are accepted by the threshold that accepts at "
         "most the share F of the pairs of two classes (–: too few of these).",
         "TAR@$F$: share of the same-class pairs accepted where at most $F$ of the others are.",
     ),
     "EER": Meaning(
-        "EER: error where both kinds of pairs have the same one; lower is better.",
+        "EER: error at the cosine where it is the same for both kinds of pairs; lower is better.",
         "EER: equal error rate of pairs; lower is better.",
     ),
     "AUC": Meaning(
