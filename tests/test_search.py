@@ -33,7 +33,6 @@ from index import (
     Index,
     adding,
     codes,
-    files,
     graph,
     journal,
     making,
