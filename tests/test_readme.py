@@ -329,3 +329,18 @@ def test_tests_that_documents_name_are_there() -> None:
         for word in re.findall(r"\w+", words):
             known = word in ("or", "and", "not", "NAME") or any(word in name for name in names)
             assert known, (file, word)
+
+
+def test_files_of_ours_that_documents_name_are_there() -> None:
+    rooms = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
+    named = {
+        file
+        for document in DOCUMENTS
+        for file in re.findall(
+            rf"(?<![\w./-])((?:{rooms})/[a-z_/]+\.(?:py|txt|toml|npz|bib))\b",
+            document.read_text(encoding="utf-8"),
+        )
+    }
+    missing = {file for file in named if not (ROOT / file).exists()}
+    assert len(named) > 50
+    assert {Path(file).name for file in missing} <= {"mine.py"}  # in the guides to one's own
