@@ -133,7 +133,7 @@ def pixels(args: Options, images: Images, machine: Machine) -> Chosen:
     if "model" in args.given:  # whose weights may want a certain size
         return Chosen({}, "")
     if images.side < 128:
-        return Chosen({"image_size": max(32, images.side // 32 * 32)}, "the pictures have no more")
+        return Chosen({"image_size": max(32, images.side // 32 * 32)}, "the pictures are no larger")
     if args.pretrained == "none" and not machine.gpu:
         return Chosen(
             {"image_size": 112},
@@ -227,7 +227,7 @@ def judging(args: Options, images: Images, machine: Machine) -> Chosen:
 def rates(args: Options, images: Images, machine: Machine) -> Chosen:
     """High at first and down to nothing, as the few steps there are must do."""
     if args.optimizer != "adamw":
-        return Chosen({"warm": 0, "schedule": "cosine"}, "down to nothing at the end")
+        return Chosen({"warm": 0, "schedule": "cosine"}, "down to zero at the end")
     settings = {"schedule": "cosine", "warm": 0, "weight_decay": 0.02, "decay_vectors": 0}
     if args.pretrained == "none":
         return Chosen({"lr": 4e-3, **settings}, "few steps from scratch must be long ones")
