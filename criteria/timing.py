@@ -25,4 +25,4 @@ def in_words(seconds: float) -> str:
     """How long a step takes; empty where that is not long."""
     if seconds < LONG:
         return ""
-    return f"about {float(f'{seconds:.2g}'):,.0f} s a step on this machine, whatever the batch"
+    return f"about {float(f'{seconds:.2g}'):,.0f} s per step on this machine, whatever the batch"

@@ -171,7 +171,7 @@ def batches(args: Options, images: Images, machine: Machine) -> Chosen:
             f"{args.loss} learns from pairs: {each} images of each class of a batch",
         )
     size = max(2, size // 4 * 4) if size > 4 else size
-    return Chosen({"batch_size": size}, f"{_steps(images, size)} an epoch")
+    return Chosen({"batch_size": size}, f"{_steps(images, size)} per epoch")
 
 
 def _instances(args: Options, size: int, classes: int) -> int:

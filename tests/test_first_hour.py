@@ -82,7 +82,7 @@ def test_each_setting_is_told_with_its_reason() -> None:
 
 def test_a_single_step_is_told_as_one() -> None:
     told = [why for _, why in chosen(Images(5, False, 3, 9, 3, 3, side=200)).told]
-    assert "1 step an epoch" in told and any(why.startswith("1 step each") for why in told)
+    assert "1 step per epoch" in told and any(why.startswith("1 step each") for why in told)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_what_can_hardly_work_is_said(images: Path) -> None:
 
     assert said("--lr 1e-3 --warm 0") == ""
     few = said("--epochs 3")
-    assert "4 steps an epoch, 12 in all" in few and "starts from scratch" in few
+    assert "4 steps per epoch, 12 in all" in few and "starts from scratch" in few
     assert "--warm 3 of 3 epochs" in said("--epochs 3 --warm 3 --lr 1e-3")
     assert "--warm 3 of 1 epoch:" in said("--steps 2 --warm 3 --lr 1e-3")
     assert said("--freeze-blocks all --epochs 1 --lr 1e-3") == ""

@@ -299,7 +299,7 @@ def test_one_is_told_before_training_when_margins_are_slow(images, monkeypatch) 
     assert "compares" not in describe(training)
     monkeypatch.setattr(amloss.ProxyCrowding, "seconds", lambda unit: 72.4)
     said = describe(training)
-    assert "all 8 classes with each other, 28 pairs, at every step: about 72 s a step" in said
+    assert "all 8 classes with each other, 28 pairs, at every step: about 72 s per step" in said
 
 
 def test_the_cost_of_the_margins_is_measured() -> None:
