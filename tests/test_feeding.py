@@ -30,6 +30,7 @@ from dataset import cache as cache_module
 from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import BadImageError, ImageSet, PathTable
 from dataset.cache import Cache, open_cache
+from dataset.cluster_sampler import ClusterSampler
 from dataset.files import said_anew
 from dataset.loader import Loader, eval_loader, train_loader
 from dataset.pixel_store import PixelStore
@@ -37,7 +38,6 @@ from dataset.plans import Plan, Plans, Substitutes, ViewRule
 from dataset.reading import FROM_FILES, Reading
 from dataset.samplers import (
     BalancedSampler,
-    ClusterSampler,
     IndexBatch,
     SequentialSampler,
     ShuffledSampler,
