@@ -90,8 +90,8 @@ SEARCHED: dict[str, dict[str, Search]] = {
     "HIER": {"weight": Search(0.1, 2)},
     "PFML": {"delta": Search(0.05, 0.5)},
 }
-"""What a study tries for those arguments of a loss that have no flag. A loss that has none here,
-and none with `search` among its flags, is tried at several learning rates alone."""
+"""What a study tries for the arguments of a loss that have no flag of their own. Of a loss without
+an entry here, and without a flag that has a `search`, it tries learning rates alone."""
 
 ALIASES = {
     "SoftTripleLoss": "SoftTriple",  # AMLoss' command
@@ -112,7 +112,7 @@ ATTACHMENTS: dict[str, str] = {
     "l2": "sphere:l2",
     "masks": "masks:masks",
 }
-"""What can be attached to a loss, in the order in which it is done → the file and the function.
+"""What can be attached to a loss, in the order of attaching → the file and the function in it.
 
 A function takes the loss's name, its `Term`, whether unit length is asked for (`l2_norm`), and its
 own options by keyword. It returns named Terms, of which "metric" takes the loss's place, and raises

@@ -84,10 +84,10 @@ class Term(nn.Module):
 class Objective(Criterion):
     """A weighted sum of named terms over the same Embeddings: ``objective(outputs, labels)``.
 
-    What a step knows besides comes as keywords: ``masks=`` (K, d), or None in divide and conquer's
-    full phase; ``again=`` whether the step has called it before, with other images or labels.
-    ``terms`` collects those of all criteria, with the term's name in front where two agree, and
-    ``heads`` says which outputs the network must have.
+    What else the terms of a step need comes as keywords: ``masks=`` (K, d), or None in divide and
+    conquer's full phase; ``again=`` whether this step has called the objective before, with other
+    images or labels. ``terms`` collects those of all criteria; where two have one name, the term's
+    name stands before it. ``heads`` are the outputs that the network must have.
     """
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
@@ -104,7 +104,7 @@ class Objective(Criterion):
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether one of the terms does."""
+        """Whether one of the terms needs pairs."""
         return any(part.criterion.needs_pairs for part in self.parts.values())
 
     @in_float32

@@ -220,7 +220,7 @@ class ProxyNCAPlusPlusLoss(ProxyLoss):
 
 
 class MarginSoftmaxLoss(ProxyLoss):
-    """Cross-entropy over cosines of which that of the own class has to be larger by a margin.
+    """Cross-entropy over the cosines; that with an image's own class has to be larger by a margin.
 
         L = mean_i CE(κ·s'_i, y_i),   s'_ic = s_ic for c ≠ y_i,   s_ic = max_k x̂_i·p̂_ck
 

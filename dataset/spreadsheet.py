@@ -76,9 +76,9 @@ def _parsed(lines: Iterable[str], delimiter: str, given: str) -> Iterator[tuple[
 
 
 def _check_closed(lines: list[str], delimiter: str) -> None:
-    """Raises csv.Error where a field that goes on in other lines does not end with its mark.
+    """Raises csv.Error where a field over several lines does not end with its quotation mark.
 
-    It has swallowed the rows below it, up to the next mark or the end of the file.
+    Such a field has swallowed the rows below it, up to the next mark or the end of the file.
     """
     list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
 

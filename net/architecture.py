@@ -41,7 +41,8 @@ class Architecture:
             without scale and shift (HIER).
         head_init: `kaiming`, or PyTorch's `default` (spherical embeddings, divide and conquer), and
             others: see `heads.head_init`.
-        head_parts: runs of a head's rows that start separately (divide and conquer).
+        head_parts: into how many parts a head's rows are divided, each initialised as if it were a
+            layer of its own (divide and conquer).
         dropout: on the pooled features (divide and conquer: .01).
         bn_freeze: BatchNorms of the backbone. `0`: trained. `1`: running statistics are fixed,
             scale and shift have no gradient until `freeze_backbone(False)` ends a warm-up; with
@@ -58,7 +59,7 @@ class Architecture:
         peft: what trains of the backbone while its own weights rest, as `Peft.of` reads it.
         input_spec: one of `INPUTS`; None is what the backbone's ImageNet weights want.
         image_size: side in pixels of the images that it is built for; None where any will do.
-        model_args: what timm is told beside that, as pairs of a name and a value.
+        model_args: what else timm builds the model with, as pairs of a name and a value.
 
     Raises:
         InputError: an unknown name, a bad value, or what the backbone cannot have.

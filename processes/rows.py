@@ -104,8 +104,10 @@ def _summed(value: Tensor) -> Tensor:
 class Share:
     """Which rows of a parameter this process has.
 
+    The parameter consists of units (classes, say), which `shard` deals out to the processes.
+
     Attributes:
-        count: units in the whole parameter, which are dealt out by `shard`. rows: of each unit.
+        count: units of the whole parameter. rows: of the parameter, for each unit.
     """
 
     count: int
