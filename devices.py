@@ -113,18 +113,18 @@ def bf16_is_fast(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    # torch has no public query for these instructions in all versions that we admit.
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_says("flags").split())
 
 
-def _cpu_flags() -> set[str]:
-    # torch has no public query for bf16 instructions in all versions we admit; Linux tells.
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return next(
-        (set(line.split(":", 1)[1].split()) for line in lines if line[:5] == "flags"), set()
-    )
+def _cpu_says(key: str) -> str:
+    """What Linux says of the CPU under a key; "" where it says nothing."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""
 
 
 class Precision:
@@ -203,12 +203,8 @@ def device_name(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = counted(torch.get_num_threads(), "thread")
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{line.split(':', 1)[1].strip()}, {threads}"
-    return f"{platform.processor() or platform.machine()}, {threads}"
+    model = _cpu_says("model name") or platform.processor() or platform.machine()
+    return f"{model}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 @functools.cache  # a checkpoint keeps it, and asking git takes longer than saving does

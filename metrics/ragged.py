@@ -13,9 +13,13 @@ def counted(sizes: Tensor) -> Tensor:
 
 
 def spread(begin: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers begin .. begin + size - 1 of each run (T,): which run is whose, and the number.
+    """All numbers begin .. begin + size - 1, of each of T rows, one row after the other.
 
-    Both are as long as all runs together, which follow one after the other.
+    Args:
+        begin, sizes: (T,).
+
+    Returns:
+        (P,) which row a number is of, and (P,) the number; P is the sum of the sizes.
     """
-    run = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-    return run, begin[run] + counted(sizes)
+    row = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    return row, begin[row] + counted(sizes)
