@@ -77,7 +77,7 @@ def start_python(
     streams: Mapping[str, int | IO] | None = None,
     **variables: str,
 ) -> programs.Program | subprocess.Popen[str]:
-    """Starts `python ARGUMENTS`; for signals and terminals. The arguments are those above.
+    """Starts what `run_python` runs; for signals and terminals.
 
     Args:
         streams: see `programs.start`.
