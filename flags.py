@@ -175,6 +175,14 @@ def truth(text: str) -> bool:
     return known[text.lower()]
 
 
+def binary(text: str) -> int:
+    """0 or 1, also by the words of `truth`."""
+    try:
+        return int(truth(text))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 0 nor 1") from None
+
+
 def key_value(text: str) -> tuple[str, Any]:
     """`gamma=80` → ("gamma", 80): numbers and true/false become such, the rest stays text."""
     key, equals, value = text.partition("=")
@@ -244,6 +252,6 @@ COUNT = Kind(whole(1), "N")
 COUNT_OR_ZERO = Kind(whole(0), "N")
 EPOCHS = Kind(whole(1), "EPOCHS")
 SHARE = Kind(number(0.0, 1.0), "F")
-BINARY = one_of(0, 1)
+BINARY = Kind(binary, choices=(0, 1))
 SWITCH = Kind(truth, nargs="?", const=True)  # `--flag`, or as some commands have it `--flag=True`
 TRUTH = Kind(truth, "True|False")

@@ -6,7 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 import net
-from flags import COUNT, COUNT_OR_ZERO, Group, Kind, a_path, any_text, flag, number, one_of, whole
+from flags import (
+    BINARY,
+    COUNT,
+    COUNT_OR_ZERO,
+    Group,
+    Kind,
+    a_path,
+    any_text,
+    flag,
+    number,
+    one_of,
+    whole,
+)
 from machine import expanded
 from options.needs import (
     AS_IT_STARTS,
@@ -149,7 +161,7 @@ def as_evaluated(group: Group) -> Group:
         # What is evaluated without a checkpoint are the features before the head.
         **{name: {"need": RESUMED} for name in ("embedding_size", "head", "head_norm")},
         "l2_norm": {
-            "kind": one_of(1),
+            "kind": BINARY._replace(choices=(1,)),
             "help": "published commands may have it: embeddings are always compared at unit length",
         },
     }

@@ -6,10 +6,11 @@ Reads nothing but the command line, so `--help` and a mistyped flag answer at on
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import io
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _parse(
     positional: str | None = None,
 ) -> tuple[Options, list[Flag], Parser]:
     parser = _make_parser(command, description, groups, positional)
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = _typed(argv)
     try:
         given, unknown = parser.parse_known_args(list(words_of(words)))
     except InputError as error:
@@ -121,6 +122,41 @@ def _parse(
     args.given = sorted(vars(given))
     args.recipe = next((word[1:] for word in words if word.startswith("@")), None)
     return args, entries, parser
+
+
+def _typed(argv: Sequence[str] | None) -> list[str]:
+    """The words of the command line; what a sweep has drawn stands there as if it were typed."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if any(word.partition("=")[0] == "--sweep" for word in words):
+        return [part for word in words for part in _as_typed(word)]
+    return words
+
+
+def _as_typed(word: str) -> Iterator[str]:
+    """The words that stand for `--name=VALUE`, whose value an agent of wandb writes as Python does.
+
+    `[1, 2]` is two words, `{'a': 1}` is `a=1`; without a value (`None`, `[]`) there is no flag.
+    """
+    name, equals, text = word.partition("=")
+    value = _literal(text) if equals and name.startswith("--") else text
+    if isinstance(value, Mapping):
+        value = [f"{key}={_in_one_word(of)}" for key, of in value.items()]
+    if isinstance(value, list):
+        yield from (name, *map(_in_one_word, value)) if value else ()
+    elif value is not None:
+        yield word
+
+
+def _literal(text: str) -> Any:
+    """The list, mapping or None that is written so; any other text as it is."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        if text == "None" or text.startswith(("[", "{")):
+            return ast.literal_eval(text)
+    return text
+
+
+def _in_one_word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _about_unknown(word: str, command: str, entries: Sequence[Flag]) -> str:
@@ -272,7 +308,7 @@ def _check_loss(args: Options, entries: list[Flag], parser: Parser) -> None:
 
 def _only_in_files(parser: Parser, args: Options, argv: Sequence[str] | None) -> set[str]:
     """The given options that stand in a file of flags and not on the command line itself."""
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = _typed(argv)
     typed = [word for word in words if not word.startswith("@")]
     if typed == words:
         return set()

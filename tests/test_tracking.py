@@ -219,6 +219,41 @@ def test_every_flag_by_its_name_and_a_value(words):
     assert args.mrg_lr == 0.002 and args.soft_loss is False
 
 
+@pytest.mark.parametrize(
+    ("name", "drawn", "typed"),
+    [
+        ("matryoshka", [64, 128], "--matryoshka 64 128"),
+        ("matryoshka", [], ""),
+        ("metrics", ["retrieval", "nmi"], "--metrics retrieval nmi"),
+        ("loss-args", ["margin=0.3", "scale=20"], "--loss-args margin=0.3 scale=20"),
+        ("loss-args", {"margin": 0.3, "scale": 20}, "--loss-args margin=0.3 scale=20"),
+        ("model-args", {"depths": [2, 2, 6, 2]}, "--model-args depths=2,2,6,2"),
+        ("val-fold", None, ""),
+        ("remark", "[none]", "--remark [none]"),
+        ("l2-norm", False, "--l2-norm 0"),
+        ("decay-vectors", True, "--decay-vectors 1"),
+    ],
+)
+def test_what_a_sweep_draws_is_what_a_person_types(name, drawn, typed):
+    """Lists, mappings, nothing and truths, in the words that wandb's own agent makes of them."""
+    import options
+
+    agent = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    words = agent.create_sweep_command_args({"args": {name: {"value": drawn}}})["args"]
+    fixed = ["--loss", "CosFace", "--model", "timm:convnext_atto", "--sweep", "--pretrained=none"]
+    one, other = (options.parse_train([*fixed, *more]) for more in (words, typed.split()))
+    assert options.plain(one) == options.plain(other)
+
+
+def test_without_a_sweep_a_value_is_what_it_is(capsys):
+    import options
+
+    assert options.parse_train(["--name=None", "--remark=[1, 2]"]).name == "None"
+    with pytest.raises(SystemExit):
+        options.parse_train(["--l2-norm", "2"])
+    assert "'2' is neither 0 nor 1" in capsys.readouterr().err
+
+
 def test_repeated_steps_replace_the_earlier_ones(tmp_path):
     pytest.importorskip("tensorboard")
     first = Tracker("disabled", About("p", "n", tmp_path), tensorboard=True)
