@@ -262,29 +262,40 @@ MINING = ("released", "earlier")
 """How `easypeasy` and `distanceweighted` take and pair: as the released code does, or as runs of
 the first versions of this code did."""
 
+TWO_WAYS = ("easypeasy", "distanceweighted")
+"""The miners that these are ways of."""
+
 
 def miner_of(given: Miner | str | None, margin: float, mining: str) -> Miner | None:
     """The miner of a loss that was given one: by its name, as an object, or none.
 
-    Raises ValueError like ``build_miner``, for an unknown way of mining whatever is given.
+    Raises ValueError like ``build_miner``.
     """
-    _check_mining(mining)
-    return given if given is None or callable(given) else build_miner(str(given), margin, mining)
+    if given is None or callable(given):
+        _check_mining(mining, None)
+        return given
+    return build_miner(str(given), margin, mining)
 
 
 def build_miner(name: str, margin: float = 0.2, mining: str = "released") -> Miner:
     """The miner of MINERS called ``name``, for a loss with this margin.
 
     Positive: hard (H, farthest), easy (E, nearest), random (R); negative: hard (HN, nearest),
-    semi-hard (SHN, within the margin behind the positive). ``mining`` is one of MINING. Raises
-    ValueError for an unknown name.
+    semi-hard (SHN, within the margin behind the positive). ``mining`` is one of MINING, for those
+    of TWO_WAYS. Raises ValueError for an unknown name, or a way of mining that the miner has not.
     """
     if name not in MINERS:
         raise ValueError(unknown("miner", name, MINERS))
-    _check_mining(mining)
+    _check_mining(mining, name)
     return MINERS[name](margin, mining == "released")
 
 
-def _check_mining(name: str) -> None:
-    if name not in MINING:
-        raise ValueError(unknown("way of mining", name, MINING))
+def _check_mining(mining: str, miner: str | None) -> None:
+    """Raises ValueError for an unknown way of mining, or one that this miner does not have."""
+    if mining not in MINING:
+        raise ValueError(unknown("way of mining", mining, MINING))
+    if mining != MINING[0] and miner not in TWO_WAYS:
+        raise ValueError(
+            f"mining={mining!r} is a way of the miners {' and '.join(TWO_WAYS)} and of no other: "
+            "name one of them as the miner, or leave it out."
+        )

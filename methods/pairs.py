@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from flags import SWITCH, Group, Options, Search, flag, not_negative, one_of
+from flags import SWITCH, Group, Need, Options, Search, flag, not_negative, one_of
 from methods.base import Method, loss_is
 
 MINED = loss_is("MarginLoss", "TripletLoss")
+IN_ORDER = Need(
+    f"{MINED.name} with --sampler easypeasy or distanceweighted",
+    lambda options: MINED.met(options) and options.sampler in ("easypeasy", "distanceweighted"),
+)
 LOSSES = loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihardLoss", "NPairsLoss")
 
 
@@ -32,7 +36,7 @@ METHOD = Method(
              "how easypeasy and distanceweighted take and pair images. released: in index order, "
              "and easypeasy takes nearer negatives where too few are 0.5 away; earlier, as runs of "
              "older versions did: by distance or as drawn, and none nearer than that",
-             need=MINED, argument="mining", before="earlier"),
+             need=IN_ORDER, argument="mining", before="earlier"),
         flag("--soft-loss", False, SWITCH, "softplus instead of the hinge",
              need=loss_is("TripletLoss", "TripletSemihardLoss"), argument="soft"),
         flag("--lr-beta", 0.0, not_negative("LR"),

@@ -85,7 +85,7 @@ DIVIDED = (
     "--experiment margin_loss_resnet50 --dataset=sop -i=1 -seed=4 --sz-embedding=512 --mod-epoch=2 "
     "--nb-clusters=32 --nb-epochs=180 --batch-size=80 --num-samples-per-class=2 "
     "--backend=faiss-gpu --lr-gamma=0.3 --mod-epoch-freeze=1 --weight-decay=1e-4 "
-    "--batch-sampler=adaptbalanced --force-full-embedding-epoch=80 --masking-lambda=0.01"
+    "--batch-sampler=adaptbalanced --force-full-embedding-epoch=80"
 )
 SHORT = f"--steps {EPOCHS * STEPS} --milestones 12"
 
@@ -144,11 +144,13 @@ CASES = {
         "--dataset cub --warm 5 --bn-freeze 1 --lr-decay-step 5 --introspective",
         f"{FAMILY} --warm 3",
     ),
-    "divide_learned": divided("--sampler=distanceweighted --mask-lr-mult=100 --mask-wd-mult=1"),
+    "divide_learned": divided(
+        "--sampler=distanceweighted --masking-lambda=0.01 --mask-lr-mult=100 --mask-wd-mult=1"
+    ),
     "divide_fixed": divided("--sampler=distanceweighted --fixed-mask=1"),
     "divide_options": divided(
         "--sampler=distanceweighted --lr-beta=1e-3 --masks-freeze-one-cluster=1 --mask-relu=0 "
-        "--stop-recluster --optimizer=AdamW --base-lr=1e-4 --mask-lr-mult=10"
+        "--masking-lambda=0.01 --stop-recluster --optimizer=AdamW --base-lr=1e-4 --mask-lr-mult=10"
     ),
 }
 

@@ -454,9 +454,7 @@ def test_the_single_mask_can_wait_for_the_first_division(images: Path) -> None:
 
 
 def test_fixed_masks_share_the_dimensions_out_and_never_move(images: Path) -> None:
-    watched = Watched(
-        images, f"{DIVIDED} --fixed-mask 1 --mask-lr-mult 10 --mask-wd-mult 1", epochs=5
-    )
+    watched = Watched(images, f"{DIVIDED} --fixed-mask 1", epochs=5)
     for seen in watched.steps:
         assert (seen.masks.sum(1) == 8 // seen.count).all() and (seen.masks.sum(0) == 1).all()
         assert all(

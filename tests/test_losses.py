@@ -991,6 +991,16 @@ def test_an_unknown_way_of_mining_is_answered_with_names():
         build("triplet", CLASSES, SIZE, mining="relased")  # which mines nothing
 
 
+@pytest.mark.parametrize(
+    ("loss", "miner"),
+    [("triplet", {}), ("TripletLoss", {"miner": "HPHN"}), ("TripletLoss", {"miner": print})],
+)
+def test_a_way_of_mining_that_the_miner_has_not_is_refused(loss, miner):
+    with pytest.raises(ValueError, match=r"mining='earlier' is a way of .* easypeasy"):
+        build(loss, CLASSES, SIZE, mining="earlier", **miner)
+    build(loss, CLASSES, SIZE, mining="released", **miner)
+
+
 def test_a_miner_that_is_no_name_is_answered_with_names():
     with pytest.raises(ValueError, match=r"no miner called '5'; known names: distanceweighted"):
         build("triplet", CLASSES, SIZE, miner=5)

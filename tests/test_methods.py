@@ -197,6 +197,13 @@ def assert_refused(flags: str, words: list[str], images: Path, folder: Path) -> 
         ("--fixed-mask 1", ["--fixed-mask", "--nb-clusters"]),
         ("--nb-clusters 2 --masks-normalize-before-sum l1", ["--masks-sum-for-full-emb"]),
         ("--nb-clusters 2 --small-class-action duplicate", ["adaptbalanced"]),
+        *(
+            (f"--nb-clusters 2 --fixed-mask 1 {words}", [words.split()[0], "are learned"])
+            for words in (
+                *("--mask-lr-mult 3", "--mask-wd-mult 1", "--mask-relu 0", "--masking-lambda 2"),
+                *("--masking-init normal", "--masks-freeze-one-cluster 1"),
+            )
+        ),
         ("--mrg -0.1", ["--mrg", "out of range"]),
         ("--loss MarginLoss --margin -0.2", ["--margin", "out of range"]),
         ("--loss AMLoss --lam -1", ["--lam", "out of range"]),
@@ -234,7 +241,6 @@ def test_flags_nobody_reads_and_impossible_values_stop_at_once(
             "--nb-clusters 2 --num-replicas 12 --batch-sampler randombatch",
             ["12 replicas", "second class"],
         ),
-        ("--nb-clusters 2 --fixed-mask 1 --masking-init normal", ["fixed masks"]),
         ("--nb-clusters 8 --fixed-mask 1 --embedding-size 4", ["8 clusters", "4 dimensions"]),
         ("--IPC 5", ["12 images", "classes of 5", "multiple"]),
         ("--IPC 1", ["takes 12 classes", "have 8"]),
@@ -485,17 +491,18 @@ def test_uncertainty_of_a_network_without_that_head_is_refused(
 DIVIDED = (
     "--experiment margin_loss_resnet50 --model resnet10 --sampler distanceweighted --lr 1e-3 "
     "--batch-sampler adaptbalanced --num-samples-per-class 2 --nb-clusters 4 --mod-epoch 2 "
-    "--mod-epoch-freeze 1 --force-full-embedding-epoch 6 --mask-lr-mult 10 -crs 3 --epochs 8"
+    "--mod-epoch-freeze 1 --force-full-embedding-epoch 6 -crs 3 --epochs 8"
 )
+LEARNED = f"{DIVIDED} --mask-lr-mult 10"
 
 
 @pytest.mark.parametrize(
     ("flags", "epochs", "steps"),
     [
-        pytest.param(DIVIDED, 2, 1, id="division, two clusters"),
-        pytest.param(DIVIDED, 4, 0, id="division, before the second doubling"),
-        pytest.param(DIVIDED, 5, 1, id="division, four clusters"),
-        pytest.param(DIVIDED, 6, 2, id="division, full phase"),
+        pytest.param(LEARNED, 2, 1, id="division, two clusters"),
+        pytest.param(LEARNED, 4, 0, id="division, before the second doubling"),
+        pytest.param(LEARNED, 5, 1, id="division, four clusters"),
+        pytest.param(LEARNED, 6, 2, id="division, full phase"),
         pytest.param(f"{DIVIDED} --fixed-mask 1", 4, 2, id="division, fixed masks"),
         pytest.param("--introspective --epochs 3 --lr 1e-3", 1, 2, id="mixup"),
         pytest.param("--introspective --epochs 2 --workers 1", 0, 2, id="mixup, worker"),

@@ -79,6 +79,7 @@ def test_argument_file_with_comments_and_later_flags_winning(tmp_path):
         ("--IPC-repeat 1", ["--IPC-repeat", "--IPC"]),
         ("--loss TripletLoss --nb-clusters 2 --IPC-repeat 1", ["--IPC-repeat", "--IPC"]),
         ("--loss MS --mining earlier", ["--mining", "MarginLoss"]),
+        ("--loss MarginLoss --sampler RPHN --mining earlier", ["--mining", "--sampler easypeasy"]),
         ("@no_such_file", ["no_such_file"]),
     ],
 )

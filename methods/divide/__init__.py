@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 DIVIDED = Need(
     "divide and conquer (--nb-clusters)", lambda options: options.nb_clusters is not None
 )
+LEARNED = Need(
+    "divide and conquer with masks that are learned (--nb-clusters, without --fixed-mask 1)",
+    lambda options: DIVIDED.met(options) and not options.fixed_mask,
+)
 ADAPTIVE = Need(
     "--batch-sampler adaptbalanced", lambda options: options.batch_sampler == "adaptbalanced"
 )
@@ -91,15 +95,15 @@ FLAGS = Group("divide and conquer, for any loss", (
     flag("--num-replicas", 1, COUNT, "how often a batch holds each image", need=DIVIDED),
     flag("--fixed-mask", 0, BINARY, "1: binary masks that divide the dimensions", need=DIVIDED),
     flag("--mask-lr-mult", 1.0, not_negative("X"),
-         "learning rate of the masks as a multiple of --lr", need=DIVIDED),
+         "learning rate of the masks as a multiple of --lr", need=LEARNED),
     flag("--mask-wd-mult", 0.0, not_negative("X"),
-         "weight decay of the masks as a multiple of --weight-decay", need=DIVIDED),
-    flag("--mask-relu", 1, BINARY, "masks act through a ReLU", need=DIVIDED),
-    flag("--masking-init", "ones", one_of(*net.MASK_INITS), "start of the masks", need=DIVIDED),
+         "weight decay of the masks as a multiple of --weight-decay", need=LEARNED),
+    flag("--mask-relu", 1, BINARY, "masks act through a ReLU", need=LEARNED),
+    flag("--masking-init", "ones", one_of(*net.MASK_INITS), "start of the masks", need=LEARNED),
     flag("--masking-lambda", 1.0, not_negative("W"), "weight of the masks' mean cosine",
-         need=DIVIDED, search=Search(1e-3, 1)),
+         need=LEARNED, search=Search(1e-3, 1)),
     flag("--masks-freeze-one-cluster", 0, BINARY,
-         "1: the mask is frozen while there is one cluster", need=DIVIDED),
+         "1: the mask is frozen while there is one cluster", need=LEARNED),
     flag("--masks-sum-for-full-emb", 0, BINARY,
          "1: the sum of the masks multiplies the embedding at test time", need=DIVIDED),
     flag("--masks-normalize-before-sum", None, one_of("l1"),
