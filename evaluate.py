@@ -47,7 +47,7 @@ from evaluation.candidates import (
 )
 from evaluation.embedding import Embedded
 from evaluation.measuring import How, measure_all, print_thresholds
-from evaluation.networks import Opened, checkpoint_files, open_checkpoint, open_untrained
+from evaluation.networks import Opened, all_checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, on_the_same_images
 from evaluation.whitening import Origin, whitened
@@ -64,11 +64,12 @@ logger = logging.getLogger("evaluate")
 def run(args: argparse.Namespace) -> None:
     """Evaluates the checkpoints of `args.resume`; prints, and where asked writes, the results."""
     processes.check_alike(partial(options.of_all_processes, args), "give all of them the same")
-    processes.from_main(partial(check_files, args))
+    checkpoints = all_checkpoint_files(args.resume or ())
+    processes.from_main(partial(check_files, args, checkpoints))
     device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(args.amp, device)
     processes.check_alike(precision.shared, "give all the same --amp, and machines that are alike")
-    candidates = open_candidates(args)
+    candidates = open_candidates(args, checkpoints)
     processes.check_alike(partial(fingerprints, candidates), "give all of them the same files")
     check_requests(args, candidates)
     for position, candidate in enumerate(candidates):
@@ -83,15 +84,15 @@ def run(args: argparse.Namespace) -> None:
 # --- open -----------------------------------------------------------------------------------------
 
 
-def open_candidates(args: argparse.Namespace) -> list[Candidate]:
-    """Opens the checkpoints of --resume, or --model as it starts, before the first is evaluated.
+def open_candidates(args: argparse.Namespace, checkpoints: Sequence[Path]) -> list[Candidate]:
+    """Opens these checkpoints, or --model as it starts, before the first is evaluated.
 
     A data set is read once.
 
     Raises:
         InputError: a checkpoint cannot be used, or the data are not there.
     """
-    paths = [str(file) for path in args.resume or () for file in checkpoint_files(path)]
+    paths = [str(file) for file in checkpoints]
     openers = [partial(open_checkpoint, path, args, weights=args.weights) for path in paths]
     if not paths:
         paths, openers = [args.model], [partial(open_untrained, args)]
@@ -125,11 +126,10 @@ def warn_of_trained(path: str, opened: Opened, tasks: Sequence[Task]) -> None:
         logger.warning("%s: %s", path, said)
 
 
-def check_files(args: argparse.Namespace) -> None:
+def check_files(args: argparse.Namespace, checkpoints: Sequence[Path]) -> None:
     """Raises InputError when a file that is asked for cannot be written: before the work."""
     names = ("json", "csv", "latex", "per_class", "export", "uncertain", "neighbours")
     asked = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
-    checkpoints = [file for path in args.resume or () for file in checkpoint_files(path)]
     kept = [own for folder in {file.parent for file in checkpoints} for own in files_of(folder)]
     folders = [Path(args.out)] if args.out else [file.parent for file in checkpoints]
     for option, written in files.WRITTEN.items():

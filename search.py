@@ -74,7 +74,7 @@ def add(args: argparse.Namespace) -> None:
     index, photos = Index.open(args.index), sources.photos_of(args.images)
     say(f"{counted(len(photos))}; opening the network of {args.index}", flush=True)
     embedder = index.embedder(args.device, args.run)
-    thresholds = network.measured(network.run_of(args.index, index.about, args.run), embedder)
+    thresholds = network.measured(embedder)
     place = None
     if args.run and network.has_moved(args.index, index.about):
         place = network.place_of(args.run, embedder, args.index)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -279,6 +279,11 @@ def checkpoint_files(path: str | Path) -> list[Path]:
         else:
             found.append(best)
     return found or [checkpoint_file(path)]
+
+
+def all_checkpoint_files(paths: Iterable[str | Path]) -> list[Path]:
+    """What each of `paths` means, as `checkpoint_files`: asked once, since it warns and fetches."""
+    return [file for path in paths for file in checkpoint_files(path)]
 
 
 def _counts_as_run(folder: Path) -> bool:

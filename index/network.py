@@ -45,7 +45,7 @@ def description(
         **({} if whiten is None else {"whiten": whiten}),
         "model": model.network.architecture.model,
         "codes": codes,
-        "thresholds": measured(run, embedder),
+        "thresholds": measured(embedder),
     }
 
 
@@ -58,9 +58,9 @@ def place_of(run: str | Path, embedder: Embedder, index: Path) -> dict[str, str]
     return {"run": os.path.relpath(place.absolute(), folder), "folder": str(folder)}
 
 
-def measured(run: str | Path, embedder: Embedder) -> dict[str, Any] | None:
+def measured(embedder: Embedder) -> dict[str, Any] | None:
     """The thresholds that a run has measured for this network, as JSON keeps them."""
-    found = thresholds_of(run, embedder.model.network)
+    found = thresholds_of(embedder.model.path, embedder.model.network)
     return None if found is None else json.loads(as_json(found.as_dict()))
 
 

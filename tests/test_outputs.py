@@ -10,12 +10,14 @@ import pytest
 import evaluate
 import options
 import report
+from evaluation.networks import all_checkpoint_files
 from net.__main__ import main as export
 from utils import InputError
 
 
 def evaluated(*words: object) -> None:
-    evaluate.check_files(options.parse_evaluate([*map(str, words)]))
+    args = options.parse_evaluate([*map(str, words)])
+    evaluate.check_files(args, all_checkpoint_files(args.resume))
 
 
 def reported(*words: object) -> None:

@@ -27,7 +27,7 @@ from dataset import tree as trees
 from dataset.__main__ import main
 from dataset.check import Report, check
 from dataset.showing import as_text
-from evaluation.networks import found_again, open_checkpoint
+from evaluation.networks import all_checkpoint_files, found_again, open_checkpoint
 from index.sources import photos_of
 from options import looking
 from options.meaning import changed
@@ -257,7 +257,7 @@ def test_a_grown_folder_is_evaluated_on_what_its_run_did_not_train_on(
 
     def evaluated(*flags: str) -> set[str]:
         args = options.parse_evaluate(["--resume", str(run), *flags])
-        (candidate,) = evaluate.open_candidates(args)
+        (candidate,) = evaluate.open_candidates(args, all_checkpoint_files(args.resume))
         return set(candidate.tasks[0].queries.class_names)
 
     assert evaluated() == set("abcdefghij") - trained

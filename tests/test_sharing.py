@@ -18,9 +18,11 @@ from conftest import ROOT, refusal
 
 import criteria
 import dataset
+import evaluate
 import methods
 import net.__main__ as command
 import options
+import search
 from anchorage import __version__
 from evaluation import networks
 from evaluation.thresholds import Rate, Thresholds
@@ -246,6 +248,7 @@ class Hub:
     def __init__(self, folder: Path, token: str | None = "secret") -> None:
         self.folder, self.token, self.asked = folder, token, {}
         self.public: set[str] = set()  # models that are there, for all to see
+        self.fetched: list[str] = []
 
     def get_token(self) -> str | None:
         return self.token
@@ -268,6 +271,7 @@ class Hub:
         if not (self.folder / name).is_dir():
             raise OSError("404: no such model")
         self.asked["revision"] = revision
+        self.fetched.append(name)
         return str(self.folder / name)
 
 
@@ -292,6 +296,16 @@ def test_a_run_goes_to_the_hub_and_comes_back(root, run, hub, capsys):
     assert hub.asked["revision"] == "main"
     (found,) = networks.checkpoint_files("hf:me/birds.v1")
     assert found == files["model.safetensors"]
+
+
+def test_a_model_of_the_hub_is_asked_for_once(root, run, hub, tmp_path, monkeypatch):
+    export(run, "--push-to-hub", "me/birds", "--licence", "mit")
+    line = f"--resume hf:me/birds --dataset folder:{root}/photos --metrics retrieval --amp off"
+    evaluate.run(options.parse_evaluate([*line.split(), "--json", str(tmp_path / "n.json")]))
+    assert hub.fetched == ["me/birds"]
+    made = f"--images {root}/photos --index {tmp_path / 'birds.index'} --workers 0"
+    search.main(f"build hf:me/birds {made}".split())
+    assert hub.fetched == ["me/birds"] * 2
 
 
 def test_thresholds_go_along_with_the_network_that_they_were_measured_for(root, run, hub, tmp_path):
