@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import dataset
@@ -123,6 +124,12 @@ def notices(args: Options) -> list[str]:
             if entry.need
         ),
     ]
+
+
+def check_name(args: Options) -> None:
+    """Raises InputError where --name is no name that a folder can have."""
+    if args.name and Path(args.name).name in ("", ".."):
+        raise InputError(f"--name {args.name} is no name of a folder; give another")
 
 
 def check_schedule(args: Options) -> None:

@@ -34,6 +34,7 @@ from options.meaning import (
     as_suited,
     changed,
     check_metrics,
+    check_name,
     check_one_checkpoint,
     check_ranking,
     check_schedule,
@@ -203,6 +204,7 @@ def parse_train(argv: Sequence[str] | None = None) -> Options:
             )
         if args.resume_run:  # what its flags mean depends on the run: see `continued`
             return args
+        check_name(args)
         dataset.find(args.dataset)
         _check_loss(args, entries, parser)
         args = as_published(as_suited(args))

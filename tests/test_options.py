@@ -80,6 +80,9 @@ def test_argument_file_with_comments_and_later_flags_winning(tmp_path):
         ("--loss TripletLoss --nb-clusters 2 --IPC-repeat 1", ["--IPC-repeat", "--IPC"]),
         ("--loss MS --mining earlier", ["--mining", "MarginLoss"]),
         ("--loss MarginLoss --sampler RPHN --mining earlier", ["--mining", "--sampler easypeasy"]),
+        ("--name ..", ["--name .. is no name of a folder"]),  # it made logs/..-2
+        ("--name . --folds 2", ["--name . is no name of a folder"]),  # and this one logs-2
+        ("--name mine/..", ["--name mine/.."]),
         ("@no_such_file", ["no_such_file"]),
     ],
 )

@@ -173,7 +173,7 @@ def load(
         selection = [Task.published(VALIDATION, queries, None, choice.protocol)]
     if batch_size > len(train):
         raise InputError(
-            f"--batch-size {batch_size} is larger than the {len(train)} training images of "
+            f"--batch-size {batch_size} is larger than the {len(train):,} training images of "
             f"{choice.name}; choose at most {len(train)}"
         )
     data = Data(train, selection, test)
@@ -216,10 +216,10 @@ def _check_classes(train: ImageSet, name: str) -> None:
         )
     if alone := int((counts == 1).sum()):
         logger.warning(
-            "%d of the %d training classes of %s have a single image, which no other of its class "
+            "%s of the %s training classes of %s have a single image, which no other of its class "
             "can be near to; the first is %s",
-            alone,
-            train.num_classes,
+            f"{alone:,}",
+            f"{train.num_classes:,}",
             name,
             train.class_names[int(np.argmax(counts == 1))],
         )
