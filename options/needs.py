@@ -48,6 +48,10 @@ CROPPED = Need(
 OF_TIMM = Need(
     "models of timm (--model timm:NAME)", lambda args: args.model.lower().startswith(net.TIMM)
 )
+NEW_HEADS = Need(
+    "heads that start anew (--head linear or training, without --checkpoint)",
+    lambda args: args.head != "none" and not args.checkpoint,
+)
 CACHED = Need("--decode cache", lambda args: args.decode == "cache")
 BY_EPOCHS = Need("runs without --steps", lambda args: args.steps is None)
 EVALUATED_BY_EPOCHS = Need("runs without --eval-steps", lambda args: args.eval_steps is None)
@@ -60,6 +64,10 @@ HELD_OUT = Need(
     "--val-classes or --val-fold", lambda args: args.val_classes or args.val_fold is not None
 )
 NO_FOLD = Need("runs without --val-fold", lambda args: args.val_fold is None)
+BY_CLASS = Need(
+    "batches that are drawn by class (not --batch-sampler randombatch)",
+    lambda args: args.nb_clusters is None or args.batch_sampler != "randombatch",
+)
 BALANCED = Need("--IPC, without --nb-clusters", lambda args: args.IPC and args.nb_clusters is None)
 SOME_DECAY = Need("--decay-vectors 0", lambda args: not args.decay_vectors)
 NORMS_TRAIN = Need(

@@ -42,6 +42,7 @@ from options.needs import (
     ADAM,
     BALANCED,
     BLOCKS_TRAIN,
+    BY_CLASS,
     BY_EPOCHS,
     CACHED,
     CROPPED,
@@ -49,6 +50,7 @@ from options.needs import (
     FOLDED,
     HELD_OUT,
     MOMENTUM,
+    NEW_HEADS,
     NO_FOLD,
     NO_RISE,
     NORMS_TRAIN,
@@ -152,7 +154,8 @@ SELECTION = Group("batches and model selection", (
          "the loss of all: the memory of N images, and one more forward pass", need=NOT_COMPILED,
          shown="all at once"),
     flag("--IPC --instances --num-samples-per-class", 0, COUNT_OR_ZERO,
-         "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)"),
+         "images per class: batch/N classes with N images each; 0 shuffles (2 with --nb-clusters)",
+         need=BY_CLASS),
     flag("--IPC-repeat", 0, BINARY,
          "1: the images of a class are drawn with repetition, as Proxy-Anchor's released sampler "
          "does; 0: each once, unless the class has fewer than N, as SEC's does", need=BALANCED),
@@ -221,7 +224,8 @@ NETWORK = Group("network", (
          "start of the heads. kaiming: normal by fan_out with zero bias; default: PyTorch's own; "
          "orthogonal: with zero bias; "
          "xavier_uniform_GAIN, xavier_normal_GAIN, kaiming_normal_fan_in, kaiming_normal_fan_out: "
-         "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)"),
+         "for each cluster's share of the dimensions; trunc_normal; pt_splitted (as default)",
+         need=NEW_HEADS),
     flag("--dropout", 0.0, Kind(number(0.0, 0.99), "P"), "dropout on the pooled features"),
     flag("--input-spec", None, one_of(*net.INPUTS),
          "colour order, scale and mean of the input", shown="what the model's weights want"),

@@ -80,6 +80,12 @@ def test_argument_file_with_comments_and_later_flags_winning(tmp_path):
         ("--loss TripletLoss --nb-clusters 2 --IPC-repeat 1", ["--IPC-repeat", "--IPC"]),
         ("--loss MS --mining earlier", ["--mining", "MarginLoss"]),
         ("--loss MarginLoss --sampler RPHN --mining earlier", ["--mining", "--sampler easypeasy"]),
+        (
+            "--head none --embedding-size 1024 --head-init orthogonal",
+            ["--head-init", "--head linear"],
+        ),
+        ("--checkpoint x.pth --head-init orthogonal", ["--head-init", "without --checkpoint"]),
+        ("--nb-clusters 2 --batch-sampler randombatch --IPC 4", ["--IPC", "randombatch"]),
         ("--name ..", ["--name .. is no name of a folder"]),  # it made logs/..-2
         ("--name . --folds 2", ["--name . is no name of a folder"]),  # and this one logs-2
         ("--name mine/..", ["--name mine/.."]),
