@@ -942,6 +942,39 @@ def test_a_copy_of_a_file_that_was_only_touched_is_a_copy(folder: Path) -> None:
     assert holds(folder / "i") == {"p/1.png": "p/1.png"}
 
 
+def test_of_copies_that_come_together_one_is_taken(folder: Path) -> None:
+    lay(folder / "p", {"1": "a", "2": "a", "3": "bad", "4": "bad", "5": "b", "6": "c"})
+    table = folder / "photos.csv"
+    names = [f"p/{number}.png" for number in range(1, 8)]
+    table.write_text("\n".join(["path", *names]))  # the last one is not there
+    outcome = taken_in(folder / "i", table, max_bad_images=3)
+    assert outcome.copies == [(str(folder / names[1]), names[0])]
+    assert sorted(outcome.bad) == [str(folder / name) for name in (names[2], names[3], names[6])]
+    assert (outcome.added, outcome.embedded) == (3, 4)
+    assert holds(folder / "i") == {name: name for name in (names[0], names[4], names[5])}
+
+
+@pytest.mark.parametrize("kind", codes.CODINGS)
+def test_codes_are_about_the_first_centre_for_good(folder: Path, kind: str) -> None:
+    path = begin(folder / "i", kind=kind)
+    for count in (6, 9):
+        lay(folder / "p", {str(number): chr(97 + number) for number in range(count)})
+        taken_in(path, folder / "p")
+    centre = np.stack([vector_of(bytes([97 + number])) for number in range(6)]).mean(axis=0)
+    queries = unit(4, seed=1)
+    for gone in ([], [1, 7]):
+        if gone:
+            removed(path, gone)
+            making.compact(path)
+        index = Index.open(path)
+        assert np.allclose(index.centre, centre, atol=1e-7) and len(index) == 9 - len(gone)
+        for segment in index.segments:
+            expected = codes.as_arrays(kind, segment.vectors, index.centre)
+            assert (segment.record.arrays["codes"] == expected["codes"]).all()
+        rows, _ = plain_search(index.rows(slice(None)), queries, 5)
+        assert (index.search(queries, 5).rows == rows).all()
+
+
 def test_a_file_that_was_only_touched_is_read_once(folder: Path) -> None:
     lay(folder / "p", {"1": "a", "2": "b"})
     taken_in(folder / "i", folder / "p")
