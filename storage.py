@@ -8,9 +8,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import fcntl
+import functools
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import pickle
@@ -20,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from terminal import printable
 from utils import DamagedError, InputError, damage_in_words, first_line, installing
@@ -28,6 +31,8 @@ from utils import DamagedError, InputError, damage_in_words, first_line, install
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+logger = logging.getLogger("storage")
 
 
 def free_space(folder: Path) -> int:
@@ -164,6 +169,36 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+def lock(file: IO | int, what: object, *, wait: bool = False) -> bool:
+    """Keeps other processes from an open file, until this one closes it by any descriptor or ends.
+
+    On a file system without locks it keeps out nobody, which is warned of once.
+
+    Args:
+        file: open for writing. what: others are kept out of, for the warning. wait: until whoever
+            has it lets go.
+
+    Returns:
+        False where another process has it.
+    """
+    # lockf and not flock: processes that read images do not inherit it, so it ends with this one.
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):  # systems differ in what they call it
+        return False
+    except OSError as error:
+        _warn_of_no_locks(str(what), error.strerror)
+    return True
+
+
+@functools.cache
+def _warn_of_no_locks(what: str, why: str) -> None:
+    logger.warning("nothing keeps other processes out of %s (%s)", what, why)
 
 
 # --- text -----------------------------------------------------------------------------------------

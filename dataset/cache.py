@@ -16,7 +16,6 @@ is made anew. A lock lets a second run wait for the first one's build.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import secrets
 import zlib
@@ -40,7 +39,7 @@ from dataset.pixel_store import PixelStore
 from dataset.transforms import with_short_side
 from dataset.workers import deaths_told, with_workers
 from machine import cores
-from storage import load_arrays, need_room, save_arrays, write_atomically
+from storage import load_arrays, lock, need_room, save_arrays, write_atomically
 from terminal import told
 from utils import InputError, counted
 
@@ -493,10 +492,7 @@ def _lock(folder: Path) -> Iterator[None]:
             "choose another one with --cache-dir, or use --decode exact"
         ) from error
     with file:
-        # lockf and not flock: workers do not inherit it, so it ends with this process.
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock(file, folder):
             logger.warning("another run makes the cache %s; waiting for it", folder)
-            fcntl.lockf(file, fcntl.LOCK_EX)
+            lock(file, folder, wait=True)
         yield

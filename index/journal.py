@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
-import logging
 import os
 import struct
 import time
@@ -27,10 +25,8 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 
-from storage import digest, write_atomically
+from storage import digest, lock, write_atomically
 from utils import DamagedError, InputError
-
-logger = logging.getLogger("index")
 
 MAGIC, VERSION = b"ANCHORIX", 1
 ALIGNMENT = 64
@@ -396,34 +392,28 @@ def held(path: Path) -> Iterator[None]:
     Raises:
         InputError: another process has it.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    place = path.with_name(f".{path.name}.lock")
     while True:
         try:
-            file = lock.open("w")
+            file = place.open("w")
         except OSError as error:
             raise InputError(
                 f"cannot write into {path.parent} ({error.strerror}); choose another folder"
             ) from error
-        try:
-            # lockf and not flock: processes that read images do not inherit it, so it ends with
-            # this one.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        if not lock(file, path):
             file.close()
             raise InputError(
                 f"another process is changing {path}; wait for its end, or stop it first"
-            ) from None
-        except OSError as error:  # a file system without locks
-            logger.warning("nothing keeps other processes from changing %s (%s)", path, error)
+            )
         # Whoever had it before may have taken the file away between our two calls.
-        if _is_still(lock, file):
+        if _is_still(place, file):
             break
         file.close()
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            lock.unlink()
+            place.unlink()
         file.close()
 
 

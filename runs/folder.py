@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import math
@@ -18,7 +17,7 @@ from processes import main_only
 from runs.checkpoints import BASE, FORMAT, Checkpoint, load_checkpoint
 from runs.names import data_name, file_name_part, home_logs
 from runs.tables import ClassHistory, MetricsTable, TextFiles
-from storage import as_json, as_table, save_tensors
+from storage import as_json, as_table, lock, save_tensors
 from utils import InputError, damage_in_words
 
 logger = logging.getLogger("train")
@@ -128,8 +127,7 @@ class RunFolder:
         Raises:
             InputError: another one is at work in it.
         """
-        # The lock is on args.json itself, so that no file is left behind. lockf and not flock: the
-        # processes that read data do not inherit it, so it ends with this process.
+        # The lock is on args.json itself, so that no file is left behind.
         try:
             self._held = (self.path / "args.json").open("r+")
         except OSError as error:
@@ -144,15 +142,11 @@ class RunFolder:
 
     def _lock(self) -> None:
         assert self._held is not None
-        try:
-            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._held, self.path):
             raise InputError(
                 f"the run in {self.path} is going on in another process; wait for its end, or stop "
                 "it first"
-            ) from None
-        except OSError as error:  # a file system without locks
-            logger.warning("nothing keeps other processes out of %s (%s)", self.path, error)
+            )
 
     def begin(
         self,

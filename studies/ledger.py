@@ -14,7 +14,6 @@ machines that share the folder, can work on one study.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import math
@@ -27,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from storage import write_json
+from storage import lock, write_json
 from studies.plan import Entrant, Plan, settings_of
 from utils import InputError, damage_in_words
 
@@ -200,12 +199,10 @@ class Ledger:
             if not wait:
                 return False
             threading.Event().wait(0.05)
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
+        got = lock(file, self.folder, wait=wait)
+        if not got:
             self.release(name)
-            return False
-        return True
+        return got
 
     def release(self, name: str) -> None:
         """Gives a claim back."""

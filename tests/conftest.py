@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 door.settle_threads(os.environ)
 
 import contextlib
+import errno
 import fcntl
 import gc
 import pty
@@ -171,6 +172,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a file system that knows no locks."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refused)
 
 
 @pytest.fixture(scope="session")

@@ -1251,6 +1251,14 @@ def slow_build(images: ImageSet, out: Path, seconds: float) -> Program | subproc
     return start_python(script, folder, len(images), out, seconds)
 
 
+def test_where_files_cannot_be_locked_a_cache_is_made_and_says_so(
+    photographs, tmp_path, no_locks, caplog
+):
+    assert len(open_cache(photographs, 56, tmp_path)) == len(photographs)
+    assert "nothing keeps other processes out of" in caplog.text
+    assert "another run" not in caplog.text
+
+
 def test_a_killed_build_goes_on_where_it_stopped(tmp_path, small_shards):
     images = write_photographs(tmp_path / "images", 40)
     out = tmp_path / "cache"

@@ -330,6 +330,12 @@ def test_two_workers_are_never_at_the_same_work(ledger):
     assert ledger.next().name == "trial001" and first.entrant.name == "PA"
 
 
+def test_where_files_cannot_be_locked_a_study_works_and_says_so_once(ledger, no_locks, caplog):
+    assert [ledger.next().name for _ in range(3)] == ["trial000", "trial000", "trial001"]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(f"nothing keeps other processes out of {ledger.folder} (")
+
+
 def test_the_first_trial_has_the_values_that_were_given_and_a_failed_one_counts(ledger):
     work = ledger.next()
     values = ledger.trials(work.entrant)[0].values
