@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from conftest import ROOT, run_python
 
 import runs
 from page import records
-from runs import tables
+from runs import checkpoints, tables
 from storage import digest, load_arrays, load_tensors, save_arrays, save_tensors
 from utils import DamagedError, InputError
 
@@ -157,6 +158,61 @@ def test_a_kill_between_a_file_and_its_checksum_is_no_damage(
     assert [row["epoch"] for row in again.rows()] == ["1", "2"]
 
 
+def test_who_reads_a_run_that_goes_on_takes_nothing_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.csv"
+    runs.MetricsTable(path).append({"epoch": 1, "step": 8})
+    read, overtaken = Path.read_bytes, []
+
+    def slowly(file: Path) -> bytes:
+        content = read(file)
+        if file == path and not overtaken:
+            overtaken.append(file)
+            for epoch in (2, 3):  # so that nothing is known any more of what was read
+                runs.MetricsTable(path).append({"epoch": epoch, "step": 8 * epoch})
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", slowly)
+    assert [row["epoch"] for row in runs.MetricsTable(path).rows()] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"format": checkpoints.FORMAT + 1}, "newer than"),
+        ({"format": "1"}, "its format is a str"),
+        ({"skipped": None}, "its skipped is a NoneType"),
+        ({"metrics": {"emoji": {"R@1": "x"}}}, "its metrics of emoji are no numbers"),
+        ({"row": {"epoch": 1}}, "damaged"),
+        ({"row": {"epoch": 1, "step": 0.5}}, "its row has no epoch, or no step"),
+        ({"row": {"epoch": 1, "step": 8, "loss": [2.5]}}, "its row has other things than numbers"),
+        ({"criterion_state_dict": {"proxies": 3}}, "its criterion has other things than tensors"),
+        ({"ema_state_dict": {"weight": "x"}}, "its running mean has other things than tensors"),
+        ({"base_state_dict": {}}, "the weights that a run left as they were"),
+    ],
+)
+def test_a_checkpoint_that_no_run_of_ours_wrote_is_refused(
+    content: dict, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "last.pth"
+    save_tensors(path, content)
+    with pytest.raises(InputError, match=said):
+        checkpoints.load_checkpoint(path)
+    fine = {"format": checkpoints.FORMAT, "row": None, "model_state_dict": {}}
+    save_tensors(path, fine)
+    assert checkpoints.load_checkpoint(path) == fine
+
+
+def test_a_file_is_for_whom_the_umask_admits(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_small(tmp_path / "small.npz")
+        assert (tmp_path / "small.npz").stat().st_mode & 0o777 == 0o640
+    finally:
+        assert os.umask(before) == 0o027  # and is as it was
+
+
 def test_files_of_an_older_version_are_read_as_before(run: Path) -> None:
     (run / "checksums.json").unlink()
     for name in ("last.pth", tiny.best_checkpoint(run).name, "classes.npz"):
@@ -174,6 +230,7 @@ def test_files_of_an_older_version_are_read_as_before(run: Path) -> None:
         ("metrics.csv", b"epoch,step\n1,8\n\xff\xfe,9\n"),
         ("metrics.csv", b"epoch,step,loss\n1,8\n"),
         ("metrics.csv", b"epoch,loss\n1,8\n"),
+        ("metrics.csv", b"epoch,step,loss,loss\n1,8,2,3\n"),
         ("metrics.csv", b"epoch,step\n1,nan\n"),
         ("metrics.csv", b"epoch,step\n1," + b"9" * 400 + b"\n"),
         ("metrics.csv", b'epoch,step\n1,"8\n'),

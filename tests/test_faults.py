@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,17 @@ def test_signals_are_requests_and_the_second_one_is_obeyed_at_once() -> None:
         with pytest.raises(Interrupted) as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
+        assert signals.next_of(iter("ab")) is None
+
+        def torn() -> Iterator[str]:  # what reads the data has got the signal too
+            raise InputError("a process that reads images died")
+            yield
+
+        assert signals.next_of(torn()) is None
+        signals.requested = None
+        assert signals.next_of(iter("ab")) == "a"
+        with pytest.raises(InputError, match="died"):
+            signals.next_of(torn())
     assert stop.value.status == 143 and signal.getsignal(signal.SIGTERM) is before
 
 
@@ -145,6 +157,20 @@ def test_a_signal_does_not_wait_for_an_evaluation() -> None:
     with Signals() as signals, pytest.raises(Interrupted), signals.at_once():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
+    with Signals() as signals:
+        with signals.at_once():
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.requested == signal.SIGINT  # waits for the step that is being done
+        with pytest.raises(Interrupted), signals.at_once():
+            raise AssertionError("an evaluation is begun all the same")
+
+
+def test_one_closed_terminal_may_be_told_of_twice() -> None:
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.requested == signal.SIGHUP
 
 
 def test_an_interrupted_evaluation_is_repeated_and_training_is_not(
@@ -345,6 +371,16 @@ def test_checkpoints_later_than_the_one_that_is_gone_on_from_are_no_older_ones(
     assert {p.name for p in folder.glob("step_*")} == {"step_00000012.pth", "step_mine.pth"}
 
 
+def test_where_files_cannot_be_locked_a_run_begins_and_says_so_once(
+    tmp_path, no_locks, caplog
+) -> None:
+    run = RunFolder.create(tmp_path, "run")
+    run.begin({"seed": 1}, {})
+    assert run.read_args() == {"seed": 1}
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said == f"nothing keeps other processes out of {run.path} (No locks available)"
+
+
 def test_half_written_files_of_a_killed_run_are_removed(images, tmp_path) -> None:
     folder = tiny.run(images, tmp_path, "run", "--epochs 1")
     (folder / ".last.pth.abc.tmp").write_bytes(b"half")
@@ -541,13 +577,15 @@ def test_collapse_is_reported_once(caplog) -> None:
     for embeddings in (spread, same_for_all, same_for_all):
         warning.look(embeddings, labels, recall=0.03)
     assert chance(labels) == pytest.approx(2 / 59)
-    assert [record.message[:25] for record in caplog.records] == ["the network has collapsed"]
+    (record,) = caplog.records
+    assert "collapsed: the mean cosine between classes is 1.000, so it gives all" in record.message
     means = torch.stack(
         [torch.nn.functional.normalize(spread)[labels == c].mean(0) for c in range(20)]
     )
     cosines = torch.nn.functional.normalize(means) @ torch.nn.functional.normalize(means).T
     expected = (cosines.sum() - 20) / (20 * 19)
     assert class_mean_cosine(spread, labels) == pytest.approx(float(expected), abs=1e-5)
+    assert class_mean_cosine(spread, torch.zeros(60, dtype=torch.int64)) == 0
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 0.3])

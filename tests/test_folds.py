@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 
@@ -201,14 +202,30 @@ def test_folds_that_cannot_be_dealt_are_refused_before_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "picked"),
+    ("flags", "picked", "last_words"),
     [
-        ("--epochs 2 --eval-every 2", "nothing: evaluated once"),
-        ("--epochs 2", "test classes"),
-        ("--epochs 2 --val-classes 0.3", "validation classes"),
+        ("--epochs 2 --eval-every 2", "nothing: evaluated once", "no epoch was picked"),
+        ("--epochs 2", "test classes", r"Best epoch [12] by R@1 on the test classes"),
+        (
+            "--epochs 2 --val-classes 0.3",
+            "validation classes",
+            r"Epoch [12] had the best R@1 on the validation classes \([.\d]+\). The test classes",
+        ),
+        (
+            "--epochs 2 --val-classes 0.3 --no-test",
+            "validation classes",
+            r"Epoch [12] had the best R@1 on the validation classes \([.\d]+\). The same classes",
+        ),
     ],
 )
-def test_what_the_epoch_was_picked_on_is_kept(flags, picked, tmp_path):
+def test_what_the_epoch_was_picked_on_is_kept_and_said(flags, picked, last_words, tmp_path, capsys):
     tiny.write_images(tmp_path)
     folder = tiny.run(tmp_path, tmp_path / "logs", "run", flags)
-    assert json.loads((folder / "results.json").read_text())["picked_on"] == picked
+    results = json.loads((folder / "results.json").read_text())
+    assert results["picked_on"] == picked
+    assert re.search(last_words, " ".join(capsys.readouterr().out.split()))
+    (row,) = (r for r in tiny.metrics_rows(folder) if r["epoch"] == str(results["best_epoch"]))
+    (numbers,) = results["results"].values()
+    # On the test classes it is measured at the end, unless they are what it was picked on.
+    assert row["R@1"] == f"{numbers['R@1']:.6g}" or "The test classes" in last_words
+    assert float(row["evaluation_seconds"]) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import pytest
@@ -557,7 +559,8 @@ def test_cut_off_at_any_step_an_index_is_as_before_or_after(tmp_path: Path) -> N
             seen.add(len(index))
             assert len(index) == (23 if "mark" in kinds[:count] or (part == [step] and
                                   kinds[count] == "mark") else 20)  # fmt: skip
-            with journal.writing(path) as writer:
+            with journal.writing(path) as writer:  # what nobody counts takes no room
+                assert path.stat().st_size == writer.mark.end
                 put(writer, unit(2, seed=4), 100)
             assert len(Index.open(path)) == len(index) + 2
     assert seen == {20, 23}
@@ -724,6 +727,33 @@ def test_two_writers_are_refused_and_readers_are_not(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
         put(writer, unit(1), 10)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["i"]
+
+
+def test_where_files_cannot_be_locked_an_index_changes_and_says_so(
+    tmp_path: Path, no_locks: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = filled(tmp_path / "i", unit(3))
+    assert len(Index.open(path)) == 3
+    assert f"nothing keeps other processes out of {path}" in caplog.text
+    assert [each.name for each in tmp_path.iterdir()] == ["i"]
+
+
+def test_a_lock_that_was_taken_away_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock, locked = filled(tmp_path / "i", unit(3)), fcntl.lockf, []
+
+    def slowly(file: IO, how: int) -> None:  # whoever had it ends just before
+        if not locked:
+            (tmp_path / ".i.lock").unlink()
+        locked.append(file.fileno())
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "lockf", slowly)
+    with journal.writing(path):
+        process = child(lambda: os._exit(refused(path)))
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
+    assert len(locked) == 2
 
 
 def test_a_link_to_an_index_is_that_index(
@@ -975,6 +1005,17 @@ def test_codes_are_about_the_first_centre_for_good(folder: Path, kind: str) -> N
         assert (index.search(queries, 5).rows == rows).all()
 
 
+@pytest.mark.parametrize(("seconds", "sizes"), [(1e9, [2, 5, 5, 3]), (0.0, 7 * [2] + [1])])
+def test_slow_embedding_is_added_in_smaller_parts(
+    seconds: float, sizes: list[int], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adding, "CHUNKS", (2, 5))
+    monkeypatch.setattr(adding, "SECONDS", seconds)
+    lay(folder / "p", {str(number): chr(97 + number) for number in range(15)})
+    assert taken_in(folder / "i", folder / "p").added == 15
+    assert [len(segment) for segment in Index.open(folder / "i").segments] == sizes
+
+
 def test_a_file_that_was_only_touched_is_read_once(folder: Path) -> None:
     lay(folder / "p", {"1": "a", "2": "b"})
     taken_in(folder / "i", folder / "p")
@@ -1153,6 +1194,12 @@ def test_what_is_no_unfinished_index_stays_where_one_would_grow(
     assert "and is not one; move it away" in refusal_of(f"compact {index}", capsys)
     assert [part.read_text() for part in parts] == 2 * ["my notes, part 1"]
     assert len(Index.open(index)) == 3 and not (folder / "i").exists()
+    for content in (
+        index.read_bytes(),
+        index.read_bytes()[:-9],
+    ):  # another network's; a damaged one
+        parts[0].write_bytes(content)
+        assert made(folder / "i", folder / "p").added == len(Index.open(folder / "i")) == 1
 
 
 def test_a_build_goes_on_with_other_ids_and_labels(
