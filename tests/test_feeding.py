@@ -1149,16 +1149,29 @@ def test_what_is_kept_is_found_however_the_folder_is_called(
     np.testing.assert_array_equal(again.read(0), expected)
 
 
-def test_what_can_be_read_again_is_kept_although_its_file_is_the_same(photographs, tmp_path):
-    def gone(self: ImageSet, index: int) -> np.ndarray:
-        raise BadImageError(self.paths[index], "Stale file handle")
+@pytest.mark.parametrize("names", ["ab", "ba"])  # of the shards, which are found in their order
+@pytest.mark.parametrize("failing", [range(30), [3]])
+def test_what_can_be_read_again_is_kept_although_its_file_is_the_same(
+    failing, names, photographs, tmp_path, monkeypatch
+):
+    left, read = iter(names), ImageSet.read
+    monkeypatch.setattr(cache_module.secrets, "token_hex", lambda _: next(left))
+    monkeypatch.setattr(cache_module, "with_workers", lambda builder, _: builder_items(builder))
 
-    with pytest.MonkeyPatch.context() as patch:
+    def gone(self: ImageSet, index: int) -> np.ndarray:
+        if index in failing:
+            raise BadImageError(self.paths[index], "Stale file handle")
+        return read(self, index)
+
+    monkeypatch.setattr(cache_module, "SHARD", 32)
+    with monkeypatch.context() as patch:
         patch.setattr(ImageSet, "read", gone)
-        assert not open_cache(photographs, 56, tmp_path).shapes.any()
-    kept = open_cache(photographs, 56, tmp_path)
-    assert kept.shapes.all()
-    assert_as_the_files(kept, photographs)
+        shapes = open_cache(photographs, 56, tmp_path).shapes
+        assert np.flatnonzero(shapes[:, 0] == 0).tolist() == list(failing)
+    for _ in range(2):  # nothing is made anew the second time
+        kept = open_cache(photographs, 56, tmp_path)
+        assert kept.shapes.all()
+        assert_as_the_files(kept, photographs)
 
 
 def test_a_damaged_shard_is_noticed_and_rebuilt(photographs, tmp_path, small_shards, caplog):
