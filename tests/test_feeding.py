@@ -1088,6 +1088,8 @@ def test_only_new_and_changed_files_are_decoded(tmp_path, small_shards, decoded)
     for part in (now, now.subset([13, 2, 2, 0]), replace(now, split="eval")):
         open_cache(part, 56, tmp_path / "cache")
     assert decoded == []  # lists of the same files share what is kept
+    open_cache(now.subset([2, 2, 0]), 56, tmp_path / "twice")
+    assert sorted(decoded) == sorted(Path(now.paths[index]).name for index in (0, 2))
     smaller = open_cache(now, 40, tmp_path / "cache")
     assert min(smaller.read(0).shape[:2]) == 40 and min(kept.read(0).shape[:2]) == 56
 
@@ -1099,6 +1101,15 @@ def test_what_is_out_of_date_leaves_the_cache(tmp_path, small_shards, photograph
             os.utime(path, ns=(0, os.stat(path).st_mtime_ns + 1))  # noqa: PTH116
         kept = open_cache(images, 56, tmp_path / "cache")
     assert len(files_of(tmp_path / "cache")) == 4
+    (shard,) = {path.parent for path in (tmp_path / "cache").rglob("*.npz")}
+    (shard / "killed.pixels").write_bytes(b"half")
+    for index in {*range(14)} - {0, 4, 8}:  # one of each shard stays: they are packed into others
+        os.utime(images.paths[index], (1, 1))
+    assert_as_the_files(open_cache(images, 56, tmp_path / "cache"), images)
+    listed = [np.load(path)["versions"] for path in shard.glob("*.npz")]
+    assert sorted(map(len, listed)) == [2, 4, 4, 4]
+    assert len(set(np.concatenate(listed).tolist())) == 14
+    assert len(files_of(tmp_path / "cache")) == 4
     for number in range(1, 12):  # one photograph a day
         kept = open_cache(photographs.subset(np.arange(number)), 56, tmp_path / "daily")
     assert len(files_of(tmp_path / "daily")) <= 6
@@ -1106,8 +1117,9 @@ def test_what_is_out_of_date_leaves_the_cache(tmp_path, small_shards, photograph
 
 
 def test_a_run_goes_on_while_another_changes_its_cache(tmp_path, small_shards, monkeypatch):
-    monkeypatch.setattr(cache_module, "MAPPED", 1)
     images = write_photographs(tmp_path / "images", 14)
+    mapped = open_cache(images, 56, tmp_path / "cache")
+    monkeypatch.setattr(cache_module, "MAPPED", 1)
     kept = open_cache(images, 56, tmp_path / "cache")
     expected = [kept.read(index).copy() for index in range(14)]
     for path in images.paths:
@@ -1120,6 +1132,18 @@ def test_a_run_goes_on_while_another_changes_its_cache(tmp_path, small_shards, m
     Image.new("RGB", (300, 56)).save(images.paths[0])
     with pytest.raises(InputError, match=r"changed while it was cached"):
         kept.on_device(CPU)
+    for path in images.paths:
+        Path(path).unlink()
+    for index in (0, 9, 13, 4):  # its shards were open when they were removed
+        np.testing.assert_array_equal(mapped.read(index), expected[index])
+
+
+def test_how_much_a_cache_takes_is_known_from_some_headers(tmp_path):
+    images = write_photographs(tmp_path / "images", 8)
+    kept = open_cache(images, 56, tmp_path / "cache").shapes.prod(axis=1) * 3
+    assert cache_module.bytes_of_one(images, 56) == pytest.approx(kept.mean(), rel=0.02)
+    few = cache_module.bytes_of_one(images, 56, sample=2)
+    assert few == pytest.approx(kept[[0, 7]].mean(), rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -1172,6 +1196,7 @@ def test_what_can_be_read_again_is_kept_although_its_file_is_the_same(
         kept = open_cache(photographs, 56, tmp_path)
         assert kept.shapes.all()
         assert_as_the_files(kept, photographs)
+    assert len(files_of(tmp_path)) == 1 + (failing == [3])
 
 
 def test_a_damaged_shard_is_noticed_and_rebuilt(photographs, tmp_path, small_shards, caplog):

@@ -562,6 +562,18 @@ def test_both_searches_give_the_same_numbers_to_the_bit(name, threads, monkeypat
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("name", ["six classes", "copies", "codes"])
+def test_a_large_gallery_is_multiplied_with_in_parts(name, monkeypatch):
+    """In float32, and in float64: one of 60,000 images and 512 numbers is."""
+    monkeypatch.setattr(retrieval, "_by_rows", lambda *_: True)
+    monkeypatch.setattr(retrieval, "are_crowded", lambda *_: False)
+    whole = retrieval_per_query(*LARGE[name])
+    monkeypatch.setattr(rows, "KEPT", 0)
+    monkeypatch.setattr(rows, "CHUNK", 70 * 32)
+    for key, values in retrieval_per_query(*LARGE[name]).items():
+        torch.testing.assert_close(values, whole[key], rtol=0, atol=1e-14)
+
+
 def test_which_search_is_chosen(monkeypatch):
     chosen = []
     for module in (blocks, rows):

@@ -59,7 +59,8 @@ def test_pairs_are_those_of_a_plain_count(shape: tuple[int, int, int], apart: bo
         assert (found.nearest_different.numpy() == np.where(~same, at, -1).max(axis=1)).all()
         above = pairs & ~same & (at >= found.listed_from)
         assert len(found.listed.bin) == above.sum() <= max(10, 1e-3 * (pairs & ~same).sum())
-        for row, threshold in enumerate(thresholds := (GRID, found.listed_from)):
+        of_a_pair = int(np.sort(at[pairs & same])[5])  # which is at the threshold itself
+        for row, threshold in enumerate(thresholds := (GRID, found.listed_from, of_a_pair)):
             ours = found.same_by_class(*thresholds)[row].numpy()
             every = np.unique(np.concatenate([labels, others]))
             chosen = pairs & same & (at >= threshold)
