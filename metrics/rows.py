@@ -370,9 +370,7 @@ class _Rows:
             return
         step = max(64, CHUNK // d)
         for start in range(0, size, step):
-            stop = min(start + step, size)
-            padding = self.padding if stop == size else 0
-            yield F.pad(read(slice(start, stop)), (0, 0, 0, padding))
+            yield read(slice(start, min(start + step, size)))
 
     def _kept(self, precise: bool, read: Callable[[slice], Tensor]) -> Tensor:
         with self.lock:

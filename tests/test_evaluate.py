@@ -148,6 +148,10 @@ def test_the_interval_of_classes_of_one_image_is_wilsons(right):
     level = 2 * peer.norm.cdf(peer.t.ppf(0.975, 39)) - 1
     theirs = peer.binomtest(right, 40).proportion_ci(level, "wilson")
     assert ours == pytest.approx(tuple(theirs), abs=0.01)  # 39 draws' worth, of 40
+    # Replicates that are alike say nothing of how many draws they are worth.
+    ours = comparison.share_interval(right / 40, torch.full((9,), right / 40), 40, alike=400)
+    theirs = peer.binomtest(10 * right, 400).proportion_ci(level, "wilson")
+    assert ours == pytest.approx(tuple(theirs))
 
 
 @pytest.mark.parametrize("classes", [5, 10, 539])

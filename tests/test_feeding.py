@@ -1138,6 +1138,19 @@ def test_a_run_goes_on_while_another_changes_its_cache(tmp_path, small_shards, m
         np.testing.assert_array_equal(mapped.read(index), expected[index])
 
 
+def test_a_file_that_changes_while_it_is_cached_is_named(tmp_path, monkeypatch):
+    images, read = write_photographs(tmp_path / "images", 4), ImageSet.read
+
+    def changing(self: ImageSet, index: int) -> np.ndarray:
+        os.utime(self.paths[2])
+        return read(self, index)
+
+    monkeypatch.setattr(ImageSet, "read", changing)
+    monkeypatch.setattr(cache_module, "with_workers", lambda builder, _: builder_items(builder))
+    with pytest.raises(InputError, match=r"002\.jpg changed while it was cached"):
+        open_cache(images, 56, tmp_path / "cache")
+
+
 def test_how_much_a_cache_takes_is_known_from_some_headers(tmp_path):
     images = write_photographs(tmp_path / "images", 8)
     kept = open_cache(images, 56, tmp_path / "cache").shapes.prod(axis=1) * 3
