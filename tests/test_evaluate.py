@@ -149,7 +149,8 @@ def test_the_interval_of_classes_of_one_image_is_wilsons(right):
     theirs = peer.binomtest(right, 40).proportion_ci(level, "wilson")
     assert ours == pytest.approx(tuple(theirs), abs=0.01)  # 39 draws' worth, of 40
     # Replicates that are alike say nothing of how many draws they are worth.
-    ours = comparison.share_interval(right / 40, torch.full((9,), right / 40), 40, alike=400)
+    alike = torch.full((9,), right / 40, dtype=torch.float64)
+    ours = comparison.share_interval(right / 40, alike, 40, alike=400)
     theirs = peer.binomtest(10 * right, 400).proportion_ci(level, "wilson")
     assert ours == pytest.approx(tuple(theirs))
 
@@ -313,6 +314,7 @@ def test_corrected_p_values():
     ps = [0.01, 0.04, 0.03, 0.005, math.nan]
     found = comparison.holm(ps)
     assert found[:4] == pytest.approx([0.03, 0.06, 0.06, 0.02]) and math.isnan(found[4])
+    assert comparison.holm([0.7, 0.9, 0.2]) == pytest.approx([1.0, 1.0, 0.6])
     # Never less strict than the correction that controls less.
     assert (np.array(found[:4]) >= peer.false_discovery_control(ps[:4]) - 1e-12).all()
 

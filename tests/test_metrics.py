@@ -565,8 +565,7 @@ def test_both_searches_give_the_same_numbers_to_the_bit(name, threads, monkeypat
 @pytest.mark.parametrize("name", ["six classes", "copies", "codes"])
 def test_a_large_gallery_is_multiplied_with_in_parts(name, monkeypatch):
     """In float32, and in float64: one of 60,000 images and 512 numbers is."""
-    monkeypatch.setattr(retrieval, "_by_rows", lambda *_: True)
-    monkeypatch.setattr(retrieval, "are_crowded", lambda *_: False)
+    search_with("rows", monkeypatch)
     whole = retrieval_per_query(*LARGE[name])
     monkeypatch.setattr(rows, "KEPT", 0)
     monkeypatch.setattr(rows, "CHUNK", 70 * 32)
@@ -1157,11 +1156,17 @@ def test_the_gallery_holds_one_image_of_each_class(monkeypatch):
     def spy(queries, query_labels, gallery, gallery_labels, *rest):
         seen.append((len(queries), sorted(gallery_labels.tolist())))
         assert len({tuple(row) for row in torch.cat([queries, gallery]).tolist()}) == 240
+        results.append(search(queries, query_labels, gallery, gallery_labels, *rest)["R@1"])
         return search(queries, query_labels, gallery, gallery_labels, *rest)
 
+    results = []
     monkeypatch.setattr(retrieval, "retrieval_metrics", spy)
-    one_per_class_gallery(x, labels, draws=2)
+    found = one_per_class_gallery(x, labels, draws=2)
     assert seen == [(210, list(range(30)))] * 2
+    assert found["R@1"] == pytest.approx(np.mean(results))
+    assert found["R@1_sd"] == pytest.approx(np.std(results, ddof=1)) and results[0] != results[1]
+    one_per_class_gallery(x, labels)
+    assert len(seen) == 2 + 10, "VehicleID's protocol draws ten galleries"
 
 
 def test_a_collapsed_network_is_as_good_as_chance_in_a_gallery_of_one_image_per_class():

@@ -738,6 +738,19 @@ def test_where_files_cannot_be_locked_an_index_changes_and_says_so(
     assert [each.name for each in tmp_path.iterdir()] == ["i"]
 
 
+@pytest.mark.parametrize("refusal", [BlockingIOError, PermissionError])  # by the system
+def test_a_lock_that_is_refused_is_another_process(
+    refusal: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise refusal
+
+    path = filled(tmp_path / "i", unit(3))
+    monkeypatch.setattr(fcntl, "lockf", refused)
+    with pytest.raises(InputError, match="another process is changing"):
+        removed(path, [0])
+
+
 def test_a_lock_that_was_taken_away_meanwhile_is_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
