@@ -101,6 +101,29 @@ def test_values_and_gradients_are_those_of_the_librarys_memory(name: str, one_th
             torch.testing.assert_close(own, expected, rtol=1e-8, atol=1e-10, msg=f"step {number}")
 
 
+def test_what_is_not_trained_on_is_not_remembered() -> None:
+    objective, alone = bank("Contrastive"), bank("Contrastive", start=STEPS)
+    (x, labels), (other, others) = batches(2)
+    objective(losses.Embeddings(x), labels)
+    before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    objective.eval()
+    found = objective(losses.Embeddings(other), others)
+    torch.testing.assert_close(found, alone(losses.Embeddings(other), others))
+    assert all(torch.equal(before[name], buffer) for name, buffer in objective.named_buffers())
+
+
+def test_what_a_step_reads_stays_on_the_host() -> None:
+    moved = bank("Contrastive").to("meta").named_buffers()
+    places = {name.rsplit(".", 1)[-1]: buffer.device.type for name, buffer in moved}
+    assert places == {"embeddings": "meta", "labels": "cpu", "steps": "cpu", "taken": "cpu"}
+
+
+def test_what_a_loss_says_of_itself_it_says_with_a_memory() -> None:
+    boundaries = bank("MarginLoss", beta_lr=0.1)
+    assert boundaries.needs_pairs
+    assert boundaries.class_values()["beta"].shape == (CLASSES,)
+
+
 def test_the_mined_multi_similarity_is_the_librarys(one_thread: None) -> None:
     from pytorch_metric_learning.miners import MultiSimilarityMiner
 
