@@ -164,6 +164,7 @@ def test_trying_leaves_the_random_numbers_alone():
 def test_needs_pairs_is_said_by_the_loss_and_passed_on():
     assert MarginLoss().needs_pairs and losses.compose("MarginLoss", 6, SIZE).needs_pairs
     assert not losses.compose("Proxy_Anchor", 6, SIZE, {"sec": {}}).needs_pairs
+    assert losses.compose("triplet", 6, SIZE, {"sec": {}}).needs_pairs
     assert build("pml:TripletMarginLoss", 6, SIZE).needs_pairs
     assert not build("pml:ArcFaceLoss", 6, SIZE).needs_pairs
 
