@@ -183,7 +183,7 @@ def test_who_reads_a_run_that_goes_on_takes_nothing_for_damage(
         ({"format": checkpoints.FORMAT + 1}, "newer than"),
         ({"format": "1"}, "its format is a str"),
         ({"skipped": None}, "its skipped is a NoneType"),
-        ({"metrics": {"emoji": {"R@1": "x"}}}, "its metrics of emoji are no numbers"),
+        ({"metrics": {"emoji": {"R@1": "x"}}}, "its metrics of emoji are not numbers"),
         ({"row": {"epoch": 1}}, "damaged"),
         ({"row": {"epoch": 1, "step": 0.5}}, "its row has no epoch, or no step"),
         ({"row": {"epoch": 1, "step": 8, "loss": [2.5]}}, "its row has other things than numbers"),
