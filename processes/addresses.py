@@ -1,4 +1,4 @@
-"""By which of its network's interfaces a machine is reached by the others.
+"""Where a machine listens, and by which of its network's interfaces it is reached by the others.
 
 Left to itself, gloo listens at the address that the machine's own name has. On many systems that is
 127.0.1.1 (Debian writes it into /etc/hosts), or none at all, where no other machine finds it.
@@ -15,6 +15,29 @@ from pathlib import Path
 
 ADDRESS_OF = 0x8915  # Linux: SIOCGIFADDR
 INTERFACE = "GLOO_SOCKET_IFNAME"  # in the environment: the one that gloo listens at
+
+
+def listener(address: str, port: int = 0) -> socket.socket:
+    """A socket that listens where those find it who know this machine by an address, or a name.
+
+    Nobody else can come to an address that the machine has for itself alone. Where they have one of
+    IPv4, those who come are known by such addresses too.
+
+    Args:
+        port: 0 is any free one.
+
+    Raises:
+        OSError: the port cannot be used, as where another program listens there.
+    """
+    own = "127.0.0.1"
+    if address in (own, "localhost"):
+        return socket.create_server((own, port))
+    with contextlib.suppress(ValueError):  # it is a name, which may stand for either kind
+        if ipaddress.ip_address(address).version == 4:
+            return socket.create_server(("", port))
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
 
 
 def own_address(towards: str) -> str:

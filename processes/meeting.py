@@ -7,6 +7,7 @@ process that never comes is named after `WORD` seconds, and waited for up to $AN
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -15,9 +16,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
+from processes.addresses import listener
 from processes.watching import Gone, Line
 from utils import InputError
 
@@ -107,34 +110,36 @@ class Place:
             opened = self._opened(opens)
             if isinstance(opened, dist.Store):
                 return dist.PrefixStore(f"attempt {self.attempt}", opened)
-            # Silence is no reason to knock again. torch asks at both ends of a connection for the
-            # other's name (getnameinfo on ::ffff:127.0.0.1, which no /etc/hosts has), and a store
-            # lets in one after the other. Where the name server's answer is lost, the C library
-            # asks again after 5 s, and so long the store stands still.
+            # Silence is no reason to knock again: a store lets in one after the other, and may be
+            # looking for a name (see `open_store`).
             if opens or opened is None:
                 break
             if attempt + 1 < TRIES:  # a store that many knock at together may let one fall
                 time.sleep(0.5)
         why = "what listens there is no store"
-        if "EADDRINUSE" in str(opened):
-            why = "another program uses that port"
+        if isinstance(opened, OSError):
+            why = f"that port cannot be used ({opened.strerror})"
+            if opened.errno == errno.EADDRINUSE:
+                why = "another program uses that port"
         raise InputError(
             f"the processes cannot meet at {self.words}: {why}; choose a free MASTER_PORT "
             "(torchrun: --master-port)"
         )
 
-    def _opened(self, opens: bool) -> dist.Store | RuntimeError | None:
+    def _opened(self, opens: bool) -> dist.Store | OSError | RuntimeError | None:
         """The store, or why it could not be opened, or None where nothing answers."""
-        opened: list[dist.Store | RuntimeError] = []
+        opened: list[dist.Store | OSError | RuntimeError] = []
 
         def connect() -> None:
+            # On its own machine the store is found whatever MASTER_ADDR is there, or cannot be.
+            address = "127.0.0.1" if self.keeps else self.address
             try:
-                opened.append(dist.TCPStore(*where, wait_for_workers=False, timeout=PATIENCE))
-            except RuntimeError as error:
+                opened.append(
+                    open_store(self.address, self.port) if opens else _reached(address, self.port)
+                )
+            except (OSError, RuntimeError) as error:
                 opened.append(error)
 
-        # On its own machine the store is found whatever MASTER_ADDR is there, or cannot be.
-        where = ("127.0.0.1" if self.keeps else self.address, self.port, None, opens)
         # In a thread, because what listens there may be another program that never answers.
         thread = threading.Thread(target=connect, daemon=True)
         thread.start()
@@ -204,6 +209,33 @@ class Place:
                 print(f"process {self.number} waits for {whom}", file=sys.stderr, flush=True)
                 said = True
             time.sleep(0.2)
+
+
+def open_store(address: str, port: int = 0) -> dist.TCPStore:
+    """A store that this process keeps, for those who know its machine by an address, or a name.
+
+    torch asks at both ends of a connection for the other's name, for its log, and a store serves
+    nobody while it asks. Left to itself it listens as IPv6, where a process of the same machine
+    comes from ::ffff:127.0.0.1. No /etc/hosts has that, so a name server is asked, and where its
+    answer is lost, the C library asks again after 5 s, for each process anew.
+
+    Args:
+        port: 0 is any free one.
+
+    Raises:
+        OSError: the port is in use.
+    """
+    listening = listener(address, port)
+    port = listening.getsockname()[1]
+    return _reached("127.0.0.1", port, is_master=True, master_listen_fd=listening.detach())
+
+
+def _reached(address: str, port: int, **keeping: Any) -> dist.TCPStore:
+    """A connection to a store, or with `keeping` a new store; RuntimeError: none was made."""
+    answer = timedelta(seconds=ANSWER)  # after it torch no longer tries
+    store = dist.TCPStore(address, port, wait_for_workers=False, timeout=answer, **keeping)
+    store.set_timeout(PATIENCE)
+    return store
 
 
 def longest_wait(environment: Mapping[str, str]) -> float:

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 import torch
-import torch.distributed as dist
 
 from machine import cores
+from processes.meeting import open_store
 from processes.watching import LAUNCHER
 
 
@@ -35,7 +35,7 @@ def launch(command: Sequence[str], count: int) -> int:
     Returns:
         The exit status: 0, or that of the first process that failed.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = open_store("127.0.0.1")
     common = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -37,6 +37,17 @@ with processes.ended_at_once(), sentence_errors(), processes.joined():
     for _ in range(steps):
         processes.barrier()
         time.sleep(0.05)
+"""
+
+NAME_SERVER = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+    server.bind(("127.0.0.1", 53))
+    print("ready", flush=True)
+    while True:
+        asked, who = server.recvfrom(4096)
+        print("asked", flush=True)
+        server.sendto(asked[:2] + bytes([0x81, 0x83]) + asked[4:], who)  # there is no such name
 """
 
 
@@ -103,6 +114,35 @@ def test_machines_find_each_other_whatever_their_names_are(hosts, master, machin
     started = start(machines, tmp_path / "hosts", master, steps=3)
     said = [process.communicate(timeout=200)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
+
+
+def test_the_store_asks_no_name_server_who_comes_from_its_own_machine(machines, tmp_path):
+    """Nobody is served meanwhile, and an answer may be lost. (The processes themselves do ask.)"""
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    inside = f"ip netns exec {machines[0]}".split()
+    with (tmp_path / "asked").open("w") as told:
+        server = subprocess.Popen([*inside, sys.executable, "-c", NAME_SERVER], stdout=told)
+    try:
+        wait_for(lambda: "ready" in (tmp_path / "asked").read_text())
+        words = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+        command = [*inside, *["sh", "-c", words, tmp_path / "resolv.conf", sys.executable]]
+        started = [
+            subprocess.Popen(
+                [*command, "-c", WORK, "3"],
+                cwd=ROOT,
+                env={**os.environ, **of_three, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": PORT},
+                text=True,
+                stderr=subprocess.PIPE,
+            )
+            for of_three in ({"RANK": str(number), "WORLD_SIZE": "3"} for number in range(3))
+        ]
+        said = [process.communicate(timeout=200)[1] for process in started]
+    finally:
+        server.kill()
+        server.wait()
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    connections = 2 * len(started)  # each has one for its watch
+    assert (tmp_path / "asked").read_text().count("asked") <= connections
 
 
 def test_a_machine_that_loses_its_network_ends_all_with_a_sentence(machines, tmp_path):

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,36 @@ def test_a_store_that_is_never_opened_is_named(port, capsys):
 def test_a_port_in_use_is_a_sentence(taken):
     with pytest.raises(InputError, match="another program uses that port; choose a free MASTER"):
         place(0, 2, taken).store()
+
+
+def test_a_port_that_only_root_may_use_is_a_sentence(port, monkeypatch):
+    def refused(*_: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", refused)
+    with pytest.raises(InputError, match=r"that port cannot be used \(Permission denied\); choose"):
+        place(0, 2, port).store()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
+def test_a_store_for_this_machine_is_found_by_no_other_address(address, port):
+    """And it knows who comes by an address that /etc/hosts has: no name server is asked."""
+    first, second = (replace(place(n, 2, port), address=address) for n in range(2))
+    kept = first.store()
+    second.store().set("word", "here")
+    assert kept.get("word") == b"here"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port), timeout=5)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
+def test_a_store_is_found_by_the_address_it_is_known_by(address, port):
+    if ":" in address and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    first, second = (replace(place(n, 2, port), address=address) for n in range(2))
+    kept = first.store()
+    second.store().set("word", "here")
+    assert kept.get("word") == b"here"
 
 
 def test_a_program_that_is_no_store_is_not_waited_for(taken, monkeypatch):

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import torch.distributed as dist
 
 import dataset.loader
 import processes
 import train
 from dataset.samplers import BatchSampler
+from processes.meeting import open_store
 
 HANGS = 100  # seconds after which a process says where it stands, and ends
 
@@ -45,7 +45,7 @@ def run(
         child.start()
     # Not before: its thread may just hold a lock of the C library's (of looking up addresses, say),
     # and a child that is forked then waits for that lock for ever.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = open_store("127.0.0.1")
     for _ in children:
         port.put(store.port)
     for child in children:
