@@ -44,7 +44,7 @@ def joined() -> Iterator[None]:
         _connect(place, store, watch)
         with _stdout_of_main():
             yield
-        barrier()  # nobody leaves while another may still need the store
+        barrier()  # nobody leaves while another is at work
     except (InputError, SystemExit, KeyboardInterrupt) as error:
         watch.stop()
         _say_once(watch, error)
@@ -52,6 +52,7 @@ def joined() -> Iterator[None]:
     except BaseException as error:
         watch.fail(error)
     watch.stop()
+    place.leave(store)
     dist.destroy_process_group()
 
 

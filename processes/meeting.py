@@ -7,6 +7,7 @@ process that never comes is named after `WORD` seconds, and waited for up to $AN
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from processes import watching
 from processes.addresses import listener
 from processes.watching import Gone, Line
 from utils import InputError
@@ -194,6 +196,19 @@ class Place:
         """What each process, by its number, tells the others of itself; all must tell it."""
         store.set(f"{what} {self.number}", own)
         return [store.get(f"{what} {other}").decode() for other in range(self.count)]
+
+    def leave(self, store: dist.Store) -> None:
+        """The last that is asked of the store, by a process that has ended its watch.
+
+        Who keeps it stays until all have: to one that still watches, a store that is gone means
+        that the others have failed.
+        """
+        with contextlib.suppress(RuntimeError):  # some are gone already, in whatever way
+            if self.keeps:
+                others = [f"left {number}" for number in range(1, self.count)]
+                store.wait(others, timedelta(seconds=watching.SILENCE))
+            else:
+                store.set(f"left {self.number}", "")
 
     def _wait(self, missing: Callable[[], str], advice: str) -> None:
         """Asks who is missing until nobody is, in words of theirs."""

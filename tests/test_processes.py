@@ -19,7 +19,7 @@ import tiny
 import together
 import torch
 import torch.distributed as dist
-from conftest import ROOT, files_in, wait_for
+from conftest import ROOT, files_in, start_python, wait_for
 from together import five_steps, in_float64, largest_difference
 
 import processes
@@ -415,6 +415,35 @@ def test_a_job_that_is_stopped_and_continued_goes_on(all_stop, tmp_path, monkeyp
         with pytest.raises(AssertionError, match="the processes ended with"):
             together.run(2, work, tmp_path)
     helper.join()
+
+
+LATE = """
+import sys, time
+import door
+door.enter()
+import processes
+from processes import watching
+
+watching.BEAT = 0.1
+stop = watching.Watch.stop
+
+def stop_late(watch):
+    time.sleep(1.0 * watch.number)  # as on a machine that is busy with other things
+    stop(watch)
+
+watching.Watch.stop = stop_late
+with processes.ended_at_once(), processes.joined():
+    print("done", flush=True)
+"""
+
+
+def test_who_keeps_the_store_leaves_last(tmp_path):
+    """A process that still watched would take it for dead, and end with status 1."""
+    (tmp_path / "late.py").write_text(LATE)
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = [start_python(tmp_path / "late.py", **environment, RANK=str(n)) for n in range(2)]
+    said = [each.communicate(timeout=60) for each in started]
+    assert [each.returncode for each in started] == [0, 0], said
 
 
 class Slow:
