@@ -165,6 +165,14 @@ def _is_stream(path: Path) -> bool:
     return str(path) == "-" or leads_to_open_file or (path.exists() and not path.is_file())
 
 
+def is_still(path: Path, file: IO[bytes] | IO[str]) -> bool:
+    """Whether an open file is the one at `path`: another may have taken its place, or none."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -21,11 +21,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from storage import digest, lock, write_atomically
+from storage import digest, is_still, lock, write_atomically
 from utils import DamagedError, InputError
 
 MAGIC, VERSION = b"ANCHORIX", 1
@@ -406,7 +406,7 @@ def held(path: Path) -> Iterator[None]:
                 f"another process is changing {path}; wait for its end, or stop it first"
             )
         # Whoever had it before may have taken the file away between our two calls.
-        if _is_still(place, file):
+        if is_still(place, file):
             break
         file.close()
     try:
@@ -415,14 +415,6 @@ def held(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             place.unlink()
         file.close()
-
-
-def _is_still(path: Path, file: TextIO) -> bool:
-    """Whether an open file is still the one at a path."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except OSError:
-        return False
 
 
 # --- bytes ----------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from processes import main_only
 from runs.checkpoints import BASE, FORMAT, Checkpoint, load_checkpoint
 from runs.names import data_name, file_name_part, home_logs
 from runs.tables import ClassHistory, MetricsTable, TextFiles
-from storage import as_json, as_table, lock, save_tensors
+from storage import as_json, as_table, is_still, lock, save_tensors
 from utils import InputError, damage_in_words
 
 logger = logging.getLogger("train")
@@ -36,6 +36,10 @@ def files_of(folder: str | Path) -> list[Path]:
     return [file for pattern in WRITTEN for file in Path(folder).glob(pattern)]
 
 
+class HeldError(InputError):
+    """Another process is at work in the folder of a run."""
+
+
 class RunFolder:
     """One run's folder.
 
@@ -45,7 +49,7 @@ class RunFolder:
     def __init__(self, path: Path, checkpoint: str = "last.pth") -> None:
         self.path = path
         self.checkpoint = path / checkpoint
-        self._held: TextIO | None = None
+        self._held: BinaryIO | None = None
         self.files = TextFiles(path)
         self.metrics = MetricsTable(path / "metrics.csv")
         self.classes = ClassHistory(path / "classes.npz")
@@ -125,17 +129,21 @@ class RunFolder:
         """Keeps other processes out of the folder for as long as this one lives, and tidies it.
 
         Raises:
-            InputError: another one is at work in it.
+            HeldError: another one is at work in it.
+            InputError: it cannot be written.
         """
         # The lock is on args.json itself, so that no file is left behind.
-        try:
-            self._held = (self.path / "args.json").open("r+")
-        except OSError as error:
-            raise InputError(
-                f"the run folder {self.path} cannot be written ({error.strerror}), so the run "
-                "cannot go on in it; make it writable, or continue in a copy of it"
-            ) from error
-        self._lock()
+        path, self._held = self.path / "args.json", None
+        # Whoever had it before may have put another file in its place between our two calls.
+        while self._held is None or not is_still(path, self._held):
+            try:
+                self._held = path.open("r+b")
+            except OSError as error:
+                raise InputError(
+                    f"the run folder {self.path} cannot be written ({error.strerror}), so the run "
+                    "cannot go on in it; make it writable, or continue in a copy of it"
+                ) from error
+            self._lock()
         for left_over in self.path.glob(".*.tmp"):
             with contextlib.suppress(OSError):
                 left_over.unlink()
@@ -143,7 +151,7 @@ class RunFolder:
     def _lock(self) -> None:
         assert self._held is not None
         if not lock(self._held, self.path):
-            raise InputError(
+            raise HeldError(
                 f"the run in {self.path} is going on in another process; wait for its end, or stop "
                 "it first"
             )
@@ -164,13 +172,13 @@ class RunFolder:
         """
         try:
             self.write_args(args)
+            self.hold()  # without a checkpoint it could be taken for what a killed run has left
             self.write_environment(environment)
             if base is not None:
                 self._write_base(base)
         except BaseException:
             shutil.rmtree(self.path, ignore_errors=True)
             raise
-        self.hold()
 
     @main_only
     def _write_base(self, base: dict[str, Any]) -> None:
@@ -184,7 +192,11 @@ class RunFolder:
     @main_only
     def write_args(self, args: dict[str, Any]) -> None:
         """Writes args.json."""
-        self.files.write("args.json", as_json(args))
+        before = None
+        if self._held is not None:  # not opened anew: it is held until the new one is in its place
+            self._held.seek(0)
+            before = self._held.read()
+        self.files.write("args.json", as_json(args), before)
 
     def read_args(self) -> dict[str, Any]:
         """The options the run was started with."""

@@ -36,16 +36,20 @@ class TextFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, before: bytes | None = None) -> None:
         """Replaces a file, whole or not at all.
+
+        Args:
+            before: what it holds now; None has it read.
 
         Raises:
             InputError: it cannot be written.
         """
-        path, noted, before = self.folder / name, self._noted(), []
+        path, noted = self.folder / name, self._noted()
         with contextlib.suppress(OSError):
-            before = [digest(path.read_bytes())]
-        notes = as_json({**noted, name: [*before, digest(content)]})
+            before = path.read_bytes() if before is None else before
+        versions = [version for version in (before, content) if version is not None]
+        notes = as_json({**noted, name: [digest(version) for version in versions]})
         write_atomically(self.folder / self.NOTES, lambda file: file.write(notes))
         write_atomically(path, lambda file: file.write(content))
 

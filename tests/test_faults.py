@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import json
+import multiprocessing
 import os
 import pty
 import pwd
@@ -34,7 +36,7 @@ import processes
 import train
 from dataset.cache import default_folder
 from devices import pick_device
-from runs import RunFolder
+from runs import RunFolder, tables
 from storage import save_tensors
 from training import faults, tracking
 from training.collapse import CollapseWarning, chance, class_mean_cosine
@@ -419,9 +421,83 @@ def test_a_run_in_progress_is_not_continued_by_another_process(images, tmp_path)
     tiny.resume(tmp_path / "run", f"--max-steps {done + 1}")
 
 
-def test_a_row_kept_back_by_a_full_disk_is_written_with_the_next(tmp_path, monkeypatch) -> None:
-    from runs import tables
+def held_run(folder: Path) -> RunFolder:
+    """A run with options alone, which this process holds."""
+    folder.mkdir()
+    run = RunFolder(folder)
+    run.write_args({"epochs": 1})
+    run.hold()
+    return run
 
+
+def try_to_hold(folder: Path) -> None:
+    """Ends this process with status 3 where another one holds the run."""
+    try:
+        RunFolder(folder).hold()
+    except InputError:
+        os._exit(3)
+
+
+FORK = multiprocessing.get_context("fork")
+
+
+def test_a_run_stays_held_while_its_options_are_written_anew(tmp_path, monkeypatch) -> None:
+    """A run that is made longer; the lock is on the very file."""
+    run, write, found = held_run(tmp_path / "run"), tables.write_atomically, []
+
+    def written_late(path: Path, content: Any) -> None:
+        other = FORK.Process(target=try_to_hold, args=(run.path,))
+        other.start()
+        other.join()
+        found.append((path.name, other.exitcode))
+        write(path, content)
+
+    monkeypatch.setattr(tables, "write_atomically", written_late)
+    run.change_args(lambda args: {**args, "epochs": 2})
+    assert found == [("checksums.json", 3), ("args.json", 3)]
+    assert RunFolder(run.path).read_args() == {"epochs": 2}
+
+
+def test_a_run_is_held_before_all_that_it_begins_with_is_written(tmp_path, monkeypatch) -> None:
+    """It has no checkpoint yet, and is no remains of a start that was killed."""
+    run, write, found = RunFolder.create(tmp_path, "run"), RunFolder.write_environment, []
+
+    def written_late(self: RunFolder, content: dict[str, Any]) -> None:
+        other = FORK.Process(target=try_to_hold, args=(self.path,))
+        other.start()
+        other.join()
+        found.append(other.exitcode)
+        write(self, content)
+
+    monkeypatch.setattr(RunFolder, "write_environment", written_late)
+    run.begin({"epochs": 1}, {})
+    assert found == [3]
+
+
+def test_who_locks_options_that_have_been_replaced_does_not_have_the_run(tmp_path) -> None:
+    run, opened, replaced = held_run(tmp_path / "run"), FORK.Event(), FORK.Event()
+
+    def hold_late() -> None:
+        lock = fcntl.lockf
+
+        def lock_late(*given: Any) -> None:
+            opened.set()
+            assert replaced.wait(20)
+            lock(*given)
+
+        fcntl.lockf = lock_late  # of this process
+        try_to_hold(run.path)
+
+    other = FORK.Process(target=hold_late)
+    other.start()
+    assert opened.wait(20)
+    run.change_args(lambda args: {**args, "epochs": 2})
+    replaced.set()
+    other.join()
+    assert other.exitcode == 3
+
+
+def test_a_row_kept_back_by_a_full_disk_is_written_with_the_next(tmp_path, monkeypatch) -> None:
     table, write = tables.MetricsTable(tmp_path / "metrics.csv"), tables.write_atomically
     table.append({"epoch": 1, "step": 8, "loss": 1.5})
     full = InputError("cannot write metrics.csv: No space left on device")
