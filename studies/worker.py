@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import options
 from machine import cores
 from page.records import Record, metrics_in, read
-from runs import RunFolder
+from runs import HeldError, RunFolder
 from storage import write_json
 from studies import judging
 from studies.ledger import Ledger, Work, claim_of
@@ -238,7 +238,8 @@ class Workers:
         path = folder / name
         words = [*words, *QUIET, *place.words, "--LOG_DIR", str(folder), "--name", name]
         command = [sys.executable, str(ROOT / "train.py"), *words]
-        _make_room(path, words)
+        while not _make_room(path, words):
+            self._wait_for_other()
         killed = 0
         while not (path / "results.json").is_file():
             with (folder / f"{name}.log").open("ab") as log:
@@ -252,12 +253,21 @@ class Workers:
             written = (folder / f"{name}.log").read_bytes()[begins:]
             said = _last_words(written.decode(errors="replace"), status)
             if "is going on in another process" in said:
-                self.stopping.wait(WAIT)  # the training of a worker that was killed
+                self._wait_for_other()
                 continue
             killed += status < 0
             if status > 0 or killed == TRIES:
                 raise Failed(said)
         return read(path)
+
+    def _wait_for_other(self) -> None:
+        """Before another look at a run that is going on: a training whose worker was killed.
+
+        Raises:
+            Stopped: the study is to stop.
+        """
+        if self.stopping.wait(WAIT):
+            raise Stopped
 
     def watched(
         self, command: list[str], log: IO[bytes], place: Place, path: Path, watch: Watch | None
@@ -306,18 +316,29 @@ def rehearse(plan: Plan, names: Sequence[str], place: Place) -> None:
             raise InputError(f"{one.name}: {_last_words(done.stderr, done.returncode)}")
 
 
-def _make_room(path: Path, words: Sequence[str]) -> None:
+def _make_room(path: Path, words: Sequence[str]) -> bool:
     """Removes a run folder that this command would not go on in: of other values, or just begun.
 
     Otherwise train.py would make another one beside it, and the numbers in this one would be taken
     for those of the command.
+
+    Returns:
+        Whether that could be done: False where another process is at work in it.
     """
     if not path.exists():
-        return
+        return True
     run = RunFolder(path)
-    begun = (path / "args.json").is_file() and (run.is_finished or (path / "last.pth").is_file())
-    if not (begun and options.is_of(run.read_args(), options.parse_train(list(words)))):
-        shutil.rmtree(path)
+    is_run = (path / "args.json").is_file()
+    begun = is_run and (run.is_finished or (path / "last.pth").is_file())
+    if begun and options.is_of(run.read_args(), options.parse_train(list(words))):
+        return True
+    if is_run:
+        try:
+            run.hold()
+        except HeldError:
+            return False
+    shutil.rmtree(path)
+    return True
 
 
 class Failed(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -545,6 +546,36 @@ def test_a_run_of_other_values_is_not_gone_on_with(workers):
         (folder / file).unlink()
     assert rate("0.002") == 0.002 and len(workers.trained) == 4
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == ["seed1"]
+
+
+def test_a_run_that_another_process_has_just_begun_is_left(workers, monkeypatch):
+    """The worker was killed and its training was not, which has no checkpoint yet."""
+    folder, place = workers.ledger.folder / "PA" / "seed1", worker.Place()
+    folder.mkdir(parents=True)
+    RunFolder(folder).write_args({"lr": 0.5})
+    context = multiprocessing.get_context("fork")
+    held, waited = context.Event(), []
+
+    def hold() -> None:
+        run = RunFolder(folder)
+        run.hold()
+        held.set()
+        time.sleep(60)
+
+    other = context.Process(target=hold)
+    other.start()
+    assert held.wait(20)
+
+    def ends_meanwhile() -> None:
+        waited.append((folder / "args.json").is_file())
+        other.kill()
+        other.join()
+
+    monkeypatch.setattr(workers, "_wait_for_other", ends_meanwhile)
+    words = ["--loss", "Proxy_Anchor", "--lr", "0.001", "--seed", "1"]
+    work = Work("seed", workers.ledger.plan.entrants[0], 1)
+    assert workers.train(work, "seed1", words, place).args["lr"] == 0.001
+    assert waited == [True]
 
 
 def test_what_a_training_said_earlier_is_not_what_it_says_now(workers, monkeypatch):
