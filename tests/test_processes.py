@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,7 @@ from together import five_steps, in_float64, largest_difference
 
 import processes
 from processes import joining, rows, watching
+from processes.meeting import open_store
 
 METHODS = {
     "Proxy-Anchor": "--loss Proxy_Anchor",
@@ -415,6 +417,13 @@ def test_a_job_that_is_stopped_and_continued_goes_on(all_stop, tmp_path, monkeyp
         with pytest.raises(AssertionError, match="the processes ended with"):
             together.run(2, work, tmp_path)
     helper.join()
+
+
+def test_processes_of_a_test_leave_alone_what_tests_before_it_have_left(tmp_path):
+    left = [open_store("127.0.0.1")]
+    left.append(left)
+    del left  # and nothing but a collection finds it
+    assert together.run(2, lambda: gc.collect() >= 0, tmp_path) == [True, True]
 
 
 LATE = """
