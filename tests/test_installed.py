@@ -402,7 +402,7 @@ def completed(shell: str, folder: Path, line: str) -> str:
 
     def until(words: bytes) -> None:
         nonlocal said
-        end = time.monotonic() + 20
+        end = time.monotonic() + 200  # a busy machine takes a while to start the shells' Pythons
         while words not in said and time.monotonic() < end:
             if select.select([terminal], [], [], 0.1)[0]:
                 try:

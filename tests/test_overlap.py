@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import run_python
 
 from dataset.base import ImageSet, PathTable
 from dataset.overlap import Shared, shared_names, shared_with_training
@@ -116,4 +114,4 @@ def test_what_is_shared_is_said_in_a_sentence(shared, words):
 
 def test_the_comparison_needs_no_torch():
     check = "import dataset.overlap, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, timeout=60).returncode == 0
+    assert run_python("-c", check).returncode == 0
