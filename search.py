@@ -155,6 +155,7 @@ def query(args: argparse.Namespace) -> None:
         showing.write_answers(args.json, answers, index)
     if args.picture:
         showing.draw_answers(args.picture, answers, embedder.model.upright)
+    asking.check_all_answered(answers)
 
 
 def duplicates(args: argparse.Namespace) -> None:

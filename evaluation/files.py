@@ -5,6 +5,7 @@ Everything here looks at the first task of a data set (of VehicleID's lists the 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps
 import processes
 from dataset.base import ImageSet, PathTable, decode, reason
 from dataset.decoding import central_part
+from dataset.files import warn_once
 from dataset.reading import FROM_FILES
 from devices import Precision
 from evaluation.embedding import Embedded, Viewing, embed, nearest
@@ -27,10 +29,12 @@ from evaluation.networks import fingerprint_of
 from evaluation.pictures import contact_sheet, neighbours_picture, random_queries, save_picture
 from metrics import comparison
 from storage import save_arrays, write_table
-from utils import InputError, program
+from utils import InputError, counted, program
 
 if TYPE_CHECKING:
     from net import EmbeddingNet
+
+logger = logging.getLogger("evaluate")
 
 MOST_ROWS = 50  # of a picture; the table beside it holds all
 
@@ -173,17 +177,23 @@ def write_failures(
 def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
     """Image files as a set that is looked at as `like` is; each is a class, named after its file.
 
+    What cannot be read is named and left out.
+
     Raises:
-        InputError: a file is missing or no picture.
+        InputError: a file is missing, or none is a picture.
     """
-    pictures = []
+    readable, pictures = [], []
     for path in paths:
         try:
             pictures.append(central_part(decode(path, like.upright)))
+            readable.append(path)
         except Exception as error:  # Pillow reports damage through a dozen unrelated types
-            raise InputError(
-                f"--query {path} cannot be read ({reason(error)}); give image files"
-            ) from error
+            said = f"--query {path} cannot be read ({reason(error)})"
+            if len(paths) == 1 or isinstance(error, FileNotFoundError):
+                raise InputError(f"{said}; give image files") from error
+            warn_once(f"{said}; it is left out", logger)
+    if not pictures:
+        raise InputError(f"--query: none of {counted(len(paths))} can be read; give image files")
     pixels = None
     if like.pixels is not None:  # drawings in memory are seen whole, on white
         height, width = like.pixels.shape[1:3]
@@ -191,9 +201,9 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
     return ImageSet(
         name="query",
         split="query",
-        labels=np.arange(len(paths)),
-        class_names=tuple(Path(path).name for path in paths),
-        paths=PathTable(map(str, paths)),
+        labels=np.arange(len(readable)),
+        class_names=tuple(Path(path).name for path in readable),
+        paths=PathTable(map(str, readable)),
         pixels=pixels,
         source="--query",
         upright=like.upright,
@@ -317,6 +327,8 @@ def _query(subject: Subject, paths: Sequence[str]) -> str:
         "an image of another class, such as those trained on, has no right answer among them "
         f"({program('search')} build RUN --images PHOTOS makes any images searchable)"
     )
+    if left_out := len(paths) - len(queries):
+        answer += f"\nleft out: {counted(left_out)} that cannot be read (named above)"
     return f"{answer}\nanswers written to {_listed(written)}"
 
 

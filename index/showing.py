@@ -147,7 +147,9 @@ def tell_answers(answers: Sequence[Answer], index: Index) -> None:
             if not os.path.lexists(hit.entry.path):
                 note += "  (file gone)"
             say(line + shortened(hit.entry.id, WIDTH - columns(line) - columns(note)) + note)
-        if not answer.hits:
+        if not answer.readable:
+            say("      nothing: it cannot be read")
+        elif not answer.hits:
             say("      nothing: the index holds no other image")
     if any(hit.verdict for answer in answers for hit in answer.hits):
         say(wrapped(_threshold_words(index.thresholds.as_dict()), "verdicts  ", " " * 10))
@@ -158,6 +160,7 @@ def write_answers(path: Path, answers: Sequence[Answer], index: Index) -> None:
     content = [
         {
             "query": answer.query,
+            "readable": answer.readable,
             "hits": [
                 {
                     **hit.entry._asdict(),

@@ -654,12 +654,15 @@ def test_failures_are_the_worst_queries_with_their_neighbours(runs, command, tmp
         assert picture.format == "PNG" and picture.height > 6 * 60
 
 
-def test_a_query_finds_its_own_file_and_what_is_like_it(runs, command, tmp_path):
+def test_a_query_finds_its_own_file_and_what_is_like_it(runs, command, tmp_path, caplog):
     own = runs.images / "eval" / "eval3" / "2.png"
     other = runs.images / "train" / "train0" / "0.png"
-    line = ("--query", own, other, "--top", "4", "--metrics", "retrieval")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG broken")
+    line = ("--query", own, bad, other, "--top", "4", "--metrics", "retrieval")
     done = command("--resume", runs.seed1, *line)
     assert done.code == 0, done.err
+    assert "bad.png cannot be read" in caplog.text and "left out: 1 image" in done.out
     folder = runs.seed1.parent
     rows = read_csv(folder / "query.csv")
     assert len(rows) == 8 and rows[0]["path"] == str(own) and rows[0]["class"] == "eval3"

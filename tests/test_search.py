@@ -1632,11 +1632,35 @@ def test_many_queries_at_once_find_what_each_finds(
             [hit.score for hit in alone.hits], abs=1e-5
         )
         assert answer.hits[0].same_file and answer.hits[0].entry.path == answer.query
-    for name in ("bad0.png", "bad1.png"):
-        (shop / name).write_bytes(b"\x89PNG broken")
-        photos.append(str(shop / name))
-    with pytest.raises(InputError, match=r"bad0.png and 1 more cannot be read"):
-        ask(index, embedder, photos, 3)
+    bad = shop / "bad.png"
+    bad.write_bytes(b"\x89PNG broken")
+    answers = ask(index, embedder, [*photos[:9], str(bad), *photos[9:]], 3)
+    assert answers.pop(9) == Answer(str(bad), [], readable=False)
+    assert [answer.hits[0].entry.path for answer in answers] == photos
+    with pytest.raises(InputError, match="none of 8 images can be read"):
+        ask(index, embedder, [str(bad)] * 8, 3)
+
+
+def test_a_broken_picture_among_others_keeps_no_answer_back(
+    shop: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = shop / "bad.png", f"{shop}/photos/eval2/1.png"
+    bad.write_bytes(b"\x89PNG broken")
+    asked = f"query {shop}/shop.index {good} {bad} {good} --top 3"
+    plain = said_by(f"query {shop}/shop.index {good} --top 3", capsys).splitlines()[1:4]
+    with pytest.raises(SystemExit) as stop:
+        command(f"{asked} --json {shop}/a.json --picture {shop}/a.png")
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "bad.png cannot be read" in caplog.text
+    assert said.err.startswith("error: 1 of 3 images cannot be read") and str(bad) in said.err
+    lines = said.out.splitlines()
+    assert lines[1:4] == plain and lines[7:10] == plain and "cannot be read" in lines[5]
+    answers = json.loads((shop / "a.json").read_text())["answers"]
+    assert [(a["readable"], len(a["hits"])) for a in answers] == [(True, 3), (False, 0), (True, 3)]
+    assert (shop / "a.png").is_file()
+    assert "(no picture, or its beginning is damaged)" in refusal_of(
+        f"query {shop}/shop.index {bad}", capsys
+    )
 
 
 def test_more_answers_than_images_are_all_images(
