@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import meanings
-from metrics.comparison import FEW_CLASSES, Difference, Test, half_width
+from metrics.comparison import Difference, Test, few_classes, half_width
 from metrics.verification import NAMES as VERIFICATION
 from terminal import fitted, in_lines, printable, terminal_width
 
@@ -156,8 +156,7 @@ def about_tests(tests: Sequence[Test], resamples: int | None) -> str:
             f"Tested over {_range(counts['classes'])} classes (paired bootstrap, {resamples:,} "
             "resamples), the networks as they are: other seeds may differ."
         )
-        if min(counts["classes"]) < FEW_CLASSES:
-            said.append(f"With fewer than {FEW_CLASSES} classes that is a rough guess.")
+        said += filter(None, [few_classes(tests)])
     said.append("p is two-sided.")
     tasks = Counter(test.task for test in tests)
     if (alike := max(tasks.values())) > 1:

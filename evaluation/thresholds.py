@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from evaluation.networks import checkpoint_file, fingerprint_of, open_checkpoint
+from metrics.comparison import FEW_CLASSES
 from runs import RunFolder
-from utils import damage_in_words, plain_number
+from utils import counted, damage_in_words, plain_number
 
 if TYPE_CHECKING:
     from net import EmbeddingNet
@@ -118,6 +119,16 @@ class Thresholds:
         if cosine >= self.same:
             return "same"
         return "different" if cosine < self.different else "unsure"
+
+    @property
+    def doubt(self) -> str:
+        """A sentence where the errors rest on few classes; "" where they do not, or none say so."""
+        if not 0 < self.classes < FEW_CLASSES:
+            return ""
+        return (
+            f"Measured on {counted(self.classes, 'class')} alone, these errors are a "
+            "rough guess, and probably too low."
+        )
 
     def in_index(self, size: int) -> Thresholds:
         """Those for what a query finds among `size` images: `same` is wrong for 5 in 100 queries.

@@ -29,7 +29,7 @@ import metrics
 from evaluation.tasks import Task
 from evaluation.thresholds import WORST, Found, Rate, Thresholds
 from metrics import resampling
-from metrics.comparison import FEW_CLASSES, share_interval
+from metrics.comparison import share_interval
 from metrics.verification import (
     PairCounts,
     allowed,
@@ -127,7 +127,6 @@ def in_words(title: str, numbers: Mapping[str, float], found: Thresholds | None)
         return f"{title}, pairs of images: {curve}; too few to recommend a threshold"
     searching = found.in_index(0)
     pairs = f"{found.same_pairs:,} of one class, {found.different_pairs:,} of two"
-    guess = f"With {found.classes} classes these errors are a rough guess, and probably too low."
     return "\n".join(
         [
             f"{title}, pairs of images ({pairs}): {curve}",
@@ -135,7 +134,7 @@ def in_words(title: str, numbers: Mapping[str, float], found: Thresholds | None)
             *_rule(found, "pairs of two classes", "pairs of one class"),
             f"a query and what it finds among {searching.index_size:,} images:",
             *_rule(searching, "queries whose class is not there", "queries whose class is there"),
-            *([guess] if found.classes < FEW_CLASSES else []),
+            *([found.doubt] if found.doubt else []),
         ]
     )
 

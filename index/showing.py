@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.pictures import save_picture
-from evaluation.thresholds import Rate
+from evaluation.thresholds import Rate, Thresholds
 from index import graph, making, network, pictures
 from index.adding import Outcome
 from index.asking import Answer
@@ -280,15 +280,17 @@ def _threshold_words(known: dict[str, Any] | None) -> str:
     strangers = "queries with nothing of their kind here" if searched else "pairs that differ"
     kin = "queries with something of their kind here" if searched else "pairs that match"
     errors = f"wrong for {Rate.of_dict(known['false_different']).percent()} of the {kin}"
+    doubt = f". {said}" if (said := Thresholds.of_dict(known).doubt) else ""
     below = f"different below {known['different']:.3f}"
     if math.isinf(known["same"]):
         return (
             "nothing but the same file is called the same, because too few images were "
             f"measured for an index of {known['index_size']:,}: more than 1 in 5 of the "
-            f"{strangers} would be told so; {below}, {errors}"
+            f"{strangers} would be told so; {below}, {errors}{doubt}"
         )
     wrong = f"wrong for {Rate.of_dict(known['false_same']).percent()} of the {strangers}"
-    return f"same from {known['same']:.3f}, {below}; the first is {wrong}, the second {errors}"
+    both = f"same from {known['same']:.3f}, {below}"
+    return f"{both}; the first is {wrong}, the second {errors}{doubt}"
 
 
 def _search_words(found: dict[str, Any]) -> str:

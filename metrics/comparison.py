@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,6 +57,12 @@ FEW_CLASSES = 20  # with fewer, what is said of other classes is a rough guess
 RATES = ("RP", "MAP@R", "mARP")  # means over the queries that have a match
 ROUNDING = 1e-9  # replicates that differ by no more are alike
 CHUNK = 2**22  # draws made at once: 64 MiB with the counts they become
+
+
+def few_classes(tests: Iterable[Test]) -> str:
+    """A sentence where a test rests on few classes; "" where none does."""
+    few = any(test.over == "classes" and test.count < FEW_CLASSES for test in tests)
+    return f"With fewer than {FEW_CLASSES} classes that is a rough guess." if few else ""
 
 
 class Scores(NamedTuple):

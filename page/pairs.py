@@ -60,7 +60,8 @@ def _rule(found: Thresholds | None) -> list[str]:
         f"Recommended for any two images: the same from a cosine of {found.same:.3f} on, which is "
         f"wrong for {_share(found.false_same)} of the pairs of two classes and finds "
         f"{_share(found.found_same)} of those of one; different below {found.different:.3f}, wrong "
-        f"for {_share(found.false_different)} of the pairs of one class; in between unsure."
+        f"for {_share(found.false_different)} of the pairs of one class; in between unsure.",
+        *([found.doubt] if found.doubt else []),
     ]
 
 

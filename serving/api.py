@@ -175,7 +175,8 @@ def _check(entry: Entry) -> str:
 def _limits(found: Thresholds | None) -> dict[str, Any] | None:
     """The two cosines, how often each is wrong, and whether of pairs or of queries (`searched`).
 
-    `same` is None where nothing is called so.
+    `same` is None where nothing is called so; `doubt` is a sentence where few classes
+    were measured.
     """
     if found is None:
         return None
@@ -186,6 +187,7 @@ def _limits(found: Thresholds | None) -> dict[str, Any] | None:
         "false_different": _finite(found.false_different.expected),
         "searched": found.index_size,
         "measured_on": printable(found.title),
+        "doubt": found.doubt or None,
     }
 
 

@@ -136,7 +136,7 @@ function explain(any, limits) {
     ? "Nothing but the same file is called same, because too few pictures were measured to tell in an index of this size"
     : `Same: ${cosine(limits.same)} or more${wrong(limits.false_same, "pairs that differ", "queries with nothing of their kind here")}`;
   const different = `different: less than ${cosine(limits.different)}${wrong(limits.false_different, "pairs that match", "queries with something of their kind here")}`;
-  $("legend").textContent = `Scores are cosines. ${same}; ${different}; between them, unsure.`;
+  $("legend").textContent = `Scores are cosines. ${same}; ${different}; between them, unsure.${limits.doubt ? ` ${limits.doubt}` : ""}`;
 }
 
 function thumbnail(entry) {

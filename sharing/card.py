@@ -165,7 +165,8 @@ class Card:
                 f"{_percent(entry.false_same.expected)} of the different pairs and "
                 f"{_percent(entry.false_different.expected)} of the same ones; what lies "
                 f"between is unsure. `load_run({self.source!r}).thresholds` holds them where "
-                "the run's results.json lies beside the weights.",
+                "the run's results.json lies beside the weights."
+                + (f" {entry.doubt}" if entry.doubt else ""),
             ]
         return lines
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from evaluation import tables as evaluation_tables
-from metrics.comparison import FEW_CLASSES, Difference, Test
+from metrics.comparison import Difference, Test, few_classes
 from page import plots
 from page.document import (
     as_text,
@@ -149,7 +149,7 @@ def _classes_say(results: Results) -> list[str]:
         return []
     sure = [test for test in known if test.corrected[metric] < SURE]
     count = known[0].count
-    few = " Few classes make that a rough guess." if count < FEW_CLASSES else ""
+    few = f" {words}" if (words := few_classes(known)) else ""
     if not sure:
         return [
             f"Had other classes been the test ({count:,} of them were), no method would surely "
@@ -245,10 +245,12 @@ def _plain_table(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]
 
 
 def _tests_about(results: Results) -> str:
+    few = few_classes([*results.tests, *results.asked])
     return (
         f"Each method less {results.with_runs[0].name}, in points. Over seeds: would other seeds "
         "agree (paired t-test)? Over classes: would other classes agree (paired bootstrap, the "
-        "networks as they are)? p is two-sided and corrected for the number of comparisons (Holm)."
+        f"networks as they are)?{f' {few}' if few else ''} p is two-sided and corrected for the "
+        "number of comparisons (Holm)."
     )
 
 

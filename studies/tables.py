@@ -9,7 +9,7 @@ import dataset
 from evaluation import meanings, tables
 from evaluation.measuring import OFFICIAL
 from evaluation.tables import Row
-from metrics.comparison import Difference, Test
+from metrics.comparison import Difference, Test, few_classes
 from studies.plan import Plan
 from studies.results import Found, Results, Sensitivity
 from terminal import in_lines, terminal_width
@@ -163,7 +163,8 @@ def tests_about(tests: Sequence[Test]) -> str:
     }[tests[0].over]
     corrected = f", p corrected for {len(tests)} comparisons (Holm)" if len(tests) > 1 else ""
     compared = f"Less {tests[0].a}" if of_one(tests) else "Differences"
-    return f"{compared}, in points ({how}){corrected}:"
+    doubt = f" {few}" if (few := few_classes(tests)) else ""
+    return f"{compared}, in points ({how}{doubt}){corrected}:"
 
 
 def of_one(tests: Sequence[Test]) -> bool:

@@ -698,7 +698,9 @@ def test_a_page_has_the_thresholds_that_its_run_recommends(page, logs):
     (run,) = data_of(page)["runs"]
     assert f"Equal error rate {document.percent(numbers['EER'])} %" in run["pairs"]["said"][0]
     for kept in outcome["thresholds"].values():
-        assert f"from a cosine of {kept['same']:.3f}" in " ".join(run["pairs"]["said"])
+        said = " ".join(run["pairs"]["said"])
+        assert f"from a cosine of {kept['same']:.3f}" in said
+        assert ("these errors are a rough guess" in said) == (kept["classes"] < 20)
         assert [mark[1] for mark in run["pairs"]["marks"]] == ["different", "same"]
 
 

@@ -1245,19 +1245,21 @@ def test_info_says_how_often_a_threshold_is_wrong(
 ) -> None:
     rates = ((0.5, 0.6, 0.4, 0.6), (0.2, 0.98, 0.1, 0.3))  # all that 80 queries carry
     found = Found(images=80, queries=80, same=rates, different=0.5, missed=0.04, right=(0.9, 0.4))
-    known = Thresholds(0.9, 0.5, *[Rate(0.1)] * 4, found=found)
+    known = Thresholds(0.9, 0.5, *[Rate(0.1)] * 4, classes=8, found=found)
     path = filled(tmp_path / "i", unit(80))
     with journal.writing(path) as writer:
         writer.add({"thresholds": known.as_dict()}, {})
     said = " ".join(said_by(f"info {path}", capsys).split())
     assert "same from 0.980, different below 0.500" in said
     assert "wrong for 20 % of the queries with nothing of their kind" in said
+    assert "Measured on 8 classes alone, these errors are a rough guess" in said
     with journal.writing(path) as writer:
         put(writer, unit(48, seed=1), 80)
     said = " ".join(said_by(f"info {path} --json {path}.json", capsys).split())
     assert (
         "nothing but the same file is called the same" in said
         and "different below 0.500, wrong for 4 %" in said
+        and "a rough guess" in said
     )
     kept = json.loads(path.with_name("i.json").read_text())["thresholds"]
     assert kept["same"] is None and Thresholds.of_dict(kept).verdict(1.0) == "unsure"

@@ -185,6 +185,14 @@ def test_verdicts_are_those_of_the_thresholds(shop, server, monkeypatch):
         assert one["verdict"] == LIMITS.verdict(one["cosine"])
     assert {one["verdict"] for one in answer["neighbours"]} >= {"same", "unsure"}
     assert answer["thresholds"]["same"] == 0.99 and answer["thresholds"]["false_same"] == 0.02
+    assert answer["thresholds"]["doubt"] is None
+
+
+def test_thresholds_of_few_classes_come_with_a_doubt(server, monkeypatch):
+    limits = replace(LIMITS, classes=8)
+    monkeypatch.setattr(Index, "thresholds", property(lambda index: limits))
+    said = ask(server, "/api/info").json["thresholds"]["doubt"]
+    assert said.startswith("Measured on 8 classes alone, these errors are a rough guess")
 
 
 def test_where_nothing_is_called_same_no_cosine_is_given(shop, server, monkeypatch):

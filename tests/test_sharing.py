@@ -145,7 +145,9 @@ def test_the_header_of_a_card_is_what_the_hub_reads(run, tmp_path):
 
 def test_a_card_calls_held_out_classes_what_they_are(run, tmp_path, monkeypatch):
     rates = ("false_same", "false_different", "found_same", "found_different")
-    kept = {"same": None, "different": 0.25} | dict.fromkeys(rates, Rate(0.05)._asdict())
+    kept = {"same": None, "different": 0.25, "classes": 6} | dict.fromkeys(
+        rates, Rate(0.05)._asdict()
+    )
     found = json.loads((run / "results.json").read_text())
     found |= {
         "results": {"validation": {"R@1": 0.5, "queries": 12}},
@@ -159,6 +161,7 @@ def test_a_card_calls_held_out_classes_what_they_are(run, tmp_path, monkeypatch)
     assert 'name: "folder:photos, classes held out of the training split"' in text
     assert "evaluation split" not in text
     assert "below 0.250 of two, but for 5 % of the different pairs" in text
+    assert "Measured on 6 classes alone, these errors are a rough guess" in text
     assert "picked on the validation classes. The numbers above are of the same classes" in text
 
 

@@ -802,6 +802,16 @@ def test_pairs_are_compared_beside_the_first_method(finished):
     assert ", less AM</h3>" in pages.page(found) and "Each method less PA" in pages.page(found)
 
 
+def test_tests_over_few_classes_are_called_a_rough_guess(finished):
+    found = results.collect(finished[0])
+    tests = [test for test in found.tests if test.over == "classes"]
+    assert tests and all(test.count < 20 for test in tests)
+    said = (tables.text(found), pages.page(found))
+    doubt = "With fewer than 20 classes that is a rough guess."
+    assert all(doubt in " ".join(text.split()) for text in said)
+    assert doubt not in tables.tests_about([replace(test, count=20) for test in tests])
+
+
 def test_runs_that_were_evaluated_once_have_no_best_epoch(finished):
     ledger, _ = finished
     assert "picking the best epoch" in tables.text(results.collect(ledger))

@@ -228,7 +228,9 @@ def test_few_pairs_carry_a_higher_rate_or_none() -> None:
 def test_thresholds_of_few_classes_are_called_a_rough_guess(classes: int, rough: bool) -> None:
     pairs = count_pairs(*clusters(classes, 10, 16))
     words = in_words("x", pairs.curve().numbers(), recommended(pairs))
-    assert (f"With {classes} classes these errors are a rough guess" in words) == rough
+    assert (
+        f"Measured on {classes} classes alone, these errors are a rough guess" in words
+    ) == rough
 
 
 def test_a_network_that_tells_all_apart_leaves_nothing_unsure() -> None:
