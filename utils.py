@@ -40,6 +40,9 @@ def sentence_errors() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             name = str(error.filename)
             _end(f"no file can have so long a name: {name[:60]}... ({len(name)} letters); check it")
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = f" under {error.filename}" if error.filename else ""
+            _end(f"the disk{place} is full ({error.strerror}); free some space, and start again")
         if not _out_of_files(error):
             raise
         # Objects that were only half made would each print one more error as they are deleted.

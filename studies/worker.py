@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,11 @@ WAIT = 5.0  # seconds before looking again where others are at all that is left
 TRIES = 3  # of a training that is killed from outside
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 """Exit statuses of a training that was asked to stop, and has saved where it stands."""
+NO_ROOM = re.compile(
+    "some space|No space left|quota exceeded|memory is full|for want of memory|"
+    "allocate memory|MemoryError|not open more files"
+)
+"""Is in the last words of what this machine had no room for: files, memory, open files."""
 QUIET = "--wandb disabled --no-report --resume auto".split()
 
 
@@ -178,7 +184,7 @@ class Workers:
         words = [*entrant.command(chosen.values), "--seed", str(work.number)]
         try:
             record = self.train(work, work.name, [*words, "--metrics", "retrieval"], place)
-            self._judge(record.path / "last.pth", out, place)
+            self._judge(work, record.path / "last.pth", out, place)
         except Failed as failure:
             write_json(out, {"error": str(failure), "values": dict(chosen.values)})
             self.done(f"{_called(work)}: failed: {failure}")
@@ -192,7 +198,7 @@ class Workers:
         first = next(iter(found["results"].values()))
         self.done(f"{_called(work)}: {metric} {first[metric]:.4f} on the test classes")
 
-    def _judge(self, checkpoint: Path, out: Path, place: Place) -> None:
+    def _judge(self, work: Work, checkpoint: Path, out: Path, place: Place) -> None:
         command = [*our_command("studies.judging"), str(checkpoint)]
         command += [str(out.with_suffix("")), str(place.gpu or 0)]
         # In this folder, because the paths in a run's options are relative to where it began.
@@ -207,7 +213,7 @@ class Workers:
         if done.returncode in STOPPED or self.stopping.is_set():
             raise Stopped
         if done.returncode:
-            raise Failed(_last_words(done.stderr, done.returncode))
+            raise _failure(work, _last_words(done.stderr, done.returncode), done.returncode)
 
     def _together(self, work: Work, place: Place) -> None:
         """What the seeds reach as ensembles; afterwards their embeddings are no longer needed."""
@@ -231,6 +237,7 @@ class Workers:
 
         Raises:
             Failed: it cannot be trained; the message says why.
+            InputError: not on this machine as it is now, so that others would fail as well.
             Stopped: the study is to stop.
         """
         folder = self.ledger.folder / work.entrant.folder
@@ -257,7 +264,7 @@ class Workers:
                 continue
             killed += status < 0
             if status > 0 or killed == TRIES:
-                raise Failed(said)
+                raise _failure(work, said, status)
         return read(path)
 
     def _wait_for_other(self) -> None:
@@ -343,6 +350,21 @@ def _make_room(path: Path, words: Sequence[str]) -> bool:
 
 class Failed(Exception):
     """A training or its evaluation could not be done; the message says why."""
+
+
+def _failure(work: Work, said: str, status: int) -> Exception:
+    """What it means that a training, or its evaluation, has ended with these last words.
+
+    `Failed` where its values or flags are to blame. A full disk or memory, and what kills programs,
+    say nothing of them: they stop the study before they use up all of its trials.
+    """
+    if status > 0 and not NO_ROOM.search(said):
+        return Failed(said)
+    killed = ", as where there is too little memory (fewer --jobs need less)" if status < 0 else ""
+    return InputError(
+        f"{_called(work)}: {said}{killed}; the study stops, and does not count that: see to it, "
+        "and start the study again"
+    )
 
 
 class Watch:

@@ -194,6 +194,12 @@ def test_a_name_that_no_file_can_have_is_a_sentence(command):
     assert f"no file can have so long a name: {LONG[:60]}..." in done.stderr
 
 
+def test_a_full_disk_is_a_sentence_wherever_it_is_met():
+    code = "from utils import sentence_errors\nwith sentence_errors():\n"
+    done = run_python("-c", f"{code}    open('/dev/full', 'wb', buffering=0).write(b'x')")
+    assert done.returncode == 2 and done.stderr.startswith("error: the disk is full (No space")
+
+
 def test_where_it_does_not_run_it_says_so():
     code = "import sys; sys.modules['fcntl'] = None; import door; door.enter()"
     done = run_python("-c", code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import multiprocessing
@@ -31,11 +32,12 @@ from options import looking
 from options.suited import Machine
 from page import plots
 from runs import RunFolder
-from storage import write_json
+from storage import need_room, write_atomically, write_json
 from studies import asking, judging, markdown, pages, results, tables, worker
-from studies.ledger import Ledger, Work, claim_of
+from studies.ledger import Ledger, Trial, Work, claim_of
 from studies.plan import Entrant, of, read
 from studies.space import asked, declared, words_of
+from training.faults import memory_in_words
 from utils import InputError, our_command
 
 
@@ -591,6 +593,58 @@ def test_what_a_training_said_earlier_is_not_what_it_says_now(workers, monkeypat
     for words in ("no images there", "KeyError: 1"):
         with pytest.raises(worker.Failed, match=words):
             workers.train(work, "seed1", ["--seed", "1"], place)
+
+
+def full_disk(folder):
+    need_room(folder, 1e18, "what the run keeps", "choose another --LOG_DIR")
+
+
+def torn_checkpoint(folder):
+    def write(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_atomically(folder / "last.pth", write)
+
+
+def full_gpu(folder):
+    with memory_in_words(16, 64):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def dead_reader(folder):
+    with memory_in_words(16, 64):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+
+@pytest.mark.parametrize("trouble", [full_disk, torn_checkpoint, full_gpu, dead_reader, None])
+@pytest.mark.parametrize("kind", ["trial", "seed"])
+def test_what_a_machine_has_no_room_for_stops_the_study_and_counts_as_nothing(
+    workers, monkeypatch, tmp_path, trouble, kind
+):
+    status = -signal.SIGKILL
+    if trouble:
+        with pytest.raises(InputError) as error:
+            trouble(tmp_path)
+        said, status = f"error: {error.value}\n", 2
+    trained = workers.watched
+
+    def watched(command, log, place, path, watch):
+        log.write(said.encode() if trouble else b"epoch 1\n")
+        return status
+
+    monkeypatch.setattr(workers, "watched", watched)
+    entrant = workers.ledger.plan.entrants[0]
+    if kind == "seed":
+        monkeypatch.setattr(Ledger, "_open", lambda self: iter([Work("seed", entrant, 1)]))
+        values = {one.name: one.first for one in entrant.space}
+        monkeypatch.setattr(Ledger, "chosen", lambda *_: Trial(0, "complete", values, 0.5, (), 1.0))
+    with pytest.raises(InputError, match=f"PA {kind}.* the study stops, and does not count that"):
+        workers.run()
+    assert not workers.ledger.result_file(entrant, "seed1").exists()
+    trials = workers.ledger.trials(entrant)
+    assert [trial.state for trial in trials] == ["running"] * (kind == "trial")
+    monkeypatch.setattr(workers, "watched", trained)  # and the same trial is taken again
+    assert workers.ledger.next() == Work(kind, entrant, 0 if kind == "trial" else 1)
 
 
 def test_every_training_is_told_with_what_is_left(workers, monkeypatch, tmp_path):
