@@ -103,7 +103,7 @@ def body_length(headers: Message, most: int = MOST_BYTES) -> int:
     if (length := int(lengths[0])) > most:
         raise Refused(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"the picture has {length / 1e6:.0f} MB, and at most {most / 1e6:.0f} MB are accepted; "
+            f"the picture has {length / 1e6:.1f} MB, and at most {most / 1e6:.0f} MB are accepted; "
             "save it smaller",
         )
     return length

@@ -2,6 +2,11 @@
 (() => {
 const $ = (id) => document.getElementById(id);
 const SIGNS = {same: "✓", unsure: "?", different: "×"};
+const BY_STATUS = { // where a proxy answers, which does not know our words
+  413: "The proxy before the server takes no picture of this size; save it smaller.",
+  502: "The server does not answer the proxy before it; is it still running?",
+  504: "The server took longer than the proxy before it waits; try again.",
+};
 const WHOLE = [0, 0, 1, 1];
 const SMALLEST_DRAG = 8; // pixels; less is a click
 
@@ -47,7 +52,8 @@ async function ask(address, options) {
   try { content = await answer.json(); } catch (error) { if (error.name === "AbortError") throw error; }
   if (answer.ok && content !== null) return content;
   const sentence = content && content.error;
-  throw new Refusal(sentence ? `${sentence[0].toUpperCase()}${sentence.slice(1)}.` : `The server answered ${answer.status}.`);
+  if (sentence) throw new Refusal(`${sentence[0].toUpperCase()}${sentence.slice(1)}.`);
+  throw new Refusal(BY_STATUS[answer.status] || `The server answered ${answer.status}.`);
 }
 
 // Does the work of one search; a newer one takes its place.

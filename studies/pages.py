@@ -245,12 +245,10 @@ def _plain_table(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]
 
 
 def _tests_about(results: Results) -> str:
-    few = few_classes([*results.tests, *results.asked])
     return (
         f"Each method less {results.with_runs[0].name}, in points. Over seeds: would other seeds "
         "agree (paired t-test)? Over classes: would other classes agree (paired bootstrap, the "
-        f"networks as they are)?{f' {few}' if few else ''} p is two-sided and corrected for the "
-        "number of comparisons (Holm)."
+        "networks as they are)? p is two-sided and corrected for the number of comparisons (Holm)."
     )
 
 

@@ -932,6 +932,7 @@ def test_choose_crop_and_search_on(browser, shop, server, monkeypatch):
         assert names[0] == shop.photo(3).name and "✓ same" in first.inner_text()
         assert "20 pictures of 24" in window.inner_text("#status")
         assert "Same: 0.990 or more (wrong for 2 %" in window.inner_text("#legend")
+        assert "guess" not in window.inner_text("#legend")
         for image in window.locator(".neighbour img").all()[:4]:
             image.scroll_into_view_if_needed()
             window.wait_for_timeout(100)
@@ -963,14 +964,30 @@ def test_choose_crop_and_search_on(browser, shop, server, monkeypatch):
 
 @pytest.mark.slow
 def test_the_page_says_that_nothing_is_called_same(browser, shop, server, monkeypatch):
-    limits = replace(LIMITS, same=math.inf, false_same=Rate(0.0))
+    limits = replace(LIMITS, same=math.inf, false_same=Rate(0.0), classes=8)
     monkeypatch.setattr(Index, "thresholds", property(lambda index: limits))
     with opened(browser, server) as (window, said):
         choose(window, shop.photo(3))
         legend = window.inner_text("#legend")
         assert "Nothing but the same file is called same, because too few pictures" in legend
         assert "different: less than 0.500 (wrong for 1 %" in legend
+        assert legend.endswith("a rough guess, and rather too low.")
         assert said == []
+
+
+@pytest.mark.slow
+def test_the_page_says_what_a_proxy_refuses(browser, shop, server):
+    with opened(browser, server) as (window, _):
+        answers: list[int] = []
+
+        def answer(route: Any) -> None:
+            route.fulfill(status=answers[-1], content_type="text/html", body="<h1>nginx</h1>")
+
+        window.route("**/api/search*", answer)
+        for status, words in ((413, "save it smaller"), (502, "is it still running"), (404, "404")):
+            answers.append(status)
+            choose(window, shop.photo(3))
+            assert words in window.inner_text("#trouble") and not settled(window)
 
 
 @pytest.mark.slow
