@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -16,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
+import dataset
 import options
 from machine import cores
 from page.records import Record, metrics_in, read
@@ -25,6 +29,7 @@ from studies import judging
 from studies.ledger import Ledger, Work, claim_of
 from studies.plan import Entrant, Plan
 from terminal import say
+from training.data import deal
 from utils import InputError, counted, human_seconds, our_command
 
 if TYPE_CHECKING:
@@ -302,7 +307,7 @@ class Workers:
 
 
 def rehearse(plan: Plan, names: Sequence[str], place: Place) -> None:
-    """Prepares the first training of each of these methods, so that nothing begins in vain.
+    """Prepares the hardest trainings of each of these methods, so that nothing begins in vain.
 
     Raises:
         InputError: one cannot be trained; the sentence says which and why.
@@ -310,17 +315,42 @@ def rehearse(plan: Plan, names: Sequence[str], place: Place) -> None:
     for one in plan.entrants:
         if one.name not in names:
             continue
-        values = {r.name: r.first for r in one.space}
-        words = [*one.command(values), *_of_fold(plan, 0), *place.words, "--dry-run"]
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=place.environment,
+        for fold in hardest_folds(one, plan.folds):
+            values = {r.name: r.first for r in one.space}
+            words = [*one.command(values), *_of_fold(plan, fold), *place.words, "--dry-run"]
+            done = subprocess.run(
+                [sys.executable, str(ROOT / "train.py"), *words],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=place.environment,
+            )
+            if done.returncode:
+                raise InputError(f"{one.name}: {_last_words(done.stderr, done.returncode)}")
+
+
+def hardest_folds(entrant: Entrant, folds: int) -> list[int]:
+    """The folds without which the fewest images, and the fewest classes, are left to train on.
+
+    Where classes are of very different sizes these are two, since folds have about as many images:
+    what fits beside the one may not fit beside the other.
+
+    Raises:
+        InputError: there are no such images, or too few classes, or a fold that measures nothing.
+    """
+    chosen = dataset.Choice.of(options.parse_train(list(entrant.flags)))
+    with contextlib.redirect_stderr(io.StringIO()):  # the training says it as well
+        train = chosen.load("train")
+    of_class = deal(train.labels, train.num_classes, folds)
+    sizes = np.bincount(train.labels, minlength=train.num_classes)
+    if len(matched := np.unique(of_class[sizes > 1])) < folds:
+        raise InputError(
+            f"{entrant.name}: of {folds} folds only {len(matched)} would have two images of one "
+            f"class, and nothing can be measured on the others; choose fewer folds"
         )
-        if done.returncode:
-            raise InputError(f"{one.name}: {_last_words(done.stderr, done.returncode)}")
+    images = np.bincount(of_class, weights=sizes, minlength=folds)
+    classes = np.bincount(of_class, minlength=folds)
+    return sorted({int(images.argmax()), int(classes.argmax())})
 
 
 def _make_room(path: Path, words: Sequence[str]) -> bool:

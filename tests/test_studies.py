@@ -22,8 +22,10 @@ import pytest
 import tiny
 import torch
 from conftest import ROOT, refusal, run_cli, run_python
+from PIL import Image
 
 import criteria
+import dataset
 import metrics
 import options
 import study
@@ -37,6 +39,7 @@ from studies import asking, judging, markdown, pages, results, tables, worker
 from studies.ledger import Ledger, Trial, Work, claim_of
 from studies.plan import Entrant, of, read
 from studies.space import asked, declared, words_of
+from training.data import HeldOut, load
 from training.faults import memory_in_words
 from utils import InputError, our_command
 
@@ -593,6 +596,40 @@ def test_what_a_training_said_earlier_is_not_what_it_says_now(workers, monkeypat
     for words in ("no images there", "KeyError: 1"):
         with pytest.raises(worker.Failed, match=words):
             workers.train(work, "seed1", ["--seed", "1"], place)
+
+
+def test_a_study_checks_the_folds_that_leave_least_to_train_on(tmp_path, monkeypatch):
+    pixels = Image.new("RGB", (8, 8))
+    sizes = {"large": 8} | {f"small{number}": 2 for number in range(12)}
+    for part, classes in (("train", sizes), ("eval", {"x": 2, "y": 2})):
+        for name, count in classes.items():
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels.save(tmp_path / part / name / f"{number}.png")
+    asked_for = [f"--dataset folder:{tmp_path} --loss {loss}" for loss in ("MS", "AMLoss")]
+    plan = plan_of(folds=3, flags="", methods=dict(zip("AB", asked_for, strict=True)))
+    tried = []
+
+    def dry_run(command, **_):
+        tried.append(int(command[command.index("--val-fold") + 1]))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(worker.subprocess, "run", dry_run)
+    worker.rehearse(plan, ["A"], worker.Place())
+    left = [parsed_data(asked_for[0], fold) for fold in range(3)]
+    images, classes = ([len(train) for train in left], [train.num_classes for train in left])
+    assert images.index(min(images)) in tried and classes.index(min(classes)) in tried
+    assert len(tried) == 2
+    for name in list(sizes)[2:]:  # two classes with two images
+        (tmp_path / "train" / name / "1.png").unlink()
+    with pytest.raises(InputError, match="of 3 folds only 2 would have two images of one class"):
+        worker.rehearse(plan, ["B"], worker.Place())
+
+
+def parsed_data(flags, fold):
+    """The training images that are left without a fold of three."""
+    choice = dataset.Choice.of(options.parse_train(flags.split()))
+    return load(choice, HeldOut(fold=fold, folds=3), 1).train
 
 
 def full_disk(folder):
