@@ -230,6 +230,11 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def folded(text: str) -> str:
+    """Text for a look whether it contains some: without letter case, as `composed`."""
+    return composed(text).casefold()
+
+
 class OnDisk:
     r"""How a path that a list or a table names is spelled on disk.
 

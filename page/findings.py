@@ -17,6 +17,7 @@ import torch
 
 import metrics
 from dataset.base import ImageSet
+from dataset.files import folded
 from evaluation.embedding import Embedded
 from evaluation.measuring import worst_queries
 from evaluation.pictures import random_queries
@@ -153,12 +154,12 @@ def named_queries(images: ImageSet, words: Sequence[str]) -> np.ndarray:
     """
     found: list[int] = []
     for word in words:
-        wanted = word.lower()
-        classes = np.array([wanted in name.lower() for name in images.class_names])
+        wanted = folded(word)
+        classes = np.array([wanted in folded(name) for name in images.class_names])
         hits = [
             i
             for i in range(len(images))
-            if classes[images.labels[i]] or wanted in images.paths[i].lower()
+            if classes[images.labels[i]] or wanted in folded(images.paths[i])
         ]
         if not hits:
             raise InputError(

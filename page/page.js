@@ -537,10 +537,11 @@ function drawMap(host, run) {
   const pan = (px, py) => set(view.x - px / size[0] / view.zoom, view.y - py / size[1] / view.zoom, view.zoom);
   const all = () => set(0.5, 0.5, 1);
 
+  const folded = (text) => text.normalize("NFC").toLowerCase(); // however accents are put together
   let classes = null; // those whose names contain what is searched for
   const look = () => {
-    const words = search.value.trim().toLowerCase();
-    classes = words ? new Set(map.names.flatMap((n, i) => (n.toLowerCase().includes(words) ? [i] : []))) : null;
+    const words = folded(search.value.trim());
+    classes = words ? new Set(map.names.flatMap((n, i) => (folded(n).includes(words) ? [i] : []))) : null;
     const count = classes ? map.points.filter((p) => classes.has(p[2])).length : 0;
     found.textContent = !classes ? "" : classes.size ? `${classes.size} of ${counted(map.names.length, "class", "classes")}, ${counted(count, "image")}` : "no class on the map is called that";
     redraw();

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from dataset.files import composed
+from dataset.files import folded
 from index.asking import verdict_of
 from index.files import content_of
 from serving.gallery import Gallery, Query, State
@@ -206,16 +206,11 @@ def _count(text: str, name: str) -> int:
 
 def _wanted(query: Mapping[str, str]) -> Callable[[Entry], bool] | None:
     """Whether an entry's label or name has the text in it that is asked for; None asks for all."""
-    text = _folded(query.get("label", "").strip())
+    text = folded(query.get("label", "").strip())
     if len(text) > LONGEST_LABEL:
         raise Refused(
             HTTPStatus.BAD_REQUEST, f"label is longer than {LONGEST_LABEL} letters; shorten it"
         )
     if not text:
         return None
-    return lambda entry: text in _folded(f"{entry.label or ''}\n{_name(entry)}")
-
-
-def _folded(text: str) -> str:
-    """Text for comparison: without letter case, however its accents are put together."""
-    return composed(text).casefold()
+    return lambda entry: text in folded(f"{entry.label or ''}\n{_name(entry)}")

@@ -203,6 +203,13 @@ def test_queries_can_be_chosen_by_name(logs, tmp_path):
         report.make([logs / "first"], tmp_path / "x.html", queries=["unicorn"])
 
 
+@pytest.mark.parametrize("word", ["CAFÉ", "café", "cafe\u0301", "STRASSE"])
+def test_queries_are_found_however_their_names_are_written(word):
+    images = replace(made_up(classes=2).images, class_names=("cafe\u0301", "straße"))
+    chosen = images.labels[findings.named_queries(images, [word])]
+    assert {*chosen.tolist()} == {word == "STRASSE"}
+
+
 def test_embeddings_can_come_from_a_file(logs, images, tmp_path):
     judged = source.judge(source.open_best(records.read(logs / "first"), 0))
     unit = torch.nn.functional.normalize(judged.embeddings, dim=1).numpy()
