@@ -315,7 +315,11 @@ def rehearse(plan: Plan, names: Sequence[str], place: Place) -> None:
     for one in plan.entrants:
         if one.name not in names:
             continue
-        for fold in hardest_folds(one, plan.folds):
+        try:
+            folds = hardest_folds(one, plan.folds)
+        except InputError as error:
+            raise InputError(f"{one.name}: {error}") from error
+        for fold in folds:
             values = {r.name: r.first for r in one.space}
             words = [*one.command(values), *_of_fold(plan, fold), *place.words, "--dry-run"]
             done = subprocess.run(
@@ -345,7 +349,7 @@ def hardest_folds(entrant: Entrant, folds: int) -> list[int]:
     sizes = np.bincount(train.labels, minlength=train.num_classes)
     if len(matched := np.unique(of_class[sizes > 1])) < folds:
         raise InputError(
-            f"{entrant.name}: of {folds} folds only {len(matched)} would have two images of one "
+            f"of {folds} folds only {len(matched)} would have two images of one "
             f"class, and nothing can be measured on the others; choose fewer folds"
         )
     images = np.bincount(of_class, weights=sizes, minlength=folds)
