@@ -42,7 +42,7 @@ TRIES = 3  # of a training that is killed from outside
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 """Exit statuses of a training that was asked to stop, and has saved where it stands."""
 NO_ROOM = re.compile(
-    "some space|No space left|quota exceeded|memory is full|for want of memory|"
+    "some space|No space left|quota exceeded|memory is full|that reads images died|"
     "allocate memory|MemoryError|not open more files"
 )
 """Is in the last words of what this machine had no room for: files, memory, open files."""
