@@ -11,17 +11,27 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo demo-scratch shell test test-all gpu-check lint format clean
+.PHONY: help demo demo-scratch shell test test-all gpu-check lint format clean again
 
 help:
 	@sed -nE 's/^# (make|    )/\1/p' Makefile
 
+# .venv is made anew where its python is gone, as after an upgrade of the system's, or has no pip, and
+# where PYTHON=... after make names another version than it has.
+MINOR := -c 'import sys; print(sys.version_info[:2])'
+ANEW := $(if $(realpath $(PY)),,yes)
+ifeq ($(origin PYTHON)$(ANEW),command line)
+ANEW := $(shell [ "$$($(PYTHON) $(MINOR))" = "$$($(PY) $(MINOR))" ] || echo yes)
+endif
+SOUND := $(if $(ANEW),false,$(PY) -m pip --version >/dev/null 2>&1)
+
 # One stamp per requirements file, so that a second call installs nothing.
-$(VENV)/.run: requirements.txt constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "error: Python 3.10 or newer is needed; try: make PYTHON=python3.12"; exit 2; }
+$(VENV)/.run: requirements.txt constraints.txt $(if $(ANEW),again)
+	@$(SOUND) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: Python 3.10 or newer is needed; if you have one, name it:" \
+	    "make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	@echo "installing into $(VENV) (about 6 GB, one to three minutes)"
-	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+	@$(SOUND) || $(PYTHON) -m venv --clear $(VENV) || \
 	  { echo "error: $(PYTHON) cannot make a virtual environment with pip in it;" \
 	    "install its venv package (Debian, Ubuntu: sudo apt install python3-venv) and try again"; exit 2; }
 	@$(PIP) -r requirements.txt -c constraints.txt
@@ -66,7 +76,7 @@ test-all: lint
 	$(PYTEST) -m "not gpu"
 
 # No installation here: a GPU machine brings its own torch. GPU_PYTHON chooses it.
-GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
+GPU_PYTHON ?= $(if $(realpath $(PY)),$(PY),$(PYTHON))
 gpu-check:
 	@$(GPU_PYTHON) benchmarks/gpu_check.py $(if $(QUICK),--quick)
 

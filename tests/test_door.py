@@ -210,11 +210,46 @@ def test_where_it_does_not_run_it_says_so():
 # --- make -----------------------------------------------------------------------------------------
 
 PYTHON = """#!/bin/sh
-[ "$1" = -m ] && [ "$2" = venv ] || exit 0
-mkdir -p .venv/bin && printf '#!/bin/sh\\nexit %s\\n' {pip} > .venv/bin/python
-chmod +x .venv/bin/python
-exit {status}
+# One that says of itself that it is of version {version}, and makes environments that say so.
+case "$*" in
+  *"version_info[:2]"*) echo "{version}" ;;
+  *version_info*) exit {old} ;;
+  "-m venv"*)
+    rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python
+    exit {without_pip} ;;
+  "-m pip"*) exit {without_pip} ;;
+esac
 """
+
+
+def stand_in(path: Path, version: str, *, pip: bool = True) -> Path:
+    """A program that does as a Python of this version does for make."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = int(version in ("3.8", "3.9"))
+    path.write_text(PYTHON.format(version=version, old=old, without_pip=int(not pip)))
+    path.chmod(0o755)
+    return path
+
+
+def making(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """`make .venv/.run` in a folder that has what it needs for that."""
+    for name in ("Makefile", "requirements.txt", "constraints.txt"):
+        if not (folder / name).exists():
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    # A make within make test would have its flags, PYTHON=... among them.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(
+        ["make", ".venv/.run", *arguments],
+        cwd=folder,
+        env={**ours, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def version_made(folder: Path) -> str:
+    command = [folder / ".venv/bin/python", "version_info[:2]"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 with_make = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
@@ -231,26 +266,55 @@ def test_make_lists_its_targets_on_a_terminal_of_80_columns():
 @with_make
 @pytest.mark.parametrize("able", [True, False])
 def test_make_begins_again_after_a_start_without_pip(able, tmp_path):
-    for name in ("Makefile", "requirements.txt", "constraints.txt"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    python = tmp_path / "python"
-    python.write_text(PYTHON.format(pip=0 if able else 1, status=0 if able else 1))
-    python.chmod(0o755)
-    (tmp_path / ".venv/bin").mkdir(parents=True)
-    left = tmp_path / ".venv/bin/python"  # as it is left where python3-venv is missing: without pip
-    left.write_text("#!/bin/sh\nexit 1\n")
-    left.chmod(0o755)
-    command = ["make", ".venv/.run", f"PYTHON={python}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    # As it is left where python3-venv is missing: without pip.
+    stand_in(tmp_path / ".venv/bin/python", "3.12", pip=False)
+    python = stand_in(tmp_path / "python", "3.12", pip=able)
+    done = making(tmp_path, f"PYTHON={python}")
     assert (done.returncode == 0) == able, done.stderr
     assert (tmp_path / ".venv/.run").exists() == able
     assert ("python3-venv" in done.stdout) != able
 
 
 @with_make
+def test_make_begins_again_where_an_upgrade_took_the_python_away(tmp_path):
+    python = f"PYTHON={stand_in(tmp_path / 'python', '3.12')}"
+    assert making(tmp_path, python).returncode == 0
+    (tmp_path / ".venv/bin/python").unlink()
+    (tmp_path / ".venv/bin/python").symlink_to(tmp_path / "gone" / "python")
+    done = making(tmp_path, python)
+    assert done.returncode == 0 and "installed" in done.stdout, done.stderr
+    assert version_made(tmp_path) == "3.12"
+
+
+@with_make
+def test_make_takes_the_python_that_it_is_given_where_another_was_there(tmp_path):
+    first, second = (stand_in(tmp_path / version, version) for version in ("3.13", "3.12"))
+    assert making(tmp_path, f"PYTHON={first}").returncode == 0
+    (tmp_path / ".venv/ours").touch()
+    assert making(tmp_path, f"PYTHON={first}").stdout == making(tmp_path).stdout
+    assert version_made(tmp_path) == "3.13" and (tmp_path / ".venv/ours").exists()
+    assert making(tmp_path, f"PYTHON={second}").returncode == 0
+    assert version_made(tmp_path) == "3.12" and not (tmp_path / ".venv/ours").exists()
+
+
+@with_make
+def test_an_old_python_matters_only_where_it_would_be_used(tmp_path):
+    """A Mac's python3 is 3.9; the environment may be of another."""
+    old, new = (stand_in(tmp_path / version, version) for version in ("3.9", "3.12"))
+    done = making(tmp_path, f"PYTHON={old}")
+    assert done.returncode == 2 and "make .venv/.run PYTHON=python3.12" in done.stdout
+    assert not (tmp_path / ".venv").exists()
+    assert making(tmp_path, f"PYTHON={new}").returncode == 0
+    (tmp_path / ".venv/.run").unlink()
+    (tmp_path / "python3").symlink_to(old)
+    done = making(tmp_path, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 0 and version_made(tmp_path) == "3.12", done.stdout
+
+
+@with_make
 def test_a_shell_has_the_environment_whatever_the_folder_is_called(tmp_path):
     folder = tmp_path / 'it\'s $HOME "here"'
-    (folder / ".venv/bin").mkdir(parents=True)
+    stand_in(folder / ".venv/bin/python", "3.12")
     for name in ("Makefile", "requirements.txt", "constraints.txt"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
     (folder / ".venv/bin/activate").write_text("echo activated\n")
