@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from net import EmbeddingNet
 from net.peft import merge_lora
 from storage import write_content
-from utils import InputError, installing
+from utils import InputError, first_line, installing
 
 TOLERANCE = 1e-4
 """Largest difference of an entry of a unit embedding that an exported file may show."""
@@ -100,19 +100,26 @@ def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
         The largest difference of an entry of an embedding.
 
     Raises:
-        InputError: a package is missing, onnxruntime disagrees, or the file cannot be written.
+        InputError: a package is missing or too old, onnxruntime disagrees, or the file cannot be
+                written.
     """
     runtime = _needed("onnx", "onnxscript", "onnxruntime")[-1]
     with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            graph,
-            (_sample(graph, 2),),
-            input_names=[_INPUT],
-            output_names=[_OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                graph,
+                (_sample(graph, 2),),
+                input_names=[_INPUT],
+                output_names=[_OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                verbose=False,
+            )
+        except ImportError as error:  # torch asks for a part by its own version
+            raise InputError(
+                f"--onnx: the installed onnxscript does not go with torch {torch.__version__} "
+                f"({first_line(error)}); {installing('--upgrade', 'onnxscript')}"
+            ) from error
     program.model.metadata_props["input"] = note
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"

@@ -130,6 +130,19 @@ def test_onnx_gives_what_evaluation_gives(model, name, zoom, tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_an_onnxscript_that_is_too_old_for_torch_is_named(tmp_path, monkeypatch):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+
+    def exported(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'onnxscript._framework_apis.torch_9_9'")
+
+    monkeypatch.setattr(torch.onnx, "export", exported)
+    with pytest.raises(InputError, match=r"not go with torch .*pip install --upgrade onnxscript"):
+        export.export_onnx(export.Graph(make("resnet10"), 32), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_disagrees_is_not_written(tmp_path):
     graph = export.Graph(make("resnet10"), 32)
     for wrong in (lambda x: graph(x) + 2e-4, lambda x: graph(x) * torch.nan):
