@@ -915,7 +915,7 @@ def test_a_run_folder_that_cannot_be_written_is_not_continued(
     opened = Path.open
 
     def locked(self, mode="r", *args, **more):
-        if self.parent == folder and mode != "r" and "b" not in mode:
+        if self.parent == folder and mode not in ("r", "rb"):
             raise OSError(errno.EROFS, "Read-only file system")
         return opened(self, mode, *args, **more)
 
