@@ -53,8 +53,8 @@ def _sentence(images: ImageSet, missing: list[str], side: str) -> str:
     are = "is" if len(missing) == 1 else "are"
     return (
         f"{len(missing):,} of the {len(images):,} {side} images of {images.given or images.name} "
-        f"{are} missing or not regular files: {named}; put them back, or take them out of the data "
-        f"(`{images.check_command} --json FILE` lists all)"
+        f"{are} missing (there is no regular file): {named}; put them back, or take them out of "
+        f"the data (`{images.check_command} --json FILE` lists all)"
     )
 
 

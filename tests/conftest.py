@@ -59,6 +59,9 @@ def pytest_collection_finish() -> None:
     """Lets no collection of garbage look at what the imports made: it looked at little else."""
     gc.collect()
     gc.freeze()
+    # Nor does that of a forked child look at what tests have left, which is the parent's: a store
+    # among it has a thread that the child has not, and who collects such a store ends by SIGABRT.
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 def run_python(

@@ -190,7 +190,7 @@ def test_a_picture_of_200_million_pixels_is_too_large_and_not_damaged(tmp_path: 
         struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + png()[33:])
-    with pytest.raises(BadImageError, match=r"200 million are more than the 179 million pixels"):
+    with pytest.raises(BadImageError, match="more than the limit of 179 million"):
         image_set(path).read(0)
     facts = examine(str(path))
     assert facts.fault == "picture that cannot be used as it is" and "smaller" in facts.error

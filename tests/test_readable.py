@@ -281,7 +281,7 @@ def test_a_missing_evaluation_image_is_met_like_a_damaged_one(tmp_path: Path) ->
     again = run_cli("evaluate.py", "--resume", "logs/run", cwd=tmp_path)
     assert again.returncode == 0 and "left out" in again.stdout, again.stderr
     strict = run_cli("evaluate.py", "--resume", "logs/run", "--max-bad-images", 0, cwd=tmp_path)
-    assert strict.returncode == 2 and "is not there" in strict.stderr
+    assert strict.returncode == 2 and "is missing" in strict.stderr
 
 
 def test_a_class_without_any_readable_image_is_told_before_the_run(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ And what they are compared by: what a few steps of a training have learnt.
 from __future__ import annotations
 
 import faulthandler
-import gc
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -64,9 +63,6 @@ def _join(
     folder: Path,
     local_ranks: bool,
 ) -> None:
-    # What tests before this one have left is the parent's. A store among it has a thread, which is
-    # not here: whoever collects it ends by SIGABRT, or waits for another thread in its place.
-    gc.freeze()
     faulthandler.dump_traceback_later(HANGS, exit=True)
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count)}
     if local_ranks:
