@@ -971,7 +971,7 @@ def test_the_page_says_that_nothing_is_called_same(browser, shop, server, monkey
         legend = window.inner_text("#legend")
         assert "Nothing but the same file is called same, because too few pictures" in legend
         assert "different: less than 0.500 (wrong for 1 %" in legend
-        assert legend.endswith("a rough guess, and rather too low.")
+        assert legend.endswith("a rough guess, and probably too low.")
         assert said == []
 
 
@@ -1071,7 +1071,7 @@ def test_what_goes_wrong_is_said_on_the_page(browser, shop, server):
         trouble = window.get_by_role("alert")
         shown = settled(window)
         dropped(window, "notes.txt", "text/plain", b"words")
-        assert "no picture" in trouble.inner_text()
+        assert "not a picture" in trouble.inner_text()
         assert settled(window) == shown != []  # what was found before stays
         dropped(window, "empty.png", "image/png", b"")
         assert "is empty" in trouble.inner_text()
