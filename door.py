@@ -26,7 +26,7 @@ from terminal import (
     say,
     speak_to_any_terminal,
 )
-from utils import InputError, sentence_errors
+from utils import InputError, MachineError, sentence_errors
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """How OpenMP's threads wait: for any runtime, for GNU's (torch on Linux), LLVM's (macOS)."""
@@ -174,7 +174,7 @@ def answering() -> Iterator[None]:
     """Around a command whose output is what it is for.
 
     Raises:
-        InputError: not all of it could be written.
+        MachineError: not all of it could be written.
     """
     yield
     stream = sys.stdout
@@ -183,7 +183,7 @@ def answering() -> Iterator[None]:
     stream.flush()
     behind = getattr(stream.buffer, "raw", stream.buffer)
     if isinstance(behind, _Lasting) and behind.trouble is not None:
-        raise InputError(
+        raise MachineError(
             f"not all of the output could be written ({behind.trouble.strerror}); free some space, "
             "or send it elsewhere, and start again"
         )

@@ -26,8 +26,12 @@ from pathlib import Path
 from storage import write_content, write_table
 from studies import markdown, pages, results, tables
 from studies.ledger import Ledger
+from studies.places import Place, places
 from studies.plan import Plan, of, read
-from studies.worker import Place, Progress, Stopped, Workers, places, rehearse
+from studies.progress import Progress
+from studies.rehearsal import rehearse
+from studies.threads import Workers
+from studies.trainer import Stopped
 from terminal import as_shell, fitted, in_lines, say
 from utils import InputError, counted, program, sentence_errors
 
@@ -116,7 +120,7 @@ def main(args: argparse.Namespace) -> None:
         say(f"checking    {', '.join(unsure)}", flush=True)
         rehearse(ledger.plan, unsure, where[0])
     ledger.begin()
-    progress = Progress(ledger, jobs)
+    progress = Progress(ledger)
     try:
         Workers(ledger, where, progress.say).run()
     except Stopped:

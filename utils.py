@@ -21,36 +21,68 @@ from terminal import as_shell, fitted, say
 
 
 class InputError(Exception):
-    """Bad input: a sentence that says what is wrong, where, and what to do; exit status 2."""
+    """Bad input: a sentence that says what is wrong, where, and what to do.
+
+    Attributes:
+        status: the exit status of a command that ends with it.
+    """
+
+    status = 2
 
 
 class DamagedError(InputError):
     """A file is not as it was written, or cannot be what it should be."""
 
 
+class MachineError(InputError):
+    """The command is not to blame: the machine has no room for it, on its disk or in its memory.
+
+    Its limits on open files and processes, and disks that cannot be written, count as well.
+    """
+
+    status = 71  # EX_OSERR in sysexits.h
+
+
 @contextlib.contextmanager
 def sentence_errors() -> Iterator[None]:
-    """Turns `InputError` into its sentence on standard error and exit status 2."""
+    """Turns `InputError` into its sentence on standard error and its exit status."""
     try:
         with full_gpu_in_words(f"the GPU's memory is full; {ROOM_ON_A_GPU}"):
             yield
     except InputError as error:
-        _end(str(error))
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            name = str(error.filename)
-            _end(f"no file can have so long a name: {name[:60]}... ({len(name)} letters); check it")
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            place = f" under {error.filename}" if error.filename else ""
-            _end(f"the disk{place} is full ({error.strerror}); free some space, and start again")
-        if not _out_of_files(error):
+        _end(error)
+    except (OSError, RuntimeError, MemoryError) as error:
+        if (meant := _in_words(error)) is None:
             raise
         # Objects that were only half made would each print one more error as they are deleted.
         sys.unraisablehook = lambda _: None
-        _end(
+        _end(meant)
+
+
+def _in_words(error: BaseException) -> InputError | None:
+    """What an error of the system's means to the user; None where that is not known."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENAMETOOLONG:
+        name = str(error.filename)
+        return InputError(
+            f"no file can have so long a name: {name[:60]}... ({len(name)} letters); check it"
+        )
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        place = f" under {error.filename}" if error.filename else ""
+        return MachineError(
+            f"the disk{place} is full ({error.strerror}); free some space, and start again"
+        )
+    if _is_behind(error, (errno.EMFILE, errno.ENFILE), "Too many open files"):
+        return MachineError(
             "this process may not open more files or processes; raise the limit (ulimit -n 4096), "
             "or use fewer --workers"
         )
+    if isinstance(error, MemoryError) or _is_behind(error, (errno.ENOMEM,), "allocate memory"):
+        return MachineError(
+            f"this machine's memory is full ({first_line(error)}); end what else uses it, or use a "
+            "smaller batch or fewer --workers"
+        )
+    return None
 
 
 ROOM_ON_A_GPU = (
@@ -64,14 +96,14 @@ def full_gpu_in_words(sentence: str) -> Iterator[None]:
     """Turns what CUDA and its libraries say of a full memory into a sentence.
 
     Raises:
-        InputError: the GPU's memory is full.
+        MachineError: the GPU's memory is full.
     """
     try:
         yield
     except RuntimeError as error:
         if not is_full_gpu(error):
             raise
-        raise InputError(sentence) from error
+        raise MachineError(sentence) from error
 
 
 def is_full_gpu(error: RuntimeError) -> bool:
@@ -111,17 +143,17 @@ def first_line(error: BaseException) -> str:
     return lines[0][:160]
 
 
-def _end(sentence: str) -> NoReturn:
-    say(fitted(f"error: {sentence}", "  ", sys.stderr), file=sys.stderr)
-    raise SystemExit(2) from None
+def _end(error: InputError) -> NoReturn:
+    say(fitted(f"error: {error}", "  ", sys.stderr), file=sys.stderr)
+    raise SystemExit(error.status) from None
 
 
-def _out_of_files(error: BaseException | None) -> bool:
-    """Whether the limit on open files is behind an error; torch wraps it into one of its own."""
+def _is_behind(error: BaseException | None, numbers: Sequence[int], words: str) -> bool:
+    """Whether an error of the system's is behind one; torch wraps them into errors of its own."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
-        if "Too many open files" in str(error):
+        if words in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -30,7 +30,7 @@ import dataset
 from bars import Bar
 from dataset.base import ROOT
 from dataset.decoding import reason
-from storage import in_bytes
+from storage import held, in_bytes
 from terminal import told
 from utils import InputError
 
@@ -89,6 +89,7 @@ def download(name: str, root: str | Path = ROOT, source: Source | None = None) -
     Raises:
         InputError: there is no public link, it cannot be reached, the checksum is wrong, the disk
             is full, or the archive is not safe to unpack.
+        HeldError: another process is fetching it.
     """
     entry = dataset.find(name)
     source = source or SOURCES.get(entry.name)
@@ -101,6 +102,14 @@ def download(name: str, root: str | Path = ROOT, source: Source | None = None) -
         logger.info("%s is there already; nothing is downloaded", target)
         return target
     _check_writable(root)
+    with held(target):
+        if not target.exists():  # another process may have ended between our two looks
+            _fetch_and_unpack(source, root)
+    logger.info("%s is complete", target)
+    return target
+
+
+def _fetch_and_unpack(source: Source, root: Path) -> None:
     archive = root / source.file_name
     was_there = archive.exists()
     if not was_there:
@@ -114,8 +123,6 @@ def download(name: str, root: str | Path = ROOT, source: Source | None = None) -
     unpack(archive, source.folder, root)
     if not was_there:
         archive.unlink()
-    logger.info("%s is complete", target)
-    return target
 
 
 def _check_writable(root: Path) -> None:

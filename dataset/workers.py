@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import processes
 from terminal import leave_out_remarks
-from utils import InputError
+from utils import InputError, MachineError
 
 SOCKET_NAME = 100  # bytes of an address that every system takes: Linux 107, macOS 103
 FOLDER, SOCKET = "/pymp-abcdefgh", "/listener-abcdefgh"  # what multiprocessing adds to TMPDIR
@@ -75,14 +75,14 @@ def deaths_told(
     """Around what the processes make; `advice` is what helps when they could not.
 
     Raises:
-        InputError: one of them died, or found no shared memory.
+        MachineError: one of them died, or found no shared memory.
     """
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise InputError(
+        raise MachineError(
             "a process that reads images died, most often for lack of memory or of shared memory"
             f"{_shared_memory()}{advice} ({str(error).strip().splitlines()[-1]})"
         ) from error

@@ -25,8 +25,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from storage import digest, is_still, lock, write_atomically
-from utils import DamagedError, InputError
+from storage import digest, held, write_atomically
+from utils import DamagedError, InputError, MachineError
 
 MAGIC, VERSION = b"ANCHORIX", 1
 ALIGNMENT = 64
@@ -263,7 +263,7 @@ class Writer:
         """Adds a record; when this returns, the disk has it.
 
         Raises:
-            InputError: the disk is full; the index is as it was.
+            MachineError: the disk is full; the index is as it was.
         """
         try:
             end = self._write_record(content, arrays)
@@ -273,7 +273,7 @@ class Writer:
             with contextlib.suppress(OSError):
                 self._file.truncate(self.mark.end)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise InputError(
+            raise MachineError(
                 f"cannot write {self.path}: {error.strerror or error}; "
                 + ("free some space" if full else "see to its disk")
                 + " and run the same command again (what it held before is unharmed)"
@@ -380,41 +380,6 @@ def writing(path: Path) -> Iterator[Writer]:
             if path.stat().st_size > mark.end:
                 file.truncate(mark.end)
             yield Writer(path, file, mark)
-
-
-@contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Keeps other writers from the index at `path`; readers need no leave.
-
-    The lock is a file of its own: a lock on the index would end as soon as any reader in this
-    process closes it, and would stay with the old file where a new one takes its place.
-
-    Raises:
-        InputError: another process has it.
-    """
-    place = path.with_name(f".{path.name}.lock")
-    while True:
-        try:
-            file = place.open("w")
-        except OSError as error:
-            raise InputError(
-                f"cannot write into {path.parent} ({error.strerror}); choose another folder"
-            ) from error
-        if not lock(file, path):
-            file.close()
-            raise InputError(
-                f"another process is changing {path}; wait for its end, or stop it first"
-            )
-        # Whoever had it before may have taken the file away between our two calls.
-        if is_still(place, file):
-            break
-        file.close()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            place.unlink()
-        file.close()
 
 
 # --- bytes ----------------------------------------------------------------------------------------

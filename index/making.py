@@ -22,7 +22,7 @@ from index.entries import Entry, entry_arrays
 from index.gallery import Index
 from index.sources import Photo, absolute
 from machine import expanded
-from storage import followed
+from storage import followed, held
 from terminal import say
 from utils import DamagedError, InputError, close_names, counted, join_words
 
@@ -65,7 +65,7 @@ def build(
     part = journal.part_of(path)
     with contextlib.suppress(OSError):  # said by the next line
         path.parent.mkdir(parents=True, exist_ok=True)
-    with journal.held(path):
+    with held(path):
         if not _goes_on(part, about):
             journal.create(part)
             with journal.writing(part) as writer:
@@ -178,7 +178,7 @@ def compact(path: Path) -> int:
         InputError: another process changes the index; it is damaged; or the disk is full.
     """
     path = followed(path)
-    with journal.held(path):
+    with held(path):
         index = Index.open(path)
         index.check()
         graph.check_place(path)
@@ -216,7 +216,7 @@ def approximate(path: Path) -> float:
         InputError: usearch is not installed; another process changes the index; it has no images.
     """
     path = followed(path)
-    with journal.held(path):
+    with held(path):
         began = time.perf_counter()
         index = Index.open(path, exact=True)
         if not len(index):

@@ -117,7 +117,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """Ends the program; status 2 where the help that was asked for could not be written."""
+        """Ends the program; with an error where the help could not be written."""
         with sentence_errors(), door.answering():
             pass
         super().exit(status, message)

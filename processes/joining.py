@@ -124,15 +124,15 @@ def _stdout_of_main() -> Iterator[None]:
 
 
 def _say_once(watch: Watch, error: BaseException) -> None:
-    """What is wrong for all is said by the main process, whose end ends the others.
+    """An error that all processes meet is printed by the main one, whose end ends the others.
 
     Raises:
-        SystemExit: with status 2, where the main process has said it.
+        SystemExit: with the error's status, where the main process has printed it.
     """
     if isinstance(error, InputError):
         watch.first_to_fail()
         if watch.said_by_main(str(error)):
-            raise SystemExit(2) from None
+            raise SystemExit(error.status) from None
 
 
 @contextlib.contextmanager

@@ -17,6 +17,6 @@ report.html        the run, explained (python report.py RUN)
 """
 
 from runs.checkpoints import FORMAT, Checkpoint, checked, load_checkpoint, with_base
-from runs.folder import HeldError, RunFolder, files_of, find_run
+from runs.folder import RunFolder, files_of, find_run
 from runs.names import data_name, run_name
 from runs.tables import ClassHistory, MetricsRow, MetricsTable

@@ -17,8 +17,16 @@ from processes import main_only
 from runs.checkpoints import BASE, FORMAT, Checkpoint, load_checkpoint
 from runs.names import data_name, file_name_part, home_logs
 from runs.tables import ClassHistory, MetricsTable, TextFiles
-from storage import as_json, as_table, is_still, lock, save_tensors
-from utils import InputError, damage_in_words
+from storage import (
+    HeldError,
+    as_json,
+    as_table,
+    lock,
+    open_locked,
+    remove_left_over,
+    save_tensors,
+)
+from utils import InputError, MachineError, damage_in_words
 
 logger = logging.getLogger("train")
 
@@ -34,10 +42,6 @@ def files_of(folder: str | Path) -> list[Path]:
     if not Path(folder, "args.json").is_file():
         return []
     return [file for pattern in WRITTEN for file in Path(folder).glob(pattern)]
-
-
-class HeldError(InputError):
-    """Another process is at work in the folder of a run."""
 
 
 class RunFolder:
@@ -81,7 +85,7 @@ class RunFolder:
             except OSError as error:
                 if error.errno == errno.EROFS:
                     return cls._elsewhere(Path(parent), name)
-                raise InputError(
+                raise MachineError(
                     f"cannot make the run folder {path}: {error.strerror}; choose another "
                     "--LOG_DIR or --name"
                 ) from error
@@ -130,31 +134,25 @@ class RunFolder:
 
         Raises:
             HeldError: another one is at work in it.
-            InputError: it cannot be written.
+            MachineError: it cannot be written.
         """
-        # The lock is on args.json itself, so that no file is left behind.
-        path, self._held = self.path / "args.json", None
-        # Whoever had it before may have put another file in its place between our two calls.
-        while self._held is None or not is_still(path, self._held):
-            try:
-                self._held = path.open("r+b")
-            except OSError as error:
-                raise InputError(
-                    f"the run folder {self.path} cannot be written ({error.strerror}), so the run "
-                    "cannot go on in it; make it writable, or continue in a copy of it"
-                ) from error
-            self._lock()
-        for left_over in self.path.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                left_over.unlink()
+        self._held = None
+        try:  # the lock is on args.json itself, so that no other file is left behind
+            self._held = open_locked(self.path / "args.json", "r+b", self.path)
+        except OSError as error:
+            raise MachineError(
+                f"the run folder {self.path} cannot be written ({error.strerror}), so the run "
+                "cannot go on in it; make it writable, or continue in a copy of it"
+            ) from error
+        if self._held is None:
+            raise self._is_held_elsewhere()
+        remove_left_over(self.path)
 
-    def _lock(self) -> None:
-        assert self._held is not None
-        if not lock(self._held, self.path):
-            raise HeldError(
-                f"the run in {self.path} is going on in another process; wait for its end, or stop "
-                "it first"
-            )
+    def _is_held_elsewhere(self) -> HeldError:
+        return HeldError(
+            f"the run in {self.path} is going on in another process; wait for its end, or stop it "
+            "first"
+        )
 
     def begin(
         self,
@@ -201,8 +199,9 @@ class RunFolder:
     def read_args(self) -> dict[str, Any]:
         """The options the run was started with."""
         args = self._read("args.json")
-        if self._held is not None:
-            self._lock()  # it was lost: closing any descriptor of a file ends this process's lock
+        # Closing any descriptor of a file, as was just done, ends this process's lock on it.
+        if self._held is not None and not lock(self._held, self.path):
+            raise self._is_held_elsewhere()
         return args
 
     @main_only
@@ -321,7 +320,7 @@ class RunFolder:
             for path in self._older()[:-keep]:
                 path.unlink()
         except OSError as error:
-            raise InputError(
+            raise MachineError(
                 f"cannot keep {older}: {error.strerror}; free some space, or leave --keep out"
             ) from error
 

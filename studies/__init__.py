@@ -4,7 +4,12 @@ asking    the command line
 plan      what is asked: data, methods, what is searched, budget
 space     what a search may try
 ledger    the trials that all workers share (Optuna), and who is at what
-worker    takes what is open, trains and judges it
+places    where it computes: GPUs, or shares of the cores
+rehearsal tries the hardest trainings before the first begins
+threads   workers that take what is open, one for each place
+worker    does a piece of work: a trial, a run with a seed, the seeds together
+trainer   one training: started, watched, and what its failure means
+progress  what is printed meanwhile
 judging   one trained network on the test classes; the seeds of a method together
 results   what was found, with its tests
 tables    the same as text, CSV and LaTeX

@@ -51,6 +51,11 @@ class Work(NamedTuple):
         forms = {"trial": "trial{:03d}", "seed": "seed{}", "together": "together{}"}
         return forms[self.kind].format(self.number)
 
+    @property
+    def title(self) -> str:
+        """What is printed of it: the method, and its name."""
+        return f"{self.entrant.name} {self.name}"
+
 
 @dataclass(frozen=True)
 class Trial:

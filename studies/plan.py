@@ -123,6 +123,11 @@ class Plan:
         """Where everything of the study lies."""
         return Path(self.logs) / self.name
 
+    def flags_of_fold(self, fold: int) -> list[str]:
+        """The flags of train.py that train without a fold of the training classes."""
+        flags = f"--val-folds {self.folds} --val-fold {fold} --no-test --metrics retrieval --seed 0"
+        return flags.split()
+
     @property
     def identity(self) -> dict[str, Any]:
         """What may not change while the study goes on; trials, seeds and methods may be added."""

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_python
+from conftest import run_python, start_python, wait_for
 
 import dataset
 from dataset.download import SOURCES, Source, download, fetch, unpack
+from storage import HeldError
 from utils import InputError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
@@ -31,6 +32,7 @@ class Server(ThreadingHTTPServer):
     Attributes:
         breaks: after how many bytes the next answers end too early. ranges: whether parts can be
             asked for. status: of every answer. asked: the Range header of each request.
+        may_answer: until it is set, requests wait.
     """
 
     daemon_threads = True
@@ -42,6 +44,8 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.status = 200
         self.asked: list[str | None] = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/files/{name}"
@@ -53,6 +57,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range")
         server.asked.append(asked)
+        server.may_answer.wait()
         if server.status != 200:
             self.send_error(server.status)
             return
@@ -265,6 +270,22 @@ def test_download_fetches_unpacks_and_cleans_up(server: Server, tmp_path: Path) 
     asked = len(server.asked)
     assert download("cub", root, source_of(server)) == root / "Birds"
     assert len(server.asked) == asked
+
+
+def test_a_second_download_of_the_same_data_is_refused(server: Server, tmp_path: Path) -> None:
+    """Two would write into one file; the first goes on undisturbed."""
+    server.content = tar_of(GOOD)
+    server.may_answer.clear()
+    source = source_of(server)
+    code = f"from dataset.download import Source, download; download('cub', '.', {source})"
+    first = start_python("-c", code, cwd=tmp_path)
+    wait_for(lambda: server.asked)
+    with pytest.raises(HeldError, match="another process is changing"):
+        download("cub", tmp_path, source)
+    server.may_answer.set()
+    assert first.wait(60) == 0 and len(server.asked) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["Birds"]
+    assert download("cub", tmp_path, source) == tmp_path / "Birds"
 
 
 def test_an_archive_put_there_by_hand_is_used_and_kept(server: Server, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import tiny
@@ -34,10 +34,10 @@ import machine
 import options
 import processes
 import train
-from dataset.cache import default_folder
+from dataset.kept import default_folder
 from devices import pick_device
 from runs import RunFolder, tables
-from storage import save_tensors
+from storage import HeldError, save_tensors, write_atomically
 from training import faults, tracking
 from training.collapse import CollapseWarning, chance, class_mean_cosine
 from training.signals import Interrupted, Signals
@@ -412,8 +412,9 @@ def test_a_run_in_progress_is_not_continued_by_another_process(images, tmp_path)
     run = start(images, tmp_path, "--epochs", "4000", "--eval-every", "4000", "--name", "run")
     wait_for((tmp_path / "run" / "last.pth").is_file)
     try:
-        with pytest.raises(InputError, match="is going on in another process"):
+        with pytest.raises(HeldError, match="is going on in another process") as refused:
             tiny.resume(tmp_path / "run", "")
+        assert refused.value.status == 75
     finally:
         run.kill()
         run.communicate()
@@ -495,6 +496,27 @@ def test_who_locks_options_that_have_been_replaced_does_not_have_the_run(tmp_pat
     replaced.set()
     other.join()
     assert other.exitcode == 3
+
+
+def test_who_holds_a_run_removes_left_over_files_and_none_that_is_just_being_written(
+    tmp_path,
+) -> None:
+    """As the page, which report.py may write into the folder of a run that begins to go on."""
+    run = held_run(tmp_path / "run")
+    (run.path / ".last.pth.killed.tmp").touch()
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"half")
+        other = FORK.Process(target=run.hold)
+        run._held.close()
+        other.start()
+        other.join()
+        assert other.exitcode == 0
+        file.write(b" and half")
+
+    write_atomically(run.path / "report.html", write)
+    assert (run.path / "report.html").read_bytes() == b"half and half"
+    assert {path.name for path in run.path.iterdir() if path.name.startswith(".")} == set()
 
 
 def test_a_row_kept_back_by_a_full_disk_is_written_with_the_next(tmp_path, monkeypatch) -> None:
@@ -712,7 +734,7 @@ def test_the_death_of_a_worker_is_a_sentence_wherever_the_run_stands(images, tmp
     flags = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--epochs", "2", "--workers", "1"]
     (tmp_path / "killing.py").write_text(code)
     done = run_python(tmp_path / "killing.py", *flags, "--LOG_DIR", tmp_path, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 71 and done.stderr.count("\n") == 1, done.stderr
     assert "a process that reads images died" in done.stderr
 
 
@@ -741,7 +763,7 @@ def test_a_full_gpu_is_a_sentence_whatever_says_so(said, monkeypatch, capsys) ->
     with pytest.raises(SystemExit) as ended, sentence_errors():
         full(None)
     told = " ".join(capsys.readouterr().err.split())
-    assert ended.value.code == 2
+    assert ended.value.code == 71
     assert told.startswith("error: the GPU's memory is full; end what else uses it (nvidia-smi")
     monkeypatch.setattr(evaluate, "run", full)
     with pytest.raises(InputError, match="is full; lower --batch-size, end what else"):
@@ -839,7 +861,7 @@ def test_a_run_outlives_a_disk_that_fills_up_and_says_so_at_the_end(images, tmp_
     command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", tmp_path]
     command += ["--epochs", "2", "--name", "run"]
     done = train_limited("RLIMIT_FSIZE", 150_000, tmp_path, *command)
-    assert done.returncode == 2
+    assert done.returncode == 71
     assert done.stdout.count("\nepoch ") == 2 and "training goes on" in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: cannot write")
     assert len(untimed_rows(tmp_path / "run")) == 2
@@ -928,7 +950,7 @@ def test_few_open_files_are_a_sentence(images, tmp_path) -> None:
     words = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", tmp_path]
     words[words.index("--workers") + 1] = "2"
     done = train_limited("RLIMIT_NOFILE", 10, tmp_path, *words)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 71 and "Traceback" not in done.stderr, done.stderr
     assert "ulimit -n" in done.stderr.strip().splitlines()[-1]
 
 

@@ -27,6 +27,7 @@ from torchvision.transforms import functional as tv
 
 import dataset
 from dataset import cache as cache_module
+from dataset import shard_building, shards
 from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import BadImageError, ImageSet, PathTable
 from dataset.cache import Cache, open_cache
@@ -995,7 +996,7 @@ def test_bad_images_are_replaced_in_memory_too(damaged, tmp_path):
 
 @pytest.fixture()
 def small_shards(monkeypatch):
-    monkeypatch.setattr(cache_module, "SHARD", 4)
+    monkeypatch.setattr(shard_building, "SHARD", 4)
 
 
 def evaluation_pixels(images: ImageSet, reading: Reading = FROM_FILES) -> torch.Tensor:
@@ -1051,7 +1052,7 @@ def decoded(monkeypatch) -> list[str]:
         return read(self, index)
 
     monkeypatch.setattr(ImageSet, "read", noting)
-    monkeypatch.setattr(cache_module, "with_workers", lambda builder, _: builder_items(builder))
+    monkeypatch.setattr(shard_building, "with_workers", lambda builder, _: builder_items(builder))
     return names
 
 
@@ -1146,7 +1147,7 @@ def test_a_file_that_changes_while_it_is_cached_is_named(tmp_path, monkeypatch):
         return read(self, index)
 
     monkeypatch.setattr(ImageSet, "read", changing)
-    monkeypatch.setattr(cache_module, "with_workers", lambda builder, _: builder_items(builder))
+    monkeypatch.setattr(shard_building, "with_workers", lambda builder, _: builder_items(builder))
     with pytest.raises(InputError, match=r"002\.jpg changed while it was cached"):
         open_cache(images, 56, tmp_path / "cache")
 
@@ -1154,8 +1155,8 @@ def test_a_file_that_changes_while_it_is_cached_is_named(tmp_path, monkeypatch):
 def test_how_much_a_cache_takes_is_known_from_some_headers(tmp_path):
     images = write_photographs(tmp_path / "images", 8)
     kept = open_cache(images, 56, tmp_path / "cache").shapes.prod(axis=1) * 3
-    assert cache_module.bytes_of_one(images, 56) == pytest.approx(kept.mean(), rel=0.02)
-    few = cache_module.bytes_of_one(images, 56, sample=2)
+    assert shard_building.bytes_of_one(images, 56) == pytest.approx(kept.mean(), rel=0.02)
+    few = shard_building.bytes_of_one(images, 56, sample=2)
     assert few == pytest.approx(kept[[0, 7]].mean(), rel=0.02)
 
 
@@ -1192,15 +1193,15 @@ def test_what_can_be_read_again_is_kept_although_its_file_is_the_same(
     failing, names, photographs, tmp_path, monkeypatch
 ):
     left, read = iter(names), ImageSet.read
-    monkeypatch.setattr(cache_module.secrets, "token_hex", lambda _: next(left))
-    monkeypatch.setattr(cache_module, "with_workers", lambda builder, _: builder_items(builder))
+    monkeypatch.setattr(shards.secrets, "token_hex", lambda _: next(left))
+    monkeypatch.setattr(shard_building, "with_workers", lambda builder, _: builder_items(builder))
 
     def gone(self: ImageSet, index: int) -> np.ndarray:
         if index in failing:
             raise BadImageError(self.paths[index], "Stale file handle")
         return read(self, index)
 
-    monkeypatch.setattr(cache_module, "SHARD", 32)
+    monkeypatch.setattr(shard_building, "SHARD", 32)
     with monkeypatch.context() as patch:
         patch.setattr(ImageSet, "read", gone)
         shapes = open_cache(photographs, 56, tmp_path).shapes
@@ -1231,7 +1232,7 @@ def test_a_damaged_shard_is_noticed_and_rebuilt(photographs, tmp_path, small_sha
 def test_damage_does_not_pass_into_a_new_shard(photographs, tmp_path, monkeypatch, caplog):
     others = photographs.subset(np.arange(20, 30))
     open_cache(others, 56, tmp_path)
-    monkeypatch.setattr(cache_module, "_verified", set())  # as in another process
+    monkeypatch.setattr(shards, "_verified", set())  # as in another process
     (path,) = tmp_path.rglob("*.pixels")
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
@@ -1242,7 +1243,7 @@ def test_damage_does_not_pass_into_a_new_shard(photographs, tmp_path, monkeypatc
 
 
 def test_a_large_cache_opens_few_files(photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "SHARD", 1)
+    monkeypatch.setattr(shard_building, "SHARD", 1)
     monkeypatch.setattr(cache_module, "MAPPED", 5)
     expected = [with_short_side(photographs.read(index), 56) for index in range(30)]
     open_cache(photographs, 56, tmp_path)
@@ -1276,11 +1277,11 @@ def test_the_cache_folder_needs_a_home_or_a_name(monkeypatch):
 SLOW_BUILD = """
 import sys, time
 import numpy as np
-from dataset import cache
+from dataset import cache, shard_building
 from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import ImageSet, PathTable
 folder, count, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-cache.SHARD = 4
+shard_building.SHARD = 4
 read = ImageSet.read
 def slowly(self, index):
     time.sleep(float(sys.argv[4]))

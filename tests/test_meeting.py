@@ -279,7 +279,7 @@ def test_processes_of_another_precision_are_refused(images, tmp_path, monkeypatc
 def test_only_the_machine_that_writes_the_run_needs_room_for_it(images, tmp_path, monkeypatch):
     def work() -> str:
         full = processes.rank() == 1
-        monkeypatch.setattr("storage.free_space", lambda folder: 0 if full else 1e12)
+        monkeypatch.setattr("storage.space.free_space", lambda folder: 0 if full else 1e12)
         return describe(tiny.prepare(images))
 
     assert "1.0 TB free" in together.run(2, work, tmp_path)[1]

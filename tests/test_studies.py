@@ -34,11 +34,23 @@ from options import looking
 from options.suited import Machine
 from page import plots
 from runs import RunFolder
-from storage import need_room, write_atomically, write_json
-from studies import asking, judging, markdown, pages, results, tables, worker
+from storage import HeldError, need_room, write_atomically, write_json
+from studies import (
+    asking,
+    judging,
+    markdown,
+    pages,
+    progress,
+    rehearsal,
+    results,
+    tables,
+    trainer,
+)
 from studies.ledger import Ledger, Trial, Work, claim_of
+from studies.places import Place
 from studies.plan import Entrant, of, read
 from studies.space import asked, declared, words_of
+from studies.threads import Workers
 from training.data import HeldOut, load
 from training.faults import memory_in_words
 from utils import InputError, our_command
@@ -488,7 +500,7 @@ def test_what_a_new_study_cannot_write_is_refused_before_it_trains(
 
 def test_one_trial_of_one_method_is_said_so():
     made = plan_of(methods={"AM": "--loss AMLoss"}, trials=1, folds=2)
-    assert "search      1 trial of 1 method on 2 folds" in study.describe(made, [worker.Place()])
+    assert "search      1 trial of 1 method on 2 folds" in study.describe(made, [Place()])
 
 
 def test_a_report_of_another_study_is_refused(finished, tmp_path, capsys):
@@ -515,8 +527,10 @@ def test_a_report_of_another_study_is_refused(finished, tmp_path, capsys):
 @pytest.fixture
 def workers(ledger, monkeypatch):
     """Workers whose trainings leave at once what train.py leaves; `trained` lists their flags."""
-    made = worker.Workers(ledger, [worker.Place()], lambda sentence: None)
+    made = Workers(ledger, [Place()], lambda sentence: None)
     made.trained = []
+    (made.worker,) = made.workers
+    made.trainer = made.worker.trainer
 
     def watched(command, log, place, path, watch):
         made.trained.append(command[2:])
@@ -528,18 +542,18 @@ def workers(ledger, monkeypatch):
         write_json(path / "results.json", {"results": {}})
         return 0
 
-    monkeypatch.setattr(made, "watched", watched)
+    monkeypatch.setattr(made.trainer, "watched", watched)
     return made
 
 
 def test_a_run_of_other_values_is_not_gone_on_with(workers):
     """Trials were added while a seed was trained; its run is finished or not, and not judged."""
     entrant = workers.ledger.plan.entrants[0]
-    work, place = Work("seed", entrant, 1), worker.Place()
+    work, place = Work("seed", entrant, 1), Place()
 
     def rate(lr):
         words = ["--loss", "Proxy_Anchor", "--lr", lr, "--seed", "1"]
-        return workers.train(work, "seed1", words, place).args["lr"]
+        return workers.trainer.train(work, "seed1", words, place).args["lr"]
 
     assert rate("0.001") == rate("0.001") == 0.001 and len(workers.trained) == 1
     assert rate("0.01") == 0.01 and len(workers.trained) == 2
@@ -555,7 +569,7 @@ def test_a_run_of_other_values_is_not_gone_on_with(workers):
 
 def test_a_run_that_another_process_has_just_begun_is_left(workers, monkeypatch):
     """The worker was killed and its training was not, which has no checkpoint yet."""
-    folder, place = workers.ledger.folder / "PA" / "seed1", worker.Place()
+    folder, place = workers.ledger.folder / "PA" / "seed1", Place()
     folder.mkdir(parents=True)
     RunFolder(folder).write_args({"lr": 0.5})
     context = multiprocessing.get_context("fork")
@@ -576,26 +590,27 @@ def test_a_run_that_another_process_has_just_begun_is_left(workers, monkeypatch)
         other.kill()
         other.join()
 
-    monkeypatch.setattr(workers, "_wait_for_other", ends_meanwhile)
+    monkeypatch.setattr(workers.trainer, "_wait_for_other", ends_meanwhile)
     words = ["--loss", "Proxy_Anchor", "--lr", "0.001", "--seed", "1"]
     work = Work("seed", workers.ledger.plan.entrants[0], 1)
-    assert workers.train(work, "seed1", words, place).args["lr"] == 0.001
+    assert workers.trainer.train(work, "seed1", words, place).args["lr"] == 0.001
     assert waited == [True]
 
 
 def test_what_a_training_said_earlier_is_not_what_it_says_now(workers, monkeypatch):
-    monkeypatch.setattr(worker, "WAIT", 0.0)
-    said = ["error: the run is going on in another process", "error: no images there"]
+    monkeypatch.setattr(trainer, "WAIT", 0.0)
+    said = [("no images here", HeldError.status), ("no images there", 2)]
 
     def watched(command, log, place, path, watch):
-        log.write(f"{said.pop(0)}\n".encode() if said else b"Traceback\nKeyError: 1\n")
-        return 2
+        words, status = said.pop(0) if said else ("Traceback\nKeyError: 1", 1)
+        log.write(f"error: {words}\n".encode() if status > 1 else f"{words}\n".encode())
+        return status
 
-    monkeypatch.setattr(workers, "watched", watched)
-    work, place = Work("seed", workers.ledger.plan.entrants[0], 1), worker.Place()
+    monkeypatch.setattr(workers.trainer, "watched", watched)
+    work, place = Work("seed", workers.ledger.plan.entrants[0], 1), Place()
     for words in ("no images there", "KeyError: 1"):
-        with pytest.raises(worker.Failed, match=words):
-            workers.train(work, "seed1", ["--seed", "1"], place)
+        with pytest.raises(trainer.Failed, match=words):
+            workers.trainer.train(work, "seed1", ["--seed", "1"], place)
 
 
 def test_a_study_checks_the_folds_that_leave_least_to_train_on(tmp_path, monkeypatch):
@@ -614,8 +629,8 @@ def test_a_study_checks_the_folds_that_leave_least_to_train_on(tmp_path, monkeyp
         tried.append(int(command[command.index("--val-fold") + 1]))
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(worker.subprocess, "run", dry_run)
-    worker.rehearse(plan, ["A"], worker.Place())
+    monkeypatch.setattr(rehearsal.subprocess, "run", dry_run)
+    rehearsal.rehearse(plan, ["A"], Place())
     left = [parsed_data(asked_for[0], fold) for fold in range(3)]
     images, classes = ([len(train) for train in left], [train.num_classes for train in left])
     assert images.index(min(images)) in tried and classes.index(min(classes)) in tried
@@ -623,7 +638,7 @@ def test_a_study_checks_the_folds_that_leave_least_to_train_on(tmp_path, monkeyp
     for name in list(sizes)[2:]:  # two classes with two images
         (tmp_path / "train" / name / "1.png").unlink()
     with pytest.raises(InputError, match="of 3 folds only 2 would have two images of one class"):
-        worker.rehearse(plan, ["B"], worker.Place())
+        rehearsal.rehearse(plan, ["B"], Place())
 
 
 def parsed_data(flags, fold):
@@ -662,14 +677,14 @@ def test_what_a_machine_has_no_room_for_stops_the_study_and_counts_as_nothing(
     if trouble:
         with pytest.raises(InputError) as error:
             trouble(tmp_path)
-        said, status = f"error: {error.value}\n", 2
-    trained = workers.watched
+        said, status = f"error: {error.value}\n", error.value.status
+    trained = workers.trainer.watched
 
     def watched(command, log, place, path, watch):
         log.write(said.encode() if trouble else b"epoch 1\n")
         return status
 
-    monkeypatch.setattr(workers, "watched", watched)
+    monkeypatch.setattr(workers.trainer, "watched", watched)
     entrant = workers.ledger.plan.entrants[0]
     if kind == "seed":
         monkeypatch.setattr(Ledger, "_open", lambda self: iter([Work("seed", entrant, 1)]))
@@ -680,18 +695,18 @@ def test_what_a_machine_has_no_room_for_stops_the_study_and_counts_as_nothing(
     assert not workers.ledger.result_file(entrant, "seed1").exists()
     trials = workers.ledger.trials(entrant)
     assert [trial.state for trial in trials] == ["running"] * (kind == "trial")
-    monkeypatch.setattr(workers, "watched", trained)  # and the same trial is taken again
+    monkeypatch.setattr(workers.trainer, "watched", trained)  # and the same trial is taken again
     assert workers.ledger.next() == Work(kind, entrant, 0 if kind == "trial" else 1)
 
 
 def test_every_training_is_told_with_what_is_left(workers, monkeypatch, tmp_path):
     said, made = [], workers.ledger
-    monkeypatch.setattr(worker, "say", lambda words, **_: said.append(words))
-    monkeypatch.setattr(workers, "done", worker.Progress(made, 1).say)
+    monkeypatch.setattr(progress, "say", lambda words, **_: said.append(words))
+    monkeypatch.setattr(workers.worker, "done", progress.Progress(made).say)
     row = {"epoch": 1, "R@1": 0.5, "MAP@R": 0.4}
     record = SimpleNamespace(path=tmp_path, evaluated=[row], seconds=2.0)
-    monkeypatch.setattr(workers, "train", lambda *_: record)
-    workers.do(made.next(), worker.Place())
+    monkeypatch.setattr(workers.trainer, "train", lambda *_: record)
+    workers.worker.do(made.next())
     assert len(said) == made.plan.folds == 2
     assert said[0].startswith("PA trial000, fold 1 of 2: MAP@R 0.4000; 15 trainings left, about ")
     assert said[1].startswith("PA trial000: MAP@R 0.4000 on the folds; 14 trainings left, about ")
@@ -699,9 +714,9 @@ def test_every_training_is_told_with_what_is_left(workers, monkeypatch, tmp_path
 
 def test_a_fold_whose_metric_is_undefined_fails_its_trial(workers, monkeypatch, tmp_path):
     record = SimpleNamespace(path=tmp_path, evaluated=[{"epoch": 1, "R@1": 0.0}], seconds=2.0)
-    monkeypatch.setattr(workers, "train", lambda *_: record)
+    monkeypatch.setattr(workers.trainer, "train", lambda *_: record)
     work = workers.ledger.next()
-    workers.do(work, worker.Place())
+    workers.worker.do(work)
     (trial,) = workers.ledger.trials(work.entrant)
     assert trial.state == "failed" and "MAP@R is undefined on a fold" in trial.error
 
@@ -716,8 +731,8 @@ def test_a_trial_below_the_median_of_its_fold_is_stopped_however_good_another_wa
     def watch(fold, *values):
         rows = [{"epoch": epoch, "MAP@R": value} for epoch, value in enumerate(values, 1)]
         record = SimpleNamespace(evaluated=rows, outcome={})
-        monkeypatch.setattr(worker, "read", lambda path: record)
-        return worker.Watch(trial, made, entrant, fold).look(tmp_path)
+        monkeypatch.setattr(trainer, "read", lambda path: record)
+        return trainer.Watch(trial, made, entrant, fold).look(tmp_path)
 
     for level in (0.4, 0.5, 0.6, 0.7):
         trial = made.study(entrant).ask()
@@ -939,7 +954,7 @@ def test_a_method_whose_trials_all_failed_leaves_nothing_open(tmp_path):
     do_everything(
         made, lambda *it: do_trial(*it, state="FAIL" if it[1].entrant.name == "PA" else None)
     )
-    assert made.is_finished and worker.Progress(made, 1).left() == (0, 0)
+    assert made.is_finished and progress.Progress(made).left() == 0
     assert "Not finished" not in " ".join(pages.conclusions(results.collect(made)))
 
 

@@ -25,7 +25,7 @@ import dataset.__main__
 import net.__main__
 import options
 import report
-import storage
+import storage.space
 import terminal
 from bars import Bar
 from criteria import amloss, timing
@@ -476,7 +476,7 @@ def test_what_cannot_fit_the_disk_is_refused_before_it_is_begun(
 ) -> None:
     said = describe(tiny.prepare(images))
     assert re.search(r"^disk +the run keeps about [\d.]+ [kM]B, .*free$", said, re.MULTILINE), said
-    monkeypatch.setattr(storage, "free_space", lambda folder: 20_000)
+    monkeypatch.setattr(storage.space, "free_space", lambda folder: 20_000)
     with pytest.raises(InputError, match=r"what the run keeps takes about .* --LOG_DIR"):
         tiny.run(images, tmp_path / "logs", "run")
     cache = f"--decode cache --cache-dir {tmp_path / 'cache'}"

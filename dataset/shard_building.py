@@ -1,0 +1,246 @@
+"""Makes the shards of a cache, and brings them up to date.
+
+All lists of images in one place share their shards: only an image that is new or has changed is
+decoded, into a new shard, and old shards of which few images are still in use are packed into it. A
+killed build continues where it stopped, and a damaged shard is made anew. A lock lets a second run
+wait for the first one's build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from bars import Bar
+from dataset.base import ImageSet, reason
+from dataset.decoding import LONGEST, need_file
+from dataset.files import told_logger
+from dataset.kept import versions_of
+from dataset.shards import (
+    Shard,
+    damaged,
+    pixels_at,
+    places_of,
+    rows_of,
+    shards_in,
+    used,
+    write_shard,
+)
+from dataset.workers import deaths_told, with_workers
+from machine import cores
+from storage import lock, need_room
+from utils import InputError, MachineError, counted
+
+logger = logging.getLogger("dataset")
+
+SHARD = 256  # images; what a kill can cost each core
+_LOCK = "lock"
+
+
+def update(
+    folder: Path, images: ImageSet, size: int, mended: Sequence[int]
+) -> tuple[Sequence[Shard], np.ndarray]:
+    """Builds what is missing, out of date or damaged, unless another run just has.
+
+    Args:
+        size: short side of the kept images in pixels. mended: images that are decoded anew, because
+            they could not be read before.
+
+    Returns:
+        the shards, and the places of the images in them.
+
+    Raises:
+        MachineError: the folder cannot be written, or the disk is full.
+        InputError: an image changed meanwhile.
+    """
+    with _lock(folder):
+        return _complete(folder, images, size, mended)
+
+
+def _complete(
+    folder: Path, images: ImageSet, size: int, mended: Sequence[int]
+) -> tuple[Sequence[Shard], np.ndarray]:
+    shards = shards_in(folder)
+    shards = _without_damage(shards, used(shards, places_of(images, shards)))
+    _remove_remains(folder, shards)
+    missing = np.flatnonzero(places_of(images, shards)[:, 0] < 0).tolist()
+    wanted = _each_once(images, [*missing, *mended])
+    if wanted:
+        live = _live_rows(shards, images, wanted)
+        for shard in shards:
+            if not live[shard.path]:
+                shard.remove()
+        few = [shard for shard in shards if 0 < len(live[shard.path]) < SHARD // 2]
+        few = _without_damage(few, few)
+        kept = [(shard, row) for shard in few for row in live[shard.path]]
+        _build_all(_tasks(folder, size, wanted, kept), images)
+        for shard in few:
+            shard.remove()
+        shards = shards_in(folder)
+    places = places_of(images, shards)
+    for index in np.flatnonzero(places[:, 0] < 0).tolist():
+        raise changed(images.paths[index])
+    return shards, places
+
+
+def changed(path: str) -> InputError:
+    """What is raised about an image that is not as it was when the cache was made."""
+    return InputError(
+        f"{path} changed while it was cached; start again when nothing writes to the images"
+    )
+
+
+def _without_damage(shards: Sequence[Shard], looked_at: Sequence[Shard]) -> list[Shard]:
+    """The shards but for those that are damaged, which are removed."""
+    bad = {shard.path: shard for shard in damaged(looked_at)}
+    for path, shard in sorted(bad.items()):
+        logger.warning("%s is damaged and will be made again", path)
+        shard.remove()
+    return [shard for shard in shards if shard.path not in bad]
+
+
+def _remove_remains(folder: Path, shards: Sequence[Shard]) -> None:
+    """Removes what killed builds have left beside the shards."""
+    whole = {path for shard in shards for path in (shard.listing, shard.path)}
+    for path in folder.iterdir():
+        if path not in whole and path.name != _LOCK:
+            path.unlink()
+
+
+def _each_once(images: ImageSet, indices: Sequence[int]) -> list[int]:
+    """The indices in order; of an image that is listed more than once, the first."""
+    indices = sorted(set(indices))
+    first: dict[tuple, int] = {}
+    for index, version in zip(indices, versions_of(images.subset(indices)).tolist(), strict=True):
+        first.setdefault(version, index)
+    return list(first.values())
+
+
+def _live_rows(
+    shards: Sequence[Shard], images: ImageSet, wanted: Sequence[int]
+) -> dict[Path, list[int]]:
+    """The rows of each shard that are still of use, by the file of its pixels.
+
+    Of no use are older versions of these images, images that are to be decoded anew, and what
+    another shard holds as well. Other images of the same place keep their rows.
+    """
+    now = versions_of(images)
+    anew = set(now[wanted].tolist())
+    current, known = set(now.tolist()) - anew, set(now["who"].tolist())
+    rows = rows_of(shards)
+    return {
+        shard.path: [
+            row
+            for row, version in enumerate(shard.versions.tolist())
+            if rows[version] == (number, row) and (version in current or version[0] not in known)
+        ]
+        for number, shard in enumerate(shards)
+    }
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; a process that dies lets go of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise MachineError(
+            f"the cache folder {folder} cannot be written ({reason(error)}); "
+            "choose another one with --cache-dir, or use --decode exact"
+        ) from error
+    with file:
+        if not lock(file, folder):
+            logger.warning("another run makes the cache %s; waiting for it", folder)
+            lock(file, folder, wait=True)
+        yield
+
+
+# --- decoding -------------------------------------------------------------------------------------
+
+
+class _Task(NamedTuple):
+    """One shard to be: images that are decoded, and rows of older shards."""
+
+    folder: Path
+    size: int
+    new: Sequence[int]
+    kept: Sequence[tuple[Shard, int]]
+
+
+def _tasks(
+    folder: Path, size: int, new: Sequence[int], kept: Sequence[tuple[Shard, int]]
+) -> list[_Task]:
+    """The shards to be, full ones but for the last: what is new, and then what is kept."""
+
+    def task(start: int) -> _Task:
+        first, last = (max(0, place - len(new)) for place in (start, start + SHARD))
+        return _Task(folder, size, new[start : start + SHARD], kept[first:last])
+
+    return [task(start) for start in range(0, len(new) + len(kept), SHARD)]
+
+
+def bytes_of_one(images: ImageSet, size: int, sample: int = 64) -> float:
+    """How much the cache keeps of one image, by the proportions of some: their headers are read."""
+    longer = []
+    for index in np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int).tolist():
+        with contextlib.suppress(Exception):  # what cannot be read is told elsewhere
+            need_file(images.paths[index])
+            with Image.open(images.paths[index]) as image:
+                longer.append(min(LONGEST, max(image.size) / min(image.size)))
+    return 3 * size**2 * (float(np.mean(longer)) if longer else 4 / 3)
+
+
+def _build(task: _Task, images: ImageSet) -> None:
+    """Decodes the images of a task and writes its shard."""
+    versions = versions_of(images.subset(task.new)).tolist()  # as they are before they are read
+    pictures = [pixels_at(images, index, task.size) for index in task.new]
+    versions += [tuple(shard.versions[row].tolist()) for shard, row in task.kept]
+    pictures += [shard.read(row) for shard, row in task.kept]
+    write_shard(task.folder, versions, pictures)
+
+
+class _Builder(Dataset):
+    """Builds one shard an item; gives the number of its images, or what went wrong.
+
+    A Dataset, because a DataLoader's workers go away when their parent is killed, and their death
+    is noticed.
+    """
+
+    def __init__(self, tasks: Sequence[_Task], images: ImageSet) -> None:
+        self.tasks = tasks
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, position: int) -> int | InputError:
+        task = self.tasks[position]
+        try:
+            _build(task, self.images)
+        except InputError as error:
+            return error
+        return len(task.new)
+
+
+def _build_all(tasks: Sequence[_Task], images: ImageSet) -> None:
+    folder, size = tasks[0].folder, tasks[0].size
+    new = images.subset([index for task in tasks for index in task.new])
+    advice = "choose another --cache-dir, a smaller --cache-size or --decode exact"
+    room = need_room(
+        folder, len(new) * bytes_of_one(new, size), f"the cache of {counted(len(new))}", advice
+    )
+    told_logger.info("decoding %s once into %s: %s", counted(len(new)), folder, room)
+    built = with_workers(_Builder(tasks, images), min(cores(), len(tasks)))
+    with Bar("cache", len(new)) as bar, deaths_told("; start again, and the cache is continued"):
+        for outcome in built:
+            if isinstance(outcome, InputError):
+                raise outcome
+            bar.update(outcome)

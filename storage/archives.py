@@ -1,0 +1,102 @@
+"""Zip archives that carry a checksum, so that they show their damage when they are read.
+
+.pth and .npz files are zip archives. Their checksum is the archive's comment: all readers of
+archives skip it, and it goes wherever the file is copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from storage.writing import write_atomically
+from utils import DamagedError, InputError
+
+_SEAL = b"checksum blake2b-128 "
+_SEAL_LENGTH = len(_SEAL) + 32
+_ARCHIVE_BEGIN = b"PK\x03\x04"
+_ARCHIVE_END = b"PK\x05\x06"  # 22 bytes, the last two of which are the length of the comment
+_LONGEST_TAIL = 22 + 2**16 - 1
+
+
+def write_archive(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """As `write_atomically`, for a zip archive, which is given its checksum.
+
+    Args:
+        write: writes an archive without a comment.
+    """
+
+    def write_sealed(file: BinaryIO) -> None:
+        write(file)
+        file.seek(-2, os.SEEK_END)
+        file.write(_SEAL_LENGTH.to_bytes(2, "little"))
+        end = file.tell()
+        found = _digest_of(file, end)
+        file.seek(end)
+        file.write(_SEAL + found)
+
+    write_atomically(path, write_sealed)
+
+
+def check_archive(file: BinaryIO, what: str) -> None:
+    """Compares an open archive with its checksum; one without a checksum is left as it is.
+
+    Args:
+        what: the file, in the error.
+
+    Raises:
+        DamagedError: its bytes are not those that were written, or its end is missing.
+    """
+    begins_well = file.read(4) == _ARCHIVE_BEGIN
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _LONGEST_TAIL))
+    tail = file.read()
+    end = tail.rfind(_ARCHIVE_END)
+    comment = int.from_bytes(tail[end + 20 : end + 22], "little") if end >= 0 else 0
+    if begins_well and end < 0:
+        raise DamagedError(f"{what} cannot be read, because its end is missing; copy it again")
+    # One of its two traces remains, whichever byte is damaged.
+    if _SEAL in tail or comment == _SEAL_LENGTH:
+        end = max(0, size - _SEAL_LENGTH)
+        if tail[-_SEAL_LENGTH:] != _SEAL + _digest_of(file, end):
+            raise DamagedError(
+                f"{what} is not as it was written (its checksum differs), so it is damaged; use "
+                "another copy of it, or make it again"
+            )
+    file.seek(0)
+
+
+def _digest_of(file: BinaryIO, end: int) -> bytes:
+    """As `digest`, of the first `end` bytes of an open file."""
+    found, left = hashlib.blake2b(digest_size=16), end
+    file.seek(0)
+    while left and (part := file.read(min(left, 2**20))):
+        found.update(part)
+        left -= len(part)
+    return found.hexdigest().encode()
+
+
+@contextlib.contextmanager
+def opened(path: Path, what: str) -> Iterator[BinaryIO]:
+    """A file, once its checksum has been looked at.
+
+    Raises:
+        InputError: it is missing, cannot be opened, or differs from its checksum.
+    """
+    path = Path(path)
+    if not path.is_file():
+        found = "is a folder; give a file" if path.is_dir() else "does not exist; check the path"
+        raise InputError(f"{what} {path} {found}")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(
+            f"{what} {path} cannot be read ({error.strerror}); check its permissions"
+        ) from error
+    with file:
+        check_archive(file, f"{what} {path}")
+        yield file

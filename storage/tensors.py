@@ -1,0 +1,106 @@
+"""Checkpoints: .pth files, and .safetensors, which hold tensors and words but no code.
+
+torch is imported only when it is needed, so that `--help` answers at once. What is no tensor in a
+.safetensors file of ours stands as JSON among its words.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO
+
+from storage.archives import opened, write_archive
+from storage.text import as_json
+from storage.writing import write_content
+from utils import DamagedError, InputError, first_line, installing
+
+if TYPE_CHECKING:
+    import torch
+
+_NOTE = "anchorage"
+
+
+def save_tensors(path: Path, content: dict) -> None:
+    """Saves tensors and plain values with torch.save, atomically and with a checksum."""
+    import torch
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch trips over its own unfinished archive after the disk has refused to take more.
+            cause = error.__context__
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            raise (cause or error) from None
+
+    write_archive(path, write)
+
+
+def load_tensors(path: Path, what: str = "checkpoint") -> dict:
+    """Loads a file of `save_tensors`, a released .pth or .safetensors; never runs code from it.
+
+    Raises:
+        InputError: the file is missing, differs from its checksum, is no such file at all, or needs
+            pickle to load.
+    """
+    import torch
+
+    with opened(path, what) as file:
+        try:
+            if Path(path).suffix == ".safetensors":
+                return _load_safetensors(Path(path))
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except InputError:
+            raise
+        except Exception as error:  # torch reports damage through a dozen unrelated types
+            # What it says of a pickle is how to run the code in it.
+            is_pickle = isinstance(error, pickle.UnpicklingError)
+            why = "it holds something else" if is_pickle else first_line(error)
+            raise DamagedError(
+                f"{what} {path} cannot be read safely as tensors ({why}); "
+                "it is damaged, or not a file of weights: save it again or choose another"
+            ) from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{what} {path} holds a {type(content).__name__}, not a dictionary of weights; "
+            "choose another file"
+        )
+    return content
+
+
+def save_safetensors(path: Path, tensors: dict[str, torch.Tensor], note: dict) -> None:
+    """Writes the weights of a checkpoint as .safetensors, atomically.
+
+    Args:
+        tensors: become its `model_state_dict`. note: the other entries, which JSON can hold.
+
+    Raises:
+        InputError: the file cannot be written, or the package is missing.
+    """
+    save = _safetensors(path).torch.save
+    # A copy each: the format knows no two tensors that share their memory.
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_content(path, save(own, {"format": "pt", _NOTE: as_json(note).decode()}))
+
+
+def _load_safetensors(path: Path) -> dict:
+    """The tensors of a file; of one of ours as a checkpoint, with what it says beside them."""
+    with _safetensors(path).safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        note = (file.metadata() or {}).get(_NOTE)
+    return tensors if note is None else {**json.loads(note), "model_state_dict": tensors}
+
+
+def _safetensors(path: Path) -> ModuleType:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise InputError(
+            f"{path} needs the package safetensors, which is not installed here; "
+            f"{installing('safetensors')}"
+        ) from error
+    return safetensors

@@ -1,0 +1,71 @@
+"""JSON and tables as bytes, the encodings of text that is read, and checksums of bytes."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import io
+import json
+import math
+from pathlib import Path
+
+from storage.writing import write_content
+from terminal import printable
+
+
+def as_json(content: object) -> bytes:
+    """Indented JSON; numbers that are not finite become null."""
+    text = json.dumps(_plain(content), indent=2, default=str, allow_nan=False)
+    return f"{text}\n".encode()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes `as_json(content)`, atomically."""
+    write_content(path, as_json(content))
+
+
+def _plain(content: object) -> object:
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def as_table(header: list[str], rows: list[list]) -> bytes:
+    """CSV; what a terminal would obey is escaped, and bytes of file names stay as they are."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_cell, header))
+    writer.writerows(map(_cell, row) for row in rows)
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def write_table(path: Path, header: list[str], rows: list[list]) -> None:
+    """Writes `as_table(header, rows)`, atomically."""
+    write_content(path, as_table(header, rows))
+
+
+def _cell(value: object) -> object:
+    return printable(value, keep_bytes=True) if isinstance(value, str) else value
+
+
+def decoded(content: bytes) -> str:
+    """Text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Raises:
+        UnicodeDecodeError: it is something else.
+    """
+    return content.decode(encoding_of(content))
+
+
+def encoding_of(start: bytes) -> str:
+    """Which of these encodings a text has, by its first bytes, two at least."""
+    is_utf_16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return "utf-16" if is_utf_16 else "utf-8-sig"
+
+
+def digest(content: bytes) -> str:
+    """The checksum of a file's bytes, as 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,0 +1,127 @@
+"""Files that are written whole or not at all, and the check that they can be written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from storage.locks import is_still, lock
+from storage.space import nearest_that_exists
+from utils import InputError, MachineError
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file whole or not at all: a temporary file beside it, fsync, then rename.
+
+    Args:
+        path: the file to make or replace; its folder is created.
+        write: is given the open binary file.
+
+    Raises:
+        MachineError: the folder cannot be written or the disk is full; what was there stays whole.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked_temporary(path) as file:
+            temporary = Path(file.name)
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+            # NamedTemporaryFile makes private files; results are for everyone the umask admits.
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise MachineError(
+                f"cannot write {path}: {error.strerror or error}; "
+                "free some space or choose another folder (an older copy is unchanged)"
+            ) from error
+        raise
+
+
+def _locked_temporary(path: Path) -> IO[bytes]:
+    """A new file beside `path`, which `remove_left_over` leaves alone while it is open."""
+    while True:
+        file = tempfile.NamedTemporaryFile(  # noqa: SIM115 (the caller closes it)
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+        )
+        if lock(file, path, quiet=True) and is_still(Path(file.name), file):
+            return file
+        file.close()  # `remove_left_over` came between the two calls
+
+
+def remove_left_over(folder: Path) -> None:
+    """Removes the temporary files of writers that were killed; those in use are locked."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError), path.open("r+b") as file:
+            if lock(file, path, quiet=True):
+                path.unlink()
+
+
+def write_content(path: Path, content: bytes | str) -> None:
+    """Writes a file that holds this, text in UTF-8, atomically."""
+    written = content.encode() if isinstance(content, str) else content
+    write_atomically(path, lambda file: file.write(written))
+
+
+def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | Path] = ()) -> None:
+    """Checks, before the work begins, that the files that are asked for can be written.
+
+    Args:
+        asked: flag → file; None where the flag is not given.
+        kept: files that are read and must stay as they are.
+
+    Raises:
+        InputError: one is asked for twice, is one that stays, is a folder, or cannot be written.
+    """
+    owners: dict[Path, str] = {}
+    stay = {Path(file).resolve() for file in kept}
+    for flag, path in ((flag, Path(path)) for flag, path in asked.items() if path):
+        other = owners.setdefault(path.resolve(), flag)
+        if other != flag:
+            raise InputError(f"{other} and {flag} both name {path}; name two files")
+        if path.resolve() in stay:
+            raise InputError(
+                f"{flag} would overwrite {path}, which is read here; write it elsewhere"
+            )
+        if path.is_dir():
+            raise InputError(f"{flag}: {path} is a folder; name a file")
+        if _is_stream(path):
+            raise InputError(
+                f"{flag}: {path} is not a regular file, and only those are written; name one"
+            )
+        try:
+            tempfile.TemporaryFile(dir=nearest_that_exists(path.parent)).close()
+        except OSError as error:
+            raise InputError(
+                f"{flag}: {path} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
+
+def followed(path: Path) -> Path:
+    """Where a link leads; any other path as it is. (A new file would replace the link itself.)"""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a name stands for a device, a pipe or an open file, and not for a file of its own.
+
+    Writing atomically would replace it by a plain file: /dev/null too, for the whole machine, where
+    the user has the right to.
+    """
+    leads_to_open_file = path.is_symlink() and path.readlink().is_relative_to("/proc")
+    return str(path) == "-" or leads_to_open_file or (path.exists() and not path.is_file())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

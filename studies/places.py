@@ -1,0 +1,44 @@
+"""Where a study trains, and the command that does it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from machine import cores
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+
+
+@dataclass
+class Place:
+    """A GPU, or a share of the cores."""
+
+    gpu: int | None = None
+    threads: int = 1
+
+    @property
+    def flags(self) -> list[str]:
+        """What makes train.py compute there."""
+        return [] if self.gpu is None else ["--gpu-id", str(self.gpu)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a process that computes there."""
+        return {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+
+
+def train_command(flags: Sequence[str]) -> list[str]:
+    """The command line of a training."""
+    return [sys.executable, str(TRAIN), *flags]
+
+
+def places(jobs: int, gpus: Sequence[int] = ()) -> list[Place]:
+    """A place for each of `jobs` trainings at once: GPUs in turn, or equal shares of the cores."""
+    threads = max(1, cores() // jobs)
+    if gpus:
+        return [Place(gpu, threads) for gpu in (list(gpus) * jobs)[:jobs]]
+    return [Place(None, threads) for _ in range(jobs)]

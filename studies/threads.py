@@ -1,0 +1,71 @@
+"""The workers of this process, one thread for each place, until nothing is left to do."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Sequence
+
+from studies.ledger import Ledger, claim_of
+from studies.places import Place
+from studies.trainer import WAIT, Stopped, Trainer
+from studies.worker import Worker
+
+
+class Workers:
+    """Threads that take what is open in the ledger.
+
+    Attributes:
+        done: called after each training with a sentence about it.
+    """
+
+    def __init__(self, ledger: Ledger, where: Sequence[Place], done: Callable[[str], None]) -> None:
+        self.ledger = ledger
+        self.stopping = threading.Event()
+        self.errors: list[BaseException] = []
+        trainer = Trainer(ledger, self.stopping)
+        self.workers = [Worker(ledger, trainer, place, done) for place in where]
+
+    def run(self) -> None:
+        """Works until nothing is left.
+
+        Raises:
+            Stopped: by Ctrl-C or SIGTERM.
+            InputError: a worker cannot go on.
+        """
+        threads = [threading.Thread(target=self._work, args=(worker,)) for worker in self.workers]
+        previous = {
+            number: signal.signal(number, lambda *_: self.stopping.set())
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self.errors:
+            raise self.errors[0]
+        if self.stopping.is_set():
+            raise Stopped
+
+    def _work(self, worker: Worker) -> None:
+        try:
+            while not self.stopping.is_set():
+                work = self.ledger.next()
+                if work is not None:
+                    try:
+                        worker.do(work)
+                    finally:
+                        self.ledger.release(claim_of(work))
+                elif self.ledger.is_finished:
+                    return
+                else:  # others are at all that is left, and may yet leave it
+                    self.stopping.wait(WAIT)
+        except Stopped:
+            return
+        except BaseException as error:
+            self.errors.append(error)
+            self.stopping.set()
