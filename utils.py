@@ -20,14 +20,23 @@ from terminal import as_shell, fitted, say
 # --- errors ---------------------------------------------------------------------------------------
 
 
+STATUS_BY_KIND = "ANCHORAGE_STATUS_BY_KIND"
+"""A variable of the environment, see `InputError`."""
+
+
 class InputError(Exception):
     """Bad input: a sentence that says what is wrong, where, and what to do.
 
-    Attributes:
-        status: the exit status of a command that ends with it.
+    A command that ends with it has exit status 2. A program that starts ours and wants to tell the
+    kinds of errors apart sets `STATUS_BY_KIND`: then the exit status is `status`, which subclasses
+    override.
     """
 
     status = 2
+
+    def exit_status(self) -> int:
+        """The exit status of a command that ends with this error."""
+        return self.status if STATUS_BY_KIND in os.environ else InputError.status
 
 
 class DamagedError(InputError):
@@ -145,7 +154,7 @@ def first_line(error: BaseException) -> str:
 
 def _end(error: InputError) -> NoReturn:
     say(fitted(f"error: {error}", "  ", sys.stderr), file=sys.stderr)
-    raise SystemExit(error.status) from None
+    raise SystemExit(error.exit_status()) from None
 
 
 def _is_behind(error: BaseException | None, numbers: Sequence[int], words: str) -> bool:

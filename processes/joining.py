@@ -127,12 +127,12 @@ def _say_once(watch: Watch, error: BaseException) -> None:
     """An error that all processes meet is printed by the main one, whose end ends the others.
 
     Raises:
-        SystemExit: with the error's status, where the main process has printed it.
+        SystemExit: with the error's exit status, where the main process has printed it.
     """
     if isinstance(error, InputError):
         watch.first_to_fail()
         if watch.said_by_main(str(error)):
-            raise SystemExit(error.status) from None
+            raise SystemExit(error.exit_status()) from None
 
 
 @contextlib.contextmanager

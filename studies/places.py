@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from machine import cores
+from utils import STATUS_BY_KIND
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
@@ -28,7 +29,8 @@ class Place:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of a process that computes there."""
-        return {**os.environ, "OMP_NUM_THREADS": str(self.threads), "PYTHONUNBUFFERED": "1"}
+        threads = {"OMP_NUM_THREADS": str(self.threads)}
+        return {**os.environ, **threads, "PYTHONUNBUFFERED": "1", STATUS_BY_KIND: "1"}
 
 
 def train_command(flags: Sequence[str]) -> list[str]:

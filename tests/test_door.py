@@ -17,6 +17,7 @@ from programs import Program
 
 import door
 import machine
+from utils import STATUS_BY_KIND
 
 # --- threads --------------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ def answer(images: Path, stdout: Any) -> tuple[int, str]:
 def test_an_answer_that_is_lost_is_an_error(images):
     with Path("/dev/full").open("w") as full:
         status, errors = answer(images, full)
-    assert status == 71 and "Traceback" not in errors
+    assert status == 2 and "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("error: not all of the output could be written")
 
 
@@ -140,7 +141,7 @@ def test_help_that_is_lost_is_an_error(command):
     with Path("/dev/full").open("w") as full:
         done = start_python(*command.split(), streams={"stdout": full})
     errors = done.communicate()[1]
-    assert done.returncode == 71 and "Traceback" not in errors
+    assert done.returncode == 2 and "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("error: not all of the output could be written")
 
 
@@ -197,14 +198,16 @@ def test_a_name_that_no_file_can_have_is_a_sentence(command):
 def test_a_full_disk_is_a_sentence_wherever_it_is_met():
     code = "from utils import sentence_errors\nwith sentence_errors():\n"
     done = run_python("-c", f"{code}    open('/dev/full', 'wb', buffering=0).write(b'x')")
-    assert done.returncode == 71 and done.stderr.startswith("error: the disk is full (No space")
+    assert done.returncode == 2 and done.stderr.startswith("error: the disk is full (No space")
 
 
 @pytest.mark.parametrize("made", ["bytearray(1 << 60)", "__import__('torch').empty(1 << 60)"])
-def test_full_memory_is_a_sentence_with_a_status_of_its_own(made):
-    done = run_python("-c", f"from utils import sentence_errors\nwith sentence_errors(): {made}")
-    assert done.returncode == 71 and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: this machine's memory is full")
+def test_full_memory_is_a_sentence_and_for_who_asks_a_status_of_its_own(made):
+    code = f"from utils import sentence_errors\nwith sentence_errors(): {made}"
+    for variables, status in ({}, 2), ({STATUS_BY_KIND: "1"}, 71):
+        done = run_python("-c", code, **variables)
+        assert done.returncode == status and "Traceback" not in done.stderr
+        assert done.stderr.startswith("error: this machine's memory is full")
 
 
 def test_where_it_does_not_run_it_says_so():

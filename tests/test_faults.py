@@ -734,7 +734,7 @@ def test_the_death_of_a_worker_is_a_sentence_wherever_the_run_stands(images, tmp
     flags = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--epochs", "2", "--workers", "1"]
     (tmp_path / "killing.py").write_text(code)
     done = run_python(tmp_path / "killing.py", *flags, "--LOG_DIR", tmp_path, cwd=tmp_path)
-    assert done.returncode == 71 and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "a process that reads images died" in done.stderr
 
 
@@ -763,7 +763,7 @@ def test_a_full_gpu_is_a_sentence_whatever_says_so(said, monkeypatch, capsys) ->
     with pytest.raises(SystemExit) as ended, sentence_errors():
         full(None)
     told = " ".join(capsys.readouterr().err.split())
-    assert ended.value.code == 71
+    assert ended.value.code == 2
     assert told.startswith("error: the GPU's memory is full; end what else uses it (nvidia-smi")
     monkeypatch.setattr(evaluate, "run", full)
     with pytest.raises(InputError, match="is full; lower --batch-size, end what else"):
@@ -861,7 +861,7 @@ def test_a_run_outlives_a_disk_that_fills_up_and_says_so_at_the_end(images, tmp_
     command = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", tmp_path]
     command += ["--epochs", "2", "--name", "run"]
     done = train_limited("RLIMIT_FSIZE", 150_000, tmp_path, *command)
-    assert done.returncode == 71
+    assert done.returncode == 2
     assert done.stdout.count("\nepoch ") == 2 and "training goes on" in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: cannot write")
     assert len(untimed_rows(tmp_path / "run")) == 2
@@ -950,7 +950,7 @@ def test_few_open_files_are_a_sentence(images, tmp_path) -> None:
     words = ["--dataset", f"folder:{images}", *tiny.NETWORK, "--LOG_DIR", tmp_path]
     words[words.index("--workers") + 1] = "2"
     done = train_limited("RLIMIT_NOFILE", 10, tmp_path, *words)
-    assert done.returncode == 71 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "ulimit -n" in done.stderr.strip().splitlines()[-1]
 
 
