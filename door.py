@@ -22,8 +22,8 @@ from machine import cores
 from terminal import (
     Wait,
     leave_out_remarks,
-    leave_telling_to_others,
     say,
+    silence_notices,
     speak_to_any_terminal,
 )
 from utils import InputError, MachineError, sentence_errors
@@ -51,7 +51,7 @@ def enter(*, loads_torch: bool = False) -> None:
     settle_threads(os.environ)
     speaks = (os.environ.get("RANK") or "0") == "0"  # of several processes one
     if not speaks:
-        leave_telling_to_others()
+        silence_notices()
     _end_with_a_word(speaks)
     if loads_torch:
         _loading.append(Wait("loading PyTorch"))
@@ -63,7 +63,7 @@ _loading: list[Wait] = []
 
 
 def loaded() -> None:
-    """What a command needs is there: the user need not be told any more what is waited for."""
+    """What a command needs is there: the user need no longer be told what the command waits for."""
     while _loading:
         _loading.pop().over()
 
@@ -118,7 +118,7 @@ def settle_threads(environment: dict[str, str] | os._Environ[str]) -> None:
 class _Lasting(io.FileIO):
     """What is behind a stream; what it cannot take is lost, and the program goes on.
 
-    A reader that has seen enough (`… | head`) goes away in silence. A full disk is told, once.
+    A reader that has seen enough (`… | head`) goes away in silence. A full disk is reported, once.
 
     Attributes:
         trouble: why something was lost, unless a reader went away.
@@ -132,10 +132,10 @@ class _Lasting(io.FileIO):
         except OSError as error:
             if error.errno != errno.EPIPE and self.trouble is None:
                 self.trouble = error
-                self._tell(error)
+                self._warn(error)
             return len(content)
 
-    def _tell(self, error: OSError) -> None:
+    def _warn(self, error: OSError) -> None:
         if self.fileno() == 1:
             said = f"warning: what is printed is lost from here on ({error.strerror})\n"
             with contextlib.suppress(OSError):

@@ -55,7 +55,7 @@ from metrics.comparison import Test
 from options.ranking import ranking_of
 from runs import files_of
 from storage import check_outputs, write_content, write_json, write_table
-from terminal import fitted, hear, in_lines, say, told
+from terminal import fitted, hear, notice_if_slow, paragraph, say
 from utils import ROOM_ON_A_GPU, InputError, full_gpu_in_words, human_seconds, sentence_errors
 
 logger = logging.getLogger("evaluate")
@@ -99,7 +99,7 @@ def open_candidates(args: argparse.Namespace, checkpoints: Sequence[Path]) -> li
     loaded: dict[tuple[dataset.Choice, frozenset[str]], list[Task]] = {}
     candidates = []
     for path, label, open_network in zip(paths, labels_of(paths), openers, strict=True):
-        with told(f"loading {path}"):
+        with notice_if_slow(f"loading {path}"):
             opened = open_network()
         images = opened.data, opened.data.never_held_out
         if images not in loaded:
@@ -198,7 +198,7 @@ def without_images(candidate: Candidate) -> Candidate:
 def conclude(args: argparse.Namespace, candidates: list[Candidate]) -> None:
     """Tables and tests, on the screen and in files."""
     if args.bootstrap:
-        with told(f"drawing {args.bootstrap:,} resamples"):
+        with notice_if_slow(f"drawing {args.bootstrap:,} resamples"):
             candidates = bootstrapped(candidates, args.bootstrap, args.seed)
     tests = paired_tests(candidates)
     rows = [row for candidate in candidates for row in candidate.rows()] + averages(candidates)
@@ -232,7 +232,7 @@ def print_results(
         say(fitted(f"\nB = {test.b} less A = {test.a} on {test.task}"))
         say(tables.difference_text(test.differences, test.corrected))
     if tests:
-        say(in_lines(tables.about_tests(tests, resamples)))
+        say(paragraph(tables.about_tests(tests, resamples)))
 
 
 def write_tables(
@@ -273,7 +273,7 @@ def write_single_images(
     )
     for option, write in files.WRITERS.items():
         if asked := getattr(args, option):
-            with told(f"making what --{option.replace('_', '-')} asks for"):
+            with notice_if_slow(f"making what --{option.replace('_', '-')} asks for"):
                 written = write(subject, asked)
             say(fitted(written, "  "))
 

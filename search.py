@@ -61,9 +61,9 @@ def build(args: argparse.Namespace) -> None:
     )
     with going_on():
         outcome = making.build(args.index, photos, embedder, about, _how(args))
-    showing.tell_outcome(outcome, args.index)
+    showing.print_outcome(outcome, args.index)
     showing.speed_up(args.index, args.approximate)
-    showing.tell_next(args.index)
+    showing.print_next(args.index)
 
 
 def add(args: argparse.Namespace) -> None:
@@ -80,11 +80,11 @@ def add(args: argparse.Namespace) -> None:
         place = network.place_of(args.run, embedder, args.index)
     with going_on():
         outcome = making.add(args.index, photos, embedder, thresholds, place, _how(args))
-    showing.tell_outcome(outcome, args.index)
+    showing.print_outcome(outcome, args.index)
     showing.speed_up(args.index, args.approximate)
 
 
-def tell_wait(index: Path, doing: str) -> None:
+def print_waiting(index: Path, doing: str) -> None:
     """Says what is being done to an index that is so large that who waits would wonder."""
     with contextlib.suppress(OSError):
         if terminal_width() is not None and index.stat().st_size > LARGE:
@@ -113,15 +113,15 @@ def remove(args: argparse.Namespace) -> None:
         raise InputError("nothing to remove; give ids, files or folders, or --missing")
     from index import making, showing
 
-    tell_wait(args.index, "looking through")
-    showing.tell_removed(making.remove(args.index, args.names, args.missing), args.index)
+    print_waiting(args.index, "looking through")
+    showing.print_removed(making.remove(args.index, args.names, args.missing), args.index)
 
 
 def compact(args: argparse.Namespace) -> None:
     """Writes an index anew without what was removed."""
     from index import making
 
-    tell_wait(args.index, "copying")
+    print_waiting(args.index, "copying")
     had_graph = searching.graph_of(args.index).exists()
     freed = making.compact(args.index)
     say(f"{args.index} rewritten, {in_bytes(freed)} smaller")
@@ -150,7 +150,7 @@ def query(args: argparse.Namespace) -> None:
     embedder = index.embedder(args.device, args.run)
     how = {"without_self": args.without_self, "ranking": ranking}
     answers = asking.ask(index, embedder, args.images, args.top, **how)
-    showing.tell_answers(answers, index)
+    showing.print_answers(answers, index)
     if args.json:
         showing.write_answers(args.json, answers, index)
     if args.picture:
@@ -166,7 +166,7 @@ def duplicates(args: argparse.Namespace) -> None:
 
     index = Index.open(args.index, exact=True)
     pairs = pairs_above(index, args.above)
-    showing.tell_pairs(pairs, index, args.above, args.top)
+    showing.print_pairs(pairs, index, args.above, args.top)
     if args.json:
         showing.write_pairs(args.json, pairs, index, args.above)
 
@@ -176,9 +176,9 @@ def info(args: argparse.Namespace) -> None:
     searching.check_written(args)
     from index import Index, showing
 
-    tell_wait(args.index, "checking")
+    print_waiting(args.index, "checking")
     facts = showing.facts(Index.open(args.index))
-    showing.tell_facts(facts)
+    showing.print_facts(facts)
     if args.json:
         showing.write_json(args.json, facts)
 

@@ -32,7 +32,7 @@ from studies.progress import Progress
 from studies.rehearsal import rehearse
 from studies.threads import Workers
 from studies.trainer import Stopped
-from terminal import as_shell, fitted, in_lines, say
+from terminal import as_shell, fitted, paragraph, say
 from utils import InputError, counted, program, sentence_errors
 
 
@@ -62,7 +62,7 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
     for number, one in enumerate(plan.entrants):
         space = "; ".join(r.describe() for r in one.space) or "nothing"
         head = "searched    " if number == 0 else " " * 12
-        lines.append(in_lines(f"{one.name}: {space}", head, " " * 14))
+        lines.append(paragraph(f"{one.name}: {space}", head, " " * 14))
     lines.append(f"at once     {len(where)}, {counted(where[0].threads, 'thread')} each")
     lines.append(f"printed     what a training says: {plan.folder}/METHOD/*.log")
     return "\n".join(lines)

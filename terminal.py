@@ -85,7 +85,7 @@ def wrapped(text: str, first: str = "", further: str = "") -> str:
     return _filled(words, room, first, further)
 
 
-def in_lines(text: str, first: str = "", further: str = "") -> str:
+def paragraph(text: str, first: str = "", further: str = "") -> str:
     """A paragraph in lines of `reading_width` columns, wherever it goes; as `wrapped` otherwise.
 
     Every word stays whole.
@@ -163,30 +163,30 @@ def say(text: object = "", **more: Any) -> None:
     print(printable_lines(str(text)), **more)
 
 
-PATIENCE = 1.5  # seconds after which one wants to know what is waited for
-_said_by = {"this process": True}
+PATIENCE = 1.5  # seconds after which a user wants to know what the program waits for
+_notices = {"shown": True}
 
 
 class Wait:
-    """Names what is waited for, on a terminal, where it takes long; until `over`."""
+    """Prints what the program waits for, on a terminal, if it takes long; until `over`."""
 
     def __init__(self, what: str) -> None:
         self._timer = None
-        if _said_by["this process"] and sys.stderr.isatty():
+        if _notices["shown"] and sys.stderr.isatty():
             words = fitted(f"{what} ...", stream=sys.stderr)
             self._timer = threading.Timer(PATIENCE, lambda: say(words, file=sys.stderr, flush=True))
             self._timer.daemon = True
             self._timer.start()
 
     def over(self) -> None:
-        """What was waited for is there."""
+        """The wait is over: nothing is printed any more."""
         if self._timer is not None:
             self._timer.cancel()
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
-    """Around work that may take long and says nothing itself: see `Wait`."""
+def notice_if_slow(what: str) -> Iterator[None]:
+    """Around work that may take long and prints nothing itself: see `Wait`."""
     wait = Wait(what)
     try:
         yield
@@ -194,9 +194,9 @@ def told(what: str) -> Iterator[None]:
         wait.over()
 
 
-def leave_telling_to_others() -> None:
-    """From now on `told` says nothing here: of several processes one speaks."""
-    _said_by["this process"] = False
+def silence_notices() -> None:
+    """From now on `notice_if_slow` prints nothing here: of several processes only one does."""
+    _notices["shown"] = False
 
 
 _REMARKS = (

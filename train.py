@@ -5,8 +5,8 @@
 
 Read it from top to bottom: options become the parts of a run (`prepare`), which are used in one
 optimisation step (`step`), in many (`advance`), in the whole run (`fit`). The loop knows no method:
-an objective is given what the network says, routines do what methods do around the steps, and
-parameter groups say how they are trained.
+the objective computes the loss of the network's outputs, routines do whatever a method does around
+the steps, and parameter groups say how parameters are trained.
 """
 
 import door
@@ -35,7 +35,7 @@ from devices import Precision, pick_device, seed_everything
 from evaluation.embedding import Viewing
 from methods.base import Forward
 from runs import MetricsRow, RunFolder
-from terminal import hear, say, told
+from terminal import hear, notice_if_slow, say
 from training import data as run_data
 from training import setup, start
 from training.average import Average
@@ -43,20 +43,20 @@ from training.clock import Estimate, Length
 from training.describing import describe
 from training.faults import NonFinite, Step, Watch, memory_in_words
 from training.keeping import Keeper
-from training.progress import progress_bar, show, tell_time
+from training.progress import print_estimate, progress_bar, show
 from training.signals import Interrupted, Signals
 from training.state import Training
 from utils import sentence_errors
 
 
 def prepare(args: Options, *, run: RunFolder | None = None) -> Training:
-    """Builds everything a run needs, and checks it, before anything is written.
+    """Builds and checks everything a run needs, before anything is written.
 
     Args:
-        run: the one that is continued.
+        run: the run to continue, if there is one.
 
     Raises:
-        InputError: options that do not go together, or data or weights that are not there.
+        InputError: options do not go together, or data or weights are missing.
     """
     device = pick_device(processes.gpu(args.gpu_id))
     precision = Precision(start.precision_of(args, run), device)
@@ -64,12 +64,12 @@ def prepare(args: Options, *, run: RunFolder | None = None) -> Training:
     seed_everything(args.seed, args.deterministic)
     held_out = run_data.HeldOut(args.val_classes, args.val_fold, args.seed, args.val_folds)
     choice = dataset.Choice.of(args)
-    with told(f"looking for the images of {args.dataset}"):
+    with notice_if_slow(f"looking for the images of {args.dataset}"):
         data = run_data.load(choice, held_out, args.batch_size, args.max_bad_images)
     labels = data.train.labels
     objective = setup.build_objective(args, data.train.num_classes, device)
     routines = methods.routines(args, labels)
-    with told(f"building {args.model}"):
+    with notice_if_slow(f"building {args.model}"):
         network = setup.build_network(
             args, objective.heads, routines, precision, continued=run is not None
         )
@@ -153,21 +153,21 @@ def loss_of(training: Training, batch: Batch) -> tuple[torch.Tensor, dict[str, t
     return loss, terms
 
 
-# --- the steps between two looks ------------------------------------------------------------------
+# --- many steps -----------------------------------------------------------------------------------
 
 
 def advance(training: Training, signals: Signals | None = None) -> bool:
-    """Trains on to the next stop or the next pause; returns whether it is a stop.
+    """Trains until the next stop or pause; returns whether it is a stop.
 
-    A stop has a row of its own in metrics.csv: it is the end of an epoch, an evaluation by
-    --eval-steps, or the run's last step. A pause is a save by --save-every, or a signal.
+    A stop gets a row in metrics.csv: it is the end of an epoch, an evaluation by --eval-steps, or
+    the run's last step. A pause is a checkpoint by --save-every, or a signal.
 
     Raises:
         NonFinite: a loss or gradient is not finite.
     """
     clock, lap, loader = training.clock, training.lap, training.loader
     batches, signals = rest_of_epoch(training), signals or Signals()
-    training.network.train()  # frozen BatchNorms rest: see EmbeddingNet.train in net/network.py
+    training.network.train()  # except frozen BatchNorms: see EmbeddingNet.train
     training.objective.train()
     started, waited = time.perf_counter(), lap.waited - loader.wait_seconds()
     with progress_bar(training) as bar:
@@ -185,7 +185,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
             lap.images += len(batch.labels)
             started = now
             show(bar, training, batch, values)
-            tell_time(bar, training, took)
+            print_estimate(bar, training, took)
             if training.length.saves_at(clock):
                 stop = training.stops_here
                 break
@@ -198,7 +198,7 @@ def advance(training: Training, signals: Signals | None = None) -> bool:
 
 
 def rest_of_epoch(training: Training) -> Iterator[Batch]:
-    """The batches that the running epoch still has; begins the epoch where it has not begun."""
+    """The remaining batches of the current epoch, which is begun if it has not begun yet."""
     if training.batches is None:
         for routine in training.routines:
             begin = routine.resume if training.clock.begun else routine.begin_epoch
@@ -214,7 +214,7 @@ def rest_of_epoch(training: Training) -> Iterator[Batch]:
 
 
 def fit(training: Training, keeper: Keeper, signals: Signals, row: MetricsRow | None) -> None:
-    """Trains to the end; `row` is the one that the last checkpoint left to be completed.
+    """Trains to the end; `row` is the row that the last checkpoint left incomplete.
 
     Raises:
         Interrupted: by a signal, after a checkpoint.
@@ -224,7 +224,7 @@ def fit(training: Training, keeper: Keeper, signals: Signals, row: MetricsRow | 
         if row is not None:
             results = None
             if training.length.evaluation_due(training.clock):
-                signals.agreed()  # so that nobody begins alone
+                signals.agreed()  # so that all processes evaluate, or none does
                 with signals.at_once():
                     results = training.evaluate(training.data.selection)
             keeper.complete(row, results)
@@ -232,7 +232,7 @@ def fit(training: Training, keeper: Keeper, signals: Signals, row: MetricsRow | 
             raise Interrupted(signals.requested)
         if training.finished:
             if row is not None:
-                keeper.save()  # with what this evaluation found: a longer run goes on from there
+                keeper.save()  # with this evaluation's results: a longer run continues from here
             return
         epoch = training.clock.epoch + 1
         try:
@@ -245,16 +245,16 @@ def fit(training: Training, keeper: Keeper, signals: Signals, row: MetricsRow | 
 
 def main(args: Options) -> None:
     """Runs train.py with parsed options."""
-    # All processes would give the same warnings while a run is built: one of them does.
+    # All processes would print the same warnings while a run is built, so only one does.
     level = logging.WARNING if processes.is_main() else logging.ERROR
     hear(level)
     args, run = start.to_continue(args)
-    with start.without_what_is_told(args), memory_in_words(args.batch_size, args.image_size):
+    with start.without_explained_warnings(args), memory_in_words(args.batch_size, args.image_size):
         _train(args, run)
 
 
 def _train(args: Options, run: RunFolder | None) -> None:
-    """Prepares a run, goes back to where an earlier start of it stood, and brings it to its end."""
+    """Prepares a run, or continues it from its last checkpoint, and trains it to the end."""
     training = prepare(args, run=run)
     if args.dry_run:
         with door.answering():
@@ -265,18 +265,18 @@ def _train(args: Options, run: RunFolder | None) -> None:
         return
     say(describe(training), flush=True)
     logging.getLogger().setLevel(logging.WARNING)
-    with told("making the run folder, and fingerprints of the images"):
+    with notice_if_slow("making the run folder, and fingerprints of the images"):
         run, state = start.open_folder(args, run, training)
     if state is not None:
         start.go_back(run, training, state)
     row = None if state is None else state["row"]
-    with told("starting wandb"):
+    with notice_if_slow("starting wandb"):
         tracker = start.open_tracker(args, run, training, state)
     keeper = Keeper(training, run, tracker, kept=args.keep, picture_every=args.wandb_images)
     say(f"run folder  {run.path}\n{tracker.describe()}\n", flush=True)
     try:
         with Signals() as signals:
-            keeper.save(row)  # so that there is something to continue from the start
+            keeper.save(row)  # so that the run can be continued from the start on
             fit(training, keeper, signals, row)
             with signals.at_once():
                 keeper.conclude(look_at_test=not args.no_test, page=not args.no_report)
@@ -291,7 +291,7 @@ if __name__ == "__main__":
     door.loaded()
     with processes.ended_at_once(), sentence_errors():
         if ARGS.folds:
-            from training import folds  # only here: it reads runs back, as pages do
+            from training import folds  # imported here, because it loads what pages need
 
             folds.start(ARGS)
         if (count := processes.wanted(ARGS.gpu_id)) > 1:

@@ -33,7 +33,7 @@ def answer_of(command: list[str]) -> Callable[[], str]:
     except OSError:
         return str
 
-    def told() -> str:
+    def reported() -> str:
         try:
             answer, _ = process.communicate(timeout=5)
         except subprocess.TimeoutExpired:
@@ -44,4 +44,4 @@ def answer_of(command: list[str]) -> Callable[[], str]:
         clock, power, warmth = answer.strip().split(", ")
         return f"{clock}, {power}, {warmth} °C"
 
-    return told
+    return reported

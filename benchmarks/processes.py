@@ -89,7 +89,7 @@ def proxies_held(classes: int) -> dict[str, torch.Tensor]:
     return {"MiB": torch.tensor(peak), "seconds": torch.tensor(time.perf_counter() - start)}
 
 
-def tell_memory(classes: int) -> None:
+def print_memory(classes: int) -> None:
     """Prints what a process holds, alone and as one of two that have half of the proxies each."""
     print(heads(("processes", "MiB of each", "seconds")), flush=True)
     for count in (1, 2):
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, metavar="CLASSES")
     args = parser.parse_args()
     if args.memory:
-        tell_memory(args.memory)
+        print_memory(args.memory)
         return
     on_gpu, methods = args.device == "cuda", LOSSES if args.shard_proxies else METHODS
     torch.set_num_threads(1)

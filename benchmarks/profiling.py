@@ -241,7 +241,7 @@ def length_of_union(spans: Iterable[tuple[float, float]]) -> float:
 # --- telling --------------------------------------------------------------------------------------
 
 
-def told(found: Profile) -> str:
+def as_text(found: Profile) -> str:
     """The lines that --profile prints."""
     step = found.step
 

@@ -17,7 +17,7 @@ No round meets the start of an epoch, and none is beside workers that still fill
 a GPU standard error has a line for each: the middle and the slowest step, as the GPU saw them, how
 many were replayed from a recording, and how often memory was asked of the driver or given back.
 
-Every row is printed, and written to --json, when it is ready. A row that fails is told and the
+Every row is printed, and written to --json, when it is ready. A row that fails is reported and the
 others go on; exit status 1. After --limit seconds the program ends, and says where it stood.
 """
 
@@ -53,7 +53,7 @@ from benchmarks.card import card_asked
 from benchmarks.data import make_photographs
 from benchmarks.loops import READINGS, OurWay, PlainWay, Way, run
 from benchmarks.measuring import heads, line
-from benchmarks.profiling import profile_step, told
+from benchmarks.profiling import as_text, profile_step
 from devices import device_name
 from machine import cores
 from net.replay import Tape
@@ -107,7 +107,7 @@ class Round(NamedTuple):
     seen: dict[str, int]
     card: str
 
-    def told(self) -> str:
+    def as_text(self) -> str:
         """Whether all of it was slow, or one step; and what was seen."""
         middle, slowest = 1e3 * statistics.median(self.steps), 1e3 * max(self.steps)
         seen = [f"{count} {name}" for name, count in self.seen.items() if count]
@@ -186,7 +186,7 @@ class Rounds:
         """Median images per second."""
         return statistics.median(self.rates)
 
-    def told(self) -> str:
+    def as_text(self) -> str:
         """The median, and the lowest and highest: one round is a short time."""
         return f"{self.rate:,.0f} ({min(self.rates):,.0f} to {max(self.rates):,.0f})"
 
@@ -228,12 +228,14 @@ def compare(
         for side in (*([] if given.alone else ["plain"]), *given.readings):
             sides[side].add(given.batches, device, seen)
             if device.type == "cuda":
-                print(f"{setting.model}, {side}: {sides[side].rounds[-1].told()}", file=sys.stderr)
+                print(
+                    f"{setting.model}, {side}: {sides[side].rounds[-1].as_text()}", file=sys.stderr
+                )
     for name in given.readings:
         pair = {"plain": sides.get("plain"), "ours": sides[name]}
         ratio = None if given.alone else pair["ours"].rate / pair["plain"].rate
         cells = [*setting.cells(), name]
-        cells += _of_both(pair, Rounds.told)
+        cells += _of_both(pair, Rounds.as_text)
         cells.append("–" if ratio is None else f"{ratio:.2f} ×")
         cells += _of_both(pair, lambda side: f"{side.waiting:.1%}")
         if device.type == "cuda":
@@ -242,8 +244,8 @@ def compare(
         yield line(cells), {**setting._asdict(), "data": name, "ratio": ratio, **recorded}
 
 
-def _of_both(pair: dict[str, Rounds | None], told: Callable[[Rounds], str]) -> list[str]:
-    return ["–" if side is None else told(side) for side in pair.values()]
+def _of_both(pair: dict[str, Rounds | None], written: Callable[[Rounds], str]) -> list[str]:
+    return ["–" if side is None else written(side) for side in pair.values()]
 
 
 def profiled(
@@ -256,7 +258,7 @@ def profiled(
             f"{head} {cell}" for head, cell in zip(HEADINGS, setting.cells(), strict=False)
         )
         yield (
-            f"\n{title}, data {name}\n{told(found)}",
+            f"\n{title}, data {name}\n{as_text(found)}",
             {
                 **setting._asdict(),
                 "data": name,

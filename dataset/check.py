@@ -35,7 +35,7 @@ from dataset.inventory import BAD_IMAGES, admitted_bad_images, share_admitting
 from dataset.layouts import NotFoundError, counts_logger
 from dataset.own import OwnData, classes_logger, notes_logger
 from dataset.readable import too_few_left
-from terminal import as_shell, told
+from terminal import as_shell, notice_if_slow
 from utils import InputError, join_words, program
 
 CLEAN, FINDINGS, UNUSABLE = 0, 1, 2
@@ -91,7 +91,7 @@ def check(name: str, root: str | Path = ROOT, *, exif: str = "apply", **options:
     entry, upright = dataset.find(name), exif == "apply"
     report = Report(name)
     try:
-        with _logged() as remarks, told(f"looking for the images of {name}"):
+        with _logged() as remarks, notice_if_slow(f"looking for the images of {name}"):
             parts = _load_parts(entry, name, root, upright, options)
     except NotFoundError as error:
         report.status, report.problem = "absent", f"not found: {error.detail}"

@@ -31,7 +31,7 @@ from bars import Bar
 from dataset.base import ROOT
 from dataset.decoding import reason
 from storage import held, in_bytes
-from terminal import told
+from terminal import notice_if_slow
 from utils import InputError
 
 logger = logging.getLogger("dataset")
@@ -249,7 +249,7 @@ def _copy(source: HTTPResponse, file: IO[bytes], start: int, total: int | None, 
 
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)  # the checksum that the publishers give
-    with path.open("rb") as file, told(f"comparing the checksum of {path.name}"):
+    with path.open("rb") as file, notice_if_slow(f"comparing the checksum of {path.name}"):
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
@@ -275,7 +275,7 @@ def unpack(archive: Path, folder: str, root: Path) -> Path:
     target = root / folder
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder}.", suffix=".unpacking", dir=root))
     try:
-        with told(f"unpacking {archive.name}"):
+        with notice_if_slow(f"unpacking {archive.name}"):
             for entry in _entries(archive):
                 _write(entry, temporary)
         content = temporary / folder

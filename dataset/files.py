@@ -18,9 +18,9 @@ from storage import decoded
 from utils import InputError
 
 logger = logging.getLogger("dataset")
-# What takes long, or much of the disk, is said before it is begun, also where warnings alone are.
-told_logger = logging.getLogger("dataset.told")
-told_logger.setLevel(logging.INFO)
+# Announces what takes long, or much of the disk, before it begins, even where only warnings show.
+announcements = logging.getLogger("dataset.announcements")
+announcements.setLevel(logging.INFO)
 
 _PHOTOGRAPHS = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".webp", ".avif", ".avifs"}
 _OTHER_PICTURES = {

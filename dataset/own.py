@@ -258,7 +258,7 @@ class OwnData(DataSet):
         for note in rows.notes:
             warn_once(note.text, notes_logger, note.level)
         if rows.splits is None:
-            return self._told(rows, draw)
+            return self._drawn_and_logged(rows, draw)
         if draw.eval_classes is not None:
             raise InputError(
                 f"--eval-classes has no effect on {self.given}, which says itself what is "
@@ -279,7 +279,7 @@ class OwnData(DataSet):
         rows = self.rows()
         return rows if rows.splits is not None else self._drawn(rows, draw)[0]
 
-    def _told(self, rows: Rows, draw: Draw) -> Rows:
+    def _drawn_and_logged(self, rows: Rows, draw: Draw) -> Rows:
         """The images with a split each; logs what was drawn."""
         drawn, held_out = self._drawn(rows, draw)
         if draw.trained:

@@ -24,7 +24,7 @@ import numpy as np
 
 from bars import Bar
 from dataset.base import ImageSet, why_unreadable
-from dataset.files import told_logger, warn_once
+from dataset.files import announcements, warn_once
 from dataset.glance import looks_whole
 from dataset.inventory import admitted_bad_images, share_admitting
 from dataset.kept import VERSION, default_folder, name_of, versions_of
@@ -193,7 +193,7 @@ def _looked_at(images: ImageSet, indices: np.ndarray, decoded: bool) -> dict[int
         return found
 
     if decoded and len(indices) >= REMEMBERED:
-        told_logger.info(
+        announcements.info(
             "decoding %s evaluation images once, to see that all can be", f"{len(indices):,}"
         )
     parts = [indices[start : start + _AT_ONCE] for start in range(0, len(indices), _AT_ONCE)]

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from bars import Bar
 from dataset.base import ImageSet, reason
 from dataset.decoding import LONGEST, need_file
-from dataset.files import told_logger
+from dataset.files import announcements
 from dataset.kept import versions_of
 from dataset.shards import (
     Shard,
@@ -33,7 +33,7 @@ from dataset.shards import (
     used,
     write_shard,
 )
-from dataset.workers import deaths_told, with_workers
+from dataset.workers import item_loader, worker_deaths_in_words
 from machine import cores
 from storage import lock, need_room
 from utils import InputError, MachineError, counted
@@ -237,9 +237,12 @@ def _build_all(tasks: Sequence[_Task], images: ImageSet) -> None:
     room = need_room(
         folder, len(new) * bytes_of_one(new, size), f"the cache of {counted(len(new))}", advice
     )
-    told_logger.info("decoding %s once into %s: %s", counted(len(new)), folder, room)
-    built = with_workers(_Builder(tasks, images), min(cores(), len(tasks)))
-    with Bar("cache", len(new)) as bar, deaths_told("; start again, and the cache is continued"):
+    announcements.info("decoding %s once into %s: %s", counted(len(new)), folder, room)
+    built = item_loader(_Builder(tasks, images), min(cores(), len(tasks)))
+    with (
+        Bar("cache", len(new)) as bar,
+        worker_deaths_in_words("; start again, and the cache is continued"),
+    ):
         for outcome in built:
             if isinstance(outcome, InputError):
                 raise outcome

@@ -23,7 +23,7 @@ from dataset.kept import VERSION, versions_of
 from dataset.transforms import with_short_side
 from machine import cores
 from storage import load_arrays, save_arrays, write_atomically
-from terminal import told
+from terminal import notice_if_slow
 from utils import InputError
 
 
@@ -160,6 +160,9 @@ def damaged(shards: Sequence[Shard]) -> list[Shard]:
         return name in _verified
 
     gigabytes = sum(int(shard.shapes.prod(axis=1).sum()) for shard in shards) * 3e-9
-    with told(f"checking the cache, {gigabytes:.1f} GB"), ThreadPoolExecutor(cores()) as pool:
+    with (
+        notice_if_slow(f"checking the cache, {gigabytes:.1f} GB"),
+        ThreadPoolExecutor(cores()) as pool,
+    ):
         fine = list(pool.map(intact, shards))
     return [shard for shard, whole in zip(shards, fine, strict=True) if not whole]

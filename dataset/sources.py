@@ -29,7 +29,7 @@ from dataset.plans import BadImage, CutBatch, Plan, Plans, Substitutes, ViewRule
 from dataset.reading import Reading
 from dataset.samplers import IndexBatch
 from dataset.transforms import cut
-from dataset.workers import deaths_told, with_workers
+from dataset.workers import item_loader, worker_deaths_in_words
 from utils import InputError
 
 views_logger = logging.getLogger("dataset.views")  # silent where a cache was chosen, and told
@@ -134,10 +134,10 @@ class _FromWorkers:
     """Views that processes make ahead of time; with `workers` 0 this one makes them when asked."""
 
     def __init__(self, batch_reader: _BatchReader, plans: Plans, workers: int, pin: bool) -> None:
-        self._loader = with_workers(batch_reader, workers, sampler=plans, pin=pin)
+        self._loader = item_loader(batch_reader, workers, sampler=plans, pin=pin)
 
     def __call__(self, plans: Iterable[Plan]) -> Iterator[CutBatch]:
-        with deaths_told():
+        with worker_deaths_in_words():
             yield from self._loader
 
 
@@ -187,7 +187,7 @@ class _FromStandingWorkers:
         queue, loader = _standing(self._workers, self._pin, os.getpid())
         queue.coming = (self._errand(plan) for plan in plans)
         try:
-            with deaths_told():
+            with worker_deaths_in_words():
                 yield from loader
         except InputError:
             _standing.cache_clear()  # the next evaluation starts others
@@ -206,7 +206,7 @@ def _standing(workers: int, pin: bool, process: int) -> tuple[_Queue, DataLoader
         process: the id of this one. A forked child has another id, and so starts its own workers.
     """
     queue = _Queue()
-    return queue, with_workers(_Errands(), workers, sampler=queue, pin=pin)
+    return queue, item_loader(_Errands(), workers, sampler=queue, pin=pin)
 
 
 class _FromThreads:

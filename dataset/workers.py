@@ -1,9 +1,9 @@
-"""How the processes that read images are started, and what is said when one of them dies.
+"""Starts the processes that read images, and explains it when one of them dies.
 
-They read files and cut pixels, and touch neither the GPU nor torch's threads. So on Linux they are
-forked from this process, which was the default of all Pythons before 3.14. Where the program has
-set another start method, that is used; macOS has "spawn". A process that is not forked loads torch
-anew, which takes seconds; so workers live as long as the run, those of its evaluations too (see
+They read files and crop pixels, and touch neither the GPU nor torch's threads. So on Linux they are
+forked from this process, as all Pythons did by default before 3.14. A start method that the program
+has set is respected; macOS uses "spawn". A process that is not forked has to load torch again,
+which takes seconds, so workers live as long as the run, those of its evaluations too (see
 sources.py).
 """
 
@@ -33,12 +33,12 @@ SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 SHARED_MEMORY = Path("/dev/shm")
 
 
-def with_workers(
+def item_loader(
     dataset: Dataset, count: int, *, sampler: Iterable | None = None, pin: bool = False
 ) -> DataLoader:
-    """What gives `dataset[item]` for each item of the sampler, in order, made by `count` processes.
+    """A loader that yields `dataset[item]` for each item of the sampler, in order.
 
-    The processes stay when it is exhausted, for its next iteration; 0 makes all in this process.
+    `count` processes make the items and stay for the next iteration; with 0, this process does.
 
     Raises:
         InputError: there is no folder for the sockets by which the processes talk.
@@ -59,7 +59,7 @@ def with_workers(
 
 
 def _begin(number: int) -> None:
-    """What a worker does first; one that was not forked knows of no filters yet."""
+    """Runs first in each worker: one that was not forked has no filters for warnings yet."""
     processes.ignore_requests(number)
     leave_out_remarks()
 
@@ -69,13 +69,13 @@ def _as_it_is(made: Any) -> Any:
 
 
 @contextlib.contextmanager
-def deaths_told(
+def worker_deaths_in_words(
     advice: str = "; use fewer --workers or a smaller --batch-size",
 ) -> Iterator[None]:
-    """Around what the processes make; `advice` is what helps when they could not.
+    """Around waiting for workers: turns the death of one into a sentence that ends with `advice`.
 
     Raises:
-        MachineError: one of them died, or found no shared memory.
+        MachineError: a worker died, or found no shared memory.
     """
     try:
         yield
@@ -89,7 +89,7 @@ def deaths_told(
 
 
 def _shared_memory() -> str:
-    """How much there is, where it is so little that it may be why a process died."""
+    """How much shared memory there is, if so little that a process may have died for lack of it."""
     try:
         size = shutil.disk_usage(SHARED_MEMORY).total
     except OSError:
@@ -106,7 +106,7 @@ def _shared_memory() -> str:
 
 
 def start_context() -> multiprocessing.context.BaseContext:
-    """How workers are started: forked on Linux, unless the program has chosen another way."""
+    """How workers start: forked on Linux, unless the program has chosen another way."""
     chosen = multiprocessing.get_start_method(allow_none=True)
     if chosen is None and sys.platform == "linux":
         chosen = "fork"

@@ -17,7 +17,7 @@ from bars import Bar
 from dataset.base import ImageSet
 from dataset.loader import eval_loader
 from dataset.reading import FROM_FILES, Reading
-from dataset.workers import deaths_told
+from dataset.workers import worker_deaths_in_words
 from devices import Precision
 from evaluation.tasks import Task
 from flags import Options
@@ -97,7 +97,7 @@ def embed(
         **vars(viewing),
     )
     parts, total = [], min(len(loader) * size, len(images))
-    with Bar(title, total, speaks=processes.is_main()) as bar, deaths_told():
+    with Bar(title, total, speaks=processes.is_main()) as bar, worker_deaths_in_words():
         for batch in loader:
             with precision.autocast():
                 parts.append(represent(batch.images).float())

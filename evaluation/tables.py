@@ -13,7 +13,7 @@ from typing import Any
 from evaluation import meanings
 from metrics.comparison import Difference, Test, few_classes, half_width
 from metrics.verification import NAMES as VERIFICATION
-from terminal import fitted, in_lines, printable, terminal_width
+from terminal import fitted, paragraph, printable, terminal_width
 
 LOWER_IS_BETTER = ("EER",)
 
@@ -132,7 +132,7 @@ def about_spread(rows: Iterable[Row]) -> str:
 
 def footnote(rows: Sequence[Row]) -> str:
     """What the columns of these rows and ± mean, in lines."""
-    return in_lines(meanings.in_words(columns(rows)) + about_spread(rows))
+    return paragraph(meanings.in_words(columns(rows)) + about_spread(rows))
 
 
 def difference_text(differences: Mapping[str, Difference], corrected: Mapping[str, float]) -> str:

@@ -37,7 +37,7 @@ def shortened(text: str, width: int) -> str:
 # --- build, add, remove ---------------------------------------------------------------------------
 
 
-def tell_outcome(outcome: Outcome, path: Path) -> None:
+def print_outcome(outcome: Outcome, path: Path) -> None:
     """Says what became of the images that were given."""
     rate = f" ({outcome.embedded / max(outcome.seconds, 1e-9):.0f} images/s)"
     took = f" in {human_seconds(outcome.seconds)}{rate if outcome.added else ''}"
@@ -71,7 +71,7 @@ def tell_outcome(outcome: Outcome, path: Path) -> None:
     say(f"{path} holds {counted(len(index))}")
 
 
-def tell_next(path: Path) -> None:
+def print_next(path: Path) -> None:
     """Says how an index is searched."""
     index = Index.open(path)
     own = index.entry(0).path
@@ -80,7 +80,7 @@ def tell_next(path: Path) -> None:
     say(f"  {program('search')} query {as_shell(path, picture)}")
 
 
-def tell_removed(entries: Sequence[Entry], path: Path) -> None:
+def print_removed(entries: Sequence[Entry], path: Path) -> None:
     """Says what was taken out."""
     for entry in entries[:NAMED]:
         say(shortened(f"  {entry.id}", WIDTH))
@@ -130,7 +130,7 @@ def _seconds_per_image(index: Index) -> float:
 # --- answers --------------------------------------------------------------------------------------
 
 
-def tell_answers(answers: Sequence[Answer], index: Index) -> None:
+def print_answers(answers: Sequence[Answer], index: Index) -> None:
     """A table for each query: place, cosine, verdict, label, id; then how often verdicts err."""
     for answer in answers:
         say(f"nearest to {answer.query} of {counted(len(index))}:")
@@ -187,7 +187,7 @@ def draw_answers(path: Path, answers: Sequence[Answer], upright: bool) -> None:
 # --- duplicates -----------------------------------------------------------------------------------
 
 
-def tell_pairs(pairs: Pairs, index: Index, least: float, most: int) -> None:
+def print_pairs(pairs: Pairs, index: Index, least: float, most: int) -> None:
     """Says how many pairs are so near, and shows the nearest."""
     count, groups = len(pairs.cosines), pairs.groups(len(index))
     verb = "has" if count == 1 else "have"
@@ -251,7 +251,7 @@ def facts(index: Index) -> dict[str, Any]:
     }
 
 
-def tell_facts(found: dict[str, Any]) -> None:
+def print_facts(found: dict[str, Any]) -> None:
     """The same as lines."""
     gone = "" if found["run_is_there"] else ", which is not there any more (--run says where it is)"
     removed = f", {found['removed']:,} removed" if found["removed"] else ""

@@ -17,7 +17,7 @@ import door
 from net.choices import WEIGHTS
 from options.parser import Parser, file
 from storage import check_outputs
-from terminal import Wait, fitted, say, told
+from terminal import Wait, fitted, notice_if_slow, say
 from utils import InputError, program, sentence_errors
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def write_graphs(args: argparse.Namespace, model: Model) -> None:
     }
     for name, form in GRAPHS.items():
         if path := getattr(args, name):
-            with told(f"writing {form.title}, and comparing it with the network"):
+            with notice_if_slow(f"writing {form.title}, and comparing it with the network"):
                 difference = writers[name](graph, path)
             agreed = f"{form.runs_in} and torch differ by at most {difference:.1e}"
             say(fitted(f"{path}: {agreed}{form.remark}", "  "))

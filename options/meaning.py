@@ -41,8 +41,8 @@ def as_suited(args: Options) -> Options:
         return changed(args, {"defaults": "published", "chosen": []})
     from options import looking  # with torch, which training loads anyway
 
-    args, told = suited.choose(args, looking.images_of, looking.this_machine(args))
-    return changed(args, {"defaults": "suited", "chosen": told})
+    args, explained = suited.choose(args, looking.images_of, looking.this_machine(args))
+    return changed(args, {"defaults": "suited", "chosen": explained})
 
 
 def as_published(args: Options) -> Options:

@@ -248,7 +248,7 @@ RULES: tuple[Rule, ...] = (
     judging,
     rates,
 )
-"""In the order in which they are carried out, and told."""
+"""In the order in which they are carried out, and explained."""
 
 
 def choose(
@@ -265,7 +265,7 @@ def choose(
         something: the flags, and why. Before them stands a pair without flags: for what images.
     """
     flags = {entry.dest: entry for entry in train_flags()}
-    told = []
+    explained = []
     args = Options(**vars(args))
     images = look(args)
     for rule in RULES if images.images else ():
@@ -274,12 +274,12 @@ def choose(
         vars(args).update(settings)
         if settings:
             words = " ".join(_as_flag(flags[name], value) for name, value in settings.items())
-            told.append([words, chosen.why])
+            explained.append([words, chosen.why])
         if "eval_classes" in settings:
             images = look(args)
-    if told:
-        told.insert(0, ["", f"for {images}, on {machine}; a flag that you give wins"])
-    return args, told
+    if explained:
+        explained.insert(0, ["", f"for {images}, on {machine}; a flag that you give wins"])
+    return args, explained
 
 
 def _steps(images: Images, size: int) -> str:

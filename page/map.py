@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from evaluation.embedding import Embedded
 from page.thumbnails import Thumbnails
-from terminal import told
+from terminal import notice_if_slow
 from utils import our_command, top_folder
 
 MOST_IMAGES, MOST_PER_CLASS, FEWEST_IMAGES = 1000, 12, 5
@@ -132,7 +132,7 @@ def _places(axes: _Axes, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
             "principal": True,
         }
     try:
-        with told("drawing the map of the embedding (t-SNE)"):
+        with notice_if_slow("drawing the map of the embedding (t-SNE)"):
             places = _tsne(axes.points(COMPONENTS), seed)
     except TSNEError as error:
         note = f"{error}; shown instead are the first two principal components."

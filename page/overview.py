@@ -12,7 +12,7 @@ from evaluation import tables
 from page.lines import ABOUT, Line, cell, collect, doubts, in_percent, rows
 from page.together import page
 from storage import write_content, write_table
-from terminal import fitted, say, terminal_width, told
+from terminal import fitted, notice_if_slow, say, terminal_width
 from utils import InputError
 
 SHOWN = ("R@1", "MAP@R", "NMI")  # on the screen; the files have all metrics
@@ -24,7 +24,7 @@ def compare(args: argparse.Namespace) -> None:
     Raises:
         InputError: no runs, no match, a bad pattern, or a file that cannot be written.
     """
-    with told(f"reading the runs in {args.compare}"):
+    with notice_if_slow(f"reading the runs in {args.compare}"):
         lines = collect(Path(args.compare))
     if args.grep:
         try:

@@ -67,8 +67,8 @@ def _addresses() -> list[tuple[str, str]]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):  # it has no address of IPv4
-                told = fcntl.ioctl(probe, ADDRESS_OF, struct.pack("256s", name.encode()))
-                found.append((name, socket.inet_ntoa(told[20:24])))
+                answer = fcntl.ioctl(probe, ADDRESS_OF, struct.pack("256s", name.encode()))
+                found.append((name, socket.inet_ntoa(answer[20:24])))
     with contextlib.suppress(OSError):
         for line in Path("/proc/net/if_inet6").read_text().splitlines():
             digits, *_, name = line.split()

@@ -66,12 +66,12 @@ def _connect(place: Place, store: dist.Store, watch: Watch) -> None:
     Raises:
         InputError: one cannot be reached.
     """
-    hosts = place.tell(store, "host", host())
+    hosts = place.exchange(store, "host", host())
     if len({*hosts}) > 1:
         watch.machines = [name.split()[0] for name in hosts]
     # torchrun sets it; under srun, mpirun or a script of one's own it is the same count.
     os.environ.setdefault("LOCAL_RANK", str(hosts[: place.number].count(hosts[place.number])))
-    gpus = place.tell(store, "gpu", _gpu_in_words(int(os.environ["LOCAL_RANK"])))
+    gpus = place.exchange(store, "gpu", _gpu_in_words(int(os.environ["LOCAL_RANK"])))
     # NCCL is the faster one between GPUs, and refuses two processes on one GPU.
     nccl = all(gpus) and len({*gpus}) == place.count
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
@@ -98,7 +98,7 @@ def _interface(place: Place, hosts: Sequence[str], store: dist.Store) -> str:
 
     It is the one by which this machine reaches the store's, or the store's machine another.
     """
-    ways = place.tell(store, "way", own_address(place.address))
+    ways = place.exchange(store, "way", own_address(place.address))
     towards = place.address
     if hosts[place.number] == hosts[0]:
         elsewhere = (way for at, way in zip(hosts, ways, strict=True) if at != hosts[0] and way)

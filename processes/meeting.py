@@ -192,8 +192,8 @@ class Place:
                     f"{other} with WORLD_SIZE={count}; start all with the same"
                 )
 
-    def tell(self, store: dist.Store, what: str, own: str) -> list[str]:
-        """What each process, by its number, tells the others of itself; all must tell it."""
+    def exchange(self, store: dist.Store, what: str, own: str) -> list[str]:
+        """Shares a value with the others; returns those of all processes. All must call it."""
         store.set(f"{what} {self.number}", own)
         return [store.get(f"{what} {other}").decode() for other in range(self.count)]
 

@@ -90,7 +90,7 @@ class Gallery:
                 self._told = ""
             except InputError as error:
                 self._state.index.check_there()
-                self._tell(str(error))
+                self._warn(str(error))
             return self._state
 
     def _opened_again(self) -> State:
@@ -98,7 +98,7 @@ class Gallery:
         same = index.about["fingerprint"] == before.index.about["fingerprint"]
         return State(index, before.embedder if same else index.embedder(**self._how))
 
-    def _tell(self, sentence: str) -> None:
+    def _warn(self, sentence: str) -> None:
         """Says once, not for every request, why the index is as it was before."""
         if sentence != self._told:
             logger.warning("the index is served as it was: %s", sentence)

@@ -136,7 +136,7 @@ def serve(
     try:
         with Server(host, port, Api(gallery), allow_host) as server:
             _announce(server, gallery)
-            _until_told(server)
+            _serve_until_stopped(server)
     finally:
         gallery.close()
     say("stopped")
@@ -156,7 +156,7 @@ def _announce(server: Server, gallery: Gallery) -> None:
     say(f"open {server.url} (Ctrl-C ends it)", flush=True)
 
 
-def _until_told(server: Server) -> None:
+def _serve_until_stopped(server: Server) -> None:
     """Answers until SIGINT or SIGTERM; the latter is how a container is stopped."""
 
     def end(*_: object) -> None:

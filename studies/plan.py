@@ -443,8 +443,8 @@ def settings_of(entrant: Entrant, folds: int) -> list[str]:
     chosen = parsed(words, entrant.name)
     if chosen.defaults != "suited":
         return []
-    told = [word for line, _ in chosen.chosen for word in line.split()]
-    settings = dict(zip(told[::2], told[1::2], strict=True))
+    flags_and_values = [word for line, _ in chosen.chosen for word in line.split()]
+    settings = dict(zip(flags_and_values[::2], flags_and_values[1::2], strict=True))
     if "decode" not in chosen.given:
         settings["--decode"] = chosen.decode  # its rule is silent where the disk is full
     for follows in ("--lr", "--lr_p"):

@@ -12,7 +12,7 @@ from evaluation.tables import Row
 from metrics.comparison import Difference, Test, few_classes
 from studies.plan import Plan
 from studies.results import Found, Results, Sensitivity
-from terminal import in_lines, terminal_width
+from terminal import paragraph, terminal_width
 from utils import InputError, human_seconds, nearest_names
 
 SHOWN = ("R@1", "RP", "MAP@R", "NMI")
@@ -140,7 +140,7 @@ def _tests(tests: Iterable[Test], metric: str) -> list[str]:
     parts = []
     for alike in grouped(tests).values():
         heads, lines = test_lines(alike, metric)
-        parts.append(f"\n{in_lines(tests_about(alike))}")
+        parts.append(f"\n{paragraph(tests_about(alike))}")
         parts.append(tables.aligned(heads, lines, terminal_width()))
     return parts
 
@@ -237,11 +237,11 @@ def _gains(results: Results) -> list[str]:
     if not lines:
         return []
     about = f"{gains_about(results)}:"
-    return [f"\n{in_lines(about)}", tables.aligned(GAINS, lines, terminal_width())]
+    return [f"\n{paragraph(about)}", tables.aligned(GAINS, lines, terminal_width())]
 
 
 def _sensitivities(results: Results) -> list[str]:
-    said = [in_lines(line) for line in sensitivity_lines(results)]
+    said = [paragraph(line) for line in sensitivity_lines(results)]
     about = f"\nHow {results.plan.metric} of the trials goes with what was searched:"
     return [about, *said] if said else []
 
@@ -271,7 +271,7 @@ def failures(results: Results) -> list[str]:
             if trial.state == "failed"
         ]
         said += [f"{found.name} seed {seed}: {why}" for seed, why in found.failures.items()]
-    return ["\nFailed:", *map(in_lines, said)] if said else []
+    return ["\nFailed:", *map(paragraph, said)] if said else []
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -1052,7 +1052,7 @@ def decoded(monkeypatch) -> list[str]:
         return read(self, index)
 
     monkeypatch.setattr(ImageSet, "read", noting)
-    monkeypatch.setattr(shard_building, "with_workers", lambda builder, _: builder_items(builder))
+    monkeypatch.setattr(shard_building, "item_loader", lambda builder, _: builder_items(builder))
     return names
 
 
@@ -1147,7 +1147,7 @@ def test_a_file_that_changes_while_it_is_cached_is_named(tmp_path, monkeypatch):
         return read(self, index)
 
     monkeypatch.setattr(ImageSet, "read", changing)
-    monkeypatch.setattr(shard_building, "with_workers", lambda builder, _: builder_items(builder))
+    monkeypatch.setattr(shard_building, "item_loader", lambda builder, _: builder_items(builder))
     with pytest.raises(InputError, match=r"002\.jpg changed while it was cached"):
         open_cache(images, 56, tmp_path / "cache")
 
@@ -1194,7 +1194,7 @@ def test_what_can_be_read_again_is_kept_although_its_file_is_the_same(
 ):
     left, read = iter(names), ImageSet.read
     monkeypatch.setattr(shards.secrets, "token_hex", lambda _: next(left))
-    monkeypatch.setattr(shard_building, "with_workers", lambda builder, _: builder_items(builder))
+    monkeypatch.setattr(shard_building, "item_loader", lambda builder, _: builder_items(builder))
 
     def gone(self: ImageSet, index: int) -> np.ndarray:
         if index in failing:

@@ -25,7 +25,7 @@ from training import data as run_data
 from training.clock import Estimate
 from training.describing import describe
 from training.doubts import doubts
-from training.progress import tell_time
+from training.progress import print_estimate
 from utils import human_seconds
 
 LAPTOP = Machine(cores=2, gpu=False, weights=True, remedy="pip install it", free=10**11)
@@ -327,7 +327,7 @@ def test_a_gpu_that_works_behind_the_host_is_waited_for_twice(behind, monkeypatc
         clock += 0.001
         done = max(done, clock) + behind
         took, started = clock - started, clock
-        tell_time(SimpleNamespace(clear=lambda: None), training, took)
+        print_estimate(SimpleNamespace(clear=lambda: None), training, took)
     assert waits == 2
     # In one of the ten steps that were counted it stands still while the host asks for it.
     step = behind + 0.001 / 10

@@ -255,8 +255,8 @@ def test_whoever_waits_for_the_compiler_is_told(monkeypatch, capsys):
     monkeypatch.setattr(compiling, "FIRST", 0.05)
     monkeypatch.setattr(compiling, "EVERY", 0.05)
     monkeypatch.setattr(compiling, "LONG", 0.2)
-    compiling.tell()
-    compiling.tell()  # a second training in the same process tells nothing twice
+    compiling.announce()
+    compiling.announce()  # a second training in the same process tells nothing twice
 
     def slow(graph, _):
         time.sleep(0.4)

@@ -135,14 +135,14 @@ def test_without_any_folder_for_sockets_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(workers.tempfile, "tempdir", str(tmp_path / ("x" * 120)))
     monkeypatch.setitem(multiprocessing.process.current_process()._config, "tempdir", None)
     with pytest.raises(InputError, match="TMPDIR to a shorter one, or use --workers 0"):
-        workers.with_workers(torch.utils.data.TensorDataset(), 1)
+        workers.item_loader(torch.utils.data.TensorDataset(), 1)
 
 
 @pytest.mark.parametrize(("megabytes", "said"), [(64, "has 64 MB here"), (8192, "(/dev/shm)")])
 def test_too_little_shared_memory_is_named(megabytes, said, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage(megabytes << 20, 0, 0))
-    with pytest.raises(InputError) as raised, workers.deaths_told():
+    with pytest.raises(InputError) as raised, workers.worker_deaths_in_words():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
     assert said in str(raised.value)
     assert ("--shm-size" in str(raised.value)) == (megabytes == 64)

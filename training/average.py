@@ -2,12 +2,12 @@
 
     mean ← dₜ mean + (1 - dₜ) weights,    dₜ = min(d, (1 + t) / (10 + t)),    t = 0, 1, 2, …
 
-after every step that counts. Without the growing dₜ, a mean with d = .999 would hold 37 % of the
-random weights of its start after 1,000 steps, which is a whole run on a small data set; with it
-none are left after the first hundred.
+after every step that is not skipped. If dₜ did not grow, a mean with d = .999 would still hold 37 %
+of its random starting weights after 1,000 steps, a whole run on a small data set. With the growing
+dₜ none of them are left after the first hundred steps.
 
-BatchNorm's running statistics are averaged like the weights they belong to; whole numbers are
-copied. The criterion is not evaluated and has no mean, and neither has a base that never trains.
+BatchNorm's running statistics are averaged like the weights they belong to; integers are copied.
+There is no mean of the criterion, which is not evaluated, nor of a base that never trains.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor
 
 
 class Average:
-    """The mean of the weights and buffers of a network, on their device; starts as a copy.
+    """The mean of a network's weights and buffers, on their device; starts as a copy of them.
 
-    Where a tensor has changed its shape, as masks do when they are split, its mean starts anew.
-    Several processes have the same weights, and so the same mean.
+    When a tensor changes its shape, as masks do when they are split, its mean starts again.
+    Processes that train together have the same weights, and so the same mean.
 
     Args:
-        weights: gives them as they are, by name: `EmbeddingNet.trained_state`.
+        weights: returns the current weights by name: `EmbeddingNet.trained_state`.
         decay: d, above 0 and below 1.
     """
 
@@ -39,7 +39,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the weights as they are after a step."""
+        """Takes in the weights that a step has left."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         means, values = [], []
         for name, value in self.weights().items():
@@ -55,7 +55,7 @@ class Average:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """While entered, the mean and the weights have changed places, bit by bit."""
+        """Swaps the mean and the weights inside the `with`, without changing a bit of either."""
         self._exchange()
         try:
             yield
@@ -74,10 +74,10 @@ class Average:
         return {"ema_state_dict": dict(self.tensors), "ema_updates": self.updates}
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
-        """Goes on from `state()`; the network has its own weights of that moment.
+        """Continues from `state()`, with the network's weights of the same moment loaded already.
 
-        Masks that were split after the last step have more rows than their mean. The mean is kept
-        as it is then, and starts anew with the next step.
+        Masks that were split after the last step have more rows than their mean. Such a mean is
+        kept until the next step, with which it starts again.
 
         Raises:
             ValueError: it is the mean of another network.

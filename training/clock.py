@@ -1,4 +1,4 @@
-"""Where a run stands, when it evaluates, saves and ends, and what happened since the last row."""
+"""How far a run is, when it evaluates, saves and ends, and what happened since the last row."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Clock:
 class Length:
     """When a run ends, and when it evaluates and saves before that; see the flags of these names.
 
-    Where `steps` is given, it decides when the run ends, because epochs differ in length where
-    clusters are trained; `epochs` is then only an estimate.
+    If `steps` is given, it decides when the run ends, and `epochs` is only an estimate: epochs
+    differ in length when clusters are trained.
     """
 
     epochs: int
@@ -64,11 +64,11 @@ class Length:
         return min(total, self.max_steps or total)
 
     def epochs_begun(self, steps_per_epoch: int) -> int:
-        """Epochs of which the run has a step; of equal lengths."""
+        """How many epochs the run begins, if all have `steps_per_epoch` steps."""
         return math.ceil(self.last_step(steps_per_epoch) / steps_per_epoch)
 
     def evaluates_once(self, steps_per_epoch: int) -> bool:
-        """Whether there is no evaluation but the one at the end, so that no epoch is picked."""
+        """Whether the only evaluation is the one at the end, so that no epoch is picked."""
         every = self.eval_steps or self.eval_every * steps_per_epoch
         return every >= self.last_step(steps_per_epoch)
 
@@ -77,13 +77,13 @@ class Length:
         return self.last_step(steps_per_epoch) - clock.step
 
     def place(self, epoch: int, step: int) -> str:
-        """Where a run stands, in words; --steps count, because with clusters epochs differ."""
+        """How far a run is, in words; by steps with --steps, as epochs may differ in length."""
         if self.steps:
             return f"epoch {epoch:>3}, step {step}/{self.steps}"
         return f"epoch {epoch:>3}/{self.epochs}"
 
     def is_over(self, clock: Clock) -> bool:
-        """All epochs, or all of --steps or --max-steps, are done."""
+        """Whether all epochs, or all of --steps or --max-steps, are done."""
         ended = clock.epoch >= self.epochs and not self.steps
         return ended or any(limit and clock.step >= limit for limit in (self.steps, self.max_steps))
 
@@ -96,23 +96,23 @@ class Length:
         return bool(self.save_every) and clock.step % self.save_every == 0
 
     def evaluation_due(self, clock: Clock) -> bool:
-        """Every --eval-steps steps, or every --eval-every epochs, and at the end."""
+        """Whether to evaluate now: every --eval-steps or --eval-every epochs, and at the end."""
         if self.is_over(clock) or self.evaluates_at(clock):
             return True
         ended = clock.step_in_epoch == 0
         return not self.eval_steps and ended and clock.epoch % self.eval_every == 0
 
     def epochs_between_evaluations(self, steps_per_epoch: int) -> int:
-        """At most so many epochs lie between two evaluations; at least one."""
+        """The largest number of epochs between two evaluations, at least one."""
         return math.ceil(self.eval_steps / steps_per_epoch) if self.eval_steps else self.eval_every
 
 
 @dataclass
 class Estimate:
-    """How long the rest of a run takes, estimated once, from the first steps after its start.
+    """Estimates once, from the first steps after the start, how long the rest of a run takes.
 
-    The very first ones are not counted: libraries set themselves up in them, and on a GPU one of
-    them is recorded (net/replay.py).
+    The very first steps are not counted, because libraries set themselves up in them, and on a GPU
+    one of them is recorded (net/replay.py).
     """
 
     not_counted: int = 2
@@ -127,15 +127,15 @@ class Estimate:
 
     @property
     def waits(self) -> bool:
-        """Whether a GPU is to be waited for now, so that the next step's seconds are its own.
+        """Whether to wait for the GPU now, before the next step.
 
-        Before the last step that is not counted, and before the last one that is: then what the GPU
-        has still to do is one step at both ends.
+        True before the last step that is not counted and before the last that is: then one step's
+        work is still to be done by the GPU when the clock starts, and when it stops.
         """
         return self.steps + 1 in (self.not_counted, self.not_counted + self.counted)
 
     def after(self, seconds: float, steps_left: int) -> float | None:
-        """What is left in seconds, at the step at which that is known; None at all others."""
+        """Seconds that are left, after the one step at which that is known; None after others."""
         self.steps += 1
         if self.steps > self.not_counted:
             self.seconds += seconds
@@ -164,7 +164,7 @@ class Lap:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def summary(self) -> dict[str, float]:
-        """Means of all values, images per second, and the share of the time without data."""
+        """Means of all values, images per second, and the share of time spent on waiting."""
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         seconds = max(self.seconds, 1e-9)
         return {

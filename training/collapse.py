@@ -10,20 +10,20 @@ from torch import Tensor
 
 logger = logging.getLogger("train")
 
-COLLAPSED = 0.98  # mean cosine between class means from which on a network tells nothing apart
-ROUNDING = 1e-6  # difference of unit vectors' components that float32 makes of equal images
-FOUND = 10  # R@1 as a multiple of chance from which on it does tell classes apart
+COLLAPSED = 0.98  # mean cosine between class means above which classes look all alike
+ROUNDING = 1e-6  # components of unit vectors of equal images differ by this much in float32
+FOUND = 10  # with R@1 above this multiple of chance, a network does tell classes apart
 
 
 class CollapseWarning:
-    """Says once, in plain words, that a network gives all classes the same embedding."""
+    """Warns once when a network gives all classes the same embedding."""
 
     def __init__(self) -> None:
         self.said = False
         self._before: float | None = None
 
     def look(self, embeddings: Tensor, labels: Tensor, recall: float) -> None:
-        """Embeddings (N, d), labels (N,) and R@1 of an evaluation.
+        """Looks at embeddings (N, d), labels (N,) and R@1 of an evaluation.
 
         Embeddings that are all zero, or all the same, have collapsed whatever R@1 is. Directions
         that lie close together are common at the beginning. They count as a collapse only if R@1 is
@@ -58,7 +58,7 @@ def chance(labels: Tensor) -> float:
 
 
 def without_difference(embeddings: Tensor) -> str:
-    """What is wrong with embeddings (N, d) that tell no image from another; "" if they do."""
+    """Says how embeddings (N, d) make all images look alike; "" if they do not."""
     if not embeddings.any():
         return "all embeddings are zero"
     first = directions(embeddings[:1])
@@ -69,7 +69,7 @@ def without_difference(embeddings: Tensor) -> str:
 
 
 def directions(embeddings: Tensor) -> Tensor:
-    """Embeddings (N, d) at unit length, (N, d + 1); zeros, which have no direction, share one."""
+    """Unit vectors (N, d + 1) of embeddings (N, d); the last entry is 1 for a row of zeros."""
     largest = embeddings.abs().amax(dim=1, keepdim=True)
     zeros = (largest == 0).to(embeddings)
     return torch.cat([F.normalize(embeddings / (largest + zeros)), zeros], dim=1)

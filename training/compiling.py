@@ -1,9 +1,9 @@
-"""Tells the user that torch.compile is at work, which itself says nothing for minutes.
+"""Tells the user that torch.compile is at work, which itself prints nothing for minutes.
 
 A network becomes dozens of kernels. On a CPU each is a file for the C++ compiler, which compiles as
 many at a time as there are cores: first those of the forward pass, then those of the backward pass,
-and later others for the evaluation. What is compiled is kept, so that a start which was interrupted
-goes on where it stood.
+and later others for the evaluation. Compiled kernels are kept on disk, so that the next start
+continues where an interrupted one stopped.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import processes
 from terminal import say
 from utils import human_seconds
 
-FIRST, EVERY = 5.0, 30.0  # seconds until the first word, and between two
-LONG = 600.0  # seconds from which on there is advice
+FIRST, EVERY = 5.0, 30.0  # seconds until the first message, and between two messages
+LONG = 600.0  # seconds after which the message gives advice
 
 
-class _Teller:
-    """Says how long a compilation has been going on, from a thread of its own."""
+class _Announcer:
+    """Prints how long a compilation has been going on, from a thread of its own."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()
 
     def begin(self, _: object) -> None:
-        """torch begins to compile something."""
+        """Called when torch begins to compile something."""
         self._ended = threading.Event()
-        threading.Thread(target=self._tell, args=(self._ended,), daemon=True).start()
+        threading.Thread(target=self._announce, args=(self._ended,), daemon=True).start()
 
     def end(self, _: object) -> None:
-        """It has done so, or failed."""
+        """Called when that has ended, or failed."""
         self._ended.set()
 
-    def _tell(self, ended: threading.Event) -> None:
+    def _announce(self, ended: threading.Event) -> None:
         start = time.perf_counter()
         for pause in itertools.chain((FIRST,), itertools.repeat(EVERY)):
             if ended.wait(pause):
@@ -55,12 +55,12 @@ def _words(seconds: float) -> str:
     )
 
 
-@functools.cache  # once for a process
-def tell() -> None:
-    """From now on the main process speaks whenever torch compiles for more than a few seconds."""
-    from torch._dynamo import callback  # with the compiler, which is loaded for --compile alone
+@functools.cache  # once per process
+def announce() -> None:
+    """From now on the main process prints a message when torch compiles for some seconds."""
+    from torch._dynamo import callback  # loads the compiler, which only --compile needs
 
     if processes.is_main():
-        teller = _Teller()
-        callback.on_compile_start(teller.begin)
-        callback.on_compile_end(teller.end)
+        announcer = _Announcer()
+        callback.on_compile_start(announcer.begin)
+        callback.on_compile_end(announcer.end)

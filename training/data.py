@@ -1,4 +1,4 @@
-"""What a run trains on, what picks its best epoch, and what it is judged on."""
+"""The images that a run trains on, that pick its best epoch, and that it is judged on."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Data:
     """The images of a run.
 
     Attributes:
-        train: what is trained on. selection: what picks the best epoch. test: what it is judged on;
-            the very list of `selection` where the test classes pick the best epoch.
-        unreadable: how many images are known to be so, by side ("train", "eval").
+        train: the training images. selection: picks the best epoch. test: what the run is judged
+            on; the same list object as `selection` if the test classes pick the best epoch.
+        unreadable: how many images cannot be read, as far as is known, by side ("train", "eval").
     """
 
     train: ImageSet
@@ -38,12 +38,12 @@ class Data:
 
     @property
     def selects_on_test(self) -> bool:
-        """The papers' protocol: the best epoch is picked on the test classes."""
+        """Whether the test classes pick the best epoch, as in the papers' protocol."""
         return self.selection is self.test
 
     @property
     def tasks(self) -> list[Task]:
-        """All that is evaluated, each task once."""
+        """All tasks that are evaluated, each once."""
         return self.test if self.selects_on_test else [*self.selection, *self.test]
 
     @property
@@ -52,7 +52,7 @@ class Data:
         return images_of(self.tasks)
 
     def fingerprints(self) -> dict[str, str]:
-        """What must be the same in all processes: how many images there are, and their content."""
+        """Numbers and contents of the images, which must be the same in all processes."""
         evaluation = " and ".join(images.content_fingerprint() for images in self.judged)
         return {
             "their training images": f"{len(self.train):,} ({self.train.content_fingerprint()})",
@@ -70,7 +70,8 @@ class HeldOut:
     """Which training classes pick the best epoch: a fold of them, or a random share.
 
     Attributes:
-        fold: of `folds` that the classes are dealt into, or with 0 of the data set's own.
+        share: of the classes, drawn with `seed`. fold: one of `folds` that the classes are dealt
+            into, or, if that is 0, one of the data set's own folds.
     """
 
     share: float = 0.0
@@ -125,10 +126,10 @@ class HeldOut:
 
 
 def deal(labels: np.ndarray, classes: int, folds: int) -> np.ndarray:
-    """(C,) the fold of each class, dealt so that the folds have about equally many images.
+    """(C,) the fold of each class, dealt so that all folds have about as many images.
 
-    The largest class first, each class goes to the fold that has the fewest images so far. Classes
-    of one size come in a random order, which is the same in every run.
+    Classes are dealt from the largest to the smallest, each to the fold with the fewest images so
+    far. Classes of equal size come in a random order, which is the same in every run.
 
     Raises:
         InputError: a fold would have fewer than two classes, or nothing would be left to train on.
@@ -154,13 +155,13 @@ def deal(labels: np.ndarray, classes: int, folds: int) -> np.ndarray:
 def load(
     choice: dataset.Choice, held_out: HeldOut, batch_size: int, max_bad_images: float = 0.0
 ) -> Data:
-    """The training split and the evaluations, validation classes split off where that is asked.
+    """The training split and the evaluations, with validation classes split off if asked for.
 
     Args:
-        max_bad_images: the share of each split whose files may be missing.
+        max_bad_images: the fraction of each split whose files may be missing.
 
     Raises:
-        InputError: the data, or files of them, are not there, or they are too few for a batch.
+        InputError: the data or some of their files are missing, or they are too few for a batch.
     """
     train = choice.load("train")
     _check_classes(train, choice.name)
@@ -184,12 +185,12 @@ def load(
 
 
 def look_through(data: Data, viewing: Viewing) -> Data:
-    """The data with what is known of images that cannot be read; each is named.
+    """Looks for images that cannot be read, names each in a warning and counts them in the data.
 
     With `--decode cache` the caches are made here.
 
     Raises:
-        InputError: they are more than `--max-bad-images` admits.
+        InputError: there are more of them than `--max-bad-images` admits.
     """
     look = partial(
         dataset.require_readable, data.train, data.judged, viewing.max_bad_images, viewing.reading
@@ -198,7 +199,7 @@ def look_through(data: Data, viewing: Viewing) -> Data:
 
 
 def _warn_of_evaluation(data: Data) -> None:
-    """Says what will make the numbers mean less than they seem to."""
+    """Warns of what makes the numbers mean less than they seem to."""
     if shared := shared_with_training(data.train, *data.judged).warning():
         logger.warning("%s", shared)
     for task in data.tasks:

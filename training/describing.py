@@ -1,4 +1,4 @@
-"""What would run, in words: the lines that a run begins with, and all that --dry-run prints."""
+"""A run in words: the lines that are printed at its start, which are all that --dry-run prints."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def describe(training: Training) -> str:
 
 
 def _line(label: str, words: str) -> str:
-    """A line under a label; without one it goes on from the line above."""
+    """A line with its label; an empty label continues the line above."""
     return f"{label:<{MARGIN}}{words}"
 
 
@@ -73,7 +73,7 @@ def _about_data(training: Training, args: Options) -> list[str]:
 
 
 def _what_picks_it(training: Training) -> str:
-    """What the best epoch is picked on."""
+    """How the best epoch is picked."""
     if not training.data.selects_on_test:
         return f"on validation: {training.data.selection[0].describe()}"
     if training.length.evaluates_once(len(training.loader)):
@@ -111,16 +111,16 @@ def _about_steps(training: Training, args: Options) -> list[str]:
 
 
 def _about_choice(chosen: Sequence[Sequence[str]]) -> list[str]:
-    """What was set to suit the images, and why; the first line says for what."""
+    """The settings chosen to suit the images, and why; the first line says for which images."""
     words = [f"{settings}: {why}" if settings else why for settings, why in chosen]
     return [_line("" if number else "chosen", line) for number, line in enumerate(words)]
 
 
 def _about_disk(training: Training, args: Options) -> str:
-    """How much of the disk the run will take.
+    """How much disk space the run will take.
 
     Raises:
-        InputError: that much is not free.
+        MachineError: that much is not free.
     """
     needed = training.bytes_on_disk(args.keep)
     advice = "choose another --LOG_DIR" + (", or a smaller --keep" if args.keep else "")
@@ -129,7 +129,7 @@ def _about_disk(training: Training, args: Options) -> str:
 
 
 def _what_is_left_out(data: Data) -> list[str]:
-    """A line about the images that are known not to be readable."""
+    """A line about images that cannot be read, if there are any."""
     train, judged = (data.unreadable.get(side, 0) for side in ("train", "eval"))
     parts = [f"{train:,} for training, others take their place"] if train else []
     parts += [f"{judged:,} for evaluation, left out"] if judged else []
@@ -137,7 +137,7 @@ def _what_is_left_out(data: Data) -> list[str]:
 
 
 def _what_rests(network: net.EmbeddingNet) -> list[str]:
-    """A line about what trains of the network, where that is not all of it."""
+    """A line about how much of the network trains, if that is not all of it."""
     if not network.rests_in_part:
         return []
     trained, total = network.counts()
@@ -173,7 +173,7 @@ def _about_pieces(training: Training, batch: int) -> list[str]:
 
 
 def _about_norms(training: Training, args: Options) -> list[str]:
-    """Flags of BatchNorms that a network without any was given."""
+    """A note that flags about BatchNorms change nothing in a network without any."""
     given = [name for name in ("bn_freeze", "bn_momentum") if name in args.given]
     if not given or training.network.has_batch_norms:
         return []

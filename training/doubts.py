@@ -1,4 +1,4 @@
-"""Settings that can hardly work: warnings before the first step, and of --dry-run."""
+"""Warnings about settings that can hardly work, printed before the first step and by --dry-run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from options.suited import LEAST_STEPS, instances_in
 from training.state import Training
 from utils import counted
 
-LOW_RATE = 1e-4  # of Adam, up to which a step is a short one
-ENOUGH_CLASSES = 5  # to be judged on
+LOW_RATE = 1e-4  # up to this rate of Adam's, a step changes little
+ENOUGH_CLASSES = 5  # in a test set
 
 
 def doubts(training: Training) -> Iterator[str]:
-    """A sentence for each doubt about a run as it is about to start."""
+    """One sentence for each doubt about a run that is about to start."""
     args = options.kept(training.options)
     yield from _too_few_steps(training, args)
     yield from _network_never_trains(training, args)
@@ -32,7 +32,7 @@ def doubts(training: Training) -> Iterator[str]:
 
 
 def _too_few_steps(training: Training, args: Options) -> Iterator[str]:
-    """A network that starts from nothing has a way to go, and these steps are few and short."""
+    """A network that starts from scratch needs more steps, or longer ones, than these."""
     steps, rate = len(training.loader), args.lr if args.lr_p is None else args.lr_p
     from_nothing = args.pretrained == "none" and not args.checkpoint
     from_nothing = from_nothing and args.freeze_blocks != ALL_BLOCKS
@@ -64,12 +64,12 @@ def _network_never_trains(training: Training, args: Options) -> Iterator[str]:
 
 
 def _few_pairs(training: Training, args: Options) -> Iterator[str]:
-    """Of a loss on pairs whose batches are drawn without regard to the classes."""
+    """A loss on pairs finds few of them in batches drawn without regard to the classes."""
     if not training.objective.needs_pairs or args.IPC or args.nb_clusters is not None:
         return
     sizes = np.bincount(training.data.train.labels)
     images, size = sizes.sum(), args.batch_size
-    # Of the other images of a batch, each is of the image's own class with this probability.
+    # The probability that another image of the batch is of the same class.
     alike = (sizes * (sizes - 1)).sum() / (images * (images - 1))
     paired = size * (1 - (1 - alike) ** (size - 1))
     if paired < size / 2:

@@ -1,7 +1,7 @@
-"""What a run does about numbers that are not finite, and about memory that is full.
+"""Losses and gradients that are not finite, and memory that is full.
 
 A loss or gradient that is not finite is noticed before it can reach a checkpoint, and reported with
-all there is to find its cause. A full GPU is reported in words of the command line.
+everything that helps to find its cause. The sentence about a full GPU names the flags that help.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dataset.workers import deaths_told
+from dataset.workers import worker_deaths_in_words
 from utils import InputError, full_gpu_in_words
 
 logger = logging.getLogger("train")
 
-CHECK_EVERY_ON_GPU = 50  # steps between two looks at the loss: each look waits for the GPU
-MAX_SKIPPED = 100  # steps that --on-nan skip leaves out, in a whole run
+CHECK_EVERY_ON_GPU = 50  # steps between two looks at the loss, because each waits for the GPU
+MAX_SKIPPED = 100  # steps that --on-nan skip may leave out in a whole run
 
 # --- numbers that are not finite ------------------------------------------------------------------
 
 
 class NonFinite(InputError):
-    """A loss or gradient was NaN or infinite; `record` has what there is to find out why."""
+    """A loss or gradient was NaN or infinite; `record` holds what helps to find out why."""
 
     def __init__(self, record: dict[str, Any], advice: str) -> None:
         terms = ", ".join(f"{name} {value:.4g}" for name, value in record["terms"].items())
@@ -40,7 +40,7 @@ class NonFinite(InputError):
 
 
 class Step(NamedTuple):
-    """What is kept of a step until its numbers have been looked at.
+    """What is remembered of a step until its numbers are checked.
 
     Attributes:
         index: (B,) the images. terms: the loss and its terms, 0-d on the device.
@@ -58,9 +58,9 @@ class Step(NamedTuple):
 class Watch:
     """Checks whether losses and gradients are finite.
 
-    On a CPU it looks after every step. On a GPU each look waits for the device, so it looks every
-    `CHECK_EVERY_ON_GPU` steps and before anything is saved; after every step only where bad steps
-    are to be skipped.
+    On a CPU it checks after every step. On a GPU each check waits for the device, so it checks
+    every `CHECK_EVERY_ON_GPU` steps and before anything is saved, and after every step only if bad
+    steps are to be skipped.
 
     Args:
         policy: "stop" or "skip" (--on-nan). device: of the run.
@@ -77,7 +77,7 @@ class Watch:
         self._unseen: deque[Step] = deque(maxlen=CHECK_EVERY_ON_GPU)
 
     def saw(self, step: Step) -> bool:
-        """Takes note of a step; returns whether it counts, as far as that is known yet.
+        """Takes note of a step; returns False if it is known to be skipped.
 
         Raises:
             NonFinite: it, or one before it, was not finite.
@@ -88,7 +88,7 @@ class Watch:
         return True
 
     def check(self) -> bool:
-        """Looks at the steps since the last look; returns whether none of them was skipped.
+        """Checks the steps since the last check; returns whether none of them was skipped.
 
         Raises:
             NonFinite: one was not finite, and the run is to stop.
@@ -129,17 +129,18 @@ class Watch:
 
 @contextlib.contextmanager
 def memory_in_words(batch_size: int, image_size: int) -> Iterator[None]:
-    """Turns CUDA's out-of-memory error, and the death of what reads images, into a sentence.
+    """Turns CUDA's out-of-memory error, and the death of a process that reads images, into words.
 
-    torch tells of such a death wherever the program stands, not only where a batch is asked for.
+    torch raises the error about such a death wherever the program stands, not only where it waits
+    for a batch.
 
     Raises:
-        InputError: the GPU's memory is full, or a process that reads images died.
+        MachineError: the GPU's memory is full, or a process that reads images died.
     """
     full = (
         f"the GPU's memory is full with --batch-size {batch_size} at {image_size} "
         "pixels; give a --micro-batch, lower --batch-size or --image-size, use --amp bf16 or "
         "--cuda-graphs 0, or keep the data off the GPU (--data-device cpu)"
     )
-    with deaths_told(), full_gpu_in_words(full):
+    with worker_deaths_in_words(), full_gpu_in_words(full):
         yield

@@ -21,7 +21,7 @@ from metrics.comparison import mean_and_deviation
 from page.records import metrics_in, read
 from runs import RunFolder, data_name
 from storage import write_json, write_table
-from terminal import as_shell, in_lines, say
+from terminal import as_shell, paragraph, say
 from utils import InputError, program
 
 Numbers = Mapping[str, float]
@@ -50,7 +50,7 @@ def train_each(args: Options, words: Sequence[str]) -> int:
             _clear(path)
             status = processes.run([*command, *_of_fold(args, folder, fold)], _environment())
             if status:
-                return _told(status, fold, args)
+                return _print_unfinished(status, fold, args)
         ended.append(path)
     if not args.dry_run:
         conclude(folder, ended)
@@ -99,7 +99,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1"}  # so that lines come in their order
 
 
-def _told(status: int, fold: int, args: Options) -> int:
+def _print_unfinished(status: int, fold: int, args: Options) -> int:
     """Says how to go on; a training that was killed by signal N has status -N."""
     say(f"fold {fold} of {args.folds} has not ended; the same command goes on there", flush=True)
     return status if status > 0 else 128 - status
@@ -121,7 +121,7 @@ def conclude(folder: Path, runs: Sequence[Path]) -> None:
     say(tables.footnote(rows))
     best = [(record.best_epoch, record.results[meanings.VALIDATION]["R@1"]) for record in found]
     words = ", ".join(f"{value:.4f} after epoch {epoch}" for epoch, value in best)
-    say(in_lines(f"Highest R@1 of each fold, picked on itself: {words}."))
+    say(paragraph(f"Highest R@1 of each fold, picked on itself: {words}."))
     write_table(folder / "folds.csv", *tables.csv_table(rows))
     content = {
         "folds": [dict(numbers) for numbers in last],
@@ -142,7 +142,7 @@ def start(args: Options) -> None:
     """
     if os.environ.get("WORLD_SIZE"):
         if (os.environ.get("RANK") or "0") != "0":
-            sys.exit(2)  # one says it
+            sys.exit(2)  # process 0 prints the reason
         raise InputError(
             "--folds starts the processes of each fold itself, so start it without torchrun (unset "
             "RANK and WORLD_SIZE); --gpu-id -1 takes all GPUs of this machine"

@@ -1,4 +1,4 @@
-"""What a run writes and says: checkpoints, rows, learned values, pictures, its last words."""
+"""Everything a run writes and prints: checkpoints, rows, learned values, pictures, results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from evaluation.measuring import Result, print_doubts, print_thresholds, table
 from metrics.verification import NAMES as VERIFICATION
 from options import EVALUATED, METRICS
 from runs import Checkpoint, MetricsRow, RunFolder, data_name
-from terminal import as_shell, fitted, say, terminal_width, told
+from terminal import as_shell, fitted, notice_if_slow, say, terminal_width
 from training.collapse import CollapseWarning
 from training.faults import NonFinite
 from training.signals import Interrupted
@@ -35,14 +35,14 @@ logger = logging.getLogger("train")
 
 
 class Keeper:
-    """Keeps a run in its folder, and tells of it there, on the screen and to the trackers.
+    """Writes a run into its folder, prints its progress and sends it to the trackers.
 
-    At every stop the checkpoint is written before the evaluation, with the row that the evaluation
-    completes. So where an evaluation is interrupted, it is made again, and no training is lost.
+    At every stop the checkpoint is written before the evaluation, together with the row that the
+    evaluation is to complete. So an interrupted evaluation is repeated, and no training is lost.
 
     Args:
-        kept: how many older checkpoints remain. picture_every: epochs between pictures of
-            neighbours; 0 is none.
+        kept: how many older checkpoints remain. picture_every: epochs between two pictures of
+            neighbours; 0 means no pictures.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class Keeper:
     # -- at every stop
 
     def save(self, row: MetricsRow | None = None) -> None:
-        """Writes last.pth; who continues from it completes the `row` of metrics.csv."""
+        """Writes last.pth; a run that continues from it completes the `row` of metrics.csv."""
         state = {**self.training.state(), "row": row, "wandb_id": self.tracker.run_id}
         state["images"] = self.run.images
         with self.run.forgiving("the last checkpoint"):
             self.run.save_last(state, self.kept)
 
     def complete(self, row: MetricsRow, results: Sequence[Result] | None) -> None:
-        """Adds what an evaluation gave, where there was one, then writes and prints the row."""
+        """Adds the results of an evaluation, if there was one, then writes and prints the row."""
         if row.get("loss") == 0:
             logger.warning(
                 "the loss was exactly 0 in every step of epoch %d, so the network learned nothing; "
@@ -90,7 +90,7 @@ class Keeper:
         best = self.training.clock.best
         best = {"best R@1": best} if "R@1" in row and best >= 0 else {}
         self.tracker.log(row | best, self.training.clock.step)
-        say(self.line(row), flush=True)
+        say(self.progress_line(row), flush=True)
 
     def _judge(self, epoch: int, results: Sequence[Result]) -> None:
         """Keeps the best checkpoint, and warns of a collapse."""
@@ -101,12 +101,12 @@ class Keeper:
         if reached > clock.best:
             with self.run.forgiving("the best checkpoint"):
                 self.run.save_best(training.best_checkpoint(results))
-                # Only now: the best checkpoint is the one that was written.
+                # Only now, because the best checkpoint is the one that could be written.
                 clock.best, clock.best_epoch = reached, epoch
                 self._write_learned_values()
 
     def _show(self, epoch: int, result: Result) -> None:
-        """Histograms and, now and then, a picture for the trackers."""
+        """Sends histograms and, now and then, a picture to the trackers."""
         training, step = self.training, self.training.clock.step
         for name, values in training.objective.class_values().items():
             self.tracker.log_histogram(f"{name}s", values.cpu().numpy(), step)
@@ -115,14 +115,14 @@ class Keeper:
             self.tracker.log_picture("neighbours", draw, step)
 
     def picture_due(self, epoch: int) -> bool:
-        """Whether there is to be a picture now: every `picture_every` epochs, and at the end.
+        """Whether to send a picture now: every `picture_every` epochs, and at the end.
 
-        Where there is no evaluation at such an epoch, at the next one.
+        If such an epoch has no evaluation, the picture comes with the next one.
         """
         every = self.picture_every
         if not every or self.training.finished:
             return bool(every)
-        # From the epoch alone, so that a continued run draws what an uninterrupted one does.
+        # Decided by the epoch alone, so that a continued run draws the same pictures.
         gap = self.training.length.epochs_between_evaluations(len(self.training.loader))
         return epoch // every > (epoch - gap) // every
 
@@ -138,25 +138,25 @@ class Keeper:
             self.run.write_table(f"{name}s.csv", ["class", name, "images"], rows)
 
     def _remember_classes(self, row: MetricsRow) -> None:
-        """What the criterion has learned for each class at this row, for the report."""
+        """Keeps what the criterion has learned for each class so far, for the report."""
         train = self.training.data.train
         counts = np.bincount(train.labels, minlength=train.num_classes)
         learned = self.training.objective.class_values()
         values = {name: tensor.cpu().numpy() for name, tensor in learned.items()}
         self.run.classes.append(row["epoch"], row["step"], train.class_names, counts, values)
 
-    def line(self, row: MetricsRow) -> str:
-        """One line of results; what matters least is left out where a terminal is narrow."""
+    def progress_line(self, row: MetricsRow) -> str:
+        """A row as one line; on a narrow terminal the least important parts are left out."""
         clock = self.training.clock
         found = best = ""
         if "R@1" in row:
             found = f"  R@1 {row['R@1']:.4f}"
             found += f"  MAP@R {row['MAP@R']:.4f}" if math.isfinite(row["MAP@R"]) else ""
             found += f"  raw R@1 {row['raw R@1']:.4f}" if "raw R@1" in row else ""
-            if clock.best >= 0:  # and could be kept
+            if clock.best >= 0:  # a best checkpoint could be written
                 found += f"  best {clock.best:.4f}"
                 best = f" (epoch {clock.best_epoch})"
-        loss = row.get("loss", math.nan)  # of an epoch in which every step was skipped
+        loss = row.get("loss", math.nan)  # nan if every step was skipped
         begin = f"{self.training.length.place(row['epoch'], row['step'])}  loss {loss:<7.4g}"
         speed = f"  {row['images_per_second']:.0f} img/s"
         waiting, end = f"  waiting {row['data_wait']:.0%}", f"  {human_seconds(clock.seconds)}"
@@ -169,10 +169,10 @@ class Keeper:
         room = terminal_width() or math.inf
         return next((line for line in lines if len(line) <= room), fitted(lines[-1], "  "))
 
-    # -- going wrong, and the end
+    # -- interruptions, faults and the end
 
     def stopped(self, by: Interrupted) -> str:
-        """What is said where a signal ended the program: how to have the rest."""
+        """What to print when a signal ends the program: how to continue."""
         path = as_shell(self.run.path)
         if self.training.finished and self.run.is_finished:
             return (
@@ -185,7 +185,7 @@ class Keeper:
         )
 
     def recorded(self, fault: NonFinite) -> InputError:
-        """The fault as a sentence that says where its record, images included, was written."""
+        """Writes the record of a fault; returns the error whose sentence says where it is."""
         paths = self.training.data.train.paths
         record = {**fault.record, "images": [paths[i] for i in fault.record["index"]]}
         with self.run.forgiving(self.run.fault_path.name):
@@ -194,12 +194,12 @@ class Keeper:
         return fault
 
     def conclude(self, *, look_at_test: bool = True, page: bool = True) -> None:
-        """The last words of a run, and its page.
+        """Prints the results of a run, and writes its page.
 
         Raises:
-            InputError: something of the run could not be written to the end.
+            InputError: some file of the run could not be written, even in the end.
         """
-        self.training.give_back()  # the page is made beside this network
+        self.training.give_back()  # the page needs memory beside this network
         if processes.from_main(lambda: "the best checkpoint" not in self.run.trouble):
             self._say_results(look_at_test)
             if page:
@@ -209,12 +209,12 @@ class Keeper:
 
     @processes.main_only
     def _write_page(self) -> None:
-        """report.html; whatever goes wrong with it, the run has ended well."""
-        # Loaded with scipy, which takes half a second: at the end nobody waits for it.
+        """Writes report.html; an error there is only a warning, because the run is finished."""
+        # Imported here, because it loads scipy, which would delay the start by half a second.
         from page.making import make as page_of_runs
 
         try:
-            with processes.alone(), told("making the report page"):
+            with processes.alone(), notice_if_slow("making the report page"):
                 made = page_of_runs([self.run.path], gpu_id=max(0, self.training.options["gpu_id"]))
                 say(f"report:     {made}", flush=True)
         except Exception as error:  # it touches data, network, disk: none may fail a finished run
@@ -226,7 +226,7 @@ class Keeper:
             )
 
     def _say_results(self, look_at_test: bool) -> None:
-        """The best checkpoint's numbers, and where everything lies."""
+        """Prints and writes the best checkpoint's numbers, and prints where everything lies."""
         training, run = self.training, self.run
         checkpoint = processes.from_main(run.load_best)
         say(fitted(f"\n{self._picked(look_at_test)}"))
@@ -252,10 +252,10 @@ class Keeper:
     def _final_results(
         self, checkpoint: Checkpoint, look_at_test: bool
     ) -> tuple[list[Result], list[Result]]:
-        """What the best checkpoint reaches: all metrics; and the comparison of all pairs.
+        """All metrics of the best checkpoint, and its results for verification.
 
-        Where its own evaluation was on the same classes and computed all metrics, only the pairs
-        are left to be compared.
+        If its evaluation during training was on the same classes and computed all metrics, only
+        verification is left to be computed.
         """
         training = self.training
         training.load_best(checkpoint)
@@ -269,7 +269,7 @@ class Keeper:
         return [_without_verification(result) for result in verified], verified
 
     def _about_search(self) -> list[str]:
-        """How one's own images become searchable, as commands to be pasted."""
+        """Commands to paste that make the user's own images searchable."""
         data = dataset.find(self.training.options["dataset"])
         if not isinstance(data, OwnData):
             return []
@@ -283,11 +283,11 @@ class Keeper:
 
     @property
     def _evaluated_once(self) -> bool:
-        """Whether there was nothing to pick an epoch from."""
+        """Whether the run was evaluated only once, so that no epoch was picked."""
         return sum(bool(row.get("R@1")) for row in self.run.metrics.rows()) == 1
 
     def _picked(self, look_at_test: bool) -> str:
-        """Which epoch the last words are about, and by what it was picked."""
+        """Which epoch the results are of, and how it was picked."""
         clock = self.training.clock
         if self.training.data.selects_on_test:
             if self._evaluated_once:
@@ -306,7 +306,7 @@ def _without_verification(result: Result) -> Result:
 
 
 def _verification(results: Sequence[Result]) -> dict[str, Any]:
-    """What results.json keeps of the comparison of all pairs, by the results' titles."""
+    """The entries of results.json for verification, by the results' titles."""
     numbers = {
         result.title: {name: result.numbers[name] for name in VERIFICATION} for result in results
     }
@@ -315,9 +315,9 @@ def _verification(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def flat(results: Sequence[Result]) -> dict[str, float]:
-    """The numbers of all evaluations by name, with the title before the name but for the first one.
+    """The numbers of all evaluations by name; names of all but the first begin with its title.
 
-    Where a running mean of the weights is evaluated too, the raw weights' names begin with `raw`.
+    If a running mean of the weights is evaluated too, the raw weights' names begin with `raw`.
     """
     found: dict[str, float] = {}
     for result in results:

@@ -27,7 +27,7 @@ class Rule:
     Attributes:
         name: adamw, adam, sgd or rmsprop (alpha .9).
         eps: of adamw and adam. momentum: of sgd and rmsprop. nesterov: of sgd with momentum.
-        weight_decay: of the groups that name none.
+        weight_decay: of groups that do not name their own.
     """
 
     name: str
@@ -55,16 +55,16 @@ class Rule:
         raise ValueError(f"unknown optimizer {self.name!r}; choose adamw, adam, sgd or rmsprop")
 
     def of_kind(self, name: str) -> Rule:
-        """This one, or what a group that names another has: that one as it is by itself."""
+        """This rule, or that of a group that names another optimizer, with default settings."""
         return self if name == self.name else Rule(name, weight_decay=self.weight_decay)
 
 
 class Clipping(NamedTuple):
-    """Limits on gradients; 0 is none.
+    """Limits on gradients; 0 means no limit.
 
     Attributes:
-        norm: on that of all of them together, the criterion's included.
-        entry: on the absolute value of each entry after that.
+        norm: on the norm of all gradients together, including the criterion's.
+        entry: on the absolute value of each entry, applied after `norm`.
     """
 
     norm: float = 0.0
@@ -90,7 +90,7 @@ def _total_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
 
 
 class _Course(NamedTuple):
-    """How the rate of the groups of one name moves, and their momentum; see `Rates`."""
+    """How the rate and the momentum of all groups of one name change; see `Rates`."""
 
     schedule: Schedule
     least: float = 0.0
@@ -100,15 +100,15 @@ class _Course(NamedTuple):
 class Optimisers:
     """One or more torch optimisers that step together, each group on its own schedule.
 
-    torch's are made when they are first asked for: the first one of a process loads torch's
-    compiler, which takes a second or two that nobody has to wait for to see what would run.
+    torch's optimisers are made when they are first used: the first one of a process loads torch's
+    compiler, and --dry-run need not wait the second or two that this takes.
 
     Args:
         groups: empty ones are dropped.
-        rule: of the groups that name no `optimizer`, or this one.
-        rates: how the rates move of groups without a `step` and `gamma` of their own.
-        clipping: of the gradients.
-        scaler: of the mixed precision; disabled unless fp16.
+        rule: how groups are updated that do not name another `optimizer`.
+        rates: of groups without a `step` and `gamma` of their own.
+        clipping: limits on the gradients.
+        scaler: for mixed precision; disabled unless that is fp16.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Optimisers:
     ) -> None:
         self.rule, self.rates, self.clipping = rule, rates, clipping
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-        # Groups of one kind share an optimiser; a second one is made only for another kind.
+        # All groups of one kind share an optimiser.
         self._members: dict[str, list[ParameterGroup]] = {}
         self._courses: dict[str, _Course] = {}
         self._holds: dict[str, float] = {}
@@ -138,12 +138,12 @@ class Optimisers:
 
     @cached_property
     def optimisers(self) -> list[torch.optim.Optimizer]:
-        """torch's, one for each kind."""
+        """torch's optimisers, one for each kind."""
         return [self.rule.of_kind(kind).optimiser(part) for kind, part in self._members.items()]
 
     @property
     def kinds(self) -> list[str]:
-        """The kind of each."""
+        """The kind of each optimiser: adamw, sgd, …"""
         return list(self._members)
 
     @property
@@ -152,11 +152,11 @@ class Optimisers:
         return [group for optimiser in self.optimisers for group in optimiser.param_groups]
 
     def hold(self, name: str, factor: float) -> None:
-        """Multiplies the rate of a group, and of its `vectors`, on top of its schedule."""
+        """Multiplies the rate of a group, and that of its `vectors`, whatever their schedule."""
         self._holds |= {name: factor, f"{name} vectors": factor}
 
     def replace(self, name: str, parameters: list[nn.Parameter]) -> None:
-        """Gives a group other parameters and fresh moments; with none it trains no more."""
+        """Gives a group other parameters, with fresh moments; without any it no longer trains."""
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 if group["name"] == name:
@@ -165,7 +165,7 @@ class Optimisers:
                     group["params"] = parameters
 
     def set_learning_rates(self, epoch: float, step: int) -> None:
-        """Sets every group's rate for the step that follows `step` done ones, after `epoch`s."""
+        """Sets every group's rate for the next step, after `epoch` epochs and `step` steps."""
         warmup = self.rates.warmup
         risen = min(1.0, (step + 1) / warmup) if warmup else 1.0
         for group in self.groups:
@@ -183,13 +183,13 @@ class Optimisers:
 
         Args:
             loss: 0-d, with its graph.
-            epoch, step: epochs (and the part of this one), and optimisation steps, done before.
-            careful: leave the update out when the loss or a gradient is not finite; this waits for
-                the device.
+            epoch, step: epochs (with a fraction for the current one) and steps done before.
+            careful: whether to skip the update if the loss or a gradient is not finite, which makes
+                the program wait for the device.
 
         Returns:
-            0-d bool on the device: whether loss and gradients were finite. A scaler deals with
-            gradients that overflow by itself, so under one only the loss counts.
+            0-d bool on the device: whether loss and gradients were finite. With a scaler, which
+            deals with gradients that overflow, only the loss counts.
         """
         self.set_learning_rates(epoch, step)
         self.forget_gradients()
@@ -205,10 +205,10 @@ class Optimisers:
             finite = finite & norm.isfinite()
         finite = processes.in_all(finite)
         if careful and not finite:
-            self.scaler.update()  # without it the next step's gradients cannot be unscaled
+            self.scaler.update()  # otherwise the next step's gradients could not be unscaled
             return finite
         if limit and norm is not None:
-            # Gradients that overflow are the scaler's business, and must not spoil the others.
+            # The scaler deals with gradients that overflow; they must not spoil the others.
             norm = torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         if self.clipping.entry:
@@ -219,12 +219,12 @@ class Optimisers:
         return finite
 
     def forget_gradients(self) -> None:
-        """Frees the memory of the last step's gradients, which nobody needs any more."""
+        """Frees the memory of the last step's gradients."""
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
 
     def learning_rates(self) -> dict[str, float]:
-        """Group name → its current learning rate; of several groups of one name the highest."""
+        """Group name → its current learning rate; the highest if several groups have the name."""
         rates: dict[str, float] = {}
         for group in self.groups:
             rates[group["name"]] = max(rates.get(group["name"], 0.0), float(group["lr"]))
@@ -233,7 +233,7 @@ class Optimisers:
     def describe(self) -> list[str]:
         """One line per name of groups: parameters, highest rate, weight decay, optimiser.
 
-        Where groups of one name have several rates, another line says how many and how low.
+        If groups of one name have several rates, another line says how many, and the lowest.
         """
         lines = []
         for kind, part in self._members.items():
@@ -252,9 +252,9 @@ class Optimisers:
         return lines
 
     def bytes_of_state(self) -> int:
-        """What a checkpoint keeps of the optimisers at most: two tensors for a parameter, SGD one.
+        """The most that optimisers take in a checkpoint: two tensors per parameter, one for SGD.
 
-        Parameters that rest count too: after a warm-up they train.
+        Frozen parameters count too, because they train after a warm-up.
         """
         return sum(
             (1 if kind == "sgd" else 2) * parameter.numel() * parameter.element_size()
@@ -277,9 +277,9 @@ class Optimisers:
         """Continues from `state_dict()`.
 
         Raises:
-            ValueError: it is of other parameters.
+            ValueError: the state belongs to other parameters.
         """
-        kinds: dict[type, set[frozenset]] = {}  # what each kind of optimiser keeps of a parameter
+        kinds: dict[type, set[frozenset]] = {}  # names that each kind keeps for a parameter
         for optimiser, content in zip(self.optimisers, state["optimisers"], strict=True):
             groups = zip(optimiser.param_groups, content["param_groups"], strict=True)
             if not all(_is_like(stored, own) for own, stored in groups):
@@ -300,7 +300,7 @@ def _divided(
     content: dict[str, Any],
     convert: Callable[[processes.Share, torch.Tensor], torch.Tensor],
 ) -> dict[str, Any]:
-    """A state_dict in which `convert` was applied to what is kept of divided parameters' rows."""
+    """A state_dict with `convert` applied to the moments of divided parameters."""
     state = dict(content["state"])
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     for number, parameter in enumerate(parameters):
@@ -323,7 +323,7 @@ def _set_momentum(group: ParameterGroup, value: float) -> None:
 
 
 def _is_like(stored: ParameterGroup, own: ParameterGroup) -> bool:
-    """Whether a parameter group was stored by such an optimiser, of whichever version of torch."""
+    """Whether a stored parameter group is one of such an optimiser, in any version of torch."""
     if stored.get("name") != own["name"] or not {"lr", "base_lr", "weight_decay"} <= stored.keys():
         return False
     numbers = (name for name, value in own.items() if type(value) in (int, float))
@@ -333,7 +333,7 @@ def _is_like(stored: ParameterGroup, own: ParameterGroup) -> bool:
 
 
 def _fits(value: object, parameter: torch.Tensor) -> bool:
-    """Whether an optimiser can have kept this of a parameter: a number, or one for each entry."""
+    """Whether it can be a value kept for a parameter: a number, or one number per entry."""
     if not isinstance(value, torch.Tensor):
         return value is None or isinstance(value, int | float)
     sizes = ((), parameter.shape)

@@ -1,4 +1,4 @@
-"""The line that moves on a terminal while a run trains."""
+"""The progress bar of a run on a terminal, and the estimate of how long it will take."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from training.faults import CHECK_EVERY_ON_GPU
 from training.state import Training
 from utils import human_seconds
 
-WORTH_A_WORD = 30.0  # seconds
+WORTH_A_LINE = 30.0  # seconds
 
 
 def progress_bar(training: Training) -> Bar:
-    """A bar over the images of the running epoch; nothing off a terminal."""
+    """A bar over the images of the current epoch; invisible if there is no terminal."""
     clock, size = training.clock, training.viewing.batch_size
     return Bar(
         " ".join(training.length.place(clock.epoch + 1, clock.step).split()),
@@ -29,24 +29,24 @@ def progress_bar(training: Training) -> Bar:
 def show(
     bar: Bar, training: Training, batch: Batch, values: dict[str, torch.Tensor] | None
 ) -> None:
-    """One step on; on a GPU the loss is read only now and then, because reading it waits."""
+    """Moves the bar one step; on a GPU it seldom shows the loss, because reading that waits."""
     on_cpu = training.precision.device.type == "cpu"
     if values is not None and (on_cpu or training.clock.step % CHECK_EVERY_ON_GPU == 0):
         bar.set_postfix(loss=f"{float(values['loss']):.4g}", refresh=False)
     bar.update(len(batch.labels))
 
 
-def tell_time(bar: Bar, training: Training, seconds: float) -> None:
-    """Says once how long the run will take, where that is worth a word.
+def print_estimate(bar: Bar, training: Training, seconds: float) -> None:
+    """Prints once how long the run will take, if that is more than `WORTH_A_LINE`.
 
     Args:
-        seconds: of the last step, the wait for its images included.
+        seconds: the last step took, including the wait for its images.
     """
     estimate, device = training.estimate, training.precision.device
     steps = training.length.steps_left(training.clock, len(training.loader))
     rest = estimate.after(seconds, steps)
     if estimate.waits and device.type == "cuda":
         torch.cuda.synchronize(device)
-    if rest is not None and rest > WORTH_A_WORD and processes.is_main():
+    if rest is not None and rest > WORTH_A_LINE and processes.is_main():
         bar.clear()
         say(f"about {human_seconds(rest)} of training to go, by the first steps", flush=True)

@@ -1,6 +1,6 @@
 """Learning-rate schedules: plain functions of the epochs and optimisation steps done.
 
-So a resumed run needs no scheduler state.
+A resumed run therefore needs no scheduler state.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 Schedule = Callable[[float, int], float]
-"""(epochs done, with the part of the present one; optimisation steps done) → factor on a group's
+"""(epochs done, with a fraction for the current one; optimisation steps done) → factor on a group's
 learning rate."""
 
 
@@ -23,10 +23,11 @@ class Rates(NamedTuple):
     """How the rates of a run move.
 
     Attributes:
-        schedule: of the groups without one of their own.
-        momentum: of Adam's first beta, or of the momentum, of the same groups; None leaves it.
-        least: rate at which `schedule` is 0, the same for all its groups: torch's `eta_min`.
-        warmup: steps in which the rates of all groups rise linearly to what their schedules say.
+        schedule: of all groups that have none of their own.
+        momentum: schedule of the momentum (Adam's first beta) of the same groups; None leaves it
+            constant.
+        least: the rate when `schedule` is 0, the same for all groups: torch's `eta_min`.
+        warmup: steps during which all rates rise linearly to what their schedules say.
     """
 
     schedule: Schedule = constant
@@ -46,7 +47,7 @@ def milestones(steps: Sequence[int], gamma: float) -> Schedule:
 
 
 def rise(total_steps: int, warmup: int | None) -> int:
-    """Steps before a cosine begins: those of the warm-up, or else of its own rise."""
+    """Steps before the cosine begins: those of the warm-up, or of its own rise if there is none."""
     return max(1, round(0.1 * total_steps)) if warmup is None else warmup
 
 
@@ -60,17 +61,17 @@ def cosine(
 ) -> Schedule:
     """Linear from 0 during a tenth of all steps, then half a cosine from 1 down to `floor`.
 
-    With `steps_per_epoch` it follows the epochs instead of the steps. Epochs may turn out longer or
-    shorter (those of divide and conquer do), and it still ends with the last one.
+    With `steps_per_epoch` it follows the epochs instead of the steps, so that it ends with the last
+    epoch even if epochs turn out longer or shorter, as they do in divide and conquer.
 
     Args:
         total_steps: of the run.
         warmup: steps of a warm-up of all groups (see `Rates`), after which the cosine begins with
-            no rise of its own. 0: neither a warm-up nor a rise.
+            no rise of its own. 0 means neither a warm-up nor a rise.
         floor: the factor at the end of the cosine.
-        length: steps after which the cosine ends; None: with the run. A cosine that is longer than
-            the run is left before its end. After the end of a shorter one the rates rise again, as
-            with torch's `CosineAnnealingLR`.
+        length: steps after which the cosine ends; None is the end of the run. A longer cosine is
+            cut off by the end of the run. After a shorter one the rates rise again, as with torch's
+            `CosineAnnealingLR`.
     """
     end, rising = length or total_steps, rise(total_steps, warmup)
 
@@ -111,5 +112,5 @@ def one_cycle(total_steps: int, steps_per_epoch: int | None = None) -> tuple[Sch
 
 
 def _half_cosine(start: float, end: float, done: float) -> float:
-    """From `start` to `end`, of which the share `done` lies behind."""
+    """Half a cosine from `start` to `end`, of which the fraction `done` has passed."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -31,14 +31,14 @@ from training import compiling, optim, schedules
 from training.clock import Length
 from utils import InputError
 
-BATCHES_LOOKED_AT = 100  # at most, until one is found from which the loss can learn
+BATCHES_LOOKED_AT = 100  # at most, until the loss can learn from one of them
 
 
 def build_objective(args: Options, num_classes: int, device: torch.device) -> losses.Objective:
-    """The weighted sum of loss terms that the options ask for, the same in all processes.
+    """The weighted sum of loss terms that the options describe, the same in all processes.
 
     Raises:
-        InputError: an unknown loss, or arguments it does not take.
+        InputError: the loss is unknown, or does not take such arguments.
     """
     with _loss_errors():
         objective = losses.compose(args.loss, num_classes, **_recipe(args))
@@ -51,10 +51,10 @@ def build_objective(args: Options, num_classes: int, device: torch.device) -> lo
 
 
 def _divide_proxies(args: Options, objective: losses.Objective) -> None:
-    """Leaves each process its share of the proxies.
+    """Divides the proxies: each process keeps its share of them.
 
     Raises:
-        InputError: there is one process, or the loss has no proxies that can be divided.
+        InputError: there is only one process, or the loss has no proxies that can be divided.
     """
     if processes.world() == 1:
         raise InputError(
@@ -80,11 +80,11 @@ def _divide_proxies(args: Options, objective: losses.Objective) -> None:
 def rehearse(
     args: Options, objective: losses.Objective, data: ImageSet, batches: BatchSampler
 ) -> None:
-    """Tries out, before the run begins, whether the loss can learn from its batches.
+    """Checks, before the run begins, that the loss can learn from its batches.
 
     Raises:
-        InputError: there is one class, or no batch has the pairs that the loss needs, or the loss
-            fails, is not finite or has no gradient on random embeddings of such a batch.
+        InputError: there is only one class, or no batch has the pairs that the loss needs, or the
+            loss fails, is not finite or has no gradient on random embeddings for such a batch.
     """
     if len(np.unique(data.labels)) < 2:
         raise InputError(
@@ -108,7 +108,7 @@ def rehearse(
 
 
 def _recipe(args: Options) -> dict[str, Any]:
-    """What `losses` is told besides the name of the loss and the classes."""
+    """The arguments of `losses.compose` besides the name of the loss and the classes."""
     return {
         "embedding_size": args.embedding_size,
         "attach": methods.attachments(args),
@@ -119,7 +119,7 @@ def _recipe(args: Options) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _loss_errors() -> Iterator[None]:
-    """In here, what a loss refuses becomes an InputError: the command line asked for it."""
+    """Turns errors of a loss about its arguments, which came from the flags, into InputErrors."""
     try:
         yield
     except ValueError as error:
@@ -144,19 +144,19 @@ def build_network(
     """The network on its device, with its starting weights, the same in all processes.
 
     Args:
-        continued: whether it is to have the weights of the run's own checkpoint; what it started
-            from is then not looked for.
+        continued: whether the weights will come from the run's own checkpoint, so that those it
+            started from are not needed.
 
     Raises:
-        InputError: options that exclude each other, weights that cannot be had, or images of a size
-            that the network cannot take.
+        InputError: options exclude each other, weights cannot be had, or the network cannot take
+            images of this size.
     """
-    with processes.main_first():  # the others find what it has downloaded
+    with processes.main_first():  # the other processes find the files that it has downloaded
         network = net.build(
             net.Architecture(
                 **net.Architecture.entries(vars(args)), heads=heads, **methods.architecture(args)
             ),
-            # A checkpoint gives all weights, so that others need not be there.
+            # A checkpoint replaces all weights, so that no others need to be there.
             pretrained=None if continued or args.checkpoint else args.pretrained,
             masks=methods.masks(args),
         )
@@ -174,14 +174,14 @@ def build_network(
 
 
 def _start_from(network: net.EmbeddingNet, checkpoint: str) -> None:
-    """Gives the network all weights of --checkpoint, but for masks."""
+    """Loads all weights of --checkpoint into the network, except masks."""
     file = checkpoint_file(checkpoint)
     begun = net.with_weights(whole(load_checkpoint(file), file))
     net.load_checkpoint(network, begun, file, masks=False)
 
 
 def _choose_how_to_compute(network: net.EmbeddingNet, args: Options, precision: Precision) -> None:
-    """Recomputation of blocks, compilation, or recorded steps, as the options want them.
+    """Switches recomputation of blocks, compilation, or recording of steps on, by the options.
 
     Raises:
         InputError: options that exclude each other.
@@ -195,13 +195,13 @@ def _choose_how_to_compute(network: net.EmbeddingNet, args: Options, precision: 
         network.recompute_blocks()
     if args.compile:
         network.compile()
-        compiling.tell()
+        compiling.announce()
     elif can_be_recorded(args, precision):
         network.record()
 
 
 def can_be_recorded(args: Options, precision: Precision) -> bool:
-    """Whether a step is the same kernels each time, on one GPU."""
+    """Whether every step runs the same kernels, on a single GPU."""
     alone = precision.device.type == "cuda" and not processes.is_group()
     return bool(args.cuda_graphs) and alone and not args.grad_checkpointing
 
@@ -214,10 +214,10 @@ def build_loader(
     viewing: Viewing,
     device: torch.device,
 ) -> Loader:
-    """The training images in these batches, as the network wants them (`spec`).
+    """The loader of the training images in these batches, prepared as `spec` says.
 
     Raises:
-        InputError: an unknown augmentation, or pixels that cannot be kept where they are wanted.
+        InputError: the augmentation is unknown, or the pixels do not fit where they should be kept.
     """
     return train_loader(
         images,
@@ -240,10 +240,10 @@ def trained_groups(
     objective: losses.Objective,
     routines: Sequence[Routine],
 ) -> Sequence[ParameterGroup]:
-    """Backbone, heads, masks and the criterion's own parameters, each group with its rate.
+    """Parameter groups of backbone, heads, masks and criterion, each with its learning rate.
 
     Raises:
-        InputError: nothing would train.
+        InputError: no parameter would train.
     """
     groups: Sequence[ParameterGroup] = network.parameter_groups(
         args.lr if args.lr_p is None else args.lr_p,
@@ -276,10 +276,10 @@ def build_optimisers(
 
 
 def build_rates(args: Options, length: Length, steps_per_epoch: int) -> schedules.Rates:
-    """How the rates move, and the momentum where --schedule does something to it.
+    """The schedules of the learning rates and, if --schedule changes it, of the momentum.
 
     Raises:
-        InputError: the cosine would end before the rates have risen.
+        InputError: the cosine would end before the warm-up does.
     """
     schedule, momentum = _schedules(args, length, steps_per_epoch)
     return schedules.Rates(schedule, momentum, args.lr_min, args.lr_warmup or 0)
@@ -288,7 +288,7 @@ def build_rates(args: Options, length: Length, steps_per_epoch: int) -> schedule
 def _schedules(
     args: Options, length: Length, steps_per_epoch: int
 ) -> tuple[schedules.Schedule, schedules.Schedule | None]:
-    """Of the rates, and of the momentum; see `build_rates`."""
+    """The schedules of the rates and of the momentum (None: constant); see `build_rates`."""
     total = length.total_steps(steps_per_epoch), None if length.steps else steps_per_epoch
     match args.schedule:
         case "step":

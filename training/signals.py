@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: obeyed after the step that is going on, a second one at once."""
+"""Signals that ask a run to stop: obeyed after the current step, and a second one at once."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ T = TypeVar("T")
 
 
 class Interrupted(BaseException):
-    """A signal ends the run; no `except Exception` may keep it from that."""
+    """A signal ends the run. Not an Exception, so that no `except Exception` catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.name = signal.Signals(number).name
-        self.status = 128 + number  # what a shell gives a process that a signal ended
+        self.status = 128 + number  # as a shell reports a process that a signal has ended
 
 
 class Signals:
-    """While entered, signals that ask a program to stop (`processes.stop_signals`) are requests.
+    """Inside the `with`, signals to stop (`processes.stop_signals`) are requests to the loop.
 
-    The first is kept in `requested` until the loop asks (several processes ask together, see
-    `agreed`). The second, and any that comes while `at_once` is entered, raises `Interrupted` where
-    the program stands.
+    The first signal is kept in `requested` until the loop asks for it; processes that train
+    together ask together, see `agreed`. A second signal, and any signal inside `at_once`, raises
+    `Interrupted` wherever the program stands.
     """
 
     def __init__(self) -> None:
@@ -46,9 +46,9 @@ class Signals:
             signal.signal(number, handler)
 
     def agreed(self) -> int | None:
-        """What `requested` was in this process, or in any other; all must ask together."""
+        """The signal that this process or any other has received; all must ask together."""
         found = processes.largest(self.requested or 0) or None
-        if found is not None:  # else one may have come meanwhile: it is asked for the next time
+        if found is not None:  # if None, a signal may have come meanwhile, and is seen next time
             self.requested = found
         return found
 
@@ -59,22 +59,22 @@ class Signals:
         except InputError:
             if self.requested is None:
                 raise
-            batch = None  # what read the data has got the signal too
+            batch = None  # the processes that read data got the signal too
         return None if self.agreed() is not None else batch
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        # Where a terminal is closed, the shell and the system both say so.
+        # When a terminal is closed, both the shell and the system send SIGHUP.
         again = self.requested is not None and number != signal.SIGHUP
         if self._at_once or again:
             raise Interrupted(number)
         self.requested = number
-        # A signal to the whole job ends the processes that read data too. torch raises an error
-        # about that wherever the program stands, which may be in the middle of an update.
+        # A signal to the whole job ends the processes that read data too. torch would raise an
+        # error about that wherever the program stands, perhaps in the middle of an update.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """For work that changes nothing, such as an evaluation: a signal need not wait for it."""
+        """Around work that changes nothing, such as an evaluation: signals end it immediately."""
         if self.requested is not None:
             raise Interrupted(self.requested)
         self._at_once = True

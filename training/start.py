@@ -1,4 +1,4 @@
-"""How a run starts: in a new folder, or where an earlier start stood; and who is told of it."""
+"""How a run starts: in a new folder, or where an earlier start stood."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from utils import InputError
 
 
 def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
-    """The options to train with, and the folder of the run that is continued, if one is.
+    """The options to train with, and the folder of the run to continue, if there is one.
 
-    With --resume-run they are that run's, under those that are given now; with --resume auto those
-    of the run that this very command began.
+    --resume-run continues the run that it names, with the flags of this command in place of the
+    run's own. --resume auto continues the run that this same command began.
 
     Raises:
         InputError: there is no run, a flag would change what it is, or processes that are to work
@@ -42,23 +42,23 @@ def to_continue(args: Options) -> tuple[Options, RunFolder | None]:
 
 
 def _by_folder(args: Options) -> tuple[Options, RunFolder]:
-    """The run of --resume-run, and its options under those that are given now."""
+    """The run of --resume-run, and its options with the flags of this command in their place."""
     run = processes.from_main(partial(RunFolder.open, args.resume_run))
     stored = processes.from_main(run.read_args)
     if "dataset" not in args.given:
         stored = {**stored, "dataset": processes.from_main(partial(_images_of, run, stored))}
     args = options.continued(args, stored)
     if stored.get("max_steps") and args.max_steps is None:
-        _tell(
+        _print(
             f"begun with --max-steps {stored['max_steps']}, continued to the end of the run "
             "(--max-steps N stops it earlier)"
         )
-    _tell_of_stretching(args, stored)
+    _print_stretching(args, stored)
     return args, run
 
 
 def _by_command(args: Options) -> tuple[Options, RunFolder | None]:
-    """The run that this very command began, if there is one, and what it goes on with."""
+    """The run that this same command began, if there is one, and the options to continue it."""
     closeness = options.closeness(options.plain(args))
     run = processes.from_main(partial(find_run, args.LOG_DIR, args.name, closeness))
     if run is None:
@@ -71,27 +71,27 @@ def _by_command(args: Options) -> tuple[Options, RunFolder | None]:
     return options.as_begun(args, stored), run
 
 
-def _tell(sentence: str) -> None:
+def _print(sentence: str) -> None:
     say(fitted(sentence, "  "))
 
 
-def _tell_of_stretching(args: Options, stored: dict[str, Any]) -> None:
-    """Says what another length does to rates whose schedule spans the whole run."""
+def _print_stretching(args: Options, stored: dict[str, Any]) -> None:
+    """Warns that a new length changes rates whose schedule spans the whole run."""
     follows = args.schedule == "onecycle" or (args.schedule == "cosine" and not args.cosine_epochs)
     for name in ("epochs", "steps"):
         before, now = stored.get(name), getattr(args, name)
         if follows and None not in (before, now) and before != now:
-            _tell(
+            _print(
                 f"--{name} {now} stretches the {args.schedule} that was begun for {before:,} "
                 f"{name}: the rates change at once, and those of the run are of neither length"
             )
 
 
 @contextlib.contextmanager
-def without_what_is_told(args: Options) -> Iterator[None]:
-    """In here, no warnings come about a cache that was chosen for the user, and told with a reason.
+def without_explained_warnings(args: Options) -> Iterator[None]:
+    """Silences warnings about a cache that was chosen for the user, which is explained elsewhere.
 
-    Of several processes only the main one warns of a cache at all.
+    Of several processes only the main one warns about a cache at all.
     """
     views = logging.getLogger("dataset.views")
     level = views.level
@@ -181,7 +181,7 @@ def go_back(run: RunFolder, training: Training, state: Checkpoint) -> None:
     first_to_go = clock.step + (state["row"] is None)
     run.metrics.keep_before(first_to_go)
     run.classes.keep_before(first_to_go)
-    _tell(f"continuing after epoch {clock.epoch}, step {clock.step}")
+    _print(f"continuing after epoch {clock.epoch}, step {clock.step}")
 
 
 def _check_length(training: Training) -> None:

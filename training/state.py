@@ -1,4 +1,4 @@
-"""One run: everything that changes while it goes on, and what is kept of it."""
+"""One run: everything that changes while it trains, and the checkpoints of it."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ class Training:
     """The parts of a run.
 
     Attributes:
-        options: as args.json and checkpoints keep them; nothing is decided by them here.
-        chosen: what evaluations compute, see `options.METRICS`.
-        seed: of the evaluations' draws.
+        options: as args.json and checkpoints keep them. They are only stored here, not read.
+        chosen: the metrics that evaluations compute, see `options.METRICS`.
+        seed: of the evaluations' random draws.
         micro_batch: how many images a process embeds at once in a step; None is all it has.
         average: the running mean of the network's weights; None without --ema.
-        batches: the rest of the running epoch.
-        base: what the weights are that checkpoints leave out, see `net.base`; None: there are none.
+        batches: the rest of the current epoch; None between two epochs.
+        base: describes the weights that checkpoints leave out, see `net.base`; None if they leave
+            out none.
     """
 
     data: Data
@@ -71,7 +72,7 @@ class Training:
     estimate: Estimate = field(default_factory=Estimate)
     base: dict[str, Any] | None = None
 
-    # -- where it stands
+    # -- progress
 
     @property
     def epoch(self) -> int:
@@ -80,26 +81,26 @@ class Training:
 
     @property
     def epoch_ended(self) -> bool:
-        """Whether all batches of the running epoch are done."""
+        """Whether all batches of the current epoch are done."""
         return self.clock.step_in_epoch >= len(self.loader)
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its whole length."""
+        """Whether the run has reached its full length."""
         return self.length.is_over(self.clock)
 
     @property
     def stops_here(self) -> bool:
-        """Whether a row ends here: with the epoch, at an evaluation, or with the run."""
+        """Whether a row of metrics.csv ends here: an epoch, an evaluation or the run does."""
         at_an_end = self.epoch_ended or self.finished or self.length.evaluates_at(self.clock)
         return bool(self.lap.images) and at_an_end
 
-    # -- what a step does with images
+    # -- a training step
 
     def outputs(self, images: torch.Tensor, batch: Batch) -> losses.Embeddings:
-        """The network's outputs for a whole batch, in every process, from each one's `images`."""
+        """The outputs for the whole batch, gathered from the `images` of each process."""
         total = len(batch.labels)
-        most = math.ceil(total / processes.world())  # images that a process has
+        most = math.ceil(total / processes.world())  # images of one process
         pieces = 1 if self.micro_batch is None else math.ceil(most / self.micro_batch)
         with self.precision.autocast():
             made = self.network(images, cluster=batch.cluster, pieces=pieces)
@@ -107,10 +108,10 @@ class Training:
             *(None if rows is None else processes.gather_rows(rows, total) for rows in made)
         )
 
-    # -- looking at images
+    # -- evaluation
 
     def embed_training_images(self, *, pooled: bool) -> torch.Tensor:
-        """Training images as evaluation sees them: pooled features (N, F), or embeddings (N, d)."""
+        """Pooled features (N, F), or embeddings (N, d), of the training images, not augmented."""
         made, _ = self._with_room(
             lambda: embed(
                 self.network,
@@ -124,10 +125,14 @@ class Training:
         return made
 
     def evaluate(self, tasks: list[Task], chosen: Sequence[str] = ()) -> list[Result]:
-        """Evaluates the network as it is: by what --metrics chooses, or as told here.
+        """Evaluates the network as it is now.
 
-        Where a running mean of the weights is kept, it comes first, and then the weights themselves
-        (`TITLE, raw weights`). Images that cannot be read are taken out of `tasks`.
+        If a running mean of the weights is kept, its results come first, followed by those of the
+        weights themselves (`TITLE, raw weights`).
+
+        Args:
+            tasks: images that turn out not to be readable are taken out of this list's tasks.
+            chosen: the metrics to compute; empty means those of --metrics.
         """
         if self.average is None:
             return self._evaluated(tasks, chosen)
@@ -143,11 +148,11 @@ class Training:
         return results
 
     def _with_room(self, look: Callable[[], T]) -> T:
-        """What `look` returns, which looks at images and changes nothing.
+        """Returns `look()`, which computes something and changes nothing.
 
         A recorded step (net/replay.py) keeps its memory between the steps, and a small GPU may have
-        too little left beside it. Then the recording is given up and the look begins anew. Steps
-        are not recorded again, because the next look would end that recording too.
+        too little left beside it. Then the recording is dropped and `look` is called once more.
+        Steps are not recorded again, because the next evaluation would end that recording too.
         """
         try:
             return look()
@@ -158,23 +163,23 @@ class Training:
             "the GPU has no room for an evaluation beside the recorded training step, so steps are "
             "no longer recorded, and slower for it (as with --cuda-graphs 0)"
         )
-        self.give_back()  # out here, where the error no longer holds what the first try had
+        self.give_back()  # outside `except`, whose error would keep the first try's tensors alive
         return look()
 
     def give_back(self) -> None:
-        """Frees what only further steps use of a GPU's memory: recordings, and gradients in it."""
+        """Frees the GPU memory that only training steps use: recordings and gradients."""
         self.network.record(False)
         self.optimisers.forget_gradients()
         gc.collect()
 
-    # -- what is kept
+    # -- checkpoints
 
     def running_statistics(self) -> list[torch.Tensor]:
-        """The buffers that a forward pass changes, and that a skipped step must leave alone."""
+        """Buffers that a forward pass changes and that must be restored when a step is skipped."""
         return [*self.network.buffers(), *self.objective.buffers()]
 
     def end_lap(self, epoch: int) -> MetricsRow:
-        """Ends the lap and begins a new one; returns the row of what happened in it, in `epoch`."""
+        """Ends the lap and begins a new one; returns its row of metrics.csv, numbered `epoch`."""
         row: MetricsRow = {"epoch": epoch, **self.lap.summary()}
         row |= {"step": self.clock.step, "seconds": self.clock.seconds}
         row |= {f"lr {name}": lr for name, lr in self.optimisers.learning_rates().items()}
@@ -182,9 +187,9 @@ class Training:
         return row
 
     def _network_state(self) -> dict[str, Any]:
-        """The network and what is needed to use it, as a checkpoint keeps them.
+        """The entries of a checkpoint for the network and whatever is needed to use it.
 
-        Without the network's base where PEFT trains beside one.
+        With PEFT the network's base is left out.
         """
         entries = {
             "model_state_dict": self.network.trained_state(),
@@ -194,7 +199,7 @@ class Training:
         return entries | ({"base": self.base} if self.base else {})
 
     def best_checkpoint(self, results: Sequence[Result]) -> Checkpoint:
-        """The content of the best checkpoint: weights, options and what they reached."""
+        """The content of the best checkpoint: weights, options and results."""
         return {
             **self._network_state(),
             "criterion_state_dict": self.objective.state_dict(),
@@ -206,11 +211,11 @@ class Training:
         }
 
     def _mean(self) -> dict[str, Any]:
-        """The entries of a checkpoint that hold the running mean, where there is one."""
+        """The entries of a checkpoint for the running mean; empty without one."""
         return {} if self.average is None else self.average.state()
 
     def bytes_on_disk(self, kept: int = 0) -> int:
-        """What the run's checkpoints take: the best, the last, and `kept` older ones."""
+        """Size of all checkpoints of the run: the best, the last, and `kept` older ones."""
         weights = _bytes(self.network.trained_state())
         mean = 0 if self.average is None else weights
         weights += mean + _bytes(self.objective.state_dict())
@@ -218,13 +223,13 @@ class Training:
         return _bytes(self.network.base_state()) + weights + last * (1 + kept)
 
     def load_best(self, checkpoint: Checkpoint) -> None:
-        """Puts the weights of a `best_checkpoint` into the network; training is over then."""
+        """Loads the weights of a `best_checkpoint`, once training is over."""
         self.network.load_state_dict(checkpoint["model_state_dict"])
         if self.average is not None:
             self.average.load(checkpoint)
 
     def state(self) -> Checkpoint:
-        """The content of last.pth: all that a continued run needs."""
+        """The content of last.pth: everything that a continued run needs."""
         return {
             **self._network_state(),
             "criterion_state_dict": self.objective.state_dict(),
@@ -243,8 +248,8 @@ class Training:
         """Continues from `state()`.
 
         Raises:
-            InputError: it is damaged, or not the state of such a training; or the options gave
-                another network in the version that began the run.
+            InputError: the state is damaged, or is not that of such a training; or the version that
+                began the run built another network from the same options.
         """
         with damage_in_words(
             "the last checkpoint", "use an older one (step_N.pth), or start again"
@@ -288,16 +293,16 @@ def _bytes(state: Mapping[str, torch.Tensor]) -> int:
 
 
 def _of_raw_weights(result: Result) -> Result:
-    """What the weights themselves reached, without what it shares with the mean's result."""
+    """A result of the raw weights, without what it shares with the result of their mean."""
     numbers = without_counts(result.numbers)
     bare = replace(result, embeddings=torch.empty(0), gallery=None, per_query=None)
     return replace(bare, title=result.title + RAW, numbers=numbers)
 
 
 def alike(stored: Any, own: Any) -> bool:
-    """Whether a plain value that was stored can take the place of `own`: kind, size and range.
+    """Whether a stored value can replace `own`: whether its kind, size and range fit.
 
-    Where `own` is an empty dictionary, the stored one may hold any finite numbers.
+    If `own` is an empty dictionary, the stored one may hold any finite numbers.
     """
     match own:
         case dict() if not own:
@@ -315,7 +320,7 @@ def alike(stored: Any, own: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number, and no count below zero; 0-d tensors are numbers."""
+    """Whether it is a finite float, an integer from 0 on, or a 0-d tensor."""
     if isinstance(value, torch.Tensor):
         return value.ndim == 0 and not value.is_complex()
     if isinstance(value, bool) or not isinstance(value, int | float):
