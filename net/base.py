@@ -1,4 +1,4 @@
-"""The base: the weights that rest in a PEFT run, which its checkpoints leave out.
+"""The base: the frozen weights of a PEFT run, which its checkpoints leave out.
 
 A run folder holds its base once, in base.pth, and is complete. A checkpoint that was taken out of
 its folder says what its base was; `building.whole` builds it again from that.

@@ -1,9 +1,9 @@
 """The blocks of a backbone, in order from the input to the output.
 
-Freezing, layer-wise rates and whatever else depends on depth use blocks. To all of them a block is
-the names of the modules and parameters that it consists of. The first block is what comes before
-the repeated ones: the stem; or patch embedding, position embeddings and class tokens. What comes
-after the last one (the final norm) belongs to the last one.
+Freezing, layer-wise rates and whatever else depends on depth use blocks. A block is given by the
+names of its modules and parameters. The first block holds everything before the repeated ones: the
+stem, or patch embedding, position embeddings and class tokens. Whatever comes after the last one,
+such as the final norm, belongs to the last one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An architecture, and where its backbone starts → the network."""
+"""Builds a network from an architecture and the starting weights of its backbone."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def build(
 
     Args:
         architecture: which; `Architecture("resnet50", 512)`.
-        pretrained: where its backbone starts. None or `none`: at random; `imagenet`, which
-            downloads; or a file of weights. Of a run's checkpoint it is what the run hands on: the
-            mean of its weights (--ema), LoRA merged into the layers.
+        pretrained: starting weights of its backbone. None or `none`: random; `imagenet`:
+            downloaded; or a file of weights. From the checkpoint of a run come the weights that it
+            is used by: their mean (--ema), with LoRA merged into the layers.
         masks: divide and conquer's.
 
     Raises:
@@ -63,7 +63,7 @@ def _check_imagenet_fits(architecture: Architecture) -> None:
 
 
 def _content(file: Path) -> Checkpoint:
-    """A file of weights; a checkpoint of ours with its base, and the mean where it has one."""
+    """A file of weights; of our checkpoints, base and mean included, those that are used."""
     content = load_tensors(file, "weights file")
     if not is_ours(content):
         return content
@@ -74,13 +74,13 @@ def _content(file: Path) -> Checkpoint:
 
 
 def whole(content: Checkpoint, source: str | Path) -> Checkpoint:
-    """A checkpoint with all weights: its base is built anew where it came without it.
+    """A checkpoint with all weights; if its base is missing, that is built again.
 
     Args:
         content: as `runs.load_checkpoint` reads it. source: what to call it in errors.
 
     Raises:
-        InputError: what the base was made from is not here, or has changed.
+        InputError: the weights that the base was made from are missing, or have changed.
     """
     if "base" not in content:
         return content

@@ -27,7 +27,7 @@ POOLINGS = {"avg+max": 1, "avg": 1, "max": 1, "grid": 4, "gem": 1, "cls": 1, "at
 """Name → cells along each side of the pooled map; the features of all cells follow each other."""
 
 BN_FREEZE = ("0", "1", "affine", "statistics")
-"""What rests in the backbone's BatchNorms: see `EmbeddingNet` in network.py, which does it."""
+"""How far the backbone's BatchNorms are frozen: see `Architecture.bn_freeze`."""
 
 HEAD_USES = ("linear", "training", "none")
 """Where the embedding comes from. `linear`: from a linear head. `training`: in training from that
@@ -64,7 +64,7 @@ def blocks_of(text: str) -> int | str:
 
 @dataclass(frozen=True)
 class Peft:
-    """What trains of a backbone whose own weights rest (`--peft`): see peft.py, which adds it.
+    """What trains in a backbone whose own weights are frozen (`--peft`); peft.py adds it.
 
     Attributes:
         rank: of the two factors beside each linear layer (LoRA); 0 adds none.

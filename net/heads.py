@@ -1,8 +1,8 @@
-"""What stands on the backbone: pooling, and the linear heads that turn features into embeddings.
+"""Pooling, and the linear heads that turn features into embeddings.
 
 `embedding` is the main head of every method; `uncertainty` is IDML's. `specific` (class-specific)
-is DDML's: there both heads are twice as wide, for each gives a mean and a deviation, and the
-specific head stands on the raw output of the main one.
+is DDML's: with it both heads are twice as wide, because each gives a mean and a deviation, and the
+specific head takes the raw output of the main one.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ HEADS = {
     "uncertainty": "uncertainty",
     "specific": "embedding_specific",
 }
-"""Each head's name, and the released name of its layer among the backbone's."""
+"""Each head's name → the name of its layer in the released state_dicts."""
 HEAD_KEYS = tuple(f"{key}." for key in (*HEADS.values(), "head_norm"))
-"""What the keys of the heads, and of the norm before them, begin with among the backbone's."""
+"""How the state_dict's keys of the heads, and of the norm before them, begin."""
 GEM_START = 3.0
 """The power that generalised mean pooling starts with."""
 
@@ -118,7 +118,7 @@ def head_sizes(heads: tuple[str, ...], embedding_size: int) -> dict[str, int]:
 
 
 def make_norm(kind: bool | str, features: int) -> nn.Module | None:
-    """What `Architecture.head_norm` puts before the heads; None is nothing. (B, F) → (B, F)."""
+    """The norm before the heads, as `Architecture.head_norm` says: (B, F) → (B, F), or None."""
     if isinstance(kind, str):
         return nn.LayerNorm(features, elementwise_affine=kind == "layer")
     return nn.BatchNorm1d(features) if kind else None
@@ -154,7 +154,7 @@ _CLASSIFIERS = ("fc.", "_fc.", "last_linear.", "aux1.", "aux2.")
 
 
 def classifiers(weights: Iterable[str], own: Collection[str]) -> set[str]:
-    """The keys of the classifiers that a released file carries along and a network has not."""
+    """The keys of classifiers in a released file, which the network does not have."""
     return {
         key
         for key in weights

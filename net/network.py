@@ -1,4 +1,4 @@
-"""The network: backbone, pooling, heads and masks, and which of them is trained."""
+"""The network: backbone, pooling, heads and masks, and which of them are trained."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from net.architecture import Architecture
 from net.blocks import Block, belongs
 from net.choices import POOLINGS, InputSpec, Peft
 from net.depth import recompute_blocks
+from net.freezing import prepare_backbone
 from net.heads import (
     HEAD_KEYS,
     HEADS,
@@ -29,7 +30,6 @@ from net.masks import EmbeddingMasks
 from net.peft import NO_TOKENS
 from net.pieces import in_pieces
 from net.replay import Replay
-from net.rest import prepare
 from utils import InputError
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
@@ -43,7 +43,7 @@ class EmbeddingNet(nn.Module):
     `masks.weight`.
 
     Attributes:
-        architecture: what it was built from.
+        architecture: describes the network.
         masks: None, or divide and conquer's masks.
     """
 
@@ -52,11 +52,11 @@ class EmbeddingNet(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self._frozen = False
+        self._in_warm_up = False
         self._kept: int | None = None
         self._replay: Replay | None = None
-        self._blocks = architecture.backbone.blocks(backbone)  # while it is alone
-        self._rest = prepare(backbone, self._blocks, architecture)
+        self._blocks = architecture.backbone.blocks(backbone)  # while it has no heads yet
+        self._frozen = prepare_backbone(backbone, self._blocks, architecture)
         self.model = backbone
         self.pool = Pool(architecture.pooling)
         features = backbone.num_features * POOLINGS[architecture.pooling] ** 2
@@ -75,10 +75,10 @@ class EmbeddingNet(nn.Module):
         if architecture.bn_momentum is not None:
             for batch_norm in self._backbone_norms():
                 batch_norm.momentum = architecture.bn_momentum
-        # With BitFit scales and shifts are what trains, and need no warm-up that releases them.
+        # With BitFit scales and shifts train from the start, not only after a warm-up.
         quirk = architecture.bn_freeze == "1" and not Peft.of(architecture.peft).biases
         if quirk or architecture.bn_freeze == "affine":
-            self._rest_affine()
+            self._freeze_affine()
         self.train()
 
     def _without_head(self, features: int) -> None:
@@ -91,7 +91,7 @@ class EmbeddingNet(nn.Module):
 
     @property
     def embedding_size(self) -> int:
-        """d, of what the losses see."""
+        """d of the embeddings that the losses see."""
         return self.architecture.embedding_size
 
     @property
@@ -111,10 +111,10 @@ class EmbeddingNet(nn.Module):
         return self.test_size < self._whole_size
 
     def keep(self, dims: int | None) -> None:
-        """Lets test-time embeddings be their first `dims` entries; None is all of them again.
+        """Cuts test-time embeddings to their first `dims` entries; None undoes it.
 
         Raises:
-            InputError: there are not so many.
+            InputError: they have fewer.
         """
         if dims is not None and not 1 <= dims <= self._whole_size:
             raise InputError(
@@ -130,26 +130,26 @@ class EmbeddingNet(nn.Module):
 
     @property
     def input(self) -> InputSpec:
-        """What the network wants to be fed."""
+        """The kind of input that the network expects."""
         return self.architecture.input
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that `architecture_of` and `load_checkpoint` can read it."""
+        """The entry of a checkpoint from which `architecture_of` builds the same network again."""
         described = asdict(self.architecture)
         if self.masks is not None:
             described |= {"masks_at_test": self.masks.full, "mask_relu": self.masks.relu}
         return described
 
     def base_state(self) -> dict[str, Tensor]:
-        """What rests for good beside PEFT, which checkpoints leave out; empty without PEFT."""
+        """The frozen weights of a network with PEFT, which checkpoints leave out; else empty."""
         return {k: v for k, v in self.state_dict().items() if self._is_base(k)}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The rest of the state_dict: what checkpoints keep."""
+        """The part of the state_dict that checkpoints keep: all but `base_state`."""
         return {k: v for k, v in self.state_dict().items() if not self._is_base(k)}
 
     def _is_base(self, key: str) -> bool:
-        return key.removeprefix("model.") in self._rest.base
+        return key.removeprefix("model.") in self._frozen.base
 
     # -- forward
 
@@ -159,10 +159,10 @@ class EmbeddingNet(nn.Module):
         With a `specific` head, that head and the embedding are (B, 2d).
 
         Args:
-            cluster: with masks, the one whose mask multiplies the embedding; None: what the masks'
-                `full` says.
-            pieces: with more than one, the backbone computes the batch piece by piece, and twice,
-                with the memory of one piece: see pieces.py.
+            cluster: with masks, the cluster whose mask multiplies the embedding; with None the
+                masks' `full` decides.
+            pieces: with more than one, the backbone computes the batch piece by piece, twice, and
+                needs memory for only one piece: see pieces.py.
         """
         features = self.features(images, pieces)
         # Heads cost nothing beside the backbone; in bfloat16 they would round the embeddings.
@@ -187,10 +187,10 @@ class EmbeddingNet(nn.Module):
         return self.pool(self.model(images))
 
     def record(self, recorded: bool = True) -> None:
-        """Lets the training steps of the backbone be recorded on the GPU, or not; see replay.py."""
+        """Switches recording of the backbone's training steps on a GPU on or off; see replay.py."""
         self._replay = None
         if recorded:
-            # No circle of references, so that a recording's memory is freed with its network.
+            # A weak reference, so that a recording's memory is freed together with its network.
             me = weakref.proxy(self)
             self._replay = Replay(
                 lambda images: me._pooled(images),
@@ -200,7 +200,7 @@ class EmbeddingNet(nn.Module):
 
     @property
     def is_recorded(self) -> bool:
-        """Whether a step is recorded on the GPU, where it keeps its memory between the steps."""
+        """Whether a step has been recorded, which keeps its GPU memory between the steps."""
         return self._replay is not None and self._replay.holds_memory
 
     def _below_heads(self) -> list[nn.Parameter]:
@@ -213,13 +213,13 @@ class EmbeddingNet(nn.Module):
         """Tries one blank image of `size` pixels.
 
         Raises:
-            InputError: branches of a block would give maps of different sizes, or nothing is left
-                of a map; or the blocks do not pass on tokens, and there are prompts.
+            InputError: branches of a block would give maps of different sizes, or a map would be
+                empty; or there are prompts, and the blocks do not pass on tokens.
         """
         error = self._trouble_with(size)
         if error is None:
             return
-        if Peft.of(self.architecture.peft).prompts:  # plain ViTs take whatever they are built for
+        if Peft.of(self.architecture.peft).prompts:  # plain ViTs take the size they are built for
             raise InputError(NO_TOKENS) from error
         near = max(32, round(size / 32) * 32)
         advice = f"choose another --image-size, such as {self.input.size}"
@@ -234,7 +234,7 @@ class EmbeddingNet(nn.Module):
 
     @torch.no_grad()
     def _trouble_with(self, size: int) -> Exception | None:
-        """What goes wrong with an image of `size` pixels, if anything does."""
+        """The error that an image of `size` pixels causes, if it causes one."""
         training, device = self.training, next(self.parameters()).device
         self.eval()
         try:
@@ -248,10 +248,10 @@ class EmbeddingNet(nn.Module):
         return None
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) → test-time embeddings (B, d), raw; the means where disentangled.
+        """Images (B, 3, H, W) → test-time embeddings (B, d), raw; with DDML the main head's means.
 
-        With a head for `training` alone they are the pooled features before it. After `keep`, the
-        first entries of them.
+        If the head serves training only, they are the pooled features that it is given. After
+        `keep` they are cut to their first entries.
         """
         if self.architecture.head == "training":
             return self.features(images)[:, : self.test_size]
@@ -268,7 +268,7 @@ class EmbeddingNet(nn.Module):
             outputs["specific"] = self.model.embedding_specific(outputs["embedding"])
         return outputs
 
-    # -- what is trained
+    # -- which parameters train
 
     def recompute_blocks(self) -> None:
         """Saves memory in training at the cost of a second forward pass of the blocks that train.
@@ -276,7 +276,7 @@ class EmbeddingNet(nn.Module):
         Raises:
             InputError: none of them trains, or they are not modules.
         """
-        open_blocks = [b for b in self._blocks[1:] if not belongs(b[0], self._rest.modules)]
+        open_blocks = [b for b in self._blocks[1:] if not belongs(b[0], self._frozen.modules)]
         if not open_blocks:
             raise InputError(
                 "--grad-checkpointing: all blocks are frozen (--freeze-blocks), so nothing of them "
@@ -286,33 +286,33 @@ class EmbeddingNet(nn.Module):
 
     @property
     def updates_statistics(self) -> bool:
-        """Whether BatchNorms of the backbone take in the batches of the training."""
+        """Whether training batches update running statistics of the backbone's BatchNorms."""
         return any(norm.training for norm in self._backbone_norms())
 
     @property
     def has_batch_norms(self) -> bool:
-        """Whether the backbone has any."""
+        """Whether the backbone has BatchNorms."""
         return bool(self._backbone_norms())
 
     @property
-    def rests_in_part(self) -> bool:
-        """Whether parameters of the backbone rest for good, BatchNorms aside."""
-        return bool(self._rest.parameters)
+    def is_partly_frozen(self) -> bool:
+        """Whether parameters of the backbone other than BatchNorms are frozen in the whole run."""
+        return bool(self._frozen.parameters)
 
     def counts(self) -> tuple[int, int]:
         """How many parameters train (after a warm-up, if there is one), and how many there are."""
         trained = {p for p in self.parameters() if p.requires_grad}
-        if self._frozen:  # by a warm-up, whose end releases them
+        if self._in_warm_up:  # then these train later
             trained.update(self.backbone_parameters())
             if self.architecture.bn_freeze == "affine":
                 trained -= self._affine()
         return sum(p.numel() for p in trained), sum(p.numel() for p in self.parameters())
 
     def train(self, mode: bool = True) -> EmbeddingNet:
-        """As `Module.train`, but what is frozen for good stays in evaluation mode."""
+        """As `Module.train`, but whatever is always frozen stays in evaluation mode."""
         super().train(mode)
         for name, module in self.model.named_modules():
-            if self._rest.holds(name, module):
+            if self._frozen.holds(name, module):
                 module.eval()
         if self.architecture.bn_freeze != "0":
             for norm in self._backbone_norms():
@@ -320,22 +320,22 @@ class EmbeddingNet(nn.Module):
         return self
 
     def freeze_backbone(self, frozen: bool) -> None:
-        """Stops or resumes the training of the backbone, as in a warm-up; heads and masks train on.
+        """Freezes or unfreezes the backbone, as a warm-up does; heads and masks always train.
 
-        When the backbone is released, `bn_freeze="1"` gives its BatchNorms' scales and shifts their
-        gradient too: the released loops do so, and the published numbers come from that. Without a
-        warm-up they stay frozen, but for BitFit, which trains them at once. A call that changes
-        nothing has no effect.
+        Unfreezing also makes the scales and shifts of its BatchNorms train with `bn_freeze="1"`, as
+        in the released loops, which the published numbers come from. Without a warm-up they stay
+        frozen, except with BitFit, which trains them from the start. Calling it again with the same
+        value has no effect.
         """
-        if frozen == self._frozen:
+        if frozen == self._in_warm_up:
             return
-        self._frozen = frozen
+        self._in_warm_up = frozen
         for parameter in self.backbone_parameters():
             parameter.requires_grad_(not frozen)
         if self.architecture.bn_freeze == "affine":
-            self._rest_affine()
+            self._freeze_affine()
 
-    def _rest_affine(self) -> None:
+    def _freeze_affine(self) -> None:
         for parameter in self._affine():
             parameter.requires_grad_(False)
 
@@ -348,23 +348,23 @@ class EmbeddingNet(nn.Module):
         return [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def blocks(self) -> list[Block]:
-        """The backbone's blocks from the input to the output, by names below `model`: blocks.py."""
+        """The backbone's blocks from input to output, as names within `model`; see blocks.py."""
         return self._blocks
 
     def block_parameters(self) -> list[list[nn.Parameter]]:
-        """Those of `backbone_parameters` in each of `blocks`."""
+        """The `backbone_parameters` of each of the `blocks`."""
         named = self._trained_backbone()
         return [[p for n, p in named if belongs(n, block)] for block in self.blocks()]
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The backbone's parameters, those of a warm-up too, without those that rest for good."""
+        """The backbone's parameters that train, now or after a warm-up."""
         return [parameter for _, parameter in self._trained_backbone()]
 
     def _trained_backbone(self) -> list[tuple[str, nn.Parameter]]:
         return [
             (name, parameter)
             for name, parameter in self.model.named_parameters()
-            if not name.startswith(HEAD_KEYS) and name not in self._rest.parameters
+            if not name.startswith(HEAD_KEYS) and name not in self._frozen.parameters
         ]
 
     def head_parameters(self) -> list[nn.Parameter]:
@@ -383,10 +383,10 @@ class EmbeddingNet(nn.Module):
     ) -> list[ParameterGroup]:
         """Optimiser groups: `backbone` at `lr`, `head` and, if there are any, `masks` at `head_lr`.
 
-        With `decay_all=False` biases and norms stand in groups of their own, `backbone vectors` and
-        `head vectors`, which have no weight decay; with `decay_biases` only norms do (spherical
-        embeddings). With a `layer_decay` F below 1 each block of the backbone has a group of its
-        own, all of one name, at lr × Fⁿ where n blocks stand above it.
+        With `decay_all=False` biases and norms get groups of their own without weight decay,
+        `backbone vectors` and `head vectors`; with `decay_biases`, only norms do (spherical
+        embeddings). With a `layer_decay` F below 1 each block of the backbone gets a group of its
+        own, all with the same name, at lr × Fⁿ if n blocks follow it.
         """
         head_lr = lr if head_lr is None else head_lr
         groups = [
@@ -416,10 +416,10 @@ class EmbeddingNet(nn.Module):
         return {p for norm in norms for p in norm.parameters()}
 
     def ensure_masks(self) -> None:
-        """Gives a network without masks one (of ones), so that a file's masks have a place.
+        """Gives a network without masks a mask of ones, so that a file's masks can be loaded.
 
         Raises:
-            InputError: its embedding comes from no linear head.
+            InputError: its embedding does not come from a linear head.
         """
         if self.masks is None:
             if self.architecture.head != "linear":
@@ -429,7 +429,7 @@ class EmbeddingNet(nn.Module):
 
 
 def _apart(group: ParameterGroup, undecayed: set[nn.Parameter]) -> list[ParameterGroup]:
-    """The group without some of its parameters, and those without weight decay."""
+    """Splits a group: the parameters with weight decay, and those without."""
     kept = [p for p in group["params"] if p not in undecayed]
     vectors = [p for p in group["params"] if p in undecayed]
     apart = {"name": f"{group['name']} vectors", "params": vectors, "weight_decay": 0.0}

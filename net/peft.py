@@ -1,10 +1,10 @@
-"""Parameter-efficient fine-tuning: what is added to a backbone whose own weights rest.
+"""Parameter-efficient fine-tuning: a frozen backbone, and the few parameters that train.
 
 - LoRA (Hu et al., ICLR 2022): W becomes W + (alpha / rank) B A in every linear layer of the blocks.
-- Deep visual prompts (VPT-deep: Jia et al., ECCV 2022): tokens of its own in front of each block's.
+- Deep visual prompts (VPT-deep: Jia et al., ECCV 2022): each block gets tokens of its own in front.
 - BitFit (Ben Zaken et al., ACL 2022): biases train, and here scales and shifts of norms too.
 
-All of it keeps the names of the backbone's parameters, so weights load as they do without.
+All of them keep the names of the backbone's parameters, so that weights load as without them.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from utils import InputError
 LORA_KEYS = ("lora_a", "lora_b")
 PROMPTS_KEY = "prompts"
 ADDED_KEYS = tuple(f".{key}" for key in (*LORA_KEYS, PROMPTS_KEY))
-"""What the keys of all that is added end with."""
+"""The keys of all added parameters end with one of these."""
 
 
-def add_peft(module: nn.Module, blocks: Sequence[Block], rested: int, peft: Peft) -> set[str]:
-    """Adds to a backbone what `peft` says, from the first block that does not rest.
+def add_peft(module: nn.Module, blocks: Sequence[Block], frozen: int, peft: Peft) -> set[str]:
+    """Adds what `peft` says to a backbone, in all blocks that are not frozen altogether.
 
     Args:
         module: the backbone. blocks: all its blocks, the stem first.
-        rested: how many of them rest altogether.
+        frozen: how many of them are frozen altogether.
 
     Returns:
-        The names of its parameters that train: those that were added, and with BitFit others.
+        The names of the parameters that train: the added ones, and with BitFit biases and norms.
 
     Raises:
-        InputError: the backbone has no place for them.
+        InputError: the backbone cannot have them.
     """
-    upper = blocks[max(1, rested) :]
+    upper = blocks[max(1, frozen) :]
     if not upper:
         raise InputError(f"--peft {peft} trains nothing, because all blocks are frozen")
     before = {name for name, _ in module.named_parameters()}
@@ -51,7 +51,7 @@ def add_peft(module: nn.Module, blocks: Sequence[Block], rested: int, peft: Peft
         _add_prompts(module, blocks[0], upper, peft.prompts)
     trained = {name for name, _ in module.named_parameters()} - before
     if peft.biases:
-        open_blocks = [part for block in blocks[rested:] for part in block]
+        open_blocks = [part for block in blocks[frozen:] for part in block]
         trained |= {name for name in _vectors(module) if belongs(name, tuple(open_blocks))}
     return trained
 
@@ -103,7 +103,7 @@ def _add_lora(module: nn.Module, upper: Sequence[Block], peft: Peft) -> None:
 
 
 def merge_lora(module: nn.Module) -> None:
-    """Turns every LoRA layer into the plain linear layer that it equals, in place."""
+    """Turns every LoRA layer into the equivalent plain linear layer, in place."""
     for layer in module.modules():
         if isinstance(layer, LoraLinear):
             weight = layer.weight.detach()
@@ -114,7 +114,7 @@ def merge_lora(module: nn.Module) -> None:
 
 
 def merged(weights: Mapping[str, Tensor], peft: Peft) -> dict[str, Tensor]:
-    """The weights of a network with LoRA as those of the plain network that it equals."""
+    """Converts the weights of a network with LoRA to those of the equivalent plain network."""
     plain = {name: w for name, w in weights.items() if not name.endswith(LORA_KEYS)}
     if peft.rank:
         for name in weights:
@@ -135,7 +135,7 @@ NO_TOKENS = (
 
 
 def _add_prompts(module: nn.Module, stem: Block, upper: Sequence[Block], count: int) -> None:
-    """Gives each block `count` tokens of its own, which its successor does not see."""
+    """Gives each block `count` tokens of its own, which are removed again behind it."""
     layers = [_token_block(module, block) for block in upper]
     widths = {_token_width(layer) for layer in layers}
     if len(widths) > 1:
@@ -151,12 +151,12 @@ def _add_prompts(module: nn.Module, stem: Block, upper: Sequence[Block], count: 
         layer.register_forward_pre_hook(_prepend_prompts)
         layer.register_forward_hook(_drop_prompts)
         for part in layer.modules():
-            if hasattr(part, "num_prefix_tokens"):  # those that have no place in the image
+            if hasattr(part, "num_prefix_tokens"):  # tokens that stand for no place in the image
                 part.num_prefix_tokens += count
 
 
 def _token_block(module: nn.Module, block: Block) -> nn.Module:
-    """The module of a block that has attention, and no biases for pairs of places in it.
+    """The module of a block that has attention without biases for pairs of places.
 
     Raises:
         InputError: there is no such module.
@@ -170,7 +170,7 @@ def _token_block(module: nn.Module, block: Block) -> nn.Module:
 
 
 def _token_width(layer: nn.Module) -> int:
-    """C of the tokens that a block takes: what its first norm is over."""
+    """C of the tokens (B, T, C) that a block takes: the size of its first norm."""
     norm = next((part for part in layer.modules() if is_norm(part)), None)
     if getattr(norm, "weight", None) is None:
         raise InputError(NO_TOKENS)
@@ -196,7 +196,7 @@ def _drop_prompts(block: nn.Module, inputs: tuple, tokens: Tensor) -> Tensor:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm of whichever library: LayerNorm, BatchNormAct2d, RmsNorm."""
+    """Whether a module is a norm, of any library: LayerNorm, BatchNormAct2d, RmsNorm."""
     return "norm" in type(module).__name__.lower()
 
 
@@ -215,7 +215,7 @@ def _vectors(module: nn.Module) -> set[str]:
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """32 hexadecimal digits of weights, their names and shapes."""
+    """32 hexadecimal digits that identify weights with their names and shapes."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(weights):
         weight = weights[name].detach().cpu().contiguous()

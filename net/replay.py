@@ -1,9 +1,9 @@
 """A backbone whose training step is recorded once, on a GPU, and replayed from then on.
 
 A step of BN-Inception is some 1,700 kernels, and starting them one by one takes the host longer
-than a fast GPU needs to run them. A recording (a CUDA graph) starts all of them at once. It holds
-for batches of one shape, the same trained parameters and the same precision; whatever differs is
-computed as usual, and recorded in its turn when it comes often enough.
+than a fast GPU needs to run them. A recording (a CUDA graph) starts all of them at once. It is
+valid for batches of one shape, the same trained parameters and the same precision. Anything else is
+computed as usual, and gets a recording of its own if it comes often enough.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from criteria.base import only_once
 from utils import first_line
 
 CALLS_BEFORE = 3
-"""Calls of one kind that are computed as usual before it is recorded: a short run never is."""
+"""Calls of one kind that are computed as usual before one is recorded; a short run has no more."""
 MOST = 2
-"""Shapes of batches that are recorded: the last batch of an epoch may be a smaller one."""
+"""How many shapes of batches are recorded: the last batch of an epoch may be smaller."""
 TOGETHER = 2
-"""Batches whose backward pass may still be to come: mixup adds a second one. Each has a recording
-of its own, because a replay overwrites what the backward pass of the batch before needs."""
+"""How many batches may wait for their backward pass at once: mixup adds a second one. Each needs a
+recording of its own, because a replay overwrites what the other's backward pass needs."""
 WARM_UPS = 2
-"""Passes on the recording's stream before it: libraries set themselves up in the first."""
+"""Passes before the recording, on its stream: libraries set themselves up in the first."""
 
 logger = logging.getLogger(__name__)
 
 
 class Replay:
-    """Features of images, by a recording where one fits.
+    """Computes features of images, with a recording if one fits.
 
     Args:
-        compute: images (B, 3, H, W) → features (B, F), what is recorded.
-        parameters: what it may train. buffers: what it changes by being called (running means).
+        compute: the function to record: images (B, 3, H, W) → features (B, F).
+        parameters: the parameters it may train. buffers: the buffers it changes (running means).
         record: makes a recording; see `recorded`.
     """
 
@@ -55,7 +55,7 @@ class Replay:
         self._setting: tuple | None = None
         self._calls: Counter[tuple] = Counter()
         self._tapes: dict[tuple, Tape] = {}
-        self._under_way = 0  # batches whose backward has not come yet
+        self._pending = 0  # batches whose backward pass is still to come
         self._over = False
 
     def __deepcopy__(self, memo: dict) -> None:
@@ -64,7 +64,7 @@ class Replay:
 
     @property
     def holds_memory(self) -> bool:
-        """Whether something is recorded: it keeps the memory of a step, whatever else is done."""
+        """Whether something is recorded: a recording always keeps the memory of a step."""
         return bool(self._tapes)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -75,25 +75,25 @@ class Replay:
         tape = self._tape(images, trained)
         features = self._compute(images) if tape is None else tape.play(images)
         if features.requires_grad:
-            self._under_way += 1
+            self._pending += 1
             features.register_hook(self._arrived)
         else:
-            self._over = True  # the features depend on nothing that may train
+            self._over = True  # the features do not depend on anything that trains
         return features
 
     def _arrived(self, gradient: Tensor) -> None:
-        self._under_way -= 1
+        self._pending -= 1
 
     def _tape(self, images: Tensor, trained: list[nn.Parameter]) -> Tape | None:
         setting = (_autocast(), *(parameter.data_ptr() for parameter in trained))
         if setting != self._setting:
             self._setting, self._tapes = setting, {}
             self._calls.clear()
-        shape, place = _kind(images), self._under_way
+        shape, place = _kind(images), self._pending
         self._calls[shape, place] += 1
-        if place == 0:  # nothing can be recorded while the graph of another batch lives
+        if place == 0:  # nothing can be recorded while another batch's graph is alive
             for other in range(TOGETHER):
-                # A second batch of this step has yet to be counted.
+                # A second batch of this step has not been counted yet.
                 calls = self._calls[shape, other] + (other > 0)
                 if calls > CALLS_BEFORE and (shape, other) not in self._tapes:
                     self._add_tape(shape, other, images, trained)
@@ -122,7 +122,7 @@ def recorded(
     trained: list[nn.Parameter],
     buffers: Sequence[Tensor],
 ) -> Tape:
-    """A recording of `compute` on such images; buffers and random state stay what they were.
+    """Records `compute` on such images, and restores the buffers and the random state.
 
     Raises:
         RuntimeError: something in `compute` cannot be recorded, or there is no memory for it.
@@ -147,7 +147,7 @@ def _autocast() -> tuple[bool, torch.dtype]:
 
 
 class Tape:
-    """One recording: forward and backward of a batch, on tensors that stay where they are.
+    """One recording: forward and backward of a batch, on tensors at fixed addresses.
 
     Raises:
         RuntimeError: something in `compute` cannot be recorded.
@@ -164,7 +164,7 @@ class Tape:
         stream.wait_stream(torch.cuda.current_stream(images.device))
 
         def features() -> Tensor:
-            # The cache of casts would keep tensors of one pass for the next.
+            # Without autocast's cache, which would keep tensors of one pass for the next.
             with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
                 return compute(self._images)
 
@@ -178,14 +178,14 @@ class Tape:
                 self._gradient = torch.zeros_like(self._features)
                 gradients()
         torch.cuda.synchronize(images.device)
-        # Other threads (one that pins memory) go on meanwhile, which only thread_local admits.
+        # Other threads, such as the one that pins memory, may run meanwhile only in this mode.
         how: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(self._forward, **how):
             self._features = features()
         self._gradient = torch.zeros_like(self._features)
         with torch.cuda.graph(self._backward, pool=self._forward.pool(), **how):
             self._gradients = gradients()
-        # With its graph, every later backward would wait for the stream of the recording.
+        # Otherwise every later backward pass would wait for the recording's stream.
         self._features = self._features.detach()
         torch.cuda.current_stream(images.device).wait_stream(stream)
 
@@ -207,11 +207,11 @@ class Tape:
 
 
 def in_places_of_their_own(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """The same gradients, none of which lies where one before it does.
+    """The same gradients, each in memory of its own.
 
-    autograd gives parameters that are added to each other one tensor as the gradient of all. Its
-    own backward() copies it for each of them; with a recording, nobody does. Clipped in place, it
-    would be clipped as often as there are such parameters.
+    For parameters that are added to each other, autograd returns one tensor as the gradient of all.
+    Its own backward() then copies it for each of them, but a recording does not. Clipped in place,
+    such a tensor would be clipped once for each parameter.
     """
     taken: set[int] = set()
     found: list[Tensor | None] = []

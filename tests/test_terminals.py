@@ -455,7 +455,7 @@ def test_long_titles_stand_above_their_numbers() -> None:
 WAITING = """
 import sys, time, terminal
 terminal.PATIENCE = 0.2
-with terminal.told("counting"):
+with terminal.notice_if_slow("counting"):
     time.sleep(float(sys.argv[1]))
 print("done")
 """

@@ -87,7 +87,7 @@ def _about_network(network: net.EmbeddingNet, args: Options) -> list[str]:
     words = (
         f"{args.model}, {args.image_size} px, stem {args.stem}, {parameters:,} parameters, {begun}"
     )
-    return [_line("network", words), *_what_rests(network)]
+    return [_line("network", words), *_about_frozen(network)]
 
 
 def _about_loss(training: Training, args: Options) -> list[str]:
@@ -136,9 +136,9 @@ def _what_is_left_out(data: Data) -> list[str]:
     return [_line("unreadable", "; ".join(parts))] if parts else []
 
 
-def _what_rests(network: net.EmbeddingNet) -> list[str]:
+def _about_frozen(network: net.EmbeddingNet) -> list[str]:
     """A line about how much of the network trains, if that is not all of it."""
-    if not network.rests_in_part:
+    if not network.is_partly_frozen:
         return []
     trained, total = network.counts()
     return [_line("", f"{trained:,} of them train ({trained / total:.2%})")]

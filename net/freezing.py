@@ -1,7 +1,7 @@
-"""What of a backbone rests for the whole run: `--freeze-stem`, `--freeze-blocks` and `--peft`.
+"""The parts of a backbone that are frozen in the whole run: --freeze-stem, --freeze-blocks, --peft.
 
-What rests has no gradient. Where nothing below a block has one either, autograd keeps nothing of
-its forward pass, which then costs as much as in an evaluation.
+Frozen parameters have no gradient. If nothing below a block has a gradient either, autograd stores
+nothing of its forward pass, which then costs no more than in an evaluation.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from net.peft import add_peft
 from utils import InputError
 
 
-class Rest(NamedTuple):
-    """What rests, by the names of the backbone's modules and parameters.
+class Frozen(NamedTuple):
+    """Names of the frozen modules and parameters of a backbone.
 
     Attributes:
-        modules: which stay in evaluation mode, with all that is in them.
-        parameters: which are never trained.
-        base: those of the parameters that checkpoints leave out; see base.py.
+        modules: stay in evaluation mode, together with all they contain.
+        parameters: are never trained.
+        base: the parameters that checkpoints leave out; see base.py.
     """
 
     modules: Block
@@ -33,44 +33,46 @@ class Rest(NamedTuple):
     base: frozenset[str]
 
     def holds(self, name: str, module: nn.Module) -> bool:
-        """Whether a module rests; a single layer does also where its parameters are named alone."""
+        """Whether a module is frozen, or a layer whose parameters are listed by themselves."""
         if next(module.children(), None) is not None:
             return belongs(name, self.modules)
         own = [name, *(f"{name}.{each}" for each, _ in module.named_parameters())]
         return any(belongs(each, self.modules) for each in own)
 
 
-def prepare(module: nn.Module, blocks: Sequence[Block], architecture: Architecture) -> Rest:
-    """Changes a backbone as its architecture says: stochastic depth, PEFT, what rests.
+def prepare_backbone(
+    module: nn.Module, blocks: Sequence[Block], architecture: Architecture
+) -> Frozen:
+    """Gives a backbone what its architecture says: stochastic depth, PEFT and frozen parts.
 
     Args:
         module: the backbone, without heads. blocks: its blocks, the stem first.
 
     Raises:
-        InputError: it has no place for that, or not so many blocks.
+        InputError: the backbone cannot have that, or has fewer blocks.
     """
     if architecture.drop_path:
         set_drop_path(module, blocks, architecture.drop_path)
-    rested = _count(architecture, blocks)
-    names = [part for block in blocks[:rested] for part in block]
+    count = _frozen_blocks(architecture, blocks)
+    names = [part for block in blocks[:count] for part in block]
     if architecture.freeze_stem:
-        modules = {name for name, _ in module.named_modules()}
-        names += [name for name in blocks[0] if name in modules]
-    asleep = tuple(dict.fromkeys(names))
-    resting = {name for name, _ in module.named_parameters() if belongs(name, asleep)}
+        known = {name for name, _ in module.named_modules()}
+        names += [name for name in blocks[0] if name in known]
+    modules = tuple(dict.fromkeys(names))
+    frozen = {name for name, _ in module.named_parameters() if belongs(name, modules)}
     peft, base = Peft.of(architecture.peft), set()
     if peft != Peft():
-        trained = add_peft(module, blocks, rested, peft) - resting
+        trained = add_peft(module, blocks, count, peft) - frozen
         if architecture.bn_freeze == "affine" and trained <= _of_batch_norms(module):
             raise InputError(
                 f"--peft {peft} trains nothing, because --bn-freeze affine keeps the BatchNorms as "
                 f"they are, and nothing else of {architecture.model} has biases; use --bn-freeze 1"
             )
-        resting = base = {name for name, _ in module.named_parameters()} - trained
+        frozen = base = {name for name, _ in module.named_parameters()} - trained
     for name, parameter in module.named_parameters():
-        if name in resting:
+        if name in frozen:
             parameter.requires_grad_(False)
-    return Rest(asleep, frozenset(resting), frozenset(base))
+    return Frozen(modules, frozenset(frozen), frozenset(base))
 
 
 def _of_batch_norms(module: nn.Module) -> set[str]:
@@ -78,8 +80,8 @@ def _of_batch_norms(module: nn.Module) -> set[str]:
     return {f"{name}.{own}" for name, norm in norms for own, _ in norm.named_parameters()}
 
 
-def _count(architecture: Architecture, blocks: Sequence[Block]) -> int:
-    """How many blocks rest, the stem counted."""
+def _frozen_blocks(architecture: Architecture, blocks: Sequence[Block]) -> int:
+    """How many blocks are frozen, counting the stem."""
     asked, most = architecture.freeze_blocks, len(blocks) - 1
     if asked == ALL_BLOCKS:
         return len(blocks)
