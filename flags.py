@@ -1,6 +1,6 @@
-"""What a flag of the command line is: its spellings, default, kind of value, and who listens to it.
+"""What a flag of the command line is: its spellings, default, kind of value, and when it is read.
 
-Every flag stands once, in the file that reads it: a method's in methods/, the others in options/.
+Every flag is declared once: a method's in its file in methods/, all others in options/.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from machine import expanded
 
 Options = argparse.Namespace
-"""What a command line asks for: an attribute for each flag, called as `Flag.dest` says."""
+"""The values of a command line's flags, as attributes named by `Flag.dest`."""
 
 # --- what a flag is -------------------------------------------------------------------------------
 
 
 class Kind(NamedTuple):
-    """What a flag's value may be: how text becomes a value, what --help calls it, the choices."""
+    """The kind of a flag's value: how text is parsed, its name in --help, the choices."""
 
     parse: Callable[[str], Any] | None
     metavar: str | None = None
@@ -32,11 +32,11 @@ class Kind(NamedTuple):
 
 
 class Need(NamedTuple):
-    """Who reads a flag.
+    """The condition under which a flag has an effect.
 
     Attributes:
-        name: of the reader, for messages: `--optimizer sgd`.
-        met: whether these resolved options have such a reader.
+        name: the condition in words, for messages: `--optimizer sgd`.
+        met: whether these resolved options fulfil it.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Need(NamedTuple):
 
 
 class Change(Enum):
-    """What another value of a flag changes: asked when runs are compared, found or continued."""
+    """What another value of a flag changes; needed to compare, find and continue runs."""
 
     MATTERS = "another training, with other numbers"
     CONTINUED = "other numbers, and a run that is continued may change it (its length, say)"
@@ -54,7 +54,7 @@ class Change(Enum):
 
 
 class Search(NamedTuple):
-    """What a study tries for a flag: `low` to `high`, on a logarithmic scale where `log`."""
+    """What a study tries for a flag: `low` to `high`, on a logarithmic scale if `log`."""
 
     low: float
     high: float
@@ -64,7 +64,7 @@ class Search(NamedTuple):
 MATTERS, CONTINUED, SEED, LABEL, NOTHING = Change
 
 AS_TODAY: Any = object()
-"""`Flag.before` of a flag whose default does what the program did before there was the flag."""
+"""`Flag.before` of a flag whose default is what the program did before the flag existed."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,18 @@ class Flag:
 
     Attributes:
         spellings: `--loss --use_loss`; the first one names the option.
-        default: the option's value where the flag is not given.
+        default: the option's value if the flag is not given.
         kind: what values it takes.
         help: the sentence in --help.
-        need: who reads it; None: it is always read.
-        argument: what the chosen loss calls it, where it is an argument of that loss.
-        shown: the default in words, for --help, where the default depends on other options.
+        need: the condition under which it has an effect; None means always.
+        argument: the name of the loss's argument that it sets, if it sets one.
+        shown: the default in words, for --help, if it depends on other options.
         change: what another value changes.
-        dead: whether it is accepted and changes nothing.
-        before: the option's value in runs that were begun before there was this flag.
-        local: whether processes that train together may each have their own value of it.
-        search: what a study tries, where the flag is read.
-        spelt: value → its one spelling, where a value has several; for comparing runs.
+        dead: whether it is accepted but has no effect.
+        before: the option's value in runs that began before this flag existed.
+        local: whether processes that train together may have different values of it.
+        search: what a study tries if the flag has an effect.
+        spelt: value → the one spelling in which values are compared, if they have several.
     """
 
     spellings: tuple[str, ...]
@@ -103,16 +103,16 @@ class Flag:
 
     @property
     def dest(self) -> str:
-        """The attribute it is stored under: the first spelling."""
+        """The name of its attribute: the first spelling."""
         return self.spellings[0].lstrip("-").replace("-", "_")
 
     def is_read(self, args: Options) -> bool:
-        """Whether anything reads it under these options."""
+        """Whether it has an effect with these options."""
         return self.need is None or self.need.met(args)
 
 
 class Group(NamedTuple):
-    """Flags under one heading of --help, with what `about` says of all of them."""
+    """Flags under one heading of --help; `about` is a sentence about all of them."""
 
     title: str
     flags: tuple[Flag, ...]
@@ -126,7 +126,7 @@ def flag(spellings: str, default: Any, kind: Kind, help: str, **more: Any) -> Fl
 
 # --- kinds of values ------------------------------------------------------------------------------
 
-LARGEST = 2**63 - 1  # of whole numbers, where torch reads or keeps them
+LARGEST = 2**63 - 1  # the largest integer that torch can hold
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -176,7 +176,7 @@ def truth(text: str) -> bool:
 
 
 def binary(text: str) -> int:
-    """0 or 1, also by the words of `truth`."""
+    """0 or 1, also written as `truth` reads it."""
     try:
         return int(truth(text))
     except argparse.ArgumentTypeError:
@@ -184,7 +184,7 @@ def binary(text: str) -> int:
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """`gamma=80` → ("gamma", 80): numbers and true/false become such, the rest stays text."""
+    """`gamma=80` → ("gamma", 80): numbers and true/false are converted, other values stay text."""
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")
@@ -217,17 +217,17 @@ def any_text(metavar: str) -> Kind:
 
 
 def a_path(metavar: str) -> Kind:
-    """A file or folder; `~` is the home folder also where no shell has seen it (`--flag=~/x`)."""
+    """A file or folder; `~` is the home folder even if no shell has expanded it (`--flag=~/x`)."""
     return Kind(expanded, metavar)
 
 
 def a_place(path: str) -> str:
-    """A path as it is written shortest: `./photos/` is `photos`; words stay as they are."""
+    """The shortest spelling of a path: `./photos/` → `photos`; other words stay unchanged."""
     return os.path.normpath(path)
 
 
 def in_order(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Values, or pairs of names and values, whose order says nothing; of a name the last counts."""
+    """Sorts values, or pairs of a name and a value; of several with one name the last counts."""
     named = {value[0] if isinstance(value, list | tuple) else value: value for value in values}
     return tuple(named[name] for name in sorted(named))
 

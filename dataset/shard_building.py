@@ -191,7 +191,7 @@ def bytes_of_one(images: ImageSet, size: int, sample: int = 64) -> float:
     """How much the cache keeps of one image, by the proportions of some: their headers are read."""
     longer = []
     for index in np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int).tolist():
-        with contextlib.suppress(Exception):  # what cannot be read is told elsewhere
+        with contextlib.suppress(Exception):  # unreadable files are reported elsewhere
             need_file(images.paths[index])
             with Image.open(images.paths[index]) as image:
                 longer.append(min(LONGEST, max(image.size) / min(image.size)))

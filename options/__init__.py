@@ -1,12 +1,12 @@
 """From a command line to options, and back from what a run has kept of them.
 
-training   the flags of train.py that belong to no method
-evaluating those of evaluate.py and report.py      declared  all of a command, the methods' too
-needs      what reads a flag                       files     `@FILE` on a command line
+training   flags of train.py that belong to no method
+evaluating flags of evaluate.py and report.py      declared  all flags of each command
+needs      when a flag has an effect               files     `@FILE` on a command line
 parser     argparse with sentences                 parsing   a command line → options
-meaning    what options say, and what clashes      ranking   what is done before images are compared
-suited     settings for the user's own images      looking   what is known of these
-stored     what a run has kept of its options      searching the flags of search.py
+meaning    dependent defaults, clashes             ranking   post-processing of embeddings
+suited     settings for the user's own images      looking   finds out about these images
+stored     the options that a run has stored       searching flags of search.py
 
 Options are resolved once, when they are parsed (`resolved`); what a run has kept of them is read
 back by `kept`. What comes later on a command line wins, so `@recipes/emoji_scratch.txt --seed 2` is

@@ -1,4 +1,4 @@
-"""All flags of a command: those that belong to no method, and those of the methods."""
+"""All flags of each command, including those of the methods."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def train_flags() -> list[Flag]:
 
 
 def defaults(groups: Sequence[Group]) -> dict[str, Any]:
-    """Every option of these groups as it is when nothing is given."""
+    """Option → default, of all options of these groups."""
     return {entry.dest: entry.default for entry in flags_of(groups)}

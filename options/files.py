@@ -1,6 +1,6 @@
 """Files of flags: `@FILE` on a command line stands for the words in it.
 
-One flag or more per line, what has blanks in quotes; `#` starts a comment.
+One or more flags per line; values with blanks are quoted; `#` starts a comment.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from utils import InputError, close_names, join_words
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 """The recipes that come with the code; `@recipes/NAME.txt` is found there from any folder."""
 
-# A word is made of these: what stands in quotes, a sign behind a backslash, any other sign. A
-# backslash is one itself, as in C:\\photos, unless a blank, a quote or # follows.
+# The pieces of a word: text in quotes, a character behind a backslash, any other character. A
+# backslash stands for itself, as in C:\\photos, unless a blank, a quote or # follows.
 _PIECE = re.compile(
     r"""'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)"|\\(?P<sign>[\s'"#])|(?P<other>[^\s'"])"""
 )
 
 
 def words_of(words: Sequence[str], above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The words of a command line, with files of flags (`@FILE`) as the words in them.
+    """The words of a command line, with each file of flags (`@FILE`) replaced by its words.
 
     Raises:
         InputError: a file cannot be read, or names itself.
@@ -42,7 +42,7 @@ def words_of(words: Sequence[str], above: tuple[str, ...] = ()) -> Iterator[str]
 
 
 def file_of_flags(name: str) -> Path:
-    """The file that `@name` means: the one of that path, or else the recipe of that name."""
+    """The file that `@name` means: the file at that path, or else the recipe of that name."""
     file = Path(expanded(name))
     ours = RECIPES / file.name
     could_be_ours = str(file.parent) in (".", "recipes") and is_gone(file)

@@ -25,10 +25,10 @@ SAMPLE = 9  # files whose sizes are looked at
 
 
 def images_of(args: Options) -> Images:
-    """What is known of the images that these options would train on.
+    """Finds out about the images that these options would train on.
 
     Raises:
-        InputError: they cannot be used.
+        InputError: the images cannot be used.
     """
     data = dataset.find(args.dataset)
     assert isinstance(data, OwnData)
@@ -51,10 +51,7 @@ def images_of(args: Options) -> Images:
 
 
 def _trained_classes(args: Options, classes: int) -> int:
-    """How many of the training classes are left to train on beside those that pick the best epoch.
-
-    They are taken out by training/data.py.
-    """
+    """How many training classes remain once training/data.py has taken out those for validation."""
     used = math.ceil(args.ratio_classes * classes)
     if args.val_fold is not None:
         return used - math.ceil(used / max(2, args.val_folds))
@@ -62,10 +59,10 @@ def _trained_classes(args: Options, classes: int) -> int:
 
 
 def _usual_side(paths: Sequence[str]) -> int:
-    """The median short side of some of the pictures, in pixels; 256 where none can be read."""
+    """The median short side of some pictures, in pixels; 256 if none can be read."""
     sides = []
     for index in np.linspace(0, len(paths) - 1, min(SAMPLE, len(paths))).astype(int).tolist():
-        with contextlib.suppress(Exception):  # what cannot be read is told elsewhere
+        with contextlib.suppress(Exception):  # unreadable files are reported elsewhere
             need_file(paths[index])
             with Image.open(paths[index]) as image:
                 sides.append(min(image.size))
@@ -73,7 +70,7 @@ def _usual_side(paths: Sequence[str]) -> int:
 
 
 def this_machine(args: Options) -> Machine:
-    """What this machine has to compute with, and how much room for a cache."""
+    """Finds out what this machine computes with, and how much room it has for a cache."""
     import torch
 
     from net.weights import imagenet_file
@@ -94,8 +91,10 @@ def this_machine(args: Options) -> Machine:
 
 
 def _free(folder: str | None) -> int:
-    """Bytes that are free where caches are kept; 0 where no place can be had unasked."""
-    place = usual_place() if folder is None else Path(folder)  # whether that can be written is told
+    """Free bytes in the folder of caches; 0 if there is no such folder by default."""
+    place = (
+        usual_place() if folder is None else Path(folder)
+    )  # a folder that cannot be written is reported later
     try:
         return free_space(place) if place else 0
     except OSError:

@@ -1,4 +1,4 @@
-"""What options mean: what is decided where nothing is given, which flags are read, what clashes."""
+"""What options mean: the defaults that depend on others, which flags are read, which clash."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from utils import InputError
 
 
 def changed(args: Options, values: Mapping[str, Any]) -> Options:
-    """The options with other values of some."""
+    """A copy of the options with some other values."""
     return Options(**{**vars(args), **values})
 
 
 def as_suited(args: Options) -> Options:
-    """The options with settings that suit the user's own images, where these are wanted.
+    """The options with settings that suit the user's own images, if these are wanted.
 
-    `chosen` then lists the settings, each with its reason. (That the images are not there at all is
-    no error yet: it is one where they are read.)
+    `chosen` then lists the settings, each with its reason. Missing images are no error yet; they
+    are when they are read.
 
     Raises:
         InputError: the images cannot be used.
     """
     if not suited.wanted(args) or dataset.Choice(args.dataset).is_gone:
         return changed(args, {"defaults": "published", "chosen": []})
-    from options import looking  # with torch, which training loads anyway
+    from options import looking  # loads torch, which training needs anyway
 
     args, explained = suited.choose(args, looking.images_of, looking.this_machine(args))
     return changed(args, {"defaults": "suited", "chosen": explained})
@@ -48,7 +48,7 @@ def as_suited(args: Options) -> Options:
 def as_published(args: Options) -> Options:
     """The options with the defaults of the published command of each method that is used.
 
-    Where the settings suit the user's own images, a method decides the flags of methods alone.
+    If settings were chosen to suit the user's own images, only the flags of methods get these.
     """
     of_methods = {entry.dest for entry in flags_of(methods.groups())}
     for method in methods.METHODS:
@@ -60,12 +60,12 @@ def as_published(args: Options) -> Options:
 
 
 def resolved(args: Options) -> Options:
-    """The options with what data set and network decide where nothing is given.
+    """The options with the defaults that depend on data set and network filled in.
 
-    That is image size, weights, pooling and the like. Nothing changes the options afterwards.
+    These are image size, weights, pooling and the like. Nothing changes the options afterwards.
 
     Raises:
-        InputError: an unknown data set, or evaluation is to cut more out of an image than it has.
+        InputError: the data set is unknown, or --eval-resize is smaller than the image size.
     """
     protocol, backbone = dataset.protocol(args.dataset), net.find_backbone(args.model)
     usual = backbone.image_size if PHOTOGRAPHS.met(args) else None
@@ -93,12 +93,12 @@ def resolved(args: Options) -> Options:
 
 
 def unread(args: Options, entries: Sequence[Flag]) -> list[Flag]:
-    """The flags that were given, and that nothing reads."""
+    """The flags that were given, but have no effect."""
     return [entry for entry in entries if entry.dest in args.given and not entry.is_read(args)]
 
 
 def useless(entry: Flag) -> str:
-    """The sentence about a flag that was given, and that nothing reads."""
+    """The sentence about a flag that was given, but has no effect."""
     assert entry.need is not None
     return (
         f"{entry.spellings[0]} has no effect here: it belongs to {entry.need.name}; remove it or "
@@ -107,13 +107,13 @@ def useless(entry: Flag) -> str:
 
 
 def check_read(args: Options) -> None:
-    """Raises InputError where a flag of evaluate.py was given that nothing reads."""
+    """Raises InputError if a flag of evaluate.py was given that has no effect."""
     for entry in unread(args, flags_of(EVALUATE_GROUPS)):
         raise InputError(useless(entry))
 
 
 def notices(args: Options) -> list[str]:
-    """A sentence for each given flag that changes nothing."""
+    """A sentence for each given flag that has no effect."""
     dead = [entry for entry in train_flags() if entry.dead and entry.dest in args.given]
     return [
         *(f"{entry.spellings[0]} changes nothing here: {entry.help}" for entry in dead),
@@ -127,13 +127,13 @@ def notices(args: Options) -> list[str]:
 
 
 def check_name(args: Options) -> None:
-    """Raises InputError where --name is no name that a folder can have."""
+    """Raises InputError if --name cannot be the name of a folder."""
     if args.name and Path(args.name).name in ("", ".."):
         raise InputError(f"--name {args.name} is no name of a folder; give another")
 
 
 def check_schedule(args: Options) -> None:
-    """Raises InputError where the flags of the schedule leave it without an effect, or clash."""
+    """Raises InputError if flags of the schedule clash, or one that it needs is missing."""
     if args.schedule == "milestones" and not args.milestones:
         raise InputError(
             "--schedule milestones decays at the steps that --milestones names; name them, or use "
@@ -153,7 +153,7 @@ def check_schedule(args: Options) -> None:
 
 
 def check_metrics(args: Options, evaluated: Iterable[dataset.DataSet]) -> None:
-    """Raises InputError where `--metrics official` was given and no data set has that protocol."""
+    """Raises InputError if `--metrics official` was given and no data set has such a protocol."""
     asked = "metrics" in args.given and "official" in args.metrics
     if asked and not any(entry.protocol.sizes for entry in evaluated):
         raise InputError(
@@ -163,7 +163,7 @@ def check_metrics(args: Options, evaluated: Iterable[dataset.DataSet]) -> None:
 
 
 def check_ranking(args: Options) -> None:
-    """Raises InputError where post-processing is asked for that cannot be, or not with the rest."""
+    """Raises InputError if post-processing flags make no sense, or clash with other flags."""
     if not ranking_of(args):
         return
     flags = ("query_expansion", "database_augmentation", "rerank")
@@ -183,7 +183,7 @@ def check_ranking(args: Options) -> None:
 
 
 def check_one_checkpoint(args: Options, count: int) -> None:
-    """Raises InputError where something is asked about one embedding, and there are several."""
+    """Raises InputError if a flag describes one embedding, but several are evaluated."""
     given = [entry for entry in SINGLE_IMAGES.flags if entry.dest in args.given]
     if count > 1 and given:
         raise InputError(
@@ -197,7 +197,7 @@ def check_one_checkpoint(args: Options, count: int) -> None:
         )
 
 
-# --- for those who use them -----------------------------------------------------------------------
+# --- options as others need them ------------------------------------------------------------------
 
 
 def criterion_arguments(args: Options) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def criterion_arguments(args: Options) -> dict[str, Any]:
 
 
 def by_flag(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a run keeps, by the names of their flags on a command line or in a sweep."""
+    """The stored options of a run, by the names of their flags."""
     return {
         entry.spellings[0].lstrip("-"): stored[entry.dest]
         for entry in train_flags()
@@ -220,7 +220,7 @@ def by_flag(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_all_processes(args: Options) -> dict[str, Any]:
-    """Flag → value, of the options that processes that work together must have in common."""
+    """Flag → value of all options that processes working together must share."""
     groups = TRAIN_GROUPS if "loss" in args else EVALUATE_GROUPS
     flags = [entry for entry in flags_of(groups) if not entry.local]
     return {entry.spellings[0]: getattr(args, entry.dest) for entry in flags}

@@ -1,4 +1,4 @@
-"""The readers of flags: what has to be chosen for a flag to be read at all (`Flag.need`)."""
+"""The conditions under which flags have an effect (`Flag.need`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flags import Need, Options
 
 
 def schedule_is(*names: str) -> Need:
-    """The flag belongs to these schedules."""
+    """The flag has an effect with these schedules."""
     return Need(f"--schedule {' or '.join(names)}", lambda args: args.schedule in names)
 
 
@@ -95,12 +95,12 @@ AS_IT_STARTS = Need(
 
 
 def pretrained_of(args: Options) -> str:
-    """What --pretrained is: as given, or else as the data set has it."""
+    """The value of --pretrained: as given, or else the data set's default."""
     if args.pretrained is not None:
         return args.pretrained
     return dataset.protocol(args.dataset).pretrained
 
 
 def bn_freeze_of(args: Options) -> str:
-    """What `--bn-freeze` is where it is not given."""
+    """The default of --bn-freeze."""
     return "0" if pretrained_of(args) == "none" else "1"

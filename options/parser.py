@@ -24,7 +24,7 @@ class Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=reading_width())
 
     def add_argument(self, action: argparse.Action) -> None:
-        """Makes room for commands, too, which argparse indents further than it reckons with."""
+        """Makes room for subcommands, whose indent argparse forgets to count."""
         super().add_argument(action)
         for command in self._iter_indented_subactions(action):
             width = len(self._format_action_invocation(command)) + self._current_indent
@@ -44,25 +44,25 @@ class Formatter(argparse.HelpFormatter):
         return f"\n{' ' * self._current_indent}".join(lines)
 
     def start_section(self, heading: str | None) -> None:
-        """A heading that fits, too."""
+        """Breaks a heading that is too long."""
         super().start_section(heading and textwrap.fill(heading, self._width - 1))
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        """Lines that are broken at blanks, not inside a flag, unless a word does not fit at all."""
+        """Breaks lines at blanks, not inside a flag, unless a word is too long for a line."""
         words = text.split()
         too_long = max(map(len, words), default=0) > width
         return textwrap.wrap(" ".join(words), width, break_on_hyphens=too_long)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        """A description, whose own line ends stay."""
+        """Breaks a description, but keeps its own line ends."""
         lines = (self._split_lines(line, width - len(indent)) for line in text.split("\n"))
         return "\n".join(indent + part for parts in lines for part in parts or [""])
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one sentence, and help that fits; so are those of subcommands."""
+    """argparse with errors of one sentence and help that fits, for subcommands as well."""
 
-    _taker = ""  # the last flag of several values that has taken words
+    _taker = ""  # the last flag with several values that was given words
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": Formatter, **settings})
@@ -70,14 +70,14 @@ class Parser(argparse.ArgumentParser):
     def parse_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """As argparse's, but for the sentence about words that mean nothing here."""
+        """As argparse's, with our own sentence about unknown words."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(self._command_of(found)._unknown(unknown[0]))
         return found
 
     def _command_of(self, found: argparse.Namespace) -> Parser:
-        """The parser of the command that was given; this one where there are no commands."""
+        """The parser of the subcommand that was given, or this one if there are none."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 return action.choices[getattr(found, action.dest)]
@@ -95,9 +95,9 @@ class Parser(argparse.ArgumentParser):
     def _match_arguments_partial(
         self, actions: Sequence[argparse.Action], pattern: str
     ) -> list[int]:
-        """How many words each place takes; one that may take none waits while words follow.
+        """How many words each positional takes; one that may be empty waits if words follow.
 
-        Before Python 3.13, `INDEX --missing NAME` left NAME over.
+        Before Python 3.13, `INDEX --missing NAME` would not find a place for NAME.
         """
         counts = super()._match_arguments_partial(actions, pattern)
         while counts and counts[-1] == 0 and "A" in pattern[sum(counts) :]:
@@ -105,7 +105,7 @@ class Parser(argparse.ArgumentParser):
         return counts
 
     def _get_values(self, action: argparse.Action, words: list[str]) -> Any:
-        """Values of words; where a flag of several has taken what stands alone, says where to."""
+        """Converts words; if a flag took words meant as positionals, the error says so."""
         takes_several = action.option_strings and action.nargs in ("?", "*", "+")
         if takes_several and words:
             self._taker = action.option_strings[0]
@@ -123,12 +123,12 @@ class Parser(argparse.ArgumentParser):
         super().exit(status, message)
 
     def _names(self) -> list[str]:
-        """What stands alone on the command line, without a flag."""
+        """The names of the positionals."""
         return [str(each.metavar or each.dest) for each in self._get_positional_actions()]
 
     @staticmethod
     def _where_to(flag: str, names: Sequence[str]) -> str:
-        """The part of a sentence that says where to give what a flag has taken."""
+        """The part of a sentence that says where to give words that a flag has taken."""
         where = join_words(names, "and")
         return (
             f"; {flag} takes the words that follow it, so give {where} before it" if names else ""
@@ -147,11 +147,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def unknown_flag(name: str, known: Mapping[str, str], about: Mapping[str, str]) -> str:
-    """What is said of a flag that there is not, with those that may have been meant.
+    """The sentence about an unknown flag, with flags that may have been meant.
 
     Args:
-        known: spelling → what it sets. Of several spellings of one flag the nearest is named.
-        about: what is set → its help, with whose first words a flag may be called elsewhere.
+        known: spelling → option. Of several spellings of one flag the nearest is named.
+        about: option → its help, whose first words may be the flag's name in other programs.
     """
     words = re.sub("[-_]+", " ", name).strip().lower()
     called = [s for s, dest in known.items() if f"{about[dest]} ".lower().startswith(f"{words} ")]

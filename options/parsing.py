@@ -66,7 +66,7 @@ def _make_parser(
         prog=name,
         usage=fitted(f"{name}{runs} [@FILE] [--flag VALUE] ...", "  ").replace("%", "%%"),
         description=description,
-        argument_default=argparse.SUPPRESS,  # so that a given flag can be told from a default
+        argument_default=argparse.SUPPRESS,  # so that only given flags appear in the result
         allow_abbrev=False,
     )
     if positional:
@@ -87,7 +87,7 @@ def _make_parser(
 
 
 def _swapped(spellings: Iterable[str]) -> set[str]:
-    """Spellings with `_` for `-`, and the other way round."""
+    """The same spellings with `_` in place of `-`, and the other way round."""
     names = [spelling[2:] for spelling in spellings if spelling.startswith("--")]
     return {f"--{name.replace(*pair)}" for name in names for pair in (("-", "_"), ("_", "-"))}
 
@@ -126,7 +126,7 @@ def _parse(
 
 
 def _typed(argv: Sequence[str] | None) -> list[str]:
-    """The words of the command line; what a sweep has drawn stands there as if it were typed."""
+    """The words of the command line; values drawn by a sweep as a user would have typed them."""
     words = sys.argv[1:] if argv is None else list(argv)
     if any(word.partition("=")[0] == "--sweep" for word in words):
         return [part for word in words for part in _as_typed(word)]
@@ -134,9 +134,9 @@ def _typed(argv: Sequence[str] | None) -> list[str]:
 
 
 def _as_typed(word: str) -> Iterator[str]:
-    """The words that stand for `--name=VALUE`, whose value an agent of wandb writes as Python does.
+    """The typed form of `--name=VALUE`, whose value a sweep of wandb writes as Python would.
 
-    `[1, 2]` is two words, `{'a': 1}` is `a=1`; without a value (`None`, `[]`) there is no flag.
+    `[1, 2]` becomes two words, `{'a': 1}` becomes `a=1`; an empty value (`None`, `[]`) no flag.
     """
     name, equals, text = word.partition("=")
     value = _literal(text) if equals and name.startswith("--") else text
@@ -149,7 +149,7 @@ def _as_typed(word: str) -> Iterator[str]:
 
 
 def _literal(text: str) -> Any:
-    """The list, mapping or None that is written so; any other text as it is."""
+    """The list, mapping or None that a text spells; any other text unchanged."""
     with contextlib.suppress(ValueError, SyntaxError):
         if text == "None" or text.startswith(("[", "{")):
             return ast.literal_eval(text)
@@ -161,7 +161,7 @@ def _in_one_word(value: Any) -> str:
 
 
 def _about_unknown(word: str, command: str, entries: Sequence[Flag]) -> str:
-    """The sentence about a word that the parser could do nothing with."""
+    """The sentence about a word that the parser does not know."""
     alive = [entry for entry in entries if not entry.dead]
     known = {spelling: entry.dest for entry in alive for spelling in entry.spellings}
     name = word.split("=")[0]
@@ -175,7 +175,7 @@ def _about_unknown(word: str, command: str, entries: Sequence[Flag]) -> str:
 
 
 def _meant(word: str, known: Collection[str]) -> str | None:
-    """What a word without a flag stands for, where that can be seen: a run, or a file of flags."""
+    """What a word without a flag was probably meant as: a run, or a file of flags."""
     path = Path(expanded(word))
     if is_file(path / "args.json") or path.suffix == ".pth":
         return as_shell("--resume-run" if "--resume-run" in known else "--resume", word)
@@ -188,8 +188,8 @@ def _meant(word: str, known: Collection[str]) -> str | None:
 def parse_train(argv: Sequence[str] | None = None) -> Options:
     """The options of train.py, resolved; see `resolved`.
 
-    `given` lists those that stood on the command line, `recipe` is the first file of flags on it
-    (`@FILE`), or None. With --resume-run they are not resolved yet; see `continued`.
+    `given` lists the options that were given, `recipe` is the first file of flags (`@FILE`) or
+    None. With --resume-run they are not resolved yet; see `continued`.
 
     Raises:
         SystemExit: with status 2 and one sentence for a bad or ineffective flag, 0 for --help.
@@ -202,7 +202,7 @@ def parse_train(argv: Sequence[str] | None = None) -> Options:
                 "--folds and --resume-run: the same command with --folds goes on where it was "
                 "stopped, and --resume-run with one fold alone; leave one of them out"
             )
-        if args.resume_run:  # what its flags mean depends on the run: see `continued`
+        if args.resume_run:  # the meaning of the flags depends on the run: see `continued`
             return args
         check_name(args)
         dataset.find(args.dataset)
@@ -210,7 +210,7 @@ def parse_train(argv: Sequence[str] | None = None) -> Options:
         args = as_published(as_suited(args))
         if args.sweep:
             args = _without_unread(args, entries)
-        # A recipe with another loss keeps flags of its own loss: `notices` tells of them.
+        # A recipe may be used with another loss than its own: `notices` names the unused flags.
         _check_needs(args, entries, parser, excused=_only_in_files(parser, args, argv))
         args = _without_effect(args, entries)
         check_metrics(args, [dataset.find(args.dataset)])
@@ -222,11 +222,11 @@ def parse_train(argv: Sequence[str] | None = None) -> Options:
 
 
 def parsed(words: Sequence[str]) -> Options | None:
-    """The options that words of train.py's command line ask for; None if it refuses them."""
+    """The options of a command line of train.py; None if train.py would refuse it."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return parse_train(words)
-    except SystemExit:  # a file of flags that is gone or older, or flags that do not go together
+    except SystemExit:  # a file of flags is missing or older, or flags clash
         return None
 
 
@@ -239,7 +239,7 @@ def parse_evaluate(argv: Sequence[str] | None = None) -> Options:
             "--resume FILE is needed: the checkpoint to evaluate; or --model NAME, which is "
             "evaluated as it starts"
         )
-    # Who listens to those of the data depends on the run, which is not read yet: `check_read`.
+    # Whether flags about data have an effect depends on the run, read later: `check_read`.
     _check_needs(args, entries, parser, excused={entry.dest for entry in DATA.flags})
     try:
         check_ranking(args)
@@ -263,7 +263,7 @@ def parse_report(argv: Sequence[str] | None = None) -> Options:
     return args
 
 
-# --- what does not go together --------------------------------------------------------------------
+# --- flags that clash or have no effect -----------------------------------------------------------
 
 
 def _check_needs(
@@ -278,7 +278,7 @@ def _check_needs(
 
 
 def _without_unread(args: Options, entries: list[Flag]) -> Options:
-    """The options of a drawn command without the flags that nobody reads; it notes each."""
+    """Drops the flags of a sweep's command that have no effect, and prints a note for each."""
     while entry := next(iter(unread(args, entries)), None):
         say(f"note: {useless(entry).split(';')[0]}; left out (--sweep)")
         given = [name for name in args.given if name != entry.dest]
@@ -287,14 +287,14 @@ def _without_unread(args: Options, entries: list[Flag]) -> Options:
 
 
 def _without_effect(args: Options, entries: list[Flag]) -> Options:
-    """The options; what nobody reads is as it is without its flag, whoever looks at it."""
+    """Resets options that have no effect to their defaults."""
     while idle := [e for e in unread(args, entries) if getattr(args, e.dest) != e.default]:
         args = changed(args, {entry.dest: entry.default for entry in idle})
     return args
 
 
 def _check_loss(args: Options, entries: list[Flag], parser: Parser) -> None:
-    """The loss exists, and each of its arguments has one value: by its flag or by its own name."""
+    """Checks that the loss exists, and that none of its arguments is given twice."""
     try:
         criteria.check_name(args.loss)
     except ValueError as error:
@@ -309,7 +309,7 @@ def _check_loss(args: Options, entries: list[Flag], parser: Parser) -> None:
 
 
 def _only_in_files(parser: Parser, args: Options, argv: Sequence[str] | None) -> set[str]:
-    """The given options that stand in a file of flags and not on the command line itself."""
+    """The options that were given in a file of flags, but not on the command line itself."""
     words = _typed(argv)
     typed = [word for word in words if not word.startswith("@")]
     if typed == words:

@@ -1,4 +1,4 @@
-"""What the flags of post-processing ask for; no torch, so that a typing error answers at once."""
+"""The flags of post-processing as values; no torch, so that a typing error is reported at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RERANKING = (20, 6, 0.3)  # k1, k2 and λ of Zhong et al., 2017
 
 
 class Expansion(NamedTuple):
-    """How many neighbours an embedding is moved towards, and the power of the cosine they have."""
+    """How many neighbours are averaged, each weighted by this power of its cosine."""
 
     k: int
     alpha: float
@@ -28,7 +28,7 @@ class Reranking(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """What is done between the embeddings and the ranking; None where it is not."""
+    """What happens between the embeddings and the ranking; None for what does not."""
 
     expansion: Expansion | None
     augmentation: Expansion | None
@@ -38,7 +38,7 @@ class Ranking(NamedTuple):
         return any(part is not None for part in self)
 
     def in_words(self) -> str:
-        """For a line above a table; empty where nothing is done."""
+        """A description for a line above a table; empty if nothing is done."""
         parts = []
         if self.augmentation:
             k, alpha = self.augmentation
@@ -53,7 +53,7 @@ class Ranking(NamedTuple):
 
 
 def ranking_of(args: Options) -> Ranking:
-    """What evaluate.py's flags ask for; raises InputError like `ranking_by`."""
+    """The ranking that evaluate.py's flags describe; raises InputError as `ranking_by` does."""
     return ranking_by(args.query_expansion, args.rerank, args.database_augmentation)
 
 
@@ -62,7 +62,7 @@ def ranking_by(
     rerank: Sequence[float] | None,
     database_augmentation: Sequence[float] | None = None,
 ) -> Ranking:
-    """What the numbers behind the flags of these names ask for; None: the flag is not given.
+    """The ranking that the numbers of these flags describe; None if a flag is not given.
 
     Raises:
         InputError: the numbers make no sense, or the flags do not go together.
@@ -82,7 +82,7 @@ def ranking_by(
 
 
 def expansion_of(flag: str, values: Sequence[float] | None) -> Expansion | None:
-    """K, and alpha where it is given; raises InputError where they are not such numbers."""
+    """K and alpha; raises InputError if the numbers cannot be these."""
     if values is None:
         return None
     if len(values) > 2 or not _is_count(values[0]):
@@ -94,7 +94,7 @@ def expansion_of(flag: str, values: Sequence[float] | None) -> Expansion | None:
 
 
 def reranking_of(values: Sequence[float] | None) -> Reranking | None:
-    """k1, k2 and λ; raises InputError where they are not such numbers."""
+    """k1, k2 and λ; raises InputError if the numbers cannot be these."""
     if values is None:
         return None
     k1, k2, balance = chosen = values or RERANKING if len(values) in (0, 3) else (0, 0, 0)

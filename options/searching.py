@@ -23,12 +23,12 @@ ABOVE = 0.95
 
 
 def index(parser: argparse.ArgumentParser) -> None:
-    """Which index."""
+    """Adds the argument that names the index."""
     parser.add_argument("index", metavar="INDEX", type=file, help="the file that build wrote")
 
 
 def device(parser: argparse.ArgumentParser) -> None:
-    """Where the network computes."""
+    """Adds the flag for where the network computes."""
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda"),
@@ -37,7 +37,7 @@ def device(parser: argparse.ArgumentParser) -> None:
 
 
 def network(parser: argparse.ArgumentParser) -> None:
-    """The network of an index, and where it computes."""
+    """Adds the flags for the network of an index."""
     parser.add_argument(
         "--run", metavar="RUN", help="where the run of the index is now, if it has moved"
     )
@@ -45,7 +45,7 @@ def network(parser: argparse.ArgumentParser) -> None:
 
 
 def exact(parser: argparse.ArgumentParser) -> None:
-    """Whether every vector is compared."""
+    """Adds the flag that makes a search compare every vector."""
     parser.add_argument(
         "--exact",
         action="store_true",
@@ -54,18 +54,18 @@ def exact(parser: argparse.ArgumentParser) -> None:
 
 
 def graph_of(index: Path) -> Path:
-    """Where the graph of an index stands: beside it."""
+    """The path of an index's graph, which is beside it."""
     index = followed(index)
     return index.with_name(f"{index.name}.graph")
 
 
 def written(parser: argparse.ArgumentParser) -> None:
-    """What is written beside what is said."""
+    """Adds the flag for results as a file."""
     parser.add_argument("--json", metavar="FILE", type=file, help="write it all as JSON")
 
 
 def check_written(args: argparse.Namespace) -> None:
-    """Raises InputError where what is to be written cannot be, or is what is read."""
+    """Raises InputError if an output file cannot be written, or is one that is read."""
     asked = {f"--{name}": getattr(args, name, None) for name in ("json", "picture")}
     check_outputs(asked, [args.index, graph_of(args.index), *getattr(args, "images", ())])
     drawn = asked["--picture"]
@@ -74,7 +74,7 @@ def check_written(args: argparse.Namespace) -> None:
 
 
 def check_pictures(pictures: Sequence[str]) -> None:
-    """Raises InputError where one of some pictures is not there, or no file; none is read yet."""
+    """Raises InputError if a picture is missing or is not a file; none is read yet."""
     for picture in pictures:
         try:
             need_file(picture)
@@ -85,7 +85,7 @@ def check_pictures(pictures: Sequence[str]) -> None:
 
 
 def _taking_in(parser: argparse.ArgumentParser) -> None:
-    """How images are taken in."""
+    """Adds the flags for adding images."""
     parser.add_argument(
         "--max-bad-images",
         metavar="F",

@@ -1,4 +1,4 @@
-"""Options that a run has kept: read back, compared with others, continued."""
+"""The options that a run has stored: reading, comparing and continuing them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from options.meaning import changed, check_metrics, resolved, unread, useless
 from utils import InputError
 
 PAIRS = ("loss_args", "model_args")
-"""The options that are pairs of a name and a value."""
+"""Options whose values are pairs of a name and a value."""
 
 
 def plain(args: Options) -> dict[str, Any]:
-    """The options as JSON and `weights_only` know them."""
+    """The options as values that JSON and `weights_only` can hold."""
     return {
         name: [list(item) for item in value] if name in PAIRS else value
         for name, value in vars(args).items()
@@ -30,11 +30,11 @@ def plain(args: Options) -> dict[str, Any]:
 def kept(stored: Mapping[str, Any]) -> Options:
     """The options of a run, as args.json or a checkpoint keeps them.
 
-    An option that the run's version of the code did not have gets the value by which that version
-    worked (`Flag.before`).
+    An option that did not exist yet in the run's version of the code gets the value that describes
+    what that version did (`Flag.before`).
 
     Raises:
-        InputError: an option has a value that its flag cannot have: the run's file is damaged.
+        InputError: an option has a value that its flag cannot have, so the run's file is damaged.
     """
     _check_undamaged(stored)
     defaults_then = {
@@ -49,14 +49,14 @@ def kept(stored: Mapping[str, Any]) -> Options:
     args = Options(**{**defaults_then, **stored})
     for name in PAIRS:
         setattr(args, name, tuple(tuple(item) for item in getattr(args, name)))
-    # A run of another version may name a data set or a model that there is not here.
+    # A run of another version may name a data set or a model that does not exist in this one.
     with contextlib.suppress(InputError):
         args = resolved(args)
     return args
 
 
 def _check_undamaged(stored: Mapping[str, Any]) -> None:
-    """Raises InputError where something is kept that no run can have written."""
+    """Raises InputError if there is a value that no run can have written."""
     for entry in train_flags():
         if entry.dest in stored and not _can_have(entry, stored[entry.dest]):
             raise InputError(
@@ -79,7 +79,7 @@ def _check_undamaged(stored: Mapping[str, Any]) -> None:
 
 
 def _can_have(entry: Flag, value: Any) -> bool:
-    """Whether the value is of the flag's kind; which words are allowed may differ by version."""
+    """Whether the value is of the flag's kind; allowed words may differ between versions."""
     kind = entry.kind
     if value is None or kind is SWITCH:
         return value is entry.default or isinstance(value, bool)
@@ -93,7 +93,7 @@ def _can_have(entry: Flag, value: Any) -> bool:
 
 
 def _is_of(kind: Kind, value: Any) -> bool:
-    text = "1" if value == math.inf else str(value)  # older versions took inf for a number
+    text = "1" if value == math.inf else str(value)  # older versions accepted inf as a number
     try:
         parsed = kind.parse(text)
     except (argparse.ArgumentTypeError, ValueError):
@@ -105,10 +105,10 @@ def _is_of(kind: Kind, value: Any) -> bool:
 
 
 def settings(stored: Mapping[str, Any], *less: Change) -> dict[str, Any]:
-    """Option → value, of the options of a run that something reads.
+    """Option → value, of the options of a run that have an effect.
 
     Args:
-        stored: as a run keeps them. less: the kinds of flags that are left out.
+        stored: the options as the run keeps them. less: kinds of flags to leave out.
     """
     args = kept(stored)
     return {
@@ -119,7 +119,7 @@ def settings(stored: Mapping[str, Any], *less: Change) -> dict[str, Any]:
 
 
 def _spelt(entry: Flag, value: Any) -> Any:
-    """A value in the one spelling that it is compared in."""
+    """A value in the spelling in which it is compared."""
     if value is not None and entry.spelt is not None:
         with contextlib.suppress(InputError):  # a name of another version
             value = entry.spelt(value)
@@ -131,7 +131,7 @@ def _hashable(value: Any) -> Any:
 
 
 def configuration(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs that differ in the seed alone have in common, wherever their images lay."""
+    """What runs have in common that differ only in their seed, and in where their images are."""
     found = settings(stored, Change.SEED, Change.LABEL, Change.NOTHING)
     with contextlib.suppress(InputError):  # a data set of another version
         found["dataset"] = dataset.find(found["dataset"]).name
@@ -139,20 +139,20 @@ def configuration(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same_training(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What all starts of one run have in common, those that continue it too."""
+    """What all starts of one run have in common, including those that continue it."""
     return settings(stored, Change.CONTINUED, Change.LABEL, Change.NOTHING)
 
 
 def same_command(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What two starts of a run by the same command have in common, for `--resume auto`."""
-    # It is looked for in --LOG_DIR, which may itself have been moved.
+    """What all starts of a run by the same command have in common, for `--resume auto`."""
+    # Runs are looked for in --LOG_DIR, which may have been moved.
     return {k: v for k, v in settings(stored, Change.NOTHING).items() if k != "LOG_DIR"}
 
 
 def same_words(stored: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The flags that were given when the run was begun, for `--resume auto`; None: not kept.
+    """The flags that were given when the run began, for `--resume auto`; None if not stored.
 
-    Unlike `same_command`, it is the same in versions of the code that have other defaults.
+    Unlike `same_command`, they do not depend on the defaults of a version of the code.
     """
     if "given" not in stored:
         return None
@@ -162,22 +162,22 @@ def same_words(stored: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def is_of(stored: Mapping[str, Any], args: Options) -> bool:
-    """Whether a run was begun by this command: by the same options, or the same flags as given.
+    """Whether a run was begun by this command: whether its options, or the given flags, are equal.
 
-    The flags tell where the options do not: in another version of the code, and where the settings
-    that suit images and machine are others today.
+    The options differ, but the given flags do not, if the code has changed its defaults, or if the
+    settings that suit the images and the machine are different today.
     """
     now = plain(args)
     return any(same(stored) == same(now) for same in (same_command, same_words))
 
 
 def closeness(now: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], int]:
-    """For `--resume auto`: whether a run was begun by the command with the options `now`.
+    """For `--resume auto`: how well a run fits the command with the options `now`.
 
     Returns:
-        A function of what a run has kept: 2 where its options are the same, 1 where only the flags
-        that were given are (see `is_of`), else 0. A run that was made longer since it began is
-        compared by what it began with.
+        A function of a run's stored options: 2 if the options are equal, 1 if only the given flags
+        are (see `is_of`), else 0. A run that was made longer since it began is also compared by the
+        options that it began with.
     """
     asked = [(2, same_command, same_command(now)), (1, same_words, same_words(now))]
 
@@ -189,22 +189,22 @@ def closeness(now: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], int]:
     return of
 
 
-# --- going on -------------------------------------------------------------------------------------
+# --- continuing a run -----------------------------------------------------------------------------
 
 
 def at_first(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a later start has changed for good (the length, say), as they were at first.
+    """The first values of options that a later start has changed for good, such as the length.
 
-    The command that began the run, in a job script for instance, still gives these values.
+    The command that began the run, perhaps in a job script, still gives these values.
     """
     return stored.get("at_first", {})
 
 
 def as_begun(args: Options, stored: Mapping[str, Any]) -> Options:
-    """The options of a command, for going on with the run `stored` that it began.
+    """The options of a command, for continuing the run `stored` that it began.
 
-    What the command does not give is as in the run. So is what was changed for good since the run
-    began (see `lengthened`), whatever the command gives.
+    Options that the command does not give are taken from the run. So are those that were changed
+    for good since the run began (see `lengthened`), even if the command gives them.
     """
     before, said = kept(stored), set(args.given) - at_first(stored).keys()
     unsaid = [entry.dest for entry in train_flags() if entry.change is not Change.NOTHING]
@@ -213,10 +213,10 @@ def as_begun(args: Options, stored: Mapping[str, Any]) -> Options:
 
 
 def lengthened(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run keeps once a start with the options `now` has continued it, and made it longer.
+    """The options to store once a start with the options `now` has continued the run.
 
-    The values that it began with are kept beside the new ones, for `at_first`. --max-steps stays as
-    it was: it says how far one start goes.
+    Where they change its length for good, the first values are kept for `at_first`. --max-steps
+    stays as it was, because it only says how far one start goes.
     """
     lasting = {entry.dest for entry in train_flags() if entry.change is Change.CONTINUED}
     new = {name: now[name] for name in lasting - {"max_steps"} if name in stored}
@@ -226,17 +226,17 @@ def lengthened(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, A
 
 
 def continued(args: Options, stored: Mapping[str, Any]) -> Options:
-    """The options `stored` of the run that is continued, under those that are given now.
+    """The options of the run to continue, with the flags of this command in their place.
 
     Raises:
-        InputError: a flag would change what the run is.
+        InputError: a flag would make it another run.
     """
     before = kept(stored)
     given = {name: getattr(args, name) for name in args.given}
     if "dataset" in given:
         one, other = dataset.find(before.dataset), dataset.find(given["dataset"])
         if isinstance(one, OwnData) and isinstance(other, OwnData):
-            # They may have moved; whether they are the same images is seen when they are read.
+            # They may have moved; that they are the same images is checked when they are read.
             before = changed(before, {"dataset": given["dataset"]})
     if "steps" in given and before.steps is None:
         raise InputError(
@@ -251,8 +251,8 @@ def continued(args: Options, stored: Mapping[str, Any]) -> Options:
                 f"{entry.spellings[0]} cannot change in a continued run; leave it out, or start a "
                 "new run"
             )
-        given[name] = getattr(before, name)  # as the run spells it
-    # How far a start goes is its own business.
+        given[name] = getattr(before, name)  # in the run's spelling
+    # These concern a single start, not the run.
     own = ("dry_run", "shard_proxies")
     now = {
         "max_steps": None,

@@ -1,11 +1,11 @@
-"""Settings that suit the user's own images, where no network is named: each with its reason.
+"""Settings that suit the user's own images if no network is named, each with its reason.
 
     python train.py --dataset folder:photos
 
-The published defaults are those of benchmarks with thousands of images, on a GPU. With a few
-hundred photographs they give two steps an epoch, at a low rate. So `RULES` map what is known of
-the images and the machine to flags. A flag that is given wins, and the rules after it see it.
-What they were chosen by is in docs/own_images.md; `python benchmarks/own_images.py` measures it.
+The published defaults are meant for benchmarks with thousands of images, on a GPU. With a few
+hundred photographs they give two steps per epoch, at a low rate. So `RULES` derive flags from the
+images and the machine. A flag that is given wins, and later rules take it into account.
+docs/own_images.md says how they were chosen; `python benchmarks/own_images.py` measures it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ MODEL = "efficientnet_lite0"
 """The network whose ImageNet weights are installed with the other packages."""
 
 LEAST_STEPS = 20
-"""Steps that an epoch should have at least: in fewer a network hardly moves before rates fall."""
+"""The least number of steps per epoch: with fewer, a network hardly moves before rates fall."""
 
 
 class Images(NamedTuple):
     """What is known of the images before training.
 
     Attributes:
-        classes: how many there are, held-out ones included.
-        divided: whether the data say themselves which classes are held out.
-        trained: how many classes are trained on.
+        classes: number of classes, including held-out ones.
+        divided: whether the data themselves say which classes are held out.
+        trained: number of classes to train on.
         images: about how many images these have.
-        smallest, largest: images of the smallest and of the largest training class.
+        smallest, largest: number of images of the smallest and of the largest training class.
         side: short side of a typical picture, in pixels.
-        fewest: images of the `trained` smallest classes. Training has no fewer, whichever classes
-            are taken out for validation.
+        fewest: number of images of the `trained` smallest classes: training has no fewer, whichever
+            classes are taken out for validation.
     """
 
     classes: int
@@ -63,7 +63,7 @@ class Machine(NamedTuple):
         cores: of the CPU. gpu: whether there is one.
         weights: whether the ImageNet weights of `MODEL` are installed.
         remedy: the command that installs them.
-        free: bytes that are free on the disk that caches are kept on.
+        free: free bytes on the disk where caches are kept.
     """
 
     cores: int
@@ -87,10 +87,10 @@ Rule = Callable[[Options, Images, Machine], Chosen]
 
 
 def wanted(args: Options) -> bool:
-    """Whether the settings are to suit the images.
+    """Whether settings should be chosen to suit the images.
 
-    They are where --defaults suited asks for it; and by default with the user's own images, unless
-    a network, a checkpoint or a file of flags is named: whoever does that has a setting in mind.
+    They should with --defaults suited; and by default with the user's own images, unless a network,
+    a checkpoint or a file of flags is named, because then the user has settings in mind.
     """
     if args.defaults is not None:
         return args.defaults == "suited" and OWN_DATA.met(args)
@@ -248,7 +248,7 @@ RULES: tuple[Rule, ...] = (
     judging,
     rates,
 )
-"""In the order in which they are carried out, and explained."""
+"""In the order in which they are applied, and explained to the user."""
 
 
 def choose(
@@ -257,12 +257,12 @@ def choose(
     """Applies `RULES`.
 
     Args:
-        look: options → what is known of the images. Asked again once a rule has settled which
-            classes are held out.
+        look: options → what is known of the images. It is called again once a rule has decided
+            which classes are held out.
 
     Returns:
-        The options as the rules set them; and for people, a pair of words for each rule that set
-        something: the flags, and why. Before them stands a pair without flags: for what images.
+        The options as the rules set them; and, to be printed, a pair of texts for each rule that
+        set something: the flags, and the reason. The first pair describes the images alone.
     """
     flags = {entry.dest: entry for entry in train_flags()}
     explained = []
@@ -283,7 +283,7 @@ def choose(
 
 
 def _steps(images: Images, size: int) -> str:
-    """How many batches of a size an epoch has, in words."""
+    """How many batches of this size an epoch has, in words."""
     return counted(max(1, images.images // size), "step")
 
 
