@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint that is to be evaluated, and afterwards what it reached.
+    """A checkpoint to evaluate, and later its results.
 
     Attributes:
-        path: its file. label: what tables call it.
+        path: its file. label: its name in tables.
         trained: the options of its training; empty for a released file.
         data, viewing, network: see `networks.Opened`.
         tasks: of `data`; candidates on the same data share them.
         kmeans_restarts: how often k-means starts.
         weights: see `networks.Opened`.
-        postprocessing: what was done to its embeddings, in words.
-        results: one per task. replicates: a bootstrap for each of them.
+        postprocessing: how its embeddings were post-processed, in words.
+        results: one per task. replicates: bootstrap replicates, one tensor per task.
     """
 
     path: str
@@ -73,7 +73,7 @@ class Candidate:
         )
 
     def scores(self, number: int = 0) -> comparison.Scores:
-        """The bootstrap's view of one result."""
+        """The scores of one result that a bootstrap resamples."""
         per_query = self.results[number].per_query
         assert per_query is not None
         task = self.tasks[number]
@@ -104,7 +104,7 @@ class Candidate:
 
 
 def labels_of(paths: Sequence[str]) -> list[str]:
-    """A short name for each checkpoint: its run's folder, or as much as tells them apart.
+    """A short name for each checkpoint: its run's folder, or as much as makes them different.
 
     Raises:
         InputError: a checkpoint is named twice.
@@ -126,7 +126,7 @@ def labels_of(paths: Sequence[str]) -> list[str]:
 
 
 def fingerprints(candidates: Sequence[Candidate]) -> dict[str, str]:
-    """What tells networks, and the images that they are shown, from others."""
+    """Fingerprints of the networks, and of the images that they are evaluated on."""
     found = {}
     for each in candidates:
         images = images_of(each.tasks)
@@ -137,7 +137,7 @@ def fingerprints(candidates: Sequence[Candidate]) -> dict[str, str]:
 
 
 def bootstrapped(candidates: Sequence[Candidate], resamples: int, seed: int) -> list[Candidate]:
-    """The candidates with their bootstraps; those of one data set see the same draws."""
+    """The candidates with bootstrap replicates; those on one data set share the same draws."""
     by_data: dict[int, list[int]] = {}
     for position, candidate in enumerate(candidates):
         by_data.setdefault(id(candidate.tasks), []).append(position)
@@ -155,11 +155,11 @@ def bootstrapped(candidates: Sequence[Candidate], resamples: int, seed: int) -> 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a test compares: one checkpoint, or those of one configuration that differ in the seed.
+    """One side of a test: a checkpoint, or all seeds of one configuration.
 
     Attributes:
-        label: what tables call it.
-        members: its checkpoints, each of another seed.
+        label: its name in tables.
+        members: its checkpoints, each with another seed.
     """
 
     label: str
@@ -167,11 +167,11 @@ class Subject:
 
     @property
     def tasks(self) -> list[Task]:
-        """What the members were evaluated on."""
+        """The tasks of all members."""
         return self.members[0].tasks
 
     def rows(self) -> list[list[Row]]:
-        """For each row of a member, that row of all members."""
+        """The rows of all members, grouped by task."""
         return [list(parts) for parts in zip(*(one.rows() for one in self.members), strict=True)]
 
     def of_seeds(self, number: int) -> dict[Any, Mapping[str, float]]:
@@ -179,18 +179,18 @@ class Subject:
         return {one.trained.get("seed"): one.results[number].numbers for one in self.members}
 
     def means(self, number: int) -> dict[str, float]:
-        """What the bootstrap looks at, averaged over the members."""
+        """The means of the bootstrapped scores, averaged over the members."""
         return comparison.means_over([one.scores(number) for one in self.members])
 
     def replicates(self, number: int) -> torch.Tensor:
-        """(resamples, M): the mean over the members of the same draws."""
+        """(resamples, M): bootstrap replicates, averaged over the members."""
         return sum(one.replicates[number] for one in self.members) / len(self.members)
 
 
 def subjects_of(candidates: Sequence[Candidate]) -> list[Subject]:
-    """Groups of seeds, and the checkpoints that are in none, as their first checkpoints come.
+    """Groups of seeds, and the checkpoints that are in no group, in the order of `candidates`.
 
-    Of several checkpoints of one run the best one stands for it in the group; the others are alone.
+    Of several checkpoints of one run, the best joins the group, and the others stay alone.
     """
     ordered = sorted(candidates, key=lambda one: not one.path.endswith("_best.pth"))
     known = [options.configuration(one.trained) if one.trained else {} for one in ordered]
@@ -208,7 +208,7 @@ def subjects_of(candidates: Sequence[Candidate]) -> list[Subject]:
 
 
 def averages(candidates: Sequence[Candidate]) -> list[Row]:
-    """One row for each task of each configuration that several of the checkpoints are seeds of."""
+    """A row with the mean over seeds, for each task of each configuration with several seeds."""
     found = []
     for subject in subjects_of(candidates):
         if len(subject.members) < 2:
@@ -232,16 +232,17 @@ def averages(candidates: Sequence[Candidate]) -> list[Row]:
 
 
 def method_name(trained: dict[str, Any], seeds: int) -> str:
-    """What was trained, for the first column of a table."""
+    """Loss, model and number of seeds, for the first column of a table."""
     parts = [trained.get("loss"), trained.get("model"), f"{seeds} seeds"]
     return ", ".join(str(part) for part in parts if part)
 
 
 def paired_tests(candidates: Sequence[Candidate]) -> list[Test]:
-    """The first subject (A) against each other one (B) that saw the same queries.
+    """Tests the first subject (A) against each other one (B) that saw the same queries.
 
-    Checkpoints that differ in the seed alone are one subject, and not compared. Groups that share
-    two seeds or more are tested over these; others over classes, if there are replicates.
+    Checkpoints that differ only in the seed are one subject, and not compared with each other.
+    Groups that share two or more seeds are compared over these; others over the classes, if there
+    are bootstrap replicates.
     """
     first, *others = subjects_of(candidates)
     found = []
@@ -272,7 +273,7 @@ def _test(a: Subject, b: Subject, number: int, task: str) -> Test | None:
 
 
 def _shown(seeds: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, float]]:
-    """What of each seed is tested: no counts, and nothing of the official protocol."""
+    """The metrics of each seed that are tested: all but those of the official protocol."""
     metrics = {seed: meanings.without_counts(numbers) for seed, numbers in seeds.items()}
     return {
         seed: {name: value for name, value in each.items() if not name.startswith(OFFICIAL)}
@@ -281,9 +282,10 @@ def _shown(seeds: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, floa
 
 
 def doubts(candidates: Sequence[Candidate]) -> list[str]:
-    """What keeps the numbers from saying what they seem to say, each sentence once.
+    """Sentences about what makes the numbers mean less than they seem to, each once.
 
-    One that is not about all the candidates that were evaluated so begins with their labels.
+    A sentence that does not concern all candidates on its task begins with the labels of those that
+    it does concern.
     """
     evaluated = Counter(result.title for one in candidates for result in one.results)
     found: dict[tuple[str, str], list[str]] = {}
@@ -298,7 +300,7 @@ def doubts(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def caption(candidates: Sequence[Candidate], rows: Sequence[Row]) -> str:
-    """What a table shows, in a sentence or two."""
+    """A caption for a table, in a sentence or two."""
     tasks = {task.name: task for candidate in candidates for task in candidate.tasks}
     sizes = "; ".join(f"{name}: {task.describe()}" for name, task in tasks.items())
     done = ", ".join(dict.fromkeys(one.postprocessing for one in candidates if one.postprocessing))

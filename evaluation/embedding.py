@@ -1,4 +1,4 @@
-"""Images → embeddings as evaluation makes them, and what is nearest to what among them."""
+"""Embeds images for evaluation, and finds nearest neighbours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from utils import InputError, counted
 if TYPE_CHECKING:
     from net import EmbeddingNet, InputSpec
 
-SEARCHED_AT_ONCE = 256  # queries, so that a block of similarities stays small
+SEARCHED_AT_ONCE = 256  # queries; more would make large blocks of similarities
 
 # --- from images to embeddings --------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ class Viewing:
 
     @classmethod
     def of(cls, options: Options) -> Viewing:
-        """The way of looking that resolved options ask for."""
+        """From resolved options."""
         return cls(
             options.batch_size,
             options.workers,
@@ -57,7 +57,7 @@ class Viewing:
         )
 
     def short_side(self, spec: InputSpec) -> int:
-        """The short side that a photograph is brought to, before its centre is cut out."""
+        """The short side that photographs are resized to before the centre crop."""
         return self.resize or round(self.image_size * spec.resize / spec.size)
 
 
@@ -75,11 +75,11 @@ def embed(
 
     Args:
         title: of the progress bar.
-        represent: what else a batch of images (B, 3, S, S) becomes; None is `network.embed`.
+        represent: maps a batch of images (B, 3, S, S) to rows; None is `network.embed`.
 
     Returns:
-        (N, d) float32 on the network's device, raw (the metrics normalise), and which of the images
-        could be read, (N,) bool. Where the viewing admits unreadable ones, their rows mean nothing.
+        (N, d) float32 on the network's device, raw (the metrics normalise), and (N,) bool: which
+        images could be read. The rows of unreadable images, if `viewing` admits any, are arbitrary.
 
     Raises:
         InputError: more images cannot be read than the viewing admits.
@@ -93,7 +93,7 @@ def embed(
         images,
         spec=network.input,
         device=precision.device,
-        batches=slice(own.start, max(own.stop, own.start + 1)),  # never nothing
+        batches=slice(own.start, max(own.stop, own.start + 1)),  # at least one
         **vars(viewing),
     )
     parts, total = [], min(len(loader) * size, len(images))
@@ -110,10 +110,10 @@ def embed(
 
 
 def unit_length(raw: torch.Tensor, readable: torch.Tensor) -> np.ndarray:
-    """What `embed` returned → (N, d) float32 of unit length, on the CPU.
+    """Turns the result of `embed` into unit vectors (N, d) float32 on the CPU.
 
     Raises:
-        InputError: the network gives no numbers for an image that could be read.
+        InputError: the network gives NaN or infinity for an image that could be read.
     """
     broken = readable & ~raw.isfinite().all(dim=1)
     if broken.any():
@@ -127,7 +127,7 @@ def unit_length(raw: torch.Tensor, readable: torch.Tensor) -> np.ndarray:
 def embed_readable(
     network: EmbeddingNet, images: ImageSet, *how: Any, **more: Any
 ) -> tuple[ImageSet, torch.Tensor]:
-    """The images that can be read, and their embeddings; the arguments are those of `embed`."""
+    """The readable images and their embeddings; takes the arguments of `embed`."""
     rows, readable = embed(network, images, *how, **more)
     if readable.all():
         return images, rows
@@ -135,7 +135,7 @@ def embed_readable(
 
 
 def _gathered(rows: torch.Tensor, own: slice, size: int, total: int) -> torch.Tensor:
-    """The rows of all processes, each of which has made the batches `own` of `size` rows."""
+    """Gathers the rows of all processes; this one has computed the batches `own`."""
     if processes.world() == 1:
         return rows
     batches = rows.new_zeros((own.stop - own.start) * size, *rows.shape[1:])
@@ -147,13 +147,13 @@ def _gathered(rows: torch.Tensor, own: slice, size: int, total: int) -> torch.Te
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[metrics.Progress]:
-    """A bar for work that tells which share of it is done, in 0..1; nothing off a terminal."""
+    """A progress bar for work that reports the fraction that is done, in 0..1."""
     look = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     with Bar(title, 1.0, bar_format=look, speaks=processes.is_main()) as bar:
         yield lambda share: bar.update(share - bar.n)
 
 
-# --- what is nearest ------------------------------------------------------------------------------
+# --- nearest neighbours ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ class Embedded:
     """The images of a task with their raw embeddings.
 
     Attributes:
-        embeddings: (N, d) of the task's queries. gallery: (G, d) of its gallery, where it has one.
-        uncertainty: (N, d) the raw output of that head, where the network has it.
-        unit: whether the lengths of the embeddings are lost.
+        embeddings: (N, d) of the task's queries. gallery: (G, d) of its gallery, if it has one.
+        uncertainty: (N, d) raw output of the uncertainty head, if the network has one.
+        unit: whether the embeddings were normalised, so that their lengths are lost.
     """
 
     task: Task
@@ -179,19 +179,19 @@ class Embedded:
 
     @property
     def searched(self) -> tuple[ImageSet, torch.Tensor]:
-        """What the queries search in: images and embeddings."""
+        """The images and embeddings that the queries are compared with."""
         if self.task.gallery is None or self.gallery is None:
             return self.images, self.embeddings
         return self.task.gallery, self.gallery
 
     def nearest(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """What some of the queries find; where they search among themselves, not themselves.
+        """The nearest neighbours of some queries; without a gallery, a query does not find itself.
 
         Args:
-            queries: (n,) their places among the images.
+            queries: (n,) indices of the queries.
 
         Returns:
-            (n, top) places in the searched set, nearest first, and (n, top) cosines.
+            (n, top) indices into the searched set, nearest first, and (n, top) cosines.
         """
         own = queries if self.gallery is None else None
         return nearest(self.embeddings[torch.from_numpy(queries)], self.searched[1], own, top)
@@ -203,11 +203,11 @@ def nearest(
     """The gallery images nearest to each query by cosine, nearest first.
 
     Args:
-        queries: (Q, d). gallery: (G, d). own: (Q,) the queries' own places in the gallery, which
-            are left out; None where they are not in it.
+        queries: (Q, d). gallery: (G, d). own: (Q,) indices of the queries in the gallery, which
+            they do not find; None if they are not in it.
 
     Returns:
-        (Q, top) places in the gallery and (Q, top) cosines; fewer columns where the gallery has
+        (Q, top) indices into the gallery and (Q, top) cosines; fewer columns if the gallery has
         fewer images.
     """
     unit = torch.nn.functional.normalize(gallery.float(), dim=1)

@@ -5,7 +5,7 @@
     embeddings = embed(["one.jpg", "two.png"])  # (2, d), unit length
     embed.compare("one.jpg", "two.png")         # Comparison(cosine=0.83, verdict='same')
 
-Pictures are looked at as evaluate.py looks at the run's evaluation images. (Deviation: files are
+Pictures are prepared as evaluate.py prepares the run's evaluation images. (Deviation: files are
 always decoded as with `--decode exact`.)
 """
 
@@ -43,11 +43,11 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray | BinaryIO | bytes
 
 @dataclass(frozen=True)
 class Model:
-    """The network of a run, and how it looks at pictures.
+    """The network of a run, and how pictures are prepared for it.
 
     Attributes:
-        square: side in pixels of the drawings that the run's data set keeps in memory; pictures are
-            fitted into it whole, on white. None: they are resized and cut.
+        square: side in pixels of the drawings in the run's data set; pictures are fitted into such
+            a square whole, on white. None: they are resized and cropped.
         upright: whether pictures are turned as their EXIF orientation says, as the run's were.
         origin: the checkpoint, and its run's data.
         trained_on: its training data, as far as its file says.
@@ -67,7 +67,7 @@ class Model:
 
     @property
     def resize(self) -> int | None:
-        """The short side to which a picture is brought first; None where it is fitted whole."""
+        """The short side that pictures are resized to; None if they are fitted whole."""
         return None if self.square is not None else self.viewing.short_side(self.network.input)
 
 
@@ -78,7 +78,7 @@ def open_model(path: str | Path, weights: str | None = None) -> Model:
         weights: see `net.with_weights`.
 
     Raises:
-        InputError: there is none at `path`, or it cannot be used.
+        InputError: there is no network at `path`, or it cannot be used.
     """
     opened = open_checkpoint(path, weights=weights)
     known = opened.trained_on
@@ -90,14 +90,14 @@ def open_model(path: str | Path, weights: str | None = None) -> Model:
 
 
 class Comparison(NamedTuple):
-    """Two pictures: their cosine, and what the run's thresholds call them."""
+    """The cosine of two pictures, and the verdict of the run's thresholds."""
 
     cosine: float
     verdict: Verdict
 
 
 def _square_of_older(opened: Opened) -> int | None:
-    """What `Model.square` is for a checkpoint that does not say it: the data set's name tells."""
+    """`Model.square` for an older checkpoint that does not say it, by its data set's name."""
     drawn = bool(opened.trained) and isinstance(dataset.find(opened.data.name), Emoji)
     return opened.data.protocol.image_size if drawn else None
 
@@ -106,7 +106,7 @@ class Embedder:
     """Pictures → unit-length test-time embeddings; `load_run` makes one.
 
     Attributes:
-        model: the network, and how it looks at pictures.
+        model: the network, and how pictures are prepared for it.
     """
 
     def __init__(self, model: Model, precision: Precision) -> None:
@@ -133,9 +133,9 @@ class Embedder:
 
     @cached_property
     def thresholds(self) -> Thresholds | None:
-        """What the run has measured for this very network; None where it has not.
+        """The thresholds that the run has measured for this very network; None if it has none.
 
-        It has not where the embeddings are cut short (`dims`).
+        It has none if the embeddings are cut short (`dims`).
 
         Raises:
             InputError: the run's results.json is damaged.
@@ -157,7 +157,7 @@ class Embedder:
                 "checkpoint of a run that has ended"
             )
         x, y = self([a, b]).astype(np.float64)
-        cosine = float(np.clip(x @ y, -1, 1))  # the lengths are 1 but for rounding
+        cosine = float(np.clip(x @ y, -1, 1))  # the lengths are 1, except for rounding
         return Comparison(cosine, self.thresholds.verdict(cosine))
 
 
@@ -170,21 +170,22 @@ def load_run(
     whiten: int | None = None,
     dims: int | None = None,
 ) -> Embedder:
-    """The function from pictures to embeddings that a run has learned.
+    """Loads a run as a function from pictures to embeddings.
 
     Args:
         path: a run folder (its best checkpoint is taken), or a checkpoint of a run or released.
-        device: None is the GPU where there is one. amp: as evaluate.py's --amp.
-        weights: of a run that kept a running mean of them (--ema), `ema` or `raw`; None is the mean
-            where there is one.
-        dims: keep the first so many entries of the embeddings, for which a run with --matryoshka is
-            trained; None is all of them.
-        whiten: PCA-whitens the embeddings to so many numbers, 0: as many as vary in the run's
-            training images; see evaluation/whitening.py. Thresholds of a run are of what is bare.
+        device: None is the GPU if there is one. amp: as evaluate.py's --amp.
+        weights: `ema` or `raw`, if the run kept a running mean of its weights (--ema); None is the
+            mean if there is one.
+        dims: how many of the first entries of the embeddings to keep, as a run with --matryoshka is
+            trained for; None is all of them.
+        whiten: how many dimensions to PCA-whiten the embeddings to; 0 is as many as vary in the
+            run's training images; see evaluation/whitening.py. A run's thresholds are those of
+            embeddings that are not whitened.
 
     Raises:
         InputError: there is no usable checkpoint at `path`, its embeddings have fewer entries, or
-            there is nothing to whiten by.
+            the data for whitening are missing.
     """
     device = pick_device(0) if device is None else torch.device(device)
     model, precision = open_model(path, weights), Precision(amp, device)
@@ -202,7 +203,7 @@ def load_run(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Given(ImageSet):
-    """Pictures as a loader wants them; read when their turn comes."""
+    """Pictures as an image set; each is read when it is needed."""
 
     pictures: Sequence[Picture] = ()
 
@@ -228,7 +229,7 @@ def _image_set(pictures: list[Picture], square: int | None, upright: bool) -> Im
 
 
 def _is_one(pictures: Picture | Sequence[Picture]) -> bool:
-    """Whether this is a single picture, and not several."""
+    """Whether this is a single picture."""
     if isinstance(pictures, np.ndarray):
         return pictures.ndim < 4
     one = isinstance(pictures, (str, bytes, os.PathLike, Image.Image))

@@ -1,4 +1,4 @@
-"""A network and a task → the numbers."""
+"""Measures a network on a task."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from utils import InputError
 if TYPE_CHECKING:
     from net import EmbeddingNet
 
-OFFICIAL = "one-image gallery "  # before the metrics of VehicleID's official protocol
-DRAWS = 10  # of its gallery
+OFFICIAL = "one-image gallery "  # in front of the metrics of VehicleID's official protocol
+DRAWS = 10  # random galleries of that protocol
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Result:
     """The numbers of one task, and the embeddings they were computed from.
 
     Attributes:
-        embeddings: (N, d) of the queries. gallery: (G, d), where the task has one.
-        per_query: what retrieval gave each query (`metrics.retrieval_per_query`), and the second
-            R@1 where the task has one; None where retrieval was not computed.
-        task: with the images that could be read; None where the numbers were read from a file.
-        thresholds: those that verification recommends; None where it was not computed, or there
-            are too few pairs.
+        embeddings: (N, d) of the queries. gallery: (G, d), if the task has one.
+        per_query: retrieval metrics of each query (`metrics.retrieval_per_query`), with the second
+            R@1 if the task has one; None if retrieval was not computed.
+        task: reduced to readable images; None if the numbers were read from a file.
+        thresholds: recommended by verification; None if that was not computed, or there are too few
+            pairs.
     """
 
     title: str
@@ -60,13 +60,13 @@ class Result:
 
 @dataclass(frozen=True)
 class How:
-    """What is measured, and how.
+    """What to measure, and how.
 
     Attributes:
-        chosen: those of `options.EVALUATED` that are computed.
-        seed: of the draws. kmeans_restarts: how often k-means starts; the best counts.
-        block_size: images that the search compares at once; never changes the numbers.
-        ranking: what is done before the retrieval metrics; the official protocol is left out then.
+        chosen: which of `options.EVALUATED` to compute.
+        seed: of random draws. kmeans_restarts: how often k-means starts; the best run counts.
+        block_size: images that the search compares at once; it does not affect the numbers.
+        ranking: post-processing before the retrieval metrics; rules out the official protocol.
     """
 
     chosen: Sequence[str] = options.METRICS
@@ -86,7 +86,7 @@ def measure(
     viewing: Viewing,
     how: How = USUAL,
 ) -> Result:
-    """Embeds the images of a task and measures; the arguments are those of `measure_all`."""
+    """Embeds the images of one task and measures; takes the arguments of `measure_all`."""
     (result,) = measure_all(network, [task], precision, viewing, how)
     return result
 
@@ -98,14 +98,14 @@ def measure_all(
     viewing: Viewing,
     how: How = USUAL,
 ) -> list[Result]:
-    """Measures tasks on the same images, which are embedded once; they differ in `Task.dims`.
+    """Measures tasks that differ only in `Task.dims`; their images are embedded once.
 
-    Images that cannot be read are left out, as many as `viewing` admits. The seconds of the
-    embedding count in the first result.
+    Images that cannot be read are left out, as many as `viewing` admits. The time for embedding
+    counts in the first result.
 
     Raises:
-        InputError: more cannot be read, or too few classes are left, the embeddings are not finite,
-            or K, or the neighbours of `how.ranking`, exceed the gallery.
+        InputError: too many images cannot be read, too few classes are left, the embeddings are not
+            finite, or K or the neighbours of `how.ranking` exceed the gallery.
     """
     start = time.perf_counter()
     title = tasks[0].name
@@ -133,7 +133,7 @@ def _numbers(
     y: torch.Tensor | None,
     how: How,
 ) -> tuple[dict[str, float], dict[str, torch.Tensor] | None, Thresholds | None]:
-    """The numbers of a task whose queries have the embeddings x, and its gallery y."""
+    """The numbers of a task with embeddings x of the queries and y of the gallery."""
     numbers, chosen = dict[str, float](), how.chosen
     if task.left_out:
         numbers[meanings.LEFT_OUT] = task.left_out
@@ -183,7 +183,7 @@ def _searched(
     groups: np.ndarray | None,
     **how: Any,
 ) -> dict[str, torch.Tensor]:
-    """What each query finds, plainly or post-processed; it does not see images of its own group."""
+    """Retrieval metrics per query, with `groups` leaving out images of a query's own group."""
     labels = task.queries.labels
     others = None if task.gallery is None else task.gallery.labels
     if searched is None:
@@ -228,14 +228,14 @@ def _agreement(task: Task, x: torch.Tensor, y: torch.Tensor | None, how: How) ->
         )
 
 
-# --- what the numbers say -------------------------------------------------------------------------
+# --- reporting ------------------------------------------------------------------------------------
 
 
 def rows_of(result: Result, label: str = "", **more: Any) -> list[Row]:
-    """A result as a row of a table; the official protocol's numbers are a row of their own.
+    """A result as a row of a table, with another row for the official protocol if computed.
 
     Args:
-        more: the other fields of `Row`.
+        more: other fields of `Row`.
     """
     official = {
         name.removeprefix(OFFICIAL): value
@@ -262,14 +262,14 @@ def table(results: Sequence[Result]) -> str:
 
 
 def print_doubts(results: Sequence[Result]) -> None:
-    """Prints what is to be said beside the numbers, where they say less than they seem to."""
+    """Prints sentences about what makes the numbers mean less than they seem to."""
     for result in results:
         for about in meanings.doubts(result.numbers):
             say(fitted(f"{result.title}: {about}", "  "))
 
 
 def print_thresholds(results: Sequence[Result], label: str = "") -> None:
-    """Prints the thresholds that verification recommends, and what they are worth."""
+    """Prints the thresholds that verification recommends, with their error rates."""
     for result in results:
         if "EER" in result.numbers:
             title = f"{label}, {result.title}" if label else result.title
@@ -278,9 +278,10 @@ def print_thresholds(results: Sequence[Result], label: str = "") -> None:
 
 
 def worst_queries(per_query: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """The queries whose nearest image is wrong; the one whose right image is farthest down first.
+    """The queries whose nearest image is wrong, beginning with the worst.
 
-    Among equals the lower MAP@R comes first. Queries without an image to find are left out.
+    The lower the first right image is ranked, the worse; among equals, a lower MAP@R is worse.
+    Queries without an image to find are left out.
     """
     reciprocal, precision = (per_query[name].numpy() for name in ("MRR", "MAP@R"))
     missed = metrics.recall_at(per_query, 1).numpy() < 1

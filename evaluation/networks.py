@@ -1,7 +1,7 @@
-"""A run, a folder or a file → the trained network, ready to look at images as its run did.
+"""Opens the trained network of a run, a folder or a file, to be used as its run used it.
 
-This is the one way in: evaluate.py, `load_run`, `python -m net export` and report.py open networks
-here, and the run's own options decide whatever the caller leaves open.
+evaluate.py, `load_run`, `python -m net export` and report.py all open networks here. The options of
+the run decide whatever the caller does not.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ logger = logging.getLogger("evaluate")
 
 KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
 KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images", "exif")
-"""What an evaluation takes over from the run that made the checkpoint, unless it is given."""
+"""Flags that an evaluation takes over from the run, unless they are given."""
 WEIGHTS_FILE = "model.safetensors"
-"""The weights in a folder that was made to be shared: `python -m net export --push-to-hub`."""
-LISTED = 5  # files or runs of a folder that an error names
+"""The weights in a folder made for sharing: `python -m net export --push-to-hub`."""
+LISTED = 5  # files or runs that an error names
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A trained network and what its run says of it.
+    """A trained network, and what its checkpoint says about it.
 
     Attributes:
-        path: the file that was read. content: all that is in it, with the weights that are used as
-            its `model_state_dict`.
-        weights: which they are, where a run has kept a running mean of them: `ema`, the mean, or
-            `raw`; else empty.
+        path: the file that was read. content: all its entries; `model_state_dict` holds the chosen
+            weights.
+        weights: which weights these are, if the run kept a running mean of them: `ema` (the mean)
+            or `raw`; else empty.
         trained: the options of its training; empty for a released file.
-        data, viewing: what it is evaluated on, and how images are looked at.
+        data, viewing: the data it is evaluated on, and how evaluation looks at images.
         network: on the CPU.
     """
 
@@ -62,15 +62,15 @@ class Opened:
 
     @property
     def trained_on(self) -> dataset.TrainedOn | None:
-        """Its training data; None where the file does not say: of an older version, or released."""
+        """Its training data; None if the file, released or of an older version, does not say."""
         entry = self.content.get("data")
         return None if entry is None else dataset.TrainedOn.of_entry(entry)
 
     @property
     def other_pixels(self) -> str | None:
-        """In words, where the run's own evaluation saw its images in slightly other pixels.
+        """A sentence if the run's own evaluation saw slightly different pixels; else None.
 
-        A cache of the size that evaluation wants has the pixels of the files, any other not.
+        Only a cache of the size that evaluation uses gives the same pixels as decoding the files.
         """
         size = self.trained.get("cache_size")
         same_images = self.data.name == self.trained.get("dataset")
@@ -86,10 +86,10 @@ class Opened:
         )
 
     def tasks(self, ks: Sequence[int] | None = None) -> list[Task]:
-        """What it is evaluated on; see `tasks_of`.
+        """The tasks to evaluate it on; see `tasks_of`.
 
         Raises:
-            InputError: the images are not there, or cannot be used.
+            InputError: the images are missing, or cannot be used.
         """
         if self.data.is_gone:
             raise InputError(
@@ -101,10 +101,10 @@ class Opened:
 
 
 def found_again(choice: dataset.Choice, folder: Path) -> dataset.Choice:
-    """The data of the run in `folder`, found from whatever folder this process works in.
+    """The data of the run in `folder`, whatever the current folder is.
 
-    Own images that are not where their name says, read from here, are taken where the run noted
-    that they lay.
+    The user's own images are looked for under their name, relative to the current folder, and then
+    where the run noted that they were.
     """
     if choice.is_gone and (place := RunFolder(folder).noted_place) is not None:
         return replace(choice, place=None if is_gone(place) else place)
@@ -112,7 +112,7 @@ def found_again(choice: dataset.Choice, folder: Path) -> dataset.Choice:
 
 
 def looked_for(choice: dataset.Choice, folder: Path) -> str:
-    """Where own images were looked for by `found_again`, in words."""
+    """Where `found_again` has looked for the user's own images, in words."""
     places = dict.fromkeys([dataset.find(choice.name).place, RunFolder(folder).noted_place])
     places.pop(None, None)
     return f"{choice.name} was looked for in {' and in '.join(map(str, places))}"
@@ -125,12 +125,12 @@ def open_checkpoint(
 
     Args:
         path: see `checkpoint_file`.
-        asked: the options of evaluate.py; those that were given go over the run's own. Without any,
-            a released network sees images of the size that it was made for.
+        asked: the options of evaluate.py; those that were given replace the run's own. If None, a
+            released network is given images of the size that it was made for.
         weights: see `net.with_weights`.
 
     Raises:
-        InputError: there is no such network, it cannot be read, or the options describe another.
+        InputError: there is no such network, it cannot be read, or the options contradict it.
     """
     path = checkpoint_file(path)
     content = load_checkpoint(path)
@@ -141,14 +141,14 @@ def open_checkpoint(
 
 
 def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | None) -> Opened:
-    """What a checkpoint holds, opened; see `open_checkpoint`."""
+    """Builds what a checkpoint holds; see `open_checkpoint`."""
     content = whole(content, path)
     trained = content.get("args", {})
     if trained:
-        options.kept(trained)  # its values are what such options can be
+        options.kept(trained)  # raises for values that no run can have
     held = net.architecture_of(content, path)
     own = {name: trained[name] for name in KEPT_FLAGS if trained.get(name) is not None}
-    # A released file says at most what its input is, and published commands say the rest.
+    # A released file says at most what its input is; published commands give everything else.
     if not trained and (asked is None or held.input_spec is not None):
         own["image_size"] = held.input.size
     asked = asked or _nothing_asked()
@@ -160,27 +160,27 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     network = _network(content, path, chosen.image_size, given)
-    if chosen.image_size != trained.get("image_size"):  # of which training has made sure
+    if chosen.image_size != trained.get("image_size"):  # which training has checked already
         network.check_image_size(chosen.image_size)
     data = _data(chosen, given)
     if "dataset" not in given:
         data = found_again(data, path.parent)
     opened = Opened(path, content, trained, data, Viewing.of(chosen), network)
-    known = opened.trained_on  # a damaged entry is met here
+    known = opened.trained_on  # raises for a damaged entry
     if known is None or given.get("dataset", trained.get("dataset")) != trained.get("dataset"):
         return opened
     return replace(opened, data=replace(data, trained=frozenset(known.class_names)))
 
 
 def open_untrained(asked: argparse.Namespace) -> Opened:
-    """The network that the flags describe, at its start; its embeddings are its pooled features.
+    """The untrained network that the flags describe; its embeddings are its pooled features.
 
     Raises:
-        InputError: the flags do not go together, or the weights cannot be had.
+        InputError: the flags clash, or the weights cannot be had.
     """
     chosen = options.resolved(asked)
     options.check_read(chosen)
-    torch.manual_seed(chosen.seed)  # for what starts at random
+    torch.manual_seed(chosen.seed)  # for weights that start at random
     entries = net.Architecture.entries(vars(chosen)) | {"head": "training"}
     network = net.build(net.Architecture(**entries), pretrained=chosen.pretrained)
     network.check_image_size(chosen.image_size)
@@ -189,7 +189,7 @@ def open_untrained(asked: argparse.Namespace) -> Opened:
 
 
 def _data(chosen: argparse.Namespace, given: Mapping[str, Any]) -> dataset.Choice:
-    """The data of the options; to other data than the run's the run's split need not apply."""
+    """The data to evaluate on; the run's split does not apply to data other than the run's."""
     choice = dataset.Choice.of(chosen)
     if "dataset" not in given:
         return choice
@@ -205,30 +205,30 @@ def _nothing_asked() -> argparse.Namespace:
 def _network(
     content: dict[str, Any], path: Path, image_size: int, given: Mapping[str, Any]
 ) -> net.EmbeddingNet:
-    """The network that a checkpoint holds, with what the flags `given` say otherwise."""
+    """The network that a checkpoint holds, with changes by the flags `given`."""
     held = net.architecture_of(content, path, image_size=image_size)
     chosen = net.Architecture.entries(given)
     if chosen.get("head") == "none" and held.head != "none":
-        chosen["head"] = "training"  # the head that there is is left aside
+        chosen["head"] = "training"  # the checkpoint's head is not used
     network = net.build(replace(held, **chosen))
     net.load_checkpoint(network, content, source=path)
     return network
 
 
 def fingerprint_of(network: net.EmbeddingNet) -> str:
-    """32 hexadecimal digits that tell this network's weights from any others."""
+    """32 hexadecimal digits that identify this network's weights."""
     return fingerprint(network.state_dict())
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """The checkpoint that `path` means: a file itself, of a run folder the best one.
+    """The checkpoint that `path` means: the file itself, or the best one of a run folder.
 
-    - A folder without args.json counts as a run's where it holds a single `*_best.pth`.
-    - Of a folder that was made to be shared it is the weights, and of `hf:USER/NAME` those of that
-      model on the Hub, which are fetched where they are not here yet.
+    - A folder without args.json counts as a run's if it holds a single `*_best.pth`.
+    - A folder made for sharing means its weights, and `hf:USER/NAME` means those of that model on
+      the Hub, which are downloaded if they are not here yet.
 
     Raises:
-        InputError: a folder that holds none, or several; the sentence says what to give.
+        InputError: the folder holds no checkpoint, or several; the sentence says what to give.
     """
     name = str(path)
     path = hub.download(name) if name.startswith(hub.PREFIX) else Path(expanded(name))
@@ -259,13 +259,13 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def checkpoint_files(path: str | Path) -> list[Path]:
-    """All checkpoints that `path` means: as `checkpoint_file`, and of any other folder each one.
+    """All checkpoints that `path` means: one, as `checkpoint_file`, or all in any other folder.
 
-    In a folder that is no run's, these are its files of weights, and the best checkpoints of the
-    runs in it; a run that was not evaluated yet is left out with a warning.
+    A folder that is not a run's means its files of weights and the best checkpoints of the runs in
+    it; runs that have not been evaluated yet are left out with a warning.
 
     Raises:
-        InputError: as `checkpoint_file`, for a run, and for a folder that holds none.
+        InputError: as `checkpoint_file`, or the folder holds no checkpoint.
     """
     path = str(path)
     if path.startswith(hub.PREFIX) or _counts_as_run(Path(path)) or not Path(path).is_dir():
@@ -282,7 +282,7 @@ def checkpoint_files(path: str | Path) -> list[Path]:
 
 
 def all_checkpoint_files(paths: Iterable[str | Path]) -> list[Path]:
-    """What each of `paths` means, as `checkpoint_files`: asked once, since it warns and fetches."""
+    """The `checkpoint_files` of each path; call it once, because it may warn and download."""
     return [file for path in paths for file in checkpoint_files(path)]
 
 

@@ -1,4 +1,4 @@
-"""What is done between embeddings and their ranking, as the flags of evaluate.py ask for it."""
+"""Post-processing between embeddings and ranking, as the flags of evaluate.py describe it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from options.ranking import Ranking
 
 
 class Searched(NamedTuple):
-    """What is searched with and in.
+    """The embeddings to search with, and in.
 
     Attributes:
-        queries: (Q, d). gallery: (G, d), also where the queries search among themselves.
-        score: what nearness is, where it is not the cosine.
+        queries: (Q, d). gallery: (G, d), even if the queries search among themselves.
+        score: the similarity, if it is not the cosine.
     """
 
     queries: Tensor
@@ -29,10 +29,10 @@ def postprocessed(queries: Tensor, gallery: Tensor | None, ranking: Ranking) -> 
     """Augments the gallery, expands the queries in it, or re-ranks.
 
     Args:
-        queries: (Q, d). gallery: (G, d); None where the queries search among themselves.
+        queries: (Q, d). gallery: (G, d); None if the queries search among themselves.
 
     Raises:
-        ValueError: more neighbours are asked for than there are.
+        ValueError: there are fewer images than neighbours to average.
     """
     images = queries if gallery is None else gallery
     if ranking.reranking:

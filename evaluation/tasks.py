@@ -1,4 +1,4 @@
-"""What a network is evaluated on: queries, the gallery they search in, and the K of R@K."""
+"""Retrieval tasks: queries, the gallery that they search in, and the K of R@K."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Task:
 
     Attributes:
         ks: the K of R@K.
-        group_name: what `queries.groups` are, where a query's own group is also left out of the
-            gallery for a second R@1.
-        official: whether the protocol of VehicleID's authors is wanted too: one image of each
-            class, drawn at random, is the gallery of all the others.
-        left_out: how many images are missing from both sides because they could not be read.
-        dims: how many entries of the embeddings are compared, from the first on; None is all.
+        group_name: the name of `queries.groups`, if there is to be a second R@1 for which each
+            query's own group is left out of the gallery.
+        official: whether to follow the protocol of VehicleID's authors as well: one random image of
+            each class is the gallery of all others.
+        left_out: how many images of both sides are missing because they could not be read.
+        dims: how many of the first entries of embeddings are compared; None is all.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Task:
         protocol: dataset.Protocol,
         ks: Sequence[int] | None = None,
     ) -> Task:
-        """With the K asked for, or else those of the papers that the gallery has images for.
+        """A task with these K, or else those of the papers that the gallery is large enough for.
 
         Raises:
-            InputError: a K asked for exceeds the gallery.
+            InputError: a K exceeds the size of the gallery.
         """
         size = len(queries if gallery is None else gallery)
         wanted = ks or [k for k in protocol.ks if k <= size]
@@ -57,21 +57,21 @@ class Task:
             metrics.check_ks(wanted, size)
         except ValueError as error:
             raise InputError(f"{name}: {error}") from error
-        # The data sets that come in several lists are VehicleID's.
+        # Only VehicleID comes in lists of several sizes.
         official = bool(protocol.sizes)
         return cls(name, queries, gallery, tuple(wanted), protocol.group_name, official)
 
     def at(self, sizes: Sequence[int]) -> list[Task]:
-        """One task for each size, which compares the first entries only; without sizes, itself."""
+        """One task for each number of dimensions that are compared; without sizes, this task."""
         return [replace(self, dims=size) for size in sizes] or [self]
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return self.name if self.dims is None else f"{self.name}, {self.dims} dimensions"
 
     def narrowed(self, queries: ImageSet, gallery: ImageSet | None) -> Task:
-        """The same task with those of its images that can be read."""
+        """The same task, reduced to images that can be read."""
         before, after = (
             sum(len(side) for side in sides if side is not None)
             for sides in ((self.queries, self.gallery), (queries, gallery))
@@ -83,14 +83,14 @@ class Task:
 
     @property
     def without_match(self) -> int:
-        """How many queries have no image of their class to find."""
+        """How many queries have no other image of their class to find."""
         searched = self.queries if self.gallery is None else self.gallery
         count = max(self.queries.num_classes, searched.num_classes)
         found = np.bincount(searched.labels, minlength=count) - (self.gallery is None)
         return int((found[self.queries.labels] < 1).sum())
 
     def describe(self) -> str:
-        """Counts, in words."""
+        """The numbers of images and classes, in words."""
         text = f"{len(self.queries):,} images, {self.queries.num_classes:,} classes"
         return f"{text}, gallery {len(self.gallery):,} images" if self.gallery else text
 
@@ -115,7 +115,7 @@ def tasks_of(choice: dataset.Choice, ks: Sequence[int] | None = None) -> list[Ta
 
 
 def on_the_same_images(tasks: Sequence[Task]) -> list[list[Task]]:
-    """The tasks, those together that follow each other and differ in `dims` alone."""
+    """Groups successive tasks that differ only in `dims`."""
     groups = groupby(tasks, lambda task: (task.name, id(task.queries), id(task.gallery)))
     return [list(group) for _, group in groups]
 

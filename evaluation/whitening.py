@@ -1,7 +1,7 @@
-"""A network whose embeddings are whitened, by what its run's training images look like to it.
+"""Whitened embeddings: a network with a whitening fitted to its embeddings of training images.
 
-The whitening is kept beside the checkpoint, in whitening.npz, with what it belongs to. So it is
-there when the training images are not any more.
+The whitening is stored beside the checkpoint, in whitening.npz, together with the fingerprint of
+what it belongs to. So it is still there when the training images are gone.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ FILE = "whitening.npz"
 
 
 class WhitenedNet(nn.Module):
-    """A network with whitened test-time embeddings; all else is the network's own.
+    """A network with whitened test-time embeddings; everything else is the network's own.
 
-    Its weights, and so its fingerprint, are not those of the bare network.
+    Its weights, and so its fingerprint, differ from those of the network alone.
     """
 
     def __init__(self, network: EmbeddingNet, white: Whitening, size: int) -> None:
@@ -55,7 +55,7 @@ class WhitenedNet(nn.Module):
         return len(self.projection)
 
     def forward(self, *arguments: Any, **more: Any) -> Any:
-        """What the bare network gives."""
+        """The outputs of the network itself."""
         return self.network(*arguments, **more)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -68,11 +68,11 @@ class WhitenedNet(nn.Module):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network is from: what its whitening is fitted on, and kept by.
+    """Where a network comes from, which decides how its whitening is fitted and where it is stored.
 
     Attributes:
-        path: its checkpoint. data: its run's. trained: the options of its training; empty for a
-            released file, whose whitening is not kept.
+        path: its checkpoint. data: its run's data. trained: the options of its training; empty for
+            a released file, whose whitening is not stored.
     """
 
     path: Path
@@ -81,17 +81,18 @@ class Origin:
 
     @property
     def file(self) -> Path | None:
-        """Where the whitening is kept."""
+        """Where the whitening is stored."""
         return self.path.parent / FILE if self.trained else None
 
 
 def whitened(
     network: EmbeddingNet, origin: Origin, viewing: Viewing, precision: Precision, size: int = 0
 ) -> WhitenedNet:
-    """The network with its embeddings whitened to `size` numbers, 0: as many as vary.
+    """The network with embeddings whitened to `size` dimensions; 0 is as many as vary.
 
     Raises:
-        InputError: the training images are not there and nothing is kept, or `size` is too large.
+        InputError: there are neither training images nor a stored whitening, or `size` is too
+            large.
     """
     belongs = _belongs(network, viewing)
     found = processes.from_main(lambda: _kept(origin, belongs))
@@ -106,12 +107,12 @@ def whitened(
 
 
 def _belongs(network: EmbeddingNet, viewing: Viewing) -> str:
-    """What a whitening belongs to: the weights, and how images are looked at."""
+    """Identifies what a whitening belongs to: the weights, and how images are prepared."""
     return f"{fingerprint_of(network)} {viewing.image_size} {viewing.zoom:g} {viewing.resize}"
 
 
 def _kept(origin: Origin, belongs: str) -> Whitening | None:
-    """The whitening that is kept for this network; None where there is none."""
+    """The stored whitening of this network; None if there is none."""
     if origin.file is None or not origin.file.is_file():
         return None
     arrays = load_arrays(origin.file, "the whitening")

@@ -92,9 +92,8 @@ def this_machine(args: Options) -> Machine:
 
 def _free(folder: str | None) -> int:
     """Free bytes in the folder of caches; 0 if there is no such folder by default."""
-    place = (
-        usual_place() if folder is None else Path(folder)
-    )  # a folder that cannot be written is reported later
+    # A folder that cannot be written is reported later.
+    place = usual_place() if folder is None else Path(folder)
     try:
         return free_space(place) if place else 0
     except OSError:
