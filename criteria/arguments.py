@@ -1,4 +1,4 @@
-"""What a loss is built with, and the sentence for an argument that it does not take."""
+"""The arguments of losses, and the errors about wrong ones."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ def _constructors(make: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 
 def check_arguments(owner: str, given: Mapping[str, Any], known: Parameters) -> None:
-    """Raise ValueError for an argument unknown to ``owner``, a word where a number belongs, or a
-    number that is none."""
+    """Raise ValueError for an argument that ``owner`` lacks, or a value of the wrong kind."""
     for name, value in given.items():
         if name not in known:
             raise ValueError(unknown(f"option of {owner}", name, known))
@@ -72,8 +71,8 @@ def check_complete(owner: str, given: Collection[str], known: Parameters) -> Non
 def _fits(value: Any, default: Any) -> bool:
     """Whether a value is of the kind of a default: a word for a word, a number for a number.
 
-    0 and 1 may stand for false and true, but true is no number. Any value fits where the default,
-    or the value, is none of these (None, a tuple).
+    0 and 1 may stand for false and true, but true is not a number. If the default or the value is
+    of another kind (None, a tuple), any value fits.
     """
     if not isinstance(value, str | int | float) or not isinstance(default, str | int | float):
         return True

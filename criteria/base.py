@@ -1,4 +1,4 @@
-"""What all losses share: what they are given, in which precision they compute, what they report."""
+"""What all losses share: their inputs, their precision, their reports and small helpers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Embeddings(NamedTuple):
     """Raw outputs of a network's heads for one batch; nothing is normalised.
 
     ``embedding`` (B, d) · ``uncertainty`` (B, d), the introspective head · ``specific``, DDML's
-    class-specific head on the main one; where it is there, it and ``embedding`` are (B, 2d): the
-    means, then the raw spreads.
+    class-specific head on top of the main one. With it, both it and ``embedding`` are (B, 2d): the
+    means, followed by the raw spreads.
     """
 
     embedding: Tensor
@@ -27,20 +27,20 @@ class Embeddings(NamedTuple):
 
     @property
     def retrieval(self) -> Tensor:
-        """What images are compared by at test time, (B, d): the embedding, or DDML's main mean."""
+        """The test-time embedding (B, d): ``embedding``, or the mean in it with DDML."""
         return self.embedding if self.specific is None else self.embedding.chunk(2, dim=1)[0]
 
     def first(self, size: int) -> Embeddings:
-        """The first ``size`` entries of every head, of means and of spreads alike."""
+        """Cuts every head, its means and its spreads, to the first ``size`` entries."""
         parts = 1 if self.specific is None else 2
         return Embeddings(*(None if head is None else _first(head, size, parts) for head in self))
 
 
 class References(NamedTuple):
-    """What the images of a batch are compared with, in place of each other.
+    """Embeddings that the images of a batch are compared with, instead of with each other.
 
-    ``embeddings`` (R, d) and ``labels`` (R,), without a gradient; ``own`` (B,) is which of them
-    each image of the batch is itself.
+    ``embeddings`` (R, d) and ``labels`` (R,), without a gradient; ``own`` (B,) is the index of each
+    image of the batch among them.
     """
 
     embeddings: Tensor
@@ -49,7 +49,7 @@ class References(NamedTuple):
 
 
 GROUPS = (Embeddings, References)
-"""Tensors that go together as one argument."""
+"""Types of arguments that hold several tensors."""
 
 
 def _first(head: Tensor, size: int, parts: int) -> Tensor:
@@ -57,10 +57,10 @@ def _first(head: Tensor, size: int, parts: int) -> Tensor:
 
 
 def in_float32(function: Callable) -> Callable:
-    """Run ``function`` outside autocast, in float32, or in float64 where something is float64.
+    """Run ``function`` outside autocast, in float32, or in float64 if one of its tensors is.
 
-    That holds for its tensors and, of a method of a module, for the module's parameters, whichever
-    types they have; gradients come back in theirs.
+    Its tensors are converted, and so are a module's parameters if it is a method of one; gradients
+    have the original types.
     """
 
     @functools.wraps(function)
@@ -73,7 +73,7 @@ def in_float32(function: Callable) -> Callable:
         dtype = torch.float64 if torch.float64 in types else torch.float32
         device = given[0].device.type if given else "cpu"
         if types <= {dtype} and not torch.is_autocast_enabled(device):
-            return function(*args, **kwargs)  # which a small loss would wait for otherwise
+            return function(*args, **kwargs)  # a small loss would wait long for the conversion
         args = tuple(_as(dtype, value) for value in args)
         kwargs = {name: _as(dtype, value) for name, value in kwargs.items()}
         with torch.autocast(device, enabled=False), _parameters_as(dtype, owner):
@@ -91,7 +91,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _parameters(module: nn.Module) -> Iterator[Tensor]:
-    """``module.parameters()``, without the names, which take longer than a small loss."""
+    """``module.parameters()`` without their names, which take longer than a small loss."""
     yield from (each for each in module._parameters.values() if each is not None)
     for child in module._modules.values():
         yield from _parameters(child)
@@ -105,7 +105,7 @@ def _as(dtype: torch.dtype, value: Any) -> Any:
 
 @contextmanager
 def _parameters_as(dtype: torch.dtype, owner: nn.Module | None) -> Iterator[None]:
-    """A module's parameters as ``dtype``, as torch.func.functional_call would replace them."""
+    """Replaces a module's parameters by copies in ``dtype``, as functional_call would."""
     if owner is None or all(parameter.dtype == dtype for parameter in owner.parameters()):
         yield
         return
@@ -125,11 +125,11 @@ def _parameters_as(dtype: torch.dtype, owner: nn.Module | None) -> Iterator[None
 
 
 class ParameterGroup(TypedDict, total=False):
-    """Parameters that are trained alike: a group as torch's optimisers take it, and what is ours.
+    """Parameters that are trained alike: a parameter group of torch's, with some keys of our own.
 
-    `name`, `params` and `lr` are always there. `weight_decay` and `eps` (Adam's) stand where they
-    differ from the run's. `optimizer` names another kind of optimiser than the run's; `step`
-    (epochs) and `gamma` are a step decay of its own, in place of the run's schedule.
+    `name`, `params` and `lr` are always present. `weight_decay` and `eps` (Adam's) are present if
+    they differ from the run's. `optimizer` names another kind of optimiser than the run's; `step`
+    (epochs) and `gamma` are a step decay that replaces the run's schedule.
     """
 
     name: str
@@ -143,13 +143,13 @@ class ParameterGroup(TypedDict, total=False):
 
 
 class Criterion(nn.Module):
-    """A loss: a scalar from a batch, the parameters it learns, and what it saw.
+    """A loss: it maps a batch to a scalar, and may have parameters and terms to report.
 
     ``terms`` holds detached 0-d tensors of the latest call; nothing waits for the device until they
-    are read. ``unit_length`` is what an Objective feeds it: True unit vectors, False raw ones, None
-    whatever the run's l2_norm says (no matter to a loss that normalises by itself).
-    ``needs_pairs``: it learns nothing from batches without two images of one class and two classes.
-    ``no_memory``: why it takes no ``references`` (References) in the call, "" where it does.
+    are read. ``unit_length`` says which embeddings an Objective passes to it: unit vectors (True),
+    raw ones (False), or what the run's l2_norm says (None; irrelevant if the loss normalises).
+    ``needs_pairs``: whether it needs batches with two images of one class, and with two classes.
+    ``no_memory``: why it cannot be called with ``references`` (References); "" if it can.
     """
 
     unit_length: ClassVar[bool | None] = None
@@ -161,28 +161,28 @@ class Criterion(nn.Module):
         self.terms: dict[str, Tensor] = {}
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """How its parameters are trained, given the network's learning rate; [] if it has none."""
+        """The groups of its parameters, given the network's learning rate; [] if it has none."""
         return []
 
     def torch_groups(self, lr: float) -> list[dict[str, Any]]:
-        """``parameter_groups(lr)`` for a plain torch optimiser, without keys that it would refuse.
+        """``parameter_groups(lr)`` for a plain torch optimiser, without the keys it does not know.
 
-        A group that asks for an optimiser or a schedule of its own shares those of the others then.
+        A group with an optimiser or a schedule of its own then gets those of all others.
         """
         known = ("params", "lr", "weight_decay", "eps")
         groups = self.parameter_groups(lr)
         return [{key: group[key] for key in known if key in group} for group in groups]
 
     def class_values(self) -> dict[str, Tensor]:
-        """What is learnt for each class, by its name in the singular: (C,), detached."""
+        """Learned values of each class, by their name in the singular: (C,), detached."""
         return {}
 
     def cost(self) -> str:
-        """What a step costs on this machine beside the network, in words, where it is long."""
+        """A sentence about the time of a step on this machine, if the loss takes long."""
         return ""
 
     def _report(self, **terms: Tensor) -> None:
-        # Not by nn.Module's own way, which takes as long as three operators.
+        # Bypasses nn.Module.__setattr__, which takes as long as three operators.
         vars(self)["terms"] = {name: value.detach() for name, value in terms.items()}
 
 
@@ -210,7 +210,7 @@ def check_batch(
 
 
 def check_embeddings(embeddings: Tensor, size: int | None = None) -> None:
-    """Raise ValueError for embeddings that are none, no floats, no matrix, or of another size."""
+    """Raise ValueError unless embeddings are a non-empty float matrix of this size."""
     if not embeddings.is_floating_point():
         raise ValueError(
             f"Embeddings must be floating-point numbers, not {embeddings.dtype}: convert them with "
@@ -251,7 +251,7 @@ def check_whole(**values: float) -> None:
 
 
 LARGE = 1024**2
-"""Pairs of a batch from which on waiting for a GPU costs nothing beside the batch itself."""
+"""A batch with more pairs takes so long that waiting for the GPU costs nothing in comparison."""
 
 
 def of_labels(
@@ -259,11 +259,11 @@ def of_labels(
     labels: Tensor,
     references: References | None = None,
 ) -> tuple[Any, ...]:
-    """``function(labels, references)``: tensors that follow from them, and numbers.
+    """``function(labels, references)``: tensors and numbers that depend on labels alone.
 
-    How many pairs a batch has follows from its labels. To read such a number from a GPU is to wait
-    until it has done all its earlier work, the whole network. So what follows from labels alone is
-    worked out from their copy in the host's memory, ``labels.host``, where there is one.
+    The number of pairs in a batch is an example. Reading it from a GPU would mean waiting for all
+    work that is queued there, the whole network. So whatever depends on labels alone is computed
+    from their copy in the host's memory, ``labels.host``, if there is one.
     """
     others = labels if references is None else references.labels
     if len(labels) * len(others) > LARGE:
@@ -278,9 +278,9 @@ def of_labels(
 
 
 def on_host(function: Callable[..., tuple[Any, ...]], *tensors: Tensor) -> tuple[Any, ...]:
-    """``function(*tensors)``, worked out from their ``host`` copies where all of them have one.
+    """``function(*tensors)``, computed from their ``host`` copies if all of them have one.
 
-    The tensors that it returns have such copies then too. See ``of_labels``.
+    The returned tensors then have such copies too. See ``of_labels``.
     """
     copies = [getattr(tensor, "host", None) for tensor in tensors]
     if any(copy is None for copy in copies):
@@ -293,9 +293,9 @@ def on_host(function: Callable[..., tuple[Any, ...]], *tensors: Tensor) -> tuple
 
 
 def pair_masks(labels: Tensor, references: References | None = None) -> tuple[Tensor, Tensor]:
-    """(B, B) each: pairs of two images of one class, and pairs of two classes.
+    """Masks (B, B) of the pairs of images of one class, and of those of two classes.
 
-    With ``references`` (B, R): pairs of an image and one of them.
+    With ``references`` (B, R): pairs of an image and a reference.
     """
     if references is not None:
         same = labels[:, None] == references.labels
@@ -319,8 +319,8 @@ def without_self(table: Tensor, references: References | None, value: float) -> 
 def only_once(backward: Callable) -> Callable:
     """The ``backward`` of an autograd.Function, which cannot be differentiated again.
 
-    torch's ``once_differentiable`` says so only where the incoming gradient has a graph itself;
-    for the last function of a graph a second derivative would be 0 without a word.
+    torch's ``once_differentiable`` raises only if the incoming gradient has a graph itself; for the
+    last function of a graph, a second derivative would silently be 0.
     """
 
     @functools.wraps(backward)
@@ -343,9 +343,9 @@ def written_out(backward: Callable) -> Callable:
 class _UnitRows(torch.autograd.Function):
     """x̂ = x/‖x‖ of each row, with the gradient (g - x̂·(x̂·g))/‖x‖ written out.
 
-    F.normalize gives the same bits with more than twice the operators, and the time of a small loss
-    is the number of its operators. The rows are given twice, the second time for their lengths: so
-    autograd adds the two halves of the gradient one after the other, in F.normalize's order.
+    F.normalize gives the same bits with more than twice the operators, and a small loss takes as
+    long as its number of operators. The rows are passed twice, the second time for their lengths,
+    so that autograd adds the two halves of the gradient in the same order as for F.normalize.
     """
 
     @staticmethod
@@ -369,7 +369,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 
 def unit_others(unit: Tensor, references: References | None) -> Tensor:
-    """What unit vectors are compared with: themselves, or the references at unit length."""
+    """The vectors to compare with: ``unit`` itself, or the references at unit length."""
     return unit if references is None else unit_rows(references.embeddings)
 
 

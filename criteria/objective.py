@@ -1,4 +1,4 @@
-"""Sums of weighted terms over the same Embeddings."""
+"""Weighted sums of losses over the same Embeddings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from criteria.base import Criterion, Embeddings, ParameterGroup, in_float32, unit_rows
 
 Inputs = Callable[[Embeddings, Tensor, Mapping[str, Any]], tuple[Any, ...] | None]
-"""A function of its file, or a partial of one: an Objective with a closure cannot be pickled."""
+"""A module-level function, or a partial of one: an Objective with a closure cannot be pickled."""
 
 
 def raw_retrieval(
@@ -31,10 +31,10 @@ def unit_retrieval(
 class Term(nn.Module):
     """One summand of an Objective: weight · criterion(*inputs(outputs, labels, context)).
 
-    ``inputs`` takes from the network's outputs, the labels and the step's context what the
-    criterion is called with, by default the retrieval embedding (raw, unless the criterion's
-    ``unit_length`` says otherwise) and the labels; None leaves the term out of this step. ``heads``
-    are the fields of Embeddings it needs.
+    ``inputs`` selects the criterion's arguments from the network's outputs, the labels and the
+    step's context: by default the retrieval embedding (raw, unless the criterion's ``unit_length``
+    says otherwise) and the labels. If it returns None, the term is left out of this step.
+    ``heads`` are the fields of Embeddings that the term needs.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Term(nn.Module):
     def forward(
         self, outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
     ) -> Tensor | None:
-        """The weighted loss, 0-d, or None when the step has nothing for it.
+        """The weighted loss, 0-d, or None if this step leaves the term out.
 
         Raises ValueError when a head is missing, for a loss that is not one number, and what the
         criterion raises.
@@ -84,10 +84,10 @@ class Term(nn.Module):
 class Objective(Criterion):
     """A weighted sum of named terms over the same Embeddings: ``objective(outputs, labels)``.
 
-    What else the terms of a step need comes as keywords: ``masks=`` (K, d), or None in divide and
-    conquer's full phase; ``again=`` whether this step has called the objective before, with other
-    images or labels. ``terms`` collects those of all criteria; where two have one name, the term's
-    name stands before it. ``heads`` are the outputs that the network must have.
+    Keywords pass whatever else terms need: ``masks=`` (K, d), or None in divide and conquer's full
+    phase; ``again=`` whether this step has called the objective before, with other images or
+    labels. ``terms`` collects those of all criteria; if two have the same name, the name of the
+    term is put in front. ``heads`` are the outputs that the network must have.
     """
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
@@ -141,13 +141,13 @@ class Objective(Criterion):
         return [group for part in parts for group in part.criterion.parameter_groups(lr)]
 
     def cost(self) -> str:
-        """What the terms cost."""
+        """The costs of all terms."""
         return "; ".join(filter(None, (part.criterion.cost() for part in self.parts.values())))
 
     def class_values(self) -> dict[str, Tensor]:
-        """What the terms learn for each class; of one name, what the first of them learns.
+        """Learned values of each class; if several terms have a name, those of the first.
 
-        With Matryoshka that is the whole embedding's, before those of its prefixes.
+        With Matryoshka these belong to the whole embedding, which comes before its prefixes.
         """
         found: dict[str, Tensor] = {}
         for part in self.parts.values():

@@ -1,9 +1,9 @@
 """Metrics: tensors in, numbers out. Nothing here knows the rest of the project.
 
-`retrieval` has R@K, MAP@R and their kin, `clustering` k-means, `agreement` NMI and F1, and
-`verification` pairs of images; `comparison` says how sure a number is: intervals, paired tests,
-seeds; `correlation` how two quantities go together over classes. `ties` has what images that are
-exactly as close are worth.
+`retrieval` has R@K, MAP@R and the like, `clustering` k-means, `agreement` NMI and F1, and
+`verification` pairs of images. `comparison` says how sure a number is: intervals, paired tests,
+seeds. `correlation` relates two quantities over classes, and `ties` defines retrieval metrics for
+images that are exactly as close.
 """
 
 from metrics.agreement import by_construction, clustering_metrics, nmi_f1

@@ -27,10 +27,9 @@ def clustering_metrics(
 ) -> dict[str, float]:
     """NMI and F1 of k-means on the L2-normalised embeddings, k = number of classes.
 
-    embeddings (N, d), labels (N,). Where all classes have one image, or there is one class, NMI and
-    AMI are 1 by construction, see `by_construction`, and in the former case F1 is NaN,
-    undefined.
-    Memory: one normalised copy of the embeddings beside `kmeans`'s.
+    embeddings (N, d), labels (N,). If every class has one image, or there is only one class, NMI
+    and AMI are 1 by construction, see `by_construction`; in the first case F1 is NaN, undefined.
+    Memory: one normalised copy of the embeddings, besides that of `kmeans`.
     Raises ValueError as `retrieval_metrics` does.
     """
     x, device = embeddings_of(embeddings, "embeddings", device)
@@ -47,10 +46,10 @@ def nmi_f1(labels: Array, clusters: Array, *, ami: bool = False) -> dict[str, fl
 
     NMI = 2 I(labels; clusters) / (H(labels) + H(clusters)), 1 when both are one single group.
     F1 = 2PR / (P + R) over pairs of images: P the share of same-cluster pairs that are of one
-    class, R the share of same-class pairs that are in one cluster; NaN, undefined, where there is
-    neither a pair of one class nor one in one cluster.
+    class, R the share of same-class pairs that are in one cluster; NaN, undefined, if there are no
+    pairs of either kind.
     `ami=True` adds AMI, mutual information adjusted for chance (Vinh et al., 2010, arithmetic).
-    Whether NMI and AMI say anything about the clustering is for `by_construction` to tell.
+    `by_construction` says whether NMI and AMI mean anything for these labels.
 
     Raises ValueError: no labels, lengths that differ, or text.
     """
@@ -79,10 +78,10 @@ def nmi_f1(labels: Array, clusters: Array, *, ami: bool = False) -> dict[str, fl
 
 
 def by_construction(labels: Array) -> bool:
-    """Whether NMI and AMI are 1 whatever the embeddings are, as long as they differ.
+    """Whether NMI and AMI are 1 for any embeddings, as long as they differ.
 
-    So it is where each image is a class of its own, and where there is one class: with as many
-    clusters as classes there is one clustering. labels (N,). Raises ValueError as `nmi_f1` does.
+    They are if each image is a class of its own, or if there is only one class: then there is only
+    one clustering with as many clusters as classes. labels (N,). Raises as `nmi_f1` does.
     """
     labels = _groups(labels, "labels")
     return len(labels.unique()) in (1, len(labels))

@@ -1,4 +1,4 @@
-"""How sure is a number: bootstrap over classes, seeds of one configuration, single classes.
+"""How sure a number is: bootstrap over classes, seeds of one configuration, single classes.
 
 Every retrieval metric is a ratio of sums over the queries, Σ_q w_q·v_q / Σ_q w_q·c_q, where v is
 the query's value, c says whether the query counts, and w is how often its class was drawn: 1 for
@@ -6,11 +6,11 @@ the metric itself, the resample's counts for a bootstrap replicate (Efron, 1979)
 counts the metric is undefined: NaN, in the metric itself, a replicate, a class or a mean over
 seeds. What is drawn from replicates leaves out those that are undefined.
 
-Classes are drawn, each with all its queries, because the queries of a class are found or missed
-together: drawn one by one, as if each told something of its own, they give intervals that are too
-narrow. An interval takes the classes as a sample and the network as given. What another seed of the
-training would give is another question, which only several checkpoints can answer: ± is half of
-the 95 % interval of a mean over seeds, by Student's t, wherever this project prints it.
+Whole classes are drawn, each with all its queries, because queries of one class tend to be found or
+missed together: drawn one by one, as if they were independent, they give intervals that are too
+narrow. An interval takes the classes as a sample and the network as given. How much another seed
+would change is another question, which only several checkpoints can answer: wherever this project
+prints ±, it is half of the 95 % interval of a mean over seeds, by Student's t.
 
 A metric is a share, and near 0 or 1 replicates say too little: with no miss they are all 1. So its
 interval is Wilson's (Journal of the American Statistical Association 22, 1927), which asks of each
@@ -22,8 +22,8 @@ as have the metric's variance (as surveys of clusters do: Korn and Graubard, Sur
 
 m is the metric, C the classes, t the 97.5 % quantile of Student's t with C - 1 degrees of freedom,
 and the variance C / (C - 1) times that of the replicates, which vary less than the metric does over
-samples of C classes. Where all queries are right nothing is known of how many of a class's images
-are missed together, if any are: each class counts as one draw.
+samples of C classes. If all queries are right, nothing is known about how many images of a class
+would be missed together, so each class counts as one draw.
 
 A difference is no share. The ends of its interval are the percentiles that give Student's interval
 of a mean where replicates are normal (Hesterberg's expanded percentiles, The American Statistician
@@ -60,7 +60,7 @@ CHUNK = 2**22  # draws made at once: 64 MiB with the counts they become
 
 
 def few_classes(tests: Iterable[Test]) -> str:
-    """A sentence where a test rests on few classes; "" where none does."""
+    """A sentence if a test is based on few classes; "" if none is."""
     few = any(test.over == "classes" and test.count < FEW_CLASSES for test in tests)
     return f"With fewer than {FEW_CLASSES} classes that is a rough guess." if few else ""
 
@@ -79,11 +79,11 @@ class Scores(NamedTuple):
         return dict(zip(self.names, totals.tolist(), strict=True))
 
     def rest_on(self) -> list[int]:
-        """How many classes have a query that counts in a metric, for each metric (M,)."""
+        """For each metric, how many classes have a query that counts (M,)."""
         return (self.of_classes()[3] > 0).sum(0).tolist()
 
     def of_classes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Classes (C,), how many queries each has (C,), sums of their values and counts (C, M)."""
+        """Classes (C,), their numbers of queries (C,), and sums of values and counts (C, M)."""
         classes, inverse, sizes = self.labels.unique(return_inverse=True, return_counts=True)
         zeros = torch.zeros(len(classes), len(self.names), dtype=torch.float64)
         sums = (zeros.index_add(0, inverse, part) for part in (self.values, self.counted))
@@ -118,9 +118,9 @@ def query_scores(
 def replicates(scores: Sequence[Scores], resamples: int, seed: int) -> list[Tensor]:
     """Each metric on `resamples` random draws of C among the C classes, with replacement.
 
-    scores: of one or several networks on the same queries; they see the same draws, so that
-    replicates can be compared in pairs. Returns a (resamples, M) for each; NaN where no query that
-    counts was drawn.
+    scores: of one or several networks on the same queries, for which the same classes are drawn, so
+    that replicates can be compared in pairs. Returns (resamples, M) for each network; NaN where no
+    query that counts was drawn.
 
     Raises ValueError: the networks have different queries.
     """
@@ -155,7 +155,7 @@ def share_interval(share: float, values: Tensor, classes: int, alike: int = 0) -
     classes.
 
     share: the metric. values: its replicates (resamples,). classes: how many were drawn from.
-    alike: as how many draws all that was counted counts where replicates are alike (0: classes).
+    alike: how many independent draws to assume if all replicates are alike (0: `classes`).
     """
     from scipy.special import stdtrit
 
@@ -192,7 +192,7 @@ def interval(values: Tensor, classes: int) -> list[float]:
 
 
 def _two_sided(share: float, classes: int) -> float:
-    """p where such a share of replicates lies beyond 0: `interval` ends at 0 where p is .05."""
+    """p for a share of replicates beyond 0; `interval` ends at 0 exactly when p is .05."""
     from scipy.special import ndtri, stdtr
 
     if classes < 2:
@@ -226,7 +226,7 @@ def paired_differences(
     file's header. Replicates in which the metric is undefined are left out.
 
     a, b: the metrics of the two, named alike, in the order of the columns of their replicates.
-    classes: what each metric rests on, see `Scores.rest_on`.
+    classes: on how many classes each metric is based, see `Scores.rest_on`.
     """
     found = {}
     for column, (name, count) in enumerate(zip(a, classes, strict=True)):
@@ -239,7 +239,7 @@ def paired_differences(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm, 1979); one that is NaN stays so."""
+    """p values corrected for their number (Holm, 1979); NaN stays NaN."""
     order = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
     corrected, highest = list(p_values), 0.0
     for rank, (p, place) in enumerate(order):
@@ -249,7 +249,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def holm_by_metric(tests: Sequence[Mapping[str, Difference]]) -> list[dict[str, float]]:
-    """For each test its p by metric, each metric corrected for the tests that have it (`holm`)."""
+    """p of each test by metric, each corrected for the number of tests of that metric (`holm`)."""
     corrected: list[dict[str, float]] = [{} for _ in tests]
     for name in dict.fromkeys(name for test in tests for name in test):
         having = [place for place, test in enumerate(tests) if name in test]
@@ -279,7 +279,7 @@ class Test:
 
 
 def corrected(tests: Sequence[Test], alike: Callable[[Test], object]) -> list[Test]:
-    """With p corrected for the number of tests that are `alike`, each metric by itself (Holm)."""
+    """The tests with p corrected (Holm) for the number of tests that are `alike`, by metric."""
     groups: dict[object, list[int]] = {}
     for place, test in enumerate(tests):
         groups.setdefault(alike(test), []).append(place)
@@ -295,13 +295,13 @@ def corrected(tests: Sequence[Test], alike: Callable[[Test], object]) -> list[Te
 
 
 def seeds_of_one(configurations: Sequence[Mapping], seeds: Sequence[Any]) -> list[list[int]]:
-    """Which of several runs are one configuration with other seeds: lists of two positions or more.
+    """Groups runs that differ only in their seeds: lists of two or more positions.
 
-    A seed that comes again in a configuration is left out: two checkpoints of one run, or two runs
-    with one seed, say nothing of how much seeds matter. The first of them stands for it.
+    If a seed occurs twice in a configuration, only the first run counts: two checkpoints of one
+    run, or two runs with one seed, say nothing about how much seeds matter.
 
-    configurations: what each run shares with those that differ in the seed alone; a run without any
-    (a released file) is alone. seeds: each run's.
+    configurations: of each run, what it shares with runs that differ only in the seed; empty for a
+    released file, which is in no group. seeds: of each run.
     """
     groups: dict[str, dict[Any, int]] = {}
     for position, (configuration, seed) in enumerate(zip(configurations, seeds, strict=True)):
@@ -314,10 +314,9 @@ def seeds_of_one(configurations: Sequence[Mapping], seeds: Sequence[Any]) -> lis
 def mean_and_deviation(
     runs: Sequence[Mapping[str, float]],
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean and sample standard deviation (n - 1) of each number that all runs have; two or more.
+    """Mean and sample standard deviation (n - 1) of each number that all of two or more runs have.
 
-    Both are NaN for a metric that is undefined in one of the runs: NaN, or None where the numbers
-    come from a JSON file.
+    Both are NaN for a metric that is undefined in a run: NaN, or None in numbers from a JSON file.
     """
     shared = [name for name in runs[0] if all(name in run for run in runs)]
     numbers = [[math.nan if run[name] is None else run[name] for name in shared] for run in runs]
@@ -345,9 +344,9 @@ def seed_differences(
 ) -> dict[str, Difference]:
     """Paired t-tests of the metrics of two configurations over the seeds that both have.
 
-    A seed draws the same batches for both where they draw alike, which pairing takes away.
+    Pairing removes the effect of the draws that two runs with the same seed share.
 
-    a, b: seed → metrics. Returns {} where they share fewer than two seeds.
+    a, b: seed → metrics. Returns {} if they share fewer than two seeds.
     """
     shared = [seed for seed in a if seed in b]
     if len(shared) < 2:
@@ -366,11 +365,11 @@ def _number(value: float | None) -> float:
 
 
 def _t_test(values: Tensor) -> Difference:
-    """Whether the mean of these differences (n,) is 0.
+    """Tests whether the mean of these differences (n,) is 0.
 
-    Where all are the same there is no spread to go by, and no interval: p is what the signs alone
-    give, 2 / 2ⁿ. On few test images that is no rarity: two methods that find 28 or 29 of 30, each
-    as often, differ by the same image with both of two seeds once in eight studies.
+    If all are equal, there is no spread and no interval, and p is that of a sign test, 2 / 2ⁿ. With
+    few test images that is not rare: two methods that find 28 or 29 of 30, each equally often,
+    differ by the same image for both of two seeds in one of eight studies.
     """
     from scipy.stats import t
 
@@ -388,9 +387,9 @@ def _t_test(values: Tensor) -> Difference:
 
 
 def by_class(scores: Scores) -> tuple[Tensor, Tensor, Tensor]:
-    """The metrics of each class that has a query: labels (C,), queries of each (C,), and (C, M).
+    """The metrics of each class with queries: labels (C,), numbers of queries (C,), and (C, M).
 
-    A metric that no query of the class counts in is NaN.
+    A metric is NaN if no query of the class counts for it.
     """
     classes, sizes, values, counted = scores.of_classes()
     return classes, sizes, values / counted

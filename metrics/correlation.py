@@ -1,4 +1,4 @@
-"""How two quantities go together over classes: rank correlations, partial ones, and how sure."""
+"""Rank correlations of two quantities over classes, partial ones too, with intervals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Correlation(NamedTuple):
 
     @property
     def is_sure(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -32,9 +32,9 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, *given: np.ndarray) -> Correl
     Fisher's, z ± 1.96 √((1 + r²/2) / (n - 3 - k)), with k given quantities (Bonett and Wright,
     Psychometrika 65, 2000).
 
-    - 0 where one of the two is constant, or is told by `given` altogether.
-    - 1 and -1, which a few pairs reach by chance, count for the interval as half a step less, the
-      step being that of the ranks of n pairs without ties, 12 / (n (n² - 1)).
+    - 0 if one of the two is constant, or determined by `given`.
+    - For the interval, 1 and -1, which a few pairs reach by chance, count as half a step less; a
+      step is the smallest change of the value for n pairs without ties, 12 / (n (n² - 1)).
     - With fewer than 4 + k pairs the interval is -1 to 1.
     """
     value = _correlation(*_residuals(_ranks(x), _ranks(y), [_ranks(z) for z in given]))
@@ -58,7 +58,7 @@ def _ranks(x: np.ndarray) -> np.ndarray:
 def _residuals(
     x: np.ndarray, y: np.ndarray, given: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What of x and y a straight line over `given` does not tell."""
+    """The residuals of x and y after a linear regression on `given`."""
     known = np.stack([np.ones(len(x)), *given], axis=1)
     both = np.stack([x, y], axis=1)
     left = both - known @ np.linalg.lstsq(known, both, rcond=None)[0]

@@ -1,4 +1,4 @@
-"""What retrieval compares: embeddings in the order of their labels, and their cosines.
+"""Embeddings in the order of their labels, and their cosines.
 
 Exactly as close: products are taken in float32, and one that lies within float32's rounding bound
 of the value it is compared with is taken again in float64, from the embeddings as they were given,
@@ -28,10 +28,10 @@ def embeddings_of(
     """Embeddings (N, d) that were given, and where they are computed with.
 
     Args:
-        name: what errors call them. device: default: where they are. like: must have the same d.
+        name: their name in errors. device: default: where they are. like: must have the same d.
 
     Raises:
-        ValueError: they are no numbers of that shape, or none at all.
+        ValueError: they are not numbers of that shape, or there are none.
     """
     x = as_numbers(values, f"The {name} must be numbers, of shape (N, d).")
     if x.ndim != 2 or x.numel() == 0:
@@ -50,7 +50,7 @@ def embeddings_of(
 class Images:
     """Embeddings with labels (and groups), in the order of the labels.
 
-    Rows are normalised when asked for: a normalised copy would double the embeddings' memory.
+    Rows are normalised when they are needed: a normalised copy would double the memory.
 
     Attributes:
         inverse: (N,) float64, 1 / ‖x‖, 0 for zeros. scale: (N, 1) float32, the same.
@@ -114,16 +114,16 @@ class Images:
         return self.given(part).mul_(self.inverse[part, None])
 
     def given(self, part: slice | Tensor) -> Tensor:
-        """The embeddings (n, d) of some images as they were given, in float64."""
+        """The original embeddings (n, d) of some images, in float64."""
         return self.embeddings[self.order[part]].double()
 
 
 class Pairing(NamedTuple):
-    """What searches in what.
+    """Which queries search in which gallery.
 
     Attributes:
         begin, end: (Q,) the run of each query's class in the gallery.
-        excluding: whether a query does not see the images of its own group.
+        excluding: whether queries ignore the images of their own group.
     """
 
     queries: Images
@@ -147,7 +147,7 @@ def exact_cosines(queries: Images, rows: slice | Tensor, gallery: Images, column
 
 
 class Rounding(NamedTuple):
-    """How far apart rounding can bring two numbers, at most.
+    """The largest differences that rounding can cause.
 
     Attributes:
         doubt: a float32 product of unit vectors and the float64 cosine. Summing d products, in
@@ -180,9 +180,9 @@ def pairwise_cosines(queries: Images, row: Tensor, gallery: Images, column: Tens
 
 
 def are_crowded(queries: Images, gallery: Images) -> bool:
-    """Whether float32 leaves many images unordered: a collapsed network, or few different values.
+    """Whether float32 cannot order many images: a collapsed network, or few different values.
 
-    Judged by a few queries and images: in more than 1 of 64 pairs the cosines are too close.
+    That is so if the cosines of more than 1 of 64 pairs, in a small sample, are too close.
     """
     rows = torch.linspace(0, len(queries) - 1, 64, device=queries.order.device).long()
     step = max(1, len(gallery) // 256)

@@ -1,9 +1,9 @@
 """The K nearest images of each query, with those that are exactly as close as the K-th.
 
-What is exactly as close is decided as retrieval does, see images.py: float32 products choose who
-is looked at in float64. So the answer depends neither on the block size nor on the order of the
-images: where t images are as close as the K-th and m of them would fit, all t are given, and
-`share` says m / t, the mean over all their orders.
+Ties are decided as in retrieval, see images.py: float32 products select the pairs that are computed
+in float64. So the result depends neither on the block size nor on the order of the images: if t
+images are as close as the K-th, and m of them would fit, all t are returned with a `share` of
+m / t, the mean over all their orders.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ HELD = 2**23  # similarities at once: 32 MiB, and as much again for what is made
 
 
 class Near(NamedTuple):
-    """What some queries (B,) find, nearest first; the rows are filled up to one width.
+    """The neighbours of some queries (B,), nearest first; rows are padded to one width.
 
     Attributes:
-        queries: (B,) their places.
-        index: (B, W) places in the gallery; -1 where a row is filled up.
-        cosine: (B, W) float64, -inf there.
+        queries: (B,) indices of the queries.
+        index: (B, W) indices into the gallery; -1 as padding.
+        cosine: (B, W) float64; -inf as padding.
         before: (B, W) how many images are strictly closer than this one.
-        share: (B, W) float64, see the file's header: 1 but for those tied with the K-th; 0 there.
+        share: (B, W) float64, see the file's header: 1 unless tied with the K-th; 0 as padding.
     """
 
     queries: Tensor
@@ -41,13 +41,13 @@ class Near(NamedTuple):
 
 
 def as_images(embeddings: Array, name: str = "embeddings") -> Images:
-    """Embeddings (N, d) in the order in which they are given."""
+    """Embeddings (N, d) as `Images`, in their order."""
     x, _ = embeddings_of(embeddings, name, None)
     return Images(x, torch.arange(len(x)), None, name)
 
 
 def check_count(k: int, there: int) -> None:
-    """Raises ValueError unless an image can have k neighbours among those that are there."""
+    """Raises ValueError unless there are enough images for k neighbours."""
     if not 1 <= k <= there:
         raise ValueError(
             f"{k} nearest images were asked for, and an image can find {there}; choose a number "
@@ -57,7 +57,7 @@ def check_count(k: int, there: int) -> None:
 
 @torch.no_grad()
 def nearest(queries: Images, gallery: Images, k: int, own: bool) -> Iterator[Near]:
-    """The k nearest gallery images, part by part.
+    """Yields the k nearest gallery images, for some queries at a time.
 
     Args:
         queries, gallery: of `as_images`. k: at most as many as a query can find.

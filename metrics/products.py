@@ -1,4 +1,4 @@
-"""Numbers as they are given, and the float32 products that all metrics and k-means are made of."""
+"""The float32 products that all metrics and k-means use, and checks of the numbers given."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 def inner_products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a (n, d), b (m, d), both float32 -> a·bᵀ (n, m), in `out` where that is given."""
+    """a (n, d), b (m, d), both float32 -> a·bᵀ (n, m), in `out` if given."""
     # With AVX-512, oneDNN is twice as fast as the BLAS behind `@` on AMD and its equal on Intel.
     if (
         ONEDNN_PRODUCT is not None

@@ -1,7 +1,7 @@
-"""How sure are error rates of pairs: a bootstrap over the classes.
+"""How sure error rates of pairs are: a bootstrap over the classes.
 
-Pairs that share an image or a class are not independent, so what is drawn anew, with replacement,
-are the classes. With w_c, how often the class c was drawn, a replicate is
+Pairs that share an image or a class are not independent, so whole classes are drawn, with
+replacement. If class c was drawn w_c times, a replicate is
 
     of same pairs        Σ_c w_c·n_c(t) / Σ_c w_c·n_c
     of different pairs   Σ_{a≠b} w_a·w_b·n_ab(t) / Σ_{a≠b} w_a·w_b·n_ab

@@ -17,12 +17,12 @@ Ties: where images of the query's class and of others are exactly as close, a me
 over all orders of these images, computed and not drawn (see ties.py): nothing is right because it
 is tied, and a network that tells nothing apart is as good as chance.
 
-What is exactly as close is decided in float64, from the embeddings as they were given (images.py),
-and the metrics depend neither on the block size, nor on the device, nor on the order of the images.
+Ties are decided in float64, from the original embeddings (images.py), and the metrics depend
+neither on the block size, nor on the device, nor on the order of the images.
 
 Memory: blocks of similarities and counts per image, never N × N. Two searches give the same ranks
-(ranks.py): blocks.py compares each pair of images once, which is best for classes of few images;
-rows.py puts in order what is near each query, which is best for large ones.
+(ranks.py): blocks.py compares each pair of images once, which is best for small classes; rows.py
+sorts the images near each query, which is best for large ones.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def retrieval_metrics(
     progress: Progress | None = None,
     share: Share = ALONE,
 ) -> dict[str, float]:
-    """R@K for each K, RP, MAP@R, mARP, MRR, fractions in 0..1, and how many queries they rest on.
+    """R@K for each K, RP, MAP@R, mARP, MRR, fractions in 0..1, and the numbers of queries.
 
     The arguments are those of `retrieval_per_query`; the means are those of `summarise`.
     """
@@ -109,16 +109,16 @@ def retrieval_per_query(
     share: Share = ALONE,
     score: Score | None = None,
 ) -> dict[str, Tensor]:
-    """What retrieval gives each query: CPU tensors of shape (Q,), in the order of the queries.
+    """Retrieval metrics of each query: CPU tensors of shape (Q,), in the order of the queries.
 
     embeddings: (Q, d) queries, labels: (Q,) integers. Without `gallery` each query searches among
     all the other embeddings and is left out by its index; else among gallery (G, d).
-    exclude: an integer group per image; a query does not see images of its own group. With a
-    gallery, a pair (query groups, gallery groups).
-    block_size: gallery images in a block (at most 8192); trades memory for speed, not results.
+    exclude: an integer group per image; a query ignores images of its own group. With a gallery, a
+    pair (query groups, gallery groups).
+    block_size: gallery images in a block (at most 8192); affects memory and speed, not results.
     device: where to compute, default: where the embeddings are. progress: called with 0..1.
-    share: this process's part of the work, where several search the same embeddings together.
-    score: what nearness is, where it is not the cosine of these embeddings: see `rows.Score`.
+    share: this process's part of the work, if several search the same embeddings together.
+    score: the similarity, if it is not the cosine of these embeddings: see `rows.Score`.
 
     Returns
         relevant      R, the same-class images (matches) that the query could find (int64)
@@ -191,7 +191,7 @@ def summarise(per_query: Mapping[str, Tensor], ks: Sequence[int]) -> dict[str, f
 
 
 def about_ties(numbers: Mapping[str, float]) -> str:
-    """A sentence where many queries are tied, else ""; numbers: those of `summarise`."""
+    """A sentence if many queries are tied, else ""; numbers: those of `summarise`."""
     tied, queries = numbers.get("queries_tied", 0), numbers.get("queries", 0)
     if not tied or tied < MANY_TIED * queries:
         return ""
@@ -280,10 +280,10 @@ def _search(
 
 
 def rows_are_faster(matches: float, dimension: int) -> bool:
-    """Whether rows.py is faster for so many matches a query, on average.
+    """Whether rows.py is faster for this mean number of matches per query.
 
-    It compares all pairs twice, which costs more the longer the embeddings are; blocks.py looks at
-    more images the more matches there are. Measured between 9 and 5,000 matches, 64 and 512
-    dimensions (benchmarks/evaluation.py).
+    It compares all pairs twice, which costs more for longer embeddings, while blocks.py has more to
+    do for more matches. Measured for 9 to 5,000 matches and 64 to 512 dimensions
+    (benchmarks/evaluation.py).
     """
     return 16 * matches >= dimension + 80

@@ -1,4 +1,4 @@
-"""The largest numbers of each row, and how many entries of a mask are true, both in little time."""
+"""Fast versions of topk and of counting the true entries of a mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUMMED = 2**23  # entries of a mask that a GPU counts at once, in 64 MiB
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest numbers of each row (B, N), falling, and where they stand: (B, count) each."""
+    """The largest numbers of each row (B, N), falling, and their indices: (B, count) each."""
     if values.device.type != "cpu":
         found = values.topk(count, dim=1)
         return found.values, found.indices

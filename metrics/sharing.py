@@ -1,4 +1,4 @@
-"""Who does what of a search, processes and the threads of each, and who hears how far it is."""
+"""Divides a search among processes and threads, and reports its progress."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Result = TypeVar("Result")
 
 
 class Share(NamedTuple):
-    """What one of several processes does of a search; all of them get the whole answer.
+    """The part of a search that one of several processes does; all of them get the whole result.
 
-    Each is given all the embeddings, and counts some of the blocks. `total` sums a tensor over the
-    processes, in each of them.
+    Each process has all embeddings, and counts some of the blocks. `total` sums a tensor over the
+    processes, for each of them.
     """
 
     number: int
@@ -35,18 +35,18 @@ ALONE = Share(0, 1, lambda counts: counts)
 
 
 def workers(device: torch.device) -> int:
-    """How many blocks are worked on at once."""
+    """How many blocks are computed at once."""
     return min(torch.get_num_threads(), MAX_WORKERS) if device.type == "cpu" else 1
 
 
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], device: torch.device
 ) -> Iterator[Result]:
-    """work(item) of each item, in their order, several at once on a CPU.
+    """Yields work(item) of each item, in their order; on a CPU several at once.
 
-    Blocks of similarities do not depend on each other. Threads that each have a block wait for one
-    another at the end; threads that share every operation wait after each of them, and where other
-    programs hold a core that is most of the time.
+    Blocks of similarities do not depend on each other. Threads with a block each wait for one
+    another only at the end; threads that share every operation wait after each one, which is most
+    of the time if other programs use a core.
     """
     count = workers(device)
     if count == 1:

@@ -46,7 +46,7 @@ LISTED_AT_ONCE = 2**20  # different pairs that are kept before the farther ones 
 
 
 def bin_of(cosine: float) -> int:
-    """The number of a cosine's place on the grid, 0 for -1."""
+    """The index of a cosine on the grid, 0 for -1."""
     return math.floor(cosine * GRID + GRID + 0.5)
 
 
@@ -186,13 +186,13 @@ class Curve:
         return float((far.diff() * (tar[1:] + tar[:-1]) / 2).sum())
 
     def numbers(self) -> dict[str, float]:
-        """What is reported of the curve, by its `NAMES`."""
+        """The metrics of the curve, by their `NAMES`."""
         values = [*map(self.tar_at, RATES), self.eer(), self.auc()]
         return dict(zip(NAMES, values, strict=True))
 
 
 def carries(count: int, rate: float) -> bool:
-    """Whether so many pairs (or queries) carry a rate."""
+    """Whether there are enough pairs (or queries) to measure a rate."""
     return allowed(count, rate) >= CARRIED
 
 
@@ -202,7 +202,7 @@ def allowed(count: int, rate: float) -> int:
 
 
 def lowest_rate(count: int, wanted: float, most: float) -> float | None:
-    """The rate wanted, or the lowest that so many pairs carry; None where that is above `most`."""
+    """The rate, or the lowest that this many pairs can measure; None if that is above `most`."""
     if carries(count, wanted):
         return wanted
     return rate if count and (rate := CARRIED / count) <= most else None

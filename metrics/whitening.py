@@ -22,11 +22,11 @@ LEAST = 1e-8  # of the largest eigenvalue: below, a variance is rounding
 
 
 class Whitening(NamedTuple):
-    """What whitens embeddings of d numbers.
+    """A whitening of embeddings with d entries.
 
     Attributes:
         mean: (d,) float64. axes: (R, d) float64, the eigenvectors by falling eigenvalue.
-        variances: (R,) float64, the eigenvalues; R <= d of them can be told from 0.
+        variances: (R,) float64, the R <= d eigenvalues that are not 0.
     """
 
     mean: Tensor
@@ -37,7 +37,7 @@ class Whitening(NamedTuple):
         """Λ_D^(-1/2)·U_Dᵀ, (size, d) float32.
 
         Raises:
-            ValueError: there are not so many axes.
+            ValueError: there are fewer axes.
         """
         if not 1 <= size <= len(self.axes):
             raise ValueError(
@@ -48,7 +48,7 @@ class Whitening(NamedTuple):
 
 
 def fit(embeddings: Array) -> Whitening:
-    """The whitening that makes these embeddings (N, d), at unit length, white.
+    """Fits the whitening to embeddings (N, d), which are normalised first.
 
     Raises:
         ValueError: they are not finite, or all the same.
