@@ -400,5 +400,5 @@ def _in_order(
     return tuple(ordered), renumbered[labels]
 
 
-def _some_of(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
+def _some_of(names: Sequence[str]) -> str:
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])

@@ -4,80 +4,64 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Protocol
 
 import torch
 
 
-class Waiting(Protocol):
-    """The time between asking for a batch and having it, summed over the batches of an epoch."""
+class Waiting:
+    """The time between asking for a batch and having it, summed over the batches of an epoch.
 
-    def asked(self) -> None:
-        """A batch is asked for."""
-
-    def given(self) -> None:
-        """It is there."""
-
-    def seconds(self) -> float:
-        """What all of them took together."""
-
-
-def waiting_on(device: torch.device) -> Waiting:
-    """A new sum for batches that this device computes with."""
-    return OfGPU(device) if device.type == "cuda" else OfHost()
-
-
-class OfHost:
-    """By the clock."""
+    This one goes by the clock.
+    """
 
     def __init__(self) -> None:
         self._seconds = self._start = 0.0
 
     def asked(self) -> None:
-        """See `Waiting`."""
+        """Call it before asking for a batch."""
         self._start = time.perf_counter()
 
     def given(self) -> None:
-        """See `Waiting`."""
+        """Call it when the batch is there."""
         self._seconds += time.perf_counter() - self._start
 
     def seconds(self) -> float:
-        """See `Waiting`."""
+        """The sum so far."""
         return self._seconds
 
 
-class OfGPU:
-    """By the GPU: from when it has done all its work until the next batch is there.
+class WaitingOfGPU(Waiting):
+    """How long the GPU has nothing to do: from the end of its work until the next batch is there.
 
     The host runs ahead of a GPU. While the host waits for a batch, the GPU still computes earlier
     steps, and lacks nothing until it has done them.
     """
 
     def __init__(self, device: torch.device) -> None:
+        super().__init__()
         self._device = device
-        self._seconds = 0.0
-        self._start: torch.cuda.Event | None = None
+        self._begun: torch.cuda.Event | None = None
         self._unread: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def asked(self) -> None:
-        """See `Waiting`."""
-        self._start = self._passed()
+        """As the clock's."""
+        self._begun = self._passed()
 
     def given(self) -> None:
-        """See `Waiting`."""
-        self._unread.append((self._start, self._passed()))
-        while self._unread and self._unread[0][1].query():  # passed: it need not be kept
+        """As the clock's."""
+        self._unread.append((self._begun, self._passed()))
+        while self._unread and self._unread[0][1].query():  # the GPU has passed it
             self._read()
 
     def seconds(self) -> float:
-        """See `Waiting`; waits until the GPU is where the last batch was there."""
+        """The sum so far; waits until the GPU has come to the last batch."""
         while self._unread:
             self._unread[0][1].synchronize()
             self._read()
         return self._seconds
 
     def _passed(self) -> torch.cuda.Event:
-        """Tells when the GPU comes to where the host is now."""
+        """An event that records when the GPU comes to where the host is now."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
@@ -85,3 +69,8 @@ class OfGPU:
     def _read(self) -> None:
         start, end = self._unread.popleft()
         self._seconds += start.elapsed_time(end) / 1e3
+
+
+def waiting_on(device: torch.device) -> Waiting:
+    """A new sum for batches that this device computes with."""
+    return WaitingOfGPU(device) if device.type == "cuda" else Waiting()

@@ -80,11 +80,11 @@ def own_names() -> set[str]:
 # --- how much -------------------------------------------------------------------------------------
 
 
-def body_length(headers: Message, most: int = MOST_BYTES) -> int:
+def body_length(headers: Message) -> int:
     """How many bytes a request says that it carries.
 
-    Refuses a length that is missing, repeated, no plain number or above `most`, and a body in
-    chunks, whose length is known only when it has been read.
+    Refuses a length that is missing, repeated, not a plain number or above `MOST_BYTES`, and a body
+    in chunks, whose length is known only when it has been read.
     """
     if "Transfer-Encoding" in headers:
         raise Refused(
@@ -100,11 +100,11 @@ def body_length(headers: Message, most: int = MOST_BYTES) -> int:
         raise Refused(
             HTTPStatus.BAD_REQUEST, "the Content-Length is not a number of bytes; send one number"
         )
-    if (length := int(lengths[0])) > most:
+    if (length := int(lengths[0])) > MOST_BYTES:
         raise Refused(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"the picture has {length / 1e6:.1f} MB, and at most {most / 1e6:.0f} MB are accepted; "
-            "save it smaller",
+            f"the picture has {length / 1e6:.1f} MB, and at most {MOST_BYTES / 1e6:.0f} MB are "
+            "accepted; save it smaller",
         )
     return length
 

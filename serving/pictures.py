@@ -82,14 +82,12 @@ class Crop(NamedTuple):
         return pixels[top:bottom, left:right]
 
 
-def query_pixels(
-    source: bytes | str, upright: bool, crop: Crop | None, called: str = "the picture"
-) -> np.ndarray:
+def query_pixels(source: bytes | str, upright: bool, crop: Crop | None) -> np.ndarray:
     """A file or its bytes → (H, W, 3) uint8 RGB for the network.
 
     Args:
         upright: whether the EXIF orientation is applied, as the run's was. crop: of the picture as
-            it then lies. called: what it is, in the error.
+            it then lies.
 
     Raises:
         InputError: it is no picture, or of a kind or size that is not taken.
@@ -98,11 +96,11 @@ def query_pixels(
         source = io.BytesIO(source) if isinstance(source, bytes) else source
         pixels = decode(source, upright, formats())
     except MemoryError:
-        raise InputError(f"{called} needs more memory than there is; save it smaller") from None
+        raise InputError("the picture needs more memory than there is; save it smaller") from None
     except Exception as error:  # Pillow reports damage through a dozen unrelated types
         raise InputError(
-            f"{called} cannot be read ({reason(error)}); JPEG, PNG, WebP, AVIF, GIF, BMP and TIFF "
-            "are accepted"
+            f"the picture cannot be read ({reason(error)}); JPEG, PNG, WebP, AVIF, GIF, BMP and "
+            "TIFF are accepted"
         ) from error
     return central_part(pixels if crop is None else crop.cut(pixels))
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import dataset
 import methods
 import net
@@ -27,7 +29,6 @@ from page.records import Numbers, Record
 from runs import RunFolder
 from sharing import references
 from sharing.naming import LOCAL, data_in_words, without_folders
-from sharing.yaml import as_yaml
 from utils import InputError, damage_in_words, program
 
 ROUNDED = 4  # digits behind the point, as in the tables of evaluate.py
@@ -60,7 +61,7 @@ class Card:
     def text(self) -> str:
         """The whole card."""
         parts = [
-            f"---\n{as_yaml(self.header())}\n---",
+            f"---\n{self._header_text()}---",
             f"# {self.name}",
             self._what(),
             "## How to load",
@@ -79,6 +80,9 @@ class Card:
         return "\n\n".join(parts) + "\n"
 
     # -- the header
+
+    def _header_text(self) -> str:
+        return yaml.safe_dump(self.header(), sort_keys=False, allow_unicode=True, width=1000)
 
     def header(self) -> dict[str, Any]:
         """The header's entries, as the Hub names them."""

@@ -158,7 +158,7 @@ def test_a_card_calls_held_out_classes_what_they_are(run, tmp_path, monkeypatch)
     monkeypatch.setattr(RunFolder, "read_results", lambda self: found)
     text = card_of(run, tmp_path)
     assert "On classes held out of the training split of folder:photos, 12 queries" in text
-    assert 'name: "folder:photos, classes held out of the training split"' in text
+    assert "name: folder:photos, classes held out of the training split\n" in text
     assert "evaluation split" not in text
     assert "below 0.250 of two, but for 5 % of the different pairs" in text
     assert "Measured on 6 classes alone, these errors are a rough guess" in text
