@@ -118,7 +118,7 @@ def open_candidates(args: argparse.Namespace, checkpoints: Sequence[Path]) -> li
 
 
 def warn_of_trained(path: str, opened: Opened, tasks: Sequence[Task]) -> None:
-    """Says which classes of the user's own images are called like one that was trained on."""
+    """Warns of classes of the user's own images with the name of a class that was trained on."""
     if opened.trained_on is None or dataset.find(opened.data.name).place is None:
         return
     shared = shared_names(opened.trained_on.class_names, *images_of(tasks))
@@ -127,7 +127,7 @@ def warn_of_trained(path: str, opened: Opened, tasks: Sequence[Task]) -> None:
 
 
 def check_files(args: argparse.Namespace, checkpoints: Sequence[Path]) -> None:
-    """Raises InputError when a file that is asked for cannot be written: before the work."""
+    """Raises InputError, before the work begins, if an output file cannot be written."""
     names = ("json", "csv", "latex", "per_class", "export", "uncertain", "neighbours")
     asked = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
     kept = [own for folder in {file.parent for file in checkpoints} for own in files_of(folder)]
@@ -141,7 +141,7 @@ def check_files(args: argparse.Namespace, checkpoints: Sequence[Path]) -> None:
 
 
 def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) -> None:
-    """Raises InputError when a checkpoint lacks what is asked about it, or a query is no image.
+    """Raises InputError if a checkpoint lacks what a flag needs, or a query is not an image.
 
     So it does where something is asked about one checkpoint, and there are several.
     """
@@ -160,7 +160,7 @@ def check_requests(args: argparse.Namespace, candidates: Sequence[Candidate]) ->
 
 
 def measured(candidate: Candidate, args: argparse.Namespace, precision: Precision) -> Candidate:
-    """Evaluates a checkpoint, and says what it was evaluated on."""
+    """Evaluates a checkpoint, and prints what it is evaluated on."""
     network, ranking = candidate.network, ranking_of(args)
     network.to(precision.device, memory_format=precision.memory_format)
     done = ranking.in_words()
@@ -179,13 +179,13 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
         about += f", {human_seconds(sum(result.seconds for result in found))}"
         about = f"{candidate.label}, {about}" if candidate.label else about
         say(fitted(about, "  "), flush=True)
-    # The candidates on these data share the list, so that all see the images that can be read.
+    # Candidates on the same data share this list, so that all are reduced to readable images.
     candidate.tasks[:] = [result.task for result in results]
     return replace(candidate, network=network, results=results, postprocessing=done)
 
 
 def without_images(candidate: Candidate) -> Candidate:
-    """The candidate with its numbers alone, which is all that a comparison needs."""
+    """Frees what only single images need: embeddings, and the network's place on the GPU."""
     candidate.network.cpu()
     results = [replace(r, embeddings=torch.empty(0), gallery=None) for r in candidate.results]
     return replace(candidate, results=results)
@@ -196,7 +196,7 @@ def without_images(candidate: Candidate) -> Candidate:
 
 @processes.main_only
 def conclude(args: argparse.Namespace, candidates: list[Candidate]) -> None:
-    """Tables and tests, on the screen and in files."""
+    """Prints tables and tests, and writes them to files."""
     if args.bootstrap:
         with notice_if_slow(f"drawing {args.bootstrap:,} resamples"):
             candidates = bootstrapped(candidates, args.bootstrap, args.seed)
@@ -215,7 +215,7 @@ def print_results(
     resamples: int | None,
     remark: str = "",
 ) -> None:
-    """The table, what its columns mean, and how sure the numbers are."""
+    """Prints the table, the meanings of its columns, and how sure the numbers are."""
     if remark:
         say(remark)
     say(tables.text(rows))
@@ -242,7 +242,7 @@ def write_tables(
     shown: Sequence[Row],
     tests: Sequence[Test],
 ) -> None:
-    """--json and --csv, which have all there is; and --latex, which has what is shown."""
+    """Writes --json and --csv, with all numbers, and --latex, with those that are printed."""
     if args.json:
         content = tables.json_content(rows, tests, seed=args.seed, bootstrap=args.bootstrap)
         content |= {"remark": args.remark} if args.remark else {}
@@ -259,7 +259,7 @@ def write_tables(
 def write_single_images(
     args: argparse.Namespace, candidate: Candidate, precision: Precision
 ) -> None:
-    """What is asked for about single images, of the first task."""
+    """Writes the files about single images, for the first task."""
     task, result = candidate.tasks[0], candidate.results[0]
     subject = files.Subject(
         candidate.network,

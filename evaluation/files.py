@@ -1,4 +1,4 @@
-"""What an evaluated network does with single images, as files: embeddings, neighbours, failures.
+"""Files about single images: embeddings, neighbours, failures, answers to queries.
 
 Everything here looks at the first task of a data set (of VehicleID's lists the large one).
 """
@@ -40,7 +40,7 @@ MOST_ROWS = 50  # of a picture; the table beside it holds all
 
 
 def cosines(queries: torch.Tensor, gallery: torch.Tensor, found: np.ndarray) -> np.ndarray:
-    """Cosine of each query (Q, d) with what was found for it: (Q, top) indices → (Q, top)."""
+    """Cosines (Q, top) of queries (Q, d) with the images that each has found: indices (Q, top)."""
     unit = torch.nn.functional.normalize
     neighbours = unit(gallery[torch.from_numpy(found)].double(), dim=2)
     own = unit(queries.double(), dim=1)[:, None]
@@ -59,8 +59,8 @@ def export(
     """Writes unit-length embeddings, labels, class names and paths to an .npz.
 
     Args:
-        network: which one made them, as `networks.fingerprint_of` has it.
-        uncertainty: raw uncertainty vectors of the queries and of the gallery, where there are.
+        network: the fingerprint of the network that made them, `networks.fingerprint_of`.
+        uncertainty: raw uncertainty vectors of the queries and of the gallery, if there are any.
     """
     sides = [
         ("", embedded.images, embedded.embeddings, uncertainty[0]),
@@ -81,7 +81,7 @@ def export(
 
 
 def write_uncertain(path: Path, images: ImageSet, norms: torch.Tensor) -> None:
-    """Path, class and ‖u‖ (N,) of every image, the most uncertain first."""
+    """Writes path, class and ‖u‖ (N,) of every image, the most uncertain first."""
     norms, order = norms.sort(descending=True, stable=True)
     rows = [
         [images.paths[index], images.class_names[images.labels[index]], f"{norm:.6g}"]
@@ -91,7 +91,7 @@ def write_uncertain(path: Path, images: ImageSet, norms: torch.Tensor) -> None:
 
 
 def write_classes(path: Path, images: ImageSet, scores: comparison.Scores) -> None:
-    """Every class with its queries and retrieval metrics, the lowest R@1 (then MAP@R) first."""
+    """Writes every class with its retrieval metrics, the lowest R@1 (then MAP@R) first."""
     classes, sizes, metrics = comparison.by_class(scores)
     keys = [scores.names.index(name) for name in scores.names if name.startswith("R@")][:1]
     keys.append(scores.names.index("MAP@R"))
@@ -113,7 +113,7 @@ def write_classes(path: Path, images: ImageSet, scores: comparison.Scores) -> No
 def random_neighbours(
     embedded: Embedded, seed: int, top: int, *, named: bool = False
 ) -> Image.Image:
-    """Ten random queries and the images nearest to each, as a picture; `named` with their names."""
+    """A picture of ten random queries and their nearest images; `named` adds all names."""
     chosen = random_queries(embedded.images.labels, 10, seed)
     found, values = embedded.nearest(chosen, top)
     caption = f"{len(chosen)} queries drawn at random (seed {seed}), one per class"
@@ -132,7 +132,7 @@ def write_failures(
 ) -> list[Path]:
     """Writes the worst queries with their neighbours to failures.csv and failures.png.
 
-    Returns what was written: nothing where no query failed.
+    Returns the files that were written: none if no query failed.
     """
     queries = worst_queries(per_query)[:count]
     if len(queries) == 0:
@@ -175,12 +175,12 @@ def write_failures(
 
 
 def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
-    """Image files as a set that is looked at as `like` is; each is a class, named after its file.
+    """Image files as a set with the properties of `like`; each is a class named after its file.
 
-    What cannot be read is named and left out.
+    Files that cannot be read are named in a warning and left out.
 
     Raises:
-        InputError: a file is missing, or none is a picture.
+        InputError: a file is missing, or none of them is a picture.
     """
     readable, pictures = [], []
     for path in paths:
@@ -211,7 +211,7 @@ def own_images(paths: Sequence[str], like: ImageSet) -> ImageSet:
 
 
 def on_white(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 fitted whole into (height, width, 3); white fills what is left."""
+    """Fits (H, W, 3) uint8 whole into (height, width, 3), on white."""
     # A copy: what shows a picture's own memory may not be written to, and torch warns of that.
     return np.array(ImageOps.pad(Image.fromarray(pixels), (width, height), color="white"))
 
@@ -219,9 +219,9 @@ def on_white(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 def write_answers(
     folder: Path, queries: ImageSet, embeddings: torch.Tensor, embedded: Embedded, top: int
 ) -> tuple[list[Path], str]:
-    """Writes what is nearest to the queries (Q, d) to query.csv and query.png.
+    """Writes the images nearest to the queries (Q, d) to query.csv and query.png.
 
-    Returns the files, and the same answer in words.
+    Returns the files, and the same answers in words.
     """
     images, gallery = embedded.searched
     found, _ = nearest(embeddings, gallery, None, top)
@@ -241,15 +241,15 @@ def write_answers(
     return [table, drawing], "\n".join(lines)
 
 
-# --- what evaluate.py is asked for ----------------------------------------------------------------
+# --- the files of evaluate.py ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint that has been measured, for the writers below.
+    """An evaluated checkpoint, as the functions below need it.
 
     Attributes:
-        per_query: what retrieval gave each query; None where it was not computed.
+        per_query: retrieval metrics of each query; None if they were not computed.
         folder, seed, top: see --out, --seed and --top.
     """
 
@@ -263,7 +263,7 @@ class Subject:
     top: int
 
     def uncertainty(self, images: ImageSet | None) -> torch.Tensor | None:
-        """(N, d) raw, by all processes together; None without images, or without that head."""
+        """Raw uncertainty vectors (N, d), computed by all processes; None without that head."""
         if images is None or "uncertainty" not in self.network.heads:
             return None
         vectors, _ = embed(
@@ -278,7 +278,7 @@ class Subject:
 
 
 def _in_main(function: Callable, *arguments: Any) -> Any:
-    """Calls in the main process what all processes have made the arguments for."""
+    """Calls a function in the main process only, with arguments that all processes have made."""
     return processes.from_main(partial(function, *arguments))
 
 

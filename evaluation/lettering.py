@@ -1,7 +1,7 @@
 """Names in pictures, whatever their script: fonts that this machine has, letter by letter.
 
-Pillow brings a font of its own, which has the letters of English. What it lacks is written in the
-first font found on this machine that has it, and what none of them has as its escape.
+Pillow comes with a font that has the letters of English. Letters that it lacks are written in the
+first font of this machine that has them; those that no font has are written as their escape.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Lettering:
         return [line.strip() for line in lines[:most]]
 
     def end_of(self, text: str, width: int) -> str:
-        """The end of a text, where files differ, as far as there is room for it."""
+        """The end of a text, where names of files differ, as far as it fits."""
         letters = list(clusters(self.written(text[-LONGEST:])))
         if self.length("".join(letters)) <= width:
             return "".join(letters)
@@ -77,7 +77,7 @@ class Lettering:
         return ends[min(fits, len(ends) - 1)]
 
     def written(self, text: str) -> str:
-        """Text with what cannot be shown, or no font has, as Python escapes it."""
+        """Text in which characters that no font can show are escaped as in Python."""
         return "".join(
             letter if self._font_of(letter) else letter.encode("ascii", "backslashreplace").decode()
             for letter in clusters(printable(text))
@@ -152,7 +152,7 @@ def _opened(path: Path, size: int) -> Font | None:
 
 
 def _has(font: Font, letter: str) -> bool:
-    """Whether a font has all characters of a letter; those that leave no trace, it has."""
+    """Whether a font has all characters of a letter; invisible ones count as present."""
     missing = _drawn(font, MISSING)
     return all(
         character.isascii() or character in "\u200c\u200d\ufe0e\ufe0f"

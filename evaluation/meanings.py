@@ -1,4 +1,4 @@
-"""What the numbers of an evaluation are called and mean, and what is to be said beside them."""
+"""Names and definitions of the numbers of an evaluation, and sentences about their limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METRIC = re.compile(r"R@\d+|RP|MAP@R|mARP|MRR|NMI|F1|AMI")
 
 
 def is_metric(column: str) -> bool:
-    """Whether a column of metrics.csv is what an evaluation measured, not its loss or speed."""
+    """Whether a column of metrics.csv is a metric of an evaluation, not a loss or a speed."""
     return any(METRIC.fullmatch(word) for word in column.split(" "))
 
 
@@ -29,7 +29,7 @@ def without_counts(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def is_recall(name: str) -> bool:
-    """Whether a metric is R@K, for whatever K."""
+    """Whether a metric is R@K, for any K."""
     return name.startswith("R@") and name[2:].isdigit()
 
 
@@ -102,7 +102,7 @@ MEANINGS = {
 
 
 def _definitions(names: Iterable[str]) -> list[Meaning]:
-    """The definitions of those of the metrics that have one."""
+    """The definitions of the metrics that have one."""
     known = {_family(name) for name in names}
     return [meaning for name, meaning in MEANINGS.items() if name in known]
 
@@ -129,13 +129,13 @@ def _family(name: str) -> str:
 
 
 def nothing_to_find(numbers: Mapping[str, float]) -> bool:
-    """Whether no query had another image of its class to find; then the metrics mean nothing."""
+    """Whether no query had another image of its class to find, so that metrics mean nothing."""
     queries = numbers.get("queries", 0)
     return queries > 0 and numbers.get("queries_without_match") == queries
 
 
 def about_matches(numbers: Mapping[str, float]) -> str:
-    """What is to be said beside metrics where queries had nothing to find; empty where all had."""
+    """A sentence if queries had no image of their class to find; "" if all had one."""
     alone, queries = numbers.get("queries_without_match", 0), numbers.get("queries", 0)
     if not alone:
         return ""
@@ -155,7 +155,7 @@ def about_matches(numbers: Mapping[str, float]) -> str:
 
 
 def about_left_out(numbers: Mapping[str, float]) -> str:
-    """What is to be said where images were left out of an evaluation, else ""."""
+    """A sentence if images were left out of an evaluation; else ""."""
     count = numbers.get(LEFT_OUT, 0)
     if not count:
         return ""
@@ -164,6 +164,6 @@ def about_left_out(numbers: Mapping[str, float]) -> str:
 
 
 def doubts(numbers: Mapping[str, float]) -> list[str]:
-    """What is to be said beside metrics: images left out, nothing to find, or tied answers."""
+    """Sentences about the limits of metrics: images left out, nothing to find, ties."""
     said = (about_left_out(numbers), about_matches(numbers), about_ties(numbers))
     return [words for words in said if words]

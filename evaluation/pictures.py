@@ -52,11 +52,11 @@ def neighbours_picture(
     """One row per query: its class, the query, and what was found, framed green or red.
 
     Args:
-        images: where the queries are from; they and the gallery number their classes alike.
-        queries: (Q,) indices. found: (Q, top) indices into the gallery, or into `images` where
-            there is no gallery. caption: how the queries were chosen; stands before the legend.
-        cosines: (Q, top); given, each picture has its cosine, class and file below it.
-        notes: (Q,) what stands below the names of the queries, such as a rank.
+        images: hold the queries; the gallery, if there is one, numbers its classes in the same way.
+        queries: (Q,) indices. found: (Q, top) indices into the gallery, or into `images` if there
+            is no gallery. caption: how the queries were chosen; placed in front of the legend.
+        cosines: (Q, top); if given, each picture has its cosine, class and file below it.
+        notes: (Q,) texts below the names of the queries, such as a rank.
     """
     gallery = images if gallery is None else gallery
     legend = _legend(caption)
@@ -102,7 +102,7 @@ def contact_sheet(
 
 
 class _Cell(NamedTuple):
-    """A picture in a frame of a colour, and what stands below it: a note, a class and a file."""
+    """A picture in a coloured frame, with texts below it: a note, a class and a file."""
 
     images: ImageSet
     index: int
@@ -123,7 +123,7 @@ def _about(images: ImageSet, index: int, note: str) -> tuple[str, str, str]:
 
 
 def _sheet(rows: Sequence[_Row], columns: int, legend: Image.Image | None) -> Image.Image:
-    """Rows of pictures; wider ones, with room for names, where something stands below them."""
+    """Draws rows of pictures; they are wider, with room for names, if texts are below them."""
     named = any(cell.text is not None for row in rows for cell in row.found)
     side, name = (NAMED_CELL, NAMED_NAME) if named else (CELL, NAME)
     step = side + GAP + (NOTE.line + NAME_LINES * SMALL.line + SMALL.line + GAP if named else 0)
@@ -166,7 +166,7 @@ def blank(size: tuple[int, int], queries: int, found: int) -> Image.Image:
 def _write_query(
     canvas: Image.Image, corner: tuple[int, int], row: _Row, width: int, side: int
 ) -> None:
-    """The class of a query, in the middle of its row, and what is known of it in small."""
+    """Writes the class of a query in the middle of its row, and further texts in small letters."""
     images, index = row.query.images, row.query.index
     lines = [(NOTE, line) for line in _name_of(images, index, width)]
     for place, words in enumerate(row.more):
@@ -186,7 +186,7 @@ def _name_of(images: ImageSet, index: int, width: int) -> list[str]:
 def _write_below(
     canvas: Image.Image, corner: tuple[int, int], text: tuple[str, str, str], width: int
 ) -> None:
-    """A note, a class in a few lines, and the end of a file's name."""
+    """Writes a note, a class in a few lines, and the end of a file's name below a picture."""
     note, name, file = text
     left, top = corner
     lines = [(NOTE, note, INK)]
@@ -200,7 +200,7 @@ def _write_below(
 def class_values_picture(
     value: str, values: np.ndarray, train: ImageSet, shown: int = 10
 ) -> Image.Image:
-    """What was learned for each class: all values by rank, and the classes at both ends.
+    """A picture of the value learned for each class: all by rank, and the classes at both ends.
 
     Args:
         value: its name, such as margin. values: (C,), one for each class of `train`.
@@ -233,7 +233,7 @@ def _draw_ranked(
     values: np.ndarray,
     font: ImageFont.FreeTypeFont,
 ) -> None:
-    """Ascending values as a line in a box, with the lowest and the highest beside it."""
+    """Draws ascending values as a line in a box, with the lowest and the highest beside it."""
     left, top, right, bottom = box
     low, high = float(values[0]), float(values[-1])
     x = np.linspace(left, right, len(values))
@@ -284,7 +284,7 @@ def _framed(
 
 
 def _picture(images: ImageSet, index: int) -> Image.Image:
-    """The image; a grey square where it can no longer be read."""
+    """The image; a grey square if it can no longer be read."""
     try:
         return Image.fromarray(images.read(index))
     except OSError:

@@ -1,4 +1,4 @@
-"""Numbers → the table on the screen, in a paper, in files."""
+"""Tables of numbers for the screen, for a paper, and for files."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ class Row:
     """One line of a table.
 
     Attributes:
-        task: what was evaluated on. label: what was evaluated; empty where there is one thing only.
-        numbers: metrics in 0..1. deviation: their standard deviation, where several are averaged.
-        intervals: 95 % intervals. about: what a file keeps beside them.
-        repeats: how many values a mean is over, and `repeated` of what.
+        task: the name of the task. label: the name of what was evaluated; empty if there is only
+            one.
+        numbers: metrics in 0..1. deviation: their standard deviation, if several are averaged.
+        intervals: 95 % intervals. about: further entries for files.
+        repeats: the number of values in a mean, and `repeated` what they are values of.
         members: the labels of the rows that this one averages.
-        thresholds: what verification recommends, as a dictionary; empty where it does not.
+        thresholds: recommended by verification, as a dictionary; empty if there are none.
     """
 
     task: str
@@ -44,7 +45,7 @@ class Row:
 
     @property
     def spread(self) -> dict[str, float]:
-        """What is printed behind ±: half of the 95 % interval of each mean."""
+        """The numbers behind ±: half of the 95 % interval of each mean."""
         return {name: half_width(value, self.repeats) for name, value in self.deviation.items()}
 
 
@@ -71,7 +72,7 @@ def columns(rows: Iterable[Row]) -> list[str]:
 def text(rows: Sequence[Row]) -> str:
     """An aligned table, one line per row; below a mean stands half of its 95 % interval.
 
-    Where a terminal is too narrow for all columns, the others follow in a table below.
+    If a terminal is too narrow for all columns, further columns follow in a table below.
     """
     names = columns(rows)
     lines = []
@@ -84,7 +85,7 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def titles(rows: Sequence[Row]) -> list[str]:
-    """What tells each row from the others: its label, its task, or both."""
+    """A title for each row that no other has: its label, its task, or both."""
     labels, tasks = ({getattr(row, name) for row in rows} for name in ("label", "task"))
     if len(tasks) == 1 and len(labels) > 1:
         return [row.label for row in rows]
@@ -100,7 +101,7 @@ def _brief(task: str) -> str:
 
 
 def _number(value: float | None, form: str = ".4f") -> str:
-    """Four digits; – for a metric that is undefined here, nothing for one that was not computed."""
+    """Four digits; – for an undefined metric, and nothing for one that was not computed."""
     if value is None:
         return ""
     return format(value, form) if math.isfinite(value) else "–"
@@ -123,7 +124,7 @@ def _interval_cell(row: Row, name: str) -> str:
 
 
 def about_spread(rows: Iterable[Row]) -> str:
-    """What ± means in a table, as a sentence after others; "" where there is none."""
+    """A sentence about what ± means in a table; "" if it has none."""
     repeated = " or ".join(dict.fromkeys(row.repeated for row in rows if row.deviation))
     if not repeated:
         return ""
@@ -131,7 +132,7 @@ def about_spread(rows: Iterable[Row]) -> str:
 
 
 def footnote(rows: Sequence[Row]) -> str:
-    """What the columns of these rows and ± mean, in lines."""
+    """The definitions of the columns, and of ±, in lines."""
     return paragraph(meanings.in_words(columns(rows)) + about_spread(rows))
 
 
@@ -208,7 +209,7 @@ def _with_titles_above(
 
 
 def _fitting(widths: Sequence[int], room: int | None) -> list[range]:
-    """Columns of these widths, a blank before each, in parts that fit: one part without a limit."""
+    """Divides columns of these widths into parts that fit; without a limit there is one part."""
     starts, used = [0], 0
     for column, width in enumerate(widths):
         if room is not None and used and used + 1 + width > room:
@@ -222,7 +223,7 @@ def _fitting(widths: Sequence[int], room: int | None) -> list[range]:
 
 
 def csv_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: what a row is about, then each metric with its spread and interval."""
+    """Header and rows: the description of each row, then metrics with spread and interval."""
     about = dict.fromkeys(name for row in rows for name in row.about)
     spreads = {name for row in rows for name in row.deviation}
     intervals = {name for row in rows for name in row.intervals}
@@ -296,7 +297,7 @@ def json_content(
 def latex(rows: Sequence[Row], caption: str) -> str:
     """A booktabs table in percent, the best of each column bold, with the formulas below it.
 
-    A row that averages others stands for them. Each task is a part of the table.
+    Rows that are averaged by another row are left out. Each task is a part of the table.
     """
     averaged = {(row.task, label) for row in rows for label in row.members}
     rows = [row for row in rows if (row.task, row.label) not in averaged]
@@ -331,7 +332,7 @@ def latex(rows: Sequence[Row], caption: str) -> str:
 
 
 def _best(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str | None]:
-    """The best printed value of each column; None where there is nothing to compare."""
+    """The best printed value of each column; None if there is nothing to compare."""
     best = {}
     for name in names:
         values = [row.numbers[name] for row in rows if is_known(row, name)]

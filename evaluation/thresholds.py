@@ -34,7 +34,7 @@ Verdict = Literal["same", "unsure", "different"]
 
 
 class Rate(NamedTuple):
-    """A share that is to be expected, and its 95 % interval; NaN where there is none."""
+    """An expected rate and its 95 % interval; NaN if there is none."""
 
     expected: float
     low: float = math.nan
@@ -42,11 +42,11 @@ class Rate(NamedTuple):
 
     @classmethod
     def of_dict(cls, content: Mapping[str, Any]) -> Rate:
-        """What JSON has kept; null is NaN."""
+        """From JSON; null becomes NaN."""
         return cls(*(_number(content[name]) for name in cls._fields))
 
     def percent(self, interval: str = "") -> str:
-        """The share in percent; its ends, where they are known, fill the places of `interval`."""
+        """The rate in percent; the ends of its interval, if known, are put into `interval`."""
         text = f"{plain_number(100 * self.expected, 2)} %"
         if math.isnan(self.low):
             return text
@@ -115,14 +115,14 @@ class Thresholds:
     found: Found | None = None
 
     def verdict(self, cosine: float) -> Verdict:
-        """What two images with this cosine are called; "unsure" where it is NaN."""
+        """The verdict on two images with this cosine; "unsure" if it is NaN."""
         if cosine >= self.same:
             return "same"
         return "different" if cosine < self.different else "unsure"
 
     @property
     def doubt(self) -> str:
-        """A sentence where the errors rest on few classes; "" where they do not, or none say so."""
+        """A sentence if the error rates are based on few classes; "" if not, or if unknown."""
         if not 0 < self.classes < FEW_CLASSES:
             return ""
         return (
@@ -178,7 +178,7 @@ class Thresholds:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """As values for JSON."""
         content: dict[str, Any] = dict(vars(self))
         for name, value in content.items():
             if isinstance(value, Rate):
@@ -189,10 +189,10 @@ class Thresholds:
 
     @classmethod
     def of_dict(cls, content: Mapping[str, Any]) -> Thresholds:
-        """What `as_dict` has kept; unknown entries, of a newer version, are left aside.
+        """From the values of `as_dict`; unknown entries, of a newer version, are ignored.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: they are something else.
         """
         known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
         known["same"] = math.inf if content["same"] is None else float(content["same"])

@@ -1,4 +1,4 @@
-"""All pairs of a task's images → verification metrics, and the thresholds they recommend.
+"""Verification metrics over all pairs of a task's images, and the thresholds they recommend.
 
 The rule, for any two images:
 
@@ -12,9 +12,9 @@ same        from the lowest cosine that the nearest image reaches for at most 5 
 different   below the highest cosine that the nearest image of the query's class stays below for at
             most 5 in 100 queries
 
-Where there are too few pairs or queries for such a rate, it is the lowest that they carry: 10 of
-them have to make it up. Above 1 in 5 nothing is recommended. Where the two cross, which leaves
-nothing unsure, both are the cosine half way between.
+If there are too few pairs or queries to measure such a rate, the lowest that can be measured is
+used instead: at least 10 of them must be counted. Above 1 in 5 nothing is recommended. If the two
+thresholds cross, which leaves nothing unsure, both become the cosine half way between.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SEARCHED = [5e-1, 3e-1, 2e-1, 1e-1, 5e-2, 3e-2, 2e-2, 1e-2, 5e-3, 3e-3, 2e-3, 1e
 
 
 class Verification(NamedTuple):
-    """The metrics, and the thresholds; None where there are too few pairs to recommend any."""
+    """The metrics, and the thresholds; None if there are too few pairs to recommend any."""
 
     numbers: dict[str, float]
     thresholds: Thresholds | None
@@ -67,7 +67,7 @@ def verify(
     """Compares all pairs of a task's images.
 
     Args:
-        embeddings: (N, d) of the queries. gallery: (G, d), where the task has one.
+        embeddings: (N, d) of the queries. gallery: (G, d), if the task has one.
         seed: of the bootstrap. network: the fingerprint of the network.
 
     Raises:
@@ -84,7 +84,7 @@ def verify(
 def recommended(
     pairs: PairCounts, seed: int = 1, *, title: str = "", network: str = ""
 ) -> Thresholds | None:
-    """The thresholds that the rule of this file recommends; None where the pairs are too few."""
+    """The thresholds that the rule of this file recommends; None if there are too few pairs."""
     same_pairs, different_pairs = int(pairs.same.sum()), int(pairs.different.sum())
     wrong = lowest_rate(different_pairs, FALSE_SAME, WORST)
     missed = lowest_rate(same_pairs, MISSED, WORST)
@@ -119,7 +119,7 @@ def recommended(
 
 
 def in_words(title: str, numbers: Mapping[str, float], found: Thresholds | None) -> str:
-    """What verification says, in a few lines."""
+    """The results of verification in a few lines."""
     if math.isnan(numbers["EER"]):
         return f"{title}, pairs of images: all of one class, or all of two; nothing to tell apart"
     curve = f"EER {numbers['EER']:.4f}, AUC {numbers['AUC']:.4f}"
@@ -163,7 +163,7 @@ def _rate(counted: Tensor, every: Tensor, seed: int) -> Rate:
 
 
 def searched(pairs: PairCounts, seed: int = 1) -> Found | None:
-    """What queries find with and without their class in the gallery; None where they are too few.
+    """What queries find with and without their class in the gallery; None if they are too few.
 
     Args:
         seed: of the bootstrap over the queries' classes; the gallery stays.
