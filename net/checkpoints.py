@@ -1,21 +1,21 @@
-"""Checkpoints, ours and those of the released codes: which network they hold, and its weights.
+"""Checkpoints, ours and those of the released codes: their networks and their weights.
 
 Ours name their network (`EmbeddingNet.description`, under `network`), so that any backbone can be
-read back. Foreign files are told apart by their keys:
+read back. Foreign files are recognised by their keys:
 
 - the released Proxy-Anchor, AMLoss, DDML and IDML: `model.<backbone key>`, `model.embedding.*`,
   possibly under `model_state_dict`, possibly with `module.` in front;
-- spherical embeddings: `<backbone key>`, `head.fc.*` and, where it has one, `head.bn.*`;
+- spherical embeddings: `<backbone key>`, `head.fc.*` and perhaps `head.bn.*`;
 - divide and conquer: torchvision's keys, the same tensors again as `features.*`, `embedding.*`,
   `masks.0` to `masks.K-1`;
 - ImageNet files: the backbone's keys and nothing else.
 
-What other training codes wrap around them (`WRAPPERS`) is taken off. All become the first one.
-Classifiers, which nothing here uses, are dropped where they are loaded.
+Wrappers of other training codes (`WRAPPERS`) are removed. All layouts are converted to the first.
+Classifiers, which nothing here uses, are dropped on loading.
 
-DDML's class-specific head once stood on the features here (`model.specific.*`), where its authors
-have it on the main head. Of such a file of ours the means of the main head are read, which are its
-embedding; there is nothing to train it on with.
+In our first version DDML's class-specific head was on the features (`model.specific.*`); its
+authors have it on the main head. From such a file only the means of the main head are read, which
+are its embedding; it cannot be trained further.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def architecture_of(
 ) -> Architecture:
     """The network that a checkpoint holds.
 
-    - Ours say it themselves; what an old one leaves unsaid is the default.
-    - Of a foreign file, keys tell the backbone, the embedding size and the heads; its published
-      code tells the pooling and the input.
+    - Ours describe it; an old one may leave entries out, which then have their defaults.
+    - A foreign file's keys show the backbone, the embedding size and the heads; pooling and input
+      are those of its published code.
 
     Args:
         checkpoint: a state_dict, or a dict with one under `model_state_dict`.
@@ -67,7 +67,7 @@ def architecture_of(
         image_size: side in pixels of what the network will see; decides a foreign file's stem.
 
     Raises:
-        InputError: it is no checkpoint of an embedding network, or of a newer version.
+        InputError: it is not a checkpoint of an embedding network, or is of a newer version.
     """
     described = description_of(checkpoint, source)
     if described is None:
@@ -84,10 +84,10 @@ def is_ours(checkpoint: Checkpoint) -> bool:
 
 
 def description_of(checkpoint: Checkpoint, source: str | Path) -> dict[str, Any] | None:
-    """What a checkpoint of ours says of its network; None for a foreign file.
+    """The description of the network in a checkpoint of ours; None for a foreign file.
 
     Raises:
-        InputError: it says what this version does not know.
+        InputError: it has entries that this version does not know.
     """
     if not is_ours(checkpoint):
         return None
@@ -108,7 +108,7 @@ def description_of(checkpoint: Checkpoint, source: str | Path) -> dict[str, Any]
 
 
 def _described_by_flags(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The description of an old last.pth, which kept none."""
+    """The description of an old last.pth, which has none, by the flags of its run."""
     flags, weights = checkpoint["args"], checkpoint["model_state_dict"]
     described = {**Architecture.entries(flags), "heads": _heads_in(weights)}
     if "masks.weight" in weights:
@@ -140,7 +140,7 @@ def _architecture_of_foreign(
 
 
 def backbone_of(checkpoint: Checkpoint, source: str | Path) -> str | None:
-    """The name of the backbone in a checkpoint, with heads or without; None where nothing tells."""
+    """The name of the backbone in a checkpoint, with or without heads; None if unknown."""
     if description_of(checkpoint, source) is not None:
         return architecture_of(checkpoint, source).model
     return recognised(_backbone_keys(weights_of(checkpoint)))
@@ -160,15 +160,15 @@ def _backbone_keys(weights: Iterable[str]) -> set[str]:
 def with_weights(
     checkpoint: Checkpoint, weights: str | None = None, source: str | Path = "checkpoint"
 ) -> Checkpoint:
-    """The checkpoint with the weights that are asked for as its `model_state_dict`.
+    """The checkpoint with the chosen weights as its `model_state_dict`.
 
     Args:
-        checkpoint: ours or released; it stays as it is.
-        weights: `ema`, the running mean that a run has kept; `raw`, the weights that trained; None
-            is the mean where there is one.
+        checkpoint: ours or released; it is not changed.
+        weights: `ema`, the running mean that the run kept; `raw`, the weights that were trained;
+            None is the mean if there is one.
 
     Raises:
-        InputError: there is no running mean in it, or `weights` are of another name.
+        InputError: it holds no running mean, or `weights` has another value.
     """
     if weights is not None:
         check_choice("weights", weights, WEIGHTS)
@@ -192,9 +192,9 @@ def load_checkpoint(
 ) -> None:
     """Loads the weights of a checkpoint, ours or a released one, into a network.
 
-    - A network without masks is given those of the file, and what they do at test time.
-    - With `masks=False` those of the file are left aside, and the network keeps its own.
-    - Position embeddings are resized where the network is built for images of another size.
+    - A network without masks gets those of the file, with their behaviour at test time.
+    - With `masks=False` masks in the file are ignored, and the network keeps its own.
+    - Position embeddings are resized if the network is built for images of another size.
 
     Args:
         network: of the same backbone, embedding size and heads.
@@ -275,7 +275,7 @@ def _heads_in_words(architecture: Architecture) -> str:
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """A checkpoint's weights under our keys, whoever wrote it."""
+    """A checkpoint's weights under our keys, whatever its layout."""
     weights = _unwrapped(checkpoint)
     if _layout(weights) == "proxy-anchor":
         return _means_alone(weights) if _has_former_specific(weights) else weights
@@ -289,12 +289,12 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _has_former_specific(weights: Collection[str]) -> bool:
-    """Whether this is our DDML from before its specific head stood on the main one."""
+    """Whether this is our first version of DDML, with its specific head on the features."""
     return f"{_FORMER_SPECIFIC}weight" in weights
 
 
 def _means_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a network with one head: the rows of the main head that give the means."""
+    """Reduces the weights to a network with one head: the rows of the main head for the means."""
     main = ("model.embedding.weight", "model.embedding.bias")
     return {
         key: value[: len(value) // 2] if key in main else value
@@ -336,7 +336,7 @@ def _renamed(key: str) -> str:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Loads all of `weights`, or nothing.
+    """Loads all of `weights`, or raises and loads nothing.
 
     Raises:
         InputError: keys or shapes differ.

@@ -1,4 +1,4 @@
-"""What the flags of a network, and the checkpoints that remember them, may say.
+"""The values that flags about a network, and descriptions in checkpoints, may have.
 
 Needs no torch: options/ reads the choices for --help.
 """
@@ -42,7 +42,7 @@ A checkpoint calls the first two False and True, as it did when there were no ot
 
 
 def head_norm_of(text: str) -> int | str:
-    """`0` and `1` are numbers, as runs keep them."""
+    """Converts `0` and `1` to numbers, as runs store them."""
     return int(text) if text in ("0", "1") else text
 
 
@@ -68,7 +68,7 @@ class Peft:
 
     Attributes:
         rank: of the two factors beside each linear layer (LoRA); 0 adds none.
-        alpha: their product counts alpha / rank; None is the rank, so that it counts 1.
+        alpha: their product is multiplied by alpha / rank; None is the rank, a factor of 1.
         prompts: learned tokens in front of each block's (VPT-deep).
         biases: whether the biases, and the scales and shifts of norms, train (BitFit).
     """
@@ -106,11 +106,11 @@ class Peft:
 
     @property
     def scale(self) -> float:
-        """What LoRA's product of factors counts; `rank` is above 0."""
+        """The factor alpha / rank of LoRA's product; `rank` must be above 0."""
         return (self.rank if self.alpha is None else self.alpha) / self.rank
 
     def __str__(self) -> str:
-        """As `of` reads it."""
+        """In the form that `of` reads."""
         alpha = "" if self.alpha is None else f":{self.alpha}"
         parts = [f"lora:{self.rank}{alpha}"] if self.rank else []
         parts += [f"prompts:{self.prompts}"] if self.prompts else []
@@ -118,10 +118,10 @@ class Peft:
 
 
 def peft_of(text: str) -> str:
-    """What `--peft` says, in the order and spelling that runs keep.
+    """The value of `--peft` in the order and spelling that runs store.
 
     Raises:
-        ArgumentTypeError: it says something unknown.
+        ArgumentTypeError: it is not a known value.
     """
     try:
         return str(Peft.of(text))

@@ -1,4 +1,4 @@
-"""What acts on the blocks of a backbone one by one: stochastic depth, and recomputation."""
+"""Stochastic depth and recomputation, which act on the blocks of a backbone one by one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _BRANCH = re.compile(r"drop_path\d*")
 
 
 class DropPath(nn.Module):
-    """Leaves out a residual branch for a share `p` of the images: Huang et al., ECCV 2016.
+    """Drops a residual branch for a share `p` of the images: Huang et al., ECCV 2016.
 
-    What remains is divided by 1 - p, so that its mean stays.
+    The others are divided by 1 - p, so that the mean does not change.
     """
 
     def __init__(self, p: float) -> None:
@@ -34,7 +34,7 @@ class DropPath(nn.Module):
         return x * self.draw(x)
 
     def draw(self, x: Tensor) -> Tensor:
-        """What each image of the batch is multiplied with, (B, 1, …)."""
+        """The factor of each image of the batch, (B, 1, …)."""
         return F.dropout(x.new_ones(len(x), *[1] * (x.dim() - 1)), self.p)
 
 
@@ -45,7 +45,7 @@ def set_drop_path(module: nn.Module, blocks: Sequence[Block], rate: float) -> No
         module: the backbone. blocks: all its blocks, the stem first.
 
     Raises:
-        InputError: it has no place for it above its first block.
+        InputError: it has no residual branches above its first block.
     """
     modules = dict(module.named_modules())
     inner = [[modules[name] for name in block if name in modules] for block in blocks[1:]]
@@ -69,7 +69,7 @@ def set_drop_path(module: nn.Module, blocks: Sequence[Block], rate: float) -> No
 
 
 def recompute_blocks(module: nn.Module, blocks: Sequence[Block]) -> None:
-    """Keeps only the inputs of the blocks for the backward, which computes the blocks once more.
+    """Stores only the inputs of blocks for the backward pass, which computes the blocks again.
 
     Gradients, random draws and running statistics are those without it: Chen et al., "Training Deep
     Nets with Sublinear Memory Cost", 2016.
@@ -93,7 +93,7 @@ def recompute_blocks(module: nn.Module, blocks: Sequence[Block]) -> None:
 
 
 class _Recomputed:
-    """The forward of a block, whose inner results are computed again when they are needed."""
+    """The forward pass of a block, whose inner results are computed again when needed."""
 
     def __init__(self, block: nn.Module) -> None:
         self.inner = block.forward
@@ -110,7 +110,7 @@ class _Recomputed:
 
 @contextlib.contextmanager
 def _put_back(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """In here, BatchNorms update copies of their running statistics: they have seen the batch."""
+    """Lets BatchNorms update copies of their running statistics, which already saw the batch."""
     before = [dict(norm._buffers) for norm in norms]
     for norm, buffers in zip(norms, before, strict=True):
         norm._buffers |= {name: b if b is None else b.clone() for name, b in buffers.items()}

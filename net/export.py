@@ -1,8 +1,8 @@
 """A network as one file that runs without this repository: ONNX, torch.export or TorchScript.
 
-The graph begins at pixels and ends at unit length, so that whoever runs it needs no constants: the
-colour order, scale, mean and deviation of `InputSpec`, and the evaluation's zoom, are part of it.
-What stays outside is what works on files: decoding, and cutting out the square (`describe_input`).
+The graph maps pixels to unit vectors, so that its users need no constants: the colour order, scale,
+mean and deviation of `InputSpec`, and the evaluation's zoom, are part of it. Decoding files and
+cropping the square (`describe_input`) are not.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _zoom_grid(size: int, zoom: float) -> Tensor:
 def describe_input(
     size: int, resize: int | None, *, cubic: bool = False, upright: bool = True
 ) -> str:
-    """What is to be fed, in words.
+    """The input that the graph expects, in words.
 
     Args:
         resize: the short side first; None takes pictures whole. cubic: how they are resized.
@@ -94,7 +94,7 @@ def export_onnx(graph: Graph, path: Path, note: str = "") -> float:
     """Writes an ONNX file whose batch size is free, after onnxruntime has agreed with torch.
 
     Args:
-        note: what is to be fed; becomes the model's metadata `input`.
+        note: describes the input; becomes the model's metadata `input`.
 
     Returns:
         The largest difference of an entry of an embedding.
@@ -139,7 +139,7 @@ def export_program(graph: Graph, path: Path, note: str = "") -> float:
     `torch.export.load(path).module()` is the network.
 
     Args:
-        note: what is to be fed; becomes the extra file `input`.
+        note: describes the input; becomes the extra file `input`.
 
     Returns:
         The largest difference of an entry of an embedding.
@@ -191,7 +191,7 @@ def _needed(*packages: str) -> list:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporters' notes about their own inner workings from the user."""
+    """Hides the exporters' messages about their own inner workings."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -214,7 +214,7 @@ def _sample(graph: Graph, count: int) -> Tensor:
 
 
 def write_checked(graph: Graph, run: Run, content: bytes, path: Path, who: str) -> float:
-    """Writes `content` where what it does (`run`) agrees with the graph; the largest difference.
+    """Writes `content` if its outputs agree with the graph's; returns the largest difference.
 
     Raises:
         InputError: it disagrees, or the file cannot be written.

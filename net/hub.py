@@ -1,4 +1,4 @@
-"""The Hugging Face hub: a folder of files goes there, or comes from there."""
+"""Uploads a folder of files to the Hugging Face hub, and downloads one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_name(name: str) -> str:
     """The name of a model on the Hub.
 
     Raises:
-        InputError: it is none.
+        InputError: it cannot be one.
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name!r} names no model on the Hub; give USER/NAME")
@@ -26,7 +26,7 @@ def check_name(name: str) -> str:
 
 
 def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
-    """Puts the files of a folder into the model `name`, which is made where there is none.
+    """Uploads the files of a folder to the model `name`, which is created if it does not exist.
 
     Returns:
         Its address.
@@ -72,7 +72,7 @@ def _advice(error: Exception) -> str:
 
 
 def download(name: str) -> Path:
-    """The folder with the files of `hf:USER/NAME`, fetched where they are not here yet.
+    """The folder with the files of `hf:USER/NAME`, downloaded if they are not here yet.
 
     Raises:
         InputError: the package is missing, there is no such model, or it cannot be fetched.

@@ -30,13 +30,13 @@ def in_pieces(
     parameters: Sequence[Tensor],
     buffers: Sequence[Tensor],
 ) -> Tensor:
-    """What `compute` makes of images (n, 3, H, W), in `count` pieces whose sizes differ by one.
+    """`compute(images)` of images (n, 3, H, W), in `count` pieces of nearly equal sizes.
 
     Args:
         compute: images (n, 3, H, W) → features (n, F), with a graph where gradients are on.
-        count: of the pieces. The same in all processes, which compute together; a piece may be
+        count: number of pieces, the same in all processes, which compute together; a piece may be
             empty.
-        parameters: what `compute` may train. buffers: what it changes (running statistics).
+        parameters: the parameters that may train. buffers: those it changes (running statistics).
     """
     pieces = images.tensor_split(count)
     if not any(parameter.requires_grad for parameter in parameters):
@@ -78,7 +78,7 @@ class _Pieces(torch.autograd.Function):
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """That of the CPU, and of the device where it is a GPU."""
+    """The random state of the CPU, and of the device if it is a GPU."""
     on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return torch.get_rng_state(), on_gpu
 

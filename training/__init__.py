@@ -1,8 +1,8 @@
-"""What a run in progress is made of: train.py holds the loop, this package what the loop uses.
+"""The parts of a training run: train.py holds the loop, this package everything that it uses.
 
-data      what is trained on and judged     setup     options → network, objective, optimisers
-state     all that changes                  clock     where a run stands, when it looks and stops
-keeping   what is written and told          optim     parameter groups, rates and schedules
-faults    numbers that are not finite       signals   what asks a run to stop
+data      images to train and to judge on   setup     options → network, objective, optimisers
+state     everything that changes           clock     progress, and when to evaluate, save and end
+keeping   what is written and printed       optim     parameter groups and optimisers
+faults    numbers that are not finite       signals   requests to stop
 collapse  all classes embedded alike        tracking  wandb and TensorBoard
 """

@@ -1,7 +1,7 @@
 """`train.py --folds K`: one training for each fold of the training classes, and their mean.
 
-Each is a run of its own in one folder, so that a command that was stopped goes on where it stood
-when it is given again. The test classes are not looked at.
+Each fold is a run of its own in a common folder, so that a command that was stopped continues where
+it was when it is given again. The test classes are not used.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Numbers = Mapping[str, float]
 
 
 def train_each(args: Options, words: Sequence[str]) -> int:
-    """Trains the folds one after the other, each in a process of its own, and says their mean.
+    """Trains the folds one after the other, each in a process of its own, and prints their mean.
 
     Args:
-        words: of the command line of this training, without what is added for a fold.
+        words: of the command line of this training, without the flags for a fold.
 
     Returns:
         The exit status: that of the first training which did not come to its end, else 0.
 
     Raises:
-        InputError: there are folds of another command where those of this one go.
+        InputError: the folder holds folds of another command.
     """
     folder = folder_of(args)
     _check_same(args, words, folder)
@@ -58,13 +58,13 @@ def train_each(args: Options, words: Sequence[str]) -> int:
 
 
 def folder_of(args: Options) -> Path:
-    """Where the folds of a command lie: the same for the same command."""
+    """The folder of the folds of a command, always the same for the same command."""
     name = args.name or f"{data_name(args.dataset)}_{args.model}_{args.loss}"
     return Path(args.LOG_DIR) / f"{name.replace(os.sep, '-')}-folds{args.folds}"
 
 
 def _check_same(args: Options, words: Sequence[str], folder: Path) -> None:
-    """Raises InputError where a fold was trained, or begun, by another command."""
+    """Raises InputError if a fold was trained, or begun, by another command."""
     for fold in range(args.folds):
         path = folder / f"fold{fold}"
         if not (path / "args.json").is_file():
@@ -80,7 +80,7 @@ def _check_same(args: Options, words: Sequence[str], folder: Path) -> None:
 def _clear(path: Path) -> None:
     """Removes what is left of a start that was killed before its first checkpoint.
 
-    Nothing can go on from it, and the fold would be trained in another folder beside it.
+    It cannot be continued, and the fold would be trained in another folder beside it.
     """
     begun = RunFolder(path)
     if (path / "args.json").is_file() and not begun.checkpoint.is_file():
@@ -90,7 +90,7 @@ def _clear(path: Path) -> None:
 
 
 def _of_fold(args: Options, folder: Path, fold: int) -> list[str]:
-    """The flags that make the command train one fold; what comes later on a command line wins."""
+    """The flags that make the command train one fold; later flags win."""
     words = f"--val-folds {args.folds} --folds 0 --val-fold {fold} --no-test --resume auto"
     return [*words.split(), "--LOG_DIR", str(folder), "--name", f"fold{fold}"]
 
@@ -100,13 +100,13 @@ def _environment() -> dict[str, str]:
 
 
 def _print_unfinished(status: int, fold: int, args: Options) -> int:
-    """Says how to go on; a training that was killed by signal N has status -N."""
+    """Prints how to continue; returns the exit status (a training killed by signal N has -N)."""
     say(f"fold {fold} of {args.folds} has not ended; the same command goes on there", flush=True)
     return status if status > 0 else 128 - status
 
 
 def conclude(folder: Path, runs: Sequence[Path]) -> None:
-    """The table of the folds and their mean, on the screen and as folds.csv and folds.json."""
+    """Prints the table of the folds with their mean, and writes folds.csv and folds.json."""
     found = [read(path) for path in runs]
     last = [metrics_in(record.evaluated[-1]) for record in found]
     rows = [Row(meanings.VALIDATION, path.name, n) for path, n in zip(runs, last, strict=True)]

@@ -1,12 +1,12 @@
-"""A run shown live: Weights & Biases and TensorBoard, both optional.
+"""Weights & Biases and TensorBoard, which show a run live; both are optional.
 
-wandb is online with a key, offline without or where its server does not answer, and never asks.
-What its own commands and variables have set (`wandb disabled`, $WANDB_MODE, $WANDB_NAME) holds.
-Nothing that goes wrong in either may stop a training run: the first failure is reported in one
-sentence and that one ends. The run folder holds the same numbers in any case.
+wandb is online with a key, offline without one or if its server does not answer, and never prompts.
+Its own commands and variables (`wandb disabled`, $WANDB_MODE, $WANDB_NAME) are respected. No error
+in either may stop a run: the first one is reported in a sentence, and that tracker ends. The run
+folder has the same numbers in any case.
 
-Both have the columns of metrics.csv in groups: `train/` the loss and its terms, `eval/` what was
-measured on the classes that pick the best epoch, `best/` the highest R@1 so far, `lr/` and `time/`.
+Both get the columns of metrics.csv in groups: `train/` the loss and its terms, `eval/` metrics on
+the classes that pick the best epoch, `best/` the highest R@1 so far, `lr/` and `time/`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from runs import MetricsRow
 
 logger = logging.getLogger(__name__)
 
-# --- where to -------------------------------------------------------------------------------------
+# --- online or offline ----------------------------------------------------------------------------
 
 
 ANSWER, LOGIN = 4.0, 8.0  # seconds that wandb's server has to answer, and to take the run
@@ -46,8 +46,8 @@ WANDB_MODES |= {"dryrun": "offline", "run": "online", "shared": "online"}  # its
 def wandb_mode(flag: str | None) -> str:
     """online, offline or disabled.
 
-    The flag decides, else $WANDB_MODE, else what `wandb disabled` and its like have set for this
-    folder or for the user; else it is online where a key is configured and offline elsewhere.
+    The flag decides; without it $WANDB_MODE; without that what `wandb disabled` and the like have
+    set for this folder or for the user. Otherwise it is online if a key is configured.
     """
     for asked in (flag, os.environ.get("WANDB_MODE"), *_modes_in_files()):
         if asked in WANDB_MODES:
@@ -56,7 +56,7 @@ def wandb_mode(flag: str | None) -> str:
 
 
 def _modes_in_files() -> Iterator[str]:
-    """What wandb's own files of settings say, those of the folder first."""
+    """The modes in wandb's own settings files, that of the current folder first."""
     here = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
     of_user = Path(os.environ.get("WANDB_CONFIG_DIR") or expanded("~/.config/wandb"))
     for file in (here / "settings", of_user / "settings"):
@@ -74,7 +74,7 @@ def wandb_server() -> str:
 
 
 def answers(address: str, seconds: float) -> bool:
-    """Whether a server says anything, also through a proxy, within so many seconds."""
+    """Whether a server answers within so many seconds, directly or through a proxy."""
     said = []
 
     def ask() -> None:
@@ -87,7 +87,7 @@ def answers(address: str, seconds: float) -> bool:
         else:
             said.append(True)
 
-    # In a thread, because no limit of ours holds for the look-up of a name.
+    # In a thread, because no timeout applies to the look-up of a host name.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
@@ -109,11 +109,11 @@ def _has_key() -> bool:
 
 TIMES = ("seconds", "images_per_second", "data_wait", "evaluation_seconds")
 PLACES = ("epoch", "step")
-"""Columns that say where a row stands; the others are drawn across them."""
+"""Columns that give the position of a row; the others are plotted over them."""
 
 
 def grouped(column: str) -> str:
-    """What a column of metrics.csv is called here: `R@1` → `eval/R@1`."""
+    """The name of a column of metrics.csv with its group: `R@1` → `eval/R@1`."""
     if column in PLACES:
         return column
     if column in TIMES:
@@ -126,7 +126,7 @@ def grouped(column: str) -> str:
 
 
 def summary_of(name: str) -> str:
-    """What a run's summary in wandb keeps of a column, the best and the last, by its group."""
+    """Which values of a column wandb keeps in a run's summary, by its group."""
     if name.startswith("eval/") and not name.startswith(f"eval/{HIDDEN}"):
         return "max,last"
     return "min,last" if name.startswith("train/") else "last"
@@ -134,12 +134,12 @@ def summary_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class About:
-    """What a run is called, and what tells it from others.
+    """The names of a run, and what distinguishes it from others.
 
     Attributes:
         project, name: as wandb shows them.
         folder: the run folder; files go into its sub-folders `wandb` and `tensorboard`.
-        config: the options, and what else tells runs apart: commit, fingerprint of the data.
+        config: the options, the commit and the fingerprint of the data.
         group: shared by the seeds of one configuration. tags: method, data and seed.
     """
 
@@ -175,21 +175,21 @@ class _Sink(Protocol):
 S = TypeVar("S", bound=_Sink)
 
 VARIABLES = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "tags": "WANDB_TAGS"}
-"""From where wandb takes these where it is not told them."""
+"""The variables from which wandb takes these if they are not passed."""
 
 
 class _Wandb:
-    """Weights & Biases; `id` is that of the run, to be given when it continues.
+    """Weights & Biases; `id` identifies the run, to be passed when it continues.
 
     Attributes:
-        status: how it stands, in words.
+        status: its mode, in words.
     """
 
     name = "wandb"
 
     def __init__(self, mode: str, about: About, run_id: str | None) -> None:
         if not os.environ.get("WANDB_CACHE_DIR") and usual_place() is None:
-            # Its second process writes its log there, or else all over the terminal.
+            # Its second process writes its log there, or else to the terminal.
             os.environ["WANDB_CACHE_DIR"] = str(about.folder / "wandb")
         import wandb
 
@@ -215,7 +215,7 @@ class _Wandb:
             if mode == "online" and not answers(wandb_server(), ANSWER):
                 raise ConnectionError(f"{wandb_server()} does not answer")
             self._run = begin(mode)
-        except Exception as error:  # of many kinds; a night's numbers are not lost for want of it
+        except Exception as error:  # of many kinds; none may cost a night's numbers
             if mode != "online":
                 raise
             self.status = f"offline ({' '.join(str(error).split())}); `wandb sync` sends it later"
@@ -243,8 +243,8 @@ class _Wandb:
 class _TensorBoard:
     """TensorBoard's event files in the run folder's sub-folder `tensorboard`.
 
-    `continued_at` is the step from which a continued run logs again: what is there from then on,
-    TensorBoard leaves out.
+    `continued_at` is the step from which a continued run logs again: TensorBoard then ignores older
+    entries from that step on.
     """
 
     name = "tensorboard"
@@ -258,14 +258,14 @@ class _TensorBoard:
         if continued_at is None:
             listed = json.dumps(about.config, indent=2, default=str)
             self._writer.add_text("options", f"```\n{listed}\n```", 0)
-            # Here and not by add_hparams, which would begin another run for them.
+            # Not by add_hparams, which would begin another run for them.
             for part in hparams(_plain(about.config), dict.fromkeys(JUDGED, 0.0))[:2]:
                 self._writer.file_writer.add_summary(part)
 
     def log(self, row: MetricsRow, step: int) -> None:
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # a run that is killed has shown what it knew
+        self._writer.flush()  # so that nothing is lost if the run is killed
 
     def log_histogram(self, name: str, values: np.ndarray, step: int) -> None:
         self._writer.add_histogram(name, values, step)
@@ -278,17 +278,17 @@ class _TensorBoard:
 
 
 JUDGED = ("best/R@1", "eval/MAP@R")
-"""What TensorBoard's table of hyperparameters has beside them."""
+"""The metrics in TensorBoard's table of hyperparameters."""
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as the table takes them: numbers, words, true and false."""
+    """The values as that table accepts them: numbers, words, true and false."""
     kinds = (bool, int, float, str)
     return {k: v if isinstance(v, kinds) else str(v) for k, v in config.items() if v is not None}
 
 
 def _quieten_threads_of(package: str) -> None:
-    """Keeps a package's threads from printing tracebacks: its next call raises what ended one."""
+    """Keeps a package's threads from printing tracebacks: its next call raises the error anyway."""
     before = threading.excepthook
 
     def hook(ended: threading.ExceptHookArgs) -> None:
