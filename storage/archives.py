@@ -42,7 +42,7 @@ def write_archive(path: Path, write: Callable[[BinaryIO], None]) -> None:
     write_atomically(path, write_sealed)
 
 
-def check_archive(file: BinaryIO, what: str) -> None:
+def _check(file: BinaryIO, what: str) -> None:
     """Compares an open archive with its checksum; one without a checksum is left as it is.
 
     Args:
@@ -98,5 +98,5 @@ def opened(path: Path, what: str) -> Iterator[BinaryIO]:
             f"{what} {path} cannot be read ({error.strerror}); check its permissions"
         ) from error
     with file:
-        check_archive(file, f"{what} {path}")
+        _check(file, f"{what} {path}")
         yield file
