@@ -95,7 +95,7 @@ def recommended(
     different = greatest_missing(pairs.same, allowed(same_pairs, missed))
     if same < different:
         same = different = (same + different + 1) // 2  # not below `same`, where pairs are listed
-    by_class, every = pairs.same_by_class(same, different), pairs.same_by_class(0)[0]
+    by_class, every = pairs.same_by_class(same, different), pairs.of_one_class
     above, below = pairs.different[same:].sum(), pairs.different[:different].sum()
     confused, count = float(above) / different_pairs, len(pairs.classes)
     drawn = resampling.rate_of_different_pairs(pairs, same, seed)

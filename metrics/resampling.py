@@ -7,9 +7,14 @@ replacement. If class c was drawn w_c times, a replicate is
     of different pairs   Σ_{a≠b} w_a·w_b·n_ab(t) / Σ_{a≠b} w_a·w_b·n_ab
 
 where n(t) are the pairs that the rate counts. (Two copies of a class are not a different pair.)
+Where only some of the accepted different pairs are listed, n_ab counts those, and the sum above is
+brought to what it is with all of them: it is right for the classes as they are, and as uncertain
+over others as so many pairs tell.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -29,6 +34,8 @@ def rate_of_classes(counted: Tensor, every: Tensor, seed: int = 1) -> Tensor:
 def rate_of_different_pairs(pairs: PairCounts, threshold: int, seed: int = 1) -> Tensor:
     """Replicates (RESAMPLES,) of the share of the different pairs that a threshold accepts.
 
+    All are NaN where it accepts some and none of them is listed.
+
     Args:
         threshold: a place on the grid, not below `pairs.listed_from`.
     """
@@ -39,9 +46,11 @@ def rate_of_different_pairs(pairs: PairCounts, threshold: int, seed: int = 1) ->
     with torch.sparse.check_sparse_tensor_invariants(False):
         accepted = torch.sparse_coo_tensor(place, times.double(), (count, count))
     queries, gallery = pairs.sizes.double()
+    listed, all_ = int(near.sum()), int(pairs.different[threshold:].sum())
+    stands_for = 1.0 if listed == all_ else all_ / listed if listed else math.nan
     found = []
     for weights in class_draws(count, RESAMPLES, seed):
         hits = (torch.sparse.mm(accepted, weights.T) * weights.T).sum(0)
         every = (weights @ queries) * (weights @ gallery) - weights.square() @ (queries * gallery)
-        found.append(hits / (every / 2 if pairs.symmetric else every))
+        found.append(stands_for * hits / (every / 2 if pairs.symmetric else every))
     return torch.cat(found)

@@ -14,7 +14,8 @@ rounding does to them, and the counts depend neither on the block size nor on th
 images. On scores that are on the grid all of this is what sklearn's roc_curve gives.
 
 An image set is paired with itself, each pair once and none with itself; queries and a gallery are
-paired across. Memory: blocks of cosines, 2^21 counters, and a few numbers per image.
+paired across. Memory: blocks of cosines, 2^21 counters, a few numbers per image, and up to
+MOST_LISTED of the nearest different pairs one by one, for the bootstrap of their error.
 
 A rate counts as carried by some pairs if CARRIED of them make it up: 1e-4 needs 100,000 pairs.
 """
@@ -43,6 +44,8 @@ NAMES = ("TAR@1e-2", "TAR@1e-3", "TAR@1e-4", "EER", "AUC")  # what is reported
 CARRIED = 10  # pairs (or queries) that a rate has to be made up of
 BLOCK_SIZE = {"cpu": 2048, "cuda": 8192}  # gallery images in a block, which has 1/4 as many queries
 LISTED_AT_ONCE = 2**20  # different pairs that are kept before the farther ones are dropped
+MOST_LISTED = 2**22  # of them (300 MB at the peak); of more, as of 92,000 images, a random part
+TOGETHER = 64  # images of small classes that are compared at once, to count their same pairs
 
 
 def bin_of(cosine: float) -> int:
@@ -71,7 +74,8 @@ class PairCounts:
         same, different: (BINS,) int64, how many pairs lie at each place of the grid.
         nearest_same, nearest_different: (Q,) int32 in the order of the embeddings, the place of
             each query's nearest image of its class and of another; -1 where there is none.
-        listed: the nearest different pairs; at least all that are accepted at `listed_from`.
+        listed: the nearest different pairs; at least all that are accepted at `listed_from`, or of
+            more than `MOST_LISTED` a random part of them.
         listed_from: a place on the grid.
         classes: (C,) the labels that there are.
         query_class: (Q,) the class of each query, by its place there.
@@ -101,6 +105,12 @@ class PairCounts:
         )
         return Curve(taken, same, different)
 
+    @property
+    def of_one_class(self) -> Tensor:
+        """(C,) float64, how many same pairs each class has."""
+        queries, gallery = self.sizes.double()
+        return queries * (queries - 1) / 2 if self.symmetric else queries * gallery
+
     def same_by_class(self, *thresholds: int) -> Tensor:
         """Same pairs of each class at or above places on the grid, (len(thresholds), C) float64.
 
@@ -108,26 +118,42 @@ class PairCounts:
         """
         found = torch.zeros(len(thresholds), len(self.classes), dtype=torch.float64)
         with full_float32(self.queries.embeddings.device):
-            for label, bins in self._of_one_class():
+            for labels, bins in self._same():
                 for row, threshold in enumerate(thresholds):
-                    found[row, label] += int((bins >= threshold).sum())
+                    found[row].index_add_(0, labels, (bins >= threshold).sum(1).double().cpu())
         return found
 
-    def _of_one_class(self) -> Iterator[tuple[int, Tensor]]:
-        """(class, places on the grid) of the same pairs, part by part."""
-        for label, value in enumerate(self.classes.tolist()):
-            rows, columns = (
-                slice(
-                    int(torch.searchsorted(side.host_labels, value)),
-                    int(torch.searchsorted(side.host_labels, value, right=True)),
-                )
-                for side in (self.queries, self.gallery)
-            )
+    def _same(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Blocks of all same pairs: the places of their queries' classes (n,), and places on the
+        grid (n, m), which are -1 for what is no same pair, or is counted elsewhere."""
+        labels = self.query_class.sort().values
+        for rows, columns in self._runs():
             for y_part in parts(columns, BLOCK_SIZE["cpu"]):
                 y = self.gallery.exact_unit(y_part)
                 for x_part in parts(rows, BLOCK_SIZE["cpu"] // 4):
                     bins = _bins(self.queries, x_part, y)
-                    yield label, bins[_upper(x_part, y_part, bins)] if self.symmetric else bins
+                    same = self.queries.labels[x_part, None] == self.gallery.labels[y_part]
+                    if self.symmetric:
+                        same &= _upper(x_part, y_part, bins)
+                    yield labels[x_part], bins.where(same, -1)
+
+    def _runs(self) -> Iterator[tuple[slice, slice]]:
+        """Queries and gallery images of classes that follow each other, cut between classes.
+
+        Small classes come together: one by one, 100,000 of them would take half a minute to say.
+        """
+        ends = self.sizes.cumsum(1)
+        begins = ends - self.sizes
+        first, count = 0, len(self.classes)
+        while first < count:
+            most = begins[:, first, None] + TOGETHER
+            last = int(torch.searchsorted(ends, most, right=True).min())
+            last = max(last, first + 1)
+            yield tuple(
+                slice(int(begin[first]), int(end[last - 1]))
+                for begin, end in zip(begins, ends, strict=True)
+            )
+            first = last
 
 
 @dataclass(frozen=True)
@@ -296,6 +322,7 @@ class _Counting:
         )
         different = self.pairs[1]
         self.most = max(CARRIED, allowed(different, rate))
+        self.every = max(1, -(-self.most // MOST_LISTED))  # of them, one in so many is listed
         self.same = torch.zeros(BINS, dtype=torch.int64, device=device)
         self.different = torch.zeros_like(self.same)
         self.nearest = torch.full((2, len(queries)), -1, dtype=torch.int32, device=device)
@@ -353,11 +380,15 @@ class _Counting:
                 self.nearest[which, part] = self.nearest[which, part].maximum(values)
             if near is not None:
                 self.listed.append(near)
-                if sum(part.shape[1] for part in self.listed) > 2 * self.most + LISTED_AT_ONCE:
+                most = 2 * self.most // self.every + LISTED_AT_ONCE
+                if sum(part.shape[1] for part in self.listed) > most:
                     self._drop(self.different)
 
     def _near(self, block: Sides, bins: Tensor) -> Tensor:
         row, column = (bins >= self.floor).nonzero(as_tuple=True)
+        if self.every > 1:
+            drawn = _mixed(row + block.rows.start, column + block.columns.start) % self.every == 0
+            row, column = row[drawn], column[drawn]
         near = bins[row, column].cpu()
         a = self.query_class[block.rows][row.cpu()]
         b = self.gallery_class[block.columns][column.cpu()]
@@ -395,6 +426,17 @@ class _Counting:
         every = self.nearest.new_zeros(share.count, *self.nearest.shape)
         every[share.number] = self.nearest
         return share.total(every).amax(dim=0)
+
+
+def _mixed(a: Tensor, b: Tensor) -> Tensor:
+    """Whole numbers (n,) from 0 that look random, and are a function of pairs of places alone.
+
+    So the pairs that are drawn by them are the same in blocks of any size and in any process.
+    """
+    found = a * 0x9E3779B1 + b
+    for _ in range(2):  # the steps of the generator SplitMix64, with a constant that int64 can hold
+        found = (found ^ (found >> 30 & 0x3FFFFFFFF)) * 0x3F58476D1CE4E5B9
+    return found >> 33 & 0x7FFFFFFF
 
 
 def _gathered(own: Tensor, share: Share) -> Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +131,45 @@ def test_the_list_of_near_pairs_is_dropped_as_it_grows(monkeypatch: pytest.Monke
     assert whole.listed_from == other.listed_from
     for ours, theirs in zip(whole.listed, other.listed, strict=True):
         assert torch.equal(ours.sort().values, theirs.sort().values)
+
+
+def test_of_very_many_near_pairs_a_part_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list does not grow with the square of the images; the errors are the same within 2 %."""
+    x, labels = clusters(100, 8, 4)
+    whole = count_pairs(x, labels, listed_rate=0.1)
+    monkeypatch.setattr(verification, "LISTED_AT_ONCE", 500)
+    monkeypatch.setattr(verification, "MOST_LISTED", 20_000)
+    parts = [count_pairs(x, labels, listed_rate=0.1, block_size=size) for size in (32, 400)]
+    for part in parts:
+        assert len(whole.listed.bin) > 30_000 and 15_000 < len(part.listed.bin) < 17_000
+        assert part.listed_from == whole.listed_from
+        assert torch.equal(part.different, whole.different)
+        for ours, first in zip(part.listed, parts[0].listed, strict=True):  # in blocks of any size
+            assert torch.equal(ours.sort().values, first.sort().values)
+    drawn, every = (
+        resampling.rate_of_different_pairs(found, whole.listed_from) for found in (parts[0], whole)
+    )
+    assert float(drawn.mean()) == pytest.approx(float(every.mean()), rel=0.02)
+    assert float(drawn.std()) == pytest.approx(float(every.std()), rel=0.2)
+    none = replace(parts[0], listed=verification.Listed(*torch.empty(3, 0, dtype=torch.int64)))
+    assert resampling.rate_of_different_pairs(none, none.listed_from).isnan().all()
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_small_classes_are_compared_together(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = clusters(400, 2, 8)
+    found = count_pairs(x, labels, *((x, labels) if apart else ()))
+    blocks: list[int] = []
+    compare = verification._bins
+
+    def noted(*given: Any) -> torch.Tensor:
+        blocks.append(1)
+        return compare(*given)
+
+    monkeypatch.setattr(verification, "_bins", noted)
+    every = found.same_by_class(0)[0]
+    assert len(blocks) < 30
+    assert every.tolist() == found.of_one_class.tolist() == [4.0 if apart else 1.0] * 400
 
 
 def test_processes_share_the_pairs() -> None:
