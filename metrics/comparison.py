@@ -334,9 +334,9 @@ def half_width(deviation: float, count: int) -> float:
     """
     if count < 2:
         return math.nan
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf((1 + COVERAGE) / 2, count - 1)) * deviation / math.sqrt(count)
+    return float(stdtrit(count - 1, (1 + COVERAGE) / 2)) * deviation / math.sqrt(count)
 
 
 def seed_differences(

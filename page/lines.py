@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from evaluation import meanings, tables
@@ -45,7 +46,7 @@ class Line:
     sort: dict[str, float] = field(default_factory=dict)
     doubt: str = ""
 
-    @property
+    @cached_property
     def spread(self) -> dict[str, float]:
         """Half of the 95 % interval of each mean."""
         count = len(self.members)
@@ -93,10 +94,12 @@ def collect(folder: Path) -> list[Line]:
 
 def _told_apart(runs: Sequence[Record]) -> list[str]:
     """For each run, the options that set it apart from others of its method, network and data."""
+    kinds = [tuple(_settings(run).values()) for run in runs]
     alike: dict[tuple, list[Record]] = {}
-    for run in runs:
-        alike.setdefault(tuple(_settings(run).values()), []).append(run)
-    return [records.apart(run, alike[tuple(_settings(run).values())]) for run in runs]
+    for kind, run in zip(kinds, runs, strict=True):
+        alike.setdefault(kind, []).append(run)
+    differing = {kind: records.differing(group) for kind, group in alike.items()}
+    return [records.apart(run, differing[kind]) for kind, run in zip(kinds, runs, strict=True)]
 
 
 def _line(record: Record, folder: Path, differs: str) -> Line:

@@ -35,7 +35,8 @@ def make(
     """
     runs = [records.read(path) for path in paths]
     # With what differs, where that is little enough to be a name.
-    differ = [records.apart(run, runs) for run in runs]
+    differing = records.differing(runs)
+    differ = [records.apart(run, differing) for run in runs]
     if max(map(len, differ)) <= LONGEST_NAME:
         runs = [replace(run, differs=words) for run, words in zip(runs, differ, strict=True)]
     thumbs = thumbnails(len(runs))

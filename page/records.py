@@ -10,7 +10,7 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,14 +209,20 @@ def metrics_in(row: Numbers) -> Numbers:
     return {name: row[name] for name in names}
 
 
-def apart(record: Record, others: Iterable[Record]) -> str:
-    """The options that another run has otherwise, but for the seed: `lr 0.001, epochs 40`."""
-    own, others = record.configuration, list(others)
+def differing(runs: Sequence[Record]) -> set[str]:
+    """The options that are not the same in all of these runs, but for the seed."""
+    first, *others = runs
+    names = {name for run in runs for name in run.configuration}
+    return {n for n in names if any(_value_in(run, n) != _value_in(first, n) for run in others)}
+
+
+def apart(record: Record, names: Collection[str]) -> str:
+    """What a run has for the options that tell runs apart: `lr 0.001, epochs 40`."""
+    own = record.configuration
     return ", ".join(
         _in_words(name.replace("_", "-"), value)
         for name, value in own.items()
-        if any(_value_in(other, name) != value for other in others)
-        and not (name == "lr_p" and value == own["lr"])  # as it is without the flag
+        if name in names and not (name == "lr_p" and value == own["lr"])  # as without the flag
     )
 
 

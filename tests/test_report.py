@@ -1205,6 +1205,25 @@ def test_compare_tells_groups_of_one_method_apart_and_leaves_out_the_unfinished(
     assert {line.name: line.about["differs"] for line in single}["max3"] == "pooling max"
 
 
+def test_compare_costs_what_its_runs_are_and_not_their_square(tmp_path, monkeypatch):
+    asked = []
+    value_in = records._value_in
+    monkeypatch.setattr(records, "_value_in", lambda *of: asked.append(of) or value_in(*of))
+    counts = []
+    for runs in (10, 20):
+        logs = tmp_path / str(runs)
+        for seed in range(runs):
+            folder = logs / f"{seed:02d}"
+            folder.mkdir(parents=True)
+            options_ = options.parse_train(["--seed", str(seed), "--lr", str(0.1 + seed % 2)])
+            (folder / "args.json").write_text(json.dumps(vars(options_)))
+        asked.clear()
+        lines = collect(logs)
+        assert [line.about["differs"] for line in lines] == ["lr 0.1", "lr 1.1"] * (runs // 2)
+        counts.append(len(asked))
+    assert counts[1] < 2.5 * counts[0]
+
+
 def test_compare_filters_and_says_what_is_wrong(logs, capsys, tmp_path):
     compare(logs, f"--grep proxy_anchor --out {tmp_path / 'x.html'}")
     said = capsys.readouterr().out
