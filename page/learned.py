@@ -19,6 +19,7 @@ from page.thumbnails import Thumbnails
 from utils import InputError
 
 DRAWN_IMAGES, IMAGES_PER_CLASS = 1500, 12
+STRIP = 2**24  # cosines of proxies that are looked at at once: 64 MiB
 Section = dict[str, Any]
 
 
@@ -123,7 +124,8 @@ def nearest_proxy(proxies: torch.Tensor) -> torch.Tensor:
     """(C,) the cosine of each proxy of (C, d) to the nearest other one."""
     unit = F.normalize(proxies.float(), dim=1)
     best = []
-    for rows in torch.arange(len(unit)).split(1024):
+    size = min(1024, max(1, STRIP // max(1, len(unit))))
+    for rows in torch.arange(len(unit)).split(size):
         similarity = unit[rows] @ unit.T
         similarity[torch.arange(len(rows)), rows] = -torch.inf
         best.append(similarity.amax(dim=1))

@@ -165,7 +165,8 @@ class ClassHistory:
     each value that a class learns, such as AMLoss's `margin`, one of shape (E, C).
     """
 
-    most_rows = 200  # 9 MB of margins for the 11,318 classes of SOP; then every second one goes
+    most_rows, least_rows = 200, 10  # where there are more, every second one goes
+    most_values = 200 * 11_318  # 9 MB of margins; the file is written anew in every epoch
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -202,7 +203,8 @@ class ClassHistory:
             name: np.concatenate([known[name], value[None]]) if name in known else value[None]
             for name, value in row.items()
         }
-        if len(rows["step"]) > self.most_rows:
+        room = max(self.least_rows, self.most_values // max(1, len(names)))
+        if len(rows["step"]) > min(self.most_rows, room):
             rows = {name: value[::-2][::-1] for name, value in rows.items()}
         self._write({"names": np.array(names, dtype=str), "images": images, **rows})
 

@@ -48,6 +48,7 @@ from page import (
     summary,
     values,
 )
+from page import learned as learned_module
 from page.build import build
 from page.explained import explain, look
 from page.learned import Learned, nearest_proxy
@@ -758,8 +759,10 @@ def test_a_network_that_tells_nothing_apart_confuses_no_pair_more_than_others():
     assert findings.confusions(search, Thumbnails(10**6)) == []
 
 
+@pytest.mark.parametrize("strip", [100, 2**24])  # cosines at once, whatever the number of classes
 @pytest.mark.parametrize("count", [2, 3, 40, 1500])
-def test_closest_pairs_are_those_of_all_pairs(count):
+def test_closest_pairs_are_those_of_all_pairs(count, strip, monkeypatch):
+    monkeypatch.setattr(learned_module, "STRIP", strip)
     proxies = torch.randn(count, 6, generator=torch.Generator().manual_seed(count))
     unit = torch.nn.functional.normalize(proxies, dim=1)
     cosines = (unit @ unit.T).fill_diagonal_(-2)
@@ -1032,6 +1035,20 @@ def test_class_history_is_bounded_and_cut_back(tmp_path, monkeypatch):
     (tmp_path / "classes.npz").write_bytes(b"not an archive")
     with pytest.raises(InputError, match="damaged"):
         history.load()
+
+
+@pytest.mark.parametrize(("classes", "least", "most"), [(10, 40, 40), (150, 10, 20), (900, 5, 10)])
+def test_class_history_of_many_classes_has_fewer_rows(classes, least, most, tmp_path, monkeypatch):
+    """It is written anew in every epoch, so it may not grow with classes times epochs."""
+    monkeypatch.setattr(ClassHistory, "most_values", 3000)
+    history = ClassHistory(tmp_path / "classes.npz")
+    names = [str(number) for number in range(classes)]
+    for step in range(1, 41):
+        values = {"margin": np.full(classes, step / 10)}
+        history.append(step, step, names, np.ones(classes, int), values)
+    found = history.load()
+    assert least <= len(found["step"]) <= most and found["step"][-1] == 40
+    assert found["margin"][:, -1] == pytest.approx(found["step"] / 10)
 
 
 def test_continued_run_has_every_epoch_of_its_classes_once(images, tmp_path):

@@ -1703,6 +1703,8 @@ def test_who_waits_for_a_large_index_is_told_so(
         monkeypatch.setattr(search, "LARGE", least)
         for asked, word in words.items():
             assert said_by(asked, capsys).startswith(word) == told
+        said = said_by(f"add {index} {shop / 'photos'}", capsys)
+        assert ("looking through" in said) == told
 
 
 def test_thresholds_of_the_run_come_with_the_index(

@@ -37,6 +37,7 @@ from storage import as_table
 from terminal import as_shell, plain, printable, say
 from training import start
 from training.describing import describe
+from training.progress import progress_bar
 from utils import InputError
 
 TITLE = "esc\x1b]0;title\x07"
@@ -493,6 +494,14 @@ def test_what_a_run_keeps_is_about_what_was_said(flags: str, images, tmp_path, m
     run = tiny.run(images, tmp_path, "run", wide)
     kept = sum(file.stat().st_size for file in run.glob("*.pth"))
     assert 0.8 * expected < kept < 1.3 * expected, (expected, kept)
+
+
+@pytest.mark.parametrize("steps", ["--max-steps 2", "--steps 2", "--max-steps 1000"])
+def test_the_bar_of_an_epoch_ends_where_the_run_does(steps: str, images: Path) -> None:
+    """Its time left was that of the whole epoch: hours, for a try of two steps."""
+    training = tiny.prepare(images, steps)
+    whole = len(training.loader) * 12
+    assert progress_bar(training).total == min(24, whole) if "1000" not in steps else whole
 
 
 def test_a_terminal_that_is_slow_to_take_a_bar_does_not_hold_up_the_work():

@@ -16,11 +16,12 @@ WORTH_A_LINE = 30.0  # seconds
 
 
 def progress_bar(training: Training) -> Bar:
-    """A bar over the images of the current epoch; invisible if there is no terminal."""
-    clock, size = training.clock, training.viewing.batch_size
+    """A bar over the images that the run uses in this epoch; invisible if there is no terminal."""
+    clock, size, steps = training.clock, training.viewing.batch_size, len(training.loader)
+    last = clock.step_in_epoch + training.length.steps_left(clock, steps)
     return Bar(
         " ".join(training.length.place(clock.epoch + 1, clock.step).split()),
-        len(training.loader) * size,
+        min(steps, last) * size,
         initial=clock.step_in_epoch * size,
         speaks=processes.is_main(),
     )
