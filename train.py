@@ -3,10 +3,9 @@
     python train.py @recipes/emoji_scratch.txt
     python train.py --dataset cub --model bn_inception --loss AMLoss --batch-size 180 --alphap 48 …
 
-Read it from top to bottom: options become the parts of a run (`prepare`), which are used in one
-optimisation step (`step`), in many (`advance`), in the whole run (`fit`). The loop knows no method:
-the objective computes the loss of the network's outputs, routines do whatever a method does around
-the steps, and parameter groups say how parameters are trained.
+Options become the parts of a run (`prepare`), which are used in one optimisation step (`step`), in
+many (`advance`), in the whole run (`fit`). The loop knows no method: the objective computes the
+loss, routines do whatever a method does around steps, parameter groups say how parameters train.
 """
 
 import door
@@ -49,6 +48,7 @@ from training.state import Training
 from utils import sentence_errors
 
 
+@dataset.asked_once()
 def prepare(args: Options, *, run: RunFolder | None = None) -> Training:
     """Builds and checks everything a run needs, before anything is written.
 

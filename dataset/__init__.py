@@ -17,6 +17,7 @@ from dataset.inventory import fingerprints, require_files
 from dataset.own import Draw, OwnData
 from dataset.readable import require_readable
 from dataset.reading import Reading
+from dataset.statuses import asked_once
 from dataset.table import CsvData
 from dataset.trained_on import TrainedOn
 from flags import Options, a_place
@@ -31,6 +32,7 @@ __all__ = [
     "Protocol",
     "Reading",
     "TrainedOn",
+    "asked_once",
     "find",
     "fingerprints",
     "load",

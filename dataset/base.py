@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dataset.decoding import BadImageError, central_part, decode, need_file, reason, to_rgb
-from dataset.statuses import answers, statuses
+from dataset.statuses import answers, known_statuses
 from terminal import as_shell
 from utils import InputError, counted, program
 
@@ -236,9 +236,9 @@ class ImageSet:
         """The paths that lead to no file: nothing, a folder, a named pipe; each once."""
         if self.pixels is not None:
             return []
-        found = zip(self.paths, statuses(self.paths), strict=True)
-        absent = (path for path, now in found if now is None or not stat.S_ISREG(now.st_mode))
-        return list(dict.fromkeys(absent))
+        modes = known_statuses(self.paths)["mode"]
+        absent = np.flatnonzero([not stat.S_ISREG(mode) for mode in modes.tolist()])
+        return list(dict.fromkeys(map(self.paths.__getitem__, absent.tolist())))
 
 
 def _below_common_folder(paths: PathTable) -> Iterator[str]:
@@ -251,8 +251,7 @@ def _below_common_folder(paths: PathTable) -> Iterator[str]:
 
 def _sizes(paths: PathTable) -> np.ndarray:
     """(N,) the files' sizes in bytes, -1 for one that is missing."""
-    found = statuses(paths)
-    return np.array([-1 if now is None else now.st_size for now in found], np.int64)
+    return np.ascontiguousarray(known_statuses(paths)["size"])
 
 
 def _content_digest(path: str, part: int = 1 << 18) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.base import ImageSet
-from dataset.statuses import statuses
+from dataset.statuses import known_statuses, statuses
 from machine import home
 from storage import can_be_made
 from utils import InputError
@@ -76,11 +76,18 @@ and its time in ns (-1 where the file is missing). What was found out about a ve
 long as the file has it."""
 
 
-def versions_of(images: ImageSet) -> np.ndarray:
-    """(N,) of `VERSION`: the images as their files are now."""
+def versions_of(images: ImageSet, *, known: bool = False) -> np.ndarray:
+    """(N,) of `VERSION`: the images as their files are now.
+
+    Args:
+        known: they may be as they were when a start first asked for them (`known_statuses`).
+    """
+    now = (known_statuses if known else statuses)(images.paths)
     boxes = [None] * len(images) if images.boxes is None else images.boxes
-    found = zip(images.paths.names(), boxes, statuses(images.paths), strict=True)
-    return np.array([(_who(name, box), *_size_and_time(now)) for name, box, now in found], VERSION)
+    found = np.empty(len(images), VERSION)
+    found["who"] = [_who(*each) for each in zip(images.paths.names(), boxes, strict=True)]
+    found["size"], found["time"] = now["size"], now["time"]
+    return found
 
 
 def _who(name: str, box: np.ndarray | None) -> int:
@@ -88,7 +95,3 @@ def _who(name: str, box: np.ndarray | None) -> int:
     if box is not None and box[0] >= 0:
         digest.update(b"\0" + box.tobytes())
     return int.from_bytes(digest.digest(), "little")
-
-
-def _size_and_time(status: os.stat_result | None) -> tuple[int, int]:
-    return (-1, -1) if status is None else (status.st_size, status.st_mtime_ns)

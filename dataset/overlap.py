@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.base import ImageSet
-from dataset.statuses import statuses
+from dataset.statuses import known_statuses
 
 NAMED = 3  # classes that a warning names
 
@@ -90,5 +90,6 @@ def _files(images: ImageSet) -> Iterator[Hashable]:
     if images.pixels is not None:
         yield from images.paths
         return
-    for status in statuses(images.paths):
-        yield None if status is None else (status.st_dev, status.st_ino)
+    found = known_statuses(images.paths)
+    for mode, *file in found[["mode", "device", "inode"]].tolist():
+        yield tuple(file) if mode else None

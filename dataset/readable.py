@@ -222,7 +222,7 @@ def _memory(images: ImageSet) -> Iterator[np.ndarray]:
     if len(images) < REMEMBERED:
         yield known
         return
-    versions = versions_of(images)
+    versions = versions_of(images, known=True)
     file, kept = None, {}
     with contextlib.suppress(InputError):
         file = default_folder() / "readable" / f"{name_of(images, 'readable', 2)}.npz"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from conftest import run_cli
 from PIL import Image, features
 
 import report
-from dataset import kept, readable
+import train
+from dataset import kept, readable, statuses
 from dataset.base import ImageSet, PathTable
 from dataset.check import check
 from dataset.glance import looks_whole
@@ -28,6 +30,7 @@ from dataset.overlap import shared_with_training
 from dataset.readable import unreadable
 from dataset.reading import Reading
 from dataset.showing import as_text
+from training import start
 from utils import InputError
 
 RNG = np.random.default_rng(0)
@@ -439,3 +442,31 @@ def test_a_disk_that_answers_slowly_is_asked_for_many_files_at_once(
         assert max(together) > 4
     assert found.images == 1
     assert versions_of(images)["size"].tolist() == list(range(1, 641))
+
+
+def test_a_start_asks_twice_for_each_file_and_a_look_of_its_own_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once before it trains, and once for the fingerprints that the run keeps: not five times."""
+    images = tiny.write_images(tmp_path / "images")
+    ask, asked = statuses._status, Counter()
+
+    def noted(path: str) -> tuple[int, ...]:
+        asked[path] += 1
+        return ask(path)
+
+    monkeypatch.setattr(statuses, "_status", noted)
+    args = tiny.parse(images, f"--LOG_DIR {tmp_path} --name run")
+    training = train.prepare(args)
+    assert set(asked.values()) == {1} and len(asked) > 10
+    start.open_folder(args, None, training)
+    assert set(asked.values()) == {2}
+    first = training.data.train
+    assert first.missing() == []  # outside the start: asked for as it is now
+    Path(first.paths[0]).unlink()
+    assert first.missing() == [first.paths[0]]
+    with statuses.asked_once():
+        assert first.missing() == [first.paths[0]]
+        Path(first.paths[1]).unlink()
+        assert versions_of(first, known=True)["size"][1] > 0
+        assert versions_of(first)["size"].tolist()[:2] == [-1, -1]
