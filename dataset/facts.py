@@ -6,7 +6,6 @@ import errno
 import hashlib
 import io
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from dataset.decoding import (
     reason,
     to_rgb,
 )
+from dataset.statuses import answers
 from machine import cores
 
 MOST_COMPARED = 250_000  # images whose thumbnails are kept: 3 kB each
@@ -174,13 +174,11 @@ def examine_all(parts: dict[str, ImageSet], name: str) -> dict[str, FileFacts]:
             else:
                 jobs.setdefault(path, lambda pixels=part.pixels[index]: examine_pixels(pixels))
     # Pillow and hashlib release the interpreter, so threads keep all cores busy.
-    with ThreadPoolExecutor(cores()) as pool:
-        results = pool.map(lambda job: job(), jobs.values())
-        with Bar(name, len(jobs)) as bar:
-            found = {}
-            few = len(jobs) <= MOST_COMPARED
-            for path, fact in zip(jobs, results, strict=True):
-                thumbnail = fact.thumbnail if few else None
-                found[path] = fact._replace(name=names[path], thumbnail=thumbnail)
-                bar.update()
+    results = answers(lambda job: job(), list(jobs.values()), cores())
+    found, few = {}, len(jobs) <= MOST_COMPARED
+    with Bar(name, len(jobs)) as bar:
+        for path, fact in zip(jobs, results, strict=True):
+            thumbnail = fact.thumbnail if few else None
+            found[path] = fact._replace(name=names[path], thumbnail=thumbnail)
+            bar.update()
     return found

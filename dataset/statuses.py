@@ -15,19 +15,23 @@ from typing import TypeVar
 import numpy as np
 
 ASKED_AT_ONCE = 16  # by as many threads; on a local disk they cost nothing
-_PART = 32  # files that a thread asks for before it takes others
+_PART = 32  # files that a thread asks for before it takes others, at most
 
-Answer = TypeVar("Answer")
+Asked, Answer = TypeVar("Asked"), TypeVar("Answer")
 
 
-def answers(ask: Callable[[str], Answer], paths: Sequence[str]) -> Iterator[Answer]:
-    """`ask(path)` of each path, in their order; it mostly waits for a disk."""
+def answers(
+    ask: Callable[[Asked], Answer], of: Sequence[Asked], threads: int = ASKED_AT_ONCE
+) -> Iterator[Answer]:
+    """`ask(each)` of paths or what stands for them, in their order, by several threads."""
+    # In parts, because what waits to be asked takes a kilobyte each.
+    size = max(1, min(_PART, len(of) // (4 * threads)))
 
     def part(start: int) -> list[Answer]:
-        return [ask(paths[index]) for index in range(start, min(start + _PART, len(paths)))]
+        return [ask(of[index]) for index in range(start, min(start + size, len(of)))]
 
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        for found in pool.map(part, range(0, len(paths), _PART)):
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(part, range(0, len(of), size)):
             yield from found
 
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from PIL import Image, features
 
 import report
 import train
-from dataset import kept, readable, statuses
+from dataset import facts, kept, readable, statuses
 from dataset.base import ImageSet, PathTable
 from dataset.check import check
 from dataset.glance import looks_whole
@@ -470,3 +471,20 @@ def test_a_start_asks_twice_for_each_file_and_a_look_of_its_own_anew(
         Path(first.paths[1]).unlink()
         assert versions_of(first, known=True)["size"][1] > 0
         assert versions_of(first)["size"].tolist()[:2] == [-1, -1]
+
+
+def test_what_waits_to_be_examined_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A future takes a kilobyte: a million of them, one for each file, took over a gigabyte."""
+    put, submitted = ThreadPoolExecutor.submit, []
+
+    def noted(pool: ThreadPoolExecutor, *work: object) -> object:
+        submitted.append(1)
+        return put(pool, *work)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", noted)
+    monkeypatch.setattr(facts, "examine", lambda path, upright: facts.FileFacts(path.encode()))
+    paths = PathTable((f"{number}.jpg" for number in range(3000)), "photos/")
+    images = ImageSet("own", "train", np.arange(3000) % 2, ("a", "b"), paths)
+    found = facts.examine_all({"train": images}, "")
+    assert [fact.digest.decode() for fact in found.values()] == list(found) == list(paths)
+    assert len(submitted) < 200
