@@ -24,16 +24,17 @@ from criteria.miners import Miner, Triplets, miner_of
 class MarginLoss(Criterion):
     """Margin loss over mined triplets, with a fixed or learnable boundary β.
 
-        L = (Σ [D_ap - β + margin]₊ + Σ [β - D_an + margin]₊ + ν·‖β‖₁) / N
+        L = (Σ [D_ap - β + margin]₊ + Σ [β - D_an + margin]₊ + ν·Σ |β|) / N
         D_ij = √(‖x_i - x_j‖² + 1e-8)
 
-    N counts the active terms of both sums (1 when there are none). ``beta`` 1.2, ``margin`` 0.2,
-    ``nu`` 0. With ``num_classes`` there is one β for each class, taken by the anchor's label, else
-    one for all. ``beta_lr``: None learns β at the network's rate, 0 keeps it fixed; never with
-    weight decay. Expects unit vectors (B, d). ``triplets`` (anchors, positives, negatives) come
-    from the call or else from ``miner``, an object or a name of MINERS. ``terms``: positive and
-    negative (sums over N), beta (mean). Raises ValueError for an empty batch and, when β is per
-    class, for labels outside 0..C-1; a batch without triplets gives 0.
+    N counts the active terms of the first two sums (1 when there are none). ``beta`` 1.2,
+    ``margin`` 0.2, ``nu`` 0. With ``num_classes`` there is one β for each class, taken by the
+    anchor's label, and the last sum is over the triplets too; else there is one for all, which it
+    counts once, as released. ``beta_lr``: None learns β at the network's rate, 0 keeps it fixed;
+    never with weight decay. Expects unit vectors (B, d). ``triplets`` (anchors, positives,
+    negatives) come from the call or else from ``miner``, an object or a name of MINERS. ``terms``:
+    positive and negative (sums over N), beta (mean). Raises ValueError for an empty batch and, when
+    β is per class, for labels outside 0..C-1; a batch without triplets gives 0.
     """
 
     unit_length = True
@@ -81,7 +82,7 @@ class MarginLoss(Criterion):
         active = ((positive > 0).sum() + (negative > 0).sum()).clamp_min(1)
         positive, negative = positive.sum() / active, negative.sum() / active
         self._report(positive=positive, negative=negative, beta=self.beta.mean())
-        return positive + negative + self.nu * self.beta.abs().sum() / active
+        return positive + negative + self.nu * beta.abs().sum() / active
 
     @staticmethod
     def _distance(left: Tensor, right: Tensor) -> Tensor:

@@ -78,7 +78,9 @@ class TupletMarginLoss(losses.TupletMarginLoss):
     def _compute_loss(
         self, pos_pairs: Tensor, neg_pairs: Tensor, indices_tuple: tuple[Tensor, ...]
     ) -> dict[str, dict[str, Any]]:
-        return super()._compute_loss(_inside(pos_pairs), neg_pairs, indices_tuple)
+        if len(pos_pairs):  # where there are none, the library has a list of none
+            pos_pairs = _inside(pos_pairs)
+        return super()._compute_loss(pos_pairs, neg_pairs, indices_tuple)
 
 
 class HistogramLoss(losses.HistogramLoss):

@@ -598,6 +598,24 @@ def test_margin_loss_by_hand():
     assert criterion.terms["negative"].item() == pytest.approx(0.1, rel=1e-5)
 
 
+def test_the_penalty_on_boundaries_is_of_the_classes_of_the_anchors():
+    """Of each triplet, as in Wu et al.; a class that the batch does not have keeps its own."""
+    embeddings = torch.tensor([[0.0], [0.5], [1.3], [1.4]])
+    triplets = tuple(map(torch.tensor, ([0, 1, 2], [1, 0, 3], [2, 2, 0])))
+    criterion = MarginLoss(nu=0.5, num_classes=4)
+    with torch.no_grad():
+        criterion.beta += torch.tensor([0.0, -0.2, 0.7, 0.9])
+    labels = torch.tensor([0, 0, 1, 1])
+    free = copy.deepcopy(criterion)
+    free.nu = 0.0
+    with_penalty, without = (each(embeddings, labels, triplets) for each in (criterion, free))
+    # Active are two negatives of class 0, 1.3 and .8 away, and none of class 1.
+    assert (with_penalty - without).item() == pytest.approx(0.5 * (1.2 + 1.2 + 1.0) / 2)
+    for loss in (with_penalty, without):
+        loss.backward()
+    assert (criterion.beta.grad - free.beta.grad).tolist() == pytest.approx([0.5, 0.25, 0, 0])
+
+
 def active_triplets(c, y):
     """Of all (a, p, n): D_ap - D_an + 0.2 = 2 (c_an - c_ap) + 0.2 above 0."""
     found = [
@@ -1187,11 +1205,15 @@ def test_a_library_loss_takes_copies_of_an_image(name):
     assert all(each.isfinite().all() and each.any() for each in found[2])
 
 
-def test_nca_without_a_pair_costs_nothing():
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 0, 0, 0]])
+@pytest.mark.parametrize("name", ["TupletMarginLoss", "HistogramLoss", "NCALoss", "ProxyNCALoss"])
+def test_a_mended_library_loss_takes_a_batch_without_pairs_of_one_kind(name, labels):
     embeddings = torch.randn(4, SIZE, requires_grad=True)
-    loss = build("pml:NCALoss", CLASSES, SIZE)(embeddings, torch.arange(4))
+    loss = build(f"pml:{name}", CLASSES, SIZE)(embeddings, torch.tensor(labels))
     loss.backward()
-    assert loss == 0 and (embeddings.grad == 0).all()
+    assert loss.isfinite() and embeddings.grad.isfinite().all()
+    if name != "ProxyNCALoss":  # which compares images with proxies
+        assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_library_loss_takes_its_arguments_and_float64_leaves_its_proxies_alone():
