@@ -69,10 +69,11 @@ def check_complete(owner: str, given: Collection[str], known: Parameters) -> Non
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of a default: a word for a word, a number for a number.
+    """Whether a value is of the kind of a default: a number for a number.
 
-    0 and 1 may stand for false and true, but true is not a number. If the default or the value is
-    of another kind (None, a tuple), any value fits.
+    0 and 1 may stand for false and true, but true is not a number. Where the default is a word, as
+    "all" is for a number of triplets, a number fits too. If the default or the value is of another
+    kind (None, a tuple), any value fits.
     """
     if not isinstance(value, str | int | float) or not isinstance(default, str | int | float):
         return True
@@ -80,9 +81,9 @@ def _fits(value: Any, default: Any) -> bool:
         return value in (0, 1)
     if isinstance(value, bool):
         return False
-    return isinstance(value, str) == isinstance(default, str)
+    return isinstance(default, str) or not isinstance(value, str)
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
+def unknown(what: str, name: str | float, known: Iterable[str]) -> str:
     """The sentence for a name that does not exist, with the nearest ones that do."""
-    return f"There is no {what} called {name!r}; {nearest_names(name, known)}"
+    return f"There is no {what} called {name!r}; {nearest_names(str(name), known)}"

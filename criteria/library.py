@@ -167,7 +167,8 @@ def _named(part: nn.Module) -> str:
 
 
 def _words(error: Exception) -> str:
-    return f"{type(error).__name__}, {' '.join(str(error).split())}".rstrip(", ").rstrip(".")
+    said, _, _ = str(error).partition("but expected one of:")  # and torch lists all it could take
+    return f"{type(error).__name__}, {' '.join(said.split())}".rstrip(", ").rstrip(".")
 
 
 def _classes(kind: str) -> dict[str, type[nn.Module]]:
