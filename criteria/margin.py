@@ -18,7 +18,7 @@ from criteria.base import (
     check_positive,
     in_float32,
 )
-from criteria.miners import Miner, Triplets, miner_of
+from criteria.miners import BOUNDARY, Miner, Triplets, miner_of
 
 
 class MarginLoss(Criterion):
@@ -43,7 +43,7 @@ class MarginLoss(Criterion):
 
     def __init__(
         self,
-        beta: float = 1.2,
+        beta: float = BOUNDARY,
         margin: float = 0.2,
         nu: float = 0.0,
         num_classes: int | None = None,
@@ -60,7 +60,7 @@ class MarginLoss(Criterion):
         self.num_classes = num_classes
         self.beta_lr = beta_lr
         self.beta = nn.Parameter(torch.full((num_classes or 1,), float(beta)), beta_lr != 0)
-        self.miner = miner_of(miner, margin, mining)
+        self.miner = miner_of(miner, margin, mining, beta)
 
     @in_float32
     def forward(
@@ -103,7 +103,7 @@ class MarginLoss(Criterion):
 def margin_loss(
     num_classes: int,
     *,
-    beta: float = 1.2,
+    beta: float = BOUNDARY,
     margin: float = 0.2,
     nu: float = 0.0,
     beta_lr: float = 0.0,

@@ -236,27 +236,31 @@ def at_random(distances: Tensor, allowed: Tensor) -> Tensor:
     return torch.rand_like(distances).masked_fill(~allowed, -1).argmax(dim=1)
 
 
+BOUNDARY = 1.2
+"""The β of the margin loss as published, which the released code has for triplets too."""
+
+
 def _letters(
     positive: Choose, negative: Choose, semi_hard: bool = False
-) -> Callable[[float, bool], Miner]:
-    def make(margin: float, released: bool) -> Miner:
+) -> Callable[[float, bool, float], Miner]:
+    def make(margin: float, released: bool, boundary: float) -> Miner:
         return AnchorMiner(positive, negative, band=margin if semi_hard else None)
 
     return make
 
 
-MINERS: dict[str, Callable[[float, bool], Miner]] = {
-    "distanceweighted": lambda margin, released: DistanceWeightedMiner(
-        nonzero_loss_cutoff=1.2 + margin, in_order=released
+MINERS: dict[str, Callable[[float, bool, float], Miner]] = {
+    "distanceweighted": lambda margin, released, boundary: DistanceWeightedMiner(
+        nonzero_loss_cutoff=boundary + margin, in_order=released
     ),
-    "easypeasy": lambda margin, released: NearestNegativeMiner(near=released),
+    "easypeasy": lambda margin, released, boundary: NearestNegativeMiner(near=released),
     "HPHN": _letters(farthest, nearest),
     "EPHN": _letters(nearest, nearest),
     "RPHN": _letters(at_random, nearest),
     "EPSHN": _letters(nearest, at_random, semi_hard=True),
     "RPSHN": _letters(at_random, at_random, semi_hard=True),
 }
-"""Name → (margin of the loss, whether mining is as released) → the miner."""
+"""Name → (margin of the loss, whether mining is as released, its boundary β) → the miner."""
 
 MINING = ("released", "earlier")
 """How `easypeasy` and `distanceweighted` take and pair: as the released code does, or as runs of
@@ -266,7 +270,9 @@ TWO_WAYS = ("easypeasy", "distanceweighted")
 """The miners that these are ways of."""
 
 
-def miner_of(given: Miner | str | None, margin: float, mining: str) -> Miner | None:
+def miner_of(
+    given: Miner | str | None, margin: float, mining: str, boundary: float = BOUNDARY
+) -> Miner | None:
     """The miner of a loss that was given one: by its name, as an object, or none.
 
     Raises ValueError like ``build_miner``.
@@ -274,20 +280,23 @@ def miner_of(given: Miner | str | None, margin: float, mining: str) -> Miner | N
     if given is None or callable(given):
         _check_mining(mining, None)
         return given
-    return build_miner(str(given), margin, mining)
+    return build_miner(str(given), margin, mining, boundary)
 
 
-def build_miner(name: str, margin: float = 0.2, mining: str = "released") -> Miner:
+def build_miner(
+    name: str, margin: float = 0.2, mining: str = "released", boundary: float = BOUNDARY
+) -> Miner:
     """The miner of MINERS called ``name``, for a loss with this margin.
 
     Positive: hard (H, farthest), easy (E, nearest), random (R); negative: hard (HN, nearest),
     semi-hard (SHN, within the margin behind the positive). ``mining`` is one of MINING, for those
-    of TWO_WAYS. Raises ValueError for an unknown name, or a way of mining that the miner has not.
+    of TWO_WAYS; ``boundary`` is the margin loss's β, beyond which, by the margin, negatives cost it
+    nothing. Raises ValueError for an unknown name, or a way of mining that the miner has not.
     """
     if name not in MINERS:
         raise ValueError(unknown("miner", name, MINERS))
     _check_mining(mining, name)
-    return MINERS[name](margin, mining == "released")
+    return MINERS[name](margin, mining == "released", boundary)
 
 
 def _check_mining(mining: str, miner: str | None) -> None:

@@ -989,6 +989,23 @@ def test_earlier_mining_is_what_the_first_versions_did():
         assert positives[anchors == a].tolist() == sorted(positives[anchors == a].tolist())
 
 
+@pytest.mark.parametrize(
+    ("beta", "costly"), [(0.7, {0.6}), (1.2, {0.6, 1.0}), (1.4, {0.6, 1.0, 1.5})]
+)
+def test_negatives_that_cost_the_margin_loss_are_those_that_are_drawn(beta, costly):
+    """Up to β + margin from the anchor, whatever β is; one image of each of four classes."""
+    distances = [0.0, 0.6, 1.0, 1.5]
+    angles = 2 * torch.tensor(distances).div(2).asin()
+    embeddings = torch.stack([angles.cos(), angles.sin(), torch.zeros(4)], dim=1)
+    embeddings, labels = torch.cat([embeddings[:1], embeddings]), torch.tensor([0, 0, 1, 2, 3])
+    miner = build("MarginLoss", 4, 3, beta=beta, miner="distanceweighted").miner
+    drawn = set()
+    for _ in range(50):
+        anchors, _, negatives = miner(embeddings, labels)
+        drawn |= {distances[n - 1] for n in negatives[anchors == 0].tolist()}
+    assert drawn == costly
+
+
 def test_distance_weighted_pairs_are_in_index_order():
     embeddings, labels = batch(8, 4, size=64)
     anchors, positives, negatives = DistanceWeightedMiner()(embeddings, labels)
