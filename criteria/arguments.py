@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,9 @@ from utils import nearest_names
 
 SIZES = frozenset({"num_classes", "embedding_size"})
 """The arguments that are not the user's to give: they follow from the data and the network."""
+
+LARGEST = (2 - 2.0**-23) * 2.0**127
+"""The largest number of float32, in which losses compute."""
 
 Parameters = Mapping[str, inspect.Parameter]
 
@@ -44,8 +46,10 @@ def check_arguments(owner: str, given: Mapping[str, Any], known: Parameters) -> 
     for name, value in given.items():
         if name not in known:
             raise ValueError(unknown(f"option of {owner}", name, known))
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"The option {name} of {owner} must be a finite number, not {value}.")
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:
+            raise ValueError(
+                f"The option {name} of {owner} must be a finite number in float32, not {value}."
+            )
         default = known[name].default
         if not _fits(value, default):
             raise ValueError(

@@ -5,10 +5,13 @@ Bhatnagar and Ahuja, Potential Field Based Deep Metric Learning, CVPR 2025.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from criteria import PROXY_LR_SCALE
+from criteria.arguments import LARGEST
 from criteria.base import (
     Criterion,
     ParameterGroup,
@@ -59,6 +62,15 @@ class PotentialFieldLoss(Criterion):
         )
         check_not_negative(proxy_lr_scale=proxy_lr_scale)
         check_whole(proxies_per_class=proxies_per_class)
+        if delta > 2:
+            raise ValueError(
+                f"delta must be at most 2, the largest distance of unit vectors, not {delta}."
+            )
+        if -alpha * math.log(SOFTENING * delta) > math.log(LARGEST):
+            raise ValueError(
+                f"With alpha {alpha} and delta {delta} two images in one place have an energy that "
+                "float32 cannot hold: choose a smaller alpha or a larger delta."
+            )
         self.num_classes = num_classes
         self.embedding_size = embedding_size
         self.alpha = alpha

@@ -428,6 +428,13 @@ def test_a_sample_of_all_classes_is_the_whole_loss():
         ("CosFace", {"sample_rate": 1.5}, "sample_rate must be above 0 and at most 1"),
         ("NormSoftmax", {"smoothing": 1.0}, "smoothing must be at least 0 and below 1"),
         ("SupAP", {"weight": 0}, "weight must be above 0 and at most 1"),
+        ("PFML", {"delta": 1e30}, "delta must be at most 2, the largest distance of unit vectors"),
+        (
+            "PFML",
+            {"delta": 1e-30},
+            "alpha 4.0 and delta 1e-30 .* a larger delta",
+        ),
+        ("PFML", {"alpha": 1e30}, "alpha 1e.30 and delta 0.2 .* a smaller alpha"),
     ],
 )
 def test_impossible_constants_are_one_sentence(name, options, words):
