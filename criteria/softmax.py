@@ -3,7 +3,8 @@
 Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019 (NormSoftmax).
 Teh et al., ProxyNCA++, ECCV 2020.
 Deng et al., ArcFace, CVPR 2019, and Sub-center ArcFace, ECCV 2020. Wang et al., CosFace, CVPR 2018.
-An et al., Killing Two Birds with One Stone: Efficient and Robust Training (PartialFC), CVPR 2022.
+An et al., Killing Two Birds with One Stone: Efficient and Robust Training of Face Recognition CNNs
+by Partial FC, CVPR 2022.
 """
 
 from __future__ import annotations
