@@ -284,6 +284,11 @@ def library_loss(
         given[key] = _library_part(key, value) if key in PARTS and value is not None else value
     built = _built(f"{LIBRARY}{name}", loss, given)
     chosen = None if miner in (None, "none") else _library_part("miner", miner)
+    if chosen is not None and arguments.get("triplets_per_anchor", "all") != "all":
+        raise ValueError(
+            f"The option triplets_per_anchor of {LIBRARY}{name} is not read where a miner chooses "
+            "the triplets: give miner=none too, or leave it out."
+        )
     taken = {size: sizes[size] for size in called.values()}
     return LibraryLoss(built, chosen, **taken, proxy_lr_scale=proxy_lr_scale)
 

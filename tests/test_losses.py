@@ -1257,6 +1257,14 @@ def test_a_number_may_stand_for_a_word_of_the_library(name):
         build("MarginLoss", CLASSES, SIZE, mining=5)
 
 
+def test_triplets_are_counted_where_no_miner_chooses_them():
+    with pytest.raises(ValueError, match=r"triplets_per_anchor .* not read .* give miner=none too"):
+        build("Triplet", CLASSES, SIZE, triplets_per_anchor=2)
+    mined = build("Triplet", CLASSES, SIZE, triplets_per_anchor="all")
+    assert mined.miner is not None
+    assert build("Triplet", CLASSES, SIZE, triplets_per_anchor=2, miner="none").miner is None
+
+
 def test_what_the_library_makes_of_a_wrong_argument_is_short():
     criterion = build("Margin", CLASSES, SIZE, triplets_per_anchor="some")
     with pytest.raises(InputError, match=r"randint\(\) .* arguments - got [^*]*$"):
