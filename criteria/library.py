@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from criteria import LIBRARY, PROXY_LR_SCALE
 from criteria.arguments import (
+    SIZES,
     Parameters,
     arguments_of,
     check_arguments,
@@ -229,8 +230,10 @@ def read_part(text: str) -> LibraryPart:
         raise ValueError(f"{text!r}: {error}.") from error
 
 
-def _library_part(argument: str, part: LibraryPart | str | nn.Module) -> nn.Module:
-    """What an argument of PARTS names, built."""
+def _library_part(
+    argument: str, part: LibraryPart | str | nn.Module, sizes: Mapping[str, int]
+) -> nn.Module:
+    """What an argument of PARTS names, built; with those of the ``sizes`` that it takes."""
     if isinstance(part, nn.Module):
         return part
     if isinstance(part, str):
@@ -242,8 +245,10 @@ def _library_part(argument: str, part: LibraryPart | str | nn.Module) -> nn.Modu
         )
     name, arguments = part
     make = _library(PARTS[argument], name)
-    check_arguments(name, arguments, arguments_of(make))
-    return _built(name, make, arguments)
+    known = arguments_of(make)
+    check_arguments(name, arguments, {key: known[key] for key in known if key not in SIZES})
+    filled = {key: size for key, size in sizes.items() if key in known}
+    return _built(name, make, {**filled, **arguments})
 
 
 def _built(name: str, make: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
@@ -266,10 +271,10 @@ def library_loss(
 ) -> LibraryLoss:
     """Any loss of pytorch-metric-learning by its class name, e.g. "CircleLoss", with its arguments.
 
-    ``num_classes`` and ``embedding_size`` reach it when it takes them. ``miner``, and an argument
-    that is a class of the library (PARTS), is a class name, alone or with its arguments:
-    ``distance="LpDistance(p=1)"``; the miner "none" is none. Raises ValueError when the library is
-    missing, has no such loss, or the loss does not take the arguments.
+    ``num_classes`` and ``embedding_size`` reach it, and its parts, when they take them. ``miner``,
+    and an argument that is a class of the library (PARTS), is a class name, alone or with its
+    arguments: ``distance="LpDistance(p=1)"``; the miner "none" is none. Raises ValueError when the
+    library is missing, has no such loss, or the loss does not take the arguments.
     """
     loss = _library("losses", name)
     options = arguments_of(loss)
@@ -281,9 +286,10 @@ def library_loss(
     called = {key: size for key, size in called.items() if size in sizes}
     given = {key: sizes[size] for key, size in called.items()}
     for key, value in arguments.items():
-        given[key] = _library_part(key, value) if key in PARTS and value is not None else value
+        named_part = key in PARTS and value is not None
+        given[key] = _library_part(key, value, sizes) if named_part else value
     built = _built(f"{LIBRARY}{name}", loss, given)
-    chosen = None if miner in (None, "none") else _library_part("miner", miner)
+    chosen = None if miner in (None, "none") else _library_part("miner", miner, sizes)
     if chosen is not None and arguments.get("triplets_per_anchor", "all") != "all":
         raise ValueError(
             f"The option triplets_per_anchor of {LIBRARY}{name} is not read where a miner chooses "

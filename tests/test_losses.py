@@ -1257,6 +1257,25 @@ def test_a_number_may_stand_for_a_word_of_the_library(name):
         build("MarginLoss", CLASSES, SIZE, mining=5)
 
 
+def test_a_part_of_the_library_is_built_for_the_classes_of_the_data():
+    """SoftTriple's regulariser of the centres, as its paper has it; by hand."""
+    part, centres = "SparseCentersRegularizer(centers_per_class=10)", 10
+    options = {"weight_regularizer": part, "weight_reg_weight": 0.2}
+    losses.try_out("SoftTriple", torch.arange(8) // 2, SIZE, **options)  # of four classes
+    criterion, (embeddings, labels) = (
+        build("SoftTriple", CLASSES, SIZE, **options).double(),
+        batch(),
+    )
+    plain = build("SoftTriple", CLASSES, SIZE).double()
+    plain.load_state_dict(criterion.state_dict())
+    of_class = F.normalize(criterion.loss.fc.T).unflatten(0, (CLASSES, centres))
+    apart = torch.cdist(of_class, of_class).sum() / 2 / (CLASSES * centres * (centres - 1))
+    expected = plain(embeddings, labels) + 0.2 * apart
+    torch.testing.assert_close(criterion(embeddings, labels), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"no option of SparseCentersRegularizer .*'num_classes'"):
+        build("SoftTriple", CLASSES, SIZE, weight_regularizer=f"{part[:-1]},num_classes=9)")
+
+
 def test_triplets_are_counted_where_no_miner_chooses_them():
     with pytest.raises(ValueError, match=r"triplets_per_anchor .* not read .* give miner=none too"):
         build("Triplet", CLASSES, SIZE, triplets_per_anchor=2)
