@@ -10,6 +10,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Collection
+from email import errors
 from email.message import Message
 from http import HTTPStatus
 
@@ -25,6 +26,27 @@ class Refused(Exception):
         self.status = status
         self.sentence = sentence
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+_BROKEN = (
+    errors.MissingHeaderBodySeparatorDefect,
+    errors.FirstHeaderLineIsContinuationDefect,
+    errors.MisplacedEnvelopeHeaderDefect,
+    errors.HeaderDefect,
+)
+
+
+def is_broken(headers: Message) -> bool:
+    """Whether a line of a request's head is no header; those below it may not have been read."""
+    return any(isinstance(defect, _BROKEN) for defect in headers.defects)
+
+
+def check_head(headers: Message) -> None:
+    """Refuses a broken head: a proxy would read otherwise who asks, and where the request ends."""
+    if is_broken(headers):
+        raise Refused(
+            HTTPStatus.BAD_REQUEST, "a line of the request's head is no header; send NAME: VALUE"
+        )
 
 
 # --- who asks -------------------------------------------------------------------------------------

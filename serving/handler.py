@@ -136,6 +136,7 @@ class Handler(BaseHTTPRequestHandler):
     def _respond(self) -> None:
         try:
             self._unread = self._announced()
+            guards.check_head(self.headers)
             guards.check_host(self.headers, self.names)
             if self.path.startswith("/api/"):  # a link to the page may stand anywhere
                 guards.check_site(self.headers)
@@ -154,11 +155,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def _announced(self) -> int:
         """How much of a body may follow the head; the connection ends where it is left unread."""
-        unsaid = "0" if self.command in ("GET", "HEAD") else ""
-        length = self.headers.get("Content-Length", unsaid).strip()
-        if "Transfer-Encoding" in self.headers:
+        unsaid = ["0"] if self.command in ("GET", "HEAD") else []
+        lengths = self.headers.get_all("Content-Length", unsaid)
+        unsure = guards.is_broken(self.headers) or "Transfer-Encoding" in self.headers
+        unsure = unsure or len(lengths) != 1
+        if unsure or not re.fullmatch("[0-9]{1,18}", lengths[0].strip()):
             return DRAINED_BYTES
-        return int(length) if re.fullmatch("[0-9]{1,18}", length) else DRAINED_BYTES
+        return int(lengths[0])
 
     def _answer(self) -> Answer:
         # Browsers escape what is not ASCII; curl sends it as it was typed, in UTF-8.

@@ -480,6 +480,31 @@ def test_bodies_are_measured_before_they_are_read(server, lengths, status):
     assert time.monotonic() - start < 10
 
 
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (["POST /api/search HTTP/1.1", "Content-Length: 0", "Content-Length: 55"], 400),
+        (["GET / HTTP/1.1", "Content-Length: 0", "Content-Length: 55"], 200),
+        (["GET / HTTP/1.1", "no header", "Content-Length: 55"], 400),
+        (["GET / HTTP/1.1", "Content-Length : 55"], 400),
+        (["GET / HTTP/1.1", "Transfer-Encoding : chunked"], 400),
+    ],
+)
+def test_what_may_be_a_body_is_no_second_request(server, lines, status):
+    """A proxy in between that counts otherwise would give its answer to somebody else."""
+    second = f"GET /api/info HTTP/1.1\r\n{host(server)}\r\n\r\n".encode()
+    answer = raw(server, lines[0], host(server), *lines[1:], body=second)
+    assert answer.status == status
+    assert answer.headers["Connection"] == "close", "what follows is no request"
+
+
+@pytest.mark.parametrize("line", ["no header", ": nameless", "Origin : http://evil.example"])
+def test_a_line_that_is_no_header_hides_none(server, line):
+    head = ["GET /api/info HTTP/1.1", host(server), line, "Sec-Fetch-Site: cross-site"]
+    assert raw(server, *head).status == 400
+    assert raw(server, head[0], " Host: evil.example", host(server)).status == 400
+
+
 def test_a_body_is_waited_for_where_it_is_announced(shop, server):
     body = shop.photo(3).read_bytes()
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=20) as connection:
