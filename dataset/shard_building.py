@@ -150,7 +150,7 @@ def _lock(folder: Path) -> Iterator[None]:
     """Holds the folder's lock; a process that dies lets go of it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / _LOCK).open("w")
+        file = (folder / _LOCK).open("a")
     except OSError as error:
         raise MachineError(
             f"the cache folder {folder} cannot be written ({reason(error)}); "

@@ -23,7 +23,7 @@ from index.journal import Reading, Record
 from index.scanning import Block, Hits
 from machine import expanded
 from storage import followed
-from utils import DamagedError, InputError, nearest_names
+from utils import DamagedError, InputError, damage_in_words, nearest_names
 
 if TYPE_CHECKING:
     from evaluation.inference import Embedder
@@ -63,17 +63,21 @@ class Index:
         return cls(Path(expanded(str(path))), exact=exact)
 
     def refresh(self) -> None:
-        """Takes in what was added to the file, or removed, since it was opened."""
-        reading = journal.read(self.path, self._reading)
-        self.folder = str(followed(self.path).absolute().parent)  # from where paths are seen
-        records = reading.records
-        if reading.anew:
-            self._begin(records)
-            records = records[1:]
-        for record in records:
-            self._take(record)
-        self._settle()
-        self._reading = reading
+        """Takes in what was added to the file, or removed, since it was opened; raises as `open`.
+
+        The checksums of a file that somebody made by hand may agree with what makes no sense.
+        """
+        with damage_in_words(f"index {self.path}", journal.ADVICE):
+            reading = journal.read(self.path, self._reading)
+            self.folder = str(followed(self.path).absolute().parent)  # from where paths are seen
+            records = reading.records
+            if reading.anew:
+                self._begin(records)
+                records = records[1:]
+            for record in records:
+                self._take(record)
+            self._settle()
+            self._reading = reading
 
     def _begin(self, records: Sequence[Record]) -> None:
         """An index without images, of the network that the first record names."""
@@ -369,11 +373,15 @@ class Index:
 
         They speak of an index of this size (see `Thresholds.in_index`) where the run has searched;
         None where it has measured nothing.
+
+        Raises:
+            DamagedError: what the index keeps of them makes no sense.
         """
         kept = self.about.get("thresholds")
         if not kept:
             return None
-        thresholds = Thresholds.of_dict(kept)
+        with damage_in_words(f"index {self.path}", journal.ADVICE):
+            thresholds = Thresholds.of_dict(kept)
         return thresholds if thresholds.found is None else thresholds.in_index(len(self))
 
     def embedder(

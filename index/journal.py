@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from dataset.decoding import need_file, reason
 from storage import digest, held, write_atomically
 from utils import DamagedError, InputError, MachineError
 
@@ -170,6 +171,7 @@ def _opened(path: Path) -> int:
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an index; give the file that `build` wrote")
     try:
+        need_file(path)
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise InputError(
@@ -177,7 +179,7 @@ def _opened(path: Path) -> int:
         ) from None
     except OSError as error:
         raise InputError(
-            f"index {path} cannot be read ({error.strerror}); check its permissions"
+            f"index {path} cannot be read ({reason(error)}); check the path and its permissions"
         ) from error
 
 

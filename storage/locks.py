@@ -91,7 +91,7 @@ def held(path: Path) -> Iterator[None]:
     """
     place = path.with_name(f".{path.name}.lock")
     try:
-        file = open_locked(place, "w", path)
+        file = open_locked(place, "a", path)  # a link's target stays as it is
     except OSError as error:
         raise InputError(
             f"cannot write into {path.parent} ({error.strerror}); choose another folder"

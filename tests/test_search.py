@@ -594,6 +594,55 @@ def test_any_damage_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             used()
 
 
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("vectors", ["O", [6, 2], 0, ""]),  # would be addresses in memory
+        ("vectors", ["<f4", [2**40, 16], 0, ""]),
+        ("vectors", ["<f4", [6, "16"], 0, ""]),
+        ("vectors", ["<f4", [6, 1e308], 0, ""]),
+        ("vectors", ["no type", [6, 16], 0, ""]),
+        ("vectors", ["<f4", [6, 16], None, ""]),
+        ("vectors", "<f4"),
+        ("ids_ends", ["<U2", [6], 0, ""]),
+        ("labels", None),
+    ],
+)
+def test_what_makes_no_sense_is_refused_though_its_checksums_agree(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    entry: str,
+    value: object,
+) -> None:
+    """Whoever means harm makes the checksums too."""
+    dumps, path = json.dumps, begin(tmp_path / "i")
+
+    def hostile(content: dict) -> str:
+        return dumps({**content, "arrays": {**content["arrays"], entry: value}})
+
+    with monkeypatch.context() as patch, journal.writing(path) as writer:
+        patch.setattr(journal.json, "dumps", hostile)
+        put(writer, unit(6))
+    said = refusal_of(f"info {path}", capsys)
+    assert str(path) in said and "build it again" in " ".join(said.split())
+
+
+def test_a_pipe_is_no_index_and_is_not_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "i")
+    assert "a named pipe (FIFO), not a file" in refusal_of(f"info {tmp_path}/i", capsys)
+
+
+def test_a_lock_empties_no_file_that_it_leads_to(tmp_path: Path) -> None:
+    path, other = filled(tmp_path / "i", unit(3)), tmp_path / "other"
+    other.write_text("mine")
+    (tmp_path / ".i.lock").symlink_to(other)
+    removed(path, [0])
+    assert other.read_text() == "mine" and len(Index.open(path)) == 2
+
+
 def test_damaged_vectors_are_found_by_the_search_that_reads_them(tmp_path: Path) -> None:
     vectors = unit(40)
     path = filled(tmp_path / "i", vectors)
