@@ -78,7 +78,7 @@ def add(args: argparse.Namespace) -> None:
     place = None
     if args.run and network.has_moved(args.index, index.about):
         place = network.place_of(args.run, embedder, args.index)
-    tell_wait(args.index, "looking through")
+    print_waiting(args.index, "looking through")
     with going_on():
         outcome = making.add(args.index, photos, embedder, thresholds, place, _how(args))
     showing.print_outcome(outcome, args.index)

@@ -316,8 +316,11 @@ def packed(mark: Mark, version: int = VERSION) -> bytes:
     return body + _short_digest(body)
 
 
-def create(path: Path) -> None:
+def create(path: Path, like: Path | None = None) -> None:
     """Writes an index without records, atomically, in place of an unfinished one.
+
+    Args:
+        like: see `write_atomically`.
 
     Raises:
         InputError: it cannot be written there, or what stands there is none of ours.
@@ -327,7 +330,7 @@ def create(path: Path) -> None:
             f"{path} is in the way of an index that is being made, and is not one; move it away"
         )
     first = packed(Mark(ALIGNMENT, 0)).ljust(ALIGNMENT, b"\0")
-    write_atomically(path, lambda file: file.write(first))
+    write_atomically(path, lambda file: file.write(first), like)
 
 
 def _is_ours(path: Path) -> bool:
@@ -354,7 +357,7 @@ def writing_anew(path: Path) -> Iterator[Writer]:
         InputError: as `create`.
     """
     part = part_of(path)
-    create(part)
+    create(part, like=path)
     try:
         with writing(part) as writer:
             yield writer

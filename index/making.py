@@ -67,7 +67,7 @@ def build(
         path.parent.mkdir(parents=True, exist_ok=True)
     with held(path):
         if not _goes_on(part, about):
-            journal.create(part)
+            journal.create(part, like=path)
             with journal.writing(part) as writer:
                 writer.add(about, {})
         with journal.writing(part) as writer:

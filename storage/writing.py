@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from storage.locks import is_still, lock
 from storage.space import nearest_that_exists
 from utils import InputError, MachineError
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], None], like: Path | None = None
+) -> None:
     """Writes a file whole or not at all: a temporary file beside it, fsync, then rename.
+
+    A file that it replaces passes on its permissions; a new one has those that the umask gives.
 
     Args:
         path: the file to make or replace; its folder is created.
         write: is given the open binary file.
+        like: the file that this one will replace later; None: it is `path`.
 
     Raises:
         MachineError: the folder cannot be written or the disk is full; what was there stays whole.
@@ -30,11 +37,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked_temporary(path) as file:
             temporary = Path(file.name)
+            _keep_mode(like or path, file)
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            # NamedTemporaryFile makes private files; results are for everyone the umask admits.
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
     except BaseException as error:
         if temporary is not None:
@@ -47,15 +53,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         raise
 
 
-def _locked_temporary(path: Path) -> IO[bytes]:
+def _locked_temporary(path: Path) -> BinaryIO:
     """A new file beside `path`, which `remove_left_over` leaves alone while it is open."""
     while True:
-        file = tempfile.NamedTemporaryFile(  # noqa: SIM115 (the caller closes it)
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-        )
-        if lock(file, path, quiet=True) and is_still(Path(file.name), file):
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        file = temporary.open("x+b")
+        if lock(file, path, quiet=True) and is_still(temporary, file):
             return file
         file.close()  # `remove_left_over` came between the two calls
+
+
+def _keep_mode(before: Path, file: BinaryIO) -> None:
+    """Gives a new file the permissions of another, if there is one; its owner may always write."""
+    with contextlib.suppress(FileNotFoundError):
+        wanted = before.stat().st_mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR
+        # Not every file system has permissions to set.
+        if wanted != stat.S_IMODE(os.fstat(file.fileno()).st_mode):
+            os.fchmod(file.fileno(), wanted)
 
 
 def remove_left_over(folder: Path) -> None:
@@ -119,9 +133,3 @@ def _is_stream(path: Path) -> bool:
     """
     leads_to_open_file = path.is_symlink() and path.readlink().is_relative_to("/proc")
     return str(path) == "-" or leads_to_open_file or (path.exists() and not path.is_file())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

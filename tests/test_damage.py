@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from conftest import ROOT, run_python
 import runs
 from page import records
 from runs import checkpoints, tables
-from storage import digest, load_arrays, load_tensors, save_arrays, save_tensors
+from storage import digest, load_arrays, load_tensors, save_arrays, save_tensors, write_atomically
 from utils import DamagedError, InputError
 
 CHANGED = r"is not as (it was|the run) wr"
@@ -211,6 +212,24 @@ def test_a_file_is_for_whom_the_umask_admits(tmp_path: Path) -> None:
         assert (tmp_path / "small.npz").stat().st_mode & 0o777 == 0o640
     finally:
         assert os.umask(before) == 0o027  # and is as it was
+
+
+@pytest.mark.parametrize(("mode", "then"), [(0o600, 0o600), (0o664, 0o664), (0o440, 0o640)])
+def test_a_file_that_is_replaced_stays_for_whom_it_was(
+    tmp_path: Path, mode: int, then: int
+) -> None:
+    """While it is written, too; the owner may always write."""
+    path, seen = tmp_path / "table.csv", []
+    path.write_text("secret")
+    path.chmod(mode)
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"another secret")
+        seen.extend(each.stat().st_mode & 0o777 for each in tmp_path.glob(".*.tmp"))
+
+    write_atomically(path, write)
+    assert [*seen, path.stat().st_mode & 0o777] == [then, then]
+    assert path.read_text() == "another secret" and len([*tmp_path.iterdir()]) == 1
 
 
 def test_files_of_an_older_version_are_read_as_before(run: Path) -> None:

@@ -635,6 +635,16 @@ def test_a_pipe_is_no_index_and_is_not_waited_for(
     assert "a named pipe (FIFO), not a file" in refusal_of(f"info {tmp_path}/i", capsys)
 
 
+def test_an_index_that_is_private_stays_private(tmp_path: Path) -> None:
+    path = filled(tmp_path / "i", unit(8), 2)
+    path.chmod(0o600)
+    removed(path, [1])
+    command(f"compact {path}")
+    assert path.stat().st_mode & 0o777 == 0o600
+    with journal.writing_anew(path):
+        assert journal.part_of(path).stat().st_mode & 0o777 == 0o600, "while it grows, too"
+
+
 def test_a_lock_empties_no_file_that_it_leads_to(tmp_path: Path) -> None:
     path, other = filled(tmp_path / "i", unit(3)), tmp_path / "other"
     other.write_text("mine")
