@@ -99,6 +99,16 @@ _BRANDS = {
 }
 
 
+_PROGRAMS = {"EPS"}
+"""Pillow's names of formats for which it starts another program (Ghostscript), which does what the
+file says. Any file may be one, whatever it is called."""
+
+
+def _own_formats() -> list[str]:
+    """The formats that Pillow decodes itself, in the order in which it tries them."""
+    return [name for name in Image.ID if name not in _PROGRAMS]
+
+
 def _has_decoder(known: str) -> bool:
     return any(_SUFFIXES.get(suffix) == known for suffix in Image.EXTENSION)
 
@@ -128,6 +138,8 @@ def _format_of(head: bytes, name: str) -> str | None:
         return "JPEG XL"
     if b"<svg" in head:
         return "SVG"
+    if head.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
+        return "PostScript"
     return _SUFFIXES.get(Path(name).suffix.lower())
 
 
@@ -171,7 +183,11 @@ def decode(
     The EXIF orientation is applied, where it can be read (not with `upright` False); grey, palette
     and CMYK pictures are converted; of 16-bit samples the high byte is kept, or of 12 bits in 16
     the high ones (see `few_bits`); transparency is laid on white. Animations give their first
-    frame. docs/data.md says where the loaders of published code do otherwise.
+    frame. docs/data.md says where the loaders of published code do otherwise. No other program is
+    started for a picture.
+
+    Args:
+        formats: Pillow's names of those that are taken; None are all that it decodes itself.
 
     Raises:
         UnfitImageError: a sound picture of a kind that is not taken.
@@ -223,7 +239,7 @@ def _load(source: Source, name: str, formats: Sequence[str] | None) -> tuple[Ima
 
 
 def _attempt(source: Source, formats: Sequence[str] | None) -> Image.Image:
-    image = Image.open(source, formats=formats)
+    image = Image.open(source, formats=_own_formats() if formats is None else formats)
     try:
         # Pillow keeps the high byte of 16-bit colours, and forgets that there was a low one.
         halved = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))

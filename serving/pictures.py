@@ -1,8 +1,8 @@
 """What a browser sends → pixels, and what the index holds → JPEG that a browser may be given.
 
-Nobody knows who sends a picture. So only formats with a decoder of their own are tried (Pillow
-would start Ghostscript for an EPS file), and not more pixels are decoded than fit into memory. No
-file is handed on as it is: what a browser is given was encoded here.
+Nobody knows who sends a picture. So only formats of photographs are tried, not more pixels are
+decoded than fit into memory, and they are not drawn hundreds of times. No file is handed on as it
+is: what a browser is given was encoded here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import threading
 from collections import OrderedDict
 from typing import NamedTuple
@@ -18,11 +19,14 @@ import numpy as np
 from PIL import Image
 
 from dataset.base import decode, reason
-from dataset.decoding import central_part
+from dataset.decoding import UnfitImageError, central_part
 from machine import cores
 from utils import InputError
 
 MOST_PIXELS = 120_000_000  # a phone's 108 megapixels, 0.4 GB once decoded
+MOST_SCANS = 64
+"""Of a JPEG, each of which may draw all pixels again: progressive ones have about 10. One of 150
+bytes takes a quarter of a second, and an upload could hold 200,000."""
 _FORMATS = "AVIF BMP GIF HEIF JPEG JXL MPO PNG PPM TIFF WEBP".split()
 
 SIDES = {"thumbnail": 256, "image": 1280}
@@ -93,7 +97,9 @@ def query_pixels(source: bytes | str, upright: bool, crop: Crop | None) -> np.nd
         InputError: it is no picture, or of a kind or size that is not taken.
     """
     try:
-        source = io.BytesIO(source) if isinstance(source, bytes) else source
+        if isinstance(source, bytes):
+            _check_scans(source)
+            source = io.BytesIO(source)
         pixels = decode(source, upright, formats())
     except MemoryError:
         raise InputError("the picture needs more memory than there is; save it smaller") from None
@@ -103,6 +109,19 @@ def query_pixels(source: bytes | str, upright: bool, crop: Crop | None) -> np.nd
             "TIFF are accepted"
         ) from error
     return central_part(pixels if crop is None else crop.cut(pixels))
+
+
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x06\x00|\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+"""How each scan begins: a marker, the length of its head, and how many channels that tells."""
+
+
+def _check_scans(content: bytes) -> None:
+    """Raises UnfitImageError for a JPEG that is drawn over and over again."""
+    scans = len(_SCAN.findall(content)) if content.startswith(b"\xff\xd8") else 0
+    if scans > MOST_SCANS:
+        raise UnfitImageError(
+            f"it is drawn in {scans:,} scans, more than the limit of {MOST_SCANS}; save it anew"
+        )
 
 
 # --- what is shown --------------------------------------------------------------------------------

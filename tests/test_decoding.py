@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import struct
 import textwrap
 import tracemalloc
@@ -15,7 +17,7 @@ import pytest
 import torch
 import torchvision.transforms as T
 from conftest import run_python
-from PIL import Image, PngImagePlugin
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from dataset.base import BadImageError, ImageSet, PathTable
 from dataset.check import check
@@ -31,6 +33,7 @@ from net import INPUTS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
 
 
@@ -230,6 +233,8 @@ def without_decoder(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
         ("x.jxl", b"\xff\x0a" + bytes(20), "JPEG XL pictures need pillow-jxl-plugin"),
         ("x.png", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20), "JPEG XL pictures need"),
         ("x.png", b"<?xml version='1.0'?>\n<svg></svg>", "SVG pictures have no pixels"),
+        ("x.jpg", POSTSCRIPT, "PostScript pictures have no pixels"),
+        ("x.eps", b"\xc5\xd0\xd3\xc6" + bytes(30), "PostScript pictures have no pixels"),
     ],
 )
 def test_formats_without_a_decoder_are_called_by_name(
@@ -242,6 +247,24 @@ def test_formats_without_a_decoder_are_called_by_name(
         image_set(path).read(0)
     facts = examine(str(path))
     assert facts.fault == "picture that cannot be used as it is" and words in facts.error
+
+
+def test_no_other_program_is_started_for_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow has Ghostscript do what an EPS file says, and any file may be one."""
+    started = tmp_path / "started"
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\necho $@ >> {started}\necho 10.0\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # is looked for once
+    path = tmp_path / "x.jpg"
+    path.write_bytes(POSTSCRIPT)
+    for read in (decode, examine, looks_whole, lambda path: image_set(Path(path)).read(0)):
+        with contextlib.suppress(OSError, ValueError):
+            read(str(path))
+    assert not started.exists()
 
 
 def test_avif_is_called_by_name_where_pillow_lacks_it(

@@ -687,7 +687,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(/etc/pa
         (b"not a picture", "no picture"),
         (b"<!doctype html><script>alert(1)</script>", "no picture"),
         (b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>', "SVG pictures have no"),
-        (EPS, "no picture"),
+        (EPS, "PostScript pictures have no pixels"),
         (NOISE[: len(NOISE) // 2], "cannot be read"),
         (b"\xff\xd8\xff\xe0" + bytes(1000), "cannot be read"),
         (bytes(1000), "no picture"),
@@ -699,6 +699,23 @@ def test_what_is_no_picture_gets_a_sentence(server, content, words):
     assert answer.status == 422 and words in answer.error
     assert b"<" not in answer.content and answer.headers["Content-Type"] == "application/json"
     assert alive(server)
+
+
+def repeated(scans: int, filling: bytes = b"") -> bytes:
+    """A progressive JPEG whose last scan comes so many times more."""
+    whole = as_bytes(Image.new("RGB", (900, 900)), "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + scans * (filling + last) + whole[-2:]
+
+
+@pytest.mark.parametrize("filling", [b"", b"\xff\xff", b"\xff\xd0"])
+def test_a_jpeg_is_not_drawn_hundreds_of_times(server, filling):
+    """An upload of 30 MB could be hours of work; between scans a decoder skips what it must not."""
+    start = time.monotonic()
+    answer = find(server, repeated(3_000, filling))
+    assert answer.status == 422 and "more than the limit of 64; save it anew" in answer.error
+    assert time.monotonic() - start < 5
+    assert find(server, repeated(20, filling)).status == 200
 
 
 def test_no_other_program_is_started_for_an_upload(server, monkeypatch):
