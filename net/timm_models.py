@@ -291,6 +291,11 @@ _DECIDED_ELSEWHERE = {
     "drop_path_rate": "--drop-path",
     "pretrained": "--pretrained",
     "pretrained_cfg": "--pretrained",
+    "pretrained_cfg_overlay": "--pretrained",
+    "pretrained_model_args": "--pretrained",
+    "pretrained_strict": "--pretrained",
+    "checkpoint_path": "--pretrained",
+    "cache_dir": "--pretrained",
     "features_only": "--pooling",
 }
 
@@ -318,7 +323,7 @@ def _build(
     _share_norms()
     try:
         body = timm.create_model(name, num_classes=0, **chosen)
-    except (TypeError, ValueError, AssertionError, RuntimeError, KeyError) as error:
+    except Exception as error:  # timm meets a bad argument wherever it first uses it
         raise InputError(
             f"{TIMM}{name} cannot be built for images of {image_size} pixels with "
             f"{dict(model_args) or 'its own arguments'}: {first_line(error)}"

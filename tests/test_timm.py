@@ -294,6 +294,11 @@ def test_wrong_names_are_one_sentence(
         ({"image_size": 100}, "patches of 16 pixels, and 100 is not a multiple .* --image-size 96"),
         ({"model_args": (("depht", 2),)}, "cannot be built .*depht"),
         ({"model_args": (("img_size", 32),)}, "img_size is decided by --image-size"),
+        ({"model_args": (("patch_size", 0),)}, "cannot be built"),
+        ({"model_args": (("act_layer", ("relu", 3)),)}, "cannot be built"),
+        ({"model_args": (("checkpoint_path", "x.pth"),)}, "is decided by --pretrained"),
+        ({"model_args": (("cache_dir", "x"),)}, "is decided by --pretrained"),
+        ({"model_args": (("pretrained_cfg_overlay", ()),)}, "is decided by --pretrained"),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence(described: dict, words: str) -> None:
