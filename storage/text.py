@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 from storage.writing import write_content
@@ -34,7 +35,10 @@ def _plain(content: object) -> object:
 
 
 def as_table(header: list[str], rows: list[list]) -> bytes:
-    """CSV; what a terminal would obey is escaped, and bytes of file names stay as they are."""
+    """CSV; what a terminal or a spreadsheet would obey is escaped.
+
+    Bytes of file names stay as they are, and so does `=1+2`, which does no harm.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(_cell, header))
@@ -47,8 +51,16 @@ def write_table(path: Path, header: list[str], rows: list[list]) -> None:
     write_content(path, as_table(header, rows))
 
 
+_CALLING = re.compile(r"[=+@-].*(?:\w\(|[|!])")
+"""A formula that calls a function, another program or another file. Names that merely begin like
+one are left alone: in a table they are looked up."""
+
+
 def _cell(value: object) -> object:
-    return printable(value, keep_bytes=True) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    shown = printable(value, keep_bytes=True)
+    return f"\\x{ord(shown[0]):02x}{shown[1:]}" if _CALLING.match(shown) else shown
 
 
 def decoded(content: bytes) -> str:

