@@ -145,10 +145,10 @@ def columns_of(character: str) -> int:
 
 
 class _Fitted(logging.Formatter):
-    """A log message in lines that fit the terminal."""
+    """A log message in lines that fit the terminal; what a traceback quotes is escaped, too."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return fitted(super().format(record), "  ", sys.stderr)
+        return fitted(printable_lines(super().format(record)), "  ", sys.stderr)
 
 
 def hear(level: int, form: str = "%(levelname)s: %(message)s") -> None:

@@ -86,6 +86,18 @@ def test_a_path_that_begins_with_a_dash_is_no_flag() -> None:
     assert as_shell(Path("-x y"), Path("a-b"), "-x") == "'./-x y' a-b -x"
 
 
+def test_what_a_traceback_in_the_log_quotes_is_escaped() -> None:
+    """The search page logs a mistake of its own, with whatever a stranger's request had in it."""
+    code = (
+        "import logging, sys, terminal\n"
+        "terminal.hear(logging.WARNING)\n"
+        "try:\n    raise ValueError(sys.argv[1])\n"
+        "except ValueError:\n    logging.exception('a mistake')\n"
+    )
+    done = run_python("-c", code, TITLE)
+    assert not obeyed(done.stderr) and "ValueError: esc\\x1b]0;title\\x07\n" in done.stderr
+
+
 @pytest.mark.parametrize("word", STRANGE)
 def test_names_are_escaped_in_tables_pages_and_latex(word: str, capsys) -> None:
     rows = [tables.Row(word, f"[{word}", {"R@1": 0.5}), tables.Row(word, "*", {"R@1": 0.25})]
