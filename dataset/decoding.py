@@ -22,6 +22,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from storage import in_bytes
+
 Source = str | os.PathLike[str] | BinaryIO
 
 
@@ -65,6 +67,22 @@ def need_file(path: str | os.PathLike[str]) -> None:
     kind = stat.S_IFMT(os.stat(path).st_mode)  # noqa: PTH116 (a Path object costs more than stat)
     if kind != stat.S_IFREG:
         raise OSError(f"it is {_NO_FILES.get(kind, 'something else')}, not a file")
+
+
+MOST_BYTES = 2**32
+"""Of a picture's file: more than any with `Image.MAX_IMAGE_PIXELS` needs. One that Pillow does not
+know, or whose metadata are damaged, is read whole."""
+
+
+def need_picture(path: str | os.PathLike[str]) -> None:
+    """As `need_file`; raises UnfitImageError for a file that is too large to be a picture."""
+    need_file(path)
+    size = os.stat(path).st_size  # noqa: PTH116
+    if size > MOST_BYTES:
+        raise UnfitImageError(
+            f"its {in_bytes(size)} are more than the limit of {in_bytes(MOST_BYTES)}; save it "
+            "smaller, if it is a picture"
+        )
 
 
 # --- formats that Pillow reads with help ----------------------------------------------------------
@@ -216,7 +234,7 @@ def _load(source: Source, name: str, formats: Sequence[str] | None) -> tuple[Ima
         source.seek(0)
         content = source.read()
     else:
-        need_file(source)
+        need_picture(source)
         name = os.fsdecode(source)
     try:
         # A copy, because Pillow closes what it cannot read.

@@ -20,7 +20,7 @@ from dataset.decoding import (
     UnfitImageError,
     few_bits,
     has_transparency,
-    need_file,
+    need_picture,
     opened,
     orientation,
     reason,
@@ -91,8 +91,10 @@ CONVERSIONS = {
 def examine(path: str, upright: bool = True) -> FileFacts:
     """Reads and decodes one file, turned as its EXIF data say unless `upright` is False."""
     try:
-        need_file(path)
+        need_picture(path)
         content = Path(path).read_bytes()
+    except UnfitImageError as error:
+        return FileFacts(fault=_UNFIT, error=reason(error))
     except (OSError, ValueError) as error:
         return FileFacts(fault=_fault(error), error=reason(error))
     digest = hashlib.blake2b(content, digest_size=16).digest()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.base import reason
-from dataset.decoding import need_file
+from dataset.decoding import need_picture
 from dataset.files import composed
 from dataset.inventory import admitted_bad_images
 from evaluation.inference import Embedder
@@ -197,7 +197,7 @@ class Adding:
     def _look(self, photo: Photo) -> File | Exception:
         """What a file is; it is read only where its path or its stamp is new."""
         try:
-            need_file(photo.path)
+            need_picture(photo.path)
             status = os.stat(photo.path)  # noqa: PTH116
             stamp = (status.st_size, status.st_mtime_ns)
             old = self.known.files.get(self.known.at(photo.path))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.decoding import need_file, reason
+from dataset.decoding import need_picture, reason
 from flags import number, whole
 from machine import expanded
 from net.choices import WEIGHTS
@@ -77,7 +77,7 @@ def check_pictures(pictures: Sequence[str]) -> None:
     """Raises InputError if a picture is missing or is not a file; none is read yet."""
     for picture in pictures:
         try:
-            need_file(picture)
+            need_picture(picture)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{picture} cannot be read ({reason(error)}); give another image file"

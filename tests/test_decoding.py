@@ -199,6 +199,19 @@ def test_a_picture_of_200_million_pixels_is_too_large_and_not_damaged(tmp_path: 
     assert facts.fault == "picture that cannot be used as it is" and "smaller" in facts.error
 
 
+@pytest.mark.parametrize("start", [b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_of_300_gigabytes_is_not_read_whole(start: bytes, tmp_path: Path) -> None:
+    """It takes no room on the disk, nor in an archive, and all of it would go into memory."""
+    path = tmp_path / "x.jpg"
+    path.write_bytes(start)
+    os.truncate(path, 300 * 10**9)
+    words = "its 300 GB are more than the limit of 4.3 GB"
+    with pytest.raises(BadImageError, match=words):
+        image_set(path).read(0)
+    facts = examine(str(path))
+    assert facts.fault == "picture that cannot be used as it is" and words in facts.error
+
+
 def test_commands_read_odd_pictures_without_a_word_from_pillow(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(png((b"eXIf", BROKEN_EXIF[2][6:])))
