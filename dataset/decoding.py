@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -259,9 +259,12 @@ def _load(source: Source, name: str, formats: Sequence[str] | None) -> tuple[Ima
 def _attempt(source: Source, formats: Sequence[str] | None) -> Image.Image:
     image = Image.open(source, formats=_own_formats() if formats is None else formats)
     try:
-        # Pillow keeps the high byte of 16-bit colours, and forgets that there was a low one.
-        halved = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        # Pillow brings samples to 8 bits, and forgets how many they had.
+        samples = {str(tile[3]) for tile in getattr(image, "tile", ())}
         image.load()
+        for kind in samples & _TO_8_BITS.keys():
+            _scale_transparency(image, _TO_8_BITS[kind])
+        halved = any(";16" in kind for kind in samples)
         if halved and len(image.getbands()) > 1 and _brightest(image) < 16:
             raise UnfitImageError(
                 "16-bit colours whose values need no more than 12 bits would be black; save it "
@@ -271,6 +274,23 @@ def _attempt(source: Source, formats: Sequence[str] | None) -> Image.Image:
         image.close()
         raise
     return image
+
+
+_TO_8_BITS: dict[str, Callable[[int], int]] = {
+    "L;2": lambda value: 85 * value,
+    "L;4": lambda value: 17 * value,
+    "RGB;16B": lambda value: value >> 8,
+}
+"""What Pillow makes of a PNG's samples, by its name of them."""
+
+
+def _scale_transparency(image: Image.Image, to_8_bits: Callable[[int], int]) -> None:
+    """Brings a transparent colour to what Pillow has made of the pixels; it leaves it alone."""
+    colour = image.info.get("transparency")
+    if isinstance(colour, tuple):
+        image.info["transparency"] = tuple(map(to_8_bits, colour))
+    elif isinstance(colour, int):
+        image.info["transparency"] = to_8_bits(colour)
 
 
 def _brightest(image: Image.Image) -> int:
@@ -295,7 +315,10 @@ def to_rgb(image: Image.Image, upright: bool = True) -> np.ndarray:
             "floating point pixels have no agreed white; save it with 8 or 16 bits"
         )
     if image.mode.startswith("I"):
-        grey = _eight_bits(np.asarray(image))
+        values = np.asarray(image)
+        grey = _eight_bits(values)
+        if (transparent := image.info.get("transparency")) is not None:
+            grey[values == transparent] = 255
         return np.repeat(grey[:, :, None], 3, axis=2)
     if has_transparency(image):
         image = image.convert("RGBA")

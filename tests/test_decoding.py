@@ -470,6 +470,36 @@ def test_transparency_is_laid_on_white_where_published_code_drops_it(tmp_path: P
     assert np.array_equal(as_published(path), PIXELS)
 
 
+def keyed_png(bits: int, levels: list[int], transparent: int, colour: bool = False) -> bytes:
+    """A PNG of one row, grey or `colour`, whose samples have so many bits; one is transparent."""
+    channels = 3 if colour else 1
+    bytes_ = np.repeat(np.array(levels, ">u2"), channels).view(np.uint8).reshape(-1, 2)
+    line = np.packbits(np.unpackbits(bytes_, axis=1)[:, 16 - bits :])
+    header = struct.pack(">IIBBBBB", len(levels), 1, bits, 2 if colour else 0, 0, 0, 0)
+    key = struct.pack(">H", transparent) * channels
+    found = b"\x89PNG\r\n\x1a\n"
+    chunks = ((b"IHDR", header), (b"tRNS", key), (b"IDAT", zlib.compress(b"\0" + line.tobytes())))
+    for kind, data in (*chunks, (b"IEND", b"")):
+        found += (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour"),
+    [(1, False), (2, False), (4, False), (8, False), (16, False), (8, True), (16, True)],
+)
+def test_a_transparent_colour_is_laid_on_white_however_many_bits_it_has(bits: int, colour: bool):
+    most = 2**bits - 1
+    third = most // 3 + (bits == 16)  # whose two bytes differ
+    for transparent in (0, most, third):
+        levels = [0, third, most, 2 * most // 3]
+        seen = decode(io.BytesIO(keyed_png(bits, levels, transparent, colour)))
+        wanted = [255 if level == transparent else 255 * level // most for level in levels]
+        assert seen.tolist() == [[[level] * 3 for level in wanted]]
+
+
 def test_deep_grey_is_scaled_where_published_code_cuts_it_off(tmp_path: Path) -> None:
     grey = PIXELS[..., :1].repeat(3, axis=2)
     path = saved(tmp_path / "x.png", Image.fromarray(grey[..., 0].astype(np.uint16) * 256))
