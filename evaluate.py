@@ -50,7 +50,7 @@ from evaluation.measuring import How, measure_all, print_thresholds
 from evaluation.networks import Opened, all_checkpoint_files, open_checkpoint, open_untrained
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of, on_the_same_images
-from evaluation.whitening import Origin, whitened
+from evaluation.whitening import whitened
 from metrics.comparison import Test
 from options.ranking import ranking_of
 from runs import files_of
@@ -165,8 +165,7 @@ def measured(candidate: Candidate, args: argparse.Namespace, precision: Precisio
     network.to(precision.device, memory_format=precision.memory_format)
     done = ranking.in_words()
     if args.whiten is not None:
-        origin = Origin(Path(candidate.path), candidate.data, candidate.trained)
-        network = whitened(network, origin, candidate.viewing, precision, args.whiten)
+        network = whitened(network, candidate.origin, candidate.viewing, precision, args.whiten)
         done = f"whitened to {network.test_size}{', ' if done else ''}{done}"
     how = How(args.metrics, args.seed, args.kmeans_restarts, args.block_size, ranking or None)
     results = []

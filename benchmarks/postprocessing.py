@@ -105,7 +105,7 @@ def main() -> None:
     precision = Precision("auto", pick_device(0))
     network = opened.network.to(precision.device, memory_format=precision.memory_format)
     images = tasks_of(opened.data)[0].queries
-    origin = Origin(opened.path, opened.data, opened.trained)
+    origin = Origin.of(opened)
     print(f"{'':46} {'R@1':>6} {'MAP@R':>6} {'s':>6}   {'R@1':>6} {'MAP@R':>6} (halves)")
     kept: dict[int | None, torch.Tensor] = {}
     for setting in settings():

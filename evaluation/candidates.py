@@ -16,6 +16,7 @@ from evaluation.measuring import OFFICIAL, Result, rows_of
 from evaluation.networks import fingerprint_of
 from evaluation.tables import Row
 from evaluation.tasks import Task, images_of
+from evaluation.whitening import Origin
 from metrics import comparison
 from metrics.comparison import Test
 from utils import InputError
@@ -34,7 +35,7 @@ class Candidate:
     Attributes:
         path: its file. label: its name in tables.
         trained: the options of its training; empty for a released file.
-        data, viewing, network: see `networks.Opened`.
+        data, viewing, network: see `networks.Opened`. origin: where that is from.
         tasks: of `data`; candidates on the same data share them.
         kmeans_restarts: how often k-means starts.
         weights: see `networks.Opened`.
@@ -49,6 +50,7 @@ class Candidate:
     viewing: Viewing
     network: EmbeddingNet
     tasks: list[Task]
+    origin: Origin
     kmeans_restarts: int = 1
     weights: str = ""
     postprocessing: str = ""
@@ -68,6 +70,7 @@ class Candidate:
             opened.viewing,
             opened.network,
             tasks,
+            Origin.of(opened),
             kmeans_restarts,
             opened.weights,
         )

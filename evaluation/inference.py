@@ -85,8 +85,7 @@ def open_model(path: str | Path, weights: str | None = None) -> Model:
     square = _square_of_older(opened) if known is None else known.square
     viewing = replace(opened.viewing, workers=0, reading=FROM_FILES)
     upright = opened.data.exif == "apply"
-    origin = Origin(opened.path, opened.data, opened.trained)
-    return Model(opened.network.eval(), viewing, square, upright, origin, known)
+    return Model(opened.network.eval(), viewing, square, upright, Origin.of(opened), known)
 
 
 class Comparison(NamedTuple):

@@ -30,7 +30,9 @@ from utils import InputError, damage_in_words
 
 logger = logging.getLogger("evaluate")
 
-KEPT_FLAGS = ("dataset", "data_root", "eval_classes", "split_seed", "ratio_classes")
+SPLIT_FLAGS = ("dataset", "eval_classes", "split_seed", "ratio_classes")
+"""Which images are trained on, and which are held out."""
+KEPT_FLAGS = (*SPLIT_FLAGS, "data_root")
 KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images", "exif")
 """Flags that an evaluation takes over from the run, unless they are given."""
 WEIGHTS_FILE = "model.safetensors"
@@ -49,7 +51,8 @@ class Opened:
             or `raw`; else empty.
         trained: the options of its training; empty for a released file.
         data, viewing: the data it is evaluated on, and how evaluation looks at images.
-        network: on the CPU.
+        network: on the CPU. changed: whether flags describe another network than the file does.
+        training_data: the run's own data, whatever it is evaluated on; `data` for a released file.
     """
 
     path: Path
@@ -58,6 +61,8 @@ class Opened:
     data: dataset.Choice
     viewing: Viewing
     network: net.EmbeddingNet
+    training_data: dataset.Choice
+    changed: bool = False
     weights: str = ""
 
     @property
@@ -165,11 +170,16 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     data = _data(chosen, given)
     if "dataset" not in given:
         data = found_again(data, path.parent)
-    opened = Opened(path, content, trained, data, Viewing.of(chosen), network)
+    opened = Opened(path, content, trained, data, Viewing.of(chosen), network, data)
     known = opened.trained_on  # raises for a damaged entry
-    if known is None or given.get("dataset", trained.get("dataset")) != trained.get("dataset"):
-        return opened
-    return replace(opened, data=replace(data, trained=frozenset(known.class_names)))
+    same_size = replace(network.architecture, image_size=held.image_size)
+    opened = replace(opened, changed=same_size != held)
+    if known is not None and given.get("dataset", trained.get("dataset")) == trained.get("dataset"):
+        data = replace(data, trained=frozenset(known.class_names))
+    training_data = data
+    if trained and not given.keys().isdisjoint(SPLIT_FLAGS):
+        training_data = _training_data(own, path.parent, known)
+    return replace(opened, data=data, training_data=training_data)
 
 
 def open_untrained(asked: argparse.Namespace) -> Opened:
@@ -185,7 +195,8 @@ def open_untrained(asked: argparse.Namespace) -> Opened:
     network = net.build(net.Architecture(**entries), pretrained=chosen.pretrained)
     network.check_image_size(chosen.image_size)
     given = {name: getattr(asked, name) for name in asked.given}
-    return Opened(Path(chosen.model), {}, {}, _data(chosen, given), Viewing.of(chosen), network)
+    data = _data(chosen, given)
+    return Opened(Path(chosen.model), {}, {}, data, Viewing.of(chosen), network, data)
 
 
 def _data(chosen: argparse.Namespace, given: Mapping[str, Any]) -> dataset.Choice:
@@ -195,6 +206,15 @@ def _data(chosen: argparse.Namespace, given: Mapping[str, Any]) -> dataset.Choic
         return choice
     split = {name: given[name] for name in ("eval_classes", "split_seed") if name in given}
     return replace(choice.of_other_data(choice.name, choice.root), **split)
+
+
+def _training_data(
+    own: Mapping[str, Any], folder: Path, known: dataset.TrainedOn | None
+) -> dataset.Choice:
+    """The data of the run in `folder`, from its `own` options."""
+    chosen = options.resolved(argparse.Namespace(**{**vars(_nothing_asked()), **own}))
+    found = found_again(dataset.Choice.of(chosen), folder)
+    return found if known is None else replace(found, trained=frozenset(known.class_names))
 
 
 def _nothing_asked() -> argparse.Namespace:

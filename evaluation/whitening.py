@@ -1,7 +1,9 @@
 """Whitened embeddings: a network with a whitening fitted to its embeddings of training images.
 
 The whitening is stored beside the checkpoint, in whitening.npz, together with the fingerprint of
-what it belongs to. So it is still there when the training images are gone.
+what it belongs to. So it is still there when the training images are gone. Embeddings that are cut
+short have a file of their own, whitening_D.npz; for a network that flags have changed (--head,
+--pooling, …) the whitening is fitted each time.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import dataset
 import processes
 from devices import Precision
 from evaluation.embedding import Viewing, embed_readable
-from evaluation.networks import fingerprint_of
+from evaluation.networks import Opened, fingerprint_of
 from metrics import whitening
 from metrics.whitening import Whitening
 from net import EmbeddingNet
@@ -27,8 +29,6 @@ from storage import load_arrays, save_arrays
 from utils import InputError
 
 logger = logging.getLogger("evaluate")
-
-FILE = "whitening.npz"
 
 
 class WhitenedNet(nn.Module):
@@ -71,18 +71,26 @@ class Origin:
     """Where a network comes from, which decides how its whitening is fitted and where it is stored.
 
     Attributes:
-        path: its checkpoint. data: its run's data. trained: the options of its training; empty for
-            a released file, whose whitening is not stored.
+        path: its checkpoint. data: its run's own data, whatever is evaluated. kept: whether the
+            whitening is stored; not for a released file, nor for a network that flags have changed.
     """
 
     path: Path
     data: dataset.Choice
-    trained: dict[str, Any]
+    kept: bool
 
-    @property
-    def file(self) -> Path | None:
-        """Where the whitening is stored."""
-        return self.path.parent / FILE if self.trained else None
+    @classmethod
+    def of(cls, opened: Opened) -> Origin:
+        """The origin of an opened network."""
+        kept = bool(opened.trained) and not opened.changed
+        return cls(opened.path, opened.training_data, kept)
+
+    def file(self, network: EmbeddingNet) -> Path | None:
+        """Where the whitening of the network's embeddings is stored."""
+        if not self.kept:
+            return None
+        cut = f"_{network.test_size}" if network.is_cut else ""
+        return self.path.parent / f"whitening{cut}.npz"
 
 
 def whitened(
@@ -94,11 +102,11 @@ def whitened(
         InputError: there are neither training images nor a stored whitening, or `size` is too
             large.
     """
-    belongs = _belongs(network, viewing)
-    found = processes.from_main(lambda: _kept(origin, belongs))
+    file, belongs = origin.file(network), _belongs(network, viewing)
+    found = processes.from_main(lambda: _kept(file, belongs, network.test_size))
     if found is None:
         found = _fitted(network, origin, viewing, precision)
-        processes.from_main(lambda: _keep(origin, belongs, found))
+        processes.from_main(lambda: _keep(file, belongs, found))
     try:
         made = WhitenedNet(network, found, size or len(found.axes))
     except ValueError as error:
@@ -111,13 +119,15 @@ def _belongs(network: EmbeddingNet, viewing: Viewing) -> str:
     return f"{fingerprint_of(network)} {viewing.image_size} {viewing.zoom:g} {viewing.resize}"
 
 
-def _kept(origin: Origin, belongs: str) -> Whitening | None:
-    """The stored whitening of this network; None if there is none."""
-    if origin.file is None or not origin.file.is_file():
+def _kept(file: Path | None, belongs: str, size: int) -> Whitening | None:
+    """The stored whitening of so many dimensions for this network; None if there is none."""
+    if file is None or not file.is_file():
         return None
-    arrays = load_arrays(origin.file, "the whitening")
+    arrays = load_arrays(file, "the whitening")
     names = ("mean", "axes", "variances")
     if not {"belongs", *names} <= arrays.keys() or str(arrays["belongs"]) != belongs:
+        return None
+    if arrays["mean"].shape != (size,):  # older versions kept that of cut embeddings in its place
         return None
     return Whitening(*(torch.from_numpy(arrays[name]) for name in names))
 
@@ -140,11 +150,11 @@ def _fitted(
         raise InputError(f"--whiten: {error}") from error
 
 
-def _keep(origin: Origin, belongs: str, found: Whitening) -> None:
-    if origin.file is None:
+def _keep(file: Path | None, belongs: str, found: Whitening) -> None:
+    if file is None:
         return
     content = {name: value.numpy() for name, value in found._asdict().items()}
     try:
-        save_arrays(origin.file, {**content, "belongs": np.array(belongs)})
+        save_arrays(file, {**content, "belongs": np.array(belongs)})
     except InputError as error:
         logger.warning("%s; the whitening is fitted again next time", error)

@@ -164,6 +164,11 @@ def check_metrics(args: Options, evaluated: Iterable[dataset.DataSet]) -> None:
 
 def check_ranking(args: Options) -> None:
     """Raises InputError if post-processing flags make no sense, or clash with other flags."""
+    if args.whiten is not None and len(args.dims) > 1:
+        raise InputError(
+            f"--whiten is fitted to one embedding and --dims names {len(args.dims)}; give one of "
+            "them"
+        )
     if not ranking_of(args):
         return
     flags = ("query_expansion", "database_augmentation", "rerank")

@@ -12,7 +12,8 @@ non_finite.json    where a loss or gradient was not finite: step, terms, rates, 
 margins.csv        AMLoss: class, learned margin, images
 classes.npz        the training classes in their order; what was learned for each, epoch by epoch
 checksums.json     of the files above that people read (.csv, .json); .pth and .npz carry their own
-whitening.npz      what whitens its embeddings, once that was asked for (evaluate.py --whiten)
+whitening.npz      what whitens its embeddings, once that was asked for (evaluate.py --whiten);
+                   whitening_D.npz, where they are cut short
 report.html        the run, explained (python report.py RUN)
 """
 

@@ -32,7 +32,7 @@ logger = logging.getLogger("train")
 
 WRITTEN = (
     *("args.json", "environment.json", "metrics.csv", "results.json", "checksums.json", "*.pth"),
-    *("non_finite.json", "margins.csv", "classes.npz", "whitening.npz"),
+    *("non_finite.json", "margins.csv", "classes.npz", "whitening*.npz"),
 )
 NOT_A_STATE = "it holds weights, and not the state of a training that could go on"
 

@@ -314,6 +314,36 @@ def test_a_whitening_is_kept_and_used_without_the_training_images(
         evaluated(run, tmp_path, "--whiten", 99)
 
 
+def test_a_whitening_is_of_the_embeddings_that_are_compared(run: Path, tmp_path: Path) -> None:
+    """Cut ones, or those of a network that flags have changed, neither use nor replace it."""
+    whole, kept = evaluated(run, tmp_path, "--whiten"), run / "whitening.npz"
+    content = kept.read_bytes()
+    cut = evaluated(run, tmp_path, "--dims", 3, "--whiten")
+    assert cut["postprocessing"] == "whitened to 3" and (run / "whitening_3.npz").is_file()
+    assert load_run(run, dims=3, whiten=2)([]).shape == (0, 2)
+    other = evaluated(run, tmp_path, "--pooling", "max", "--whiten", 4)
+    assert kept.read_bytes() == content
+    kept.unlink()
+    assert evaluated(run, tmp_path, "--pooling", "max", "--whiten", 4)["MAP@R"] == other["MAP@R"]
+    (run / "whitening_3.npz").rename(kept)  # as older versions left it
+    assert evaluated(run, tmp_path, "--whiten")["MAP@R"] == whole["MAP@R"]
+
+
+def test_a_whitening_is_fitted_on_the_runs_own_images_whatever_is_evaluated(
+    run: Path, tmp_path: Path
+) -> None:
+    (run / "whitening.npz").unlink(missing_ok=True)
+    own = evaluated(run, tmp_path, "--whiten")
+    with np.load(run / "whitening.npz") as arrays:
+        mean = arrays["mean"]
+    (run / "whitening.npz").unlink()
+    root = tiny.write_images(tmp_path / "others", classes=6, images=3)
+    evaluated(run, tmp_path, "--whiten", "--dataset", f"folder:{root}")
+    with np.load(run / "whitening.npz") as arrays:
+        assert np.allclose(arrays["mean"], mean, atol=1e-6)
+    assert evaluated(run, tmp_path, "--whiten")["MAP@R"] == pytest.approx(own["MAP@R"])
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -326,6 +356,7 @@ def test_a_whitening_is_kept_and_used_without_the_training_images(
         ("--query-expansion 3 --metrics nmi", "belongs to --metrics with retrieval in it"),
         ("--rerank --metrics official retrieval", "--metrics official draws galleries of its own"),
         ("--whiten 0", "below the smallest useful value"),
+        ("--whiten --dims 2 4", "--whiten is fitted to one embedding and --dims names 2"),
     ],
 )
 def test_nonsense_is_refused(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
