@@ -7,6 +7,7 @@ the run decide whatever the caller does not.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +52,7 @@ class Opened:
             or `raw`; else empty.
         trained: the options of its training; empty for a released file.
         data, viewing: the data it is evaluated on, and how evaluation looks at images.
-        network: on the CPU. changed: whether flags describe another network than the file does.
+        network: on the CPU.
         training_data: the run's own data, whatever it is evaluated on; `data` for a released file.
     """
 
@@ -62,7 +63,6 @@ class Opened:
     viewing: Viewing
     network: net.EmbeddingNet
     training_data: dataset.Choice
-    changed: bool = False
     weights: str = ""
 
     @property
@@ -172,8 +172,6 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
         data = found_again(data, path.parent)
     opened = Opened(path, content, trained, data, Viewing.of(chosen), network, data)
     known = opened.trained_on  # raises for a damaged entry
-    same_size = replace(network.architecture, image_size=held.image_size)
-    opened = replace(opened, changed=same_size != held)
     if known is not None and given.get("dataset", trained.get("dataset")) == trained.get("dataset"):
         data = replace(data, trained=frozenset(known.class_names))
     training_data = data
@@ -231,13 +229,23 @@ def _network(
     if chosen.get("head") == "none" and held.head != "none":
         chosen["head"] = "training"  # the checkpoint's head is not used
     network = net.build(replace(held, **chosen))
+    chosen.pop("image_size", None)  # which only says how images are prepared
+    network.changed = {name: v for name, v in chosen.items() if v != getattr(held, name)}
     net.load_checkpoint(network, content, source=path)
     return network
 
 
 def fingerprint_of(network: net.EmbeddingNet) -> str:
-    """32 hexadecimal digits that identify this network's weights."""
-    return fingerprint(network.state_dict())
+    """32 hexadecimal digits that identify this network.
+
+    They are those of its weights, unless flags change what is computed with them (--pooling,
+    --head).
+    """
+    weights = fingerprint(network.state_dict())
+    if not network.changed:
+        return weights
+    changes = f"{weights} {sorted(network.changed.items())}"
+    return hashlib.blake2b(changes.encode(), digest_size=16).hexdigest()
 
 
 def checkpoint_file(path: str | Path) -> Path:

@@ -82,7 +82,7 @@ class Origin:
     @classmethod
     def of(cls, opened: Opened) -> Origin:
         """The origin of an opened network."""
-        kept = bool(opened.trained) and not opened.changed
+        kept = bool(opened.trained) and not opened.network.changed
         return cls(opened.path, opened.training_data, kept)
 
     def file(self, network: EmbeddingNet) -> Path | None:

@@ -45,6 +45,7 @@ class EmbeddingNet(nn.Module):
     Attributes:
         architecture: describes the network.
         masks: None, or divide and conquer's masks.
+        changed: entries of the architecture that an evaluation's flags have changed.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class EmbeddingNet(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
+        self.changed: dict[str, Any] = {}
         self._in_warm_up = False
         self._kept: int | None = None
         self._replay: Replay | None = None

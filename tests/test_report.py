@@ -235,6 +235,11 @@ def test_embeddings_of_another_network_are_refused(logs, tmp_path, caplog):
     assert "which network" not in caplog.text
     with pytest.raises(InputError, match="made by another network than the run's best checkpoint"):
         report.make([logs / "other"], tmp_path / "y.html", embeddings=made)
+    changed = str(tmp_path / "changed.npz")
+    asked = ["--resume", str(best["first"]), "--export", changed, "--pooling", "max"]
+    evaluate.main(options.parse_evaluate([*asked, "--metrics", "retrieval"]))
+    with pytest.raises(InputError, match="made by another network than the run's best checkpoint"):
+        report.make([logs / "first"], tmp_path / "y.html", embeddings=changed)
     content = dict(np.load(made))
     del content["network"]  # as an older version wrote it
     np.savez(made, **content)
