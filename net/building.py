@@ -6,12 +6,12 @@ from pathlib import Path
 
 from net.architecture import Architecture
 from net.base import in_words
-from net.checkpoints import architecture_of, is_ours, load_checkpoint, with_weights
+from net.checkpoints import architecture_of, load_checkpoint, with_weights
 from net.masks import EmbeddingMasks
 from net.network import EmbeddingNet
 from net.peft import fingerprint
 from net.weights import imagenet_file, load_pretrained
-from runs import Checkpoint, checked, with_base
+from runs import Checkpoint, checked, is_ours, with_base
 from runs import load_checkpoint as read
 from storage import load_tensors
 from utils import InputError

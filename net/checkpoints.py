@@ -10,8 +10,9 @@ read back. Foreign files are recognised by their keys:
   `masks.0` to `masks.K-1`;
 - ImageNet files: the backbone's keys and nothing else.
 
-Wrappers of other training codes (`WRAPPERS`) are removed. All layouts are converted to the first.
-Classifiers, which nothing here uses, are dropped on loading.
+Wrappers of other training codes (`WRAPPERS`) are removed, and so is what these codes put into names
+(`_LAID_ROUND`). All layouts are converted to the first. Classifiers, which nothing here uses, are
+dropped on loading.
 
 In our first version DDML's class-specific head was on the features (`model.specific.*`); its
 authors have it on the main head. From such a file only the means of the main head are read, which
@@ -34,7 +35,7 @@ from net.choices import MASKS_AT_TEST, WEIGHTS, Peft, check_choice
 from net.heads import HEADS, classifiers
 from net.network import EmbeddingNet
 from net.peft import ADDED_KEYS, merged
-from runs import Checkpoint
+from runs import Checkpoint, is_ours
 from utils import InputError
 
 _MASK_ENTRIES = ("masks_at_test", "mask_relu")
@@ -46,7 +47,14 @@ _FORMER_SPECIFIC = "model.specific."
 
 
 WRAPPERS = ("model_ema", "state_dict_ema", "state_dict", "model_state_dict", "model", "teacher")
+WRAPPERS += ("network", "net")
 """Under what training codes keep the weights; the first that is there counts."""
+
+_LAID_ROUND = ("module", "_orig_mod")
+"""Parts of a weight's name that tell what was laid round its network, or a piece of it: by
+DataParallel or a running mean, and by torch.compile."""
+_AVERAGED = "n_averaged"
+"""How many weights torch's running mean is one of: a tensor beside them."""
 
 
 # --- which network --------------------------------------------------------------------------------
@@ -76,11 +84,6 @@ def architecture_of(
         return Architecture(**Architecture.entries(described))
     except InputError as error:
         raise InputError(f"{source} describes a network that cannot be built: {error}") from error
-
-
-def is_ours(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint says which network it holds."""
-    return "network" in checkpoint or "clock" in checkpoint
 
 
 def description_of(checkpoint: Checkpoint, source: str | Path) -> dict[str, Any] | None:
@@ -124,8 +127,11 @@ def _architecture_of_foreign(
     layout, weights = _layout(_unwrapped(checkpoint)), weights_of(checkpoint)
     model, heads = recognised(_backbone_keys(weights)), _heads_in(weights)
     if model is None or "embedding" not in heads:
+        held = "no embedding network of a known architecture"
+        alone = held if model is None else f"a {model} without an embedding"
         raise InputError(
-            f"{source} holds no embedding network of a known architecture; choose another file"
+            f"{source} holds {alone}; choose another file, or take it for a backbone "
+            f"(--model {model or 'NAME'} --pretrained FILE)"
         )
     rows = len(weights["model.embedding.weight"])
     return Architecture(
@@ -304,18 +310,38 @@ def _means_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unwrapped(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    return {
-        str(key).removeprefix("module."): value
-        for key, value in inside(checkpoint).items()
-        if isinstance(value, Tensor)
-    }
+    weights = {key: value for key, value in inside(checkpoint).items() if isinstance(value, Tensor)}
+    return weights if is_ours(checkpoint) else _network_in(weights) or weights
 
 
 def inside(content: Checkpoint) -> dict[str, Any]:
-    """A file's content without the `WRAPPERS` around it."""
+    """A file's weights and the like by name, without what training codes put around them.
+
+    Off come the `WRAPPERS`, and of each name the parts that are `_LAID_ROUND`.
+    """
     while wrapped := [key for key in WRAPPERS if isinstance(content.get(key), dict)]:
         content = content[wrapped[0]]
-    return content
+    return {_bare(str(key)): value for key, value in content.items() if key != _AVERAGED}
+
+
+def _bare(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _LAID_ROUND)
+
+
+def _network_in(weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Of all weights of a training code's module, those of the network in it.
+
+    None where no known backbone is found, or several are.
+    """
+    if recognised({key.removeprefix("model.") for key in weights}) is not None:
+        return weights
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in weights.items():
+        part, _, inner = key.partition(".")
+        if inner:
+            parts.setdefault(part, {})[inner] = value
+    found = [network for network in map(_network_in, parts.values()) if network is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def _layout(weights: Iterable[str]) -> str:

@@ -229,7 +229,7 @@ def _input_of(config: Mapping[str, Any]) -> InputSpec:
 
 # --- weights --------------------------------------------------------------------------------------
 
-_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "body.")
+_OUTER = ("model", "backbone", "body")
 """What training codes put in front of the names of weights."""
 
 
@@ -255,11 +255,11 @@ def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bare(weights: dict[str, Any], children: Collection[str]) -> dict[str, Any]:
-    """Weights whose names are those of the model itself, without `_PREFIXES` in front."""
-    for prefix in _PREFIXES:
-        within = [key for key in weights if str(key).startswith(prefix)]
-        if within and prefix.rstrip(".") not in children:
-            weights = {key.removeprefix(prefix): weights[key] for key in within}
+    """Weights whose names are those of the model itself, without those of `_OUTER` in front."""
+    for name in _OUTER * 2:  # a training module's `model` may have one of its own
+        within = [key for key in weights if key.startswith(f"{name}.")]
+        if within and name not in children:
+            weights = {key.removeprefix(f"{name}."): weights[key] for key in within}
     return weights
 
 

@@ -21,14 +21,13 @@ from net.backbones import Backbone, Package
 from net.checkpoints import (
     architecture_of,
     backbone_of,
-    is_ours,
     load_weights,
     weights_of,
 )
 from net.choices import Peft
 from net.heads import HEAD_KEYS
 from net.peft import merged
-from runs import Checkpoint
+from runs import Checkpoint, is_ours
 from utils import InputError, first_line
 
 _REPOSITORY = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ whitening.npz      what whitens its embeddings, once that was asked for (evaluat
 report.html        the run, explained (python report.py RUN)
 """
 
-from runs.checkpoints import FORMAT, Checkpoint, checked, load_checkpoint, with_base
+from runs.checkpoints import FORMAT, Checkpoint, checked, is_ours, load_checkpoint, with_base
 from runs.folder import RunFolder, files_of, find_run
 from runs.names import data_name, run_name
 from runs.tables import ClassHistory, MetricsRow, MetricsTable

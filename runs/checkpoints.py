@@ -27,6 +27,20 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 """The entries of a checkpoint of ours, and the type of each."""
 
 
+_OF_OTHERS = ("model_state_dict", "ema_state_dict", "network")
+"""The entries under which other training codes keep weights."""
+
+
+def is_ours(content: Checkpoint) -> bool:
+    """Whether a checkpoint is of this program: it says which network it holds, or where it stood.
+
+    Other training codes keep the weights themselves under `network`.
+    """
+    network = content.get("network")
+    described = isinstance(network, dict) and not any(hasattr(v, "shape") for v in network.values())
+    return described or "clock" in content
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """A checkpoint of ours or a released file of weights, as a dictionary.
 
@@ -47,6 +61,19 @@ def checked(content: Checkpoint, path: str | Path) -> Checkpoint:
     Raises:
         InputError: as there.
     """
+    if isinstance(written := content.get("format"), int) and written > FORMAT:
+        raise InputError(
+            f"checkpoint {path} has format {written}, newer than {FORMAT}, which this version "
+            "reads; update the code"
+        )
+    if "base_state_dict" in content:
+        raise InputError(
+            f"{path} holds the weights that a run left as they were; give the run folder, or one "
+            "of the checkpoints in it"
+        )
+    if not is_ours(content):  # what others mean by the same words is not ours to read
+        aside = KINDS.keys() - set(_OF_OTHERS)
+        return {name: value for name, value in content.items() if name not in aside}
     advice = "use another copy of it, or another checkpoint"
     with damage_in_words(f"checkpoint {path}", advice):
         for name, kinds in KINDS.items():
@@ -64,16 +91,6 @@ def checked(content: Checkpoint, path: str | Path) -> Checkpoint:
             held = content.get(f"{name}_state_dict", {}).values()
             if not all(hasattr(value, "shape") for value in held):
                 raise ValueError(f"its {what} has other things than tensors")
-    if content.get("format", FORMAT) > FORMAT:
-        raise InputError(
-            f"checkpoint {path} has format {content['format']}, newer than {FORMAT}, which this "
-            "version reads; update the code"
-        )
-    if "base_state_dict" in content:
-        raise InputError(
-            f"{path} holds the weights that a run left as they were; give the run folder, or one "
-            "of the checkpoints in it"
-        )
     beside = Path(path).parent / BASE
     return _joined(content, path, beside) if "base" in content and beside.is_file() else content
 

@@ -6,8 +6,11 @@ torch is imported only when it is needed, so that `--help` answers at once. What
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import pickle
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
@@ -53,16 +56,13 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
         try:
             if Path(path).suffix == ".safetensors":
                 return _load_safetensors(Path(path))
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_harmless()):
+                content = torch.load(file, map_location="cpu", weights_only=True)
         except InputError:
             raise
         except Exception as error:  # torch reports damage through a dozen unrelated types
-            # What it says of a pickle is how to run the code in it.
-            is_pickle = isinstance(error, pickle.UnpicklingError)
-            why = "it holds something else" if is_pickle else first_line(error)
             raise DamagedError(
-                f"{what} {path} cannot be read safely as tensors ({why}); "
-                "it is damaged, or not a file of weights: save it again or choose another"
+                f"{what} {path} cannot be read safely as tensors{_why_not(error)}"
             ) from error
     if not isinstance(content, dict):
         raise InputError(
@@ -70,6 +70,35 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
             "choose another file"
         )
     return content
+
+
+def _why_not(error: Exception) -> str:
+    """The rest of the sentence about a file that torch does not read, and what to do."""
+    if made := re.search(r"GLOBAL (\S+) was not", str(error)):
+        return (
+            f": it also holds {made[1]}, which only running code could make; load it where that "
+            "code is, and save the state_dict alone"
+        )
+    if "TorchScript" in str(error):
+        return ": it is a TorchScript program; save the state_dict of the network instead"
+    # What torch says of another pickle is how to run the code in it.
+    is_pickle = isinstance(error, pickle.UnpicklingError)
+    why = "it holds something else" if is_pickle else first_line(error)
+    return f" ({why}); it is damaged, or not a file of weights: save it again or choose another"
+
+
+@functools.cache
+def _harmless() -> list:
+    """What training codes keep beside weights, and no code runs for: options, and NumPy's numbers.
+
+    Files of NumPy 1 call them by another module than those of NumPy 2.
+    """
+    import numpy as np
+
+    scalar, array = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    named = [(made, f"numpy.core.multiarray.{made.__name__}") for made in (scalar, array)]
+    kinds = {type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + "?efd"}
+    return [argparse.Namespace, scalar, array, *named, np.ndarray, np.dtype, *kinds]
 
 
 def save_safetensors(path: Path, tensors: dict[str, torch.Tensor], note: dict) -> None:

@@ -651,3 +651,22 @@ def test_steps_alone_end_a_run_whose_epochs_change_their_length(images: Path) ->
     assert not training.finished
     training.clock.step = 30
     assert training.finished
+
+
+def test_the_first_checkpoints_do_not_say_that_an_epoch_has_begun(
+    images: Path, tmp_path: Path
+) -> None:
+    """Divided anew in the middle of an epoch, a run would go on to other batches."""
+    folder = tiny.run(images, tmp_path, "run", f"{DIVIDED} --epochs 3 --save-every 3 --keep 9")
+    before = tiny.saved(folder)
+    (middle, *_) = [
+        file
+        for file in sorted(folder.glob("step_*.pth"))
+        if (clock := torch.load(file)["clock"])["epoch"] > 0 and clock["step_in_epoch"] > 0
+    ]
+    content = torch.load(middle)
+    del content["clock"]["begun"]
+    torch.save(content, middle)
+    tiny.resume(middle, "")
+    assert tiny.same(tiny.saved(folder)["model_state_dict"], before["model_state_dict"])
+    assert tiny.saved(folder)["clock"]["step"] == before["clock"]["step"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import shutil
 import subprocess
 import sys
 import types
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from torch import nn
 
 import net
 import net.googlenet
+from evaluation.networks import open_checkpoint
 from net import Architecture, EmbeddingMasks, backbones, heads, resnet, weights
 from net.bn_inception import BNInception
 from net.layers import average_conv_norm, conv_norm
@@ -694,18 +697,86 @@ def test_divide_and_conquer_files_load() -> None:
         torch.testing.assert_close(network(images(), 3).embedding, expected)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_wrappings_are_taken_off(prefix: str, wrapped: bool) -> None:
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "net.model."]
+)
+@pytest.mark.parametrize("wrapper", ["model_state_dict", "state_dict", "network", None])
+def test_wrappings_are_taken_off(prefix: str, wrapper: str | None) -> None:
     saved = tiny(heads=("embedding", "specific")).eval()
     state = {prefix + key: value for key, value in saved.state_dict().items()}
-    checkpoint = {"model_state_dict": state, "epoch": 3} if wrapped else state
+    checkpoint = {wrapper: state, "epoch": 3} if wrapper else state
     held = net.architecture_of(checkpoint)
     assert (held.embedding_size, held.heads) == (8, ("embedding", "specific"))
     network = tiny(heads=("embedding", "specific")).eval()
     nn.init.zeros_(network.model.embedding_specific.weight)
     net.load_checkpoint(network, checkpoint)
     assert torch.equal(network(images()).specific, saved(images()).specific)
+
+
+@pytest.mark.parametrize(
+    "laid_round",
+    [
+        lambda network: nn.ModuleDict({"net": network, "criterion": nn.Linear(8, 5)}),
+        torch.optim.swa_utils.AveragedModel,
+        nn.DataParallel,
+    ],
+)
+def test_the_network_of_a_training_module_is_found(laid_round: Callable[..., nn.Module]) -> None:
+    saved = tiny()
+    state = laid_round(saved).state_dict()
+    network = tiny()
+    net.load_checkpoint(network, {"state_dict": state, "pytorch-lightning_version": "2.5"})
+    for name, value in saved.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value)
+
+
+def test_of_two_networks_in_a_file_none_is_taken() -> None:
+    state = nn.ModuleDict({"student": tiny(), "momentum": tiny()}).state_dict()
+    with pytest.raises(InputError, match="no embedding network of a known architecture"):
+        net.architecture_of(state)
+
+
+def test_what_others_say_in_our_words_is_not_read(tmp_path: Path) -> None:
+    saved = net.build(Architecture("resnet10", 8))
+    words = {"args": {"lr": "1e-4"}, "metrics": {"R@1": 0.5}, "epoch": "best", "data": 7, "base": 3}
+    torch.save({"model_state_dict": saved.state_dict(), **words}, tmp_path / "theirs.pth")
+    opened = open_checkpoint(tmp_path / "theirs.pth")
+    assert opened.trained == {} and opened.trained_on is None
+    assert torch.equal(opened.network.model.embedding.weight, saved.model.embedding.weight)
+
+
+def test_options_and_numbers_of_numpy_beside_weights_are_no_obstacle(tmp_path: Path) -> None:
+    saved = net.build(Architecture("resnet10", 8))
+    beside = {
+        "args": argparse.Namespace(lr=1e-4, milestones=[3]),
+        "best": np.float64(0.5),
+        "epoch": np.int64(3),
+        "curve": np.arange(3.0),
+    }
+    torch.save({"state_dict": saved.state_dict(), **beside}, tmp_path / "theirs.pth")
+    assert open_checkpoint(tmp_path / "theirs.pth").network.architecture.model == "resnet10"
+
+
+def test_a_backbone_alone_is_called_so(tmp_path: Path) -> None:
+    bare = {k: v for k, v in tiny().model.state_dict().items() if not k.startswith("embedding.")}
+    with pytest.raises(InputError, match=r"a resnet10 without an embedding.*--pretrained FILE"):
+        net.architecture_of(bare)
+
+
+@pytest.mark.parametrize(
+    ("save", "words"),
+    [
+        (lambda network, file: torch.save(network, file), r"also holds \S+, which only running"),
+        (lambda network, file: torch.jit.script(nn.ReLU()).save(file), "TorchScript program"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_files_that_are_programs_say_what_to_save_instead(
+    save: Callable[[nn.Module, str], None], words: str, tmp_path: Path
+) -> None:
+    save(tiny(), str(tmp_path / "file.pth"))
+    with pytest.raises(InputError, match=f"{words}.*save the state_dict"):
+        open_checkpoint(tmp_path / "file.pth")
 
 
 def test_files_of_another_network_are_named() -> None:

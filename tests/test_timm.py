@@ -348,12 +348,23 @@ def wrapped(state: dict, how: str) -> dict:
         "DINO's teacher": {"backbone.": "teacher"},
         "timm's training": {"": "state_dict"},
         "several GPUs": {"module.": "model"},
+        "several GPUs, compiled": {"_orig_mod.module.": "model"},
+        "Lightning's": {"model.model.": "state_dict"},
     }
     ((prefix, key),) = prefixed[how].items()
     return {key: {prefix + name: value for name, value in state.items()}, "epoch": 3}
 
 
-@pytest.mark.parametrize("how", ["DINO's teacher", "timm's training", "several GPUs"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "DINO's teacher",
+        "timm's training",
+        "several GPUs",
+        "several GPUs, compiled",
+        "Lightning's",
+    ],
+)
 def test_files_of_training_codes_load_at_another_size(how: str, tmp_path: Path) -> None:
     theirs = timm.create_model("test_vit", num_classes=0).eval()
     torch.save(wrapped(theirs.state_dict(), how), tmp_path / "file.pth")

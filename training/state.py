@@ -257,8 +257,9 @@ class Training:
             self._load_state(state)
 
     def _load_state(self, state: Checkpoint) -> None:
-        for part, name in ((self.clock, "clock"), (self.lap, "lap")):
-            stored, own = state[name], vars(part)
+        clock = {"begun": state["clock"]["step_in_epoch"] > 0, **state["clock"]}  # once not kept
+        for part, name, stored in ((self.clock, "clock", clock), (self.lap, "lap", state["lap"])):
+            own = vars(part)
             if not (stored.keys() <= own.keys() and all(alike(stored[k], own[k]) for k in stored)):
                 raise ValueError(f"its {name} is not that of a training")
             own.update(stored)
