@@ -659,7 +659,7 @@ def test_the_first_checkpoints_do_not_say_that_an_epoch_has_begun(
     """Divided anew in the middle of an epoch, a run would go on to other batches."""
     folder = tiny.run(images, tmp_path, "run", f"{DIVIDED} --epochs 3 --save-every 3 --keep 9")
     before = tiny.saved(folder)
-    (middle, *_) = [
+    (*_, middle) = [
         file
         for file in sorted(folder.glob("step_*.pth"))
         if (clock := torch.load(file)["clock"])["epoch"] > 0 and clock["step_in_epoch"] > 0
