@@ -196,11 +196,11 @@ def test_who_reads_a_run_that_goes_on_takes_nothing_for_damage(
 def test_a_checkpoint_that_no_run_of_ours_wrote_is_refused(
     content: dict, said: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "last.pth"
-    save_tensors(path, content)
+    path, ours = tmp_path / "last.pth", {"clock": {}}  # by which a run's are known
+    save_tensors(path, ours | content)
     with pytest.raises(InputError, match=said):
         checkpoints.load_checkpoint(path)
-    fine = {"format": checkpoints.FORMAT, "row": None, "model_state_dict": {}}
+    fine = ours | {"format": checkpoints.FORMAT, "row": None, "model_state_dict": {}}
     save_tensors(path, fine)
     assert checkpoints.load_checkpoint(path) == fine
 
