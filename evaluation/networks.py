@@ -151,6 +151,13 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     trained = content.get("args", {})
     if trained:
         options.kept(trained)  # raises for values that no run can have
+        if names := options.unknown(trained):
+            logger.warning(
+                "%s was trained with %s, which this version of the code does not know; if that "
+                "changes how images are prepared, the numbers are not its run's",
+                path,
+                options.in_words(names),
+            )
     held = net.architecture_of(content, path)
     own = {name: trained[name] for name in KEPT_FLAGS if trained.get(name) is not None}
     # A released file says at most what its input is; published commands give everything else.

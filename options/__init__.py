@@ -40,6 +40,7 @@ from options.stored import (
     closeness,
     configuration,
     continued,
+    in_words,
     is_of,
     kept,
     lengthened,
@@ -48,5 +49,6 @@ from options.stored import (
     same_training,
     same_words,
     settings,
+    unknown,
 )
 from options.training import METRICS

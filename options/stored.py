@@ -17,6 +17,8 @@ from utils import InputError
 
 PAIRS = ("loss_args", "model_args")
 """Options whose values are pairs of a name and a value."""
+BESIDE = ("given", "recipe", "chosen", "at_first", "command")
+"""What a run stores beside its options; only the first versions stored the last one."""
 
 
 def plain(args: Options) -> dict[str, Any]:
@@ -53,6 +55,18 @@ def kept(stored: Mapping[str, Any]) -> Options:
     with contextlib.suppress(InputError):
         args = resolved(args)
     return args
+
+
+def unknown(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run that this version has no flags for, as a newer one has kept them."""
+    known = {*(entry.dest for entry in train_flags()), *BESIDE}
+    return {name: value for name, value in stored.items() if name not in known}
+
+
+def in_words(unknown: Mapping[str, Any]) -> str:
+    """Names of `unknown` options, as flags: `--this and --that`."""
+    names = sorted(f"--{name.replace('_', '-')}" for name in unknown)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _check_undamaged(stored: Mapping[str, Any]) -> None:
@@ -109,9 +123,11 @@ def settings(stored: Mapping[str, Any], *less: Change) -> dict[str, Any]:
 
     Args:
         stored: the options as the run keeps them. less: kinds of flags to leave out.
+
+    Options that this version does not know count too: nobody can say what they change.
     """
     args = kept(stored)
-    return {
+    return {name: str(value) for name, value in unknown(stored).items()} | {
         entry.dest: _spelt(entry, getattr(args, entry.dest))
         for entry in train_flags()
         if entry.change not in less and entry.is_read(args)
@@ -200,12 +216,25 @@ def at_first(stored: Mapping[str, Any]) -> dict[str, Any]:
     return stored.get("at_first", {})
 
 
+def _check_known(stored: Mapping[str, Any]) -> None:
+    """Raises InputError where a run has options of which this version would train without."""
+    if names := unknown(stored):
+        raise InputError(
+            f"the run was begun with {in_words(names)}, which this version of the code does not "
+            "know and would train without; update the code, or start a new run"
+        )
+
+
 def as_begun(args: Options, stored: Mapping[str, Any]) -> Options:
     """The options of a command, for continuing the run `stored` that it began.
 
     Options that the command does not give are taken from the run. So are those that were changed
     for good since the run began (see `lengthened`), even if the command gives them.
+
+    Raises:
+        InputError: the run has an option that this version does not know.
     """
+    _check_known(stored)
     before, said = kept(stored), set(args.given) - at_first(stored).keys()
     unsaid = [entry.dest for entry in train_flags() if entry.change is not Change.NOTHING]
     unsaid = [name for name in unsaid if name != "LOG_DIR" and name not in said]
@@ -229,8 +258,10 @@ def continued(args: Options, stored: Mapping[str, Any]) -> Options:
     """The options of the run to continue, with the flags of this command in their place.
 
     Raises:
-        InputError: a flag would make it another run.
+        InputError: a flag would make it another run, or the run has an option that this version
+            does not know.
     """
+    _check_known(stored)
     before = kept(stored)
     given = {name: getattr(args, name) for name in args.given}
     if "dataset" in given:

@@ -168,6 +168,15 @@ def test_of_several_best_checkpoints_the_newest_is_taken_everywhere(logs, tmp_pa
     assert '"kind": "certainty"' in page or '"kind":"certainty"' in page
 
 
+def test_an_evaluation_says_which_options_of_the_run_it_does_not_know(logs, tmp_path, caplog):
+    content = torch.load(best(logs / "pooling"), weights_only=True)
+    content["args"]["sharper_edges"] = 2.0
+    torch.save(content, tmp_path / "newer.pth")
+    open_checkpoint(tmp_path / "newer.pth")
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "newer.pth was trained with --sharper-edges, which this version" in said
+
+
 def test_a_single_best_checkpoint_makes_a_folder_a_run(logs, tmp_path):
     shutil.copy(best(logs / "heads"), tmp_path)
     shutil.copy(logs / "heads" / "last.pth", tmp_path)

@@ -403,6 +403,23 @@ def test_runs_of_older_versions_go_on_as_they_were(flags, then, now):
     assert options.same_words(stored) != options.same_words(kept(f"{flags} --seed 2"))
 
 
+def test_a_run_of_a_newer_version_is_not_continued_without_its_options():
+    newer = kept("--loss AMLoss") | {"sharper_edges": 2.0}
+    asked = options.parse_train(["--resume-run", "x"])
+    again = options.parse_train(["--loss", "AMLoss", "--resume", "auto"])
+    for go_on, args in ((options.continued, asked), (options.as_begun, again)):
+        with pytest.raises(InputError, match="begun with --sharper-edges, which this version"):
+            go_on(args, newer)
+
+
+def test_runs_that_differ_in_an_option_of_a_newer_version_are_no_seeds_of_each_other():
+    asked = ((1, 2), (2, 2), (3, 4))
+    one, same, other = (kept(f"--seed {seed}") | {"sharper_edges": new} for seed, new in asked)
+    assert options.configuration(one) == options.configuration(same)
+    assert options.configuration(one) != options.configuration(other)
+    assert options.configuration(one) != options.configuration(kept("--seed 2"))
+
+
 def test_a_run_that_an_older_version_clipped_at_infinity_can_be_read():
     stored = {**kept("--clip 1"), "clip": float("inf")}
     assert options.kept(stored).clip == float("inf")
