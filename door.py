@@ -161,12 +161,19 @@ def _lasting(stream: io.TextIOBase) -> io.TextIOBase:
 
 
 def _open_closed_streams() -> None:
-    """Where a standard stream is closed (`>&-`), the next file opened would take its place."""
-    for number in range(3):
+    """Where a standard stream is closed (`2>&-`), what goes there is lost, as in /dev/null.
+
+    Else the next file opened would take its place, and Python has no stream to ask whether it is a
+    terminal; `print` would take standard output for it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 @contextlib.contextmanager

@@ -159,6 +159,19 @@ def test_a_closed_output_is_not_given_to_the_next_file(tmp_path):
     assert done.returncode > 2
 
 
+@pytest.mark.parametrize(
+    "command", ["train.py", "evaluate.py", "search.py", "-m dataset", "-m net"]
+)
+def test_with_closed_errors_a_command_goes_on_and_puts_none_into_its_output(command):
+    """As under a daemon: there is no standard error to write to (`2>&-`)."""
+    for word, status in (("--help", 0), ("--nonsense", 2)):
+        words = [sys.executable, *command.split(), word]
+        shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *words]
+        done = subprocess.run(shell, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert done.returncode == status
+        assert done.stdout.startswith("usage: ") if status == 0 else done.stdout == ""
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ctrl_c_before_there_is_a_run_ends_a_command_in_a_word(command, tmp_path):
     stopping = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
