@@ -189,14 +189,18 @@ class Criterion(nn.Module):
 def check_batch(
     embeddings: Tensor, labels: Tensor, size: int | None = None, classes: int | None = None
 ) -> Tensor:
-    """Raise ValueError for a batch that no loss can use; returns the labels as int64."""
+    """Raise ValueError for a batch that no loss can use.
+
+    Returns the labels as int64, where the embeddings are, as pytorch-metric-learning takes them.
+    """
     check_embeddings(embeddings, size)
+    _check_tensor("Labels", labels)
     if labels.shape != embeddings.shape[:1]:
         raise ValueError(
             f"{len(embeddings)} embeddings came with labels of shape {tuple(labels.shape)}: "
             "give one label for each embedding."
         )
-    if labels.is_floating_point() or labels.dtype == torch.bool:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"Labels must be integers, not {labels.dtype}: convert them with .long().")
     labels = labels.long()
     if classes is not None and labels.device.type == "cpu":
@@ -206,11 +210,12 @@ def check_batch(
                 f"Labels run from {low} to {high} but the loss was built for {classes} classes: "
                 f"number the training classes 0 to {classes - 1}."
             )
-    return labels
+    return labels.to(embeddings.device)
 
 
 def check_embeddings(embeddings: Tensor, size: int | None = None) -> None:
     """Raise ValueError unless embeddings are a non-empty float matrix of this size."""
+    _check_tensor("Embeddings", embeddings)
     if not embeddings.is_floating_point():
         raise ValueError(
             f"Embeddings must be floating-point numbers, not {embeddings.dtype}: convert them with "
@@ -226,6 +231,15 @@ def check_embeddings(embeddings: Tensor, size: int | None = None) -> None:
         raise ValueError(
             f"The embeddings have {embeddings.shape[1]} dimensions but the loss was built for "
             f"{size}: use the same embedding size for the network and the loss."
+        )
+
+
+def _check_tensor(name: str, values: object) -> None:
+    """Raise ValueError for what is no tensor, such as an array or a list."""
+    if not isinstance(values, Tensor):
+        raise ValueError(
+            f"{name} must be a tensor, not {type(values).__name__}: convert them with "
+            "torch.as_tensor()."
         )
 
 

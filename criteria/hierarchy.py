@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from criteria.base import (
     ParameterGroup,
+    check_batch,
     check_not_negative,
     check_positive,
     check_whole,
@@ -82,6 +83,7 @@ class HierLoss(ProxyAnchorLoss):
         self, embeddings: Tensor, labels: Tensor, uncertainty: Tensor | None = None
     ) -> Tensor:
         """The loss, 0-d."""
+        labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
         points = riemannian(to_ball(embeddings, self.curvature, self.clip), self.curvature)
         metric = super().forward(points, labels, uncertainty)
         ancestors = to_ball(self.ancestors, self.curvature, self.clip)

@@ -26,7 +26,7 @@ import criteria
 import losses
 import options
 from criteria.arguments import arguments_of
-from criteria.base import pair_masks
+from criteria.base import check_batch, pair_masks
 from criteria.ddml import log_softplus
 from losses import (
     AMLoss,
@@ -1429,7 +1429,9 @@ def test_a_loss_that_is_no_criterion_is_told_to_be_one(monkeypatch):
 # --- bad input ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["Proxy_Anchor", "AMLoss", "triplet", "ms", "Proxy_NCA"])
+@pytest.mark.parametrize(
+    "name", ["Proxy_Anchor", "AMLoss", "triplet", "ms", "Proxy_NCA", "HIER", "Hyp", "SupCon"]
+)
 def test_bad_batches_are_one_sentence(name):
     criterion = build(name, CLASSES, SIZE)
     good, labels = torch.randn(3, SIZE), torch.tensor([0, 0, 1])
@@ -1438,9 +1440,15 @@ def test_bad_batches_are_one_sentence(name):
         (torch.randn(3, SIZE, 1), labels, "shape"),
         (good, labels[:2], "one label for each"),
         (good, labels.float(), "must be integers"),
+        (good, labels + 0j, "must be integers"),
         (good.long(), labels, "must be floating-point numbers"),
+        (good.numpy(), labels, "Embeddings must be a tensor, not ndarray: convert"),
+        (good.tolist(), labels, "Embeddings must be a tensor, not list: convert"),
+        (good, labels.numpy(), "Labels must be a tensor, not ndarray: convert"),
+        (good, ["a", "a", "b"], "Labels must be a tensor, not list: convert"),
+        (good, None, "Labels must be a tensor, not NoneType"),
     ]
-    if name in ("Proxy_Anchor", "AMLoss", "Proxy_NCA"):
+    if name in ("Proxy_Anchor", "AMLoss", "Proxy_NCA", "HIER"):
         bad += [
             (good, torch.tensor([0, 1, CLASSES]), f"built for {CLASSES} classes"),
             (good, torch.tensor([0, -1, 2]), "from -1 to 2"),
@@ -1450,6 +1458,11 @@ def test_bad_batches_are_one_sentence(name):
         with pytest.raises(ValueError, match=sentence) as caught:
             criterion(embeddings, batch_labels)
         assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_labels_go_to_where_the_embeddings_are():
+    there = check_batch(torch.empty(3, SIZE, device="meta"), torch.tensor([0, 1, 1]).int())
+    assert there.device.type == "meta" and there.dtype == torch.long
 
 
 @pytest.mark.parametrize(
