@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dataset.files import folded
 from index.asking import verdict_of
 from index.files import content_of
-from serving.gallery import Gallery, Query, State
+from serving.gallery import MOST_LISTED, Gallery, Query, State
 from serving.guards import Refused
 from serving.pictures import SIDES, Crop, Shown
 from storage import digest
@@ -119,18 +119,28 @@ class Api:
 
     @staticmethod
     def _entry(state: State, row: str, query: Mapping[str, str]) -> tuple[Entry, int]:
-        """The entry at a row; refuses a row that is none, or has become another's (`check`)."""
+        """The entry at a row, or the one with this `check`, which had that row before others left.
+
+        Refuses a row that is none, and a `check` that is no entry's there or before.
+        """
         number = int(row) if row.isascii() and row.isdigit() and len(row) <= 12 else -1
+        check = query.get("check")
+        if check is not None:
+            return _with_check(state.index, number, check)
         if not 0 <= number < len(state.index):
             rows = f"give 0 to {len(state.index) - 1}" if len(state.index) else "it is empty"
             raise Refused(HTTPStatus.NOT_FOUND, f"the index has no such row; {rows}")
-        entry = state.index.entry(number)
-        if query.get("check", _check(entry)) != _check(entry):
-            raise Refused(
-                HTTPStatus.NOT_FOUND,
-                "this row is another picture's since the index changed; search again",
-            )
-        return entry, number
+        return state.index.entry(number), number
+
+
+def _with_check(index: Index, row: int, check: str) -> tuple[Entry, int]:
+    """The entry with this `check` and its row, which is `row` or, where others left, below it."""
+    last = min(row, len(index) - 1)
+    for number in range(last, max(last - MOST_LISTED, -1), -1):
+        entry = index.entry(number)
+        if _check(entry) == check:
+            return entry, number
+    raise Refused(HTTPStatus.NOT_FOUND, "this picture is no longer in the index; search again")
 
 
 def _same_files(index: Index, own: int | None, body: bytes, crop: Crop | None) -> set[int]:

@@ -15,6 +15,7 @@ let query = null; // {blob, name} or {entry}, and its crop
 const VISIT = performance.timeOrigin; // the browser's history may go back to before a reload
 const queries = []; // all of this visit, so that the browser's Back leads to the one before
 let running = null; // what can stop the search that is at work
+let turn = 0; // counts what was searched from, or is being read to be
 
 // --- elements ------------------------------------------------------------------------------------
 
@@ -28,6 +29,8 @@ function el(tag, attributes, ...children) {
   node.append(...children.filter((child) => child !== null));
   return node;
 }
+// Words for those who hear the page.
+const unseen = (words) => el("span", {class: "unseen"}, words);
 // A name, which may go on in another line after a / or a _.
 const breakable = (name) => (name.match(/[^/_]+[/_]*|[/_]+/g) || []).flatMap((part) => [part, el("wbr")]);
 const count = (number, word) => `${number.toLocaleString("en")} ${number === 1 ? word : `${word}s`}`;
@@ -38,7 +41,12 @@ const fromHere = (address) => address.replace(/^\//, "");
 
 // --- asking --------------------------------------------------------------------------------------
 
-class Refusal extends Error {}
+class Refusal extends Error {
+  constructor(sentence, status) {
+    super(sentence);
+    this.status = status;
+  }
+}
 
 async function ask(address, options) {
   let answer;
@@ -52,8 +60,8 @@ async function ask(address, options) {
   try { content = await answer.json(); } catch (error) { if (error.name === "AbortError") throw error; }
   if (answer.ok && content !== null) return content;
   const sentence = content && content.error;
-  if (sentence) throw new Refusal(`${sentence[0].toUpperCase()}${sentence.slice(1)}.`);
-  throw new Refusal(BY_STATUS[answer.status] || `The server answered ${answer.status}.`);
+  const said = sentence ? `${sentence[0].toUpperCase()}${sentence.slice(1)}.` : BY_STATUS[answer.status];
+  throw new Refusal(said || `The server answered ${answer.status}.`, answer.status);
 }
 
 // Does the work of one search; a newer one takes its place.
@@ -71,7 +79,9 @@ async function working(words, work) {
       $("status").textContent = "";
       $("legend").textContent = "";
       $("neighbours").replaceChildren();
-      complain(error.message, () => refresh());
+      // What has left the index is not there the next time either.
+      const left = error.status === 404 && query && query.entry;
+      complain(error.message, left ? ["Show the index", () => begin(null)] : ["Try again", refresh]);
     }
     if (!(error instanceof Refusal) && error.name !== "AbortError") throw error;
   } finally {
@@ -83,9 +93,10 @@ async function working(words, work) {
   }
 }
 
-function complain(sentence, again) {
-  const button = again ? el("button", {type: "button", onclick: again}, "Try again") : null;
-  $("trouble").replaceChildren(el("p", {}, sentence), ...(button ? [button] : []));
+// `way`, words and what they do, is a way out that is offered.
+function complain(sentence, way) {
+  const buttons = way ? [el("button", {type: "button", onclick: way[1]}, way[0])] : [];
+  $("trouble").replaceChildren(el("p", {}, sentence), ...buttons);
   $("trouble").scrollIntoView({block: "nearest"});
 }
 
@@ -157,21 +168,19 @@ const verdict = (entry) => (entry.verdict && entry.same_file ? "same file" : ent
 
 function card(entry) {
   const scored = entry.cosine !== undefined;
-  const title = entry.label === null ? entry.name : entry.label;
-  const spoken = [title, entry.label === null ? null : entry.name,
-    scored ? `cosine ${cosine(entry.cosine)}` : null, scored ? verdict(entry) : null, entry.gone ? "file is gone" : null];
+  const title = titleOf({entry});
   const called = scored && entry.verdict
-    ? el("span", {class: `verdict ${entry.verdict}`}, `${SIGNS[entry.verdict]} ${verdict(entry)}`) : null;
+    ? el("span", {class: `verdict ${entry.verdict}`}, unseen(", "), el("span", {"aria-hidden": "true"}, `${SIGNS[entry.verdict]} `), verdict(entry)) : null;
   return el("li", {},
     el("button", {
       type: "button", class: `neighbour ${scored && entry.verdict ? `is-${entry.verdict}` : ""}`, title: entry.id,
-      "aria-label": `${spoken.filter(Boolean).join(", ")}; search on from here`,
-      onclick: () => begin({entry}),
+      onclick: () => begin({entry, crop: null}),
     },
     thumbnail(entry),
     el("b", {}, ...breakable(title)),
-    entry.label === null ? null : el("span", {class: "name"}, entry.name),
-    scored ? el("span", {class: "score"}, el("span", {}, cosine(entry.cosine)), called) : null));
+    ...(entry.label === null ? [] : [unseen(", "), el("span", {class: "name"}, entry.name)]),
+    scored ? el("span", {class: "score"}, el("span", {}, unseen(", cosine "), cosine(entry.cosine)), called) : null,
+    unseen("; search on from here")));
 }
 
 // What there is, before anything is searched for.
@@ -193,13 +202,13 @@ function browse() {
 
 // --- the query -----------------------------------------------------------------------------------
 
+// Searches from a picture or an entry; null shows the index.
 function begin(asked) {
-  asked.crop = null;
   queries.push(asked);
-  history.pushState({visit: VISIT, query: queries.length - 1, entry: asked.entry}, "");
+  history.pushState({visit: VISIT, query: queries.length - 1, entry: asked?.entry}, "");
   take(asked);
   // What had the focus is about to be replaced.
-  if (asked.entry) { window.scrollTo({top: 0}); $("found-title").focus({preventScroll: true}); }
+  if (!asked?.blob) { window.scrollTo({top: 0}); $("found-title").focus({preventScroll: true}); }
 }
 
 // The query of a place in the browser's history. A picture that was given before a reload is gone.
@@ -210,18 +219,27 @@ function askedAt(state) {
 
 function take(asked) {
   query = asked;
+  turn += 1;
   drag = null;
   $("hint").hidden = asked !== null;
   $("shown").hidden = asked === null;
   if (asked !== null) picture(asked);
+  entitle(asked);
   drawCrop();
   return refresh();
+}
+
+const titleOf = ({entry, name}) => (entry ? entry.label ?? entry.name : name);
+
+// Of the window, so that the entries of the browser's history can be told apart.
+function entitle(asked) {
+  document.title = [asked && titleOf(asked), facts && facts.name, "search by picture"].filter(Boolean).join(" · ");
 }
 
 function picture(asked) {
   const image = $("picture");
   const entry = asked.entry;
-  const title = entry ? (entry.label === null ? entry.name : entry.label) : asked.name;
+  const title = titleOf(asked);
   const more = entry ? (entry.label === null ? "of the index" : `${entry.name}, of the index`) : "your picture";
   $("what").replaceChildren(el("b", {}, title), el("span", {}, more));
   image.alt = `The query: ${title}`;
@@ -252,7 +270,7 @@ $("picture").addEventListener("error", () => {
   canCrop(false);
 });
 
-function upload(files) {
+async function upload(files) {
   const file = Array.from(files).find((one) => one.type.startsWith("image/") || one.type === "");
   if (!file) return complain("This is not a picture. Give a file such as a JPEG or a PNG.");
   if (facts && file.size > facts.most_bytes) {
@@ -260,7 +278,12 @@ function upload(files) {
     return complain(`${file.name} has ${have} MB, and at most ${most} MB are accepted. Save it smaller.`);
   }
   if (file.size === 0) return complain(`${file.name} is empty. Choose another file.`);
-  return begin({blob: file, name: file.name || "pasted picture"});
+  const own = turn += 1;
+  // Read now: the file may change or go while it is searched from, and a folder is no file.
+  const content = await file.arrayBuffer().catch(() => null);
+  if (own !== turn) return null; // something else was chosen meanwhile
+  if (content === null) return complain(`${file.name} cannot be read. Give a file that is there, and no folder.`);
+  return begin({blob: new Blob([content], {type: file.type}), name: file.name || "pasted picture", crop: null});
 }
 
 for (const id of ["choose", "take"]) {
@@ -271,8 +294,10 @@ for (const id of ["choose", "take"]) {
 }
 
 document.addEventListener("paste", (event) => {
-  const files = event.clipboardData ? event.clipboardData.files : [];
-  if (files.length) { event.preventDefault(); upload(files); }
+  const {files, types} = event.clipboardData || {files: [], types: []};
+  // Spreadsheets and word processors copy a picture of the text beside it: a field wants the text.
+  const wanted = event.target !== $("label") || !types.includes("text/plain");
+  if (files.length && wanted) { event.preventDefault(); upload(files); }
 });
 
 const carries = (event, kind) => Array.from(event.dataTransfer.types).includes(kind);
@@ -361,7 +386,7 @@ for (const [number, input] of edges.entries()) {
     // An edge stops before the opposite one.
     crop[number] = number < 2 ? Math.min(value, crop[number + 2] - 0.01) : Math.max(value, crop[number - 2] + 0.01);
     setCrop(crop.every((edge, i) => Math.abs(edge - WHOLE[i]) < 1e-6) ? null : crop);
-    later(search);
+    later(refresh);
   });
 }
 
@@ -406,7 +431,6 @@ function introduce(entries) {
 async function start() {
   try {
     facts = await ask("api/info");
-    document.title = `${facts.name}: search by picture`;
     introduce(facts.entries);
     document.documentElement.setAttribute("data-upright", facts.upright ? "yes" : "no");
   } catch (error) {
