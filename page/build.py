@@ -18,6 +18,10 @@ from page.thumbnails import Thumbnails
 
 PICTURES = 4_000_000  # bytes of thumbnails in the page of one run, so that it stays below 5 MB
 PICTURES_MORE = 1_200_000  # for each further run
+WITHOUT_SCRIPT = (
+    '<noscript><p class="warning">Curves, galleries, the map and what was learned are left out: '
+    "they are drawn by JavaScript, which is off.</p></noscript>"
+)
 
 
 def thumbnails(runs: int) -> Thumbnails:
@@ -79,7 +83,7 @@ def _head(title: str, runs: Sequence[Explained]) -> str:
     switches = _switches(runs) if len(runs) > 1 else ""
     return (
         f'<header id="top"><h1>{as_text(title)}</h1><p class="lead">{as_text(about.lead(runs))}</p>'
-        f"{switches}</header>"
+        f"{switches}{WITHOUT_SCRIPT}</header>"
     )
 
 

@@ -91,8 +91,8 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 def navigation(links: Iterable[tuple[str, str]]) -> str:
     """Links to the parts of the page, by anchor, and the switch of its colours."""
     anchors = "".join(f'<a href="#{name}">{words}</a>' for name, words in links)
-    switch = '<span class="end"><button data-theme-switch>light / dark</button></span>'
-    return f"<nav><div>{anchors}{switch}</div></nav>"
+    switch = "<button data-theme-switch>light / dark</button>"
+    return f'<nav><div><span class="links">{anchors}</span>{switch}</div></nav>'
 
 
 def table(head: str, lines: Iterable[str], kind: str = "") -> str:
@@ -114,7 +114,7 @@ def column(name: str) -> str:
 
 def named(name: str) -> str:
     """The name of something in a table's cell."""
-    return f'<div class="named">{breakable(name)}</div>'
+    return f'<span class="named">{breakable(name)}</span>'
 
 
 def breakable(value: object) -> str:

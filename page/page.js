@@ -38,6 +38,16 @@ const percent = (value) => `${(100 * value).toFixed(1)} %`;
 const counted = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
 // A name among other words: one that is written from the right does not turn them around.
 const bidi = (name) => `\u2068${name}\u2069`;
+// The same as an element, which goes on in another line after a / or a _. A name that is longer than
+// a line is shown by its ends; the pointer, and the large picture, tell all of it.
+const LONGEST = 64;
+function named(name) {
+  const letters = Array.from(name), long = letters.length > LONGEST;
+  const shown = long ? `${letters.slice(0, LONGEST / 2).join("")}…${letters.slice(-LONGEST / 4).join("")}` : name;
+  const parts = shown.match(/[^/_]+[/_]*|[/_]+/g) || [];
+  return el("bdi", {title: long ? name : null}, parts.flatMap((part) => [part, el("wbr")]));
+}
+const headRow = (names) => el("thead", {}, el("tr", {}, names.map((name) => el("th", {scope: "col"}, name))));
 
 // A picture that opens large on a click: `more` are lines about it, beside its name and its file.
 function picture(number, name, ...more) {
@@ -244,7 +254,7 @@ function axes(root, width, height, x, y, {log, whole, wholeY, xName, noX} = {}) 
 // series: {name, colour, points: [[x, y]], run, dash}; those of runs that are off are left out.
 function lineChart(host, {title, note, series, xName, log, band, marks = [], height = 178}) {
   const start = frame(host, title, note, height);
-  return start((root, width) => {
+  const redraw = start((root, width) => {
     const visible = series.filter((s) => s.run === undefined || shown.has(s.run));
     const points = visible.flatMap((s) => s.points).filter((p) => p[1] !== null && (!log || p[1] > 0));
     const area = band ? band.flatMap((b) => [[b[0], b[1]], [b[0], b[2]]]) : [];
@@ -252,6 +262,7 @@ function lineChart(host, {title, note, series, xName, log, band, marks = [], hei
       root.append(svg("text", {x: width / 2, y: height / 2, "text-anchor": "middle"}, "nothing to show"));
       return;
     }
+    root.setAttribute("aria-label", spoken(title, xName, visible));
     const all = [...points, ...area];
     const x = extent(all.map((p) => p[0]), 0), heights = all.map((p) => p[1]);
     const y = log ? logExtent(heights) : extent(heights, 0.06);
@@ -302,6 +313,21 @@ function lineChart(host, {title, note, series, xName, log, band, marks = [], hei
     pad.addEventListener("pointerleave", () => { cursor.replaceChildren(); hush(); });
     root.append(cursor, pad);
   });
+  // The lines of runs have the buttons above the page for a legend.
+  if (series.length > 1 && series[0].run === undefined) host.lastChild.append(legend(series));
+  return redraw;
+}
+
+const legend = (series) => el("p", {class: "legend"}, series.map((s) => el("span", {},
+  svg("svg", {class: "stroke", viewBox: "0 0 20 8", "aria-hidden": "true"},
+    svg("line", {x1: 0, x2: 20, y1: 4, y2: 4, style: {stroke: s.colour, "stroke-dasharray": s.dash ? "4 3" : "none"}})),
+  named(s.name))));
+
+// A chart in words: where each line begins and ends.
+function spoken(title, xName, series) {
+  const at = ([x, y]) => `${show(y)} at ${xName || ""} ${show(x)}`;
+  const course = (s) => `${series.length > 1 ? `${s.name}: ` : ""}from ${at(s.points[0])} to ${at(s.points[s.points.length - 1])}`;
+  return `${title}. ${series.filter((s) => s.points.length).map(course).join("; ")}`;
 }
 
 // points: [x, y, name, image]
@@ -419,17 +445,16 @@ function drawGalleries(host, run) {
   const groups = run.galleries || [];
   host.append(...doubts(run));
   if (!groups.length) { host.append(el("p", {class: "note"}, run.missing || "No embeddings, no neighbours.")); return; }
-  const tabs = el("div", {class: "tabs", role: "tablist"});
+  const tabs = el("div", {class: "tabs", role: "group", "aria-label": "which queries"});
   const about = el("p", {class: "about"});
   const rows = el("div", {class: "card scroll"});
   const open = (group, tab) => {
-    for (const b of tabs.children) b.setAttribute("aria-selected", String(b === tab));
+    for (const b of tabs.children) b.setAttribute("aria-pressed", String(b === tab));
     about.textContent = group.about;
     rows.replaceChildren(...group.rows.map(galleryRow));
   };
   for (const group of groups) {
-    const tab = el("button", {role: "tab", onclick: (event) => open(group, event.currentTarget)}, group.title);
-    tabs.append(tab);
+    tabs.append(el("button", {type: "button", onclick: (event) => open(group, event.currentTarget)}, group.title));
   }
   host.append(tabs, about, el("p", {class: "legend"},
     el("span", {}, el("i", {}), "right: the query's class"), el("span", {}, el("i", {class: "wrong"}), "wrong: another class"),
@@ -448,7 +473,7 @@ function galleryRow(row) {
   const where = whereRight(row);
   return el("div", {class: "row", "data-together": ""},
     el("div", {class: "query"}, picture(row.image, row.name, "the query", where),
-      el("div", {class: "name"}, row.name, where ? el("span", {class: "where"}, where) : null)),
+      el("div", {class: "name"}, named(row.name), where ? el("span", {class: "where"}, where) : null)),
     el("div", {class: "found"}, row.found.map((hit, i) => el("div", {
       class: hit.right ? "cell" : "cell wrong",
       onpointermove: (event) => tell(event, imageTip(hit.image), el("b", {}, hit.name),
@@ -469,7 +494,7 @@ function drawConfusions(host, run) {
     host.append(el("p", {class: "note"}, "No query's nearest image is of another class."));
   } else {
     host.append(el("div", {class: "pairs"}, run.confusions.map((pair) => el("div", {class: "card pair"},
-      el("div", {class: "who"}, `${bidi(pair.names[0])} ↔ ${bidi(pair.names[1])}`),
+      el("div", {class: "who"}, named(pair.names[0]), " ↔ ", named(pair.names[1])),
       el("div", {class: "how"}, `${pair.counts[0]} of ${pair.sizes[0]} taken for the second, ${pair.counts[1]} of ${pair.sizes[1]} for the first`),
       el("div", {class: "duos"}, pair.examples.map((e) => el("div", {class: "duo", "data-together": "",
         onpointermove: (event) => tell(event, imageTip(e.query), el("b", {}, e.of), line(null, `taken for ${bidi(e.as)}`, show(e.cosine))),
@@ -481,9 +506,9 @@ function drawConfusions(host, run) {
   if (lowest.length && never > lowest.length) host.append(el("p", {class: "note"}, `${lowest.length} of the ${never.toLocaleString("en")} classes of which no query's nearest image is right.`));
   host.append(grid);
   if (lowest.length) grid.append(el("div", {class: "card scroll"}, el("table", {class: "ranked"},
-    el("thead", {}, el("tr", {}, el("th", {}, "images"), el("th", {}, "class"), el("th", {}, "R@1, %"), el("th", {}, "queries"))),
+    headRow(["images", "class", "R@1, %", "queries"]),
     el("tbody", {}, lowest.map((c) => el("tr", {},
-      el("td", {}, c.images.map((i) => picture(i, c.name))), el("td", {}, el("div", {class: "named"}, c.name)),
+      el("td", {}, c.images.map((i) => picture(i, c.name))), el("td", {}, el("span", {class: "named"}, named(c.name))),
       el("td", {}, (100 * c.score).toFixed(0)), el("td", {}, c.size)))))));
   const side = el("div", {});
   grid.append(side);
@@ -501,10 +526,9 @@ function drawPairs(host, run) {
   const grid = el("div", {class: "charts wide"});
   host.append(grid);
   lineChart(grid, {title: "cosines of pairs, % of their kind", note: `${counted(found.queries, "query", "queries")} with all images`, xName: "cosine", height: 240,
-    marks: found.marks, series: [{name: "one class", colour: "var(--right)", points: points(found.same)},
-      {name: "two classes", colour: "var(--wrong)", points: points(found.different)}]});
-  host.append(el("p", {class: "legend space"}, el("span", {}, el("span", {class: "dot", style: {background: "var(--right)"}}), " pairs of one class"),
-    el("span", {}, el("span", {class: "dot", style: {background: "var(--wrong)"}}), " pairs of two classes"), found.marks.length ? el("span", {}, "dashed: the recommended thresholds") : null));
+    marks: found.marks, series: [{name: "pairs of one class", colour: "var(--right)", points: points(found.same)},
+      {name: "pairs of two classes", colour: "var(--wrong)", points: points(found.different)}]});
+  if (found.marks.length) grid.append(el("p", {class: "note"}, "Upright and dashed: the recommended thresholds."));
 }
 
 const CLOSEST = 40; // times that a map is magnified at most
@@ -559,12 +583,14 @@ function drawMap(host, run) {
     redraw();
   });
   host.append(el("div", {class: "tabs"}, search, wrong.size ? errors : null,
-    button("−", "zoom out", () => magnify(1 / 1.6)), button("+", "zoom in", () => magnify(1.6)), button("all", "the whole map", all), found));
+    button("−", "zoom out", () => magnify(1 / 1.6)), button("+", "zoom in", () => magnify(1.6)), button("all", "all: the whole map", all), found));
   if (map.note) host.append(el("p", {class: "note"}, map.note));
 
   frame(host, "each point an image, each colour a class", phone ? "pinch to zoom, tap a point" : "wheel or + − to zoom, drag to move, click a point", height)((root, width) => {
     size = [width, height];
     root.setAttribute("class", "map");
+    root.setAttribute("role", "application"); // it has keys of its own
+    root.setAttribute("aria-label", "map of the embedding: + and − zoom, the arrows move, 0 shows all");
     root.setAttribute("tabindex", "0");
     const layer = svg("g", {}), pictures = svg("g", {});
     const dots = map.points.map((p) => svg("circle", {class: "point", r: 4,
@@ -714,9 +740,8 @@ const kinds = {
       scatter(grid, {title: `${s.y} against ${s.x}`, note: `rank correlation ${s.correlation.toFixed(2)} [${s.low.toFixed(2)}, ${s.high.toFixed(2)}]`, points: s.points, xName: s.x, yName: s.y});
     }
     const table = (title, rows) => el("div", {class: "card scroll"}, el("b", {}, title), el("table", {class: "ranked"},
-      el("thead", {}, el("tr", {}, el("th", {}, "images"), el("th", {}, "class"), el("th", {}, part.value),
-        rows[0].spread === null ? null : el("th", {}, "spread"), rows[0].nearest === null ? null : el("th", {}, "nearest proxy"))),
-      el("tbody", {}, rows.map((r) => el("tr", {}, el("td", {}, r.images.map((i) => picture(i, r.name))), el("td", {}, el("div", {class: "named"}, r.name)),
+      headRow(["images", "class", part.value, ...(rows[0].spread === null ? [] : ["spread"]), ...(rows[0].nearest === null ? [] : ["nearest proxy"])]),
+      el("tbody", {}, rows.map((r) => el("tr", {}, el("td", {}, r.images.map((i) => picture(i, r.name))), el("td", {}, el("span", {class: "named"}, named(r.name))),
         el("td", {}, figures(r.value)), rows[0].spread === null ? null : el("td", {}, r.spread === null ? "–" : figures(r.spread)),
         rows[0].nearest === null ? null : el("td", {}, figures(r.nearest)))))));
     host.append(el("div", {class: "two"}, table(`largest ${part.value}s`, part.largest), table(`smallest ${part.value}s`, part.smallest)),
@@ -724,7 +749,7 @@ const kinds = {
   },
   pairs: (host, part) => {
     host.append(el("div", {class: "pairs"}, part.pairs.map((pair) => el("div", {class: "card pair"},
-      el("div", {class: "who"}, `${bidi(pair.names[0])} ↔ ${bidi(pair.names[1])}`), el("div", {class: "how"}, `cosine ${show(pair.value)}`),
+      el("div", {class: "who"}, named(pair.names[0]), " ↔ ", named(pair.names[1])), el("div", {class: "how"}, `cosine ${show(pair.value)}`),
       el("div", {class: "duos"}, pair.images.map((side, i) => el("div", {class: "duo"}, side.map((n) => picture(n, pair.names[i])))))))));
     const grid = el("div", {class: "charts wide space"});
     host.append(grid);
@@ -769,7 +794,7 @@ const kinds = {
       el("span", {}, `dark 0, light ${show(part.most)}`)), canvas));
     if (count > 1 && count <= 12) {
       host.append(el("div", {class: "card scroll space"}, el("b", {}, "cosines between the masks"), el("table", {},
-        el("tbody", {}, part.cosines.map((r, i) => el("tr", {}, el("td", {}, `cluster ${i}`), r.map((v) => el("td", {}, v.toFixed(2)))))))));
+        headRow(["mask of", ...part.cosines.map((_, i) => `cluster ${i}`)]), el("tbody", {}, part.cosines.map((r, i) => el("tr", {}, el("td", {}, `cluster ${i}`), r.map((v) => el("td", {}, v.toFixed(2)))))))));
     }
   },
   clusters: (host, part) => {
@@ -829,24 +854,37 @@ function drawRun() {
 
 function sortable(table) {
   const heads = [...table.querySelectorAll("th[data-sort]")];
-  const press = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); event.currentTarget.click(); } };
-  heads.forEach((head) => head.setAttribute("tabindex", "0"));
-  heads.forEach((head) => head.addEventListener("keydown", press));
+  const onkeydown = (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); event.currentTarget.click(); } };
+  // No <button>, whose words would be missing from a table that is copied.
+  heads.forEach((head) => head.append(el("span", {role: "button", tabindex: "0", onkeydown}, ...head.childNodes)));
   heads.forEach((head) => head.addEventListener("click", () => {
-    const column = head.cellIndex, down = head.getAttribute("aria-sort") === "descending";
-    heads.forEach((h) => h.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", down ? "ascending" : "descending");
+    const column = head.cellIndex, before = head.getAttribute("aria-sort");
     const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
     const rows = [...table.tBodies[0].rows];
     const numeric = rows.every((r) => key(r) === "" || !Number.isNaN(Number(key(r))));
+    // Numbers from the highest on first, words from A on.
+    const up = before ? before === "descending" : !numeric;
+    heads.forEach((h) => h.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
     rows.sort((a, b) => {
       const x = key(a), y = key(b);
       if (x === "" || y === "") return (x === "") - (y === "");
-      const order = numeric ? Number(x) - Number(y) : x.localeCompare(y);
-      return down ? order : -order;
+      const order = numeric ? Number(x) - Number(y) : x.localeCompare(y, "en", {numeric: true});
+      return up ? order : -order;
     });
     table.tBodies[0].append(...rows);
   }));
+}
+
+// What is wider than its card can be scrolled by keys as well.
+function reachable(box) {
+  const heading = box.closest("section").querySelector("h2").textContent;
+  new ResizeObserver(() => {
+    const wider = box.scrollWidth > box.clientWidth;
+    for (const [name, value] of Object.entries({tabindex: "0", role: "region", "aria-label": heading})) {
+      if (wider) box.setAttribute(name, value); else box.removeAttribute(name);
+    }
+  }).observe(box);
 }
 
 const system = window.matchMedia("(prefers-color-scheme: dark)");
@@ -869,6 +907,7 @@ for (const b of document.querySelectorAll("[data-choose]")) {
 }
 for (const dot of document.querySelectorAll("[data-colour]")) dot.style.background = colour(Number(dot.dataset.colour));
 document.querySelectorAll("table.sortable").forEach(sortable);
+document.querySelectorAll(".scroll:not(:has(button))").forEach(reachable);
 window.addEventListener("scroll", hush, {passive: true});
 if (RUNS.length) { drawCourses(); drawRun(); }
 document.documentElement.setAttribute("data-ready", "");

@@ -13,7 +13,7 @@ WIDTH, LEFT, RIGHT, STEP = 460, 14, 446, 40
 """Of the chart with a line per row: narrow, so that it can be read on a phone."""
 
 STYLE = """<style>
-.plot { margin: 12px 0 0; } .plot svg { max-width: 660px; }
+.charts .plot { margin: 0; } .plot { margin: 12px 0 0; } .plot svg { max-width: 520px; }
 .plot text { font-size: 13px; fill: var(--ink); } .plot .soft { fill: var(--soft); }
 .plot line { stroke: var(--line); } .plot .zero { stroke: var(--soft); }
 .plot .bar { stroke: var(--accent); stroke-width: 2.5; } .plot .dot { fill: var(--accent); }

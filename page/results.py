@@ -21,7 +21,8 @@ def table(runs: Sequence[Explained]) -> str:
     best: Numbers = {}
     if len(own) > 1:
         best = {name: max(row.numbers.get(name, -1.0) for row in own) for name in names}
-    head = "".join(f'<th scope="col">{column(name)}</th>' for name in ("", *names))
+    first = "run" if len(runs) > 1 else "data"
+    head = "".join(f'<th scope="col">{column(name)}</th>' for name in (first, *names))
     lines = (_line(row, names, {} if _is_published(row) else best) for row in rows)
     note = f'<p class="note space">{as_text(meanings.in_words(names))}</p>'
     return f"{document.table(head, lines)}{warnings(_doubts(runs))}{note}"

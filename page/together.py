@@ -13,6 +13,7 @@ from evaluation import meanings, tables
 from page import plots
 from page.document import (
     as_text,
+    breakable,
     column,
     document,
     named,
@@ -52,7 +53,8 @@ def _parts(groups: Sequence[Line], single: Sequence[Line]) -> list[tuple[str, st
     """Anchor, title, HTML and what is said of it, of each part that there is something for."""
     parts = []
     if groups:
-        content = _table(groups) + "".join(_seeds(groups, single, name) for name in CHARTED)
+        charts = "".join(_seeds(groups, single, name) for name in CHARTED)
+        content = f'{_table(groups)}<div class="charts wide space">{charts}</div>'
         about = (
             "Runs that differ only in the seed: mean ± half of its 95 % interval over the seeds."
         )
@@ -119,7 +121,9 @@ def _html_row(line: Line, names: Sequence[str]) -> str:
     for name in ABOUT:
         key = line.sort.get(name)
         value = f' data-value="{key:.6g}"' if key is not None else ""
-        cells.append(f"<td{value}{_aligned(name)}>{as_text(line.about[name])}</td>")
+        words = breakable(line.about[name])
+        content = f"<span>{words}</span>" if name in WORDS else words
+        cells.append(f"<td{value}{_aligned(name)}>{content}</td>")
     for name in names:
         if name not in line.best:
             cells.append('<td data-value=""></td>')

@@ -1306,8 +1306,9 @@ def test_hover_tabs_and_map_work(browser, page):
     assert "epoch" in tip.inner_text() and "R@1" in tip.inner_text()
     rows = window.locator("#galleries-here .row")
     before = rows.first.inner_text()
-    window.get_by_role("tab", name="Worst").click()
-    assert window.get_by_role("tab", name="Worst").get_attribute("aria-selected") == "true"
+    worst = window.get_by_role("button", name="Worst", exact=True)
+    worst.click()
+    assert worst.get_attribute("aria-pressed") == "true"
     assert rows.count() and rows.first.inner_text() != before
     rows.first.locator(".cell").first.hover()
     assert "cosine" in tip.inner_text() and tip.locator("img").count() == 1
@@ -1414,18 +1415,128 @@ def test_a_class_called_script_runs_nothing(browser, tmp_path):
 
 
 @pytest.mark.slow
-def test_table_of_runs_is_sorted_by_a_click(browser, logs):
-    compare(logs)
-    window, said = opened(browser, logs / "runs.html")
+def test_table_of_runs_is_sorted_by_a_click(browser, logs, tmp_path):
+    for name, copy in (("first", "first"), ("second", "second"), ("other", "other")):
+        shutil.copytree(logs / name, tmp_path / copy)
+    for name in ("run9", "run10"):
+        shutil.copytree(logs / "first", tmp_path / name)
+    compare(tmp_path)
+    window, said = opened(browser, tmp_path / "runs.html")
     head = window.locator("#runs th", has_text="R@1").first
-    for order, act in ((True, head.click), (False, lambda: head.press("Enter"))):
+    button = head.get_by_role("button")
+    for order, act in ((True, head.click), (False, lambda: button.press("Enter"))):
         act()
         column = head.evaluate("head => head.cellIndex") + 1
         cells = window.locator(f"#runs td:nth-child({column})").evaluate_all(
             "cells => cells.map(cell => Number(cell.dataset.value))"
         )
         assert cells == sorted(cells, reverse=order)
+    names = window.locator("#runs tbody td:first-child")
+    for step in (1, -1):
+        window.locator("#runs th").first.click()
+        assert names.all_inner_texts() == ["first", "other", "run9", "run10", "second"][::step]
     assert said == []
+
+
+COPIED = """where => {
+  const range = document.createRange(), chosen = getSelection();
+  range.selectNode(document.querySelector(where));
+  chosen.removeAllRanges();
+  chosen.addRange(range);
+  return chosen.toString();
+}"""
+
+
+@pytest.mark.slow
+def test_tables_are_copied_as_numbers_in_rows(browser, page, logs):
+    """As a spreadsheet takes them: a head, and one number in a cell."""
+    compare(logs)
+    for file, where, runs in ((page, "#results", 1), (logs / "runs.html", "#runs", 3)):
+        window, _ = opened(browser, file)
+        found = window.evaluate(COPIED, f"{where} table").strip("\n").split("\n")
+        head, *rows = [line.split("\t") for line in found]
+        assert len(rows) == runs and {len(row) for row in rows} == {len(head)}
+        for name in ("R@1", "MAP@R", "NMI"):
+            assert all(0 <= float(row[head.index(name)]) <= 100 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run whose classes have names as CUB's, and one that never ends."""
+    folder = tmp_path_factory.mktemp("odd")
+    images = tiny.write_images(folder / "data")
+    for split, names in (("train", ""), ("eval", "e")):
+        for c in range(8):
+            name = "x" * 200 if c == 7 else f"{names}{c}01.Black_throated_Blue_Warbler_in_winter"
+            (images / split / f"{split}{c}").rename(images / split / f"{names}{name}")
+    return report.make([tiny.run(images, folder, "run", "--loss AMLoss --epochs 2 --warm 0")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_names_push_no_number_out_of_sight(browser, odd, width):
+    window, said = opened(browser, odd, viewport={"width": width, "height": 900})
+    assert window.evaluate("document.documentElement.scrollWidth") <= width
+    ranked = window.locator("#confusions .scroll, [data-kind='class-values'] .scroll")
+    hidden = ranked.evaluate_all("all => all.map((box) => box.scrollWidth - box.clientWidth)")
+    assert len(hidden) == 3 and max(hidden) <= (0 if width == 1280 else 140)
+    assert hidden[0] == 0
+    rows = window.locator(".row").evaluate_all("rows => rows.map((row) => row.offsetHeight)")
+    assert max(rows) < 300
+    name = window.locator(".row .name bdi[title]").first
+    assert name.get_attribute("title") == "e" + "x" * 200 and len(name.inner_text()) < 70
+    name.locator("xpath=../..").locator("button").click()
+    assert "e" + "x" * 200 in window.locator("#large").inner_text() and said == []
+
+
+@pytest.mark.slow
+def test_colours_of_the_readers_own_show_what_is_chosen(browser, two):
+    window, _ = opened(browser, two, forced_colors="active")
+    colour = "button => getComputedStyle(button).backgroundColor"
+    for where in (".tabs:has([data-across])", "#choose .tabs", "#galleries-here .tabs"):
+        buttons = window.locator(f"{where} button")
+        colours = [button.evaluate(colour) for button in buttons.all()]
+        assert colours[0] not in colours[1:], where
+    dots = window.locator(".runs .dot").evaluate_all(f"dots => dots.map({colour})")
+    assert len(set(dots)) == 2, "they tell the lines of the charts apart"
+
+
+@pytest.mark.slow
+def test_without_javascript_a_page_says_what_is_missing_and_shows_the_rest(browser, page, logs):
+    compare(logs)
+    for file, missing in ((page, True), (logs / "runs.html", False)):
+        window = browser.new_context(java_script_enabled=False).new_page()
+        window.goto(file.resolve().as_uri())
+        assert ("JavaScript, which is off" in window.locator("header").inner_text()) == missing
+        assert window.locator("section").locator("visible=true").count() == (3 if missing else 2)
+        assert window.locator("button").locator("visible=true").count() == 0
+        window.context.close()
+
+
+@pytest.mark.slow
+def test_keys_and_screen_readers_reach_what_is_seen(browser, page, logs):
+    compare(logs)
+    for file in (page, logs / "runs.html"):
+        window, said = opened(browser, file, viewport={"width": 390, "height": 800})
+        heads = window.locator("th")
+        assert all(heads.evaluate_all("all => all.map((th) => th.scope && th.innerText.trim())"))
+        wide = window.locator(".scroll:not(:has(button))").evaluate_all(
+            "all => all.filter((box) => box.scrollWidth > box.clientWidth)"
+            ".map((box) => [box.tabIndex, box.role, box.ariaLabel])"
+        )
+        assert wide and all(found[:2] == [0, "region"] and found[2] for found in wide)
+        links = window.locator("nav a").evaluate_all("all => all.map((a) => a.offsetHeight)")
+        assert min(links) >= 24 and said == []
+        box = window.locator(".scroll:not(:has(button))").last
+        box.evaluate("box => { box.scrollLeft = 500; }")
+        first = box.locator("tbody td").first
+        assert first.bounding_box()["x"] == pytest.approx(box.bounding_box()["x"] + 14, abs=1)
+    window, _ = opened(browser, page)
+    chart = window.locator("#curves-here svg").first.get_attribute("aria-label")
+    assert re.fullmatch(r"R@1, %\. from [\d.]+ at epoch 1 to [\d.]+ at epoch 2", chart)
+    courses = window.locator(".chart", has_text="how the margins moved")
+    legend = courses.locator(".legend").inner_text()
+    assert {"median", "smallest", "largest"} <= set(legend.split()) and "train0" in legend
 
 
 @pytest.fixture(scope="module")
