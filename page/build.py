@@ -91,7 +91,8 @@ def _switches(runs: Sequence[Explained]) -> str:
     """A button for each run that shows and hides its curves."""
     buttons = [
         f'<button class="run" data-toggle="{i}" aria-pressed="true">'
-        f'<span class="dot" data-colour="{i}"></span>{as_text(run.record.title)}</button>'
+        f'<svg class="stroke" viewBox="0 0 20 8" aria-hidden="true" data-run="{i}"></svg>'
+        f"{as_text(run.record.title)}</button>"
         for i, run in enumerate(runs)
     ]
     return f'<div class="runs">{"".join(buttons)}</div>'

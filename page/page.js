@@ -26,6 +26,8 @@ const el = (tag, attributes, ...children) => fill(document.createElement(tag), a
 const svg = (tag, attributes, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 const colour = (i) => `var(--c${i % 8})`;
+// Of the ninth run on the colours come again: its lines are dashed, those of the 17th dotted.
+const dashes = (i) => ["none", "7 4", "2 4"][Math.floor(i / 8) % 3];
 const show = (value) => {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -251,7 +253,7 @@ function axes(root, width, height, x, y, {log, whole, wholeY, xName, noX} = {}) 
 
 // --- charts --------------------------------------------------------------------------------------
 
-// series: {name, colour, points: [[x, y]], run, dash}; those of runs that are off are left out.
+// series: {name, colour, points: [[x, y]], run, dash: "4 3"}; those of runs that are off are left out.
 function lineChart(host, {title, note, series, xName, log, band, marks = [], height = 178}) {
   const start = frame(host, title, note, height);
   const redraw = start((root, width) => {
@@ -275,9 +277,7 @@ function lineChart(host, {title, note, series, xName, log, band, marks = [], hei
     for (const s of visible) {
       const kept = s.points.filter((p) => p[1] !== null && (!log || p[1] > 0));
       const path = kept.map((p) => `${box.x(p[0]).toFixed(1)},${box.y(p[1]).toFixed(1)}`).join(" ");
-      const style = {stroke: s.colour};
-      if (s.dash) style["stroke-dasharray"] = "4 3";
-      root.append(svg("polyline", {class: "series", points: path, style}));
+      root.append(svg("polyline", {class: "series", points: path, style: stroke(s)}));
       for (const p of kept) {
         const beneath = log && p[1] < y[0];
         if (!beneath && kept.length >= 25) continue;
@@ -318,10 +318,11 @@ function lineChart(host, {title, note, series, xName, log, band, marks = [], hei
   return redraw;
 }
 
+const stroke = (s) => ({stroke: s.colour, "stroke-dasharray": s.dash || "none"});
+const stretch = (s) => svg("line", {x1: 0, x2: 20, y1: 4, y2: 4, style: stroke(s)});
 const legend = (series) => el("p", {class: "legend"}, series.map((s) => el("span", {},
   svg("svg", {class: "stroke", viewBox: "0 0 20 8", "aria-hidden": "true"},
-    svg("line", {x1: 0, x2: 20, y1: 4, y2: 4, style: {stroke: s.colour, "stroke-dasharray": s.dash ? "4 3" : "none"}})),
-  named(s.name))));
+    stretch(s)), named(s.name))));
 
 // A chart in words: where each line begins and ends.
 function spoken(title, xName, series) {
@@ -396,7 +397,7 @@ function bars(host, {title, note, counts, edges, labels, xName, value = (v) => `
 
 function seriesOf(column, title, across, factor) {
   return RUNS.map((run, i) => ({
-    name: RUNS.length > 1 ? run.name : title, colour: colour(i), run: i,
+    name: RUNS.length > 1 ? run.name : title, colour: colour(i), dash: dashes(i), run: i,
     points: (run.columns[column] || []).map((y, row) => [run.across[across][row], y === null ? null : y * factor]).filter((p) => p[1] !== null),
   })).filter((s) => s.points.length);
 }
@@ -528,7 +529,7 @@ function drawPairs(host, run) {
   lineChart(grid, {title: "cosines of pairs, % of their kind", note: `${counted(found.queries, "query", "queries")} with all images`, xName: "cosine", height: 240,
     marks: found.marks, series: [{name: "pairs of one class", colour: "var(--right)", points: points(found.same)},
       {name: "pairs of two classes", colour: "var(--wrong)", points: points(found.different)}]});
-  if (found.marks.length) grid.append(el("p", {class: "note"}, "Upright and dashed: the recommended thresholds."));
+  if (found.marks.length) host.append(el("p", {class: "note space"}, "Upright and dashed: the recommended thresholds."));
 }
 
 const CLOSEST = 40; // times that a map is magnified at most
@@ -733,7 +734,7 @@ const kinds = {
       const row = (values, name, c, dash) => ({name, colour: c, dash, points: epochs.map((e, i) => [e, values[i]])});
       lineChart(grid, {title: `how the ${part.value}s moved`, note: "band: 80 % of the classes", height: 230, xName: "epoch",
         band: epochs.map((e, i) => [e, q[1][i], q[3][i]]),
-        series: [row(q[2], "median", "var(--ink)"), row(q[0], "smallest", "var(--soft)", true), row(q[4], "largest", "var(--soft)", true),
+        series: [row(q[2], "median", "var(--ink)"), row(q[0], "smallest", "var(--soft)", "4 3"), row(q[4], "largest", "var(--soft)", "4 3"),
           ...part.course.lines.map((l, i) => row(l.values, l.name, colour(i)))]});
     }
     for (const s of part.scatters) {
@@ -905,7 +906,10 @@ for (const b of document.querySelectorAll("[data-toggle]")) {
 for (const b of document.querySelectorAll("[data-choose]")) {
   b.addEventListener("click", () => { current = Number(b.dataset.choose); drawRun(); });
 }
-for (const dot of document.querySelectorAll("[data-colour]")) dot.style.background = colour(Number(dot.dataset.colour));
+for (const dot of document.querySelectorAll("[data-run]")) {
+  const i = Number(dot.dataset.run);
+  dot.append(stretch({colour: colour(i), dash: dashes(i)}));
+}
 document.querySelectorAll("table.sortable").forEach(sortable);
 document.querySelectorAll(".scroll:not(:has(button))").forEach(reachable);
 window.addEventListener("scroll", hush, {passive: true});

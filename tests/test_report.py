@@ -1497,8 +1497,10 @@ def test_colours_of_the_readers_own_show_what_is_chosen(browser, two):
         buttons = window.locator(f"{where} button")
         colours = [button.evaluate(colour) for button in buttons.all()]
         assert colours[0] not in colours[1:], where
-    dots = window.locator(".runs .dot").evaluate_all(f"dots => dots.map({colour})")
-    assert len(set(dots)) == 2, "they tell the lines of the charts apart"
+    stroke = "lines => lines.map((line) => getComputedStyle(line).stroke)"
+    told = window.locator(".runs line").evaluate_all(stroke)
+    lines = window.locator("#curves-here .chart").first.locator(".series")
+    assert lines.evaluate_all(stroke) == told and len(set(told)) == 2, "each run has its own"
 
 
 @pytest.mark.slow
