@@ -1271,6 +1271,7 @@ def test_the_page_fits_the_screen_in_light_and_dark(browser, shop, server, width
     phone = {"has_touch": True, "is_mobile": True} if width == 390 else {}
     size = {"width": width, "height": 844}
     with opened(browser, server, viewport=size, color_scheme=scheme, **phone) as (window, said):
+        assert window.locator("#hint").is_visible() != bool(phone)
         for step in ("start", "search", "crop"):
             if step == "search":
                 choose(window, shop.photo(3))
