@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -37,7 +36,7 @@ import train
 from dataset.kept import default_folder
 from devices import pick_device
 from runs import RunFolder, tables
-from storage import HeldError, save_tensors, write_atomically
+from storage import HeldError, save_tensors, write_atomically, writing
 from training import faults, tracking
 from training.collapse import CollapseWarning, chance, class_mean_cosine
 from training.signals import Interrupted, Signals
@@ -868,15 +867,15 @@ def test_a_run_outlives_a_disk_that_fills_up_and_says_so_at_the_end(images, tmp_
 
 
 def test_a_disk_without_room_for_files_leaves_no_run(images, tmp_path, monkeypatch) -> None:
-    made, left = tempfile.NamedTemporaryFile, [3]  # checksums.json and args.json, and that again
+    made, left = writing._locked_temporary, [3]  # checksums.json and args.json, and that again
 
-    def full(*args, **more):
+    def full(path):
         left[0] -= 1
         if left[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return made(*args, **more)
+        return made(path)
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(writing, "_locked_temporary", full)
     for count in range(4):
         left[0] = count
         with pytest.raises(InputError, match=r"cannot write .*No space left"):
@@ -885,14 +884,14 @@ def test_a_disk_without_room_for_files_leaves_no_run(images, tmp_path, monkeypat
 
 
 def test_a_run_goes_on_where_no_checkpoint_can_be_made(images, tmp_path, monkeypatch) -> None:
-    made = tempfile.NamedTemporaryFile
+    made = writing._locked_temporary
 
-    def full(*args, prefix, **more):
-        if ".pth" in prefix:
+    def full(path):
+        if path.suffix == ".pth":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return made(*args, prefix=prefix, **more)
+        return made(path)
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(writing, "_locked_temporary", full)
     with pytest.raises(InputError, match=r"cannot write .*pth"):
         tiny.run(images, tmp_path, "run", "--epochs 2")
     assert len(untimed_rows(tmp_path / "run")) == 2
