@@ -88,7 +88,7 @@ def by_construction(labels: Array) -> bool:
 
 
 def _groups(values: Array, what: str) -> Tensor:
-    return as_numbers(values, f"The {what} must be integers of shape (N,).").flatten()
+    return as_numbers(values, f"The {what} must be integers of shape (N,)").flatten()
 
 
 def _entropy(counts: Tensor) -> float:

@@ -52,7 +52,7 @@ def kmeans(
 
     Raises ValueError: x not 2-d, empty or not finite, or k, restarts, iterations out of range.
     """
-    x = as_numbers(x, "k-means needs points of shape (N, d), made of numbers.")
+    x = as_numbers(x, "k-means needs points of shape (N, d), made of numbers")
     x = x.float().contiguous()
     _check(x, k, restarts, iterations)
     if start is not None and start.shape != (k, x.shape[1]):

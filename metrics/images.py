@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metrics.products import Array, as_numbers
+from metrics.products import Array, as_numbers, said_of
 
 SHORTEST = 1e-30  # a vector shorter than that counts as zeros
 LONGEST = 1e37  # float32 has all its digits up to there, and of the reciprocal
@@ -33,7 +33,7 @@ def embeddings_of(
     Raises:
         ValueError: they are not numbers of that shape, or there are none.
     """
-    x = as_numbers(values, f"The {name} must be numbers, of shape (N, d).")
+    x = as_numbers(values, f"The {name} must be numbers, of shape (N, d)")
     if x.ndim != 2 or x.numel() == 0:
         raise ValueError(f"The {name} must be of shape (N, d) and not empty, got {tuple(x.shape)}.")
     if like is not None and like.shape[1] != x.shape[1]:
@@ -92,10 +92,10 @@ class Images:
     def _integers(self, values: Array, what: str) -> Tensor:
         if values is None:
             raise ValueError(f"{len(self.embeddings)} embeddings but no {what}.")
-        demand = f"The {what} must be integers of shape (N,)."
+        demand = f"The {what} must be integers of shape (N,)"
         values = as_numbers(values, demand)
         if values.is_floating_point() or values.ndim != 1:
-            raise ValueError(demand)
+            raise ValueError(f"{demand}, not {said_of(values)}.")
         if len(values) != len(self.embeddings):
             raise ValueError(f"{len(self.embeddings)} embeddings but {len(values)} {what}.")
         return values.to(self.embeddings.device).long()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,11 +48,33 @@ def inner_products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def as_numbers(values: Array, demand: str) -> Tensor:
-    """Real numbers as a tensor, where they lie. Raises ValueError with the sentence `demand`."""
-    try:
-        x = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # text, objects, ragged
-        raise ValueError(demand) from error
+    """Real numbers as a tensor, where they lie: of a tensor, or of what numpy takes for an array.
+
+    Raises:
+        ValueError: they are none; the sentence is `demand`, and what they are instead.
+    """
+    if isinstance(values, Tensor):
+        x = values
+    else:
+        try:
+            x = _as_tensor(np.asarray(values))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # text, ragged, ...
+            raise ValueError(f"{demand}.") from error
     if x.is_complex():
-        raise ValueError(demand)
+        raise ValueError(f"{demand}, not {said_of(x)}.")
     return x
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """The numbers of an array; only what torch cannot read where it lies is copied."""
+    readable = array.dtype.isnative and all(stride >= 0 for stride in array.strides)
+    if not readable:  # such as array[::-1], or another machine's order of bytes
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    with warnings.catch_warnings():  # of arrays that may not be written, as those of pandas
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def said_of(x: Tensor) -> str:
+    """Type and shape of a tensor, for an error."""
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"

@@ -891,7 +891,8 @@ NAN[3, 1], INF[9, 0] = torch.nan, -torch.inf
         ((X[:0], Y[:0]), {}, "not empty"),
         ((X, Y, X[:0], Y[:0]), {}, "not empty"),
         ((X[:, 0], Y), {}, "shape"),
-        ((X, Y.float()), {}, "integers"),
+        ((X, Y.float()), {}, r"integers of shape \(N,\), not float32 of shape \(10,\)"),
+        ((X, Y[:, None]), {}, r"integers of shape \(N,\), not int64 of shape \(10, 1\)"),
         ((X, Y), {"ks": (1, 11)}, "lower --ks"),
         ((X, Y, X[:3], Y[:3]), {"ks": (1, 4)}, "lower --ks"),
         ((X, Y), {"ks": (0,)}, "at least 1"),
@@ -919,6 +920,37 @@ def test_bad_input(arguments, options, message):
     with pytest.raises(ValueError, match=message) as error:
         retrieval_metrics(*arguments, **options)
     assert "\n" not in str(error.value)
+
+
+class Frame:
+    """As a table of pandas: numpy makes an array of it, and an index is the name of a column."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, name):
+        raise KeyError(name)
+
+
+def test_arrays_are_read_as_others_keep_them(recwarn):
+    """Back to front, of another machine, read-only, as a table, or as a list of rows."""
+    x, labels = clusters_of(6, 8, 60, 1.0, seed=3)
+    expected = retrieval_metrics(x, labels)
+    kept = x.copy()
+    kept.flags.writeable = False
+    back_to_front = np.ascontiguousarray(x[::-1])[::-1], np.ascontiguousarray(labels[::-1])[::-1]
+    foreign = x.astype(x.dtype.newbyteorder(">")), labels.astype(">i8")
+    rows = list(torch.from_numpy(x)), list(torch.from_numpy(labels))
+    for given in (back_to_front, foreign, (kept, labels), (Frame(x), Frame(labels)), rows):
+        assert retrieval_metrics(*given) == expected
+    assert kmeans(back_to_front[0], 3).inertia == kmeans(x, 3).inertia
+    assert not recwarn.list
 
 
 # Peers --------------------------------------------------------------------------------------------
