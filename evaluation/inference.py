@@ -130,6 +130,11 @@ class Embedder:
         images = _image_set(pictures, self.model.square, self.model.upright)
         return unit_length(*embed(self.model.network, images, self.precision, self.model.viewing))
 
+    def __repr__(self) -> str:
+        network = self.model.network
+        what = f"{network.architecture.model}, {network.test_size} numbers each"
+        return f"Embedder({self.model.path}: {what}, on {self.precision.device})"
+
     @cached_property
     def thresholds(self) -> Thresholds | None:
         """The thresholds that the run has measured for this very network; None if it has none.

@@ -85,6 +85,14 @@ def test_a_run_is_loaded_and_exported_without_its_images(
     assert (tmp_path / "x.pt").is_file()
 
 
+def test_a_loaded_run_says_what_it_is(studio: Path) -> None:
+    """As the last line of a notebook's cell shows it."""
+    run = studio / "logs/folder"
+    shown = repr(load_run(run, device="cpu"))
+    assert shown == f"Embedder({tiny.best_checkpoint(run)}: resnet10, 8 numbers each, on cpu)"
+    assert "resnet10, 4 numbers" in repr(load_run(run, device="cpu", dims=4))
+
+
 def test_the_commands_need_one_file_and_no_folder(studio: Path, tmp_path: Path) -> None:
     shutil.copy(tiny.best_checkpoint(studio / "logs/folder"), tmp_path / "shop.pth")
     result = run_python("-m", "net", "export", "shop.pth", "--torchscript", "x.pt", cwd=tmp_path)
