@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import resource
+import secrets
 import signal
 import subprocess
 import time
@@ -1192,8 +1193,8 @@ def test_what_is_kept_is_found_however_the_folder_is_called(
 def test_what_can_be_read_again_is_kept_although_its_file_is_the_same(
     failing, names, photographs, tmp_path, monkeypatch
 ):
-    left, read = iter(names), ImageSet.read
-    monkeypatch.setattr(shards.secrets, "token_hex", lambda _: next(left))
+    left, read, token = iter(names), ImageSet.read, secrets.token_hex
+    monkeypatch.setattr(secrets, "token_hex", lambda n: next(left) if n == 8 else token(n))
     monkeypatch.setattr(shard_building, "item_loader", lambda builder, _: builder_items(builder))
 
     def gone(self: ImageSet, index: int) -> np.ndarray:

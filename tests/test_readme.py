@@ -207,7 +207,7 @@ def test_losses_elsewhere_train_network_proxies_and_margins():
 
 def test_the_losses_need_the_files_that_are_named_and_no_others(tmp_path):
     document = (ROOT / "docs" / "library.md").read_text()
-    (said,) = re.findall(r"They follow .*?\n\n", document, flags=re.DOTALL)
+    (said,) = re.findall(r"They need .*?\n\n", document, flags=re.DOTALL)
     for name in re.findall(r"`([\w./]+)`", said):
         place = ROOT / name
         (shutil.copytree if place.is_dir() else shutil.copy)(place, tmp_path / name)
