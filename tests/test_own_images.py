@@ -339,9 +339,8 @@ def test_a_folder_that_may_not_be_read_is_named(
     closed = "a/closed"
     report = check(f"folder:{folder}")
     assert report.exit_status == 1
-    assert "a/closed cannot be read (Permission denied)" in as_text(report).replace(
-        "\n" + " " * 11, ""
-    )
+    said = "".join(as_text(report).split())  # its lines break where the path is long
+    assert "a/closedcannotberead(Permissiondenied)" in said
     closed = str(folder)
     (folder / "a" / "2.jpg").touch()  # so that the folder is read anew
     with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); check its"):
