@@ -7,7 +7,6 @@ the run decide whatever the caller does not.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from net import hub
 from net.building import whole
 from net.peft import fingerprint
 from runs import RunFolder, load_checkpoint
+from storage import digest
 from utils import InputError, damage_in_words
 
 logger = logging.getLogger("evaluate")
@@ -252,7 +252,7 @@ def fingerprint_of(network: net.EmbeddingNet) -> str:
     if not network.changed:
         return weights
     changes = f"{weights} {sorted(network.changed.items())}"
-    return hashlib.blake2b(changes.encode(), digest_size=16).hexdigest()
+    return digest(changes.encode())
 
 
 def checkpoint_file(path: str | Path) -> Path:

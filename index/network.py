@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -16,7 +15,7 @@ from evaluation.networks import fingerprint_of
 from evaluation.thresholds import thresholds_of
 from machine import expanded
 from net import hub
-from storage import as_json, followed
+from storage import as_json, digest, followed
 from utils import InputError
 
 
@@ -74,7 +73,7 @@ def identity(model: Model) -> str:
         "upright": model.upright,
     }
     held = f"{fingerprint_of(model.network)} {sorted(looks.items())}"
-    return hashlib.blake2b(held.encode(), digest_size=16).hexdigest()
+    return digest(held.encode())
 
 
 def opened(

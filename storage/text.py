@@ -79,5 +79,5 @@ def encoding_of(start: bytes) -> str:
 
 
 def digest(content: bytes) -> str:
-    """The checksum of a file's bytes, as 32 hexadecimal digits."""
+    """The checksum of bytes, of a file or otherwise, as 32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
