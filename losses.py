@@ -3,20 +3,20 @@
 Notation: batch B, embedding size d, classes C; x_i the raw head output of image i, x̂ = x/‖x‖₂,
 y_i its label; p_c the raw proxy of class c, p̂_c at unit length; s_ic = x̂_i·p̂_c.
 
-build: a loss by its name; compose: a loss by its name with its attachments, as an Objective, which
-is a weighted sum of terms over the same Embeddings; try_out: whether it can be trained;
-criteria/__init__.py has the names.
+``build`` makes a loss by its name. ``compose`` makes a loss with attachments, as an Objective: a
+weighted sum of terms over the same Embeddings. ``try_out`` checks that it can be trained. The names
+are listed in criteria/__init__.py.
 
 Every criterion is called as ``criterion(embeddings, labels)``, says how its parameters are
-optimised (``parameter_groups``), and keeps what it saw (``terms``, detached 0-d tensors,
-unweighted). All of them compute in float32 whatever the autocast state; float64 stays float64. Bad
-input raises a ValueError of one sentence; a label's range is checked on the CPU only, because on an
-accelerator the check would wait for the device in every step.
+optimised (``parameter_groups``), and keeps the values of its summands for the log (``terms``,
+detached 0-d tensors, unweighted). All of them compute in float32 whatever the autocast state;
+float64 stays float64. Bad input raises a ValueError of one sentence. The range of labels is checked
+on the CPU only, because on an accelerator every step would have to wait for the device.
 
-Deviations from the released code: every exponential sits in a log-sum-exp, so alpha up to 128 and
-beyond stays finite; a table of images and classes (B, C) of more than 64 MiB is made in strips, and
-AMLoss' proxy-proxy term never holds the (C, C) matrix; a miner never returns the anchor itself or a
-same-class image as a negative.
+Deviations from the released code: every exponential is part of a log-sum-exp, so that the loss
+stays finite with an alpha of 128 and more; a table of images and classes (B, C) of more than 64 MiB
+is computed in strips, and AMLoss' proxy-proxy term never holds the (C, C) matrix; a miner never
+returns the anchor itself or an image of its class as a negative.
 """
 
 from __future__ import annotations
@@ -95,23 +95,23 @@ __all__ = [
 CRITERIA: dict[str, Callable[..., Criterion]] = {
     name: criteria.load(place) for name, place in criteria.LOSSES.items()
 }
-"""Name of a loss → what builds it."""
+"""The name of a loss → its class, or the function that builds it."""
 
 ATTACHMENTS: dict[str, Callable[..., dict[str, Term]]] = {
     name: criteria.load(place) for name, place in criteria.ATTACHMENTS.items()
 }
-"""What can be attached to a loss, in the order in which it is done."""
+"""The name of an attachment → the function that attaches it, in the order of attaching."""
 
 FILLED_IN = ("embedding_size", "metric_of_size")
-"""The keywords of an attachment that are not the user's to give, see criteria/__init__.py."""
+"""Arguments of attachments that ``compose`` fills in, not the user; see criteria/__init__.py."""
 
 
 def build(name: str, num_classes: int, embedding_size: int, **options: Any) -> Criterion:
     """The criterion called ``name`` in CRITERIA, or any library loss as ``pml:NAME``.
 
-    ``options`` are arguments of its class; what is not given keeps the published value of that
-    loss, so pass only what somebody asked for. Raises ValueError for an unknown name or option,
-    with the nearest ones, for a value that is missing, and for one the loss cannot use.
+    ``options`` are arguments of its class; the others keep the values published for that loss.
+    Raises ValueError for an unknown name or option (the message has the nearest ones), for a
+    missing value, and for a value that the loss cannot use.
     """
     make = _entry(name)
     check_arguments(name, options, _options(make))
@@ -128,9 +128,9 @@ def build(name: str, num_classes: int, embedding_size: int, **options: Any) -> C
 
 
 def needs_pairs(name: str) -> bool:
-    """Whether the loss called ``name`` learns from pairs within a batch; False if that is unknown.
+    """Whether the loss called ``name`` learns from pairs within a batch.
 
-    It is unknown where the loss cannot be built without options.
+    False if that is unknown because the loss cannot be built without options.
     """
     try:
         return build(name, num_classes=2, embedding_size=2).needs_pairs
@@ -144,9 +144,9 @@ def options_of(name: str) -> frozenset[str]:
 
 
 def default_of(name: str, option: str) -> Any:
-    """What an option of the loss called ``name`` is where nobody gives it; None if it is unknown.
+    """The default of an option of the loss called ``name``; None if it has none.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name of a loss.
     """
     default = getattr(_options(_entry(name)).get(option), "default", None)
     return None if default is inspect.Parameter.empty else default
@@ -173,7 +173,7 @@ def compose(
     l2_norm: bool = True,
     **options: Any,
 ) -> Objective:
-    """The loss ``name`` with what is attached to it, as one Objective.
+    """The loss ``name`` with its attachments, as one Objective.
 
     ``options`` go to ``build``. ``attach`` maps names of ATTACHMENTS to their options:
 
@@ -185,8 +185,8 @@ def compose(
         l2             weight                                 any loss; raw lengths
         masks          weight                                 any loss; needs masks= in the call
 
-    ``l2_norm`` gives a loss that does not normalise by itself, and IDML, unit vectors. Raises
-    ValueError for unknown names, a value that is missing, and a combination that makes no sense.
+    With ``l2_norm``, IDML and losses that do not normalise by themselves get unit vectors. Raises
+    ValueError for unknown names, missing values, and combinations that make no sense.
     """
     attach = attach or {}
     for attachment in attach:
@@ -195,7 +195,7 @@ def compose(
     criterion = build(name, num_classes, embedding_size, **options)
     unit = l2_norm if criterion.unit_length is None else criterion.unit_length
     terms = {"metric": Term(criterion, unit_retrieval if unit else raw_retrieval)}
-    done: dict[str, Mapping[str, Any]] = {}
+    attached: dict[str, Mapping[str, Any]] = {}
     for attachment, make in ATTACHMENTS.items():
         if attachment not in attach:
             continue
@@ -203,11 +203,11 @@ def compose(
         known = {key: argument for key, argument in taken.items() if key not in FILLED_IN}
         check_arguments(attachment, given, known)
         check_complete(attachment, given, known)
-        again = partial(_metric_of_size, name, num_classes, dict(done), l2_norm, options)
-        ours = {"embedding_size": embedding_size, "metric_of_size": again}
-        ours = {key: value for key, value in ours.items() if key in taken}
-        terms |= make(name, terms["metric"], l2_norm, **given, **ours)
-        done[attachment] = given
+        resized = partial(_metric_of_size, name, num_classes, dict(attached), l2_norm, options)
+        filled = {"embedding_size": embedding_size, "metric_of_size": resized}
+        filled = {key: value for key, value in filled.items() if key in taken}
+        terms |= make(name, terms["metric"], l2_norm, **given, **filled)
+        attached[attachment] = given
     return Objective(terms)
 
 
@@ -219,7 +219,7 @@ def _metric_of_size(
     options: Mapping[str, Any],
     size: int,
 ) -> Term:
-    """The loss's own term, with what is attached to it, for embeddings of another size."""
+    """The loss's own term, with its attachments, for embeddings of another size."""
     return compose(name, num_classes, size, attach, l2_norm, **options).parts["metric"]
 
 
@@ -231,19 +231,20 @@ def try_out(
     l2_norm: bool = True,
     **options: Any,
 ) -> None:
-    """Some steps of ``compose(name, ...)`` on random embeddings of a batch with these labels (B,).
+    """Try ``compose(name, ...)`` on random embeddings of a batch with these labels (B,).
 
-    Two, and up to eight until one has a gradient: a few embeddings may happen to lie where the loss
-    is content. The classes are those of the batch. Random numbers that follow are what they would
-    have been. Raises ValueError for a loss that is not finite there, has no gradient, or has
-    parameters that no optimiser would get, and what ``compose`` and the loss raise.
+    Takes two steps, or up to eight until one has a gradient, because random embeddings may happen
+    to satisfy the loss. The loss is built for the classes of the batch. The state of the random
+    number generators is restored afterwards. Raises ValueError for a loss that is not finite, has
+    no gradient, or has parameters that are in none of its groups, and what ``compose`` and the loss
+    raise.
     """
     classes, labels = labels.unique(return_inverse=True)
-    with _own_random_numbers():
+    with _fixed_random_numbers():
         objective = compose(name, len(classes), embedding_size, attach, l2_norm, **options)
         _check_groups(name, objective)
         wide = 2 * embedding_size if "specific" in objective.heads else embedding_size
-        # Cosines of one dimension have no gradient; what it comes to, the run says itself.
+        # One-dimensional cosines have no gradient: that is no fault of the loss.
         learns = embedding_size == 1
         about = f"on random embeddings of {len(labels)} images of {len(classes)} classes"
         for step in range(8):
@@ -266,7 +267,7 @@ def try_out(
 
 
 def _check_groups(name: str, objective: Objective) -> None:
-    """Raise ValueError for parameters that the loss would learn and gives to no optimiser."""
+    """Raise ValueError for trainable parameters that are in none of the loss's groups."""
     groups = objective.parameter_groups(lr=1.0)
     known = {id(parameter) for group in groups for parameter in group["params"]}
     left = [
@@ -282,8 +283,8 @@ def _check_groups(name: str, objective: Objective) -> None:
 
 
 @contextmanager
-def _own_random_numbers() -> Iterator[None]:
-    """The same ones each time; those of torch, numpy and Python go on afterwards as before."""
+def _fixed_random_numbers() -> Iterator[None]:
+    """Seed torch, numpy and Python with 0, and restore their states afterwards."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -297,6 +298,6 @@ def _own_random_numbers() -> Iterator[None]:
 
 
 def _keywords(make: Callable[..., dict[str, Term]]) -> Parameters:
-    """An attachment's own options; the others say what it is attached to."""
+    """An attachment's own options; its positional arguments say what it is attached to."""
     found = arguments_of(make).items()
     return {name: argument for name, argument in found if argument.kind is argument.KEYWORD_ONLY}

@@ -1,8 +1,8 @@
-"""The losses, one family per file, of torch alone; this file names them and loads none.
+"""The losses, one family per file. This file lists their names without importing any of them.
 
-So `--help` can list them at once. A loss of your own costs its file, `criteria/mine.py`, and a line
-in `COMMANDS`, `"Mine": "mine:MyLoss"`; a term that goes with other losses its file and a line in
-`ATTACHMENTS`.
+So `--help` can print them at once, without torch. A loss of your own needs a file,
+`criteria/mine.py`, and a line in `COMMANDS`, `"Mine": "mine:MyLoss"`. A term that is added to other
+losses needs a file and a line in `ATTACHMENTS`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "TripletSemihardLoss": "pairs:semihard_triplet_loss",
         "NPairsLoss": "pairs:SoftmaxPairLoss",
     },
-    # the references of 2018 to 2025, each by the name it goes by
+    # losses published from 2018 to 2025, under the names they are known by
     "of 2018 to 2025": {
         "Hyp": "hyperbolic:HyperbolicPairLoss",
         "Sph": "hyperbolic:SphericalPairLoss",
@@ -62,10 +62,10 @@ COMMANDS: dict[str, dict[str, str]] = {
         "PFML": "potential:PotentialFieldLoss",
     },
 }
-"""The published command that a loss is named by → the loss's name → the file and what builds it."""
+"""Published command → the losses named as in it → the file, and the class or function in it."""
 
 LOSSES: dict[str, str] = {name: at for names in COMMANDS.values() for name, at in names.items()}
-"""Every loss: its name → the file and what builds it."""
+"""Name of a loss → the file, and the class or function in it."""
 
 SEARCHED: dict[str, dict[str, Search]] = {
     "MS": {"base": Search(0.3, 0.7, log=False)},
@@ -90,18 +90,19 @@ SEARCHED: dict[str, dict[str, Search]] = {
     "HIER": {"weight": Search(0.1, 2)},
     "PFML": {"delta": Search(0.05, 0.5)},
 }
-"""What a study tries for the arguments of a loss that have no flag of their own. Of a loss without
-an entry here, and without a flag that has a `search`, it tries learning rates alone."""
+"""The ranges that a study searches for arguments of losses that have no flag of their own. For a
+loss without an entry here, and without a flag that has a `search`, it searches learning rates only.
+"""
 
 ALIASES = {
     "SoftTripleLoss": "SoftTriple",  # AMLoss' command
     "ProxyAnchorLoss": "Proxy_Anchor",
     "recallatk": "RecallAtK",  # RS@k's
 }
-"""What a published command also calls a loss → its name here."""
+"""Other names of losses in published commands → the names here."""
 
 LIBRARY = "pml:"
-"""What the name of a loss of pytorch-metric-learning begins with."""
+"""The prefix of a loss of pytorch-metric-learning."""
 
 ATTACHMENTS: dict[str, str] = {
     "introspective": "idml:introspective",
@@ -114,32 +115,32 @@ ATTACHMENTS: dict[str, str] = {
 }
 """What can be attached to a loss, in the order of attaching → the file and the function in it.
 
-A function takes the loss's name, its `Term`, whether unit length is asked for (`l2_norm`), and its
-own options by keyword. It returns named Terms, of which "metric" takes the loss's place, and raises
-a ValueError for what makes no sense. Two keywords are not the user's to give, and filled in where
-they are asked for: `embedding_size`, and `metric_of_size`, which makes the Term for embeddings of
-another size, with all that was attached to it before.
+The function takes the loss's name, its `Term`, whether embeddings should have unit length
+(`l2_norm`), and its own options by keyword. It returns named Terms, of which "metric" replaces that
+of the loss, and raises ValueError for a combination that makes no sense. If it has one of these two
+keywords, it is filled in: `embedding_size`, and `metric_of_size`, a function that makes the loss's
+Term for embeddings of another size, with everything that was attached before.
 """
 
 
 def losses_in_words() -> str:
-    """The names of the losses for --help, by the command that they come from."""
+    """The names of the losses for --help, grouped by the command that they come from."""
     groups = (f"{command}: {', '.join(names)}" for command, names in COMMANDS.items())
     return "; ".join(group.removeprefix(": ") for group in groups)
 
 
 def name_of(name: str) -> str:
-    """The name of a loss, where a published command calls it by another one."""
+    """The name of a loss here, given this name or another one from a published command."""
     return ALIASES.get(name, name)
 
 
 def check_name(name: str) -> None:
-    """Raise ValueError, with the nearest names, for a loss that there is not."""
+    """Raise ValueError, with the nearest names, for a loss that does not exist."""
     if name not in LOSSES and not name.startswith(LIBRARY):
         raise ValueError(unknown("loss", name, [*LOSSES, f"{LIBRARY}NAME"]))
 
 
 def load(place: str) -> Any:
-    """What stands at a place such as "proxies:ProxyAnchorLoss", its file imported now."""
+    """Import the class or function at a place such as "proxies:ProxyAnchorLoss"."""
     file, _, name = place.partition(":")
     return getattr(importlib.import_module(f".{file}", __name__), name)

@@ -105,17 +105,17 @@ class AMLoss(ProxyLoss):
     @staticmethod
     @torch.no_grad()
     def raising(proxies: Tensor, margins: Tensor, delta: float) -> Tensor:
-        """How hard the third term raises the margin of each class, of proxies (C, d): (C,) in 0..1.
+        """How hard the third term pushes up each margin (C,), from 0 to 1; proxies are (C, d).
 
-        It is -∂/∂m_c of the softplus, 1 / (1 + e^{-(crowding_c - m_c + δ)}), without λ/C. Each
-        p̂_c·p̂_k is at least -1, so that with many classes it is near 1 for all of them.
+        It is -∂/∂m_c of the softplus, 1 / (1 + e^{-(crowding_c - m_c + δ)}), without λ/C. Because
+        p̂_c·p̂_k is at least -1, it is near 1 for all classes if there are many.
         """
         return torch.sigmoid(ProxyCrowding.apply(unit_rows(proxies)) - margins + delta)
 
     def cost(self) -> str:
-        """The third term compares all proxies with each other, at every step."""
+        """The time of the third term, which compares all proxies with each other in every step."""
         seconds = ProxyCrowding.seconds(unit_rows(self.proxies.detach()).float())
-        if self.share is not None:  # all of E, in as many processes
+        if self.share is not None:  # both halves of E, for all processes
             seconds *= 2 * processes.world()
         about, count = in_words(seconds), self.num_classes
         if not about:
@@ -130,16 +130,16 @@ class ProxyCrowding(torch.autograd.Function):
     """log Σ_{k≠c} e^{p̂_c·p̂_k} of every class c: unit proxies (C, d) → (C,).
 
     AMLoss' third term is softplus(crowding_c - m_c + δ). The matrix E_ck = e^{p̂_c·p̂_k} takes
-    512 MB at C = 11,318, so it is made strip by strip, and again in the backward pass; one that is
-    a single strip is kept. E is symmetric: only its upper half is computed, and with w_c the
-    incoming gradient over the row sum, the gradient of p̂_c is Σ_k (w_c + w_k) E_ck p̂_k.
+    512 MB at C = 11,318, so it is computed in strips, and again in the backward pass, unless it
+    fits into a single strip. E is symmetric, so only its upper half is computed. With w_c the
+    incoming gradient divided by the row sum, the gradient of p̂_c is Σ_k (w_c + w_k) E_ck p̂_k.
     """
 
     strip_elements = 2**24  # 64 MiB of float32
 
     @staticmethod
     def forward(ctx: Any, unit: Tensor) -> Tensor:
-        """Row sums of E without its diagonal, as logarithms."""
+        """The logarithms of the row sums of E without its diagonal, (C,)."""
         if len(unit) ** 2 <= ProxyCrowding.strip_elements:
             _, _, whole = next(ProxyCrowding._strips(unit))
             sums = whole.sum(dim=1)
@@ -172,9 +172,10 @@ class ProxyCrowding(torch.autograd.Function):
     @staticmethod
     @torch.no_grad()
     def seconds(unit: Tensor) -> float:
-        """About how long forward and backward take, from a strip or the part of one that is there.
+        """An estimate of the time of forward and backward, from the time of a part of a strip.
 
-        They make the upper half of E twice and multiply it twice more, four products in all.
+        Forward and backward compute the upper half of E twice and multiply it by the proxies
+        twice: four products of the same size.
         """
         if len(unit) < FEW:
             return 0.0
@@ -184,7 +185,7 @@ class ProxyCrowding(torch.autograd.Function):
 
     @staticmethod
     def _strips(unit: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """E[start:stop, start:] with a zero diagonal, from top to bottom."""
+        """``start``, ``stop`` and E[start:stop, start:] with a zero diagonal, top to bottom."""
         rows = max(1, ProxyCrowding.strip_elements // len(unit))
         for start in range(0, len(unit), rows):
             stop = min(start + rows, len(unit))
@@ -193,15 +194,15 @@ class ProxyCrowding(torch.autograd.Function):
 
 
 class CrowdingAmongAll(torch.autograd.Function):
-    """``ProxyCrowding`` where every process has some of the unit proxies: (n, d) → (n,), its own.
+    """``ProxyCrowding`` for proxies divided among processes: this process's (n, d) → (n,).
 
-    Each process makes the rows of E that belong to its classes. The proxies of the others come one
-    process after the other, and again in the backward pass, so that no process holds them all.
+    Each process computes the rows of E that belong to its classes. It receives the proxies of the
+    other processes one process at a time, and again in the backward pass, so that none holds all.
     """
 
     @staticmethod
     def forward(ctx: Any, unit: Tensor, classes: int) -> Tensor:
-        """Row sums of E without its diagonal, as logarithms."""
+        """The logarithms of the row sums of E without its diagonal, (n,)."""
         sums = unit.new_zeros(len(unit))
         for start, stop, strip, _, _ in CrowdingAmongAll._strips(unit, classes):
             sums[start:stop] += strip.sum(dim=1)
@@ -224,7 +225,8 @@ class CrowdingAmongAll(torch.autograd.Function):
 
     @staticmethod
     def _strips(unit: Tensor, classes: int) -> Iterator[tuple[int, int, Tensor, Tensor, slice]]:
-        """E[start:stop, whose] with a zero diagonal, and the proxies of ``whose`` classes."""
+        """``start``, ``stop``, E[start:stop, whose] with a zero diagonal, the proxies of the
+        classes ``whose``, and ``whose`` itself."""
         for number in range(processes.world()):
             whose = processes.shard(classes, number)
             others = processes.from_process(number, unit, whose.stop - whose.start)

@@ -9,10 +9,10 @@ from typing import Any
 from utils import nearest_names
 
 SIZES = frozenset({"num_classes", "embedding_size"})
-"""The arguments that are not the user's to give: they follow from the data and the network."""
+"""The arguments that the user does not give, because they follow from the data and the network."""
 
 LARGEST = (2 - 2.0**-23) * 2.0**127
-"""The largest number of float32, in which losses compute."""
+"""The largest float32. Losses compute in float32."""
 
 Parameters = Mapping[str, inspect.Parameter]
 
@@ -73,11 +73,11 @@ def check_complete(owner: str, given: Collection[str], known: Parameters) -> Non
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of a default: a number for a number.
+    """Whether a value is of the same kind as a default: a number for a number, say.
 
-    0 and 1 may stand for false and true, but true is not a number. Where the default is a word, as
-    "all" is for a number of triplets, a number fits too. If the default or the value is of another
-    kind (None, a tuple), any value fits.
+    0 and 1 may stand for false and true, but true is not a number. A number also fits if the
+    default is a word, such as "all" for a number of triplets. If the default or the value is of
+    another kind (None, a tuple), any value fits.
     """
     if not isinstance(value, str | int | float) or not isinstance(default, str | int | float):
         return True

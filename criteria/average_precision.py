@@ -1,4 +1,4 @@
-"""Average precision made smooth from above.
+"""A smooth upper bound on 1 - average precision.
 
 Ramzi et al., Optimization of Rank Losses for Image Retrieval, TPAMI 2025 (SupAP, ROADMAP++), after
 Robust and Decomposable Average Precision for Image Retrieval, NeurIPS 2021.
@@ -22,23 +22,23 @@ from criteria.base import (
     of_labels,
 )
 from criteria.softmax import NormalisedSoftmaxLoss
-from criteria.strips import made_again, rows_of_strip
+from criteria.strips import recomputed, rows_per_strip
 
 
 class SupAPLoss(Criterion):
-    """SupAP: 1 - average precision, of ranks that are too large and never too small.
+    """SupAP: 1 - average precision, computed from smooth upper bounds of the ranks.
 
         L_AP = 1 - mean_q 1/|P_q| Σ_{p∈P_q} r⁺_qp / (r⁺_qp + Σ_{n∉P_q} H(s_qn - s_qp))
         H(x) = σ(x/τ) for x ≤ 0,  start + σ(x/τ) for 0 < x ≤ δ,  ρ(x - δ) + offset beyond
         L    = weight · L_AP + (1 - weight) · CE(s_i / T, y_i)
 
-    r⁺_qp is the rank of p among the positives P_q, which carries no gradient; as released the query
-    is one of them. τ ``temperature`` 0.01, ρ ``slope`` 100, δ ``delta`` 0.05, ``start`` 0.5,
-    ``offset`` 1.44. ``weight`` 0.9; the rest is the normalised softmax over proxies of its own, T
-    ``softmax_temperature`` 0.05, whose rate is ``proxy_lr`` 10 whatever the network's, without
-    weight decay. With ``weight`` 1 there are none. Expects unit vectors (B, d); ranks are computed
-    strip by strip. ``terms``: ap, and softmax. Raises ValueError for an empty batch, and with the
-    softmax like ProxyAnchorLoss.
+    r⁺_qp is the rank of p among the positives P_q, without a gradient; as released, P_q includes
+    the query. τ ``temperature`` 0.01, ρ ``slope`` 100, δ ``delta`` 0.05, ``start`` 0.5, ``offset``
+    1.44, ``weight`` 0.9. The second term is a normalised softmax over proxies, T
+    ``softmax_temperature`` 0.05. The proxies learn at ``proxy_lr`` 10 whatever the network's rate,
+    without weight decay; with ``weight`` 1 there are none. Expects unit vectors (B, d); ranks are
+    computed in strips. ``terms``: ap, and softmax. Raises ValueError for an empty batch, and with
+    the softmax like ProxyAnchorLoss.
     """
 
     unit_length = True
@@ -83,10 +83,10 @@ class SupAPLoss(Criterion):
         labels = check_batch(embeddings, labels)
         others = (embeddings, labels) if references is None else references[:2]
         same, most, *places = of_labels(_same, labels, references)
-        rows = rows_of_strip(len(others[1]) * most)
+        rows = rows_per_strip(len(others[1]) * most)
         strips = [*zip((embeddings @ others[0].T).split(rows), same.split(rows), strict=True)]
         pairs = places if len(strips) == 1 else None
-        precision_of = made_again(self._precision, len(strips))
+        precision_of = recomputed(self._precision, len(strips))
         precision = torch.cat([precision_of(*strip, pairs) for strip in strips]).mean()
         loss, terms = self.weight * (1 - precision), {"ap": precision}
         if self.softmax is not None:
@@ -98,14 +98,14 @@ class SupAPLoss(Criterion):
     def _precision(
         self, similarity: Tensor, same: Tensor, pairs: Sequence[Tensor] | None
     ) -> Tensor:
-        """Average precision of the queries whose rows these are, both (n, B): (n,).
+        """Average precision of n queries: (n,), from their rows of the tables (n, B).
 
-        ``pairs``: the places of the true entries of ``same``, where they are known.
+        ``pairs``: the indices of the true entries of ``same``, if they are known.
         """
         queries, positives = pairs or same.nonzero(as_tuple=True)
         gaps = similarity[queries] - similarity[queries, positives][:, None]
         own = same[queries]
-        # The positive itself, at a distance of 0, is the 1 that the rank begins with.
+        # The positive itself has a gap of 0 and counts, so ranks start at 1.
         rank = ((gaps.detach() >= 0) & own).sum(dim=1)
         wrong = self._step(gaps).masked_fill(own, 0.0).sum(dim=1)
         shares = rank / (rank + wrong)
@@ -127,7 +127,7 @@ class SupAPLoss(Criterion):
 
 
 def _same(labels: Tensor, references: References | None) -> tuple[Tensor, int, Tensor, Tensor]:
-    """An image and another, or itself, of its class (B, R), how many of these an image finds at
-    most, and the places of the true entries, (P,) each."""
+    """The mask of pairs of one class, including an image and itself (B, R), its largest row sum,
+    and the indices of its true entries, (P,) each."""
     same = labels[:, None] == (labels if references is None else references.labels)
     return same, int(same.sum(dim=1).max()), *same.nonzero(as_tuple=True)

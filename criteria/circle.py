@@ -1,4 +1,4 @@
-"""The circle loss as AMLoss' authors wrote it, which is not the library's.
+"""The circle loss as AMLoss' authors wrote it, which differs from the library's.
 
 Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, CVPR 2020.
 """
@@ -20,15 +20,16 @@ from criteria.base import (
 
 
 class CircleLoss(Criterion):
-    """Circle loss over the pairs of a batch, with s_ij = x_i·x_j and the weights as constants.
+    """Circle loss over the pairs of a batch; s_ij = x_i·x_j, and the weights [·]₊ are constants.
 
         L = mean_i softplus(log Σ_j e^{p_ij} + log Σ_j e^{n_ij})
-        p_ij = -γ [1 + m - s_ij]₊ (s_ij - 1 + m)  for images of one class, else 0
-        n_ij =  γ [s_ij + m]₊ (s_ij - m)          for images of two classes, else 0
+        p_ij = -γ [1 + m - s_ij]₊ (s_ij - 1 + m)  if i and j are of the same class, else 0
+        n_ij =  γ [s_ij + m]₊ (s_ij - m)          if they are of different classes, else 0
 
     m ``m`` 0.4, γ ``gamma`` 80. As released, a pair that does not belong in a sum adds e⁰ to it;
-    the library's `Circle` leaves it out. Embeddings (B, d) are taken as they come, at unit length
-    with ``--l2-norm 1``. ``terms`` stays empty. Raises ValueError for an empty batch.
+    the library's `Circle` leaves it out. Embeddings (B, d) are not normalised here; with
+    ``--l2-norm 1`` they come at unit length. ``terms`` stays empty. Raises ValueError for an empty
+    batch.
     """
 
     needs_pairs = True

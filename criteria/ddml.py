@@ -1,4 +1,4 @@
-"""DDML: what is common to all classes stays out of the embedding.
+"""DDML: keeps out of the embedding what all classes have in common.
 
 Park et al., Deep Disentangled Metric Learning, AAAI 2025.
 """
@@ -29,28 +29,28 @@ from criteria.softmax import compare_rows, cross_entropy, smoothed_cross_entropy
 
 
 def log_softplus(x: Tensor) -> Tensor:
-    """log(log(1 + e^x)): x itself, to float32's precision, where softplus would leave its range."""
+    """log(log(1 + e^x)); for x ≤ -20 it is x to float32's precision, and softplus may underflow."""
     low = x <= -20
     return torch.where(low, x, F.softplus(x.masked_fill(low, 0.0)).log())
 
 
 class DisentanglingLoss(Criterion):
-    """DDML: keeps what is common to all classes out of a proxy loss's embedding.
+    """DDML: keeps what all classes have in common out of a proxy loss's embedding.
 
-    The main head gives [μ | r], the class-specific head, which stands on it, [μ' | r'], each
-    (B, 2d); σ is softplus(r - 5). They are used as they come. With --l2-norm 1 ``compose`` divides
-    each by its length over all 2d entries before, so that r lies in [-1, 1] and σ is about .0067.
-    One sample of each, z = μ + σ·ε and z' = μ' + σ'·ε', ε standard normal, gives
+    The main head outputs [μ | r], and the class-specific head, which takes its output, [μ' | r'],
+    each (B, 2d); σ is softplus(r - 5). This class does not normalise them. With --l2-norm 1
+    ``compose`` first divides each by its length over all 2d entries, so that r lies in [-1, 1] and
+    σ is about .0067. One sample of each, z = μ + σ·ε and z' = μ' + σ'·ε', ε standard normal, gives
 
         agnostic = CE(κ·ẑ·p̂, uniform over the C classes)
         specific = CE(κ·ẑ'·p̂, y)
         split    = mean_i Σ_d [log N(z'; μ', σ'²) - log N(z'; 0, 1)]
         L        = base(μ) + al·agnostic + be·specific + gam·split
 
-    ``base`` is a proxy loss (ProxyAnchorLoss, AMLoss), whose proxies p it uses; κ ``scale`` 23. The
-    noise is drawn ε, then ε', each torch.randn of shape (B, d), so that a seed reproduces both.
-    ``terms``: the base's, metric, agnostic, specific, split. Raises ValueError for a base without
-    proxies, and for the same batches as the base.
+    ``base`` is a proxy loss (ProxyAnchorLoss, AMLoss) and p are its proxies; κ ``scale`` 23. First
+    ε is drawn, then ε', each by torch.randn with shape (B, d), so that a seed reproduces both.
+    ``terms``: those of the base, metric, agnostic, specific, split. Raises ValueError for a base
+    without proxies, and for the same batches as the base.
     """
 
     no_memory = ProxyLoss.no_memory
@@ -93,7 +93,7 @@ class DisentanglingLoss(Criterion):
 
         metric = self.base(mean, labels)
         agnostic, specific = self._classified(sample, specific_sample, labels)
-        # (z' - μ')/σ' is the noise itself and the constants of the two densities cancel.
+        # (z' - μ')/σ' is the noise itself, and the constants of the two densities cancel.
         densities = (specific_sample.square() - specific_noise.square()) / 2 - log_sigma
         split = densities.sum(dim=1).mean()
 
@@ -104,7 +104,7 @@ class DisentanglingLoss(Criterion):
     def _classified(
         self, sample: Tensor, specific: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The agnostic and the specific term, 0-d, from one table for both samples (B, d)."""
+        """The agnostic and the specific term, 0-d, from the two samples (B, d)."""
         samples, count = torch.cat([sample, specific]), len(labels)
         rows = compare_rows(self.base, self.scale, samples, labels.repeat(2), sums=True)
         own = self.scale * rows.own
@@ -119,11 +119,11 @@ class DisentanglingLoss(Criterion):
         return mean, F.softplus(raw - 5)
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """The base's groups: the disentangling itself learns nothing but the network's heads."""
+        """The groups of the base: disentangling adds no parameters to the loss."""
         return self.base.parameter_groups(lr)
 
     def class_values(self) -> dict[str, Tensor]:
-        """The base's."""
+        """Those of the base."""
         return self.base.class_values()
 
 
@@ -137,14 +137,14 @@ def disentangled(
     gam: float = 0.0,
     scale: float = 23.0,
 ) -> dict[str, Term]:
-    """DDML around a proxy loss, in its place; with an ``l2_norm`` both heads at unit length.
+    """DDML around a proxy loss; with ``l2_norm``, both heads are brought to unit length.
 
-    Raises ValueError for a loss without proxies of our own, or with the introspective similarity.
+    Raises ValueError if the loss is no ProxyLoss, or has the introspective similarity.
     """
     if not isinstance(metric.criterion, ProxyLoss):
         raise ValueError(
             f"Disentangling compares samples of the heads with class proxies, which {name} does "
-            f"not offer: combine it with {proxy_losses()}."
+            f"not have: combine it with {proxy_losses()}."
         )
     if "uncertainty" in metric.heads:
         raise ValueError(

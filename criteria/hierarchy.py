@@ -1,4 +1,4 @@
-"""HIER: a hierarchy over the images that nobody has labelled, beside Proxy-Anchor.
+"""HIER: Proxy-Anchor with a latent hierarchy over the images, learned without labels.
 
 Kim et al., HIER: Metric Learning Beyond Class Labels via Hierarchical Regularization, CVPR 2023.
 """
@@ -22,23 +22,23 @@ from criteria.proxies import ProxyAnchorLoss
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 
-TRIPLETS = 50  # of each anchor
+TRIPLETS = 50  # per anchor
 
 
 class HierLoss(ProxyAnchorLoss):
-    """HIER: Proxy-Anchor, and ancestors in the Poincaré ball that relate what is alike.
+    """HIER: Proxy-Anchor, and learned ancestors in the Poincaré ball above similar images.
 
         L    = L_ProxyAnchor + weight · (L_h(images) + L_h(ancestors))
         L_h  = mean over (i, j, k) of [d(i, a) - d(i, b) + δ]₊ + [d(j, a) - d(j, b) + δ]₊
                                     + [d(k, b) - d(k, a) + δ]₊  where a ≠ b, else 0
 
-    i and j are alike and k is not like i (``reciprocal_triplets``). a is the ancestor of i and j,
-    drawn from the softmax of -max(d(i, ·), d(j, ·)) / τ over all ancestors with Gumbel noise and a
-    straight-through gradient; b that of i, j and k, by the maximum of all three. ``weight`` 0.5, δ
-    ``hierarchy_margin`` 0.1, τ ``tau`` 0.1, ``topk`` 20, ``ancestors`` 512; the ball's
+    i and j are similar, i and k are not (``reciprocal_triplets``). a is the ancestor of i and j,
+    drawn from the softmax of -max(d(i, ·), d(j, ·)) / τ over all ancestors, with Gumbel noise and a
+    straight-through gradient; b is that of i, j and k, with the maximum over all three. ``weight``
+    0.5, δ ``hierarchy_margin`` 0.1, τ ``tau`` 0.1, ``topk`` 20, ``ancestors`` 512; the ball has
     ``curvature`` 0.1 and ``clip`` 2.3; ``margin`` and ``alpha`` are Proxy-Anchor's. As released,
-    gradients pass the ball by its own metric (``riemannian``), those of Proxy-Anchor too, the
-    proxies learn at ``proxy_lr_scale`` 10,000 × the network's rate and the ancestors at
+    gradients, also those of Proxy-Anchor, are scaled by the metric of the ball (``riemannian``),
+    and the proxies learn at ``proxy_lr_scale`` 10,000 × the network's rate, the ancestors at
     ``ancestor_lr_scale`` 50 ×. Call with raw embeddings. ``terms``: positive, negative, images,
     ancestors. Raises ValueError like ProxyAnchorLoss.
     """
@@ -90,7 +90,7 @@ class HierLoss(ProxyAnchorLoss):
         ancestors = riemannian(ancestors, self.curvature)
         with torch.no_grad():
             likeness = torch.exp(-ball_distances(points, points, self.curvature))
-            likeness += labels[:, None] == labels  # images of one class before all others
+            likeness += labels[:, None] == labels  # puts images of the same class first
         images = self._hierarchy(ball_distances(points, ancestors, self.curvature), likeness)
         between = ball_distances(ancestors, ancestors, self.curvature)
         above = self._hierarchy(between, torch.exp(-between.detach()))
@@ -98,7 +98,7 @@ class HierLoss(ProxyAnchorLoss):
         return metric + self.weight * (images + above)
 
     def _hierarchy(self, distances: Tensor, likeness: Tensor) -> Tensor:
-        """L_h of nodes with these distances from the ancestors (n, A) and each other (n, n)."""
+        """L_h of n nodes, given their distances to the ancestors (n, A) and likeness (n, n)."""
         i, j, k = reciprocal_triplets(likeness, self.topk)
         if len(i) == 0:
             return distances.sum() * 0
@@ -115,16 +115,16 @@ class HierLoss(ProxyAnchorLoss):
         return (losses * (of_two.argmax(dim=1) != of_three.argmax(dim=1))).mean()
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """The proxies and the ancestors, each at their multiple of ``lr``."""
+        """The proxies and the ancestors, each at a multiple of ``lr`` of their own."""
         ancestors = {"name": "ancestors", "params": [self.ancestors]}
         return [*super().parameter_groups(lr), ancestors | {"lr": self.ancestor_lr_scale * lr}]
 
 
 def reciprocal_triplets(likeness: Tensor, topk: int) -> Triplets:
-    """(i, j, k) of which i and j are among each other's ``topk`` most alike, and i and k are not.
+    """(i, j, k) such that i and j are among each other's ``topk`` most similar, and i and k not.
 
-    A node is the most like itself. One with fewer than two such j is no i; of every other, TRIPLETS
-    are drawn with repetition. As released k may be i.
+    The ``topk`` include the node itself. TRIPLETS are drawn with replacement for every i that has
+    at least two such j. As released, k may be i.
     """
     nearest = likeness.topk(min(topk, len(likeness)), dim=1).indices
     near = torch.zeros_like(likeness, dtype=torch.bool).scatter_(1, nearest, True)

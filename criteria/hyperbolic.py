@@ -22,20 +22,20 @@ from criteria.poincare import ball_distances, to_ball
 
 
 class PairCrossEntropy(Criterion):
-    """Every image has to find another one of its class among two images of every other class.
+    """Cross-entropy of picking an image's positive among two images of every other class.
 
         L = 1/N Σ_{(a, p)} -log( e^{s_ap/T} / (Σ_{n∈M_j} e^{s_an/T} + Σ_{n∈M_i, n≠a} e^{s_an/T}) )
 
-    a is the i-th image of its class in the batch and p, another one, the j-th; M_j are the j-th
-    images of all classes, p among them; N are the classes with two images or more. The pairs are
-    ordered, so a class of m images adds m(m - 1) of them. T is ``temperature``, and a subclass says
-    what s is. ``terms``: positive and negative, the mean s of the pairs of one class and of two.
-    Raises ValueError for an empty batch; one without a pair gives 0.
+    a is the i-th image of its class in the batch, and p another one, the j-th. M_j are the j-th
+    images of all classes, including p. N is the number of classes with at least two images. Pairs
+    are ordered: a class of m images has m(m - 1) of them. T is ``temperature``; a subclass defines
+    s. ``terms``: positive and negative, the mean s of pairs of the same class and of different
+    classes. Raises ValueError for an empty batch; a batch without a pair gives 0.
     """
 
     unit_length = False
     needs_pairs = True
-    no_memory = "each image competes with one of every class, which a memory has many of"
+    no_memory = "an image competes with one image per class, and a memory has many of each"
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class PairCrossEntropy(Criterion):
         self.temperature = temperature
 
     def similarity(self, embeddings: Tensor) -> Tensor:
-        """s of any two images, (B, B), from raw embeddings (B, d)."""
+        """The similarities s of all pairs, (B, B), from raw embeddings (B, d)."""
         raise NotImplementedError
 
     @in_float32
@@ -54,7 +54,7 @@ class PairCrossEntropy(Criterion):
         place, sizes, anchors, positives = of_labels(_places, labels)
         similarity = self.similarity(embeddings)
         logits = similarity / self.temperature
-        # Not -∞: where an image is alone in its place, the gradient would be 0 · ∞.
+        # Not -∞: if an image is the only one at its position, the gradient would be 0 · ∞.
         others = logits.diagonal_scatter(torch.full_like(logits[0], -1e9))
         columns = others[:, place.argsort(stable=True)].split(sizes, dim=1)
         sums = torch.stack([column.logsumexp(dim=1) for column in columns], dim=1)
@@ -65,7 +65,7 @@ class PairCrossEntropy(Criterion):
 
 
 def _places(labels: Tensor, references: None) -> tuple[Tensor, list[int], Tensor, Tensor]:
-    """Each image's place among those of its class, how many have each place, and the pairs."""
+    """Each image's position within its class (B,), the number of images at each, and the pairs."""
     positive, _ = pair_masks(labels)
     place = positive.tril(-1).sum(dim=1)
     return place, place.bincount().tolist(), *positive.nonzero(as_tuple=True)

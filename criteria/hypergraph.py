@@ -1,4 +1,4 @@
-"""HIST: the relations of images and classes as a hypergraph.
+"""HIST: relations between images and classes as a hypergraph.
 
 Lim et al., Hypergraph-Induced Semantic Tuplet Loss for Deep Metric Learning, CVPR 2022.
 """
@@ -23,7 +23,7 @@ from criteria.base import (
 
 
 class HistLoss(Criterion):
-    """HIST: every class a normal distribution, every class of the batch a hyperedge.
+    """HIST: every class has a normal distribution, and every class of the batch is a hyperedge.
 
         D_ic   = Σ_k (x̂_ik - μ̂_ck)² / exp(min(relu(v_ck), 6))
         L_dist = mean_i CE(-τ·D_i, y_i)
@@ -32,15 +32,15 @@ class HistLoss(Criterion):
         L      = L_dist + λ · mean_i CE((G·relu(norm(G·x·W₁ + …))·W₂ + …)_i, y_i)
 
     τ ``tau`` 32, α ``alpha`` 0.9, λ ``lam`` 1. Two layers W₁ (d, ``hidden`` 512) and W₂ (hidden,
-    C), with a BatchNorm and a leaky relu (0.1) between them, are thrown away after training. As
-    released x is the raw embedding after a LayerNorm without parameters, the last layer of the
-    network there (``layer_norm``). The distributions learn at ``distribution_lr`` 0.1 whatever the
+    C), with a BatchNorm and a leaky relu (0.1) between them, are not used after training. x is the
+    raw embedding after a LayerNorm without parameters (``layer_norm``), which is the network's last
+    layer in the released code. The distributions learn at ``distribution_lr`` 0.1 whatever the
     network's rate, the layers at ``layer_lr_scale`` 10 × that. Call with raw embeddings (B, d).
     ``terms``: distribution, hypergraph. Raises ValueError like ProxyAnchorLoss.
     """
 
     unit_length = False
-    no_memory = "it compares images with classes, and those of a batch in one graph"
+    no_memory = "it compares images with classes, and its graph holds a single batch"
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class HistLoss(Criterion):
         nn.init.kaiming_normal_(self.means, mode="fan_out")
         nn.init.kaiming_normal_(self.log_variances, mode="fan_out")
         self.first = nn.Linear(embedding_size, int(hidden))
-        # It is never used but in training, by the batch's own statistics.
+        # Used in training only, with the batch's own statistics.
         self.norm = nn.BatchNorm1d(int(hidden), track_running_stats=False)
         self.second = nn.Linear(int(hidden), num_classes)
 
@@ -92,17 +92,17 @@ class HistLoss(Criterion):
         return distribution + self.lam * hypergraph
 
     def distances(self, embeddings: Tensor) -> Tensor:
-        """Squared Mahalanobis distances D of the images from the classes, (B, C)."""
+        """Squared Mahalanobis distances D between images and classes, (B, C)."""
         unit, means = unit_rows(embeddings), unit_rows(self.means)
         precisions = torch.exp(-F.relu6(self.log_variances))
-        # The square multiplied out, so that no (B, C, d) is made.
+        # The square is multiplied out to avoid a tensor of (B, C, d).
         squares = unit.square() @ precisions.T - 2 * unit @ (means * precisions).T
         return (squares + (means.square() * precisions).sum(dim=1)).clamp_min(0)
 
     def _classified(self, embeddings: Tensor, graph: Tensor) -> Tensor:
-        """Logits (B, C) of the images, each of which sees its neighbours in the graph."""
+        """Logits (B, C) of the two layers, each of which averages over neighbours in the graph."""
         hidden = graph @ self.first(embeddings)
-        if len(hidden) > 1:  # of one image there are no statistics
+        if len(hidden) > 1:  # a single image has no statistics
             hidden = self.norm(hidden)
         return graph @ self.second(F.leaky_relu(hidden, 0.1))
 

@@ -1,6 +1,6 @@
-"""IDML: the introspective similarity in place of the cosine of a proxy loss.
+"""IDML: replaces the cosine in a proxy loss by the introspective similarity (similarity.py).
 
-Wang et al., Introspective Deep Metric Learning, TPAMI 2023. The similarity stands in similarity.py.
+Wang et al., Introspective Deep Metric Learning, TPAMI 2023.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def introspective(
 ) -> dict[str, Term]:
     """A proxy loss with IDML's similarity in place of the cosine.
 
-    ``variant`` "released" brings both heads to unit length when there is an ``l2_norm``, "paper"
-    leaves the uncertainty at its own. Raises ValueError for a loss without proxies of our own, one
-    that takes no uncertainty, or another variant.
+    With ``l2_norm``, ``variant`` "released" brings both heads to unit length, and "paper" only the
+    embedding. Raises ValueError if the loss is no ProxyLoss or takes no uncertainty, and for
+    another variant.
     """
     if not isinstance(metric.criterion, ProxyLoss):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The losses of pytorch-metric-learning, which is imported when one of them is built."""
+"""The losses of pytorch-metric-learning, which is imported only when one of them is built."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from flags import key_value
 from utils import InputError
 
 LibraryPart = tuple[str, Mapping[str, Any]]
-"""A class of the library by its name, and its arguments."""
+"""The name of a class of the library, and its arguments."""
 
 PARTS = {
     "miner": "miners",
@@ -41,10 +41,10 @@ PARTS = {
     "embedding_regularizer": "regularizers",
     "weight_regularizer": "regularizers",
 }
-"""The arguments of a loss that are classes of the library → where these stand."""
+"""The arguments of a loss that are classes of the library → the modules of these classes."""
 
 SIZE_NAMES = {"descriptors_dim": "embedding_size"}
-"""What the library sometimes calls a size."""
+"""Other names of the library for our sizes → our names."""
 
 OUT_OF_REACH = {
     "CrossBatchMemory": "it remembers images of earlier steps, which a continued run would not",
@@ -58,14 +58,14 @@ OUT_OF_REACH = {
 
 
 class LibraryLoss(Criterion):
-    """A loss of pytorch-metric-learning (and a miner) as a criterion.
+    """A loss of pytorch-metric-learning, with or without a miner, as a criterion.
 
-    The library casts its proxies to the type of the embeddings, in place; ``in_float32`` hands it
-    both in one type, so they keep theirs. Matrices it learns count as proxies (``proxy_lr_scale`` ×
-    the learning rate), vectors do not and get no weight decay. ``num_classes`` and
-    ``embedding_size`` are those the loss was built with, if any, and checked; a loss without a size
-    has no proxies and ``needs_pairs``. ``terms`` stays empty. What the library raises becomes an
-    InputError.
+    The library casts its proxies to the type of the embeddings, in place; ``in_float32`` passes it
+    both in one type, so nothing is cast. Matrices that the loss learns count as proxies
+    (``proxy_lr_scale`` × the learning rate); the rest learns at the network's rate, without weight
+    decay. Batches are checked against ``num_classes`` and ``embedding_size``, those that the loss
+    was built with, if any; a loss built without a size has no proxies and ``needs_pairs``.
+    ``terms`` stays empty. Any exception of the library becomes an InputError.
     """
 
     def __init__(
@@ -113,15 +113,15 @@ class LibraryLoss(Criterion):
         return loss
 
     def _mined(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """The miner's pairs or triplets.
+        """The miner's pairs or triplets; a single one is repeated.
 
-        The library gives 0 where one pair is all there is. The same pair twice is that pair to it:
-        it marks pairs in a matrix, or takes a mean over them.
+        The library returns 0 for a single pair. Repeating it does not change its loss otherwise,
+        because the library marks pairs in a matrix, or takes a mean over them.
         """
         return _at_least_two(self.miner(embeddings, labels))
 
     def _among(self, embeddings: Tensor, labels: Tensor, references: References) -> Tensor:
-        """The loss among the references, without the pairs of an image and itself."""
+        """The loss with references, without the pairs of an image and itself."""
         from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 
         others, other_labels, own = references
@@ -136,19 +136,20 @@ class LibraryLoss(Criterion):
 
     @property
     def no_memory(self) -> str:
-        """Whether the library's own memory takes the loss, and finds other images in it."""
+        """Why the loss cannot be used with a memory; "" if the library's own memory supports it."""
         from pytorch_metric_learning.losses import CrossBatchMemory
 
         if reason := getattr(self.loss, "no_memory", ""):
             return reason
-        known = CrossBatchMemory.supported_losses()
-        if type(self.loss).__name__ in known:
+        supported = CrossBatchMemory.supported_losses()
+        if type(self.loss).__name__ in supported:
             return ""
-        without = {each.__name__ for each in _mended() if getattr(each, "no_memory", "")}
-        return f"the library has one for {', '.join(each for each in known if each not in without)}"
+        unusable = {each.__name__ for each in _patched() if getattr(each, "no_memory", "")}
+        usable = [name for name in supported if name not in unusable]
+        return f"the library has one for {', '.join(usable)}"
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """Matrices as proxies at theirs, the rest at ``lr`` without weight decay."""
+        """Matrices at ``proxy_lr_scale`` × ``lr``, the rest at ``lr`` without weight decay."""
         parameters = list(self.loss.parameters())
         proxies = [parameter for parameter in parameters if parameter.ndim > 1]
         others = [parameter for parameter in parameters if parameter.ndim <= 1]
@@ -168,12 +169,13 @@ def _named(part: nn.Module) -> str:
 
 
 def _words(error: Exception) -> str:
-    said, _, _ = str(error).partition("but expected one of:")  # and torch lists all it could take
+    # What follows is torch's list of everything that it accepts.
+    said, _, _ = str(error).partition("but expected one of:")
     return f"{type(error).__name__}, {' '.join(said.split())}".rstrip(", ").rstrip(".")
 
 
 def _classes(kind: str) -> dict[str, type[nn.Module]]:
-    """The classes of pytorch_metric_learning's losses, miners, distances, ... that can be used."""
+    """The usable classes of a module of the library (losses, miners, distances, ...), by name."""
     try:
         module = importlib.import_module(f"pytorch_metric_learning.{kind}")
     except ModuleNotFoundError as error:
@@ -189,19 +191,19 @@ def _classes(kind: str) -> dict[str, type[nn.Module]]:
             for name, each in found.items()
             if issubclass(each, loss) and name not in parts
         }
-        found |= {each.__name__: each for each in _mended()}
+        found |= {each.__name__: each for each in _patched()}
     return {name: each for name, each in found.items() if not name.startswith("Base")}
 
 
-def _mended() -> tuple[type[nn.Module], ...]:
-    """The losses of the library that are ours in a part."""
-    from criteria.mended import HistogramLoss, NCALoss, ProxyNCALoss, TupletMarginLoss
+def _patched() -> tuple[type[nn.Module], ...]:
+    """The losses of the library that we replace by patched subclasses."""
+    from criteria.patched import HistogramLoss, NCALoss, ProxyNCALoss, TupletMarginLoss
 
     return HistogramLoss, NCALoss, ProxyNCALoss, TupletMarginLoss
 
 
 def _library(kind: str, name: str) -> type[nn.Module]:
-    """The class ``name`` among them; ValueError with the nearest ones, or all, if there is none."""
+    """The class ``name`` of a module; ValueError, with names that exist, if there is none."""
     classes = _classes(kind)
     if kind == "losses" and name in OUT_OF_REACH:
         raise ValueError(
@@ -216,7 +218,7 @@ def _library(kind: str, name: str) -> type[nn.Module]:
 def read_part(text: str) -> LibraryPart:
     """`LpDistance(p=1, power=2)`, or a name alone → the name and its arguments.
 
-    Raises ValueError for a bracket that does not close, or what is not key=value.
+    Raises ValueError for a missing closing bracket, or an argument that is not key=value.
     """
     name, bracket, rest = text.partition("(")
     if not bracket:
@@ -233,7 +235,7 @@ def read_part(text: str) -> LibraryPart:
 def _library_part(
     argument: str, part: LibraryPart | str | nn.Module, sizes: Mapping[str, int]
 ) -> nn.Module:
-    """What an argument of PARTS names, built; with those of the ``sizes`` that it takes."""
+    """Build the class given for an argument of PARTS, with those of the ``sizes`` it takes."""
     if isinstance(part, nn.Module):
         return part
     if isinstance(part, str):
@@ -271,10 +273,11 @@ def library_loss(
 ) -> LibraryLoss:
     """Any loss of pytorch-metric-learning by its class name, e.g. "CircleLoss", with its arguments.
 
-    ``num_classes`` and ``embedding_size`` reach it, and its parts, when they take them. ``miner``,
-    and an argument that is a class of the library (PARTS), is a class name, alone or with its
-    arguments: ``distance="LpDistance(p=1)"``; the miner "none" is none. Raises ValueError when the
-    library is missing, has no such loss, or the loss does not take the arguments.
+    ``num_classes`` and ``embedding_size`` are passed to the loss and its parts if they take them.
+    ``miner``, and any argument that is a class of the library (PARTS), is given as a class name,
+    with or without arguments: ``distance="LpDistance(p=1)"``. The miner "none" means no miner.
+    Raises ValueError if the library is not installed or has no such loss, and for arguments that
+    the loss does not take.
     """
     loss = _library("losses", name)
     options = arguments_of(loss)
@@ -282,7 +285,7 @@ def library_loss(
     sizes = {"num_classes": num_classes, "embedding_size": embedding_size}
     named = inspect.signature(loss).parameters
     check_complete(f"{LIBRARY}{name}", {*arguments, *SIZE_NAMES, *sizes}, named)
-    called = {key: SIZE_NAMES.get(key, key) for key in options}  # what we call its arguments
+    called = {key: SIZE_NAMES.get(key, key) for key in options}  # its name → ours
     called = {key: size for key, size in called.items() if size in sizes}
     given = {key: sizes[size] for key, size in called.items()}
     for key, value in arguments.items():
@@ -292,7 +295,7 @@ def library_loss(
     chosen = None if miner in (None, "none") else _library_part("miner", miner, sizes)
     if chosen is not None and arguments.get("triplets_per_anchor", "all") != "all":
         raise ValueError(
-            f"The option triplets_per_anchor of {LIBRARY}{name} is not read where a miner chooses "
+            f"The option triplets_per_anchor of {LIBRARY}{name} has no effect when a miner chooses "
             "the triplets: give miner=none too, or leave it out."
         )
     taken = {size: sizes[size] for size in called.values()}
@@ -308,7 +311,7 @@ class LibraryEntry(NamedTuple):
     proxy_lr_scale: float = PROXY_LR_SCALE
 
     def __call__(self, num_classes: int, embedding_size: int, **options: Any) -> LibraryLoss:
-        """The loss; an option that its miner shares (a margin) goes to both."""
+        """Build the loss; an option that the miner has too, such as a margin, goes to both."""
         miner = self.miner
         if miner is not None:
             shared = {key: value for key, value in options.items() if key in miner[1]}
@@ -319,10 +322,9 @@ class LibraryEntry(NamedTuple):
     def options(self) -> Parameters:
         """The arguments that may be given, with the defaults of the published command."""
         found = arguments_of(_library("losses", self.name))
-        sizes = set(SIZE_NAMES)
         miner = inspect.Parameter("miner", inspect.Parameter.KEYWORD_ONLY, default=None)
         more = {"miner": miner, "proxy_lr_scale": arguments_of(library_loss)["proxy_lr_scale"]}
-        found = {name: one for name, one in found.items() if name not in sizes} | more
+        found = {name: one for name, one in found.items() if name not in SIZE_NAMES} | more
         own = {**self.arguments, "proxy_lr_scale": self.proxy_lr_scale}
         return {
             name: one.replace(default=own[name]) if name in own else one
@@ -330,7 +332,7 @@ class LibraryEntry(NamedTuple):
         }
 
 
-# The released Proxy-Anchor loop trains these proxies at the network's own rate.
+# Proxy-Anchor's released training loop trains these proxies at the network's own rate.
 PROXY_NCA = LibraryEntry("ProxyNCALoss", {"softmax_scale": 32.0}, proxy_lr_scale=1.0)
 MULTI_SIMILARITY = LibraryEntry(
     "MultiSimilarityLoss",

@@ -28,13 +28,14 @@ class MarginLoss(Criterion):
         D_ij = √(‖x_i - x_j‖² + 1e-8)
 
     N counts the active terms of the first two sums (1 when there are none). ``beta`` 1.2,
-    ``margin`` 0.2, ``nu`` 0. With ``num_classes`` there is one β for each class, taken by the
-    anchor's label, and the last sum is over the triplets too; else there is one for all, which it
-    counts once, as released. ``beta_lr``: None learns β at the network's rate, 0 keeps it fixed;
-    never with weight decay. Expects unit vectors (B, d). ``triplets`` (anchors, positives,
-    negatives) come from the call or else from ``miner``, an object or a name of MINERS. ``terms``:
-    positive and negative (sums over N), beta (mean). Raises ValueError for an empty batch and, when
-    β is per class, for labels outside 0..C-1; a batch without triplets gives 0.
+    ``margin`` 0.2, ``nu`` 0. With ``num_classes`` each class has its own β, a triplet takes that of
+    its anchor, and the last sum is over the triplets too. Otherwise there is one β for all, which
+    the last sum counts once, as released. β learns at ``beta_lr``, without weight decay (None: at
+    the network's rate; 0: it stays fixed). Expects unit vectors (B, d). ``triplets`` (anchors,
+    positives, negatives) are given in the call, or chosen by ``miner``, an object or a name of
+    MINERS. ``terms``: positive and negative (the sums over N), beta (mean). Raises ValueError for
+    an empty batch and, if each class has its own β, for labels outside 0..C-1; a batch without
+    triplets gives 0.
     """
 
     unit_length = True
@@ -89,14 +90,14 @@ class MarginLoss(Criterion):
         return ((left - right).square().sum(dim=1) + 1e-8).sqrt()
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """β with its own learning rate and no weight decay; [] when it is fixed."""
+        """β with its own learning rate and without weight decay; [] if it is fixed."""
         if not self.beta.requires_grad:
             return []
         beta_lr = lr if self.beta_lr is None else self.beta_lr
         return [{"name": "beta", "params": [self.beta], "lr": beta_lr, "weight_decay": 0.0}]
 
     def class_values(self) -> dict[str, Tensor]:
-        """The boundary of each class, when each has its own."""
+        """The boundary of each class, if each has its own."""
         return {} if self.num_classes is None else {"beta": self.beta.detach()}
 
 
@@ -110,6 +111,6 @@ def margin_loss(
     miner: Miner | str = "easypeasy",
     mining: str = "released",
 ) -> MarginLoss:
-    """Divide and conquer's: one fixed β, or with ``beta_lr`` a learnable one for each class."""
+    """The loss of divide and conquer: β is fixed, or with ``beta_lr`` learned for each class."""
     classes = num_classes if beta_lr else None
     return MarginLoss(beta, margin, nu, classes, beta_lr=beta_lr, miner=miner, mining=mining)

@@ -21,8 +21,8 @@ def mask_orthogonality(masks: Tensor) -> Tensor:
 
         R = 1/(K(K-1)) Σ_{i≠j} cos(relu m_i, relu m_j)
 
-    0 for one mask; a mask with no positive entry has cosine 0 with all others. Raises ValueError
-    when ``masks`` is not a matrix.
+    0 for a single mask. A mask without a positive entry has cosine 0 with all others. Raises
+    ValueError if ``masks`` is not a matrix.
     """
     if masks.ndim != 2:
         raise ValueError(f"Masks must have the shape (learners, size), not {tuple(masks.shape)}.")
@@ -42,7 +42,7 @@ class MaskOrthogonality(Criterion):
 
 
 def masks(name: str, metric: Term, l2_norm: bool, *, weight: float = 1.0) -> dict[str, Term]:
-    """The masks' mean cosine beside a loss: of ``masks=`` in the call, unless that is None."""
+    """Adds the masks' mean cosine to a loss, if it is called with ``masks=``."""
     check_not_negative(weight=weight)
     return {"masks": Term(MaskOrthogonality(), _masks_of_call, weight=weight)}
 

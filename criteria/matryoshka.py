@@ -1,4 +1,4 @@
-"""Embeddings whose first entries are embeddings themselves, like dolls inside each other.
+"""Embeddings whose first entries are useful embeddings themselves, like nested dolls.
 
 Kusupati et al., Matryoshka Representation Learning, NeurIPS 2022.
 """
@@ -24,13 +24,13 @@ def matryoshka(
     embedding_size: int,
     metric_of_size: Callable[[int], Term],
 ) -> dict[str, Term]:
-    """The loss on the first m entries of the embedding too, for every size m, unweighted.
+    """The loss, and the same loss on the first m entries of the embedding for smaller sizes m.
 
         L = Σ_{m∈sizes} L_m(x_{1:m}, y)
 
-    Every L_m is a loss of its own, with proxies (C, m) and whatever else it learns: the paper's
-    MRL, which beats its MRL-E, where they are the first columns of the largest, most at the small
-    sizes. The whole embedding keeps the name and the place it has without this.
+    Every L_m is a separate loss, with proxies (C, m) and other parameters of its own: the paper's
+    MRL. Its MRL-E takes the first columns of the largest loss's proxies instead and is worse, most
+    of all at small sizes. The loss on the whole embedding stays the first term, "metric".
     """
     _check(sizes, embedding_size)
     smaller = {f"d{size}": _of_prefix(metric_of_size(size), size) for size in sizes[:-1]}
@@ -38,7 +38,7 @@ def matryoshka(
 
 
 def _check(sizes: Sequence[int], embedding_size: int) -> None:
-    """Raise ValueError unless the sizes grow from 1 or more to the whole embedding's."""
+    """Raise ValueError unless the sizes increase and end with that of the whole embedding."""
     given = " ".join(map(str, sizes))
     if [*sizes] != sorted({*sizes}) or not sizes or sizes[0] < 1:
         raise ValueError(
@@ -53,7 +53,7 @@ def _check(sizes: Sequence[int], embedding_size: int) -> None:
 
 
 def _of_prefix(term: Term, size: int) -> Term:
-    """The same term, of the first ``size`` entries of the embedding."""
+    """The same term on the first ``size`` entries of the embedding."""
     return Term(term.criterion, partial(_prefix, term.inputs, size), term.heads, term.weight)
 
 

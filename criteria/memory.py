@@ -1,4 +1,4 @@
-"""Cross-batch memory: a batch is compared with the last batches too.
+"""Cross-batch memory: a batch is compared with earlier batches too.
 
 Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020.
 """
@@ -24,21 +24,21 @@ from criteria.objective import Term
 from devices import with_host_copy
 
 ON_THE_HOST = ("labels", "steps", "taken")
-"""The buffers that a step reads numbers from; on a GPU each read would wait for the device."""
+"""Buffers whose values a step reads in Python; on a GPU every read would wait for the device."""
 
 
 class MemoryBank(Criterion):
-    """XBM: every image of the batch is an anchor among the last ``size`` embeddings.
+    """XBM: a pair loss between the images of the batch and the last N = ``size`` embeddings.
 
-        M ← the last N embeddings and labels, those of this batch included, without a gradient
+        M ← the last N embeddings and labels, including this batch, without a gradient
         L = loss(anchors x_i of the batch, positives and negatives among M)
 
-    An image's own place in M is no pair; embeddings of the same image from earlier epochs are. In
-    the first ``start`` steps there is no memory, and the loss is that of the batch alone. Buffers
-    hold the memory, so that checkpoints keep it; it takes in embeddings as the loss is given them,
-    in training mode only. Labels and counts stay in the host's memory, wherever the module is moved
-    to. ``terms``: the loss's, and remembered, how many embeddings there are. Raises ValueError for
-    a batch larger than N, and what the loss raises.
+    An image is not paired with its own entry in M, but it is with entries of the same image from
+    earlier epochs. The first ``start`` steps have no memory, only the batch. The memory is stored
+    in buffers, so that checkpoints keep it. It is filled in training mode only, with embeddings as
+    they are passed to the loss. Labels and counts stay in the host's memory on every device.
+    ``terms``: those of the loss, and remembered, the number of embeddings. Raises ValueError for a
+    batch larger than N, and what the loss raises.
     """
 
     def __init__(self, loss: Criterion, size: int, embedding_size: int, start: int = 0) -> None:
@@ -56,9 +56,9 @@ class MemoryBank(Criterion):
         self.register_buffer("taken", torch.zeros((), dtype=torch.long))
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryBank:
-        kept = {name: self._buffers[name] for name in ON_THE_HOST}
+        stay = {name: self._buffers[name] for name in ON_THE_HOST}
         super()._apply(function, recurse)
-        self._buffers.update(kept)
+        self._buffers.update(stay)
         return self
 
     @in_float32
@@ -70,21 +70,21 @@ class MemoryBank(Criterion):
                 f"A memory of {self.size} embeddings cannot hold a batch of {len(labels)} images: "
                 "make it larger."
             )
-        references = self._remember(embeddings.detach(), labels) if self._begun() else None
+        references = self._remember(embeddings.detach(), labels) if self._count_step() else None
         loss = self.loss(embeddings, labels, references=references)
         count = 0 if references is None else len(references.labels)
         self._report(**self.loss.terms, remembered=torch.tensor(float(count)))
         return loss
 
-    def _begun(self) -> bool:
-        """Counts the step; whether it is one with a memory."""
+    def _count_step(self) -> bool:
+        """Count the step, and return whether it has a memory."""
         if not self.training:
             return False
         self.steps += 1
         return int(self.steps) > self.start
 
     def _remember(self, embeddings: Tensor, labels: Tensor) -> References:
-        """Puts a batch where the oldest embeddings are; all that are there."""
+        """Overwrite the oldest embeddings by this batch, and return all embeddings."""
         taken, host = int(self.taken), getattr(labels, "host", None)
         places = torch.arange(taken, taken + len(labels)) % self.size
         own = with_host_copy(places, labels.device)
@@ -96,22 +96,22 @@ class MemoryBank(Criterion):
         return References(self.embeddings[:full], known, own)
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """The loss's."""
+        """Those of the loss."""
         return self.loss.parameter_groups(lr)
 
     def class_values(self) -> dict[str, Tensor]:
-        """The loss's."""
+        """Those of the loss."""
         return self.loss.class_values()
 
     def cost(self) -> str:
-        """The loss's."""
+        """That of the loss."""
         return self.loss.cost()
 
 
 def memory(
     name: str, metric: Term, l2_norm: bool, *, size: int, start: int = 0, embedding_size: int
 ) -> dict[str, Term]:
-    """A pair loss among the images of a memory, in its place; ValueError for another loss."""
+    """A pair loss with a memory; ValueError for a loss that cannot use one."""
     if reason := metric.criterion.no_memory:
         raise ValueError(f"The loss {name} cannot use a memory of earlier batches: {reason}.")
     bank = MemoryBank(metric.criterion, size, embedding_size, start)

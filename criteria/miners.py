@@ -1,4 +1,4 @@
-"""Which triplets of a batch a loss is computed on."""
+"""Miners: they choose the triplets of a batch that a loss is computed on."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from criteria.base import (
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 Choose = Callable[[Tensor, Tensor], Tensor]
-"""Distances (B, B) and the mask of what is allowed → the index of one image in each row, (B,)."""
+"""Distances (B, B) and a mask of the allowed images → the index of one image in each row (B,)."""
 
 
 class Miner:
     """Chooses triplets: ``miner(embeddings, labels) -> (anchors, positives, negatives)``.
 
-    Takes (B, d) and (B,), measures distances between unit vectors, and returns three index tensors
-    of one length, empty when the batch has no triplet. With ``references`` positives and negatives
-    are indices of those. No gradient passes. Random choices come from torch's global generator.
-    Raises ValueError for an empty batch.
+    Takes embeddings (B, d) and labels (B,), measures distances between unit vectors, and returns
+    three index tensors of one length, empty if the batch has no triplet. With ``references``,
+    positives and negatives are indices into them. There is no gradient. Random choices come from
+    torch's global generator. Raises ValueError for an empty batch.
     """
 
     @torch.no_grad()
@@ -48,9 +48,9 @@ class Miner:
     def choose(self, unit: Tensor, others: Tensor, positive: Tensor, negative: Tensor) -> Triplets:
         """The triplets.
 
-        From unit vectors (B, d), those they are compared with (R, d), usually the same, and the
-        masks of positive and negative pairs (B, R). What follows from the masks alone is worked out
-        ``on_host``, where they have their copies.
+        Takes unit vectors (B, d), the unit vectors that they are compared with (R, d), usually the
+        same, and the masks of positive and negative pairs (B, R). Whatever depends on the masks
+        alone should be computed ``on_host``, from their copies there.
         """
         raise NotImplementedError
 
@@ -60,23 +60,23 @@ def _mining_distances(unit: Tensor, others: Tensor) -> Tensor:
 
 
 def _drawn(weights: Tensor, count: int, replacement: bool = False) -> Tensor:
-    """The same bits as ``torch.multinomial``, which would wait for a GPU to check its arguments."""
+    """``torch.multinomial``, bit for bit, without its check of the arguments on a GPU's results."""
     if replacement and count > 1:
-        return torch.multinomial(weights, count, replacement=True)  # this one does not wait
+        return torch.multinomial(weights, count, replacement=True)  # has no such check
     keys = weights / torch.empty_like(weights).exponential_()
     return keys.argmax(dim=1, keepdim=True) if count == 1 else keys.topk(count).indices
 
 
 class DistanceWeightedMiner(Miner):
-    """Negatives drawn evenly over distance, as many per anchor as the mean of positives.
+    """Negatives drawn uniformly over distance, per anchor as many as the mean number of positives.
 
         log w_ij = (2 - d)·log D_ij - (d - 3)/2·log(1 - D_ij²/4),  D_ij at least ``cutoff`` 0.5
 
-    is the inverse density of distances between points on the unit sphere. Negatives at
-    ``nonzero_loss_cutoff`` 1.4 or farther, which cost a margin loss nothing, keep a weight of 1e-6.
-    An anchor takes its positives in index order when it has as many as negatives, a random subset
-    when it has more, and draws them with replacement when it has fewer. The k-th goes with the k-th
-    negative in index order, or with ``in_order`` False with the k-th that was drawn.
+    The weight w is the inverse density of distances between points on the unit sphere. Negatives at
+    ``nonzero_loss_cutoff`` 1.4 or farther, which add nothing to a margin loss, have a weight of
+    1e-6. An anchor with as many positives as negatives takes all of them, in index order; with
+    more, a random subset; with fewer, it draws them with replacement. The k-th positive is paired
+    with the k-th negative in index order, or, if ``in_order`` is False, in the order of drawing.
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class DistanceWeightedMiner(Miner):
         self.in_order = in_order
 
     def weights(self, unit: Tensor, others: Tensor, negative: Tensor) -> Tensor:
-        """(B, R): how likely each image is drawn as a negative of the row's, up to a factor.
+        """(B, R): the probability of drawing each image as a negative of the row's, up to a factor.
 
-        From unit vectors (B, d), those they are compared with (R, d), and the mask of negative
-        pairs, outside which the weights are 0.
+        Takes unit vectors (B, d), those that they are compared with (R, d), and the mask of
+        negative pairs; all other pairs have the weight 0.
         """
         size = unit.shape[1]
         distances = _mining_distances(unit, others).clamp_min(self.cutoff)
-        # Opposite embeddings, 2 apart, would have the logarithm of 0, or by rounding of less.
+        # Opposite embeddings have a distance of 2: the logarithm would be that of 0 or less.
         share = (distances.square() / 4).clamp_max(1 - 1e-7)
         log_weights = (2 - size) * distances.log() - (size - 3) / 2 * torch.log1p(-share)
         near = negative & (distances < self.nonzero_loss_cutoff)
@@ -121,7 +121,7 @@ class DistanceWeightedMiner(Miner):
 
     @staticmethod
     def _draws(positive: Tensor, negative: Tensor) -> tuple[int, Tensor]:
-        """How many negatives an anchor gets, and the anchors."""
+        """The number of negatives per anchor, and the indices of the anchors."""
         mean = int(positive.sum() / len(positive) + 0.5)
         draws = min(max(1, mean), int(negative.sum(dim=1).min()))
         return draws, positive.any(dim=1).nonzero().squeeze(1)
@@ -136,15 +136,16 @@ class DistanceWeightedMiner(Miner):
 
 
 class NearestNegativeMiner(Miner):
-    """The negatives nearest to the anchor among those at ``cutoff`` 0.5 or farther ("easypeasy").
+    """The nearest negatives at a distance of ``cutoff`` 0.5 or more ("easypeasy").
 
-    Deterministic. An anchor is given n negatives, n being the mean number of positives, rounded
-    down, and at least 1: the nearest from ``cutoff`` on, and where these are fewer, the nearest of
-    those before it. Its k-th positive goes with its k-th negative, both in index order.
+    Deterministic. An anchor gets n negatives, where n is the mean number of positives, rounded
+    down, and at least 1: the nearest from ``cutoff`` on, and if these are fewer than n, also the
+    nearest of those below it. Its k-th positive is paired with its k-th negative, both in index
+    order. (Deviation: below the cutoff, the released code takes even the anchor itself and its
+    positives as negatives.)
 
-    (Deviation: among what lies before the cutoff the released code also takes the anchor itself and
-    its positives for negatives.) With ``near`` False, negatives before the cutoff are never taken,
-    and the k-th positive goes with the k-th nearest negative: what this code did at first.
+    With ``near`` False, negatives below the cutoff are never taken, and the k-th positive is paired
+    with the k-th nearest negative, as in the first versions of this code.
     """
 
     def __init__(self, cutoff: float = 0.5, *, near: bool = True) -> None:
@@ -162,8 +163,8 @@ class NearestNegativeMiner(Miner):
         return anchors, positives[anchors, places], negatives[anchors, places]
 
     def _negatives(self, distances: Tensor, allowed: Tensor, draws: int) -> Tensor:
-        """(B, draws): each anchor's negatives; where fewer are allowed, others come after them."""
-        # No two unit vectors are farther apart than 2: 4 more puts all before the cutoff last.
+        """(B, draws): each anchor's negatives, followed by other images if fewer are allowed."""
+        # Distances of unit vectors are at most 2, so 4 more puts all below the cutoff last.
         ranks = distances + 4 * (distances < self.cutoff)
         nearest = ranks.masked_fill(~allowed, torch.inf).argsort(dim=1, stable=True)[:, :draws]
         if not self.near:
@@ -173,8 +174,8 @@ class NearestNegativeMiner(Miner):
 
 
 def _places(positive: Tensor, allowed: Tensor) -> tuple[int, Tensor, Tensor]:
-    """How many negatives an anchor may have; each triplet's anchor, and its place among the
-    anchor's positives and negatives."""
+    """The largest number of negatives per anchor; for each triplet, the anchor, and the position k
+    of its positive and negative among those of the anchor."""
     draws = max(1, int(positive.sum()) // len(positive))
     pairs = torch.minimum(positive.sum(dim=1), allowed.sum(dim=1)).clamp_max(draws)
     valid = torch.arange(draws, device=pairs.device) < pairs[:, None]
@@ -182,24 +183,19 @@ def _places(positive: Tensor, allowed: Tensor) -> tuple[int, Tensor, Tensor]:
 
 
 def _in_index_order(chosen: Tensor) -> Tensor:
-    """(B, B) indices: in each row those that the mask marks, in order, and then all others."""
+    """(B, B) indices: in each row those marked by the mask, in order, and then all others."""
     return (~chosen).int().argsort(dim=1, stable=True)
 
 
 class AnchorMiner(Miner):
     """One triplet for each anchor that has a positive and a suitable negative.
 
-    ``positive`` and ``negative`` choose an image in each row of the distances (B, B) from those a
-    mask allows: ``nearest``, ``farthest`` or ``at_random``. With ``band`` a negative must be
+    ``positive`` and ``negative`` choose an image in each row of the distances (B, B) from those
+    that a mask allows: ``nearest``, ``farthest`` or ``at_random``. With ``band``, negatives must be
     semi-hard: D_ap < D_an < D_ap + band.
     """
 
-    def __init__(
-        self,
-        positive: Choose,
-        negative: Choose,
-        band: float | None = None,
-    ) -> None:
+    def __init__(self, positive: Choose, negative: Choose, band: float | None = None) -> None:
         self.positive = positive
         self.negative = negative
         self.band = band
@@ -217,7 +213,7 @@ class AnchorMiner(Miner):
 
 
 def _with_both(positive: Tensor, negative: Tensor) -> tuple[Tensor]:
-    """The images that have a positive and a negative."""
+    """Indices of the images that have a positive and a negative."""
     return (positive.any(dim=1) & negative.any(dim=1)).nonzero(as_tuple=True)
 
 
@@ -237,10 +233,10 @@ def at_random(distances: Tensor, allowed: Tensor) -> Tensor:
 
 
 BOUNDARY = 1.2
-"""The β of the margin loss as published, which the released code has for triplets too."""
+"""The published β of the margin loss, which the released code uses for triplet losses too."""
 
 
-def _letters(
+def _anchor_miner(
     positive: Choose, negative: Choose, semi_hard: bool = False
 ) -> Callable[[float, bool, float], Miner]:
     def make(margin: float, released: bool, boundary: float) -> Miner:
@@ -254,26 +250,27 @@ MINERS: dict[str, Callable[[float, bool, float], Miner]] = {
         nonzero_loss_cutoff=boundary + margin, in_order=released
     ),
     "easypeasy": lambda margin, released, boundary: NearestNegativeMiner(near=released),
-    "HPHN": _letters(farthest, nearest),
-    "EPHN": _letters(nearest, nearest),
-    "RPHN": _letters(at_random, nearest),
-    "EPSHN": _letters(nearest, at_random, semi_hard=True),
-    "RPSHN": _letters(at_random, at_random, semi_hard=True),
+    "HPHN": _anchor_miner(farthest, nearest),
+    "EPHN": _anchor_miner(nearest, nearest),
+    "RPHN": _anchor_miner(at_random, nearest),
+    "EPSHN": _anchor_miner(nearest, at_random, semi_hard=True),
+    "RPSHN": _anchor_miner(at_random, at_random, semi_hard=True),
 }
-"""Name → (margin of the loss, whether mining is as released, its boundary β) → the miner."""
+"""Name → a function of the loss's margin, whether mining is as released, and the loss's boundary β
+that makes the miner."""
 
 MINING = ("released", "earlier")
-"""How `easypeasy` and `distanceweighted` take and pair: as the released code does, or as runs of
-the first versions of this code did."""
+"""How some miners choose and pair images: as the released code does, or as the first versions of
+this code did."""
 
 TWO_WAYS = ("easypeasy", "distanceweighted")
-"""The miners that these are ways of."""
+"""The miners that have both ways of mining."""
 
 
 def miner_of(
     given: Miner | str | None, margin: float, mining: str, boundary: float = BOUNDARY
 ) -> Miner | None:
-    """The miner of a loss that was given one: by its name, as an object, or none.
+    """A loss's miner, given by its name or as an object; None for none.
 
     Raises ValueError like ``build_miner``.
     """
@@ -288,10 +285,11 @@ def build_miner(
 ) -> Miner:
     """The miner of MINERS called ``name``, for a loss with this margin.
 
-    Positive: hard (H, farthest), easy (E, nearest), random (R); negative: hard (HN, nearest),
-    semi-hard (SHN, within the margin behind the positive). ``mining`` is one of MINING, for those
-    of TWO_WAYS; ``boundary`` is the margin loss's β, beyond which, by the margin, negatives cost it
-    nothing. Raises ValueError for an unknown name, or a way of mining that the miner has not.
+    In the names, the positive is hard (HP, the farthest), easy (EP, the nearest) or random (RP),
+    and the negative hard (HN, the nearest) or semi-hard (SHN, farther than the positive by less
+    than the margin). ``mining`` is one of MINING; only the miners of TWO_WAYS have a choice.
+    ``boundary`` is the margin loss's β: negatives farther away than β + margin add nothing to it.
+    Raises ValueError for an unknown name, or a way of mining that the miner does not have.
     """
     if name not in MINERS:
         raise ValueError(unknown("miner", name, MINERS))
@@ -300,11 +298,11 @@ def build_miner(
 
 
 def _check_mining(mining: str, miner: str | None) -> None:
-    """Raises ValueError for an unknown way of mining, or one that this miner does not have."""
+    """Raise ValueError for an unknown way of mining, or one that this miner does not have."""
     if mining not in MINING:
         raise ValueError(unknown("way of mining", mining, MINING))
     if mining != MINING[0] and miner not in TWO_WAYS:
         raise ValueError(
-            f"mining={mining!r} is a way of the miners {' and '.join(TWO_WAYS)} and of no other: "
+            f"mining={mining!r} is for the miners {' and '.join(TWO_WAYS)} only: "
             "name one of them as the miner, or leave it out."
         )

@@ -27,13 +27,13 @@ from criteria.miners import Miner, Triplets, miner_of
 
 
 def _distances(embeddings: Tensor, squared: bool, references: References | None) -> Tensor:
-    """‖x̂_i - x̂_j‖², or its root, (B, B), or (B, R) from the references.
+    """‖x̂_i - x̂_j‖² (B, B), or (B, R) to the references; without ``squared``, the root of it.
 
-    As released by one product of matrices, 2 - 2 x̂_i·x̂_j. In float32 that costs digits where two
-    embeddings are nearly the same: the gradient of a root is 0.01 % off at a cosine of 1 - 1e-3,
-    1 % at 1 - 1e-5, and means nothing from 1 - 1e-7 on. So near, a triplet is active only where
-    its negative is as near, in a network that has collapsed; differences of all pairs (B, B, d)
-    would be exact, and cost every other batch memory and time.
+    Computed as 2 - 2 x̂_i·x̂_j, as released. In float32 that loses digits if two embeddings are
+    nearly equal: the gradient of the root is 0.01 % off at a cosine of 1 - 1e-3, 1 % at 1 - 1e-5,
+    and meaningless from 1 - 1e-7 on. But with positives that close, a triplet is active only if its
+    negative is as close, in a network that has collapsed. The exact differences of all pairs
+    (B, B, d) would cost every other batch memory and time.
     """
     unit = unit_rows(embeddings)
     distances = (2 - 2 * unit @ unit_others(unit, references).T).clamp_min(0)
@@ -46,10 +46,10 @@ class TripletLoss(Criterion):
         L = mean of [D_ap - D_an + margin]₊ over every (anchor, positive, negative)
 
     D is the squared distance of unit vectors (``squared=False``: the distance), ``margin`` 1.0, as
-    in SEC. The mean counts inactive triplets too. With a ``miner`` (a name of MINERS or an object),
+    in SEC. The mean includes inactive triplets. With a ``miner`` (a name of MINERS or an object),
     or ``triplets`` given in the call, the mean is over the active ones, as in divide and conquer.
     ``soft`` takes log(1 + e^{D_ap - D_an}) instead of the hinge. ``terms``: active, the share of
-    active triplets. Raises ValueError for an empty batch; one without triplets gives 0.
+    active triplets. Raises ValueError for an empty batch; a batch without triplets gives 0.
     """
 
     needs_pairs = True
@@ -119,10 +119,11 @@ class SemihardTripletLoss(Criterion):
 
         L = mean over ordered positive pairs of [D_ap - D_an + margin]₊
 
-    n is the nearest negative farther from the anchor than the positive, else the farthest negative.
-    D is the squared distance of unit vectors (``squared=False``: the distance), ``margin`` 0.2;
-    ``soft`` takes log(1 + e^{D_ap - D_an}). ``terms``: active, the share of active pairs. Raises
-    ValueError for an empty batch; one without triplets gives 0.
+    n is the nearest of the negatives that are farther from the anchor than the positive, or the
+    farthest negative if there are none. D is the squared distance of unit vectors
+    (``squared=False``: the distance), ``margin`` 0.2; ``soft`` takes log(1 + e^{D_ap - D_an})
+    instead of the hinge. ``terms``: active, the share of active pairs. Raises ValueError for an
+    empty batch; a batch without triplets gives 0.
     """
 
     needs_pairs = True
@@ -168,13 +169,13 @@ class NPairLoss(Criterion):
         L = mean_c -log softmax_k( (scale·x̂_c)·(scale·x̂⁺_k) )_c
 
     x_c and x⁺_c are the first and the second image of class c in the batch; classes with one image
-    are left out. ``scale`` 5 lengthens both vectors. ``terms``: accuracy, the share of first images
-    whose own second image is the nearest; a tie is not. Raises ValueError for an empty batch; one
-    without a pair gives 0.
+    are left out. ``scale`` 5 multiplies both vectors. ``terms``: accuracy, the share of first
+    images that are closer to their own second image than to any other. Raises ValueError for an
+    empty batch; a batch without a pair gives 0.
     """
 
     needs_pairs = True
-    no_memory = "it takes two images of each class of a batch, and no others"
+    no_memory = "it uses two images of each class of a batch, and no others"
 
     def __init__(self, scale: float = 5.0) -> None:
         super().__init__()
@@ -205,15 +206,15 @@ def _firsts_and_seconds(labels: Tensor, references: None) -> tuple[Tensor, Tenso
 
 
 class MultiSimilarityLoss(Criterion):
-    """Multi-similarity loss with its mining (Wang et al., CVPR 2019; constants of SEC).
+    """Multi-similarity loss with its mining (Wang et al., CVPR 2019), with SEC's constants.
 
         L = 1/B Σ_i { 1/α log(1 + Σ_{p∈P_i} e^{-α(s_ip - λ)})
                     + 1/β log(1 + Σ_{n∈N_i} e^{ β(s_in - λ)}) }
 
     P_i: positives with s_ip - ε < max_n s_in; N_i: negatives with s_in + ε > min_p s_ip; an image
-    without either is left out. Pairs with s ≥ 1 - 1e-5 count as the image itself. α ``alpha`` 2, β
-    ``beta`` 40, λ ``base`` 0.5, ε ``epsilon`` 0.1. ``terms``: active, the share of images with
-    mined pairs. Raises ValueError for an empty batch.
+    adds nothing if one of the sets is empty. A positive with s ≥ 1 - 1e-5 counts as the image
+    itself. α ``alpha`` 2, β ``beta`` 40, λ ``base`` 0.5, ε ``epsilon`` 0.1. ``terms``: active, the
+    share of images with mined pairs. Raises ValueError for an empty batch.
     """
 
     needs_pairs = True
@@ -266,9 +267,9 @@ class SoftmaxPairLoss(Criterion):
 
         L = mean_i -1/|P_i| Σ_{p∈P_i} log softmax_{j≠i}(a·x̂_i·x̂_j)_p
 
-    Images without a positive are left out. ``alpha`` 1 is where a starts, ``alpha_lr`` its own
-    learning rate, without weight decay. Call with embeddings (B, d) and labels (B,). ``terms``:
-    alpha. Raises ValueError for an empty batch; one without a pair gives 0.
+    Images without a positive are left out. ``alpha`` 1 is the initial value of a, ``alpha_lr`` its
+    learning rate; it has no weight decay. Call with embeddings (B, d) and labels (B,). ``terms``:
+    alpha. Raises ValueError for an empty batch; a batch without a pair gives 0.
     """
 
     needs_pairs = True
@@ -308,7 +309,7 @@ def _with_positives(labels: Tensor, references: References | None) -> tuple[Tens
     return pair_masks(labels, references)[0].any(dim=1).nonzero(as_tuple=True)
 
 
-# Divide and conquer's, on distances that are not squared.
+# The triplet losses of divide and conquer, on distances that are not squared.
 mined_triplet_loss = partial(TripletLoss, margin=0.2, squared=False, miner="easypeasy")
 all_triplet_loss = partial(TripletLoss, margin=0.2, squared=False)
 semihard_triplet_loss = partial(SemihardTripletLoss, margin=0.2, squared=False)

@@ -1,7 +1,7 @@
-"""The Poincaré ball: how a vector gets into it, and how far apart two points of it are.
+"""The Poincaré ball: mapping vectors into it, and distances between its points.
 
-Its radius is 1/√c, with −c the curvature. Its straight lines are arcs of circles that meet the edge
-at right angles, so that two points near the edge are far apart.
+Its radius is 1/√c, with −c the curvature. Its geodesics are arcs of circles that meet the edge at
+right angles, and distances grow without bound towards the edge.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-EDGE = 1e-3  # what lies nearer than this share of the radius is pulled back from the edge
+EDGE = 1e-3  # points closer to the edge than this share of the radius are pulled back
 
 
 def to_ball(vectors: Tensor, curvature: float, clip: float = 0.0) -> Tensor:
@@ -17,8 +17,8 @@ def to_ball(vectors: Tensor, curvature: float, clip: float = 0.0) -> Tensor:
 
         x ← x·min(1, r/‖x‖),  exp₀(x) = tanh(√c‖x‖)·x / (√c‖x‖)
 
-    ``clip`` r keeps points away from the edge, where gradients vanish (Guo et al., CVPR 2022);
-    0 is none. The zero vector is the centre.
+    Clipping at ``clip`` r keeps points away from the edge, where gradients vanish (Guo et al., CVPR
+    2022); 0 clips nothing. The zero vector is mapped to the centre.
     """
     root = curvature**0.5
     length = vectors.norm(dim=-1, keepdim=True).clamp_min(1e-5)
@@ -28,12 +28,12 @@ def to_ball(vectors: Tensor, curvature: float, clip: float = 0.0) -> Tensor:
 
 
 def ball_distances(points: Tensor, others: Tensor, curvature: float) -> Tensor:
-    """How far apart points (N, d) and (M, d) of the ball are, (N, M).
+    """Distances (N, M) between points (N, d) and (M, d) of the ball.
 
         d(x, y) = 2/√c · arsinh √( c‖x - y‖² / ((1 - c‖x‖²)(1 - c‖y‖²)) )
 
-    which is the usual 2/√c · artanh(√c‖-x ⊕ y‖) without what is undefined at the edge. Points that
-    coincide have a distance of nearly 0 and no gradient.
+    This equals the usual 2/√c · artanh(√c‖-x ⊕ y‖), but avoids artanh's pole at the edge. Equal
+    points have a distance of nearly 0 and no gradient.
     """
     inner = 1 - curvature * points.square().sum(dim=1, keepdim=True)
     outer = 1 - curvature * others.square().sum(dim=1)
@@ -47,9 +47,9 @@ def ball_distances(points: Tensor, others: Tensor, curvature: float) -> Tensor:
 
 
 def riemannian(points: Tensor, curvature: float) -> Tensor:
-    """The points themselves, with the gradient by the metric of the ball: (1 - c‖x‖²)²/4 times it.
+    """The points unchanged, but with the Riemannian gradient: (1 - c‖x‖²)²/4 times the Euclidean.
 
-    Near the edge, where a step of the same length leads far, it is smaller.
+    It is smaller near the edge, where a Euclidean step of the same length covers more distance.
     """
     if points.requires_grad:
         inner = 1 - curvature * points.detach().square().sum(dim=-1, keepdim=True)

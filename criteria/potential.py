@@ -1,4 +1,4 @@
-"""PFML: images and proxies as charges, whose fields weaken with the distance.
+"""PFML: images and proxies as charges whose fields decay with the distance.
 
 Bhatnagar and Ahuja, Potential Field Based Deep Metric Learning, CVPR 2025.
 """
@@ -22,26 +22,26 @@ from criteria.base import (
     in_float32,
     unit_rows,
 )
-from criteria.strips import made_again, rows_of_strip
+from criteria.strips import recomputed, rows_per_strip
 from criteria.timing import FEW, fastest, in_words
 
-SOFTENING = 0.01  # of δ: a distance never counts as less, so that forces stay finite
+SOFTENING = 0.01  # the smallest distance as a share of δ, so that forces stay finite
 
 
 class PotentialFieldLoss(Criterion):
-    """PFML: the energy of all images of the batch and all proxies in the field of all others.
+    """PFML: the potential energy of the batch's images and all proxies in each other's fields.
 
         L     = 1/B Σ_i Σ_{j≠i} ψ(r_ij)           i and j over images and proxies
-        ψ(r)  = -1/max(r, δ)^α                    for two points of one class
-        ψ(r)  =  1/min(r, δ)^α - 1/δ^α            for two points of two classes
+        ψ(r)  = -1/max(r, δ)^α                    for two points of the same class
+        ψ(r)  =  1/min(r, δ)^α - 1/δ^α            for points of different classes
 
-    r is the distance of unit vectors: within δ nothing more is attracted, beyond it nothing is
-    repelled. α ``alpha`` 4, δ ``delta`` 0.2, ``proxies_per_class`` M 15 proxies for each class, at
-    ``proxy_lr_scale`` 100 × the network's rate. The constant -1/δ^α, which the paper leaves out,
-    keeps the numbers small; r is √(r² + (δ/100)²), so that two points in one place repel each other
-    with a finite force. All pairs of two classes are looked at, strip by strip, for those within δ,
-    which alone push. ``terms``: attraction, repulsion, the two sums over B. Raises ValueError like
-    ProxyAnchorLoss.
+    r is the distance of unit vectors. Points of the same class stop attracting each other within δ;
+    points of different classes repel each other only within δ. α ``alpha`` 4, δ ``delta`` 0.2; each
+    class has M = ``proxies_per_class`` 15 proxies, which learn at ``proxy_lr_scale`` 100 × the
+    network's rate. The constant -1/δ^α, which the paper leaves out, keeps the numbers small. r is
+    computed as √(r² + (δ/100)²), so that equal points repel each other with a finite force. The
+    pairs within δ are looked for in strips of the table of all pairs. ``terms``: attraction and
+    repulsion, the two sums over B. Raises ValueError like ProxyAnchorLoss.
     """
 
     no_memory = "it compares images with proxies, which stand for earlier images already"
@@ -94,7 +94,7 @@ class PotentialFieldLoss(Criterion):
         return attraction + repulsion
 
     def _attraction(self, images: Tensor, proxies: Tensor, labels: Tensor) -> Tensor:
-        """Σ ψ over all pairs of one class; the only pairs that are looked at for it."""
+        """Σ ψ over the pairs of points of the same class, without the table of all pairs."""
         of_class = proxies.unflatten(0, (-1, self.proxies_per_class))  # (C, M, d)
         among_images = self._attracted(images @ images.T)
         same = (labels[:, None] == labels).fill_diagonal_(False)
@@ -108,20 +108,20 @@ class PotentialFieldLoss(Criterion):
         )
 
     def _repulsion(self, points: Tensor, charges: Tensor) -> Tensor:
-        """Σ ψ over the pairs of two classes that are nearer than δ.
+        """Σ ψ over the pairs of points of different classes that are closer than δ.
 
-        In a strip of the table where they are few they are computed one by one, for the table of
-        what pushes nothing would cost three products and twenty passes.
+        If a strip of the table has few such pairs, only these are computed: the whole strip would
+        cost three matrix products and twenty passes over it.
         """
-        rows = rows_of_strip(len(points))
+        rows = rows_per_strip(len(points))
         starts = range(0, len(points), rows)
-        of_strip = made_again(self._repelled_in_strip, len(starts))
-        of_pairs = made_again(self._repelled_in_pairs, len(starts))
+        of_strip = recomputed(self._repelled_in_strip, len(starts))
+        of_pairs = recomputed(self._repelled_in_pairs, len(starts))
         energy = points.new_zeros(())
         for start in starts:
             with torch.no_grad():
                 near = self._near(self._cosines(points, start, rows), charges, start)
-                count = int(near.sum())  # first: a list of many pairs is longer than the table
+                count = int(near.sum())  # before nonzero: many pairs take more memory than a table
             if count * points.shape[1] > near.numel():
                 energy = energy + of_strip(points, charges, start, rows)
             elif count:
@@ -130,11 +130,11 @@ class PotentialFieldLoss(Criterion):
 
     @staticmethod
     def _cosines(points: Tensor, start: int, rows: int) -> Tensor:
-        """Those of some of the points with themselves and with all later ones."""
+        """The cosines of ``rows`` points, from ``start`` on, with themselves and all later ones."""
         return points[start : start + rows] @ points[start:].T
 
     def _near(self, cosines: Tensor, charges: Tensor, start: int) -> Tensor:
-        """Which pairs of a strip repel each other, each pair once."""
+        """The mask of the pairs of a strip that repel each other, each pair once."""
         same = charges[start : start + len(cosines), None] == charges[start:]
         near = (self._squares(cosines) < self.delta**2) & ~same
         return near.triu_(1)
@@ -149,7 +149,7 @@ class PotentialFieldLoss(Criterion):
         return self._repelled((first * second).sum(dim=1)).sum()
 
     def _squares(self, cosines: Tensor) -> Tensor:
-        """The squared distances: no roots, whose gradient at 0 would be infinite."""
+        """Squared distances, because the gradient of a root would be infinite at 0."""
         return (2 - 2 * cosines).clamp_min(0) + (SOFTENING * self.delta) ** 2
 
     def _attracted(self, cosines: Tensor) -> Tensor:
@@ -164,16 +164,16 @@ class PotentialFieldLoss(Criterion):
         return [{"name": "proxies", "params": [self.proxies], "lr": self.proxy_lr_scale * lr}]
 
     def cost(self) -> str:
-        """All proxies are compared with each other, at every step."""
+        """The time of comparing all proxies with each other, in every step."""
         count = len(self.proxies)
-        rows = rows_of_strip(4 * count)
+        rows = rows_per_strip(4 * count)
         if count < FEW:
             return ""
         charges = torch.arange(count, device=self.proxies.device) // self.proxies_per_class
         with torch.no_grad():
             points = unit_rows(self.proxies).float()
             taken = fastest(lambda: self._near(self._cosines(points, 0, rows), charges, 0).sum())
-        about = in_words(taken * count / rows / 2)  # every pair is looked at once
+        about = in_words(taken * count / rows / 2)  # every pair is computed once
         if not about:
             return ""
         return (

@@ -26,13 +26,13 @@ from criteria.base import (
     written_out,
 )
 from criteria.similarity import compare
-from criteria.strips import Strip, Terms, made_again, rows_of_strip, total
+from criteria.strips import Strip, Terms, recomputed, rows_per_strip, total
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
-"""Embeddings (B, d), labels (B,), and the uncertainty (B, d) where there is one."""
+"""Embeddings (B, d), labels (B,), and the uncertainty (B, d) or None."""
 
 FAR = -1e4
-"""The similarity to a class that is as good as none: e^x of it is 0 beside any other."""
+"""A similarity so low that the class does not count: e^x underflows to 0."""
 
 
 def positive_term(
@@ -52,21 +52,21 @@ def negative_term(similarity: Tensor, labels: Tensor, margin: float, alpha: floa
 
 
 def pull(own: Tensor, labels: Tensor, margin: float | Tensor, alpha: float) -> Tensor:
-    """``positive_term`` of the similarities of the images to their own classes, (B,)."""
+    """``positive_term``, given only the images' similarities to their own classes (B,)."""
     margin = margin[labels] if isinstance(margin, Tensor) else margin
     same = labels[:, None] == labels
-    # Every image carries its class's logarithm; its share makes a class count once.
+    # Every image has the logarithm of its class; the shares make each class count once.
     counted = same.to(own.dtype)
     share = counted.sum(dim=1).reciprocal()
     return (share * _LogOfOwn.apply(-alpha * (own - margin), same, counted)).sum() / share.sum()
 
 
 class _LogOfOwn(torch.autograd.Function):
-    """log(1 + Σ_{j: same_ij} e^{x_j}) of every row i of ``same`` (B, B): x (B,) → (B,).
+    """log(1 + Σ_{j: same_ij} e^{x_j}) for every row i of ``same`` (B, B): x (B,) → (B,).
 
-    The rows of one class are alike, so that an exponential of every image is enough. The gradient
-    is written out, for the same bits as autograd's with half the operators. ``same`` is symmetric
-    and transitive, as the images of one class are; ``counted`` is it in numbers.
+    ``same`` marks the pairs of images of one class, and ``counted`` is the same mask as numbers.
+    The rows of one class are equal, so one exponential per image is enough. The gradient is written
+    out, which gives the same bits as autograd with half the operators.
     """
 
     @staticmethod
@@ -85,12 +85,12 @@ class _LogOfOwn(torch.autograd.Function):
 
 
 def own_and_push(strip: Strip, margin: float, alpha: float) -> tuple[Tensor, Tensor]:
-    """``Strip.own``, and Σ_c log(1 + Σ_{i: y_i≠c} e^{α(s_ic + δ)}) over its classes, 0-d."""
+    """``Strip.own`` (B,), and Σ_c log(1 + Σ_{i: y_i≠c} e^{α(s_ic + δ)}) over its classes, 0-d."""
     return _OwnAndPush.apply(*strip, margin, alpha)
 
 
 class _OwnAndPush(torch.autograd.Function):
-    """Both of one table, and their gradients in one: the same bits as autograd's two."""
+    """``own_and_push`` with one gradient for both results, of the same bits as autograd's two."""
 
     @staticmethod
     def forward(
@@ -123,9 +123,9 @@ class _OwnAndPush(torch.autograd.Function):
 class ProxyLoss(Criterion):
     """A criterion that compares images with one learnable proxy p_c for each class.
 
-    ``proxies`` (C, d), Kaiming-normal with fan_out, are optimised at ``proxy_lr_scale`` × the
-    network's learning rate. A subclass may have several for each class, ``per_class``: its proxies
-    are (C · per_class, d), class by class.
+    ``proxies`` (C, d) are initialised Kaiming-normal with fan_out and trained at
+    ``proxy_lr_scale`` × the network's learning rate. In a subclass with several proxies for each
+    class, ``per_class``, they are (C · per_class, d), class by class.
     """
 
     per_class = 1
@@ -147,10 +147,11 @@ class ProxyLoss(Criterion):
         self.register_load_state_dict_pre_hook(_with_own_proxies)
 
     def divide(self) -> None:
-        """Keeps this process's share of the proxies alone, that of whole classes.
+        """Keep only this process's share of the proxies, those of some of the classes.
 
-        The losses and gradients stay those of one process, and so do state_dicts, which every
-        process has to ask for and to load. Raises ValueError for fewer classes than processes.
+        The losses and gradients stay those of a single process. So do state_dicts, but all
+        processes have to make or load them together. Raises ValueError for fewer classes than
+        processes.
         """
         if self.num_classes < processes.world():
             raise ValueError(
@@ -164,7 +165,7 @@ class ProxyLoss(Criterion):
     def similarity(self, embeddings: Tensor, uncertainty: Tensor | None = None) -> Tensor:
         """(B, C): the cosine s_ic, or IDML's s'_ic when there is an ``uncertainty``.
 
-        The whole table at once, of divided proxies too; ``by_strips`` never holds it.
+        Makes the whole table at once, of divided proxies too; ``by_strips`` does not.
         """
         if self.share is None:
             return self.compared(embeddings, self.proxies, uncertainty)
@@ -173,7 +174,7 @@ class ProxyLoss(Criterion):
         return processes.gather_rows(own.T, self.num_classes).T
 
     def compared(self, embeddings: Tensor, proxies: Tensor, uncertainty: Tensor | None) -> Tensor:
-        """(B, S): the similarities to the S classes that the ``proxies`` belong to."""
+        """(B, S): the similarities to S classes, whose ``proxies`` (S · per_class, d) are."""
         return compare(embeddings, proxies, uncertainty)
 
     def by_strips(
@@ -184,11 +185,11 @@ class ProxyLoss(Criterion):
         uncertainty: Tensor | None = None,
         classes: Tensor | None = None,
     ) -> list[tuple[Tensor, ...]]:
-        """``terms`` of every Strip of the table (B, C): one list for each of the terms.
+        """``terms`` of every Strip of the table (B, C): for each term, its values on all strips.
 
-        A small table is one strip. A larger one is never kept: each strip is made on its own, and
-        once more in the backward pass. With ``classes``, sorted, the table has only their columns;
-        the batch's own classes have to be among them.
+        A small table is one strip. A larger one is never held as a whole: strips are computed one
+        by one, and once more in the backward pass. With ``classes`` (sorted), the table has only
+        these columns; the classes of the batch have to be among them.
         """
         if classes is not None:
             labels = torch.searchsorted(classes, labels)
@@ -196,7 +197,7 @@ class ProxyLoss(Criterion):
         if self.share is not None:
             return self._by_strips_of_all(terms, batch, self.share, classes)
         proxies = self.proxies if classes is None else self._proxies_of(classes)
-        most = rows_of_strip(len(embeddings) * self.per_class)
+        most = rows_per_strip(len(embeddings) * self.per_class)
         rows = most * self.per_class
         pieces = proxies.split(rows) if len(proxies) > rows else [proxies]
         starts = range(0, len(pieces) * most, most)
@@ -204,7 +205,7 @@ class ProxyLoss(Criterion):
         return [*zip(*found, strict=True)]
 
     def _proxies_of(self, classes: Tensor) -> Tensor:
-        """Those of some of the classes that this process has."""
+        """The proxies of some of this process's classes."""
         return self.proxies.unflatten(0, (-1, self.per_class))[classes].flatten(0, 1)
 
     def _of_pieces(
@@ -219,8 +220,8 @@ class ProxyLoss(Criterion):
     ) -> list[tuple[Tensor, ...]]:
         """``terms`` of each of the ``pieces`` of the proxies, whose first classes are ``starts``.
 
-        ``alone``: no other process has classes. ``absent``: the pieces only stand in for classes
-        that this process does not have, and must not count.
+        ``alone``: no other process has proxies. ``absent``: this process has none of the classes;
+        its pieces are placeholders that must not count.
         """
         embeddings, labels, uncertainty = batch
         whole = alone and len(pieces) == 1
@@ -238,7 +239,7 @@ class ProxyLoss(Criterion):
             inside = (column >= 0) & (column < similarity.shape[1])
             return terms(Strip(similarity, column.clamp(0, similarity.shape[1] - 1), inside))
 
-        run = made_again(of_piece, len(pieces))
+        run = recomputed(of_piece, len(pieces))
         columns = labels[:, None]
         return [
             run(embeddings, uncertainty, piece, columns - start if start else columns)
@@ -248,19 +249,19 @@ class ProxyLoss(Criterion):
     def _by_strips_of_all(
         self, terms: Terms, batch: Batch, share: processes.Share, classes: Tensor | None
     ) -> list[tuple[Tensor, ...]]:
-        """``by_strips``, where every process has some of the classes: all strips of all of them."""
+        """``by_strips`` with proxies divided among processes: the strips of all processes."""
         embeddings, labels, uncertainty = batch
-        most = rows_of_strip(len(embeddings) * self.per_class)
+        most = rows_per_strip(len(embeddings) * self.per_class)
         first, proxies, counts, absent = share.own.start, self.proxies, share.counts, False
         if classes is not None:
             known = getattr(classes, "host", classes)  # see of_labels
             bounds = torch.searchsorted(known, torch.tensor(share.starts).to(known)).tolist()
             first, end = bounds[processes.rank() : processes.rank() + 2]
             own, absent = classes[first:end] - share.own.start, first == end
-            # A process that has none of the classes compares with some proxy, which does not count.
+            # A process that has none of the classes takes its first proxy as a placeholder.
             proxies = self._proxies_of(own.new_zeros(1) if absent else own)
             counts = [max(1, end - start) for start, end in pairwise(bounds)]
-        # All processes make equally many strips, because they gather them together; none is empty.
+        # All processes must make equally many strips, none of them empty, to gather them together.
         count = min(math.ceil(max(counts) / most), min(counts))
         units = proxies.unflatten(0, (-1, self.per_class)).tensor_split(count)
         pieces = [unit.flatten(0, 1) for unit in units]
@@ -319,20 +320,20 @@ class ProxyAnchorLoss(ProxyLoss):
 
 
 def _with_whole_proxies(loss: ProxyLoss, state: dict, prefix: str, metadata: dict) -> None:
-    """Puts all proxies into a state_dict, where they are divided among processes."""
+    """Put the proxies of all processes into a state_dict."""
     if loss.share is not None:
         state[f"{prefix}proxies"] = loss.share.whole(loss.proxies)
 
 
 def _with_own_proxies(loss: ProxyLoss, state: dict, prefix: str, *_: Any) -> None:
-    """Leaves this process's share of the proxies in a state_dict that is loaded."""
+    """Reduce the proxies in a state_dict that is loaded to this process's share."""
     key = f"{prefix}proxies"
     if loss.share is not None and key in state:
         state[key] = loss.share.of(state[key])
 
 
 def proxy_losses() -> str:
-    """Names of the losses that compare images with proxies of our own, for messages."""
+    """Names of the losses that are ProxyLosses, for messages."""
     made = {name: load(place) for name, place in LOSSES.items()}
     own = (name for name, make in made.items() if inspect.isclass(make))
     return ", ".join(name for name in own if issubclass(made[name], ProxyLoss))

@@ -1,4 +1,4 @@
-"""Recall@k made smooth, over large batches.
+"""A smooth recall@k, over large batches.
 
 Patel et al., Recall@k Surrogate Loss with Large Batches and Similarity Mixup, CVPR 2022.
 """
@@ -19,7 +19,7 @@ from criteria.base import (
     of_labels,
     pair_masks,
 )
-from criteria.strips import made_again, rows_of_strip
+from criteria.strips import recomputed, rows_per_strip
 from devices import on_device
 
 
@@ -29,15 +29,15 @@ class RecallAtKLoss(Criterion):
         L    = 1 - mean_q 1/|K| Σ_{k∈K} min(k, Σ_{p∈P_q} σ((k - r_qp)/τ_k)) / min(k, |P_q|)
         r_qp = 1 + Σ_{j≠p} σ((s_qj - s_qp)/τ)
 
-    K ``ks`` 1, 2, 4, 8, 16 (none above the size of the batch), τ ``temperature`` 0.01 of the ranks,
-    τ_k ``rank_temperature`` 1 of the steps. As released the query itself counts among the images j,
-    so that the best rank is 2. Images without a positive are no queries.
+    K ``ks`` 1, 2, 4, 8, 16 (none above the size of the batch); τ ``temperature`` 0.01 of the ranks,
+    τ_k ``rank_temperature`` 1 of the recall. As released, the query itself counts among the images
+    j, so that the best rank is 2. Images without a positive are no queries.
 
-    ``simix``: with every pair of images of a class comes a mixture of them, λ·x_i + (1 - λ)·x_j
-    with its own λ ~ U(0, 1), which is of the class too (not brought to unit length: its similarity
-    to another image is the mixture of theirs). Expects unit vectors (B, d). The ranks are computed
-    strip by strip, and again in the backward pass. ``terms``: recall, the mean over K. Raises
-    ValueError for an empty batch; one without a pair gives 0.
+    ``simix`` adds a mixture of every pair of images of a class, λ·x_i + (1 - λ)·x_j with its own
+    λ ~ U(0, 1), as another image of that class. It is not brought to unit length, so its similarity
+    to another image is the mixture of theirs. Expects unit vectors (B, d). The ranks are computed
+    in strips, and again in the backward pass. ``terms``: recall, the mean over K. Raises ValueError
+    for an empty batch; a batch without a pair gives 0.
     """
 
     unit_length = True
@@ -56,7 +56,7 @@ class RecallAtKLoss(Criterion):
         self.temperature = temperature
         self.rank_temperature = rank_temperature
         self.simix = simix
-        self.no_memory = "simix mixes the images of a batch alone" if simix else ""
+        self.no_memory = "simix mixes only images of the batch" if simix else ""
 
     @in_float32
     def forward(
@@ -70,10 +70,10 @@ class RecallAtKLoss(Criterion):
             embeddings, labels = with_mixtures(embeddings, labels)
         positive, most, *places = of_labels(_positives, labels, references)
         others = embeddings if references is None else references.embeddings
-        rows = rows_of_strip(len(others) * most)
+        rows = rows_per_strip(len(others) * most)
         strips = [*zip((embeddings @ others.T).split(rows), positive.split(rows), strict=True)]
         pairs = places if len(strips) == 1 else None
-        recall_of = made_again(self._recall, len(strips))
+        recall_of = recomputed(self._recall, len(strips))
         recalls = [recall_of(*strip, pairs, ks) for strip in strips]
         count = positive.any(dim=1).sum()
         recall = torch.cat(recalls).sum() / count.clamp_min(1)
@@ -87,13 +87,13 @@ class RecallAtKLoss(Criterion):
         pairs: Sequence[Tensor] | None,
         ks: Sequence[int],
     ) -> Tensor:
-        """Recall@k of the queries whose rows these are, both (n, B), mean over ``ks``: (n,).
+        """Recall@k of n queries, mean over ``ks``: (n,), from their rows of the tables (n, B).
 
-        ``pairs``: the places of the true entries of ``positive``, where they are known.
+        ``pairs``: the indices of the true entries of ``positive``, if they are known.
         """
         queries, positives = pairs or positive.nonzero(as_tuple=True)
         gaps = similarity[queries] - similarity[queries, positives][:, None]
-        # The positive itself is as near as it is: σ(0) = 1/2, the rest is 1 + Σ over the others.
+        # The sum includes the positive itself, σ(0) = 1/2; with 0.5 that is the 1 of the equation.
         ranks = 0.5 + torch.sigmoid(gaps / self.temperature).sum(dim=1)
         levels = on_device(torch.tensor(ks, dtype=ranks.dtype), ranks.device)
         found = torch.sigmoid((levels - ranks[:, None]) / self.rank_temperature)
@@ -103,30 +103,30 @@ class RecallAtKLoss(Criterion):
 
 
 def _positives(labels: Tensor, references: References | None) -> tuple[Tensor, int, Tensor, Tensor]:
-    """Which images are of one class (B, R), how many of them one has at most (1 or more), and the
-    places of the true entries, (P,) each."""
+    """The mask of positive pairs (B, R), the largest number of positives of an image (at least 1),
+    and the indices of the mask's true entries, (P,) each."""
     positive, _ = pair_masks(labels, references)
     most = max(1, int(positive.sum(dim=1).max()))
     return positive, most, *positive.nonzero(as_tuple=True)
 
 
 def with_mixtures(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The images (B, d), and after them a mixture of every two of one class; and the labels."""
-    first, second, labels = of_labels(_twos, labels)
-    # Drawn on the CPU, so that a seed gives the same on any device.
+    """Embeddings (B + P, d), the given ones and mixtures of the P pairs of a class; and labels."""
+    first, second, labels = of_labels(_class_pairs, labels)
+    # Drawn on the CPU, so that a seed gives the same numbers on any device.
     shares = on_device(torch.rand(len(first), 1, dtype=embeddings.dtype), embeddings.device)
     mixed = torch.lerp(embeddings[second], embeddings[first], shares)
     return torch.cat([embeddings, mixed]), labels
 
 
-def _twos(labels: Tensor, references: None) -> tuple[Tensor, Tensor, Tensor]:
-    """Every two images of one class, and the labels of all images and of the mixtures of these."""
+def _class_pairs(labels: Tensor, references: None) -> tuple[Tensor, Tensor, Tensor]:
+    """Every two images of one class (and each with itself), (P,) each; labels (B + P,)."""
     first, second = (labels[:, None] == labels).triu(1).nonzero(as_tuple=True)
     return first, second, torch.cat([labels, labels[first]])
 
 
 def whole_numbers(text: Sequence[int] | str | int) -> tuple[int, ...]:
-    """`1,2,4`, or numbers, as a tuple; ValueError for anything but whole numbers above 0."""
+    """`1,2,4`, or numbers, as a tuple; ValueError unless all are whole numbers above 0."""
     words = text.split(",") if isinstance(text, str) else text
     words = [words] if isinstance(words, int | float) else words
     try:

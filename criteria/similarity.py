@@ -1,4 +1,4 @@
-"""How an image is compared with a proxy: by the cosine, or as IDML does it."""
+"""The similarity of an image and a proxy: the cosine, or IDML's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from criteria.base import check_embeddings, in_float32, unit_rows, written_out
 class _Cosines(torch.autograd.Function):
     """x̂_i·p_c/‖p_c‖ of unit rows x̂ (B, d) and raw proxies p (C, d), (B, C).
 
-    The columns of the product are scaled instead of the proxies: with C in the thousands that is
-    the smaller matrix. The gradient is written out: the same bits as autograd's, with half the
-    operators and half the tables. The proxies are given twice for the same reason as the rows in
-    ``unit_rows``.
+    The columns of the product are scaled instead of the proxies, which with thousands of classes
+    are the larger matrix. The gradient is written out, which gives the same bits as autograd with
+    half the operators and half the memory. The proxies are passed twice for the same reason as the
+    rows of ``unit_rows``.
     """
 
     @staticmethod
@@ -46,15 +46,15 @@ def cosine_similarity(embeddings: Tensor, proxies: Tensor) -> Tensor:
 
 @in_float32
 def introspective_similarity(embeddings: Tensor, uncertainty: Tensor, proxies: Tensor) -> Tensor:
-    """IDML's similarity, which takes the place of the cosine in a proxy loss.
+    """IDML's similarity, which replaces the cosine in a proxy loss.
 
         s'_ic = 1 - (1 - s_ic)·exp(-(‖u_i‖² + 4) / (5·‖x_i - p_c‖²))
 
-    ``embeddings`` x (B, d) and ``uncertainty`` u (B, d) as the network gives them, ``proxies`` p
-    (C, d) raw → (B, C). A proxy's own uncertainty is 0. With both heads at unit length, as
-    released, ‖u‖² + 4 is the constant 5 and nothing is learnt about the uncertainty.
+    ``embeddings`` x (B, d), ``uncertainty`` u (B, d) and raw ``proxies`` p (C, d) → (B, C). Proxies
+    have no uncertainty. With both heads at unit length, as released, ‖u‖² + 4 is the constant 5,
+    and no uncertainty is learned.
 
-    Raises ValueError when the two heads disagree about the batch or the sizes do not fit.
+    Raises ValueError for different numbers of embeddings and uncertainties, or sizes that differ.
     """
     check_embeddings(embeddings, proxies.shape[1])
     if uncertainty.shape[:1] != embeddings.shape[:1] or uncertainty.ndim != 2:

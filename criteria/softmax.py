@@ -1,4 +1,4 @@
-"""Classification by the cosine between an image and the proxies of the classes.
+"""Losses that classify an image by its cosines with the proxies of the classes.
 
 Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, BMVC 2019 (NormSoftmax).
 Teh et al., ProxyNCA++, ECCV 2020.
@@ -31,18 +31,17 @@ from criteria.strips import Strip, total
 
 
 def _check_share(**values: float) -> None:
-    """Raise ValueError, with its name, for a value outside 0..1 (1 left out)."""
+    """Raise ValueError, with its name, for a value outside [0, 1)."""
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, not {value}.")
 
 
 class Rows(NamedTuple):
-    """What a softmax needs to know of the similarities s_ic of each image, (B,) each.
+    """What a softmax needs from the similarities s_ic of each image, (B,) each; κ is the scale.
 
-    ``own``: the one to its own class. ``others``: log Σ_{c≠y_i} e^{κ s_ic}, κ the scale.
-    ``nearest``: the largest of them, κ s_ic, without a gradient. ``sums``: Σ_{c≠y_i} κ s_ic, where
-    it was asked for.
+    ``own``: s_ic for its own class. ``others``: log Σ_{c≠y_i} e^{κ s_ic}. ``nearest``:
+    max_{c≠y_i} κ s_ic, without a gradient. ``sums``: Σ_{c≠y_i} κ s_ic, or None.
     """
 
     own: Tensor
@@ -51,7 +50,7 @@ class Rows(NamedTuple):
     sums: Tensor | None = None
 
     def hits(self, scale: float) -> Tensor:
-        """The share of images whose own class is the most similar, 0-d; a tie is not."""
+        """The share of images whose own class is more similar than all others, 0-d."""
         return (self.own.detach() * scale > self.nearest).to(self.own.dtype).mean()
 
 
@@ -65,7 +64,7 @@ def compare_rows(
     *,
     sums: bool = False,
 ) -> Rows:
-    """The Rows of a batch; ``uncertainty`` and ``classes`` as in ProxyLoss.by_strips."""
+    """The Rows of a batch, including the ``sums`` if wanted; else as ProxyLoss.by_strips."""
 
     def terms(strip: Strip) -> tuple[Tensor, ...]:
         return _Rows.apply(*strip, scale, sums)
@@ -82,7 +81,7 @@ def compare_rows(
 
 
 class _Rows(torch.autograd.Function):
-    """The Rows of a Strip, from one table and with one gradient of it."""
+    """The Rows of a Strip, with a single gradient for all of them."""
 
     @staticmethod
     def forward(
@@ -94,7 +93,7 @@ class _Rows(torch.autograd.Function):
         sums: bool,
     ) -> tuple[Tensor, ...]:
         strip = Strip(similarity, target, inside)
-        # Not -∞: of an image that has no other class here nothing would be left.
+        # Not -∞: an image that has only its own class in this strip would give NaN.
         logits = strip.put(similarity * scale, torch.finfo(similarity.dtype).min)
         nearest = logits.amax(dim=1)
         weights = logits.softmax(dim=1)
@@ -102,7 +101,7 @@ class _Rows(torch.autograd.Function):
         ctx.scale = scale
         ctx.mark_non_differentiable(nearest)
         own = strip.own()
-        # The largest weight is e^{nearest - others}.
+        # The largest weight is e^{nearest - others}, which gives ``others``.
         found = own, nearest - weights.amax(dim=1).log(), nearest
         return (*found, scale * (similarity.sum(dim=1) - own)) if sums else found
 
@@ -119,16 +118,17 @@ class _Rows(torch.autograd.Function):
 
 
 def cross_entropy(own: Tensor, others: Tensor) -> Tensor:
-    """The mean of -log(e^z / (e^z + Σ others)), 0-d; z ``own``, ``others`` a logarithm, (B,)."""
+    """Mean of -log(e^z / (e^z + Σ_c e^{z_c})), 0-d: ``own`` z, ``others`` log Σ_c e^{z_c}, (B,)."""
     return -F.logsigmoid(own - others).mean()
 
 
 def smoothed_cross_entropy(
     own: Tensor, others: Tensor, sums: Tensor, smoothing: float, classes: int
 ) -> Tensor:
-    """``cross_entropy`` with 1 - ε for the class itself and ε/C for every class as the target.
+    """``cross_entropy`` with label smoothing: the target is 1 - ε for the image's class plus ε/C.
 
-    ε is the ``smoothing``, C the number of ``classes``, ``sums`` (B,) those of the other logits.
+    ε is the ``smoothing``, C the number of ``classes``, and ``sums`` (B,) are Σ_c z_c over the
+    other classes.
     """
     expected = (1 - smoothing) * own + smoothing / classes * (sums + own)
     return (torch.logaddexp(own, others) - expected).mean()
@@ -139,10 +139,10 @@ class NormalisedSoftmaxLoss(ProxyLoss):
 
         L = mean_i CE(s_i / T, y_i)
 
-    T ``temperature`` 0.05. With ``smoothing`` ε the target is 1 - ε for the class itself and ε/C
-    for every class. The proxies start uniform in ±1/√d, and learn at the network's rate. With
-    ``uncertainty`` (B, d) IDML's similarity takes the cosine's place. ``terms``: accuracy. Raises
-    ValueError like ProxyAnchorLoss.
+    T ``temperature`` 0.05. With label ``smoothing`` ε, the target is 1 - ε for the image's class
+    plus ε/C for every class. The proxies are initialised uniformly in ±1/√d and learn at the
+    network's rate. With ``uncertainty`` (B, d), IDML's similarity replaces the cosine. ``terms``:
+    accuracy. Raises ValueError like ProxyAnchorLoss.
     """
 
     def __init__(
@@ -178,14 +178,14 @@ class NormalisedSoftmaxLoss(ProxyLoss):
 
 
 class ProxyNCAPlusPlusLoss(ProxyLoss):
-    """ProxyNCA++: the probability of an image's own proxy among all, by squared distances.
+    """ProxyNCA++: cross-entropy over the squared distances to the proxies.
 
         L = mean_i CE(-‖x̂_i - p̂‖² / T, y_i),   ‖x̂_i - p̂_c‖² = 2 - 2 s_ic
 
-    T ``temperature`` 1/9. The proxies start as N(0, 1/64). As released they learn at
-    ``proxy_lr_scale`` 100,000 × the network's rate, without weight decay and with Adam's ε at
-    ``proxy_eps`` 1, so that a step is as long as the gradient and not as the rate. ``terms``:
-    accuracy. Raises ValueError like ProxyAnchorLoss.
+    T ``temperature`` 1/9. The proxies are initialised from N(0, 1/64). As released, they learn at
+    ``proxy_lr_scale`` 100,000 × the network's rate, without weight decay, and with Adam's ε at
+    ``proxy_eps`` 1, so that steps are proportional to the gradient. ``terms``: accuracy. Raises
+    ValueError like ProxyAnchorLoss.
     """
 
     def __init__(
@@ -209,29 +209,28 @@ class ProxyNCAPlusPlusLoss(ProxyLoss):
     ) -> Tensor:
         """The loss, 0-d."""
         labels = check_batch(embeddings, labels, self.embedding_size, self.num_classes)
-        scale = 2 / self.temperature  # a softmax does not see the constant -2/T
+        scale = 2 / self.temperature  # the constant -2/T cancels in the softmax
         rows = compare_rows(self, scale, embeddings, labels, uncertainty)
         self._report(accuracy=rows.hits(scale))
         return cross_entropy(scale * rows.own, rows.others)
 
     def parameter_groups(self, lr: float) -> list[ParameterGroup]:
-        """The proxies with a rate and an ε of their own, without weight decay."""
+        """The proxies with their own rate and ε, without weight decay."""
         (proxies,) = super().parameter_groups(lr)
         return [proxies | {"weight_decay": 0.0, "eps": self.proxy_eps}]
 
 
 class MarginSoftmaxLoss(ProxyLoss):
-    """Cross-entropy over the cosines; that with an image's own class has to be larger by a margin.
+    """Cross-entropy over the cosines, with a margin on the cosine with an image's own class.
 
         L = mean_i CE(κ·s'_i, y_i),   s'_ic = s_ic for c ≠ y_i,   s_ic = max_k x̂_i·p̂_ck
 
-    κ ``scale``; the subclass says what becomes of s_ic at c = y_i. Each class has ``sub_centers`` K
-    proxies, of which the nearest counts. With ``sample_rate`` below 1 (PartialFC) an image is
-    compared with that share of the classes only, new ones in each step: the batch's own, and as
-    many others at random. The proxies (C·K, d), class by class, start as N(0, 0.01²) and learn at
-    ``proxy_lr_scale`` × the network's rate. With ``uncertainty`` (B, d) IDML's similarity takes the
-    cosine's place. ``terms``: own, the mean similarity to the own class; accuracy. Raises
-    ValueError like ProxyAnchorLoss.
+    κ ``scale``; ``with_margin`` gives s'_ic at c = y_i. Each class has K = ``sub_centers`` proxies,
+    of which the nearest counts. With ``sample_rate`` below 1 (PartialFC), every step compares the
+    batch with only that share of the classes: the batch's own, and random others. The proxies
+    (C·K, d), class by class, are initialised from N(0, 0.01²) and learn at ``proxy_lr_scale`` × the
+    network's rate. With ``uncertainty`` (B, d), IDML's similarity replaces the cosine. ``terms``:
+    own, the mean similarity to the own class; accuracy. Raises ValueError like ProxyAnchorLoss.
     """
 
     def __init__(
@@ -259,7 +258,7 @@ class MarginSoftmaxLoss(ProxyLoss):
         nn.init.normal_(self.proxies, std=0.01)
 
     def with_margin(self, own: Tensor) -> Tensor:
-        """What takes the place of the similarities (B,) of the images to their own classes."""
+        """s' from the images' similarities s to their own classes, (B,) → (B,)."""
         raise NotImplementedError
 
     def compared(self, embeddings: Tensor, proxies: Tensor, uncertainty: Tensor | None) -> Tensor:
@@ -284,7 +283,7 @@ class MarginSoftmaxLoss(ProxyLoss):
 
 
 def sampled_classes(labels: Tensor, num_classes: int, rate: float) -> Tensor:
-    """The classes of a batch, and others at random up to a share ``rate`` of all, sorted."""
+    """The classes of a batch, and random others up to a share ``rate`` of all classes, sorted."""
 
     def sampled(labels: Tensor, references: None) -> tuple[Tensor]:
         order = torch.rand(num_classes).to(labels.device)  # on the CPU: the same on any device
@@ -299,8 +298,8 @@ def sampled_classes(labels: Tensor, num_classes: int, rate: float) -> Tensor:
 class ArcFaceLoss(MarginSoftmaxLoss):
     """ArcFace: ``MarginSoftmaxLoss`` with a margin on the angle, s' = cos(arccos s + m).
 
-    m ``margin`` 0.5, κ ``scale`` 64. As released, the gradient of s' is taken for that of s;
-    ``exact_gradient`` has the true one, cos m + sin m · s/√(1 - s²) times as large.
+    m ``margin`` 0.5, κ ``scale`` 64. As released, ∂s'/∂s is taken to be 1; with ``exact_gradient``
+    it is cos m + sin m · s/√(1 - s²).
     """
 
     def __init__(

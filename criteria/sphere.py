@@ -26,16 +26,16 @@ from criteria.objective import Term, raw_retrieval
 
 
 class SphericalConstraint(Criterion):
-    """SEC: pulls the length of every raw embedding towards their mean.
+    """SEC: pulls the length of every raw embedding towards the mean length.
 
         L = weight · mean_i (n_i - μ)²,  n_i = ‖x_i‖,  μ ← (1 - ρ)·μ + ρ·mean_i n_i
 
-    μ is a constant for the gradient and the first batch sets it; with ρ ``momentum`` 1 it is the
-    batch's own mean. Buffer ``norm_mean`` holds μ (nan before the first batch). It moves in
-    training mode only, and not where a step calls ``again`` (mixed images): μ is a mean over steps.
-    Call with raw embeddings (B, d). ``terms``: sec (without the weight),
-    norm_mean and norm_var of the batch, norm_ema (μ), and with ``labels`` the mean cosines
-    cos_positive and cos_negative of its pairs. Raises ValueError for an empty batch.
+    μ is a constant for the gradient. It starts as the mean of the first batch; with ρ ``momentum``
+    1 it is always the batch's own mean. The buffer ``norm_mean`` holds μ (nan before the first
+    batch). It is updated in training mode only, and once per step: a second call in the same step,
+    with mixed images, has ``again``. Call with raw embeddings (B, d). ``terms``: sec (without the
+    weight), norm_mean and norm_var of the batch, norm_ema (μ), and with ``labels`` the mean cosines
+    cos_positive and cos_negative of the batch's pairs. Raises ValueError for an empty batch.
     """
 
     unit_length = False
@@ -57,8 +57,8 @@ class SphericalConstraint(Criterion):
         check_embeddings(embeddings)
         norms = embeddings.detach().norm(dim=1)
         batch_mean = norms.mean()
-        mean = self._moved(batch_mean, keeps=self.training and not again)
-        constraint = _Spread.apply(embeddings, norms, mean)
+        mean = self._updated_mean(batch_mean, store=self.training and not again)
+        constraint = _SquaredDeviation.apply(embeddings, norms, mean)
         terms = {"sec": constraint, "norm_mean": batch_mean, "norm_ema": mean}
         terms["norm_var"] = norms.var(correction=0)
         if labels is not None:
@@ -66,20 +66,20 @@ class SphericalConstraint(Criterion):
         self._report(**terms)
         return constraint if self.weight == 1 else self.weight * constraint
 
-    def _moved(self, batch_mean: Tensor, keeps: bool) -> Tensor:
-        moved = batch_mean
+    def _updated_mean(self, batch_mean: Tensor, store: bool) -> Tensor:
+        mean = batch_mean
         if self.momentum < 1:
-            moved = torch.lerp(self.norm_mean.to(batch_mean), batch_mean, self.momentum)
-            moved = torch.where(self.norm_mean.isnan(), batch_mean, moved)
-        if keeps:
-            self.norm_mean.copy_(moved)
-        return moved
+            mean = torch.lerp(self.norm_mean.to(batch_mean), batch_mean, self.momentum)
+            mean = torch.where(self.norm_mean.isnan(), batch_mean, mean)
+        if store:
+            self.norm_mean.copy_(mean)
+        return mean
 
 
-class _Spread(torch.autograd.Function):
-    """mean_i (n_i - μ)² of raw embeddings (B, d) with these norms n, μ a constant: 0-d.
+class _SquaredDeviation(torch.autograd.Function):
+    """mean_i (n_i - μ)², 0-d, of raw embeddings (B, d), their norms n (B,) and a constant μ.
 
-    The gradient is written out, for the same bits as autograd's with fewer tables of (B, d).
+    The gradient is written out, which gives the same bits as autograd with fewer (B, d) tensors.
     """
 
     @staticmethod
@@ -93,7 +93,7 @@ class _Spread(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         embeddings, norms, distances = ctx.saved_tensors
         of_norms = (2 * distances).mul_(grad / len(norms))
-        # A row of zeros has no direction, and gets no gradient.
+        # A row of zeros has no direction, so its gradient is 0.
         unit = embeddings / norms.masked_fill(norms == 0, 1)[:, None]
         return unit.mul_(of_norms[:, None]), None, None
 
@@ -130,17 +130,17 @@ class NormPenalty(Criterion):
 def sec(
     name: str, metric: Term, l2_norm: bool, *, weight: float = 1.0, momentum: float = 1.0
 ) -> dict[str, Term]:
-    """The spherical constraint beside a loss."""
+    """Adds the spherical constraint to a loss."""
     return {"sec": Term(SphericalConstraint(weight, momentum), _raw)}
 
 
 def _raw(
     outputs: Embeddings, labels: Tensor, context: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor, bool]:
-    """The retrieval embedding at its own length, its labels, and whether the step goes on."""
+    """The raw retrieval embedding, the labels, and whether this step was called before."""
     return *raw_retrieval(outputs, labels, context), context.get("again", False)
 
 
 def l2(name: str, metric: Term, l2_norm: bool, *, weight: float = 1.0) -> dict[str, Term]:
-    """The penalty on the length beside a loss."""
+    """Adds the penalty on the length to a loss."""
     return {"l2": Term(NormPenalty(weight))}

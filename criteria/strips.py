@@ -1,4 +1,4 @@
-"""Tables of all pairs that are too large to keep: made in strips, and again to go backward."""
+"""Tables of pairs that are too large for memory: computed in strips, and again for the gradient."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 STRIP_ELEMENTS = 2**24
-"""Entries of a table that are made at a time, 64 MiB of float32."""
+"""Entries of a strip of a table: 64 MiB of float32."""
 
 
-def rows_of_strip(columns: int) -> int:
-    """How many rows of a table with so many columns are made at a time."""
+def rows_per_strip(columns: int) -> int:
+    """How many rows of a table with so many columns a strip has."""
     return max(1, STRIP_ELEMENTS // columns)
 
 
-def made_again(function: Callable[..., Tensor], strips: int) -> Callable[..., Tensor]:
-    """The function; of several strips each is computed once more in the backward pass."""
+def recomputed(function: Callable[..., Tensor], strips: int) -> Callable[..., Tensor]:
+    """The function, which of several strips is computed once more in the backward pass."""
     if strips == 1:
         return function
     from torch.utils.checkpoint import checkpoint  # its first call takes seconds
@@ -28,11 +28,11 @@ def made_again(function: Callable[..., Tensor], strips: int) -> Callable[..., Te
 
 
 class Strip(NamedTuple):
-    """The similarities of a batch to some of the classes, S that follow each other.
+    """The similarities of a batch to S consecutive classes.
 
-    ``similarity`` (B, S). ``target`` (B, 1): the column of an image's own class. ``inside`` (B, 1)
-    is False where that class is in another strip, and the column means nothing then; None where the
-    strip holds all classes.
+    ``similarity`` (B, S). ``target`` (B, 1): the column of the image's own class. ``inside``
+    (B, 1): False if that class is in another strip, which makes the column meaningless; None if the
+    strip has all classes.
     """
 
     similarity: Tensor
@@ -40,17 +40,18 @@ class Strip(NamedTuple):
     inside: Tensor | None = None
 
     def own(self, table: Tensor | None = None) -> Tensor:
-        """(B,): an image's entry for its own class, 0 where that is in another strip.
+        """(B,): each image's entry for its own class, 0 if that is in another strip.
 
-        Of the similarities, or of another ``table`` (B, S).
+        The entries are those of ``similarity``, or of another ``table`` (B, S).
         """
         own = (self.similarity if table is None else table).gather(1, self.target)
         return (own if self.inside is None else own.masked_fill(~self.inside, 0)).squeeze(1)
 
     def put(self, table: Tensor, own: Tensor | float) -> Tensor:
-        """``table`` (B, S) with ``own`` (B, 1), or a number, at each image's own class.
+        """``table`` (B, S) with each image's entry for its own class replaced.
 
-        The table is changed in place, unless autograd still needs its values.
+        ``own``: the new entries (B, 1), or one number. The table is changed in place, unless
+        autograd still needs its values.
         """
         if self.inside is None:
             return table.scatter_(1, self.target, own)
@@ -60,7 +61,7 @@ class Strip(NamedTuple):
 
 
 Terms = Callable[[Strip], tuple[Tensor, ...]]
-"""What a loss makes of a strip."""
+"""A loss's function of a strip."""
 
 
 def total(parts: Sequence[Tensor]) -> Tensor:

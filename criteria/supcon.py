@@ -23,10 +23,10 @@ class SupConLoss(Criterion):
 
         L = T/T₀ · mean_i -1/|P_i| Σ_{p∈P_i} log softmax_{j≠i}(x̂_i·x̂_j / T)_p
 
-    T ``temperature`` 0.07, T₀ ``base_temperature`` 0.07. As released the mean is over all images;
-    one without a positive adds 0. The images of a class take the place of the two views of an image
-    that the released loop has besides. ``terms``: positive and negative, the mean cosine of the
-    pairs of one class and of two. Raises ValueError for an empty batch.
+    T ``temperature`` 0.07, T₀ ``base_temperature`` 0.07. As released, the mean is over all images;
+    one without a positive adds 0. The released loop also has two views of every image, here there
+    is one. ``terms``: positive and negative, the mean cosine of pairs of the same class and of
+    different classes. Raises ValueError for an empty batch.
     """
 
     needs_pairs = True
@@ -48,7 +48,7 @@ class SupConLoss(Criterion):
         cosines = unit @ unit_others(unit, references).T
         positive, negative = pair_masks(labels, references)
         logits = cosines / self.temperature
-        # Not -∞, which would leave an image that is alone without a finite gradient.
+        # Not -∞: the gradient of a batch of one image would not be finite.
         logits = without_self(logits, references, -1e9)
         own = (F.log_softmax(logits, dim=1) * positive).sum(dim=1)
         counts = positive.sum(dim=1)

@@ -1,4 +1,4 @@
-"""How long a loss takes to compare all its proxies with each other; told before a run if long."""
+"""How long a loss takes to compare all its proxies with each other, to warn before a slow run."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-LONG = 1.0  # seconds a step from which on one is told before training
-FEW = 5_000  # proxies, which are compared in no time
+LONG = 1.0  # seconds per step from which the user is warned before training
+FEW = 5_000  # fewer proxies than this take so little time that it is not measured
 
 
 def fastest(work: Callable[[], Tensor]) -> float:
-    """The seconds that the fastest of three tries takes to give one number, 0-d."""
+    """Seconds taken by the fastest of three calls of ``work``, which returns one number, 0-d."""
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        work().item()  # reading it waits for a GPU
+        work().item()  # .item() waits for a GPU to finish
         times.append(time.perf_counter() - started)
     return min(times)
 
 
 def in_words(seconds: float) -> str:
-    """How long a step takes; empty where that is not long."""
+    """A description of the time per step; "" if it is not LONG."""
     if seconds < LONG:
         return ""
     return f"about {float(f'{seconds:.2g}'):,.0f} s per step on this machine, whatever the batch"

@@ -1,4 +1,4 @@
-"""Losses of pytorch-metric-learning, mended where the library's fail or give NaN.
+"""Losses of pytorch-metric-learning, patched where the library's fail or give NaN.
 
 Goldberger et al., Neighbourhood Components Analysis, NeurIPS 2004. Movshovitz-Attias et al., No
 Fuss Distance Metric Learning Using Proxies, ICCV 2017. Yu and Tao, Deep Metric Learning with Tuplet
@@ -16,12 +16,12 @@ from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_weight
 from torch import Tensor
 
 
-class _ByLogarithms:
-    """-log Σ_{j: y_j = y_i} softmax_j(-scale·D_i) of an image i, from the softmax's logarithms.
+class _InLogSpace:
+    """-log Σ_{j: y_j = y_i} softmax_j(-scale·D_i) of each image i, computed with log-softmax.
 
-    The library sums the probabilities and then takes the logarithm. Where an image is far from its
-    proxy and near another one, they are 0 in float32: it leaves such an image out, and just before
-    that its gradient is NaN. Elsewhere the two are the same, up to rounding.
+    The library sums the probabilities and then takes the logarithm. If an image is far from its
+    proxy and near another one, they are 0 in float32, and the library leaves the image out; if they
+    are nearly 0, its gradient is NaN. Otherwise the two are the same, up to rounding.
     """
 
     def nca_computation(
@@ -32,7 +32,7 @@ class _ByLogarithms:
         reference_labels: Tensor,
         indices_tuple: tuple[Tensor, ...] | None,
     ) -> dict[str, dict[str, Any]]:
-        """What the library's reducers take: the losses of the images that have a ``reference``."""
+        """The losses of images with a positive ``reference``, in the form that reducers take."""
         apart = query is not reference
         weights = convert_to_weights(indices_tuple, query_labels, query.dtype, using_ref=apart)
         table = self.distance(query, reference)
@@ -50,42 +50,42 @@ class _ByLogarithms:
         return {"loss": of_each}
 
 
-class NCALoss(_ByLogarithms, losses.NCALoss):
-    """The library's, by logarithms; a batch without a pair gives 0.
+class NCALoss(_InLogSpace, losses.NCALoss):
+    """The library's loss with log-softmax; a batch without a pair gives 0.
 
-    The library's memory takes it, and has each image find its own entry, at no distance.
+    The library's memory supports it, but there each image finds its own entry, at a distance of 0.
     """
 
     no_memory = "its softmax over a whole memory would find an image's own entry, and nothing else"
 
 
-class ProxyNCALoss(_ByLogarithms, losses.ProxyNCALoss):
-    """The library's, by logarithms."""
+class ProxyNCALoss(_InLogSpace, losses.ProxyNCALoss):
+    """The library's loss with log-softmax."""
 
 
 EDGE = 1e-6
-"""What a cosine stays below 1 by: 17 steps of float32."""
+"""The smallest distance of a cosine from 1 or -1: 17 steps of float32."""
 
 
 def _inside(cosines: Tensor) -> Tensor:
-    """Cosines of which none is 1 or -1, nor by rounding beyond; those have no gradient."""
+    """Cosines clamped away from 1 and -1, which rounding may even exceed; the gradient is 0."""
     return cosines.clamp(EDGE - 1, 1 - EDGE)
 
 
 class TupletMarginLoss(losses.TupletMarginLoss):
-    """The library's, whose angle of two equal embeddings is NaN by rounding."""
+    """The library's loss, in which rounding makes the angle of two equal embeddings NaN."""
 
     def _compute_loss(
         self, pos_pairs: Tensor, neg_pairs: Tensor, indices_tuple: tuple[Tensor, ...]
     ) -> dict[str, dict[str, Any]]:
-        if len(pos_pairs):  # where there are none, the library has a list of none
+        if len(pos_pairs):  # otherwise it is an empty list instead of a tensor
             pos_pairs = _inside(pos_pairs)
         return super()._compute_loss(pos_pairs, neg_pairs, indices_tuple)
 
 
 class HistogramLoss(losses.HistogramLoss):
-    """The library's, which has no place for a cosine of 1, that of two equal embeddings."""
+    """The library's loss, whose histogram fails for a cosine of 1, that of equal embeddings."""
 
     def compute_density(self, distances: Tensor) -> Tensor:
-        """The histogram of some cosines, (bins + 1,)."""
+        """The histogram of the cosines, (bins + 1,)."""
         return super().compute_density(_inside(distances))
