@@ -1,7 +1,7 @@
 """The methods: each is one file with one record, and one line below.
 
-Options, training, the report and the comparison of runs ask these records; none of them names a
-method.
+Options, training, the report and the comparison of runs read these records and never name a method
+themselves.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ FILES = (
     "divide",
     "pairs",
 )
-"""The files of this folder that hold a `METHOD`, in the order of --help, of titles, and in which
-routines act."""
+"""The files of this folder with a `METHOD`, in the order of --help, of titles and of routines."""
 
 METHODS: tuple[Method, ...] = tuple(
     importlib.import_module(f".{name}", __name__).METHOD for name in FILES
@@ -43,12 +42,12 @@ METHODS: tuple[Method, ...] = tuple(
 
 
 def groups() -> list[Group]:
-    """All groups of flags, those that change something."""
+    """The groups of flags that have an effect."""
     return [group for method in METHODS for group in method.flags if not _is_dead(group)]
 
 
 def dead_groups() -> list[Group]:
-    """The groups whose flags are accepted and change nothing."""
+    """The groups of flags that are accepted without effect."""
     return [group for method in METHODS for group in method.flags if _is_dead(group)]
 
 
@@ -62,10 +61,10 @@ def wanted(options: Options) -> list[Method]:
 
 
 def added(options: Options) -> list[Method]:
-    """Those of the wanted methods that are added to a plain loss.
+    """The wanted methods that are added to a plain loss.
 
-    A method that is switched off together with another one is a part of that one, and not listed:
-    mixup is a part of IDML.
+    A method that another one switches off together with itself is a part of that one and is not
+    listed: mixup is a part of IDML.
     """
     found = [method for method in wanted(options) if method.off and "loss" not in method.off]
     return [m for m in found if not any(set(m.off) < set(other.off) for other in found)]
@@ -77,7 +76,7 @@ def title(options: Options) -> str:
 
 
 def attachments(options: Options) -> dict[str, dict[str, Any]]:
-    """What is attached to the loss, as `losses.compose` wants it."""
+    """What is attached to the loss, as `losses.compose` takes it."""
     return {
         method.name: {argument: getattr(options, name) for argument, name in method.attach.items()}
         for method in METHODS
@@ -86,7 +85,7 @@ def attachments(options: Options) -> dict[str, dict[str, Any]]:
 
 
 def architecture(options: Options) -> dict[str, Any]:
-    """What the methods need of the network: entries of `net.Architecture`."""
+    """What the methods require of the network: entries of `net.Architecture`."""
     found: dict[str, Any] = {}
     for method in METHODS:
         found |= method.architecture(options)
@@ -94,13 +93,13 @@ def architecture(options: Options) -> dict[str, Any]:
 
 
 def masks(options: Options) -> EmbeddingMasks | None:
-    """The masks on the embedding that one of the methods begins with; None without one."""
+    """The initial masks on the embedding; None if no method has any."""
     made = (method.masks(options) for method in METHODS)
     return next((masks for masks in made if masks is not None), None)
 
 
 def routines(options: Options, labels: np.ndarray) -> list[Routine]:
-    """What the wanted methods do around the steps; `labels` (N,) are those of the training images.
+    """The routines of the wanted methods; `labels` (N,) are those of the training images.
 
     Raises:
         InputError: settings that cannot work together, or do not suit the images.
@@ -109,7 +108,7 @@ def routines(options: Options, labels: np.ndarray) -> list[Routine]:
 
 
 def sampler(options: Options, labels: np.ndarray) -> BatchSampler | None:
-    """The batches that a method begins with; None where none has batches of its own.
+    """The initial batch sampler of a method; None if no wanted method has one.
 
     Raises:
         InputError: the batch size does not suit the method or the images.
@@ -119,26 +118,22 @@ def sampler(options: Options, labels: np.ndarray) -> BatchSampler | None:
 
 
 def notes(options: Options) -> list[str]:
-    """What the methods have to say about these options."""
+    """The methods' remarks on these options, for the log."""
     return [words for method in METHODS if (words := method.note(options))]
 
 
 def check(options: Options) -> None:
-    """Makes sure that the methods can go with the options.
-
-    Raises:
-        InputError: one of them refuses.
-    """
+    """Raise InputError if one of the wanted methods refuses these options."""
     for method in wanted(options):
         if words := method.refuses(options):
             raise InputError(words)
 
 
 def without(options: Options) -> tuple[Sequence[Method], Mapping[str, Any]]:
-    """What to leave out to see what it was worth, and the options that leave it out.
+    """The methods to leave out to see what they gain, and the options that leave them out.
 
-    That is all that is added to the loss. Where nothing is, it is what the loss itself adds to a
-    simpler one: AMLoss becomes Proxy-Anchor.
+    These are all methods that are added to the loss. If there are none, it is what the loss itself
+    adds to a simpler one: AMLoss becomes Proxy-Anchor.
     """
     chosen = added(options) or [method for method in wanted(options) if method.off]
     return chosen, {name: value for method in chosen for name, value in method.off.items()}

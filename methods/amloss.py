@@ -12,7 +12,7 @@ WANTED = loss_is("AMLoss")
 
 
 def authors_settings(options: Options) -> dict[str, Any]:
-    """The defaults of its authors' train.py, where they differ from Proxy-Anchor's."""
+    """The defaults of the authors' train.py that differ from Proxy-Anchor's."""
     own = {"epochs": 40, "batch_size": 90, "workers": min(2, cores())}
     return own if WANTED.met(options) else {}
 

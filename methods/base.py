@@ -1,7 +1,7 @@
 """What a method is: one record with its flags, and what it does to losses, network and steps.
 
-Nothing in methods/ loads torch when it is imported, because the command line reads the flags here;
-what needs torch is imported by the function that makes it.
+Importing methods/ does not load torch, because the command line reads the flags here; functions
+that need torch import it themselves.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from dataset.samplers import BatchSampler
     from net import EmbeddingMasks, EmbeddingNet
 else:
-    Batch = Any  # so that the file of a method can name it, and torch is not loaded
+    Batch = Any  # so that a method's file can name it without loading torch
 
 
 def never(options: Options) -> bool:
-    """The answer of a method that is not asked for."""
+    """The default of `Method.wanted` and `Method.watched`."""
     return False
 
 
 def nothing(options: Options) -> dict[str, Any]:
-    """The answer of a method that adds nothing."""
+    """The default of `Method.defaults` and `Method.architecture`."""
     return {}
 
 
@@ -40,20 +40,21 @@ class Method:
     """One published method, or one part of a recipe that can be switched on by itself.
 
     Attributes:
-        name: as `losses.compose` knows what is attached, where something is.
-        title: for people: `SEC`.
+        name: if it attaches something to a loss, the name of that in `losses.compose`.
+        title: what readers see: `SEC`.
         flags: its groups of flags in `--help`.
         wanted: whether these options switch it on.
-        attach: what it adds to a loss: constructor argument → option; None adds nothing.
-        watched: whether its term is attached even so, at weight 0, so that it is logged.
-        off: the options that leave it out, for 'was it worth it?'; {} where nobody would ask that.
-        defaults: what a published command of its authors sets unless it is given.
-        architecture: what `net.Architecture` must be told for it.
-        masks: the masks that it lays on the embedding; at most one method has some.
+        attach: the arguments of what it attaches to a loss → the options that give them; None if
+            it attaches nothing.
+        watched: whether its term is attached, and logged, at weight 0 if it is not wanted.
+        off: the options that leave it out, to see what it gains; {} if that makes no sense.
+        defaults: the defaults of its authors' command that differ from ours.
+        architecture: entries of `net.Architecture` that it needs.
+        masks: its initial masks on the embedding; at most one method has masks.
         routine: (options, labels (N,) of the training images) → what it does around the steps.
-        sampler: the same arguments → the batches to begin with; at most one method has one.
-        note: a sentence about these options, or "".
-        refuses: why these options cannot go with it, in a sentence, or "".
+        sampler: the same arguments → the initial batch sampler; at most one method has one.
+        note: a remark on these options, or "".
+        refuses: a sentence that says why it cannot be used with these options, or "".
     """
 
     name: str
@@ -73,7 +74,7 @@ class Method:
 
 
 def loss_is(*names: str) -> Need:
-    """The flag belongs to these losses."""
+    """The need of a flag that belongs to these losses only."""
     return Need(f"--loss {' or '.join(names)}", lambda options: options.loss in names)
 
 
@@ -81,24 +82,24 @@ def loss_is(*names: str) -> Need:
 
 
 class Forward(NamedTuple):
-    """One forward of a step: images, and the weighted labels that its loss is taken with."""
+    """One forward pass of a step: images, and the labels of its loss with their weights."""
 
     images: torch.Tensor
     targets: list[tuple[torch.Tensor | float, torch.Tensor]]
 
 
 class Optimisers(Protocol):
-    """What a routine may ask of the optimisers (training/optim.py)."""
+    """What a routine can do to the optimisers (training/optim.py)."""
 
     def hold(self, name: str, factor: float) -> None:
-        """Multiplies the rate of a group, on top of its schedule; with 0 the group rests."""
+        """Multiply the learning rate of a group, on top of its schedule; 0 freezes the group."""
 
     def replace(self, name: str, parameters: list[nn.Parameter]) -> None:
-        """Gives a group other parameters; with none it trains no more."""
+        """Give a group other parameters; with none, it is no longer trained."""
 
 
 class Loop(Protocol):
-    """What a routine sees of the run."""
+    """What a routine can use of the run."""
 
     network: EmbeddingNet
     loader: Loader
@@ -106,48 +107,48 @@ class Loop(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Epochs done."""
+        """The number of finished epochs."""
 
     def embed_training_images(self, *, pooled: bool) -> torch.Tensor:
         """Pooled features (N, F), or embeddings (N, d), of the training images."""
 
 
 class Routine:
-    """What a method does around the steps: here nothing. A method overrides what it needs.
+    """What a method does around the steps: here nothing; methods override what they need.
 
-    The loop calls every routine in turn and knows none of them: once before it begins (`start`),
-    before an epoch (`begin_epoch`), for a batch (`prepare`, then `forwards` and `context`), and
-    when a run is saved and continued (`state_dict`).
+    The loop calls every routine in turn: once before training (`start`), before every epoch
+    (`begin_epoch`), for every batch (`prepare`, then `forwards` and `context`), and when a run is
+    saved or continued (`state_dict`, `load_state_dict`).
     """
 
     def start(self, network: EmbeddingNet) -> None:
-        """Called once, when the network is built."""
+        """Called once, after the network is built."""
 
     def parameter_groups(self, groups: Sequence[ParameterGroup]) -> Sequence[ParameterGroup]:
-        """May change how the network's parameters are trained."""
+        """The network's parameter groups; a routine may change how they are trained."""
         return groups
 
     def begin_epoch(self, loop: Loop) -> None:
         """Called before the first batch of an epoch."""
 
     def prepare(self, batch: Batch) -> Batch:
-        """May change a batch."""
+        """The batch, which a routine may change."""
         return batch
 
     def forwards(self, batch: Batch, planned: list[Forward]) -> list[Forward]:
-        """May add forwards to a step; `planned` holds those so far, first the batch itself."""
+        """The forward passes of a step: those `planned` so far (first, the batch), and new ones."""
         return planned
 
     def context(self) -> dict[str, Any]:
-        """What the objective is told besides outputs and labels."""
+        """Keyword arguments for the objective, besides outputs and labels."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a continued run needs, as tensors and plain values."""
+        """The state that a continued run needs, as tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any], loop: Loop) -> None:
-        """Continues from `state_dict()`; called before network and optimisers load theirs."""
+        """Restore the state; called before network and optimisers load theirs."""
 
     def resume(self, loop: Loop) -> None:
-        """Called instead of `begin_epoch` when a run continues inside an epoch."""
+        """Called instead of `begin_epoch` when a run continues in the middle of an epoch."""

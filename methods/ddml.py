@@ -11,12 +11,12 @@ WANTED = Need("--disent True", lambda options: bool(options.disent))
 
 
 def authors_settings(options: Options) -> dict[str, Any]:
-    """The batch size of its authors' command."""
+    """The batch size of the authors' command."""
     return {"batch_size": 180} if options.disent else {}
 
 
 def note(options: Options) -> str:
-    """Where no term has a weight, as in its authors' command without its flags, little is left."""
+    """Warns if all terms have weight 0, which is their default, as in the authors' code."""
     if options.disent and not (options.al or options.be or options.gam):
         return (
             f"--disent with --al, --be and --gam 0 trains {options.loss} alone, on a wider head; "
@@ -26,7 +26,7 @@ def note(options: Options) -> str:
 
 
 def refuses(options: Options) -> str:
-    """The methods that need the main head to be a plain vector of the embedding's size."""
+    """Refuses methods that need the main head to be a plain vector of the embedding's size."""
     if options.introspective:
         return (
             "--disent cannot go with --introspective: one reads the main head as a mean and a "

@@ -9,12 +9,12 @@ from methods.base import Method
 
 
 def authors_settings(options: Options) -> dict[str, Any]:
-    """Its authors mix the images, and train a ResNet-50."""
+    """The authors use mixup, and train a ResNet-50."""
     return {"mixup": 1.0, "model": "resnet50"} if options.introspective else {}
 
 
 def note(options: Options) -> str:
-    """What the released variant cannot learn, and what a printed command leaves unsaid."""
+    """Remarks on what the released variant cannot learn, and on commands printed by the authors."""
     if options.introspective == "released" and options.l2_norm:
         return "introspective as released: at unit length the uncertainty learns nothing"
     if not options.introspective and _is_printed(options):
@@ -26,7 +26,7 @@ def note(options: Options) -> str:
 
 
 def _is_printed(options: Options) -> bool:
-    """Whether these are the flags of one of its authors' commands, by what only they share."""
+    """Whether these look like the flags of one of the authors' commands, which omit the method."""
     network = (options.loss, options.model, options.batch_size, options.warm)
     return network == ("Proxy_Anchor", "resnet50", 120, 5) and options.lr in (6e-4, 2.5e-4)
 

@@ -8,7 +8,7 @@ from utils import program
 
 
 def refuses(options: Options) -> str:
-    """Settings in which the first entries of the embedding are no embedding of their own."""
+    """Refuses settings in which the first entries of the embedding are not an embedding."""
     if options.nb_clusters is not None:
         return (
             "--matryoshka cannot go with divide and conquer (--nb-clusters): each cluster learns "

@@ -9,7 +9,7 @@ WANTED = Need("--memory-bank", lambda options: options.memory_bank > 0)
 
 
 def refuses(options: Options) -> str:
-    """Settings in which remembered embeddings cannot be compared with those of a batch."""
+    """Refuses settings in which a batch cannot be compared with remembered embeddings."""
     if options.mixup > 0:
         return (
             "--memory-bank cannot go with --mixup: a mixed image is of two classes, and what is "

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Mixup(Routine):
-    """A second forward a step, of mixed images.
+    """A second forward pass in every step, of mixed images.
 
     λ ~ Beta(α, α), x' = λx + (1-λ)x[π], and the step's loss becomes
     L(x, y) + λ·L(x', y) + (1-λ)·L(x', y[π]).
@@ -22,7 +22,7 @@ class Mixup(Routine):
         self.alpha = alpha
 
     def forwards(self, batch: Batch, planned: list[Forward]) -> list[Forward]:
-        """Adds the mixed images."""
+        """Adds a forward pass of the mixed images."""
         import torch
 
         import processes
@@ -35,7 +35,7 @@ class Mixup(Routine):
         partners = order[processes.shard(len(order))]
         images = processes.gather_rows(batch.images, len(order))
         mixed = torch.lerp(images[partners], batch.images, share)
-        mixed = mixed.contiguous(memory_format=torch.channels_last)  # as the images are
+        mixed = mixed.contiguous(memory_format=torch.channels_last)  # like the images
         targets = [(share, batch.labels), (1 - share, others)]
         return [*planned, Forward(mixed, targets)]
 

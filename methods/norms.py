@@ -1,4 +1,4 @@
-"""The mean squared norm of the embeddings as a penalty: SEC's variant with a fixed target of 0."""
+"""A penalty on the mean squared norm of the embeddings: SEC with a fixed target of 0."""
 
 from __future__ import annotations
 

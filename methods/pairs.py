@@ -16,7 +16,7 @@ LOSSES = loss_is("MarginLoss", "TripletLoss", "TripletAllLoss", "TripletSemihard
 
 
 def authors_settings(options: Options) -> dict[str, Any]:
-    """The learned scale starts at 1."""
+    """NPairsLoss learns its scale, starting at 1."""
     return {"alpha": 1.0} if options.loss == "NPairsLoss" else {}
 
 

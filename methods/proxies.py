@@ -1,4 +1,4 @@
-"""Proxy-Anchor (Kim et al., CVPR 2020): the flags that it shares with what is built on it."""
+"""Proxy-Anchor (Kim et al., CVPR 2020): its flags, some of which other losses share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RATED = loss_is("Proxy_Anchor", "AMLoss", "Proxy_NCA")
 
 
 def authors_settings(options: Options) -> dict[str, Any]:
-    """Proxy_NCA's proxies learn at the rate of the network."""
+    """The proxies of Proxy_NCA learn at the network's rate."""
     return {"proxy_lr_scale": 1.0} if options.loss == "Proxy_NCA" else {}
 
 

@@ -11,14 +11,14 @@ from flags import Group, Kind, Need, Options, Search, flag, not_negative, number
 from methods.base import Method
 
 LOSSES = tuple(COMMANDS["spherical embeddings'"])
-"""The losses of its authors' command, which has defaults of its own."""
+"""The losses of the authors' command, which has defaults of its own."""
 SMALL = ("cub", "cars", "emoji")
-DECAY = 0.1  # the usual factor of a decay of the rates
+DECAY = 0.1  # the authors' factor for decaying learning rates
 WANTED = Need("--sec_wei above 0", lambda options: options.sec_wei > 0)
 
 
 def authors_settings(options: Options) -> dict[str, Any]:
-    """Its authors count in steps, use Adam and two learning rates, and set most by data set."""
+    """The authors count steps, use Adam with two learning rates, and have settings per data set."""
     if options.loss not in LOSSES:
         return {}
     data = dataset.find(options.dataset).name
@@ -43,7 +43,7 @@ def authors_settings(options: Options) -> dict[str, Any]:
         defaults |= {"image_size": 227, "augment": "sec"}
         if net.find_backbone(options.model).name == "bn_inception":
             defaults["input_spec"] = "spherical"
-    else:  # from scratch: what follows from pretraining is left out
+    else:  # trained from scratch: settings for pretrained networks do not apply
         del defaults["bn_freeze"]
     if "epochs" in options.given:
         del defaults["steps"]
@@ -55,7 +55,7 @@ def authors_settings(options: Options) -> dict[str, Any]:
 
 
 def _milestones(data: str, loss: str, gamma: float) -> tuple[int, ...]:
-    """The steps at which the rates decay, by this factor."""
+    """The steps at which the learning rates are multiplied by ``gamma``."""
     if data in ("sop", "inshop"):
         return (6000,)
     if data == "cars":
@@ -75,7 +75,7 @@ METHOD = Method(
     )),),
     wanted=WANTED.met,
     attach={"weight": "sec_wei", "momentum": "norm_momentum"},
-    # Its losses without the constraint are logged with the same statistics.
+    # The authors log the same statistics without the constraint.
     watched=lambda options: options.loss in LOSSES,
     off={"sec_wei": 0.0},
     defaults=authors_settings,

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class Warmup(Routine):
-    """The backbone rests in the first `epochs`."""
+    """Keeps the backbone frozen in the first `epochs`."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
     def start(self, network: EmbeddingNet) -> None:
-        """Freezes the backbone from the start; only the end of the warm-up releases it."""
+        """Freezes the backbone."""
         network.freeze_backbone(True)
 
     def begin_epoch(self, loop: Loop) -> None:
-        """Freezes or releases the backbone."""
+        """Unfreezes the backbone after the warm-up."""
         loop.network.freeze_backbone(loop.epoch < self.epochs)
 
     resume = begin_epoch

@@ -50,12 +50,12 @@ MASKS_SUMMED = Need("--masks-sum-for-full-emb 1", lambda options: options.masks_
 
 
 def hierarchy(text: str) -> str:
-    """`bot_top` is the same as `none`: the released code's branch for it can never be reached."""
+    """`bot_top` is the same as `none`: the released code never reaches its branch for it."""
     return "none" if text == "bot_top" else text
 
 
 def dead(spellings: str, default: Any, kind: Kind, help: str) -> Flag:
-    """A flag of the released command that changes nothing."""
+    """A flag of the released command that has no effect."""
     return flag(spellings, default, kind, help, need=DIVIDED, change=NOTHING, dead=True)
 
 
@@ -129,7 +129,7 @@ DEAD_FLAGS = Group("accepted because published commands have them; they change n
 
 
 def authors_settings(options: Options) -> dict[str, Any]:
-    """The defaults of the released experiment file; with clusters always some images per class."""
+    """The defaults of the released experiment file; without it, only IPC if there are clusters."""
     if options.experiment is None:
         per_class = options.IPC or PER_CLASS
         return {} if options.nb_clusters is None else {"IPC": per_class}
@@ -142,18 +142,18 @@ def authors_settings(options: Options) -> dict[str, Any]:
 
 
 def _bn_freeze(options: Options) -> str:
-    """The released code fixes the running statistics of its ResNets, and of nothing else."""
+    """The released code freezes BatchNorm statistics of ResNets, but of no other network."""
     name = net.find_backbone(options.model).name if "model" in options.given else "resnet50"
     return "statistics" if name.startswith("resnet") else "0"
 
 
 def architecture(options: Options) -> dict[str, Any]:
-    """A head that starts in as many parts as there are clusters."""
+    """A head that is initialised in as many parts as there are clusters."""
     return {"head_parts": options.nb_clusters} if DIVIDED.met(options) else {}
 
 
 def new_masks(options: Options) -> EmbeddingMasks | None:
-    """The one mask that a run begins with."""
+    """The single mask at the start of a run; None without divide and conquer."""
     return Division.of(options).new_masks() if DIVIDED.met(options) else None
 
 
@@ -165,7 +165,7 @@ def routine(options: Options, labels: np.ndarray) -> Routine:
 
 
 def sampler(options: Options, labels: np.ndarray) -> BatchSampler:
-    """The batches to begin with: those of one cluster."""
+    """The sampler of the start, when all images are one cluster."""
     from dataset.clusters import one_cluster
     from methods.divide.routine import cluster_sampler
 

@@ -23,19 +23,20 @@ if TYPE_CHECKING:
     from net import EmbeddingMasks
 
 SEED = 1234
-"""Of every k-means, where none is drawn; the released code's."""
+"""The seed of every k-means, unless seeds are drawn; the same as in the released code."""
 
 
 class DivideAndConquer(Routine):
     """Clusters the training images every few epochs; each cluster trains its part of the embedding.
 
-    The number of clusters doubles at each division up to `division.clusters`; batches come from one
-    cluster each; the backbone rests in the first epochs of every period; in the full phase the
-    whole embedding trains, without masks.
+    The number of clusters doubles at each division up to `division.clusters`. Every batch comes
+    from one cluster. The backbone is frozen in the first epochs of every period. In the full phase
+    the whole embedding is trained, without masks.
 
-    Deviations from the released code: one division in epoch 0, not two of the same images; one
-    cluster is not computed; masks double when the clusters do, not at the next batch; the backbone
-    gets its own learning rate back, not that of the heads.
+    Deviations from the released code: epoch 0 has one division instead of two of the same images;
+    k-means is not run for a single cluster; the number of masks doubles together with the clusters
+    and not at the next batch; after being frozen, the backbone returns to its own learning rate and
+    not to that of the heads.
 
     Args:
         division: the settings.
@@ -60,7 +61,7 @@ class DivideAndConquer(Routine):
         self._seeds = None if drawn is None else np.random.RandomState(drawn)
 
     def parameter_groups(self, groups: Sequence[ParameterGroup]) -> Sequence[ParameterGroup]:
-        """The masks at their own rate and decay; fixed ones at none."""
+        """Gives the masks their own rate and weight decay; fixed masks get 0 for both."""
         learned = self.division.learned_masks
         own = {
             "lr": self.division.lr * learned,
@@ -69,7 +70,7 @@ class DivideAndConquer(Routine):
         return [{**group, **own} if group["name"] == "masks" else group for group in groups]
 
     def begin_epoch(self, loop: Loop) -> None:
-        """Divides when it is time, and sets what rests in this epoch."""
+        """Divides the images if a division is due, and sets up the epoch."""
         self.stopped = self.stopped or self._stops(loop.epoch)
         due = loop.epoch % self.division.period == 0
         if loop.epoch == 0 or (due and not self.stopped and self.division.clusters > 1):
@@ -77,13 +78,13 @@ class DivideAndConquer(Routine):
         self.resume(loop)
 
     def _stops(self, epoch: int) -> bool:
-        """Whether nothing is divided and nothing rests any more, by --stop-recluster."""
+        """Whether --stop-recluster ends all further divisions and freezing of the backbone."""
         if not self.division.stops or self.count < self.division.clusters:
             return False
         return self.division.growing or epoch >= self.division.resting
 
     def divide_anew(self, loop: Loop) -> None:
-        """Clusters the images by the features of now; into more clusters if some are to come."""
+        """Clusters the images by their current features; doubles the clusters until all exist."""
         grows = loop.epoch > 0 and self.count < self.division.clusters
         if self.count == 1 and not grows:
             self.clusters = one_cluster(self.labels)
@@ -115,7 +116,7 @@ class DivideAndConquer(Routine):
         loop.optimisers.replace("masks", list(masks.parameters()))
 
     def resume(self, loop: Loop) -> None:
-        """Sets sampler, resting backbone and masks for the epoch, from what `state_dict` keeps."""
+        """Sets the sampler, and freezes or unfreezes backbone and masks, for this epoch."""
         division, epoch = self.division, loop.epoch
         if self._sampler is None:
             self._sampler = cluster_sampler(division, self.labels, self.clusters, self.divided_at)
@@ -136,15 +137,15 @@ class DivideAndConquer(Routine):
         loop.optimisers.replace("masks", [])
 
     def prepare(self, batch: Batch) -> Batch:
-        """In the full phase a batch belongs to no cluster."""
+        """Removes the batch's cluster in the full phase."""
         return batch._replace(cluster=None) if self.full else batch
 
     def context(self) -> dict[str, Any]:
-        """The masks, while they train."""
+        """The masks as `masks`, or None in the full phase."""
         return {"masks": None if self.full else processes.once(self._masks.weight)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Division, number of clusters, phase and the state of the seeds."""
+        """The division, number of clusters, phase, and state of the seeds' generator."""
         seeds = None
         if self._seeds is not None:
             name, keys, position, has_gauss, cached = self._seeds.get_state()
@@ -159,7 +160,7 @@ class DivideAndConquer(Routine):
         }
 
     def load_state_dict(self, state: dict[str, Any], loop: Loop) -> None:
-        """Makes as many masks as there were, so that their values and moments can be loaded."""
+        """Restores the state, and the number of masks, so that their values can be loaded."""
         self.clusters = None if state["clusters"] is None else state["clusters"].numpy()
         for name in ("count", "divided_at", "stopped", "full"):
             setattr(self, name, state[name])
@@ -175,7 +176,7 @@ class DivideAndConquer(Routine):
 def cluster_sampler(
     division: Division, labels: np.ndarray, clusters: np.ndarray, first_epoch: int = 0
 ) -> ClusterSampler:
-    """Batches of one cluster each, for clusters (N,) that were made in `first_epoch`.
+    """A sampler of batches from one cluster each, for clusters (N,) made in `first_epoch`.
 
     Raises:
         InputError: the batch size does not suit the images per class, the replicas or the data.
@@ -199,7 +200,7 @@ def _check_data(final: int, labels: np.ndarray) -> None:
         possible //= 2
     if possible < final:
         raise InputError(
-            f"--nb-clusters {final}: each cluster needs two classes with two images each, for "
-            f"which the {len(labels)} training images are too few; "
+            f"--nb-clusters {final}: each cluster needs two classes with two images each, and the "
+            f"{len(labels)} training images are too few for that; "
             + (f"choose at most {possible}" if possible else "add images to their classes")
         )

@@ -1,4 +1,4 @@
-"""The settings of a division, checked before anything begins."""
+"""The settings of divide and conquer, checked before training starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from net import EmbeddingMasks
 
 PER_CLASS = 2
-"""Images per class in a batch of one cluster, where --IPC does not say."""
+"""Images per class in a batch of one cluster, unless --IPC is given."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,17 @@ class Division:
     """How training images are divided; see the flags in __init__.py.
 
     Attributes:
-        clusters: how many there are at the end.
-        growing: they double from one on; else all are there from the start.
-        period, resting: epochs from one division to the next, and in how many of them, at its
-            beginning, the backbone rests.
-        full_from: the epoch from which the whole embedding trains.
-        pooled: cluster pooled features, not embeddings.
-        draws_from: seed of the seeds of k-means; None uses the same seed each time.
-        lr, weight_decay: of the masks, once they are learned.
+        clusters: their number at the end.
+        growing: whether it doubles from one on; otherwise all clusters exist from the start.
+        period: epochs between two divisions.
+        resting: epochs at the beginning of each period in which the backbone is frozen.
+        full_from: the epoch from which the whole embedding is trained.
+        stops: whether divisions and freezing end once all clusters exist.
+        pooled: whether pooled features are clustered instead of embeddings.
+        draws_from: the seed for drawing the seeds of k-means; None uses the same seed every time.
+        lr, weight_decay: those of learned masks.
+        first_mask_rests: whether the mask is frozen while there is only one cluster.
+        masks_at_test: how the masks act on embeddings at test time: "sum", "l1" or "none".
 
     Raises:
         InputError: settings that cannot work together.
@@ -60,7 +63,7 @@ class Division:
 
     @classmethod
     def of(cls, options: Options) -> Division:
-        """From the options."""
+        """The settings of a run with these options."""
         at_test = options.masks_normalize_before_sum or "sum"
         return cls(
             clusters=options.nb_clusters,
@@ -98,8 +101,8 @@ class Division:
             )
         if self.resting >= self.period and final > 1:
             raise InputError(
-                f"--mod-epoch-freeze {self.resting} leaves the backbone no epoch of each period of "
-                f"--mod-epoch {self.period}; choose less"
+                f"--mod-epoch-freeze {self.resting} freezes the backbone in all epochs of each "
+                f"period of --mod-epoch {self.period}; choose less"
             )
         grown = self.period * (final.bit_length() - 1) if self.growing else 0
         if self.full_from <= grown and final > 1:
@@ -114,7 +117,7 @@ class Division:
             )
 
     def new_masks(self) -> EmbeddingMasks:
-        """The one mask that a run begins with."""
+        """The single mask at the start of a run."""
         from net import EmbeddingMasks
 
         return EmbeddingMasks(
