@@ -1,5 +1,5 @@
 # make demo          train AMLoss on the embedded data and evaluate it: the tour
-# make demo-scratch  the same without weights from anywhere
+# make demo-scratch  the same without ImageNet weights
 # make shell         a bash in which `python` is the one of .venv; exit leaves it
 # make test          lint and the fast tests
 # make test-all      the long ones too
@@ -16,8 +16,8 @@ PIP    := $(PY) -m pip --disable-pip-version-check install --quiet
 help:
 	@sed -nE 's/^# (make|    )/\1/p' Makefile
 
-# .venv is made anew where its python is gone, as after an upgrade of the system's, or has no pip, and
-# where PYTHON=... after make names another version than it has.
+# .venv is made anew if its python is gone (after an upgrade of the system, for example) or has no
+# pip, or if PYTHON=... names another version.
 MINOR := -c 'import sys; print(sys.version_info[:2])'
 ANEW := $(if $(realpath $(PY)),,yes)
 ifeq ($(origin PYTHON)$(ANEW),command line)
@@ -25,7 +25,7 @@ ANEW := $(shell [ "$$($(PYTHON) $(MINOR))" = "$$($(PY) $(MINOR))" ] || echo yes)
 endif
 SOUND := $(if $(ANEW),false,$(PY) -m pip --version >/dev/null 2>&1)
 
-# One stamp per requirements file, so that a second call installs nothing.
+# A stamp file per requirements file, so that a second call installs nothing.
 $(VENV)/.run: requirements.txt constraints.txt $(if $(ANEW),again)
 	@$(SOUND) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "error: Python 3.10 or newer is needed; if you have one, name it:" \
@@ -49,7 +49,7 @@ demo: $(VENV)/.run
 demo-scratch: $(VENV)/.run
 	@$(PY) train.py @recipes/emoji_scratch.txt --name demo-scratch
 
-# Activated after bash's own start file, which may put another python in front, or go elsewhere.
+# Activated after the user's .bashrc, which may put another python first in PATH, or change folders.
 shell: $(VENV)/.run
 	@printf '%s\n' '[ -f ~/.bashrc ] && . ~/.bashrc' '. "$$ACTIVATE"' \
 	  'echo "python is $$(command -v python); exit leaves this shell"' > $(VENV)/.bashrc
@@ -63,9 +63,9 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# One process per core with one thread: the networks are so small that more threads would only wait.
-# The files come in the order of tests/conftest.py. Bytecode is kept, or every program that the tests
-# start would compile all of ours anew.
+# One process per core, each with one thread: the networks are too small for more threads to help.
+# The files run in the order of tests/conftest.py. Bytecode is cached, because otherwise every program
+# that the tests start would compile all modules again.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto \
   --dist loadfile --no-loadscope-reorder
 
@@ -75,7 +75,7 @@ test: lint
 test-all: lint
 	$(PYTEST) -m "not gpu"
 
-# No installation here: a GPU machine brings its own torch. GPU_PYTHON chooses it.
+# Installs nothing: a GPU machine has its own torch. GPU_PYTHON chooses the Python with it.
 GPU_PYTHON ?= $(if $(realpath $(PY)),$(PY),$(PYTHON))
 gpu-check:
 	@$(GPU_PYTHON) benchmarks/gpu_check.py $(if $(QUICK),--quick)

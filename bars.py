@@ -1,4 +1,4 @@
-"""The line that moves on a terminal while something takes long."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from tqdm import tqdm
 
 from terminal import printable
 
-SHARE = 0.02  # the part of the time that drawing may take
-OFTEN, SELDOM = 0.1, 60.0  # seconds between two drawings, where it takes no time and where it does
+SHARE = 0.02  # the share of the time that drawing may take
+OFTEN, SELDOM = 0.1, 60.0  # seconds between drawings on a fast terminal, and at most on a slow one
 
 
 class Bar(tqdm):
-    """A bar that goes when its work is done; nothing off a terminal.
+    """A progress bar on a terminal, which disappears when the work is done; elsewhere nothing.
 
-    A terminal that is slow to take it, such as a serial line or a connection that falters, is not
-    waited for: the slower the last drawing was, the later the next one comes.
+    Slow terminals, such as a serial line or a bad connection, do not slow down the work: the longer
+    the last drawing took, the later the next one comes.
 
     Args:
-        title: what is being done. total: of it. speaks: of several processes one does.
-        more: as tqdm has it (leave=True: it stays).
+        title: names the work. total: its amount. speaks: False in all but one of several processes.
+        more: tqdm's own arguments.
     """
 
     def __init__(

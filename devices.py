@@ -1,4 +1,4 @@
-"""Where and how a run computes: random states, the device, precision, and what it ran on."""
+"""Random states, devices, precision, and the description of a run's environment."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 
 
 def random_states() -> dict:
-    """Every random state of this process, as values that `weights_only` can load."""
+    """All random states of this process, as values that torch.load(weights_only=True) accepts."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": [version, list(internal), gauss],
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        # This process's GPU alone: processes that share a run draw alike, each on its own.
+        # Of this process's GPU alone: the other processes of a run draw the same on theirs.
         "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
 def restore_random_states(states: dict) -> None:
-    """Puts back what `random_states` returned."""
+    """Restores the result of `random_states`."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
@@ -56,11 +56,10 @@ def restore_random_states(states: dict) -> None:
 
 
 def pick_device(gpu_id: int) -> torch.device:
-    """`--gpu-id N`: that GPU; without one the CPU. -1 takes the first GPU.
+    """The device for `--gpu-id N`: that GPU (-1: the first one), or the CPU if there are no GPUs.
 
     Raises:
-        InputError: GPU `gpu_id` is asked for on a machine that has GPUs, but not that one, or CUDA
-            cannot compute on it.
+        InputError: the machine has GPUs, but not this one, or CUDA cannot compute on it.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -73,7 +72,7 @@ def pick_device(gpu_id: int) -> torch.device:
     device = torch.device("cuda", max(gpu_id, 0))
     try:
         torch.cuda.set_device(device)
-        torch.zeros(1, device=device)  # only now does CUDA begin to use it
+        torch.zeros(1, device=device)  # set_device alone does not initialise it
     except RuntimeError as error:
         if is_full_gpu(error):
             raise
@@ -87,9 +86,9 @@ def pick_device(gpu_id: int) -> torch.device:
 
 
 def on_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A small array of the host's memory on the device, without waiting for a GPU that is busy.
+    """A copy of a small array in the host's memory on a device, without waiting for a busy GPU.
 
-    From ordinary memory a copy waits until its stream has done all that was asked of it before.
+    A copy from memory that is not pinned would wait for all earlier work of its stream.
     """
     tensor = torch.as_tensor(values)
     if device.type == "cuda":
@@ -98,9 +97,9 @@ def on_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.
 
 
 def with_host_copy(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``on_device``; the result's ``host`` is the same in the host's memory.
+    """``on_device``, with a copy in the host's memory as the attribute ``host`` of the result.
 
-    To read a number from that waits for no GPU.
+    Reading a number from that copy does not wait for a GPU.
     """
     tensor = on_device(values, device)
     tensor.host = torch.as_tensor(values).detach()  # or on a CPU the tensor would hold itself
@@ -113,12 +112,12 @@ def bf16_is_fast(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    # torch has no public query for these instructions in all versions that we admit.
+    # Not all versions of torch that we support have a public query for these instructions.
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_says("flags").split())
 
 
 def _cpu_says(key: str) -> str:
-    """What Linux says of the CPU under a key; "" where it says nothing."""
+    """The entry of Linux's /proc/cpuinfo under a key; "" if there is none."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -128,9 +127,9 @@ def _cpu_says(key: str) -> str:
 
 
 class Precision:
-    """Where the network's arithmetic runs: `--amp auto|bf16|fp16|off` on a device.
+    """The device and the precision (`--amp auto|bf16|fp16|off`) of the network's arithmetic.
 
-    The network runs under autocast; losses and proxies stay float32 (they see `.float()` outputs).
+    The network runs under autocast; losses and proxies stay float32 (they get `.float()` outputs).
 
     Raises:
         InputError: fp16 on a CPU.
@@ -145,12 +144,12 @@ class Precision:
         self.device = device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-        # oneDNN and cuDNN want the channels last for reduced precision; for float32 on the CPU
-        # channels_last is as fast, and one layout is simpler than two.
+        # oneDNN and cuDNN need channels_last to be fast in reduced precision; for float32 on a CPU
+        # it is as fast as the other layout.
         self.memory_format = torch.channels_last
 
     def shared(self) -> dict[str, str]:
-        """What has to be the same in all processes that compute one thing together, by its name."""
+        """Settings, by name, that must be the same in all processes that compute together."""
         return {
             "their torch": torch.__version__,
             "their device": self.device.type,
@@ -162,11 +161,11 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "off")
 
 
-# --- what was run where ---------------------------------------------------------------------------
+# --- the environment of a run ---------------------------------------------------------------------
 
 
 def environment(device: torch.device) -> dict:
-    """Versions, hardware and the state of the code: what `environment.json` keeps."""
+    """Versions, hardware and the state of the code, for `environment.json`."""
     return {
         "python": platform.python_version(),
         "packages": versions(),
@@ -179,9 +178,9 @@ def environment(device: torch.device) -> dict:
     }
 
 
-@functools.cache  # each save of a checkpoint asks, and would read seven files again
+@functools.cache  # otherwise each save of a checkpoint would read seven files again
 def versions() -> dict[str, str]:
-    """The versions of the packages that a run's numbers may depend on, of those installed."""
+    """The versions of the installed packages that a run's numbers may depend on."""
     from importlib import metadata
 
     packages = {}
@@ -207,9 +206,9 @@ def device_name(device: torch.device) -> str:
     return f"{model}, {counted(torch.get_num_threads(), 'thread')}"
 
 
-@functools.cache  # a checkpoint keeps it, and asking git takes longer than saving does
+@functools.cache  # every checkpoint holds it, and git takes longer than saving
 def git_commit() -> str | None:
-    """The commit of the code, with `+changes` when files differ from it; None outside git."""
+    """The commit of the code, with `+changes` if files differ from it; None outside git."""
     here = Path(__file__).resolve().parent
     if not (here / ".git").exists():  # installed: the repository around it is somebody else's
         return None

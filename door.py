@@ -1,11 +1,11 @@
-"""What every command does first, before torch is loaded, and how it takes the loss of its output.
+"""Preparation of a command before torch is loaded, and output that survives a closed pipe.
 
     import door
 
     if __name__ == "__main__":
         door.enter()
 
-Nothing here is heavy, so that `--help` and a typing error answer at once.
+Nothing here is slow to import, so that `--help` and a typing error answer at once.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from terminal import (
 from utils import InputError, MachineError, sentence_errors
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""How OpenMP's threads wait: for any runtime, for GNU's (torch on Linux), LLVM's (macOS)."""
-BRIEFLY = "1000"  # rounds of GNU's loop, some microseconds; its own choice is 300,000
+"""How OpenMP's threads wait, for any runtime, for GNU's (torch on Linux) and LLVM's (macOS)."""
+BRIEFLY = "1000"  # iterations of GNU's loop, some microseconds; its default is 300,000
 
 
 def enter(*, loads_torch: bool = False) -> None:
-    """Prepares this process, and all that it will start, for the command.
+    """Prepares this process, and those that it will start, for the command.
 
     Args:
-        loads_torch: the command does, which may take seconds; it calls `loaded` then.
+        loads_torch: whether the command imports torch, which may take seconds; it then calls
+            `loaded`.
 
     Raises:
-        SystemExit: with status 2 and a sentence, on a system that the commands do not run on.
+        SystemExit: with status 2 and a sentence, on Windows.
     """
     with sentence_errors():
         _need_unix()
@@ -49,13 +50,13 @@ def enter(*, loads_torch: bool = False) -> None:
     speak_to_any_terminal()
     leave_out_remarks()
     settle_threads(os.environ)
-    speaks = (os.environ.get("RANK") or "0") == "0"  # of several processes one
+    speaks = (os.environ.get("RANK") or "0") == "0"  # only the first of several processes does
     if not speaks:
         silence_notices()
     _end_with_a_word(speaks)
     if loads_torch:
         _loading.append(Wait("loading PyTorch"))
-    # What torch's C++ says of lost connections, with its stack, is said in sentences here.
+    # torch's C++ would log lost connections with their stack; we report them in sentences.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
@@ -63,15 +64,15 @@ _loading: list[Wait] = []
 
 
 def loaded() -> None:
-    """What a command needs is there: the user need no longer be told what the command waits for."""
+    """Ends the wait for torch: the command's imports are done."""
     while _loading:
         _loading.pop().over()
 
 
 def _end_with_a_word(speaks: bool) -> None:
-    """Makes Ctrl-C end the program, where nothing else obeys it, without a traceback.
+    """Replaces the traceback of an uncaught Ctrl-C by one word.
 
-    The status stays that of a program which a signal has ended, so that loops of a shell end too.
+    The program still ends by the signal, so that a shell's loop around it ends too.
     """
     before = sys.excepthook
 
@@ -86,7 +87,7 @@ def _end_with_a_word(speaks: bool) -> None:
 
 def _need_unix() -> None:
     try:
-        import fcntl  # noqa: F401 (it holds a run folder and a cache against other processes)
+        import fcntl  # noqa: F401 (needed for the locks of run folders and caches)
     except ImportError:
         raise InputError(
             f"this runs on Linux and macOS, not on {sys.platform}; on Windows use WSL "
@@ -98,16 +99,16 @@ def _need_unix() -> None:
 
 
 def settle_threads(environment: dict[str, str] | os._Environ[str]) -> None:
-    """Says in the environment how many threads there are and how they wait, unless the user has.
+    """Sets OpenMP's number of threads and how they wait, in variables that the user has not set.
 
-    OpenMP reads it once, when torch is loaded. Its threads wait for each other by spinning. Where
-    other processes want the cores too, a thread spins for one that was not given a core, and two
-    threads are several times slower than one. They spin only briefly here, then sleep. (Not at all
-    would cost a third of the speed on an idle machine.)
+    OpenMP reads them once, when torch is loaded. By default its threads wait for each other by
+    spinning. When other processes need the cores too, a thread spins for one that has no core, and
+    two threads are several times slower than one. So they spin only briefly, then sleep. (Without
+    any spinning an idle machine would lose a third of its speed.)
     """
     if not any(name in environment for name in WAITING):
         environment |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": BRIEFLY}
-    # A container's share of the machine, which OpenMP does not know.
+    # OpenMP does not know a container's share of the machine.
     if cores() < (os.cpu_count() or 1):
         environment.setdefault("OMP_NUM_THREADS", str(cores()))
 
@@ -116,12 +117,12 @@ def settle_threads(environment: dict[str, str] | os._Environ[str]) -> None:
 
 
 class _Lasting(io.FileIO):
-    """What is behind a stream; what it cannot take is lost, and the program goes on.
+    """A raw output stream that discards what cannot be written, so that the program goes on.
 
-    A reader that has seen enough (`… | head`) goes away in silence. A full disk is reported, once.
+    A closed pipe (`… | head`) is silent; other errors, such as a full disk, are reported once.
 
     Attributes:
-        trouble: why something was lost, unless a reader went away.
+        trouble: the first error, unless it was a closed pipe.
     """
 
     trouble: OSError | None = None
@@ -143,13 +144,13 @@ class _Lasting(io.FileIO):
 
 
 def _lasting(stream: io.TextIOBase) -> io.TextIOBase:
-    """The same stream, which raises no error when its reader is gone or the disk under it full."""
-    if not isinstance(stream, io.TextIOWrapper):  # replaced by what embeds Python, such as a test
+    """A stream to the same place whose writes never raise: see `_Lasting`."""
+    if not isinstance(stream, io.TextIOWrapper):  # replaced by a program that embeds us, or a test
         return stream
     stream.flush()
     try:
         behind = _Lasting(stream.fileno(), "w", closefd=False)
-    except io.UnsupportedOperation:  # replaced likewise, by one that keeps what is written
+    except io.UnsupportedOperation:  # likewise, by a stream in memory
         return stream
     return io.TextIOWrapper(
         behind if stream.write_through else io.BufferedWriter(behind),  # python -u
@@ -161,10 +162,10 @@ def _lasting(stream: io.TextIOBase) -> io.TextIOBase:
 
 
 def _open_closed_streams() -> None:
-    """Where a standard stream is closed (`2>&-`), what goes there is lost, as in /dev/null.
+    """Opens /dev/null in the place of standard streams that are closed (`2>&-`).
 
-    Else the next file opened would take its place, and Python has no stream to ask whether it is a
-    terminal; `print` would take standard output for it.
+    Otherwise the next file to be opened would get the stream's number, and `sys.stderr` would be
+    None, for which `print` uses standard output.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -178,10 +179,10 @@ def _open_closed_streams() -> None:
 
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
-    """Around a command whose output is what it is for.
+    """For commands that exist for their output: fails if some of it was lost.
 
     Raises:
-        MachineError: not all of it could be written.
+        MachineError: not all of the output could be written.
     """
     yield
     stream = sys.stdout

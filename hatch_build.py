@@ -1,16 +1,16 @@
 """How the repository becomes a package: `pip install .`, `python -m build`.
 
-In the repository the modules stand at the top (`train.py`, `utils.py`, `net/`), where a reader
-finds them and `python train.py` works. Installed like that, they would take names such as `utils`
-from everybody else. So in the wheel all of them stand inside the package `anchorage`, and what
-names them is written accordingly, line for line:
+In the repository the modules are at the top (`train.py`, `utils.py`, `net/`), where readers find
+them and `python train.py` works. Installed like that, they would occupy names such as `utils`,
+which other packages may use. So in the wheel all of them are inside the package `anchorage`, and
+imports and commands are rewritten, line by line:
 
     from utils import InputError   →  from anchorage.utils import InputError
     import dataset                 →  from anchorage import dataset
     `python train.py --dry-run`    →  `anchorage train --dry-run`, in what the commands print
 
-Recipes and the embedded data set lie beside the modules, where they are looked for. An editable
-installation (`pip install -e .`) is the repository itself: its modules are imported as they stand.
+Recipes and the embedded data set are beside the modules, as in the repository. An editable
+installation (`pip install -e .`) uses the repository's own modules, unchanged.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ COMMANDS = (
     (re.compile(r"\bpython -m net\b"), PACKAGE),  # `python -m net export` → `anchorage export`
     (re.compile(r"\bpython -m anchorage\b"), PACKAGE),
 )
-"""How the commands are called in the repository, and how where they are installed."""
+"""Commands in the repository, and the same commands in an installation."""
 
 
-# --- what goes in ---------------------------------------------------------------------------------
+# --- the files ------------------------------------------------------------------------------------
 
 
 def modules(root: Path) -> list[str]:
-    """The top-level modules and packages of the repository, `anchorage` itself left out."""
+    """The top-level modules and packages of the repository, except `anchorage` itself."""
     files = [path.stem for path in root.glob("*.py") if path.name not in NO_MODULES]
     rooms = [path.parent.name for path in root.glob("*/__init__.py")]
     return sorted({*files, *rooms} - NO_ROOMS - {PACKAGE})
 
 
 def files(root: Path) -> Iterator[tuple[Path, str]]:
-    """Each file of the package, and where it stands in the wheel."""
+    """Each file of the package, and its path in the wheel."""
     for name in (*modules(root), PACKAGE, *DATA):
         place = root / f"{name}.py"
         found = [place] if place.is_file() else sorted((root / name).rglob("*"))
@@ -61,17 +61,17 @@ def files(root: Path) -> Iterator[tuple[Path, str]]:
                 yield path, f"{PACKAGE}/{inside.as_posix()}"
 
 
-# --- how it is written ----------------------------------------------------------------------------
+# --- rewriting ------------------------------------------------------------------------------------
 
 
 def installed(source: str, names: Collection[str]) -> str:
-    """A module's source as it stands in the wheel; every line stays on its line.
+    """A module's source for the wheel; line numbers are unchanged.
 
     Args:
         names: of the modules that move into the package.
 
     Raises:
-        ValueError: an import that has no such form; the message says what to write instead.
+        ValueError: an import cannot be rewritten; the message says how to write it instead.
     """
     lines = source.splitlines(keepends=True)
     for node in ast.walk(ast.parse(source)):
@@ -104,17 +104,17 @@ def _replace(lines: list[str], node: ast.stmt, words: str, by: str) -> None:
 
 
 def commands(text: str) -> str:
-    """Text in which the commands are called as they are where they are installed."""
+    """Text in which commands are written as in an installation."""
     for pattern, by in COMMANDS:
         text = pattern.sub(by, text)
     return text
 
 
 def write_package(root: Path, out: Path) -> dict[str, str]:
-    """Writes the package's files under `out`; returns path → place in the wheel.
+    """Writes the package's files under `out`; returns written file → path in the wheel.
 
     Raises:
-        ValueError: a module has an import that cannot be moved.
+        ValueError: a module has an import that cannot be rewritten.
     """
     names, placed = set(modules(root)), {}
     for path, place in files(root):
@@ -133,24 +133,24 @@ def write_package(root: Path, out: Path) -> dict[str, str]:
     return placed
 
 
-# --- what it needs --------------------------------------------------------------------------------
+# --- dependencies ---------------------------------------------------------------------------------
 
 EXTRAS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "search": ("faiss-cpu", "usearch"),
     "tensorboard": ("tensorboard",),
 }
-"""What is used where it is installed: the name of the extra, and its packages."""
+"""Packages that are used if they are installed, by the name of their extra."""
 
 
 def requirements(file: Path) -> list[str]:
-    """The packages that a file lists itself, with their versions."""
+    """The packages, with versions, of a requirements file; not those of files that it includes."""
     lines = (line.partition("#")[0].strip() for line in file.read_text("utf-8").splitlines())
     return [line for line in lines if line and not line.startswith("-")]
 
 
 def extras(file: Path) -> dict[str, list[str]]:
-    """The extras of `EXTRAS`, as far as the file lists their packages, and `dev`: all of it."""
+    """The packages of each of `EXTRAS` that a requirements file lists, and, as `dev`, all of it."""
     listed = {re.split(r"[<>=!~\[ ]", line)[0]: line for line in requirements(file)}
     found = {
         extra: [listed[name] for name in names if name in listed] for extra, names in EXTRAS.items()
@@ -158,7 +158,7 @@ def extras(file: Path) -> dict[str, list[str]]:
     return {**found, "dev": list(listed.values())}
 
 
-# --- what the builder calls -----------------------------------------------------------------------
+# --- hatchling's hooks ----------------------------------------------------------------------------
 
 
 class BuildHook(BuildHookInterface):
@@ -172,13 +172,13 @@ class BuildHook(BuildHookInterface):
         build_data["force_include"] |= write_package(Path(self.root), Path(self._made.name))
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact: str) -> None:
-        """Called when it is built."""
+        """Called after it is built."""
         if version != "editable":
             self._made.cleanup()
 
 
 class MetadataHook(MetadataHookInterface):
-    """Reads the dependencies from requirements*.txt, which is where they are listed."""
+    """Reads the dependencies from requirements*.txt."""
 
     def update(self, metadata: dict[str, Any]) -> None:
         """Called with the metadata of pyproject.toml."""

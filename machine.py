@@ -1,4 +1,4 @@
-"""The machine that this process runs on, as far as torch is not needed to know it."""
+"""Facts about this machine that are known without torch: home, name, cores."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from pathlib import Path
 
 
 def expanded(path: str) -> str:
-    """`~/runs` → the path that a shell makes of it; where no home is known it stays as it is."""
+    """A path with `~` expanded as by a shell; unchanged if no home folder is known."""
     return os.path.expanduser(path)  # noqa: PTH111 (Path.expanduser would raise there)
 
 
 def home() -> Path | None:
-    """The user's home folder; None where neither $HOME nor the system knows one."""
+    """The user's home folder; None if neither $HOME nor the system knows one."""
     found = Path(expanded("~"))
     return found if found.is_absolute() else None
 
 
 def host() -> str:
-    """What tells this machine, or this container on one, from others."""
-    boot = Path("/proc/sys/kernel/random/boot_id")  # machines of one image may share a name
+    """A name that this machine, or this container, shares with no other."""
+    boot = Path("/proc/sys/kernel/random/boot_id")  # machines cloned from one image share a name
     with contextlib.suppress(OSError):
         return f"{platform.node()} {boot.read_text().strip()}"
     return platform.node()
 
 
 def cores(root: Path = Path("/")) -> int:
-    """How many CPU cores this process may use: those it is bound to, or its container's share.
+    """The number of CPU cores that this process may use, given its affinity and its container.
 
     Args:
-        root: where `proc` and `sys` lie.
+        root: the folder of `proc` and `sys`.
     """
     bound = getattr(os, "sched_getaffinity", None)  # macOS has no such thing
     count = len(bound(0)) if bound else os.cpu_count() or 1
@@ -51,7 +51,7 @@ def _cpu_shares(root: Path) -> Iterator[float]:
         above = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # In a container the group's own folder is the root of what is seen.
+        # In a container the group's own folder is mounted as the root.
         for folder in {above, *(above / part for part in _prefixes(group))}:
             with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
                 if controllers:

@@ -1,10 +1,10 @@
-"""A run folder → one HTML page that explains the run; several runs → one page that compares them.
+"""Write an HTML page that explains a run, or compares several.
 
     python report.py logs/demo
     python report.py logs/first logs/second --out both.html
     python report.py --compare logs --grep AMLoss --latex runs.tex
 
-The page needs nothing else and loads nothing. Embeddings are made again from the best checkpoint,
+The page is one file and loads nothing else. Embeddings are computed again with the best checkpoint,
 or read from a file of `evaluate.py --export`. Training calls `make` when it ends.
 """
 
@@ -38,7 +38,7 @@ def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -
     """Writes a picture of a run: random queries, and the values learned for each class.
 
     Raises:
-        InputError: the folder is no run's, it has no checkpoint, its data are not here, or the
+        InputError: the folder is not a run's, has no checkpoint, its data are missing, or the
             picture cannot be written.
     """
     record = records.read(path)
@@ -54,10 +54,13 @@ def draw(path: str | Path, out: str | Path, *, seed: int = 1, gpu_id: int = 0) -
 
 
 def keep_pictures(args: argparse.Namespace, without: Sequence[str]) -> None:
-    """Warns of a page that will have no pictures, because images are gone.
+    """Warns that the page will have no pictures, because images are missing.
+
+    Args:
+        without: for each run without images, a sentence that says why.
 
     Raises:
-        InputError: such a page would replace an older one, which may have them.
+        InputError: the page would replace an older one, which may have pictures.
     """
     kept = Path(args.runs[0], "report.html")
     if without and args.out is None and len(args.runs) == 1 and kept.is_file():

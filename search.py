@@ -1,4 +1,4 @@
-"""Photos → an index → what is nearest to a picture: a trained network put to use.
+"""Build an index of photos with a trained network, and find those nearest to a picture.
 
     python search.py build logs/RUN --images photos/ --index shop.index
     python search.py query shop.index picture.jpg
@@ -33,13 +33,14 @@ from utils import InputError, counted, program, sentence_errors
 if TYPE_CHECKING:
     from index.adding import How
 
-LARGE = 100_000_000  # bytes of an index with which most takes seconds
+LARGE = 100_000_000  # bytes of an index for which most commands take seconds
 
-# What needs torch is imported by each command, so that --help and a typing error answer at once.
+# Modules that need torch are imported by each command, so that --help and a typing error answer at
+# once.
 
 
 class Command(NamedTuple):
-    """One of the things that an index is for: its flags, and what carries it out."""
+    """A subcommand: name, line in --help, and the functions that declare its flags and run it."""
 
     name: str
     help: str
@@ -86,7 +87,7 @@ def add(args: argparse.Namespace) -> None:
 
 
 def print_waiting(index: Path, doing: str) -> None:
-    """Says what is being done to an index that is so large that who waits would wonder."""
+    """On a terminal, says what is being done to an index that is so large that it takes seconds."""
     with contextlib.suppress(OSError):
         if terminal_width() is not None and index.stat().st_size > LARGE:
             say(f"{doing} {index} ...", flush=True)
@@ -94,7 +95,7 @@ def print_waiting(index: Path, doing: str) -> None:
 
 @contextlib.contextmanager
 def going_on() -> Iterator[None]:
-    """Around work that may be interrupted; raises SystemExit with status 130 when it is."""
+    """For work that a second start continues: turns Ctrl-C into a message and status 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -109,7 +110,7 @@ def _how(args: argparse.Namespace) -> How:
 
 
 def remove(args: argparse.Namespace) -> None:
-    """Takes images out of an index."""
+    """Removes images from an index."""
     if not args.names and not args.missing:
         raise InputError("nothing to remove; give ids, files or folders, or --missing")
     from index import making, showing
@@ -119,7 +120,7 @@ def remove(args: argparse.Namespace) -> None:
 
 
 def compact(args: argparse.Namespace) -> None:
-    """Writes an index anew without what was removed."""
+    """Rewrites an index without the images that were removed."""
     from index import making
 
     print_waiting(args.index, "copying")
@@ -173,7 +174,7 @@ def duplicates(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    """Says what an index holds, and whether all of it is as it was written."""
+    """Prints what an index holds, and checks that it is as it was written."""
     searching.check_written(args)
     from index import Index, showing
 
@@ -210,7 +211,7 @@ COMMANDS = (
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """A command line → options; `carry_out` is the command's function."""
+    """The options of a command line; `carry_out` is the command's function."""
     parser = Parser(prog=program("search"), description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:

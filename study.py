@@ -1,10 +1,10 @@
-"""Which method suits these images? A study trains several with one budget and says how sure it is.
+"""Which method suits these images? A study trains several with the same budget and compares them.
 
     python study.py which.toml
     python study.py --flags "--dataset folder:photos" --methods Proxy_Anchor AMLoss "MS --IPC 5"
 
-Start the same command again, here or on another machine that shares the folder, and it helps; stop
-it whenever you like, and start it again.
+The same command, started once more, here or on another machine that shares the folder, shares the
+work. It may be stopped at any time and started again.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from utils import InputError, counted, program, sentence_errors
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
-    """The study that is asked for.
+    """The study that a file or the flags describe.
 
     Raises:
-        InputError: it asks for what cannot be.
+        InputError: the description is wrong.
     """
     if args.file:
         return read(args.file)
@@ -50,7 +50,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def describe(plan: Plan, where: Sequence[Place]) -> str:
-    """What will be done."""
+    """The work to be done, in lines."""
     folds = len(plan.entrants) * plan.trials * plan.folds
     runs = len(plan.entrants) * plan.seeds
     lines = [
@@ -69,21 +69,20 @@ def describe(plan: Plan, where: Sequence[Place]) -> str:
 
 
 def conclude(ledger: Ledger, columns: Sequence[str], document: Path | None) -> results.Results:
-    """Says and writes what has been found so far.
+    """Prints the results so far, and writes the study's page, its tables and the document.
 
     Raises:
-        InputError: there is no such column, or the document has no place for it.
+        InputError: a column does not exist, or the document has no place for the results.
     """
     found = results.collect(ledger)
     tables.check_columns(found, columns)
-    said = tables.text(found, columns)
     folder = ledger.folder
     write_table(folder / "trials.csv", *tables.trials_csv(found))
     write_content(folder / "study.html", pages.page(found))
     written = ["trials.csv"]
     if found.with_runs:
         write_table(folder / "runs.csv", *tables.runs_csv(found))
-    say(f"\n{said}")
+    say(f"\n{tables.text(found, columns)}")
     if found.with_runs:
         write_content(folder / "study.tex", tables.latex(found, columns))
         written += ["runs.csv", "study.tex"]
@@ -97,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
     """Runs study.py with parsed options.
 
     Raises:
-        InputError: the study cannot be what it is asked to be.
+        InputError: the description of the study, or a flag, is wrong.
     """
     plan = plan_of(args)
     ledger = Ledger(plan)
@@ -112,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
     if args.report:
         conclude(ledger, args.columns, args.markdown)
         return
-    if args.columns:  # refused at once, not after trainings
+    if args.columns:  # wrong columns are reported before the trainings, not after
         so_far = results.collect(ledger) if begun else results.Results(plan, ())
         tables.check_columns(so_far, args.columns)
     say(describe(plan, where), flush=True)

@@ -1,4 +1,4 @@
-"""What is printed: in letters that the terminal has, with nothing in it that it would obey."""
+"""Printing: lines that fit the terminal, letters that it has, and no control characters."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pathlib import PurePath
 from typing import Any, TextIO
 
 WIDTH = 80
-"""Columns of a line of text, where it does not go to a narrower terminal."""
-NARROWEST = 30  # below that lines are broken by the terminal itself
+"""Columns of a line of text, unless the terminal is narrower."""
+NARROWEST = 30  # narrower terminals break the lines themselves
 LONGEST_LINE = 100  # columns; a longer one is hard to read
 
 _IN_ASCII = {"…": "...", "–": "-", "×": "x", "±": "+-", "→": "->", "≤": "<=", "≥": ">="}
@@ -27,17 +27,17 @@ _IN_ASCII |= {"Σ": "sum", "β": "beta", "‖": "|", "\N{RIGHT SINGLE QUOTATION 
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that is printed to; None where output goes elsewhere."""
+    """Columns of the terminal that standard output goes to; None if it goes elsewhere."""
     return width_of(sys.stdout)
 
 
 def width_of(stream: TextIO | None) -> int | None:
-    """Columns of the terminal that a stream writes to; None where it is none."""
+    """Columns of the terminal that a stream writes to; None if it writes elsewhere."""
     if stream is None or not stream.isatty():
         return None
-    said = os.environ.get("COLUMNS", "")
-    if said.isdecimal() and int(said) > 0:
-        return int(said)
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
     # shutil.get_terminal_size would ask standard output, which may go elsewhere (`… | tee log`).
     with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or WIDTH
@@ -45,22 +45,22 @@ def width_of(stream: TextIO | None) -> int | None:
 
 
 def reading_width() -> int:
-    """Columns for text that is laid out in lines: those of the terminal, but 100 at most.
+    """Columns for text that is laid out in lines: those of the terminal, but at most 100.
 
-    Where output goes to a pager (`--help | less`), standard error is on the terminal still.
+    If output goes to a pager (`--help | less`), standard error still is the terminal.
     """
     widths = map(width_of, (sys.stdout, sys.stderr))
     return min(LONGEST_LINE, next(filter(None, widths), LONGEST_LINE))
 
 
 def fitted(text: str, further: str = "", stream: TextIO | None = None) -> str:
-    """Sentences as a terminal shows them best: lines too long for it are broken at blanks.
+    """Text whose lines are broken at blanks if they are too long for the terminal.
 
-    What goes to a file or another program stays as it is. A command between back quotes stays in
-    one piece, and so does every word, so that both can be pasted.
+    Text for a file or another program is unchanged. Words, and commands between back quotes, are
+    never broken, so that they can be pasted.
 
     Args:
-        further: what the further lines begin with. stream: where it goes; None is stdout.
+        further: the beginning of further lines. stream: that the text goes to; None is stdout.
     """
     room = width_of(stream or sys.stdout)
     if room is None:
@@ -69,12 +69,12 @@ def fitted(text: str, further: str = "", stream: TextIO | None = None) -> str:
 
 
 def wrapped(text: str, first: str = "", further: str = "") -> str:
-    """A paragraph in lines of `text_width` columns, wherever it goes; what is not shown is escaped.
+    """A printable paragraph in lines of `text_width` columns, also outside a terminal.
 
-    As `fitted`, but a word that is wider than a line is cut.
+    Words that are wider than a line are broken.
 
     Args:
-        first, further: what the first and the further lines begin with.
+        first, further: the beginnings of the first line and of further lines.
     """
     room = text_width()
     words = [
@@ -86,15 +86,15 @@ def wrapped(text: str, first: str = "", further: str = "") -> str:
 
 
 def paragraph(text: str, first: str = "", further: str = "") -> str:
-    """A paragraph in lines of `reading_width` columns, wherever it goes; as `wrapped` otherwise.
+    """A paragraph in lines of `reading_width` columns, also outside a terminal.
 
-    Every word stays whole.
+    Words are never broken. `first` and `further` are as for `wrapped`.
     """
     return _filled(_words(text), reading_width(), first, further)
 
 
 def text_width() -> int:
-    """Columns of a line of text: 80, or fewer where the terminal has fewer."""
+    """Columns of a line of text: 80, or fewer if the terminal is narrower."""
     return max(NARROWEST, min(WIDTH, terminal_width() or WIDTH))
 
 
@@ -105,7 +105,7 @@ def _broken(line: str, room: int, further: str) -> str:
 
 
 def _words(line: str) -> list[tuple[str, str]]:
-    """The words of a line, a command between back quotes being one, and the blanks before each."""
+    """Pairs (blanks, word) of a line; a command between back quotes is one word."""
     return re.findall(r"( *)((?:`[^`]*`|[^ `]|`)+)", line)
 
 
@@ -122,7 +122,7 @@ def _filled(words: Iterable[tuple[str, str]], room: int, first: str, further: st
 
 
 def _pieces(word: str, room: int) -> Iterator[str]:
-    """A word, cut where it is wider than a line; a command stays whole."""
+    """A word in pieces of at most `room` columns; a command stays whole."""
     piece = ""
     for character in word:
         if "`" not in word and columns(piece) + columns_of(character) > room:
@@ -133,42 +133,42 @@ def _pieces(word: str, room: int) -> Iterator[str]:
 
 
 def columns(text: str) -> int:
-    """How many columns a terminal needs for a line; Chinese, Japanese and Korean ones are wide."""
+    """The columns that a line takes on a terminal; Chinese, Japanese, Korean letters take two."""
     return sum(columns_of(character) for character in text)
 
 
 def columns_of(character: str) -> int:
-    """How many columns a terminal needs for a character."""
+    """The columns that a character takes on a terminal: 0, 1 or 2."""
     if unicodedata.combining(character):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 class _Fitted(logging.Formatter):
-    """A log message in lines that fit the terminal; what a traceback quotes is escaped, too."""
+    """Formats log messages, with any traceback, in printable lines that fit the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return fitted(printable_lines(super().format(record)), "  ", sys.stderr)
 
 
 def hear(level: int, form: str = "%(levelname)s: %(message)s") -> None:
-    """From now on log messages of this level and above are shown on standard error."""
+    """Shows log messages of this level and above on standard error from now on."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Fitted(form))
     logging.basicConfig(level=level, handlers=[handler])
 
 
 def say(text: object = "", **more: Any) -> None:
-    """Prints with everything escaped that a terminal would obey; `more` goes to `print`."""
+    """Prints text with control characters escaped; `more` is passed to `print`."""
     print(printable_lines(str(text)), **more)
 
 
-PATIENCE = 1.5  # seconds after which a user wants to know what the program waits for
+PATIENCE = 1.5  # seconds after which a user wonders what the program is doing
 _notices = {"shown": True}
 
 
 class Wait:
-    """Prints what the program waits for, on a terminal, if it takes long; until `over`."""
+    """On a terminal, prints what the program is doing if `over` is not called soon."""
 
     def __init__(self, what: str) -> None:
         self._timer = None
@@ -179,14 +179,14 @@ class Wait:
             self._timer.start()
 
     def over(self) -> None:
-        """The wait is over: nothing is printed any more."""
+        """Ends the wait: nothing is printed any more."""
         if self._timer is not None:
             self._timer.cancel()
 
 
 @contextlib.contextmanager
 def notice_if_slow(what: str) -> Iterator[None]:
-    """Around work that may take long and prints nothing itself: see `Wait`."""
+    """A `Wait` for the block, which may take long and prints nothing itself."""
     wait = Wait(what)
     try:
         yield
@@ -195,30 +195,30 @@ def notice_if_slow(what: str) -> Iterator[None]:
 
 
 def silence_notices() -> None:
-    """From now on `notice_if_slow` prints nothing here: of several processes only one does."""
+    """Makes `Wait` print nothing in this process: of several processes only one does."""
     _notices["shown"] = False
 
 
 _REMARKS = (
-    # Pillow's on odd metadata and on large pictures; `python -m dataset check` has its own.
+    # Pillow's about odd metadata and large pictures; `python -m dataset check` has its own.
     {"category": UserWarning, "module": r"PIL\."},
     {"category": RuntimeWarning, "message": r"Image size \(\d+ pixels\) exceeds limit"},
-    # More workers than cores are the user's choice, and torch's advice names no flag of ours.
+    # More workers than cores are the user's choice, and torch's advice does not name our flag.
     {"category": UserWarning, "message": "This DataLoader will create"},
 )
 
 
 def leave_out_remarks() -> None:
-    """Silences what libraries say to programmers; a program that imports us hears it as before."""
+    """Silences libraries' warnings to programmers in our commands, not when we are imported."""
     for remark in _REMARKS:
         warnings.filterwarnings("ignore", **remark)
 
 
 def speak_to_any_terminal() -> None:
-    """Makes a command survive names and signs that the terminal has no letters for.
+    """Makes printing succeed for characters that the terminal's encoding lacks.
 
-    Where a terminal speaks ASCII or Latin-1 only, "…" becomes "..." and what has no such neighbour
-    its escape; warnings are escaped as `say` does.
+    On a terminal of ASCII or Latin-1, "…" becomes "...", and a character without such a substitute
+    is escaped. Control characters in log messages are escaped as by `say`.
     """
     codecs.register_error("plain", _in_plain_letters)
     for stream in (sys.stdout, sys.stderr):
@@ -235,14 +235,14 @@ def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
 
 
 class _PrintableRecord(logging.LogRecord):
-    """A log message that no name in it can turn into a command to the terminal."""
+    """A log record whose message has its control characters escaped."""
 
     def getMessage(self) -> str:
         return printable_lines(super().getMessage())
 
 
 def plain(text: str) -> str:
-    """Text with the punctuation that a terminal without Unicode lacks written otherwise."""
+    """Text with its punctuation and mathematical signs written in ASCII."""
     return "".join(_IN_ASCII.get(character, character) for character in text)
 
 
@@ -250,13 +250,13 @@ def plain(text: str) -> str:
 
 
 def printable(text: str, *, keep_bytes: bool = False) -> str:
-    r"""Text with everything escaped that a terminal does not show or would obey.
+    r"""Text in which characters that a terminal would not show, or would obey, are escaped.
 
-    Control characters, marks that turn the direction of writing, and the bytes of file names that
-    are not UTF-8 come out as Python writes them: "\x1b", "\u202e", "\xff".
+    Control characters, marks that change the direction of writing, and bytes of file names that are
+    not UTF-8 become Python's escapes: "\x1b", "\u202e", "\xff".
 
     Args:
-        keep_bytes: leaves those bytes as they are, for a file in which names are looked up.
+        keep_bytes: leaves those bytes unchanged, for files in which people look up names.
     """
     if text.isprintable():
         return text
@@ -264,14 +264,14 @@ def printable(text: str, *, keep_bytes: bool = False) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, for text of several lines: the line ends stay."""
+    """`printable` for each line of a text."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def _is_shown(character: str, keep_bytes: bool) -> bool:
     if _is_raw_byte(character):
         return keep_bytes
-    # Wide blanks, and the joiners that Persian, Hindi and emoji are spelt with, are no surprise.
+    # Other blanks of Unicode, and the joiners that Persian, Hindi and emoji need, are harmless.
     return (
         character.isprintable()
         or character in "\u200c\u200d"
@@ -280,7 +280,7 @@ def _is_shown(character: str, keep_bytes: bool) -> bool:
 
 
 def _is_raw_byte(character: str) -> bool:
-    """Whether this is how Python keeps a byte of a file name that is not UTF-8."""
+    """Whether this is Python's surrogate for a byte of a file name that is not UTF-8."""
     return 0xDC80 <= ord(character) <= 0xDCFF
 
 
@@ -297,9 +297,9 @@ def _escaped(character: str) -> str:
 
 
 def as_shell(*words: object) -> str:
-    """Words as one pastes them into a shell: quoted where they must be, and printable.
+    """Words to paste into a shell: quoted if necessary, and printable.
 
-    A path that begins with "-" is no flag.
+    A path that begins with "-" gets "./" in front, so that it is not taken for a flag.
     """
     paths = (f"./{word}" if _looks_like_flag(word) else str(word) for word in words)
     return " ".join(map(_shell_word, paths))
@@ -317,7 +317,7 @@ def _shell_word(word: str) -> str:
         if character not in "`'\\" and _is_shown(character, False):
             return character
         errors = "surrogateescape" if _is_raw_byte(character) else "surrogatepass"
-        # As bytes, not as \u: a shell in the C locale knows no such characters.
+        # As bytes, because a shell in the C locale does not understand \u.
         return "".join(f"\\x{byte:02x}" for byte in character.encode(errors=errors))
 
     return f"$'{''.join(map(spelt, word))}'"

@@ -1,4 +1,4 @@
-"""What every part needs: errors of one sentence, names that were meant, numbers in words.
+"""Helpers for every part: errors of one sentence, close names, numbers in words.
 
 Nothing here loads torch, so that `--help` and a typing error answer at once.
 """
@@ -21,15 +21,15 @@ from terminal import as_shell, fitted, say
 
 
 STATUS_BY_KIND = "ANCHORAGE_STATUS_BY_KIND"
-"""A variable of the environment, see `InputError`."""
+"""An environment variable, see `InputError`."""
 
 
 class InputError(Exception):
     """Bad input: a sentence that says what is wrong, where, and what to do.
 
-    A command that ends with it has exit status 2. A program that starts ours and wants to tell the
-    kinds of errors apart sets `STATUS_BY_KIND`: then the exit status is `status`, which subclasses
-    override.
+    A command that ends with it has exit status 2. A program that starts our commands and needs to
+    distinguish kinds of errors sets `STATUS_BY_KIND`: then the exit status is `status`, which
+    subclasses override.
     """
 
     status = 2
@@ -40,13 +40,13 @@ class InputError(Exception):
 
 
 class DamagedError(InputError):
-    """A file is not as it was written, or cannot be what it should be."""
+    """A file differs from what was written, or is not of the expected kind."""
 
 
 class MachineError(InputError):
-    """The command is not to blame: the machine has no room for it, on its disk or in its memory.
+    """The machine lacks what the command needs: space on its disk or memory.
 
-    Its limits on open files and processes, and disks that cannot be written, count as well.
+    Limits on open files and processes, and disks that cannot be written, count as well.
     """
 
     status = 71  # EX_OSERR in sysexits.h
@@ -54,7 +54,7 @@ class MachineError(InputError):
 
 @contextlib.contextmanager
 def sentence_errors() -> Iterator[None]:
-    """Turns `InputError` into its sentence on standard error and its exit status."""
+    """Ends the process after an `InputError`: its sentence on standard error, its exit status."""
     try:
         with full_gpu_in_words(f"the GPU's memory is full; {ROOM_ON_A_GPU}"):
             yield
@@ -63,13 +63,13 @@ def sentence_errors() -> Iterator[None]:
     except (OSError, RuntimeError, MemoryError) as error:
         if (meant := _in_words(error)) is None:
             raise
-        # Objects that were only half made would each print one more error as they are deleted.
+        # Half-initialised objects would each print one more error when they are deleted.
         sys.unraisablehook = lambda _: None
         _end(meant)
 
 
 def _in_words(error: BaseException) -> InputError | None:
-    """What an error of the system's means to the user; None where that is not known."""
+    """An error of the operating system as a sentence for the user; None if it is not known here."""
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ENAMETOOLONG:
         name = str(error.filename)
@@ -102,7 +102,7 @@ ROOM_ON_A_GPU = (
 
 @contextlib.contextmanager
 def full_gpu_in_words(sentence: str) -> Iterator[None]:
-    """Turns what CUDA and its libraries say of a full memory into a sentence.
+    """Replaces the errors of CUDA and its libraries about a full memory by `sentence`.
 
     Raises:
         MachineError: the GPU's memory is full.
@@ -116,25 +116,25 @@ def full_gpu_in_words(sentence: str) -> Iterator[None]:
 
 
 def is_full_gpu(error: RuntimeError) -> bool:
-    """Whether CUDA or one of its libraries says that the GPU's memory is full."""
+    """Whether an error of CUDA or one of its libraries means that the GPU's memory is full."""
     return _FULL_GPU.search(str(error)) is not None
 
 
-# torch's own error, the driver's where not even torch finds a place, and those of the libraries.
+# torch's own error, the driver's (if there is not even room to start), and those of the libraries.
 _FULL_GPU = re.compile("CUDA out of memory|CUDA error: out of memory|STATUS_ALLOC_FAILED")
 
 
 @contextlib.contextmanager
 def damage_in_words(what: str, advice: str) -> Iterator[None]:
-    """Around the reading of a file: whatever goes wrong there means that the file is damaged.
+    """Turns any error that occurs while a file is read into a `DamagedError`.
 
     Libraries report damage through dozens of unrelated types, and each version through others.
 
     Args:
-        what: which file it is. advice: what to do about it.
+        what: names the file. advice: what to do about it.
 
     Raises:
-        DamagedError: something went wrong, other than an `InputError`.
+        DamagedError: for every Exception other than an `InputError`.
     """
     try:
         yield
@@ -147,7 +147,7 @@ def damage_in_words(what: str, advice: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What another's error says, in one line of at most 160 characters, and never nothing."""
+    """The first line of an error's message, at most 160 characters; its type if it has none."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:160]
 
@@ -158,7 +158,10 @@ def _end(error: InputError) -> NoReturn:
 
 
 def _is_behind(error: BaseException | None, numbers: Sequence[int], words: str) -> bool:
-    """Whether an error of the system's is behind one; torch wraps them into errors of its own."""
+    """Whether an error, or one of its causes, is of the system and has one of these numbers.
+
+    Or has these words: torch reports some errors of the system as RuntimeErrors.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in numbers:
             return True
@@ -172,14 +175,14 @@ def _is_behind(error: BaseException | None, numbers: Sequence[int], words: str) 
 
 
 def our_name(module: str) -> str:
-    """The full name of a module of ours: installed, all of them stand inside `anchorage`."""
+    """The full name of one of our modules, which an installation has inside `anchorage`."""
     return f"{__package__}.{module}" if __package__ else module
 
 
 def our_command(module: str) -> list[str]:
-    """What starts a module of ours in a process of its own, whatever lies in the current folder.
+    """The command that runs one of our modules in a new process; arguments may be appended.
 
-    With `-m` a `utils.py` there would be taken for ours. Arguments may follow.
+    With `python -m`, a `utils.py` in the current folder would be imported instead of ours.
     """
     return [sys.executable, "-c", _START, str(top_folder()), our_name(module)]
 
@@ -191,7 +194,7 @@ _START = (
 
 
 def top_folder() -> Path:
-    """The folder from which `our_name` is found: the repository, or where packages are."""
+    """The folder from which `our_name` is imported: the repository, or site-packages."""
     return Path(__file__).resolve().parents[1 if __package__ else 0]
 
 
@@ -200,15 +203,15 @@ _OF_PACKAGES = {"dataset": "dataset", "export": "net export"}
 
 
 def called_as(command: str) -> None:
-    """From now on our commands are subcommands of this one, such as `anchorage`."""
+    """Makes `program` name our commands as subcommands of this one, such as `anchorage`."""
     _caller["is"] = command
 
 
 def program(name: str) -> str:
-    """How a command of ours is called here, to be pasted: `python train.py`, `anchorage train`.
+    """One of our commands as the user would type it here: `python train.py`, `anchorage train`.
 
     Args:
-        name: as a subcommand of `anchorage` is called: "train", "dataset", "export", ….
+        name: of the subcommand of `anchorage`: "train", "dataset", "export", ….
     """
     if _caller["is"]:
         return f"{_caller['is']} {name}"
@@ -219,15 +222,15 @@ def program(name: str) -> str:
 
 
 def installing(*packages: str) -> str:
-    """The command that installs packages: in the tests' versions, where the repository is here."""
+    """The command that installs packages, in the repository with the versions that are tested."""
     versions = top_folder() / "constraints.txt"
     known = f" -c {as_shell(_nearest(versions))}" if versions.is_file() else ""
     return f"pip install {as_shell(*packages)}{known}"
 
 
 def _nearest(path: Path) -> Path:
-    """The shorter way to a path from the current folder."""
-    with contextlib.suppress(OSError):  # that folder may be gone by the end of a training
+    """A path as absolute or relative to the current folder, whichever is shorter."""
+    with contextlib.suppress(OSError):  # the current folder may be deleted during a training
         return min(path, Path(os.path.relpath(path)), key=lambda way: len(str(way)))
     return path
 
@@ -236,7 +239,7 @@ def _nearest(path: Path) -> Path:
 
 
 def close_names(name: str, known: Iterable[str]) -> list[str]:
-    """The known names that a misspelt one may have meant, the nearest first."""
+    """The known names that a misspelt one may stand for, the nearest first."""
     by_folded: dict[str, list[str]] = {}  # names may differ in case alone
     for candidate in sorted(known):
         by_folded.setdefault(candidate.lower(), []).append(candidate)
@@ -245,7 +248,7 @@ def close_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:
-    """What helps after a misspelt name: the nearest known names, or all of them."""
+    """Words to help with a misspelt name: the nearest known names, or all of them."""
     if close := close_names(name, known := list(known)):
         return f"did you mean {join_words(close, 'or')}?"
     return f"known names: {', '.join(sorted(known, key=str.lower)) or 'none'}"
@@ -258,13 +261,13 @@ def join_words(words: Iterable[object], last: str) -> str:
 
 
 def counted(count: int, what: str = "image") -> str:
-    """3 → '3 images', 1 → '1 image'; of a class, '3 classes'."""
+    """3 → '3 images', 1 → '1 image'; for "class", '3 classes'."""
     plural = "es" if what.endswith("s") else "s"
     return f"{count:,} {what}{'' if count == 1 else plural}"
 
 
 def plain_number(value: float, digits: int) -> str:
-    """So many significant digits, without an exponent: 100, not 1e+02."""
+    """A number with `digits` significant digits and without an exponent: 100, not 1e+02."""
     return f"{float(f'{value:.{digits}g}'):.12f}".rstrip("0").rstrip(".")
 
 

@@ -4,13 +4,13 @@
     embed = load_run("logs/demo")
     embeddings = embed(["one.jpg", "two.png"])  # (2, d), unit length
 
-    from anchorage.losses import AMLoss  # where it is installed; in the repository: from losses …
+    from anchorage.losses import AMLoss  # if it is installed; in the repository: from losses …
     from anchorage.metrics import retrieval_metrics
 
-In the repository the modules (losses, metrics, net, …) stand at the top and are imported by these
-names. Where Anchorage is installed all of them stand inside this package, so that none of their
-names can meet another package's; hatch_build.py puts them there. Nothing is loaded before it is
-asked for.
+In the repository the modules (losses, metrics, net, …) are at the top and are imported by these
+names. In an installation all of them are inside this package, where hatch_build.py puts them, so
+that their names do not clash with those of other packages. Modules are imported when a name in them
+is first used.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _HOMES = {
     "clustering_metrics": "metrics",
     "retrieval_metrics": "metrics",
 }
-"""What is loaded when it is first asked for, and from where."""
+"""Names that are imported on first use, and their modules."""
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a name of `_HOMES`."""
+    """Imports a name of `_HOMES`."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(our_name(_HOMES[name])), name)

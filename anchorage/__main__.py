@@ -1,11 +1,11 @@
-"""`anchorage train …`: the scripts as one command, which `pip install .` makes.
+"""`anchorage train …`: the scripts as subcommands of one command, which `pip install .` makes.
 
     anchorage train @recipes/emoji_scratch.txt
     anchorage evaluate --resume logs/demo
     anchorage completion bash
 
-A subcommand is a script that runs as it does by itself, so it takes the flags of the script and has
-its --help. In the repository `python -m anchorage train …` does the same as `python train.py …`.
+A subcommand runs a script unchanged, with its flags and its --help. In the repository
+`python -m anchorage train …` does the same as `python train.py …`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from utils import InputError, called_as, nearest_names, sentence_errors
 
 
 def usage() -> str:
-    """What --help prints."""
+    """The text of --help."""
     known = commands()
     width = max(map(len, known))
     lines = [f"  {name:<{width}}  {command.about}" for name, command in known.items()]
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a subcommand.
 
     Raises:
-        SystemExit: as the subcommand ends; with status 2 and a sentence where there is none.
+        SystemExit: with the subcommand's status; with status 2 and a sentence for an unknown one.
     """
     door.enter()
     by_module = Path(sys.argv[0]).name == "__main__.py"  # `python -m anchorage …`

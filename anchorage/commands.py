@@ -1,4 +1,4 @@
-"""The subcommands of `anchorage`: which script each of them runs."""
+"""The subcommands of `anchorage`, and the script that each of them runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from utils import our_name
 
 
 class Command(NamedTuple):
-    """A subcommand: the module that is run, the words that it is given first, and what it does."""
+    """A subcommand: the module that it runs, its description, and the module's first arguments."""
 
     module: str
     about: str
@@ -20,7 +20,7 @@ class Command(NamedTuple):
 
     @property
     def full_name(self) -> str:
-        """Its module's name, as it is imported here."""
+        """The name by which its module is imported here."""
         inside = self.module.startswith(f"{__package__}.")
         return self.module if inside else our_name(self.module)
 
@@ -40,7 +40,7 @@ COMMANDS = {
 
 
 def commands() -> dict[str, Command]:
-    """The subcommands whose module is here."""
+    """The subcommands whose module exists here."""
     return {
         name: command
         for name, command in COMMANDS.items()
@@ -53,7 +53,7 @@ def run(command: Command, words: Sequence[str]) -> None:
     before = sys.argv
     sys.argv = [before[0], *command.words, *words]
     try:
-        # As __main__, also for the processes that read images where they load it once more.
+        # As __main__, so that worker processes that are spawned can import it again.
         runpy.run_module(command.full_name, run_name="__main__", alter_sys=True)
     finally:
         sys.argv = before

@@ -1,11 +1,11 @@
-"""`anchorage completion bash`: what a shell needs to complete commands, flags and their values.
+"""`anchorage completion bash`: completion of commands, flags and their values in a shell.
 
     eval "$(anchorage completion bash)"           # in ~/.bashrc
     eval "$(anchorage completion zsh)"            # in ~/.zshrc, after compinit
     anchorage completion fish | source            # in ~/.config/fish/config.fish
 
-What is printed is a table made from the parsers of the commands, and a few lines in the shell's own
-language that look into it. So pressing the Tab key starts no Python.
+The output is a table made from the parsers of the commands, and a function in the shell's language
+that looks words up in it. So the Tab key does not start Python.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from terminal import say
 from utils import sentence_errors
 
 OF_PATHS = ("FILE", "DIR", "RUN", "IMAGE", "WHAT", "PATH", "INDEX")
-"""How the names of values begin that are paths."""
-LONGEST = 70  # characters of what is said of a flag beside it
+"""A value is a path if its name in --help begins with one of these."""
+LONGEST = 70  # characters of a flag's description
 
 
 class Option(NamedTuple):
-    """A flag: its spellings, what it is, whether it takes a value, and which are known.
+    """A flag: its spellings, description, whether it needs a value, and its known values.
 
-    `files` says whether its value is a path, `several` whether more of them may follow.
+    `files` says whether a value is a path, `several` whether it takes several values.
     """
 
     spellings: tuple[str, ...]
@@ -47,13 +47,13 @@ class Option(NamedTuple):
 
     @property
     def listed(self) -> str:
-        """Its values, as bash and zsh are given them."""
+        """Its values, in the notation of the tables for bash and zsh."""
         files, more = ["<file>"] * self.files, ["<more>"] * self.several
         return " ".join([*self.words, *files, *more])
 
 
 class Syntax(NamedTuple):
-    """What may follow a command such as `train` or `dataset check`."""
+    """The words that may follow a command such as `train` or `dataset check`."""
 
     command: str
     options: tuple[Option, ...] = ()
@@ -62,28 +62,28 @@ class Syntax(NamedTuple):
     recipes: bool = False
 
 
-# --- what the commands take -----------------------------------------------------------------------
+# --- the syntax of the commands -------------------------------------------------------------------
 
 
-class _Asked(BaseException):
-    """A parser is about to read the command line; nothing on the way catches this."""
+class _Parsing(BaseException):
+    """Raised when a parser is about to read the command line; no handler on the way catches it."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self.parser = parser
 
 
 def parser_of(command: Command) -> argparse.ArgumentParser:
-    """The parser that a command reads its words with; the command itself goes no further."""
+    """The parser of a command, which is started and stopped where it would read its arguments."""
 
-    def ask(parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
-        raise _Asked(parser)
+    def stop(parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        raise _Parsing(parser)
 
     before = argparse.ArgumentParser.parse_known_args
-    argparse.ArgumentParser.parse_known_args = ask
+    argparse.ArgumentParser.parse_known_args = stop
     try:
         run(command, ())
-    except _Asked as asked:
-        return _inside(asked.parser, command.words)
+    except _Parsing as stopped:
+        return _inside(stopped.parser, command.words)
     finally:
         argparse.ArgumentParser.parse_known_args = before
     raise AssertionError(f"{command.module} read no command line")
@@ -104,7 +104,7 @@ def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.Argument
 
 
 def syntaxes() -> Iterator[Syntax]:
-    """What may follow `anchorage` and each of its commands; the command alone is called ''."""
+    """The syntax of each command; that of `anchorage` itself has the name ''."""
     yield Syntax("", words=(*commands(), "--help", "--version"))
     for name, command in commands().items():
         if name == "completion":
@@ -160,7 +160,7 @@ def _words(action: argparse.Action) -> tuple[str, ...]:
 # --- bash -----------------------------------------------------------------------------------------
 
 BASH = r"""_anchorage() {
-    # Words as they were typed: bash itself splits them at = and : too. "\ " is a blank of a name.
+    # The words as typed, because bash also splits them at = and :. "\ " is a blank inside a name.
     local line=${COMP_LINE:0:COMP_POINT} word flag= after=0 command= longer cur
     local -a typed
     read -a typed <<<"$line"
@@ -195,7 +195,7 @@ BASH = r"""_anchorage() {
     if [[ ${#COMPREPLY[@]} == 1 && ( $only == *: || -d ${only#*[:@]} ) ]]; then
         compopt -o nospace 2>/dev/null
     fi
-    # Of the word, bash replaces what it calls $2; what stands before that is there already.
+    # Bash replaces only the end of the word, which is $2: the part before it must be left out.
     IFS= read word <<<"$2"
     there=${cur%"$word"}
     [[ -n $there ]] && for k in "${!COMPREPLY[@]}"; do
@@ -206,7 +206,7 @@ complete -F _anchorage anchorage"""
 
 
 def bash(found: Sequence[Syntax]) -> str:
-    """The completion of bash: tables as functions, and `BASH`, which asks them."""
+    """The completion for bash: tables as functions, and `BASH`, which calls them."""
     words, values, recipes = [], [], []
     for syntax in found:
         flags = [spelling for option in syntax.options for spelling in option.spellings]
@@ -226,9 +226,9 @@ def bash(found: Sequence[Syntax]) -> str:
     ]
     functions = [
         "\n".join(
-            [f"{name}() {{", f"    case {asked} in", *lines, "    *) return 1;;", "    esac", "}"]
+            [f"{name}() {{", f"    case {key} in", *lines, "    *) return 1;;", "    esac", "}"]
         )
-        for name, asked, lines in tables
+        for name, key, lines in tables
     ]
     return "\n".join([*functions, BASH])
 
@@ -281,7 +281,7 @@ compdef _anchorage anchorage"""
 
 
 def zsh(found: Sequence[Syntax]) -> str:
-    """The completion of zsh: tables as associative arrays, and `ZSH`, which asks them."""
+    """The completion for zsh: tables as associative arrays, and `ZSH`, which reads them."""
     tables: dict[str, list[str]] = {"words": [], "flags": [], "values": [], "recipes": []}
     for syntax in found:
         files = ["<file>"] if syntax.files else []
@@ -338,24 +338,24 @@ end"""
 
 
 def fish(found: Sequence[Syntax]) -> str:
-    """The completion of fish: a line for each flag."""
+    """The completion for fish: a line for each flag."""
     lines = ["complete -c anchorage -e", "complete -c anchorage -f"]
     named = [_fish(syntax.command) for syntax in found if syntax.command]
     lines.append(f"set -g __anchorage_commands {' '.join(named)}")
     lines.append(FISH)
     about = {name: command.about for name, command in COMMANDS.items()}
     for syntax in found:
-        asked = f"complete -c anchorage -n {_fish(f'__anchorage_in {syntax.command}'.rstrip())}"
+        rule = f"complete -c anchorage -n {_fish(f'__anchorage_in {syntax.command}'.rstrip())}"
         for word in syntax.words:
-            told = f" -d {_fish(about[word])}" if not syntax.command and word in about else ""
-            lines.append(f"{asked} -a {_fish(word)}{told}")
+            said = f" -d {_fish(about[word])}" if not syntax.command and word in about else ""
+            lines.append(f"{rule} -a {_fish(word)}{said}")
         if syntax.files:
-            lines.append(f"{asked} -F")
+            lines.append(f"{rule} -F")
         if syntax.recipes:
-            lines.append(f"{asked} -a {_fish(' '.join(_recipes()))} -d recipe")
-            lines.append(f"{asked} -a '(__anchorage_recipes)'")
+            lines.append(f"{rule} -a {_fish(' '.join(_recipes()))} -d recipe")
+            lines.append(f"{rule} -a '(__anchorage_recipes)'")
         for option in syntax.options:
-            lines.append(" ".join([asked, *_fish_option(option)]))
+            lines.append(" ".join([rule, *_fish_option(option)]))
             if option.several and (values := [*_fish_values(option)]):
                 more = f"__anchorage_more {_fish(syntax.command)} {' '.join(option.spellings)}"
                 lines.append(" ".join(["complete -c anchorage -n", _fish(more), *values]))
@@ -388,7 +388,7 @@ SHELLS: dict[str, Callable[[Sequence[Syntax]], str]] = {"bash": bash, "zsh": zsh
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the completion of a shell."""
+    """Prints the completion for a shell."""
     parser = Parser(
         prog="anchorage completion",
         description="Prints what a shell needs to complete commands, flags and values.",

@@ -1,23 +1,22 @@
-"""Several processes that train one model: torch.distributed, made small.
+"""Several processes that train one model: the little of torch.distributed that this needs.
 
-`torchrun train.py …`, or `--gpu-id -1` (which calls `launch`), starts the processes; each calls
-`joined`. NCCL moves what lies on GPUs, gloo the rest. Without a launcher there is one process, and
-every function here is its own trivial case, so that nobody has to ask.
+`torchrun train.py …`, or `--gpu-id -1` (which calls `launch`), starts the processes; each enters
+`joined`. NCCL transfers tensors between GPUs, gloo all others. Without a launcher there is one
+process, and the functions here do the trivial thing, so that callers need not ask which it is.
 
-One batch is drawn by all processes alike and each takes its `shard` of the images. The outputs are
-put together by `gather_rows`, and every process computes the same loss of the whole batch. The
-gradient that flows back into a process's own rows is that of the whole loss, counted once, so the
-gradients of the network are *summed* over processes (`sum_gradients`). A parameter that is used by
-the loss itself (a proxy, a margin, a mask) has the same gradient everywhere and must not be
-multiplied: `once` lets only the main process's through. The update then equals that of one process.
+All processes draw the same batch, and each computes the embeddings of its `shard` of the images.
+`gather_rows` puts them together, and every process computes the same loss of the whole batch. The
+gradient with respect to a process's own rows is that of the whole loss, counted once, so the
+network's gradients are *summed* over processes (`sum_gradients`). A parameter of the loss itself (a
+proxy, a margin, a mask) has the same gradient everywhere, which must be counted once: `once` lets
+only the main process's through. The update then equals that of a single process.
 
-A parameter may also be divided (`Share`): each process has some of its rows, their gradient and
-their optimiser's state. What a process computes with its rows is one part of the loss, so the
-embeddings that go in have their gradient summed (`part_of_all`), and the parts that come out are
-gathered. Checkpoints hold the whole.
+A parameter may also be divided (`Share`): each process has some of its rows, with their gradient
+and optimiser state. From its rows a process computes one part of the loss, so the gradient of the
+embeddings is summed over processes (`part_of_all`), and the parts of the loss are gathered.
+Checkpoints hold the whole parameter.
 
-How they find each other at the start stands in meeting.py, what happens when one dies in
-watching.py.
+meeting.py lets processes find each other at the start; watching.py ends all of them when one dies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where a machine listens, and by which of its network's interfaces it is reached by the others.
+"""The address at which a machine listens, and the network interface by which others reach it.
 
-Left to itself, gloo listens at the address that the machine's own name has. On many systems that is
-127.0.1.1 (Debian writes it into /etc/hosts), or none at all, where no other machine finds it.
+By default gloo listens at the address to which the machine's own name resolves. On many systems
+that is 127.0.1.1 (Debian writes it into /etc/hosts), which other machines cannot reach, or none.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import struct
 from pathlib import Path
 
 ADDRESS_OF = 0x8915  # Linux: SIOCGIFADDR
-INTERFACE = "GLOO_SOCKET_IFNAME"  # in the environment: the one that gloo listens at
+INTERFACE = "GLOO_SOCKET_IFNAME"  # environment variable: the interface that gloo uses
 
 
 def listener(address: str, port: int = 0) -> socket.socket:
-    """A socket that listens where those find it who know this machine by an address, or a name.
+    """A listening socket that other processes can reach by `address`, an IP address or a name.
 
-    Nobody else can come to an address that the machine has for itself alone. Where they have one of
-    IPv4, those who come are known by such addresses too.
+    At the loopback address it accepts connections from this machine alone. For an IPv4 address the
+    socket is one of IPv4, so that clients have IPv4 addresses too (see `meeting.open_store`).
 
     Args:
-        port: 0 is any free one.
+        port: 0 takes any free one.
 
     Raises:
-        OSError: the port cannot be used, as where another program listens there.
+        OSError: the port cannot be used, for example because another program listens there.
     """
     own = "127.0.0.1"
     if address in (own, "localhost"):
         return socket.create_server((own, port))
-    with contextlib.suppress(ValueError):  # it is a name, which may stand for either kind
+    with contextlib.suppress(ValueError):  # a name, which may have addresses of either kind
         if ipaddress.ip_address(address).version == 4:
             return socket.create_server(("", port))
     if socket.has_dualstack_ipv6():
@@ -41,20 +41,20 @@ def listener(address: str, port: int = 0) -> socket.socket:
 
 
 def own_address(towards: str) -> str:
-    """The address that this machine has for another, by its name or address; "" without a way.
+    """This machine's address on the route to another, named by `towards`; "" without a route.
 
     Nothing is sent.
     """
     with contextlib.suppress(OSError):
         for family, kind, _, _, place in socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM):
-            with contextlib.suppress(OSError), socket.socket(family, kind) as way:
-                way.connect(place)
-                return way.getsockname()[0]
+            with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+                probe.connect(place)
+                return probe.getsockname()[0]
     return ""
 
 
 def interface_of(address: str) -> str:
-    """The interface that has an address; "" where there is none, or the system is no Linux."""
+    """The network interface that has an address; "" if none has, or if this is not Linux."""
     for name, found in _addresses():
         if found == address:
             return name
@@ -62,11 +62,11 @@ def interface_of(address: str) -> str:
 
 
 def _addresses() -> list[tuple[str, str]]:
-    """(interface, address) of this machine."""
+    """All pairs (interface, address) of this machine."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # it has no address of IPv4
+            with contextlib.suppress(OSError):  # it has no IPv4 address
                 answer = fcntl.ioctl(probe, ADDRESS_OF, struct.pack("256s", name.encode()))
                 found.append((name, socket.inet_ntoa(answer[20:24])))
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What processes agree on: one makes it for all, or each says what it has."""
+"""Values that all processes share: one makes them for all, or they combine or compare theirs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What `make()` returns in the main process, which alone calls it, in all of them."""
+    """Calls `make()` in the main process alone, and returns its result in all of them."""
     if not is_group():
         return make()
     content = [make() if is_main() else None]
@@ -26,16 +26,16 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def largest(value: int) -> int:
-    """The largest value of any process; all must ask."""
+    """The largest of all processes' values; all must call it."""
     if not is_group():
         return value
-    asked = torch.tensor(value)
-    dist.all_reduce(asked, dist.ReduceOp.MAX)
-    return int(asked)
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 def copy_main(tensors: Iterable[Tensor]) -> None:
-    """Gives every process the main one's values, in place; the tensors come in the same order."""
+    """Copies the main process's values into the tensors of all others, which have its order."""
     if not is_group():
         return
     with torch.no_grad():
@@ -46,12 +46,12 @@ def copy_main(tensors: Iterable[Tensor]) -> None:
 
 
 def in_all(flag: Tensor) -> Tensor:
-    """0-d bool, on its device: whether the flag is set in every process."""
+    """Whether a 0-d bool is True in every process; on its device."""
     if not is_group():
         return flag
-    asked = flag.int()
-    dist.all_reduce(asked, dist.ReduceOp.MIN)
-    return asked.bool()
+    lowest = flag.int()
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    return lowest.bool()
 
 
 def barrier() -> None:
@@ -60,13 +60,13 @@ def barrier() -> None:
 
 
 def check_alike(own: Callable[[], Mapping[str, Any]], advice: str) -> None:
-    """Makes sure that all processes have the same; all must ask.
+    """Makes sure that all processes have the same values; all must call it.
 
     Args:
-        own: gives name → what this process has. advice: what to do where another has other things.
+        own: returns this process's values by name. advice: what to do if they differ.
 
     Raises:
-        InputError: in all processes; the sentence names the first thing that differs.
+        InputError: in all processes, if they differ; it names the first value that does.
     """
     if not is_group():
         return
@@ -84,9 +84,10 @@ def check_alike(own: Callable[[], Mapping[str, Any]], advice: str) -> None:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The first process of each machine goes through the block alone, then the others.
+    """The first process of each machine runs the block alone, then the others do.
 
-    For what is downloaded once and found by the next. No collective may stand in the block.
+    It downloads files, for example, which the others then find. The block must not contain
+    collectives.
     """
     if local_rank() != 0:
         barrier()

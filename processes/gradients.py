@@ -1,4 +1,4 @@
-"""The gradients of all processes as those of one."""
+"""Gradients of several processes, combined so that they equal those of a single one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUCKET_BYTES = 2**25
 
 
 def once(tensor: Tensor) -> Tensor:
-    """The same tensor, whose gradient counts in the main process only; see the file's header."""
+    """The same tensor, whose gradient counts in the main process only; `processes` says why."""
     if not is_group() or not tensor.requires_grad:
         return tensor
     same = tensor.view_as(tensor)
@@ -24,9 +24,9 @@ def once(tensor: Tensor) -> Tensor:
 
 
 def count_once(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Lets the gradients of parameters that belong to the loss count in the main process only.
+    """Makes gradients of the loss's own parameters count in the main process only.
 
-    Those of divided ones are each process's own.
+    Divided parameters are left out, because each process has different rows of them.
     """
     if not is_group():
         return
@@ -40,9 +40,9 @@ def _of_main(gradient: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Sums `.grad` over processes, in place; the parameters come in the same order everywhere.
+    """Sums `.grad` over processes, in place; all must pass the parameters in the same order.
 
-    Those of divided ones are left as they are.
+    Divided parameters are left out, because each process has different rows of them.
     """
     if not is_group():
         return
@@ -59,7 +59,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of tensors of one type and device, of about `BUCKET_BYTES`: one message each."""
+    """Groups consecutive tensors of one type and device into messages of about `BUCKET_BYTES`."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         alike = bucket and (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)

@@ -1,4 +1,4 @@
-"""Which of several processes this one is; alone, it is the only one."""
+"""The number of this process among those that train together, and its GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ALONE = contextvars.ContextVar("alone", default=False)
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """What follows is done by this process without the others, which do not take part in it."""
+    """Within this context the process acts as if it were the only one: the others do other work."""
     token = _ALONE.set(True)
     try:
         yield
@@ -34,7 +34,7 @@ def alone() -> Iterator[None]:
 
 
 def world() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if is_group() else 1
 
 
@@ -49,9 +49,9 @@ def local_rank() -> int:
 
 
 def gpu(asked: int) -> int:
-    """The number of the GPU that this process takes: the one `asked` for, where it is alone.
+    """The number of the GPU that this process uses: `asked`, if there is only one process.
 
-    Of several processes each takes its own; where there are fewer GPUs, they share them.
+    Otherwise each process has a GPU of its own; if there are too few, processes share them.
     """
     if not is_group():
         return asked
@@ -59,7 +59,7 @@ def gpu(asked: int) -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is the process that writes files and prints."""
     return rank() == 0
 
 

@@ -1,4 +1,4 @@
-"""How a process joins those that a launcher started, and how it leaves them."""
+"""Joining the group of processes that a launcher started, and leaving it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from utils import InputError, first_line
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Joins the processes that a launcher started; alone without one.
+    """Joins the processes that a launcher started; without a launcher it does nothing.
 
-    Processes other than the main one lose their standard output. An error in one ends all.
+    Only the main process keeps its standard output. An error in one process ends all of them.
 
     Raises:
-        InputError: what the launcher has set makes no sense, or the others do not come, or cannot
-            be reached.
+        InputError: the launcher's environment variables make no sense, or the other processes do
+            not come, or cannot be reached.
     """
     place = Place.of(os.environ)
     if place is None:
@@ -44,7 +44,7 @@ def joined() -> Iterator[None]:
         _connect(place, store, watch)
         with _stdout_of_main():
             yield
-        barrier()  # nobody leaves while another is at work
+        barrier()  # no process leaves while another is still working
     except (InputError, SystemExit, KeyboardInterrupt) as error:
         watch.stop()
         _say_once(watch, error)
@@ -57,11 +57,11 @@ def joined() -> Iterator[None]:
 
 
 _HAS_JOINED: list[int] = []
-"""The numbers that this process has had in groups."""
+"""This process's number in each group that it has joined."""
 
 
 def _connect(place: Place, store: dist.Store, watch: Watch) -> None:
-    """Makes one group of the processes, which have met.
+    """Forms torch's process group of the processes, which have met.
 
     Raises:
         InputError: one cannot be reached.
@@ -69,10 +69,10 @@ def _connect(place: Place, store: dist.Store, watch: Watch) -> None:
     hosts = place.exchange(store, "host", host())
     if len({*hosts}) > 1:
         watch.machines = [name.split()[0] for name in hosts]
-    # torchrun sets it; under srun, mpirun or a script of one's own it is the same count.
+    # torchrun sets it; srun, mpirun and users' own scripts may not.
     os.environ.setdefault("LOCAL_RANK", str(hosts[: place.number].count(hosts[place.number])))
     gpus = place.exchange(store, "gpu", _gpu_in_words(int(os.environ["LOCAL_RANK"])))
-    # NCCL is the faster one between GPUs, and refuses two processes on one GPU.
+    # NCCL is faster between GPUs, but refuses two processes on one GPU.
     nccl = all(gpus) and len({*gpus}) == place.count
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     if name := _interface(place, hosts, store):
@@ -94,20 +94,21 @@ def _connect(place: Place, store: dist.Store, watch: Watch) -> None:
 
 
 def _interface(place: Place, hosts: Sequence[str], store: dist.Store) -> str:
-    """The interface by which others reach this process; "" where that is not known.
+    """The network interface by which others reach this process; "" if it is not known.
 
-    It is the one by which this machine reaches the store's, or the store's machine another.
+    It is the one on this machine's route to the store; on the store's own machine, the one on the
+    route to any other machine.
     """
-    ways = place.exchange(store, "way", own_address(place.address))
+    found = place.exchange(store, "way", own_address(place.address))
     towards = place.address
     if hosts[place.number] == hosts[0]:
-        elsewhere = (way for at, way in zip(hosts, ways, strict=True) if at != hosts[0] and way)
+        elsewhere = (own for at, own in zip(hosts, found, strict=True) if at != hosts[0] and own)
         towards = next(elsewhere, towards)
     return interface_of(own_address(towards))
 
 
 def _gpu_in_words(local: int) -> str:
-    """What tells the GPU that a process takes from all others, on all machines; "" without one."""
+    """A name that this process's GPU has alone among those of all machines; "" without a GPU."""
     if not (torch.cuda.is_available() and dist.is_nccl_available()):
         return ""
     found = torch.cuda.get_device_properties(local % torch.cuda.device_count())
@@ -124,10 +125,10 @@ def _stdout_of_main() -> Iterator[None]:
 
 
 def _say_once(watch: Watch, error: BaseException) -> None:
-    """An error that all processes meet is printed by the main one, whose end ends the others.
+    """Lets the main process alone print an error that all processes have.
 
     Raises:
-        SystemExit: with the error's exit status, where the main process has printed it.
+        SystemExit: with the error's exit status, if the main process prints the same error.
     """
     if isinstance(error, InputError):
         watch.first_to_fail()
@@ -137,16 +138,16 @@ def _say_once(watch: Watch, error: BaseException) -> None:
 
 @contextlib.contextmanager
 def ended_at_once() -> Iterator[None]:
-    """Around a whole program: one that has joined others ends without Python's own end.
+    """Ends a program that has joined others without the clean-up of Python's interpreter.
 
-    There a thread of torch's that still serves the group or the store takes the process down with
-    SIGABRT, now and then on a busy machine, when all work is done.
+    During that, a thread of torch that still serves the group or the store occasionally kills the
+    process with SIGABRT, on a busy machine, after all work is done.
     """
     status = 0
     try:
         yield
     except SystemExit as stop:
-        if not _HAS_JOINED or isinstance(stop.code, str):  # which Python prints as it ends
+        if not _HAS_JOINED or isinstance(stop.code, str):  # Python prints a text as it ends
             raise
         status = stop.code or 0
     if not _HAS_JOINED:

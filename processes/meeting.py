@@ -1,8 +1,8 @@
 """How processes that train together find each other: the launcher's environment, and a store.
 
-The store is torch's key-value store on one port. The launcher keeps it, or else process 0 does. A
-process that never comes is named after `WORD` seconds, and waited for up to $ANCHORAGE_WAIT seconds
-(`LONGEST_WAIT` without it).
+The store is torch's key-value store, a server on one port, run by the launcher or by process 0.
+After `WORD` seconds a message names the processes that are still missing; after $ANCHORAGE_WAIT
+seconds (by default `LONGEST_WAIT`) waiting ends with an error.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from processes.addresses import listener
 from processes.watching import Gone, Line
 from utils import InputError
 
-WORD = 30.0  # seconds after which it is said who is waited for
+WORD = 30.0  # seconds until a message names the processes that are missing
 LONGEST_WAIT = 600.0  # seconds
-WAIT = "ANCHORAGE_WAIT"  # another limit, in the environment
-ANSWER = 60.0  # seconds that a store has to answer
-TRIES = 3  # connections to a store that are tried, where one falls
-PATIENCE = timedelta(hours=2)  # for one collective step: the others may be clustering or decoding
+WAIT = "ANCHORAGE_WAIT"  # environment variable that replaces LONGEST_WAIT
+ANSWER = 60.0  # seconds within which a store must answer
+TRIES = 3  # attempts to connect to a store that drops connections
+PATIENCE = timedelta(hours=2)  # for one collective: the others may be clustering or decoding
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands among those that a launcher started, and where they meet.
+    """The number of a process among those that a launcher started, and the address where they meet.
 
     Attributes:
-        number: from 0. count: of all. attempt: how often the launcher has started all of them over.
-        keeps: whether this process keeps the store.
+        number: of this process, from 0. count: of all processes. address, port: of the store.
+        attempt: how often the launcher has restarted all of them.
+        keeps: whether this process runs the store.
     """
 
     number: int
@@ -52,10 +53,10 @@ class Place:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Place | None:
-        """What a launcher has set in the environment; None without one, and where all is empty.
+        """From the environment variables that a launcher sets; None if they are unset or empty.
 
         Raises:
-            InputError: part of it is missing, or is not a number that it could be.
+            InputError: some of them are missing, or are not numbers in their range.
         """
         given = [name for name in ("RANK", "WORLD_SIZE") if environment.get(name)]
         if not given:
@@ -86,24 +87,24 @@ class Place:
 
     @property
     def words(self) -> str:
-        """Where they meet."""
+        """The address of the store in words."""
         return f"{self.address}, port {self.port}"
 
     def store(self) -> dist.Store:
-        """A connection to the store, which this process opens first where it keeps it.
+        """A connection to the store, which this process starts first if it runs it.
 
         Raises:
-            InputError: it cannot be opened here, or nobody opens it in time.
+            InputError: it cannot be started here, or is not started elsewhere in time.
         """
         if not self.keeps:
             self._wait(self._closed, "start it, on the machine that MASTER_ADDR names")
         return self._connected(opens=self.keeps)
 
     def another(self) -> dist.Store:
-        """Another connection to the store, which is known to be open.
+        """A further connection to the store, once `store` has returned.
 
         Raises:
-            InputError: it is not open any more.
+            InputError: the store has ended.
         """
         return self._connected(opens=False)
 
@@ -112,13 +113,13 @@ class Place:
             opened = self._opened(opens)
             if isinstance(opened, dist.Store):
                 return dist.PrefixStore(f"attempt {self.attempt}", opened)
-            # Silence is no reason to knock again: a store lets in one after the other, and may be
-            # looking for a name (see `open_store`).
+            # No answer is no reason to try again: a store accepts one connection after another,
+            # and may be waiting for a name server (see `open_store`).
             if opens or opened is None:
                 break
-            if attempt + 1 < TRIES:  # a store that many knock at together may let one fall
+            if attempt + 1 < TRIES:  # many connections at once may make a store drop one
                 time.sleep(0.5)
-        why = "what listens there is no store"
+        why = "what listens there is not a store"
         if isinstance(opened, OSError):
             why = f"that port cannot be used ({opened.strerror})"
             if opened.errno == errno.EADDRINUSE:
@@ -129,11 +130,11 @@ class Place:
         )
 
     def _opened(self, opens: bool) -> dist.Store | OSError | RuntimeError | None:
-        """The store, or why it could not be opened, or None where nothing answers."""
+        """The store, or the error if it could not be opened, or None if nothing answers."""
         opened: list[dist.Store | OSError | RuntimeError] = []
 
         def connect() -> None:
-            # On its own machine the store is found whatever MASTER_ADDR is there, or cannot be.
+            # The store's own machine may be unable to reach MASTER_ADDR, or may not resolve it.
             address = "127.0.0.1" if self.keeps else self.address
             try:
                 opened.append(
@@ -142,14 +143,14 @@ class Place:
             except (OSError, RuntimeError) as error:
                 opened.append(error)
 
-        # In a thread, because what listens there may be another program that never answers.
+        # In a thread, because the port may be that of another program, which never answers.
         thread = threading.Thread(target=connect, daemon=True)
         thread.start()
         thread.join(ANSWER)
         return opened[0] if opened else None
 
     def _closed(self) -> str:
-        """Who is waited for while nobody has opened the store; "" when somebody has."""
+        """The process that has not started the store yet, in words; "" once it is started."""
         try:
             socket.create_connection((self.address, self.port), timeout=5).close()
         except OSError as error:
@@ -160,8 +161,8 @@ class Place:
         """Waits until all processes are there.
 
         Raises:
-            InputError: one does not come in time, there are two of one number, they do not agree on
-                how many they are, or the store is gone.
+            InputError: one does not come in time, two have the same number, they disagree about
+                their count, or the store has ended.
         """
         try:
             self._meet(Line(store, self.words))
@@ -193,15 +194,15 @@ class Place:
                 )
 
     def exchange(self, store: dist.Store, what: str, own: str) -> list[str]:
-        """Shares a value with the others; returns those of all processes. All must call it."""
+        """Shares a value with the others, and returns those of all processes; all must call it."""
         store.set(f"{what} {self.number}", own)
         return [store.get(f"{what} {other}").decode() for other in range(self.count)]
 
     def leave(self, store: dist.Store) -> None:
-        """The last that is asked of the store, by a process that has ended its watch.
+        """Uses the store for the last time; called by a process that has ended its watch.
 
-        Who keeps it stays until all have: to one that still watches, a store that is gone means
-        that the others have failed.
+        The process that runs the store waits until all others have called this, because those that
+        still watch would take the end of the store for a failure.
         """
         with contextlib.suppress(RuntimeError):  # some are gone already, in whatever way
             if self.keeps:
@@ -211,7 +212,7 @@ class Place:
                 store.set(f"left {self.number}", "")
 
     def _wait(self, missing: Callable[[], str], advice: str) -> None:
-        """Asks who is missing until nobody is, in words of theirs."""
+        """Waits until `missing`, which names the missing processes in words, returns ""."""
         limit, begun, said = longest_wait(os.environ), time.monotonic(), False
         while whom := missing():
             waited = time.monotonic() - begun
@@ -227,15 +228,15 @@ class Place:
 
 
 def open_store(address: str, port: int = 0) -> dist.TCPStore:
-    """A store that this process keeps, for those who know its machine by an address, or a name.
+    """Starts a store in this process, for others that reach its machine by `address`.
 
-    torch asks at both ends of a connection for the other's name, for its log, and a store serves
-    nobody while it asks. Left to itself it listens as IPv6, where a process of the same machine
-    comes from ::ffff:127.0.0.1. No /etc/hosts has that, so a name server is asked, and where its
-    answer is lost, the C library asks again after 5 s, for each process anew.
+    torch looks up the name of each client for its log, and the store serves nobody meanwhile. By
+    default it listens with IPv6, where a client on the same machine has the address
+    ::ffff:127.0.0.1. No /etc/hosts has that, so a name server is asked, and if it does not answer,
+    the C library waits 5 s and asks again, for each process anew. So we open the socket ourselves.
 
     Args:
-        port: 0 is any free one.
+        port: 0 takes any free one.
 
     Raises:
         OSError: the port is in use.
@@ -246,15 +247,15 @@ def open_store(address: str, port: int = 0) -> dist.TCPStore:
 
 
 def _reached(address: str, port: int, **keeping: Any) -> dist.TCPStore:
-    """A connection to a store, or with `keeping` a new store; RuntimeError: none was made."""
-    answer = timedelta(seconds=ANSWER)  # after it torch no longer tries
+    """A connection to a store, or, with `keeping`, a new store; RuntimeError if that fails."""
+    answer = timedelta(seconds=ANSWER)  # torch's own attempts end after it
     store = dist.TCPStore(address, port, wait_for_workers=False, timeout=answer, **keeping)
     store.set_timeout(PATIENCE)
     return store
 
 
 def longest_wait(environment: Mapping[str, str]) -> float:
-    """Seconds to wait for processes to come; raises InputError where what is set is no number."""
+    """Seconds to wait for other processes; raises InputError if the variable is not a number."""
     text = environment.get(WAIT, "")
     try:
         seconds = float(text or LONGEST_WAIT)

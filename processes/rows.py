@@ -1,4 +1,4 @@
-"""What each process has some rows of: batches, embeddings, and parameters that are divided."""
+"""Rows that are divided among processes: of batches, of embeddings and of parameters."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from processes.group import is_group, rank, world
 
 
 def shard(total: int, of: int | None = None) -> slice:
-    """Which of `total` rows belong to this process, or to process `of`.
+    """The rows, of `total`, that belong to this process, or to process `of`.
 
-    Contiguous, in the order of the processes; sizes differ by one at most, and may be 0.
+    They are contiguous, in the order of the processes; sizes differ by at most one, and may be 0.
     """
     number, count = rank() if of is None else of, world()
     return slice(total * number // count, total * (number + 1) // count)
 
 
 def gather_rows(rows: Tensor, total: int) -> Tensor:
-    """Each process's (n, …) rows, its `shard(total)` → all (total, …), in every process.
+    """All rows (total, …), in every process, from each one's `shard(total)` of them (n, …).
 
-    The gradient of the result flows back into the process's own rows, not summed over processes:
-    it is meant for a result of which every process computes the same function.
+    The gradient flows back into the process's own rows, and is not summed over processes: every
+    process must compute the same function of the result.
     """
     return _GatherRows.apply(rows, total) if is_group() else rows
 
@@ -35,7 +35,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, total: int) -> Tensor:
         ctx.own = shard(total)
-        # Collectives want equal sizes; the last row of a smaller share is filler.
+        # Collectives need equal sizes: smaller shares are padded with one row.
         padded = rows.new_zeros(-(-total // world()), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in range(world())]
@@ -49,7 +49,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def from_process(number: int, rows: Tensor, count: int) -> Tensor:
-    """The `count` rows of process `number`, in every process; no gradient passes."""
+    """The `count` rows of process `number`, in every process, without a gradient."""
     if not is_group():
         return rows
     own = number == rank()
@@ -59,7 +59,7 @@ def from_process(number: int, rows: Tensor, count: int) -> Tensor:
 
 
 def sum_over(value: Tensor) -> Tensor:
-    """The sum over processes of a tensor of one shape; so is its gradient."""
+    """The sum of a tensor over processes; its gradient is summed over them too."""
     return _Sum.apply(value) if is_group() else value
 
 
@@ -74,9 +74,9 @@ class _Sum(torch.autograd.Function):
 
 
 def part_of_all(value: Tensor) -> Tensor:
-    """The same tensor, for a part of a loss whose other parts are computed in other processes.
+    """The same tensor, from which each process computes another part of the loss.
 
-    It is the same in all of them; its gradient is the sum of what each finds for its part.
+    Its gradient is the sum of those of all parts.
     """
     return _PartOfAll.apply(value) if is_group() else value
 
@@ -102,12 +102,12 @@ def _summed(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of a parameter this process has.
+    """The rows of a parameter that each process has.
 
-    The parameter consists of units (classes, say), which `shard` deals out to the processes.
+    The parameter consists of units, such as classes, which `shard` divides among the processes.
 
     Attributes:
-        count: units of the whole parameter. rows: of the parameter, for each unit.
+        count: units of the whole parameter. rows: of the parameter per unit.
     """
 
     count: int
@@ -120,12 +120,12 @@ class Share:
 
     @property
     def starts(self) -> list[int]:
-        """The first unit of every process, and how many units there are."""
+        """The first unit of every process, and, at the end, the number of units."""
         return [shard(self.count, of).start for of in range(world())] + [self.count]
 
     @property
     def counts(self) -> list[int]:
-        """How many units every process has."""
+        """The number of units of every process."""
         return [end - start for start, end in pairwise(self.starts)]
 
     def of(self, whole: Tensor) -> Tensor:
@@ -134,24 +134,24 @@ class Share:
         return whole[own.start * self.rows : own.stop * self.rows]
 
     def whole(self, part: Tensor) -> Tensor:
-        """The whole, in every process, from each one's rows; all must ask."""
+        """The whole (count · rows, …), in every process, from each one's rows; all must call it."""
         units = part.detach().reshape(-1, self.rows, *part.shape[1:])
         return gather_rows(units, self.count).flatten(0, 1)
 
 
 def divided(parameter: torch.nn.Parameter, share: Share) -> torch.nn.Parameter:
-    """A parameter that holds this process's share of another one."""
+    """A parameter that consists of this process's share of another one."""
     part = torch.nn.Parameter(share.of(parameter.detach()).clone(), parameter.requires_grad)
     part.share = share
     return part
 
 
 def share_of(parameter: Tensor) -> Share | None:
-    """Which rows these are, of a parameter that is divided; None for any other."""
+    """The share of a divided parameter; None for any other."""
     return getattr(parameter, "share", None)
 
 
 def whole_size(parameter: Tensor) -> int:
-    """How many numbers the parameter has in all processes together."""
+    """The number of elements that the parameter has in all processes together."""
     share = share_of(parameter)
     return parameter.numel() if share is None else share.count * share.rows * parameter[0].numel()

@@ -18,9 +18,9 @@ from processes.watching import LAUNCHER
 
 
 def wanted(gpu_id: int) -> int:
-    """How many processes are to be started: one for each visible GPU, for `--gpu-id -1`.
+    """The number of processes to start: with `--gpu-id -1` one for each visible GPU, else 1.
 
-    1 where there are fewer than two GPUs, and in a process that a launcher has started.
+    It is 1 in a process that a launcher has started.
     """
     if gpu_id != -1 or os.environ.get("WORLD_SIZE"):
         return 1
@@ -30,7 +30,7 @@ def wanted(gpu_id: int) -> int:
 def launch(command: Sequence[str], count: int) -> int:
     """Runs `count` processes of a command that calls `joined`, on this machine.
 
-    When one fails the others are ended. Signals to stop are passed on, each once.
+    When one fails, the others are killed. Signals to stop are passed on, each once.
 
     Returns:
         The exit status: 0, or that of the first process that failed.
@@ -52,19 +52,19 @@ def launch(command: Sequence[str], count: int) -> int:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Runs a command to its end; signals to stop are passed on, each once, and waited for.
+    """Runs a command until it ends; signals to stop are passed on to it, each once.
 
     Returns:
-        The exit status, as `subprocess` has it.
+        The exit status, in `subprocess`'s convention (negative after a signal).
     """
     with Children() as children:
         return children.begin(command, environment).wait()
 
 
 class Children:
-    """Processes that are started here; while entered, signals to stop are passed on to them.
+    """Child processes; within its context, signals to stop are passed on to them.
 
-    Those that are still there in the end are killed.
+    Those that still run at its end are killed.
     """
 
     def __init__(self) -> None:
@@ -94,10 +94,10 @@ class Children:
         return child
 
     def wait(self) -> int:
-        """Waits until all have ended, or one has failed that was not told to stop.
+        """Waits until all have ended, or until one fails without a signal to stop.
 
         Returns:
-            The exit status, as `launch` has it.
+            The exit status, as that of `launch`.
         """
         while True:
             statuses = [child.poll() for child in self._started]
@@ -107,7 +107,7 @@ class Children:
             time.sleep(0.1)
         if not failed:
             return 0
-        # Those that lost the connection to a killed process end by themselves: it comes first.
+        # The others fail because they lose the connection to a killed process, so it comes first.
         first = min(failed, key=lambda number: statuses[number] > 0)
         status = statuses[first]
         if status < 0 and not self._told_to_stop:
@@ -120,18 +120,19 @@ class Children:
 
 
 ANNOUNCED = (signal.SIGUSR1, signal.SIGUSR2)
-"""What clusters send some time before they end a job (Slurm's `--signal=USR1@60`, Grid Engine)."""
+"""Signals that clusters send before they end a job (Slurm's `--signal=USR1@60`, Grid Engine)."""
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask a program to stop; under nohup a terminal may be closed."""
+    """The signals that ask a program to stop; SIGHUP is not one under nohup."""
     stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *ANNOUNCED, *([] if stays else [signal.SIGHUP])]
 
 
 def ignore_requests(_: int) -> None:
-    """For processes that read data: what a terminal or a cluster sends to the whole job reaches
-    them too, and the parent still needs them.
+    """Makes a process that reads data ignore signals that a terminal or a cluster sends to all.
+
+    Its parent still needs it until it has stopped itself.
     """
     for number in (signal.SIGINT, signal.SIGHUP, *ANNOUNCED):
         signal.signal(number, signal.SIG_IGN)

@@ -1,9 +1,9 @@
-"""Processes watch each other, so that one that fails or falls silent ends the others too.
+"""Processes watch each other: when one fails or falls silent, the others end too.
 
-They give signs of life in the launcher's key-value store, and look there for each other's. Where
-the store itself does not answer any more, because its machine is gone, or the network to it, that
-is silence too. So nobody is left to wait: a process ends with a sentence within about `SILENCE`
-seconds of what happened to another, on whichever machine.
+Each regularly writes a sign of life (a beat) into the key-value store, and reads those of all
+others. A store that no longer answers, because its machine or the network is down, counts as silent
+as well. So no process waits for ever: each ends with a message within about `SILENCE` seconds of
+another's failure, on whichever machine.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ T = TypeVar("T")
 
 BEAT = 3.0  # seconds between two signs of life
 SILENCE = 40.0  # seconds without one after which a process counts as dead
-LAUNCHER = "ANCHORAGE_LAUNCHER"  # in the environment of processes that `launch` started: its pid
+LAUNCHER = "ANCHORAGE_LAUNCHER"  # environment variable: the pid of the process that ran `launch`
 
 
 class Gone(Exception):
-    """The store does not answer; the message says why."""
+    """The store no longer answers; the message says why."""
 
 
 class Line:
-    """A connection to the store, which may break: a question is answered in time, or not at all.
+    """A connection to the store with a timeout for every request.
 
-    torch's own timeouts do not hold for all questions. Where packets are lost, as on a network that
-    is cut, the system gives up after a quarter of an hour.
+    torch's own timeouts do not cover all requests: when the network is cut, the system gives up
+    only after a quarter of an hour.
     """
 
     def __init__(self, store: dist.Store, where: str) -> None:
@@ -44,10 +44,10 @@ class Line:
         self._lock = threading.Lock()  # a store is not made for two threads
 
     def ask(self, question: Callable[[dist.Store], T]) -> T:
-        """What `question` gets from the store.
+        """The result of `question(store)`.
 
         Raises:
-            Gone: the store has ended, or has been silent for `SILENCE` seconds.
+            Gone: the store has ended, or has not answered for `SILENCE` seconds.
         """
         answer: Future[T] = Future()
 
@@ -55,11 +55,11 @@ class Line:
             try:
                 with self._lock:
                     answer.set_result(question(self._store))
-            except BaseException as error:  # is raised where the answer is looked at
+            except BaseException as error:  # raised again by `answer.result()`
                 answer.set_exception(error)
 
         threading.Thread(target=put, name="question", daemon=True).start()
-        # In parts, of which a time when this process was stopped (SIGSTOP) takes but one.
+        # In short waits: while this process is stopped (SIGSTOP), only one of them runs out.
         if not any(wait([answer], BEAT).done for _ in range(round(SILENCE / BEAT))):
             raise Gone(
                 f"the store at {self._where} has not answered for {SILENCE:.0f} s; the machine "
@@ -74,10 +74,10 @@ class Line:
 
 
 class Watch(threading.Thread):
-    """Gives signs of life and looks for those of the others; without them ends this process.
+    """Writes this process's beats and reads those of the others; ends this process without them.
 
     Attributes:
-        machines: the name of each process's machine, where they are on several.
+        machines: the name of each process's machine, if there are several.
     """
 
     def __init__(self, line: Line, number: int, count: int) -> None:
@@ -104,7 +104,7 @@ class Watch(threading.Thread):
                 why = str(gone)
             if why:
                 self._end(why)
-            # A store that many ask is slow to answer, which is no stop of this process.
+            # A busy store answers slowly; that does not mean that this process was stopped.
             answered = time.monotonic()
             self._looked = answered if answered - woke < SILENCE / 2 else woke
             beats += 1
@@ -114,7 +114,7 @@ class Watch(threading.Thread):
             return "the process that started it is gone"
         failed, found = self._line.ask(lambda store: self._exchange(store, beats))
         if failed is not None:
-            time.sleep(BEAT)  # this one may be about to fail itself, and to say so better
+            time.sleep(BEAT)  # this one may be about to fail itself, with a better message
             return f"{self._named(failed)} failed"
         for other, beat in found.items():
             if other not in self._seen or self._seen[other][0] != beat:
@@ -124,12 +124,12 @@ class Watch(threading.Thread):
         return ""
 
     def _exchange(self, store: dist.Store, beats: int) -> tuple[int | None, dict[int, bytes]]:
-        """Gives a sign of life; who has failed, or the last sign of all others that gave one."""
+        """Writes a beat; returns the failed process, if any, and the others' latest beats."""
         store.set(f"alive {self.number}", str(beats))
         if store.check(["failed"]):
             return int(store.get("failed")), {}
         keys = {n: f"alive {n}" for n in range(self.count) if n != self.number}
-        if keys and not store.check([*keys.values()]):  # one question for all, as a rule
+        if keys and not store.check([*keys.values()]):  # usually one request is enough
             keys = {number: key for number, key in keys.items() if store.check([key])}
         found = store.multi_get([*keys.values()]) if keys else []
         return None, dict(zip(keys, found, strict=True))
@@ -140,7 +140,7 @@ class Watch(threading.Thread):
 
     @contextlib.contextmanager
     def limit(self, seconds: float, why: str) -> Iterator[None]:
-        """Ends this process when what is done in here takes longer."""
+        """Ends this process if the block takes longer than `seconds`."""
         timer = threading.Timer(seconds, self._end, [why])
         timer.daemon = True
         timer.start()
@@ -156,7 +156,7 @@ class Watch(threading.Thread):
             os._exit(1)
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Tells the others and ends this process: with a traceback, unless another failed first."""
+        """Reports the failure and ends this process; prints a traceback if none failed before."""
         self.stop()
         first = self.first_to_fail()
         if first == self.number or not isinstance(error, RuntimeError):
@@ -168,7 +168,7 @@ class Watch(threading.Thread):
         os._exit(1)
 
     def first_to_fail(self) -> int:
-        """Who failed first, this process if nobody did before; -1 when that cannot be known."""
+        """The process that failed first, which is this one if none did before; -1 if unknown."""
         own = str(self.number)
         try:
             return int(self._line.ask(lambda store: store.compare_set("failed", "", own)))
@@ -176,7 +176,10 @@ class Watch(threading.Thread):
             return -1
 
     def said_by_main(self, sentence: str) -> bool:
-        """Whether the main process says this, within two seconds; it is what the main one says."""
+        """Whether the main process reports the same sentence within two seconds.
+
+        In the main process itself: reports the sentence to the others, and returns False.
+        """
 
         def said(store: dist.Store) -> bool:
             if not self.number:
@@ -193,9 +196,9 @@ class Watch(threading.Thread):
             return False
 
     def stop(self) -> None:
-        """No more beats; waits for the one that is being given.
+        """Ends the beats, after waiting for one that is under way.
 
-        A thread that is inside the store when Python ends would take the process down with SIGABRT.
+        A thread that uses the store while Python ends would kill the process with SIGABRT.
         """
         self._over.set()
         if threading.current_thread() is not self:

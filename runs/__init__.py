@@ -1,20 +1,20 @@
-"""The run folder: what was asked, where it ran, what came out, and the checkpoints.
+"""The run folder: options, environment, metrics, results and checkpoints.
 
 Of several processes only the main one writes; in the others the writing functions do nothing.
 
 args.json          every option        environment.json   versions, hardware, data fingerprint
-metrics.csv        one row per epoch, and per evaluation inside an epoch, as it happens
-results.json       what the best checkpoint reached, when the run has ended
-last.pth           all that is needed to continue; step_00001200.pth: older ones (--keep)
-base.pth           --peft: the resting weights, which the checkpoints beside it leave out
-non_finite.json    where a loss or gradient was not finite: step, terms, rates, images
+metrics.csv        one row per epoch and per evaluation within an epoch, written as it happens
+results.json       the metrics of the best checkpoint, written when the run ends
+last.pth           the state needed to continue; step_00001200.pth: earlier ones (--keep)
+base.pth           --peft: the frozen weights, which the checkpoints beside it leave out
+non_finite.json    the step at which a loss or gradient was not finite, with terms, rates, images
 <dataset>_<model>_best.pth             weights and options of the best evaluation so far
 margins.csv        AMLoss: class, learned margin, images
-classes.npz        the training classes in their order; what was learned for each, epoch by epoch
-checksums.json     of the files above that people read (.csv, .json); .pth and .npz carry their own
-whitening.npz      what whitens its embeddings, once that was asked for (evaluate.py --whiten);
-                   whitening_D.npz, where they are cut short
-report.html        the run, explained (python report.py RUN)
+classes.npz        the training classes in their order, and values learned for each, by epoch
+checksums.json     of the .csv and .json files; .pth and .npz contain their own
+whitening.npz      the whitening of its embeddings, made by evaluate.py --whiten;
+                   whitening_D.npz: that of embeddings cut to D dimensions
+report.html        the page about the run (python report.py RUN)
 """
 
 from runs.checkpoints import FORMAT, Checkpoint, checked, is_ours, load_checkpoint, with_base

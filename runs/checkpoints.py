@@ -1,4 +1,4 @@
-"""Checkpoints: what is in them, that it is what it should be, and the base that some leave out."""
+"""Checkpoints: their entries, checks of these, and the base weights that some leave out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMAT = 1
 BASE = "base.pth"
 
 Checkpoint = dict[str, Any]
-"""The content of a checkpoint: the entries of `KINDS`; of a foreign file, whatever it has."""
+"""The content of a checkpoint: entries of `KINDS`, or, in other programs' files, any others."""
 
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("format", "epoch", "step", "skipped"), int),
@@ -24,17 +24,17 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "row": (dict, type(None)),
     "wandb_id": (str, type(None)),
 }
-"""The entries of a checkpoint of ours, and the type of each."""
+"""The entries of our checkpoints, and their types."""
 
 
 _OF_OTHERS = ("model_state_dict", "ema_state_dict", "network")
-"""The entries under which other training codes keep weights."""
+"""The entries of `KINDS` under which other training codes save weights."""
 
 
 def is_ours(content: Checkpoint) -> bool:
-    """Whether a checkpoint is of this program: it says which network it holds, or where it stood.
+    """Whether this program wrote a checkpoint: it describes its network, or has a `clock`.
 
-    Other training codes keep the weights themselves under `network`.
+    Other training codes save the weights themselves under `network`.
     """
     network = content.get("network")
     described = isinstance(network, dict) and not any(hasattr(v, "shape") for v in network.values())
@@ -42,24 +42,23 @@ def is_ours(content: Checkpoint) -> bool:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """A checkpoint of ours or a released file of weights, as a dictionary.
+    """Loads one of our checkpoints, or a released file of weights, as a dictionary.
 
-    Where a checkpoint leaves out its base (--peft), the weights of base.pth beside it are put in,
-    and what it says of them moves from the entry `base` to `joined_base`. Without such a file it
-    stays as it is.
+    If a checkpoint leaves out its base (--peft), the weights of base.pth beside it are added, and
+    the entry `base` is renamed to `joined_base`. Without such a file it is unchanged.
 
     Raises:
-        InputError: it cannot be read safely, or was written by a newer version; or base.pth is
-            another run's.
+        InputError: it cannot be read safely, or a newer version wrote it, or base.pth is another
+            run's.
     """
     return checked(load_tensors(Path(path)), path)
 
 
 def checked(content: Checkpoint, path: str | Path) -> Checkpoint:
-    """What `load_tensors` has read from `path`, as `load_checkpoint` gives it.
+    """`load_checkpoint` for content that `load_tensors` has already read from `path`.
 
     Raises:
-        InputError: as there.
+        InputError: as for `load_checkpoint`.
     """
     if isinstance(written := content.get("format"), int) and written > FORMAT:
         raise InputError(
@@ -71,9 +70,9 @@ def checked(content: Checkpoint, path: str | Path) -> Checkpoint:
             f"{path} holds the weights that a run left as they were; give the run folder, or one "
             "of the checkpoints in it"
         )
-    if not is_ours(content):  # what others mean by the same words is not ours to read
-        aside = KINDS.keys() - set(_OF_OTHERS)
-        return {name: value for name, value in content.items() if name not in aside}
+    if not is_ours(content):  # there, entries with our names may mean something else
+        ignored = KINDS.keys() - set(_OF_OTHERS)
+        return {name: value for name, value in content.items() if name not in ignored}
     advice = "use another copy of it, or another checkpoint"
     with damage_in_words(f"checkpoint {path}", advice):
         for name, kinds in KINDS.items():
@@ -104,9 +103,9 @@ def _joined(content: Checkpoint, path: str | Path, beside: Path) -> Checkpoint:
 
 
 def with_base(content: Checkpoint, weights: dict[str, Any]) -> Checkpoint:
-    """A checkpoint that leaves out its base, with the base's weights put in.
+    """A checkpoint that leaves out its base, with the base's weights added to the model's.
 
-    A running mean (--ema) stays one of the trained weights alone.
+    The running mean (--ema) is not changed: it consists of the trained weights alone.
     """
     rest = {name: value for name, value in content.items() if name != "base"}
     joined = weights | content["model_state_dict"]

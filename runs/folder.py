@@ -1,4 +1,4 @@
-"""The run folder itself: making, finding, holding and continuing one, and what is written there."""
+"""The run folder: making, finding, locking and continuing one, and the files in it."""
 
 from __future__ import annotations
 
@@ -38,17 +38,14 @@ NOT_A_STATE = "it holds weights, and not the state of a training that could go o
 
 
 def files_of(folder: str | Path) -> list[Path]:
-    """The files that a run has written into its folder; none where the folder is not a run's."""
+    """The files that a run has written into its folder; [] if the folder is not a run's."""
     if not Path(folder, "args.json").is_file():
         return []
     return [file for pattern in WRITTEN for file in Path(folder).glob(pattern)]
 
 
 class RunFolder:
-    """One run's folder.
-
-    `create` makes a new one, never one that exists; `open` finds an old one to continue.
-    """
+    """The folder of a run: `create` makes a new one, and `open` finds an old one to continue."""
 
     def __init__(self, path: Path, checkpoint: str = "last.pth") -> None:
         self.path = path
@@ -62,7 +59,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: str | Path, name: str) -> RunFolder:
-        """Makes `parent/name`; when that is taken `parent/name-2`, and so on.
+        """Makes `parent/name`; if that exists, `parent/name-2`, and so on.
 
         Raises:
             InputError: the folder cannot be made.
@@ -94,7 +91,7 @@ class RunFolder:
 
     @classmethod
     def _elsewhere(cls, parent: Path, name: str) -> RunFolder:
-        """Makes the folder in the user's home instead, so that no night's training is lost."""
+        """Makes the folder in the user's home instead, so that an unattended run is not lost."""
         folder = home_logs()
         if folder is None or folder == parent:
             other = (
@@ -130,14 +127,14 @@ class RunFolder:
 
     @main_only
     def hold(self) -> None:
-        """Keeps other processes out of the folder for as long as this one lives, and tidies it.
+        """Locks the folder until this process ends, and removes left-over temporary files.
 
         Raises:
-            HeldError: another one is at work in it.
-            MachineError: it cannot be written.
+            HeldError: another process has the lock.
+            MachineError: the folder cannot be written.
         """
         self._held = None
-        try:  # the lock is on args.json itself, so that no other file is left behind
+        try:  # args.json itself is locked, so that no lock file is left behind
             self._held = open_locked(self.path / "args.json", "r+b", self.path)
         except OSError as error:
             raise MachineError(
@@ -160,17 +157,17 @@ class RunFolder:
         environment: dict[str, Any],
         base: dict[str, Any] | None = None,
     ) -> None:
-        """Writes what a new run begins with, and holds the folder.
+        """Writes the first files of a new run, and locks the folder.
 
         Args:
-            base: the content of base.pth, where there is one.
+            base: the content of base.pth, if the run has one.
 
         Raises:
-            InputError: the disk takes no files. Then, and after a Ctrl-C, the folder is gone again.
+            InputError: the files cannot be written. The folder is removed then, and after a Ctrl-C.
         """
         try:
             self.write_args(args)
-            self.hold()  # without a checkpoint it could be taken for what a killed run has left
+            self.hold()  # a folder without a checkpoint looks like one that a killed run has left
             self.write_environment(environment)
             if base is not None:
                 self._write_base(base)
@@ -184,36 +181,36 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run has ended."""
         return (self.path / "results.json").is_file()
 
     @main_only
     def write_args(self, args: dict[str, Any]) -> None:
         """Writes args.json."""
         before = None
-        if self._held is not None:  # not opened anew: it is held until the new one is in its place
+        if self._held is not None:  # opening and closing the file would release the lock
             self._held.seek(0)
             before = self._held.read()
         self.files.write("args.json", as_json(args), before)
 
     def read_args(self) -> dict[str, Any]:
-        """The options the run was started with."""
+        """The options that the run was started with."""
         args = self._read("args.json")
-        # Closing any descriptor of a file, as was just done, ends this process's lock on it.
+        # Reading has closed a descriptor of the file, which releases this process's lock on it.
         if self._held is not None and not lock(self._held, self.path):
             raise self._is_held_elsewhere()
         return args
 
     @main_only
     def change_args(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Writes args.json anew where `change` alters the options; the folder stays held."""
+        """Replaces args.json if `change` alters the options; the folder remains locked."""
         before = self.read_args()
         if (after := change(before)) != before:
             self.write_args(after)
             self.hold()  # on the new file
 
     def _read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run, checked against its checksum."""
+        """The content of a JSON file of the run, after its checksum was compared."""
         path = self.path / name
         with damage_in_words(str(path), "use another copy of it, or start a new run"):
             content = json.loads(self.files.read(name))
@@ -222,32 +219,32 @@ class RunFolder:
         return content
 
     def read_environment(self) -> dict[str, Any]:
-        """Where it ran; empty where that was not written yet."""
+        """The content of environment.json; {} if it was not written yet."""
         return self._read_if_there("environment.json")
 
     @property
     def noted_place(self) -> Path | None:
-        """Where the run's own images lay when it began; None where that is not known."""
+        """The place of the user's own images when the run began; None if it is not known."""
         place = self.read_environment().get("place")
         return Path(place) if isinstance(place, str) else None
 
     def read_results(self) -> dict[str, Any]:
-        """What the best checkpoint reached; empty before the run has ended."""
+        """The content of results.json; {} before the run has ended."""
         return self._read_if_there("results.json")
 
     def _read_if_there(self, name: str) -> dict[str, Any]:
         return self._read(name) if (self.path / name).is_file() else {}
 
     def check_data(self, data: str, images: Mapping[str, str]) -> None:
-        """Raises InputError when the images are not those that the run began with.
+        """Raises InputError if the images are not those that the run began with.
 
         Args:
-            data: of the training images, as runs of an older version kept it alone.
-            images: split → fingerprint, of all images that the run looks at.
+            data: fingerprint of the training images, the only one in runs of an older version.
+            images: split → fingerprint, of all images that the run uses.
         """
         kept = self._read("environment.json")
         before, now = kept.get("images"), dict(images)
-        if not isinstance(before, dict):  # of an older version
+        if not isinstance(before, dict):  # written by an older version
             before, now = {"train": kept.get("data")}, {"train": data}
         changed = [split for split in before if before[split] != now.get(split)]
         if changed or before.keys() != now.keys():
@@ -266,30 +263,30 @@ class RunFolder:
 
     @main_only
     def write_results(self, content: dict[str, Any]) -> None:
-        """Writes results.json: what the best checkpoint reached on the test classes."""
+        """Writes results.json: the best checkpoint's metrics on the test classes."""
         self.files.write("results.json", as_json(content))
 
     @main_only
     def forget_results(self) -> None:
-        """Removes results.json where a run goes on: its best checkpoint may become another."""
+        """Removes results.json when a run continues, because its best checkpoint may change."""
         _remove(self.path / "results.json", "is that of a shorter run")
 
     @property
     def fault_path(self) -> Path:
-        """Where the record of a loss or gradient that was not finite lies."""
+        """The path of the record of a loss or gradient that was not finite."""
         return self.path / "non_finite.json"
 
     @main_only
     def write_fault(self, record: dict[str, Any]) -> None:
-        """Writes non_finite.json; which of nan and inf a term was stays to be read."""
+        """Writes non_finite.json, with terms that are not finite as the words "nan" and "inf"."""
         terms = {name: v if math.isfinite(v) else str(v) for name, v in record["terms"].items()}
         self.files.write(self.fault_path.name, as_json({**record, "terms": terms}))
 
     @contextlib.contextmanager
     def forgiving(self, what: str) -> Iterator[None]:
-        """Around a write: a disk that is full, or was taken away, is reported and ends no run.
+        """For a write whose failure must not end the run, such as on a full disk: logs the error.
 
-        The failure is kept in `trouble[what]` until a later write of the same thing succeeds.
+        The error is kept in `trouble[what]` until a later write of the same `what` succeeds.
         """
         try:
             yield
@@ -301,10 +298,11 @@ class RunFolder:
 
     @main_only
     def save_last(self, state: Checkpoint, keep: int = 0) -> None:
-        """Replaces last.pth, whole or not at all.
+        """Replaces last.pth, atomically.
 
         Args:
-            state: with `clock`. keep: how many checkpoints remain as step_<step>.pth besides.
+            state: a checkpoint with `clock`. keep: the number of the latest checkpoints that are
+                also kept as step_<step>.pth.
         """
         last = self.path / "last.pth"
         save_tensors(last, {"format": FORMAT, **state})
@@ -325,18 +323,18 @@ class RunFolder:
             ) from error
 
     def _older(self) -> list[Path]:
-        """The checkpoints of earlier steps that were kept (--keep), in their order."""
+        """The checkpoints step_<step>.pth (--keep), by step."""
         found = self.path.glob("step_*.pth")
         return sorted((path for path in found if _step_of(path) >= 0), key=_step_of)
 
     def load_last(self, identity: Callable[[dict[str, Any]], dict[str, Any]]) -> Checkpoint:
-        """last.pth as `save_last` wrote it, or the older one that was asked for.
+        """The content of last.pth, or of the checkpoint that `open` was given.
 
         Args:
-            identity: what the options of one run share, however often it is continued.
+            identity: picks those options that stay the same when a run is continued.
 
         Raises:
-            InputError: it holds nothing to continue from, or is another run's.
+            InputError: it holds no state to continue from, or is another run's.
         """
         state = load_checkpoint(self.checkpoint)
         if "base" in state:
@@ -349,7 +347,7 @@ class RunFolder:
                 f"--resume-run {self.checkpoint}: {NOT_A_STATE}; give the run folder {self.path}"
             )
         own, found = identity(self.read_args()), identity(state["args"])
-        if self.images and "images" in state:  # then these say which data it is, wherever they lie
+        if self.images and "images" in state:  # these identify the data, in whatever folder
             if state["images"] != self.images:
                 raise InputError(
                     f"--resume-run {self.checkpoint}: it is a checkpoint of another run, on other "
@@ -366,18 +364,15 @@ class RunFolder:
         return state
 
     def best_checkpoint(self) -> Path | None:
-        """The weights with the best R@1: the run's `*_best.pth`, the newest if there are several.
-
-        None before the first evaluation.
-        """
+        """The newest `*_best.pth`; None before the first evaluation."""
         found = sorted(self.path.glob("*_best.pth"), key=lambda path: path.stat().st_mtime_ns)
         return found[-1] if found else None
 
     def forget_after(self, step: int) -> bool:
-        """Removes the checkpoints of later steps, where a run goes back to before them.
+        """Removes the checkpoints of steps after `step`, to which the run has gone back.
 
         Returns:
-            Whether the best one was among them.
+            Whether the best checkpoint was among them.
         """
         for older in self._older():
             if _step_of(older) > step:
@@ -390,18 +385,18 @@ class RunFolder:
 
     @main_only
     def save_best(self, state: Checkpoint) -> None:
-        """Replaces the best checkpoint, whole or not at all."""
+        """Replaces the best checkpoint, atomically."""
         args = state["args"]
         name = f"{data_name(args['dataset'])}_{file_name_part(args['model'])}_best.pth"
-        # A run of an older version goes on with the name that it has.
+        # Older versions named the file otherwise.
         path = self.best_checkpoint() or self.path / name
         save_tensors(path, {"format": FORMAT, **state})
 
     def load_best(self) -> Checkpoint:
-        """What `save_best` wrote.
+        """The content of the best checkpoint.
 
         Raises:
-            InputError: it was not written, or is damaged.
+            InputError: there is none, or it is damaged.
         """
         path = self.best_checkpoint()
         if path is None:
@@ -410,12 +405,12 @@ class RunFolder:
 
     @main_only
     def write_table(self, name: str, header: list[str], rows: list[list]) -> None:
-        """Replaces a CSV file, whole or not at all."""
+        """Replaces a CSV file, atomically."""
         self.files.write(name, as_table(header, rows))
 
 
 def _step_of(path: Path) -> int:
-    """The step of step_<step>.pth; -1 of what somebody has given another name."""
+    """The step of step_<step>.pth; -1 for a file with another name."""
     step = path.stem.removeprefix("step_")
     return int(step) if step.isdecimal() else -1
 
@@ -432,17 +427,17 @@ def _remove(path: Path, why: str) -> None:
 def find_run(
     parent: str | Path, name: str | None, closeness: Callable[[dict[str, Any]], int]
 ) -> RunFolder | None:
-    """The run under `parent` with a checkpoint whose options are closest; of several the newest.
+    """The run under `parent` whose options are closest, among those with a checkpoint.
 
-    A folder whose options cannot be read, of a damaged run or of another program, is named and
-    passed over, unless it is called `name`.
+    Of several equally close ones it is the newest. A folder whose options cannot be read, of a
+    damaged run or of another program, is skipped with a warning, unless its name is `name`.
 
     Args:
-        name: what runs were to be called, which may begin with folders (`ablation/first`).
-        closeness: of a run's options to those that are looked for; 0 is another run.
+        name: --name, which may begin with folders (`ablation/first`).
+        closeness: of a run's options to those that are looked for; 0 means another run.
 
     Raises:
-        InputError: the options of the run of that name cannot be read.
+        InputError: the options of the run `name` cannot be read.
     """
     found = []
     below = Path(name or "").parent

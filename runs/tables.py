@@ -1,4 +1,4 @@
-"""The files of a run that grow as it goes on, and the checksums of those that people read."""
+"""The files of a run that grow as it goes on, and the checksums of its text files."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from typing import Any
 import numpy as np
 
 from processes import main_only
-from storage import as_json, as_table, digest, load_arrays, save_arrays, write_atomically
+from storage import as_json, as_table, digest, load_arrays, save_arrays, write_content
 from utils import DamagedError, InputError, damage_in_words
 
 LONGEST_COUNT = 15  # digits of an epoch or step
 
 MetricsRow = dict[str, float | int]
-"""A row of metrics.csv: column → number. `epoch` and `step` say where the run stood."""
+"""A row of metrics.csv: column → number, with `epoch` and `step`."""
 
 
 class TextFiles:
-    """The text files of a run, which people open too; their checksums lie in checksums.json.
+    """The text files of a run, whose checksums are kept in checksums.json.
 
-    A write first notes two checksums of the file there, that of its present version and that of the
-    new one. So a kill between the two writes leaves nothing that looks damaged.
+    Before a file is written, the checksums of its present and of its new version are both noted
+    there. So whichever version a kill leaves, it does not look damaged.
     """
 
     NOTES = "checksums.json"
-    LOOKS = 3  # tries of a read: a run that goes on may change both files in the middle of one
+    LOOKS = 3  # attempts to read a file, because a run may replace both files meanwhile
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def write(self, name: str, content: bytes, before: bytes | None = None) -> None:
-        """Replaces a file, whole or not at all.
+        """Replaces a file, atomically.
 
         Args:
-            before: what it holds now; None has it read.
+            before: its present content; None: it is read here.
 
         Raises:
             InputError: it cannot be written.
@@ -50,11 +50,11 @@ class TextFiles:
             before = path.read_bytes() if before is None else before
         versions = [version for version in (before, content) if version is not None]
         notes = as_json({**noted, name: [digest(version) for version in versions]})
-        write_atomically(self.folder / self.NOTES, lambda file: file.write(notes))
-        write_atomically(path, lambda file: file.write(content))
+        write_content(self.folder / self.NOTES, notes)
+        write_content(path, content)
 
     def read(self, name: str) -> bytes:
-        """The content of a file; one without a checksum, of an older version, is read as it is.
+        """The content of a file, which older versions wrote without a checksum.
 
         Raises:
             InputError: it cannot be read.
@@ -87,7 +87,7 @@ class TextFiles:
 
 
 class MetricsTable:
-    """metrics.csv: one row per epoch or evaluation, on disk as soon as it is known."""
+    """metrics.csv: one row per epoch or evaluation, written as soon as it is known."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,12 +96,12 @@ class MetricsTable:
 
     @main_only
     def append(self, row: MetricsRow) -> None:
-        """Adds a row and waits until it is on disk; a new name in it becomes a new column.
+        """Adds a row, and waits until it is on disk; a new name in it becomes a new column.
 
-        The file is replaced as a whole, so that no reader, and no kill, meets half a row.
+        The whole file is replaced, so that neither a reader nor a kill finds half a row.
 
         Raises:
-            InputError: the disk takes no more; the row comes with the next one.
+            InputError: the file cannot be written; the row is written with the next one.
         """
         self._unwritten.append({name: _short(value) for name, value in row.items()})
         columns, rows = self._read()
@@ -111,14 +111,14 @@ class MetricsTable:
 
     @main_only
     def keep_before(self, step: int) -> None:
-        """Removes the rows from `step` on: they are about to be made again by a continued run."""
+        """Removes the rows from `step` on, because a continued run will make them again."""
         columns, rows = self._read()
         kept = [row for row in rows if int(row["step"]) < step]
         if len(kept) < len(rows):
             self._rewrite(columns, kept)
 
     def rows(self) -> list[dict[str, str]]:
-        """All rows, as text; each has a whole number as its epoch and as its step.
+        """All rows, as text; in each, epoch and step are whole numbers.
 
         Raises:
             InputError: the file is damaged.
@@ -159,20 +159,21 @@ def _short(value: float | int | str) -> str | int:
 
 
 class ClassHistory:
-    """classes.npz: the training classes in the criterion's order, and what was learned for each.
+    """classes.npz: the training classes in the criterion's order, and the values learned for each.
 
-    Arrays: `names` and `images` (C,); `epoch` and `step` (E,), the rows of metrics.csv; and for
-    each value that a class learns, such as AMLoss's `margin`, one of shape (E, C).
+    Arrays: `names` and `images` (C,), the numbers of images; `epoch` and `step` (E,), as in
+    metrics.csv; and an array (E, C) for each value that is learned for every class, such as
+    AMLoss's `margin`.
     """
 
-    most_rows, least_rows = 200, 10  # where there are more, every second one goes
-    most_values = 200 * 11_318  # 9 MB of margins; the file is written anew in every epoch
+    most_rows, least_rows = 200, 10  # if there are more, every second one is removed
+    most_values = 200 * 11_318  # 9 MB of margins; the file is rewritten in every epoch
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def load(self) -> dict[str, np.ndarray]:
-        """All arrays; none where there is no file.
+        """All arrays; {} if there is no file.
 
         Raises:
             InputError: the file is damaged.
@@ -193,7 +194,7 @@ class ClassHistory:
         images: np.ndarray,
         values: Mapping[str, np.ndarray],
     ) -> None:
-        """Adds a row of each of `values` (C,); without any, the classes are written, once."""
+        """Adds a row of each of `values` (C,); without values, only writes the classes, once."""
         known = self.load()
         if known and not values:
             return
@@ -210,7 +211,7 @@ class ClassHistory:
 
     @main_only
     def keep_before(self, step: int) -> None:
-        """Removes the rows from `step` on: they are about to be made again by a continued run."""
+        """Removes the rows from `step` on, because a continued run will make them again."""
         known = self.load()
         if not known or (known["step"] < step).all():
             return
@@ -223,7 +224,7 @@ class ClassHistory:
 
 
 def _check_history(content: Mapping[str, np.ndarray]) -> None:
-    """Raises where arrays are not those of a `ClassHistory`."""
+    """Raises KeyError or ValueError if arrays are not those of a `ClassHistory`."""
     names, images = content["names"], content["images"]
     fine = names.dtype.kind == "U" and images.dtype.kind in "iu"
     fine = fine and names.ndim == 1 and names.shape == images.shape and (images >= 0).all()

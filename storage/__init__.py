@@ -1,10 +1,10 @@
-"""Files that are whole or not there, and that show their damage when they are read.
+"""Files: written whole or not at all, with checksums that are compared when they are read.
 
-space      how much room a disk has
-locks      what keeps other processes out
-writing    whole files or none
-text       JSON, tables, encodings, checksums of bytes
-archives   zip archives with a checksum: tensors and arrays are stored in them
+space      free space on a disk
+locks      locks that keep other processes out of a file
+writing    atomic writing
+text       JSON, CSV, encodings, checksums of bytes
+archives   zip archives with a checksum, the containers of .pth and .npz
 tensors    .pth and .safetensors
 arrays     .npz
 

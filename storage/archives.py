@@ -1,7 +1,7 @@
-"""Zip archives that carry a checksum, so that they show their damage when they are read.
+"""Zip archives with a checksum, so that damage is noticed when they are read.
 
-.pth and .npz files are zip archives. Their checksum is the archive's comment: all readers of
-archives skip it, and it goes wherever the file is copied.
+.pth and .npz files are zip archives. The checksum is stored as the archive's comment, which all
+readers of zip archives ignore, and which is copied with the file.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _LONGEST_TAIL = 22 + 2**16 - 1
 
 
 def write_archive(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """As `write_atomically`, for a zip archive, which is given its checksum.
+    """Writes a zip archive atomically, and adds a checksum to it.
 
     Args:
-        write: writes an archive without a comment.
+        write: writes an archive without a comment into an open file.
     """
 
     def write_sealed(file: BinaryIO) -> None:
@@ -43,10 +43,10 @@ def write_archive(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def _check(file: BinaryIO, what: str) -> None:
-    """Compares an open archive with its checksum; one without a checksum is left as it is.
+    """Compares an open archive with its checksum, if it has one.
 
     Args:
-        what: the file, in the error.
+        what: names the file in the error.
 
     Raises:
         DamagedError: its bytes are not those that were written, or its end is missing.
@@ -59,7 +59,7 @@ def _check(file: BinaryIO, what: str) -> None:
     comment = int.from_bytes(tail[end + 20 : end + 22], "little") if end >= 0 else 0
     if begins_well and end < 0:
         raise DamagedError(f"{what} cannot be read, because its end is missing; copy it again")
-    # One of its two traces remains, whichever byte is damaged.
+    # If one of these two signs of a checksum is itself damaged, the other remains.
     if _SEAL in tail or comment == _SEAL_LENGTH:
         end = max(0, size - _SEAL_LENGTH)
         if tail[-_SEAL_LENGTH:] != _SEAL + _digest_of(file, end):
@@ -71,7 +71,7 @@ def _check(file: BinaryIO, what: str) -> None:
 
 
 def _digest_of(file: BinaryIO, end: int) -> bytes:
-    """As `digest`, of the first `end` bytes of an open file."""
+    """The checksum `digest` of the first `end` bytes of an open file, in ASCII."""
     found, left = hashlib.blake2b(digest_size=16), end
     file.seek(0)
     while left and (part := file.read(min(left, 2**20))):
@@ -82,7 +82,7 @@ def _digest_of(file: BinaryIO, end: int) -> bytes:
 
 @contextlib.contextmanager
 def opened(path: Path, what: str) -> Iterator[BinaryIO]:
-    """A file, once its checksum has been looked at.
+    """Opens a file whose checksum, if it has one, is right.
 
     Raises:
         InputError: it is missing, cannot be opened, or differs from its checksum.

@@ -26,7 +26,7 @@ def load_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
     """All arrays of a .npz file; never runs code from it.
 
     Raises:
-        InputError: the file is missing, differs from its checksum, or is none of arrays.
+        InputError: the file is missing, differs from its checksum, or does not contain arrays.
     """
     import numpy as np
 
@@ -41,13 +41,13 @@ def load_arrays(path: Path, what: str) -> dict[str, np.ndarray]:
 
 
 def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raises ValueError where an array claims to be larger than its file: before it gets memory."""
+    """Raises ValueError, before memory is allocated, if an array claims to exceed its file."""
     from numpy.lib import format as npy
 
     with archive.open(member) as file:
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
         shape, _, kind = read[npy.read_magic(file)](file)
         claimed = file.tell() + math.prod(shape) * kind.itemsize
-    # No packing makes more than 1,032 bytes of one.
+    # Deflate never makes one byte of more than 1,032.
     if claimed != member.file_size or claimed > 1100 * member.compress_size + 1024:
         raise ValueError(f"{member.filename} claims to be of shape {shape}, and is not")

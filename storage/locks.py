@@ -1,4 +1,4 @@
-"""Locks that keep other processes out of a file, and end with the process that holds them."""
+"""Locks that keep other processes out of a file, and are released when their process ends."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ logger = logging.getLogger("storage")
 
 
 class HeldError(InputError):
-    """Another process is at work there; the same command may succeed later."""
+    """Another process holds the lock; the same command may succeed later."""
 
     status = os.EX_TEMPFAIL
 
 
 def lock(file: IO | int, what: object, *, wait: bool = False, quiet: bool = False) -> bool:
-    """Keeps other processes from an open file until this one closes any descriptor of it, or ends.
+    """Locks an open file until this process closes any descriptor of it, or ends.
 
-    On a file system without locks nobody is kept out, and a warning says so once.
+    On a file system without locks no process is kept out, and a warning says so once.
 
     Args:
-        file: open for writing. what: is protected, for the warning. wait: until whoever has the
-            lock lets go. quiet: gives no warning.
+        file: open for writing. what: names in the warning what is protected. wait: whether to wait
+            for another process to release the lock. quiet: whether to leave out the warning.
 
     Returns:
-        False where another process has it.
+        False if another process has the lock.
     """
-    # lockf and not flock: processes that read images do not inherit it, so it ends with this one.
+    # lockf and not flock: child processes that read images do not inherit the lock.
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (BlockingIOError, PermissionError):  # systems differ in what they call it
+    except (BlockingIOError, PermissionError):  # systems differ in which error they report
         return False
     except OSError as error:
         if not quiet:
@@ -51,10 +51,10 @@ def _warn_of_no_locks(what: str, why: str) -> None:
 
 
 def open_locked(path: Path, mode: str, what: Path) -> IO | None:
-    """Opens and locks the file at `path`; None where another process has the lock.
+    """Opens and locks the file at `path`; None if another process has the lock.
 
     Args:
-        mode: one for writing. what: is protected, for the warning of `lock`.
+        mode: one for writing. what: names in the warning of `lock` what is protected.
 
     Raises:
         OSError: it cannot be opened.
@@ -66,12 +66,12 @@ def open_locked(path: Path, mode: str, what: Path) -> IO | None:
             return None
         if is_still(path, file):
             return file
-        # Whoever had the lock before removed or replaced the file between our two calls.
+        # The previous holder of the lock removed or replaced the file between our two calls.
         file.close()
 
 
 def is_still(path: Path, file: IO) -> bool:
-    """Whether an open file is the one at `path`: another may have taken its place, or none."""
+    """Whether an open file is still the one at `path`, neither removed nor replaced."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except OSError:
@@ -82,8 +82,8 @@ def is_still(path: Path, file: IO) -> bool:
 def held(path: Path) -> Iterator[None]:
     """Keeps other writers away from the file or folder at `path`, which need not exist yet.
 
-    The lock is a hidden file beside it. A lock on the file itself would end as soon as any reader
-    in this process closes it, and would stay with the old file where a new one takes its place.
+    A hidden file beside it is locked. A lock on the file itself would be released as soon as any
+    reader in this process closes it, and would not pass on to a new file that replaces it.
 
     Raises:
         HeldError: another process has the lock.

@@ -1,4 +1,4 @@
-"""How much room a disk has, and whether it is enough."""
+"""Free space on a disk, and whether it is enough."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from utils import MachineError
 
 
 def free_space(folder: Path) -> int:
-    """Bytes that are free where a folder is, or will be."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(nearest_that_exists(folder)).free
 
 
 def can_be_made(folder: Path) -> bool:
-    """Whether a folder can be written, or made where it is not there yet."""
+    """Whether a folder can be written to, or made if it does not exist yet."""
     place = nearest_that_exists(folder)
     return place.is_dir() and os.access(place, os.W_OK)
 
@@ -35,10 +35,10 @@ def in_bytes(count: float) -> str:
 
 
 def need_room(folder: Path, needed: float, what: str, advice: str) -> str:
-    """How much `what` takes and how much is free, in words.
+    """Checks that there is room for `what`, and says how much it takes and how much is free.
 
     Raises:
-        MachineError: it cannot fit; `advice` is what to do besides freeing some space.
+        MachineError: it does not fit; `advice` says what to do other than free some space.
     """
     free = free_space(folder)
     if needed > free:

@@ -1,7 +1,7 @@
-"""Checkpoints: .pth files, and .safetensors, which hold tensors and words but no code.
+"""Checkpoints as .pth and as .safetensors, a format of tensors and text that holds no code.
 
-torch is imported only when it is needed, so that `--help` answers at once. What is no tensor in a
-.safetensors file of ours stands as JSON among its words.
+torch is imported only when it is needed, so that `--help` answers at once. Our .safetensors files
+keep the entries of a checkpoint that are not tensors as JSON in the file's metadata.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def save_tensors(path: Path, content: dict) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            # torch trips over its own unfinished archive after the disk has refused to take more.
+            # When the disk is full, torch fails once more as it closes its unfinished archive.
             cause = error.__context__
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__context__
@@ -44,11 +44,11 @@ def save_tensors(path: Path, content: dict) -> None:
 
 
 def load_tensors(path: Path, what: str = "checkpoint") -> dict:
-    """Loads a file of `save_tensors`, a released .pth or .safetensors; never runs code from it.
+    """Loads a .pth of `save_tensors` or of others, or a .safetensors; never runs code from it.
 
     Raises:
-        InputError: the file is missing, differs from its checksum, is no such file at all, or needs
-            pickle to load.
+        InputError: the file is missing, differs from its checksum, is of another kind, or holds
+            objects that only pickle can load.
     """
     import torch
 
@@ -73,7 +73,7 @@ def load_tensors(path: Path, what: str = "checkpoint") -> dict:
 
 
 def _why_not(error: Exception) -> str:
-    """The rest of the sentence about a file that torch does not read, and what to do."""
+    """The end of the sentence about a file that torch cannot read: the reason, and what to do."""
     if made := re.search(r"GLOBAL (\S+) was not", str(error)):
         return (
             f": it also holds {made[1]}, which only running code could make; load it where that "
@@ -81,7 +81,7 @@ def _why_not(error: Exception) -> str:
         )
     if "TorchScript" in str(error):
         return ": it is a TorchScript program; save the state_dict of the network instead"
-    # What torch says of another pickle is how to run the code in it.
+    # For a pickle, torch's message explains how to run the code in it: nobody should.
     is_pickle = isinstance(error, pickle.UnpicklingError)
     why = "it holds something else" if is_pickle else first_line(error)
     return f" ({why}); it is damaged, or not a file of weights: save it again or choose another"
@@ -89,9 +89,9 @@ def _why_not(error: Exception) -> str:
 
 @functools.cache
 def _harmless() -> list:
-    """What training codes keep beside weights, and no code runs for: options, and NumPy's numbers.
+    """Types that training codes save beside weights, and that run no code when they are loaded.
 
-    Files of NumPy 1 call them by another module than those of NumPy 2.
+    Options, and NumPy's numbers and arrays, whose module has another name in files of NumPy 1.
     """
     import numpy as np
 
@@ -105,19 +105,19 @@ def save_safetensors(path: Path, tensors: dict[str, torch.Tensor], note: dict) -
     """Writes the weights of a checkpoint as .safetensors, atomically.
 
     Args:
-        tensors: become its `model_state_dict`. note: the other entries, which JSON can hold.
+        tensors: its `model_state_dict`. note: its other entries, as values for JSON.
 
     Raises:
         InputError: the file cannot be written, or the package is missing.
     """
     save = _safetensors(path).torch.save
-    # A copy each: the format knows no two tensors that share their memory.
+    # Copies, because the format does not allow tensors that share memory.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_content(path, save(own, {"format": "pt", _NOTE: as_json(note).decode()}))
 
 
 def _load_safetensors(path: Path) -> dict:
-    """The tensors of a file; of one of ours as a checkpoint, with what it says beside them."""
+    """The tensors of a file; if it is one of ours, the checkpoint with its other entries."""
     with _safetensors(path).safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         note = (file.metadata() or {}).get(_NOTE)

@@ -1,4 +1,4 @@
-"""JSON and tables as bytes, the encodings of text that is read, and checksums of bytes."""
+"""JSON and CSV as bytes, the encodings of text files, and checksums of bytes."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _plain(content: object) -> object:
 
 
 def as_table(header: list[str], rows: list[list]) -> bytes:
-    """CSV; what a terminal or a spreadsheet would obey is escaped.
+    """CSV, in which control characters and formulas that call something are escaped.
 
-    Bytes of file names stay as they are, and so does `=1+2`, which does no harm.
+    File names that are not UTF-8 keep their bytes, and harmless formulas (`=1+2`) stay as they are.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -52,8 +52,8 @@ def write_table(path: Path, header: list[str], rows: list[list]) -> None:
 
 
 _CALLING = re.compile(r"[=+@-].*(?:\w\(|[|!])")
-"""A formula that calls a function, another program or another file. Names that merely begin like
-one are left alone: in a table they are looked up."""
+"""A formula that calls a function, another program or another file. Names that merely begin like a
+formula are not escaped, because people look them up in the table."""
 
 
 def _cell(value: object) -> object:
@@ -67,17 +67,17 @@ def decoded(content: bytes) -> str:
     """Text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
     Raises:
-        UnicodeDecodeError: it is something else.
+        UnicodeDecodeError: the text has another encoding.
     """
     return content.decode(encoding_of(content))
 
 
 def encoding_of(start: bytes) -> str:
-    """Which of these encodings a text has, by its first bytes, two at least."""
+    """The encoding of a text, one of those of `decoded`, by its first bytes (two at least)."""
     is_utf_16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return "utf-16" if is_utf_16 else "utf-8-sig"
 
 
 def digest(content: bytes) -> str:
-    """The checksum of bytes, of a file or otherwise, as 32 hexadecimal digits."""
+    """The checksum of bytes: 32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the check that they can be written."""
+"""Atomic writing of files, and the check, before any work, that they can be written."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def write_atomically(
 ) -> None:
     """Writes a file whole or not at all: a temporary file beside it, fsync, then rename.
 
-    A file that it replaces passes on its permissions; a new one has those that the umask gives.
+    The permissions of a file that is replaced are kept; a new file has those of the umask.
 
     Args:
         path: the file to make or replace; its folder is created.
-        write: is given the open binary file.
-        like: the file that this one will replace later; None: it is `path`.
+        write: writes the content into the open binary file.
+        like: the file whose permissions to keep, if this one will replace it later; None: `path`.
 
     Raises:
-        MachineError: the folder cannot be written or the disk is full; what was there stays whole.
+        MachineError: the folder cannot be written or the disk is full; an older file is unchanged.
     """
     path = Path(path)
     temporary = None
@@ -54,7 +54,7 @@ def write_atomically(
 
 
 def _locked_temporary(path: Path) -> BinaryIO:
-    """A new file beside `path`, which `remove_left_over` leaves alone while it is open."""
+    """A new file beside `path`; while it is open, `remove_left_over` does not remove it."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         file = temporary.open("x+b")
@@ -67,13 +67,13 @@ def _keep_mode(before: Path, file: BinaryIO) -> None:
     """Gives a new file the permissions of another, if there is one; its owner may always write."""
     with contextlib.suppress(FileNotFoundError):
         wanted = before.stat().st_mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR
-        # Not every file system has permissions to set.
+        # Some file systems have no permissions, and fail when they are set.
         if wanted != stat.S_IMODE(os.fstat(file.fileno()).st_mode):
             os.fchmod(file.fileno(), wanted)
 
 
 def remove_left_over(folder: Path) -> None:
-    """Removes the temporary files of writers that were killed; those in use are locked."""
+    """Removes the temporary files of killed processes; those still in use are locked, and stay."""
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError), path.open("r+b") as file:
             if lock(file, path, quiet=True):
@@ -81,20 +81,21 @@ def remove_left_over(folder: Path) -> None:
 
 
 def write_content(path: Path, content: bytes | str) -> None:
-    """Writes a file that holds this, text in UTF-8, atomically."""
+    """Writes bytes, or text in UTF-8, to a file, atomically."""
     written = content.encode() if isinstance(content, str) else content
     write_atomically(path, lambda file: file.write(written))
 
 
 def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | Path] = ()) -> None:
-    """Checks, before the work begins, that the files that are asked for can be written.
+    """Checks, before the work begins, that the files that flags name can be written.
 
     Args:
-        asked: flag → file; None where the flag is not given.
-        kept: files that are read and must stay as they are.
+        asked: flag → file; None if the flag is not given.
+        kept: files that are read, and must not be overwritten.
 
     Raises:
-        InputError: one is asked for twice, is one that stays, is a folder, or cannot be written.
+        InputError: two flags name one file, or a file is one of `kept`, is a folder, or cannot be
+            written.
     """
     owners: dict[Path, str] = {}
     stay = {Path(file).resolve() for file in kept}
@@ -121,15 +122,14 @@ def check_outputs(asked: Mapping[str, str | Path | None], kept: Iterable[str | P
 
 
 def followed(path: Path) -> Path:
-    """Where a link leads; any other path as it is. (A new file would replace the link itself.)"""
+    """The target of a symbolic link, because writing would replace the link; else the path."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a name stands for a device, a pipe or an open file, and not for a file of its own.
+    """Whether a path is that of a device, a pipe or an open file, rather than of a regular file.
 
-    Writing atomically would replace it by a plain file: /dev/null too, for the whole machine, where
-    the user has the right to.
+    Atomic writing would replace it with a regular file: root would lose /dev/null.
     """
     leads_to_open_file = path.is_symlink() and path.readlink().is_relative_to("/proc")
     return str(path) == "-" or leads_to_open_file or (path.exists() and not path.is_file())

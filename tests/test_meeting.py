@@ -149,7 +149,7 @@ def test_a_store_is_found_by_the_address_it_is_known_by(address, port):
 
 def test_a_program_that_is_no_store_is_not_waited_for(taken, monkeypatch):
     monkeypatch.setattr(meeting, "ANSWER", 0.5)
-    with pytest.raises(InputError, match="what listens there is no store"):
+    with pytest.raises(InputError, match="what listens there is not a store"):
         place(1, 2, taken).store()
 
 
