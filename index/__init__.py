@@ -1,14 +1,14 @@
-"""A gallery that stays: images of any kind by their embeddings, in one file that grows.
+"""An index: the embeddings of images, in one file that grows, and the search in it.
 
-journal    the file: records that are added, each whole or not there
-entries    the images of a record        gallery  `Index`: what all records say, and its search
-scanning   all embeddings against some queries: exact, and by codes (codes) with exact rescoring
-graph      an approximate search for large indexes, by usearch
-sources    which images are meant        files    image files → embeddings, checksums
-known      which of them are there       adding   what is new is embedded and added
-network    the network of an index       making   build, add, remove, compact, approximate
-asking     pictures → answers            showing  what is said of all this, pictures a sheet of it
-duplicates which images look alike
+journal    the file, a sequence of records     entries    the images of a record
+gallery    `Index`: all records, searchable    codes      short codes of embeddings
+scanning   exact search, and search by codes   graph      approximate search, by usearch
+sources    the images that a user names        files      embeddings and checksums of image files
+known      the images that an index has        adding     embeds and adds new images
+network    the network that made an index      making     build, add, remove, compact, approximate
+asking     answers to pictures                 reordering query expansion, re-ranking
+showing    what the commands print             pictures   answers as a contact sheet
+duplicates images that look alike
 
     index = Index.open("shop.index")
     hits = index.search(index.embedder()(["photo.jpg"]), top=10)

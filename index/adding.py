@@ -1,4 +1,4 @@
-"""Images into an index: what is new is embedded, what is there stays as it is."""
+"""Adding images to an index: new ones are embedded, known ones are left as they are."""
 
 from __future__ import annotations
 
@@ -32,21 +32,23 @@ from utils import InputError, human_seconds
 
 logger = logging.getLogger("index")
 
-CHUNKS = (1024, 8192)  # images that are embedded, and then added, at once: at least, at most
-SECONDS = 60.0  # how long a chunk takes, so far as the above leaves it open
-TOLD_EVERY = 30.0  # seconds, where no bar is shown
+CHUNKS = (1024, 8192)  # the fewest and the most images that are embedded, and then added, at once
+SECONDS = 60.0  # the time that a chunk should take, within these limits
+TOLD_EVERY = 30.0  # seconds between lines about the progress, if there is no bar
 
 
 @dataclass
 class Outcome:
-    """What became of the images that were given.
+    """What happened to the images that were given.
 
     Attributes:
-        added: new ones. unlabelled: those of them without a label. there: in the index already,
-            unchanged. replaced: their files have changed. moved: their files lie elsewhere now, or
-            have another id or label. copies: left out, because the index holds the same picture;
-            path, and the id of that. bad: not readable; paths.
-        seconds: how long it took. embedded: how many images the network has looked at.
+        added: number of new ones. unlabelled: number of these without a label.
+        there: number of those that the index already had, unchanged.
+        replaced: number of those whose files have changed.
+        moved: number of those that have a new path, id or label.
+        copies: (path, id) of images that were left out, and of the same picture in the index.
+        bad: paths of unreadable images.
+        seconds: the time that it took. embedded: number of images that the network has embedded.
     """
 
     added: int = 0
@@ -61,11 +63,11 @@ class Outcome:
 
 
 class _New(NamedTuple):
-    """An image on its way into the index.
+    """An image that will be added.
 
     Attributes:
-        replaces: the images whose place it takes, by number, and what was known of their files.
-        vector: its embedding; None where the network has to look at it.
+        replaces: number → file of the images in the index that it replaces.
+        vector: its embedding; None if it is still to be computed.
     """
 
     photo: Photo
@@ -75,29 +77,29 @@ class _New(NamedTuple):
 
 
 class _Chunk:
-    """Images that are added at once: the new ones, and copies of new ones."""
+    """Images that are added together, and copies of them that are left out."""
 
     def __init__(self) -> None:
         self.news: list[_New] = []
         self.copies: list[tuple[str, bytes]] = []  # path, checksum
-        self.touched: dict[int, File] = {}  # of other times than the index knows, else unchanged
+        self.touched: dict[int, File] = {}  # unchanged but for the time of their files
         self.contents: set[bytes] = set()
         self.ids: set[str] = set()
 
     def put(self, new: _New) -> None:
-        """Notes an image, so that none of the chunk has its id or comes twice."""
+        """Notes an image, so that no other in the chunk has its id or its content."""
         self.news.append(new)
         self.contents.add(new.file.content)
         self.ids.add(new.photo.id)
 
 
 class How(NamedTuple):
-    """How images are added.
+    """Settings for adding images.
 
     Attributes:
-        workers: processes that read files; None is one for each core.
+        workers: number of processes that read files; None: one per core.
         max_bad_images: the share of the given images that may be unreadable.
-        keep_copies: pictures that the index holds under another path are added all the same.
+        keep_copies: whether to add pictures that the index already holds under another path.
     """
 
     workers: int | None = None
@@ -109,7 +111,7 @@ USUAL = How()
 
 
 class Adding:
-    """Adds images to an index that this process may change."""
+    """Adds images to an index, whose lock this process holds."""
 
     def __init__(self, writer: Writer, embedder: Embedder, how: How = USUAL) -> None:
         self.writer = writer
@@ -118,14 +120,14 @@ class Adding:
         self.folder = str(writer.path.parent.absolute())
         self.index = Index.open(writer.path)
         self.known = Known(self.index)
-        self._stayed: set[int] = set()  # those of which `_has_left` knows that they have not
-        self._given: dict[str, str] = {}  # id → path, of those that are given one
+        self._stayed: set[int] = set()  # numbers for which `_has_left` has found False
+        self._given: dict[str, str] = {}  # id → path, of the given images that have an id
 
     def run(self, photos: Sequence[Photo]) -> Outcome:
-        """Adds images; what was added stays, whatever becomes of the others.
+        """Adds images; those that were added remain, even if a later one raises.
 
         Raises:
-            InputError: two images are to have the same id, or too many cannot be read.
+            InputError: two images have the same id, or too many cannot be read.
         """
         self._check_ids(photos)
         outcome, began = Outcome(), time.perf_counter()
@@ -147,7 +149,7 @@ class Adding:
         return outcome
 
     def _check_ids(self, photos: Sequence[Photo]) -> None:
-        """Raises InputError where an id would stand for two images."""
+        """Raises InputError if two images would have the same id."""
         self._given = {}
         for photo in photos:
             if photo.id is None:
@@ -181,7 +183,7 @@ class Adding:
                 self._sort(photo, file, chunk, outcome)
         self._embed(chunk, outcome, title)
         for new in chunk.news:
-            if new.vector is None:  # not readable: what it was to replace stays
+            if new.vector is None:  # unreadable: the images that it would replace remain
                 for number, known in new.replaces.items():
                     self.known.take(number, known)
         ready = [new for new in chunk.news if new.vector is not None]
@@ -195,7 +197,7 @@ class Adding:
         self._note(chunk.touched)
 
     def _look(self, photo: Photo) -> File | Exception:
-        """What a file is; it is read only where its path or its stamp is new."""
+        """Size, time and checksum of a file, which is read only if its path or stamp is new."""
         try:
             need_picture(photo.path)
             status = os.stat(photo.path)  # noqa: PTH116
@@ -206,7 +208,7 @@ class Adding:
             return error
 
     def _sort(self, photo: Photo, file: File | Exception, chunk: _Chunk, outcome: Outcome) -> None:
-        """Finds out whether an image is new, has changed, has moved, or is there."""
+        """Decides whether an image is new, has changed, has moved, or is already there."""
         if isinstance(file, Exception):
             logger.warning("%s cannot be read (%s); it is left out", photo.path, reason(file))
             outcome.bad.append(photo.path)
@@ -226,7 +228,7 @@ class Adding:
             self._put(photo, file, self.known.ids.get(photo.id) if photo.id else None, chunk)
 
     def _has_left(self, number: int) -> bool:
-        """Whether an image's file is gone, or holds another picture by now."""
+        """Whether an image's file no longer exists, or holds another picture now."""
         if number in self._stayed:
             return False
         path = self.index.entry_of(number).path
@@ -239,7 +241,7 @@ class Adding:
         return False
 
     def _restate(self, photo: Photo, file: File, old: int, chunk: _Chunk, outcome: Outcome) -> None:
-        """An image whose embedding stays; its path, id or label may have changed."""
+        """Updates path, id and label of a known image; its embedding remains."""
         now, before = self._named(photo, old, chunk), self.index.entry_of(old)
         if (now.id, now.path, now.label) == (before.id, before.path, before.label):
             outcome.there += 1
@@ -257,7 +259,7 @@ class Adding:
         chunk: _Chunk,
         vector: np.ndarray | None = None,
     ) -> None:
-        """Notes an image in place of `old`, and of the one that had the id it is given.
+        """Notes an image that replaces `old`, and the image that has had its id.
 
         Both are forgotten at once, so that no other image is compared with them or replaces them.
         """
@@ -266,7 +268,7 @@ class Adding:
         chunk.put(_New(named, file, {each: self.known.drop(each) for each in replaced}, vector))
 
     def _named(self, photo: Photo, old: int | None, chunk: _Chunk) -> Photo:
-        """The image with an id; what is not given of it is as it was with the one it replaces."""
+        """The image with an id; an id and a label that are not given are those of `old`."""
         label = photo.label
         path = composed(photo.path)
         names = [composed(PurePath(os.path.relpath(photo.path, self.folder)).as_posix()), path]
@@ -285,7 +287,7 @@ class Adding:
         return Photo(photo.path, photo.id or next(free), label)
 
     def _embed(self, chunk: _Chunk, outcome: Outcome, title: str) -> None:
-        """Gives the new images their vectors; those that cannot be read are left without."""
+        """Computes the vectors of the new images; those that cannot be read remain without."""
         places = [place for place, new in enumerate(chunk.news) if new.vector is None]
         if not places:
             return
@@ -305,7 +307,7 @@ class Adding:
                 outcome.unlabelled += new.photo.label is None
 
     def _write(self, news: Sequence[_New]) -> None:
-        """One record: what comes, and whose place it takes."""
+        """Writes a record of new images, and of those that they replace."""
         if not news:
             return
         first = self.index.added
@@ -335,7 +337,7 @@ class Adding:
             self.index.refresh()
 
     def _codes(self, vectors: np.ndarray) -> dict[str, np.ndarray]:
-        """The codes of a record's vectors; the first record says what they are about."""
+        """The codes of a record's vectors; the first record determines their centre."""
         kind, centre = self.index.about["codes"], self.index.centre
         if kind == "none":
             return {}
@@ -345,7 +347,7 @@ class Adding:
         return {**codes.as_arrays(kind, vectors, centre), "centre": centre}
 
     def keep_only(self, photos: Sequence[Photo]) -> None:
-        """Removes all images but these; of these too, where an id or label is no longer given."""
+        """Removes all images but these, and those of these whose id or label is no longer given."""
         wanted = {photo.path: photo for photo in photos}
         owners = {photo.id: photo.path for photo in photos if photo.id}
         others = [
@@ -360,10 +362,10 @@ class Adding:
     def _is_one_of(
         self, number: int, wanted: Mapping[str, Photo], owners: Mapping[str, str]
     ) -> bool:
-        """Whether an image is wanted, by path, and has no id or label that only it still knows.
+        """Whether an image's path is wanted, with its id and label, if it has any of its own.
 
         Args:
-            owners: the paths of the images that are given an id, by id.
+            owners: id → path, of the wanted images that have an id.
         """
         entry = self.index.entry_of(number)
         photo = wanted.get(entry.path)

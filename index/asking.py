@@ -1,4 +1,4 @@
-"""Pictures → what an index holds that is nearest to them."""
+"""Answers to pictures: the images of an index that are nearest to them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils import InputError, counted
 if TYPE_CHECKING:
     from evaluation.thresholds import Thresholds, Verdict
 
-NAMED = 3  # files that a sentence names
+NAMED = 3  # the most files that a sentence names
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Hit:
 
     Attributes:
         score: its cosine with the query. same_file: whether it is the query's own file.
-        verdict: "same", "unsure" or "different"; "" where the run gives no thresholds.
+        verdict: "same", "unsure" or "different"; "" if the run has no thresholds.
     """
 
     entry: Entry
@@ -39,10 +39,10 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """A query, by the path that was given, and what is nearest to it.
+    """A query's path, as given, and the images that are nearest to it.
 
     Attributes:
-        readable: whether the file is a picture; nothing is nearest to one that is not.
+        readable: whether the file is a picture; if not, there are no hits.
     """
 
     query: str
@@ -59,11 +59,11 @@ def ask(
     without_self: bool = False,
     ranking: Ranking | None = None,
 ) -> list[Answer]:
-    """What is nearest to each of some image files; those that cannot be read are named in the log.
+    """The images nearest to each of some image files; the log names files that cannot be read.
 
     Args:
-        without_self: leaves out what is the same file as the query, byte by byte.
-        ranking: what changes the order, see reordering.py.
+        without_self: leaves out images whose files have the same bytes as the query.
+        ranking: changes the order, see reordering.py.
 
     Raises:
         InputError: a file is missing, or none is a picture.
@@ -83,7 +83,7 @@ def _answers(
     without_self: bool,
     ranking: Ranking | None,
 ) -> list[Answer]:
-    """The same of pictures that were embedded, as `vectors` (Q, d)."""
+    """The answers to readable pictures, whose embeddings are `vectors` (Q, d)."""
     top = min(top, len(index))
     own = [index.rows_with(content_of(picture)) for picture in pictures]
     if ranking:
@@ -103,9 +103,9 @@ def _answers(
 
 
 def _embedded(embedder: Embedder, pictures: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, d), unit length, and which could be read, (Q,) bool.
+    """Embeddings (Q, d) of unit length, and which pictures could be read, (Q,) bool.
 
-    Files of more than one batch are read by all cores.
+    If they are more than one batch, processes on all cores read them.
     """
     if len(pictures) == 1:
         return embedder(pictures), np.ones(1, bool)
@@ -126,7 +126,7 @@ def _hits(index: Index, found: Sequence[tuple[int, float]], mine: set[int]) -> l
 
 
 def check_all_answered(answers: Sequence[Answer]) -> None:
-    """Raises InputError where a query could not be read; the sentence names the first ones."""
+    """Raises InputError if a query could not be read; the sentence names the first ones."""
     bad = [answer.query for answer in answers if not answer.readable]
     if bad:
         named = ", ".join(bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
@@ -137,10 +137,9 @@ def check_all_answered(answers: Sequence[Answer]) -> None:
 
 
 def verdict_of(thresholds: Thresholds | None, cosine: float, same_file: bool) -> Verdict | None:
-    """What an image that was found is called; None where the run gives no thresholds.
+    """The verdict on a hit; None if the run has no thresholds.
 
-    Thresholds are of two pictures. The query's own file is the same by its bytes, even where no
-    cosine would tell.
+    The query's own file is always "same", even if no cosine is high enough to say so.
     """
     if thresholds is None:
         return None

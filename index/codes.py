@@ -1,9 +1,9 @@
-"""Short codes of embeddings, which say who may be near; exact vectors then say who is.
+"""Short codes of embeddings, which choose candidates; exact vectors then decide which are nearest.
 
-int8     each number in one byte: a quarter of the memory. All numbers of a record share one step,
-         the largest magnitude / 127, so that a code needs nothing beside it.
-binary   each number in one bit, whether it lies above the mean of the first images: 1/32 of the
-         memory. Codes are compared by how many bits differ.
+int8     one byte per number: a quarter of the memory. All numbers of a record share one step, the
+         largest magnitude / 127.
+binary   one bit per number, which says whether it is above the mean of the first images: 1/32 of
+         the memory. Codes are compared by the number of bits in which they differ.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from machine import cores
 
 
 class Coded(NamedTuple):
-    """Codes of n vectors, and what is needed to read them.
+    """Codes of n vectors.
 
     Attributes:
-        codes: int8 (n, d), or binary (words, n) uint64, so that one word of all lies together.
+        codes: int8 (n, d), or binary (words, n) uint64, with each word of all vectors contiguous.
         step: of int8, (n,) or one number; else 1.
     """
 
@@ -37,9 +37,8 @@ class Coding(NamedTuple):
     Attributes:
         encode: unit vectors (n, d) and the centre → codes.
         compare: queries (Q, d), codes, which of them, the centre → (Q, n), larger is nearer.
-        axis: of the codes, along which vectors follow each other.
-        depth, least: how many candidates are scored exactly: `depth` for each hit that is asked
-            for, and `least` at the least.
+        axis: the axis of `codes` along which the vectors are.
+        depth, least: `depth` candidates per wanted hit are scored exactly, and at least `least`.
     """
 
     encode: Callable[[np.ndarray, np.ndarray], Coded]
@@ -50,7 +49,7 @@ class Coding(NamedTuple):
 
 
 def tensor_of(array: np.ndarray) -> torch.Tensor:
-    """An array as a tensor that nobody writes to: it may lie in a file, on which torch remarks."""
+    """An array as a tensor to be read, without torch's warning if the array is a read-only file."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return torch.from_numpy(array)
@@ -84,20 +83,20 @@ def _compare_bits(
     queries: np.ndarray, coded: Coded, part: slice, centre: np.ndarray
 ) -> torch.Tensor:
     words = coded.codes[:, part]
-    asked = _to_bits(queries, centre).codes
+    coded_queries = _to_bits(queries, centre).codes
 
     def agreement(query: int) -> np.ndarray:
         differing = np.zeros(words.shape[1], np.uint16)
-        for word, own in zip(words, asked[:, query], strict=True):
+        for word, own in zip(words, coded_queries[:, query], strict=True):
             differing += bits_in(word ^ own)
         return -differing.astype(np.float32)
 
-    with ThreadPoolExecutor(cores()) as threads:  # numpy lets others run meanwhile
+    with ThreadPoolExecutor(cores()) as threads:  # NumPy releases the interpreter's lock
         return torch.from_numpy(np.stack(list(threads.map(agreement, range(len(queries))))))
 
 
 def bits_by_table(words: np.ndarray) -> np.ndarray:
-    """How many bits of each 64-bit word are set, for a NumPy before 2.0."""
+    """The number of bits that are set in each 64-bit word, for NumPy before 2.0."""
     pieces = np.ascontiguousarray(words).view(np.uint16).reshape(len(words), 4)
     return _BITS_OF_16[pieces].sum(axis=1, dtype=np.uint8)
 
@@ -119,7 +118,7 @@ CODINGS = {
 
 
 def as_arrays(name: str, vectors: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
-    """The codes of some vectors, for a record; nothing where `name` is "none"."""
+    """The codes of some vectors as arrays for a record; {} if `name` is "none"."""
     if name == "none":
         return {}
     coded = CODINGS[name].encode(vectors, centre)
@@ -127,12 +126,12 @@ def as_arrays(name: str, vectors: np.ndarray, centre: np.ndarray) -> dict[str, n
 
 
 def of_arrays(arrays: dict[str, np.ndarray]) -> Coded:
-    """The codes that a record holds."""
+    """The codes of a record."""
     return Coded(arrays["codes"], float(arrays["step"]))
 
 
 def together(name: str, parts: Sequence[Coded]) -> Coded:
-    """Codes of several records as one."""
+    """Concatenates the codes of several records."""
     axis = CODINGS[name].axis
     steps: list[Any] = [np.full(part.codes.shape[axis], part.step, np.float32) for part in parts]
     return Coded(np.concatenate([part.codes for part in parts], axis=axis), np.concatenate(steps))

@@ -1,8 +1,7 @@
-"""Which images of an index are so near to each other that they may be the same."""
+"""Images of an index that are so near to each other that they may be the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,28 +11,28 @@ from scipy.sparse.csgraph import connected_components
 from evaluation.embedding import progress_bar
 from index.codes import tensor_of
 from index.gallery import Index
-from index.scanning import ROUNDING, TILE, as_cosines
+from index.scanning import ROUNDING, TILE, as_cosines, parts_of
 from utils import InputError
 
 MOST_PAIRS = 1_000_000
-ROWS = 1024  # whose cosines with the others are in memory at once
+ROWS = 1024  # images whose cosines with the others are in memory at once
 SLACK = 1e-6
-"""How far below the least cosine a pair may lie.
+"""Tolerance below the least cosine.
 
-Vectors in float32 have lengths of 1 within 1e-7, so the cosine of one with itself is not exactly 1;
-and the numbers of a picture depend in their last digits on what was embedded together with it.
+In float32, unit length holds within 1e-7, so the cosine of a vector with itself is not exactly 1;
+and the last digits of an embedding depend on the other images of its batch.
 """
 
 
 class Pairs(NamedTuple):
-    """Pairs of images, the nearest first: (P,) rows of one and the other, (P,) cosines."""
+    """Pairs of images, the nearest first: rows of both (P,), and their cosines (P,)."""
 
     first: np.ndarray
     second: np.ndarray
     cosines: np.ndarray
 
     def groups(self, count: int) -> list[list[int]]:
-        """The rows that pairs connect, among `count`: the largest group first, then by row."""
+        """Connected groups of rows, of `count` rows: the largest group first, then by row."""
         edges = coo_array((np.ones(len(self.first)), (self.first, self.second)), (count, count))
         _, group = connected_components(edges, directed=False)
         members: dict[int, list[int]] = {}
@@ -43,20 +42,20 @@ class Pairs(NamedTuple):
 
 
 def pairs_above(index: Index, least: float) -> Pairs:
-    """All pairs of images whose cosine is `least` or more, by comparing each with each.
+    """All pairs of images with a cosine of at least `least`, found by comparing all with all.
 
     Raises:
         InputError: there are more than a million.
     """
     found, count = [(*np.empty((2, 0), np.int64), np.empty(0, np.float32))], 0
-    tiles = list(_parts(len(index), TILE))
+    tiles = list(parts_of(len(index), TILE))
     steps, done = len(tiles) * (len(tiles) + 1) / 2, 0
     with progress_bar("comparing") as progress:
         for place, own in enumerate(tiles):
             some = index.rows(own)
             for other in tiles[place:]:
                 others = index.rows(other)
-                for part in _parts(len(some), ROWS):
+                for part in parts_of(len(some), ROWS):
                     pairs = _above(some[part], others, least)
                     rows = (own.start + part.start + pairs[0], other.start + pairs[1])
                     ahead = rows[0] < rows[1]
@@ -74,21 +73,17 @@ def pairs_above(index: Index, least: float) -> Pairs:
     return Pairs(first[order], second[order], cosines[order])
 
 
-def _parts(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
 def _above(
     some: np.ndarray, others: np.ndarray, least: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places in both whose cosine is `least` or more, but for `SLACK`; and that cosine."""
+    """Pairs with a cosine of at least `least` - `SLACK`: places in both arrays, and cosines."""
     least -= SLACK
     product = tensor_of(some) @ tensor_of(others).T
     first, second = (product >= least - ROUNDING).nonzero(as_tuple=True)
     first, second = first.numpy(), second.numpy()
     parts = [
         np.einsum("nd,nd->n", some[first[p]].astype(np.float64), others[second[p]])
-        for p in _parts(len(first), TILE)
+        for p in parts_of(len(first), TILE)
     ]
     cosines = as_cosines(np.concatenate([*parts, np.empty(0)])).astype(np.float32)
     enough = cosines >= np.float32(least)

@@ -1,4 +1,4 @@
-"""The images that a record adds to an index: ids, paths and labels, as arrays and back."""
+"""The images of a record: ids, paths and labels, as arrays and back."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Entry(NamedTuple):
     """An image of an index.
 
     Attributes:
-        id: its name in the index, of which there is no second. path: its file, as it is found now.
-        label: what it shows; None where nobody has said.
+        id: its unique name in the index. path: of its file, as it is found now.
+        label: what it shows; None if it is not known.
     """
 
     id: str
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 
 def _text_arrays(name: str, texts: Iterable[str]) -> dict[str, np.ndarray]:
-    """Texts as arrays for a record: their bytes, and where each ends."""
+    """Texts as arrays for a record: their bytes, and the end of each."""
     encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
     return {
         name: np.frombuffer(b"".join(encoded), np.uint8),
@@ -39,7 +39,12 @@ def _text_arrays(name: str, texts: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def entry_arrays(entries: Iterable[Any], folder: str) -> dict[str, np.ndarray]:
-    """Ids, paths (absolute ones, kept relative to the index's folder) and labels, for a record."""
+    """Ids, paths and labels as arrays for a record.
+
+    Args:
+        entries: `Entry`s or `Photo`s, with absolute paths. folder: of the index; the paths in the
+            record are relative to it.
+    """
     entries = list(entries)
     labels = dict.fromkeys(entry.label for entry in entries if entry.label is not None)
     number = {label: place for place, label in enumerate(labels)}
@@ -53,7 +58,7 @@ def entry_arrays(entries: Iterable[Any], folder: str) -> dict[str, np.ndarray]:
 
 
 class Texts(Sequence[str]):
-    """The texts that `_text_arrays` has put into a record; they stay in the file."""
+    """The texts of `_text_arrays` in a record; each is read from the file when it is needed."""
 
     def __init__(self, record: Record, name: str) -> None:
         self._blob = record.arrays[name]
@@ -72,7 +77,7 @@ class Segment:
     """The images of one record.
 
     Attributes:
-        first: the number of the first image, among all that were ever added.
+        first: the number of its first image, among all that were ever added.
     """
 
     first: int
@@ -97,10 +102,10 @@ class Segment:
         return self.record.arrays["vectors"]
 
     def id(self, place: int) -> str:
-        """The id of its image `place`, composed: older files hold names as the disk spelt them."""
+        """The id of its image `place`, composed (older versions did not compose it)."""
         return composed(self.ids[place])
 
     def label(self, place: int) -> str | None:
-        """The label of its image `place`, composed too; None where it has none."""
+        """The label of its image `place`, composed; None if it has none."""
         number = int(self.record.arrays["label_of"][place])
         return None if number < 0 else composed(self.labels[number])

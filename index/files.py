@@ -1,4 +1,4 @@
-"""Image files → embeddings, and the checksums by which a picture is known again."""
+"""Embeddings and checksums of image files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from machine import cores
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Files(ImageSet):
-    """Image files; with `square`, each is fitted whole into so many pixels, on white."""
+    """Image files; if `square` is set, each is fitted whole into that many pixels, on white."""
 
     square: int | None = None
 
@@ -36,10 +36,10 @@ def embedded(
     """Unit-length embeddings (N, d) of image files, and which could be read, (N,) bool.
 
     Args:
-        workers: processes that read files; None is one for each core.
+        workers: number of processes that read files; None: one per core.
 
     Raises:
-        InputError: the network gives no numbers for one that could be read.
+        InputError: an embedding is not finite.
     """
     model = embedder.model
     images = _Files(
@@ -63,7 +63,7 @@ def embedded(
 
 
 def content_of(source: str | os.PathLike[str] | bytes) -> bytes:
-    """The checksum of a file, or of its bytes: the same picture under another name has the same."""
+    """The checksum of a file, given by its path or its bytes."""
     found = hashlib.blake2b(digest_size=CONTENT_SIZE)
     with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
         while part := file.read(1 << 20):

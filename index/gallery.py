@@ -1,4 +1,4 @@
-"""An index as one uses it: entries by row, their embeddings, and what is nearest to a query."""
+"""`Index`: its images and their embeddings by row, and the search."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("index")
 
-SMALL = 512  # rows: records with fewer are put together in memory
+SMALL = 512  # records with fewer rows are concatenated in memory
 
 
 def _halves(contents: np.ndarray) -> np.ndarray:
-    """Checksums (n, CONTENT_SIZE) as two numbers each, (n, 2) uint64."""
+    """Checksums (n, CONTENT_SIZE) as two numbers each, (n, 2) uint64, which NumPy can sort."""
     return contents.view(np.uint64)
 
 
 class Index:
-    """A gallery of images, as its file was when it was opened; `open` reads one.
+    """A searchable gallery of images, as its file was when it was opened; `open` reads one.
 
-    Images are numbered 0, 1, … in the order in which they were added; removed ones leave no gap.
+    Its rows are 0, 1, … in the order in which the images were added, without the removed ones.
     """
 
     def __init__(self, path: Path, *, exact: bool = False) -> None:
@@ -55,21 +55,19 @@ class Index:
         """The index at `path`.
 
         Args:
-            exact: every search compares with every vector, codes or not.
+            exact: whether searches compare with all vectors, without codes and graph.
 
         Raises:
-            InputError: there is none, it is damaged, or of a newer version.
+            InputError: it does not exist, is damaged, or was written by a newer version.
         """
         return cls(Path(expanded(str(path))), exact=exact)
 
     def refresh(self) -> None:
-        """Takes in what was added to the file, or removed, since it was opened; raises as `open`.
-
-        The checksums of a file that somebody made by hand may agree with what makes no sense.
-        """
+        """Reads what was added to the file, or removed, since it was opened; raises as `open`."""
+        # Another program may have written a file with right checksums and wrong content.
         with damage_in_words(f"index {self.path}", journal.ADVICE):
             reading = journal.read(self.path, self._reading)
-            self.folder = str(followed(self.path).absolute().parent)  # from where paths are seen
+            self.folder = str(followed(self.path).absolute().parent)  # paths are relative to it
             records = reading.records
             if reading.anew:
                 self._begin(records)
@@ -80,7 +78,7 @@ class Index:
             self._reading = reading
 
     def _begin(self, records: Sequence[Record]) -> None:
-        """An index without images, of the network that the first record names."""
+        """Starts with no images, and the network that the first record describes."""
         first = records[0].content if records else {}
         if first.get("kind") == "graph":
             raise InputError(
@@ -91,14 +89,14 @@ class Index:
             raise DamagedError(f"index {self.path} does not name its network; {journal.ADVICE}")
         self.about: dict[str, Any] = dict(first)
         self.segments: list[Segment] = []
-        self.added = 0  # images ever, with the removed ones; they are numbered in this order
-        self.centre: np.ndarray | None = None  # (d,) see codes.py; from the first images on
+        self.added = 0  # number of images ever added, with the removed ones
+        self.centre: np.ndarray | None = None  # (d,) see codes.py; None before the first images
         self._removed = np.empty(0, np.int64)
-        self._touched: list[tuple[np.ndarray, np.ndarray]] = []  # numbers, stamps since
+        self._touched: list[tuple[np.ndarray, np.ndarray]] = []  # (numbers, new stamps)
 
     def _take(self, record: Record) -> None:
         self.about |= {k: v for k, v in record.content.items() if k == "thresholds"}
-        self.about |= record.content.get("place", {})  # of the run, see `network.place_of`
+        self.about |= record.content.get("place", {})  # the run's, see `network.place_of`
         record.check("centre", "removed", "touched", "touched_stamps")
         if "centre" in record.arrays:
             self.centre = np.array(record.arrays["centre"])
@@ -111,8 +109,8 @@ class Index:
             self.added += len(self.segments[-1])
 
     def _settle(self) -> None:
-        """Works out what follows from the records."""
-        self.live: np.ndarray | None = None  # (added,) bool; None where nothing was removed
+        """Derives rows and numbers from the records, and clears what is computed on demand."""
+        self.live: np.ndarray | None = None  # (added,) bool; None if nothing was removed
         if len(self._removed):
             self.live = np.ones(self.added, bool)
             self.live[self._removed] = False
@@ -122,13 +120,13 @@ class Index:
         self._blocks: list[Block] | None = None
         self._graph: Graph | None = None
         self._graph_sought = False
-        self._graph_stamp: tuple[int, ...] | None = None  # as it was then
+        self._graph_stamp: tuple[int, ...] | None = None  # when it was sought
         self._by_id: dict[str, int] | None = None
         self._by_content: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def size(self) -> int:
-        """How many numbers an embedding has."""
+        """The number of dimensions of an embedding."""
         return self.about["size"]
 
     def __len__(self) -> int:
@@ -139,20 +137,20 @@ class Index:
 
     @property
     def has_labels(self) -> bool:
-        """Whether an image was ever added with one."""
+        """Whether any image was ever added with a label."""
         return any(len(segment.labels) for segment in self.segments)
 
     @property
     def is_current(self) -> bool:
-        """Whether the file is as it was read, and the graph as it was when it was sought."""
+        """Whether the file has not changed since it was read, nor the graph since it was used."""
         read = self._reading.mark, self._reading.source.identity
         graph = not self._graph_sought or self._graph_stamp == graph_stamp(self.path)
         return graph and journal.read_mark(self.path) == read
 
     def check_there(self) -> None:
-        """Raises DamagedError where what was read has been cut or written over since.
+        """Raises DamagedError if the file that was read has been truncated or overwritten since.
 
-        An index that was replaced by another file, or deleted, can be searched as it was.
+        An index that was replaced by another file, or deleted, can still be searched.
         """
         self._reading.source.check(self._reading.mark)
 
@@ -186,7 +184,7 @@ class Index:
         return self.embedding_of(self.number(row))
 
     def rows(self, part: slice) -> np.ndarray:
-        """(n, d) float32, unit length: the embeddings of some rows that follow each other."""
+        """(n, d) float32, unit length: the embeddings of consecutive rows."""
         numbers = self.numbers()[part]
         parts, segments = [], np.searchsorted(self._firsts, numbers, side="right") - 1
         for place in np.unique(segments):
@@ -195,7 +193,7 @@ class Index:
             parts.append(segment.vectors[numbers[segments == place] - segment.first])
         return np.concatenate(parts) if parts else np.empty((0, self.size), np.float32)
 
-    # --- by number: among all images ever added, which no removal changes ---
+    # --- by number: the place among all images ever added, which removals do not change ---
 
     def number(self, row: int) -> int:
         """The number of the image in a row."""
@@ -203,11 +201,11 @@ class Index:
         return row if self.live is None else int(self._numbers[row])
 
     def numbers(self) -> np.ndarray:
-        """(N,) the number of each row."""
+        """(N,) the number of the image in each row."""
         return np.arange(self.added) if self.live is None else self._numbers
 
     def rows_of(self, numbers: np.ndarray) -> np.ndarray:
-        """The rows of numbers that were not removed; of -1 it is -1."""
+        """The rows of images that were not removed, by number; -1 for -1."""
         return numbers if self.live is None else np.where(numbers < 0, -1, self._rows[numbers])
 
     def entries(self) -> Iterator[Entry]:
@@ -226,7 +224,7 @@ class Index:
         return np.array(segment.vectors[place])
 
     def is_named_by_path(self, number: int) -> bool:
-        """Whether an image's id is its path, as of those that were given none."""
+        """Whether an image's id is its path, the default."""
         segment, place = self._place(number)
         return segment.id(place) == composed(segment.paths[place])
 
@@ -249,7 +247,7 @@ class Index:
         return set(self.rows_of(numbers).tolist())
 
     def stamps(self) -> np.ndarray:
-        """(added, 2) int64: each file's size in bytes, and when it was changed, in nanoseconds."""
+        """(added, 2) int64: each file's size in bytes, and time of last change in nanoseconds."""
         stamps = self._all("stamps", (0, 2), np.int64)
         for numbers, later in self._touched:
             stamps[numbers] = later
@@ -260,12 +258,12 @@ class Index:
         return np.concatenate(found) if found else np.empty(none, kind)
 
     def _place(self, number: int) -> tuple[Segment, int]:
-        """The segment that holds an image, and where in it."""
+        """The segment that holds an image, and its place in it."""
         segment = self.segments[bisect.bisect_right(self._firsts, number) - 1]
         return segment, number - segment.first
 
     def _found(self, path: str, folder: str) -> str:
-        """A path of the file as it is now: beside the index, or where it lay when it was added."""
+        """A record's path as an absolute one, from the index's present folder or its former one."""
         here = os.path.normpath(os.path.join(self.folder, path))  # noqa: PTH118
         if folder == self.folder or os.path.lexists(here):
             return here
@@ -274,10 +272,10 @@ class Index:
     # --- search ---
 
     def search(self, embeddings: np.ndarray, top: int = 10) -> Hits:
-        """The images nearest to each query by cosine, nearest first; of equal ones the first row.
+        """The images nearest to each query by cosine, nearest first; ties go to the lower row.
 
         Args:
-            embeddings: (Q, d), of any length but 0.
+            embeddings: (Q, d), of any length except 0.
 
         Raises:
             InputError: they are not of the index's size.
@@ -293,7 +291,7 @@ class Index:
 
     @property
     def graph(self) -> Graph | None:
-        """What finds candidates without looking at all images; None where every one is compared."""
+        """The graph that finds candidates; None if there is none, or if the search is exact."""
         if not self._graph_sought:
             self._graph_sought, self._graph_stamp = True, graph_stamp(self.path)
             try:
@@ -304,7 +302,7 @@ class Index:
 
     @property
     def codes(self) -> str:
-        """What chooses candidates: "int8" or "binary"; "none" where every vector is compared."""
+        """The codes that choose candidates, "int8" or "binary"; "none" without codes."""
         return "none" if self.exact or self.centre is None else self.about["codes"]
 
     def _unit(self, embeddings: np.ndarray) -> np.ndarray:
@@ -319,8 +317,8 @@ class Index:
     def blocks(self) -> list[Block]:
         """All vectors, as few long blocks.
 
-        What a search goes through is compared with its checksum when it is first asked for: the
-        vectors, or the codes, or what the graph lacks.
+        At the first call, the arrays that a search reads are compared with their checksums: the
+        vectors, or the codes, or the vectors that the graph lacks.
         """
         if self._blocks is None:
             self._blocks = list(self._in_blocks())
@@ -340,7 +338,7 @@ class Index:
         yield from self._block(waiting)
 
     def _block(self, segments: Sequence[Segment]) -> Iterator[Block]:
-        """Some segments that follow each other as one block; a single one stays in the file."""
+        """One block of consecutive segments; the vectors of a single one are not copied."""
         if not segments:
             return
         first, vectors = segments[0].first, segments[0].vectors
@@ -351,13 +349,13 @@ class Index:
         if self.codes != "none":
             parts = [codes.of_arrays(segment.record.arrays) for segment in segments]
             coded = codes.together(self.codes, parts) if len(parts) > 1 else parts[0]
-        # Where few vectors are looked at, they are read from the file.
+        # If only candidates are scored, their vectors are read from the file one by one.
         sparing = len(segments) == 1 and (coded is not None or self.graph is not None)
         rows = partial(segments[0].record.rows, "vectors") if sparing else None
         yield Block(first, vectors, None if live is None or live.all() else live, coded, rows)
 
     def check(self) -> None:
-        """Compares everything with its checksum.
+        """Compares all arrays with their checksums.
 
         Raises:
             DamagedError: something differs.
@@ -369,13 +367,12 @@ class Index:
 
     @property
     def thresholds(self) -> Thresholds | None:
-        """From which cosines on what a query finds is the same, or different, as its run measured.
+        """The thresholds of verdicts that the run has measured; None if it has measured none.
 
-        They speak of an index of this size (see `Thresholds.in_index`) where the run has searched;
-        None where it has measured nothing.
+        If they are those of a search, they hold for an index of this size (`Thresholds.in_index`).
 
         Raises:
-            DamagedError: what the index keeps of them makes no sense.
+            DamagedError: those in the index make no sense.
         """
         kept = self.about.get("thresholds")
         if not kept:
@@ -387,12 +384,12 @@ class Index:
     def embedder(
         self, device: str | torch.device | None = None, run: str | Path | None = None
     ) -> Embedder:
-        """The network that made the index, from pictures to embeddings.
+        """The network that made the index, as an `Embedder`.
 
         Args:
-            run: where its run is now, if it is no longer where it was.
+            run: the present place of its run, if it has moved.
 
         Raises:
-            InputError: the run is not there, or has another network by now.
+            InputError: the run is not there, or has another network now.
         """
         return network.embedder_of(self.path, self.about, device, run)

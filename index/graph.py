@@ -1,9 +1,9 @@
-"""An approximate search: a graph of neighbours, which looks at some thousand images and not at all.
+"""Approximate search: a graph of neighbours, by which a query visits only some thousand images.
 
-The graph (HNSW: Malkov and Yashunin, TPAMI 2020) is usearch's. It stands in a file of its own,
-beside the index, and can be made again from it at any time: it numbers images as the index does, so
-what was removed is left out afterwards (a query that is left with too little by that is compared
-with all), what was added since is searched exactly, and what it finds is scored exactly.
+The graph (HNSW: Malkov and Yashunin, TPAMI 2020) is usearch's. It is a file of its own beside the
+index, and can be made again from it at any time. It finds candidates by number; those that were
+removed are left out (if too few remain for a query, all images are compared with it), images that
+were added after the graph are searched exactly, and all candidates are scored exactly.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from options.searching import graph_of
 from terminal import as_shell
 from utils import DamagedError, InputError, installing, program
 
-PATIENCE = 0.1  # seconds: an exact search of one query that takes longer is worth a graph
-SAMPLE = 1 << 16  # images that are timed
-NUMBERS = "i8"  # in which vectors stand in the graph
-CONNECTIVITY, ON_ADDING = 16, 128  # edges of a node, and how many candidates each is chosen from
-DEPTH, LEAST = 4, 64  # candidates that are scored exactly: so many for each hit asked for
-BREADTH = 16  # nodes that are kept in view for each candidate: .99 of the 10 nearest in a million
-MOST_IN_VIEW = 1 << 14  # nodes, unless so many candidates are asked for: a node takes some 5 µs
-AT_ONCE = 10_000  # images that are added to the graph between two looks at the progress
+PATIENCE = 0.1  # seconds for one query: if an exact search takes longer, a graph is worth it
+SAMPLE = 1 << 16  # images for the timing of an exact search
+NUMBERS = "i8"  # the type of the vectors in the graph
+CONNECTIVITY, ON_ADDING = 16, 128  # edges of a node, and candidates from which they are chosen
+DEPTH, LEAST = 4, 64  # candidates that are scored exactly, per wanted hit, and at least
+BREADTH = 16  # usearch's search list, per candidate: finds .99 of the 10 nearest of a million
+MOST_IN_VIEW = 1 << 14  # the longest search list: each node in it takes about 5 µs
+AT_ONCE = 10_000  # images that are added to the graph between two updates of the bar
 
 
 class Graph:
@@ -41,18 +41,19 @@ class Graph:
 
     def __init__(self, found: Any, covers: int, memory: Any = None) -> None:
         self._found = found
-        self._memory = memory  # where it lies: usearch holds an address alone
+        self._memory = memory  # kept alive, because usearch has only its address
         self.covers = covers
 
     @classmethod
     def open(cls, index: Path, made: str, *, writable: bool = False) -> Graph | None:
-        """The graph of an index; None where there is none.
+        """The graph of an index; None if it has none.
 
         Args:
-            made: what tells the index from others. writable: in memory, not in the file.
+            made: the unique number of the index. writable: whether it is loaded into memory, to be
+                extended, rather than read from the file.
 
         Raises:
-            InputError: it cannot be used; the sentence says why, and how a new one is made.
+            InputError: it cannot be used; the sentence says why, and how to make a new one.
         """
         path = graph_of(index)
         if not path.exists():
@@ -78,7 +79,7 @@ class Graph:
 
     @classmethod
     def empty(cls, size: int) -> Graph:
-        """The graph of no images, with embeddings of so many numbers.
+        """A graph without images, for embeddings of `size` dimensions.
 
         Raises:
             InputError: usearch is not installed.
@@ -86,7 +87,7 @@ class Graph:
         return cls(_library().Index(**_settings(size)), 0)
 
     def candidates(self, queries: np.ndarray, count: int) -> np.ndarray:
-        """(Q, ≤ count) numbers of images that are likely the nearest to each query; -1: nobody's.
+        """(Q, ≤ count) numbers of the images that are probably nearest to each query; -1 for none.
 
         Args:
             queries: (Q, d) float32, unit length.
@@ -100,7 +101,7 @@ class Graph:
         return numbers
 
     def extend(self, blocks: Sequence[Block]) -> None:
-        """Takes in the images of an index that are not in it yet."""
+        """Adds the images of an index that the graph does not cover yet."""
         total = blocks[-1].first + len(blocks[-1].vectors)
         missing = total - self.covers
         with progress_bar(f"graph of {total:,} images") as progress:
@@ -111,7 +112,7 @@ class Graph:
         self.covers = total
 
     def save(self, index: Path, made: str, size: int) -> None:
-        """Writes the graph beside its index, whole or not at all.
+        """Writes the graph beside its index, atomically.
 
         Raises:
             InputError: it cannot be written there.
@@ -123,10 +124,10 @@ class Graph:
 
 
 def _kept(index: Path) -> Record:
-    """What stands in the place of an index's graph.
+    """The record of the file at the path of an index's graph.
 
     Raises:
-        InputError: it is no graph. DamagedError: it is not as it was written.
+        InputError: the file is not a graph. DamagedError: it is not as it was written.
     """
     path = graph_of(index)
     try:
@@ -144,9 +145,9 @@ def _kept(index: Path) -> Record:
 
 
 def check_place(index: Path) -> None:
-    """Raises InputError where a graph would take the place of what is none.
+    """Raises InputError if a graph would overwrite a file that is not one.
 
-    What is damaged may go: a graph can be made again.
+    A damaged graph may be overwritten, because it can be made again.
     """
     if graph_of(index).exists():
         with contextlib.suppress(DamagedError):
@@ -154,7 +155,7 @@ def check_place(index: Path) -> None:
 
 
 def graph_stamp(index: Path) -> tuple[int, ...] | None:
-    """What tells the graph of an index from one that has taken its place; None where none is."""
+    """Values that differ if the graph of an index was replaced; None if there is no graph."""
     try:
         found = os.stat(graph_of(index))  # noqa: PTH116
     except OSError:
@@ -169,7 +170,7 @@ def discard(index: Path) -> None:
 
 
 def _library() -> Any:
-    """usearch; raises InputError where it is not installed."""
+    """usearch; raises InputError if it is not installed."""
     try:
         import usearch.index
     except ImportError as error:
@@ -181,7 +182,7 @@ def _library() -> Any:
 
 
 def check_wanted(wanted: str) -> None:
-    """Raises InputError where a graph is asked for ("yes") and cannot be made here."""
+    """Raises InputError if `wanted` is "yes" and graphs cannot be made here."""
     if wanted == "yes":
         _library()
 
@@ -206,14 +207,14 @@ def _settings(size: int) -> dict[str, Any]:
 
 
 def _after(blocks: Sequence[Block], start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The vectors of the images from a number on, some at a time, and the first one's number."""
+    """Yields (first number, vectors) of parts of the images from number `start` on."""
     for block in since(blocks, start):
         for first in range(0, len(block.vectors), AT_ONCE):
             yield block.first + first, block.vectors[first : first + AT_ONCE]
 
 
 def since(blocks: Sequence[Block], start: int) -> list[Block]:
-    """The blocks with the images from a number on."""
+    """Blocks of the images from number `start` on."""
     found = []
     for block in blocks:
         skip = max(0, start - block.first)
@@ -229,14 +230,14 @@ def since(blocks: Sequence[Block], start: int) -> list[Block]:
 def search(
     graph: Graph, blocks: Sequence[Block], live: np.ndarray | None, queries: np.ndarray, top: int
 ) -> Hits:
-    """As `scanning.exact`, of the candidates that the graph finds and of all that it lacks.
+    """The nearest of the candidates that the graph finds and of the images that it does not cover.
 
     Args:
-        live: which of all images ever added count; None where all do.
+        live: (added,) bool, False for removed images; None if none were removed.
     """
     count = max(DEPTH * top, LEAST)
     if live is not None:
-        # As many more as are likely to have been removed.
+        # More, because some of them will have been removed.
         count = int(count / max(live[: graph.covers].mean(), 0.1))
     numbers = graph.candidates(queries, count)
     rest = since(blocks, graph.covers)
@@ -247,21 +248,21 @@ def search(
         both = np.concatenate([near[near >= 0], new[new >= 0]])
         if live is not None:
             both = both[live[both]]
-        if len(both) < min(top, images):  # around the query lay what was removed, and little else
+        if len(both) < min(top, images):  # most candidates were removed images
             both = scanning.exact(blocks, query[None], top).rows[0]
             both = both[both >= 0]
         found.append(scanning.rescored(blocks, query, both, top))
     return scanning.joined(found, top)
 
 
-# --- when it is worth it --------------------------------------------------------------------------
+# --- whether it is worth it -----------------------------------------------------------------------
 
 
 def seconds_per_image(vectors: np.ndarray) -> float:
-    """How long an exact search of one query takes here for each image, timed on many like these.
+    """The time of an exact search for one query, per image, measured on this machine.
 
     Args:
-        vectors: (n, d) some of an index; as many as there are, up to `SAMPLE`.
+        vectors: (n, d) of the first images of an index, at most `SAMPLE`.
     """
     if not len(vectors):
         return 0.0
@@ -275,7 +276,7 @@ def seconds_per_image(vectors: np.ndarray) -> float:
 
 
 def worth_from(seconds: float) -> int:
-    """From how many images on a graph is worth it, where an exact search takes so long for each."""
+    """The number of images from which on a graph is worth it, given `seconds_per_image`."""
     exact = max(1, int(PATIENCE / max(seconds, 1e-9)))
     digits = max(1, 10 ** (len(str(exact)) - 2))
     return exact // digits * digits

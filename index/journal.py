@@ -1,13 +1,13 @@
-"""The file of an index: records that are only ever added, each whole or not there.
+"""The file of an index: a sequence of records, to which records are only ever appended.
 
-    bytes 0..63   what the file is, and how far it counts ("the mark"), with a checksum
+    bytes 0..63   "the mark": the kind of file, the end of its records, and a checksum
     records       each begins at a multiple of 64: a head of 32 bytes, JSON, arrays
 
-A writer adds a record behind the end that the mark names, lets the disk take it, and only then
-moves the mark: 64 bytes in one sector, the only ones that are ever written anew. Killed before, it
-leaves behind the mark what nobody reads and the next writer cuts off. So a reader, at any moment,
-sees the records up to a mark and nothing half-written; and a file that ends before its mark, or a
-record that differs from its checksum, is damaged, never merely unfinished.
+A writer appends a record after the end that the mark names, waits until it is on disk, and only
+then moves the mark: 64 bytes in one sector, the only ones that are ever overwritten. If it is
+killed before that, the bytes after the mark are ignored by readers and removed by the next writer.
+So a reader never sees half a record; and a file that ends before its mark, or a record that differs
+from its checksum, is damaged, never merely unfinished.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from utils import DamagedError, InputError, MachineError
 MAGIC, VERSION = b"ANCHORIX", 1
 ALIGNMENT = 64
 ADVICE = "use another copy of it, or build it again"
-_MARK = struct.Struct("<8sIIQQ16s")  # magic, version, 0, where the records end, how many, checksum
+_MARK = struct.Struct("<8sIIQQ16s")  # magic, version, 0, end and number of the records, checksum
 _HEAD = struct.Struct("<QQ16s")  # bytes of JSON, bytes of arrays, checksum of the JSON
-READINGS = 20  # 10 ms apart, of a mark that is just being written
+READINGS = 20  # attempts, 10 ms apart, to read a mark that is just being written
 
 
 class Source:
-    """A file that stays open as long as somebody reads its records.
+    """An open file, which is closed when none of its records is used any more.
 
     Attributes:
-        identity: what tells it from another; the file, and its first record's head, by which it is
-            known that another index was copied over it.
+        identity: of the file, with the head of its first record, which changes if another index is
+            copied over it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,10 +55,9 @@ class Source:
         return status.st_dev, status.st_ino, os.pread(self.number, _HEAD.size, ALIGNMENT)
 
     def check(self, mark: Mark) -> None:
-        """Raises DamagedError where records up to a mark are no longer what they were.
+        """Raises DamagedError if the records up to a mark were overwritten or cut off.
 
-        They lie in memory as they lie in the file: to look at what was cut off would end the
-        process.
+        They are mapped into memory: reading a part that was cut off would kill the process.
         """
         if self._identity() != self.identity:
             raise DamagedError(
@@ -72,7 +71,7 @@ class Source:
 
 
 class Mark(NamedTuple):
-    """How far a file counts: where its records end, and how many there are."""
+    """The end of a file's records, and their number."""
 
     end: int
     records: int
@@ -80,16 +79,16 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """What was added at once.
+    """Values and arrays that were added together.
 
     Attributes:
-        content: plain values. arrays: by name; they lie in the file and are read when looked at.
+        content: values of JSON. arrays: by name; they are mapped from the file into memory.
     """
 
     content: dict[str, Any]
     arrays: dict[str, np.ndarray]
-    _digests: dict[str, str]  # of those that have not been checked yet
-    _places: dict[str, int]  # where in the file each array begins
+    _digests: dict[str, str]  # checksums of arrays that have not been checked yet
+    _places: dict[str, int]  # the place in the file at which each array begins
     _source: Source
 
     def check(self, *names: str) -> None:
@@ -109,7 +108,7 @@ class Record:
             self._digests.pop(name, None)  # another thread may have checked it meanwhile
 
     def rows(self, name: str, numbers: np.ndarray) -> np.ndarray:
-        """Some rows of an array, read one by one: a look at them would map what lies around."""
+        """Some rows of an array, read one by one: through the mapping, whole pages would be."""
         array = self.arrays[name]
         found = np.empty((len(numbers), *array.shape[1:]), array.dtype)
         for row, number in zip(found, numbers.tolist(), strict=True):
@@ -121,11 +120,11 @@ class Record:
 
 
 class Reading(NamedTuple):
-    """What was read of a file.
+    """The result of reading a file.
 
     Attributes:
-        mark: how far it counted. source: the file; another one may take its place.
-        records: those that were read. anew: whether they are all, and not the new ones alone.
+        mark: its mark. source: the file, which another one may replace later.
+        records: those that were read. anew: whether they are all records, or only the new ones.
     """
 
     mark: Mark
@@ -135,12 +134,12 @@ class Reading(NamedTuple):
 
 
 def read(path: Path, since: Reading | None = None) -> Reading:
-    """The records of the file at `path`; with `since`, only those that were added after it.
+    """Reads the records of the file at `path`; with `since`, only those that were added after it.
 
-    Their JSON is compared with its checksum; arrays are when they are asked to (`check`).
+    Their JSON is compared with its checksum; arrays are compared by `Record.check`.
 
     Raises:
-        InputError: there is no such file, it is no index, or one of a newer version.
+        InputError: the file does not exist, is not an index, or a newer version wrote it.
         DamagedError: it is not as it was written.
     """
     source = Source(path)
@@ -152,7 +151,7 @@ def read(path: Path, since: Reading | None = None) -> Reading:
     )
     source = source if anew else since.source
     with os.fdopen(os.dup(source.number), "rb") as file:
-        # As a plain array: each piece cut from a memmap costs a microsecond more.
+        # As a plain array, because slices of a memmap take a microsecond longer.
         content = np.asarray(np.memmap(file, mode="r", shape=(mark.end,)))
     start = Mark(ALIGNMENT, 0) if anew else since.mark
     records = list(_records(content, start.end, source))
@@ -162,7 +161,7 @@ def read(path: Path, since: Reading | None = None) -> Reading:
 
 
 def read_mark(path: Path) -> tuple[Mark, tuple[int, int, bytes]]:
-    """How far the file at `path` counts just now, and which file it is; raises as `read`."""
+    """The present mark of the file at `path`, and the file's identity; raises as `read`."""
     source = Source(path)
     return _mark_of(source), source.identity
 
@@ -205,7 +204,7 @@ def _mark_of(source: Source) -> Mark:
 
 
 def _check_end(source: Source, mark: Mark) -> None:
-    """Raises DamagedError where a file ends before its mark."""
+    """Raises DamagedError if a file ends before its mark."""
     if (size := os.fstat(source.number).st_size) < mark.end:
         raise DamagedError(
             f"index {source.path} has {size:,} of its {mark.end:,} bytes: its end is missing; copy "
@@ -222,7 +221,7 @@ def _records(content: np.ndarray, at: int, source: Source) -> Iterator[Record]:
 
 
 def _record(content: np.ndarray, at: int, source: Source) -> tuple[Record, int]:
-    """The record that begins at a place of the file, and where it ends."""
+    """The record that begins at a place of the file, and its end."""
     path = source.path
     if at + _HEAD.size > len(content):
         raise _misshapen(path)
@@ -254,7 +253,7 @@ def _misshapen(path: Path) -> DamagedError:
 
 
 class Writer:
-    """The one process that may change an index; `writing` makes it."""
+    """Appends records to an index, whose lock is held by `writing`."""
 
     def __init__(self, path: Path, file: BinaryIO, mark: Mark) -> None:
         self.path = path
@@ -262,10 +261,10 @@ class Writer:
         self._file = file
 
     def add(self, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Adds a record; when this returns, the disk has it.
+        """Appends a record; when this returns, it is on disk.
 
         Raises:
-            MachineError: the disk is full; the index is as it was.
+            MachineError: it cannot be written; the index is unchanged.
         """
         try:
             end = self._write_record(content, arrays)
@@ -282,7 +281,7 @@ class Writer:
             ) from error
 
     def _write_record(self, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> int:
-        """Writes behind the mark, where nobody reads yet; returns where the record ends."""
+        """Writes a record after the mark, where nobody reads yet; returns its end."""
         described, parts, size = {}, [], 0
         for name, array in arrays.items():
             part = _bytes_of(array)
@@ -311,19 +310,19 @@ class Writer:
 
 
 def packed(mark: Mark, version: int = VERSION) -> bytes:
-    """The first bytes of a file that counts up to `mark`."""
+    """The first bytes of a file with this mark."""
     body = _MARK.pack(MAGIC, version, 0, mark.end, mark.records, bytes(16))[:-16]
     return body + _short_digest(body)
 
 
 def create(path: Path, like: Path | None = None) -> None:
-    """Writes an index without records, atomically, in place of an unfinished one.
+    """Writes an index without records, atomically; it may replace an unfinished one.
 
     Args:
         like: see `write_atomically`.
 
     Raises:
-        InputError: it cannot be written there, or what stands there is none of ours.
+        InputError: it cannot be written there, or another kind of file is there.
     """
     if path.exists() and not _is_ours(path):
         raise InputError(
@@ -345,13 +344,13 @@ def _is_ours(path: Path) -> bool:
 
 
 def part_of(path: Path) -> Path:
-    """The file in which an index or a graph grows until it is complete."""
+    """The file to which an index or a graph is written until it is complete."""
     return path.with_name(f"{path.name}.part")
 
 
 @contextlib.contextmanager
 def writing_anew(path: Path) -> Iterator[Writer]:
-    """Writes an index or a graph from its first record on; it is there once that has ended.
+    """A writer for a new index or graph, which replaces the one at `path` when the block ends.
 
     Raises:
         InputError: as `create`.
@@ -363,21 +362,21 @@ def writing_anew(path: Path) -> Iterator[Writer]:
             yield writer
         part.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)  # a disk that is full needs the room
+        part.unlink(missing_ok=True)  # the disk may be full
         raise
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Writer]:
-    """The right to change the index at `path`; what a killed writer has left is cut off.
+    """Locks the index at `path` for a writer, and cuts off what a killed writer has left.
 
     Raises:
-        InputError: another process has it, or the file cannot be written.
+        InputError: another process has the lock, or the file cannot be written.
     """
     with held(path):
         mark, _ = read_mark(path)
         try:
-            # Unbuffered: what was written is at once the system's, whatever becomes of us.
+            # Unbuffered, so that nothing is left to be written later, by the interpreter.
             file = path.open("r+b", buffering=0)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}; make it writable") from error

@@ -1,4 +1,4 @@
-"""What is known of the files of an index: by it an image that is given is found to be there."""
+"""The files of an index, by which images that it already has are recognised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from index.gallery import Index
 
 
 class File(NamedTuple):
-    """What tells whether a file is a known one: size and time of change, checksum of its bytes."""
+    """A file's stamp (size, and time of last change) and the checksum of its content."""
 
     stamp: tuple[int, int]
     content: bytes
@@ -29,7 +29,7 @@ class Known:
         self.files: dict[int, File] = {}
         self.ids: dict[str, int] = {}
         self._paths: dict[str, int] = {}
-        self._alike: dict[str, list[int]] = {}  # the same by what a path looks like
+        self._alike: dict[str, list[int]] = {}  # by composed path
         self._contents: dict[bytes, list[int]] = {}
         numbers = index.numbers()
         stamps = index.stamps()[numbers].tolist()
@@ -38,7 +38,7 @@ class Known:
             self.take(number, File(tuple(stamp), content.tobytes()))
 
     def take(self, number: int, file: File) -> None:
-        """Notes an image of the index, and its file."""
+        """Adds an image of the index, and its file."""
         entry = self.index.entry_of(number)
         self.files[number] = file
         self.ids[entry.id] = self._paths[entry.path] = number
@@ -58,9 +58,9 @@ class Known:
         return file
 
     def at(self, path: str) -> int | None:
-        """The image at a path, however its accents are put together (see `composed`).
+        """The image at a path, whether its accents are composed or not (see `composed`).
 
-        Names that look alike are those of two images where they are those of two files.
+        Two files whose names only look the same are two images.
         """
         if path in self._paths or path.isascii():
             return self._paths.get(path)
@@ -74,12 +74,12 @@ class Known:
         )
 
     def with_content(self, content: bytes) -> Sequence[int]:
-        """The images whose files have a checksum; several, where copies were kept."""
+        """The images whose files have this checksum; several, if copies were kept."""
         return self._contents.get(content, ())
 
 
 def _is_another(known: str, path: str) -> bool:
-    """Whether a path is that of a file that is there, and not the one at `path`."""
+    """Whether the file at `known` exists, and is not the one at `path`."""
     try:
         return not os.path.samefile(known, path)  # noqa: PTH121
     except OSError:

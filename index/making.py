@@ -1,4 +1,4 @@
-"""An index is made, grows, shrinks, is written anew, is given a graph: one process at a time."""
+"""Building an index, adding, removing, compacting, making its graph: one process at a time."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from storage import followed, held
 from terminal import say
 from utils import DamagedError, InputError, close_names, counted, join_words
 
-NAMES_COMPARED = 10_000  # with a misspelt one: beyond, it would take too long
+NAMES_COMPARED = 10_000  # the most names that a misspelt one is compared with
 
 
 def check_place(path: Path, overwrite: bool) -> None:
-    """Raises InputError unless an index may be made at `path`: what is no index stays."""
+    """Raises InputError unless an index may be made at `path`: other files are not overwritten."""
     if path.is_dir():
         raise InputError(f"--index {path} is a folder; name a file")
     graph.check_place(path)
@@ -51,19 +51,19 @@ def build(
     about: dict[str, Any],
     how: How = USUAL,
 ) -> Outcome:
-    """Makes an index of some images; it is there once it is complete.
+    """Makes an index of some images, which is at `path` once it is complete.
 
-    Until then it grows in PATH.part; a build that was interrupted goes on with what is there.
+    Until then it grows in PATH.part, from which an interrupted build continues.
 
     Args:
-        about: what `network.description` says.
+        about: the result of `network.description`.
 
     Raises:
         InputError: see `Adding.run`, or no image could be read.
     """
     path = followed(path)
     part = journal.part_of(path)
-    with contextlib.suppress(OSError):  # said by the next line
+    with contextlib.suppress(OSError):  # reported by `held`
         path.parent.mkdir(parents=True, exist_ok=True)
     with held(path):
         if not _goes_on(part, about):
@@ -74,7 +74,7 @@ def build(
             adding = Adding(writer, embedder, how)
             place = {name: about[name] for name in ("run", "folder")}
             _bring_up_to_date(writer, adding.index, about.get("thresholds"), place)
-            adding.keep_only(photos)  # first: no image is left out as a copy of one that goes
+            adding.keep_only(photos)  # first, so that no image counts as a copy of a removed one
             if len(adding.index):
                 say(f"going on with the {len(adding.index):,} images of an interrupted build")
             outcome = adding.run(photos)
@@ -82,18 +82,18 @@ def build(
             part.unlink()
             raise InputError("none of the images could be read, so there is nothing to search in")
         part.replace(path)
-        graph.discard(path)  # of an index that stood here before
+        graph.discard(path)  # the graph of an index that was here before
     return outcome
 
 
 def _goes_on(part: Path, about: dict[str, Any]) -> bool:
-    """Whether an earlier build with the same network has left something here."""
+    """Whether an interrupted build with the same network has left this file."""
     try:
         index = Index.open(part)
     except InputError:
         return False
-    apart = dict.fromkeys(("made", "run", "folder", "thresholds"))
-    return {**index.about, **apart} == {**about, **apart}
+    ignored = dict.fromkeys(("made", "run", "folder", "thresholds"))
+    return {**index.about, **ignored} == {**about, **ignored}
 
 
 def add(
@@ -107,11 +107,11 @@ def add(
     """Adds images to an index; see `Adding`.
 
     Args:
-        thresholds, place: what the run has measured by now, and where it is (`network.place_of`);
-            the index takes them over.
+        thresholds, place: the run's present thresholds and place (`network.measured`, `place_of`),
+            which are stored in the index; None leaves the former ones.
 
     Raises:
-        InputError: see `Adding.run`; another process changes the index.
+        InputError: see `Adding.run`; or another process is changing the index.
     """
     path = followed(path)
     with journal.writing(path) as writer:
@@ -126,7 +126,7 @@ def _bring_up_to_date(
     thresholds: dict[str, Any] | None,
     place: dict[str, str] | None,
 ) -> None:
-    """Records what is known of the index's run by now; what is None stays as it was."""
+    """Stores the run's present thresholds and place in the index; None leaves the former ones."""
     known = {name: index.about[name] for name in ("run", "folder")}
     news: dict[str, Any] = {}
     if thresholds and thresholds != index.about.get("thresholds"):
@@ -139,15 +139,15 @@ def _bring_up_to_date(
 
 
 def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entry]:
-    """Takes images out of an index; returns which.
+    """Removes images from an index, and returns them.
 
     Args:
-        names: ids, paths of files, or folders, for all that is below. missing: also those whose
-            files are gone.
+        names: ids, paths of files, or folders, for all images in them. missing: whether to remove
+            images whose files no longer exist, too.
 
     Raises:
-        InputError: a name means no image of the index, or no file is there, as where a disk is not
-            connected; then none is removed.
+        InputError: no image has such a name; or with `missing`, no file exists at all, probably
+            because a disk is not connected. Then none is removed.
     """
     path = followed(path)
     with journal.writing(path) as writer:
@@ -170,12 +170,12 @@ def remove(path: Path, names: Sequence[str], missing: bool = False) -> list[Entr
 
 
 def compact(path: Path) -> int:
-    """Writes an index anew without what was removed; returns how many bytes that frees.
+    """Rewrites an index without the removed images; returns the number of bytes that this frees.
 
-    The new file takes the place of the old one when it is complete.
+    The new file replaces the old one when it is complete.
 
     Raises:
-        InputError: another process changes the index; it is damaged; or the disk is full.
+        InputError: another process is changing the index, it is damaged, or the disk is full.
     """
     path = followed(path)
     with held(path):
@@ -187,12 +187,12 @@ def compact(path: Path) -> int:
             writer.add({**index.about, "made": secrets.token_hex(8)}, {})
             for start in range(0, len(index), CHUNKS[1]):
                 writer.add(*_copied(index, slice(start, start + CHUNKS[1]), first=start == 0))
-        graph.discard(path)  # it numbers images as they were
+        graph.discard(path)  # the images have new numbers
         return before - path.stat().st_size
 
 
 def _copied(index: Index, part: slice, *, first: bool) -> tuple[dict, dict[str, np.ndarray]]:
-    """Some rows of an index as a record."""
+    """The content and the arrays of a record with some rows of an index."""
     numbers = index.numbers()[part]
     entries = [index.entry_of(number) for number in numbers.tolist()]
     folder = index.folder
@@ -213,7 +213,8 @@ def approximate(path: Path) -> float:
     """Makes or extends the graph of an index, so that it covers all images; returns the seconds.
 
     Raises:
-        InputError: usearch is not installed; another process changes the index; it has no images.
+        InputError: usearch is not installed, another process is changing the index, or it has no
+            images.
     """
     path = followed(path)
     with held(path):
@@ -224,7 +225,7 @@ def approximate(path: Path) -> float:
         graph.check_place(path)
         made = index.about["made"]
         found = None
-        with contextlib.suppress(InputError):  # what cannot be used is made anew
+        with contextlib.suppress(InputError):  # a graph that cannot be used is made again
             found = graph.Graph.open(path, made, writable=True)
         found = found or graph.Graph.empty(index.size)
         found.extend(index.blocks())
@@ -233,7 +234,7 @@ def approximate(path: Path) -> float:
 
 
 class _Meant:
-    """The rows that a name stands for: an id, a path, or a folder for all that is below.
+    """Finds the rows that a name stands for: an id, a path, or a folder for all images in it.
 
     Args:
         entries: the images of an index, by row. path: of the index.
@@ -244,11 +245,11 @@ class _Meant:
         self.entries = entries
         self._ids = {entry.id: row for row, entry in enumerate(entries)}
         self._paths = sorted((entry.path, row) for row, entry in enumerate(entries))
-        # However accents are put together.
+        # By composed path, for names whose accents are encoded differently.
         self._alike = sorted((composed(path), row) for path, row in self._paths)
 
     def __call__(self, name: str) -> list[int]:
-        """The rows; raises InputError where there are none."""
+        """The rows; raises InputError if there are none."""
         if (row := self._ids.get(composed(name))) is not None:
             return [row]
         place = absolute(expanded(name))
@@ -263,7 +264,7 @@ class _Meant:
 
 
 def _starting(paths: Sequence[tuple[str, int]], start: str) -> Iterator[tuple[str, int]]:
-    """Those of some sorted paths, and their rows, that begin with a text."""
+    """Those pairs (path, row), of sorted ones, whose path begins with `start`."""
     sought = range(bisect.bisect_left(paths, (start,)), len(paths))
     return takewhile(lambda each: each[0].startswith(start), map(paths.__getitem__, sought))
 

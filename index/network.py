@@ -1,4 +1,4 @@
-"""The network behind an index: what the index keeps of it, and how it is found and known again."""
+"""The network that made an index: its description in the index, and how it is found again."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def description(
     codes: str = "none",
     whiten: int | None = None,
 ) -> dict[str, Any]:
-    """What an index keeps of the network that makes its embeddings.
+    """The description, stored in an index, of the network that makes its embeddings.
 
     Args:
-        run: the run folder or checkpoint, as it was given. index: the index that is made.
+        run: the run folder or checkpoint, as given. index: the index to be made.
         codes: see `codes.CODINGS`. whiten: see `load_run`.
     """
     model = embedder.model
@@ -49,8 +49,8 @@ def description(
 
 
 def place_of(run: str | Path, embedder: Embedder, index: Path) -> dict[str, str]:
-    """What an index keeps of where its run is: as seen from its own folder, and that folder."""
-    # Of a model on the Hub, what was fetched is a file like any other.
+    """The place of a run, stored in an index: relative to the index's folder, and that folder."""
+    # A model from the Hub is stored as the file that was downloaded.
     fetched = str(run).startswith(hub.PREFIX)
     place = embedder.model.path if fetched else Path(expanded(str(run)))
     folder = followed(index).absolute().parent
@@ -58,21 +58,21 @@ def place_of(run: str | Path, embedder: Embedder, index: Path) -> dict[str, str]
 
 
 def measured(embedder: Embedder) -> dict[str, Any] | None:
-    """The thresholds that a run has measured for this network, as JSON keeps them."""
+    """The thresholds that a run has measured for this network, as values of JSON."""
     found = thresholds_of(embedder.model.path, embedder.model.network)
     return None if found is None else json.loads(as_json(found.as_dict()))
 
 
 def identity(model: Model) -> str:
-    """32 hexadecimal digits of all that an embedding depends on: weights, and how it looks."""
-    looks: dict[str, Any] = {
+    """A checksum of all that an embedding depends on: the weights, and how images are prepared."""
+    viewing: dict[str, Any] = {
         "image_size": model.viewing.image_size,
         "zoom": model.viewing.zoom,
         "resize": model.resize,
         "square": model.square,
         "upright": model.upright,
     }
-    held = f"{fingerprint_of(model.network)} {sorted(looks.items())}"
+    held = f"{fingerprint_of(model.network)} {sorted(viewing.items())}"
     return digest(held.encode())
 
 
@@ -85,7 +85,7 @@ def opened(
     """The network of a run; see `load_run`.
 
     Raises:
-        InputError: there is none, or no GPU where one is asked for.
+        InputError: there is none, or `device` is a GPU and this machine has none.
     """
     if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no GPU that torch can use; leave it out")
@@ -101,11 +101,11 @@ def embedder_of(
     """The network that made an index.
 
     Args:
-        index: its file. about: what it keeps of the network, see `description`.
-        run: where its run is now; None is where it was, as seen from the index or from the root.
+        index: its file. about: its description of the network, see `description`.
+        run: the run's present place; None: one of `places_of`.
 
     Raises:
-        InputError: the run is not there, or its network is another one.
+        InputError: the run is not there, or has another network.
     """
     place = run_of(index, about, run)
     embedder = opened(place, device, about["weights"], about.get("whiten"))
@@ -119,18 +119,18 @@ def embedder_of(
 
 
 def places_of(index: Path, about: dict[str, Any]) -> list[Path]:
-    """Where the run may be: as seen from the index, and where it was when the index was made."""
+    """Possible places of the run: relative to the index now, and to where the index was made."""
     folders = (followed(index).absolute().parent, Path(about["folder"]))
     return [Path(os.path.normpath(folder / about["run"])) for folder in folders]
 
 
 def has_moved(index: Path, about: dict[str, Any]) -> bool:
-    """Whether the run of an index is where the index looks for it no more."""
+    """Whether the run of an index is in none of `places_of`."""
     return not any(place.exists() for place in places_of(index, about))
 
 
 def run_of(index: Path, about: dict[str, Any], run: str | Path | None = None) -> Path:
-    """Where the run of an index is, see `embedder_of`; raises InputError where it is nowhere."""
+    """The place of an index's run, see `embedder_of`; raises InputError if it is not found."""
     if run:
         return Path(expanded(str(run)))
     places = places_of(index, about)

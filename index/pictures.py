@@ -1,4 +1,4 @@
-"""Answers as a contact sheet: a row for each query, and under every picture what it is."""
+"""Answers as a contact sheet: a row for each query, and a caption below every picture."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from index.asking import Answer, Hit
 
 SIDE, GAP, EDGE = 140, 8, 12
 WORDS = Lettering(13)
-LINES = 3  # under a picture: place and cosine, label, id
+LINES = 3  # of a caption: place and cosine, label, id
 INK, PALE = (31, 35, 40), (110, 118, 129)
 FRAMES = {"same": (26, 127, 55), "unsure": (154, 103, 0), "different": (207, 34, 46)}
 PLAIN = (175, 184, 193)
 
 
 def sheet(answers: Sequence[Answer], upright: bool = True) -> Image.Image:
-    """The queries on the left, what was found for each beside them.
+    """A picture with the queries on the left, and the hits of each beside it.
 
-    Where there are thresholds the frames are green, amber and red, and the word stands below.
+    If there are verdicts, they are in the captions, and frames are green, amber and red.
 
     Args:
-        upright: whether pictures are turned as their EXIF orientation says.
+        upright: whether pictures are turned according to their EXIF orientation.
 
     Raises:
-        InputError: it would be larger than a picture that programs open.
+        InputError: it would be larger than programs can open.
     """
     most = max((len(answer.hits) for answer in answers), default=0)
     row = SIDE + LINES * WORDS.line + 2 * GAP
@@ -58,7 +58,7 @@ def _put(
     words: Sequence[str],
     upright: bool,
 ) -> None:
-    """A picture, whole, in a square with a frame, and words below it."""
+    """Draws a whole picture in a square with a frame, and its caption."""
     left, top = corner
     draw = ImageDraw.Draw(canvas)
     try:
@@ -73,5 +73,5 @@ def _put(
     draw.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), outline=frame, width=2)
     for number, text in enumerate(words):
         place = (left, top + SIDE + 2 + number * WORDS.line)
-        # Of long words the end, which is what tells paths apart.
+        # Of a long path the end, in which paths differ.
         WORDS.draw(canvas, place, WORDS.end_of(text, SIDE), INK if number < 2 else PALE)

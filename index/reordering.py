@@ -1,12 +1,12 @@
-"""The order in which what was found is shown, where it is not that of the cosines alone.
+"""Other orders of the hits than that of the cosines alone.
 
 - Query expansion (metrics/expansion.py): the query is moved towards the K nearest images of the
-  index, and searches once more.
-- k-reciprocal re-ranking (metrics/reranking.py) of a shortlist: the images that the query finds
-  first are put in order by whose neighbours they are among themselves. (Deviation: the paper looks
-  at the whole gallery; here the graph is of the shortlist and the query.)
+  index, and the search is repeated.
+- k-reciprocal re-ranking (metrics/reranking.py) of a shortlist: the images that are found first are
+  ordered by the neighbours that they share with the query. (Deviation: in the paper these are
+  neighbours in the whole gallery; here they are those within the shortlist and the query.)
 
-The scores stay the cosines with the picture itself, for it is of these that verdicts speak.
+The scores remain the cosines with the picture itself, because verdicts are based on these.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from metrics.reranking import Reranking
 from options.ranking import Expansion, Ranking
 from utils import InputError
 
-SHORTLIST = 200  # images that are put in order by their neighbours
+SHORTLIST = 200  # images that are re-ranked
 
 
 def best(
     index: Index, query: np.ndarray, top: int, left_out: Collection[int], ranking: Ranking
 ) -> list[tuple[int, float]]:
-    """The rows that a query (d,) finds, first to last, at most `top`, and their cosines with it.
+    """At most `top` pairs (row, cosine) for a query (d,), in the order of `ranking`.
 
     Args:
-        left_out: rows that are neither shown nor looked at.
+        left_out: rows that are ignored.
 
     Raises:
-        InputError: more neighbours are asked for than the index has images.
+        InputError: the ranking needs more neighbours than the index has images.
     """
     direction = query
     if ranking.expansion:
@@ -66,7 +66,7 @@ def _vectors(index: Index, rows: list[int]) -> np.ndarray:
 def _moved(
     index: Index, query: np.ndarray, left_out: Collection[int], how: Expansion
 ) -> np.ndarray:
-    """The query moved towards its nearest images; of equally near ones the first rows count."""
+    """The query (d,), moved towards its K nearest images."""
     rows = _found(index, query, how.k, left_out)
     if len(rows) < how.k:
         raise InputError(

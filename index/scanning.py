@@ -1,9 +1,8 @@
-"""All embeddings of a gallery against some queries, by cosine, in an order that is always the same.
+"""Search by comparing queries with all images, by cosine, with reproducible order and scores.
 
-A product of matrices adds up in an order that depends on how many queries there are, so equal
-images could change places from one call to the next. Products (or codes) therefore only choose
-candidates; their scores are computed one by one in float64, and of equal ones the first row comes
-first.
+The rounding of a matrix product depends on the number of queries, so equal images could change
+places from one call to the next. Therefore products (or codes) only choose candidates. These are
+scored one by one in float64, and of equal scores the lower number comes first.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ import torch
 
 from index.codes import CODINGS, Coded, tensor_of
 
-QUERIES = 64  # at once
-WIDTH = 1 << 18  # rows whose scores are in memory at once: 64 MB for so many queries
-TILE = 1 << 13  # rows that are multiplied at once
-SPARE = 16  # candidates beyond those asked for, so that rounding decides nothing
-ROUNDING = 4e-6  # how far a float32 product of unit vectors may be off
+QUERIES = 64  # queries that are compared at once
+WIDTH = 1 << 18  # images whose scores are in memory at once: 64 MB for 64 queries
+TILE = 1 << 13  # images that are multiplied at once
+SPARE = 16  # additional candidates, so that rounding does not decide which are found
+ROUNDING = 4e-6  # the largest error of a float32 product of unit vectors
 
 
 class Hits(NamedTuple):
-    """What was found.
+    """The result of a search.
 
     Attributes:
-        rows: (Q, top) int64, nearest first; -1 where the index holds fewer images.
-        scores: (Q, top) float32, cosines; -inf there.
+        rows: (Q, top) int64, nearest first; filled up with -1 if the index holds fewer images.
+        scores: (Q, top) float32, cosines; filled up with -inf.
     """
 
     rows: np.ndarray
@@ -36,12 +35,13 @@ class Hits(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Images that follow each other.
+    """Consecutive images.
 
     Attributes:
-        first: the number of the first. vectors: (n, d) unit vectors; they may lie in a file.
-        live: (n,) bool, which count; None where all do. coded: their codes, where there are.
-        rows: reads some of the vectors; None where they are looked at where they lie.
+        first: the number of the first. vectors: (n, d) unit vectors, perhaps mapped from a file.
+        live: (n,) bool, False for removed images; None if none were removed.
+        coded: their codes, if there are any.
+        rows: reads some of the vectors from a file; None: they are taken from `vectors`.
     """
 
     first: int
@@ -56,7 +56,7 @@ class Block(NamedTuple):
 
 
 Compare = Callable[[np.ndarray, Block, slice], torch.Tensor]
-"""Queries (Q, d) and some of a block's images → (Q, n), larger is nearer."""
+"""Queries (Q, d) and a part of a block → scores (Q, n), larger is nearer."""
 
 
 def by_product(queries: np.ndarray, block: Block, part: slice) -> torch.Tensor:
@@ -78,21 +78,21 @@ def exact(blocks: Sequence[Block], queries: np.ndarray, top: int) -> Hits:
         scores, numbers = _best(blocks, some, top + SPARE, by_product)
         for query, near, candidates in zip(some, scores, numbers, strict=True):
             if len(near) == top + SPARE and near[-1] > near[top - 1] - ROUNDING:
-                # More are equally near than were kept: images that are there many times.
+                # There may be further images as near as these: many copies of one picture.
                 candidates = above(blocks, query, near[top - 1] - ROUNDING)
             found.append(rescored(blocks, query, candidates[candidates >= 0], top))
     return joined(found, top)
 
 
 def nearest(blocks: Sequence[Block], queries: np.ndarray, count: int) -> np.ndarray:
-    """(Q, ≤ count) numbers of the images with the largest cosines, as a product makes them."""
+    """(Q, ≤ count) numbers of the images with the largest cosines, up to rounding."""
     return _best(blocks, queries, count, by_product)[1]
 
 
 def coded(
     blocks: Sequence[Block], queries: np.ndarray, top: int, name: str, centre: np.ndarray
 ) -> Hits:
-    """As `exact`, of the candidates that their codes of the kind `name` choose."""
+    """The nearest of the candidates that codes of the kind `name` choose, scored exactly."""
     coding, found = CODINGS[name], []
 
     def compare(some: np.ndarray, block: Block, part: slice) -> torch.Tensor:
@@ -106,7 +106,7 @@ def coded(
 
 
 def joined(found: Sequence[tuple[np.ndarray, np.ndarray]], top: int) -> Hits:
-    """The hits of all queries, from those of each."""
+    """Joins the hits of each query."""
     if not found:
         return Hits(np.empty((0, top), np.int64), np.empty((0, top), np.float32))
     return Hits(*(np.stack(arrays) for arrays in zip(*found, strict=True)))
@@ -122,7 +122,7 @@ def _batches(queries: np.ndarray) -> Iterator[np.ndarray]:
 def _best(
     blocks: Sequence[Block], queries: np.ndarray, count: int, compare: Compare
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` best scores of each query (Q, ≤ count), and whose they are; -1: nobody's."""
+    """The `count` best scores of each query (Q, ≤ count), and the images' numbers; -1 for none."""
     scores = torch.empty(len(queries), 0)
     numbers = torch.empty(len(queries), 0, dtype=torch.int64)
     for first, found in _scores(blocks, queries, compare):
@@ -138,16 +138,15 @@ def _best(
 def _scores(
     blocks: Sequence[Block], queries: np.ndarray, compare: Compare
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The first image's number and scores (Q, n) of some images after others.
+    """Yields (number of the first image, scores (Q, n)) for parts of consecutive blocks.
 
-    The blocks follow each other. Images that do not count have -inf. The tensor that is yielded is
-    overwritten by the next one.
+    Removed images have -inf. Each tensor is overwritten by the next one.
     """
     total = sum(len(block.vectors) for block in blocks)
     found = torch.empty(len(queries), min(WIDTH, total))
     first, filled = blocks[0].first if blocks else 0, 0
     for block in blocks:
-        for part in _tiles(len(block.vectors)):
+        for part in parts_of(len(block.vectors), TILE):
             if filled + part.stop - part.start > found.shape[1]:
                 yield first, found[:, :filled]
                 first, filled = first + filled, 0
@@ -160,12 +159,13 @@ def _scores(
         yield first, found[:, :filled]
 
 
-def _tiles(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + TILE, count)) for start in range(0, count, TILE))
+def parts_of(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `range(count)`."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def above(blocks: Sequence[Block], query: np.ndarray, least: float) -> np.ndarray:
-    """The numbers of all images whose cosine with a query (d,) is `least` or more."""
+    """The numbers of all images whose cosine with a query (d,) is at least `least`."""
     found = [
         first + (scores[0] >= least).nonzero()[:, 0]
         for first, scores in _scores(blocks, query[None], by_product)
@@ -177,16 +177,16 @@ def above(blocks: Sequence[Block], query: np.ndarray, least: float) -> np.ndarra
 
 
 def as_cosines(products: np.ndarray) -> np.ndarray:
-    """Products of vectors that are of unit length but for rounding, none beyond -1 and 1."""
+    """Products of unit vectors, clipped to -1..1, which rounding may exceed."""
     return products.clip(-1, 1)
 
 
 def rescored(
     blocks: Sequence[Block], query: np.ndarray, candidates: np.ndarray, top: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `top` nearest of some images, (top,) numbers and exact cosines, as `Hits` has them."""
+    """The `top` nearest of some candidates: (top,) numbers and exact cosines, padded as `Hits`."""
     candidates = np.sort(candidates)
-    # Not by @, whose sums depend on where in its blocks a vector stands.
+    # Not with @, whose rounding depends on the place of a vector.
     parts = [
         np.einsum("nd,d->n", vectors, query.astype(np.float64))
         for vectors in _taken(blocks, candidates)
@@ -200,7 +200,7 @@ def rescored(
 
 
 def _taken(blocks: Sequence[Block], numbers: np.ndarray) -> Iterator[np.ndarray]:
-    """The vectors of ascending numbers in float64, some at a time."""
+    """Yields the vectors of images with ascending numbers, in float64, in parts."""
     firsts = [block.first for block in blocks]
     owners = np.searchsorted(firsts, numbers, side="right") - 1
     for owner in np.unique(owners):

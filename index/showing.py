@@ -1,4 +1,4 @@
-"""What the commands say of an index, in lines of 80 columns, in JSON and as a picture."""
+"""The output of the commands about an index: lines of 80 columns, JSON, and pictures."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from storage import in_bytes, write_json
 from terminal import WIDTH, as_shell, columns, fitted, printable, say, wrapped
 from utils import counted, human_seconds, installing, program
 
-NAMED = 3  # images that a line names
+NAMED = 3  # the most images that are named
 
 
 def shortened(text: str, width: int) -> str:
-    """Text in so many columns; of a longer one its end, which is what tells paths apart."""
+    """Text of at most `width` columns; of a longer one the end, in which paths differ."""
     text = printable(text)
     if columns(text) <= width:
         return text
@@ -38,7 +38,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def print_outcome(outcome: Outcome, path: Path) -> None:
-    """Says what became of the images that were given."""
+    """Prints what happened to the images that were given."""
     rate = f" ({outcome.embedded / max(outcome.seconds, 1e-9):.0f} images/s)"
     took = f" in {human_seconds(outcome.seconds)}{rate if outcome.added else ''}"
     say(f"{counted(outcome.added)} added{took}")
@@ -72,7 +72,7 @@ def print_outcome(outcome: Outcome, path: Path) -> None:
 
 
 def print_next(path: Path) -> None:
-    """Says how an index is searched."""
+    """Prints a command that searches an index."""
     index = Index.open(path)
     own = index.entry(0).path
     say("search it with any image, such as one of its own:")
@@ -81,7 +81,7 @@ def print_next(path: Path) -> None:
 
 
 def print_removed(entries: Sequence[Entry], path: Path) -> None:
-    """Says what was taken out."""
+    """Prints which images were removed."""
     for entry in entries[:NAMED]:
         say(shortened(f"  {entry.id}", WIDTH))
     if len(entries) > NAMED:
@@ -93,10 +93,10 @@ def print_removed(entries: Sequence[Entry], path: Path) -> None:
 
 
 def speed_up(path: Path, wanted: str) -> None:
-    """Makes the graph of an index, or extends it, where it is asked for or worth it.
+    """Makes the graph of an index, or extends it, if it is wanted or worth it.
 
     Args:
-        wanted: "yes"; "no"; or "auto": where comparing with all takes over `graph.PATIENCE`.
+        wanted: "yes", "no", or "auto": if comparing with all images takes over `graph.PATIENCE`.
 
     Raises:
         InputError: `wanted` is "yes", and usearch is not installed or there are no images.
@@ -131,7 +131,7 @@ def _seconds_per_image(index: Index) -> float:
 
 
 def print_answers(answers: Sequence[Answer], index: Index) -> None:
-    """A table for each query: place, cosine, verdict, label, id; then how often verdicts err."""
+    """Prints a table for each query: place, cosine, verdict, label, id; then the error rates."""
     for answer in answers:
         say(f"nearest to {answer.query} of {counted(len(index))}:")
         labels = [printable(hit.entry.label or "") for hit in answer.hits]
@@ -156,7 +156,7 @@ def print_answers(answers: Sequence[Answer], index: Index) -> None:
 
 
 def write_answers(path: Path, answers: Sequence[Answer], index: Index) -> None:
-    """The same as JSON, whole and with full paths."""
+    """Writes answers as JSON, with full paths."""
     content = [
         {
             "query": answer.query,
@@ -179,7 +179,7 @@ def write_answers(path: Path, answers: Sequence[Answer], index: Index) -> None:
 
 
 def draw_answers(path: Path, answers: Sequence[Answer], upright: bool) -> None:
-    """The same as a picture."""
+    """Writes answers as a picture."""
     save_picture(pictures.sheet(answers, upright), path)
     say(f"answers drawn to {path}")
 
@@ -188,7 +188,7 @@ def draw_answers(path: Path, answers: Sequence[Answer], upright: bool) -> None:
 
 
 def print_pairs(pairs: Pairs, index: Index, least: float, most: int) -> None:
-    """Says how many pairs are so near, and shows the nearest."""
+    """Prints the number of pairs, and the nearest ones."""
     count, groups = len(pairs.cosines), pairs.groups(len(index))
     verb = "has" if count == 1 else "have"
     of = (
@@ -203,7 +203,7 @@ def print_pairs(pairs: Pairs, index: Index, least: float, most: int) -> None:
 
 
 def write_pairs(path: Path, pairs: Pairs, index: Index, least: float) -> None:
-    """The same as JSON, whole: pairs, and groups that pairs connect."""
+    """Writes all pairs, and the groups that they connect, as JSON."""
     rows = zip(*(array.tolist() for array in pairs), strict=True)
     content = {
         "index": str(index.path),
@@ -223,7 +223,7 @@ def write_pairs(path: Path, pairs: Pairs, index: Index, least: float) -> None:
 
 
 def facts(index: Index) -> dict[str, Any]:
-    """All that an index says of itself, its checksums compared and its files looked for."""
+    """All facts about an index, after its checksums are compared and its files looked for."""
     index.check()
     entries = list(index.entries())
     labels = {entry.label for entry in entries} - {None}
@@ -252,7 +252,7 @@ def facts(index: Index) -> dict[str, Any]:
 
 
 def print_facts(found: dict[str, Any]) -> None:
-    """The same as lines."""
+    """Prints facts as lines."""
     gone = "" if found["run_is_there"] else ", which is not there any more (--run says where it is)"
     removed = f", {found['removed']:,} removed" if found["removed"] else ""
     lines = {

@@ -1,4 +1,4 @@
-"""Which images are meant: folders of any depth, tables of paths, single files."""
+"""The images that a user names: folders of any depth, tables of paths, single files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ COLUMNS = ("path", "id", "label")
 
 
 class Photo(NamedTuple):
-    """An image file that is to be in an index.
+    """An image file to be added to an index.
 
     Attributes:
-        path: absolute. id: None is named after the path. label: what it shows, where that is known.
+        path: absolute. id: None: it is named after its path. label: what it shows, if known.
     """
 
     path: str
@@ -34,19 +34,19 @@ class Photo(NamedTuple):
 
 
 def _photo(path: str, id: str | None, label: str) -> Photo:
-    """A photo with an id and a label; those that look alike are one (see `composed`)."""
+    """A photo whose id and label are composed, so that names that look alike are equal."""
     return Photo(path, composed(id or "") or None, composed(label) or None)
 
 
 def photos_of(given: Iterable[str | os.PathLike[str]]) -> list[Photo]:
     """All images that some folders, tables (*.csv, *.tsv) and image files name, each file once.
 
-    In a folder an image is labelled by the folders it lies in ("kitchen/mug"), or not at all where
-    it lies in none. A table has a column path (relative to the table's folder, or absolute) and, if
-    you like, id and label. Named again, an image is given what it lacks of them.
+    The label of an image in a folder is the path of its subfolder ("kitchen/mug"), if it is in one.
+    A table has a column path (relative to the table's folder, or absolute) and, optionally, id and
+    label. If an image is named more than once, its id and label may come from any of these.
 
     Raises:
-        InputError: something is not there, a table cannot be read, a folder has no picture, or an
+        InputError: something does not exist, a table cannot be read, a folder has no picture, or an
             image has two ids.
     """
     found: dict[str, Photo] = {}
@@ -62,7 +62,7 @@ def photos_of(given: Iterable[str | os.PathLike[str]]) -> list[Photo]:
 
 
 def _of(given: str) -> Iterator[Photo]:
-    for prefix in ("folder:", "csv:"):  # as --dataset has them
+    for prefix in ("folder:", "csv:"):  # as for --dataset
         given = given.removeprefix(prefix)
     path = absolute(expanded(given))
     if is_folder(path):
@@ -76,10 +76,10 @@ def _of(given: str) -> Iterator[Photo]:
 
 
 def absolute(path: str) -> str:
-    """A path from the root, with links left as they are.
+    """An absolute path, with links unresolved.
 
     Raises:
-        InputError: it is empty, and would be the current folder, with all that lies below.
+        InputError: the path is empty, which would mean the current folder, with all that is in it.
     """
     if not path:
         raise InputError("an empty name is given; leave it out (the current folder is called .)")

@@ -1,11 +1,11 @@
-"""An index as a local web page: drop a picture, see what is nearest to it.
+"""An index as a local web page: drop a picture, see those nearest to it.
 
-pictures   what a browser sends → pixels; what the index holds → thumbnails
-gallery    the index as it is on disk now, its network, and one search at a time
-api        what the page asks for, as plain dictionaries
-guards     which requests are answered at all
-handler    HTTP: one request → one answer
-server     the address, the threads, the end
+pictures   decodes pictures from the browser, makes thumbnails of those in the index
+gallery    the index as it is on disk, its network, and one search at a time
+api        the data of the page, as plain dictionaries
+guards     refuses requests of other sites, and those that are too large
+handler    HTTP: reads a request and sends an answer
+server     the address, the threads, starting and stopping
 
 The page is page.html, page.css and page.js; it loads nothing from elsewhere.
 """

@@ -1,4 +1,4 @@
-"""What the page asks for, as plain values: the index's facts, its entries, and what is near."""
+"""The data that the page requests, as plain values: facts, entries, and search results."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ LONGEST_LABEL = 200
 
 @dataclass(frozen=True)
 class Picture:
-    """An entry's picture: a tag that changes with its file, and what makes the JPEG."""
+    """An entry's picture: a tag that changes with its file, and a function that makes the JPEG."""
 
     tag: str
     jpeg: Callable[[], bytes]
 
 
 class Api:
-    """The functions behind the addresses; `query` holds the parameters of the address.
+    """The functions behind the addresses; `query` contains the parameters of the address.
 
-    They raise InputError or `Refused` where they cannot answer.
+    They raise InputError or `Refused` if they cannot answer.
     """
 
     def __init__(self, gallery: Gallery) -> None:
@@ -46,7 +46,7 @@ class Api:
         self.shown = Shown()
 
     def info(self) -> dict[str, Any]:
-        """What is searched, and what is taken."""
+        """Facts about the index, and the limits of requests."""
         state = self.gallery.now()
         return {
             "name": printable(self.gallery.path.name),
@@ -58,7 +58,7 @@ class Api:
         }
 
     def entries(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """Some entries, spread evenly over the index or over those whose label or name matches."""
+        """Some entries, spread evenly over the index, or over those that match `label`."""
         state = self.gallery.now()
         count = _count(query.get("count", "12"), "count")
         rows, looked_at = self.gallery.spread(state, count, _wanted(query))
@@ -80,10 +80,10 @@ class Api:
         return Picture(tag, lambda: self.shown.jpeg(entry.path, stamp, SIDES[kind], state.upright))
 
     def search(self, query: Mapping[str, str], body: bytes) -> dict[str, Any]:
-        """What is nearest to the picture in `body`, or to an entry (`entry`), or to a part of it.
+        """Entries nearest to the picture in `body` or to an entry (`entry`), or to a part of it.
 
-        Parameters: `top`, how many; `crop`, left,top,right,bottom as shares; `label`, text that
-        the label or the name of what is found has in it.
+        Parameters: `top`, the number of results; `crop`, left,top,right,bottom as shares; `label`,
+        text that the label or the name of each result contains.
         """
         start = time.perf_counter()
         state = self.gallery.now()
@@ -119,9 +119,9 @@ class Api:
 
     @staticmethod
     def _entry(state: State, row: str, query: Mapping[str, str]) -> tuple[Entry, int]:
-        """The entry at a row, or the one with this `check`, which had that row before others left.
+        """The entry in a row, or that with `check`, which had this row before others were removed.
 
-        Refuses a row that is none, and a `check` that is no entry's there or before.
+        Refuses a row that does not exist, and a `check` that no entry up to this row has.
         """
         number = int(row) if row.isascii() and row.isdigit() and len(row) <= 12 else -1
         check = query.get("check")
@@ -134,7 +134,7 @@ class Api:
 
 
 def _with_check(index: Index, row: int, check: str) -> tuple[Entry, int]:
-    """The entry with this `check` and its row, which is `row` or, where others left, below it."""
+    """The entry with this `check`, and its row: `row`, or a lower one after removals."""
     last = min(row, len(index) - 1)
     for number in range(last, max(last - MOST_LISTED, -1), -1):
         entry = index.entry(number)
@@ -144,10 +144,10 @@ def _with_check(index: Index, row: int, check: str) -> tuple[Entry, int]:
 
 
 def _same_files(index: Index, own: int | None, body: bytes, crop: Crop | None) -> set[int]:
-    """The rows whose files are, byte by byte, the query's; none where it is a part of a picture.
+    """The rows whose files have the same bytes as the query; none if it is a part of a picture.
 
     Args:
-        own: the row that is searched from; None where the picture is the body.
+        own: the row of the query; None if it is the picture in the body.
     """
     if crop is not None:
         return set()
@@ -156,7 +156,7 @@ def _same_files(index: Index, own: int | None, body: bytes, crop: Crop | None) -
     return index.rows_with(index.contents()[index.number(own)].tobytes())
 
 
-# --- in words -------------------------------------------------------------------------------------
+# --- plain values ---------------------------------------------------------------------------------
 
 
 def _described(entry: Entry, row: int) -> dict[str, Any]:
@@ -178,15 +178,15 @@ def _name(entry: Entry) -> str:
 
 
 def _check(entry: Entry) -> str:
-    """What tells an entry from another that has come to stand at its row."""
+    """A checksum of an entry's id, which shows whether another entry has got its row."""
     return digest(entry.id.encode("utf-8", "surrogateescape"))[:8]
 
 
 def _limits(found: Thresholds | None) -> dict[str, Any] | None:
-    """The two cosines, how often each is wrong, and whether of pairs or of queries (`searched`).
+    """The two thresholds, and their error rates: of queries in an index of `searched` images.
 
-    `same` is None where nothing is called so; `doubt` is a sentence where few classes
-    were measured.
+    If `searched` is None, the rates are of pairs. `same` is None if nothing is called so. `doubt`
+    is a sentence if few classes were measured.
     """
     if found is None:
         return None
@@ -215,7 +215,7 @@ def _count(text: str, name: str) -> int:
 
 
 def _wanted(query: Mapping[str, str]) -> Callable[[Entry], bool] | None:
-    """Whether an entry's label or name has the text in it that is asked for; None asks for all."""
+    """A test whether an entry's label or name contains the parameter `label`; None without one."""
     text = folded(query.get("label", "").strip())
     if len(text) > LONGEST_LABEL:
         raise Refused(

@@ -1,4 +1,4 @@
-"""The index as it is on disk now, its network, and one search at a time."""
+"""The index as it is on disk, its network, and one search at a time."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("serving")
 
 FARTHEST, MOST_LISTED = 10_000, 50_000
-"""Of so many nearest entries at most, and so many in a list, those with a label are looked for: an
-entry takes about 5 µs."""
+"""The most entries whose labels are compared with the wanted one, among the nearest and in a list:
+each takes about 5 µs."""
 
 Wanted = Callable[["Entry"], bool] | None
 
@@ -36,16 +36,16 @@ class State(NamedTuple):
 
     @property
     def upright(self) -> bool:
-        """Whether pictures are turned as their EXIF orientation says."""
+        """Whether pictures are turned according to their EXIF orientation."""
         return self.embedder.model.upright
 
 
 class Query(NamedTuple):
-    """What is searched for.
+    """A query.
 
     Attributes:
-        source: an entry's row, or a picture's path or bytes. crop: the part of it that counts.
-        wanted: which entries may be found. without: a row that is left out.
+        source: an entry's row, or a picture's path or bytes. crop: the part of it to search for.
+        wanted: a test that results must pass. without: a row that is left out.
     """
 
     source: int | str | bytes
@@ -56,38 +56,38 @@ class Query(NamedTuple):
 
 
 class Gallery:
-    """An index for many threads.
+    """An index that many threads may use.
 
-    Searches run one after the other in a thread of their own: a network's threads belong to the
-    thread that calls it, and a new set for every connection would not end with it.
+    Searches run one after the other, in a thread of their own: torch keeps a set of threads for
+    each thread that calls it, and those of a connection would not end with the connection.
 
     Attributes:
         path: of the index.
 
     Raises:
-        InputError: there is no usable index, or its network is not to be had.
+        InputError: there is no usable index, or its network cannot be opened.
     """
 
     def __init__(self, path: Path, device: str | None = None, run: str | None = None) -> None:
         self.path = path
         self._opening = threading.Lock()
-        self._told = ""
+        self._warned = ""
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._how = {"device": device, "run": run}
         index = Index.open(path)
         self._state = State(index, index.embedder(**self._how))
 
     def now(self) -> State:
-        """The index as it is on disk; as it was, where it is gone or damaged since.
+        """The index as it is on disk; if it has been deleted or damaged since, as it was.
 
         Raises:
-            InputError: what it was is not there any more: something was written over the file.
+            InputError: the file was overwritten, so that it cannot be read as it was.
         """
         with self._opening:
             try:
                 if not self._state.index.is_current:
                     self._state = self._opened_again()
-                self._told = ""
+                self._warned = ""
             except InputError as error:
                 self._state.index.check_there()
                 self._warn(str(error))
@@ -99,19 +99,19 @@ class Gallery:
         return State(index, before.embedder if same else index.embedder(**self._how))
 
     def _warn(self, sentence: str) -> None:
-        """Says once, not for every request, why the index is as it was before."""
-        if sentence != self._told:
+        """Warns once, not for every request, that the index is served as it was before."""
+        if sentence != self._warned:
             logger.warning("the index is served as it was: %s", sentence)
-        self._told = sentence
+        self._warned = sentence
 
     def close(self) -> None:
-        """Lets the search at work end, and no other begin."""
+        """Waits for the present search; no other one begins."""
         self._worker.shutdown(cancel_futures=True)
 
     # --- searching --------------------------------------------------------------------------------
 
     def nearest(self, state: State, query: Query) -> tuple[list[tuple[int, float]], int]:
-        """Rows and cosines of what is nearest, and how many entries were looked at for it.
+        """Rows and cosines of the nearest entries, and the number of entries that were looked at.
 
         Raises:
             InputError: the picture cannot be read.
@@ -120,10 +120,10 @@ class Gallery:
 
     @staticmethod
     def spread(state: State, count: int, wanted: Wanted) -> tuple[list[int], int]:
-        """Rows of `count` entries from all over the index, and how many were looked at for it.
+        """Rows of `count` entries from all over the index, and the number that were looked at.
 
         Args:
-            wanted: which entries count; of the first `MOST_LISTED`, then.
+            wanted: a test that entries must pass; then only the first `MOST_LISTED` are looked at.
         """
         rows: Sequence[int] = range(len(state.index))
         looked_at = len(rows)

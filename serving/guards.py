@@ -1,7 +1,7 @@
-"""Which requests are answered: those of our own page and of programs here, of a size that fits.
+"""Refuses requests that do not come from our own page or a program, and those that are too large.
 
-Any page in the user's browser can send requests to this machine. What such a page cannot do is to
-choose the headers `Host`, `Origin` and `Sec-Fetch-Site`, which browsers write themselves.
+Any page in the user's browser can send requests to this machine, but it cannot choose the headers
+`Host`, `Origin` and `Sec-Fetch-Site`, which browsers write themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAME_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5}
 
 
 class Refused(Exception):
-    """A request that is not answered: its status, and a sentence that says why and what to do."""
+    """A request is refused, with a status and a sentence that says why and what to do."""
 
     def __init__(self, status: HTTPStatus, sentence: str, **headers: str) -> None:
         super().__init__(sentence)
@@ -37,29 +37,29 @@ _BROKEN = (
 
 
 def is_broken(headers: Message) -> bool:
-    """Whether a line of a request's head is no header; those below it may not have been read."""
+    """Whether a line of a request's head is not a header; later ones may not have been read."""
     return any(isinstance(defect, _BROKEN) for defect in headers.defects)
 
 
 def check_head(headers: Message) -> None:
-    """Refuses a broken head: a proxy would read otherwise who asks, and where the request ends."""
+    """Refuses a broken head, in which a proxy may see another sender and another end than we do."""
     if is_broken(headers):
         raise Refused(
             HTTPStatus.BAD_REQUEST, "a line of the request's head is no header; send NAME: VALUE"
         )
 
 
-# --- who asks -------------------------------------------------------------------------------------
+# --- the sender -----------------------------------------------------------------------------------
 
 
 def check_host(headers: Message, names: Collection[str]) -> None:
-    """Refuses a request that was sent to another name than one of this machine's.
+    """Refuses a request to a name that is not one of this machine's.
 
-    DNS rebinding has a foreign name lead to this machine, so that the foreign page counts as ours.
-    An address in numbers cannot be made to lead elsewhere.
+    With DNS rebinding, an attacker's name resolves to this machine, so that his page and ours have
+    the same origin. A numeric address is safe from that.
 
     Args:
-        names: which are ours beside addresses in numbers and `localhost`, in lower case.
+        names: our names besides numeric addresses and `localhost`, in lower case.
     """
     hosts = headers.get_all("Host") or []
     found = _NAME_AND_PORT.fullmatch(hosts[0].strip()) if len(hosts) == 1 else None
@@ -84,7 +84,7 @@ def _is_address(name: str) -> bool:
 
 
 def check_site(headers: Message) -> None:
-    """Refuses what a page of another site had the browser send."""
+    """Refuses a request that a page of another site has made the browser send."""
     site = headers.get("Sec-Fetch-Site", "none")
     origin = headers.get("Origin")
     _, _, from_host = (origin or "").lower().partition("://")
@@ -94,19 +94,19 @@ def check_site(headers: Message) -> None:
 
 
 def own_names() -> set[str]:
-    """What this machine is called in its network."""
+    """The names of this machine in its network."""
     name = socket.gethostname().lower()
     return {name, f"{name.partition('.')[0]}.local"} - {"", ".local"}
 
 
-# --- how much -------------------------------------------------------------------------------------
+# --- the body -------------------------------------------------------------------------------------
 
 
 def body_length(headers: Message) -> int:
-    """How many bytes a request says that it carries.
+    """The number of bytes in a request's body.
 
     Refuses a length that is missing, repeated, not a plain number or above `MOST_BYTES`, and a body
-    in chunks, whose length is known only when it has been read.
+    in chunks, whose length is known only after it is read.
     """
     if "Transfer-Encoding" in headers:
         raise Refused(
@@ -132,7 +132,7 @@ def body_length(headers: Message) -> int:
 
 
 def check_kind(headers: Message) -> None:
-    """Refuses a form: the body is the picture itself."""
+    """Refuses a form: the body must be the picture itself."""
     if headers.get("Content-Type", "").strip().lower().startswith("multipart/"):
         raise Refused(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,

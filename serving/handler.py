@@ -1,12 +1,12 @@
-"""HTTP: a request is read within bounds of size and time, and answered once.
+"""HTTP: each request is read within limits of size and time, and answered once.
 
     GET  /                       the page, and /page.css, /page.js, /icon.svg
-    GET  /api/info               what is searched
-    GET  /api/entries?count=12   some entries; &label=TEXT those with TEXT in their label or name
-    GET  /api/entries/ROW        one; /thumbnail and /image give its picture as JPEG
+    GET  /api/info               facts about the index
+    GET  /api/entries?count=12   some entries; &label=TEXT: those with TEXT in their label or name
+    GET  /api/entries/ROW        an entry; /thumbnail and /image: its picture as JPEG
     POST /api/search             the body is a picture, or ?entry=ROW names an entry
 
-Paths lead to functions and rows, never to files.
+Addresses name functions and rows, never files.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-"""Of every answer. The browser loads nothing from elsewhere, and no other site loads us."""
+"""Headers of every answer: the page loads nothing from other sites, and none may embed it."""
 
-HEAD_SECONDS = 15  # for a request's head, waiting for it included
+HEAD_SECONDS = 15  # to wait for a request's head and read it
 BODY_SECONDS = 60
 ANSWER_SECONDS = 60
 DRAINED_BYTES, DRAINED_SECONDS = 2 * guards.MOST_BYTES, 3
-MOST_SEARCHES = 8  # at once; one is worked on, the others wait for it
+MOST_SEARCHES = 8  # at the same time; all but one of them wait
 
 _HERE = Path(__file__).resolve().parent
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -65,7 +65,7 @@ FILES = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent back."""
+    """The content, type, status and headers of an answer."""
 
     content: bytes
     kind: str
@@ -76,16 +76,13 @@ class Answer:
 def as_answer(
     content: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> Answer:
-    """Plain values as JSON, which is ASCII whatever the names are."""
+    """An answer of plain values as JSON, in ASCII."""
     text = json.dumps(content, allow_nan=False)
     return Answer(text.encode("ascii"), "application/json", status, headers or {})
 
 
 class _Timed(io.RawIOBase):
-    """What comes in through a socket, until a moment; however slowly it trickles.
-
-    A timeout of the socket's own would begin anew with every byte.
-    """
+    """The input of a socket until a given time; a socket's timeout starts again at each byte."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -111,14 +108,14 @@ class Handler(BaseHTTPRequestHandler):
     searches: threading.BoundedSemaphore
 
     def setup(self) -> None:
-        """Reads through a clock."""
+        """Limits the time for reading."""
         super().setup()
         self._incoming = _Timed(self.connection)
         self.rfile = io.BufferedReader(self._incoming)
         self._unread = 0
 
     def handle_one_request(self) -> None:
-        """Reads a head and answers it; what a client does wrong ends its connection alone."""
+        """Reads a head and answers; a client that fails or is too slow is disconnected."""
         self._incoming.until = time.monotonic() + HEAD_SECONDS
         with contextlib.suppress(ConnectionError, TimeoutError):
             super().handle_one_request()
@@ -128,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
     # --- answering --------------------------------------------------------------------------------
 
     def do_GET(self) -> None:
-        """Answers from what is there."""
+        """Answers a request of any method."""
         self._respond()
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET
@@ -138,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
             self._unread = self._announced()
             guards.check_head(self.headers)
             guards.check_host(self.headers, self.names)
-            if self.path.startswith("/api/"):  # a link to the page may stand anywhere
+            if self.path.startswith("/api/"):  # other sites may link to the page
                 guards.check_site(self.headers)
             answer = self._answer()
         except Refused as refused:
@@ -154,9 +151,9 @@ class Handler(BaseHTTPRequestHandler):
         self._send(answer)
 
     def _announced(self) -> int:
-        """How much of a body may follow the head; the connection ends where it is left unread."""
-        unsaid = ["0"] if self.command in ("GET", "HEAD") else []
-        lengths = self.headers.get_all("Content-Length", unsaid)
+        """The most bytes of a body that may follow the head, and must be read or drained."""
+        default = ["0"] if self.command in ("GET", "HEAD") else []
+        lengths = self.headers.get_all("Content-Length", default)
         unsure = guards.is_broken(self.headers) or "Transfer-Encoding" in self.headers
         unsure = unsure or len(lengths) != 1
         if unsure or not re.fullmatch("[0-9]{1,18}", lengths[0].strip()):
@@ -164,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         return int(lengths[0])
 
     def _answer(self) -> Answer:
-        # Browsers escape what is not ASCII; curl sends it as it was typed, in UTF-8.
+        # Browsers escape characters that are not ASCII; curl sends them in UTF-8.
         path, _, text = self.path.encode("latin-1").decode("utf-8", "replace").partition("?")
         for method, pattern, names, answer in ROUTES:
             if (found := re.fullmatch(pattern, path)) is None:
@@ -174,11 +171,11 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(
                     HTTPStatus.METHOD_NOT_ALLOWED, f"use {allowed} for {path}", Allow=allowed
                 )
-            return answer(self, _wishes(text, names), *found.groups())
+            return answer(self, _parameters(text, names), *found.groups())
         raise Refused(HTTPStatus.NOT_FOUND, "there is nothing at this address; open /")
 
     def _send(self, answer: Answer) -> None:
-        """Writes the answer; after an unread body the connection ends, slowly enough to be read."""
+        """Writes the answer; if the body was not read, drains it and ends the connection."""
         if self._unread:
             self.close_connection = True
         self.connection.settimeout(ANSWER_SECONDS)
@@ -197,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
             self._drain()
 
     def _drain(self) -> None:
-        """Takes in what is still being sent: closed at once, the client would see no answer."""
+        """Reads the rest of the body: if we closed before, the client would not see the answer."""
         self._incoming.until = time.monotonic() + DRAINED_SECONDS
         left = DRAINED_BYTES
         with contextlib.suppress(OSError):
@@ -205,10 +202,10 @@ class Handler(BaseHTTPRequestHandler):
             while left > 0 and (got := self.rfile.read1(65536)):
                 left -= len(got)
 
-    # --- what the library would do otherwise ------------------------------------------------------
+    # --- replaced defaults of the library ---------------------------------------------------------
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """A request that could not even be parsed; nothing of it is repeated."""
+        """Answers a request that could not be parsed, without repeating any of it."""
         self.close_connection = True
         self.request_version = self.protocol_version
         self.command = ""
@@ -216,20 +213,20 @@ class Handler(BaseHTTPRequestHandler):
         self._send(as_answer({"error": sentence}, HTTPStatus(code)))
 
     def handle_expect_100(self) -> bool:
-        """`100 Continue` is said when the body is wanted, not before it is known to fit."""
+        """Leaves `100 Continue` to `body`, which sends it once the length is accepted."""
         return True
 
     def version_string(self) -> str:
-        """Of the Server header."""
+        """The value of the Server header."""
         return "Anchorage"
 
     def log_message(self, format: str, *values: object) -> None:
-        """Says nothing: who searched for what is nobody's business."""
+        """Logs nothing, for the privacy of those who search."""
 
     # --- bodies -----------------------------------------------------------------------------------
 
     def body(self) -> bytes:
-        """The body of the request, read to its end."""
+        """Reads the body of the request; refuses one that is too large."""
         length = guards.body_length(self.headers)
         guards.check_kind(self.headers)
         if self.headers.get("Expect", "").lower() == "100-continue":
@@ -246,26 +243,27 @@ class Handler(BaseHTTPRequestHandler):
 # --- routes ---------------------------------------------------------------------------------------
 
 
-def _wishes(text: str, names: Collection[str] | None) -> dict[str, str]:
-    """The parameters of an address; refuses those that would change nothing.
+def _parameters(text: str, names: Collection[str] | None) -> dict[str, str]:
+    """The parameters of an address; refuses unknown and repeated ones.
 
     Args:
-        names: which are known; None takes any, as of a link to the page that stands somewhere.
+        names: those that are known; None: any are ignored, because other sites may add them to a
+            link to the page.
     """
     try:
         pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=20)
     except ValueError:
         raise Refused(HTTPStatus.BAD_REQUEST, "the address has too many parameters") from None
-    wishes: dict[str, str] = {}
+    found: dict[str, str] = {}
     for name, value in pairs if names is not None else ():
         shown = printable(name[:40])
         if name not in names:
             hint = nearest_names(shown, names) if names else "leave it out"
             raise Refused(HTTPStatus.BAD_REQUEST, f"there is no parameter {shown} here; {hint}")
-        if name in wishes:
+        if name in found:
             raise Refused(HTTPStatus.BAD_REQUEST, f"{shown} is given more than once; give it once")
-        wishes[name] = value
-    return wishes
+        found[name] = value
+    return found
 
 
 def _file(name: str) -> Callable[[Handler, Mapping[str, str]], Answer]:
@@ -287,7 +285,7 @@ def _entry(handler: Handler, query: Mapping[str, str], row: str) -> Answer:
 
 
 def _picture(handler: Handler, query: Mapping[str, str], row: str, kind: str) -> Answer:
-    """The JPEG of an entry, or that the one which the browser holds is still right."""
+    """The JPEG of an entry, or Not Modified if the browser's copy is up to date."""
     picture: Picture = handler.api.picture(row, kind, query)
     headers = {"ETag": f'"{picture.tag}"', "Cache-Control": "private, no-cache"}
     if handler.headers.get("If-None-Match") == headers["ETag"]:
@@ -316,4 +314,4 @@ ROUTES: tuple[tuple[str, str, Collection[str] | None, Callable[..., Answer]], ..
     ("GET", "/api/entries/([0-9]{1,12})/(thumbnail|image)", ("check",), _picture),
     ("POST", "/api/search", ("top", "crop", "label", "entry", "check"), _search),
 )
-"""Method, address, the parameters that it takes, and what answers."""
+"""Method, pattern of the address, its parameters, and the function that answers."""

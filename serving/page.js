@@ -2,7 +2,7 @@
 (() => {
 const $ = (id) => document.getElementById(id);
 const SIGNS = {same: "✓", unsure: "?", different: "×"};
-const BY_STATUS = { // where a proxy answers, which does not know our words
+const BY_STATUS = { // sentences for errors of a proxy, which come without ours
   413: "The proxy before the server takes no picture of this size; save it smaller.",
   502: "The server does not answer the proxy before it; is it still running?",
   504: "The server took longer than the proxy before it waits; try again.",
@@ -11,15 +11,15 @@ const WHOLE = [0, 0, 1, 1];
 const SMALLEST_DRAG = 8; // pixels; less is a click
 
 let facts = null; // of /api/info
-let query = null; // {blob, name} or {entry}, and its crop
-const VISIT = performance.timeOrigin; // the browser's history may go back to before a reload
-const queries = []; // all of this visit, so that the browser's Back leads to the one before
-let running = null; // what can stop the search that is at work
-let turn = 0; // counts what was searched from, or is being read to be
+let query = null; // {blob, name, crop} or {entry, crop}
+const VISIT = performance.timeOrigin; // the browser's history may contain states before a reload
+const queries = []; // all queries of this visit, for the browser's Back
+let running = null; // the AbortController of the present request
+let turn = 0; // counts queries, and files that are being read to become one
 
 // --- elements ------------------------------------------------------------------------------------
 
-// Text becomes text nodes only, so that no name can be anything else.
+// Texts become text nodes, so that no name can be taken for HTML.
 function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
@@ -29,17 +29,17 @@ function el(tag, attributes, ...children) {
   node.append(...children.filter((child) => child !== null));
   return node;
 }
-// Words for those who hear the page.
+// Words for screen readers.
 const unseen = (words) => el("span", {class: "unseen"}, words);
-// A name, which may go on in another line after a / or a _.
+// A name that may be broken after a / or a _.
 const breakable = (name) => (name.match(/[^/_]+[/_]*|[/_]+/g) || []).flatMap((part) => [part, el("wbr")]);
 const count = (number, word) => `${number.toLocaleString("en")} ${number === 1 ? word : `${word}s`}`;
 const among = (which, looked, of) => (looked < of ? ` of the ${looked.toLocaleString("en")} ${which}` : "");
 const cosine = (value) => value.toFixed(3);
-// An address of the server as seen from this page, which a proxy may have below a path of its own.
+// An address relative to this page, because a proxy may serve it below a path.
 const fromHere = (address) => address.replace(/^\//, "");
 
-// --- asking --------------------------------------------------------------------------------------
+// --- requests ------------------------------------------------------------------------------------
 
 class Refusal extends Error {
   constructor(sentence, status) {
@@ -48,7 +48,7 @@ class Refusal extends Error {
   }
 }
 
-async function ask(address, options) {
+async function request(address, options) {
   let answer;
   try {
     answer = await fetch(address, options);
@@ -64,7 +64,7 @@ async function ask(address, options) {
   throw new Refusal(said || `The server answered ${answer.status}.`, answer.status);
 }
 
-// Does the work of one search; a newer one takes its place.
+// Runs `work`, which is stopped when newer work begins.
 async function working(words, work) {
   if (running) running.abort();
   const own = running = new AbortController();
@@ -79,9 +79,9 @@ async function working(words, work) {
       $("status").textContent = "";
       $("legend").textContent = "";
       $("neighbours").replaceChildren();
-      // What has left the index is not there the next time either.
-      const left = error.status === 404 && query && query.entry;
-      complain(error.message, left ? ["Show the index", () => begin(null)] : ["Try again", refresh]);
+      // An entry that was removed from the index will not come back.
+      const removed = error.status === 404 && query && query.entry;
+      showError(error.message, removed ? ["Show the index", () => begin(null)] : ["Try again", refresh]);
     }
     if (!(error instanceof Refusal) && error.name !== "AbortError") throw error;
   } finally {
@@ -93,9 +93,9 @@ async function working(words, work) {
   }
 }
 
-// `way`, words and what they do, is a way out that is offered.
-function complain(sentence, way) {
-  const buttons = way ? [el("button", {type: "button", onclick: way[1]}, way[0])] : [];
+// Shows an error; `remedy` is [words, function] of a button.
+function showError(sentence, remedy) {
+  const buttons = remedy ? [el("button", {type: "button", onclick: remedy[1]}, remedy[0])] : [];
   $("trouble").replaceChildren(el("p", {}, sentence), ...buttons);
   $("trouble").scrollIntoView({block: "nearest"});
 }
@@ -105,23 +105,23 @@ const refresh = () => (query ? search() : browse());
 // --- searching -----------------------------------------------------------------------------------
 
 function search() {
-  const asked = query;
+  const chosen = query;
   return working("Searching …", async (signal) => {
-    const wishes = new URLSearchParams({top: $("top").value, label: $("label").value.trim()});
-    if (asked.crop) wishes.set("crop", asked.crop.map((edge) => edge.toFixed(4)).join(","));
-    if (asked.entry) {
-      wishes.set("entry", asked.entry.row);
-      wishes.set("check", asked.entry.check);
+    const parameters = new URLSearchParams({top: $("top").value, label: $("label").value.trim()});
+    if (chosen.crop) parameters.set("crop", chosen.crop.map((edge) => edge.toFixed(4)).join(","));
+    if (chosen.entry) {
+      parameters.set("entry", chosen.entry.row);
+      parameters.set("check", chosen.entry.check);
     }
-    const body = asked.blob || null;
-    const answer = await ask(`api/search?${wishes}`, {method: "POST", body, signal});
-    show(answer, wishes.get("label"));
+    const body = chosen.blob || null;
+    const answer = await request(`api/search?${parameters}`, {method: "POST", body, signal});
+    show(answer, parameters.get("label"));
   });
 }
 
 function show(answer, label) {
   const found = answer.neighbours;
-  introduce(answer.entries);
+  showCount(answer.entries);
   const seconds = answer.seconds < 0.1 ? "in less than 0.1 s" : `in ${answer.seconds.toFixed(1)} s`;
   $("found-title").textContent = "Nearest pictures";
   if (found.length) {
@@ -140,7 +140,7 @@ function show(answer, label) {
 
 const percent = (rate) => `${Number((100 * rate).toPrecision(2))} %`;
 
-// What the verdicts mean, and how often they are expected to be wrong.
+// Says what the verdicts mean, and how often they are expected to be wrong.
 function explain(any, limits) {
   if (!any) { $("legend").textContent = ""; return; }
   if (!limits) {
@@ -183,13 +183,13 @@ function card(entry) {
     unseen("; search on from here")));
 }
 
-// What there is, before anything is searched for.
+// Shows pictures of the index, before anything is searched for.
 function browse() {
   const label = $("label").value.trim();
   return working("Looking …", async (signal) => {
-    const wishes = new URLSearchParams({count: $("top").value, label});
-    const {entries, of, looked_at} = await ask(`api/entries?${wishes}`, {signal});
-    introduce(of);
+    const parameters = new URLSearchParams({count: $("top").value, label});
+    const {entries, of, looked_at} = await request(`api/entries?${parameters}`, {signal});
+    showCount(of);
     $("found-title").textContent = "Pictures of the index";
     const some = label ? `with “${label}” in their label or name` : "from all over the index";
     if (entries.length) $("status").textContent = `${count(entries.length, "picture")} ${some}. Choose one to search from it.`;
@@ -203,43 +203,43 @@ function browse() {
 // --- the query -----------------------------------------------------------------------------------
 
 // Searches from a picture or an entry; null shows the index.
-function begin(asked) {
-  queries.push(asked);
-  history.pushState({visit: VISIT, query: queries.length - 1, entry: asked?.entry}, "");
-  take(asked);
-  // What had the focus is about to be replaced.
-  if (!asked?.blob) { window.scrollTo({top: 0}); $("found-title").focus({preventScroll: true}); }
+function begin(chosen) {
+  queries.push(chosen);
+  history.pushState({visit: VISIT, query: queries.length - 1, entry: chosen?.entry}, "");
+  take(chosen);
+  // The element with the focus is about to be replaced.
+  if (!chosen?.blob) { window.scrollTo({top: 0}); $("found-title").focus({preventScroll: true}); }
 }
 
-// The query of a place in the browser's history. A picture that was given before a reload is gone.
-function askedAt(state) {
+// The query of a state in the browser's history. A picture that was given before a reload is lost.
+function queryAt(state) {
   if (state && state.visit === VISIT) return queries[state.query];
   return state && state.entry ? {entry: state.entry, crop: null} : null;
 }
 
-function take(asked) {
-  query = asked;
+function take(chosen) {
+  query = chosen;
   turn += 1;
   drag = null;
-  $("hint").hidden = asked !== null;
-  $("shown").hidden = asked === null;
-  if (asked !== null) picture(asked);
-  entitle(asked);
+  $("hint").hidden = chosen !== null;
+  $("shown").hidden = chosen === null;
+  if (chosen !== null) picture(chosen);
+  entitle(chosen);
   drawCrop();
   return refresh();
 }
 
 const titleOf = ({entry, name}) => (entry ? entry.label ?? entry.name : name);
 
-// Of the window, so that the entries of the browser's history can be told apart.
-function entitle(asked) {
-  document.title = [asked && titleOf(asked), facts && facts.name, "search by picture"].filter(Boolean).join(" · ");
+// Sets the window's title, by which the browser's history lists the queries.
+function entitle(chosen) {
+  document.title = [chosen && titleOf(chosen), facts && facts.name, "search by picture"].filter(Boolean).join(" · ");
 }
 
-function picture(asked) {
+function picture(chosen) {
   const image = $("picture");
-  const entry = asked.entry;
-  const title = titleOf(asked);
+  const entry = chosen.entry;
+  const title = titleOf(chosen);
   const more = entry ? (entry.label === null ? "of the index" : `${entry.name}, of the index`) : "your picture";
   $("what").replaceChildren(el("b", {}, title), el("span", {}, more));
   image.alt = `The query: ${title}`;
@@ -249,7 +249,7 @@ function picture(asked) {
   $("unshown").hidden = true;
   if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
   if (gone) image.removeAttribute("src");
-  else image.src = entry ? fromHere(entry.image) : URL.createObjectURL(asked.blob);
+  else image.src = entry ? fromHere(entry.image) : URL.createObjectURL(chosen.blob);
 }
 
 function canCrop(yes) {
@@ -272,17 +272,17 @@ $("picture").addEventListener("error", () => {
 
 async function upload(files) {
   const file = Array.from(files).find((one) => one.type.startsWith("image/") || one.type === "");
-  if (!file) return complain("This is not a picture. Give a file such as a JPEG or a PNG.");
+  if (!file) return showError("This is not a picture. Give a file such as a JPEG or a PNG.");
   if (facts && file.size > facts.most_bytes) {
     const [have, most] = [file.size, facts.most_bytes].map((size) => Math.round(size / 1e6));
-    return complain(`${file.name} has ${have} MB, and at most ${most} MB are accepted. Save it smaller.`);
+    return showError(`${file.name} has ${have} MB, and at most ${most} MB are accepted. Save it smaller.`);
   }
-  if (file.size === 0) return complain(`${file.name} is empty. Choose another file.`);
+  if (file.size === 0) return showError(`${file.name} is empty. Choose another file.`);
   const own = turn += 1;
-  // Read now: the file may change or go while it is searched from, and a folder is no file.
+  // Read now, because the file may change or be deleted later, and because a folder fails here.
   const content = await file.arrayBuffer().catch(() => null);
   if (own !== turn) return null; // something else was chosen meanwhile
-  if (content === null) return complain(`${file.name} cannot be read. Give a file that is there, and no folder.`);
+  if (content === null) return showError(`${file.name} cannot be read. Give a file that exists, not a folder.`);
   return begin({blob: new Blob([content], {type: file.type}), name: file.name || "pasted picture", crop: null});
 }
 
@@ -295,7 +295,7 @@ for (const id of ["choose", "take"]) {
 
 document.addEventListener("paste", (event) => {
   const {files, types} = event.clipboardData || {files: [], types: []};
-  // Spreadsheets and word processors copy a picture of the text beside it: a field wants the text.
+  // Spreadsheets and word processors copy text with a picture of it: the field needs the text.
   const wanted = event.target !== $("label") || !types.includes("text/plain");
   if (files.length && wanted) { event.preventDefault(); upload(files); }
 });
@@ -311,10 +311,10 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("over").hidden = true;
   if (event.dataTransfer.files.length) upload(event.dataTransfer.files);
-  else complain("Nothing is fetched from other pages. Save the picture, and drop its file.");
+  else showError("Nothing is fetched from other pages. Save the picture, and drop its file.");
 });
 
-window.addEventListener("popstate", (event) => take(askedAt(event.state)));
+window.addEventListener("popstate", (event) => take(queryAt(event.state)));
 
 // --- the crop ------------------------------------------------------------------------------------
 
@@ -342,7 +342,7 @@ function setCrop(crop) {
   drawCrop();
 }
 
-// The shares of the picture at which a pointer is.
+// The place of a pointer, as shares of the picture's width and height.
 function place(event) {
   const box = $("picture").getBoundingClientRect();
   const share = (value) => Math.min(1, Math.max(0, value));
@@ -401,16 +401,16 @@ document.addEventListener("keydown", (event) => {
   else if (query && query.crop && document.activeElement !== $("label")) { setCrop(null); search(); }
 });
 
-// --- wishes --------------------------------------------------------------------------------------
+// --- the form ------------------------------------------------------------------------------------
 
 let waiting = 0;
-function later(work) {
+function later(work) { // after the last of several changes
   clearTimeout(waiting);
   waiting = setTimeout(work, 350);
 }
 $("top").addEventListener("change", refresh);
 $("label").addEventListener("input", () => later(refresh));
-$("wishes").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(waiting); refresh(); });
+$("form").addEventListener("submit", (event) => { event.preventDefault(); clearTimeout(waiting); refresh(); });
 
 // --- light and dark ------------------------------------------------------------------------------
 
@@ -423,20 +423,20 @@ $("theme").addEventListener("click", () => theme(document.documentElement.getAtt
 // --- the start -----------------------------------------------------------------------------------
 
 // The index may grow while the page is open.
-function introduce(entries) {
+function showCount(entries) {
   if (!facts) return;
   $("about").textContent = `${facts.name}: ${count(entries, "picture")}. What you search for stays on the machine that serves this page, and is not kept.`;
 }
 
 async function start() {
   try {
-    facts = await ask("api/info");
-    introduce(facts.entries);
+    facts = await request("api/info");
+    showCount(facts.entries);
     document.documentElement.setAttribute("data-upright", facts.upright ? "yes" : "no");
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
   }
-  await take(askedAt(history.state));
+  await take(queryAt(history.state));
   document.documentElement.setAttribute("data-ready", "");
 }
 start();

@@ -1,8 +1,8 @@
-"""What a browser sends → pixels, and what the index holds → JPEG that a browser may be given.
+"""Decodes pictures from a browser, and makes JPEGs for it of pictures in the index.
 
-Nobody knows who sends a picture. So only formats of photographs are tried, not more pixels are
-decoded than fit into memory, and they are not drawn hundreds of times. No file is handed on as it
-is: what a browser is given was encoded here.
+Uploads cannot be trusted. So only formats of photographs are decoded, up to a number of pixels that
+fits into memory, and up to a number of scans. The browser never gets a file itself, but a JPEG that
+was encoded here.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from utils import InputError
 
 MOST_PIXELS = 120_000_000  # a phone's 108 megapixels, 0.4 GB once decoded
 MOST_SCANS = 64
-"""Of a JPEG, each of which may draw all pixels again: progressive ones have about 10. One of 150
-bytes takes a quarter of a second, and an upload could hold 200,000."""
+"""The most scans of a JPEG, each of which may draw all pixels again; progressive JPEGs have about
+10. A scan of 150 bytes takes a quarter of a second, and an upload has room for 200,000."""
 _FORMATS = "AVIF BMP GIF HEIF JPEG JXL MPO PNG PPM TIFF WEBP".split()
 
 SIDES = {"thumbnail": 256, "image": 1280}
-"""The longer side, in pixels, of what a browser is given."""
+"""The longer side, in pixels, of pictures for the browser."""
 
 JPEG_QUALITY = 85
 
 
 def bound_pixels() -> None:
-    """Has this process decode no picture of more than `MOST_PIXELS`."""
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow warns there, and refuses twice as many
+    """Makes Pillow refuse pictures of more than `MOST_PIXELS` in this process."""
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow warns above it, and refuses above twice it
 
 
 def formats() -> list[str]:
-    """Pillow's names of the formats that are taken, of those that this machine can decode."""
+    """Pillow's names of the accepted formats that it can decode on this machine."""
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-# --- what is sent ---------------------------------------------------------------------------------
+# --- uploads --------------------------------------------------------------------------------------
 
 
 class Crop(NamedTuple):
@@ -71,7 +71,7 @@ class Crop(NamedTuple):
                 "crop is not of the form left,top,right,bottom; give four shares from 0 to 1"
             ) from None
         inside = 0 <= crop.left < crop.right <= 1 and 0 <= crop.top < crop.bottom <= 1
-        if not inside:  # so are numbers that are none
+        if not inside:  # as are nan and inf
             raise InputError(
                 "crop lies outside the picture or has no area; give left < right and top < bottom, "
                 "all from 0 to 1"
@@ -87,14 +87,14 @@ class Crop(NamedTuple):
 
 
 def query_pixels(source: bytes | str, upright: bool, crop: Crop | None) -> np.ndarray:
-    """A file or its bytes → (H, W, 3) uint8 RGB for the network.
+    """Decodes a file, or its bytes, to (H, W, 3) uint8 RGB for the network.
 
     Args:
-        upright: whether the EXIF orientation is applied, as the run's was. crop: of the picture as
-            it then lies.
+        upright: whether to apply the EXIF orientation, as the run does. crop: of the picture after
+            that.
 
     Raises:
-        InputError: it is no picture, or of a kind or size that is not taken.
+        InputError: it is not a picture, or its format or size is not accepted.
     """
     try:
         if isinstance(source, bytes):
@@ -112,11 +112,11 @@ def query_pixels(source: bytes | str, upright: bool, crop: Crop | None) -> np.nd
 
 
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x06\x00|\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
-"""How each scan begins: a marker, the length of its head, and how many channels that tells."""
+"""The beginning of a scan: its marker, the length of its head, and the number of channels."""
 
 
 def _check_scans(content: bytes) -> None:
-    """Raises UnfitImageError for a JPEG that is drawn over and over again."""
+    """Raises UnfitImageError for a JPEG with more than `MOST_SCANS`."""
     scans = len(_SCAN.findall(content)) if content.startswith(b"\xff\xd8") else 0
     if scans > MOST_SCANS:
         raise UnfitImageError(
@@ -124,11 +124,11 @@ def _check_scans(content: bytes) -> None:
         )
 
 
-# --- what is shown --------------------------------------------------------------------------------
+# --- pictures of the index ------------------------------------------------------------------------
 
 
 def as_jpeg(pixels: np.ndarray, side: int) -> bytes:
-    """(H, W, 3) → a JPEG whose longer side is at most `side` pixels."""
+    """Encodes (H, W, 3) as a JPEG whose longer side is at most `side` pixels."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     file = io.BytesIO()
@@ -137,9 +137,9 @@ def as_jpeg(pixels: np.ndarray, side: int) -> bytes:
 
 
 class Shown:
-    """The pictures of an index as JPEG; the last ones are kept in memory.
+    """The pictures of an index as JPEGs; those used last are kept in memory.
 
-    Any thread may ask; no more pictures are decoded at once than there are cores.
+    Safe for threads; no more pictures are decoded at once than there are cores.
     """
 
     MOST_BYTES = 64_000_000
@@ -152,7 +152,7 @@ class Shown:
 
     @staticmethod
     def stamp(path: str) -> str | None:
-        """What changes when the file at `path` does; None where there is no file."""
+        """A text that changes when the file at `path` does; None if there is no file."""
         try:
             found = os.stat(path)  # noqa: PTH116 (file names may be no Unicode)
         except (OSError, ValueError):
@@ -160,7 +160,7 @@ class Shown:
         return f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"
 
     def jpeg(self, path: str, stamp: str, side: int, upright: bool) -> bytes:
-        """The picture at `path`, `side` pixels long.
+        """The picture at `path` as a JPEG, its longer side at most `side` pixels.
 
         Raises:
             InputError: it cannot be read.

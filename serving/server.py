@@ -1,4 +1,4 @@
-"""The address, the threads, and the end."""
+"""The server: its address, its threads, starting and stopping it."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _BUSY = (
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """A thread for each connection, up to `MOST_CONNECTIONS`.
+    """Serves each connection in a thread, up to `MOST_CONNECTIONS`.
 
     Raises:
-        InputError: the address cannot be had.
+        InputError: the address cannot be used.
     """
 
     allow_reuse_address = True
@@ -56,7 +56,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             raise InputError(_no_address(host, port, error)) from error
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Starts the thread of a connection, or sends it away where there are too many."""
+        """Starts the thread of a connection, or refuses the connection if there are too many."""
         if not self._connections.acquire(blocking=False):
             request.settimeout(1)
             with contextlib.suppress(OSError):
@@ -66,20 +66,20 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answers a connection's requests, and frees its place."""
+        """Answers the requests of a connection, which then no longer counts."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that failed ends alone; one that its client ended is no news."""
+        """Logs an error that has ended a connection, unless the client has closed it."""
         if not isinstance(sys.exc_info()[1], OSError):
             logger.exception("a connection ended because of an error in the server")
 
     @property
     def url(self) -> str:
-        """Where the page is, as a browser on this machine finds it."""
+        """The address of the page for a browser on this machine."""
         host, port = self.server_address[:2]
         if ipaddress.ip_address(host).is_unspecified:
             host = "::1" if ":" in host else LOOPBACK
@@ -121,15 +121,15 @@ def serve(
     device: str | None = None,
     run: str | None = None,
 ) -> None:
-    """Serves the index at `path` until the process is interrupted or told to end.
+    """Serves the index at `path` until SIGINT or SIGTERM.
 
     Args:
-        host: the address to listen at. port: 0 is any free one. allow_host: further names that the
-            page is opened by. device: of the network; None is the GPU where there is one.
-        run: where the run is now, if it has moved.
+        host: the address to listen at. port: 0 takes any free one. allow_host: further names by
+            which the page may be opened. device: of the network; None: the GPU, if there is one.
+        run: the present place of the run, if it has moved.
 
     Raises:
-        InputError: there is no usable index, or the address cannot be had.
+        InputError: there is no usable index, or the address cannot be used.
     """
     bound_pixels()
     gallery = Gallery(Path(path), device, run)
@@ -157,7 +157,7 @@ def _announce(server: Server, gallery: Gallery) -> None:
 
 
 def _serve_until_stopped(server: Server) -> None:
-    """Answers until SIGINT or SIGTERM; the latter is how a container is stopped."""
+    """Serves until SIGINT, or SIGTERM, with which containers are stopped."""
 
     def end(*_: object) -> None:
         raise KeyboardInterrupt
