@@ -276,7 +276,7 @@ class Writer:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise MachineError(
                 f"cannot write {self.path}: {error.strerror or error}; "
-                + ("free some space" if full else "see to its disk")
+                + ("free some space" if full else "repair its disk")
                 + " and run the same command again (what it held before is unharmed)"
             ) from error
 

@@ -1,4 +1,4 @@
-"""The command line of study.py; loads nothing heavy."""
+"""The command line of study.py; it imports nothing slow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of study.py.
 
     Raises:
-        SystemExit: with status 2 for a flag that there is not, 0 for --help.
+        SystemExit: with status 2 for an unknown flag, 0 for --help.
     """
     parser = _parser()
     args = parser.parse_args(argv)
@@ -24,7 +24,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.file and (
         both := {"name", "flags", "folds", "trials", "seeds", "metric", "logs"} & {*vars(args)}
     ):
-        parser.error(f"--{min(both)} stands in the file")
+        parser.error(f"--{min(both)} belongs in the file")
     return args
 
 
@@ -42,16 +42,16 @@ def _parser() -> Parser:
     parser.add_argument(
         "file", nargs="?", metavar="FILE.toml", type=file, default=None, help="what to study"
     )
-    _declare_what(parser)
-    _declare_how(parser)
+    _declare_study(parser)
+    _declare_running(parser)
     return parser
 
 
-def _declare_what(parser: Parser) -> None:
-    asked = parser.add_argument_group("what to study, if there is no file")
-    asked.add_argument("--name", help="name of the study's folder in --logs")
-    asked.add_argument("--flags", help="flags of training that all methods share")
-    asked.add_argument(
+def _declare_study(parser: Parser) -> None:
+    group = parser.add_argument_group("what to study, if there is no file")
+    group.add_argument("--name", help="name of the study's folder in --logs")
+    group.add_argument("--flags", help="flags of training that all methods share")
+    group.add_argument(
         "--methods", nargs="+", metavar="METHOD",
         help='losses by name, or flags of training: AMLoss "AMLoss --sec_wei 1" @recipes/FILE.txt',
     )  # fmt: skip
@@ -60,22 +60,22 @@ def _declare_what(parser: Parser) -> None:
         ("trials", "N", "trials per method"),
         ("seeds", "N", "runs per method"),
     ):
-        asked.add_argument(
+        group.add_argument(
             f"--{name}",
             type=whole(LEAST[name]),
             metavar=metavar,
             help=f"{what} (default: {getattr(Plan, name)})",
         )
-    asked.add_argument(
+    group.add_argument(
         "--metric",
         help=f"metric that trials are judged by: {', '.join(METRICS)} (default: {Plan.metric})",
     )
-    asked.add_argument(
+    group.add_argument(
         "--logs", metavar="DIR", help=f"where its folder goes (default: {Plan.logs})"
     )
 
 
-def _declare_how(parser: Parser) -> None:
+def _declare_running(parser: Parser) -> None:
     how = parser.add_argument_group("how it runs, and what it writes")
     how.add_argument("--jobs", type=whole(1), default=1, metavar="N",
                      help="trainings at once; they share the cores (default: 1)")  # fmt: skip

@@ -1,9 +1,10 @@
-"""One trained network on the test classes, and the seeds of a method together.
+"""Measures a trained network on the test classes, and ensembles of a method's seeds.
 
-    python -m studies.judging LAST.pth OUT
+    python -m studies.judging LAST.pth OUT GPU
 
-writes OUT.json, the metrics of each task, and OUT.npz: of the first task the embeddings, and for
-each class the sums that its metrics are made of. A process of its own, as trainings are.
+writes OUT.json, the metrics of each task, and OUT.npz: for the first task, the embeddings, and the
+sums for each class from which its metrics are computed. It is a process of its own, as trainings
+are.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from utils import sentence_errors
 
 
 class Judged(NamedTuple):
-    """What OUT.npz holds: unit embeddings (N, d), labels (N,), likewise of a gallery, and scores.
+    """The content of OUT.npz: unit embeddings (N, d), labels (N,), the same of a gallery, scores.
 
-    `scores` has one row per class: the sums over its queries.
+    `scores` has one row per class, the sums over its queries.
     """
 
     embeddings: torch.Tensor | None
@@ -76,7 +77,7 @@ def judge(checkpoint: Path, out: Path, gpu: int = 0) -> None:
 
 
 def by_classes(scores: Scores) -> Scores:
-    """The same metrics with one row per class: all that a bootstrap over classes needs."""
+    """Scores with one row per class, which is all that a bootstrap over classes needs."""
     classes, _, values, counted = scores.of_classes()
     return Scores(scores.names, values, counted, classes)
 
@@ -85,7 +86,7 @@ def by_classes(scores: Scores) -> Scores:
 
 
 def save(path: Path, judged: Judged) -> None:
-    """Writes the npz; embeddings at half precision, which a cosine does not notice."""
+    """Writes the npz, with embeddings in half precision, which is enough for cosines."""
     content: dict[str, Any] = {
         "labels": judged.labels.numpy(),
         "ks": np.array(judged.ks),
@@ -105,7 +106,7 @@ def save(path: Path, judged: Judged) -> None:
 
 
 def load(path: Path) -> Judged:
-    """Reads what `save` wrote.
+    """Reads a file of `save`.
 
     Raises:
         InputError: the file is damaged.
@@ -124,23 +125,23 @@ def load(path: Path) -> Judged:
 
 
 def without_embeddings(path: Path) -> None:
-    """Makes the file small again, once the ensembles have been measured."""
+    """Removes the embeddings from a file, once the ensembles have been measured."""
     judged = load(path)
     save(path, judged._replace(embeddings=None, gallery=None))
 
 
-# --- seeds together -------------------------------------------------------------------------------
+# --- ensembles ------------------------------------------------------------------------------------
 
 
 def ensembles(runs: Sequence[Judged]) -> dict[str, dict[str, float]]:
-    """The metrics of the seeds taken together, in two ways.
+    """The metrics of two ensembles of the seeds.
 
     - concatenated: unit embeddings side by side, S·d dimensions; its cosine is the mean of the
       seeds' cosines.
-    - aligned mean, d dimensions: each seed's embeddings are turned by the rotation that brings them
-      nearest to the first seed's (orthogonal Procrustes, Schönemann 1966), then averaged.
+    - aligned mean, d dimensions: each seed's embeddings are rotated so that they are nearest to the
+      first seed's (orthogonal Procrustes, Schönemann 1966), then averaged.
 
-    Returns {} where the embeddings are no longer there, or are of different sizes.
+    Returns {} if the embeddings were already removed, or are of different sizes.
     """
     if any(run.embeddings is None for run in runs):
         return {}
@@ -148,14 +149,14 @@ def ensembles(runs: Sequence[Judged]) -> dict[str, dict[str, float]]:
         return {}
     sides = [(run.embeddings, run.gallery) for run in runs]
     joined = [torch.cat([query for query, _ in sides], 1)]
-    turns = [rotation(query, sides[0][0]) for query, _ in sides]
-    turned = [sum(q @ turn for (q, _), turn in zip(sides, turns, strict=True))]
+    rotations = [rotation(query, sides[0][0]) for query, _ in sides]
+    aligned = [sum(q @ turn for (q, _), turn in zip(sides, rotations, strict=True))]
     if runs[0].gallery is not None:
         joined.append(torch.cat([gallery for _, gallery in sides], 1))
-        turned.append(sum(g @ turn for (_, g), turn in zip(sides, turns, strict=True)))
+        aligned.append(sum(g @ turn for (_, g), turn in zip(sides, rotations, strict=True)))
     return {
         "concatenated": _measured(runs[0], *joined),
-        "aligned mean": _measured(runs[0], *turned),
+        "aligned mean": _measured(runs[0], *aligned),
     }
 
 

@@ -1,13 +1,13 @@
-"""What has been done, is being done and is open, shared by all workers through the study's folder.
+"""The work of a study that is done, under way and left, shared by all workers through its folder.
 
-    plan.json             what the study was begun with
-    trials.log            Optuna's journal: values tried, and what they reached
-    claims/               one file for each piece of work, locked by the worker that is at it
-    METHOD/trialNNN-foldK METHOD/seedS      run folders, with what they printed beside them
-    METHOD/seedS.json .npz                  what was found about a run on the test classes
+    plan.json             the plan that the study was begun with
+    trials.log            Optuna's journal: the values that were tried, and their metric
+    claims/               a file for each piece of work, locked by the worker that does it
+    METHOD/trialNNN-foldK METHOD/seedS      run folders, and their logs beside them
+    METHOD/seedS.json .npz                  a run's results on the test classes
 
-A worker holds a claim by a lock of the system's, which ends with the worker, whatever ends it: then
-another takes the work over, and goes on from the last checkpoint. So any number of processes, on
+A claim is a lock of the operating system, which ends with the worker, however it ends. Then another
+worker takes the work over, and continues from the last checkpoint. So any number of processes, on
 machines that share the folder, can work on one study.
 """
 
@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     from optuna.storages.journal import JournalFileSymlinkLock
 
 STARTUP = 4
-"""Trials of a method that run to their end before others are measured by them."""
+"""Trials of a method that must be complete before others are compared with them."""
 
 
 class Work(NamedTuple):
-    """A piece of work: a trial, a run with a seed, or the seeds of a method together."""
+    """A piece of work: a trial, a run with a seed, or the ensembles of a method's seeds.
+
+    `kind` is "trial", "seed" or "together"; `number` is that of the trial, the seed, or the number
+    of seeds.
+    """
 
     kind: str
     entrant: Entrant
@@ -47,24 +51,25 @@ class Work(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What its run folder is called, and how its claim ends."""
+        """The name of its run folder, and the end of its claim's name."""
         forms = {"trial": "trial{:03d}", "seed": "seed{}", "together": "together{}"}
         return forms[self.kind].format(self.number)
 
     @property
     def title(self) -> str:
-        """What is printed of it: the method, and its name."""
+        """The method and the name, for messages."""
         return f"{self.entrant.name} {self.name}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial as it stands.
+    """The present state of a trial.
 
     Attributes:
         state: running, complete, pruned or failed. values: option → value.
-        reached: the metric, mean over the folds. folds: of each fold that was finished.
-        error: why it failed.
+        reached: the mean of the metric over the folds; None unless it is complete.
+        folds: the numbers of each finished fold. seconds: of training, in these.
+        error: the reason why it failed.
     """
 
     number: int
@@ -77,7 +82,7 @@ class Trial:
 
 
 class Ledger:
-    """The study's folder; see the file's header."""
+    """The folder of a study, as described at the head of this file."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -90,13 +95,13 @@ class Ledger:
     # -- beginning
 
     def look(self) -> list[str]:
-        """Compares the plan with what the folder was begun with; the methods to be tried first.
+        """Compares the plan with the folder's; returns the methods that should be rehearsed.
 
-        Those are the ones that are new, and those with settings that another machine may have
-        chosen, and this one may lack weights for.
+        These are new ones, and ones whose settings were chosen by another machine, perhaps, so that
+        this one may lack weights for them.
 
         Raises:
-            InputError: the folder is of another study.
+            InputError: the folder is that of another study.
         """
         if (self.folder / "args.json").exists():
             raise InputError(f"{self.folder} is a run; give the study another name")
@@ -108,7 +113,7 @@ class Ledger:
             known = kept["methods"]
         entrants = []
         for one in self.plan.entrants:
-            if one.name in known:  # also of a version that settled nothing
+            if one.name in known:  # an older version may have stored no settings
                 settings = known[one.name].get("settings", [])
             else:
                 settings = one.settings or settings_of(one, self.plan.folds)
@@ -117,35 +122,35 @@ class Ledger:
         return [one.name for one in entrants if one.name not in known or one.settings]
 
     def begin(self) -> None:
-        """Makes the folder, or finds that it is of the same study.
+        """Makes the folder, or adds to that of the same study.
 
         Raises:
-            InputError: it is of another study, or cannot be made.
+            InputError: it is that of another study, or cannot be made.
         """
         try:
             (self.folder / "claims").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be made ({error.strerror})") from error
         with self.claimed("plan", wait=True):
-            self.look()  # somebody else may have begun it in the meantime
+            self.look()  # another process may have begun it meanwhile
             content = self.plan.identity | {"trials": self.plan.trials}
             known = (self.kept_plan() or {"methods": {}})["methods"]
-            content["methods"] = known | content["methods"]  # one that is left out may come back
+            content["methods"] = known | content["methods"]  # a method left out now may come back
             write_json(self.folder / "plan.json", content)
             self._try_again()
 
     def _try_again(self) -> None:
-        """Forgets the runs that failed, so that a start after a repair makes up for them."""
+        """Deletes the results of failed runs, so that they are tried again."""
         for entrant in self.plan.entrants:
             for seed in range(1, self.plan.seeds + 1):
                 if "error" in (self.result(entrant, f"seed{seed}") or {}):
                     self.result_file(entrant, f"seed{seed}").unlink()
 
     def _check_budget(self, trials: int) -> None:
-        """Raises InputError where the trials of the plan are not what they can be any more.
+        """Raises InputError if the plan has a number of trials that would be unfair.
 
-        Fewer than some method had would leave the others with less to choose from; more, after the
-        test classes were looked at, would choose by them.
+        If it were lower than that of some method, the others would have fewer to choose from. If it
+        were higher, after runs were judged on the test classes, settings could be chosen by these.
         """
         done = {one.name: len(self.trials(one)) for one in self.plan.entrants}
         most = max(done, key=done.__getitem__)
@@ -164,7 +169,7 @@ class Ledger:
             )
 
     def kept_plan(self) -> dict[str, Any] | None:
-        """What the study was begun with; None for a new one.
+        """The plan that the study was begun with; None for a new study.
 
         Raises:
             DamagedError: it cannot be read.
@@ -178,14 +183,14 @@ class Ledger:
         return kept
 
     def path(self, work: Work) -> Path:
-        """Its run folder, or what the names of its folders begin with."""
+        """Its run folder, or the beginning of the names of its folders."""
         return self.folder / work.entrant.folder / work.name
 
-    # -- who is at what
+    # -- claims
 
     @contextlib.contextmanager
     def claimed(self, name: str, *, wait: bool = False) -> Iterator[bool]:
-        """Whether this worker has the claim, which it keeps inside the `with`."""
+        """Holds a claim within the `with`; yields False if another worker has it."""
         got = self._take(name, wait)
         try:
             yield got
@@ -194,7 +199,7 @@ class Ledger:
                 self.release(name)
 
     def _take(self, name: str, wait: bool = False) -> bool:
-        """Takes a claim; False where another worker, or another thread of this one, has it."""
+        """Takes a claim; False if another process, or another thread of this one, has it."""
         while True:
             with self._lock:
                 if name not in self._held:
@@ -210,21 +215,20 @@ class Ledger:
         return got
 
     def release(self, name: str) -> None:
-        """Gives a claim back."""
+        """Releases a claim."""
         with self._lock:
             os.close(self._held.pop(name))
 
     def next(self) -> Work | None:
-        """Takes the most urgent piece of work that nobody is at; None where there is none now.
+        """Claims the most urgent piece of work that nobody does; None if there is none now.
 
-        Trials that somebody left, new trials of the method with the fewest, runs seed by seed, and
-        the seeds of a method together. The claim is held until it is released by name
-        (`claim_of`).
+        The order: interrupted trials, new trials of the method with the fewest, runs seed by seed,
+        ensembles. The claim is held until it is released by name (`claim_of`).
         """
         with self.claimed("next", wait=True):
             for work in self._open():
                 if self._take(claim_of(work)):
-                    # Somebody may have finished it between the look and the lock.
+                    # Another worker may have finished it just before.
                     if self._is_open(work):
                         return self._begun(work)
                     self.release(claim_of(work))
@@ -258,7 +262,7 @@ class Ledger:
         return not self.result_file(work.entrant, work.name).is_file()
 
     def _begun(self, work: Work) -> Work:
-        """A new trial is drawn when it is taken, so that it knows all that are finished."""
+        """The work, after drawing the values of a new trial: now, to use all finished trials."""
         if work.kind == "trial":
             self._draw(work)
         return work
@@ -291,7 +295,7 @@ class Ledger:
             _take_off_cut_line(journal, lock)
             self._storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its words for what it calls experimental
+            warnings.simplefilter("ignore")  # that the journal is experimental
             if name in optuna.get_all_study_names(self._storage):
                 return optuna.load_study(study_name=name, storage=self._storage)
             return optuna.create_study(
@@ -299,17 +303,17 @@ class Ledger:
             )
 
     def _draw(self, work: Work) -> None:
-        """Gives a trial its values: the first those that were given, then random ones, then TPE's.
+        """Draws the values of a trial: the first has the given ones, the next random, then TPE's.
 
-        One that another worker left before it had all of them gets the rest.
+        A trial that was interrupted before it had all values gets the others.
         """
         import optuna
 
         space, study = work.entrant.space, self.study(work.entrant)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Two for each value that is searched before TPE begins, the first as given and the
-            # others at random, and not the same ones in every process.
+            # Before TPE begins there are two trials for each searched value. The seed depends on
+            # the trial, so that processes do not draw the same random values.
             study.sampler = optuna.samplers.TPESampler(
                 seed=work.number, n_startup_trials=max(STARTUP, 2 * len(space)), constant_liar=True
             )
@@ -322,7 +326,7 @@ class Ledger:
                 one.draw(trial)
 
     def optuna_trial(self, work: Work) -> optuna.Trial:
-        """The trial, to report to."""
+        """Optuna's trial, to report metrics to."""
         import optuna
 
         study = self.study(work.entrant)
@@ -330,7 +334,7 @@ class Ledger:
         return optuna.Trial(study, frozen._trial_id)
 
     def trials(self, entrant: Entrant) -> list[Trial]:
-        """All trials of a method, as they stand."""
+        """All trials of a method."""
         found = []
         for frozen in self.study(entrant).get_trials(deepcopy=False):
             attributes = frozen.user_attrs
@@ -355,7 +359,7 @@ class Ledger:
         return found
 
     def median(self, entrant: Entrant, step: int) -> float | None:
-        """What its finished trials reported at a step; None where fewer than `STARTUP` did."""
+        """The median of what complete trials reported at a step; None if fewer than `STARTUP`."""
         import optuna
 
         finished = self.study(entrant).get_trials(
@@ -366,18 +370,18 @@ class Ledger:
         return statistics.median(values) if len(values) >= STARTUP else None
 
     def _chosen(self, trials: list[Trial]) -> Trial | None:
-        """The best trial, once all have ended; the first among equals."""
+        """The best trial, once all have ended; of equal ones the first."""
         if len(trials) < self.plan.trials or any(t.state == "running" for t in trials):
             return None
         complete = [t for t in trials if t.reached is not None]
         return max(complete, key=lambda t: t.reached, default=None)
 
     def chosen(self, entrant: Entrant) -> Trial | None:
-        """The best trial of a method, once all have ended; None before, and where all failed."""
+        """The best trial of a method, once all have ended; None before, and if all failed."""
         return self._chosen(self.trials(entrant))
 
     def left(self, entrant: Entrant) -> tuple[int, int]:
-        """How many trials of a method are open, and how many runs: none where all trials failed."""
+        """The numbers of trials and of runs of a method that are left; 0 if all trials failed."""
         trials = self.trials(entrant)
         ended = sum(trial.state != "running" for trial in trials)
         if ended == self.plan.trials and not self._chosen(trials):
@@ -389,15 +393,15 @@ class Ledger:
     # -- runs
 
     def result_file(self, entrant: Entrant, name: str) -> Path:
-        """What was found about a run, or about the seeds together."""
+        """The file with the results of a run, or of the ensembles."""
         return self.folder / entrant.folder / f"{name}.json"
 
     def is_judged(self, entrant: Entrant, seed: int) -> bool:
-        """Whether the run with this seed is done, or has failed for good."""
+        """Whether the run with this seed is done, or has failed."""
         return "values" in (self.result(entrant, f"seed{seed}") or {})
 
     def result(self, entrant: Entrant, name: str) -> dict[str, Any] | None:
-        """What was found; None where it is not there yet.
+        """The content of `result_file`; None if it does not exist yet.
 
         Raises:
             DamagedError: it cannot be read.
@@ -407,18 +411,18 @@ class Ledger:
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is open, nobody at work."""
+        """Whether all work is done."""
         return next(self._open(), None) is None
 
 
 def _take_off_cut_line(journal: Path, lock: JournalFileSymlinkLock) -> None:
-    """Removes a last line without its end, which a full disk leaves behind.
+    """Removes an incomplete last line, which a full disk leaves behind.
 
-    Readers pass it over, but what is written next would be glued to it, and nothing read any more.
+    Readers ignore it, but the next line would be appended to it, and then nothing could be read.
     """
     if not journal.is_file() or _whole_lines(journal.read_bytes()) == journal.stat().st_size:
         return
-    lock.acquire()  # what looks cut off may just be being written
+    lock.acquire()  # otherwise another process may just be writing the line
     try:
         with journal.open("r+b") as file:
             file.truncate(_whole_lines(file.read()))
@@ -427,14 +431,14 @@ def _take_off_cut_line(journal: Path, lock: JournalFileSymlinkLock) -> None:
 
 
 def _whole_lines(content: bytes) -> int:
-    """How many bytes of it are lines that have their end."""
+    """The number of bytes up to the end of the last complete line."""
     return content.rfind(b"\n") + 1
 
 
 def run_again(path: Path) -> str:
-    """What to do about a file of results that is damaged: `seedS.json` or `.npz`, `togetherN.json`.
+    """Advice for a damaged file of results: `seedS.json` or `.npz`, or `togetherN.json`.
 
-    Most runs have lost their weights, so that they cannot be judged again.
+    The weights of most runs were deleted, so they must be trained again to be judged again.
     """
     run = path.with_suffix("")
     folder = f" and the folder {run}" if run.is_dir() else ""
@@ -442,7 +446,7 @@ def run_again(path: Path) -> str:
 
 
 def _content(path: Path, advice: str) -> dict[str, Any] | None:
-    """The entries of a JSON file; None where it is not there."""
+    """The entries of a JSON file; None if it does not exist."""
     if not path.is_file():
         return None
     with damage_in_words(str(path), advice):
@@ -453,7 +457,7 @@ def _content(path: Path, advice: str) -> dict[str, Any] | None:
 
 
 def claim_of(work: Work) -> str:
-    """The name of its claim."""
+    """The name of a piece of work's claim."""
     return f"{work.entrant.folder}-{work.name}"
 
 

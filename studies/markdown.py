@@ -1,7 +1,7 @@
-"""A study inside a Markdown document: its tables between marks, its picture beside it.
+"""The results of a study in a Markdown document: tables between marks, and a picture beside it.
 
-A mark is a line such as `<!-- means -->`; what stands between it and `<!-- end of means -->` is
-written again whenever the study is. The text around them stays.
+A mark is a line such as `<!-- means -->`. The text between it and `<!-- end of means -->` is
+replaced whenever results are written; the text around is not changed.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ BLOCKS = {
     "pairs": "Pairs",
     "search": "The search",
     "trials": "What the search depended on",
-    "beside": "Beside it",
+    "beside": "Best epochs and ensembles",
     "failed": "What failed",
 }
 """Mark → the heading of a new document."""
 
 
 def write(path: Path, results: Results, columns: Sequence[str] = ()) -> list[Path]:
-    """Fills the marks of a document, or begins one, and draws its picture; what was written.
+    """Fills the marks of a document, or makes a new one, draws its picture, and returns both paths.
 
     Raises:
-        InputError: it holds no marks, cannot be read, or lacks the end of one.
+        InputError: it has no marks, cannot be read, or lacks the end of a mark.
     """
     blocks = made(results, columns)
     picture, title, drawn = _picture_of(path), "", ""
@@ -52,10 +52,10 @@ def write(path: Path, results: Results, columns: Sequence[str] = ()) -> list[Pat
 
 
 def check(path: Path) -> None:
-    """Whether a study can be written into this document: before the work.
+    """Checks, before the trainings, that results can be written into this document.
 
     Raises:
-        InputError: it holds no marks, lacks the end of one, or cannot be read or written.
+        InputError: it has no marks, lacks the end of one, or cannot be read or written.
     """
     check_outputs({"--markdown": path, "the picture beside it": _picture_of(path)})
     if path.exists():
@@ -74,10 +74,10 @@ def _text(path: Path) -> str:
 
 
 def filled(text: str, blocks: Mapping[str, str], name: str) -> str:
-    """The text of a document with its blocks written anew.
+    """The text of a document with the blocks between its marks replaced.
 
     Raises:
-        InputError: it has no mark, or one without an end.
+        InputError: it has no mark, or a mark without an end.
     """
     known = {mark: block for mark, block in blocks.items() if _begin(mark) in text}
     if not known:
@@ -104,7 +104,7 @@ def _end(mark: str) -> str:
 
 
 def _begun(results: Results, blocks: Mapping[str, str]) -> str:
-    """A document with all that there is."""
+    """A new document with marks for all blocks that have content."""
     parts = [f"# {results.plan.name}\n"]
     for mark, heading in BLOCKS.items():
         if blocks[mark]:
@@ -115,7 +115,7 @@ def _begun(results: Results, blocks: Mapping[str, str]) -> str:
 
 
 def made(results: Results, columns: Sequence[str] = ()) -> dict[str, str]:
-    """Every block that `BLOCKS` names; "" where there is nothing for it yet."""
+    """The content of all `BLOCKS`; "" if there is none yet."""
     metric = results.plan.metric
     return {
         "answer": _bullets(pages.conclusions(results)),
@@ -124,7 +124,7 @@ def made(results: Results, columns: Sequence[str] = ()) -> dict[str, str]:
         "pairs": _tests(results.asked, metric),
         "search": _search(results),
         "trials": _bullets(tables.sensitivity_lines(results)),
-        "beside": _beside(results),
+        "beside": _gains(results),
         "failed": _bullets(tables.failures(results)[1:]),
     }
 
@@ -153,13 +153,13 @@ def _search(results: Results) -> str:
     return _table("method", tables.search_heads(results), tables.search_lines(results))
 
 
-def _beside(results: Results) -> str:
+def _gains(results: Results) -> str:
     lines = tables.gain_lines(results)
     return _table("method", tables.GAINS, lines) if lines else ""
 
 
 def _table(first: str, heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """A table whose lines have a name and a cell under each of the heads."""
+    """A Markdown table: a column `first` of names, and a column for each of the heads."""
     rows = [[first, *heads], ["---"] * (1 + len(heads)), *([name, *cells] for name, cells in lines)]
     return "\n".join(f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in rows)
 

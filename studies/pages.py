@@ -1,4 +1,4 @@
-"""A study as one HTML page: what can be concluded, tables, and charts that need no script."""
+"""The results of a study as an HTML page: conclusions, tables, and charts without scripts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SURE = 0.05
 
 
 def page(results: Results) -> str:
-    """The HTML."""
+    """The page's HTML."""
     plan = results.plan
     parts = [section("answer", "What came out", bullets(conclusions(results)))]
     if results.with_runs:
@@ -39,7 +39,7 @@ def page(results: Results) -> str:
     parts.append(section("search", "The search", _search(results), _search_about(results)))
     if results.with_runs:
         about = f"{tables.gains_about(results)}."
-        parts.append(section("beside", "Beside it", _beside(results), about))
+        parts.append(section("beside", "Best epochs and ensembles", _gains(results), about))
     if failed := tables.failures(results):
         parts.append(section("failed", "Failed", bullets(failed[1:])))
     seconds = sum(f.search_seconds + sum(f.seconds.values()) for f in results.methods)
@@ -69,7 +69,7 @@ def _links(results: Results) -> list[tuple[str, str]]:
 
 
 def conclusions(results: Results) -> list[str]:
-    """What can be said, and what cannot; each sentence from the numbers."""
+    """Sentences that say what follows from the results, and what does not."""
     said = _state(results)
     ranked = results.ranked
     metric = results.plan.metric
@@ -106,11 +106,11 @@ def _mean(found: Found, metric: str) -> str:
 
 
 def _against(results: Results) -> list[str]:
-    """The best method against each other one over the seeds."""
+    """Sentences about the best method against each other one, over the seeds."""
     metric, tests = results.plan.metric, results.best_against
     if not tests:
         return ["With fewer than two seeds nothing can be said about chance."]
-    # Over the seeds that both have: where one failed, the best mean may be behind on the others.
+    # Compared on the seeds that both have: if one failed, the best mean may be lower on the others.
     surely = [
         test
         for test in tests
@@ -235,7 +235,7 @@ def _around(mean: float, half: float) -> tuple[float, float]:
 
 
 def _plain_table(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Names and cells of text under these heads."""
+    """An HTML table of these heads, with a name and cells in each line."""
     head = "".join(f'<th scope="col">{as_text(h)}</th>' for h in heads)
     rows = [
         f"<tr>{''.join(f'<td>{as_text(c)}</td>' for c in (name, *cells))}</tr>"
@@ -264,13 +264,13 @@ def _tests(results: Results) -> str:
 
 
 def difference_bars(tests: Sequence[Test], metric: str) -> list[Bar]:
-    """A bar per test: the difference in a metric and half of its 95 % interval."""
+    """A bar per test: the difference in a metric, and half of its 95 % interval."""
     found = [(test.b, test.differences[metric]) for test in tests]
     return [Bar(name, d.difference, d.high - d.difference) for name, d in found]
 
 
 def _tables(tests: Sequence[Test], metric: str) -> str:
-    """Tests as tables, by what they are over."""
+    """Tables of tests: one of those over seeds, one of those over classes."""
     parts = []
     for over, alike in tables.grouped(tests).items():
         heads, lines = tables.test_lines(alike, metric)
@@ -300,7 +300,7 @@ def _search(results: Results) -> str:
     metric = results.plan.metric
     heads = ("method", "trials", "early", "failed", "time", f"{metric} on the folds", "chosen")
     charts = "".join(_plots(found, metric) for found in results.methods)
-    about = "Every trial: what it reached against what it tried"
+    about = f"Every trial: {metric} against each searched value"
     return _plain_table(heads, tables.search_lines(results)) + folded(about, charts)
 
 
@@ -322,7 +322,7 @@ def _plots(found: Found, metric: str) -> str:
 
 
 def _points(found: Found, name: str, metric: str) -> list[Point]:
-    """What the trials reached; the chosen one is marked, those stopped early are hollow."""
+    """Points of the trials: the chosen one is marked, those stopped early are hollow."""
     points = []
     for trial in found.trials:
         reached = trial.reached
@@ -337,6 +337,6 @@ def _points(found: Found, name: str, metric: str) -> list[Point]:
     return points
 
 
-def _beside(results: Results) -> str:
+def _gains(results: Results) -> str:
     heads = ("method", "R@1", "best epoch less last", "seeds side by side", "aligned mean")
     return _plain_table(heads, tables.gain_lines(results))

@@ -1,4 +1,4 @@
-"""Where a study trains, and the command that does it."""
+"""The places where a study trains, and the command of a training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Place:
 
     @property
     def flags(self) -> list[str]:
-        """What makes train.py compute there."""
+        """The flags that make train.py compute there."""
         return [] if self.gpu is None else ["--gpu-id", str(self.gpu)]
 
     @property

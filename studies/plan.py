@@ -1,4 +1,4 @@
-"""What a study is asked to do: a TOML file, or the flags of study.py, checked before anything runs.
+"""The plan of a study, from a TOML file or the flags of study.py; checked before anything runs.
 
 flags = "--dataset folder:photos"
 folds = 3
@@ -40,7 +40,7 @@ OWN_FLAGS = {
     "no_test": "",
     "dry_run": "",
 }
-"""Flags that a study sets by itself, and the entry of its file that says what they would."""
+"""Flags that a study sets itself, and the entry of its file to be used instead."""
 KINDS = {
     "name": str, "flags": (str, list), "folds": int, "trials": int, "seeds": int, "metric": str,
     "prune": bool, "logs": str, "methods": (dict, list), "search": dict, "fixed": list,
@@ -50,13 +50,13 @@ IN_WORDS = {
     str: "text", (str, list): "text or a list", int: "a whole number", bool: "true or false",
     (dict, list): "a table or a list", dict: "a table", list: "a list",
 }  # fmt: skip
-"""What a value of these kinds is."""
+"""Descriptions of the kinds, for messages."""
 TAKEN = ("claims", "plan.json", "trials.log", "trials.csv", "runs.csv", "study.html", "study.tex")
-"""What the folder of a study holds beside a folder for each method."""
+"""Names in the folder of a study, which the folder of a method cannot have."""
 METRICS = ("R@1", "RP", "MAP@R", "MRR")
 LEAST = {"folds": 2, "trials": 1, "seeds": 2}
 TEST_CLASSES = ("dataset", "eval_classes", "split_seed")
-"""The options that say which classes methods are judged on."""
+"""The options that determine the classes on which methods are judged."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class Entrant:
     """One method of a study.
 
     Attributes:
-        name: what tables call it. flags: of train.py, with those that all methods share in front.
-        space: what is searched. loss_args: arguments of the loss that the flags give.
-        settings: what suits the images, and the machine that the method was first seen on, as flags
-            for all its trainings; see `settled`.
+        name: in tables. flags: of train.py; those that all methods share come first.
+        space: the searched options. loss_args: arguments of the loss in the flags.
+        settings: flags of all its trainings that suit the images and the machine on which the study
+            was begun; see `settings_of`.
     """
 
     name: str
@@ -77,12 +77,12 @@ class Entrant:
     settings: tuple[str, ...] = ()
 
     def command(self, values: Mapping[str, Any]) -> list[str]:
-        """The flags of train.py that train it with values for what is searched."""
+        """The flags of train.py that train it with these values of the searched options."""
         searched = words_of(self.space, values, self.loss_args)
         return [*self.flags, *self.settings, *searched]
 
     def settled(self, settings: Sequence[str]) -> Entrant:
-        """With these settings, from which the search begins as well."""
+        """The method with these settings, at which its search starts, too."""
         if not settings:
             return replace(self, settings=())
         chosen = parsed([*self.flags, *settings], self.name)
@@ -91,7 +91,7 @@ class Entrant:
 
     @property
     def folder(self) -> str:
-        """Its name as that of a folder."""
+        """The name of its folder."""
         return "".join(c if c.isalnum() or c in "-+." else "_" for c in self.name)
 
 
@@ -100,11 +100,12 @@ class Plan:
     """A study.
 
     Attributes:
-        name: of its folder in `logs`. folds: of the training classes; a trial trains without each
-            in turn. trials: per method. seeds: runs per method. metric: what trials are judged by.
+        name: of its folder in `logs`. folds: number of parts of the training classes, each of which
+            a trial leaves out in turn. trials: per method. seeds: runs per method.
+        metric: by which trials are judged.
         prune: whether a trial that falls behind the others of its method is stopped early.
-        compare: pairs of methods, the second to be tested against the first, beside all of them
-            against the first of the study. dataset: what all are trained and judged on.
+        compare: pairs of methods, the second to be tested against the first, in addition to tests
+            of all against the study's first. dataset: on which all are trained and judged.
     """
 
     name: str
@@ -120,17 +121,17 @@ class Plan:
 
     @property
     def folder(self) -> Path:
-        """Where everything of the study lies."""
+        """The study's folder."""
         return Path(self.logs) / self.name
 
     def flags_of_fold(self, fold: int) -> list[str]:
-        """The flags of train.py that train without a fold of the training classes."""
+        """The flags of train.py that leave out a fold of the training classes."""
         flags = f"--val-folds {self.folds} --val-fold {fold} --no-test --metrics retrieval --seed 0"
         return flags.split()
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What may not change while the study goes on; trials, seeds and methods may be added."""
+        """Entries that must not change within a study; trials, seeds and methods may be added."""
         return {
             "folds": self.folds,
             "metric": self.metric,
@@ -146,7 +147,7 @@ def read(path: Path) -> Plan:
     """The plan in a TOML file.
 
     Raises:
-        InputError: it cannot be read, or asks for what cannot be.
+        InputError: it cannot be read, or an entry is wrong.
     """
     try:
         import tomllib
@@ -166,7 +167,7 @@ def of(content: Mapping[str, Any], *, default_name: str, source: str) -> Plan:
     """The plan that the entries of a file, or of a command line, describe.
 
     Raises:
-        InputError: an entry is unknown, of the wrong kind, or asks for what cannot be.
+        InputError: an entry is unknown, of the wrong kind, or impossible.
     """
     _check_entries(content, source)
     name = content.get("name", default_name)
@@ -216,7 +217,7 @@ def _check_entries(content: Mapping[str, Any], source: str) -> None:
 
 
 def _check_folders(entrants: Iterable[Entrant], source: str) -> None:
-    """Raises InputError where the names of methods are not those of folders of their own."""
+    """Raises InputError if methods do not have distinct, possible names of folders."""
     taken = set()
     for one in entrants:
         folder = one.folder.lower()
@@ -224,7 +225,7 @@ def _check_folders(entrants: Iterable[Entrant], source: str) -> None:
             raise InputError(f"{source}: a method cannot be called {one.name!r}; rename it")
         if folder in taken:
             raise InputError(
-                f"{source}: two methods have names that are one as a folder; rename one"
+                f"{source}: two methods would have the same folder ({one.folder}); rename one"
             )
         taken.add(folder)
 
@@ -232,7 +233,7 @@ def _check_folders(entrants: Iterable[Entrant], source: str) -> None:
 def _pairs(
     content: Mapping[str, Any], names: Sequence[str], source: str
 ) -> tuple[tuple[str, str], ...]:
-    """The pairs of methods that are to be compared."""
+    """The pairs of methods in the entry `compare`."""
     pairs = content.get("compare", [])
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]):
@@ -250,16 +251,16 @@ def _pairs(
 
 
 def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str, Any]:
-    """Name → flags; a bare word of a list is a loss, or `@RECIPE`.
+    """Name → flags, from the entry `methods`; in a list, a bare word is a loss, or `@RECIPE`.
 
     Raises:
-        InputError: one is neither words nor a list of them.
+        InputError: a method is neither text nor a list.
     """
     if isinstance(given, Mapping):
         for name, flags in given.items():
             if name in KINDS:  # TOML ends a table at the next one, and nowhere else
                 raise InputError(
-                    f"{source}: {name} stands below [methods], among the methods; put it above"
+                    f"{source}: {name} is below [methods], among the methods; move it above"
                 )
             if not isinstance(flags, str | list):
                 raise InputError(
@@ -276,16 +277,16 @@ def _methods(given: Mapping[str, Any] | Sequence[str], source: str) -> dict[str,
         bare = not line.split()[0].startswith(("-", "@"))
         name = line if bare else line.removeprefix("--loss ")
         if name in found:
-            raise InputError(f"{source}: the method {name} stands there twice; leave one out")
+            raise InputError(f"{source}: the method {name} is listed twice; leave one out")
         found[name] = f"--loss {line}" if bare else line
     return found
 
 
 def words(flags: str | Sequence[str], source: str) -> list[str]:
-    """Flags as words; a text is split as a shell does it.
+    """Flags as words; text is split as by a shell.
 
     Raises:
-        InputError: a quotation mark has no partner.
+        InputError: a quotation mark is not closed.
     """
     if not isinstance(flags, str):
         return [str(word) for word in flags]
@@ -296,7 +297,7 @@ def words(flags: str | Sequence[str], source: str) -> list[str]:
 
 
 def _joined(shared: Sequence[str], own: Sequence[str]) -> list[str]:
-    """The flags of a method: files of flags first, for what is written out is meant to win."""
+    """The flags of a method: files of flags first, because flags that are written out override."""
     first = list(takewhile(_is_file, shared))
     files = [word for word in own if _is_file(word)]
     written = [word for word in own if not _is_file(word)]
@@ -308,7 +309,7 @@ def _is_file(word: str) -> bool:
 
 
 def _check_alike(chosen: Mapping[str, Options], source: str) -> None:
-    """Raises InputError where methods would be judged on different classes."""
+    """Raises InputError if methods would be judged on different classes."""
     (first, usual), *others = chosen.items()
     for name, other in others:
         for option in TEST_CLASSES:
@@ -350,10 +351,10 @@ def _entrant(
 
 
 def _asked(key: str, value: Any, chosen: Options, source: str) -> Range:
-    """What an entry of the search says.
+    """The range of an entry of `search`.
 
     Raises:
-        InputError: it says no range, or is of what methods must have alike.
+        InputError: it is not a range, or is that of an option that must not differ.
     """
     one = asked(key, value, chosen)
     _check_own(one.name, f"{source}: search")
@@ -365,15 +366,15 @@ def _asked(key: str, value: Any, chosen: Options, source: str) -> Range:
 
 
 def _check_own(option: str, what: str) -> None:
-    """Raises InputError for an option that a study sets by itself."""
+    """Raises InputError for an option that a study sets itself."""
     if option in OWN_FLAGS:
         entry = OWN_FLAGS[option]
-        instead = f"; its entry {entry} says that" if entry else "; leave it out"
+        instead = f"; use its entry {entry}" if entry else "; leave it out"
         raise InputError(f"{what}: --{option.replace('_', '-')} is the study's own{instead}")
 
 
 def _check_read(content: Mapping[str, Any], entrants: Iterable[Entrant], source: str) -> None:
-    """Raises InputError where a search for all methods is of nothing that any of them reads."""
+    """Raises InputError if an option that is searched for all methods is read by none."""
     read = {one.name for entrant in entrants for one in entrant.space}
     for key, value in content.get("search", {}).items():
         if _is_of_method(value):
@@ -384,14 +385,14 @@ def _check_read(content: Mapping[str, Any], entrants: Iterable[Entrant], source:
 
 
 def _is_of_method(value: Any) -> bool:
-    """Whether an entry of the search is a table of a method's own, and not a range."""
+    """Whether an entry of `search` is the table of one method, rather than a range."""
     return isinstance(value, Mapping) and not {"low", "high"} & value.keys()
 
 
 def _try(entrant: Entrant, source: str) -> None:
-    """Raises InputError where train.py refuses what would be tried: a choice, the end of a range.
+    """Raises InputError if train.py refuses a value that may be tried: a choice, or an end.
 
-    All options together, for each is tried with the others.
+    All options are given together, as in trials.
     """
     tried = {one.name: one.choices or (one.rounded(one.low), one.rounded(one.high))
              for one in entrant.space}  # fmt: skip
@@ -403,10 +404,10 @@ def _try(entrant: Entrant, source: str) -> None:
 def _without_fixed(
     found: Mapping[str, Entrant], content: Mapping[str, Any], source: str
 ) -> list[Entrant]:
-    """The entrants without a search of what is to stay as it is.
+    """The methods without the searched options in the entry `fixed`.
 
     Raises:
-        InputError: that is nothing there is.
+        InputError: such an option does not exist.
     """
     searched = {one.name for entrant in found.values() for one in entrant.space}
     flags = {flag.dest for flag in options.train_flags()}
@@ -425,7 +426,7 @@ def _without_fixed(
 
 
 def _is_read(one: Range, chosen: Options) -> bool:
-    """Whether a method listens to what is searched for all methods."""
+    """Whether a method reads an option that is searched for all methods."""
     if "." in one.name:
         return True
     (flag,) = (flag for flag in options.train_flags() if flag.dest == one.name)
@@ -433,11 +434,11 @@ def _is_read(one: Range, chosen: Options) -> bool:
 
 
 def settings_of(entrant: Entrant, folds: int) -> list[str]:
-    """What suits the images and this machine where the flags are silent, as flags.
+    """Flags, beyond those that are given, that suit the images and this machine.
 
-    All trainings of a method have the same ones, on whatever machine, as `--val-fold 0` would have
-    them here: so each is evaluated several times. The learning rate of the network follows that
-    of the head, which is searched.
+    All trainings of a method have the same ones, on whatever machine: those that `--val-fold 0`
+    would choose here, with which each is evaluated several times. The network's learning rate is
+    left out, because it follows that of the head, which is searched.
     """
     words = [*entrant.flags, "--val-folds", str(folds), "--val-fold", "0"]
     chosen = parsed(words, entrant.name)
@@ -446,15 +447,15 @@ def settings_of(entrant: Entrant, folds: int) -> list[str]:
     flags_and_values = [word for line, _ in chosen.chosen for word in line.split()]
     settings = dict(zip(flags_and_values[::2], flags_and_values[1::2], strict=True))
     if "decode" not in chosen.given:
-        settings["--decode"] = chosen.decode  # its rule is silent where the disk is full
-    for follows in ("--lr", "--lr_p"):
-        settings.pop(follows, None)
+        settings["--decode"] = chosen.decode  # not among `chosen` if the disk is full
+    for searched in ("--lr", "--lr_p"):
+        settings.pop(searched, None)
     kept = [(flag, value) for flag, value in settings.items() if flag_named(flag).is_read(chosen)]
     return ["--defaults", "suited", *(word for pair in kept for word in pair)]
 
 
 def parsed(flags: Sequence[str], what: str) -> Options:
-    """The options of train.py that flags ask for.
+    """The options that train.py parses from flags.
 
     Raises:
         InputError: train.py refuses them; the sentence begins with `what`.

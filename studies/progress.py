@@ -1,4 +1,4 @@
-"""What a study prints while it works."""
+"""Prints the progress of a study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils import counted, human_seconds
 
 
 class Progress:
-    """Prints one line after each training: what it was, and about how long the rest will take."""
+    """Prints a line after each training, with an estimate of the time that is left."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -20,7 +20,7 @@ class Progress:
         self._lock = threading.Lock()
 
     def left(self) -> int:
-        """How many trainings are still to be done, those of folds and those with seeds."""
+        """The number of trainings that are left, on folds and with seeds."""
         plan = self.ledger.plan
         open_work = [self.ledger.left(one) for one in plan.entrants]
         folds = plan.folds * sum(trials for trials, _ in open_work)
@@ -33,7 +33,7 @@ class Progress:
         return folds - done + sum(runs for _, runs in open_work)
 
     def say(self, sentence: str) -> None:
-        """Prints the sentence with the time that is left."""
+        """Prints a sentence, followed by the time that is left."""
         with self._lock:
             left = self.left()
             done = self.first - left

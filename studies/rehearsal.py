@@ -1,4 +1,4 @@
-"""Prepares the hardest trainings of a study without training, so that none fails a night later."""
+"""Tries the hardest trainings of a study with --dry-run, so that none fails hours later."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from utils import InputError
 
 
 def rehearse(plan: Plan, names: Sequence[str], place: Place) -> None:
-    """Runs `train.py --dry-run` for the hardest folds of each of these methods.
+    """Runs `train.py --dry-run` for the hardest folds of the methods in `names`.
 
     Raises:
-        InputError: one cannot be trained; the sentence says which and why.
+        InputError: a method cannot be trained; the sentence names it and says why.
     """
     for one in plan.entrants:
         if one.name not in names:
@@ -46,13 +46,14 @@ def rehearse(plan: Plan, names: Sequence[str], place: Place) -> None:
 
 
 def hardest_folds(entrant: Entrant, folds: int) -> list[int]:
-    """The folds without which the fewest images, and the fewest classes, are left to train on.
+    """The fold without which the fewest images are left, and that without which the fewest classes.
 
-    Folds have about as many images each. So where class sizes differ a lot these are two folds, and
-    a batch that can be filled without the one may not be filled without the other.
+    All folds have about the same number of images. So if class sizes differ a lot, these are two
+    folds, and it may be impossible to fill a batch without one of them.
 
     Raises:
-        InputError: there are no such images, or too few classes, or a fold that measures nothing.
+        InputError: the images are missing, or have too few classes, or nothing can be measured on
+            some fold.
     """
     chosen = dataset.Choice.of(options.parse_train(list(entrant.flags)))
     with contextlib.redirect_stderr(io.StringIO()):  # the training prints the same warnings

@@ -1,4 +1,4 @@
-"""What a study has found: means over seeds, tests over seeds and classes, cost, sensitivity."""
+"""The results of a study: means over seeds, tests over seeds and classes, cost, sensitivity."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from utils import damage_in_words
 
 RESAMPLES = 2000
 FEWEST = 6
-"""Trials below which nothing is said about what the metric depends on."""
+"""The fewest trials for a rank correlation of the metric with an option."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of one method.
+    """The results of one method.
 
     Attributes:
-        trials: as they stand. chosen: the best of them, once all have ended.
-        seeds: seed → the metrics of the first task. failures: seed → why there are none.
+        trials: all so far. chosen: the best of them, once all have ended.
+        seeds: seed → the metrics of the first task. failures: seed → the reason.
         scores: seed → one row per test class. gained: seed → R@1 of the best epoch less the last,
             of runs that were evaluated more than once.
-        ensembles: name → metrics of `together` seeds taken together.
-        left: how many trials and how many runs are open.
+        ensembles: name → metrics of an ensemble of `together` seeds.
+        seconds: seed → training time. left: the numbers of trials and of runs that are left.
     """
 
     entrant: Entrant
@@ -50,7 +50,7 @@ class Found:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The method's name."""
         return self.entrant.name
 
     @cached_property
@@ -76,7 +76,7 @@ class Found:
 
     @property
     def all_trials_failed(self) -> bool:
-        """Whether nothing is open for want of a trial that was trained."""
+        """Whether no runs are left because no trial succeeded."""
         return self.chosen is None and not any(self.left)
 
     @property
@@ -94,7 +94,7 @@ class Found:
 
     @property
     def sensitivity(self) -> list[Sensitivity]:
-        """How the metric of the trials goes with each option that was searched."""
+        """How the metric of the trials depends on each searched option."""
         done = [trial for trial in self.trials if trial.reached is not None]
         return [
             _sensitivity(one.name, one.title, done) for one in self.entrant.space if not one.choices
@@ -103,9 +103,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Rank correlation of an option with the metric, over the `count` trials that were finished.
+    """Rank correlation of an option with the metric, over the `count` complete trials.
 
-    `correlation` and p are NaN with fewer than `FEWEST`, or where the option did not vary.
+    `correlation` and p are NaN with fewer than `FEWEST`, or if the option did not vary.
     """
 
     title: str
@@ -127,7 +127,7 @@ def _sensitivity(name: str, title: str, trials: Sequence[Trial]) -> Sensitivity:
 
 @dataclass(frozen=True)
 class Results:
-    """A study as it stands; methods in the order of the plan."""
+    """The results of a study so far; methods are in the order of the plan."""
 
     plan: Plan
     methods: tuple[Found, ...]
@@ -139,14 +139,14 @@ class Results:
 
     @property
     def ranked(self) -> list[Found]:
-        """Those of them whose mean of the study's metric is defined, the best first."""
+        """Those of `with_runs` whose mean of the study's metric is defined, the best first."""
         means = {one.name: one.mean.get(self.plan.metric, math.nan) for one in self.with_runs}
         known = [one for one in self.with_runs if not math.isnan(means[one.name])]
         return sorted(known, key=lambda one: -means[one.name])
 
     @cached_property
     def tests(self) -> list[Test]:
-        """Each method against the first of the plan that has runs: over seeds, and over classes."""
+        """Each method against the first one that has runs: over seeds, and over classes."""
         if len(self.with_runs) < 2:
             return []
         first, *others = self.with_runs
@@ -156,7 +156,7 @@ class Results:
 
     @cached_property
     def asked(self) -> list[Test]:
-        """The pairs that the plan names: the second less the first, over seeds and over classes."""
+        """The pairs in the plan's `compare`: second less first, over seeds and over classes."""
         known = {found.name: found for found in self.with_runs}
         pairs = [(known[a], known[b]) for a, b in self.plan.compare if {a, b} <= known.keys()]
         made = [_over_seeds(a, b) for a, b in pairs]
@@ -174,8 +174,8 @@ class Results:
     def best_against(self) -> list[Test]:
         """The method with the best mean against each other one, over the seeds.
 
-        Which one is best was seen in the same numbers. So p is corrected for all pairs of methods,
-        not for these alone.
+        The best one was selected by the same numbers. So p is corrected for all pairs of methods,
+        not only for these.
         """
         return [test for test in self.pairs if test.b == self.ranked[0].name]
 
@@ -187,13 +187,13 @@ def _over_seeds(a: Found, b: Found) -> Test | None:
 
 
 def _over_classes(first: Found, others: Sequence[Found]) -> list[Test]:
-    """The same draws of classes for all: each network as it is, the seeds averaged."""
+    """Paired bootstraps over classes, with the same draws for all, and means over the seeds."""
     able = [one for one in (first, *others) if one.scores]
     if first not in able or len(able) < 2:
         return []
     scores = [score for one in able for score in one.scores.values()]
     if len({tuple(score.labels.tolist()) for score in scores}) > 1:
-        return []  # judged on different images: some could not be read
+        return []  # some were judged on fewer images, because others could not be read
     drawn = iter(comparison.replicates(scores, RESAMPLES, seed=0))
     replicates = {one.name: _mean([next(drawn) for _ in one.scores]) for one in able}
     means = {one.name: comparison.means_over(list(one.scores.values())) for one in able}
@@ -211,12 +211,12 @@ def _mean(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _corrected(tests: Iterable[Test | None]) -> list[Test]:
-    """Those that could be made, with p corrected within what was tested alike."""
+    """The tests that are not None, with p corrected among those over seeds, and over classes."""
     return comparison.corrected([test for test in tests if test], lambda test: test.over)
 
 
 def collect(ledger: Ledger) -> Results:
-    """Reads what there is."""
+    """Reads the results so far."""
     return Results(ledger.plan, tuple(_found(ledger, one) for one in ledger.plan.entrants))
 
 
@@ -255,9 +255,9 @@ def _found(ledger: Ledger, entrant: Entrant) -> Found:
 
 
 def _together(ledger: Ledger, entrant: Entrant) -> tuple[int, Mapping[str, Mapping[str, float]]]:
-    """How many seeds were taken together at last, and what they reached.
+    """The number of seeds in the latest ensembles, and the metrics of these.
 
-    Once that is measured their embeddings are gone, so seeds that are added later stay out of it.
+    Embeddings are deleted after that, so seeds that are added later are not included.
     """
     for seeds in range(ledger.plan.seeds, 1, -1):
         found = ledger.result(entrant, f"together{seeds}") or {}

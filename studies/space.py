@@ -1,4 +1,4 @@
-"""What a search may try: ranges that the flags declare, or that the user gives."""
+"""The values that a search may try: ranges that flags declare, or that the user gives."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     import optuna
 
 LOSS_ARGUMENT = "loss_args."
-"""Before the name of an argument that has no flag: `loss-args.temperature`."""
+"""Prefix of a loss's argument that has no flag: `loss-args.temperature`."""
 DIGITS = 3
-"""Of a number that is drawn: as it stands in the command that is trained, and in the table."""
+"""Significant digits of a drawn number, in training and in tables."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values of one option: numbers from `low` to `high` (whole ones, or by factors), or words.
+    """The values of one option: from `low` to `high` (whole numbers, or by factors), or `choices`.
 
     Attributes:
         name: the option, or `loss_args.NAME`.
-        start: what the first trial has; the option as the method is given.
+        start: the value in the method's flags, for the first trial.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Range:
 
     @property
     def title(self) -> str:
-        """As on a command line, without the dashes in front."""
+        """The flag's name without dashes in front."""
         return self.name.replace("_", "-")
 
     @property
@@ -59,13 +59,13 @@ class Range:
         return (self.low + self.high) / 2
 
     def rounded(self, value: Any) -> Any:
-        """A value that was drawn, as it is trained with."""
+        """A drawn value as it is used for training."""
         if self.choices:
             return value
         return round(value) if self.whole else float(f"{value:.{DIGITS}g}")
 
     def draw(self, trial: optuna.Trial) -> None:
-        """Gives the trial a value, unless it has one."""
+        """Draws a value for a trial that has none yet."""
         if self.choices:
             trial.suggest_categorical(self.name, self.choices)
         elif self.whole:
@@ -74,7 +74,7 @@ class Range:
             trial.suggest_float(self.name, self.low, self.high, log=self.log)
 
     def words(self, value: Any) -> list[str]:
-        """The flag with this value, as a command line has it."""
+        """The flag with this value, as words of a command line."""
         text = str(value) if self.choices or self.whole else f"{value:g}"
         if self.name.startswith(LOSS_ARGUMENT):
             return [f"{self.name.removeprefix(LOSS_ARGUMENT)}={text}"]
@@ -93,7 +93,7 @@ def words_of(
     """The flags that train with these values.
 
     Args:
-        loss_args: arguments of the loss that are given and keep their value.
+        loss_args: arguments of the loss in the method's flags, which keep their values.
     """
     words: list[str] = []
     arguments: list[str] = []
@@ -127,7 +127,7 @@ def flag_named(name: str) -> Flag:
 
 
 def declared(chosen: Options) -> list[Range]:
-    """The ranges of what these options read: flags, and arguments of the loss that have none."""
+    """The declared ranges of the flags that these options read, and of the loss's arguments."""
     return [*_of_flags(chosen), *_of_loss(chosen)]
 
 
@@ -142,7 +142,7 @@ def _of_loss(chosen: Options) -> list[Range]:
 
 
 def _default(chosen: Options, argument: str) -> Any:
-    from losses import default_of  # with torch, which a study needs later anyway
+    from losses import default_of  # imports torch, which a study needs later anyway
 
     try:
         return default_of(chosen.loss, argument)
@@ -171,15 +171,15 @@ def _of_flags(chosen: Options) -> list[Range]:
 
 
 def asked(name: str, value: Any, chosen: Options) -> Range:
-    """A range as a study's file gives it.
+    """A range from an entry of a study's file.
 
-    - `[1e-5, 1e-3]`: numbers from the first to the second, by factors where both are above 0 and
-      the second is ten times the first or more;
+    - `[1e-5, 1e-3]`: numbers from the first to the second, by factors if both are above 0 and the
+      second is at least ten times the first;
     - `[2, 4, 8]` or `["step", "cosine"]`: one of these;
-    - `{low = 0.1, high = 2.0, log = false}`: as it says.
+    - `{low = 0.1, high = 2.0, log = false}`: numbers, by factors if `log` is true.
 
     Raises:
-        InputError: it is none of these, or there is no such flag.
+        InputError: the entry has another form, or the flag does not exist.
     """
     argument = name.lower().replace("-", "_")
     if argument.startswith(LOSS_ARGUMENT):
@@ -218,7 +218,7 @@ def _checked(name: str, dest: str, low: Any, high: Any, log: bool, start: Any) -
 
 
 def _takes_fractions(dest: str, low: float, high: float, start: Any) -> bool:
-    """Whether what lies between two values is one: a flag says so, an argument by its values."""
+    """Whether a flag accepts the middle of two values, or an argument's values are fractions."""
     if dest.startswith(LOSS_ARGUMENT):
         return any(isinstance(one, float) for one in (low, high, start))
     try:
@@ -234,6 +234,6 @@ def _is_number(value: Any) -> bool:
 
 def _unclear(name: str, value: Any) -> InputError:
     return InputError(
-        f"search: {name} = {value} says no range; give [LOW, HIGH], a list of three values or "
+        f"search: {name} = {value} is not a range; give [LOW, HIGH], a list of three values or "
         "more, or {low = LOW, high = HIGH, log = true}"
     )

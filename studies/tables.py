@@ -1,4 +1,4 @@
-"""A study as text, as CSV and for a paper."""
+"""The results of a study as text, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from utils import InputError, human_seconds, nearest_names
 
 SHOWN = ("R@1", "RP", "MAP@R", "NMI")
 GAINS = ("R@1", "best epoch", "concatenated", "aligned mean")
-"""Heads of ``gain_lines``."""
+"""The heads of `gain_lines`."""
 
 
 def rows(results: Results, columns: Sequence[str] = ()) -> list[Row]:
-    """One row per method that has runs: its means over the seeds."""
+    """One row per method with runs: its means over the seeds."""
     known = _measured(results)
     wanted = columns or known
     return [
@@ -37,23 +37,23 @@ def rows(results: Results, columns: Sequence[str] = ()) -> list[Row]:
 
 
 def _measured(results: Results) -> list[str]:
-    """The metrics that the runs have."""
+    """The metrics of the runs."""
     return list(dict.fromkeys(name for found in results.with_runs for name in found.mean))
 
 
 def check_columns(results: Results, columns: Sequence[str]) -> None:
-    """Whether there are such metrics; of a study without runs, whether there will be.
+    """Checks that the columns are metrics of the runs, or will be if there are no runs yet.
 
     Raises:
-        InputError: a column is no metric of the study.
+        InputError: a column is not a metric of the study.
     """
-    known = _measured(results) or _to_come(results.plan)
+    known = _measured(results) or _expected(results.plan)
     for name in columns:
         if name not in known:
             raise InputError(f"--columns {name}: {nearest_names(name, known)}")
 
 
-def _to_come(plan: Plan) -> list[str]:
+def _expected(plan: Plan) -> list[str]:
     protocol = dataset.protocol(plan.dataset)
     names = [name for name in meanings.MEANINGS if meanings.METRIC.fullmatch(name)]
     names = [*(f"R@{k}" for k in protocol.ks), *names]
@@ -61,7 +61,7 @@ def _to_come(plan: Plan) -> list[str]:
 
 
 def text(results: Results, columns: Sequence[str] = ()) -> str:
-    """All that is known, for the terminal."""
+    """All results, for the terminal."""
     parts = [_search(results)]
     if results.with_runs:
         made = rows(results, shown(results, columns))
@@ -75,7 +75,7 @@ def text(results: Results, columns: Sequence[str] = ()) -> str:
 
 
 def shown(results: Results, columns: Sequence[str]) -> Sequence[str]:
-    """The columns that are wanted, or those that fit a screen; of a study that has runs."""
+    """The given columns, or those that fit on a screen; the study must have runs."""
     usual = dict.fromkeys([*SHOWN, results.plan.metric])
     return columns or [name for name in usual if name in results.with_runs[0].mean]
 
@@ -85,7 +85,7 @@ def _means(made: Sequence[Row]) -> str:
 
 
 def mean_lines(made: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Heads and lines of the means over the seeds, in percent, and ±."""
+    """Heads and lines of a table of means over the seeds, in percent, with ±."""
     names = tables.columns(made)
     lines = []
     for row in made:
@@ -104,7 +104,6 @@ def _share(value: float | None) -> str:
 
 
 def _search(results: Results) -> str:
-    """What each method was searched with, and what came out."""
     about = f"The search: mean of {results.plan.folds} folds of classes that a trial has not seen:"
     return (
         f"{about}\n{tables.aligned(search_heads(results), search_lines(results), terminal_width())}"
@@ -112,12 +111,12 @@ def _search(results: Results) -> str:
 
 
 def search_heads(results: Results) -> list[str]:
-    """Of ``search_lines``."""
+    """The heads of `search_lines`."""
     return ["trials", "early", "failed", "time", results.plan.metric, "chosen"]
 
 
 def search_lines(results: Results) -> list[tuple[str, list[str]]]:
-    """Each method: trials that ended, stopped early, failed; time, what was reached and chosen."""
+    """For each method: trials that ended, stopped early, failed; time; best metric and settings."""
     lines = []
     for found in results.methods:
         counts = [sum(t.state == s for t in found.trials) for s in ("pruned", "failed")]
@@ -146,7 +145,7 @@ def _tests(tests: Iterable[Test], metric: str) -> list[str]:
 
 
 def grouped(tests: Iterable[Test]) -> dict[str, list[Test]]:
-    """The tests by what they are over."""
+    """The tests, grouped by whether they are over seeds or over classes."""
     found: dict[str, list[Test]] = {}
     for test in tests:
         found.setdefault(test.over, []).append(test)
@@ -154,7 +153,7 @@ def grouped(tests: Iterable[Test]) -> dict[str, list[Test]]:
 
 
 def tests_about(tests: Sequence[Test]) -> str:
-    """What is compared with what, and how."""
+    """A heading for tests that are all over seeds, or all over classes."""
     counts = sorted({test.count for test in tests})
     number = " to ".join(f"{count:,}" for count in dict.fromkeys([counts[0], counts[-1]]))
     how = {
@@ -173,7 +172,7 @@ def of_one(tests: Sequence[Test]) -> bool:
 
 
 def test_lines(tests: Sequence[Test], metric: str) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Heads and lines of a table of tests that are over the same: R@1 and the study's metric."""
+    """Heads and lines of a table of tests, for R@1 and the study's metric."""
     names = [n for n in dict.fromkeys(["R@1", metric]) if n in tests[0].differences]
     heads = [head for name in names for head in (name, "95 % interval", "p")]
     alike, lines = of_one(tests), []
@@ -193,7 +192,7 @@ def difference_cells(found: Difference, p: float) -> list[str]:
 
 
 def interval_text(found: Difference) -> str:
-    """`[+1.0, +2.0]`, in points; "" where there is none, because all seeds differ alike."""
+    """`[+1.0, +2.0]`, in points; "" if there is none, because the difference never varies."""
     low, high = 100 * found.low, 100 * found.high
     return "" if math.isnan(low) else f"[{low:+.1f}, {high:+.1f}]"
 
@@ -204,7 +203,7 @@ def p_text(p: float) -> str:
 
 
 def gain_lines(results: Results) -> list[tuple[str, list[str]]]:
-    """Each method's R@1, best epoch less last, and R@1 of its seeds together, in both ways."""
+    """For each method: R@1, best epoch less last, and R@1 of both ensembles of its seeds."""
     lines = []
     for found in results.with_runs:
         cells = [_bonus(*found.bonus)]
@@ -223,7 +222,7 @@ def _bonus(mean: float, half: float) -> str:
 
 
 def gains_about(results: Results) -> str:
-    """What ``gain_lines`` are, and only what is known of it."""
+    """A description of the columns of `gain_lines` that have values."""
     bonus = "what picking the best epoch on the test classes would add to R@1, and "
     known = any(found.gained for found in results.methods)
     return (
@@ -247,7 +246,7 @@ def _sensitivities(results: Results) -> list[str]:
 
 
 def sensitivity_lines(results: Results) -> list[str]:
-    """A sentence for each method that has trials enough."""
+    """A sentence for each method with enough trials."""
     said = []
     for found in results.methods:
         words = [sensitivity_words(one) for one in found.sensitivity if not math.isnan(one.p)]
@@ -262,7 +261,7 @@ def sensitivity_words(one: Sensitivity) -> str:
 
 
 def failures(results: Results) -> list[str]:
-    """What failed, and why; a trial or a run in each line."""
+    """A heading, then a line with the reason for each failed trial or run; [] if none failed."""
     said = []
     for found in results.methods:
         said += [

@@ -1,4 +1,4 @@
-"""The workers of this process, one thread for each place, until nothing is left to do."""
+"""The workers of this process, a thread for each place, until no work is left."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from studies.worker import Worker
 
 
 class Workers:
-    """Threads that take what is open in the ledger.
+    """Threads that take work from the ledger and do it.
 
-    Attributes:
-        done: called after each training with a sentence about it.
+    Args:
+        done: is called after each training, with a sentence about it.
     """
 
     def __init__(self, ledger: Ledger, where: Sequence[Place], done: Callable[[str], None]) -> None:
@@ -27,11 +27,11 @@ class Workers:
         self.workers = [Worker(ledger, trainer, place, done) for place in where]
 
     def run(self) -> None:
-        """Works until nothing is left.
+        """Works until no work is left.
 
         Raises:
-            Stopped: by Ctrl-C or SIGTERM.
-            InputError: a worker cannot go on.
+            Stopped: after Ctrl-C or SIGTERM.
+            InputError: a worker cannot continue.
         """
         threads = [threading.Thread(target=self._work, args=(worker,)) for worker in self.workers]
         previous = {
@@ -62,7 +62,7 @@ class Workers:
                         self.ledger.release(claim_of(work))
                 elif self.ledger.is_finished:
                     return
-                else:  # others are at all that is left, and may yet leave it
+                else:  # others are doing all that is left, and may be interrupted
                     self.stopping.wait(WAIT)
         except Stopped:
             return

@@ -1,4 +1,4 @@
-"""One training of a study: started or continued, watched, and ended where it falls behind."""
+"""A training of a study: it is started or continued, watched, and stopped if it falls behind."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     import optuna
 
 LOOK = 0.5  # seconds between two looks at a training
-WAIT = 5.0  # seconds before looking again at what another process is doing
-TRIES = 3  # of a training that is killed from outside
+WAIT = 5.0  # seconds before another look at the work of another process
+TRIES = 3  # attempts at a training that is killed by something else
 MOST_EPOCHS = 10**6
-"""Steps of a trial: epoch e of fold f is reported as step f * MOST_EPOCHS + e."""
+"""Epoch e of fold f is reported to Optuna as step f * MOST_EPOCHS + e of the trial."""
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
-"""Exit statuses of a training that was asked to stop, and has saved where it stands."""
+"""Exit statuses of a training that was asked to stop, and has saved a checkpoint."""
 QUIET = "--wandb disabled --no-report --resume auto".split()
 
 
 class Stopped(Exception):
-    """The study is asked to stop; trainings have saved where they stand."""
+    """The study was asked to stop; its trainings have saved checkpoints."""
 
 
 class Failed(Exception):
-    """A training or its evaluation could not be done; the message says why."""
+    """A training or its evaluation has failed; the message says why."""
 
 
 class Trainer:
     """Starts the trainings of a study, each in a process of its own.
 
     Args:
-        stopping: is set when the study is to stop, by whoever notices first.
+        stopping: is set when the study shall stop, by the thread that notices first.
     """
 
     def __init__(self, ledger: Ledger, stopping: threading.Event) -> None:
@@ -54,12 +54,12 @@ class Trainer:
     def train(
         self, work: Work, name: str, flags: Sequence[str], place: Place, watch: Watch | None = None
     ) -> Record:
-        """Trains or continues one run, and returns what it left.
+        """Trains or continues a run, and returns its record.
 
         Raises:
             Failed: it cannot be trained; the message says why.
-            InputError: this machine, as it is now, cannot train it, so that others would fail too.
-            Stopped: the study is to stop.
+            InputError: the machine is at fault, so that other trainings would fail, too.
+            Stopped: the study shall stop.
         """
         folder = self.ledger.folder / work.entrant.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class Trainer:
             if self.stopping.is_set() or status in STOPPED:
                 self.stopping.set()
                 raise Stopped
-            if status == HeldError.status:  # a training that has outlived its worker
+            if status == HeldError.status:  # its former worker was killed, but the training runs
                 self._wait_for_other()
                 continue
             killed += status < 0
@@ -90,7 +90,7 @@ class Trainer:
         """Waits before another look at a run that another process is training.
 
         Raises:
-            Stopped: the study is to stop.
+            Stopped: the study shall stop.
         """
         if self.stopping.wait(WAIT):
             raise Stopped
@@ -98,7 +98,7 @@ class Trainer:
     def watched(
         self, command: list[str], log: IO[bytes], place: Place, path: Path, watch: Watch | None
     ) -> int:
-        """Runs a training to its end while `watch` follows its numbers; returns its exit status."""
+        """Runs a training while `watch` follows its metrics; returns its exit status."""
         # In a session of its own, so that Ctrl-C reaches it once, from here.
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=place.environment, start_new_session=True
@@ -121,13 +121,13 @@ class Trainer:
 
 
 def _make_room(path: Path, flags: Sequence[str]) -> bool:
-    """Removes a run folder that this command would not continue: of other values, or just begun.
+    """Removes a run folder that this command would not continue: with other options, or empty.
 
-    Otherwise train.py would make another one beside it, and the numbers in this one would be taken
-    for those of the command.
+    Otherwise train.py would make another folder beside it, and the metrics in this one would be
+    taken for those of the command.
 
     Returns:
-        False where another process is at work in the folder, which then stays.
+        False if another process is training in the folder, which is then not removed.
     """
     if not path.exists():
         return True
@@ -146,10 +146,10 @@ def _make_room(path: Path, flags: Sequence[str]) -> bool:
 
 
 class Watch:
-    """Reports the metric of a fold's epochs to the trial, and says when to stop.
+    """Reports the metric of a fold's epochs to the trial, and decides when to stop it.
 
     Attributes:
-        pruned: whether the trial was below the median of its method's finished trials at an epoch
+        pruned: whether the trial was below the median of its method's complete trials at an epoch
             of the fold.
     """
 
@@ -161,12 +161,12 @@ class Watch:
         self.pruned = False
 
     def look(self, path: Path) -> bool:
-        """Reports the epochs that are new in metrics.csv; returns whether to stop."""
+        """Reports new epochs in metrics.csv; returns whether to stop."""
         try:
             record = read(path)
         except (InputError, OSError):  # not there yet, or just being written
             return False
-        has_ended = bool(record.outcome)  # stopping it would spare nothing
+        has_ended = bool(record.outcome)  # then stopping would save nothing
         for row in record.evaluated:
             step = self.fold * MOST_EPOCHS + int(row["epoch"])
             if step not in self.reported and self.plan.metric in row:
@@ -178,26 +178,26 @@ class Watch:
         return self.pruned
 
 
-# --- what a failure means -------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 def failure(work: Work, words: str, status: int) -> Failed | MachineError:
     """The error to raise for a training, or its evaluation, that ended with these last words.
 
-    `Failed` where its values or flags are to blame. A full disk or memory, and being killed, say
-    nothing about them: such an end stops the study, before it uses up all trials.
+    It is `Failed` if the values or flags are at fault. After a full disk or memory, or a kill, it
+    stops the study, which would otherwise use up all trials.
     """
     if status > 0 and status != MachineError.status:
         return Failed(words)
     killed = ", as where there is too little memory (fewer --jobs need less)" if status < 0 else ""
     return MachineError(
-        f"{work.title}: {words}{killed}; the study stops, and does not count that: see to it, "
-        "and start the study again"
+        f"{work.title}: {words}{killed}; the study stops, and does not count that: remove the "
+        "cause, and start the study again"
     )
 
 
 def last_words(text: str, status: int) -> str:
-    """What a program that failed printed last, for a sentence: its error, or its last line."""
+    """The last error that a failed program printed, or its last line, as part of a sentence."""
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

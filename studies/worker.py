@@ -1,4 +1,4 @@
-"""What a worker does with a piece of work: a trial, a run with a seed, or the seeds together."""
+"""Does a piece of work: a trial, a run with a seed, or the ensembles of a method's seeds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from utils import our_command
 
 
 class Worker:
-    """Does pieces of work whose claims are held, at one place.
+    """Does pieces of work at one place; the caller holds their claims.
 
     Attributes:
-        done: called after each training with a sentence about it.
+        done: is called after each training, with a sentence about it.
     """
 
     def __init__(
@@ -29,16 +29,16 @@ class Worker:
         self.ledger, self.trainer, self.place, self.done = ledger, trainer, place, done
 
     def do(self, work: Work) -> None:
-        """Does a piece of work to its end, or until the study is to stop.
+        """Does a piece of work.
 
         Raises:
-            Stopped: the study is to stop.
-            InputError: this machine, as it is now, cannot do it.
+            Stopped: the study shall stop.
+            InputError: the machine is at fault, so that other work would fail, too.
         """
         {"trial": self._trial, "seed": self._seed, "together": self._together}[work.kind](work)
 
     def _trial(self, work: Work) -> None:
-        """Trains without each fold in turn, until all are done or the trial is pruned."""
+        """Leaves out each fold in turn and trains on the others, unless the trial is pruned."""
         import optuna
 
         plan, entrant = self.ledger.plan, work.entrant
@@ -74,7 +74,7 @@ class Worker:
         self.done(f"{work.title}: {plan.metric} {mean:.4f} on the folds")
 
     def _seed(self, work: Work) -> None:
-        """Trains on all training classes at the chosen values, and judges the last epoch."""
+        """Trains on all training classes with the chosen values, and judges the last epoch."""
         ledger, entrant = self.ledger, work.entrant
         chosen = ledger.chosen(entrant)
         assert chosen is not None
@@ -100,7 +100,7 @@ class Worker:
     def _judge(self, work: Work, checkpoint: Path, out: Path) -> None:
         command = [*our_command("studies.judging"), str(checkpoint)]
         command += [str(out.with_suffix("")), str(self.place.gpu or 0)]
-        # In this folder, because the paths in a run's options are relative to where it began.
+        # In the current folder, to which paths in the run's options are relative.
         done = subprocess.run(
             command,
             capture_output=True,
@@ -115,7 +115,7 @@ class Worker:
             raise failure(work, last_words(done.stderr, done.returncode), done.returncode)
 
     def _together(self, work: Work) -> None:
-        """What the seeds reach as ensembles; afterwards their embeddings are no longer needed."""
+        """Measures the ensembles of the seeds, and removes their embeddings."""
         entrant, seeds = work.entrant, range(1, work.number + 1)
         files = [self.ledger.result_file(entrant, f"seed{s}").with_suffix(".npz") for s in seeds]
         there = [file for file in files if file.is_file()]
@@ -129,7 +129,7 @@ class Worker:
 
 
 def _reached(record: Record, metric: str) -> dict[str, float]:
-    """The numbers of the last evaluation of a fold, and the epoch and seconds it took.
+    """The metrics of the last evaluation of a fold, with its epoch and the seconds of training.
 
     Raises:
         Failed: the study's metric is not among them.
@@ -143,12 +143,12 @@ def _reached(record: Record, metric: str) -> dict[str, float]:
 
 
 def _bonus(record: Record) -> dict[str, Any]:
-    """R@1 of the best and of the last epoch: what picking on the test classes would add."""
+    """R@1 of the best and of the last epoch, which show the gain from picking on test classes."""
     values = [row["R@1"] for row in record.evaluated]
     return {"best R@1": max(values), "last R@1": values[-1], "evaluations": len(values)}
 
 
 def _remove_weights(path: Path) -> None:
-    """Removes a run's checkpoints: the runs of a study are many."""
+    """Removes a run's checkpoints, because a study has many runs."""
     for file in path.glob("*.pth"):
         file.unlink()

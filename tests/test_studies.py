@@ -93,13 +93,16 @@ def test_eight_lines_of_toml(tmp_path):
         ({"methods": {}}, "names no methods"),
         ({"methods": {"PA": "--loss Proxy_Anchr"}}, "PA: there is no loss called"),
         ({"methods": {"PA": "--loss Proxy_Anchor --seed 3"}}, "--seed is the study's own"),
-        ({"methods": {"a b": "--loss ms", "a_b": "--loss MS"}}, "names that are one as a folder"),
+        (
+            {"methods": {"a b": "--loss ms", "a_b": "--loss MS"}},
+            "two methods would have the same folder",
+        ),
         ({"methods": {"PA": "--loss 'ms"}}, "No closing quotation"),
         ({"flags": "--no-test --val-fold 1"}, "is the study's own"),
         ({"search": {"learning_rate": [1, 2]}}, "is not a flag of training"),
-        ({"search": {"lr": 3}}, "lr = 3 says no range"),
-        ({"search": {"lr": [2, 1]}}, "says no range"),
-        ({"search": {"lr": {"low": 1}}}, "is of no method|says no range"),
+        ({"search": {"lr": 3}}, "lr = 3 is not a range"),
+        ({"search": {"lr": [2, 1]}}, "is not a range"),
+        ({"search": {"lr": {"low": 1}}}, "is of no method|is not a range"),
         ({"search": {"XX": {"lr": [1, 2]}}}, "is of no method"),
         ({"compare": [["PA", "XX"]]}, "XX is not a method here"),
         ({"compare": ["PA", "AM"]}, "give pairs of methods"),
@@ -111,7 +114,7 @@ def test_eight_lines_of_toml(tmp_path):
         ({"fixed": ["mgr"]}, "did you mean mrg"),
         ({"search": {"optimizer": ["adamw", "sdg"]}}, "PA: search: .*sdg"),
         ({"search": {"lr": [-1.0, 1.0]}}, "PA: search: .*lr"),
-        ({"search": {"lr": [1e-4, math.inf]}}, "lr = .* says no range"),
+        ({"search": {"lr": [1e-4, math.inf]}}, "lr = .* is not a range"),
         ({"search": {"seed": [1, 5]}}, "search: --seed is the study's own; its entry seeds"),
         ({"search": {"PA": {"val-fold": [0, 1]}}}, "search: --val-fold is the study's own"),
         ({"search": {"eval-classes": [0.2, 0.5]}}, "eval-classes decides what methods are judged"),
@@ -120,12 +123,12 @@ def test_eight_lines_of_toml(tmp_path):
         ({"flags": "--wandb online"}, "do not use wandb"),
         ({"name": ""}, "name = '' is not a folder's name"),
         ({"name": "a/.."}, "is not a folder's name"),
-        ({"methods": {"PA": "--loss ms", "trials": 12}}, "trials stands below .methods.*above"),
-        ({"methods": {"PA": "--loss ms", "fixed": ["lr"]}}, "fixed stands below .methods"),
+        ({"methods": {"PA": "--loss ms", "trials": 12}}, "trials is below .methods.*above"),
+        ({"methods": {"PA": "--loss ms", "fixed": ["lr"]}}, "fixed is below .methods"),
         ({"methods": {"claims": "--loss ms"}}, "cannot be called 'claims'"),
         ({"methods": {"..": "--loss ms"}}, "cannot be called '..'"),
         ({"methods": {"": "--loss ms"}}, "cannot be called ''"),
-        ({"methods": ["AMLoss", "--loss AMLoss"]}, "the method AMLoss stands there twice"),
+        ({"methods": ["AMLoss", "--loss AMLoss"]}, "the method AMLoss is listed twice"),
         ({"prune": "no"}, "prune = 'no' is not true or false"),
         (
             {"methods": {"PA": "--dataset cub", "AM": "--dataset cars"}},
@@ -1085,7 +1088,7 @@ def test_a_module_of_ours_is_started_beside_files_of_the_same_name(tmp_path):
 @pytest.mark.parametrize("given", [["--logs", "elsewhere"], ["--trials", "3"]])
 def test_what_stands_in_the_file_is_not_given_twice(given, tmp_path, capsys):
     said = refusal(capsys, asking.parse, [str(tmp_path / "s.toml"), *given])
-    assert f"{given[0]} stands in the file" in said
+    assert f"{given[0]} belongs in the file" in said
 
 
 def test_a_loss_that_there_is_not_is_told_where_its_arguments_are_searched():
