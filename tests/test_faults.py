@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +36,7 @@ import train
 from dataset.kept import default_folder
 from devices import pick_device
 from runs import RunFolder, tables
-from storage import HeldError, save_tensors, write_atomically, writing
+from storage import HeldError, save_tensors, write_atomically
 from training import faults, tracking
 from training.collapse import CollapseWarning, chance, class_mean_cosine
 from training.signals import Interrupted, Signals
@@ -505,21 +505,23 @@ def test_who_holds_a_run_removes_left_over_files_and_none_that_is_just_being_wri
     tmp_path,
 ) -> None:
     """As the page, which report.py may write into the folder of a run that begins to go on."""
-    run = held_run(tmp_path / "run")
-    (run.path / ".last.pth.killed.tmp").touch()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    RunFolder(folder).write_args({"epochs": 1})
+    (folder / ".last.pth.killed.tmp").touch()
 
     def write(file: BinaryIO) -> None:
         file.write(b"half")
-        other = FORK.Process(target=run.hold)
-        run._held.close()
+        other = FORK.Process(target=try_to_hold, args=(folder,))
         other.start()
         other.join()
         assert other.exitcode == 0
+        assert not (folder / ".last.pth.killed.tmp").exists()
         file.write(b" and half")
 
-    write_atomically(run.path / "report.html", write)
-    assert (run.path / "report.html").read_bytes() == b"half and half"
-    assert {path.name for path in run.path.iterdir() if path.name.startswith(".")} == set()
+    write_atomically(folder / "report.html", write)
+    assert (folder / "report.html").read_bytes() == b"half and half"
+    assert {path.name for path in folder.iterdir() if path.name.startswith(".")} == set()
 
 
 def test_a_row_kept_back_by_a_full_disk_is_written_with_the_next(tmp_path, monkeypatch) -> None:
@@ -870,32 +872,29 @@ def test_a_run_outlives_a_disk_that_fills_up_and_says_so_at_the_end(images, tmp_
     assert len(untimed_rows(tmp_path / "run")) == 2
 
 
-def test_a_disk_without_room_for_files_leaves_no_run(images, tmp_path, monkeypatch) -> None:
-    made, left = writing._locked_temporary, [3]  # checksums.json and args.json, and that again
+def full_for(monkeypatch: pytest.MonkeyPatch, refused: Callable[[str], bool]) -> None:
+    """A disk without room for the new files whose names are `refused`."""
+    opened = Path.open
 
-    def full(path):
-        left[0] -= 1
-        if left[0] < 0:
+    def full(path: Path, mode: str = "r", *given: Any, **more: Any) -> Any:
+        if "x" in mode and refused(path.name):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return made(path)
+        return opened(path, mode, *given, **more)
 
-    monkeypatch.setattr(writing, "_locked_temporary", full)
-    for count in range(4):
-        left[0] = count
-        with pytest.raises(InputError, match=r"cannot write .*No space left"):
-            tiny.run(images, tmp_path, "run", "--epochs 1")
-        assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "open", full)
+
+
+@pytest.mark.parametrize("room", range(4))  # for checksums.json and args.json, and that again
+def test_a_disk_without_room_for_files_leaves_no_run(room, images, tmp_path, monkeypatch) -> None:
+    made: list[str] = []
+    full_for(monkeypatch, lambda name: made.append(name) or len(made) > room)
+    with pytest.raises(InputError, match=r"cannot write .*No space left"):
+        tiny.run(images, tmp_path, "run", "--epochs 1")
+    assert len(made) == room + 1 and not list(tmp_path.iterdir())
 
 
 def test_a_run_goes_on_where_no_checkpoint_can_be_made(images, tmp_path, monkeypatch) -> None:
-    made = writing._locked_temporary
-
-    def full(path):
-        if path.suffix == ".pth":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return made(path)
-
-    monkeypatch.setattr(writing, "_locked_temporary", full)
+    full_for(monkeypatch, lambda name: ".pth" in name)
     with pytest.raises(InputError, match=r"cannot write .*pth"):
         tiny.run(images, tmp_path, "run", "--epochs 2")
     assert len(untimed_rows(tmp_path / "run")) == 2

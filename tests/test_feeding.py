@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
+import multiprocessing
 import os
 import resource
 import secrets
@@ -28,7 +30,7 @@ from torchvision.transforms import functional as tv
 
 import dataset
 from dataset import cache as cache_module
-from dataset import shard_building, shards
+from dataset import shard_building
 from dataset.augment import AUGMENTATIONS, Album, Redraw
 from dataset.base import BadImageError, ImageSet, PathTable
 from dataset.cache import Cache, open_cache
@@ -568,19 +570,16 @@ def test_slices_of_one_class_are_left_out():
         assert all(batch.index.min() < 6 <= batch.index.max() for batch in drawn(sampler, epoch))
 
 
-def test_cursors_live_on_through_epochs():
-    # 3 images per class and one batch of 2 per epoch: the second epoch's batch cannot go on in the
-    # order, so it is drawn at random; the first of every two epochs starts a fresh order.
-    labels = np.repeat(np.arange(2), 3)
-    sampler = ClusterSampler(labels, np.zeros(6, int), 4, 2, kind="balanced_old", seed=1)
-    assert len(sampler) == 1
-    drawn(sampler, 0)
-    assert sampler._states[1][0][1].tolist() == [2, 2]
-    drawn(sampler, 1)
-    assert sampler._states[2][0][1].tolist() == [0, 0]
-    for epoch in range(12):
-        (batch,) = drawn(sampler, epoch)
-        assert len(set(batch.index)) == 4, "different ones where they are drawn at random too"
+def test_an_order_of_images_lives_on_through_epochs():
+    # 5 images per class and 2 of each in a batch: two batches share no image, the third cannot go
+    # on in the order, so it is drawn at random; the fourth begins a new one. An epoch has two.
+    labels = np.repeat(np.arange(2), 5)
+    sampler = ClusterSampler(labels, np.zeros(10, int), 4, 2, kind="balanced_old", seed=1)
+    batches = [set(batch.index) for epoch in range(15) for batch in drawn(sampler, epoch)]
+    assert len(batches) == 30
+    assert {len(batch) for batch in batches} == {4}, "different ones, if drawn at random too"
+    shared = [len(one & other) for one, other in itertools.pairwise(batches)]
+    assert not any(shared[0::3]) and any(shared[1::3]) and any(shared[2::3])
 
 
 def small_classes(action: str):
@@ -1167,6 +1166,7 @@ def test_how_much_a_cache_takes_is_known_from_some_headers(tmp_path):
         ("folder:.", "folder:photos"),
         ("folder:../photos", "folder:photos"),
         ("csv:all.csv", "csv:photos/all.csv"),
+        ("csv:absolute.csv", "csv:photos/absolute.csv"),
     ],
 )
 def test_what_is_kept_is_found_however_the_folder_is_called(
@@ -1177,8 +1177,9 @@ def test_what_is_kept_is_found_however_the_folder_is_called(
     for name in "abcd":
         write_photographs(folder / name, 2)
     paths = [path.relative_to(folder) for path in sorted(folder.rglob("*.jpg"))]
-    rows = [f"{path},{path.parent}" for path in paths]
-    (folder / "all.csv").write_text("\n".join(["path,label", *rows]))
+    for table, start in (("all", ""), ("absolute", f"{folder}/")):
+        rows = [f"{start}{path},{path.parent}" for path in paths]
+        (folder / f"{table}.csv").write_text("\n".join(["path,label", *rows]))
     monkeypatch.chdir(folder)
     kept = open_cache(dataset.load(from_inside), 56, tmp_path / "cache")
     expected = kept.read(0).copy()
@@ -1230,10 +1231,13 @@ def test_a_damaged_shard_is_noticed_and_rebuilt(photographs, tmp_path, small_sha
         np.testing.assert_array_equal(kept.read(index), image)
 
 
-def test_damage_does_not_pass_into_a_new_shard(photographs, tmp_path, monkeypatch, caplog):
+def test_damage_does_not_pass_into_a_new_shard(photographs, tmp_path, caplog):
     others = photographs.subset(np.arange(20, 30))
-    open_cache(others, 56, tmp_path)
-    monkeypatch.setattr(shards, "_verified", set())  # as in another process
+    other = multiprocessing.get_context("fork").Process(
+        target=open_cache, args=(others, 56, tmp_path)
+    )
+    other.start()  # another one, which has seen its shard whole
+    other.join()
     (path,) = tmp_path.rglob("*.pixels")
     content = bytearray(path.read_bytes())
     content[1000] ^= 1

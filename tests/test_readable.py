@@ -448,21 +448,24 @@ def test_a_disk_that_answers_slowly_is_asked_for_many_files_at_once(
 def test_a_start_asks_twice_for_each_file_and_a_look_of_its_own_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once before it trains, and once for the fingerprints that the run keeps: not five times."""
+    """Before it trains, and for the fingerprints that the run keeps: not five times.
+
+    Each time who opens the file, for a first look or for what it holds, asks once more.
+    """
     images = tiny.write_images(tmp_path / "images")
-    ask, asked = statuses._status, Counter()
+    ask, asked = os.stat, Counter()
 
-    def noted(path: str) -> tuple[int, ...]:
-        asked[path] += 1
-        return ask(path)
+    def noted(path: str | Path, **more: object) -> os.stat_result:
+        asked[str(path)] += 1
+        return ask(path, **more)
 
-    monkeypatch.setattr(statuses, "_status", noted)
+    monkeypatch.setattr(os, "stat", noted)
     args = tiny.parse(images, f"--LOG_DIR {tmp_path} --name run")
     training = train.prepare(args)
-    assert set(asked.values()) == {1} and len(asked) > 10
-    start.open_folder(args, None, training)
-    assert set(asked.values()) == {2}
     first = training.data.train
+    assert {asked[path] for path in first.paths} == {1 + 1}
+    start.open_folder(args, None, training)
+    assert {asked[path] for path in first.paths} == {2 + 2}
     assert first.missing() == []  # outside the start: asked for as it is now
     Path(first.paths[0]).unlink()
     assert first.missing() == [first.paths[0]]

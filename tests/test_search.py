@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -498,8 +498,14 @@ def test_a_graph_that_cannot_be_used_is_left_aside_and_named(
 class Recorder:
     """A file that notes everything that is done to it."""
 
-    def __init__(self, file: object, done: list[tuple]) -> None:
+    def __init__(self, file: BinaryIO, done: list[tuple]) -> None:
         self.file, self.done = file, done
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
 
     def seek(self, place: int) -> None:
         self.place = place
@@ -515,7 +521,6 @@ class Recorder:
         self.file.truncate(size)
 
     def fileno(self) -> int:
-        self.done.append(("sync",))
         return self.file.fileno()
 
 
@@ -540,12 +545,22 @@ def halves(step: tuple) -> Iterator[list[tuple]]:
     yield [step]
 
 
-def test_cut_off_at_any_step_an_index_is_as_before_or_after(tmp_path: Path) -> None:
+def test_cut_off_at_any_step_an_index_is_as_before_or_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = filled(tmp_path / "i", unit(20), kind="int8")
     before, done = path.read_bytes(), []
-    with journal.writing(path) as writer:
-        writer._file = Recorder(writer._file, done)
-        put(writer, unit(5, seed=3), 20, removed=np.array([3, 4], np.int64))
+    opened, sync = Path.open, os.fsync
+
+    def recorded(place: Path, mode: str = "r", *given: Any, **more: Any) -> Any:
+        file = opened(place, mode, *given, **more)
+        return Recorder(file, done) if place == path and "+" in mode else file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", recorded)
+        patch.setattr(os, "fsync", lambda file: done.append(("sync",)) or sync(file))
+        with journal.writing(path) as writer:
+            put(writer, unit(5, seed=3), 20, removed=np.array([3, 4], np.int64))
     assert len(Index.open(path)) == 23
     # The disk has the record before the mark counts it.
     kinds = [step[0] if step[:2] != ("write", 0) else "mark" for step in done]
@@ -895,7 +910,7 @@ def test_an_index_that_is_not_written_anew_leaves_nothing_on_a_full_disk(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(journal.Writer, "_write", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="free some space"):
         making.compact(path)
     assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["i"]

@@ -46,7 +46,7 @@ from studies import (
     tables,
     trainer,
 )
-from studies.ledger import Ledger, Trial, Work, claim_of
+from studies.ledger import Ledger, Work, claim_of
 from studies.places import Place
 from studies.plan import Entrant, of, read
 from studies.space import asked, declared, words_of
@@ -588,12 +588,12 @@ def test_a_run_that_another_process_has_just_begun_is_left(workers, monkeypatch)
     other.start()
     assert held.wait(20)
 
-    def ends_meanwhile() -> None:
+    def ends_meanwhile(seconds: float) -> None:
         waited.append((folder / "args.json").is_file())
         other.kill()
         other.join()
 
-    monkeypatch.setattr(workers.trainer, "_wait_for_other", ends_meanwhile)
+    monkeypatch.setattr(workers.trainer.stopping, "wait", ends_meanwhile)
     words = ["--loss", "Proxy_Anchor", "--lr", "0.001", "--seed", "1"]
     work = Work("seed", workers.ledger.plan.entrants[0], 1)
     assert workers.trainer.train(work, "seed1", words, place).args["lr"] == 0.001
@@ -690,14 +690,15 @@ def test_what_a_machine_has_no_room_for_stops_the_study_and_counts_as_nothing(
     monkeypatch.setattr(workers.trainer, "watched", watched)
     entrant = workers.ledger.plan.entrants[0]
     if kind == "seed":
-        monkeypatch.setattr(Ledger, "_open", lambda self: iter([Work("seed", entrant, 1)]))
-        values = {one.name: one.first for one in entrant.space}
-        monkeypatch.setattr(Ledger, "chosen", lambda *_: Trial(0, "complete", values, 0.5, (), 1.0))
+        while (work := workers.ledger.next()).kind == "trial":
+            do_trial(workers.ledger, work)
+        workers.ledger.release(claim_of(work))
     with pytest.raises(InputError, match=f"PA {kind}.* the study stops, and does not count that"):
         workers.run()
     assert not workers.ledger.result_file(entrant, "seed1").exists()
     trials = workers.ledger.trials(entrant)
-    assert [trial.state for trial in trials] == ["running"] * (kind == "trial")
+    states = ["running"] if kind == "trial" else ["complete"] * workers.ledger.plan.trials
+    assert [trial.state for trial in trials] == states
     monkeypatch.setattr(workers.trainer, "watched", trained)  # and the same trial is taken again
     assert workers.ledger.next() == Work(kind, entrant, 0 if kind == "trial" else 1)
 
