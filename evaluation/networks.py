@@ -33,8 +33,9 @@ logger = logging.getLogger("evaluate")
 
 SPLIT_FLAGS = ("dataset", "eval_classes", "split_seed", "ratio_classes")
 """Which images are trained on, and which are held out."""
-KEPT_FLAGS = (*SPLIT_FLAGS, "data_root")
-KEPT_FLAGS += ("image_size", "eval_zoom", "eval_resize", "batch_size", "max_bad_images", "exif")
+LOOK_FLAGS = ("image_size", "eval_zoom", "eval_resize", "exif")
+"""How an image becomes the pixels that the network sees."""
+KEPT_FLAGS = (*SPLIT_FLAGS, *LOOK_FLAGS, "data_root", "batch_size", "max_bad_images")
 """Flags that an evaluation takes over from the run, unless they are given."""
 WEIGHTS_FILE = "model.safetensors"
 """The weights in a folder made for sharing: `python -m net export --push-to-hub`."""
@@ -172,6 +173,8 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     network = _network(content, path, chosen.image_size, given)
+    if trained:
+        network.changed |= _looks_changed(chosen, own)
     if chosen.image_size != trained.get("image_size"):  # which training has checked already
         network.check_image_size(chosen.image_size)
     data = _data(chosen, given)
@@ -179,11 +182,13 @@ def _opened(path: Path, content: dict[str, Any], asked: argparse.Namespace | Non
         data = found_again(data, path.parent)
     opened = Opened(path, content, trained, data, Viewing.of(chosen), network, data)
     known = opened.trained_on  # raises for a damaged entry
-    if known is not None and given.get("dataset", trained.get("dataset")) == trained.get("dataset"):
+    same_set = given.get("dataset", trained.get("dataset")) == trained.get("dataset")
+    if known is not None and same_set:
         data = replace(data, trained=frozenset(known.class_names))
     training_data = data
     if trained and not given.keys().isdisjoint(SPLIT_FLAGS):
-        training_data = _training_data(own, path.parent, known)
+        moved = {"data_root": chosen.data_root} if same_set else {}
+        training_data = _training_data(own | {"exif": chosen.exif} | moved, path.parent, known)
     return replace(opened, data=data, training_data=training_data)
 
 
@@ -217,9 +222,20 @@ def _training_data(
     own: Mapping[str, Any], folder: Path, known: dataset.TrainedOn | None
 ) -> dataset.Choice:
     """The data of the run in `folder`, from its `own` options."""
-    chosen = options.resolved(argparse.Namespace(**{**vars(_nothing_asked()), **own}))
-    found = found_again(dataset.Choice.of(chosen), folder)
+    found = found_again(dataset.Choice.of(_resolved(own)), folder)
     return found if known is None else replace(found, trained=frozenset(known.class_names))
+
+
+def _looks_changed(chosen: argparse.Namespace, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of LOOK_FLAGS that are not what the run's `own` options say."""
+    kept = _resolved(own)
+    looks = {name: getattr(chosen, name) for name in LOOK_FLAGS}
+    return {name: value for name, value in looks.items() if value != getattr(kept, name)}
+
+
+def _resolved(own: Mapping[str, Any]) -> argparse.Namespace:
+    """The options of an evaluation for which a run's `own` options are all that is asked."""
+    return options.resolved(argparse.Namespace(**{**vars(_nothing_asked()), **own}))
 
 
 def _nothing_asked() -> argparse.Namespace:
@@ -246,7 +262,7 @@ def fingerprint_of(network: net.EmbeddingNet) -> str:
     """32 hexadecimal digits that identify this network.
 
     They are those of its weights, unless flags change what is computed with them (--pooling,
-    --head).
+    --head) or how it looks at images (--image-size, --eval-zoom, --eval-resize, --exif).
     """
     weights = fingerprint(network.state_dict())
     if not network.changed:

@@ -3,7 +3,7 @@
 The whitening is stored beside the checkpoint, in whitening.npz, together with the fingerprint of
 what it belongs to. So it is still there when the training images are gone. Embeddings that are cut
 short have a file of their own, whitening_D.npz; for a network that flags have changed (--head,
---pooling, …) the whitening is fitted each time.
+--pooling, …), or show other pixels (--image-size, …), the whitening is fitted each time.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ class EmbeddingNet(nn.Module):
     Attributes:
         architecture: describes the network.
         masks: None, or divide and conquer's masks.
-        changed: entries of the architecture that an evaluation's flags have changed.
+        changed: what an evaluation's flags have changed: entries of the architecture, and how
+            images are prepared.
     """
 
     def __init__(

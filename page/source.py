@@ -181,8 +181,9 @@ def _check_network(
         )
     elif str(made_by) != fingerprint_of(network):
         raise InputError(
-            f"--embeddings {path} was made by another network than the run's best checkpoint; "
-            f"make it with {program('evaluate')} --export, of that checkpoint"
+            f"--embeddings {path} was made by another network than the run's best checkpoint, or "
+            f"from other pixels; make it with {program('evaluate')} --export, of that checkpoint "
+            "and without flags that change it or its images, such as --pooling and --image-size"
         )
 
 

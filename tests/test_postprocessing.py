@@ -9,6 +9,7 @@ from typing import Any
 
 import made_up
 import numpy as np
+import official_layouts
 import pytest
 import tiny
 import torch
@@ -323,6 +324,9 @@ def test_a_whitening_is_of_the_embeddings_that_are_compared(run: Path, tmp_path:
     assert load_run(run, dims=3, whiten=2)([]).shape == (0, 2)
     other = evaluated(run, tmp_path, "--pooling", "max", "--whiten", 4)
     assert kept.read_bytes() == content
+    evaluated(run, tmp_path, "--image-size", 24, "--whiten", 4)
+    evaluated(run, tmp_path, "--eval-zoom", 0.8, "--whiten", 4)
+    assert kept.read_bytes() == content
     kept.unlink()
     assert evaluated(run, tmp_path, "--pooling", "max", "--whiten", 4)["MAP@R"] == other["MAP@R"]
     (run / "whitening_3.npz").rename(kept)  # as older versions left it
@@ -342,6 +346,24 @@ def test_a_whitening_is_fitted_on_the_runs_own_images_whatever_is_evaluated(
     with np.load(run / "whitening.npz") as arrays:
         assert np.allclose(arrays["mean"], mean, atol=1e-6)
     assert evaluated(run, tmp_path, "--whiten")["MAP@R"] == pytest.approx(own["MAP@R"])
+
+
+def test_the_training_images_of_a_whitening_are_looked_for_under_the_root_that_is_given(
+    tmp_path: Path,
+) -> None:
+    """Also with flags about what is evaluated."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    official_layouts.write("cub", "official", old, images=6)
+    words = f"--dataset cub --data-root {old} --max-steps 2 --metrics retrieval --amp off"
+    run = tiny.run(old, tmp_path, "run", words)
+    old.rename(new)
+    means = []
+    for flags in (["--ratio-classes", 0.5], []):
+        evaluated(run, tmp_path, "--data-root", new, *flags, "--whiten", 2)
+        with np.load(run / "whitening.npz") as arrays:
+            means.append(arrays["mean"])
+        (run / "whitening.npz").unlink()
+    assert np.array_equal(*means)
 
 
 @pytest.mark.parametrize(

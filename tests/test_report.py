@@ -237,10 +237,15 @@ def test_embeddings_of_another_network_are_refused(logs, tmp_path, caplog):
     with pytest.raises(InputError, match="made by another network than the run's best checkpoint"):
         report.make([logs / "other"], tmp_path / "y.html", embeddings=made)
     changed = str(tmp_path / "changed.npz")
-    asked = ["--resume", str(best["first"]), "--export", changed, "--pooling", "max"]
-    evaluate.main(options.parse_evaluate([*asked, "--metrics", "retrieval"]))
-    with pytest.raises(InputError, match="made by another network than the run's best checkpoint"):
-        report.make([logs / "first"], tmp_path / "y.html", embeddings=changed)
+    asked = ["--resume", str(best["first"]), "--export", changed, "--metrics", "retrieval"]
+    for flags in ("--pooling max", "--image-size 48", "--eval-zoom 0.8", "--exif ignore"):
+        evaluate.main(options.parse_evaluate([*asked, *flags.split()]))
+        with pytest.raises(InputError, match=r"pixels; .* such as --pooling and --image-size"):
+            report.make([logs / "first"], tmp_path / "y.html", embeddings=changed)
+    own = vars(records.read(logs / "first").options)
+    same = ["--image-size", str(own["image_size"]), "--eval-zoom", str(own["eval_zoom"])]
+    evaluate.main(options.parse_evaluate([*asked, *same]))  # what the run does anyway
+    report.make([logs / "first"], tmp_path / "x.html", embeddings=changed)
     content = dict(np.load(made))
     del content["network"]  # as an older version wrote it
     np.savez(made, **content)
