@@ -115,7 +115,7 @@ def test_eight_lines_of_toml(tmp_path):
         ({"search": {"optimizer": ["adamw", "sdg"]}}, "PA: search: .*sdg"),
         ({"search": {"lr": [-1.0, 1.0]}}, "PA: search: .*lr"),
         ({"search": {"lr": [1e-4, math.inf]}}, "lr = .* is not a range"),
-        ({"search": {"seed": [1, 5]}}, "search: --seed is the study's own; its entry seeds"),
+        ({"search": {"seed": [1, 5]}}, "search: --seed is the study's own; use its entry seeds"),
         ({"search": {"PA": {"val-fold": [0, 1]}}}, "search: --val-fold is the study's own"),
         ({"search": {"eval-classes": [0.2, 0.5]}}, "eval-classes decides what methods are judged"),
         ({"search": {"dataset": ["cub", "cars"]}}, "dataset decides what methods are judged on"),
